@@ -1,0 +1,1 @@
+"""Raw data to fixed-shape batches: sources -> records -> corpus -> tasks -> packing -> loader. Knows no model."""

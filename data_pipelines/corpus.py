@@ -1,0 +1,165 @@
+"""All interactions of a source as flat arrays: who met what, when, and which of it is held out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from data_pipelines.errors import DataError
+from data_pipelines.schema import Item, User
+
+TRAIN, VALIDATION, TEST = 0, 1, 2
+SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+    """U users' E interactions with I items, a user's interactions next to one another, oldest first.
+
+    An item is its index from here on. A user's held-out interactions come after all those to train on, the validation
+    one before the test one, so that "everything before position p" never shows a later answer.
+
+    Attributes:
+      item_ids, titles: I strings.
+      attributes: for each item, (name, text) pairs.
+      categories: for each item, the words to search it by.
+      user_ids: U strings.
+      offsets: int64 [U + 1]; user u has interactions offsets[u] to offsets[u + 1].
+      items: int32 [E].
+      times: int64 [E], seconds since 1970, -1 where unknown.
+      ratings: float32 [E], NaN where unknown.
+      splits: int8 [E], TRAIN, VALIDATION or TEST.
+      texts: what was written, by index into the E interactions.
+    """
+
+    item_ids: list[str]
+    titles: list[str]
+    attributes: list[tuple[tuple[str, str], ...]]
+    categories: list[tuple[str, ...]]
+    user_ids: list[str]
+    offsets: np.ndarray
+    items: np.ndarray
+    times: np.ndarray
+    ratings: np.ndarray
+    splits: np.ndarray
+    texts: dict[int, str]
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def num_users(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def rating_levels(self) -> list[float]:
+        """The distinct ratings of the training interactions, ascending; empty where the source has none."""
+        ratings = self.ratings[self.splits == TRAIN]
+        return [float(level) for level in np.unique(ratings[~np.isnan(ratings)])]
+
+    def history(self, user: int, position: int) -> np.ndarray:
+        """The items the user met before their `position`-th interaction, oldest first: int32 [position]."""
+        start = self.offsets[user]
+        return self.items[start : start + position]
+
+    def held_out(self, split: int) -> tuple[np.ndarray, np.ndarray]:
+        """(users, positions), int32 [M] each: one pair for every user whose history has a `split` interaction.
+
+        `items[offsets[user] + position]` is the answer, all before it the history. Users whose answer would stand
+        first, with no history, are left out: nothing could be asked about them.
+        """
+        events = np.flatnonzero(self.splits == split)
+        users = np.searchsorted(self.offsets, events, side="right") - 1
+        positions = events - self.offsets[users]
+        asked = positions > 0
+        return users[asked].astype(np.int32), positions[asked].astype(np.int32)
+
+    def targets(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """The items that were met at `positions`: int32 [M]."""
+        return self.items[self.offsets[users] + positions]
+
+
+def leave_one_out(user: User) -> list[int]:
+    """The split of each interaction: the last is the test, the one before it the validation, as long as one is left.
+
+    A split that the source prescribes stands. With two interactions the last is the test and there is no validation;
+    with one or none, nothing is held out.
+    """
+    prescribed = [interaction.split for interaction in user.interactions]
+    if any(prescribed):
+        splits = [SPLITS.get(split, TRAIN) for split in prescribed]
+        if splits != sorted(splits) or splits.count(VALIDATION) > 1 or splits.count(TEST) > 1:
+            raise DataError(
+                f"user {user.user_id}: prescribed splits must run train…, validation, test, each held-out one once"
+            )
+        return splits
+    splits = [TRAIN] * len(prescribed)
+    if len(splits) >= 2:
+        splits[-1] = TEST
+    if len(splits) >= 3:
+        splits[-2] = VALIDATION
+    return splits
+
+
+
+def build_corpus(items: Iterable[Item], users: Iterable[User]) -> Corpus:
+    """Gathers records into arrays.
+
+    Interactions are put in order of time; where times tie or are unknown, the source's order stands. Users without a
+    single interaction are kept out, for there is nothing to learn from or ask about them.
+
+    Raises:
+      DataError: an item or user id occurs twice, or a history names an item that does not exist.
+    """
+    index: dict[str, int] = {}
+    titles, attributes, categories = [], [], []
+    for item in items:
+        if index.setdefault(item.item_id, len(index)) != len(titles):
+            raise DataError(f"item {item.item_id} occurs twice; ids must be unique in a source")
+        titles.append(item.title)
+        attributes.append(item.attributes)
+        categories.append(item.categories)
+    if not index:
+        raise DataError("the source has no items")
+
+    user_ids: list[str] = []
+    offsets, events, splits, texts = [0], [], [], {}
+    seen_users: set[str] = set()
+    for user in users:
+        if user.user_id in seen_users:
+            raise DataError(f"user {user.user_id} occurs twice; ids must be unique in a source")
+        seen_users.add(user.user_id)
+        if not user.interactions:
+            continue
+        interactions = tuple(sorted(user.interactions, key=lambda interaction: interaction.time))
+        for number, interaction in enumerate(interactions):
+            if interaction.item_id not in index:
+                raise DataError(
+                    f"user {user.user_id}, interaction {number}: item {interaction.item_id} is not in the catalogue"
+                )
+            if interaction.text:
+                texts[len(events)] = interaction.text
+            events.append((index[interaction.item_id], interaction.time, interaction.rating))
+        splits += leave_one_out(dataclasses.replace(user, interactions=interactions))
+        offsets.append(len(events))
+        user_ids.append(user.user_id)
+    if not user_ids:
+        raise DataError("the source has no user with an interaction")
+
+    met, times, ratings = zip(*events, strict=True)
+    return Corpus(
+        item_ids=list(index),
+        titles=titles,
+        attributes=attributes,
+        categories=categories,
+        user_ids=user_ids,
+        offsets=np.array(offsets, np.int64),
+        items=np.array(met, np.int32),
+        times=np.array(times, np.int64),
+        ratings=np.array(ratings, np.float32),
+        splits=np.array(splits, np.int8),
+        texts=texts,
+    )

@@ -1,0 +1,49 @@
+"""Packaging of unimp_jax: three packages and one console command."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="unimp_jax",
+    version="0.1.0",
+    description="UniMP, unified multi-modal personalisation by generation, in JAX: trained, evaluated and exported at scale.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["unimp_jax*", "data_pipelines*", "experiments*"]),
+    package_data={
+        "data_pipelines": ["sources/embedded/movielens/**/*", "sources/embedded/movielens/*"],
+        "experiments": ["report/*.jinja", "report/*.css", "report/*.js"],
+    },
+    install_requires=[
+        # flax up to 0.12.8 breaks on jax from 0.11.1 on, and flax 0.12.9 needs Python 3.12.
+        "jax>=0.10,<0.11; python_version < '3.12'",
+        "jax>=0.10,<0.13; python_version >= '3.12'",
+        "flax>=0.12.5,<0.12.9; python_version < '3.12'",
+        "flax>=0.12.9,<0.14; python_version >= '3.12'",
+        "optax>=0.2.5,<0.3",
+        "orbax-checkpoint>=0.11.30,<0.13",
+        "grain>=0.2.15,<0.3",
+        "array-record>=0.8,<0.9",
+        "tensorflow-datasets>=4.9.9,<5",
+        "importlib_resources>=6",  # which tensorflow-datasets uses and does not ask for
+        "transformers>=5,<6",
+        "tokenizers>=0.22,<0.24",
+        "numpy>=2,<3",
+        "pillow>=11",
+        "tyro>=1,<2",
+        "tensorboardX>=2.6,<3",
+        "tqdm>=4.66",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "torch": ["torch>=2.6", "safetensors>=0.5"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scipy>=1.14", "safetensors>=0.5", "ruff>=0.12", "mypy>=1.15"],
+    },
+    entry_points={"console_scripts": ["unimp=experiments.cli:main"]},
+)

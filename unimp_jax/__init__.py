@@ -1,0 +1,1 @@
+"""UniMP in JAX: the model and everything that runs it. Knows arrays, not data sets."""

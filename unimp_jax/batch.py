@@ -1,0 +1,48 @@
+"""What one step reads: rows of packed, interleaved examples, as arrays of fixed shape.
+
+Letters used for array dimensions everywhere in this package:
+
+  B rows of a batch        T tokens of a row          N images of a row        A answer tokens of a row
+  D decoder width          H query heads              K key/value heads        h width of a head
+  F width inside an MLP    V vocabulary               C vision width           P patch tokens of an image
+  L latents of an image    G groups of decoder layers Q, S query and key positions of an attention
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+
+
+@flax.struct.dataclass
+class Batch:
+    """Rows that hold one or more whole examples (segments) each.
+
+    Segments are numbered 1, 2, … in the order they stand in a row; 0 marks padding and empty slots. Images lie in the
+    order in which their markers stand in the row. An answer is one predicted token: the hidden state at
+    `answer_positions` is asked for `answer_targets` (for next-token answers, the token that follows it).
+
+    Attributes:
+      tokens: int32 [B, T].
+      segment_ids: int32 [B, T], 0 for padding.
+      positions: int32 [B, T], counted from 0 in each segment.
+      image_index: int32 [B, T], the row's image that most recently precedes the token in its segment (a marker counts
+        as following its own image), -1 where there is none.
+      images: uint8 [B, N, height, width, 3], zeros in empty slots.
+      image_segment_ids: int32 [B, N], 0 for an empty slot.
+      answer_positions: int32 [B, A], 0 in empty slots.
+      answer_targets: int32 [B, A], 0 in empty slots.
+      answer_weights: float32 [B, A], the weight of the task; 0 marks an empty slot.
+      answer_tasks: int32 [B, A], which task an answer belongs to, for metrics only.
+    """
+
+    tokens: jax.Array
+    segment_ids: jax.Array
+    positions: jax.Array
+    image_index: jax.Array
+    images: jax.Array
+    image_segment_ids: jax.Array
+    answer_positions: jax.Array
+    answer_targets: jax.Array
+    answer_weights: jax.Array
+    answer_tasks: jax.Array
