@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 setup(
     name="unimp_jax",
     version="0.1.0",
-    description="UniMP, unified multi-modal personalisation by generation, in JAX: trained, evaluated and exported at scale.",
+    description="UniMP (unified multi-modal personalisation by generation) in JAX, from one core to a pod.",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -43,7 +43,15 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "torch": ["torch>=2.6", "safetensors>=0.5"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scipy>=1.14", "safetensors>=0.5", "ruff>=0.12", "mypy>=1.15"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "scipy>=1.14",
+            "safetensors>=0.5",
+            "ruff>=0.12",
+            "mypy>=1.15",
+        ],
     },
     entry_points={"console_scripts": ["unimp=experiments.cli:main"]},
 )

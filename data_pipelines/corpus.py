@@ -104,7 +104,6 @@ def leave_one_out(user: User) -> list[int]:
     return splits
 
 
-
 def build_corpus(items: Iterable[Item], users: Iterable[User]) -> Corpus:
     """Gathers records into arrays.
 
