@@ -1,0 +1,70 @@
+"""Encoded pictures to arrays of one size, each decoded once as long as it stays in a bounded cache."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import io
+import threading
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from data_pipelines.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageConfig:
+    """How a picture becomes a square."""
+
+    fit: Literal["crop", "stretch", "pad"] = "crop"
+    """Cut the middle out (as CLIP does), squeeze the whole picture, or leave black beside it."""
+    cache_megabytes: int = 1024
+    """Decoded pictures are kept up to so much memory."""
+
+
+def decode(encoded: bytes, size: int, fit: Literal["crop", "stretch", "pad"]) -> np.ndarray:
+    """uint8 [size, size, 3], bicubic.
+
+    Raises:
+      DataError: the bytes are not a whole picture.
+    """
+    try:
+        picture = Image.open(io.BytesIO(encoded))
+        picture.draft("RGB", (2 * size, 2 * size))  # lets a JPEG skip detail that the resize would throw away
+        picture = picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"not a readable picture ({error})") from error
+    if fit == "crop":
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+    elif fit == "pad":
+        picture = ImageOps.pad(picture, (size, size), Image.Resampling.BICUBIC)
+    else:
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(picture, np.uint8)
+
+
+class ImageStore:
+    """Pictures of items by index, as arrays; safe to read from many threads."""
+
+    def __init__(self, read: Callable[[int], bytes], size: int, config: ImageConfig):
+        """`read(item)` returns the encoded picture of an item."""
+        self._read, self.size, self._fit = read, size, config.fit
+        self._capacity = config.cache_megabytes * 2**20 // (size * size * 3)
+        self._cache: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getitem__(self, item: int) -> np.ndarray:
+        """uint8 [size, size, 3]."""
+        with self._lock:
+            if item in self._cache:
+                self._cache.move_to_end(item)
+                return self._cache[item]
+        picture = decode(self._read(item), self.size, self._fit)
+        with self._lock:
+            self._cache[item] = picture
+            while len(self._cache) > self._capacity:
+                self._cache.popitem(last=False)
+        return picture

@@ -1,0 +1,224 @@
+"""Batches without end to train on, batches of questions to evaluate on; Grain maps, batches and prefetches.
+
+Training examples come in blocks. A block is planned whole: its questions are drawn, written and packed, its rows
+shuffled. A batch is the next `rows` rows, across blocks. All of this depends on the seed alone, so a position is two
+numbers, (block, row): it is the same for any number of processes, threads and devices, and any batch size can go on
+from it. Every process plans every block (microseconds an example) and fills only its own rows.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+
+from data_pipelines.images import ImageStore
+from data_pipelines.packing import fill_row, pack
+from data_pipelines.queries import Query, TrainingQueries
+from data_pipelines.tasks import Budget, Example, TaskWriter
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderConfig:
+    """How batches are made."""
+
+    rows: int = 8
+    """Rows of a global batch, over all processes and accumulation steps."""
+    block_examples: int = 4096
+    """Examples planned together; more fill rows better and take longer to plan."""
+    packed: bool = True
+    """Several examples a row; or, for comparison, one a row, padded."""
+    threads: int = 2
+    """Threads that decode pictures."""
+    prefetch: int = 4
+    """Batches made ahead."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where in the endless stream of rows the next batch begins."""
+
+    block: int = 0
+    row: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which rows of every global batch this process fills: the `index`-th of `count` equal parts."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, rows: int) -> slice:
+        if rows % self.count:
+            raise ValueError(f"{rows} rows of a batch cannot be shared equally by {self.count} processes")
+        size = rows // self.count
+        return slice(self.index * size, (self.index + 1) * size)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingBatch:
+    """A process's share of a global batch, and where the stream goes on after it.
+
+    Attributes:
+      arrays: by the names of `unimp_jax.batch.Batch`.
+      next_position: what to save in order to continue with the batch after this one.
+      num_examples, num_images: how many there are in the whole global batch.
+      fill: the part of the global batch's token slots that hold a token.
+    """
+
+    arrays: dict[str, np.ndarray]
+    next_position: Position
+    num_examples: int
+    num_images: int
+    fill: float
+
+
+class _PlannedBatches(grain.IterDataset[tuple[list[list[Example]], Position]]):
+    """Examples of each row of each global batch, from a position on."""
+
+    def __init__(self, plan: BlockPlanner, rows: int, start: Position):
+        super().__init__()
+        self._plan, self._rows, self._start = plan, rows, start
+
+    def __iter__(self) -> grain.DatasetIterator[tuple[list[list[Example]], Position]]:
+        return _PlannedIterator(self._plan, self._rows, self._start)
+
+
+class _PlannedIterator(grain.DatasetIterator[tuple[list[list[Example]], Position]]):
+    def __init__(self, plan: BlockPlanner, rows: int, start: Position):
+        super().__init__()
+        self._plan, self._rows, self._position = plan, rows, start
+        self._block: list[list[Example]] | None = None
+
+    def __next__(self) -> tuple[list[list[Example]], Position]:
+        rows: list[list[Example]] = []
+        while len(rows) < self._rows:
+            if self._block is None:
+                self._block = self._plan(self._position.block)
+            taken = self._block[self._position.row : self._position.row + self._rows - len(rows)]
+            rows += taken
+            self._position = Position(self._position.block, self._position.row + len(taken))
+            if self._position.row >= len(self._block):
+                self._position, self._block = Position(self._position.block + 1), None
+        return rows, self._position
+
+    def get_state(self) -> dict[str, int]:
+        return dataclasses.asdict(self._position)
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self._position, self._block = Position(**state), None
+
+
+class BlockPlanner:
+    """Block number -> its rows, each a list of examples."""
+
+    def __init__(self, queries: TrainingQueries, writer: TaskWriter, config: LoaderConfig, seed: int):
+        self._queries, self._writer, self._config, self._seed = queries, writer, config, seed
+
+    def __call__(self, block: int) -> list[list[Example]]:
+        size = self._config.block_examples
+        examples = [self._writer.write(self._queries[number]) for number in range(block * size, (block + 1) * size)]
+        if self._config.packed:
+            rows = pack(np.array([example.size for example in examples]), self._writer.budget)
+        else:
+            rows = [[example] for example in range(size)]
+        order = np.random.default_rng((self._seed, 2, block)).permutation(len(rows))
+        return [[examples[example] for example in rows[row]] for row in order]
+
+
+def fill_batch(
+    rows: Sequence[Sequence[Example]], budget: Budget, images: ImageStore, pool: concurrent.futures.Executor
+) -> dict[str, np.ndarray]:
+    """The arrays of `unimp_jax.batch.Batch` for these rows."""
+    filled = [fill_row(row, budget) for row in rows]
+    arrays = {name: np.stack([row[name] for row in filled]) for name in filled[0]}
+    shown = arrays.pop("image_items")
+    pixels = np.zeros((*shown.shape, images.size, images.size, 3), np.uint8)
+
+    def show(slot: np.ndarray) -> None:
+        pixels[tuple(slot)] = images[int(shown[tuple(slot)])]
+
+    list(pool.map(show, np.argwhere(shown >= 0)))
+    return arrays | {"images": pixels}
+
+
+def training_batches(
+    queries: TrainingQueries,
+    writer: TaskWriter,
+    images: ImageStore,
+    config: LoaderConfig,
+    *,
+    seed: int,
+    start: Position = Position(),
+    share: Share = Share(),
+) -> Iterator[TrainingBatch]:
+    """This process's share of every global batch from `start` on, without end."""
+    own = share.of(config.rows)
+    pool = concurrent.futures.ThreadPoolExecutor(config.threads, thread_name_prefix="decode")
+
+    def fill(planned: tuple[list[list[Example]], Position]) -> TrainingBatch:
+        rows, next_position = planned
+        examples = [example for row in rows for example in row]
+        return TrainingBatch(
+            arrays=fill_batch(rows[own], writer.budget, images, pool),
+            next_position=next_position,
+            num_examples=len(examples),
+            num_images=sum(len(example.images) for example in examples),
+            fill=sum(len(example.tokens) for example in examples) / (len(rows) * writer.budget.tokens),
+        )
+
+    batches = _PlannedBatches(BlockPlanner(queries, writer, config, seed), config.rows, start).map(fill)
+    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuestionBatch:
+    """Prompts to answer.
+
+    Attributes:
+      arrays: by the names of `unimp_jax.batch.Batch`; every answer slot is the last position of one prompt.
+      prompts: int32 [B, A], which prompt (by index into those given) is asked at the slot, -1 for an empty one.
+    """
+
+    arrays: dict[str, np.ndarray]
+    prompts: np.ndarray
+
+
+def question_batches(
+    prompts: Sequence[Example],
+    budget: Budget,
+    images: ImageStore,
+    config: LoaderConfig,
+    share: Share = Share(),
+) -> Iterator[QuestionBatch]:
+    """All prompts, packed, each asked once; the last batch is completed with empty rows."""
+    own = share.of(config.rows)
+    rows = pack(np.array([prompt.size for prompt in prompts]).reshape(-1, 3), budget)
+    rows += [[] for _ in range(-len(rows) % config.rows)]
+    pool = concurrent.futures.ThreadPoolExecutor(config.threads, thread_name_prefix="decode")
+
+    def fill(planned: Sequence[list[int]]) -> QuestionBatch:
+        asked = np.full((len(planned), budget.answers), -1, np.int32)
+        for row, numbers in enumerate(planned):
+            asked[row, : len(numbers)] = numbers
+        examples = [[prompts[number] for number in numbers] for numbers in planned]
+        return QuestionBatch(fill_batch(examples, budget, images, pool), asked)
+
+    starts = range(0, len(rows), config.rows)
+    batches = grain.MapDataset.source([rows[start : start + config.rows][own] for start in starts])
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch)
+    return iter(batches.map(fill).to_iter_dataset(options))
+
+
+def question_budget(budget: Budget, prompts: Sequence[Example]) -> Budget:
+    """The budget of rows of prompts: answer slots for the most prompts that can lie in one row, no more."""
+    shortest = min(len(prompt.tokens) for prompt in prompts)
+    return dataclasses.replace(budget, answers=max(budget.tokens // shortest, 1))
+
+
+def write_questions(writer: TaskWriter, queries: Sequence[Query]) -> list[Example]:
+    return [writer.write(query, ask=True) for query in queries]

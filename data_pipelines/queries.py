@@ -1,0 +1,155 @@
+"""What is asked, of whom, about which moment of their history: an endless stream to train on, and the held-out ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from data_pipelines.corpus import TEST, TRAIN, VALIDATION, Corpus
+from data_pipelines.errors import DataError
+from data_pipelines.vocabulary import NUM_CANDIDATES
+
+TASKS = ("recommendation", "search", "preference", "selection")
+RECOMMENDATION, SEARCH, PREFERENCE, SELECTION = range(len(TASKS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """One question about one user.
+
+    Attributes:
+      task: an index into `TASKS`.
+      user: whose history it is.
+      position: the history is the user's interactions before this one, and this one is what is asked about.
+      right: the items that are right answers, at most two, oldest first; the first is the one at `position`.
+      candidates: for selection, the three items to select from.
+    """
+
+    task: int
+    user: int
+    position: int
+    right: tuple[int, ...]
+    candidates: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskMix:
+    """How often each task is asked in training, in proportion to one another; 0 leaves a task out."""
+
+    recommendation: float = 1.0
+    search: float = 1.0
+    preference: float = 1.0
+    selection: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryConfig:
+    """Which questions training asks."""
+
+    mix: TaskMix = TaskMix()
+    window: Literal["uniform", "latest"] = "uniform"
+    """Where a user's random window ends: at any interaction, or only where a full window lies before it."""
+    window_items: int = 0
+    """For `latest`: how many items make a full window."""
+
+
+class TrainingQueries:
+    """The endless, seeded stream of training questions: query number i is the same whoever asks for it, and when.
+
+    Every user is asked once an epoch, in a random order, about one random window of their training interactions. A task
+    that a user cannot be asked about (a rating where none was given, two items of history where there is one) falls
+    back to recommendation.
+    """
+
+    def __init__(self, corpus: Corpus, config: QueryConfig, seed: int):
+        self.corpus, self.config, self.seed = corpus, config, seed
+        starts = corpus.offsets[:-1]
+        self._num_train = np.add.reduceat((corpus.splits == TRAIN).astype(np.int64), starts)
+        self.users = np.flatnonzero(self._num_train >= 2)
+        if not len(self.users):
+            raise DataError("no user has two interactions to train on: there is no history to ask about")
+        weights = np.array([getattr(config.mix, task) for task in TASKS], np.float64)
+        if not (weights >= 0).all() or not weights.any():
+            raise ValueError(f"task mix {config.mix}: weights must be 0 or more, and one above 0")
+        if np.isnan(corpus.ratings).all():
+            weights[PREFERENCE] = 0
+        if not any(corpus.categories):
+            weights[SEARCH] = 0
+        if not weights.any():
+            raise ValueError("this source has neither ratings nor categories for the only tasks of the mix")
+        self._cumulative = np.cumsum(weights / weights.sum())
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __getitem__(self, number: int) -> Query:
+        epoch, place = divmod(number, len(self.users))
+        if epoch != self._epoch:
+            self._order = np.random.default_rng((self.seed, 0, epoch)).permutation(self.users)
+            self._epoch = epoch
+        user = int(self._order[place])
+        rng = np.random.default_rng((self.seed, 1, number))
+        task = min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(TASKS) - 1)
+        last = int(self._num_train[user]) - 1
+        first = min(self.config.window_items, last) if self.config.window == "latest" else 1
+        position = int(rng.integers(max(first, 1), last + 1))
+        return self._query(task, user, position, last, rng)
+
+    def _query(self, task: int, user: int, position: int, last: int, rng: np.random.Generator) -> Query:
+        event = int(self.corpus.offsets[user]) + position
+        item = int(self.corpus.items[event])
+        rated = not np.isnan(self.corpus.ratings[event])
+        if (task == PREFERENCE and not rated) or (task == SEARCH and not self.corpus.categories[item]):
+            task = RECOMMENDATION
+        if task != SELECTION:
+            return Query(task, user, position, (item,))
+        right = (item, int(self.corpus.items[event + 1])) if position < last and rng.random() < 0.5 else (item,)
+        met = self.corpus.history(user, last + 1)  # what is held out is not known here, so it may be offered as wrong
+        return Query(SELECTION, user, position, right, candidates(self.corpus.num_items, right, met, rng))
+
+
+def candidates(num_items: int, right: tuple[int, ...], met: np.ndarray, rng: np.random.Generator) -> tuple[int, ...]:
+    """The right items among others that are not in `met`, three in random order.
+
+    Raises:
+      DataError: so much of the catalogue was met that nothing wrong is left to offer.
+    """
+    offered = list(dict.fromkeys(right))
+    refused = {*met.tolist(), *offered}
+    if num_items - len(refused) < NUM_CANDIDATES - len(offered):
+        raise DataError(f"a user met all but {num_items - len(refused)} items: nothing is left to select against")
+    while len(offered) < NUM_CANDIDATES:
+        item = int(rng.integers(num_items))
+        if item not in refused:
+            offered.append(item)
+            refused.add(item)
+    return tuple(offered[place] for place in rng.permutation(NUM_CANDIDATES))
+
+
+def held_out_queries(corpus: Corpus, split: Literal["validation", "test"], task: str) -> list[Query]:
+    """One question for each user with a held-out interaction, the same at every call.
+
+    Only what the split holds out is asked about. Selection has two right items for every second user of the test split
+    whose validation item is known: that item and the test item, asked of the history before both.
+    """
+    kind = TASKS.index(task)
+    users, positions = corpus.held_out({"validation": VALIDATION, "test": TEST}[split])
+    queries = []
+    for user, position in zip(users.tolist(), positions.tolist(), strict=True):
+        event = int(corpus.offsets[user]) + position
+        item = int(corpus.items[event])
+        if kind == PREFERENCE and np.isnan(corpus.ratings[event]):
+            continue
+        if kind == SEARCH and not corpus.categories[item]:
+            continue
+        query = Query(kind, user, position, (item,))
+        if kind == SELECTION:
+            both = split == "test" and user % 2 == 1 and position >= 2 and corpus.splits[event - 1] == VALIDATION
+            if both and corpus.items[event - 1] != item:
+                query = Query(kind, user, position - 1, (int(corpus.items[event - 1]), item))
+            rng = np.random.default_rng((user, position))
+            met = corpus.history(user, position + 1)
+            offered = candidates(corpus.num_items, query.right, met, rng)
+            query = dataclasses.replace(query, candidates=offered)
+        queries.append(query)
+    return queries

@@ -1,0 +1,319 @@
+"""From a question about a user to the interleaved tokens that ask it: the only place that writes a prompt.
+
+An item of the history is written
+
+    <image> Genres G Year Y Title T … <answer> ITEM <|endofchunk|>
+
+and a whole example, here for recommendation,
+
+    <s> ITEM ITEM … (bare ids of older items)
+    <image> … <answer> ITEM <|endofchunk|> … (recent items, shown whole)
+    What is the next item recommended to the user? <answer> ITEM </s>
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from data_pipelines.corpus import Corpus
+from data_pipelines.queries import PREFERENCE, SEARCH, SELECTION, TASKS, Query
+from data_pipelines.vocabulary import Vocabulary
+
+QUESTIONS = (
+    "What is the next item recommended to the user?",
+    "What is the related item ID to the query based on the history?",
+    "What is the rating and explanation for the item?",
+    "Can you select the suitable item from above for the user?",
+)
+QUERY, SELECT = "Query:", "Select from:"
+PROMPT_TEXTS = (*QUESTIONS, QUERY, SELECT)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+    """What an answer token of each task counts in the loss."""
+
+    recommendation: float = 2.0
+    search: float = 1.0
+    preference: float = 1.0
+    selection: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """How much of a history a prompt shows, and what of it is a target."""
+
+    full_items: int = 5
+    """So many of the latest items are shown whole, with image and attributes."""
+    id_items: int = 0
+    """Up to so many items before those are shown as bare ids, each a target of the one before it."""
+    history_targets: Literal["reconstruct", "next_item", "none"] = "reconstruct"
+    """Targets in the items shown whole: their own id (as the paper), the next item's (asked at the id), or nothing."""
+    rated_history: bool = True
+    """In preference prediction, each id of the history is followed by the rating it was given, also a target."""
+    preference_shows_id: bool = False
+    """Preference prediction names the item by its id as well, not by picture and attributes alone."""
+    explanation_words: int = 64
+    """Explanations are cut to so many words."""
+    images: bool = True
+    """Whether images are shown."""
+    text: bool = True
+    """Whether attributes are shown."""
+    loss_weights: LossWeights = LossWeights()
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What fits into a row: the fixed sizes of a batch's arrays."""
+
+    tokens: int = 1024
+    images: int = 16
+    answers: int = 256
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Example:
+    """An interleaved sequence with its answers.
+
+    Attributes:
+      tokens: int32 [t].
+      images: int32 [n], the items whose pictures the markers stand for, in order.
+      answer_positions: int32 [a], where a target is predicted.
+      answer_targets: int32 [a].
+      answer_weights: float32 [a].
+      task: an index into `TASKS`.
+      image_token: the id that marks an image in `tokens`.
+    """
+
+    tokens: np.ndarray
+    images: np.ndarray
+    answer_positions: np.ndarray
+    answer_targets: np.ndarray
+    answer_weights: np.ndarray
+    task: int
+    image_token: int
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        return len(self.tokens), len(self.images), len(self.answer_positions)
+
+
+def answer_mask(tokens: np.ndarray, *, answer: int, end_of_chunk: int, eos: int, never: Iterable[int]) -> np.ndarray:
+    """Which tokens belong to an answer: those after `<answer>`, up to `<|endofchunk|>` (without) or eos (with it).
+
+    Tokens in `never` (image markers, padding) and the first token are left out.
+
+    Args:
+      tokens: int [..., t].
+
+    Returns:
+      bool [..., t].
+    """
+    places = np.broadcast_to(np.arange(tokens.shape[-1]), tokens.shape)
+    opened = np.maximum.accumulate(np.where(tokens == answer, places, -1), axis=-1)
+    ends = (tokens == end_of_chunk) | (tokens == eos)
+    closed = np.maximum.accumulate(np.where(ends, places, -1), axis=-1)
+    closed_before = np.concatenate([np.full_like(closed[..., :1], -1), closed[..., :-1]], axis=-1)
+    inside = (opened > closed_before) & (tokens != answer) & (tokens != end_of_chunk) & (places > 0)
+    return inside & ~np.isin(tokens, list(never))
+
+
+def _array(*tokens: int) -> np.ndarray:
+    return np.array(tokens, np.int32)
+
+
+class _Ragged:
+    """Many short token arrays in one."""
+
+    def __init__(self, rows: Sequence[Sequence[int]]):
+        self._offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
+        self._flat = np.fromiter((token for row in rows for token in row), np.int32, self._offsets[-1])
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._flat[self._offsets[index] : self._offsets[index + 1]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Piece:
+    """A run of tokens, the items whose pictures it shows, and what it predicts beside its marked answers."""
+
+    tokens: np.ndarray
+    images: tuple[int, ...] = ()
+    asked_at: np.ndarray = dataclasses.field(default_factory=_array)
+    targets: np.ndarray = dataclasses.field(default_factory=_array)
+
+
+class TaskWriter:
+    """Writes examples. Every text is tokenised here, once, when the writer is made."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        vocabulary: Vocabulary,
+        config: TaskConfig,
+        budget: Budget,
+        *,
+        attributes: Sequence[str],
+        has_image: np.ndarray,
+    ):
+        """
+        Args:
+          attributes: what a prompt says of each item (`vocabulary.attribute_texts`).
+          has_image: bool [I], which items have a picture.
+        """
+        self.corpus, self.vocabulary, self.config, self.budget = corpus, vocabulary, config, budget
+        self._has_image = has_image & config.images
+        self._questions = [vocabulary.encode(question) for question in QUESTIONS]
+        self._query, self._select = vocabulary.encode(QUERY), vocabulary.encode(SELECT)
+        self._attributes = _Ragged(vocabulary.encode_all(attributes if config.text else [""] * corpus.num_items))
+        self._categories = _Ragged(vocabulary.encode_all([", ".join(words) for words in corpus.categories]))
+        explanations = [" ".join(text.split()[: config.explanation_words]) for text in corpus.texts.values()]
+        self._explanations = dict(zip(corpus.texts, vocabulary.encode_all(explanations), strict=True))
+        self._weights = [getattr(config.loss_weights, task) for task in TASKS]
+
+    def write(self, query: Query, *, ask: bool = False, begun: Sequence[int] = ()) -> Example:
+        """The example that asks `query`, with its answer; the oldest history that does not fit the budget is left out.
+
+        Args:
+          ask: write the prompt only, up to and with the last `<answer>`, followed by `begun`, the beginning of an
+            answer. The single answer position is then the last token, its target what truly comes there.
+
+        Raises:
+          ValueError: the question alone is larger than the budget.
+        """
+        vocabulary = self.vocabulary
+        question, answer = self._question(query), self._answer(query)
+        pieces = [_Piece(_array(vocabulary.bos)), *self._history(query, question, answer), question]
+        pieces.append(_Piece(_array(*begun) if ask else answer))
+        tokens = np.concatenate([piece.tokens for piece in pieces])
+        if ask:
+            positions, targets = _array(len(tokens) - 1), answer[len(begun) : len(begun) + 1]
+        else:
+            positions, targets = self._targets(pieces, tokens, len(answer))
+        return Example(
+            tokens=tokens,
+            images=_array(*(image for piece in pieces for image in piece.images)),
+            answer_positions=positions,
+            answer_targets=targets,
+            answer_weights=np.full(len(positions), self._weights[query.task], np.float32),
+            task=query.task,
+            image_token=vocabulary.image,
+        )
+
+    def _targets(self, pieces: list[_Piece], tokens: np.ndarray, answer_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """(positions, targets), int32 [a] each: the marked answers, then what else the pieces predict."""
+        vocabulary = self.vocabulary
+        mask = answer_mask(
+            tokens,
+            answer=vocabulary.answer,
+            end_of_chunk=vocabulary.end_of_chunk,
+            eos=vocabulary.eos,
+            never=(vocabulary.image,),
+        )
+        if self.config.history_targets != "reconstruct":
+            mask[: len(tokens) - answer_length] = False
+        marked = np.flatnonzero(mask)
+        starts = np.cumsum([0, *(len(piece.tokens) for piece in pieces[:-1])])
+        asked_at = [piece.asked_at + start for piece, start in zip(pieces, starts, strict=True)]
+        positions = np.concatenate([marked - 1, *asked_at]).astype(np.int32)
+        return positions, np.concatenate([tokens[marked], *(piece.targets for piece in pieces)])
+
+    def _question(self, query: Query) -> _Piece:
+        """What stands between the history and the answer, the last `<answer>` included."""
+        vocabulary = self.vocabulary
+        tokens: list[np.ndarray] = []
+        images: tuple[int, ...] = ()
+        if query.task == SEARCH:
+            tokens += [self._query, self._categories[query.right[0]]]
+        elif query.task == PREFERENCE:
+            images = self._picture(query.right[0])
+            tokens += [self._marker(images), self._attributes[query.right[0]]]
+            if self.config.preference_shows_id:
+                tokens.append(vocabulary.items[query.right[0]])
+        elif query.task == SELECTION:
+            tokens.append(self._select)
+            for name, item in zip(vocabulary.selections, query.candidates, strict=True):
+                picture = self._picture(item)
+                images += picture
+                tokens += [self._marker(picture), _array(name), self._attributes[item]]
+        tokens += [self._questions[query.task], _array(vocabulary.answer)]
+        return _Piece(np.concatenate(tokens), images)
+
+    def _answer(self, query: Query) -> np.ndarray:
+        """The tokens after the last `<answer>`, the end of the sequence included: int32."""
+        vocabulary = self.vocabulary
+        event = int(self.corpus.offsets[query.user]) + query.position
+        if query.task == PREFERENCE:
+            rating = vocabulary.rating_token(self.corpus.ratings[event])
+            return _array(rating, *self._explanations.get(event, ()), vocabulary.eos)
+        if query.task == SELECTION:
+            places = sorted(query.candidates.index(item) for item in query.right)
+            return _array(*vocabulary.selections[places], vocabulary.eos)
+        return _array(*vocabulary.items[query.right[0]], vocabulary.eos)
+
+    def _history(self, query: Query, question: _Piece, answer: np.ndarray) -> list[_Piece]:
+        """Bare ids, then whole items, oldest first: as much of the latest history as the question leaves room for."""
+        left = np.array([self.budget.tokens, self.budget.images, self.budget.answers])
+        left -= [1 + len(question.tokens) + len(answer), len(question.images), len(answer)]
+        if left.min() < 0:
+            raise ValueError(
+                f"the {TASKS[query.task]} question of user {self.corpus.user_ids[query.user]} exceeds {self.budget} "
+                f"(left: {left.tolist()}); raise the budget or show fewer attribute words"
+            )
+        pieces: list[_Piece] = []
+        following = int(query.right[0])
+        shown = min(self.config.full_items, query.position)
+        for place in range(query.position - 1, query.position - shown - 1, -1):
+            piece, answers = self._whole_item(query, place, following)
+            left = left - [len(piece.tokens), len(piece.images), answers]
+            if left.min() < 0:
+                return pieces[::-1]
+            pieces.append(piece)
+            following = int(self.corpus.items[self.corpus.offsets[query.user] + place])
+        last = query.position - shown
+        names = [self._name(query, place) for place in range(max(last - self.config.id_items, 0), last)]
+        room = min(left[0], left[2])
+        fitting = len(names) - int(np.searchsorted(np.cumsum([len(name) for name in names[::-1]]), room, side="right"))
+        if names[fitting:]:
+            ids = np.concatenate(names[fitting:])
+            targets = np.append(ids[1:], self.vocabulary.items[following, :1])
+            asked = np.arange(len(ids) if self.config.history_targets != "none" else 0)
+            pieces.append(_Piece(ids, (), asked, targets[: len(asked)]))
+        return pieces[::-1]
+
+    def _whole_item(self, query: Query, place: int, following: int) -> tuple[_Piece, int]:
+        """One item of the history with image and attributes, and how many targets it holds."""
+        vocabulary, targets = self.vocabulary, self.config.history_targets
+        item = int(self.corpus.items[self.corpus.offsets[query.user] + place])
+        picture, name = self._picture(item), self._name(query, place)
+        tokens = np.concatenate(
+            [
+                self._marker(picture),
+                self._attributes[item],
+                _array(vocabulary.answer),
+                name,
+                _array(vocabulary.end_of_chunk),
+            ]
+        )
+        if targets == "next_item":
+            return _Piece(tokens, picture, _array(len(tokens) - 2), vocabulary.items[following, :1]), 1
+        return _Piece(tokens, picture), len(name) if targets == "reconstruct" else 0
+
+    def _name(self, query: Query, place: int) -> np.ndarray:
+        """The id of the history's item at `place`, with the rating it was given where the task wants to know."""
+        event = int(self.corpus.offsets[query.user]) + place
+        name = self.vocabulary.items[self.corpus.items[event]]
+        rating = self.corpus.ratings[event]
+        if query.task == PREFERENCE and self.config.rated_history and not np.isnan(rating):
+            return np.append(name, np.int32(self.vocabulary.rating_token(rating)))
+        return name
+
+    def _picture(self, item: int) -> tuple[int, ...]:
+        return (item,) if self._has_image[item] else ()
+
+    def _marker(self, picture: tuple[int, ...]) -> np.ndarray:
+        return _array(*[self.vocabulary.image] * len(picture))

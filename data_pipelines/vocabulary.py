@@ -1,0 +1,213 @@
+"""Every token the model reads or writes: a base tokenizer's, and the ones of this catalogue behind them.
+
+Ids below `base_size` are the tokenizer's own. The new ones follow, in embedding rows of their own and in this order:
+markers, selection tokens, rating tokens, item tokens, and reserved rows up to a round number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from data_pipelines.corpus import TRAIN, Corpus
+from data_pipelines.errors import DataError
+
+IMAGE, ANSWER, END_OF_CHUNK = "<image>", "<answer>", "<|endofchunk|>"
+NUM_CANDIDATES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabularyConfig:
+    """How text becomes tokens."""
+
+    tokenizer: str = ""
+    """A folder or hub id that `AutoTokenizer` reads; empty: a byte-level BPE is trained on the catalogue."""
+    trained_size: int = 2048
+    """Size of the tokenizer to train, where one is trained."""
+    base_size: int = 0
+    """Rows of a pretrained model's embedding, where it has more than its tokenizer has tokens; 0: as many."""
+    attributes: tuple[str, ...] = ()
+    """The item attributes to show, by name; empty: all that the source has."""
+    attribute_words: int = 20
+    """Each attribute is cut to so many words."""
+    round_to: int = 64
+    """New tokens are padded with reserved ones to a multiple of this, so that meshes divide them."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Token ids of one catalogue under one tokenizer.
+
+    Attributes:
+      tokenizer: the base tokenizer.
+      base_size: ids 0 … base_size - 1 are the tokenizer's.
+      new_tokens: the strings of the ids from base_size on, reserved ones included.
+      bos, eos, pad: base ids (bos is a new token where the tokenizer has none; padding is masked, so its id is free).
+      image, answer, end_of_chunk: the markers' ids.
+      selections: int32 [3], the ids of s_1, s_2, s_3.
+      rating_levels: the stars that can be given, ascending.
+      ratings: int32 [levels], the ids of their tokens.
+      items: int32 [I, depth], the ids that name each item (depth 1: one token an item).
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    base_size: int
+    new_tokens: tuple[str, ...]
+    bos: int
+    eos: int
+    pad: int
+    image: int
+    answer: int
+    end_of_chunk: int
+    selections: np.ndarray
+    rating_levels: tuple[float, ...]
+    ratings: np.ndarray
+    items: np.ndarray
+
+    @property
+    def size(self) -> int:
+        return self.base_size + len(self.new_tokens)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Base tokens of `text`, without bos or eos: int32 [n]."""
+        return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Base tokens of many texts at once."""
+        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+
+    def rating_token(self, rating: float) -> int:
+        """The token of the level nearest to `rating` (the lower one of two equally near)."""
+        return int(self.ratings[np.abs(np.array(self.rating_levels) - rating).argmin()])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text for people: new tokens by name, base tokens by the tokenizer."""
+        words, run = [], []
+        for token in [*tokens, self.base_size]:
+            if token < self.base_size:
+                run.append(int(token))
+                continue
+            if run:
+                words.append(self.tokenizer.decode(run).strip())
+                run = []
+            words.append(self.new_tokens[int(token) - self.base_size])
+        return " ".join(words[:-1])
+
+    def save(self, folder: Path) -> None:
+        """Writes the tokenizer and the new tokens' strings, from which `load_vocabulary` makes an equal vocabulary."""
+        self.tokenizer.save_pretrained(folder)
+        described = {
+            "base_size": self.base_size,
+            "rating_levels": self.rating_levels,
+            "new_tokens": self.new_tokens,
+        }
+        (folder / "new_tokens.json").write_text(json.dumps(described), encoding="utf-8")
+
+
+def attribute_texts(corpus: Corpus, config: VocabularyConfig) -> list[str]:
+    """What a prompt says of each item: `Name text Name text …`, each text cut to `attribute_words` words."""
+    known = dict.fromkeys(name for attributes in corpus.attributes for name, _ in attributes)
+    for name in config.attributes:
+        if name not in known:
+            raise DataError(f"attribute {name!r} is not in this source; it has {', '.join(known)}")
+    shown = config.attributes or tuple(known)
+    texts = []
+    for attributes in corpus.attributes:
+        values = dict(attributes)
+        words = {name: values.get(name, "").split()[: config.attribute_words] for name in shown}
+        texts.append(" ".join(f"{name} {' '.join(words[name]) or 'Unknown'}" for name in shown))
+    return texts
+
+
+def train_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most `size` tokens, with <pad>, <s> and </s>; no text is unknown to it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def build_vocabulary(corpus: Corpus, config: VocabularyConfig, prompt_texts: Sequence[str] = ()) -> Vocabulary:
+    """The vocabulary of a catalogue, one token an item.
+
+    `prompt_texts` (what prompts say beside the items) joins the text that a tokenizer is trained on.
+    """
+    if config.tokenizer:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+        except (OSError, ValueError) as error:
+            raise DataError(f"no tokenizer at {config.tokenizer!r}: {str(error).splitlines()[0]}") from error
+    else:
+        tokenizer = train_tokenizer([*_training_texts(corpus, config), *prompt_texts], config.trained_size)
+    return _extend(
+        tokenizer, corpus, corpus.rating_levels, base_size=config.base_size or len(tokenizer), round_to=config.round_to
+    )
+
+
+def _training_texts(corpus: Corpus, config: VocabularyConfig) -> Iterator[str]:
+    yield from attribute_texts(corpus, config)
+    yield from (" ".join(words) for words in corpus.categories)
+    yield from (text for event, text in corpus.texts.items() if corpus.splits[event] == TRAIN)
+
+
+def _extend(
+    tokenizer: PreTrainedTokenizerBase, corpus: Corpus, rating_levels: Sequence[float], *, base_size: int, round_to: int
+) -> Vocabulary:
+    if base_size < len(tokenizer):
+        raise DataError(f"base_size {base_size} is below the {len(tokenizer)} tokens of the tokenizer")
+    names = [IMAGE, ANSWER, END_OF_CHUNK]
+    if tokenizer.bos_token_id is None:
+        names.append("<s>")
+    if tokenizer.eos_token_id is None:
+        raise DataError("the tokenizer has no end-of-sequence token, with which every last answer ends")
+    first_selection = base_size + len(names)
+    names += [f"s_{number + 1}" for number in range(NUM_CANDIDATES)]
+    first_rating = base_size + len(names)
+    names += [f"rate_{level:g}" for level in rating_levels]
+    first_item = base_size + len(names)
+    names += [f"item_{item_id}" for item_id in corpus.item_ids]
+    names += [f"<reserved_{number}>" for number in range(-len(names) % round_to)]
+    bos = base_size + 3 if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return Vocabulary(
+        tokenizer=tokenizer,
+        base_size=base_size,
+        new_tokens=tuple(names),
+        bos=bos,
+        eos=tokenizer.eos_token_id,
+        pad=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        image=base_size,
+        answer=base_size + 1,
+        end_of_chunk=base_size + 2,
+        selections=np.arange(first_selection, first_selection + NUM_CANDIDATES, dtype=np.int32),
+        rating_levels=tuple(rating_levels),
+        ratings=np.arange(first_rating, first_rating + len(rating_levels), dtype=np.int32),
+        items=np.arange(first_item, first_item + corpus.num_items, dtype=np.int32)[:, None],
+    )
+
+
+def load_vocabulary(folder: Path, corpus: Corpus) -> Vocabulary:
+    """The vocabulary that `Vocabulary.save` wrote, checked against the catalogue it is to be used with."""
+    try:
+        saved = json.loads((folder / "new_tokens.json").read_text(encoding="utf-8"))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        new_tokens, levels, base_size = tuple(saved["new_tokens"]), saved["rating_levels"], saved["base_size"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder}: not a saved vocabulary ({str(error).splitlines()[0]})") from error
+    vocabulary = _extend(tokenizer, corpus, levels, base_size=base_size, round_to=1)
+    names = vocabulary.new_tokens
+    if new_tokens[: len(names)] != names or not all(name.startswith("<reserved_") for name in new_tokens[len(names) :]):
+        raise DataError(f"{folder}: was made for another catalogue; prepare the same source, or train anew")
+    return dataclasses.replace(vocabulary, new_tokens=new_tokens)
