@@ -1,0 +1,75 @@
+"""The loss against the reference's own numbers and against its plainest version."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipelines.tasks import answer_mask
+from unimp_jax.objective import count_answers, token_losses, weighted_loss
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "unimp_loss.npz"
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return dict(np.load(GOLDEN))
+
+
+def test_labels_equal_the_reference(golden):
+    tokens = golden["input_ids"]
+    mask = answer_mask(
+        tokens,
+        answer=golden["answer_id"],
+        end_of_chunk=golden["endofchunk_id"],
+        eos=golden["eos_id"],
+        never=(golden["media_id"], golden["pad_id"]),
+    )
+    np.testing.assert_array_equal(np.where(mask, tokens, -100), golden["labels"])
+
+
+@pytest.mark.parametrize(("name", "gamma"), [("plain", 0.0), ("gamma_0.5", 0.5), ("gamma_2.0", 2.0)])
+def test_losses_and_gradients_equal_the_reference(golden, name, gamma):
+    labels = golden["labels"][:, 1:]
+    weights = np.where(labels != -100, golden["task_weights"][:, None], 0).astype(np.float32)
+
+    def loss(logits):
+        return weighted_loss(
+            logits[:, :-1], np.maximum(labels, 0), weights, gamma=gamma, num_answers=count_answers(weights)
+        )
+
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(golden["logits"]))
+    np.testing.assert_allclose(value, golden[f"loss_{name}"], rtol=1e-5)
+    np.testing.assert_allclose(gradient, golden[f"grad_{name}"], rtol=1e-5, atol=1e-5)
+
+
+def test_micro_batches_add_up_to_the_whole(golden):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(8, 5, 11)).astype(np.float32)
+    targets = rng.integers(11, size=(8, 5))
+    weights = rng.choice([0.0, 1.0, 2.0], size=(8, 5)).astype(np.float32)
+    count = count_answers(weights)
+    whole = weighted_loss(logits, targets, weights, gamma=2.0, num_answers=count)
+    parts = [
+        weighted_loss(logits[i : i + 2], targets[i : i + 2], weights[i : i + 2], gamma=2.0, num_answers=count)
+        for i in range(0, 8, 2)
+    ]
+    np.testing.assert_allclose(sum(parts), whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_certain_answers_cost_nothing_and_pull_nowhere(gamma):
+    logits = jnp.array([[100.0, 0.0, 0.0]])
+    value, gradient = jax.value_and_grad(lambda x: token_losses(x, jnp.array([0]), gamma)[0].sum())(logits)
+    assert abs(value) < 1e-6
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() < 1e-6
+
+
+def test_an_empty_slot_counts_nothing_even_if_its_logits_are_not_finite():
+    logits = jnp.array([[[0.0, 1.0], [jnp.inf, jnp.nan]]])
+    weights = jnp.array([[1.0, 0.0]])
+    value = weighted_loss(logits, jnp.array([[1, 0]]), weights, gamma=2.0, num_answers=count_answers(weights))
+    assert np.isfinite(value)
