@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines.images import ImageStore
 from data_pipelines.packing import fill_row, pack
-from data_pipelines.queries import Query, TrainingQueries
+from data_pipelines.queries import TrainingQueries
 from data_pipelines.tasks import Budget, Example, TaskWriter
 
 
@@ -195,7 +195,11 @@ def question_batches(
     config: LoaderConfig,
     share: Share = Share(),
 ) -> Iterator[QuestionBatch]:
-    """All prompts, packed, each asked once; the last batch is completed with empty rows."""
+    """All prompts, packed, each asked once; the last batch is completed with empty rows.
+
+    Args:
+      budget: its `answers` bounds the prompts that share a row.
+    """
     own = share.of(config.rows)
     rows = pack(np.array([prompt.size for prompt in prompts]).reshape(-1, 3), budget)
     rows += [[] for _ in range(-len(rows) % config.rows)]
@@ -212,13 +216,3 @@ def question_batches(
     batches = grain.MapDataset.source([rows[start : start + config.rows][own] for start in starts])
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch)
     return iter(batches.map(fill).to_iter_dataset(options))
-
-
-def question_budget(budget: Budget, prompts: Sequence[Example]) -> Budget:
-    """The budget of rows of prompts: answer slots for the most prompts that can lie in one row, no more."""
-    shortest = min(len(prompt.tokens) for prompt in prompts)
-    return dataclasses.replace(budget, answers=max(budget.tokens // shortest, 1))
-
-
-def write_questions(writer: TaskWriter, queries: Sequence[Query]) -> list[Example]:
-    return [writer.write(query, ask=True) for query in queries]

@@ -1,0 +1,113 @@
+"""One experiment as one object: data, prompts, model and training, each field settable from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from data_pipelines.errors import DataError
+from data_pipelines.images import ImageConfig
+from data_pipelines.loader import LoaderConfig
+from data_pipelines.queries import QueryConfig
+from data_pipelines.tasks import Budget, TaskConfig
+from data_pipelines.vocabulary import VocabularyConfig
+from unimp_jax.model import ModelConfig
+from unimp_jax.objective import ObjectiveConfig
+from unimp_jax.sharding import MeshConfig
+from unimp_jax.training.checkpoint import CheckpointConfig
+from unimp_jax.training.loop import LoopConfig
+from unimp_jax.training.optimizer import OptimizerConfig
+
+Part = Literal["vision", "resampler", "gated", "decoder", "embeddings"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the records are."""
+
+    source: str = "movielens_small"
+    """A source that `unimp prepare` has prepared."""
+    folder: Path = Path("data")
+    """Where `unimp prepare` has put it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """What trains, and how."""
+
+    trains: tuple[Part, ...] = ("resampler", "gated", "embeddings")
+    """The parts whose parameters train; the others are frozen."""
+    accumulate: int = 1
+    """Parts that a batch is worked through in, one after the other."""
+    validation_users: int = 512
+    """So many users (the first) are asked at each validation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything that a run depends on."""
+
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    tasks: TaskConfig = TaskConfig()
+    queries: QueryConfig = QueryConfig()
+    budget: Budget = Budget()
+    images: ImageConfig = ImageConfig()
+    loader: LoaderConfig = LoaderConfig()
+    mesh: MeshConfig = MeshConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    loop: LoopConfig = LoopConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    seed: int = 0
+    """Of the parameters, the order of the data and dropout."""
+
+
+FREE = ("data.folder", "mesh", "loader.threads", "loader.prefetch", "images.cache_megabytes", "checkpoint.keep_latest")
+"""What may change between a run's start and its continuation, because no result depends on it."""
+
+
+def save_config(config: ExperimentConfig, path: Path) -> None:
+    path.write_text(json.dumps(to_json(config), indent=1), encoding="utf-8")
+
+
+def load_config(path: Path) -> ExperimentConfig:
+    """
+    Raises:
+      DataError: the file is missing or does not describe an experiment.
+    """
+    try:
+        return pydantic.TypeAdapter(ExperimentConfig).validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist: is {path.parent} the folder of a run?") from error
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path}: {place or 'the file'}: {first['msg']}") from error
+
+
+def to_json(config: ExperimentConfig) -> dict[str, Any]:
+    return pydantic.TypeAdapter(ExperimentConfig).dump_python(config, mode="json")
+
+
+def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
+    """`field: old, now new` for each field on which results depend and that differs."""
+    before, after = _flat(to_json(old)), _flat(to_json(new))
+    return [
+        f"{name}: {before.get(name)}, now {after.get(name)}"
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name) and not name.startswith(FREE)
+    ]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,112 @@
+"""From prepared records to what training and evaluation read, as an experiment's configuration says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.corpus import Corpus, build_corpus
+from data_pipelines.images import ImageStore
+from data_pipelines.loader import (
+    Position,
+    QuestionBatch,
+    Share,
+    TrainingBatch,
+    question_batches,
+    training_batches,
+)
+from data_pipelines.queries import TrainingQueries
+from data_pipelines.records import read_items, read_users
+from data_pipelines.schema import Item
+from data_pipelines.tasks import PROMPT_TEXTS, Budget, Example, TaskWriter
+from data_pipelines.vocabulary import Vocabulary, attribute_texts, build_vocabulary, load_vocabulary
+from experiments.config import DataConfig, ExperimentConfig
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """A prepared source: its interactions in memory, its pictures read when asked for.
+
+    Attributes:
+      corpus: who met what.
+      has_image: bool [I].
+      read_image: item index -> encoded picture.
+    """
+
+    corpus: Corpus
+    has_image: np.ndarray
+    read_image: Callable[[int], bytes]
+
+
+def load_records(config: DataConfig) -> Records:
+    """
+    Raises:
+      DataError: the source is not prepared, or its records contradict one another.
+    """
+    items, users = read_items(config.source, config.folder), read_users(config.source, config.folder)
+    has_image = np.zeros(len(items), bool)
+
+    def without_images() -> Iterator[Item]:
+        for number, item in enumerate(items):
+            has_image[number] = bool(item.image)
+            yield dataclasses.replace(item, image=b"")
+
+    return Records(build_corpus(without_images(), users), has_image, lambda item: items[item].image)
+
+
+class ExperimentData:
+    """The data side of one experiment.
+
+    Attributes:
+      corpus, vocabulary, writer, images: see their classes.
+    """
+
+    def __init__(self, config: ExperimentConfig, records: Records, vocabulary: Vocabulary):
+        self.config, self.corpus, self.vocabulary = config, records.corpus, vocabulary
+        attributes = attribute_texts(records.corpus, config.vocabulary)
+        self.writer = TaskWriter(
+            records.corpus,
+            vocabulary,
+            config.tasks,
+            config.budget,
+            attributes=attributes,
+            has_image=records.has_image,
+        )
+        self.images = ImageStore(records.read_image, config.model.vision.image_size, config.images)
+
+    @classmethod
+    def load(cls, config: ExperimentConfig, vocabulary_folder: Path | None = None) -> ExperimentData:
+        """With the vocabulary that a run saved, or a new one."""
+        records = load_records(config.data)
+        if vocabulary_folder is None:
+            vocabulary = build_vocabulary(records.corpus, config.vocabulary, PROMPT_TEXTS)
+        else:
+            vocabulary = load_vocabulary(vocabulary_folder, records.corpus)
+        return cls(config, records, vocabulary)
+
+    def training(self, start: Position = Position(), share: Share = Share()) -> Iterator[TrainingBatch]:
+        config = self.config
+        queries = TrainingQueries(self.corpus, config.queries, config.seed)
+        return training_batches(
+            queries, self.writer, self.images, config.loader, seed=config.seed, start=start, share=share
+        )
+
+    def questions(
+        self, prompts: Sequence[Example], budget: Budget, share: Share = Share()
+    ) -> Iterator[QuestionBatch]:
+        return question_batches(prompts, budget, self.images, self.config.loader, share)
+
+    def question_budget(self) -> Budget:
+        """One budget for all questions, so that one compiled function asks them: 16 prompts a row at most."""
+        return dataclasses.replace(self.config.budget, answers=16)
+
+
+def sized_model(config: ExperimentConfig, vocabulary: Vocabulary) -> ExperimentConfig:
+    """The configuration with the model's embeddings as large as the vocabulary."""
+    decoder = dataclasses.replace(
+        config.model.decoder, vocab_size=vocabulary.base_size, new_tokens=len(vocabulary.new_tokens)
+    )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))

@@ -1,0 +1,65 @@
+"""A small catalogue and its people, made by a seed, with every awkwardness that a real one has."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.corpus import Corpus, build_corpus
+from data_pipelines.schema import Interaction, Item, User
+from data_pipelines.tasks import PROMPT_TEXTS, Budget, TaskConfig, TaskWriter
+from data_pipelines.vocabulary import Vocabulary, VocabularyConfig, attribute_texts, build_vocabulary
+
+GENRES = ("Action", "Comedy", "Drama", "Sci-Fi")
+
+
+def picture(seed: int, size: int = 24) -> bytes:
+    """An encoded PNG of one colour."""
+    colour = tuple(np.random.default_rng(seed).integers(256, size=3).tolist())
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def small_corpus(num_items: int = 40, num_users: int = 30, seed: int = 0) -> Corpus:
+    rng = np.random.default_rng(seed)
+    items = []
+    for number in range(num_items):
+        genres = tuple(rng.permutation(GENRES)[: rng.integers(0, 3)].tolist())
+        title = " ".join(rng.choice(["The", "Last", "Blue", "House", "Œuvre", "7"], size=rng.integers(1, 8)))
+        items.append(Item(f"i{number}", title, (("Genres", ", ".join(genres)), ("Title", title)), genres))
+    users = []
+    for number in range(num_users):
+        length = int(rng.integers(1, min(25, num_items - 3)))
+        met = rng.permutation(num_items)[:length]
+        users.append(
+            User(
+                f"u{number}",
+                tuple(
+                    Interaction(
+                        f"i{item}",
+                        time=int(time),
+                        rating=float(rng.integers(1, 11) / 2) if rng.random() < 0.9 else float("nan"),
+                        text="very good" if rng.random() < 0.2 else "",
+                    )
+                    for time, item in enumerate(met)
+                ),
+            )
+        )
+    return build_corpus(items, users)
+
+
+def small_vocabulary(corpus: Corpus) -> Vocabulary:
+    return build_vocabulary(corpus, VocabularyConfig(trained_size=400, round_to=8), PROMPT_TEXTS)
+
+
+def small_writer(corpus: Corpus, vocabulary: Vocabulary, config: TaskConfig, budget: Budget) -> TaskWriter:
+    """Every third item has no picture."""
+    return TaskWriter(
+        corpus,
+        vocabulary,
+        config,
+        budget,
+        attributes=attribute_texts(corpus, VocabularyConfig()),
+        has_image=np.arange(corpus.num_items) % 3 != 0,
+    )

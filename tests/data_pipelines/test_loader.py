@@ -1,0 +1,125 @@
+"""The stream of batches: the same whoever reads it, however it is shared, wherever it is taken up again."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from data_pipelines.errors import DataError
+from data_pipelines.images import ImageConfig, ImageStore, decode
+from data_pipelines.loader import LoaderConfig, Position, Share, question_batches, training_batches
+from data_pipelines.queries import QueryConfig, TrainingQueries, held_out_queries
+from data_pipelines.tasks import Budget, TaskConfig
+from tests.data_pipelines.small import picture, small_corpus, small_vocabulary, small_writer
+
+CORPUS = small_corpus()
+VOCABULARY = small_vocabulary(CORPUS)
+BUDGET = Budget(tokens=256, images=12, answers=64)
+WRITER = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=2, id_items=10), BUDGET)
+CONFIG = LoaderConfig(rows=4, block_examples=40)
+
+
+def images() -> ImageStore:
+    return ImageStore(picture, 8, ImageConfig())
+
+
+def batches(count: int, config: LoaderConfig = CONFIG, start: Position = Position(), share: Share = Share()):
+    stream = training_batches(
+        TrainingQueries(CORPUS, QueryConfig(), seed=0), WRITER, images(), config, seed=0, start=start, share=share
+    )
+    taken = list(itertools.islice(stream, count))
+    stream.close()
+    return taken
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_it_goes_on_exactly_from_any_position():
+    whole = batches(30)
+    assert len({batch.next_position.block for batch in whole}) > 1
+    for step in (0, 5, 17):
+        (again,) = batches(1, start=whole[step].next_position)
+        assert_equal(again.arrays, whole[step + 1].arrays)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_what_one_would_read(count):
+    whole = batches(12)
+    shares = [batches(12, share=Share(index, count)) for index in range(count)]
+    for step, batch in enumerate(whole):
+        parts = [share[step] for share in shares]
+        together = {name: np.concatenate([p.arrays[name] for p in parts]) for name in batch.arrays}
+        assert_equal(together, batch.arrays)
+        assert {p.next_position for p in parts} == {batch.next_position}
+
+
+def test_neither_threads_nor_batch_size_change_the_stream():
+    rows = np.concatenate([batch.arrays["tokens"] for batch in batches(12)])
+    other = batches(6, dataclasses.replace(CONFIG, rows=8, threads=7, prefetch=1))
+    np.testing.assert_array_equal(rows, np.concatenate([batch.arrays["tokens"] for batch in other]))
+
+
+def test_every_example_of_a_block_is_read_once():
+    queries = TrainingQueries(CORPUS, QueryConfig(), seed=0)
+    expected = sorted(tuple(WRITER.write(queries[number]).tokens.tolist()) for number in range(40))
+    seen = []
+    for batch in batches(30, dataclasses.replace(CONFIG, rows=1)):
+        arrays = batch.arrays
+        for segment in range(1, arrays["segment_ids"].max() + 1):
+            seen.append(tuple(arrays["tokens"][arrays["segment_ids"] == segment].tolist()))
+        if batch.next_position == Position(1, 0):
+            break
+    assert sorted(seen) == expected
+
+
+def test_rows_that_processes_cannot_share_are_refused():
+    with pytest.raises(ValueError, match="4 rows of a batch cannot be shared equally by 3 processes"):
+        batches(1, share=Share(0, 3))
+
+
+def test_the_pictures_lie_where_their_items_are_shown():
+    (batch,) = batches(1)
+    arrays = batch.arrays
+    store = images()
+    for row in range(4):
+        shown = arrays["image_segment_ids"][row] > 0
+        assert (arrays["images"][row][~shown] == 0).all()
+        colours = {store[item].tobytes() for item in range(CORPUS.num_items) if item % 3}
+        assert all(picture.tobytes() in colours for picture in arrays["images"][row][shown])
+
+
+def test_every_question_is_asked_once():
+    queries = held_out_queries(CORPUS, "test", "recommendation")
+    prompts = [WRITER.write(query, ask=True) for query in queries]
+    asked = []
+    for batch in question_batches(prompts, dataclasses.replace(BUDGET, answers=3), images(), CONFIG):
+        used = batch.prompts >= 0
+        np.testing.assert_array_equal(used, batch.arrays["answer_weights"] > 0)
+        for prompt, target in zip(batch.prompts[used], batch.arrays["answer_targets"][used], strict=True):
+            assert target == VOCABULARY.items[queries[prompt].right[0], 0]
+        asked += batch.prompts[used].tolist()
+    assert sorted(asked) == list(range(len(prompts)))
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch", "pad"])
+def test_pictures_become_squares(fit):
+    assert decode(picture(1, 30), 16, fit).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("broken", [b"", b"not a picture", picture(1)[:40]])
+def test_broken_pictures_are_named(broken):
+    with pytest.raises(DataError, match="not a readable picture"):
+        decode(broken, 16, "crop")
+
+
+def test_the_cache_is_bounded_and_changes_nothing():
+    store = ImageStore(picture, 512, ImageConfig(cache_megabytes=1))
+    first = [store[item].copy() for item in range(4)]
+    assert len(store._cache) == 1
+    for item in range(4):
+        np.testing.assert_array_equal(store[item], first[item])

@@ -1,0 +1,95 @@
+"""Packing loses nothing, overfills nothing, and keeps images with their markers."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.packing import fill_row, pack
+from data_pipelines.tasks import Budget, Example
+
+BUDGET = Budget(tokens=64, images=6, answers=20)
+sizes = st.lists(st.tuples(st.integers(1, 64), st.integers(0, 6), st.integers(0, 20)), min_size=1, max_size=60)
+
+
+@given(sizes)
+def test_every_example_lies_in_one_row_and_no_budget_is_exceeded(sizes):
+    table = np.array(sizes)
+    rows = pack(table, BUDGET)
+    assert sorted(number for row in rows for number in row) == list(range(len(sizes)))
+    for row in rows:
+        assert (table[row].sum(0) <= dataclasses.astuple(BUDGET)).all()
+
+
+@given(sizes)
+def test_no_row_could_have_taken_in_what_a_later_row_was_opened_for(sizes):
+    table = np.array(sizes)
+    rows = pack(table, BUDGET)
+    for earlier in range(len(rows)):
+        for later in rows[earlier + 1 :]:
+            first = table[later[0]]
+            before = [n for n in rows[earlier] if (-table[n, 0], n) < (-first[0], later[0])]
+            assert (table[before].sum(0) + first > dataclasses.astuple(BUDGET)).any()
+
+
+def test_what_fits_no_row_is_refused():
+    with pytest.raises(ValueError, match=r"example 1 .* does not fit"):
+        pack(np.array([[3, 0, 0], [65, 0, 0]]), BUDGET)
+
+
+MARKER = 7
+
+
+@st.composite
+def examples(draw):
+    tokens = np.array(draw(st.lists(st.sampled_from([1, 2, MARKER]), min_size=1, max_size=12)), np.int32)
+    answers = draw(st.integers(0, len(tokens)))
+    return Example(
+        tokens=tokens,
+        images=np.arange((tokens == MARKER).sum(), dtype=np.int32) + draw(st.integers(0, 50)),
+        answer_positions=np.sort(np.array(draw(st.permutations(range(len(tokens)))), np.int32)[:answers]),
+        answer_targets=np.arange(answers, dtype=np.int32) + 100,
+        answer_weights=np.full(answers, 2, np.float32),
+        task=draw(st.integers(0, 3)),
+        image_token=MARKER,
+    )
+
+
+@settings(deadline=None)
+@given(st.lists(examples(), max_size=5))
+def test_a_row_gives_back_its_examples(row):
+    arrays = fill_row(row, Budget(tokens=64, images=64, answers=64))
+    for segment, example in enumerate(row, start=1):
+        here = np.flatnonzero(arrays["segment_ids"] == segment)
+        np.testing.assert_array_equal(arrays["tokens"][here], example.tokens)
+        np.testing.assert_array_equal(arrays["positions"][here], np.arange(len(here)))
+        images = arrays["image_items"][arrays["image_segment_ids"] == segment]
+        np.testing.assert_array_equal(images, example.images)
+        seen = -1
+        for place, token in zip(here, example.tokens, strict=True):
+            seen += int(token == MARKER)
+            slot = arrays["image_index"][place]
+            assert slot == -1 if seen < 0 else arrays["image_items"][slot] == example.images[seen]
+        answered = (arrays["answer_weights"] > 0) & np.isin(arrays["answer_positions"], here)
+        np.testing.assert_array_equal(arrays["answer_positions"][answered] - here[0], example.answer_positions)
+        np.testing.assert_array_equal(arrays["answer_targets"][answered], example.answer_targets)
+        assert (arrays["answer_tasks"][answered] == example.task).all()
+    used = sum(len(example.tokens) for example in row)
+    assert (arrays["segment_ids"] > 0).sum() == used
+    assert (arrays["image_index"][used:] == -1).all()
+
+
+def test_images_that_drift_from_their_markers_are_refused():
+    example = Example(
+        tokens=np.array([1, MARKER], np.int32),
+        images=np.array([3, 4], np.int32),
+        answer_positions=np.empty(0, np.int32),
+        answer_targets=np.empty(0, np.int32),
+        answer_weights=np.empty(0, np.float32),
+        task=0,
+        image_token=MARKER,
+    )
+    with pytest.raises(ValueError, match="1 image markers and 2 images"):
+        fill_row([example], BUDGET)

@@ -1,0 +1,183 @@
+"""What prompts say, and that training and evaluation say the same."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.corpus import TRAIN
+from data_pipelines.queries import (
+    PREFERENCE,
+    RECOMMENDATION,
+    SEARCH,
+    SELECTION,
+    TASKS,
+    Query,
+    QueryConfig,
+    TaskMix,
+    TrainingQueries,
+    held_out_queries,
+)
+from data_pipelines.tasks import Budget, TaskConfig
+from tests.data_pipelines.small import small_corpus, small_vocabulary, small_writer
+
+CORPUS = small_corpus()
+VOCABULARY = small_vocabulary(CORPUS)
+ROOMY = Budget(tokens=2048, images=64, answers=512)
+USER = int(np.argmax(np.diff(CORPUS.offsets)))
+
+
+def text_of(query: Query, config: TaskConfig, budget: Budget = ROOMY) -> str:
+    example = small_writer(CORPUS, VOCABULARY, config, budget).write(query)
+    return VOCABULARY.decode(example.tokens)
+
+
+def query_at(task: int, position: int, **fields) -> Query:
+    item = int(CORPUS.items[CORPUS.offsets[USER] + position])
+    return Query(task, USER, position, (item,), **fields)
+
+
+def test_a_recommendation_reads_as_the_paper_writes_it():
+    query = query_at(RECOMMENDATION, 4)
+    text = text_of(query, TaskConfig(full_items=1, id_items=2))
+    ids = [CORPUS.item_ids[item] for item in CORPUS.history(USER, 5)]
+    assert text.startswith(f"<s> item_{ids[1]} item_{ids[2]} ")
+    item = int(CORPUS.history(USER, 5)[3])
+    genres, title = CORPUS.attributes[item][0][1] or "Unknown", CORPUS.titles[item]
+    marker = "<image> " if item % 3 else ""
+    assert f"{marker}Genres {genres} Title {title} <answer> item_{ids[3]} <|endofchunk|>" in text
+    assert text.endswith(f"What is the next item recommended to the user? <answer> item_{ids[4]} </s>")
+
+
+def test_a_search_names_the_categories():
+    position = next(p for p in range(1, 9) if CORPUS.categories[int(CORPUS.items[CORPUS.offsets[USER] + p])])
+    query = query_at(SEARCH, position)
+    words = ", ".join(CORPUS.categories[query.right[0]])
+    question = f"Query: {words} What is the related item ID to the query based on the history?"
+    assert question in text_of(query, TaskConfig())
+
+
+def test_a_preference_is_answered_by_the_rating_and_what_was_written():
+    event = next(e for e in CORPUS.texts if e not in CORPUS.offsets and not np.isnan(CORPUS.ratings[e]))
+    user = int(np.searchsorted(CORPUS.offsets, event, side="right")) - 1
+    query = Query(PREFERENCE, user, event - int(CORPUS.offsets[user]), (int(CORPUS.items[event]),))
+    rating = f"rate_{CORPUS.ratings[event]:g}"
+    assert text_of(query, TaskConfig()).endswith(
+        f"What is the rating and explanation for the item? <answer> {rating} very good</s>"
+    )
+    before = CORPUS.ratings[event - 1]
+    if not np.isnan(before):
+        assert f"item_{CORPUS.item_ids[CORPUS.items[event - 1]]} rate_{before:g} <|endofchunk|>" in text_of(
+            query, TaskConfig(rated_history=True)
+        )
+
+
+def test_a_selection_names_all_right_candidates_in_order():
+    first, second = CORPUS.history(USER, 6)[4:6].tolist()
+    wrong = next(item for item in range(CORPUS.num_items) if item not in CORPUS.history(USER, 25))
+    query = Query(SELECTION, USER, 4, (first, second), (second, wrong, first))
+    assert text_of(query, TaskConfig()).endswith("for the user? <answer> s_1 s_3 </s>")
+
+
+@pytest.mark.parametrize(("targets", "expected"), [("reconstruct", "own"), ("next_item", "next"), ("none", None)])
+def test_history_targets(targets, expected):
+    config = TaskConfig(full_items=2, id_items=3, history_targets=targets)
+    example = small_writer(CORPUS, VOCABULARY, config, ROOMY).write(query_at(RECOMMENDATION, 7))
+    history = VOCABULARY.items[CORPUS.history(USER, 8), 0]
+    asked = {int(p): int(t) for p, t in zip(example.answer_positions, example.answer_targets, strict=True)}
+    last = len(example.tokens) - 2
+    assert asked.pop(last) == VOCABULARY.eos
+    assert asked.pop(last - 1) == history[7]
+    if expected is None:
+        assert not asked
+        return
+    assert [asked.pop(place) for place in (1, 2, 3)] == history[3:6].tolist()  # bare ids foretell the next id
+    shown = [int(place) for place in np.flatnonzero(example.tokens == VOCABULARY.answer)[:2]]
+    if expected == "own":
+        assert asked == {place: history[5 + number] for number, place in enumerate(shown)}
+    else:
+        assert asked == {place + 1: history[6 + number] for number, place in enumerate(shown)}
+
+
+configs = st.builds(
+    TaskConfig,
+    full_items=st.integers(0, 6),
+    id_items=st.integers(0, 12),
+    history_targets=st.sampled_from(["reconstruct", "next_item", "none"]),
+    rated_history=st.booleans(),
+    preference_shows_id=st.booleans(),
+    images=st.booleans(),
+    text=st.booleans(),
+)
+budgets = st.builds(Budget, tokens=st.integers(160, 400), images=st.integers(3, 8), answers=st.integers(4, 40))
+
+
+@settings(max_examples=40, deadline=None)
+@given(config=configs, budget=budgets, number=st.integers(0, 500))
+def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(config, budget, number):
+    query = TrainingQueries(CORPUS, QueryConfig(), seed=1)[number]
+    writer = small_writer(CORPUS, VOCABULARY, config, budget)
+    trained, asked = writer.write(query), writer.write(query, ask=True)
+    assert all(size <= room for size, room in zip(trained.size, dataclasses.astuple(budget), strict=True))
+    assert trained.tokens[0] == VOCABULARY.bos
+    assert trained.tokens[-1] == VOCABULARY.eos
+    assert (trained.tokens == VOCABULARY.image).sum() == len(trained.images)
+    assert len(set(trained.answer_positions.tolist())) == len(trained.answer_positions)
+    markers = [VOCABULARY.image, VOCABULARY.answer, VOCABULARY.end_of_chunk]
+    assert not np.isin(trained.answer_targets, markers).any()
+    length = len(asked.tokens)
+    np.testing.assert_array_equal(asked.tokens, trained.tokens[:length])
+    assert asked.tokens[-1] == VOCABULARY.answer
+    assert asked.answer_positions.tolist() == [length - 1]
+    assert asked.answer_targets[0] == trained.tokens[length]
+    second = writer.write(query, ask=True, begun=trained.tokens[length : length + 1])
+    np.testing.assert_array_equal(second.tokens, trained.tokens[: length + 1])
+
+
+def test_a_question_larger_than_the_budget_is_refused_in_words():
+    with pytest.raises(ValueError, match="raise the budget"):
+        text_of(query_at(RECOMMENDATION, 3), TaskConfig(), Budget(tokens=8, images=4, answers=8))
+
+
+def test_training_never_sees_what_is_held_out():
+    held_out = {
+        (user, int(CORPUS.items[event]))
+        for user in range(CORPUS.num_users)
+        for event in range(CORPUS.offsets[user], CORPUS.offsets[user + 1])
+        if CORPUS.splits[event] != TRAIN
+    }
+    queries = TrainingQueries(CORPUS, QueryConfig(), seed=0)
+    for number in range(2000):
+        query = queries[number]
+        seen = {*CORPUS.history(query.user, query.position).tolist(), *query.right}
+        assert not any((query.user, item) in held_out for item in seen)
+
+
+def test_validation_questions_never_show_a_test_item():
+    for task in TASKS:
+        for query in held_out_queries(CORPUS, "validation", task):
+            last = int(CORPUS.items[CORPUS.offsets[query.user + 1] - 1])
+            shown = {*CORPUS.history(query.user, query.position).tolist(), *query.right}
+            assert last not in shown
+
+
+def test_each_epoch_asks_every_user_once_and_the_mix_holds():
+    mix = TaskMix(recommendation=2, search=0, preference=0, selection=2)
+    queries = TrainingQueries(CORPUS, QueryConfig(mix=mix), seed=0)
+    size = len(queries.users)
+    for epoch in range(3):
+        users = [queries[epoch * size + place].user for place in range(size)]
+        assert sorted(users) == queries.users.tolist()
+    tasks = np.bincount([queries[number].task for number in range(2000)], minlength=4)
+    assert tasks[SEARCH] == tasks[PREFERENCE] == 0
+    assert abs(tasks[SELECTION] / 2000 - 0.5) < 0.05  # four standard deviations of a fair coin thrown 2,000 times
+
+
+def test_the_stream_does_not_depend_on_who_reads_it():
+    one = TrainingQueries(CORPUS, QueryConfig(), seed=3)
+    other = TrainingQueries(CORPUS, QueryConfig(), seed=3)
+    numbers = list(range(200))
+    forwards = [one[number] for number in numbers]
+    assert forwards == [other[number] for number in reversed(numbers)][::-1]

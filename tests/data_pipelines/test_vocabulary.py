@@ -1,0 +1,82 @@
+"""Tokens of a catalogue: distinct, complete, and the same after saving and loading."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data_pipelines.errors import DataError
+from data_pipelines.vocabulary import VocabularyConfig, attribute_texts, build_vocabulary, load_vocabulary
+from tests.data_pipelines.small import small_corpus, small_vocabulary
+
+CORPUS = small_corpus()
+VOCABULARY = small_vocabulary(CORPUS)
+
+
+def test_no_two_things_share_a_token():
+    ids = [
+        VOCABULARY.image, VOCABULARY.answer, VOCABULARY.end_of_chunk, VOCABULARY.bos, VOCABULARY.eos,
+        *VOCABULARY.selections, *VOCABULARY.ratings, *VOCABULARY.items[:, 0],
+    ]  # fmt: skip
+    assert len(set(ids)) == len(ids)
+    assert max(ids) < VOCABULARY.size
+    assert len(VOCABULARY.new_tokens) % 8 == 0
+
+
+def test_names_stand_at_their_ids():
+    tokens = [*VOCABULARY.items[3], VOCABULARY.ratings[0], VOCABULARY.selections[2]]
+    assert VOCABULARY.decode(tokens) == f"item_i3 rate_{VOCABULARY.rating_levels[0]:g} s_3"
+
+
+def test_no_text_is_unknown_to_a_trained_tokenizer():
+    text = " Ünheard 漢字 🎬"
+    assert VOCABULARY.tokenizer.decode(VOCABULARY.encode(text)) == text
+
+
+def test_ratings_go_to_the_nearest_level():
+    assert [VOCABULARY.rating_levels[VOCABULARY.rating_token(r) - VOCABULARY.ratings[0]] for r in (0.1, 3.3, 9)] == [
+        0.5, 3.5, 5.0,
+    ]  # fmt: skip
+
+
+def test_saving_and_loading_change_nothing(tmp_path):
+    VOCABULARY.save(tmp_path)
+    loaded = load_vocabulary(tmp_path, CORPUS)
+    assert loaded.new_tokens == VOCABULARY.new_tokens
+    np.testing.assert_array_equal(loaded.items, VOCABULARY.items)
+    for text in attribute_texts(CORPUS, VocabularyConfig()):
+        np.testing.assert_array_equal(loaded.encode(text), VOCABULARY.encode(text))
+
+
+def test_a_vocabulary_of_another_catalogue_is_refused(tmp_path):
+    VOCABULARY.save(tmp_path)
+    with pytest.raises(DataError, match="another catalogue"):
+        load_vocabulary(tmp_path, small_corpus(num_items=41))
+
+
+def test_training_a_tokenizer_twice_gives_the_same():
+    again = small_vocabulary(CORPUS)
+    assert again.tokenizer.get_vocab() == VOCABULARY.tokenizer.get_vocab()
+
+
+def test_a_pretrained_tokenizer_is_taken_and_its_padding_rows_kept(tmp_path):
+    VOCABULARY.tokenizer.save_pretrained(tmp_path)
+    config = VocabularyConfig(tokenizer=str(tmp_path), base_size=512)
+    vocabulary = build_vocabulary(CORPUS, config)
+    assert vocabulary.base_size == vocabulary.image == 512
+    np.testing.assert_array_equal(vocabulary.encode("Blue House"), VOCABULARY.encode("Blue House"))
+
+
+def test_a_missing_tokenizer_is_named(tmp_path):
+    with pytest.raises(DataError, match="nowhere"):
+        build_vocabulary(CORPUS, VocabularyConfig(tokenizer=str(tmp_path / "nowhere")))
+
+
+def test_attributes_are_cut_named_and_never_empty():
+    config = VocabularyConfig(attribute_words=2, attributes=("Title",))
+    for item, text in enumerate(attribute_texts(CORPUS, config)):
+        assert text == " ".join(["Title", *CORPUS.titles[item].split()[:2]])
+    empty = next(i for i in range(CORPUS.num_items) if not CORPUS.categories[i])
+    assert attribute_texts(CORPUS, VocabularyConfig())[empty].startswith("Genres Unknown Title ")
+    with pytest.raises(DataError, match="'Colour' is not in this source; it has Genres, Title"):
+        attribute_texts(CORPUS, dataclasses.replace(config, attributes=("Colour",)))

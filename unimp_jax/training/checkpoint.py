@@ -1,0 +1,117 @@
+"""Whole checkpoints or none: written in the background, the latest ones and the best one kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read, told in one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Which checkpoints stay."""
+
+    keep_latest: int = 2
+    """So many of the latest; two, so that one is whole whatever happens to the other."""
+    best_metric: str = "NDCG@10"
+    """The best checkpoint by this validation metric (larger is better) stays as well."""
+
+
+class Checkpoints:
+    """Checkpoints of one run, by step. Use as a context: leaving it waits until all is written."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig):
+        self.folder = folder
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics[config.best_metric], n=1, keep_checkpoints_without_metrics=False
+        )
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(config.keep_latest), best]),
+                cleanup_tmp_directories=True,
+            ),
+        )
+        self._best_metric = config.best_metric
+
+    def save(self, step: int, state: Any, notes: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
+        """Starts writing `state` (a tree of arrays) with `notes` (JSON); the arrays may be donated at once.
+
+        Raises:
+          CheckpointError: this or an earlier checkpoint could not be written, for lack of room, say.
+        """
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
+        measured = metrics if metrics and self._best_metric in metrics else None
+        try:
+            self._manager.save(step, args=items, metrics=measured)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Returns when everything is on disk; raises as `save` does."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """The step with the best metric, or the latest where none was measured."""
+        measured = {step: self._manager.metrics(step) or {} for step in self._manager.all_steps()}
+        known = {step: metrics[self._best_metric] for step, metrics in measured.items() if self._best_metric in metrics}
+        return max(known, key=lambda step: (known[step], -step)) if known else self.latest()
+
+    def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        """(state, notes) of a step, straight into the shardings of `abstract_state`.
+
+        Raises:
+          CheckpointError: the checkpoint is damaged, or its arrays have other names or shapes.
+        """
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), notes=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=items)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(
+                f"{self.folder}: step {step} cannot be read into this model ({reason}); "
+                "is it of another configuration, or damaged?"
+            ) from error
+        return restored.state, restored.notes
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        text = " ".join(str(error).split())
+        full = "No space left" in text or "RESOURCE_EXHAUSTED" in text or "Disk quota" in text
+        reason = "no space left on the device" if full else text[:300]
+        steps = self._manager.all_steps(read=True)
+        whole = f"the last whole one is step {max(steps)}" if steps else "there is no earlier one"
+        return CheckpointError(
+            f"{self.folder}: a checkpoint could not be written ({reason}); {whole}: "
+            "make room and run the same command again to go on from there"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.wait()
+        self._manager.close()
+
+
+def abstract(tree: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree of arrays."""
+    return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), tree)

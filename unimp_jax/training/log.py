@@ -1,0 +1,74 @@
+"""Where figures go as a run makes them: a JSON-lines file that can be trusted, TensorBoard, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class RunLog:
+    """The log of one run, continued at a step: what was logged after that step is forgotten, for it comes again."""
+
+    def __init__(self, folder: Path, *, step: int, steps: int, writes: bool = True):
+        """
+        Args:
+          folder: gets `metrics.jsonl` and `tensorboard/`.
+          step: the run goes on after this step.
+          steps: the last step.
+          writes: False on all processes but one.
+        """
+        self._writes = writes
+        self.path = folder / "metrics.jsonl"
+        if not writes:
+            return
+        kept = [line for line in read_log(self.path) if line["step"] <= step]
+        whole = self.path.with_suffix(".partial")
+        whole.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(whole, self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)
+
+    def write(self, step: int, kind: str, figures: dict[str, float]) -> None:
+        """One line of figures; what is not a number is left out."""
+        if not self._writes:
+            return
+        numbers = {name: float(value) for name, value in figures.items() if not math.isnan(value)}
+        self._file.write(json.dumps({"step": step, "kind": kind, **numbers}) + "\n")
+        self._file.flush()
+        for name, value in numbers.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def progress(self, step: int, shown: dict[str, str]) -> None:
+        if self._writes:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writes:
+            self._bar.close()
+            self._file.close()
+            self._board.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; a last line that a killed process left half-written is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

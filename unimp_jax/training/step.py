@@ -1,0 +1,105 @@
+"""One step of training as a pure function: state and batch in, state and figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from unimp_jax.batch import Batch
+from unimp_jax.objective import count_answers, token_losses, weighted_loss
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that changes from step to step.
+
+    Attributes:
+      step: int32 scalar, optimizer steps done.
+      trainable: the parameters that train.
+      optimizer: the optimizer's state, for those alone.
+    """
+
+    step: jax.Array
+    trainable: Any
+    optimizer: Any
+
+
+@flax.struct.dataclass
+class StepFigures:
+    """What one step tells; arrays, so that nothing waits for them.
+
+    Attributes:
+      loss: float32 scalar, the objective.
+      gradient_norm: float32 scalar, before clipping.
+      task_cross_entropy: float32 [tasks], the sum of plain cross entropies (nats) of each task's answer tokens.
+      task_answers: float32 [tasks], the number of those tokens.
+    """
+
+    loss: jax.Array
+    gradient_norm: jax.Array
+    task_cross_entropy: jax.Array
+    task_answers: jax.Array
+
+
+def microbatches(batch: Batch, count: int) -> Batch:
+    """[B, …] -> [count, B / count, …], each with rows from all over the batch, so that every device keeps its share."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def make_train_step(
+    graph: nnx.GraphDef, transformation: optax.GradientTransformation, *, gamma: float, num_tasks: int,
+    accumulate: int, seed: int,
+) -> Callable[[TrainState, Any, Batch], tuple[TrainState, StepFigures]]:  # fmt: skip
+    """(state, frozen parameters, batch) -> (state, figures); to be jitted with the state donated.
+
+    Gradients are taken of `state.trainable` alone. With `accumulate` > 1 the batch is worked through in so many parts,
+    one after the other; the loss is normalised over all of it all the same.
+    """
+
+    def losses(
+        trainable: Any, frozen: Any, batch: Batch, num_answers: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        model = nnx.merge(graph, trainable, frozen)
+        logits_BAV = model(batch, dropout_key=key)
+        loss = weighted_loss(
+            logits_BAV, batch.answer_targets, batch.answer_weights, gamma=gamma, num_answers=num_answers
+        )
+        _, plain_BA = token_losses(jax.lax.stop_gradient(logits_BAV), batch.answer_targets, 0.0)
+        return loss, per_task(plain_BA, batch, num_tasks)
+
+    def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, StepFigures]:
+        num_answers = count_answers(batch.answer_weights)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        gradient_of = jax.value_and_grad(losses, has_aux=True)
+
+        def part(total: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+            number, batch = numbered
+            this = gradient_of(state.trainable, frozen, batch, num_answers, jax.random.fold_in(key, number))
+            return jax.tree.map(jnp.add, total, this), None
+
+        if accumulate == 1:
+            (loss, tasks), gradient = gradient_of(state.trainable, frozen, batch, num_answers, key)
+        else:
+            parts = (jnp.arange(accumulate), microbatches(batch, accumulate))
+            first = jax.tree.map(lambda x: x[0], parts)
+            shapes = jax.eval_shape(gradient_of, state.trainable, frozen, first[1], num_answers, key)
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            ((loss, tasks), gradient), _ = jax.lax.scan(part, nothing, parts)
+        updates, optimizer = transformation.update(gradient, state.optimizer, state.trainable)
+        new = TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), optimizer)
+        return new, StepFigures(loss, optax.global_norm(gradient), *tasks)
+
+    return train_step
+
+
+def per_task(values_BA: jax.Array, batch: Batch, num_tasks: int) -> tuple[jax.Array, jax.Array]:
+    """(sum of the values, number of answers) by task: float32 [tasks] each."""
+    answers_BAK = jax.nn.one_hot(batch.answer_tasks, num_tasks) * (batch.answer_weights > 0)[..., None]
+    values_BA = jnp.where(batch.answer_weights > 0, values_BA, 0.0)
+    return jnp.einsum("ba,bak->k", values_BA, answers_BAK), answers_BAK.sum((0, 1))
