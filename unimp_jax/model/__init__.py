@@ -1,0 +1,9 @@
+"""The model: vision tower, resampler, decoder with gated cross-attention."""
+
+from unimp_jax.model.decoder import DecoderConfig
+from unimp_jax.model.gated import GatedCrossAttentionConfig
+from unimp_jax.model.resampler import ResamplerConfig
+from unimp_jax.model.unimp import ModelConfig, UniMP
+from unimp_jax.model.vision import VisionConfig
+
+__all__ = ["DecoderConfig", "GatedCrossAttentionConfig", "ModelConfig", "ResamplerConfig", "UniMP", "VisionConfig"]

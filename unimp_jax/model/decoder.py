@@ -1,0 +1,176 @@
+"""The causal decoder: GPT-NeoX, MPT or LLaMA, by configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import flax.struct
+import jax
+from flax import nnx
+
+from unimp_jax.model.attention import attend, causal_mask
+from unimp_jax.model.axes import constrain
+from unimp_jax.model.layers import DTypes, Linear, Norm, NormKind, dropout
+from unimp_jax.model.positions import alibi, rotary_angles, rotate
+from unimp_jax.model.stacking import stack
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Geometry of the decoder; the defaults are RedPajama-INCITE-3B."""
+
+    vocab_size: int = 50432
+    """Rows of the base table; ids from here on are new tokens."""
+    new_tokens: int = 0
+    """Rows of the table of new tokens."""
+    width: int = 2560
+    layers: int = 32
+    heads: int = 32
+    """Query heads; divides width."""
+    kv_heads: int | None = None
+    """Key and value heads; divides heads. None: as many as heads."""
+    mlp_width: int = 10240
+    norm: NormKind = "layer_norm"
+    norm_eps: float = 1e-5
+    bias: bool = True
+    """Biases in projections and layer norms."""
+    position: Literal["rotary", "alibi"] = "rotary"
+    rotary_fraction: float = 1.0
+    """Part of a head's channels that are turned, from the first on."""
+    rotary_base: float = 10000.0
+    parallel_residual: bool = False
+    """Attention and MLP read the same input, and both are added to it (GPT-NeoX)."""
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    """Exact GELU, or silu(gate) * up."""
+    qk_norm: bool = False
+    """Queries and keys are normalised, over all heads at once (MPT)."""
+    tie_embeddings: bool = False
+    """The output head is the embedding table."""
+    dropout: float = 0.0
+    """On the embedding and on what each layer adds, in training."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"decoder: heads {self.heads} must divide width {self.width}")
+        if self.heads % self.num_kv_heads:
+            raise ValueError(f"decoder: kv_heads {self.kv_heads} must divide heads {self.heads}")
+        if self.position == "rotary" and (not 0 < self.rotary_fraction <= 1 or self.rotary_width % 2):
+            raise ValueError(
+                f"decoder: rotary_fraction {self.rotary_fraction} of {self.head_dim} channels is {self.rotary_width}; "
+                "it must be an even number, at most all"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"decoder: dropout {self.dropout} must be at least 0 and less than 1")
+        if self.vocab_size < 1 or self.new_tokens < 0:
+            raise ValueError(
+                f"decoder: vocab_size {self.vocab_size} must be above 0, new_tokens {self.new_tokens} not below"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def rotary_width(self) -> int:
+        return int(self.head_dim * self.rotary_fraction)
+
+
+@flax.struct.dataclass
+class TextContext:
+    """What all layers need to know of the tokens, worked out once.
+
+    Attributes:
+      positions_BT: int32, in the segment.
+      mask_BTT: bool, which tokens a token sees.
+      angles: (cos, sin) for rotary positions, each [B, T, r], else None.
+    """
+
+    positions_BT: jax.Array
+    mask_BTT: jax.Array
+    angles: tuple[jax.Array, jax.Array] | None
+
+
+def text_context(config: DecoderConfig, positions_BT: jax.Array, segment_ids_BT: jax.Array) -> TextContext:
+    rotary = config.position == "rotary"
+    angles = rotary_angles(positions_BT, config.rotary_width, config.rotary_base) if rotary else None
+    return TextContext(positions_BT, causal_mask(segment_ids_BT), angles)
+
+
+class SelfAttention(nnx.Module):
+    """Causal self-attention within segments."""
+
+    def __init__(self, config: DecoderConfig, dtypes: DTypes, rngs: nnx.Rngs):
+        self.position = config.position
+        embed, heads = {"embed": config.width}, {"heads": config.heads, "head_dim": config.head_dim}
+        kv_heads = {"kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
+        self.query = Linear(embed, heads, bias=config.bias, dtypes=dtypes, rngs=rngs)
+        self.key = Linear(embed, kv_heads, bias=config.bias, dtypes=dtypes, rngs=rngs)
+        self.value = Linear(embed, kv_heads, bias=config.bias, dtypes=dtypes, rngs=rngs)
+        scale = (2 * config.layers) ** -0.5
+        self.out = Linear(heads, embed, bias=config.bias, dtypes=dtypes, rngs=rngs, scale=scale)
+        self.query_norm = self.key_norm = None
+        if config.qk_norm:
+            self.query_norm = Norm(config.norm, heads, eps=config.norm_eps, bias=config.bias, dtypes=dtypes)
+            self.key_norm = Norm(config.norm, kv_heads, eps=config.norm_eps, bias=config.bias, dtypes=dtypes)
+
+    def __call__(self, x_BTD: jax.Array, context: TextContext) -> jax.Array:
+        query, key, value = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if context.angles is not None:
+            query, key = rotate(query, context.angles), rotate(key, context.angles)
+        query = constrain(query, "batch", None, "heads", None)
+        bias = alibi(context.positions_BT, query.shape[2]) if self.position == "alibi" else None
+        return self.out(attend(query, key, value, context.mask_BTT, bias))
+
+
+class MLP(nnx.Module):
+    """Two matrices with GELU between them, or three with a gate."""
+
+    def __init__(self, config: DecoderConfig, dtypes: DTypes, rngs: nnx.Rngs):
+        embed, hidden = {"embed": config.width}, {"mlp": config.mlp_width}
+        gated, scale = config.mlp == "swiglu", (2 * config.layers) ** -0.5
+        self.gate = Linear(embed, hidden, bias=config.bias, dtypes=dtypes, rngs=rngs) if gated else None
+        self.up = Linear(embed, hidden, bias=config.bias, dtypes=dtypes, rngs=rngs)
+        self.down = Linear(hidden, embed, bias=config.bias, dtypes=dtypes, rngs=rngs, scale=scale)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        up = constrain(self.up(x_BTD), "batch", None, "mlp")
+        if self.gate is None:
+            return self.down(jax.nn.gelu(up, approximate=False))
+        return self.down(jax.nn.silu(self.gate(x_BTD)) * up)
+
+
+class DecoderLayer(nnx.Module):
+    """Attention and MLP, each on a normalised input and added to it."""
+
+    def __init__(self, config: DecoderConfig, dtypes: DTypes, rngs: nnx.Rngs):
+        self.parallel, self.dropout = config.parallel_residual, config.dropout
+        norm = {"norm": config.width}
+        self.attention_norm = Norm(config.norm, norm, eps=config.norm_eps, bias=config.bias, dtypes=dtypes)
+        self.attention = SelfAttention(config, dtypes, rngs)
+        self.mlp_norm = Norm(config.norm, norm, eps=config.norm_eps, bias=config.bias, dtypes=dtypes)
+        self.mlp = MLP(config, dtypes, rngs)
+
+    def __call__(self, x_BTD: jax.Array, context: TextContext, key: jax.Array | None) -> jax.Array:
+        keys = (None, None) if key is None else jax.random.split(key)
+        attended = dropout(self.attention(self.attention_norm(x_BTD), context), self.dropout, keys[0])
+        after = x_BTD + attended
+        wide = self.mlp(self.mlp_norm(x_BTD if self.parallel else after))
+        return constrain(after + dropout(wide, self.dropout, keys[1]), "batch", None, None)
+
+
+class Decoder(nnx.Module):
+    """All decoder layers, [groups, layers of a group], and the norm after them; `UniMP` runs them."""
+
+    def __init__(self, config: DecoderConfig, groups: int, dtypes: DTypes, rngs: nnx.Rngs):
+        def group(rngs: nnx.Rngs) -> DecoderLayer:
+            return stack(lambda rngs: DecoderLayer(config, dtypes, rngs), config.layers // groups, rngs)
+
+        self.layers = stack(group, groups, rngs)
+        self.norm = Norm(config.norm, {"norm": config.width}, eps=config.norm_eps, bias=config.bias, dtypes=dtypes)

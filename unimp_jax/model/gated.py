@@ -1,0 +1,69 @@
+"""Gated cross-attention (Flamingo, arXiv:2204.14198, section 2.2): text looks at images before a decoder layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from unimp_jax.model.attention import attend
+from unimp_jax.model.axes import constrain
+from unimp_jax.model.layers import DTypes, FeedForward, Linear, Norm, constant
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedCrossAttentionConfig:
+    """Geometry of the gated blocks, and what a token sees."""
+
+    every: int = 1
+    """A block stands before the last of each group of so many decoder layers; divides their number."""
+    heads: int = 8
+    head_dim: int = 64
+    mlp_multiple: int = 4
+    """Width inside the MLP, over the decoder's width."""
+    attend: Literal["last_image", "all_earlier_images"] = "last_image"
+    """The image that most recently precedes a token (as OpenFlamingo's checkpoints expect), or all of its segment
+    that precede it."""
+
+    def __post_init__(self) -> None:
+        if min(self.every, self.heads, self.head_dim, self.mlp_multiple) < 1:
+            raise ValueError(f"gated: every size must be at least 1, not {self}")
+
+
+class GatedCrossAttention(nnx.Module):
+    """x + tanh(a) attention(x, latents), then + tanh(b) MLP(that); a and b start at 0."""
+
+    def __init__(
+        self, config: GatedCrossAttentionConfig, width: int, latent_width: int, dtypes: DTypes, rngs: nnx.Rngs
+    ):
+        embed, media = {"embed": width}, {"vision_embed": latent_width}
+        heads = {"heads": config.heads, "head_dim": config.head_dim}
+        self.norm = Norm("layer_norm", {"norm": width}, eps=1e-5, bias=True, dtypes=dtypes)
+        self.query = Linear(embed, heads, bias=False, dtypes=dtypes, rngs=rngs)
+        self.key = Linear(media, heads, bias=False, dtypes=dtypes, rngs=rngs)
+        self.value = Linear(media, heads, bias=False, dtypes=dtypes, rngs=rngs)
+        self.out = Linear(heads, embed, bias=False, dtypes=dtypes, rngs=rngs)
+        self.feed_forward = FeedForward(embed, config.mlp_multiple, dtypes=dtypes, rngs=rngs)
+        self.attention_gate = constant(0.0, {"gate": 1}, dtypes)
+        self.mlp_gate = constant(0.0, {"gate": 1}, dtypes)
+
+    def __call__(self, x_BTD: jax.Array, latents_BSC: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+        """
+        Args:
+          x_BTD: the text.
+          latents_BSC: all latents of a row's images, image after image; S may be 0.
+          mask_BTS: bool, which latents a token sees; where none, attention adds exactly 0.
+        """
+        if latents_BSC.shape[1]:
+            query, key, value = self.query(self.norm(x_BTD)), self.key(latents_BSC), self.value(latents_BSC)
+            x_BTD = x_BTD + gate(self.attention_gate, x_BTD) * self.out(attend(query, key, value, mask_BTS))
+        x_BTD = x_BTD + gate(self.mlp_gate, x_BTD) * self.feed_forward(x_BTD)
+        return constrain(x_BTD, "batch", None, None)
+
+
+def gate(parameter: nnx.Param, like: jax.Array) -> jax.Array:
+    """tanh, in float32, of a gate: [1]."""
+    return jnp.tanh(parameter[...].astype(jnp.float32)).astype(like.dtype)

@@ -1,0 +1,97 @@
+"""The few layers that every part is made of, each with named axes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Sizes = dict[str, int]
+"""Logical axis name -> size, in the order of the array's axes."""
+
+NormKind = Literal["layer_norm", "rms_norm"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DTypes:
+    """What is stored and what is computed in."""
+
+    parameter: str = "float32"
+    compute: str = "float32"
+
+
+def parameter(value: jax.Array, axes: tuple[str, ...]) -> nnx.Param:
+    """A parameter that knows the names of its axes, and needs no mesh to be made."""
+    return nnx.Param(value, out_sharding=axes, eager_sharding=False)
+
+
+def normal(rngs: nnx.Rngs, sizes: Sizes, deviation: float, dtypes: DTypes) -> nnx.Param:
+    """A parameter drawn from a normal distribution."""
+    value = deviation * jax.random.normal(rngs.params(), tuple(sizes.values()), jnp.float32)
+    return parameter(value.astype(dtypes.parameter), tuple(sizes))
+
+
+def constant(value: float, sizes: Sizes, dtypes: DTypes) -> nnx.Param:
+    """A parameter that starts the same everywhere."""
+    return parameter(jnp.full(tuple(sizes.values()), value, dtypes.parameter), tuple(sizes))
+
+
+class Linear(nnx.Module):
+    """A product over the last axes of its input, `inputs`, that leaves `outputs` in their place: no reshapes."""
+
+    def __init__(
+        self, inputs: Sizes, outputs: Sizes, *, bias: bool, dtypes: DTypes, rngs: nnx.Rngs, scale: float = 1.0
+    ):
+        """Weights are normal with deviation scale / sqrt(fan in)."""
+        self.dtype, self.contracted = dtypes.compute, len(inputs)
+        self.kernel = normal(rngs, inputs | outputs, scale / math.sqrt(math.prod(inputs.values())), dtypes)
+        self.bias = constant(0.0, outputs, dtypes) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jnp.tensordot(x.astype(self.dtype), self.kernel[...].astype(self.dtype), axes=self.contracted)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class Norm(nnx.Module):
+    """Layer norm or RMS norm over the last axes, with statistics in float32."""
+
+    def __init__(self, kind: NormKind, sizes: Sizes, *, eps: float, bias: bool, dtypes: DTypes):
+        self.kind, self.eps, self.dtype, self.axes = kind, eps, dtypes.compute, tuple(range(-len(sizes), 0))
+        self.scale = constant(1.0, sizes, dtypes)
+        self.bias = constant(0.0, sizes, dtypes) if bias and kind == "layer_norm" else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        if self.kind == "layer_norm":
+            x = x - x.mean(self.axes, keepdims=True)
+        y = x * jax.lax.rsqrt(jnp.square(x).mean(self.axes, keepdims=True) + self.eps)
+        y = y * self.scale[...].astype(jnp.float32)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(jnp.float32)
+        return y.astype(self.dtype)
+
+
+class FeedForward(nnx.Module):
+    """Layer norm, a wider layer with exact GELU, and back, without biases: that of the resampler and gated blocks."""
+
+    def __init__(self, width: Sizes, multiple: int, *, dtypes: DTypes, rngs: nnx.Rngs):
+        hidden = {"mlp": multiple * math.prod(width.values())}
+        norm = {"norm": math.prod(width.values())}
+        self.norm = Norm("layer_norm", norm, eps=1e-5, bias=True, dtypes=dtypes)
+        self.up = Linear(width, hidden, bias=False, dtypes=dtypes, rngs=rngs)
+        self.down = Linear(hidden, width, bias=False, dtypes=dtypes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(jax.nn.gelu(self.up(self.norm(x)), approximate=False))
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes entries with probability `rate`, to 1 part in 65,536, and scales the others; no key, no dropout."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

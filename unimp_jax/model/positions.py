@@ -1,0 +1,42 @@
+"""Where a token stands: rotary embedding and ALiBi."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def rotary_angles(positions_BT: jax.Array, width: int, base: float) -> tuple[jax.Array, jax.Array]:
+    """(cos, sin), float32 [B, T, width / 2], of position * base^(-2i / width) (RoFormer, arXiv:2104.09864, eq. 15)."""
+    frequencies = base ** (-np.arange(0, width, 2, dtype=np.float32) / width)
+    angles = positions_BT[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_BTHh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns the first 2r of h channels, channel i together with channel i + r (GPT-NeoX's and LLaMA's layout)."""
+    cos, sin = (a[:, :, None].astype(x_BTHh.dtype) for a in angles)
+    r = cos.shape[-1]
+    a, b, rest = x_BTHh[..., :r], x_BTHh[..., r : 2 * r], x_BTHh[..., 2 * r :]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+
+def alibi_slopes(heads: int, largest: float = 8.0) -> np.ndarray:
+    """float32 [H], positive: head i of H has 2^(-largest i / H) (arXiv:2108.12409).
+
+    Where H is no power of two: of the next one's slopes, first every other one, from the second on.
+    """
+    power = 2 ** math.ceil(math.log2(heads))
+    slopes = 2.0 ** (-np.arange(1, power + 1) * largest / power)
+    if power != heads:
+        slopes = np.concatenate([slopes[1::2], slopes[::2]])[:heads]
+    return slopes.astype(np.float32)
+
+
+def alibi(positions_BT: jax.Array, heads: int) -> jax.Array:
+    """float32 [B, H, T, T]: minus slope times distance, for keys before the query."""
+    behind_BTT = (positions_BT[:, None, :] - positions_BT[:, :, None]).astype(jnp.float32)
+    return alibi_slopes(heads)[:, None, None] * behind_BTT[:, None]

@@ -1,0 +1,69 @@
+"""Geometries by name."""
+
+from __future__ import annotations
+
+from unimp_jax.model.decoder import DecoderConfig
+from unimp_jax.model.gated import GatedCrossAttentionConfig
+from unimp_jax.model.resampler import ResamplerConfig
+from unimp_jax.model.unimp import ModelConfig
+from unimp_jax.model.vision import VisionConfig
+
+SMALL_VISION = VisionConfig(image_size=32, patch_size=8, width=64, layers=2, heads=4, mlp_width=256)
+
+tiny = ModelConfig(
+    vision=SMALL_VISION,
+    resampler=ResamplerConfig(layers=1, heads=4, head_dim=16, latents=8),
+    gated=GatedCrossAttentionConfig(every=3, heads=4, head_dim=16, mlp_multiple=2),
+    decoder=DecoderConfig(
+        vocab_size=4096, width=96, layers=3, heads=4, mlp_width=256,
+        norm="rms_norm", bias=False, mlp="swiglu", tie_embeddings=True,
+    ),
+    compute_dtype="float32",
+)  # fmt: skip
+"""Minutes on two CPU cores."""
+
+small = ModelConfig(
+    vision=SMALL_VISION,
+    resampler=ResamplerConfig(layers=2, heads=4, head_dim=16, latents=8),
+    gated=GatedCrossAttentionConfig(every=2, heads=4, head_dim=32, mlp_multiple=2),
+    decoder=DecoderConfig(
+        vocab_size=4096, width=128, layers=4, heads=4, mlp_width=344,
+        norm="rms_norm", bias=False, mlp="swiglu", tie_embeddings=True,
+    ),
+    compute_dtype="float32",
+)  # fmt: skip
+"""An hour or so on two CPU cores."""
+
+openflamingo_3b = ModelConfig(
+    gated=GatedCrossAttentionConfig(every=1),
+    decoder=DecoderConfig(
+        width=2048, layers=24, heads=16, mlp_width=8192, bias=False, position="alibi", qk_norm=True,
+        tie_embeddings=True,
+    ),
+    remat="full",
+)  # fmt: skip
+"""CLIP ViT-L/14 and MPT-1B."""
+
+openflamingo_4b = ModelConfig(
+    gated=GatedCrossAttentionConfig(every=2),
+    decoder=DecoderConfig(width=2560, layers=32, heads=32, mlp_width=10240),
+    remat="full",
+)
+"""CLIP ViT-L/14 and RedPajama-INCITE-3B."""
+
+openflamingo_9b = ModelConfig(
+    gated=GatedCrossAttentionConfig(every=4),
+    decoder=DecoderConfig(
+        width=4096, layers=32, heads=32, mlp_width=16384, bias=False, position="alibi", tie_embeddings=True
+    ),
+    remat="full",
+)
+"""CLIP ViT-L/14 and MPT-7B."""
+
+PRESETS: dict[str, ModelConfig] = {
+    "tiny": tiny,
+    "small": small,
+    "openflamingo_3b": openflamingo_3b,
+    "openflamingo_4b": openflamingo_4b,
+    "openflamingo_9b": openflamingo_9b,
+}

@@ -1,0 +1,67 @@
+"""The Perceiver resampler (Flamingo, arXiv:2204.14198, section 2.1): an image's patch tokens -> a few latents."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from unimp_jax.model.attention import attend
+from unimp_jax.model.axes import constrain
+from unimp_jax.model.layers import DTypes, FeedForward, Linear, Norm, normal
+from unimp_jax.model.stacking import Remat, scan, stack
+
+
+@dataclasses.dataclass(frozen=True)
+class ResamplerConfig:
+    """Geometry of the resampler; it is as wide as the vision tower."""
+
+    layers: int = 6
+    heads: int = 8
+    head_dim: int = 64
+    latents: int = 64
+    """Vectors that stand for an image."""
+    mlp_multiple: int = 4
+    """Width inside the MLP, over the width."""
+
+    def __post_init__(self) -> None:
+        if min(dataclasses.astuple(self)) < 1:
+            raise ValueError(f"resampler: every size must be at least 1, not {self}")
+
+
+class ResamplerLayer(nnx.Module):
+    """Latents attend to the patch tokens and to themselves, then an MLP."""
+
+    def __init__(self, config: ResamplerConfig, width: int, dtypes: DTypes, rngs: nnx.Rngs):
+        embed, heads = {"vision_embed": width}, {"heads": config.heads, "head_dim": config.head_dim}
+        self.media_norm = Norm("layer_norm", {"norm": width}, eps=1e-5, bias=True, dtypes=dtypes)
+        self.latents_norm = Norm("layer_norm", {"norm": width}, eps=1e-5, bias=True, dtypes=dtypes)
+        self.query = Linear(embed, heads, bias=False, dtypes=dtypes, rngs=rngs)
+        self.key = Linear(embed, heads, bias=False, dtypes=dtypes, rngs=rngs)
+        self.value = Linear(embed, heads, bias=False, dtypes=dtypes, rngs=rngs)
+        self.out = Linear(heads, embed, bias=False, dtypes=dtypes, rngs=rngs)
+        self.feed_forward = FeedForward(embed, config.mlp_multiple, dtypes=dtypes, rngs=rngs)
+
+    def __call__(self, latents_BLC: jax.Array, media_BPC: jax.Array) -> jax.Array:
+        normed = self.latents_norm(latents_BLC)
+        seen = jnp.concatenate([self.media_norm(media_BPC), normed], axis=1)
+        latents_BLC = latents_BLC + self.out(attend(self.query(normed), self.key(seen), self.value(seen), None))
+        return constrain(latents_BLC + self.feed_forward(latents_BLC), "batch", None, None)
+
+
+class Resampler(nnx.Module):
+    """Patch tokens in, latents out."""
+
+    def __init__(self, config: ResamplerConfig, width: int, dtypes: DTypes, remat: Remat, rngs: nnx.Rngs):
+        self.dtype, self.remat = dtypes.compute, remat
+        self.latents = normal(rngs, {"latents": config.latents, "vision_embed": width}, 1.0, dtypes)
+        self.layers = stack(lambda rngs: ResamplerLayer(config, width, dtypes, rngs), config.layers, rngs)
+        self.norm = Norm("layer_norm", {"norm": width}, eps=1e-5, bias=True, dtypes=dtypes)
+
+    def __call__(self, media_BPC: jax.Array) -> jax.Array:
+        """[B, P, C] -> [B, L, C]."""
+        latents = self.latents[...].astype(self.dtype)
+        latents_BLC = jnp.broadcast_to(latents, (media_BPC.shape[0], *latents.shape))
+        return self.norm(scan(lambda x, layer: layer(x, media_BPC), latents_BLC, self.layers, remat=self.remat))

@@ -1,0 +1,53 @@
+"""Equal layers as one stacked module, run by a scan, so that a program does not grow with depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import jax
+from flax import nnx
+
+M = TypeVar("M")
+
+Remat = Literal["none", "full", "dots", "dots_with_batch"]
+"""What a scanned body keeps for its backward pass: everything; its input alone; also the products with weights; also
+those of attention."""
+
+POLICIES: dict[str, Callable[..., Any]] = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots_with_batch": jax.checkpoint_policies.dots_saveable,
+}
+
+
+def stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
+    """`count` modules as one, each parameter with a leading axis "layers"."""
+
+    @nnx.split_rngs(splits=count)
+    @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
+    def make_all(rngs: nnx.Rngs) -> M:
+        return make(rngs)
+
+    return make_all(rngs)
+
+
+def scan(body: Callable[..., Any], carry: Any, modules: Any, *numbers: jax.Array, remat: Remat) -> Any:
+    """carry = body(carry, modules[i], *numbers[i]) for each i, the body traced once.
+
+    `nnx.scan` would write all parameters out of the loop again, frozen ones too; here they only go in.
+    """
+    graph, state = nnx.split(modules)
+
+    def step(carry: Any, slices: tuple[Any, ...]) -> tuple[Any, None]:
+        return body(carry, nnx.merge(graph, slices[0]), *slices[1:]), None
+
+    if remat != "none":
+        step = jax.checkpoint(step, policy=POLICIES[remat], prevent_cse=False)
+    return jax.lax.scan(step, carry, (state, *numbers))[0]
+
+
+def unstack(modules: M, count: int) -> list[M]:
+    """The modules of a stack, one by one."""
+    graph, state = nnx.split(modules)
+    return [nnx.merge(graph, jax.tree.map(lambda x: x[i], state)) for i in range(count)]  # noqa: B023

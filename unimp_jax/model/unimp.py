@@ -1,0 +1,120 @@
+"""The whole model: images and text in, logits at the answers out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from unimp_jax.batch import Batch
+from unimp_jax.model.attention import earlier_images_mask, last_image_mask
+from unimp_jax.model.axes import constrain
+from unimp_jax.model.decoder import Decoder, DecoderConfig, text_context
+from unimp_jax.model.embeddings import Embeddings
+from unimp_jax.model.gated import GatedCrossAttention, GatedCrossAttentionConfig
+from unimp_jax.model.layers import DTypes, dropout
+from unimp_jax.model.resampler import Resampler, ResamplerConfig
+from unimp_jax.model.stacking import Remat, scan, stack, unstack
+from unimp_jax.model.vision import VisionConfig, VisionTower
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Geometry and arithmetic of the whole model."""
+
+    vision: VisionConfig = VisionConfig()
+    resampler: ResamplerConfig = ResamplerConfig()
+    gated: GatedCrossAttentionConfig = GatedCrossAttentionConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    compute_dtype: str = "bfloat16"
+    """Of activations and products; norms, softmax and logits are float32 whatever this says."""
+    param_dtype: str = "float32"
+    """Of parameters."""
+    remat: Remat = "none"
+    """What the backward pass keeps of each layer or group, and what it computes again."""
+
+    def __post_init__(self) -> None:
+        if self.decoder.layers % self.gated.every:
+            raise ValueError(f"model: gated.every {self.gated.every} must divide decoder.layers {self.decoder.layers}")
+        for name in ("compute_dtype", "param_dtype"):
+            if getattr(self, name) not in ("float32", "bfloat16"):
+                raise ValueError(f"model: {name} {getattr(self, name)!r} must be float32 or bfloat16")
+
+    @property
+    def groups(self) -> int:
+        """Groups of decoder layers, each with one gated block before its last layer."""
+        return self.decoder.layers // self.gated.every
+
+
+class UniMP(nnx.Module):
+    """Vision tower -> resampler -> decoder with gated cross-attention (OpenFlamingo, arXiv:2308.01390).
+
+    Its five attributes are the five parts that train or stay frozen: `vision`, `resampler`, `gated` (stacked, one a
+    group), `decoder` and `embeddings` (with the output head). A call changes nothing and keeps no random state.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dtypes = DTypes(config.param_dtype, config.compute_dtype)
+        width, latent_width = config.decoder.width, config.vision.width
+        self.vision = VisionTower(config.vision, dtypes, config.remat, rngs)
+        self.resampler = Resampler(config.resampler, latent_width, dtypes, config.remat, rngs)
+        self.gated = stack(
+            lambda rngs: GatedCrossAttention(config.gated, width, latent_width, dtypes, rngs), config.groups, rngs
+        )
+        self.decoder = Decoder(config.decoder, config.groups, dtypes, rngs)
+        self.embeddings = Embeddings(config.decoder, dtypes, rngs)
+
+    def encode_images(self, images_BNHW3: jax.Array) -> jax.Array:
+        """uint8 (or normalised float) [B, N, height, width, 3] -> latents [B, N, L, C]."""
+        B, N = images_BNHW3.shape[:2]
+        if N == 0:
+            shape = (B, 0, self.config.resampler.latents, self.config.vision.width)
+            return jnp.zeros(shape, self.config.compute_dtype)
+        flat = constrain(images_BNHW3.reshape(B * N, *images_BNHW3.shape[2:]), "batch", None, None, None)
+        latents = self.resampler(self.vision(flat))
+        return latents.reshape(B, N, *latents.shape[1:])
+
+    def hidden(self, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
+        """[B, T, D], after the final norm. With a key, and `decoder.dropout` above 0, with dropout."""
+        config, rate = self.config, self.config.decoder.dropout
+        latents_BNLC = self.encode_images(batch.images)
+        B, N, L, C = latents_BNLC.shape
+        latents_BSC = latents_BNLC.reshape(B, N * L, C)
+        image_mask_BTS = jnp.repeat(self.image_mask(batch), L, axis=-1)
+        context = text_context(config.decoder, batch.positions, batch.segment_ids)
+
+        def key_for(number: jax.Array | int) -> jax.Array | None:
+            return None if dropout_key is None or rate == 0 else jax.random.fold_in(dropout_key, number)
+
+        def group(x_BTD: jax.Array, modules: tuple[Any, Any], number: jax.Array) -> jax.Array:
+            gated, stacked = modules
+            *first, last = unstack(stacked, config.gated.every)
+            for i, layer in enumerate(first):
+                x_BTD = layer(x_BTD, context, key_for(number + i))
+            x_BTD = gated(x_BTD, latents_BSC, image_mask_BTS)
+            return last(x_BTD, context, key_for(number + len(first)))
+
+        x_BTD = dropout(self.embeddings.embed(batch.tokens), rate, key_for(config.decoder.layers))
+        x_BTD = constrain(x_BTD, "batch", None, None)
+        first_layers = jnp.arange(config.groups) * config.gated.every
+        x_BTD = scan(group, x_BTD, (self.gated, self.decoder.layers), first_layers, remat=config.remat)
+        return self.decoder.norm(x_BTD)
+
+    def image_mask(self, batch: Batch) -> jax.Array:
+        """bool [B, T, N]: which images a token looks at."""
+        if self.config.gated.attend == "last_image":
+            return last_image_mask(batch.image_index, batch.images.shape[1])
+        return earlier_images_mask(batch.image_index, batch.segment_ids, batch.image_segment_ids)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., V]."""
+        return self.embeddings.logits(hidden)
+
+    def __call__(self, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Logits at `batch.answer_positions` alone: float32 [B, A, V]."""
+        hidden_BTD = self.hidden(batch, dropout_key)
+        return self.logits(jnp.take_along_axis(hidden_BTD, batch.answer_positions[..., None], axis=1))

@@ -1,0 +1,124 @@
+"""The vision tower: a CLIP ViT (arXiv:2103.00020) up to its last hidden state."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from unimp_jax.model.attention import attend
+from unimp_jax.model.axes import constrain
+from unimp_jax.model.layers import DTypes, Linear, Norm, normal
+from unimp_jax.model.stacking import Remat, scan, stack
+
+CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+CLIP_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """Geometry of the tower; the defaults are CLIP ViT-L/14."""
+
+    image_size: int = 224
+    """Pixels, height and width."""
+    patch_size: int = 14
+    """Pixels; divides image_size."""
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    """Divides width."""
+    mlp_width: int = 4096
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    """quick_gelu is x sigmoid(1.702 x), as OpenAI trained; gelu the exact one."""
+    class_token: bool = True
+    """A learned token ahead of the patches, which takes part in attention and is not in the output."""
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"vision: patch_size {self.patch_size} must divide image_size {self.image_size}")
+        if self.width % self.heads:
+            raise ValueError(f"vision: heads {self.heads} must divide width {self.width}")
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+class VisionBlock(nnx.Module):
+    """Self-attention and MLP, each on a normalised input and added to it."""
+
+    def __init__(self, config: VisionConfig, dtypes: DTypes, rngs: nnx.Rngs):
+        width, heads = {"vision_embed": config.width}, {"heads": config.heads, "head_dim": config.head_dim}
+        mlp, norm = {"mlp": config.mlp_width}, {"norm": config.width}
+        scale = (2 * config.layers) ** -0.5
+        self.activation = config.activation
+        self.attention_norm = Norm("layer_norm", norm, eps=config.norm_eps, bias=True, dtypes=dtypes)
+        self.query = Linear(width, heads, bias=True, dtypes=dtypes, rngs=rngs)
+        self.key = Linear(width, heads, bias=True, dtypes=dtypes, rngs=rngs)
+        self.value = Linear(width, heads, bias=True, dtypes=dtypes, rngs=rngs)
+        self.out = Linear(heads, width, bias=True, dtypes=dtypes, rngs=rngs, scale=scale)
+        self.mlp_norm = Norm("layer_norm", norm, eps=config.norm_eps, bias=True, dtypes=dtypes)
+        self.up = Linear(width, mlp, bias=True, dtypes=dtypes, rngs=rngs)
+        self.down = Linear(mlp, width, bias=True, dtypes=dtypes, rngs=rngs, scale=scale)
+
+    def __call__(self, x_BPC: jax.Array) -> jax.Array:
+        y = self.attention_norm(x_BPC)
+        x_BPC = x_BPC + self.out(attend(self.query(y), self.key(y), self.value(y), None))
+        y = self.up(self.mlp_norm(x_BPC))
+        y = y * jax.nn.sigmoid(1.702 * y) if self.activation == "quick_gelu" else jax.nn.gelu(y, approximate=False)
+        return constrain(x_BPC + self.down(y), "batch", None, None)
+
+
+class VisionTower(nnx.Module):
+    """Images in, one vector a patch out."""
+
+    def __init__(self, config: VisionConfig, dtypes: DTypes, remat: Remat, rngs: nnx.Rngs):
+        self.config, self.dtype, self.remat = config, dtypes.compute, remat
+        width = {"vision_embed": config.width}
+        patch = {"patch_rows": config.patch_size, "patch_columns": config.patch_size, "colours": 3}
+        self.patch_embedding = Linear(patch, width, bias=False, dtypes=dtypes, rngs=rngs)
+        tokens = {"patches": config.patches + config.class_token}
+        self.positions = normal(rngs, tokens | width, 0.02, dtypes)
+        self.class_embedding = normal(rngs, width, 0.02, dtypes) if config.class_token else None
+        self.norm = Norm("layer_norm", {"norm": config.width}, eps=config.norm_eps, bias=True, dtypes=dtypes)
+        self.blocks = stack(lambda rngs: VisionBlock(config, dtypes, rngs), config.layers, rngs)
+
+    def __call__(self, images_BHW3: jax.Array) -> jax.Array:
+        """The patch tokens of the last hidden state, before any final norm.
+
+        Args:
+          images_BHW3: uint8, or float already normalised.
+
+        Returns:
+          [B, P, C], patches row by row.
+        """
+        config = self.config
+        B, size, p = images_BHW3.shape[0], config.image_size, config.patch_size
+        if images_BHW3.shape[1:] != (size, size, 3):
+            raise ValueError(f"images are {images_BHW3.shape[1:]}, the vision tower reads {(size, size, 3)}")
+        pixels = normalise(images_BHW3).astype(self.dtype)
+        patches = pixels.reshape(B, size // p, p, size // p, p, 3).swapaxes(2, 3)
+        x_BPC = self.patch_embedding(patches).reshape(B, config.patches, config.width)
+        if self.class_embedding is not None:
+            first = jnp.broadcast_to(self.class_embedding[...].astype(self.dtype), (B, 1, config.width))
+            x_BPC = jnp.concatenate([first, x_BPC], axis=1)
+        x_BPC = self.norm(x_BPC + self.positions[...].astype(self.dtype))
+        x_BPC = scan(lambda x, block: block(x), x_BPC, self.blocks, remat=self.remat)
+        return x_BPC[:, 1:] if config.class_token else x_BPC
+
+
+def normalise(images: jax.Array) -> jax.Array:
+    """uint8 [..., 3] -> float32 with CLIP's mean and deviation; floats pass as they are."""
+    if images.dtype != jnp.uint8:
+        return images
+    return (images.astype(jnp.float32) / 255 - CLIP_MEAN) / CLIP_DEVIATION
