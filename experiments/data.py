@@ -21,9 +21,12 @@ from data_pipelines.loader import (
 from data_pipelines.queries import TrainingQueries
 from data_pipelines.records import read_items, read_users
 from data_pipelines.schema import Item
-from data_pipelines.tasks import PROMPT_TEXTS, Budget, Example, TaskWriter
+from data_pipelines.tasks import PROMPT_TEXTS, Example, TaskWriter
 from data_pipelines.vocabulary import Vocabulary, attribute_texts, build_vocabulary, load_vocabulary
 from experiments.config import DataConfig, ExperimentConfig
+
+PROMPTS_A_ROW = 16
+"""At most so many questions share a row."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,14 +97,10 @@ class ExperimentData:
             queries, self.writer, self.images, config.loader, seed=config.seed, start=start, share=share
         )
 
-    def questions(
-        self, prompts: Sequence[Example], budget: Budget, share: Share = Share()
-    ) -> Iterator[QuestionBatch]:
+    def questions(self, prompts: Sequence[Example], share: Share = Share()) -> Iterator[QuestionBatch]:
+        """Batches of one shape whatever the task, so that one compiled function asks them all."""
+        budget = dataclasses.replace(self.config.budget, answers=PROMPTS_A_ROW)
         return question_batches(prompts, budget, self.images, self.config.loader, share)
-
-    def question_budget(self) -> Budget:
-        """One budget for all questions, so that one compiled function asks them: 16 prompts a row at most."""
-        return dataclasses.replace(self.config.budget, answers=16)
 
 
 def sized_model(config: ExperimentConfig, vocabulary: Vocabulary) -> ExperimentConfig:

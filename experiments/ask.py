@@ -1,0 +1,100 @@
+"""Each task's held-out questions put to a model, and its answers: figures for every user, from exact scores.
+
+No answer is sampled or searched for here. A recommendation is the catalogue ranked by the next token's probability; a
+rating is a distribution over the levels; a selection is the most probable of the six answers that are valid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from data_pipelines.corpus import Corpus
+from data_pipelines.loader import Share
+from data_pipelines.queries import Query, held_out_queries
+from data_pipelines.vocabulary import NUM_CANDIDATES
+from experiments.data import ExperimentData
+from unimp_jax.evaluation.harness import Examiner, Ranked
+
+Split = Literal["validation", "test"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """What is asked: the machinery, and the parameters (trainable, frozen) that it runs with."""
+
+    examiner: Examiner
+    parameters: tuple[Any, Any]
+    share: Share = Share()
+
+
+def seen_items(corpus: Corpus, queries: Sequence[Query]) -> np.ndarray:
+    """What each asked user had met before the question: int32 [P, longest], padded with -1."""
+    histories = [corpus.history(query.user, query.position) for query in queries]
+    seen = np.full((len(queries), max(map(len, histories), default=1)), -1, np.int32)
+    for row, history in enumerate(histories):
+        seen[row, : len(history)] = history
+    return seen
+
+
+def ask_for_items(data: ExperimentData, model: Model, queries: Sequence[Query], k: int = 10) -> Ranked:
+    """The catalogue ranked for recommendation or search questions."""
+    prompts = [data.writer.write(query, ask=True) for query in queries]
+    return model.examiner.rank_items(
+        model.parameters,
+        data.questions(prompts, model.share),
+        item_tokens=data.vocabulary.items[:, 0],
+        targets=np.array([query.right[0] for query in queries], np.int32),
+        seen=seen_items(data.corpus, queries),
+        k=k,
+    )
+
+
+def ask_for_ratings(data: ExperimentData, model: Model, queries: Sequence[Query]) -> np.ndarray:
+    """The probability of each rating level for preference questions: float32 [P, levels]."""
+    return _next_token(data, model, queries, [()] * len(queries), data.vocabulary.ratings)
+
+
+def ask_for_selections(data: ExperimentData, model: Model, queries: Sequence[Query]) -> list[tuple[int, ...]]:
+    """The most probable valid answer to each selection question: the items chosen, one or two of the three.
+
+    Answers name candidates in ascending order and end, so the probability of one is a product of at most three next
+    tokens, each among those that may follow: any candidate first; then the end or a later candidate; then the end.
+    """
+    selections, eos = data.vocabulary.selections, data.vocabulary.eos
+    followers = [np.array([eos, *selections[first + 1 :]]) for first in range(NUM_CANDIDATES)]
+    begin = np.log(_next_token(data, model, queries, [()] * len(queries), selections))
+    scores = {}
+    for first in range(NUM_CANDIDATES - 1):
+        begun = [(int(selections[first]),)] * len(queries)
+        follow = np.log(_next_token(data, model, queries, begun, followers[first]))
+        scores[(first,)] = begin[:, first] + follow[:, 0]
+        for place, second in enumerate(range(first + 1, NUM_CANDIDATES), start=1):
+            scores[first, second] = begin[:, first] + follow[:, place]
+    scores[(NUM_CANDIDATES - 1,)] = begin[:, -1]  # nothing but the end can follow the last candidate
+    answers = list(scores)
+    best = np.argmax(np.stack([scores[answer] for answer in answers], axis=1), axis=1)
+    return [
+        tuple(query.candidates[place] for place in answers[number])
+        for query, number in zip(queries, best.tolist(), strict=True)
+    ]
+
+
+def _next_token(
+    data: ExperimentData, model: Model, queries: Sequence[Query], begun: Sequence[tuple[int, ...]], tokens: np.ndarray
+) -> np.ndarray:
+    """Probabilities of `tokens` among themselves: float32 [P, tokens]."""
+    prompts = [data.writer.write(query, ask=True, begun=start) for query, start in zip(queries, begun, strict=True)]
+    batches = data.questions(prompts, model.share)
+    logs = model.examiner.log_probabilities(model.parameters, batches, tokens, len(prompts))
+    weights = np.exp(logs - logs.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def questions_of(corpus: Corpus, split: Split, task: str, limit: int | None = None) -> list[Query]:
+    """The first `limit` users' held-out questions of a task."""
+    return list(itertools.islice(held_out_queries(corpus, split, task), limit))

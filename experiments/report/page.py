@@ -1,0 +1,64 @@
+"""Gathers what a run left into one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from pathlib import Path
+
+import jinja2
+from PIL import Image
+
+from experiments.config import load_config
+from experiments.data import Records, load_records
+from experiments.report.curves import training_curves
+from experiments.results import Evaluation, Figure, load_evaluation
+from unimp_jax.training.log import read_log
+
+POSTER_HEIGHT = 96
+
+
+def write_report(folder: Path, split: str = "test") -> Path:
+    """Writes `report.html` beside a run's evaluation, whole or not at all, and returns where it is.
+
+    Raises:
+      DataError: the folder holds no evaluated run.
+    """
+    config = load_config(folder / "config.json")
+    evaluation = load_evaluation(folder / "evaluation" / f"{split}.json")
+    records = load_records(config.data)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("experiments.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["figure"] = show_figure
+    page = environment.get_template("page.html.jinja").render(
+        name=folder.name,
+        evaluation=evaluation,
+        curves=training_curves(read_log(folder / "metrics.jsonl")),
+        posters=posters(evaluation, records),
+        titles=records.corpus.titles,
+    )
+    path = folder / "report.html"
+    partial = path.with_suffix(".partial")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def show_figure(figure: Figure) -> str:
+    return f"{figure.mean:.3f}" if abs(figure.mean) < 10 else f"{figure.mean:.1f}"
+
+
+def posters(evaluation: Evaluation, records: Records) -> dict[int, str]:
+    """The pictures of all items in the samples, as data addresses."""
+    items = {item for sample in evaluation.samples for item in (*sample.history, sample.target, *sample.top)}
+    return {item: poster(records.read_image(item)) for item in sorted(items) if records.has_image[item]}
+
+
+def poster(encoded: bytes) -> str:
+    picture = Image.open(io.BytesIO(encoded)).convert("RGB")
+    picture.thumbnail((2 * POSTER_HEIGHT, POSTER_HEIGHT))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,83 @@
+"""What an evaluation found, in one form that tables, pages and tests read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from data_pipelines.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A mean over users with its bootstrap interval (95 %)."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One model's figures by name."""
+
+    model: str
+    figures: dict[str, Figure]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """All models at one task."""
+
+    task: str
+    users: int
+    larger_is_better: bool
+    rows: tuple[Row, ...]
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One user's question and the model's answer, items by index into the catalogue."""
+
+    user: str
+    history: tuple[int, ...]
+    target: int
+    rank: float
+    top: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """All tables of one run on one split."""
+
+    source: str
+    split: str
+    step: int
+    tables: tuple[Table, ...]
+    samples: tuple[Sample, ...]
+    seconds: float = 0.0
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What a reader may want to know of the run: parameters, seed, data, machine."""
+
+
+def save_evaluation(evaluation: Evaluation, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dataclasses.asdict(evaluation), indent=1), encoding="utf-8")
+
+
+def load_evaluation(path: Path) -> Evaluation:
+    """
+    Raises:
+      DataError: the file is missing or is no evaluation.
+    """
+    try:
+        return pydantic.TypeAdapter(Evaluation).validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist: run `unimp evaluate` on this run first") from error
+    except pydantic.ValidationError as error:
+        raise DataError(f"{path} is not an evaluation: {error.errors()[0]['msg']}") from error

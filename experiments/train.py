@@ -1,0 +1,220 @@
+"""`unimp train`: a configuration and a folder in, a trained run in that folder out.
+
+The folder of a run holds `config.json`, `vocabulary/`, `frozen/` (what does not train, written once), `checkpoints/`,
+`metrics.jsonl` and `tensorboard/`. The same command on the same folder goes on where the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from data_pipelines.errors import DataError
+from data_pipelines.loader import Position, Share
+from data_pipelines.queries import TASKS, held_out_queries
+from experiments.ask import Model, ask_for_items
+from experiments.config import ExperimentConfig, differences, load_config, save_config
+from experiments.data import ExperimentData, sized_model
+from unimp_jax.batch import Batch
+from unimp_jax.evaluation.harness import Examiner
+from unimp_jax.evaluation.metrics import ranking_metrics
+from unimp_jax.model.flops import training_step_flops
+from unimp_jax.sharding import batch_sharding, check_rows, init_model, make_mesh
+from unimp_jax.training.checkpoint import Checkpoints, abstract
+from unimp_jax.training.frozen import save_frozen
+from unimp_jax.training.log import RunLog
+from unimp_jax.training.loop import Run, train
+from unimp_jax.training.optimizer import make_optimizer
+from unimp_jax.training.peak import peak_flops
+from unimp_jax.training.step import TrainState, make_train_step
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parameters:
+    """A model taken apart: its structure, what trains and what does not."""
+
+    graph: nnx.GraphDef
+    trainable: Any
+    frozen: Any
+
+
+def train_run(config: ExperimentConfig, folder: Path) -> None:
+    """Trains, or goes on training, the run in `folder`.
+
+    Raises:
+      DataError: the folder holds a run of another configuration, or the data is not what it was.
+      ValueError: parts of the configuration do not fit one another.
+    """
+    data, config = open_run(config, folder)
+    mesh = make_mesh(config.mesh)
+    check_rows(config.loader.rows, mesh, config.training.accumulate)
+    share = Share(jax.process_index(), jax.process_count())
+    with jax.set_mesh(mesh):
+        parameters = init_parameters(config, mesh)
+        transformation = make_optimizer(config.optimizer, config.loop.steps, functools.partial(decays, config))
+        state = init_state(parameters.trainable, transformation)
+        describe(config, data, parameters, mesh)
+        with Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
+            frozen = save_frozen(folder / "frozen", parameters.frozen)
+            run = Run(
+                step=compile_step(config, parameters, transformation, state, mesh),
+                batches=lambda position: data.training(Position(**position) if position else Position(), share),
+                to_device=to_device(mesh),
+                validate=validation(config, data, parameters.graph, frozen, mesh, share),
+                tasks=TASKS,
+                flops=training_step_flops(config.model, batch_shape(config), frozenset(config.training.trains)),
+                peak_flops=peak_flops(config.model.compute_dtype),
+                tokens=config.loader.rows * config.budget.tokens,
+            )
+            done = checkpoints.latest() or 0
+            with RunLog(folder, step=done, steps=config.loop.steps, writes=jax.process_index() == 0) as log:
+                train(state, frozen, run, config.loop, checkpoints, log)
+
+
+def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
+    """The data of a new run, whose folder is made, or of the one that is there already."""
+    saved, vocabulary = folder / "config.json", folder / "vocabulary"
+    if saved.exists():
+        data = ExperimentData.load(config, vocabulary)
+        config = sized_model(config, data.vocabulary)
+        changed = differences(load_config(saved), config)
+        if changed:
+            raise DataError(
+                f"{folder} holds a run of another configuration ({'; '.join(changed[:3])}"
+                f"{' …' if len(changed) > 3 else ''}); name another folder to start anew"
+            )
+        return data, config
+    data = ExperimentData.load(config)
+    config = sized_model(config, data.vocabulary)
+    if jax.process_index() == 0:
+        data.vocabulary.save(vocabulary)
+        save_config(config, saved)
+    return data, config
+
+
+def init_parameters(config: ExperimentConfig, mesh: Mesh) -> Parameters:
+    """New parameters in their shardings; what does not train is kept in the type it is computed in."""
+    model = init_model(config.model, mesh, config.seed)
+    trains = frozenset(config.training.trains)
+    graph, trainable, frozen = nnx.split(model, lambda path, _: path[0] in trains, ...)
+    if not jax.tree.leaves(trainable):
+        raise ValueError("training.trains names no part: nothing would be trained")
+    dtype = jnp.dtype(config.model.compute_dtype)
+    return Parameters(graph, trainable, jax.tree.map(lambda x: x.astype(dtype), frozen))
+
+
+def init_state(trainable: Any, transformation: optax.GradientTransformation) -> TrainState:
+    """Step 0; the optimizer's moments lie where their parameters do."""
+    return TrainState(jnp.zeros((), jnp.int32), trainable, jax.jit(transformation.init)(trainable))
+
+
+def decays(config: ExperimentConfig, path: Any, parameter: jax.Array) -> bool:
+    """Whether weight decay applies: to matrices of the gated blocks, or of all parts but the embeddings."""
+    names = [str(getattr(key, "key", key)) for key in path]
+    part = "gated" if config.optimizer.decay == "gated" else names[0]
+    return names[0] == part != "embeddings" and "kernel" in names
+
+
+def batch_shape(config: ExperimentConfig) -> tuple[int, int, int, int]:
+    """(B, T, N, A) of a global batch."""
+    budget = config.budget
+    return config.loader.rows, budget.tokens, budget.images, budget.answers
+
+
+def to_device(mesh: Mesh) -> Callable[[dict[str, np.ndarray]], Batch]:
+    sharding = batch_sharding(mesh)
+
+    def place(arrays: dict[str, np.ndarray]) -> Batch:
+        return Batch(**{name: jax.make_array_from_process_local_data(sharding, x) for name, x in arrays.items()})
+
+    return place
+
+
+def compile_step(
+    config: ExperimentConfig,
+    parameters: Parameters,
+    transformation: optax.GradientTransformation,
+    state: TrainState,
+    mesh: Mesh,
+) -> Callable[..., Any]:
+    """The train step, compiled ahead for its one batch shape, with the state donated."""
+    step = make_train_step(
+        parameters.graph,
+        transformation,
+        gamma=config.objective.gamma,
+        num_tasks=len(TASKS),
+        accumulate=config.training.accumulate,
+        seed=config.seed,
+    )
+    start = time.perf_counter()
+    batch = abstract_batch(config, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    compiled = (
+        jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        .lower(abstract(state), abstract(parameters.frozen), batch)
+        .compile()
+    )
+    print(f"train step compiled in {time.perf_counter() - start:.1f} s")
+    return compiled
+
+
+def abstract_batch(config: ExperimentConfig, mesh: Mesh) -> Batch:
+    """Shapes, types and shardings of a global batch."""
+    B, T, N, A = batch_shape(config)
+    size = config.model.vision.image_size
+
+    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((B, *shape), dtype, sharding=batch_sharding(mesh))
+
+    return Batch(
+        tokens=array(jnp.int32, T),
+        segment_ids=array(jnp.int32, T),
+        positions=array(jnp.int32, T),
+        image_index=array(jnp.int32, T),
+        images=array(jnp.uint8, N, size, size, 3),
+        image_segment_ids=array(jnp.int32, N),
+        answer_positions=array(jnp.int32, A),
+        answer_targets=array(jnp.int32, A),
+        answer_weights=array(jnp.float32, A),
+        answer_tasks=array(jnp.int32, A),
+    )
+
+
+def validation(
+    config: ExperimentConfig, data: ExperimentData, graph: nnx.GraphDef, frozen: Any, mesh: Mesh, share: Share
+) -> Callable[[Any], dict[str, float]]:
+    """Recommendation to the validation users, with seen items filtered."""
+    examiner = Examiner(graph, mesh, to_device(mesh))
+    queries = held_out_queries(data.corpus, "validation", "recommendation")[: config.training.validation_users]
+    if not queries:
+        raise DataError(f"{config.data.source} has no validation interactions")
+
+    def validate(trainable: Any) -> dict[str, float]:
+        ranked = ask_for_items(data, Model(examiner, (trainable, frozen), share), queries)
+        means = {name: float(values.mean()) for name, values in ranking_metrics(ranked.filtered).items()}
+        return means | {"cross_entropy": float(ranked.cross_entropy.mean())}
+
+    return validate
+
+
+def describe(config: ExperimentConfig, data: ExperimentData, parameters: Parameters, mesh: Mesh) -> None:
+    """Says what is about to run."""
+    trainable, frozen = (
+        sum(x.size for x in jax.tree.leaves(tree)) for tree in (parameters.trainable, parameters.frozen)
+    )
+    print(
+        f"{config.data.source}: {data.corpus.num_users} users, {data.corpus.num_items} items; "
+        f"vocabulary {data.vocabulary.base_size} + {len(data.vocabulary.new_tokens)}\n"
+        f"{trainable:,} parameters train, {frozen:,} are frozen; mesh {dict(mesh.shape)}"
+    )

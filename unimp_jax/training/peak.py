@@ -1,0 +1,49 @@
+"""How fast this hardware could multiply matrices: what a step's speed is measured against."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+# Dense bfloat16 FLOP/s of one device, from the makers' data sheets.
+PEAK_BFLOAT16 = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+def peak_flops(dtype: str = "bfloat16") -> float:
+    """FLOP/s of all devices together: by data sheet for bfloat16 on known accelerators, else measured.
+
+    Host devices share their cores, so what is measured on one stands for all.
+    """
+    device = jax.devices()[0]
+    for name, flops in PEAK_BFLOAT16.items():
+        if device.device_kind.startswith(name) and dtype == "bfloat16":
+            return flops * jax.device_count()
+    shared = 1 if device.platform == "cpu" else jax.device_count()
+    return measured_matmul_flops(dtype) * shared
+
+
+def measured_matmul_flops(dtype: str, size: int = 2048, repeats: int = 5) -> float:
+    """The best of some square matrix products on one device, in FLOP/s."""
+    matrix = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
