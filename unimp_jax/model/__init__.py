@@ -3,7 +3,16 @@
 from unimp_jax.model.decoder import DecoderConfig
 from unimp_jax.model.gated import GatedCrossAttentionConfig
 from unimp_jax.model.resampler import ResamplerConfig
-from unimp_jax.model.unimp import ModelConfig, UniMP
+from unimp_jax.model.unimp import PARTS, ModelConfig, UniMP, part_of
 from unimp_jax.model.vision import VisionConfig
 
-__all__ = ["DecoderConfig", "GatedCrossAttentionConfig", "ModelConfig", "ResamplerConfig", "UniMP", "VisionConfig"]
+__all__ = [
+    "PARTS",
+    "DecoderConfig",
+    "GatedCrossAttentionConfig",
+    "ModelConfig",
+    "ResamplerConfig",
+    "UniMP",
+    "VisionConfig",
+    "part_of",
+]

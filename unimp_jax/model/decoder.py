@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import flax.struct
 import jax
 from flax import nnx
 
 from unimp_jax.model.attention import attend, causal_mask
 from unimp_jax.model.axes import constrain
-from unimp_jax.model.layers import DTypes, Linear, Norm, NormKind, dropout
+from unimp_jax.model.layers import DTypes, Linear, Norm, NormKind, Sizes, dropout
 from unimp_jax.model.positions import alibi, rotary_angles, rotate
 from unimp_jax.model.stacking import stack
 
@@ -80,8 +79,7 @@ class DecoderConfig:
         return int(self.head_dim * self.rotary_fraction)
 
 
-@flax.struct.dataclass
-class TextContext:
+class TextContext(NamedTuple):
     """What all layers need to know of the tokens, worked out once.
 
     Attributes:
@@ -113,10 +111,13 @@ class SelfAttention(nnx.Module):
         self.value = Linear(embed, kv_heads, bias=config.bias, dtypes=dtypes, rngs=rngs)
         scale = (2 * config.layers) ** -0.5
         self.out = Linear(heads, embed, bias=config.bias, dtypes=dtypes, rngs=rngs, scale=scale)
-        self.query_norm = self.key_norm = None
-        if config.qk_norm:
-            self.query_norm = Norm(config.norm, heads, eps=config.norm_eps, bias=config.bias, dtypes=dtypes)
-            self.key_norm = Norm(config.norm, kv_heads, eps=config.norm_eps, bias=config.bias, dtypes=dtypes)
+
+        def qk_norm(sizes: Sizes) -> Norm | None:
+            if not config.qk_norm:
+                return None
+            return Norm(config.norm, sizes, eps=config.norm_eps, bias=config.bias, dtypes=dtypes)
+
+        self.query_norm, self.key_norm = qk_norm(heads), qk_norm(kv_heads)
 
     def __call__(self, x_BTD: jax.Array, context: TextContext) -> jax.Array:
         query, key, value = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)

@@ -24,9 +24,12 @@ class DTypes:
     compute: str = "float32"
 
 
-def parameter(value: jax.Array, axes: tuple[str, ...]) -> nnx.Param:
-    """A parameter that knows the names of its axes, and needs no mesh to be made."""
-    return nnx.Param(value, out_sharding=axes, eager_sharding=False)
+def parameter(value: jax.Array, names: tuple[str, ...]) -> nnx.Param:
+    """A parameter that knows what its axes are called; `unimp_jax.sharding` turns names into places on a mesh.
+
+    The names are metadata of our own, since flax takes its own `out_sharding` for mesh axes wherever a mesh is set.
+    """
+    return nnx.Param(value, axis_names=names)
 
 
 def normal(rngs: nnx.Rngs, sizes: Sizes, deviation: float, dtypes: DTypes) -> nnx.Param:

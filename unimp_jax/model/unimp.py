@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -49,11 +50,28 @@ class ModelConfig:
         return self.decoder.layers // self.gated.every
 
 
+PARTS = ("vision", "resampler", "gated", "decoder", "embeddings")
+"""The attributes of `UniMP`, each of which trains or stays frozen as a whole."""
+
+
+def part_of(path: Sequence[Any]) -> str:
+    """The part that a parameter belongs to, from its path as `nnx.split` or `jax.tree_util` gives it.
+
+    Raises:
+      ValueError: the path does not start at a part.
+    """
+    first = path[0]
+    name = getattr(first, "key", getattr(first, "name", first))
+    if name not in PARTS:
+        raise ValueError(f"{name!r} is no part of the model; the parts are {', '.join(PARTS)}")
+    return name
+
+
 class UniMP(nnx.Module):
     """Vision tower -> resampler -> decoder with gated cross-attention (OpenFlamingo, arXiv:2308.01390).
 
-    Its five attributes are the five parts that train or stay frozen: `vision`, `resampler`, `gated` (stacked, one a
-    group), `decoder` and `embeddings` (with the output head). A call changes nothing and keeps no random state.
+    Its attributes are the five `PARTS`; `gated` is stacked, one block a group, and `embeddings` has the output head.
+    A call changes nothing and keeps no random state.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):

@@ -1,0 +1,97 @@
+"""Eight devices compute what one does, and a mesh that does not fit is refused in words."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.unimp_jax.test_model import random_batch, small_config
+from unimp_jax.model import part_of
+from unimp_jax.objective import count_answers, weighted_loss
+from unimp_jax.sharding import MeshConfig, batch_sharding, check_rows, init_model, make_mesh
+
+ONE = MeshConfig()
+MESHES = {
+    "data=8": MeshConfig(data=8),
+    "fsdp=8": MeshConfig(fsdp=-1),
+    "fsdp=4 tensor=2": MeshConfig(fsdp=4, tensor=2),
+}
+
+
+def with_gates_open(model):
+    """Gates start at 0, behind which nothing could be seen."""
+    model.gated.attention_gate[...] += 0.5
+    model.gated.mlp_gate[...] += 0.5
+    return model
+
+
+def logits_and_gradients(mesh_config, devices):
+    config = dataclasses.replace(small_config(), remat="dots")
+    mesh = make_mesh(mesh_config, devices)
+    with jax.set_mesh(mesh):
+        model = with_gates_open(init_model(config, mesh, seed=3))
+        graph, trainable, frozen = nnx.split(model, lambda path, _: part_of(path) != "vision", ...)
+        batch = jax.device_put(random_batch(np.random.default_rng(0), config, rows=8), batch_sharding(mesh))
+
+        def loss(trainable, frozen, batch):
+            logits = nnx.merge(graph, trainable, frozen)(batch)
+            count = count_answers(batch.answer_weights)
+            return weighted_loss(
+                logits, batch.answer_targets, batch.answer_weights, gamma=2.0, num_answers=count
+            ), logits
+
+        (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(trainable, frozen, batch)
+    return trainable, logits, gradients
+
+
+@pytest.fixture(scope="module")
+def on_one():
+    return logits_and_gradients(ONE, jax.devices()[:1])
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_eight_devices_equal_one(name, on_one):
+    parameters, logits, gradients = logits_and_gradients(MESHES[name], jax.devices())
+    for ours, single in zip(jax.tree.leaves(parameters), jax.tree.leaves(on_one[0]), strict=True):
+        np.testing.assert_array_equal(ours, single)
+    np.testing.assert_allclose(logits, on_one[1], atol=1e-5)
+    flat = dict(nnx.to_flat_state(gradients))
+    for path, single in nnx.to_flat_state(on_one[2]):
+        assert np.abs(single[...]).max() > 0, path
+        np.testing.assert_allclose(flat[path][...], single[...], atol=1e-5, err_msg=str(path))
+
+
+def test_fsdp_and_tensor_split_what_they_should():
+    mesh = make_mesh(MESHES["fsdp=4 tensor=2"])
+    model = init_model(small_config(), mesh, seed=0)
+    query = model.decoder.layers.attention.query.kernel[...]
+    assert query.shape == (2, 2, 32, 4, 8)
+    assert query.addressable_shards[0].data.shape == (2, 2, 8, 2, 8)
+    assert model.embeddings.base[...].addressable_shards[0].data.shape == (20, 8)
+
+
+def test_a_mesh_that_does_not_fit_the_devices_is_refused():
+    with pytest.raises(ValueError, match="data=3 x fsdp=1 x tensor=1 does not make 8 devices"):
+        make_mesh(MeshConfig(data=3))
+    with pytest.raises(ValueError, match="data=-1 x fsdp=3 x tensor=1 does not make 8 devices"):
+        make_mesh(MeshConfig(data=-1, fsdp=3))
+    with pytest.raises(ValueError, match="one at most -1"):
+        MeshConfig(data=-1, fsdp=-1)
+
+
+def test_a_mesh_that_does_not_fit_the_model_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"heads of 4 cannot be split over tensor=8; choose a tensor that divides 4"):
+        init_model(small_config(), make_mesh(MeshConfig(tensor=8)), seed=0)
+    config = small_config()
+    config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, vocab_size=41))
+    with pytest.raises(ValueError, match=r"embeddings/base: its axis vocab of 41 cannot be split over tensor=2"):
+        init_model(config, make_mesh(MeshConfig(data=4, tensor=2)), seed=0)
+
+
+def test_rows_that_do_not_fill_the_mesh_are_refused():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    check_rows(8, mesh, accumulate=2)
+    with pytest.raises(ValueError, match="12 rows a batch are not a multiple of 8"):
+        check_rows(12, mesh, accumulate=2)

@@ -1,0 +1,105 @@
+"""What a training step must compute, in floating-point operations, from the geometry alone.
+
+Products only, two operations a multiply-add; attention is counted whole, not halved for causality; what rematerialisation
+computes twice is counted once. Forward costs 1, the gradient of a product's activations 1 where something below it
+trains, that of its weights 1 where they train (for attention, both operands are activations).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Set
+
+from unimp_jax.model.unimp import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """Operations of one part's forward pass: products with weights, and of activations with each other."""
+
+    weights: float
+    attention: float = 0.0
+
+    def __mul__(self, count: float) -> Forward:
+        return Forward(self.weights * count, self.attention * count)
+
+    def step(self, *, trains: bool, below: bool) -> float:
+        """Forward and backward; `below` says whether a gradient goes through to what lies below."""
+        return self.weights * (1 + below + trains) + self.attention * (1 + 2 * (below or trains))
+
+
+def vision_image(config: ModelConfig) -> Forward:
+    """Of one image, all layers, without the patch embedding."""
+    vision = config.vision
+    tokens = vision.patches + vision.class_token
+    weights = 2 * tokens * vision.width * (4 * vision.width + 2 * vision.mlp_width)
+    return Forward(weights, 4 * tokens**2 * vision.width) * vision.layers
+
+
+def patch_embedding_image(config: ModelConfig) -> Forward:
+    vision = config.vision
+    return Forward(2 * vision.patches * 3 * vision.patch_size**2 * vision.width)
+
+
+def resampler_image(config: ModelConfig) -> tuple[Forward, Forward]:
+    """Of one image, all layers: (what works on latents, keys and values of the patch tokens)."""
+    resampler, width, patches = config.resampler, config.vision.width, config.vision.patches
+    inner, latents = resampler.heads * resampler.head_dim, resampler.latents
+    own = 2 * latents * width * (4 * inner + 2 * resampler.mlp_multiple * width)
+    attention = 4 * latents * (patches + latents) * inner
+    return Forward(own, attention) * resampler.layers, Forward(2 * patches * width * 2 * inner) * resampler.layers
+
+
+def gated_row(config: ModelConfig, tokens: int, images: int) -> tuple[Forward, Forward]:
+    """Of one row, one block: (what works on text, keys and values of the latents)."""
+    gated, width = config.gated, config.decoder.width
+    inner, latents = gated.heads * gated.head_dim, images * config.resampler.latents
+    text = 2 * tokens * width * (2 * gated.mlp_multiple * width + (2 * inner if images else 0))
+    return Forward(text, 4 * tokens * latents * inner), Forward(2 * latents * config.vision.width * 2 * inner)
+
+
+def decoder_row(config: ModelConfig, tokens: int) -> Forward:
+    """Of one row, one layer."""
+    decoder = config.decoder
+    projections = 2 * decoder.width + 2 * decoder.num_kv_heads * decoder.head_dim
+    mlp = (3 if decoder.mlp == "swiglu" else 2) * decoder.mlp_width
+    return Forward(2 * tokens * decoder.width * (projections + mlp), 4 * tokens**2 * decoder.width)
+
+
+def head_row(config: ModelConfig, answers: int) -> Forward:
+    """Of one row."""
+    decoder = config.decoder
+    return Forward(2 * answers * decoder.width * (decoder.vocab_size + decoder.new_tokens))
+
+
+def training_step_flops(config: ModelConfig, shape: tuple[int, int, int, int], trains: Set[str]) -> float:
+    """Operations of one step over a global batch, on all devices together.
+
+    Args:
+      config: the geometry.
+      shape: (B, T, N, A), see `unimp_jax.batch`.
+      trains: the parts that train; the others are frozen.
+    """
+    rows, tokens, images, answers = shape
+    media_trains = bool(images) and bool({"vision", "resampler"} & trains)
+    text_trains = bool({"embeddings", "decoder"} & trains)
+    crossing = text_trains or media_trains or "gated" in trains
+    vision_trains, resampler_trains = "vision" in trains, "resampler" in trains
+
+    latents, patches = resampler_image(config)
+    image = (
+        patch_embedding_image(config).step(trains=vision_trains, below=False)
+        + vision_image(config).step(trains=vision_trains, below=vision_trains)
+        + latents.step(trains=resampler_trains, below=media_trains)
+        + patches.step(trains=resampler_trains, below=vision_trains)
+    )
+    text, media = gated_row(config, tokens, images)
+    gated = text.step(trains="gated" in trains, below=crossing) + media.step(
+        trains="gated" in trains, below=media_trains
+    )
+    layer, decoder_trains = decoder_row(config, tokens), "decoder" in trains
+    before_first_block = config.gated.every - 1
+    decoder = before_first_block * layer.step(trains=decoder_trains, below=text_trains)
+    decoder += (config.decoder.layers - before_first_block) * layer.step(trains=decoder_trains, below=crossing)
+    head = head_row(config, answers).step(trains="embeddings" in trains, below=crossing)
+    return float(rows * (images * image + config.groups * gated + decoder + head))
