@@ -27,17 +27,37 @@ def attend(
     S, K = k_BSKh.shape[1:3]
     if S == 0:
         return jnp.zeros_like(q_BTHh)
-    q_BTKgh = (q_BTHh * h**-0.5).reshape(B, T, K, H // K, h)
-    scores = jnp.einsum("btkgh,bskh->bkgts", q_BTKgh, k_BSKh, preferred_element_type=jnp.float32)
+    q_BKgTh = (q_BTHh * h**-0.5).reshape(B, T, K, H // K, h).transpose(0, 2, 3, 1, 4)
+    k_BKSh, v_BKSh = k_BSKh.swapaxes(1, 2), v_BSKh.swapaxes(1, 2)
+    scores = jnp.einsum("bkgth,bksh->bkgts", q_BKgTh, k_BKSh, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + jnp.broadcast_to(bias, (B, H, T, S)).reshape(scores.shape)
     if mask_BTS is not None:
         scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKh.dtype)
-    out_BTHh = jnp.einsum("bkgts,bskh->btkgh", weights, v_BSKh).reshape(B, T, H, h)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    out = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v_BSKh.dtype), v_BKSh, preferred_element_type=jnp.float32)
+    # Divided here, where there are h numbers a query, not S.
+    out_BTHh = (out / total).astype(v_BSKh.dtype).transpose(0, 3, 1, 2, 4).reshape(B, T, H, h)
     if mask_BTS is not None:
         out_BTHh = jnp.where(mask_BTS.any(-1)[..., None, None], out_BTHh, 0)
     return out_BTHh
+
+
+def causal_attend(
+    q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask_BTT: jax.Array, bias: jax.Array | None = None
+) -> jax.Array:
+    """`attend` where the mask lets no query see a later key: long rows in four blocks of queries, each with the keys
+    up to its end, which saves 3 of 8 parts of the work."""
+    T = q_BTHh.shape[1]
+    if T < 256 or T % 4:
+        return attend(q_BTHh, k_BTKh, v_BTKh, mask_BTT, bias)
+    outs = []
+    for end in range(T // 4, T + 1, T // 4):
+        rows = slice(end - T // 4, end)
+        part = None if bias is None else bias[:, :, rows, :end]
+        outs.append(attend(q_BTHh[:, rows], k_BTKh[:, :end], v_BTKh[:, :end], mask_BTT[:, rows, :end], part))
+    return jnp.concatenate(outs, axis=1)
 
 
 def causal_mask(segment_ids_BT: jax.Array) -> jax.Array:

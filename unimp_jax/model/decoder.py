@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import jax
 from flax import nnx
 
-from unimp_jax.model.attention import attend, causal_mask
+from unimp_jax.model.attention import causal_attend, causal_mask
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.layers import DTypes, Linear, Norm, NormKind, Sizes, dropout
 from unimp_jax.model.positions import alibi, rotary_angles, rotate
@@ -127,7 +127,7 @@ class SelfAttention(nnx.Module):
             query, key = rotate(query, context.angles), rotate(key, context.angles)
         query = constrain(query, "batch", None, "heads", None)
         bias = alibi(context.positions_BT, query.shape[2]) if self.position == "alibi" else None
-        return self.out(attend(query, key, value, context.mask_BTT, bias))
+        return self.out(causal_attend(query, key, value, context.mask_BTT, bias))
 
 
 class MLP(nnx.Module):

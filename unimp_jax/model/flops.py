@@ -1,8 +1,8 @@
 """What a training step must compute, in floating-point operations, from the geometry alone.
 
-Products only, two operations a multiply-add; attention is counted whole, not halved for causality; what rematerialisation
-computes twice is counted once. Forward costs 1, the gradient of a product's activations 1 where something below it
-trains, that of its weights 1 where they train (for attention, both operands are activations).
+Products only, two operations a multiply-add; attention is counted whole, not halved for causality; what is computed
+again in the backward pass is counted once. Forward costs 1, the gradient of a product's activations 1 where something
+below it trains, that of its weights 1 where they train (for attention, both operands are activations).
 """
 
 from __future__ import annotations
