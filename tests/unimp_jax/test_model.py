@@ -20,7 +20,7 @@ from unimp_jax.model import (
     VisionConfig,
     part_of,
 )
-from unimp_jax.model.attention import attend
+from unimp_jax.model.attention import attend, causal_attend, causal_mask
 from unimp_jax.model.flops import training_step_flops
 from unimp_jax.model.presets import PRESETS
 
@@ -155,11 +155,12 @@ def test_all_earlier_images_are_seen_or_the_last_alone():
             return hidden(model, dataclasses.replace(batch, images=images))
 
         model.decoder.layers.attention.value.kernel[...] *= 0
+        model.decoder.layers.attention.value.bias[...] *= 0
         images = batch.images.copy()
         images[0, 0] = 255 - images[0, 0]
         change = np.abs(np.asarray(blocks_alone(images) - blocks_alone(batch.images)))[0].max(-1)
         assert (change[1:4] > 1e-5).all()
-        assert (change[4:8] > 1e-5).all() if moves else (change[4:8] == 0).all()
+        assert (change[4:8] > 1e-5).all() if moves else (change[4:8] == 0).all(), (attend_to, change)
 
 
 @pytest.mark.parametrize("attend_to", ["last_image", "all_earlier_images"])
@@ -175,13 +176,14 @@ def test_packed_equals_a_row_each(kind, attend_to):
             tokens=batch.tokens[:, tokens],
             segment_ids=np.ones((1, tokens.sum()), np.int32),
             positions=batch.positions[:, tokens],
-            image_index=np.where(
-                batch.image_index >= 0, batch.image_index - np.flatnonzero(images)[0], -1
-            )[:, tokens],
+            image_index=np.where(batch.image_index >= 0, batch.image_index - np.flatnonzero(images)[0], -1)[:, tokens],
             images=batch.images[:, images],
             image_segment_ids=np.ones((1, images.sum()), np.int32),
-            **{name: getattr(batch, name) for name in ("answer_positions", "answer_targets", "answer_weights", "answer_tasks")},
-        )  # fmt: skip
+            answer_positions=batch.answer_positions,
+            answer_targets=batch.answer_targets,
+            answer_weights=batch.answer_weights,
+            answer_tasks=batch.answer_tasks,
+        )
         np.testing.assert_allclose(hidden(model, alone), together[:, tokens], atol=1e-5)
 
 
@@ -224,6 +226,15 @@ def test_attention_equals_numpy_and_unseen_rows_are_zero_with_finite_gradients()
     gradients = jax.grad(lambda *x: attend(*x, jnp.asarray(mask)).sum(), argnums=(0, 1, 2))(q, k, v)
     assert all(np.isfinite(g).all() for g in gradients)
     assert (np.asarray(gradients[0])[:, 1] == 0).all()
+
+
+def test_blocks_of_queries_change_nothing():
+    rng = np.random.default_rng(11)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 256, heads, 4)), jnp.float32) for heads in (2, 1, 1))
+    segments = jnp.asarray(np.repeat([1, 2, 3, 0], [100, 90, 50, 16])[None])
+    bias = jnp.asarray(rng.normal(size=(1, 2, 256, 256)), jnp.float32)
+    mask = causal_mask(segments)
+    np.testing.assert_allclose(causal_attend(q, k, v, mask, bias), attend(q, k, v, mask, bias), atol=1e-5)
 
 
 @pytest.mark.parametrize("trains", [{"resampler", "gated", "embeddings"}, {"vision"}, set(PARTS)])
