@@ -1,0 +1,23 @@
+"""Data sets by name, each a TFDS builder that ends in the one record format."""
+
+from __future__ import annotations
+
+import difflib
+
+from data_pipelines.errors import DataError
+from data_pipelines.sources.builder import RecordBuilder
+from data_pipelines.sources.movielens import Movielens1m, MovielensSmall
+
+SOURCES: dict[str, type[RecordBuilder]] = {builder.name: builder for builder in (MovielensSmall, Movielens1m)}
+
+
+def find_source(name: str) -> type[RecordBuilder]:
+    """
+    Raises:
+      DataError: there is no such source; the message names the nearest.
+    """
+    if name not in SOURCES:
+        near = difflib.get_close_matches(name, SOURCES, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DataError(f"there is no source {name!r}; {hint}There are {', '.join(SOURCES)}")
+    return SOURCES[name]

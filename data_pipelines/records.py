@@ -1,0 +1,145 @@
+"""Records on disk: TFDS features of the record format, and reading them back one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from data_pipelines.errors import DataError
+from data_pipelines.schema import Interaction, Item, User
+
+KINDS = ("items", "users")
+SPLIT = "records"
+Record = TypeVar("Record", Item, User)
+
+ITEM_FEATURES = {
+    "item_id": tfds.features.Text(),
+    "title": tfds.features.Text(),
+    "attributes": tfds.features.Sequence({"name": tfds.features.Text(), "text": tfds.features.Text()}),
+    "categories": tfds.features.Sequence(tfds.features.Text()),
+    "image": tfds.features.Tensor(shape=(), dtype=np.object_),  # encoded bytes
+}
+USER_FEATURES = {
+    "user_id": tfds.features.Text(),
+    "interactions": tfds.features.Sequence(
+        {
+            "item_id": tfds.features.Text(),
+            "time": np.int64,
+            "rating": np.float32,
+            "text": tfds.features.Text(),
+            "split": tfds.features.Text(),
+        }
+    ),
+}
+
+
+def encode_item(item: Item) -> dict[str, Any]:
+    return {
+        "item_id": item.item_id,
+        "title": item.title,
+        "attributes": [{"name": name, "text": text} for name, text in item.attributes],
+        "categories": list(item.categories),
+        "image": item.image,
+    }
+
+
+def decode_item(record: dict[str, Any]) -> Item:
+    attributes = record["attributes"]
+    return Item(
+        item_id=record["item_id"].decode(),
+        title=record["title"].decode(),
+        attributes=tuple((n.decode(), t.decode()) for n, t in zip(attributes["name"], attributes["text"], strict=True)),
+        categories=tuple(word.decode() for word in record["categories"]),
+        image=record["image"],
+    )
+
+
+def encode_user(user: User) -> dict[str, Any]:
+    return {
+        "user_id": user.user_id,
+        "interactions": [
+            {"item_id": one.item_id, "time": one.time, "rating": one.rating, "text": one.text, "split": one.split}
+            for one in user.interactions
+        ],
+    }
+
+
+def decode_user(record: dict[str, Any]) -> User:
+    columns = record["interactions"]
+    rows = zip(*(columns[name] for name in ("item_id", "time", "rating", "text", "split")), strict=True)
+    return User(
+        user_id=record["user_id"].decode(),
+        interactions=tuple(
+            Interaction(
+                item.decode(), int(time), math.nan if np.isnan(rating) else float(rating), text.decode(), split.decode()
+            )
+            for item, time, rating, text, split in rows
+        ),
+    )
+
+
+class Records(Sequence[Record], Generic[Record]):
+    """Prepared records by number, each read from disk when asked for."""
+
+    def __init__(self, folder: Path, decode: Any):
+        self._folder, self._decode = folder, decode
+        with quiet_tfds():
+            self._source = tfds.builder_from_directory(str(folder)).as_data_source(SPLIT)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, number: Any) -> Any:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        try:
+            return self._decode(self._source[number])
+        except Exception as error:
+            raise DataError(
+                f"{self._folder}: record {number} cannot be read ({error}); prepare the source again"
+            ) from error
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[number] for number in range(len(self)))
+
+
+def record_folder(source: str, folder: Path, kind: str) -> Path:
+    """Where the builder of a source has put one kind of records.
+
+    Raises:
+      DataError: the source is not prepared there.
+    """
+    versions = sorted((folder / source / kind).glob("[0-9]*"))
+    if not versions:
+        raise DataError(f"{folder} holds no prepared source {source!r}: run `unimp prepare {source} --folder {folder}`")
+    return versions[-1]
+
+
+def read_items(source: str, folder: Path) -> Records[Item]:
+    return Records(record_folder(source, folder, "items"), decode_item)
+
+
+def read_users(source: str, folder: Path) -> Records[User]:
+    return Records(record_folder(source, folder, "users"), decode_user)
+
+
+@contextlib.contextmanager
+def quiet_tfds() -> Iterator[None]:
+    """TFDS without its progress bars and greetings."""
+    tfds.disable_progress_bar()
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    finally:
+        logger.setLevel(level)

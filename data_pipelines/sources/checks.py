@@ -1,0 +1,98 @@
+"""Reading what others wrote: every field is checked, every fault is named by file, line and field."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from data_pipelines.errors import DataError
+
+OnBad = Literal["refuse", "skip"]
+_MISSING = object()
+
+
+@dataclasses.dataclass
+class Faults:
+    """What was wrong with a source.
+
+    With `refuse`, the first bad record is an error and nothing is prepared; with `skip`, bad records are left out and
+    listed. Missing and broken pictures never stop anything: their items stay, without a picture, and are listed.
+    """
+
+    on_bad: OnBad = "refuse"
+    records: list[str] = dataclasses.field(default_factory=list)
+    pictures: list[str] = dataclasses.field(default_factory=list)
+
+    def bad_record(self, fault: str) -> None:
+        if self.on_bad == "refuse":
+            raise DataError(f"{fault} (--on-bad skip leaves such records out)")
+        self.records.append(fault)
+
+
+def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, str]]:
+    """(place, line) of a text file, plain or `.gz`, where place is `NAME line NUMBER`.
+
+    Raises:
+      DataError: the file does not exist, is cut off, or is not text.
+    """
+    packed = path.with_name(path.name + ".gz")
+    found = path if path.exists() or not packed.exists() else packed
+    try:
+        with (
+            gzip.open(found, "rt", encoding=encoding)
+            if found.suffix == ".gz"
+            else found.open(encoding=encoding) as file
+        ):
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield f"{found.name} line {number}", line.rstrip("\r\n")
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+        raise DataError(f"{found} is damaged ({error})") from error
+
+
+def read_objects(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of a JSON-lines file."""
+    for place, line in read_lines(path):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            faults.bad_record(f"{place}: not JSON ({error.msg} at column {error.colno})")
+            continue
+        if not isinstance(record, dict):
+            faults.bad_record(f"{place}: a {type(record).__name__} where an object should be")
+            continue
+        yield place, record
+
+
+class BadField(ValueError):
+    """A field that is missing or of the wrong type."""
+
+
+def field(record: dict[str, Any], name: str, *kinds: type, default: Any = _MISSING) -> Any:
+    """A field of one of the given types; a bool is no int.
+
+    Raises:
+      BadField: it is missing without a default, or of another type.
+    """
+    value = record.get(name, default)
+    if value is _MISSING:
+        raise BadField(f"field {name!r} is missing")
+    if value is not default and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise BadField(f"field {name!r} is {json.dumps(value)[:40]}, a {type(value).__name__}; it must be {wanted}")
+    return value
+
+
+def texts(record: dict[str, Any], name: str) -> tuple[str, ...]:
+    """A list of strings, () where it is missing."""
+    values = field(record, name, list, default=())
+    for value in values:
+        if not isinstance(value, str):
+            raise BadField(f"field {name!r} holds {json.dumps(value)[:40]}; it must hold strings only")
+    return tuple(values)

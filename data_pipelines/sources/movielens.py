@@ -1,0 +1,267 @@
+"""MovieLens: with posters from a local folder, embedded (the small one), or bare from the publisher's archive.
+
+The local layout is
+
+    FOLDER/posters.zip                         MOVIE_ID.jpg
+    FOLDER/movielens-small/items.jsonl         item_id, title, year, genres, description
+    FOLDER/movielens-small/users.jsonl         user, events: [time, item_id, rating, tags]
+    FOLDER/movielens-1m/{items,users}.jsonl    the same items; users: user, history, validation, test
+
+where each `.jsonl` may be a `.jsonl.gz`. The publisher's archives are those of https://grouplens.org/datasets/movielens.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from data_pipelines.errors import DataError
+from data_pipelines.schema import Interaction, Item, User
+from data_pipelines.sources.builder import RecordBuilder, Source
+from data_pipelines.sources.checks import BadField, Faults, field, read_lines, read_objects, texts
+from data_pipelines.sources.pictures import ZippedPictures
+
+EMBEDDED = Path(__file__).parent / "embedded" / "movielens"
+CORE = 5
+
+
+def movie(movie_id: Any, title: str, year: Any, genres: tuple[str, ...], description: str, image: bytes) -> Item:
+    attributes = (("Genres", ", ".join(genres)), ("Year", str(year)), ("Title", title), ("Description", description))
+    return Item(str(movie_id), title, attributes, genres, image)
+
+
+class LocalMovieLens:
+    """Items and users of a folder in the local layout."""
+
+    def __init__(self, folder: Path, name: str, faults: Faults):
+        """
+        Raises:
+          DataError: the folder does not have the layout.
+        """
+        self._folder, self._faults = folder / name, faults
+        if not self._folder.is_dir():
+            raise DataError(f"{self._folder} does not exist; expected {name}/items.jsonl and {name}/users.jsonl there")
+        self._pictures = ZippedPictures(folder / "posters.zip", faults)
+
+    def _movies(self) -> Iterator[tuple[dict[str, Any], str]]:
+        known: set[int] = set()
+        for place, record in read_objects(self._folder / "items.jsonl", self._faults):
+            try:
+                movie_id = field(record, "item_id", int)
+                if movie_id in known:
+                    raise BadField(f"item {movie_id} occurs a second time")
+                checked = {
+                    "movie_id": movie_id,
+                    "title": field(record, "title", str),
+                    "year": field(record, "year", int, str, default=""),
+                    "genres": texts(record, "genres"),
+                    "description": field(record, "description", str, default=""),
+                }
+            except BadField as fault:
+                self._faults.bad_record(f"{place}: {fault}")
+                continue
+            known.add(movie_id)
+            yield checked, place
+
+    def items(self) -> Iterator[Item]:
+        for record, _ in self._movies():
+            yield movie(**record, image=self._pictures.read(f"{record['movie_id']}.jpg"))
+
+    def users(self) -> Iterator[User]:
+        quietly = Faults("skip")
+        catalogue, self._faults = self._faults, quietly  # items were complained about when they were read
+        known = {record["movie_id"] for record, _ in self._movies()}
+        self._faults = catalogue
+        seen: set[str] = set()
+        for place, record in read_objects(self._folder / "users.jsonl", self._faults):
+            try:
+                user = str(field(record, "user", int, str))
+                if user in seen:
+                    raise BadField(f"user {user} occurs a second time")
+                events = list(self._events(record))
+            except BadField as fault:
+                self._faults.bad_record(f"{place}: {fault}")
+                continue
+            seen.add(user)
+            kept = []
+            for number, event in enumerate(events):
+                if int(event.item_id) in known:
+                    kept.append(event)
+                else:
+                    self._faults.bad_record(
+                        f"{place}: user {user}, interaction {number}: item {event.item_id} is not in items.jsonl"
+                    )
+            yield User(user, tuple(kept))
+
+    def _events(self, record: dict[str, Any]) -> Iterator[Interaction]:
+        if "events" not in record:
+            yield from self._sequence(record)
+            return
+        for event in field(record, "events", list):
+            if not isinstance(event, dict):
+                raise BadField(f"field 'events' holds a {type(event).__name__}; it must hold objects")
+            yield Interaction(
+                str(field(event, "item_id", int)),
+                time=field(event, "time", int),
+                rating=float(field(event, "rating", int, float)),
+                text=", ".join(texts(event, "tags")),
+            )
+
+    def _sequence(self, record: dict[str, Any]) -> Iterator[Interaction]:
+        for item in field(record, "history", list):
+            if not isinstance(item, int) or isinstance(item, bool):
+                raise BadField(f"field 'history' holds {item!r}; it must hold item ids")
+            yield Interaction(str(item), split="train")
+        if record.get("validation") is not None:
+            yield Interaction(str(field(record, "validation", int)), split="validation")
+        if record.get("test") is not None:
+            yield Interaction(str(field(record, "test", int)), split="test")
+
+
+TITLE_AND_YEAR = re.compile(r"(.*?)\s*\((\d{4})\)\s*$")
+
+
+def title_and_year(text: str) -> tuple[str, str]:
+    """`Toy Story (1995)` -> (`Toy Story`, `1995`)."""
+    match = TITLE_AND_YEAR.match(text)
+    return (match[1], match[2]) if match else (text, "")
+
+
+def genres_of(text: str) -> tuple[str, ...]:
+    return tuple(genre for genre in text.split("|") if genre and genre != "(no genres listed)")
+
+
+def split_fields(place: str, line: str, names: str, faults: Faults) -> dict[str, str] | None:
+    """`a::b::c` by name, or None (and a fault) where their number is wrong."""
+    wanted, found = names.split(), line.split("::")
+    if len(found) != len(wanted):
+        faults.bad_record(f"{place}: {len(found)} fields where {'::'.join(wanted)} should be")
+        return None
+    return dict(zip(wanted, found, strict=True))
+
+
+class OfficialMovieLens:
+    """Items and users of a publisher's archive, unpacked: `.dat` files (1M) or `.csv` files (latest-small).
+
+    Users and movies with fewer than `core` ratings are left out, again and again until none is left, as SASRec's
+    version of the data does; a movie rated twice by a user counts once, at its latest rating.
+    """
+
+    def __init__(self, folder: Path, faults: Faults, core: int):
+        self._folder, self._faults = folder, faults
+        self._movies = {record["movie"]: record for record in self._read("movies", "movie title genres", "latin-1")}
+        self._ratings = k_core(self._latest_ratings(), core)
+        self._rated = {movie for ratings in self._ratings.values() for movie in ratings}
+
+    def _read(self, name: str, names: str, encoding: str) -> Iterator[dict[str, str]]:
+        """Records of NAME.dat or NAME.csv; of the latter the first line is left out."""
+        if (self._folder / f"{name}.dat").exists():
+            for place, line in read_lines(self._folder / f"{name}.dat", encoding):
+                record = split_fields(place, line, names, self._faults)
+                if record:
+                    yield record
+            return
+        path = self._folder / f"{name}.csv"
+        if not path.exists():
+            raise DataError(f"{self._folder} holds neither {name}.dat nor {name}.csv: not a MovieLens archive")
+        with path.open(encoding="utf-8", newline="") as file:
+            for number, row in enumerate(csv.reader(file), start=1):
+                if number == 1:
+                    continue
+                if len(row) != len(names.split()):
+                    self._faults.bad_record(f"{path.name} line {number}: {len(row)} fields where {names} should be")
+                    continue
+                yield dict(zip(names.split(), row, strict=True))
+
+    def _latest_ratings(self) -> dict[str, dict[str, tuple[int, float]]]:
+        """user -> movie -> (time, stars)."""
+        users: dict[str, dict[str, tuple[int, float]]] = defaultdict(dict)
+        for record in self._read("ratings", "user movie rating time", "latin-1"):
+            try:
+                rating = int(record["time"]), float(record["rating"])
+            except ValueError as error:
+                self._faults.bad_record(f"ratings: user {record['user']}, movie {record['movie']}: {error}")
+                continue
+            if record["movie"] not in self._movies:
+                self._faults.bad_record(f"ratings: user {record['user']}: movie {record['movie']} is not in movies")
+                continue
+            earlier = users[record["user"]].get(record["movie"], rating)
+            users[record["user"]][record["movie"]] = max(rating, earlier)
+        return users
+
+    def items(self) -> Iterator[Item]:
+        for movie_id, record in self._movies.items():
+            if movie_id in self._rated:
+                title, year = title_and_year(record["title"])
+                yield movie(movie_id, title, year, genres_of(record["genres"]), "", b"")
+
+    def users(self) -> Iterator[User]:
+        tags: dict[tuple[str, str], list[str]] = defaultdict(list)
+        if (self._folder / "tags.csv").exists():
+            for record in self._read("tags", "user movie tag time", "utf-8"):
+                tags[record["user"], record["movie"]].append(record["tag"])
+        for user, ratings in self._ratings.items():
+            in_order = sorted(ratings.items(), key=lambda rated: rated[1][0])
+            yield User(
+                user,
+                tuple(
+                    Interaction(movie, time, stars, ", ".join(tags.get((user, movie), ())))
+                    for movie, (time, stars) in in_order
+                ),
+            )
+
+
+def k_core(ratings: dict[str, dict[str, Any]], core: int) -> dict[str, dict[str, Any]]:
+    """The largest part in which every user and every movie has at least `core` ratings."""
+    while True:
+        counts = Counter(movie for movies in ratings.values() for movie in movies)
+        kept = {
+            user: movies
+            for user, all_movies in ratings.items()
+            if len(movies := {movie: rating for movie, rating in all_movies.items() if counts[movie] >= core}) >= core
+        }
+        if sum(map(len, kept.values())) == sum(map(len, ratings.values())):
+            return kept
+        ratings = kept
+
+
+def unpacked(folder: Path, names: Iterable[str]) -> Path:
+    """The folder inside an unpacked archive that holds the files."""
+    for name in names:
+        if (folder / name).is_dir():
+            return folder / name
+    return folder
+
+
+class MovielensSmall(RecordBuilder):
+    """ml-latest-small: ratings with times and tags; embedded with posters."""
+
+    name = "movielens_small"
+    DESCRIPTION = "MovieLens latest-small (2016), the movies with a poster; https://grouplens.org/datasets/movielens"
+    ARCHIVE = "https://files.grouplens.org/datasets/movielens/ml-latest-small.zip"
+
+    def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
+        folder = self.source_dir or EMBEDDED
+        if (folder / "ratings.csv").exists() or (folder / "ml-latest-small").is_dir():
+            return OfficialMovieLens(unpacked(folder, ["ml-latest-small"]), self.faults, core=1)
+        return LocalMovieLens(folder, "movielens-small", self.faults)
+
+
+class Movielens1m(RecordBuilder):
+    """MovieLens 1M in SASRec's version, with posters, from a local folder; else the publisher's, 5-core, without."""
+
+    name = "movielens_1m"
+    DESCRIPTION = "MovieLens 1M; https://grouplens.org/datasets/movielens/1m"
+    ARCHIVE = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
+
+    def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
+        folder = self.source_dir or Path(downloads.download_and_extract(self.ARCHIVE))
+        if self.source_dir is None or (folder / "ratings.dat").exists() or (folder / "ml-1m").is_dir():
+            return OfficialMovieLens(unpacked(folder, ["ml-1m"]), self.faults, CORE)
+        return LocalMovieLens(folder, "movielens-1m", self.faults)
