@@ -1,0 +1,83 @@
+"""Figures for each user, from which every mean, interval and comparison is computed.
+
+Each function returns arrays by name with one value a user; `unimp_jax.evaluation.bootstrap` turns them into figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+
+CUTOFFS = (3, 5, 10)
+
+
+def ranking_metrics(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, np.ndarray]:
+    """HR@k, NDCG@k and MRR@k of questions with one right answer each.
+
+    With the right item at rank r: HR@k is 1, NDCG@k is 1 / log2(1 + r) (the ideal gain is 1) and MRR@k is 1 / r where
+    r <= k, and all three are 0 beyond. A tied rank such as 10.5 is beyond 10.
+
+    Args:
+      ranks: floating [M], 1 for the best.
+
+    Returns:
+      float64 [M] by name.
+
+    Raises:
+      ValueError: a rank is NaN or below 1.
+    """
+    ranks = np.asarray(ranks, np.float64)
+    broken = np.isnan(ranks)
+    if broken.any():
+        raise ValueError(f"{broken.sum()} of {ranks.size} ranks are NaN: the model scored items NaN, or was not asked")
+    if (ranks < 1).any():
+        raise ValueError(f"rank {ranks.min()} is below 1, the best there is")
+    gains = {"HR": np.ones_like(ranks), "NDCG": 1 / np.log2(1 + ranks), "MRR": 1 / ranks}
+    return {f"{name}@{k}": np.where(ranks <= k, gain, 0.0) for name, gain in gains.items() for k in cutoffs}
+
+
+def rating_errors(predicted: np.ndarray, actual: np.ndarray) -> dict[str, np.ndarray]:
+    """Squared and absolute errors in stars, float64 [M]; `RATING_FIGURES` makes RMSE and MAE of their means.
+
+    Raises:
+      ValueError: a rating is not finite; an answer that cannot be read is no rating.
+    """
+    predicted, actual = np.asarray(predicted, np.float64), np.asarray(actual, np.float64)
+    if predicted.shape != actual.shape:
+        raise ValueError(f"{predicted.shape} predicted ratings for {actual.shape} actual ones")
+    if not (np.isfinite(predicted).all() and np.isfinite(actual).all()):
+        raise ValueError("a rating is not finite: an answer that cannot be read as a rating is no rating")
+    error = predicted - actual
+    return {"squared": error**2, "absolute": np.abs(error)}
+
+
+def selection_counts(chosen: Sequence[Collection[int]], right: Sequence[Collection[int]]) -> dict[str, np.ndarray]:
+    """How many were chosen rightly, chosen, and right, float64 [M]; `SELECTION_FIGURES` makes micro figures of them.
+
+    Micro: counts are summed over users before they are divided, so a user with two right items weighs twice.
+    """
+    pairs = [(set(one), set(other)) for one, other in zip(chosen, right, strict=True)]
+    return {
+        "hits": np.array([len(one & other) for one, other in pairs], np.float64),
+        "chosen": np.array([len(one) for one, _ in pairs], np.float64),
+        "right": np.array([len(other) for _, other in pairs], np.float64),
+    }
+
+
+Means = dict[str, np.ndarray]
+
+RATING_FIGURES: dict[str, Callable[[Means], np.ndarray]] = {
+    "RMSE": lambda means: np.sqrt(means["squared"]),
+    "MAE": lambda means: means["absolute"],
+}
+SELECTION_FIGURES: dict[str, Callable[[Means], np.ndarray]] = {
+    "recall": lambda means: _ratio(means["hits"], means["right"]),
+    "precision": lambda means: _ratio(means["hits"], means["chosen"]),
+    "F1": lambda means: _ratio(2 * means["hits"], means["chosen"] + means["right"]),
+}
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """above / below, and 0 where nothing was chosen."""
+    return np.divide(above, below, out=np.zeros_like(above, np.float64), where=np.asarray(below) > 0)
