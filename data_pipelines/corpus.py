@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.schema import Item, User
+from data_pipelines.schema import NO_TIME, Interaction, Item, User
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
@@ -104,10 +104,17 @@ def leave_one_out(user: User) -> list[int]:
     return splits
 
 
+def _oldest_first(interactions: tuple[Interaction, ...]) -> tuple[Interaction, ...]:
+    """In order of time, ties as they stand; where one has no time, all as they stand."""
+    if any(interaction.time == NO_TIME for interaction in interactions):
+        return interactions
+    return tuple(sorted(interactions, key=lambda interaction: interaction.time))
+
+
 def build_corpus(items: Iterable[Item], users: Iterable[User]) -> Corpus:
     """Gathers records into arrays.
 
-    Interactions are put in order of time; where times tie or are unknown, the source's order stands. Users without a
+    Interactions are put in order of time; where times tie, or a user's are not all known, the source's order stands. Users without a
     single interaction are kept out, for there is nothing to learn from or ask about them.
 
     Raises:
@@ -133,7 +140,7 @@ def build_corpus(items: Iterable[Item], users: Iterable[User]) -> Corpus:
         seen_users.add(user.user_id)
         if not user.interactions:
             continue
-        interactions = tuple(sorted(user.interactions, key=lambda interaction: interaction.time))
+        interactions = _oldest_first(user.interactions)
         for number, interaction in enumerate(interactions):
             if interaction.item_id not in index:
                 raise DataError(
