@@ -114,8 +114,8 @@ def _oldest_first(interactions: tuple[Interaction, ...]) -> tuple[Interaction, .
 def build_corpus(items: Iterable[Item], users: Iterable[User]) -> Corpus:
     """Gathers records into arrays.
 
-    Interactions are put in order of time; where times tie, or a user's are not all known, the source's order stands. Users without a
-    single interaction are kept out, for there is nothing to learn from or ask about them.
+    Interactions are put in order of time; where times tie, or a user's are not all known, the source's order stands.
+    Users without a single interaction are kept out, for there is nothing to learn from or ask about them.
 
     Raises:
       DataError: an item or user id occurs twice, or a history names an item that does not exist.
