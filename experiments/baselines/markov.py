@@ -23,6 +23,8 @@ from experiments.baselines.popularity import training_counts
 from experiments.baselines.ranker import evaluate_ranker
 from unimp_jax.evaluation.metrics import ranking_metrics
 
+Lags = Literal["same", "any"]
+
 
 @dataclasses.dataclass(frozen=True)
 class MarkovConfig:
@@ -30,10 +32,10 @@ class MarkovConfig:
 
     last: int = 5
     """How many items of the history count."""
-    lags: Literal["same", "any"] = "same"
-    decay: float = 0.7
+    lags: Lags = "same"
+    decay: float = 0.6
     """The weight of an item relative to the one after it."""
-    normalise: float = 0.5
+    normalise: float = 1.0
     """0 sums counts, 1 sums probabilities."""
 
     def __post_init__(self) -> None:
@@ -41,9 +43,10 @@ class MarkovConfig:
             raise ValueError(f"last is {self.last}: a chain needs at least the last item")
 
 
+LAGS: tuple[Lags, ...] = ("same", "any")
 GRID = tuple(
     MarkovConfig(lags=lags, decay=decay, normalise=normalise)
-    for lags, decay, normalise in itertools.product(("same", "any"), (0.6, 0.8, 1.0), (0.0, 0.25, 0.5, 0.75, 1.0))
+    for lags, decay, normalise in itertools.product(LAGS, (0.4, 0.6, 0.8, 1.0), (0.0, 0.5, 0.75, 1.0))
 )
 
 

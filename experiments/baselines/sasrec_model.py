@@ -27,6 +27,8 @@ class SASRecModelConfig:
     activation: Literal["relu", "gelu"] = "gelu"
     dropout: float = 0.1
     """After the embeddings and after each branch."""
+    embedding_std: float = 0.02
+    """Standard deviation of the first embeddings."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -39,7 +41,7 @@ class SASRec(nnx.Module):
     """Item ids in, the hidden state that scores the next item out."""
 
     def __init__(self, config: SASRecModelConfig, num_items: int, *, rngs: nnx.Rngs):
-        normal = nnx.initializers.normal(config.width**-0.5)
+        normal = nnx.initializers.normal(config.embedding_std)
         self.items = nnx.Param(normal(rngs.params(), (num_items, config.width)))
         self.positions = nnx.Param(normal(rngs.params(), (config.max_length, config.width)))
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.layers)])
