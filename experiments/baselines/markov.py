@@ -1,11 +1,12 @@
-"""A Markov chain over the last few items that only counts transitions; nothing is learned but two exponents.
+"""A Markov chain over the last few items that only counts transitions; nothing is learned but three numbers.
 
 The score of item i after a history is
 
-    sum over j = 1 … last of  decay^(j - 1) * counts_j[h_j, i] / sum_i(counts_j[h_j, i])^normalise
+    sum over j = 1 … last of  decay^(j - 1) * counts_j[h_j, i] / (sum over i of counts_j[h_j, i])^normalise
+    counts_j[a, i] = sum over l = 1 … last of  spread^|l - j| * (how often, in training, i was met l steps after a)
 
-where h_j is the item met j steps back and counts_j[a, i] says how often, in training, i was met exactly j steps after
-a (lags "same"), or at most `last` steps after a (lags "any", the same counts for each j).
+where h_j is the item met j steps back. With spread 0 an item j steps back counts by transitions of j steps alone, with
+spread 1 by those of any number of steps up to `last`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable
-from typing import Literal
 
 import numpy as np
 import scipy.sparse
@@ -23,8 +23,6 @@ from experiments.baselines.popularity import training_counts
 from experiments.baselines.ranker import evaluate_ranker
 from unimp_jax.evaluation.metrics import ranking_metrics
 
-Lags = Literal["same", "any"]
-
 
 @dataclasses.dataclass(frozen=True)
 class MarkovConfig:
@@ -32,7 +30,8 @@ class MarkovConfig:
 
     last: int = 5
     """How many items of the history count."""
-    lags: Lags = "same"
+    spread: float = 0.6
+    """The weight of a transition of one step more or less."""
     decay: float = 0.6
     """The weight of an item relative to the one after it."""
     normalise: float = 1.0
@@ -41,12 +40,13 @@ class MarkovConfig:
     def __post_init__(self) -> None:
         if self.last < 1:
             raise ValueError(f"last is {self.last}: a chain needs at least the last item")
+        if not 0 <= self.spread <= 1:
+            raise ValueError(f"spread is {self.spread}: between 0 (the same lag alone) and 1 (all lags alike) is right")
 
 
-LAGS: tuple[Lags, ...] = ("same", "any")
 GRID = tuple(
-    MarkovConfig(lags=lags, decay=decay, normalise=normalise)
-    for lags, decay, normalise in itertools.product(LAGS, (0.4, 0.6, 0.8, 1.0), (0.0, 0.5, 0.75, 1.0))
+    MarkovConfig(spread=spread, decay=decay, normalise=normalise)
+    for spread, decay, normalise in itertools.product((0.0, 0.3, 0.6, 1.0), (0.4, 0.6, 0.8), (0.5, 1.0))
 )
 
 
@@ -55,14 +55,16 @@ class Markov:
 
     name = "Markov"
 
-    def __init__(self, corpus: Corpus, config: MarkovConfig = MarkovConfig()):
+    def __init__(
+        self,
+        corpus: Corpus,
+        config: MarkovConfig = MarkovConfig(),
+        lag_counts: list[scipy.sparse.csr_array] | None = None,
+    ):
+        """`lag_counts` spares the counting where it was done before: `transition_counts` of lags 1, 2, …"""
         self.corpus, self.config = corpus, config
-        counts = [transition_counts(corpus, lag) for lag in range(1, config.last + 1)]
-        if config.lags == "any":
-            counts = [sum(counts[1:], start=counts[0])] * config.last
-        self._weights_j = [
-            _scaled(matrix, config.decay**steps_back, config.normalise) for steps_back, matrix in enumerate(counts)
-        ]
+        lag_counts = lag_counts or [transition_counts(corpus, lag) for lag in range(1, config.last + 1)]
+        self._weights_j = [self._weights(lag_counts[: config.last], back) for back in range(config.last)]
         popularity_I = training_counts(corpus)
         least = min((matrix.data.min() for matrix in self._weights_j if matrix.nnz), default=np.float32(1))
         self._floor_I = (popularity_I * (1e-3 * least / max(popularity_I.max(), 1))).astype(np.float32)
@@ -75,22 +77,35 @@ class Markov:
             scores_MI[known] += weights[items_M[known]].toarray()
         return scores_MI
 
+    def _weights(self, lag_counts: list[scipy.sparse.csr_array], back: int) -> scipy.sparse.csr_array:
+        """What an item with `back` items after it adds to the score of each item: float32 [I, I]."""
+        counts = lag_counts[back]
+        for lag, others in enumerate(lag_counts):
+            if lag != back and self.config.spread:
+                counts = counts + self.config.spread ** abs(lag - back) * others
+        totals_I = counts.sum(axis=1)
+        totals_I[totals_I == 0] = 1
+        scale_I = self.config.decay**back / totals_I**self.config.normalise
+        return (scipy.sparse.diags_array(scale_I) @ counts).astype(np.float32).tocsr()
+
 
 def choose_markov(corpus: Corpus, grid: Iterable[MarkovConfig] = GRID) -> Markov:
     """The chain of the grid with the highest NDCG@10, seen filtered, on the validation users.
 
     Where nobody has a validation interaction, the default.
     """
-
-    def score(chain: Markov) -> float:
-        ranks = evaluate_ranker(chain, corpus, "validation")["filtered"]
-        return float(ranking_metrics(ranks)["NDCG@10"].mean()) if len(ranks) else -np.inf
-
-    best, best_score = Markov(corpus), -np.inf
+    grid = list(grid)
+    longest = max((config.last for config in grid), default=MarkovConfig().last)
+    lag_counts = [transition_counts(corpus, lag) for lag in range(1, max(longest, MarkovConfig().last) + 1)]
+    best, best_score = Markov(corpus, lag_counts=lag_counts), -np.inf
     for config in grid:
-        chain = Markov(corpus, config)
-        if (found := score(chain)) > best_score:
-            best, best_score = chain, found
+        chain = Markov(corpus, config, lag_counts)
+        ranks = evaluate_ranker(chain, corpus, "validation")["filtered"]
+        if not len(ranks):
+            break
+        score = float(ranking_metrics(ranks)["NDCG@10"].mean())
+        if score > best_score:
+            best, best_score = chain, score
     return best
 
 
@@ -104,12 +119,6 @@ def transition_counts(corpus: Corpus, lag: int) -> scipy.sparse.csr_array:
     ones = np.ones(len(rows), np.float32)
     counts = scipy.sparse.coo_array((ones, (rows, columns)), shape=(corpus.num_items, corpus.num_items))
     return counts.tocsr()
-
-
-def _scaled(counts: scipy.sparse.csr_array, weight: float, normalise: float) -> scipy.sparse.csr_array:
-    totals_I = np.maximum(counts.sum(axis=1), 1)
-    scale_I = (weight / totals_I**normalise).astype(np.float32)
-    return (scipy.sparse.diags_array(scale_I) @ counts).tocsr()
 
 
 def _newest_first(corpus: Corpus, users: np.ndarray, positions: np.ndarray, last: int) -> np.ndarray:

@@ -91,7 +91,7 @@ def test_popularity_counts_training_only(corpus: Corpus) -> None:
     assert Popularity(corpus).scores(np.array([0, 3]), np.array([1, 1])).tolist() == [right, right]
 
 
-@pytest.mark.parametrize("config", [MarkovConfig(3, "same", 0.7, 0.5), MarkovConfig(2, "any", 0.5, 1.0)])
+@pytest.mark.parametrize("config", [MarkovConfig(3, 0, 0.7, 0.5), MarkovConfig(2, 1, 0.5, 1), MarkovConfig(3, 0.5)])
 def test_markov_is_the_formula_of_its_page(corpus: Corpus, config: MarkovConfig) -> None:
     num_items, last = corpus.num_items, config.last
     counts = np.zeros((last + 1, num_items, num_items))
@@ -106,7 +106,7 @@ def test_markov_is_the_formula_of_its_page(corpus: Corpus, config: MarkovConfig)
     for row, user, position in zip(found, users, positions, strict=True):
         right = np.zeros(num_items)
         for back, item in enumerate(corpus.history(user, position)[::-1][:last], start=1):
-            line = counts[back, item] if config.lags == "same" else counts[1:, item].sum(axis=0)
+            line = sum(config.spread ** abs(lag - back) * counts[lag, item] for lag in range(1, last + 1))
             right += config.decay ** (back - 1) * line / max(line.sum(), 1) ** config.normalise
         np.testing.assert_allclose(row, right, atol=2e-3 * right[right > 0].min(initial=1))  # the floor of popularity
 
