@@ -59,7 +59,7 @@ class ExperimentConfig:
     budget: Budget = Budget()
     images: ImageConfig = ImageConfig()
     loader: LoaderConfig = LoaderConfig()
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = MeshConfig(data=-1)
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()

@@ -7,18 +7,18 @@ from data_pipelines.loader import LoaderConfig
 from data_pipelines.queries import QueryConfig, TaskMix
 from data_pipelines.tasks import Budget, TaskConfig
 from data_pipelines.vocabulary import VocabularyConfig
-from experiments.config import ExperimentConfig, TrainingConfig
-from unimp_jax.model import presets as models
+from experiments.config import DataConfig, ExperimentConfig, TrainingConfig
+from unimp_jax.model import PARTS, presets
 from unimp_jax.training.loop import LoopConfig
 from unimp_jax.training.optimizer import OptimizerConfig
 
-ALL_PARTS = ("vision", "resampler", "gated", "decoder", "embeddings")
 FROM_NOTHING = OptimizerConfig(
-    learning_rate=2e-3, warmup=0.05, final=0.05, weight_decay=0.05, decay="matrices", b2=0.98
+    learning_rate=3e-3, warmup=0.05, final=0.02, weight_decay=0.05, decay="matrices", b2=0.98
 )
+"""For small models whose every parameter is new."""
 
 TINY = ExperimentConfig(
-    model=models.tiny,
+    model=presets.tiny,
     vocabulary=VocabularyConfig(trained_size=1024, attribute_words=6),
     tasks=TaskConfig(full_items=2, id_items=100, history_targets="next_item", preference_shows_id=True),
     queries=QueryConfig(mix=TaskMix(recommendation=3.0, search=1.0, preference=2.0, selection=1.0)),
@@ -26,7 +26,47 @@ TINY = ExperimentConfig(
     images=ImageConfig(fit="stretch"),
     loader=LoaderConfig(rows=8, block_examples=2048),
     optimizer=FROM_NOTHING,
-    training=TrainingConfig(trains=ALL_PARTS),
+    training=TrainingConfig(trains=PARTS),
     loop=LoopConfig(steps=400, validate_every=100, save_every=100),
 )
-"""Everything from nothing in minutes: what `make demo` trains."""
+
+SMALL = ExperimentConfig(
+    model=presets.small,
+    data=DataConfig("movielens_1m"),
+    vocabulary=VocabularyConfig(trained_size=1024, attributes=("Genres", "Year", "Title"), attribute_words=6),
+    tasks=TaskConfig(full_items=1, id_items=128, history_targets="next_item"),
+    queries=QueryConfig(mix=TaskMix(recommendation=8.0, search=1.0, preference=0.0, selection=0.5)),
+    budget=Budget(tokens=512, images=12, answers=512),
+    images=ImageConfig(fit="stretch"),
+    loader=LoaderConfig(rows=16, block_examples=4096),
+    optimizer=FROM_NOTHING,
+    training=TrainingConfig(trains=PARTS),
+    loop=LoopConfig(steps=2000, validate_every=200, save_every=200),
+)
+
+
+def as_published(model: str) -> ExperimentConfig:
+    """The paper's recipe around one of its models: the resampler, the gated blocks and the embeddings train."""
+    return ExperimentConfig(
+        model=getattr(presets, model),
+        tasks=TaskConfig(full_items=5, id_items=0, history_targets="reconstruct", rated_history=False),
+        loader=LoaderConfig(rows=64, threads=16),
+        budget=Budget(tokens=1024, images=24, answers=256),
+        loop=LoopConfig(steps=20_000, log_every=10, validate_every=1000, save_every=500),
+    )
+
+
+PRESETS: dict[str, ExperimentConfig] = {
+    "tiny": TINY,
+    "small": SMALL,
+    **{
+        name.replace("_", "-"): as_published(name) for name in ("openflamingo_3b", "openflamingo_4b", "openflamingo_9b")
+    },
+}
+DESCRIPTIONS: dict[str, str] = {
+    "tiny": "Minutes on two cores: what `unimp demo` trains on MovieLens small.",
+    "small": "MovieLens 1M, an hour on two cores.",
+    "openflamingo-3b": "CLIP ViT-L/14 and MPT-1B.",
+    "openflamingo-4b": "CLIP ViT-L/14 and RedPajama-INCITE-3B.",
+    "openflamingo-9b": "CLIP ViT-L/14 and MPT-7B.",
+}

@@ -10,23 +10,15 @@ from typing import Any
 import pydantic
 
 from data_pipelines.errors import DataError
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """A mean over users with its bootstrap interval (95 %)."""
-
-    mean: float
-    low: float
-    high: float
+from unimp_jax.evaluation.bootstrap import Interval
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One model's figures by name."""
+    """One model's figures by name: means over users with 95 % bootstrap intervals."""
 
     model: str
-    figures: dict[str, Figure]
+    figures: dict[str, Interval]
 
 
 @dataclasses.dataclass(frozen=True)

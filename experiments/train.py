@@ -60,9 +60,9 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
     mesh = make_mesh(config.mesh)
     check_rows(config.loader.rows, mesh, config.training.accumulate)
     share = Share(jax.process_index(), jax.process_count())
+    parameters = init_parameters(config, mesh)
     with jax.set_mesh(mesh):
-        parameters = init_parameters(config, mesh)
-        transformation = make_optimizer(config.optimizer, config.loop.steps, functools.partial(decays, config))
+        transformation = optimizer_of(config)
         state = init_state(parameters.trainable, transformation)
         describe(config, data, parameters, mesh)
         with Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
@@ -112,6 +112,10 @@ def init_parameters(config: ExperimentConfig, mesh: Mesh) -> Parameters:
         raise ValueError("training.trains names no part: nothing would be trained")
     dtype = jnp.dtype(config.model.compute_dtype)
     return Parameters(graph, trainable, jax.tree.map(lambda x: x.astype(dtype), frozen))
+
+
+def optimizer_of(config: ExperimentConfig) -> optax.GradientTransformation:
+    return make_optimizer(config.optimizer, config.loop.steps, functools.partial(decays, config))
 
 
 def init_state(trainable: Any, transformation: optax.GradientTransformation) -> TrainState:

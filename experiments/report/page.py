@@ -13,7 +13,8 @@ from PIL import Image
 from experiments.config import load_config
 from experiments.data import Records, load_records
 from experiments.report.curves import training_curves
-from experiments.results import Evaluation, Figure, load_evaluation
+from experiments.results import Evaluation, load_evaluation
+from unimp_jax.evaluation.bootstrap import Interval
 from unimp_jax.training.log import read_log
 
 POSTER_HEIGHT = 96
@@ -46,7 +47,7 @@ def write_report(folder: Path, split: str = "test") -> Path:
     return path
 
 
-def show_figure(figure: Figure) -> str:
+def show_figure(figure: Interval) -> str:
     return f"{figure.mean:.3f}" if abs(figure.mean) < 10 else f"{figure.mean:.1f}"
 
 

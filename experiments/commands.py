@@ -1,0 +1,108 @@
+"""What each subcommand of `unimp` does; its options are the parameters, typed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from data_pipelines.prepare import prepare
+from data_pipelines.sources.checks import OnBad
+from experiments.config import ExperimentConfig
+from experiments.evaluate import EvaluationConfig, evaluate_run, show
+from experiments.loader_speed import measure_loader
+from experiments.presets import DESCRIPTIONS, PRESETS
+from experiments.report import write_report
+from experiments.train import train_run
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A preset, and where its run is kept."""
+
+    folder: Path
+    """The folder of the run."""
+    experiment: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
+
+
+Preset: Any = tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS, prefix_names=False)
+PresetRun: Any = tyro.extras.subcommand_type_from_defaults(
+    {name: Training(Path("runs") / name, preset) for name, preset in PRESETS.items()}, DESCRIPTIONS, prefix_names=False
+)
+
+
+def prepare_command(
+    source: tyro.conf.Positional[str],
+    folder: Path = Path("data"),
+    source_dir: Path | None = None,
+    on_bad: OnBad = "refuse",
+) -> None:
+    """Turn a source's own files into records.
+
+    Args:
+      source: movielens_small or movielens_1m.
+      folder: where records go.
+      source_dir: the source's own files; by default those that come with this project, or the publisher's.
+      on_bad: bad records are an error, or are left out and listed.
+    """
+    print(prepare(source, folder, source_dir, on_bad))
+
+
+def train_command(run: Annotated[PresetRun, tyro.conf.arg(name="")]) -> None:
+    """Train a preset, every field of which is an option; or go on training it."""
+    train_run(run.experiment, run.folder)
+
+
+def evaluate_command(
+    folder: tyro.conf.Positional[Path], config: Annotated[EvaluationConfig, tyro.conf.arg(name="")]
+) -> None:
+    """Measure a run on all tasks, beside baselines.
+
+    Args:
+      folder: the folder of the run.
+    """
+    print(show(evaluate_run(folder, config)))
+
+
+def report_command(folder: tyro.conf.Positional[Path], split: str = "test") -> None:
+    """Write one page of a run that was evaluated.
+
+    Args:
+      folder: the folder of the run.
+      split: which evaluation.
+    """
+    print(write_report(folder, split))
+
+
+def loader_command(config: Annotated[Preset, tyro.conf.arg(name="")], batches: int = 200) -> None:
+    """Measure how fast and how full a preset's batches come.
+
+    Args:
+      batches: so many are read.
+    """
+    measure_loader(config, batches)
+
+
+def demo_command(folder: Path = Path("runs/demo"), data: Path = Path("data")) -> None:
+    """Prepare MovieLens, train `tiny`, evaluate it beside baselines, and write the page of it.
+
+    Args:
+      folder: the folder of the run.
+      data: where records go.
+    """
+    from experiments.demo import demo
+
+    demo(folder, data)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "prepare": prepare_command,
+    "train": train_command,
+    "evaluate": evaluate_command,
+    "report": report_command,
+    "loader": loader_command,
+    "demo": demo_command,
+}
