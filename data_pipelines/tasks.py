@@ -55,8 +55,8 @@ class TaskConfig:
     """Targets in the items shown whole: their own id (as the paper), the next item's (asked at the id), or nothing."""
     rated_history: bool = True
     """In preference prediction, each id of the history is followed by the rating it was given, also a target."""
-    preference_shows_id: bool = False
-    """Preference prediction names the item by its id as well, not by picture and attributes alone."""
+    questions_show_ids: bool = False
+    """Items asked about, or offered to select from, are named by their ids as well (the paper: image and attributes)."""
     explanation_words: int = 64
     """Explanations are cut to so many words."""
     images: bool = True
@@ -231,15 +231,13 @@ class TaskWriter:
             tokens += [self._query, self._categories[query.right[0]]]
         elif query.task == PREFERENCE:
             images = self._picture(query.right[0])
-            tokens += [self._marker(images), self._attributes[query.right[0]]]
-            if self.config.preference_shows_id:
-                tokens.append(vocabulary.items[query.right[0]])
+            tokens += [self._marker(images), self._asked_name(query.right[0]), self._attributes[query.right[0]]]
         elif query.task == SELECTION:
             tokens.append(self._select)
             for name, item in zip(vocabulary.selections, query.candidates, strict=True):
                 picture = self._picture(item)
                 images += picture
-                tokens += [self._marker(picture), _array(name), self._attributes[item]]
+                tokens += [self._marker(picture), _array(name), self._asked_name(item), self._attributes[item]]
         tokens += [self._questions[query.task], _array(vocabulary.answer)]
         return _Piece(np.concatenate(tokens), images)
 
@@ -311,6 +309,9 @@ class TaskWriter:
         if query.task == PREFERENCE and self.config.rated_history and not np.isnan(rating):
             return np.append(name, np.int32(self.vocabulary.rating_token(rating)))
         return name
+
+    def _asked_name(self, item: int) -> np.ndarray:
+        return self.vocabulary.items[item] if self.config.questions_show_ids else _array()
 
     def _picture(self, item: int) -> tuple[int, ...]:
         return (item,) if self._has_image[item] else ()

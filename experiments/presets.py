@@ -20,7 +20,7 @@ FROM_NOTHING = OptimizerConfig(
 TINY = ExperimentConfig(
     model=presets.tiny,
     vocabulary=VocabularyConfig(trained_size=1024, attribute_words=6),
-    tasks=TaskConfig(full_items=2, id_items=100, history_targets="next_item", preference_shows_id=True),
+    tasks=TaskConfig(full_items=2, id_items=100, history_targets="next_item", questions_show_ids=True),
     queries=QueryConfig(mix=TaskMix(recommendation=3.0, search=1.0, preference=2.0, selection=1.0)),
     budget=Budget(tokens=512, images=12, answers=320),
     images=ImageConfig(fit="stretch"),

@@ -156,7 +156,7 @@ def compile_step(
     step = make_train_step(
         parameters.graph,
         transformation,
-        gamma=config.objective.gamma,
+        objective=config.objective,
         num_tasks=len(TASKS),
         accumulate=config.training.accumulate,
         seed=config.seed,

@@ -7,6 +7,9 @@ probability of the right token and w the weight of its task; gradients flow thro
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,8 @@ class ObjectiveConfig:
 
     gamma: float = 2.0
     """Focusing exponent; 0 is plain cross entropy."""
+    chunk: int = 64
+    """So many answers of each row are scored at a time, so that logits of all of them never exist at once."""
 
 
 def token_losses(logits: jax.Array, targets: jax.Array, gamma: float) -> tuple[jax.Array, jax.Array]:
@@ -28,16 +33,36 @@ def token_losses(logits: jax.Array, targets: jax.Array, gamma: float) -> tuple[j
       targets: int32 [...].
 
     Returns:
-      (focal, plain): float32 [...] each, in nats.
+      (focal, plain): float32 [...] each, in nats. Only the focal one passes a gradient.
     """
-    logits = logits.astype(jnp.float32)
-    right = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    log_p = right - jax.nn.logsumexp(logits, axis=-1)
+    log_p = _log_probability(logits.astype(jnp.float32), targets)
+    plain = -jax.lax.stop_gradient(log_p)
     if gamma == 0:
-        return -log_p, -log_p
+        return -log_p, plain
     # Where p is 1 to the last bit, the factor's own slope is infinite for gamma < 1 although the product's is 0.
     wrong = jnp.maximum(-jnp.expm1(log_p), 1e-7)
-    return -(wrong**gamma) * log_p, -log_p
+    return -(wrong**gamma) * log_p, plain
+
+
+@jax.custom_vjp
+def _log_probability(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """log softmax(logits)[targets], with a gradient written in one pass over the logits, without a scatter."""
+    return _log_probability_forward(logits, targets)[0]
+
+
+def _log_probability_forward(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    right = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    total = jax.nn.logsumexp(logits, axis=-1)
+    return right - total, (logits, targets, total)
+
+
+def _log_probability_backward(saved: tuple[jax.Array, ...], slope: jax.Array) -> tuple[jax.Array, None]:
+    logits, targets, total = saved
+    is_right = jnp.arange(logits.shape[-1]) == targets[..., None]
+    return slope[..., None] * (is_right - jnp.exp(logits - total[..., None])), None
+
+
+_log_probability.defvjp(_log_probability_forward, _log_probability_backward)
 
 
 def weighted_loss(
@@ -59,3 +84,76 @@ def weighted_loss(
 def count_answers(weights: jax.Array) -> jax.Array:
     """Answer tokens in a batch, at least 1 so that a batch without answers costs 0: float32 scalar."""
     return jnp.maximum((weights > 0).sum(), 1).astype(jnp.float32)
+
+
+Head = Callable[[Any, jax.Array], jax.Array]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
+def chunked_loss(
+    head: Head, parameters: Any, hidden_BAD: jax.Array, targets_BA: jax.Array, weights_BA: jax.Array, gamma: float,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """What `weighted_loss` would give of head(parameters, hidden), without ever holding all logits.
+
+    Gradients are taken chunk by chunk while its logits are there, and scaled when the backward pass comes; so the
+    head is computed once, and memory does not grow with vocabulary times answers.
+
+    Args:
+      head: (parameters, [B, a, D]) -> logits [B, a, V].
+      weights_BA: float32 [B, A], already divided by the answers of the whole global batch.
+
+    Returns:
+      (the sum of weighted focal losses, float32 scalar; plain cross entropies, float32 [B, A], which pass no gradient).
+    """
+    loss, plain, _ = _chunked(head, parameters, hidden_BAD, targets_BA, weights_BA, gamma, chunk, gradients=False)
+    return loss, plain
+
+
+def _chunked(
+    head: Head, parameters: Any, hidden_BAD: jax.Array, targets_BA: jax.Array, weights_BA: jax.Array, gamma: float,
+    chunk: int, *, gradients: bool,
+) -> tuple[jax.Array, jax.Array, Any]:  # fmt: skip
+    answers = targets_BA.shape[1]
+    size = next(size for size in range(min(chunk, answers), 0, -1) if answers % size == 0)
+
+    def split(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+
+    def one(parameters: Any, hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+        focal, plain = token_losses(head(parameters, hidden), targets, gamma)
+        return jnp.where(weights > 0, weights * focal, 0.0).sum(), plain
+
+    def step(total: tuple[jax.Array, Any], part: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, Any], Any]:
+        loss, slopes = total
+        if not gradients:
+            added, plain = one(parameters, *part)
+            return (loss + added, slopes), (plain, None)
+        (added, plain), (own, hidden_slope) = jax.value_and_grad(one, argnums=(0, 1), has_aux=True)(parameters, *part)
+        return (loss + added, jax.tree.map(jnp.add, slopes, own)), (plain, hidden_slope)
+
+    nothing = jax.tree.map(jnp.zeros_like, parameters) if gradients else None
+    parts = tuple(map(split, (hidden_BAD, targets_BA, weights_BA)))
+    (loss, slopes), (plain, hidden_slopes) = jax.lax.scan(step, (jnp.float32(0), nothing), parts)
+    plain_BA = jnp.moveaxis(plain, 0, 1).reshape(targets_BA.shape)
+    if not gradients:
+        return loss, plain_BA, None
+    return loss, plain_BA, (slopes, jnp.moveaxis(hidden_slopes, 0, 1).reshape(hidden_BAD.shape))
+
+
+def _chunked_forward(
+    head: Head, parameters: Any, hidden_BAD: jax.Array, targets_BA: jax.Array, weights_BA: jax.Array, gamma: float,
+    chunk: int,
+) -> tuple[tuple[jax.Array, jax.Array], Any]:  # fmt: skip
+    loss, plain, slopes = _chunked(head, parameters, hidden_BAD, targets_BA, weights_BA, gamma, chunk, gradients=True)
+    return (loss, plain), slopes
+
+
+def _chunked_backward(
+    head: Head, gamma: float, chunk: int, slopes: Any, slope: tuple[jax.Array, jax.Array]
+) -> tuple[Any, jax.Array, None, None]:
+    of_parameters, of_hidden = jax.tree.map(lambda x: (slope[0] * x).astype(x.dtype), slopes)
+    return of_parameters, of_hidden, None, None
+
+
+chunked_loss.defvjp(_chunked_forward, _chunked_backward)

@@ -107,7 +107,7 @@ configs = st.builds(
     id_items=st.integers(0, 12),
     history_targets=st.sampled_from(["reconstruct", "next_item", "none"]),
     rated_history=st.booleans(),
-    preference_shows_id=st.booleans(),
+    questions_show_ids=st.booleans(),
     images=st.booleans(),
     text=st.booleans(),
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.tasks import answer_mask
-from unimp_jax.objective import count_answers, token_losses, weighted_loss
+from unimp_jax.objective import chunked_loss, count_answers, token_losses, weighted_loss
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "unimp_loss.npz"
 
@@ -73,3 +73,32 @@ def test_an_empty_slot_counts_nothing_even_if_its_logits_are_not_finite():
     weights = jnp.array([[1.0, 0.0]])
     value = weighted_loss(logits, jnp.array([[1, 0]]), weights, gamma=2.0, num_answers=count_answers(weights))
     assert np.isfinite(value)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 12, 100])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_chunks_give_the_loss_and_gradients_of_the_whole(chunk, gamma):
+    rng = np.random.default_rng(1)
+    hidden = jnp.asarray(rng.normal(size=(3, 12, 7)), jnp.float32)
+    head = {"table": jnp.asarray(rng.normal(size=(17, 7)), jnp.float32), "bias": jnp.zeros(17)}
+    targets = jnp.asarray(rng.integers(17, size=(3, 12)))
+    weights = jnp.asarray(rng.choice([0.0, 1.0, 2.0], size=(3, 12)), jnp.float32)
+
+    def logits(head, hidden):
+        return hidden @ head["table"].T + head["bias"]
+
+    def plain(head, hidden):
+        count = count_answers(weights)
+        return weighted_loss(logits(head, hidden), targets, weights, gamma=gamma, num_answers=count)
+
+    def chunked(head, hidden):
+        return chunked_loss(logits, head, hidden, targets, weights / count_answers(weights), gamma, chunk)[0]
+
+    for one, other in zip(
+        jax.tree.leaves(jax.value_and_grad(plain, argnums=(0, 1))(head, hidden)),
+        jax.tree.leaves(jax.value_and_grad(lambda *x: 1.0 * chunked(*x), argnums=(0, 1))(head, hidden)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    entropy = chunked_loss(logits, head, hidden, targets, weights, gamma, chunk)[1]
+    np.testing.assert_allclose(entropy, token_losses(logits(head, hidden), targets, 0.0)[1], rtol=1e-5, atol=1e-6)

@@ -132,7 +132,11 @@ class UniMP(nnx.Module):
         """[..., D] -> float32 [..., V]."""
         return self.embeddings.logits(hidden)
 
+    def answer_hidden(self, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Hidden states at `batch.answer_positions` alone: [B, A, D]."""
+        hidden_BTD = self.hidden(batch, dropout_key)
+        return jnp.take_along_axis(hidden_BTD, batch.answer_positions[..., None], axis=1)
+
     def __call__(self, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
         """Logits at `batch.answer_positions` alone: float32 [B, A, V]."""
-        hidden_BTD = self.hidden(batch, dropout_key)
-        return self.logits(jnp.take_along_axis(hidden_BTD, batch.answer_positions[..., None], axis=1))
+        return self.logits(self.answer_hidden(batch, dropout_key))

@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 
 from unimp_jax.batch import Batch
-from unimp_jax.objective import count_answers, token_losses, weighted_loss
+from unimp_jax.objective import ObjectiveConfig, chunked_loss, count_answers
 
 
 @flax.struct.dataclass
@@ -53,7 +53,7 @@ def microbatches(batch: Batch, count: int) -> Batch:
 
 
 def make_train_step(
-    graph: nnx.GraphDef, transformation: optax.GradientTransformation, *, gamma: float, num_tasks: int,
+    graph: nnx.GraphDef, transformation: optax.GradientTransformation, *, objective: ObjectiveConfig, num_tasks: int,
     accumulate: int, seed: int,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, StepFigures]]:  # fmt: skip
     """(state, frozen parameters, batch) -> (state, figures); to be jitted with the state donated.
@@ -66,11 +66,17 @@ def make_train_step(
         trainable: Any, frozen: Any, batch: Batch, num_answers: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         model = nnx.merge(graph, trainable, frozen)
-        logits_BAV = model(batch, dropout_key=key)
-        loss = weighted_loss(
-            logits_BAV, batch.answer_targets, batch.answer_weights, gamma=gamma, num_answers=num_answers
+        hidden_BAD = model.answer_hidden(batch, dropout_key=key)
+        head_graph, head = nnx.split(model.embeddings)
+        loss, plain_BA = chunked_loss(
+            lambda head, hidden: nnx.merge(head_graph, head).logits(hidden),
+            head,
+            hidden_BAD,
+            batch.answer_targets,
+            batch.answer_weights / num_answers,
+            objective.gamma,
+            objective.chunk,
         )
-        _, plain_BA = token_losses(jax.lax.stop_gradient(logits_BAV), batch.answer_targets, 0.0)
         return loss, per_task(plain_BA, batch, num_tasks)
 
     def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, StepFigures]:
