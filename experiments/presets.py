@@ -13,7 +13,7 @@ from unimp_jax.training.loop import LoopConfig
 from unimp_jax.training.optimizer import OptimizerConfig
 
 FROM_NOTHING = OptimizerConfig(
-    learning_rate=3e-3, warmup=0.05, final=0.02, weight_decay=0.05, decay="matrices", b2=0.98
+    learning_rate=4e-3, warmup=0.03, final=0.02, weight_decay=0.05, decay="matrices", b2=0.98
 )
 """For small models whose every parameter is new."""
 
@@ -33,15 +33,17 @@ TINY = ExperimentConfig(
 SMALL = ExperimentConfig(
     model=presets.small,
     data=DataConfig("movielens_1m"),
-    vocabulary=VocabularyConfig(trained_size=1024, attributes=("Genres", "Year", "Title"), attribute_words=6),
-    tasks=TaskConfig(full_items=1, id_items=128, history_targets="next_item"),
-    queries=QueryConfig(mix=TaskMix(recommendation=8.0, search=1.0, preference=0.0, selection=0.5)),
-    budget=Budget(tokens=512, images=12, answers=512),
+    vocabulary=VocabularyConfig(trained_size=512, attributes=("Genres", "Title"), attribute_words=4),
+    tasks=TaskConfig(full_items=1, id_items=160, history_targets="next_item"),
+    queries=QueryConfig(
+        mix=TaskMix(recommendation=8.0, search=1.0, preference=0.0, selection=0.5), window="latest", window_items=161
+    ),
+    budget=Budget(tokens=512, images=10, answers=432),
     images=ImageConfig(fit="stretch"),
-    loader=LoaderConfig(rows=16, block_examples=4096),
+    loader=LoaderConfig(rows=8, block_examples=4096),
     optimizer=FROM_NOTHING,
     training=TrainingConfig(trains=PARTS),
-    loop=LoopConfig(steps=2000, validate_every=200, save_every=200),
+    loop=LoopConfig(steps=4000, log_every=25, validate_every=500, save_every=500),
 )
 
 

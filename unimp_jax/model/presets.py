@@ -24,10 +24,10 @@ tiny = ModelConfig(
 
 small = ModelConfig(
     vision=SMALL_VISION,
-    resampler=ResamplerConfig(layers=2, heads=4, head_dim=16, latents=8),
-    gated=GatedCrossAttentionConfig(every=2, heads=4, head_dim=32, mlp_multiple=2),
+    resampler=ResamplerConfig(layers=1, heads=4, head_dim=16, latents=4),
+    gated=GatedCrossAttentionConfig(every=2, heads=2, head_dim=32, mlp_multiple=2),
     decoder=DecoderConfig(
-        vocab_size=4096, width=128, layers=4, heads=4, mlp_width=344,
+        vocab_size=4096, width=64, layers=2, heads=2, mlp_width=192,
         norm="rms_norm", bias=False, mlp="swiglu", tie_embeddings=True,
     ),
     compute_dtype="float32",
