@@ -16,7 +16,7 @@ class BiasedMeanConfig:
 
     user_ridge: float = 5.0
     """As many imagined ratings of bias 0 for each user …"""
-    item_ridge: float = 3.0
+    item_ridge: float = 6.0
     """… and for each item."""
     tolerance: float = 1e-6
     """Ends when no bias moves by more stars in a sweep."""
