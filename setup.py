@@ -14,8 +14,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["unimp_jax*", "data_pipelines*", "experiments*"]),
     package_data={
-        "data_pipelines": ["sources/embedded/movielens/**/*", "sources/embedded/movielens/*"],
-        "experiments": ["report/*.jinja", "report/*.css", "report/*.js"],
+        "data_pipelines": ["sources/*.tsv", "sources/embedded/movielens/**/*", "sources/embedded/movielens/*"],
+        "experiments": ["report/*.jinja"],
     },
     install_requires=[
         # flax up to 0.12.8 breaks on jax from 0.11.1 on, and flax 0.12.9 needs Python 3.12.
@@ -32,8 +32,10 @@ setup(
         "transformers>=5,<6",
         "tokenizers>=0.22,<0.24",
         "numpy>=2,<3",
+        "scipy>=1.14",
         "pillow>=11",
         "tyro>=1,<2",
+        "pydantic>=2.8,<3",
         "tensorboardX>=2.6,<3",
         "tqdm>=4.66",
         "jinja2>=3.1",

@@ -68,8 +68,10 @@ def prepare(source: str, folder: Path, source_dir: Path | None = None, on_bad: O
     if source_dir is not None and not source_dir.is_dir():
         raise DataError(f"{source_dir} is not a folder")
     faults = Faults(on_bad)
-    new = folder / f"{source}.partial-{os.getpid()}"
+    new, old = folder / f"{source}.partial", folder / f"{source}.old"
     try:
+        for left in (new, old):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         with quiet_tfds():
             for kind in KINDS:
                 builder = builder_class(config=kind, data_dir=str(new), source_dir=source_dir, faults=faults)
@@ -77,14 +79,19 @@ def prepare(source: str, folder: Path, source_dir: Path | None = None, on_bad: O
                 builder.download_and_prepare(download_config=config, download_dir=str(folder / "downloads"))
         prepared = _account(source, new, faults, start)
         (new / source / "prepared.json").write_text(json.dumps(dataclasses.asdict(prepared), indent=1))
-        shutil.rmtree(folder / source, ignore_errors=True)
+        if (folder / source).exists():
+            os.replace(folder / source, old)
         os.replace(new / source, folder / source)
-    except OSError as error:
-        raise DataError(
-            f"{folder}: records could not be written ({error.strerror or error}); nothing was kept"
-        ) from error
+    except DataError:
+        raise
+    except tfds.download.DownloadError as error:
+        raise DataError(f"{source} could not be downloaded ({error}); give its files with --source-dir") from error
+    except Exception as error:  # TFDS and ArrayRecord raise errors of many classes, some made as they go
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise DataError(f"{folder}: records could not be written ({reason}); nothing was kept") from error
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
     return prepared
 
 

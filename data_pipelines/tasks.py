@@ -56,7 +56,7 @@ class TaskConfig:
     rated_history: bool = True
     """In preference prediction, each id of the history is followed by the rating it was given, also a target."""
     questions_show_ids: bool = False
-    """Items asked about, or offered to select from, are named by their ids as well (the paper: image and attributes)."""
+    """Items asked about, or offered to select from, are named by their ids as well (the paper does not)."""
     explanation_words: int = 64
     """Explanations are cut to so many words."""
     images: bool = True

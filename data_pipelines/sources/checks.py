@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from data_pipelines.errors import DataError
+from data_pipelines.schema import NO_TIME
 
 OnBad = Literal["refuse", "skip"]
 _MISSING = object()
@@ -64,6 +66,9 @@ def read_objects(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, An
         except json.JSONDecodeError as error:
             faults.bad_record(f"{place}: not JSON ({error.msg} at column {error.colno})")
             continue
+        except RecursionError:
+            faults.bad_record(f"{place}: nested too deeply")
+            continue
         if not isinstance(record, dict):
             faults.bad_record(f"{place}: a {type(record).__name__} where an object should be")
             continue
@@ -86,6 +91,35 @@ def field(record: dict[str, Any], name: str, *kinds: type, default: Any = _MISSI
     if value is not default and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise BadField(f"field {name!r} is {json.dumps(value)[:40]}, a {type(value).__name__}; it must be {wanted}")
+    if isinstance(value, str):
+        encodable(name, value)
+    return value
+
+
+def encodable(name: str, text: str) -> None:
+    """
+    Raises:
+      BadField: the text cannot be written as UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadField(f"field {name!r} is no valid text ({error.reason})") from error
+
+
+def seconds(record: dict[str, Any], name: str) -> int:
+    """A time in seconds since 1970, `NO_TIME` where it is missing."""
+    value = field(record, name, int, default=NO_TIME)
+    if value != NO_TIME and not 0 <= value < 2**62:
+        raise BadField(f"field {name!r} is {value}; it must be seconds since 1970")
+    return value
+
+
+def stars(record: dict[str, Any], name: str) -> float:
+    """A rating, NaN where it is missing."""
+    value = float(field(record, name, int, float, default=math.nan))
+    if math.isinf(value):
+        raise BadField(f"field {name!r} is {value}; it must be finite")
     return value
 
 
@@ -95,4 +129,5 @@ def texts(record: dict[str, Any], name: str) -> tuple[str, ...]:
     for value in values:
         if not isinstance(value, str):
             raise BadField(f"field {name!r} holds {json.dumps(value)[:40]}; it must hold strings only")
+        encodable(name, value)
     return tuple(values)

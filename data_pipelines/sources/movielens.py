@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import re
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ import tensorflow_datasets as tfds
 from data_pipelines.errors import DataError
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.sources.builder import RecordBuilder, Source
-from data_pipelines.sources.checks import BadField, Faults, field, read_lines, read_objects, texts
+from data_pipelines.sources.checks import BadField, Faults, field, read_lines, read_objects, seconds, stars, texts
 from data_pipelines.sources.pictures import ZippedPictures
 
 EMBEDDED = Path(__file__).parent / "embedded" / "movielens"
@@ -49,7 +50,8 @@ class LocalMovieLens:
             raise DataError(f"{self._folder} does not exist; expected {name}/items.jsonl and {name}/users.jsonl there")
         self._pictures = ZippedPictures(folder / "posters.zip", faults)
 
-    def _movies(self) -> Iterator[tuple[dict[str, Any], str]]:
+    def _movies(self) -> Iterator[tuple[dict[str, Any], bool]]:
+        """Each movie's fields, and whether it says it has a poster."""
         known: set[int] = set()
         for place, record in read_objects(self._folder / "items.jsonl", self._faults):
             try:
@@ -63,15 +65,16 @@ class LocalMovieLens:
                     "genres": texts(record, "genres"),
                     "description": field(record, "description", str, default=""),
                 }
+                poster = field(record, "poster", bool, default=True)
             except BadField as fault:
                 self._faults.bad_record(f"{place}: {fault}")
                 continue
             known.add(movie_id)
-            yield checked, place
+            yield checked, poster
 
     def items(self) -> Iterator[Item]:
-        for record, _ in self._movies():
-            yield movie(**record, image=self._pictures.read(f"{record['movie_id']}.jpg"))
+        for record, poster in self._movies():
+            yield movie(**record, image=self._pictures.read(f"{record['movie_id']}.jpg") if poster else b"")
 
     def users(self) -> Iterator[User]:
         quietly = Faults("skip")
@@ -108,8 +111,8 @@ class LocalMovieLens:
                 raise BadField(f"field 'events' holds a {type(event).__name__}; it must hold objects")
             yield Interaction(
                 str(field(event, "item_id", int)),
-                time=field(event, "time", int),
-                rating=float(field(event, "rating", int, float)),
+                time=seconds(event, "time"),
+                rating=stars(event, "rating"),
                 text=", ".join(texts(event, "tags")),
             )
 
@@ -137,15 +140,6 @@ def genres_of(text: str) -> tuple[str, ...]:
     return tuple(genre for genre in text.split("|") if genre and genre != "(no genres listed)")
 
 
-def split_fields(place: str, line: str, names: str, faults: Faults) -> dict[str, str] | None:
-    """`a::b::c` by name, or None (and a fault) where their number is wrong."""
-    wanted, found = names.split(), line.split("::")
-    if len(found) != len(wanted):
-        faults.bad_record(f"{place}: {len(found)} fields where {'::'.join(wanted)} should be")
-        return None
-    return dict(zip(wanted, found, strict=True))
-
-
 class OfficialMovieLens:
     """Items and users of a publisher's archive, unpacked: `.dat` files (1M) or `.csv` files (latest-small).
 
@@ -155,44 +149,52 @@ class OfficialMovieLens:
 
     def __init__(self, folder: Path, faults: Faults, core: int):
         self._folder, self._faults = folder, faults
-        self._movies = {record["movie"]: record for record in self._read("movies", "movie title genres", "latin-1")}
+        self._movies: dict[str, dict[str, str]] = {}
+        for place, record in self._read("movies", "movie title genres", "latin-1"):
+            if record["movie"] in self._movies:
+                faults.bad_record(f"{place}: movie {record['movie']} occurs a second time")
+            else:
+                self._movies[record["movie"]] = record
         self._ratings = k_core(self._latest_ratings(), core)
         self._rated = {movie for ratings in self._ratings.values() for movie in ratings}
 
-    def _read(self, name: str, names: str, encoding: str) -> Iterator[dict[str, str]]:
-        """Records of NAME.dat or NAME.csv; of the latter the first line is left out."""
+    def _read(self, name: str, names: str, encoding: str) -> Iterator[tuple[str, dict[str, str]]]:
+        """(place, record) of NAME.dat, or of NAME.csv but for its first line."""
+        wanted = names.split()
+        for place, row in self._rows(name, encoding):
+            if len(row) == len(wanted):
+                yield place, dict(zip(wanted, row, strict=True))
+            else:
+                self._faults.bad_record(f"{place}: {len(row)} fields where {', '.join(wanted)} should be")
+
+    def _rows(self, name: str, encoding: str) -> Iterator[tuple[str, list[str]]]:
         if (self._folder / f"{name}.dat").exists():
             for place, line in read_lines(self._folder / f"{name}.dat", encoding):
-                record = split_fields(place, line, names, self._faults)
-                if record:
-                    yield record
+                yield place, line.split("::")
             return
         path = self._folder / f"{name}.csv"
         if not path.exists():
             raise DataError(f"{self._folder} holds neither {name}.dat nor {name}.csv: not a MovieLens archive")
         with path.open(encoding="utf-8", newline="") as file:
-            for number, row in enumerate(csv.reader(file), start=1):
-                if number == 1:
-                    continue
-                if len(row) != len(names.split()):
-                    self._faults.bad_record(f"{path.name} line {number}: {len(row)} fields where {names} should be")
-                    continue
-                yield dict(zip(names.split(), row, strict=True))
+            rows = csv.reader(file)
+            next(rows, None)
+            for row in rows:
+                yield f"{path.name} line {rows.line_num}", row
 
     def _latest_ratings(self) -> dict[str, dict[str, tuple[int, float]]]:
         """user -> movie -> (time, stars)."""
         users: dict[str, dict[str, tuple[int, float]]] = defaultdict(dict)
-        for record in self._read("ratings", "user movie rating time", "latin-1"):
+        for place, record in self._read("ratings", "user movie rating time", "latin-1"):
+            user, movie_id = record["user"], record["movie"]
             try:
-                rating = int(record["time"]), float(record["rating"])
-            except ValueError as error:
-                self._faults.bad_record(f"ratings: user {record['user']}, movie {record['movie']}: {error}")
+                if movie_id not in self._movies:
+                    raise BadField(f"user {user}: movie {movie_id} is not in movies")
+                numbers = {"time": int(record["time"]), "rating": float(record["rating"])}
+                rating = seconds(numbers, "time"), stars(numbers, "rating")
+            except ValueError as fault:
+                self._faults.bad_record(f"{place}: {fault}")
                 continue
-            if record["movie"] not in self._movies:
-                self._faults.bad_record(f"ratings: user {record['user']}: movie {record['movie']} is not in movies")
-                continue
-            earlier = users[record["user"]].get(record["movie"], rating)
-            users[record["user"]][record["movie"]] = max(rating, earlier)
+            users[user][movie_id] = max(rating, users[user].get(movie_id, rating))
         return users
 
     def items(self) -> Iterator[Item]:
@@ -204,7 +206,7 @@ class OfficialMovieLens:
     def users(self) -> Iterator[User]:
         tags: dict[tuple[str, str], list[str]] = defaultdict(list)
         if (self._folder / "tags.csv").exists():
-            for record in self._read("tags", "user movie tag time", "utf-8"):
+            for _, record in self._read("tags", "user movie tag time", "utf-8"):
                 tags[record["user"], record["movie"]].append(record["tag"])
         for user, ratings in self._ratings.items():
             in_order = sorted(ratings.items(), key=lambda rated: rated[1][0])
@@ -229,6 +231,24 @@ def k_core(ratings: dict[str, dict[str, Any]], core: int) -> dict[str, dict[str,
         if sum(map(len, kept.values())) == sum(map(len, ratings.values())):
             return kept
         ratings = kept
+
+
+def unzipped(archive: Path) -> Path:
+    """The folder beside a downloaded archive that holds its files (TFDS's own way to unpack asks for TensorFlow).
+
+    Raises:
+      DataError: the archive is damaged.
+    """
+    folder = archive.with_name(archive.name + ".unpacked")
+    if not folder.exists():
+        partial = archive.with_name(archive.name + ".partial")
+        try:
+            with zipfile.ZipFile(archive) as packed:
+                packed.extractall(partial)
+        except zipfile.BadZipFile as error:
+            raise DataError(f"{archive} is not a whole zip archive ({error}); remove it, to fetch it again") from error
+        partial.rename(folder)
+    return folder
 
 
 def unpacked(folder: Path, names: Iterable[str]) -> Path:
@@ -261,7 +281,7 @@ class Movielens1m(RecordBuilder):
     ARCHIVE = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
-        folder = self.source_dir or Path(downloads.download_and_extract(self.ARCHIVE))
+        folder = self.source_dir or unzipped(Path(downloads.download(self.ARCHIVE)))
         if self.source_dir is None or (folder / "ratings.dat").exists() or (folder / "ml-1m").is_dir():
             return OfficialMovieLens(unpacked(folder, ["ml-1m"]), self.faults, CORE)
         return LocalMovieLens(folder, "movielens-1m", self.faults)

@@ -13,7 +13,7 @@ from data_pipelines.sources.checks import Faults
 
 
 class ZippedPictures:
-    """Encoded pictures by name, from a zip archive that may be absent."""
+    """Encoded pictures by name, from a zip archive; where there is none, that is noted and no item has a picture."""
 
     def __init__(self, path: Path, faults: Faults):
         """
@@ -25,6 +25,8 @@ class ZippedPictures:
             self._archive = zipfile.ZipFile(path) if path.exists() else None
         except (zipfile.BadZipFile, OSError) as error:
             raise DataError(f"{path} is not a whole zip archive ({error}); fetch it again") from error
+        if self._archive is None:
+            faults.pictures.append(f"{path} does not exist: no item has a picture")
         self._names = set(self._archive.namelist()) if self._archive else set()
 
     def read(self, name: str) -> bytes:

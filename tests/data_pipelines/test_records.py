@@ -165,7 +165,6 @@ def test_a_killed_prepare_leaves_nothing_that_looks_finished(tmp_path: Path) -> 
         read_items("movielens_small", tmp_path / "data")
 
 
-@pytest.mark.xfail(strict=True, reason="ArrayRecord's RuntimeError is not yet told as a DataError")
 def test_no_room_for_the_records_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     """A limit on the size of files fails writes as a full disk does, with another errno."""
     source = movielens_folder(tmp_path / "source", num_users=3000)

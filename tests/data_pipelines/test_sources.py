@@ -70,11 +70,6 @@ def movielens_folder(folder: Path, num_users: int = 0) -> Path:
     return folder
 
 
-def todo(reason: str) -> pytest.MarkDecorator:
-    """Written down as it should be; strict, so that whoever mends it takes the mark away."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return movielens_folder(tmp_path / "source")
@@ -200,14 +195,12 @@ def test_a_bad_line_is_refused_by_name_or_left_out(folder: Path, file: str, line
         assert [one.item_id for one in kept[1].interactions] == ["1"]
 
 
-@todo("a missing rating is an error, not NaN")
 def test_a_rating_may_be_absent(folder: Path) -> None:
     rewrite(folder, "users.jsonl", user_line(1, [], events=[{"time": 1, "item_id": 1}]))
     (user,) = local(folder).users()
     assert math.isnan(user.interactions[0].rating)
 
 
-@todo("values that records cannot hold pass the checks and fail later, without file and line")
 @pytest.mark.parametrize(
     "line",
     [
@@ -289,7 +282,6 @@ def test_a_truncated_zip_is_named(folder: Path) -> None:
         local(folder)
 
 
-@todo("a folder without posters.zip is prepared without a word")
 def test_a_missing_zip_is_told(folder: Path) -> None:
     (folder / "posters.zip").unlink()
     faults = Faults()
@@ -301,7 +293,6 @@ def test_a_missing_zip_is_told(folder: Path) -> None:
         assert "posters.zip" in "\n".join(faults.pictures)
 
 
-@todo("an item that says it has no poster is listed as missing one")
 def test_an_item_that_says_it_has_no_poster_misses_none(folder: Path) -> None:
     rewrite(folder, "items.jsonl", movie_line(6, poster=False))
     faults = Faults()
@@ -396,7 +387,6 @@ def test_a_bad_row_of_an_archive_is_refused_or_left_out(tmp_path: Path, row: str
     assert len(faults.records) == 1
 
 
-@todo("faults of ratings.dat do not name the line")
 @pytest.mark.parametrize("row", ["1::2::five::3", "1::99::3::4", "1::2::inf::3"])
 def test_a_bad_row_names_its_line(tmp_path: Path, row: str) -> None:
     folder = archive_1m(tmp_path / "ml-1m", [*ratings_dat(), row])
@@ -404,7 +394,6 @@ def test_a_bad_row_names_its_line(tmp_path: Path, row: str) -> None:
         list(official(folder).users())
 
 
-@todo("the last of two movies with one id wins silently")
 def test_a_movie_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     folder = archive_1m(tmp_path / "ml-1m", ratings_dat())
     with (folder / "movies.dat").open("a", encoding="latin-1") as file:
@@ -500,7 +489,6 @@ def test_the_checksums_of_the_archives_are_registered() -> None:
     assert Movielens1m.ARCHIVE in Movielens1m.url_infos
 
 
-@todo("TFDS extracts archives with TensorFlow, which is not there")
 def test_the_archive_is_downloaded_and_prepared(
     publisher: tuple[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
