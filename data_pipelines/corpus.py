@@ -121,7 +121,9 @@ def build_corpus(items: Iterable[Item], users: Iterable[User]) -> Corpus:
       DataError: an item or user id occurs twice, or a history names an item that does not exist.
     """
     index: dict[str, int] = {}
-    titles, attributes, categories = [], [], []
+    titles: list[str] = []
+    attributes: list[tuple[tuple[str, str], ...]] = []
+    categories: list[tuple[str, ...]] = []
     for item in items:
         if index.setdefault(item.item_id, len(index)) != len(titles):
             raise DataError(f"item {item.item_id} occurs twice; ids must be unique in a source")
@@ -132,7 +134,9 @@ def build_corpus(items: Iterable[Item], users: Iterable[User]) -> Corpus:
         raise DataError("the source has no items")
 
     user_ids: list[str] = []
-    offsets, events, splits, texts = [0], [], [], {}
+    offsets, splits = [0], list[int]()
+    events: list[tuple[int, int, float]] = []
+    texts: dict[int, str] = {}
     seen_users: set[str] = set()
     for user in users:
         if user.user_id in seen_users:

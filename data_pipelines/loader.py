@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -155,7 +155,7 @@ def training_batches(
     seed: int,
     start: Position = Position(),
     share: Share = Share(),
-) -> Iterator[TrainingBatch]:
+) -> grain.DatasetIterator[TrainingBatch]:
     """This process's share of every global batch from `start` on, without end."""
     own = share.of(config.rows)
     pool = concurrent.futures.ThreadPoolExecutor(config.threads, thread_name_prefix="decode")
@@ -194,7 +194,7 @@ def question_batches(
     images: ImageStore,
     config: LoaderConfig,
     share: Share = Share(),
-) -> Iterator[QuestionBatch]:
+) -> grain.DatasetIterator[QuestionBatch]:
     """All prompts, packed, each asked once; the last batch is completed with empty rows.
 
     Args:

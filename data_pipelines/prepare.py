@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from data_pipelines.errors import DataError
 from data_pipelines.records import KINDS, quiet_tfds, read_items, read_users
@@ -84,8 +85,11 @@ def prepare(source: str, folder: Path, source_dir: Path | None = None, on_bad: O
         os.replace(new / source, folder / source)
     except DataError:
         raise
-    except tfds.download.DownloadError as error:
-        raise DataError(f"{source} could not be downloaded ({error}); give its files with --source-dir") from error
+    except (tfds.download.DownloadError, NonMatchingChecksumError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{source} could not be downloaded, or its checksum is wrong ({reason}); give its files with --source-dir"
+        ) from error
     except Exception as error:  # TFDS and ArrayRecord raise errors of many classes, some made as they go
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise DataError(f"{folder}: records could not be written ({reason}); nothing was kept") from error

@@ -90,7 +90,8 @@ class Records(Sequence[Record], Generic[Record]):
     """Prepared records by number, each read from disk when asked for."""
 
     def __init__(self, folder: Path, decode: Any):
-        self._folder, self._decode = folder, decode
+        self._folder: Path = folder
+        self._decode = decode
         with quiet_tfds():
             self._source = tfds.builder_from_directory(str(folder)).as_data_source(SPLIT)
 

@@ -68,7 +68,7 @@ def ask_for_selections(data: ExperimentData, model: Model, queries: Sequence[Que
     selections, eos = data.vocabulary.selections, data.vocabulary.eos
     followers = [np.array([eos, *selections[first + 1 :]]) for first in range(NUM_CANDIDATES)]
     begin = np.log(_next_token(data, model, queries, [()] * len(queries), selections))
-    scores = {}
+    scores: dict[tuple[int, ...], np.ndarray] = {}
     for first in range(NUM_CANDIDATES - 1):
         begun = [(int(selections[first]),)] * len(queries)
         follow = np.log(_next_token(data, model, queries, begun, followers[first]))

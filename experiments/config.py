@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pydantic
 
@@ -15,14 +15,12 @@ from data_pipelines.loader import LoaderConfig
 from data_pipelines.queries import QueryConfig
 from data_pipelines.tasks import Budget, TaskConfig
 from data_pipelines.vocabulary import VocabularyConfig
-from unimp_jax.model import ModelConfig
+from unimp_jax.model import ModelConfig, Part
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.sharding import MeshConfig
 from unimp_jax.training.checkpoint import CheckpointConfig
 from unimp_jax.training.loop import LoopConfig
 from unimp_jax.training.optimizer import OptimizerConfig
-
-Part = Literal["vision", "resampler", "gated", "decoder", "embeddings"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +105,7 @@ def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat

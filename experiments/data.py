@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import grain
 import numpy as np
 
 from data_pipelines.corpus import Corpus, build_corpus
@@ -90,14 +91,14 @@ class ExperimentData:
             vocabulary = load_vocabulary(vocabulary_folder, records.corpus)
         return cls(config, records, vocabulary)
 
-    def training(self, start: Position = Position(), share: Share = Share()) -> Iterator[TrainingBatch]:
+    def training(self, start: Position = Position(), share: Share = Share()) -> grain.DatasetIterator[TrainingBatch]:
         config = self.config
         queries = TrainingQueries(self.corpus, config.queries, config.seed)
         return training_batches(
             queries, self.writer, self.images, config.loader, seed=config.seed, start=start, share=share
         )
 
-    def questions(self, prompts: Sequence[Example], share: Share = Share()) -> Iterator[QuestionBatch]:
+    def questions(self, prompts: Sequence[Example], share: Share = Share()) -> grain.DatasetIterator[QuestionBatch]:
         """Batches of one shape whatever the task, so that one compiled function asks them all."""
         budget = dataclasses.replace(self.config.budget, answers=PROMPTS_A_ROW)
         return question_batches(prompts, budget, self.images, self.config.loader, share)

@@ -10,6 +10,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -87,7 +88,7 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     )
     if jax.process_index() == 0:
         save_evaluation(evaluation, folder / "evaluation" / f"{config.split}.json")
-        arrays = {
+        arrays: dict[str, Any] = {
             f"{task}/{model}/{name}": values
             for task, outcome in outcomes.items()
             for model, per_user in outcome.items()

@@ -107,7 +107,7 @@ def init_parameters(config: ExperimentConfig, mesh: Mesh) -> Parameters:
     """New parameters in their shardings; what does not train is kept in the type it is computed in."""
     model = init_model(config.model, mesh, config.seed)
     trains = frozenset(config.training.trains)
-    graph, trainable, frozen = nnx.split(model, lambda path, _: path[0] in trains, ...)
+    graph, trainable, frozen = nnx.split(model, lambda path, _: path[0] in trains, ...)  # type: ignore[misc]
     if not jax.tree.leaves(trainable):
         raise ValueError("training.trains names no part: nothing would be trained")
     dtype = jnp.dtype(config.model.compute_dtype)

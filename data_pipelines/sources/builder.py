@@ -21,7 +21,7 @@ class Source(Protocol):
     def users(self) -> Iterator[User]: ...
 
 
-class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes a `Source` as ArrayRecord; a data set is a subclass with a name, a description and `open_source`."""
 
     VERSION = tfds.core.Version("1.0.0")

@@ -83,7 +83,7 @@ class Block(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, mask_BTS: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         B, T, D = x_BTD.shape
-        qkv = self.qkv(self.norm_attention(x_BTD)).reshape(B, T, 3, self.heads, D // self.heads)
+        qkv = jnp.reshape(self.qkv(self.norm_attention(x_BTD)), (B, T, 3, self.heads, D // self.heads))
         q_BTHh, k_BTHh, v_BTHh = (qkv[:, :, part] for part in range(3))
         logits_BHTS = jnp.einsum("bthd,bshd->bhts", q_BTHh, k_BTHh) * (D // self.heads) ** -0.5
         weights_BHTS = jax.nn.softmax(jnp.where(mask_BTS[:, None], logits_BHTS, -1e30))

@@ -40,11 +40,11 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> list[str]:
     validation = [line for line in log if line["kind"] == "validation"]
 
     def series(lines: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> dict[str, tuple[list, list]]:
-        found = {}
+        found: dict[str, tuple[list, list]] = {}
         for name, label in names.items():
             points = [(line["step"], line[name]) for line in lines if name in line]
             if points:
-                found[label] = tuple(map(list, zip(*points, strict=True)))
+                found[label] = [step for step, _ in points], [value for _, value in points]
         return found
 
     tasks = {name: name.split("/")[1] for line in train for name in line if name.startswith("cross_entropy/")}

@@ -19,8 +19,10 @@ from unimp_jax.evaluation.ranking import ranks, top_items
 class AskedBatch(Protocol):
     """What a data pipeline hands over (`data_pipelines.loader.QuestionBatch`)."""
 
-    arrays: dict[str, np.ndarray]
-    prompts: np.ndarray
+    @property
+    def arrays(self) -> dict[str, np.ndarray]: ...
+    @property
+    def prompts(self) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

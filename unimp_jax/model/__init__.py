@@ -3,7 +3,7 @@
 from unimp_jax.model.decoder import DecoderConfig
 from unimp_jax.model.gated import GatedCrossAttentionConfig
 from unimp_jax.model.resampler import ResamplerConfig
-from unimp_jax.model.unimp import PARTS, ModelConfig, UniMP, part_of
+from unimp_jax.model.unimp import PARTS, ModelConfig, Part, UniMP, part_of
 from unimp_jax.model.vision import VisionConfig
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "DecoderConfig",
     "GatedCrossAttentionConfig",
     "ModelConfig",
+    "Part",
     "ResamplerConfig",
     "UniMP",
     "VisionConfig",

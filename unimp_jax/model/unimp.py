@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,11 +50,12 @@ class ModelConfig:
         return self.decoder.layers // self.gated.every
 
 
-PARTS = ("vision", "resampler", "gated", "decoder", "embeddings")
+Part = Literal["vision", "resampler", "gated", "decoder", "embeddings"]
+PARTS: tuple[Part, ...] = ("vision", "resampler", "gated", "decoder", "embeddings")
 """The attributes of `UniMP`, each of which trains or stays frozen as a whole."""
 
 
-def part_of(path: Sequence[Any]) -> str:
+def part_of(path: Sequence[Any]) -> Part:
     """The part that a parameter belongs to, from its path as `nnx.split` or `jax.tree_util` gives it.
 
     Raises:

@@ -42,11 +42,16 @@ class LoopConfig:
 class LoadedBatch(Protocol):
     """What a data pipeline hands over (`data_pipelines.loader.TrainingBatch`)."""
 
-    arrays: dict[str, np.ndarray]
-    next_position: Any
-    num_examples: int
-    num_images: int
-    fill: float
+    @property
+    def arrays(self) -> dict[str, np.ndarray]: ...
+    @property
+    def next_position(self) -> Any: ...
+    @property
+    def num_examples(self) -> int: ...
+    @property
+    def num_images(self) -> int: ...
+    @property
+    def fill(self) -> float: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Run:
     """
 
     step: Callable[[TrainState, Any, Batch], tuple[TrainState, StepFigures]]
-    batches: Callable[[dict[str, int] | None], Iterator[LoadedBatch]]
+    batches: Callable[[dict[str, int] | None], Iterator[Any]]
     to_device: Callable[[dict[str, np.ndarray]], Batch]
     validate: Callable[[Any], dict[str, float]]
     tasks: Sequence[str]

@@ -1,0 +1,183 @@
+"""Whole runs: killed and continued, refused in words, evaluated and reported."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from data_pipelines.errors import DataError
+from experiments.baselines.sasrec import SASRecConfig
+from experiments.config import load_config, to_json
+from experiments.evaluate import EvaluationConfig, evaluate_run
+from experiments.report import write_report
+from experiments.results import load_evaluation
+from experiments.train import train_run
+from tests.experiments.tiny_run import experiment, prepare_source
+from unimp_jax.training.checkpoint import CheckpointError
+from unimp_jax.training.log import read_log
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 12
+PROGRAM = """
+import sys
+from pathlib import Path
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+from experiments.train import train_run
+from tests.experiments.tiny_run import experiment
+train_run(experiment(Path(sys.argv[1]), steps={steps}), Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return prepare_source(tmp_path_factory.mktemp("prepared"))
+
+
+def start(data: Path, run: Path) -> subprocess.Popen:
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    command = [sys.executable, "-c", PROGRAM.format(steps=STEPS), str(data), str(run)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(data: Path, run: Path) -> None:
+    process = start(data, run)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output.decode()
+
+
+def outcome(run: Path):
+    """The losses of every step, and the bytes of the last parameters and optimizer state."""
+    losses = {
+        (line["step"], line["kind"]): (line.get("loss"), line.get("NDCG@10"))
+        for line in read_log(run / "metrics.jsonl")
+    }
+    with ocp.StandardCheckpointer() as checkpointer:
+        folder = (run / "checkpoints" / str(STEPS) / "state").absolute()
+        state = checkpointer.restore(folder)
+    return losses, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    for _ in range(3000):
+        if any(line["step"] >= step for line in read_log(run / "metrics.jsonl")) or process.poll() is not None:
+            return
+        time.sleep(0.02)
+
+
+def test_a_killed_run_continues_bit_for_bit(data, tmp_path):
+    finish(data, tmp_path / "undisturbed")
+    disturbed = tmp_path / "disturbed"
+    for step, delay in ((1, 0.0), (5, 0.01), (8, 0.05)):
+        process = start(data, disturbed)
+        wait_for_step(disturbed, step, process)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(data, disturbed)
+    losses, state = outcome(tmp_path / "undisturbed")
+    assert len([step for step, kind in losses if kind == "train"]) == STEPS
+    assert outcome(disturbed) == (losses, state)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train_run(experiment(data), folder)
+    return folder
+
+
+def test_what_does_not_train_is_saved_once_and_stays(data, tmp_path):
+    config = experiment(data, steps=4)
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, trains=("gated", "embeddings")))
+    train_run(config, tmp_path)
+    assert (tmp_path / "frozen").is_dir()
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore((tmp_path / "checkpoints" / "4" / "state").absolute())
+    assert set(state["trainable"]) == {"gated", "embeddings"}
+    evaluate_run(tmp_path, EvaluationConfig(sasrec=False))
+
+
+def test_a_run_of_another_configuration_is_refused(data, run):
+    config = experiment(data)
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.5))
+    with pytest.raises(DataError, match=r"another configuration \(optimizer.learning_rate: 0.01, now 0.5\)"):
+        train_run(config, run)
+
+
+def test_threads_and_mesh_may_change(data, run):
+    config = experiment(data)
+    loader = dataclasses.replace(config.loader, threads=1)
+    train_run(dataclasses.replace(config, loader=loader), run)
+
+
+def test_rows_that_the_mesh_does_not_divide_are_refused_before_anything_is_compiled(data, tmp_path):
+    config = experiment(data)
+    with pytest.raises(ValueError, match="6 rows a batch are not a multiple of 8"):
+        train_run(dataclasses.replace(config, loader=dataclasses.replace(config.loader, rows=6)), tmp_path)
+
+
+def test_a_full_disk_while_saving_is_told_and_the_last_checkpoint_stays(data, tmp_path):
+    """A limit on the size of files fails writes as a full disk does."""
+    folder = tmp_path / "run"
+    train_run(experiment(data, steps=2), folder)
+    saved = json.loads((folder / "config.json").read_text())
+    saved["loop"]["steps"] = 6
+    (folder / "config.json").write_text(json.dumps(saved))
+    program = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" + PROGRAM.format(steps=6)
+    program = program.replace("train_run(exp", "resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000)); train_run(exp")
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(data), str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode != 0
+    assert "CheckpointError" in done.stderr
+    assert "the last whole one is step 2" in done.stderr
+    train_run(experiment(data, steps=6), folder)
+    assert (folder / "checkpoints" / "6").is_dir()
+
+
+def test_a_damaged_checkpoint_is_named(data, tmp_path):
+    train_run(experiment(data, steps=2), tmp_path)
+    for path in (tmp_path / "checkpoints" / "2" / "state").rglob("*"):
+        if path.is_file() and path.stat().st_size > 200:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="step 2 cannot be read"):
+        evaluate_run(tmp_path, EvaluationConfig(sasrec=False))
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"is .* the folder of a run"):
+        evaluate_run(tmp_path, EvaluationConfig())
+
+
+def test_the_configuration_is_read_back_as_it_was(data, run):
+    assert to_json(load_config(run / "config.json"))["loop"] == to_json(experiment(data))["loop"]
+
+
+def test_evaluation_and_report(data, run):
+    evaluation = evaluate_run(run, EvaluationConfig(sasrec_config=SASRecConfig(steps=3, seconds=None, validations=1)))
+    assert [table.task for table in evaluation.tables] == ["recommendation", "search", "preference", "selection"]
+    for table in evaluation.tables:
+        for row in table.rows:
+            for figure in row.figures.values():
+                assert figure.low <= figure.mean <= figure.high
+    assert load_evaluation(run / "evaluation" / "test.json") == evaluation
+    arrays = np.load(run / "evaluation" / "test.npz")
+    table = evaluation.tables[0]
+    assert arrays["recommendation/UniMP/HR@10"].mean() == pytest.approx(table.rows[0].figures["HR@10"].mean)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert page.count("<svg") >= 3
+    assert "data:image/jpeg;base64," in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
+    assert not list(run.glob("*.partial"))

@@ -1,0 +1,119 @@
+"""One step, whatever the devices, the packing or the accumulation."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from data_pipelines.images import ImageConfig, ImageStore
+from data_pipelines.loader import fill_batch
+from data_pipelines.packing import pack
+from data_pipelines.queries import QueryConfig, TrainingQueries
+from data_pipelines.tasks import Budget, TaskConfig
+from tests.data_pipelines.small import picture, small_corpus, small_vocabulary, small_writer
+from tests.experiments.tiny_run import MODEL
+from unimp_jax.batch import Batch
+from unimp_jax.model import PARTS, UniMP
+from unimp_jax.objective import ObjectiveConfig
+from unimp_jax.sharding import MeshConfig, batch_sharding, init_model, make_mesh
+from unimp_jax.training.step import TrainState, make_train_step
+
+CORPUS = small_corpus()
+VOCABULARY = small_vocabulary(CORPUS)
+BUDGET = Budget(tokens=192, images=8, answers=64)
+DECODER = dataclasses.replace(
+    MODEL.decoder, vocab_size=VOCABULARY.base_size, new_tokens=len(VOCABULARY.new_tokens), dropout=0.0
+)
+CONFIG = dataclasses.replace(MODEL, decoder=DECODER)
+ROWS = 8
+
+
+class Threadless:
+    """An executor that works where it is called."""
+
+    map = staticmethod(map)
+
+
+def batch_of(rows, count: int) -> Batch:
+    rows = [*rows, *[[]] * (count - len(rows))]
+    images = ImageStore(picture, CONFIG.vision.image_size, ImageConfig())
+    return Batch(**fill_batch(rows, BUDGET, images, Threadless))
+
+
+@pytest.fixture(scope="module")
+def examples():
+    writer = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=2, id_items=6, history_targets="next_item"), BUDGET)
+    queries = TrainingQueries(CORPUS, QueryConfig(), seed=0)
+    return [writer.write(queries[number]) for number in range(16)]
+
+
+@pytest.fixture(scope="module")
+def packed(examples):
+    rows = pack(np.array([example.size for example in examples]), BUDGET)
+    assert len(rows) <= ROWS
+    return batch_of([[examples[n] for n in row] for row in rows], ROWS)
+
+
+def open_gates(model: UniMP) -> UniMP:
+    """Gates are 0 at first, and images would then change nothing."""
+    for gate in (model.gated.attention_gate, model.gated.mlp_gate):
+        gate[...] = gate[...] + 0.7
+    return model
+
+
+def one_step(batch: Batch, *, mesh: MeshConfig = MeshConfig(), devices: int = 1, accumulate: int = 1, trains=PARTS):
+    """(state after one step, figures, gradient-shaped update), by a plain optimizer whose update is the gradient."""
+    the_mesh = make_mesh(mesh, jax.devices()[:devices])
+    model = open_gates(init_model(CONFIG, the_mesh, seed=0))
+    graph, trainable, frozen = nnx.split(model, lambda path, _: path[0] in trains, ...)
+    transformation = optax.sgd(1.0)
+    step = make_train_step(
+        graph, transformation, objective=ObjectiveConfig(chunk=16), num_tasks=4, accumulate=accumulate, seed=0
+    )
+    with jax.set_mesh(the_mesh):
+        placed = jax.device_put(batch, batch_sharding(the_mesh))
+        state = TrainState(np.int32(0), trainable, transformation.init(trainable))
+        after, figures = jax.jit(step)(state, frozen, placed)
+    return jax.device_get(after.trainable), jax.device_get(figures)
+
+
+def assert_close(one, other, tolerance=1e-5):
+    """1e-5: float32 sums of a few thousand terms in another order."""
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=jax.tree_util.keystr(path))
+
+
+def test_packed_rows_and_one_example_a_row_give_the_same_loss_and_gradients(examples, packed):
+    alone = batch_of([[example] for example in examples], len(examples))
+    (packed_update, packed_figures), (alone_update, alone_figures) = one_step(packed), one_step(alone)
+    assert_close(packed_figures, alone_figures)
+    assert_close(packed_update, alone_update)
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [MeshConfig(data=8), MeshConfig(fsdp=8), MeshConfig(fsdp=4, tensor=2)],
+    ids=["data=8", "fsdp=8", "fsdp=4,tensor=2"],
+)
+def test_every_mesh_gives_the_loss_and_update_of_one_device(packed, mesh):
+    one, many = one_step(packed), one_step(packed, mesh=mesh, devices=8)
+    assert_close(one, many)
+
+
+def test_accumulation_changes_nothing(packed):
+    assert_close(one_step(packed), one_step(packed, accumulate=4))
+
+
+def test_only_what_trains_has_gradients(packed):
+    trainable, _ = one_step(packed, trains=("gated", "embeddings"))
+    assert set(trainable) == {"gated", "embeddings"}
+
+
+def test_task_figures_add_up(examples, packed):
+    _, figures = one_step(packed)
+    answers = np.bincount([e.task for e in examples for _ in e.answer_positions], minlength=4)
+    np.testing.assert_array_equal(figures.task_answers, answers)
+    assert (figures.task_cross_entropy[answers > 0] > 0).all()
