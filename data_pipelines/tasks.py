@@ -53,6 +53,8 @@ class TaskConfig:
     """Up to so many items before those are shown as bare ids, each a target of the one before it."""
     history_targets: Literal["reconstruct", "next_item", "none"] = "reconstruct"
     """Targets in the items shown whole: their own id (as the paper), the next item's (asked at the id), or nothing."""
+    history_weight: float = 1.0
+    """What a target in the history counts in the loss, next to one of the answer asked for."""
     rated_history: bool = True
     """In preference prediction, each id of the history is followed by the rating it was given, also a target."""
     questions_show_ids: bool = False
@@ -173,6 +175,8 @@ class TaskWriter:
         self._categories = _Ragged(vocabulary.encode_all([", ".join(words) for words in corpus.categories]))
         explanations = [" ".join(text.split()[: config.explanation_words]) for text in corpus.texts.values()]
         self._explanations = dict(zip(corpus.texts, vocabulary.encode_all(explanations), strict=True))
+        if config.history_weight <= 0:
+            raise ValueError(f"tasks.history_weight {config.history_weight} must be above 0; see tasks.history_targets")
         self._weights = [getattr(config.loss_weights, task) for task in TASKS]
 
     def write(self, query: Query, *, ask: bool = False, begun: Sequence[int] = ()) -> Example:
@@ -194,12 +198,14 @@ class TaskWriter:
             positions, targets = _array(len(tokens) - 1), answer[len(begun) : len(begun) + 1]
         else:
             positions, targets = self._targets(pieces, tokens, len(answer))
+        is_history = positions < len(tokens) - 1 - (0 if ask else len(answer))
+        weights = self._weights[query.task] * np.where(is_history, self.config.history_weight, 1.0)
         return Example(
             tokens=tokens,
             images=_array(*(image for piece in pieces for image in piece.images)),
             answer_positions=positions,
             answer_targets=targets,
-            answer_weights=np.full(len(positions), self._weights[query.task], np.float32),
+            answer_weights=weights.astype(np.float32),
             task=query.task,
             image_token=vocabulary.image,
         )

@@ -11,11 +11,13 @@ import tyro
 
 from data_pipelines.prepare import prepare
 from data_pipelines.sources.checks import OnBad
-from experiments.config import ExperimentConfig
+from experiments.baselines.sasrec import SASRecConfig
+from experiments.config import DataConfig, ExperimentConfig
 from experiments.evaluate import EvaluationConfig, evaluate_run, show
 from experiments.loader_speed import measure_loader
 from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.report import write_report
+from experiments.rival import train_rival
 from experiments.train import train_run
 
 
@@ -77,6 +79,20 @@ def report_command(folder: tyro.conf.Positional[Path], split: str = "test") -> N
     print(write_report(folder, split))
 
 
+def sasrec_command(
+    folder: tyro.conf.Positional[Path],
+    data: DataConfig = DataConfig("movielens_1m"),
+    config: Annotated[SASRecConfig, tyro.conf.arg(name="")] = SASRecConfig(),
+) -> None:
+    """Train the strongest baseline alone, for a comparison at equal time.
+
+    Args:
+      folder: where its curve, parameters and test ranks go.
+      data: what it is trained on.
+    """
+    train_rival(data, config, folder)
+
+
 def loader_command(config: Annotated[Preset, tyro.conf.arg(name="")], batches: int = 200) -> None:
     """Measure how fast and how full a preset's batches come.
 
@@ -103,6 +119,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train_command,
     "evaluate": evaluate_command,
     "report": report_command,
+    "sasrec": sasrec_command,
     "loader": loader_command,
     "demo": demo_command,
 }

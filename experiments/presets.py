@@ -19,31 +19,31 @@ FROM_NOTHING = OptimizerConfig(
 
 TINY = ExperimentConfig(
     model=presets.tiny,
-    vocabulary=VocabularyConfig(trained_size=1024, attribute_words=6),
-    tasks=TaskConfig(full_items=2, id_items=100, history_targets="next_item", questions_show_ids=True),
-    queries=QueryConfig(mix=TaskMix(recommendation=3.0, search=1.0, preference=2.0, selection=1.0)),
-    budget=Budget(tokens=512, images=12, answers=320),
+    vocabulary=VocabularyConfig(trained_size=512, attributes=("Genres", "Year", "Title"), attribute_words=5),
+    tasks=TaskConfig(
+        full_items=2, id_items=100, history_targets="next_item", history_weight=0.3, questions_show_ids=True
+    ),
+    queries=QueryConfig(mix=TaskMix(recommendation=2.0, search=2.0, preference=2.0, selection=2.0)),
+    budget=Budget(tokens=512, images=16, answers=320),
     images=ImageConfig(fit="stretch"),
     loader=LoaderConfig(rows=8, block_examples=2048),
     optimizer=FROM_NOTHING,
     training=TrainingConfig(trains=PARTS),
-    loop=LoopConfig(steps=400, validate_every=100, save_every=100),
+    loop=LoopConfig(steps=1000, log_every=20, validate_every=200, save_every=200),
 )
 
 SMALL = ExperimentConfig(
     model=presets.small,
     data=DataConfig("movielens_1m"),
     vocabulary=VocabularyConfig(trained_size=512, attributes=("Genres", "Title"), attribute_words=4),
-    tasks=TaskConfig(full_items=1, id_items=160, history_targets="next_item"),
-    queries=QueryConfig(
-        mix=TaskMix(recommendation=8.0, search=1.0, preference=0.0, selection=0.5), window="latest", window_items=161
-    ),
+    tasks=TaskConfig(full_items=1, id_items=160, history_targets="next_item", history_weight=0.3),
+    queries=QueryConfig(mix=TaskMix(recommendation=8.0, search=1.0, preference=0.0, selection=0.5)),
     budget=Budget(tokens=512, images=10, answers=432),
     images=ImageConfig(fit="stretch"),
     loader=LoaderConfig(rows=8, block_examples=4096),
     optimizer=FROM_NOTHING,
     training=TrainingConfig(trains=PARTS),
-    loop=LoopConfig(steps=4000, log_every=25, validate_every=500, save_every=500),
+    loop=LoopConfig(steps=3500, log_every=25, validate_every=500, save_every=500),
 )
 
 

@@ -136,6 +136,14 @@ def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(co
     np.testing.assert_array_equal(second.tokens, trained.tokens[: length + 1])
 
 
+def test_history_targets_count_what_they_are_set_to():
+    config = TaskConfig(full_items=2, id_items=3, history_weight=0.25)
+    example = small_writer(CORPUS, VOCABULARY, config, ROOMY).write(query_at(RECOMMENDATION, 7))
+    of_answer = example.answer_positions >= len(example.tokens) - 3
+    assert of_answer.sum() == 2
+    np.testing.assert_array_equal(example.answer_weights, np.where(of_answer, 2.0, 0.5))
+
+
 def test_a_question_larger_than_the_budget_is_refused_in_words():
     with pytest.raises(ValueError, match="raise the budget"):
         text_of(query_at(RECOMMENDATION, 3), TaskConfig(), Budget(tokens=8, images=4, answers=8))

@@ -1,0 +1,31 @@
+"""`unimp sasrec`: the strongest baseline alone, given as much time as a run has had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from experiments.baselines.ranker import evaluate_ranker
+from experiments.baselines.sasrec import SASRecConfig
+from experiments.baselines.sasrec_training import Record, train_sasrec
+from experiments.config import DataConfig
+from experiments.data import load_records
+from unimp_jax.evaluation.bootstrap import interval
+from unimp_jax.evaluation.metrics import ranking_metrics
+
+
+def train_rival(data: DataConfig, config: SASRecConfig, folder: Path) -> None:
+    """Trains SASRec on a prepared source; leaves configuration, curve, parameters and the test ranks of every user."""
+    corpus = load_records(data).corpus
+
+    def say(record: Record) -> None:
+        print(", ".join(f"{name} {value:.4g}" for name, value in record.items()), flush=True)
+
+    ranker = train_sasrec(corpus, config, say)
+    ranker.save(folder)
+    outcome = evaluate_ranker(ranker, corpus, "test")
+    np.savez_compressed(folder / "test.npz", **outcome)
+    for kind in ("filtered", "kept"):
+        figures = {name: interval(values) for name, values in ranking_metrics(outcome[kind]).items()}
+        print(f"seen {kind}: " + ", ".join(f"{n} {i.mean:.4f} [{i.low:.4f}, {i.high:.4f}]" for n, i in figures.items()))
