@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def train_rival(data: DataConfig, config: SASRecConfig, folder: Path) -> None:
 
     ranker = train_sasrec(corpus, config, say)
     ranker.save(folder)
-    outcome = evaluate_ranker(ranker, corpus, "test")
+    outcome: dict[str, Any] = evaluate_ranker(ranker, corpus, "test")
     np.savez_compressed(folder / "test.npz", **outcome)
     for kind in ("filtered", "kept"):
         figures = {name: interval(values) for name, values in ranking_metrics(outcome[kind]).items()}

@@ -45,6 +45,10 @@ def data(tmp_path_factory):
 
 def start(data: Path, run: Path) -> subprocess.Popen:
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment |= {
+        "JAX_COMPILATION_CACHE_DIR": str(data / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     command = [sys.executable, "-c", PROGRAM.format(steps=STEPS), str(data), str(run)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 

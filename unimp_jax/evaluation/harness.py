@@ -49,7 +49,7 @@ class Examiner:
         """`to_device` turns a process's share of a batch into global arrays."""
         self._graph, self._to_device = graph, to_device
         self._rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-        everywhere = NamedSharding(mesh, PartitionSpec())
+        everywhere = self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._log_probabilities = jax.jit(self._score, out_shardings=everywhere)
         self._rank = jax.jit(self._score_and_rank, static_argnames="k", out_shardings=everywhere)
 
@@ -84,6 +84,7 @@ class Examiner:
         total = len(targets)
         kept, filtered, entropy = (np.full(total, np.nan, np.float32) for _ in range(3))
         top = np.full((total, k), -1, np.int32)
+        item_tokens, targets, seen = jax.device_put((item_tokens, targets, seen), self._everywhere)
         for batch in batches:
             arrays, prompts = self._place(batch)
             results = self._rank(parameters, arrays, prompts, item_tokens, targets, seen, k=k)
