@@ -14,13 +14,14 @@ and a whole example, here for recommendation,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 from data_pipelines.corpus import Corpus
-from data_pipelines.queries import PREFERENCE, SEARCH, SELECTION, TASKS, Query
+from data_pipelines.queries import PREFERENCE, RECOMMENDATION, SEARCH, SELECTION, TASKS, Query
 from data_pipelines.vocabulary import Vocabulary
 
 QUESTIONS = (
@@ -57,6 +58,9 @@ class TaskConfig:
     """What a target in the history counts in the loss, next to one of the answer asked for."""
     rated_history: bool = True
     """In preference prediction, each id of the history is followed by the rating it was given, also a target."""
+    ask_every: int = 0
+    """Recommendation and search are asked along the bare ids too, before every so many-th (the first one at random),
+    and answered by the item that came; 0: only at the end."""
     questions_show_ids: bool = False
     """Items asked about, or offered to select from, are named by their ids as well (the paper does not)."""
     explanation_words: int = 64
@@ -104,26 +108,6 @@ class Example:
         return len(self.tokens), len(self.images), len(self.answer_positions)
 
 
-def answer_mask(tokens: np.ndarray, *, answer: int, end_of_chunk: int, eos: int, never: Iterable[int]) -> np.ndarray:
-    """Which tokens belong to an answer: those after `<answer>`, up to `<|endofchunk|>` (without) or eos (with it).
-
-    Tokens in `never` (image markers, padding) and the first token are left out.
-
-    Args:
-      tokens: int [..., t].
-
-    Returns:
-      bool [..., t].
-    """
-    places = np.broadcast_to(np.arange(tokens.shape[-1]), tokens.shape)
-    opened = np.maximum.accumulate(np.where(tokens == answer, places, -1), axis=-1)
-    ends = (tokens == end_of_chunk) | (tokens == eos)
-    closed = np.maximum.accumulate(np.where(ends, places, -1), axis=-1)
-    closed_before = np.concatenate([np.full_like(closed[..., :1], -1), closed[..., :-1]], axis=-1)
-    inside = (opened > closed_before) & (tokens != answer) & (tokens != end_of_chunk) & (places > 0)
-    return inside & ~np.isin(tokens, list(never))
-
-
 def _array(*tokens: int) -> np.ndarray:
     return np.array(tokens, np.int32)
 
@@ -141,12 +125,23 @@ class _Ragged:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Piece:
-    """A run of tokens, the items whose pictures it shows, and what it predicts beside its marked answers."""
+    """A run of tokens, the items whose pictures it shows, and what it predicts where.
+
+    Attributes:
+      asked_at: int32 [a], counted from the piece's first token; -1 is the token before it.
+      targets: int32 [a].
+      weights: float32 [a], next to a token of the answer asked for.
+    """
 
     tokens: np.ndarray
     images: tuple[int, ...] = ()
     asked_at: np.ndarray = dataclasses.field(default_factory=_array)
     targets: np.ndarray = dataclasses.field(default_factory=_array)
+    weights: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.float32))
+
+    @property
+    def size(self) -> np.ndarray:
+        return np.array([len(self.tokens), len(self.images), len(self.targets)])
 
 
 class TaskWriter:
@@ -189,44 +184,30 @@ class TaskWriter:
         Raises:
           ValueError: the question alone is larger than the budget.
         """
-        vocabulary = self.vocabulary
         question, answer = self._question(query), self._answer(query)
-        pieces = [_Piece(_array(vocabulary.bos)), *self._history(query, question, answer), question]
-        pieces.append(_Piece(_array(*begun) if ask else answer))
+        pieces = [_Piece(_array(self.vocabulary.bos)), *self._history(query, question, answer), question]
+        if ask:
+            pieces.append(_Piece(_array(*begun)))
+        else:
+            pieces.append(_Piece(answer, (), np.arange(-1, len(answer) - 1), answer, np.ones(len(answer))))
         tokens = np.concatenate([piece.tokens for piece in pieces])
         if ask:
             positions, targets = _array(len(tokens) - 1), answer[len(begun) : len(begun) + 1]
+            weights = np.ones(1)
         else:
-            positions, targets = self._targets(pieces, tokens, len(answer))
-        is_history = positions < len(tokens) - 1 - (0 if ask else len(answer))
-        weights = self._weights[query.task] * np.where(is_history, self.config.history_weight, 1.0)
+            starts = np.cumsum([0, *(len(piece.tokens) for piece in pieces[:-1])])
+            positions = np.concatenate([piece.asked_at + start for piece, start in zip(pieces, starts, strict=True)])
+            targets = np.concatenate([piece.targets for piece in pieces])
+            weights = np.concatenate([piece.weights for piece in pieces])
         return Example(
             tokens=tokens,
             images=_array(*(image for piece in pieces for image in piece.images)),
-            answer_positions=positions,
+            answer_positions=positions.astype(np.int32),
             answer_targets=targets,
-            answer_weights=weights.astype(np.float32),
+            answer_weights=(self._weights[query.task] * weights).astype(np.float32),
             task=query.task,
-            image_token=vocabulary.image,
+            image_token=self.vocabulary.image,
         )
-
-    def _targets(self, pieces: list[_Piece], tokens: np.ndarray, answer_length: int) -> tuple[np.ndarray, np.ndarray]:
-        """(positions, targets), int32 [a] each: the marked answers, then what else the pieces predict."""
-        vocabulary = self.vocabulary
-        mask = answer_mask(
-            tokens,
-            answer=vocabulary.answer,
-            end_of_chunk=vocabulary.end_of_chunk,
-            eos=vocabulary.eos,
-            never=(vocabulary.image,),
-        )
-        if self.config.history_targets != "reconstruct":
-            mask[: len(tokens) - answer_length] = False
-        marked = np.flatnonzero(mask)
-        starts = np.cumsum([0, *(len(piece.tokens) for piece in pieces[:-1])])
-        asked_at = [piece.asked_at + start for piece, start in zip(pieces, starts, strict=True)]
-        positions = np.concatenate([marked - 1, *asked_at]).astype(np.int32)
-        return positions, np.concatenate([tokens[marked], *(piece.targets for piece in pieces)])
 
     def _question(self, query: Query) -> _Piece:
         """What stands between the history and the answer, the last `<answer>` included."""
@@ -272,40 +253,85 @@ class TaskWriter:
         following = int(query.right[0])
         shown = min(self.config.full_items, query.position)
         for place in range(query.position - 1, query.position - shown - 1, -1):
-            piece, answers = self._whole_item(query, place, following)
-            left = left - [len(piece.tokens), len(piece.images), answers]
+            piece = self._whole_item(query, place, following)
+            left = left - piece.size
             if left.min() < 0:
                 return pieces[::-1]
             pieces.append(piece)
             following = int(self.corpus.items[self.corpus.offsets[query.user] + place])
-        last = query.position - shown
-        names = [self._name(query, place) for place in range(max(last - self.config.id_items, 0), last)]
-        room = min(left[0], left[2])
-        fitting = len(names) - int(np.searchsorted(np.cumsum([len(name) for name in names[::-1]]), room, side="right"))
-        if names[fitting:]:
-            ids = np.concatenate(names[fitting:])
-            targets = np.append(ids[1:], self.vocabulary.items[following, :1])
-            asked = np.arange(len(ids) if self.config.history_targets != "none" else 0)
-            pieces.append(_Piece(ids, (), asked, targets[: len(asked)]))
-        return pieces[::-1]
+        return [*self._bare_ids(query, query.position - shown, following, left), *pieces[::-1]]
 
-    def _whole_item(self, query: Query, place: int, following: int) -> tuple[_Piece, int]:
-        """One item of the history with image and attributes, and how many targets it holds."""
+    def _whole_item(self, query: Query, place: int, following: int) -> _Piece:
+        """One item of the history with image and attributes."""
         vocabulary, targets = self.vocabulary, self.config.history_targets
         item = int(self.corpus.items[self.corpus.offsets[query.user] + place])
         picture, name = self._picture(item), self._name(query, place)
-        tokens = np.concatenate(
-            [
-                self._marker(picture),
-                self._attributes[item],
-                _array(vocabulary.answer),
-                name,
-                _array(vocabulary.end_of_chunk),
-            ]
-        )
+        before = np.concatenate([self._marker(picture), self._attributes[item], _array(vocabulary.answer)])
+        tokens = np.concatenate([before, name, _array(vocabulary.end_of_chunk)])
+        if targets == "reconstruct":
+            asked = len(before) - 1 + np.arange(len(name))
+            return _Piece(tokens, picture, asked, name, self._history_weights(len(name)))
         if targets == "next_item":
-            return _Piece(tokens, picture, _array(len(tokens) - 2), vocabulary.items[following, :1]), 1
-        return _Piece(tokens, picture), len(name) if targets == "reconstruct" else 0
+            asked, target = _array(len(tokens) - 2), vocabulary.items[following, :1]
+            return _Piece(tokens, picture, asked, target, self._history_weights(1))
+        return _Piece(tokens, picture)
+
+    def _bare_ids(self, query: Query, end: int, following: int, left: np.ndarray) -> list[_Piece]:
+        """The ids of the items before place `end`, oldest first: as many of the latest as `left` has room for.
+
+        They come in runs, each begun by the question that its first item answers.
+        """
+        pieces: list[_Piece] = []
+        first = max(end - self.config.id_items, 0)
+        moments = self._moments(query, first, end)
+        for begin, stop in reversed(list(itertools.pairwise([first, *moments, end]))):
+            names = [self._name(query, place) for place in range(begin, stop)]
+            piece = self._run(names, following, self._asked_before(query, begin) if begin in moments else None)
+            if (left < piece.size).any():
+                room = min(left[0], left[2])
+                sizes = np.cumsum([len(name) for name in names[::-1]])
+                fitting = int(np.searchsorted(sizes, room, side="right"))
+                return [self._run(names[len(names) - fitting :], following), *pieces[::-1]] if fitting else pieces[::-1]
+            left = left - piece.size
+            pieces.append(piece)
+            following = int(self.corpus.items[self.corpus.offsets[query.user] + begin])
+        return pieces[::-1]
+
+    def _run(self, names: list[np.ndarray], following: int, question: _Piece | None = None) -> _Piece:
+        """Ids of consecutive items, each foretelling the next, the last one `following`; maybe asked for the first."""
+        if not names:
+            return _Piece(_array())
+        ids = np.concatenate(names)
+        asked, targets = np.arange(len(ids)), np.append(ids[1:], self.vocabulary.items[following, :1])
+        kept = len(ids) if self.config.history_targets != "none" else 0
+        if question is None:
+            return _Piece(ids, (), asked[:kept], targets[:kept], self._history_weights(kept))
+        start, answered = len(question.tokens), len(names[0])
+        tokens = np.concatenate([question.tokens, ids[:answered], _array(self.vocabulary.end_of_chunk), ids[answered:]])
+        asked = np.concatenate([[start - 1], start + asked + (asked >= answered)])
+        weights = np.concatenate([np.ones(answered), self._history_weights(len(ids) + 1 - answered)])
+        kept = len(weights) if kept else answered
+        return _Piece(tokens, (), asked[:kept], np.append(ids[:1], targets)[:kept], weights[:kept])
+
+    def _moments(self, query: Query, first: int, end: int) -> list[int]:
+        """Places between `first` and `end`, both excluded, before which the question is asked as well."""
+        every = self.config.ask_every
+        if not every or query.task not in (RECOMMENDATION, SEARCH):
+            return []
+        phase = int(np.random.default_rng((query.user, query.position)).integers(every))
+        places = range(first + 1 + phase, end, every)
+        if query.task == RECOMMENDATION:
+            return list(places)
+        items = self.corpus.items[self.corpus.offsets[query.user] :]
+        return [place for place in places if self.corpus.categories[items[place]]]
+
+    def _asked_before(self, query: Query, place: int) -> _Piece:
+        """The question of `query`, of the item at an earlier place."""
+        item = int(self.corpus.items[self.corpus.offsets[query.user] + place])
+        return self._question(Query(query.task, query.user, place, (item,)))
+
+    def _history_weights(self, count: int) -> np.ndarray:
+        return np.full(count, self.config.history_weight, np.float32)
 
     def _name(self, query: Query, place: int) -> np.ndarray:
         """The id of the history's item at `place`, with the rating it was given where the task wants to know."""

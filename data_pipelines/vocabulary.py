@@ -143,7 +143,8 @@ def train_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
 def build_vocabulary(corpus: Corpus, config: VocabularyConfig, prompt_texts: Sequence[str] = ()) -> Vocabulary:
     """The vocabulary of a catalogue, one token an item.
 
-    `prompt_texts` (what prompts say beside the items) joins the text that a tokenizer is trained on.
+    `prompt_texts` (what prompts say beside the items) join the text that a tokenizer is trained on, as often as there
+    are items: each example says one of them, so they should be short.
     """
     if config.tokenizer:
         try:
@@ -151,7 +152,8 @@ def build_vocabulary(corpus: Corpus, config: VocabularyConfig, prompt_texts: Seq
         except (OSError, ValueError) as error:
             raise DataError(f"no tokenizer at {config.tokenizer!r}: {str(error).splitlines()[0]}") from error
     else:
-        tokenizer = train_tokenizer([*_training_texts(corpus, config), *prompt_texts], config.trained_size)
+        texts = [*_training_texts(corpus, config), *(list(prompt_texts) * corpus.num_items)]
+        tokenizer = train_tokenizer(texts, config.trained_size)
     return _extend(
         tokenizer, corpus, corpus.rating_levels, base_size=config.base_size or len(tokenizer), round_to=config.round_to
     )

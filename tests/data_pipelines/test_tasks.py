@@ -1,6 +1,7 @@
 """What prompts say, and that training and evaluation say the same."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from data_pipelines.queries import (
     held_out_queries,
 )
 from data_pipelines.tasks import Budget, TaskConfig
+from tests.data_pipelines.answers import answer_mask
 from tests.data_pipelines.small import small_corpus, small_vocabulary, small_writer
 
 CORPUS = small_corpus()
@@ -107,6 +109,7 @@ configs = st.builds(
     id_items=st.integers(0, 12),
     history_targets=st.sampled_from(["reconstruct", "next_item", "none"]),
     rated_history=st.booleans(),
+    ask_every=st.integers(0, 4),
     questions_show_ids=st.booleans(),
     images=st.booleans(),
     text=st.booleans(),
@@ -134,6 +137,46 @@ def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(co
     assert asked.answer_targets[0] == trained.tokens[length]
     second = writer.write(query, ask=True, begun=trained.tokens[length : length + 1])
     np.testing.assert_array_equal(second.tokens, trained.tokens[: length + 1])
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_targets_without_bare_ids_are_the_labels_of_the_reference(number):
+    query = TrainingQueries(CORPUS, QueryConfig(), seed=2)[number]
+    example = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=4), ROOMY).write(query)
+    mask = answer_mask(
+        example.tokens,
+        answer=VOCABULARY.answer,
+        end_of_chunk=VOCABULARY.end_of_chunk,
+        eos=VOCABULARY.eos,
+        never=(VOCABULARY.image,),
+    )
+    labels = np.where(mask, example.tokens, -100)
+    written = np.full_like(labels, -100)
+    written[example.answer_positions + 1] = example.answer_targets
+    np.testing.assert_array_equal(written, labels)
+
+
+@pytest.mark.parametrize("task", [RECOMMENDATION, SEARCH])
+def test_the_question_is_asked_along_the_bare_ids(task):
+    config = TaskConfig(full_items=0, id_items=100, ask_every=5, history_targets="next_item", history_weight=0.25)
+    position = next(p for p in range(24, 12, -1) if CORPUS.categories[int(CORPUS.items[CORPUS.offsets[USER] + p])])
+    example = small_writer(CORPUS, VOCABULARY, config, ROOMY).write(query_at(task, position))
+    history = CORPUS.history(USER, position + 1)
+    tokens = example.tokens.tolist()
+    ids = [token for token in tokens if token in VOCABULARY.items[:, 0]]
+    assert ids == VOCABULARY.items[history, 0].tolist()  # every item once, in order
+    asked = {int(p): (int(t), float(w)) for p, t, w in
+             zip(example.answer_positions, example.answer_targets, example.answer_weights, strict=True)}  # fmt: skip
+    weight = 2.0 if task == RECOMMENDATION else 1.0
+    places = np.flatnonzero(example.tokens == VOCABULARY.answer).tolist()
+    assert len(places) >= 3
+    for place in places:
+        assert asked.pop(place) == (tokens[place + 1], weight)
+        assert tokens[place + 2] == (VOCABULARY.end_of_chunk if place != places[-1] else VOCABULARY.eos)
+    assert asked.pop(len(tokens) - 2) == (VOCABULARY.eos, weight)
+    following = dict(itertools.pairwise(ids))
+    assert {tokens[p]: t for p, (t, _) in asked.items()} == following  # and each foretells the next
+    assert {w for _, w in asked.values()} == {weight * 0.25}
 
 
 def test_history_targets_count_what_they_are_set_to():

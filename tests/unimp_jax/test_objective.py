@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.tasks import answer_mask
+from tests.data_pipelines.answers import answer_mask
 from unimp_jax.objective import chunked_loss, count_answers, token_losses, weighted_loss
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "unimp_loss.npz"
