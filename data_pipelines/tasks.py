@@ -279,7 +279,7 @@ class TaskWriter:
     def _bare_ids(self, query: Query, end: int, following: int, left: np.ndarray) -> list[_Piece]:
         """The ids of the items before place `end`, oldest first: as many of the latest as `left` has room for.
 
-        They come in runs, each begun by the question that its first item answers.
+        They come in runs, between which the question is asked that the next run's first item answers.
         """
         pieces: list[_Piece] = []
         first = max(end - self.config.id_items, 0)
@@ -298,16 +298,20 @@ class TaskWriter:
         return pieces[::-1]
 
     def _run(self, names: list[np.ndarray], following: int, question: _Piece | None = None) -> _Piece:
-        """Ids of consecutive items, each foretelling the next, the last one `following`; maybe asked for the first."""
+        """Ids of consecutive items, each foretelling the next, the last one `following`.
+
+        With a question before them, which the first answers: `<|endofchunk|> QUESTION <answer> ITEM <|endofchunk|> …`,
+        the same as behind an item shown whole.
+        """
         if not names:
             return _Piece(_array())
-        ids = np.concatenate(names)
+        ids, end_of_chunk = np.concatenate(names), _array(self.vocabulary.end_of_chunk)
         asked, targets = np.arange(len(ids)), np.append(ids[1:], self.vocabulary.items[following, :1])
         kept = len(ids) if self.config.history_targets != "none" else 0
         if question is None:
             return _Piece(ids, (), asked[:kept], targets[:kept], self._history_weights(kept))
-        start, answered = len(question.tokens), len(names[0])
-        tokens = np.concatenate([question.tokens, ids[:answered], _array(self.vocabulary.end_of_chunk), ids[answered:]])
+        start, answered = 1 + len(question.tokens), len(names[0])
+        tokens = np.concatenate([end_of_chunk, question.tokens, ids[:answered], end_of_chunk, ids[answered:]])
         asked = np.concatenate([[start - 1], start + asked + (asked >= answered)])
         weights = np.concatenate([np.ones(answered), self._history_weights(len(ids) + 1 - answered)])
         kept = len(weights) if kept else answered

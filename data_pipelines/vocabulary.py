@@ -7,6 +7,7 @@ markers, selection tokens, rating tokens, item tokens, and reserved rows up to a
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -87,17 +88,14 @@ class Vocabulary:
         return int(self.ratings[np.abs(np.array(self.rating_levels) - rating).argmin()])
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text for people: new tokens by name, base tokens by the tokenizer."""
-        words, run = [], []
-        for token in [*tokens, self.base_size]:
-            if token < self.base_size:
-                run.append(int(token))
-                continue
-            if run:
-                words.append(self.tokenizer.decode(run).strip())
-                run = []
-            words.append(self.new_tokens[int(token) - self.base_size])
-        return " ".join(words[:-1])
+        """Text for people: new tokens and whole texts by name, other base tokens by the tokenizer."""
+        names = {id: str(token) for id, token in self.tokenizer.added_tokens_decoder.items() if not token.special}
+        names |= {self.base_size + number: name for number, name in enumerate(self.new_tokens)}
+        words: list[str] = []
+        for is_named, group in itertools.groupby(map(int, tokens), names.__contains__):
+            run = list(group)
+            words += [names[token] for token in run] if is_named else [self.tokenizer.decode(run).strip()]
+        return " ".join(words)
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer and the new tokens' strings, from which `load_vocabulary` makes an equal vocabulary."""
@@ -125,26 +123,29 @@ def attribute_texts(corpus: Corpus, config: VocabularyConfig) -> list[str]:
     return texts
 
 
-def train_tokenizer(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most `size` tokens, with <pad>, <s> and </s>; no text is unknown to it."""
+def train_tokenizer(texts: Sequence[str], size: int, whole: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most `size` tokens, with <pad>, <s> and </s>; no text is unknown to it.
+
+    Each of the texts in `whole` is one token.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size,
+        vocab_size=size - len(whole),
         special_tokens=["<pad>", "<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens(list(whole))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
 def build_vocabulary(corpus: Corpus, config: VocabularyConfig, prompt_texts: Sequence[str] = ()) -> Vocabulary:
     """The vocabulary of a catalogue, one token an item.
 
-    `prompt_texts` (what prompts say beside the items) join the text that a tokenizer is trained on, as often as there
-    are items: each example says one of them, so they should be short.
+    `prompt_texts`, what prompts say beside the items, are one token each where a tokenizer is trained.
     """
     if config.tokenizer:
         try:
@@ -152,8 +153,7 @@ def build_vocabulary(corpus: Corpus, config: VocabularyConfig, prompt_texts: Seq
         except (OSError, ValueError) as error:
             raise DataError(f"no tokenizer at {config.tokenizer!r}: {str(error).splitlines()[0]}") from error
     else:
-        texts = [*_training_texts(corpus, config), *(list(prompt_texts) * corpus.num_items)]
-        tokenizer = train_tokenizer(texts, config.trained_size)
+        tokenizer = train_tokenizer(list(_training_texts(corpus, config)), config.trained_size, prompt_texts)
     return _extend(
         tokenizer, corpus, corpus.rating_levels, base_size=config.base_size or len(tokenizer), round_to=config.round_to
     )

@@ -189,7 +189,7 @@ def test_history_targets_count_what_they_are_set_to():
 
 def test_a_question_larger_than_the_budget_is_refused_in_words():
     with pytest.raises(ValueError, match="raise the budget"):
-        text_of(query_at(RECOMMENDATION, 3), TaskConfig(), Budget(tokens=8, images=4, answers=8))
+        text_of(query_at(RECOMMENDATION, 3), TaskConfig(), Budget(tokens=3, images=4, answers=8))
 
 
 def test_training_never_sees_what_is_held_out():
