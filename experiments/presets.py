@@ -36,14 +36,14 @@ SMALL = ExperimentConfig(
     model=presets.small,
     data=DataConfig("movielens_1m"),
     vocabulary=VocabularyConfig(trained_size=512, attributes=("Genres", "Title"), attribute_words=4),
-    tasks=TaskConfig(full_items=1, id_items=160, history_targets="next_item", history_weight=0.3),
+    tasks=TaskConfig(full_items=1, id_items=160, history_targets="next_item", ask_every=10),
     queries=QueryConfig(mix=TaskMix(recommendation=8.0, search=1.0, preference=0.0, selection=0.5)),
     budget=Budget(tokens=512, images=10, answers=432),
     images=ImageConfig(fit="stretch"),
     loader=LoaderConfig(rows=8, block_examples=4096),
     optimizer=FROM_NOTHING,
     training=TrainingConfig(trains=PARTS),
-    loop=LoopConfig(steps=3500, log_every=25, validate_every=500, save_every=500),
+    loop=LoopConfig(steps=7000, log_every=25, validate_every=500, save_every=500),
 )
 
 
