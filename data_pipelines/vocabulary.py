@@ -32,13 +32,13 @@ class VocabularyConfig:
     trained_size: int = 2048
     """Size of the tokenizer to train, where one is trained."""
     base_size: int = 0
-    """Rows of a pretrained model's embedding, where it has more than its tokenizer has tokens; 0: as many."""
+    """Embedding rows of the base tokens, as a pretrained model has them; 0: one a token, rounded up to `round_to`."""
     attributes: tuple[str, ...] = ()
     """The item attributes to show, by name; empty: all that the source has."""
     attribute_words: int = 20
     """Each attribute is cut to so many words."""
     round_to: int = 64
-    """New tokens are padded with reserved ones to a multiple of this, so that meshes divide them."""
+    """Base rows and new tokens are each padded with reserved ones to a multiple of this, so that meshes divide them."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,9 +154,8 @@ def build_vocabulary(corpus: Corpus, config: VocabularyConfig, prompt_texts: Seq
             raise DataError(f"no tokenizer at {config.tokenizer!r}: {str(error).splitlines()[0]}") from error
     else:
         tokenizer = train_tokenizer(list(_training_texts(corpus, config)), config.trained_size, prompt_texts)
-    return _extend(
-        tokenizer, corpus, corpus.rating_levels, base_size=config.base_size or len(tokenizer), round_to=config.round_to
-    )
+    base_size = config.base_size or len(tokenizer) + -len(tokenizer) % config.round_to
+    return _extend(tokenizer, corpus, corpus.rating_levels, base_size=base_size, round_to=config.round_to)
 
 
 def _training_texts(corpus: Corpus, config: VocabularyConfig) -> Iterator[str]:
