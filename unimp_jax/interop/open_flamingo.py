@@ -1,237 +1,143 @@
-"""Weights of the package open-flamingo 2.0.1, by one table that reads in both directions.
-
-A layout such as "(h p k) d -> p d h k" names the axes of their array, parentheses around those that are merged into
-one, and of ours. Where one of their arrays holds several of ours, p counts these.
-"""
+"""The package open-flamingo 2.0.1: names of its state dict, in and out."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Iterable
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
+from unimp_jax.interop.clip import open_clip, transformers_clip
+from unimp_jax.interop.language import Tabulate, gpt_neox, llama, mosaic_gpt, mpt
+from unimp_jax.interop.layout import Stack, Table, WeightsError, entry, linear, norm, out_of_heads
+from unimp_jax.model import ModelConfig
 
-from unimp_jax.model import ModelConfig, UniMP
-
-Stack = Literal["one", "vision", "resampler", "gated", "decoder"]
+LANGUAGE, VISION, RESAMPLER = "lang_encoder.", "vision_encoder", "perceiver"
+BLOCK, LAYER = "lang_encoder.gated_cross_attn_layers.{}", "lang_encoder.old_decoder_blocks.{}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One of their arrays (or one a layer, {} its number) and the parameters it becomes."""
-
-    theirs: str
-    ours: tuple[str, ...]
-    layout: str
-    stack: Stack = "one"
-
-
-def entry(theirs: str, ours: str, layout: str, stack: Stack = "one") -> Entry:
-    """`ours` lists the parameters, separated by blanks."""
-    return Entry(theirs, tuple(ours.split()), layout, stack)
-
-
-def norm(theirs: str, ours: str, stack: Stack = "one", *, bias: bool = True) -> list[Entry]:
-    """A layer norm's weight and bias."""
-    scale = entry(f"{theirs}.weight", f"{ours}/scale", "d -> d", stack)
-    return [scale, entry(f"{theirs}.bias", f"{ours}/bias", "d -> d", stack)] if bias else [scale]
-
-
-def linear(theirs: str, ours: str, stack: Stack = "one", *, bias: bool = True) -> list[Entry]:
-    """A matrix and a bias between unsplit axes."""
-    kernel = entry(f"{theirs}.weight", f"{ours}/kernel", "o i -> i o", stack)
-    return [kernel, entry(f"{theirs}.bias", f"{ours}/bias", "o -> o", stack)] if bias else [kernel]
-
-
-def feed_forward(theirs: str, ours: str, stack: Stack) -> list[Entry]:
+def feed_forward(theirs: str, ours: str, stack: Stack) -> Table:
     return [
-        *norm(f"{theirs}.0", f"{ours}/norm", stack),
-        *linear(f"{theirs}.1", f"{ours}/up", stack, bias=False),
-        *linear(f"{theirs}.3", f"{ours}/down", stack, bias=False),
+        *norm(f"{theirs}.0", f"{ours}/mlp_norm", stack),
+        *linear(f"{theirs}.1", f"{ours}/mlp/up", stack, bias=False),
+        *linear(f"{theirs}.3", f"{ours}/mlp/down", stack, bias=False),
     ]
 
 
-def cross_attention(theirs: str, ours: str, stack: Stack) -> list[Entry]:
+def cross_attention(theirs: str, ours: str, stack: Stack) -> Table:
     return [
         entry(f"{theirs}.to_q.weight", f"{ours}/query/kernel", "(h k) d -> d h k", stack),
         entry(f"{theirs}.to_kv.weight", f"{ours}/key/kernel {ours}/value/kernel", "(p h k) d -> p d h k", stack),
-        entry(f"{theirs}.to_out.weight", f"{ours}/out/kernel", "d (h k) -> h k d", stack),
+        *out_of_heads(f"{theirs}.to_out", f"{ours}/out", stack),
     ]
 
 
-CLIP = "vision_encoder.clip.vision_model"
-CLIP_LAYER = f"{CLIP}.encoder.layers.{{}}"
-VISION = [
-    entry(f"{CLIP}.embeddings.class_embedding", "vision/class_embedding", "c -> c"),
-    entry(f"{CLIP}.embeddings.patch_embedding.weight", "vision/patch_embedding/kernel", "c r y x -> y x r c"),
-    entry(f"{CLIP}.embeddings.position_embedding.weight", "vision/positions", "n c -> n c"),
-    *norm(f"{CLIP}.pre_layrnorm", "vision/norm"),
-    *norm(f"{CLIP_LAYER}.layer_norm1", "vision/blocks/attention_norm", "vision"),
-    *[
-        e
-        for theirs, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"))
-        for e in (
-            entry(
-                f"{CLIP_LAYER}.self_attn.{theirs}.weight", f"vision/blocks/{ours}/kernel", "(h k) d -> d h k", "vision"
-            ),
-            entry(f"{CLIP_LAYER}.self_attn.{theirs}.bias", f"vision/blocks/{ours}/bias", "(h k) -> h k", "vision"),
-        )
-    ],
-    entry(f"{CLIP_LAYER}.self_attn.out_proj.weight", "vision/blocks/out/kernel", "d (h k) -> h k d", "vision"),
-    entry(f"{CLIP_LAYER}.self_attn.out_proj.bias", "vision/blocks/out/bias", "d -> d", "vision"),
-    *norm(f"{CLIP_LAYER}.layer_norm2", "vision/blocks/mlp_norm", "vision"),
-    *linear(f"{CLIP_LAYER}.mlp.fc1", "vision/blocks/up", "vision"),
-    *linear(f"{CLIP_LAYER}.mlp.fc2", "vision/blocks/down", "vision"),
-]
-
-RESAMPLER = [
+RESAMPLER_TABLE: Table = [
     entry("perceiver.latents", "resampler/latents", "l c -> l c"),
     *norm("perceiver.norm", "resampler/norm"),
     *norm("perceiver.layers.{}.0.norm_media", "resampler/layers/media_norm", "resampler"),
     *norm("perceiver.layers.{}.0.norm_latents", "resampler/layers/latents_norm", "resampler"),
     *cross_attention("perceiver.layers.{}.0", "resampler/layers", "resampler"),
-    *feed_forward("perceiver.layers.{}.1", "resampler/layers/feed_forward", "resampler"),
+    *feed_forward("perceiver.layers.{}.1", "resampler/layers", "resampler"),
 ]
 
-BLOCK = "lang_encoder.gated_cross_attn_layers.{}"
-GATED = [
-    *norm(f"{BLOCK}.attn.norm", "gated/norm", "gated"),
-    *cross_attention(f"{BLOCK}.attn", "gated", "gated"),
-    *feed_forward(f"{BLOCK}.ff", "gated/feed_forward", "gated"),
-    entry(f"{BLOCK}.attn_gate", "gated/attention_gate", "g -> g", "gated"),
-    entry(f"{BLOCK}.ff_gate", "gated/mlp_gate", "g -> g", "gated"),
+GATED_TABLE: Table = [
+    *norm(f"{BLOCK}.attn.norm", "gated/norm", "gated_by_layer"),
+    *cross_attention(f"{BLOCK}.attn", "gated", "gated_by_layer"),
+    *feed_forward(f"{BLOCK}.ff", "gated", "gated_by_layer"),
+    entry(f"{BLOCK}.attn_gate", "gated/attention_gate", "g -> g", "gated_by_layer"),
+    entry(f"{BLOCK}.ff_gate", "gated/mlp_gate", "g -> g", "gated_by_layer"),
 ]
 
-LAYER = "lang_encoder.old_decoder_blocks.{}"
-OURS = "decoder/layers"
-QKV = f"{OURS}/attention/query/{{0}} {OURS}/attention/key/{{0}} {OURS}/attention/value/{{0}}"
 
-GPT_NEOX = [
-    entry("lang_encoder.gpt_neox.embed_in.weight", "embeddings/base", "v d -> v d"),
-    entry("lang_encoder.embed_out.weight", "embeddings/base_head", "v d -> v d"),
-    *norm("lang_encoder.gpt_neox.final_layer_norm", "decoder/norm"),
-    *norm(f"{LAYER}.input_layernorm", f"{OURS}/attention_norm", "decoder"),
-    entry(f"{LAYER}.attention.query_key_value.weight", QKV.format("kernel"), "(h p k) d -> p d h k", "decoder"),
-    entry(f"{LAYER}.attention.query_key_value.bias", QKV.format("bias"), "(h p k) -> p h k", "decoder"),
-    entry(f"{LAYER}.attention.dense.weight", f"{OURS}/attention/out/kernel", "d (h k) -> h k d", "decoder"),
-    entry(f"{LAYER}.attention.dense.bias", f"{OURS}/attention/out/bias", "d -> d", "decoder"),
-    *norm(f"{LAYER}.post_attention_layernorm", f"{OURS}/mlp_norm", "decoder"),
-    *linear(f"{LAYER}.mlp.dense_h_to_4h", f"{OURS}/mlp/up", "decoder"),
-    *linear(f"{LAYER}.mlp.dense_4h_to_h", f"{OURS}/mlp/down", "decoder"),
-]
-
-MPT = [
-    entry("lang_encoder.transformer.wte.weight", "embeddings/base", "v d -> v d"),
-    *norm("lang_encoder.transformer.norm_f", "decoder/norm", bias=False),
-    *norm(f"{LAYER}.norm_1", f"{OURS}/attention_norm", "decoder", bias=False),
-    entry(f"{LAYER}.attn.Wqkv.weight", QKV.format("kernel"), "(p h k) d -> p d h k", "decoder"),
-    entry(f"{LAYER}.attn.out_proj.weight", f"{OURS}/attention/out/kernel", "d (h k) -> h k d", "decoder"),
-    *norm(f"{LAYER}.norm_2", f"{OURS}/mlp_norm", "decoder", bias=False),
-    *linear(f"{LAYER}.ffn.up_proj", f"{OURS}/mlp/up", "decoder", bias=False),
-    *linear(f"{LAYER}.ffn.down_proj", f"{OURS}/mlp/down", "decoder", bias=False),
-]
-
-UNREAD = {f"{CLIP}.post_layernorm.weight", f"{CLIP}.post_layernorm.bias"}
-"""Theirs that no output depends on: patch tokens are taken before CLIP's last norm."""
-
-TIED = {"lang_encoder.lm_head.weight": "lang_encoder.transformer.wte.weight"}
-"""Theirs that only repeat another."""
+def trained_table() -> Table:
+    """What a checkpoint of only the trained keys has, beside embeddings."""
+    return RESAMPLER_TABLE + GATED_TABLE
 
 
-def table(keys: Mapping[str, object]) -> list[Entry]:
-    """The entries for the language family that the keys show."""
-    neox = any(key.startswith("lang_encoder.gpt_neox.") for key in keys)
-    return VISION + RESAMPLER + GATED + (GPT_NEOX if neox else MPT)
+def language_table(config: ModelConfig, tabulate: Tabulate) -> Table:
+    return tabulate(config.decoder, LANGUAGE, LAYER)
 
 
-def stacks(config: ModelConfig) -> dict[Stack, tuple[tuple[int, ...], list[int]]]:
-    """Stack -> (leading axes of ours, the numbers of theirs in that order)."""
-    every, groups = config.gated.every, config.groups
-    return {
-        "one": ((), [0]),
-        "vision": ((config.vision.layers,), list(range(config.vision.layers))),
-        "resampler": ((config.resampler.layers,), list(range(config.resampler.layers))),
-        "gated": ((groups,), list(range(every - 1, config.decoder.layers, every))),
-        "decoder": ((groups, every), list(range(config.decoder.layers))),
+def vision_table(keys: Iterable[str] = ()) -> Table:
+    """By open_clip's names, or by transformers', as the keys have them."""
+    inside = f"{VISION}.clip.vision_model"
+    return transformers_clip(inside) if any(key.startswith(inside) for key in keys) else open_clip(VISION)
+
+
+def tabulate_by_keys(keys: Iterable[str]) -> Tabulate:
+    """The language family that the (canonical) keys show.
+
+    Raises:
+      WeightsError: none that is known.
+    """
+    keys = set(keys)
+    if "lang_encoder.gpt_neox.embed_in.weight" in keys:
+        return gpt_neox
+    if "lang_encoder.model.embed_tokens.weight" in keys:
+        return llama
+    if "lang_encoder.transformer.wte.weight" in keys:
+        old = any(re.match(r"lang_encoder\.old_decoder_blocks\.\d+\.(ln_1|mlp\.mlp_up)\.", key) for key in keys)
+        return mosaic_gpt if old else mpt
+    raise WeightsError("the checkpoint has no embeddings of a language model that is known (GPT-NeoX, MPT, LLaMA)")
+
+
+def tabulate_by_config(config: ModelConfig) -> Tabulate:
+    """The language family that a decoder can be written as.
+
+    Raises:
+      WeightsError: the geometry is none of theirs.
+    """
+    decoder = config.decoder
+    if decoder.position == "alibi" and decoder.mlp == "gelu" and not decoder.bias and decoder.norm == "layer_norm":
+        return mosaic_gpt if decoder.qk_norm else mpt
+    if decoder.position == "rotary" and decoder.mlp == "gelu" and decoder.bias and decoder.norm == "layer_norm":
+        return gpt_neox
+    if decoder.position == "rotary" and decoder.mlp == "swiglu" and not decoder.bias and decoder.norm == "rms_norm":
+        return llama
+    raise WeightsError("the decoder is none that open-flamingo has: GPT-NeoX, MPT or LLaMA")
+
+
+def table(config: ModelConfig, tabulate: Tabulate, vision: Table) -> Table:
+    """A whole state dict."""
+    return vision + trained_table() + language_table(config, tabulate)
+
+
+BLOCKS = r"lang_encoder\.(?:transformer\.blocks|gpt_neox\.layers|model\.layers|model\.decoder\.layers)\.(\d+)\."
+ALIASES = (
+    (re.compile(r"^module\."), ""),
+    (re.compile(r"\._checkpoint_wrapped_module|\._fsdp_wrapped_module"), ""),
+    (re.compile(f"^{BLOCKS}gated_cross_attn_layer\\."), r"lang_encoder.gated_cross_attn_layers.\1."),
+    (re.compile(f"^{BLOCKS}decoder_layer\\."), r"lang_encoder.old_decoder_blocks.\1."),
+    (re.compile(r"^vision_encoder\.visual\."), "vision_encoder."),
+)
+"""The package's wrapper registers each layer twice; saved keys may have either name."""
+
+
+def canonical(key: str) -> str:
+    """The one name of an array among those that wrappers give it."""
+    for pattern, replacement in ALIASES:
+        key = pattern.sub(replacement, key)
+    return key
+
+
+def refuse(config: ModelConfig) -> None:
+    """
+    Raises:
+      WeightsError: open-flamingo has no such geometry; says which fields would have to be what.
+    """
+    wanted = {
+        "vision.class_token": (config.vision.class_token, True),
+        "vision.class_token_out": (config.vision.class_token_out, False),
+        "resampler.mlp": (config.resampler.mlp, "gelu"),
+        "resampler.mlp_multiple": (config.resampler.mlp_multiple, 4),
+        "resampler.qk_norm": (config.resampler.qk_norm, False),
+        "gated.place": (config.gated.place, "before_last"),
+        "gated.mlp": (config.gated.mlp, "gelu"),
+        "gated.mlp_width": (config.gated.hidden_width(config.decoder.width), 4 * config.decoder.width),
+        "gated.norm": (config.gated.norm, "layer_norm"),
+        "gated.qk_norm": (config.gated.qk_norm, False),
+        "gated.gate": (config.gated.gate, "scalar"),
+        "decoder.new_tokens": (config.decoder.new_tokens, 0),
     }
-
-
-def to_ours(array: np.ndarray, layout: str, shape: tuple[int, ...], parts: int) -> np.ndarray:
-    """One of their arrays -> [parts, *shape].
-
-    Raises:
-      ValueError: the shapes do not fit.
-    """
-    left, right = layout.split("->")
-    merged, ours = [group.strip("()").split() for group in re.findall(r"\([^)]*\)|\w+", left)], right.split()
-    sizes = dict(zip(ours, (parts, *shape) if parts > 1 else shape, strict=True))
-    expected = tuple(math.prod(sizes[name] for name in group) for group in merged)
-    if array.shape != expected:
-        raise ValueError(f"has shape {array.shape}, the configuration asks for {expected}")
-    names = [name for group in merged for name in group]
-    split = array.reshape([sizes[name] for name in names]).transpose([names.index(name) for name in ours])
-    return split.reshape(parts, *shape)
-
-
-def load_open_flamingo(state_dict: Mapping[str, np.ndarray], config: ModelConfig) -> nnx.State:
-    """Their weights as the state of `UniMP(config)`: `nnx.update(model, state)`.
-
-    Args:
-      state_dict: their keys and arrays, of any float type.
-      config: geometry, with all tokens in the base table (`new_tokens` 0); arrays come in its `param_dtype`.
-
-    Raises:
-      ValueError: keys are missing or left over, shapes differ, or the configuration has parameters that theirs lack.
-    """
-    state = nnx.state(nnx.eval_shape(lambda: UniMP(config, rngs=nnx.Rngs(0))))
-    wanted = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
-    left = set(state_dict) - UNREAD
-    for copy, original in TIED.items():
-        if copy in left and original in left:
-            left.remove(copy)
-            if not np.array_equal(state_dict[copy], state_dict[original]):
-                raise ValueError(f"{copy} differs from {original}, of which it should be a copy")
-
-    loaded: dict[str, jax.Array] = {}
-    missing: list[str] = []
-    for entry in table(state_dict):
-        leading, numbers = stacks(config)[entry.stack]
-        keys = [entry.theirs.format(number) for number in numbers]
-        missing += [key for key in keys if key not in state_dict]
-        unknown = [ours for ours in entry.ours if ours not in wanted]
-        if unknown:
-            raise ValueError(f"{keys[0]}: the configuration gives the model no parameter {unknown[0]}")
-        if missing:
-            continue
-        left -= set(keys)
-        shape = wanted[entry.ours[0]].shape[len(leading) :]
-        layers = []
-        for key in keys:
-            try:
-                layers.append(to_ours(np.asarray(state_dict[key]), entry.layout, shape, len(entry.ours)))
-            except ValueError as error:
-                raise ValueError(f"{key} {error}") from error
-        for ours, values in zip(entry.ours, np.stack(layers, axis=1), strict=True):
-            loaded[ours] = jnp.asarray(values.reshape(*leading, *shape), config.param_dtype)
-
-    if missing:
-        raise ValueError(f"the weights lack {len(missing)} arrays that the configuration asks for: {some(missing)}")
-    if left:
-        raise ValueError(f"the weights have {len(left)} arrays that the configuration has no place for: {some(left)}")
-    if len(loaded) < len(wanted):
-        raise ValueError(f"the weights have nothing for the model's parameters {some(set(wanted) - set(loaded))}")
-    return nnx.from_flat_state(
-        [(path, variable.replace(loaded["/".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
-    )
-
-
-def some(names: Iterable[str]) -> str:
-    """The first few of them."""
-    names = sorted(names)
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    wrong = [f"{name} is {value!r}, not {right!r}" for name, (value, right) in wanted.items() if value != right]
+    if wrong:
+        raise WeightsError(f"open-flamingo has no such geometry: {'; '.join(wrong)}")

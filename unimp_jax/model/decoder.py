@@ -10,7 +10,7 @@ from flax import nnx
 
 from unimp_jax.model.attention import causal_attend, causal_mask
 from unimp_jax.model.axes import constrain
-from unimp_jax.model.layers import DTypes, Linear, Norm, NormKind, Sizes, dropout
+from unimp_jax.model.layers import MLP, DTypes, Linear, MLPKind, Norm, NormKind, Sizes, dropout
 from unimp_jax.model.positions import alibi, rotary_angles, rotate
 from unimp_jax.model.stacking import stack
 
@@ -40,8 +40,7 @@ class DecoderConfig:
     rotary_base: float = 10000.0
     parallel_residual: bool = False
     """Attention and MLP read the same input, and both are added to it (GPT-NeoX)."""
-    mlp: Literal["gelu", "swiglu"] = "gelu"
-    """Exact GELU, or silu(gate) * up."""
+    mlp: MLPKind = "gelu"
     qk_norm: bool = False
     """Queries and keys are normalised, over all heads at once (MPT)."""
     tie_embeddings: bool = False
@@ -130,23 +129,6 @@ class SelfAttention(nnx.Module):
         return self.out(causal_attend(query, key, value, context.mask_BTT, bias))
 
 
-class MLP(nnx.Module):
-    """Two matrices with GELU between them, or three with a gate."""
-
-    def __init__(self, config: DecoderConfig, dtypes: DTypes, rngs: nnx.Rngs):
-        embed, hidden = {"embed": config.width}, {"mlp": config.mlp_width}
-        gated, scale = config.mlp == "swiglu", (2 * config.layers) ** -0.5
-        self.gate = Linear(embed, hidden, bias=config.bias, dtypes=dtypes, rngs=rngs) if gated else None
-        self.up = Linear(embed, hidden, bias=config.bias, dtypes=dtypes, rngs=rngs)
-        self.down = Linear(hidden, embed, bias=config.bias, dtypes=dtypes, rngs=rngs, scale=scale)
-
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        up = constrain(self.up(x_BTD), "batch", None, "mlp")
-        if self.gate is None:
-            return self.down(jax.nn.gelu(up, approximate=False))
-        return self.down(jax.nn.silu(self.gate(x_BTD)) * up)
-
-
 class DecoderLayer(nnx.Module):
     """Attention and MLP, each on a normalised input and added to it."""
 
@@ -156,7 +138,10 @@ class DecoderLayer(nnx.Module):
         self.attention_norm = Norm(config.norm, norm, eps=config.norm_eps, bias=config.bias, dtypes=dtypes)
         self.attention = SelfAttention(config, dtypes, rngs)
         self.mlp_norm = Norm(config.norm, norm, eps=config.norm_eps, bias=config.bias, dtypes=dtypes)
-        self.mlp = MLP(config, dtypes, rngs)
+        self.mlp = MLP(
+            config.mlp, {"embed": config.width}, config.mlp_width, bias=config.bias, dtypes=dtypes, rngs=rngs,
+            down_scale=(2 * config.layers) ** -0.5,
+        )  # fmt: skip
 
     def __call__(self, x_BTD: jax.Array, context: TextContext, key: jax.Array | None) -> jax.Array:
         keys = (None, None) if key is None else jax.random.split(key)

@@ -43,9 +43,9 @@ def patch_embedding_image(config: ModelConfig) -> Forward:
 
 def resampler_image(config: ModelConfig) -> tuple[Forward, Forward]:
     """Of one image, all layers: (what works on latents, keys and values of the patch tokens)."""
-    resampler, width, patches = config.resampler, config.vision.width, config.vision.patches
+    resampler, width, patches = config.resampler, config.vision.width, config.vision.tokens_out
     inner, latents = resampler.heads * resampler.head_dim, resampler.latents
-    own = 2 * latents * width * (4 * inner + 2 * resampler.mlp_multiple * width)
+    own = 2 * latents * width * (4 * inner + (3 if resampler.mlp == "swiglu" else 2) * resampler.mlp_multiple * width)
     attention = 4 * latents * (patches + latents) * inner
     return Forward(own, attention) * resampler.layers, Forward(2 * patches * width * 2 * inner) * resampler.layers
 
@@ -54,7 +54,8 @@ def gated_row(config: ModelConfig, tokens: int, images: int) -> tuple[Forward, F
     """Of one row, one block: (what works on text, keys and values of the latents)."""
     gated, width = config.gated, config.decoder.width
     inner, latents = gated.heads * gated.head_dim, images * config.resampler.latents
-    text = 2 * tokens * width * (2 * gated.mlp_multiple * width + (2 * inner if images else 0))
+    matrices = 3 if gated.mlp == "swiglu" else 2
+    text = 2 * tokens * width * (matrices * gated.hidden_width(width) + (2 * inner if images else 0))
     return Forward(text, 4 * tokens * latents * inner), Forward(2 * latents * config.vision.width * 2 * inner)
 
 
@@ -98,7 +99,7 @@ def training_step_flops(config: ModelConfig, shape: tuple[int, int, int, int], t
         trains="gated" in trains, below=media_trains
     )
     layer, decoder_trains = decoder_row(config, tokens), "decoder" in trains
-    before_first_block = config.gated.every - 1
+    before_first_block = config.gated.block_layer
     decoder = before_first_block * layer.step(trains=decoder_trains, below=text_trains)
     decoder += (config.decoder.layers - before_first_block) * layer.step(trains=decoder_trains, below=crossing)
     head = head_row(config, answers).step(trains="embeddings" in trains, below=crossing)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from unimp_jax.model.attention import attend
 from unimp_jax.model.axes import constrain
-from unimp_jax.model.layers import DTypes, FeedForward, Linear, Norm, constant
+from unimp_jax.model.layers import MLP, DTypes, Linear, MLPKind, Norm, NormKind, constant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,18 +19,37 @@ class GatedCrossAttentionConfig:
     """Geometry of the gated blocks, and what a token sees."""
 
     every: int = 1
-    """A block stands before the last of each group of so many decoder layers; divides their number."""
+    """A block stands in each group of so many decoder layers; divides their number."""
+    place: Literal["before_last", "before_first"] = "before_last"
+    """Of a group's layers, the one that the block stands before: the last (OpenFlamingo) or the first (Idefics)."""
     heads: int = 8
     head_dim: int = 64
     mlp_multiple: int = 4
-    """Width inside the MLP, over the decoder's width."""
+    """Width inside the MLP, over the decoder's width, where `mlp_width` does not say it."""
+    mlp_width: int | None = None
+    mlp: MLPKind = "gelu"
+    norm: NormKind = "layer_norm"
+    norm_eps: float = 1e-5
+    qk_norm: bool = False
+    """Queries and keys are normalised, head by head."""
+    gate: Literal["scalar", "channel"] = "scalar"
+    """One gate for all channels, or one each."""
     attend: Literal["last_image", "all_earlier_images"] = "last_image"
     """The image that most recently precedes a token (as OpenFlamingo's checkpoints expect), or all of its segment
     that precede it."""
 
     def __post_init__(self) -> None:
-        if min(self.every, self.heads, self.head_dim, self.mlp_multiple) < 1:
+        if min(self.every, self.heads, self.head_dim, self.mlp_multiple, self.mlp_width or 1) < 1:
             raise ValueError(f"gated: every size must be at least 1, not {self}")
+
+    @property
+    def block_layer(self) -> int:
+        """The layer of a group that the block stands before."""
+        return 0 if self.place == "before_first" else self.every - 1
+
+    def hidden_width(self, width: int) -> int:
+        """Width inside the MLP of a decoder so wide."""
+        return self.mlp_width or self.mlp_multiple * width
 
 
 class GatedCrossAttention(nnx.Module):
@@ -41,14 +60,21 @@ class GatedCrossAttention(nnx.Module):
     ):
         embed, media = {"embed": width}, {"vision_embed": latent_width}
         heads = {"heads": config.heads, "head_dim": config.head_dim}
-        self.norm = Norm("layer_norm", {"norm": width}, eps=1e-5, bias=True, dtypes=dtypes)
+        self.norm = Norm(config.norm, {"norm": width}, eps=config.norm_eps, bias=True, dtypes=dtypes)
         self.query = Linear(embed, heads, bias=False, dtypes=dtypes, rngs=rngs)
         self.key = Linear(media, heads, bias=False, dtypes=dtypes, rngs=rngs)
         self.value = Linear(media, heads, bias=False, dtypes=dtypes, rngs=rngs)
         self.out = Linear(heads, embed, bias=False, dtypes=dtypes, rngs=rngs)
-        self.feed_forward = FeedForward(embed, config.mlp_multiple, dtypes=dtypes, rngs=rngs)
-        self.attention_gate = constant(0.0, {"gate": 1}, dtypes)
-        self.mlp_gate = constant(0.0, {"gate": 1}, dtypes)
+        self.mlp_norm = Norm(config.norm, {"norm": width}, eps=config.norm_eps, bias=True, dtypes=dtypes)
+        self.mlp = MLP(config.mlp, embed, config.hidden_width(width), bias=False, dtypes=dtypes, rngs=rngs)
+        gates = {"gate": 1 if config.gate == "scalar" else width}
+        self.attention_gate, self.mlp_gate = constant(0.0, gates, dtypes), constant(0.0, gates, dtypes)
+
+        def qk_norm() -> Norm | None:
+            head = {"head_dim": config.head_dim}
+            return Norm(config.norm, head, eps=config.norm_eps, bias=True, dtypes=dtypes) if config.qk_norm else None
+
+        self.query_norm, self.key_norm = qk_norm(), qk_norm()
 
     def __call__(self, x_BTD: jax.Array, latents_BSC: jax.Array, mask_BTS: jax.Array) -> jax.Array:
         """
@@ -59,11 +85,13 @@ class GatedCrossAttention(nnx.Module):
         """
         if latents_BSC.shape[1]:
             query, key, value = self.query(self.norm(x_BTD)), self.key(latents_BSC), self.value(latents_BSC)
+            if self.query_norm is not None and self.key_norm is not None:
+                query, key = self.query_norm(query), self.key_norm(key)
             x_BTD = x_BTD + gate(self.attention_gate, x_BTD) * self.out(attend(query, key, value, mask_BTS))
-        x_BTD = x_BTD + gate(self.mlp_gate, x_BTD) * self.feed_forward(x_BTD)
+        x_BTD = x_BTD + gate(self.mlp_gate, x_BTD) * self.mlp(self.mlp_norm(x_BTD))
         return constrain(x_BTD, "batch", None, None)
 
 
 def gate(parameter: nnx.Param, like: jax.Array) -> jax.Array:
-    """tanh, in float32, of a gate: [1]."""
+    """tanh, in float32, of a gate: [1] or [D]."""
     return jnp.tanh(parameter[...].astype(jnp.float32)).astype(like.dtype)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from unimp_jax.model.axes import constrain
+
 Sizes = dict[str, int]
 """Logical axis name -> size, in the order of the array's axes."""
 
@@ -78,18 +80,34 @@ class Norm(nnx.Module):
         return y.astype(self.dtype)
 
 
-class FeedForward(nnx.Module):
-    """Layer norm, a wider layer with exact GELU, and back, without biases: that of the resampler and gated blocks."""
+MLPKind = Literal["gelu", "relu", "swiglu"]
+"""Exact GELU, ReLU, or silu(gate) * up."""
 
-    def __init__(self, width: Sizes, multiple: int, *, dtypes: DTypes, rngs: nnx.Rngs):
-        hidden = {"mlp": multiple * math.prod(width.values())}
-        norm = {"norm": math.prod(width.values())}
-        self.norm = Norm("layer_norm", norm, eps=1e-5, bias=True, dtypes=dtypes)
-        self.up = Linear(width, hidden, bias=False, dtypes=dtypes, rngs=rngs)
-        self.down = Linear(hidden, width, bias=False, dtypes=dtypes, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.gelu(self.up(self.norm(x)), approximate=False))
+class MLP(nnx.Module):
+    """Up to a wider layer and back: two matrices with an activation between them, or three with a gate."""
+
+    def __init__(
+        self,
+        kind: MLPKind,
+        width: Sizes,
+        hidden: int,
+        *,
+        bias: bool,
+        dtypes: DTypes,
+        rngs: nnx.Rngs,
+        down_scale: float = 1.0,
+    ):
+        self.kind, wide = kind, {"mlp": hidden}
+        self.gate = Linear(width, wide, bias=bias, dtypes=dtypes, rngs=rngs) if kind == "swiglu" else None
+        self.up = Linear(width, wide, bias=bias, dtypes=dtypes, rngs=rngs)
+        self.down = Linear(wide, width, bias=bias, dtypes=dtypes, rngs=rngs, scale=down_scale)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        up = constrain(self.up(x_BTD), "batch", None, "mlp")
+        if self.gate is not None:
+            return self.down(jax.nn.silu(self.gate(x_BTD)) * up)
+        return self.down(jax.nn.relu(up) if self.kind == "relu" else jax.nn.gelu(up, approximate=False))
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from unimp_jax.model.attention import attend
 from unimp_jax.model.axes import constrain
-from unimp_jax.model.layers import DTypes, FeedForward, Linear, Norm, normal
+from unimp_jax.model.layers import MLP, DTypes, Linear, MLPKind, Norm, normal
 from unimp_jax.model.stacking import Remat, scan, stack
 
 
@@ -25,9 +25,13 @@ class ResamplerConfig:
     """Vectors that stand for an image."""
     mlp_multiple: int = 4
     """Width inside the MLP, over the width."""
+    mlp: MLPKind = "gelu"
+    """relu in Idefics."""
+    qk_norm: bool = False
+    """Queries and keys are normalised, head by head."""
 
     def __post_init__(self) -> None:
-        if min(dataclasses.astuple(self)) < 1:
+        if min(self.layers, self.heads, self.head_dim, self.latents, self.mlp_multiple) < 1:
             raise ValueError(f"resampler: every size must be at least 1, not {self}")
 
 
@@ -42,13 +46,23 @@ class ResamplerLayer(nnx.Module):
         self.key = Linear(embed, heads, bias=False, dtypes=dtypes, rngs=rngs)
         self.value = Linear(embed, heads, bias=False, dtypes=dtypes, rngs=rngs)
         self.out = Linear(heads, embed, bias=False, dtypes=dtypes, rngs=rngs)
-        self.feed_forward = FeedForward(embed, config.mlp_multiple, dtypes=dtypes, rngs=rngs)
+        self.mlp_norm = Norm("layer_norm", {"norm": width}, eps=1e-5, bias=True, dtypes=dtypes)
+        self.mlp = MLP(config.mlp, embed, config.mlp_multiple * width, bias=False, dtypes=dtypes, rngs=rngs)
+
+        def qk_norm() -> Norm | None:
+            head = {"head_dim": config.head_dim}
+            return Norm("layer_norm", head, eps=1e-5, bias=True, dtypes=dtypes) if config.qk_norm else None
+
+        self.query_norm, self.key_norm = qk_norm(), qk_norm()
 
     def __call__(self, latents_BLC: jax.Array, media_BPC: jax.Array) -> jax.Array:
         normed = self.latents_norm(latents_BLC)
         seen = jnp.concatenate([self.media_norm(media_BPC), normed], axis=1)
-        latents_BLC = latents_BLC + self.out(attend(self.query(normed), self.key(seen), self.value(seen), None))
-        return constrain(latents_BLC + self.feed_forward(latents_BLC), "batch", None, None)
+        query, key = self.query(normed), self.key(seen)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        latents_BLC = latents_BLC + self.out(attend(query, key, self.value(seen), None))
+        return constrain(latents_BLC + self.mlp(self.mlp_norm(latents_BLC)), "batch", None, None)
 
 
 class Resampler(nnx.Module):

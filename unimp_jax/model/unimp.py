@@ -46,7 +46,7 @@ class ModelConfig:
 
     @property
     def groups(self) -> int:
-        """Groups of decoder layers, each with one gated block before its last layer."""
+        """Groups of decoder layers, each with one gated block."""
         return self.decoder.layers // self.gated.every
 
 
@@ -111,11 +111,11 @@ class UniMP(nnx.Module):
 
         def group(x_BTD: jax.Array, modules: tuple[Any, Any], number: jax.Array) -> jax.Array:
             gated, stacked = modules
-            *first, last = unstack(stacked, config.gated.every)
-            for i, layer in enumerate(first):
+            for i, layer in enumerate(unstack(stacked, config.gated.every)):
+                if i == config.gated.block_layer:
+                    x_BTD = gated(x_BTD, latents_BSC, image_mask_BTS)
                 x_BTD = layer(x_BTD, context, key_for(number + i))
-            x_BTD = gated(x_BTD, latents_BSC, image_mask_BTS)
-            return last(x_BTD, context, key_for(number + len(first)))
+            return x_BTD
 
         x_BTD = dropout(self.embeddings.embed(batch.tokens), rate, key_for(config.decoder.layers))
         x_BTD = constrain(x_BTD, "batch", None, None)

@@ -35,7 +35,9 @@ class VisionConfig:
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     """quick_gelu is x sigmoid(1.702 x), as OpenAI trained; gelu the exact one."""
     class_token: bool = True
-    """A learned token ahead of the patches, which takes part in attention and is not in the output."""
+    """A learned token ahead of the patches, which takes part in attention."""
+    class_token_out: bool = False
+    """The class token is in the output as well, ahead of the patches (Idefics), or only the patches (OpenFlamingo)."""
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -43,11 +45,18 @@ class VisionConfig:
             raise ValueError(f"vision: patch_size {self.patch_size} must divide image_size {self.image_size}")
         if self.width % self.heads:
             raise ValueError(f"vision: heads {self.heads} must divide width {self.width}")
+        if self.class_token_out and not self.class_token:
+            raise ValueError("vision: class_token_out needs class_token")
 
     @property
     def patches(self) -> int:
         """Patch tokens of an image."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def tokens_out(self) -> int:
+        """Vectors that the tower makes of an image."""
+        return self.patches + self.class_token_out
 
     @property
     def head_dim(self) -> int:
@@ -80,7 +89,7 @@ class VisionBlock(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    """Images in, one vector a patch out."""
+    """Images in, a vector a patch out."""
 
     def __init__(self, config: VisionConfig, dtypes: DTypes, remat: Remat, rngs: nnx.Rngs):
         self.config, self.dtype, self.remat = config, dtypes.compute, remat
@@ -94,13 +103,13 @@ class VisionTower(nnx.Module):
         self.blocks = stack(lambda rngs: VisionBlock(config, dtypes, rngs), config.layers, rngs)
 
     def __call__(self, images_BHW3: jax.Array) -> jax.Array:
-        """The patch tokens of the last hidden state, before any final norm.
+        """The last hidden state, before any final norm.
 
         Args:
           images_BHW3: uint8, or float already normalised.
 
         Returns:
-          [B, P, C], patches row by row.
+          [B, P, C], patches row by row, behind the class token where `class_token_out` says so.
         """
         config = self.config
         B, size, p = images_BHW3.shape[0], config.image_size, config.patch_size
@@ -114,7 +123,7 @@ class VisionTower(nnx.Module):
             x_BPC = jnp.concatenate([first, x_BPC], axis=1)
         x_BPC = self.norm(x_BPC + self.positions[...].astype(self.dtype))
         x_BPC = scan(lambda x, block: block(x), x_BPC, self.blocks, remat=self.remat)
-        return x_BPC[:, 1:] if config.class_token else x_BPC
+        return x_BPC[:, 1:] if config.class_token and not config.class_token_out else x_BPC
 
 
 def normalise(images: jax.Array) -> jax.Array:

@@ -1,0 +1,177 @@
+"""Hugging Face's Idefics (IdeficsForVisionText2Text): a LLaMA that looks at pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from unimp_jax.interop.clip import transformers_clip, vision_config
+from unimp_jax.interop.language import llama, llama_config
+from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
+from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig
+
+
+def table(config: ModelConfig) -> Table:
+    """All of a checkpoint; decoder layers whose query heads share keys get a copy of them each."""
+    decoder, root = config.decoder, "model.gated_cross_attn_layers.{}"
+    attention, gates = f"{root}.cross_attn", "1 1 g -> g" if config.gated.gate == "channel" else "g -> g"
+    gated = [
+        *norm(f"{root}.input_layernorm", "gated/norm", "gated", bias=False),
+        *into_heads(f"{attention}.q_proj", "gated/query", "gated"),
+        *into_heads(f"{attention}.k_proj", "gated/key", "gated"),
+        *into_heads(f"{attention}.v_proj", "gated/value", "gated"),
+        *out_of_heads(f"{attention}.o_proj", "gated/out", "gated"),
+        *norm(f"{root}.post_attention_layernorm", "gated/mlp_norm", "gated", bias=False),
+        *linear(f"{root}.mlp.gate_proj", "gated/mlp/gate", "gated", bias=False),
+        *linear(f"{root}.mlp.up_proj", "gated/mlp/up", "gated", bias=False),
+        *linear(f"{root}.mlp.down_proj", "gated/mlp/down", "gated", bias=False),
+        entry(f"{root}.alpha_cross_attn", "gated/attention_gate", gates, "gated"),
+        entry(f"{root}.alpha_dense", "gated/mlp_gate", gates, "gated"),
+    ]
+    if config.gated.qk_norm:
+        gated += norm(f"{attention}.q_layer_norm", "gated/query_norm", "gated", bias=False)
+        gated += norm(f"{attention}.k_layer_norm", "gated/key_norm", "gated", bias=False)
+    new = []
+    if decoder.new_tokens:
+        new.append(entry("model.embed_tokens.additional_embedding.weight", "embeddings/new", "v d -> v d"))
+        if not decoder.tie_embeddings:
+            new.append(entry("lm_head.additional_fc.weight", "embeddings/new_head", "v d -> v d"))
+    decoding = llama(decoder, repeat=decoder.heads // decoder.num_kv_heads)
+    return transformers_clip("model.vision_model") + resampler_table(config.resampler) + gated + decoding + new
+
+
+def resampler_table(config: ResamplerConfig) -> Table:
+    root, ours = "model.perceiver_resampler", "resampler/layers"
+    attention, mlp = f"{root}.blocks.{{}}.0", f"{root}.blocks.{{}}.1"
+    table = [
+        entry(f"{root}.latents", "resampler/latents", "l c -> l c"),
+        *norm(f"{root}.layer_norm", "resampler/norm"),
+        *norm(f"{attention}.context_layer_norm", f"{ours}/media_norm", "resampler"),
+        *norm(f"{attention}.latents_layer_norm", f"{ours}/latents_norm", "resampler"),
+        *into_heads(f"{attention}.q_proj", f"{ours}/query", "resampler"),
+        *into_heads(f"{attention}.k_proj", f"{ours}/key", "resampler"),
+        *into_heads(f"{attention}.v_proj", f"{ours}/value", "resampler"),
+        *out_of_heads(f"{attention}.output_proj", f"{ours}/out", "resampler"),
+        *norm(f"{mlp}.ln", f"{ours}/mlp_norm", "resampler"),
+        *linear(f"{mlp}.fc", f"{ours}/mlp/up", "resampler", bias=False),
+        *linear(f"{mlp}.c_proj", f"{ours}/mlp/down", "resampler", bias=False),
+    ]
+    if config.qk_norm:
+        table += norm(f"{attention}.q_layer_norm", f"{ours}/query_norm", "resampler")
+        table += norm(f"{attention}.k_layer_norm", f"{ours}/key_norm", "resampler")
+    return table
+
+
+def model_config(described: dict[str, Any]) -> ModelConfig:
+    """The geometry that their `config.json` describes.
+
+    Raises:
+      WeightsError: it is of another family, or has a part that this model lacks.
+    """
+    if described.get("model_type") != "idefics":
+        raise WeightsError(f"config.json: model_type is {described.get('model_type')!r}, not 'idefics'")
+    if not described.get("use_resampler", False):
+        raise WeightsError("config.json: use_resampler is false; an Idefics without a resampler is not known")
+    decoder = llama_config(described)
+    vision = described.get("vision_config") or {}
+    perceiver = described.get("perceiver_config") or {}
+    names = {"hidden_size": vision.get("embed_dim", 768), "hidden_act": vision.get("hidden_act", "gelu")}
+    defaults = {"num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120, "patch_size": 14}
+    tower = vision_config(defaults | vision | names | {"model_type": "idefics_vision"}, class_token_out=True)
+    return ModelConfig(
+        vision=tower,
+        resampler=ResamplerConfig(
+            layers=perceiver.get("resampler_depth", 6),
+            heads=perceiver.get("resampler_n_heads", 16),
+            head_dim=perceiver.get("resampler_head_dim", 96),
+            latents=perceiver.get("resampler_n_latents", 64),
+            mlp="relu",
+            qk_norm=perceiver.get("qk_layer_norms_perceiver", False),
+        ),
+        gated=GatedCrossAttentionConfig(
+            every=described.get("cross_layer_interval", 1),
+            place="before_first",
+            heads=decoder.heads,
+            head_dim=decoder.head_dim,
+            mlp_width=decoder.mlp_width,
+            mlp="swiglu",
+            norm="rms_norm",
+            norm_eps=decoder.norm_eps,
+            qk_norm=described.get("qk_layer_norms", False),
+            gate="channel" if described.get("alpha_type", "float") == "vector" else "scalar",
+        ),
+        decoder=dataclasses.replace(decoder, new_tokens=described.get("additional_vocab_size", 0)),
+    )
+
+
+def described_as(config: ModelConfig) -> dict[str, Any]:
+    """`config.json` of a geometry, without token ids.
+
+    Raises:
+      WeightsError: Idefics has no such geometry; says which fields would have to be what.
+    """
+    vision, resampler, gated, decoder = config.vision, config.resampler, config.gated, config.decoder
+    wanted = {
+        "vision.class_token_out": (vision.class_token_out, True),
+        "resampler.mlp": (resampler.mlp, "relu"),
+        "resampler.mlp_multiple": (resampler.mlp_multiple, 4),
+        "gated.place": (gated.place, "before_first"),
+        "gated.heads": (gated.heads, decoder.heads),
+        "gated.head_dim": (gated.head_dim, decoder.head_dim),
+        "gated.mlp": (gated.mlp, "swiglu"),
+        "gated.mlp_width": (gated.hidden_width(decoder.width), decoder.mlp_width),
+        "gated.norm": (gated.norm, "rms_norm"),
+        "gated.norm_eps": (gated.norm_eps, decoder.norm_eps),
+        "gated.attend": (gated.attend, "last_image"),
+        "decoder.norm": (decoder.norm, "rms_norm"),
+        "decoder.bias": (decoder.bias, False),
+        "decoder.position": (decoder.position, "rotary"),
+        "decoder.rotary_fraction": (decoder.rotary_fraction, 1.0),
+        "decoder.parallel_residual": (decoder.parallel_residual, False),
+        "decoder.mlp": (decoder.mlp, "swiglu"),
+        "decoder.qk_norm": (decoder.qk_norm, False),
+    }
+    wrong = [f"{name} is {value!r}, not {right!r}" for name, (value, right) in wanted.items() if value != right]
+    if wrong:
+        raise WeightsError(f"Idefics has no such geometry: {'; '.join(wrong)}")
+    return {
+        "architectures": ["IdeficsForVisionText2Text"],
+        "model_type": "idefics",
+        "vocab_size": decoder.vocab_size,
+        "additional_vocab_size": decoder.new_tokens,
+        "hidden_size": decoder.width,
+        "intermediate_size": decoder.mlp_width,
+        "num_hidden_layers": decoder.layers,
+        "num_attention_heads": decoder.heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": decoder.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": decoder.rotary_base},
+        "tie_word_embeddings": decoder.tie_embeddings,
+        "cross_layer_interval": gated.every,
+        "qk_layer_norms": gated.qk_norm,
+        "alpha_type": "vector" if gated.gate == "channel" else "float",
+        "alpha_initializer": "zeros",
+        "use_resampler": True,
+        "freeze_text_layers": False,
+        "freeze_vision_layers": False,
+        "perceiver_config": {
+            "model_type": "idefics_perciever",
+            "use_resampler": True,
+            "resampler_n_latents": resampler.latents,
+            "resampler_depth": resampler.layers,
+            "resampler_n_heads": resampler.heads,
+            "resampler_head_dim": resampler.head_dim,
+            "qk_layer_norms_perceiver": resampler.qk_norm,
+        },
+        "vision_config": {
+            "model_type": "idefics_vision",
+            "embed_dim": vision.width,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "num_hidden_layers": vision.layers,
+            "num_attention_heads": vision.heads,
+            "intermediate_size": vision.mlp_width,
+            "hidden_act": vision.activation,
+            "layer_norm_eps": vision.norm_eps,
+        },
+    }

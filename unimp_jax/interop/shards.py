@@ -1,0 +1,100 @@
+"""Folders that appear whole or not at all, and weights written into them shard by shard."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from unimp_jax.interop.layout import WeightsError
+
+SHARD_BYTES = 5 * 10**9
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `path` when the context is left without an error, else vanishes.
+
+    Raises:
+      WeightsError: `path` is there already, or there is no room.
+    """
+    if path.exists():
+        raise WeightsError(f"{path} is there already; name another folder, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        temporary.chmod(0o755)
+        temporary.rename(path)
+    except OSError as error:
+        raise WeightsError(f"{path} could not be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class ShardWriter:
+    """Arrays into `model-00001-of-00003.safetensors` … and their index, or into one `model.safetensors`.
+
+    An array is held until its shard is full, so one shard is in memory at a time. Use as a context.
+    """
+
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES):
+        self._folder, self._limit = folder, shard_bytes
+        self._shard: dict[str, np.ndarray] = {}
+        self._held = self._total = 0
+        self._files: list[list[str]] = []
+
+    def add(self, key: str, array: np.ndarray) -> None:
+        if self._shard and self._held + array.nbytes > self._limit:
+            self._flush()
+        self._shard[key] = np.ascontiguousarray(array)
+        self._held += array.nbytes
+        self._total += array.nbytes
+
+    def _flush(self) -> None:
+        try:
+            # The metadata is what transformers looks for.
+            save_file(self._shard, self._folder / f"{len(self._files)}.shard", metadata={"format": "pt"})
+        except Exception as error:  # safetensors has errors of its own for a full disk
+            text = str(error)
+            full = "No space left" in text or "os error 28" in text
+            raise OSError(28, "no space left on the device") if full else OSError(5, text) from error
+        self._files.append(list(self._shard))
+        self._shard, self._held = {}, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            return
+        if self._shard:
+            self._flush()
+        count = len(self._files)
+        names = [f"model-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
+        names = ["model.safetensors"] if count == 1 else names
+        for number, name in enumerate(names):
+            (self._folder / f"{number}.shard").rename(self._folder / name)
+        if count > 1:
+            map_ = {key: name for name, keys in zip(names, self._files, strict=True) for key in keys}
+            index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(map_.items()))}
+            write_json(self._folder / "model.safetensors.index.json", index)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
