@@ -57,7 +57,9 @@ def vision_config(described: dict[str, Any], **changes: Any) -> VisionConfig:
     kind = described.get("model_type")
     described = described.get("vision_config", described) if kind == "clip" else described
     if kind not in ("clip", "clip_vision_model", "idefics_vision"):
-        raise WeightsError(f"a vision tower of family {kind!r} is not known; it must be CLIP's (clip, clip_vision_model)")
+        raise WeightsError(
+            f"a vision tower of family {kind!r} is not known; it must be CLIP's (clip, clip_vision_model)"
+        )
     # What a config.json leaves out is transformers' default: CLIP ViT-B/32.
     act = described.get("hidden_act", "quick_gelu")
     if act not in ACTIVATIONS:

@@ -17,9 +17,7 @@ from unimp_jax.model import ModelConfig
 
 def named(*states: nnx.State) -> dict[str, jax.Array]:
     """Name, such as decoder/norm/scale, -> array, of all parameters of some states."""
-    return {
-        "/".join(map(str, path)): variable[...] for state in states for path, variable in nnx.to_flat_state(state)
-    }
+    return {"/".join(map(str, path)): variable[...] for state in states for path, variable in nnx.to_flat_state(state)}
 
 
 def their_arrays(
@@ -30,9 +28,7 @@ def their_arrays(
     Raises:
       WeightsError: the table leaves out, or writes twice, a part of a parameter.
     """
-    wanted = [
-        (name, index) for name in abstract_parameters(config) for _, index in numbers(config, stack_of(name))
-    ]
+    wanted = [(name, index) for name in abstract_parameters(config) for _, index in numbers(config, stack_of(name))]
     planned = list(pieces(table, config))
     written = [(ours, piece.index) for piece in planned for ours in piece.entry.ours]
     if len(set(written)) < len(written) or set(written) != set(wanted):

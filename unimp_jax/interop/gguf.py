@@ -1,4 +1,4 @@
-"""A LLaMA in a GGUF file: llama.cpp's names, permuted rotary heads and quantised blocks, read as transformers reads it."""
+"""A LLaMA in a GGUF file: llama.cpp's names, permuted rotary heads and quantised blocks, as transformers reads it."""
 
 from __future__ import annotations
 

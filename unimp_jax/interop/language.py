@@ -56,9 +56,7 @@ def mpt(
     ]
 
 
-def llama(
-    config: DecoderConfig, root: str = "", layer: str = "model.layers.{}", *, repeat: int = 1
-) -> Table:
+def llama(config: DecoderConfig, root: str = "", layer: str = "model.layers.{}", *, repeat: int = 1) -> Table:
     """`repeat`: theirs has a key and value head for so many query heads, although equal."""
     return [
         *embeddings(f"{root}model.embed_tokens.weight", f"{root}lm_head.weight", config),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from unimp_jax.interop.layout import Piece, Table, WeightsError, abstract_parameters, numbers, pieces, some
+from unimp_jax.interop.layout import Piece, Stack, Table, WeightsError, abstract_parameters, numbers, pieces, some
 from unimp_jax.interop.weights import Weights, in_file_order
 from unimp_jax.model import ModelConfig, Part
 
@@ -107,18 +107,20 @@ def match(sources: Iterable[Source], config: ModelConfig, parts: Iterable[Part])
                 lost.append(key)
         fillings.append((source.weights, filled))
         replaced[source.weights.name] = lost
-    unused = {source.weights.name: sorted(set(source.weights.keys()) - set(keys)) for source, keys in zip(sources, found, strict=True)}
+    unused = {
+        source.weights.name: sorted(set(source.weights.keys()) - set(keys))
+        for source, keys in zip(sources, found, strict=True)
+    }
     return Match(fillings, unused, replaced)
 
 
-def stack_of(name: str) -> str:  # a `Stack`
+def stack_of(name: str) -> Stack:
     """How our own parameter is stacked."""
     part, *rest = name.split("/")
     if part == "gated":
         return "gated"
-    if part in ("decoder", "vision", "resampler") and rest[0] in ("layers", "blocks"):
-        return part
-    return "one"
+    stacks: dict[str, Stack] = {"decoder": "decoder", "vision": "vision", "resampler": "resampler"}
+    return stacks[part] if rest[0] in ("layers", "blocks") else "one"
 
 
 def patterns(keys: Iterable[str]) -> list[str]:

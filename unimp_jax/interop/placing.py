@@ -45,7 +45,7 @@ def _writer(sharding: jax.sharding.Sharding) -> Callable[..., jax.Array]:
 
 
 def _put(array: np.ndarray, sharding: Any, leading: int) -> jax.Array:
-    """An array on the mesh as the parameter's own axes lie there; whole everywhere where the mesh does not divide it."""
+    """An array on the mesh as the parameter's own axes lie there; whole everywhere where the mesh cannot split it."""
     if not isinstance(sharding, NamedSharding):
         return jax.device_put(array, sharding)
     spec = PartitionSpec(*sharding.spec[leading:])
