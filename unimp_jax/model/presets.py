@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from unimp_jax.model.decoder import DecoderConfig
 from unimp_jax.model.gated import GatedCrossAttentionConfig
@@ -10,20 +11,31 @@ from unimp_jax.model.resampler import ResamplerConfig
 from unimp_jax.model.unimp import ModelConfig
 from unimp_jax.model.vision import VisionConfig
 
-POSTERS = VisionConfig(image_size=32, patch_size=8, width=64, layers=2, heads=4, mlp_width=256)
+POSTERS = VisionConfig(
+    image_size=32, patch_size=8, width=64, layers=2, heads=4, mlp_width=256, class_token_out=True
+)  # fmt: skip
 FROM_NOTHING = DecoderConfig(
     vocab_size=4096, width=64, layers=2, heads=2, mlp_width=192,
     norm="rms_norm", bias=False, mlp="swiglu", tie_embeddings=True,
 )  # fmt: skip
 
+
+def blocks_of(decoder: DecoderConfig, every: int, **changes: Any) -> GatedCrossAttentionConfig:
+    """Gated blocks as Idefics has them: made like the decoder's layers, before the first one of each group."""
+    return GatedCrossAttentionConfig(
+        every=every, place="before_first", heads=decoder.heads, head_dim=decoder.head_dim, mlp="swiglu",
+        mlp_width=decoder.mlp_width, norm="rms_norm", norm_eps=decoder.norm_eps, **changes,
+    )  # fmt: skip
+
+
 tiny = ModelConfig(
     vision=dataclasses.replace(POSTERS, layers=1),
-    resampler=ResamplerConfig(layers=1, heads=4, head_dim=16, latents=4),
-    gated=GatedCrossAttentionConfig(every=2, heads=2, head_dim=32, mlp_multiple=2),
+    resampler=ResamplerConfig(layers=1, heads=4, head_dim=16, latents=4, mlp="relu"),
+    gated=blocks_of(FROM_NOTHING, every=2),
     decoder=FROM_NOTHING,
     compute_dtype="float32",
 )
-"""Minutes on two CPU cores."""
+"""Minutes on two CPU cores; an Idefics, so that it exports to stock transformers."""
 
 small = dataclasses.replace(tiny, vision=POSTERS, decoder=dataclasses.replace(tiny.decoder, dropout=0.1))
 """An hour on a CPU core; width, layers and dropout as its rival SASRec has."""
@@ -54,9 +66,24 @@ openflamingo_9b = ModelConfig(
 )
 """CLIP ViT-L/14 and MPT-7B."""
 
+SMOLLM2_135M = DecoderConfig(
+    vocab_size=49152, width=576, layers=30, heads=9, kv_heads=3, mlp_width=1536, norm="rms_norm", bias=False,
+    rotary_base=100_000.0, mlp="swiglu", tie_embeddings=True,
+)  # fmt: skip
+
+smol = ModelConfig(
+    vision=dataclasses.replace(POSTERS, image_size=64, width=128),
+    resampler=ResamplerConfig(layers=1, heads=4, head_dim=32, latents=8, mlp="relu"),
+    gated=blocks_of(SMOLLM2_135M, every=10),
+    decoder=SMOLLM2_135M,
+    compute_dtype="float32",
+)
+"""SmolLM2-135M behind a small tower of our own."""
+
 PRESETS: dict[str, ModelConfig] = {
     "tiny": tiny,
     "small": small,
+    "smol": smol,
     "openflamingo_3b": openflamingo_3b,
     "openflamingo_4b": openflamingo_4b,
     "openflamingo_9b": openflamingo_9b,
