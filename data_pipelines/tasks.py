@@ -164,10 +164,13 @@ class TaskWriter:
         """
         self.corpus, self.vocabulary, self.config, self.budget = corpus, vocabulary, config, budget
         self._has_image = has_image & config.images
-        self._questions = [vocabulary.encode(question) for question in QUESTIONS]
+        space = vocabulary.space  # search, preference and selection ask behind other words
+        self._questions = [
+            vocabulary.encode(text if text == QUESTIONS[RECOMMENDATION] else space + text) for text in QUESTIONS
+        ]
         self._query, self._select = vocabulary.encode(QUERY), vocabulary.encode(SELECT)
         self._attributes = _Ragged(vocabulary.encode_all(attributes if config.text else [""] * corpus.num_items))
-        self._categories = _Ragged(vocabulary.encode_all([", ".join(words) for words in corpus.categories]))
+        self._categories = _Ragged(vocabulary.encode_all([space + ", ".join(words) for words in corpus.categories]))
         explanations = [" ".join(text.split()[: config.explanation_words]) for text in corpus.texts.values()]
         self._explanations = dict(zip(corpus.texts, vocabulary.encode_all(explanations), strict=True))
         if config.history_weight <= 0:
@@ -353,4 +356,4 @@ class TaskWriter:
         return (item,) if self._has_image[item] else ()
 
     def _marker(self, picture: tuple[int, ...]) -> np.ndarray:
-        return _array(*[self.vocabulary.image] * len(picture))
+        return _array(*self.vocabulary.image_marker * len(picture))

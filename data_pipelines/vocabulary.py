@@ -1,25 +1,28 @@
 """Every token the model reads or writes: a base tokenizer's, and the ones of this catalogue behind them.
 
 Ids below `base_size` are the tokenizer's own. The new ones follow, in embedding rows of their own and in this order:
-markers, selection tokens, rating tokens, item tokens, and reserved rows up to a round number.
+markers, selection tokens, rating tokens, item tokens, and reserved rows up to a round number. What a tokenizer already
+has of them, as OpenFlamingo's and Idefics' have `<image>`, keeps its id and its trained row.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from data_pipelines.corpus import TRAIN, Corpus
 from data_pipelines.errors import DataError
 
 IMAGE, ANSWER, END_OF_CHUNK = "<image>", "<answer>", "<|endofchunk|>"
+FAKE = "<fake_token_around_image>"  # which Idefics was pretrained with
 NUM_CANDIDATES = 3
 
 
@@ -51,6 +54,7 @@ class Vocabulary:
       new_tokens: the strings of the ids from base_size on, reserved ones included.
       bos, eos, pad: base ids (bos is a new token where the tokenizer has none; padding is masked, so its id is free).
       image, answer, end_of_chunk: the markers' ids.
+      image_marker: the ids that stand for a picture: `image`, between two of another where the tokenizer has that.
       selections: int32 [3], the ids of s_1, s_2, s_3.
       rating_levels: the stars that can be given, ascending.
       ratings: int32 [levels], the ids of their tokens.
@@ -64,6 +68,7 @@ class Vocabulary:
     eos: int
     pad: int
     image: int
+    image_marker: tuple[int, ...]
     answer: int
     end_of_chunk: int
     selections: np.ndarray
@@ -83,19 +88,39 @@ class Vocabulary:
         """Base tokens of many texts at once."""
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
+    @functools.cached_property
+    def space(self) -> str:
+        """What stands before a text that follows another: a blank, unless the tokenizer begins each text with one."""
+        first = self.tokenizer.convert_ids_to_tokens(self.encode("a").tolist())[0]
+        return "" if first[0] in "Ġ▁" else " "
+
     def rating_token(self, rating: float) -> int:
         """The token of the level nearest to `rating` (the lower one of two equally near)."""
         return int(self.ratings[np.abs(np.array(self.rating_levels) - rating).argmin()])
 
+    @functools.cached_property
+    def _names(self) -> dict[int, str]:
+        """Tokens that are written by name: new ones, and those added to the tokenizer."""
+        added = {id: str(token) for id, token in self.tokenizer.added_tokens_decoder.items()}
+        return added | {self.base_size + number: name for number, name in enumerate(self.new_tokens)}
+
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text for people: new tokens and whole texts by name, other base tokens by the tokenizer."""
-        names = {id: str(token) for id, token in self.tokenizer.added_tokens_decoder.items() if not token.special}
-        names |= {self.base_size + number: name for number, name in enumerate(self.new_tokens)}
+        """Text for people: names and words, with blanks between them."""
+        names = {id: name for id, name in self._names.items() if id not in self.tokenizer.all_special_ids}
         words: list[str] = []
         for is_named, group in itertools.groupby(map(int, tokens), names.__contains__):
             run = list(group)
             words += [names[token] for token in run] if is_named else [self.tokenizer.decode(run).strip()]
         return " ".join(words)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text that a tokenizer with all these tokens (`whole_tokenizer`) turns into them."""
+        texts: list[str] = []
+        for is_named, group in itertools.groupby(map(int, tokens), self._names.__contains__):
+            run = list(group)
+            plain = "" if is_named else self.tokenizer.decode(run, clean_up_tokenization_spaces=False)
+            texts += [self._names[token] for token in run] if is_named else [plain]
+        return "".join(texts)
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer and the new tokens' strings, from which `load_vocabulary` makes an equal vocabulary."""
@@ -138,7 +163,7 @@ def train_tokenizer(texts: Sequence[str], size: int, whole: Sequence[str] = ()) 
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens(list(whole))
+    tokenizer.add_tokens([AddedToken(text, lstrip=True) for text in whole])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
@@ -169,33 +194,36 @@ def _extend(
 ) -> Vocabulary:
     if base_size < len(tokenizer):
         raise DataError(f"base_size {base_size} is below the {len(tokenizer)} tokens of the tokenizer")
-    names = [IMAGE, ANSWER, END_OF_CHUNK]
-    if tokenizer.bos_token_id is None:
-        names.append("<s>")
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end-of-sequence token, with which every last answer ends")
-    first_selection = base_size + len(names)
-    names += [f"s_{number + 1}" for number in range(NUM_CANDIDATES)]
-    first_rating = base_size + len(names)
-    names += [f"rate_{level:g}" for level in rating_levels]
-    first_item = base_size + len(names)
-    names += [f"item_{item_id}" for item_id in corpus.item_ids]
-    names += [f"<reserved_{number}>" for number in range(-len(names) % round_to)]
-    bos = base_size + 3 if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    selections = [f"s_{number + 1}" for number in range(NUM_CANDIDATES)]
+    ratings = [f"rate_{level:g}" for level in rating_levels]
+    items = [f"item_{item_id}" for item_id in corpus.item_ids]
+    begin = ["<s>"] if tokenizer.bos_token_id is None else []
+    known = tokenizer.get_added_vocab()
+    names = [IMAGE, ANSWER, END_OF_CHUNK, *begin, *selections, *ratings, *items]
+    new = [name for name in names if name not in known]
+    new += [f"<reserved_{number}>" for number in range(-len(new) % round_to)]
+    ids = known | {name: base_size + number for number, name in enumerate(new)}
+
+    def ids_of(names: Sequence[str]) -> np.ndarray:
+        return np.array([ids[name] for name in names], np.int32)
+
     return Vocabulary(
         tokenizer=tokenizer,
         base_size=base_size,
-        new_tokens=tuple(names),
-        bos=bos,
+        new_tokens=tuple(new),
+        bos=ids["<s>"] if begin else tokenizer.bos_token_id,
         eos=tokenizer.eos_token_id,
         pad=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        image=base_size,
-        answer=base_size + 1,
-        end_of_chunk=base_size + 2,
-        selections=np.arange(first_selection, first_selection + NUM_CANDIDATES, dtype=np.int32),
+        image=ids[IMAGE],
+        image_marker=(known[FAKE], ids[IMAGE], known[FAKE]) if FAKE in known else (ids[IMAGE],),
+        answer=ids[ANSWER],
+        end_of_chunk=ids[END_OF_CHUNK],
+        selections=ids_of(selections),
         rating_levels=tuple(rating_levels),
-        ratings=np.arange(first_rating, first_rating + len(rating_levels), dtype=np.int32),
-        items=np.arange(first_item, first_item + corpus.num_items, dtype=np.int32)[:, None],
+        ratings=ids_of(ratings),
+        items=ids_of(items)[:, None],
     )
 
 

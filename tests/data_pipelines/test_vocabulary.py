@@ -4,9 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
+from tokenizers import pre_tokenizers
 
 from data_pipelines.errors import DataError
-from data_pipelines.vocabulary import VocabularyConfig, attribute_texts, build_vocabulary, load_vocabulary
+from data_pipelines.vocabulary import (
+    FAKE,
+    VocabularyConfig,
+    attribute_texts,
+    build_vocabulary,
+    load_vocabulary,
+    train_tokenizer,
+)
 from tests.data_pipelines.small import small_corpus, small_vocabulary
 
 CORPUS = small_corpus()
@@ -80,3 +88,33 @@ def test_attributes_are_cut_named_and_never_empty():
     assert attribute_texts(CORPUS, VocabularyConfig())[empty].startswith("Genres Unknown Title ")
     with pytest.raises(DataError, match="'Colour' is not in this source; it has Genres, Title"):
         attribute_texts(CORPUS, dataclasses.replace(config, attributes=("Colour",)))
+
+
+def test_tokens_that_a_tokenizer_has_keep_their_ids(tmp_path):
+    """OpenFlamingo's and Idefics' tokenizers know <image>; Idefics' puts two others around it."""
+    corpus = small_corpus()
+    tokenizer = train_tokenizer(["some words"], 300)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", FAKE, f"item_{corpus.item_ids[3]}"]})
+    tokenizer.save_pretrained(tmp_path)
+    config = VocabularyConfig(tokenizer=str(tmp_path), round_to=8)
+    vocabulary = build_vocabulary(corpus, config)
+    image, fake, item = len(tokenizer) - 3, len(tokenizer) - 2, len(tokenizer) - 1
+    assert (vocabulary.image, vocabulary.image_marker) == (image, (fake, image, fake))
+    assert vocabulary.items[3, 0] == item
+    assert "<image>" not in vocabulary.new_tokens
+    assert len({vocabulary.answer, vocabulary.end_of_chunk, *vocabulary.items[:, 0].tolist()}) == 2 + corpus.num_items
+    vocabulary.save(tmp_path / "saved")
+    again = load_vocabulary(tmp_path / "saved", corpus)
+    assert again.new_tokens == vocabulary.new_tokens
+    np.testing.assert_array_equal(again.items, vocabulary.items)
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_text_behind_another_begins_with_a_blank(prefix, tmp_path):
+    """Tokenizers that begin every text with a blank need none; others, as SmolLM2's, would glue words together."""
+    tokenizer = train_tokenizer(["Query: Action films"], 300)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    tokenizer.save_pretrained(tmp_path)
+    vocabulary = build_vocabulary(small_corpus(), VocabularyConfig(tokenizer=str(tmp_path)))
+    tokens = [*vocabulary.encode("Query:"), *vocabulary.encode(vocabulary.space + "Action")]
+    assert vocabulary.text(tokens).strip() == "Query: Action"

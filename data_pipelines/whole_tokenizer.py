@@ -1,0 +1,39 @@
+"""One tokenizer that knows every token of a vocabulary, for programs that have no `Vocabulary`."""
+
+from __future__ import annotations
+
+import copy
+
+from tokenizers import AddedToken, normalizers
+from transformers import PreTrainedTokenizerBase
+
+from data_pipelines.errors import DataError
+from data_pipelines.vocabulary import FAKE, Vocabulary
+
+
+def whole_tokenizer(vocabulary: Vocabulary) -> PreTrainedTokenizerBase:
+    """The base tokenizer, with reserved tokens up to `base_size`, and the new tokens behind them under their ids.
+
+    `Vocabulary.text` is the inverse: the tokenizer gives the tokens of such a text. Blanks before new tokens are free.
+    Idefics' processor puts `<fake_token_around_image>` around pictures; a vocabulary without it passes it over.
+
+    Raises:
+      DataError: the tokenizer does not give a new token the id it must have.
+    """
+    tokenizer = copy.deepcopy(vocabulary.tokenizer)
+    reserved = [f"<base_reserved_{number}>" for number in range(len(tokenizer), vocabulary.base_size)]
+    names = [*reserved, *vocabulary.new_tokens]
+    tokenizer.add_tokens([AddedToken(name, lstrip=True, normalized=False) for name in names])
+    for number, name in enumerate(vocabulary.new_tokens):
+        found = tokenizer.convert_tokens_to_ids(name)
+        if found != vocabulary.base_size + number:
+            raise DataError(f"the tokenizer gives {name!r} the id {found}, not {vocabulary.base_size + number}")
+    if tokenizer.bos_token is None:
+        tokenizer.bos_token = "<s>"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if FAKE not in tokenizer.get_vocab():
+        inner, drop = tokenizer.backend_tokenizer, normalizers.Replace(FAKE, "")
+        inner.normalizer = normalizers.Sequence([drop, inner.normalizer] if inner.normalizer else [drop])
+    tokenizer.padding_side = "left"  # so that what is generated follows the prompt
+    return tokenizer
