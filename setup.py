@@ -15,7 +15,7 @@ setup(
     packages=find_packages(include=["unimp_jax*", "data_pipelines*", "experiments*"]),
     package_data={
         "data_pipelines": ["sources/*.tsv", "sources/embedded/movielens/**/*", "sources/embedded/movielens/*"],
-        "experiments": ["report/*.jinja"],
+        "experiments": ["*.jinja", "report/*.jinja"],
     },
     install_requires=[
         # flax up to 0.12.8 breaks on jax from 0.11.1 on, and flax 0.12.9 needs Python 3.12.
@@ -34,6 +34,9 @@ setup(
         "numpy>=2,<3",
         "scipy>=1.14",
         "pillow>=11",
+        "safetensors>=0.8",
+        "huggingface_hub>=1",
+        "ml_dtypes>=0.5",
         "tyro>=1,<2",
         "pydantic>=2.8,<3",
         "tensorboardX>=2.6,<3",
@@ -44,13 +47,13 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
-        "torch": ["torch>=2.6", "safetensors>=0.5"],
+        "torch": ["torch>=2.6"],  # OpenFlamingo's .pt files, and tests against transformers
+        "gguf": ["gguf>=0.17"],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "scipy>=1.14",
-            "safetensors>=0.5",
             "ruff>=0.12",
             "mypy>=1.15",
         ],

@@ -14,11 +14,13 @@ from data_pipelines.sources.checks import OnBad
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.config import DataConfig, ExperimentConfig
 from experiments.evaluate import EvaluationConfig, evaluate_run, show
+from experiments.export import ExportConfig, export_run
 from experiments.loader_speed import measure_loader
 from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.report import write_report
 from experiments.rival import train_rival
 from experiments.train import train_run
+from unimp_jax.interop.importing import ImportConfig, import_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,29 @@ def report_command(folder: tyro.conf.Positional[Path], split: str = "test") -> N
     print(write_report(folder, split))
 
 
+def import_command(folder: tyro.conf.Positional[Path], config: Annotated[ImportConfig, tyro.conf.arg(name="")]) -> None:
+    """Make published weights a start for `unimp train PRESET --start FOLDER`.
+
+    Args:
+      folder: is made, and holds the weights, their geometry and their tokenizer.
+    """
+    print(f"{import_weights(config, folder)}\ntrain from it: unimp train PRESET --start {folder}")
+
+
+def export_command(
+    run: tyro.conf.Positional[Path],
+    folder: tyro.conf.Positional[Path],
+    config: Annotated[ExportConfig, tyro.conf.arg(name="")],
+) -> None:
+    """Write a run as a folder that stock transformers, or open-flamingo, loads.
+
+    Args:
+      run: the folder of the run.
+      folder: is made.
+    """
+    print(export_run(run, folder, config))
+
+
 def sasrec_command(
     folder: tyro.conf.Positional[Path],
     data: DataConfig = DataConfig("movielens_1m"),
@@ -119,6 +144,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train_command,
     "evaluate": evaluate_command,
     "report": report_command,
+    "import": import_command,
+    "export": export_command,
     "sasrec": sasrec_command,
     "loader": loader_command,
     "demo": demo_command,

@@ -63,6 +63,9 @@ class ExperimentConfig:
     training: TrainingConfig = TrainingConfig()
     loop: LoopConfig = LoopConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    start: Path | None = None
+    """A folder that `unimp import` made: parts of the model begin with its weights, and have its geometry; text is cut
+    by its tokenizer, where the vocabulary names no other."""
     seed: int = 0
     """Of the parameters, the order of the data and dropout."""
 

@@ -58,17 +58,33 @@ def as_published(model: str) -> ExperimentConfig:
     )
 
 
+SMOL = ExperimentConfig(
+    model=presets.smol,
+    vocabulary=VocabularyConfig(attributes=("Genres", "Year", "Title")),
+    tasks=TaskConfig(full_items=3, id_items=0, history_targets="next_item"),
+    budget=Budget(tokens=256, images=12, answers=64),
+    images=ImageConfig(fit="stretch"),
+    loader=LoaderConfig(rows=2, block_examples=512),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.1, final=0.1),
+    training=TrainingConfig(trains=("vision", "resampler", "gated", "embeddings"), validation_users=64),
+    loop=LoopConfig(steps=60, log_every=5, validate_every=60, save_every=60),
+)
+
 PRESETS: dict[str, ExperimentConfig] = {
     "tiny": TINY,
     "small": SMALL,
+    "smol": SMOL,
     **{
-        name.replace("_", "-"): as_published(name) for name in ("openflamingo_3b", "openflamingo_4b", "openflamingo_9b")
+        name.replace("_", "-"): as_published(name)
+        for name in ("openflamingo_3b", "openflamingo_4b", "openflamingo_9b", "idefics_9b")
     },
 }
 DESCRIPTIONS: dict[str, str] = {
     "tiny": "Minutes on two cores: what `unimp demo` trains on MovieLens small.",
     "small": "MovieLens 1M, an hour on two cores.",
+    "smol": "SmolLM2-135M behind a small vision tower: start it from imported weights.",
     "openflamingo-3b": "CLIP ViT-L/14 and MPT-1B.",
     "openflamingo-4b": "CLIP ViT-L/14 and RedPajama-INCITE-3B.",
     "openflamingo-9b": "CLIP ViT-L/14 and MPT-7B.",
+    "idefics-9b": "CLIP ViT-H/14 and LLaMA-7B.",
 }

@@ -13,7 +13,8 @@ from data_pipelines.loader import Share
 from experiments.ask import Model
 from experiments.config import load_config
 from experiments.data import ExperimentData
-from experiments.train import init_parameters, init_state, optimizer_of, to_device
+from experiments.parameters import init_parameters
+from experiments.train import init_state, optimizer_of, to_device
 from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.sharding import make_mesh
 from unimp_jax.training.checkpoint import Checkpoints, abstract

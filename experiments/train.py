@@ -26,11 +26,12 @@ from data_pipelines.queries import TASKS, held_out_queries
 from experiments.ask import Model, ask_for_items
 from experiments.config import ExperimentConfig, differences, load_config, save_config
 from experiments.data import ExperimentData, sized_model
+from experiments.parameters import Parameters, adopt, begin, init_parameters
 from unimp_jax.batch import Batch
 from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.model.flops import training_step_flops
-from unimp_jax.sharding import batch_sharding, check_rows, init_model, make_mesh
+from unimp_jax.sharding import batch_sharding, check_rows, make_mesh
 from unimp_jax.training.checkpoint import Checkpoints, abstract
 from unimp_jax.training.frozen import save_frozen
 from unimp_jax.training.log import RunLog
@@ -38,15 +39,6 @@ from unimp_jax.training.loop import Run, train
 from unimp_jax.training.optimizer import make_optimizer
 from unimp_jax.training.peak import peak_flops
 from unimp_jax.training.step import TrainState, make_train_step
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Parameters:
-    """A model taken apart: its structure, what trains and what does not."""
-
-    graph: nnx.GraphDef
-    trainable: Any
-    frozen: Any
 
 
 def train_run(config: ExperimentConfig, folder: Path) -> None:
@@ -60,58 +52,54 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
     mesh = make_mesh(config.mesh)
     check_rows(config.loader.rows, mesh, config.training.accumulate)
     share = Share(jax.process_index(), jax.process_count())
-    parameters = init_parameters(config, mesh)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
+        parameters = init_parameters(config, mesh)
+        if checkpoints.latest() is None:
+            parameters = begin(config, parameters)
         transformation = optimizer_of(config)
         state = init_state(parameters.trainable, transformation)
         describe(config, data, parameters, mesh)
-        with Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
-            frozen = save_frozen(folder / "frozen", parameters.frozen)
-            run = Run(
-                step=compile_step(config, parameters, transformation, state, mesh),
-                batches=lambda position: data.training(Position(**position) if position else Position(), share),
-                to_device=to_device(mesh),
-                validate=validation(config, data, parameters.graph, frozen, mesh, share),
-                tasks=TASKS,
-                flops=training_step_flops(config.model, batch_shape(config), frozenset(config.training.trains)),
-                peak_flops=peak_flops(config.model.compute_dtype),
-                tokens=config.loader.rows * config.budget.tokens,
-            )
-            done = checkpoints.latest() or 0
-            with RunLog(folder, step=done, steps=config.loop.steps, writes=jax.process_index() == 0) as log:
-                train(state, frozen, run, config.loop, checkpoints, log)
+        frozen = save_frozen(folder / "frozen", parameters.frozen)
+        run = Run(
+            step=compile_step(config, parameters, transformation, state, mesh),
+            batches=lambda position: data.training(Position(**position) if position else Position(), share),
+            to_device=to_device(mesh),
+            validate=validation(config, data, parameters.graph, frozen, mesh, share),
+            tasks=TASKS,
+            flops=training_step_flops(config.model, batch_shape(config), frozenset(config.training.trains)),
+            peak_flops=peak_flops(config.model.compute_dtype),
+            tokens=config.loader.rows * config.budget.tokens,
+        )
+        done = checkpoints.latest() or 0
+        with RunLog(folder, step=done, steps=config.loop.steps, writes=jax.process_index() == 0) as log:
+            train(state, frozen, run, config.loop, checkpoints, log)
 
 
 def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
     """The data of a new run, whose folder is made, or of the one that is there already."""
     saved, vocabulary = folder / "config.json", folder / "vocabulary"
     if saved.exists():
+        before = load_config(saved)
+        if before.start == config.start is not None and not config.start.exists():
+            config = dataclasses.replace(config, model=before.model, vocabulary=before.vocabulary)  # it did its part
+        else:
+            config = adopt(config)
         data = ExperimentData.load(config, vocabulary)
         config = sized_model(config, data.vocabulary)
-        changed = differences(load_config(saved), config)
+        changed = differences(before, config)
         if changed:
             raise DataError(
                 f"{folder} holds a run of another configuration ({'; '.join(changed[:3])}"
                 f"{' …' if len(changed) > 3 else ''}); name another folder to start anew"
             )
         return data, config
+    config = adopt(config)
     data = ExperimentData.load(config)
     config = sized_model(config, data.vocabulary)
     if jax.process_index() == 0:
         data.vocabulary.save(vocabulary)
         save_config(config, saved)
     return data, config
-
-
-def init_parameters(config: ExperimentConfig, mesh: Mesh) -> Parameters:
-    """New parameters in their shardings; what does not train is kept in the type it is computed in."""
-    model = init_model(config.model, mesh, config.seed)
-    trains = frozenset(config.training.trains)
-    graph, trainable, frozen = nnx.split(model, lambda path, _: path[0] in trains, ...)  # type: ignore[misc]
-    if not jax.tree.leaves(trainable):
-        raise ValueError("training.trains names no part: nothing would be trained")
-    dtype = jnp.dtype(config.model.compute_dtype)
-    return Parameters(graph, trainable, jax.tree.map(lambda x: x.astype(dtype), frozen))
 
 
 def optimizer_of(config: ExperimentConfig) -> optax.GradientTransformation:

@@ -66,6 +66,20 @@ openflamingo_9b = ModelConfig(
 )
 """CLIP ViT-L/14 and MPT-7B."""
 
+LLAMA_7B = DecoderConfig(
+    vocab_size=32000, new_tokens=2, width=4096, layers=32, heads=32, mlp_width=11008, norm="rms_norm", norm_eps=1e-6,
+    bias=False, mlp="swiglu",
+)  # fmt: skip
+
+idefics_9b = ModelConfig(
+    vision=VisionConfig(width=1280, layers=32, heads=16, mlp_width=5120, activation="gelu", class_token_out=True),
+    resampler=ResamplerConfig(layers=6, heads=16, head_dim=96, latents=64, mlp="relu", qk_norm=True),
+    gated=blocks_of(LLAMA_7B, every=4, qk_norm=True, gate="channel"),
+    decoder=LLAMA_7B,
+    remat="full",
+)
+"""CLIP ViT-H/14 and LLaMA-7B."""
+
 SMOLLM2_135M = DecoderConfig(
     vocab_size=49152, width=576, layers=30, heads=9, kv_heads=3, mlp_width=1536, norm="rms_norm", bias=False,
     rotary_base=100_000.0, mlp="swiglu", tie_embeddings=True,
@@ -87,4 +101,5 @@ PRESETS: dict[str, ModelConfig] = {
     "openflamingo_3b": openflamingo_3b,
     "openflamingo_4b": openflamingo_4b,
     "openflamingo_9b": openflamingo_9b,
+    "idefics_9b": idefics_9b,
 }

@@ -1,0 +1,162 @@
+"""`unimp export`: a run as a folder that stock transformers, or open-flamingo, loads.
+
+Both have weights, tokenizer, picture and generation settings, and a card that says what the model is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import pydantic
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from data_pipelines.errors import DataError
+from data_pipelines.queries import held_out_queries
+from data_pipelines.vocabulary import Vocabulary
+from data_pipelines.whole_tokenizer import whole_tokenizer
+from experiments.data import ExperimentData
+from experiments.results import Evaluation, load_evaluation
+from experiments.run import Checkpoint, Facts, open_model
+from unimp_jax.interop import idefics, open_flamingo
+from unimp_jax.interop.exporting import named, write_weights
+from unimp_jax.interop.importing import GEOMETRY
+from unimp_jax.interop.layout import Table
+from unimp_jax.interop.shards import SHARD_BYTES, whole_folder, write_json
+from unimp_jax.model import ModelConfig
+from unimp_jax.model.vision import CLIP_DEVIATION, CLIP_MEAN
+
+Format = Literal["idefics", "open_flamingo"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What is written."""
+
+    format: Format = "idefics"
+    """Hugging Face's IdeficsForVisionText2Text, or open-flamingo's state dict."""
+    checkpoint: Checkpoint = "best"
+    """The best by validation, or the latest."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights."""
+    shard_gigabytes: float = SHARD_BYTES / 10**9
+    """No file of weights is larger, but one that holds a single array."""
+
+
+def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
+    """Writes the folder, whole or not at all; returns what to tell the user of it.
+
+    Raises:
+      WeightsError: the format has no such geometry, the folder is there already, or there is no room.
+      DataError: `run` is no run.
+    """
+    if config.shard_gigabytes <= 0:
+        raise DataError(f"shard_gigabytes {config.shard_gigabytes} must be above 0")
+    data, model, facts = open_model(run, config.checkpoint)
+    geometry, parameters = data.config.model, named(*model.parameters)
+    if config.format == "open_flamingo":
+        geometry, parameters = folded(geometry, parameters)
+        open_flamingo.refuse(geometry)
+        tabulate = open_flamingo.tabulate_by_config(geometry)
+        table: Table = open_flamingo.table(geometry, tabulate, open_flamingo.vision_table())
+        described: dict[str, Any] = {}
+    else:
+        described = idefics.described_as(geometry) | token_ids(data.vocabulary) | {"dtype": config.dtype}
+        described["max_position_embeddings"] = data.config.budget.tokens
+        table = idefics.table(geometry)
+    with whole_folder(folder) as temporary:
+        shard_bytes = int(config.shard_gigabytes * 10**9)
+        write_weights(temporary, parameters, geometry, table, dtype=config.dtype, shard_bytes=shard_bytes)
+        whole_tokenizer(data.vocabulary).save_pretrained(temporary)
+        write_settings(temporary, data, config.format)
+        if described:
+            write_json(temporary / "config.json", described)
+        else:
+            dumped = pydantic.TypeAdapter(ModelConfig).dump_python(geometry, mode="json")
+            write_json(temporary / GEOMETRY, dumped)
+        (temporary / "README.md").write_text(card(run, folder.name, data, facts, config), encoding="utf-8")
+    loads = "IdeficsForVisionText2Text and AutoProcessor" if config.format == "idefics" else "open-flamingo 2.0.1"
+    return f"{folder}: step {facts.step} of {run}, for {loads}; how to load it: {folder / 'README.md'}"
+
+
+def folded(geometry: ModelConfig, parameters: dict[str, jax.Array]) -> tuple[ModelConfig, dict[str, jax.Array]]:
+    """New tokens as the last rows of the base tables, for formats that have no table of their own for them."""
+    decoder, parameters = geometry.decoder, dict(parameters)
+    for base, new in (("embeddings/base", "embeddings/new"), ("embeddings/base_head", "embeddings/new_head")):
+        if new in parameters:
+            parameters[base] = jnp.concatenate([parameters[base], parameters.pop(new)])
+    decoder = dataclasses.replace(decoder, vocab_size=decoder.vocab_size + decoder.new_tokens, new_tokens=0)
+    return dataclasses.replace(geometry, decoder=decoder), parameters
+
+
+def token_ids(vocabulary: Vocabulary) -> dict[str, int]:
+    return {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.eos, "pad_token_id": vocabulary.pad}
+
+
+def write_settings(folder: Path, data: ExperimentData, format: Format) -> None:
+    """How pictures are read, and how answers are generated."""
+    size = data.config.model.vision.image_size
+    pictures: dict[str, Any] = {
+        "image_mean": [float(f"{x:.8f}") for x in CLIP_MEAN],
+        "image_std": [float(f"{x:.8f}") for x in CLIP_DEVIATION],
+    }
+    if format == "idefics":
+        pictures |= {
+            "image_processor_type": "IdeficsImageProcessor",
+            "processor_class": "IdeficsProcessor",
+            "image_size": size,
+            "image_num_channels": 3,
+        }
+    else:
+        crops = data.config.images.fit == "crop"
+        pictures |= {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_center_crop": crops,
+            "crop_size": {"height": size, "width": size},
+            "size": {"shortest_edge": size} if crops else {"height": size, "width": size},
+        }
+    write_json(folder / "preprocessor_config.json", pictures)
+    longest = max(64, data.config.tasks.explanation_words * 4)
+    write_json(folder / "generation_config.json", token_ids(data.vocabulary) | {"max_new_tokens": longest})
+
+
+def prompt_parts(vocabulary: Vocabulary, tokens: list[int]) -> list[str | None]:
+    """A prompt as a processor takes it: texts, and None for each picture; without the first token, which it adds."""
+    assert tokens[0] == vocabulary.bos
+    joint = tuple(vocabulary.image_marker)
+    parts: list[str | None] = []
+    for is_image, group in itertools.groupby(tokens[1:], lambda token: token in joint):
+        run = list(group)
+        parts += [None] * run.count(vocabulary.image) if is_image else [vocabulary.text(run)]
+    return parts
+
+
+def card(run: Path, name: str, data: ExperimentData, facts: Facts, config: ExportConfig) -> str:
+    """What the model is, in Markdown: data, steps, metrics, how to load it and to ask it."""
+    evaluated: Evaluation | None = None
+    if (run / "evaluation" / "test.json").exists():
+        evaluated = load_evaluation(run / "evaluation" / "test.json")
+    query = held_out_queries(data.corpus, "test", "recommendation")[0]
+    parts = prompt_parts(data.vocabulary, data.writer.write(query, ask=True).tokens.tolist())
+    shown = [
+        f"images[{sum(p is None for p in parts[:n])}]" if part is None else repr(part) for n, part in enumerate(parts)
+    ]
+    # Templates of our own, filled with our own figures and written as Markdown: nothing to escape.
+    loader = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=False)
+    return loader.get_template("model_card.md.jinja").render(
+        name=name,
+        format=config.format,
+        source=data.config.data.source,
+        steps=facts.step,
+        facts=facts.described,
+        tables=evaluated.tables if evaluated and evaluated.step == facts.step else (),
+        prompt=shown,
+        items=len(data.vocabulary.items),
+        tokens=data.vocabulary.size,
+        pictures=data.config.images.fit,
+        every=data.config.model.gated.every,
+    )
