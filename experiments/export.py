@@ -23,6 +23,7 @@ from experiments.data import ExperimentData
 from experiments.results import Evaluation, load_evaluation
 from experiments.run import Checkpoint, Facts, open_model
 from unimp_jax.interop import idefics, open_flamingo
+from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import GEOMETRY
 from unimp_jax.interop.layout import Table
@@ -70,7 +71,10 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
         table = idefics.table(geometry)
     with whole_folder(folder) as temporary:
         shard_bytes = int(config.shard_gigabytes * 10**9)
-        write_weights(temporary, parameters, geometry, table, dtype=config.dtype, shard_bytes=shard_bytes)
+        unread = last_norm(idefics.LAST_NORM if described else open_flamingo.LAST_NORM, geometry.vision)
+        write_weights(
+            temporary, parameters, geometry, table, unread=unread, dtype=config.dtype, shard_bytes=shard_bytes
+        )
         whole_tokenizer(data.vocabulary).save_pretrained(temporary)
         write_settings(temporary, data, config.format)
         if described:

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
 from unimp_jax.model import VisionConfig
+
+
+def last_norm(name: str, config: VisionConfig) -> dict[str, np.ndarray]:
+    """CLIP's norm of its pooled output, on which no patch token depends, as it is before training."""
+    return {f"{name}.weight": np.ones(config.width), f"{name}.bias": np.zeros(config.width)}
+
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
 

@@ -55,10 +55,17 @@ def write_weights(
     config: ModelConfig,
     table: Table,
     *,
+    unread: dict[str, np.ndarray] | None = None,
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """All of a model's parameters as shards of at most `shard_bytes` (an array larger than that has its own)."""
+    """All of a model's parameters as shards of at most `shard_bytes` (an array larger than that has its own).
+
+    Args:
+      unread: arrays that the format has and no answer depends on.
+    """
     with ShardWriter(folder, shard_bytes) as writer:
+        for key, array in (unread or {}).items():
+            writer.add(key, array.astype(dtype))
         for key, array in their_arrays(parameters, config, table, dtype):
             writer.add(key, array)

@@ -10,6 +10,8 @@ from unimp_jax.interop.language import llama, llama_config
 from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
 from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig
 
+LAST_NORM = "model.vision_model.post_layernorm"
+
 
 def table(config: ModelConfig) -> Table:
     """All of a checkpoint; decoder layers whose query heads share keys get a copy of them each."""

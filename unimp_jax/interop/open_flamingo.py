@@ -10,7 +10,7 @@ from unimp_jax.interop.language import Tabulate, gpt_neox, llama, mosaic_gpt, mp
 from unimp_jax.interop.layout import Stack, Table, WeightsError, entry, linear, norm, out_of_heads
 from unimp_jax.model import ModelConfig
 
-LANGUAGE, VISION, RESAMPLER = "lang_encoder.", "vision_encoder", "perceiver"
+LANGUAGE, VISION, LAST_NORM = "lang_encoder.", "vision_encoder", "vision_encoder.ln_post"
 BLOCK, LAYER = "lang_encoder.gated_cross_attn_layers.{}", "lang_encoder.old_decoder_blocks.{}"
 
 

@@ -89,7 +89,7 @@ class ShardWriter:
         names = [f"model-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
         names = ["model.safetensors"] if count == 1 else names
         for number, name in enumerate(names):
-            (self._folder / f"{number}.shard").rename(self._folder / name)
+            (self._folder / f"{number}.shard").rename(self._folder / name).chmod(0o644)
         if count > 1:
             map_ = {key: name for name, keys in zip(names, self._files, strict=True) for key in keys}
             index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(map_.items()))}
