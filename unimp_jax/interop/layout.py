@@ -91,14 +91,14 @@ class Piece:
 
     @property
     def _axes(self) -> tuple[list[list[str]], list[str], dict[str, int]]:
-        """(their axes, each a list of those merged; ours; sizes), with repeated heads split into h and r."""
+        """(their axes, each a list of those merged; ours; sizes), with repeated heads split into h and copy."""
         left, right = self.entry.layout.split("->")
         merged, ours = [group.strip("()").split() for group in re.findall(r"\([^)]*\)|\w+", left)], right.split()
         parts = len(self.entry.ours)
         sizes = dict(zip(ours, (parts, *self.shape) if parts > 1 else self.shape, strict=True)) | {"1": 1}
         if self.entry.repeat > 1:
-            merged = [[name for axis in group for name in ([axis, "r"] if axis == "h" else [axis])] for group in merged]
-            sizes["r"] = self.entry.repeat
+            merged = [[name for axis in group for name in ([axis, "copy"] if axis == "h" else [axis])] for group in merged]
+            sizes["copy"] = self.entry.repeat
         return merged, ours, sizes
 
     @property
@@ -115,8 +115,8 @@ class Piece:
         merged, ours, sizes = self._axes
         names = [name for group in merged for name in group]
         split = array.reshape([sizes[name] for name in names])
-        if "r" in names:
-            first = np.take(split, [0], axis=names.index("r"))
+        if "copy" in names:
+            first = np.take(split, [0], axis=names.index("copy"))
             if not np.array_equal(np.broadcast_to(first, split.shape), split):
                 raise WeightsError(f"{self.key}: heads that share keys and values differ")
             split = first
