@@ -97,7 +97,9 @@ class Piece:
         parts = len(self.entry.ours)
         sizes = dict(zip(ours, (parts, *self.shape) if parts > 1 else self.shape, strict=True)) | {"1": 1}
         if self.entry.repeat > 1:
-            merged = [[name for axis in group for name in ([axis, "copy"] if axis == "h" else [axis])] for group in merged]
+            merged = [
+                [name for axis in group for name in ([axis, "copy"] if axis == "h" else [axis])] for group in merged
+            ]
             sizes["copy"] = self.entry.repeat
         return merged, ours, sizes
 

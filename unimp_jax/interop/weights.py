@@ -49,7 +49,8 @@ class Safetensors:
         Raises:
           WeightsError: a file is missing, truncated or no safetensors file, or two have the same key.
         """
-        self.name, self._paths, self._open = name, list(paths.values()), (-1, None)
+        self.name, self._paths = name, list(paths.values())
+        self._open: tuple[int, Any] = (-1, None)
         self._where: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         for number, path in enumerate(self._paths):
