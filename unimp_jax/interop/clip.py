@@ -19,13 +19,13 @@ ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
 
 
 def transformers_clip(root: str) -> Table:
-    """`root` ends in "vision_model"."""
-    embeddings, layer, blocks = f"{root}.embeddings", f"{root}.encoder.layers.{{}}", "vision/blocks"
+    """`root` stands before all names: "vision_model." and what is before that, or nothing."""
+    embeddings, layer, blocks = f"{root}embeddings", f"{root}encoder.layers.{{}}", "vision/blocks"
     return [
         entry(f"{embeddings}.class_embedding", "vision/class_embedding", "c -> c"),
         entry(f"{embeddings}.patch_embedding.weight", "vision/patch_embedding/kernel", "c r y x -> y x r c"),
         entry(f"{embeddings}.position_embedding.weight", "vision/positions", "n c -> n c"),
-        *norm(f"{root}.pre_layrnorm", "vision/norm"),
+        *norm(f"{root}pre_layrnorm", "vision/norm"),
         *norm(f"{layer}.layer_norm1", f"{blocks}/attention_norm", "vision"),
         *into_heads(f"{layer}.self_attn.q_proj", f"{blocks}/query", "vision", bias=True),
         *into_heads(f"{layer}.self_attn.k_proj", f"{blocks}/key", "vision", bias=True),

@@ -39,7 +39,7 @@ def table(config: ModelConfig) -> Table:
         if not decoder.tie_embeddings:
             new.append(entry("lm_head.additional_fc.weight", "embeddings/new_head", "v d -> v d"))
     decoding = llama(decoder, repeat=decoder.heads // decoder.num_kv_heads)
-    return transformers_clip("model.vision_model") + resampler_table(config.resampler) + gated + decoding + new
+    return transformers_clip("model.vision_model.") + resampler_table(config.resampler) + gated + decoding + new
 
 
 def resampler_table(config: ResamplerConfig) -> Table:

@@ -17,7 +17,7 @@ from unimp_jax.interop.layout import Table, WeightsError
 from unimp_jax.interop.matching import Match, Source, match, patterns
 from unimp_jax.interop.shards import SHARD_BYTES, whole_folder
 from unimp_jax.interop.start import Described, Geometry, write_start
-from unimp_jax.interop.weights import Renamed, Weights, locate, open_weights, read_json, reason
+from unimp_jax.interop.weights import FirstRows, Renamed, Weights, locate, open_weights, read_json, reason
 from unimp_jax.model import (
     PARTS,
     DecoderConfig,
@@ -151,7 +151,7 @@ def open_language(path: Path) -> tuple[DecoderConfig, Tabulate, Weights, dict[st
 def open_vision(path: Path) -> tuple[VisionConfig, Source]:
     described, weights = read_json(path / "config.json"), open_weights(path)
     last = "embeddings.class_embedding"
-    roots = [key.removesuffix(f".{last}") for key in weights.keys() if key.endswith(f".{last}")]  # noqa: SIM118
+    roots = [key.removesuffix(last) for key in weights.keys() if key.endswith(last)]  # noqa: SIM118
     if len(roots) != 1:
         raise WeightsError(f"{path}: no vision tower of CLIP in it (no …{last})")
     return vision_config(described), Source(weights, transformers_clip(roots[0]))
@@ -184,13 +184,21 @@ def add_open_flamingo(
                 "lang_encoder.transformer.ln_f", "lang_encoder.model.norm"]  # fmt: skip
     if any(key.startswith(open_flamingo.VISION) for key in keys):
         table = table + open_flamingo.vision_table(keys)
-    # The language model's own tables have other rows; the checkpoint's stand in their place.
-    sources = [
-        dataclasses.replace(source, table=[e for e in source.table if not e.ours[0].startswith("embeddings/")])
+    # The language model's own tables have other rows, and the checkpoint's stand in their place. A head that was frozen
+    # is not in the checkpoint: its rows are the first of the language model's, as their package left them.
+    own = {e.ours[0] for e in table if e.theirs in keys}
+    table = [e for e in table if e.ours[0] != "embeddings/base_head" or e.ours[0] in own]
+    kept = [
+        [e for e in source.table if not e.ours[0].startswith("embeddings/") or e.ours[0] not in own]
         for source in sources
     ]
-    own = Source(weights, table, tuple(optional) if config.language else ())
-    return dataclasses.replace(geometry, decoder=decoder), [*sources, own]
+    heads = [{e.theirs for e in entries if e.ours[0] == "embeddings/base_head"} for entries in kept]
+    sources = [
+        Source(FirstRows(source.weights, theirs, decoder.vocab_size), entries, source.optional)
+        for source, entries, theirs in zip(sources, kept, heads, strict=True)
+    ]
+    checkpoint = Source(weights, table, tuple(optional) if config.language else ())
+    return dataclasses.replace(geometry, decoder=decoder), [*sources, checkpoint]
 
 
 def read_geometry(path: Path) -> ModelConfig:

@@ -59,7 +59,7 @@ def language_table(config: ModelConfig, tabulate: Tabulate) -> Table:
 
 def vision_table(keys: Iterable[str] = ()) -> Table:
     """By open_clip's names, or by transformers', as the keys have them."""
-    inside = f"{VISION}.clip.vision_model"
+    inside = f"{VISION}.clip.vision_model."
     return transformers_clip(inside) if any(key.startswith(inside) for key in keys) else open_clip(VISION)
 
 

@@ -182,6 +182,26 @@ class Renamed:
         return self._weights.order(self._original[key])
 
 
+class FirstRows:
+    """Weights of which some arrays are cut to their first rows."""
+
+    def __init__(self, weights: Weights, cut: Iterable[str], rows: int):
+        self.name, self._weights, self._cut, self._rows = weights.name, weights, set(cut), rows
+
+    def keys(self) -> Iterable[str]:
+        return self._weights.keys()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        first, *rest = self._weights.shape(key) or (0,)
+        return (min(first, self._rows), *rest) if key in self._cut else self._weights.shape(key)
+
+    def read(self, key: str) -> np.ndarray:
+        return self._weights.read(key)[: self._rows] if key in self._cut else self._weights.read(key)
+
+    def order(self, key: str) -> int:
+        return self._weights.order(key)
+
+
 def same(a: np.ndarray, b: np.ndarray) -> bool:
     return a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
