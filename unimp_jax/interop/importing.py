@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -15,7 +16,7 @@ from unimp_jax.interop.clip import transformers_clip, vision_config
 from unimp_jax.interop.language import Tabulate, family
 from unimp_jax.interop.layout import Table, WeightsError
 from unimp_jax.interop.matching import Match, Source, match, patterns
-from unimp_jax.interop.shards import SHARD_BYTES, whole_folder
+from unimp_jax.interop.shards import SHARD_BYTES, refuse_existing, whole_folder
 from unimp_jax.interop.start import Described, Geometry, write_start
 from unimp_jax.interop.weights import FirstRows, Renamed, Weights, locate, open_weights, read_json, reason
 from unimp_jax.model import (
@@ -56,6 +57,7 @@ def import_weights(config: ImportConfig, folder: Path, shard_bytes: int = SHARD_
     Raises:
       WeightsError: what is named cannot be read whole, or does not fit together. Nothing is left behind then.
     """
+    refuse_existing(folder)
     geometry, sources, described = gather(config)
     tokenizer = load_tokenizer(config)
     if tokenizer is not None and config.open_flamingo and geometry.decoder:
@@ -103,9 +105,24 @@ def gather(config: ImportConfig) -> tuple[Geometry, list[Source], dict[str, Any]
     return geometry, sources, described
 
 
+G = TypeVar("G")
+
+
+def understood(path: Path, read: Callable[[dict[str, Any]], G], described: dict[str, Any]) -> G:
+    """`read(described)`, the geometry that a configuration describes.
+
+    Raises:
+      WeightsError: it describes none.
+    """
+    try:
+        return read(described)
+    except (ValueError, TypeError, ArithmeticError, AttributeError) as error:  # whatever its values lead to
+        raise WeightsError(f"{path}: {reason(error)}") from error
+
+
 def gather_idefics(path: Path) -> tuple[Geometry, list[Source], dict[str, Any]]:
     described = read_json(path / "config.json")
-    model = idefics.model_config(described)
+    model = understood(path, idefics.model_config, described)
     weights = tied(
         open_weights(path), model.decoder, "lm_head.", "model.embed_tokens.", {"additional_fc": "additional_embedding"}
     )
@@ -143,7 +160,7 @@ def open_language(path: Path) -> tuple[DecoderConfig, Tabulate, Weights, dict[st
         if not isinstance(opened, GGUF):
             raise WeightsError(f"{path}: has no config.json, which says what language model it is")
         described, weights = opened.config(), opened
-    decoder, tabulate = family(described)
+    decoder, tabulate = understood(path, family, described)
     head, table = HEADS.get(described["model_type"], ("lm_head.", "transformer.wte."))
     return decoder, tabulate, tied(weights, decoder, head, table, {}), described
 
@@ -154,7 +171,7 @@ def open_vision(path: Path) -> tuple[VisionConfig, Source]:
     roots = [key.removesuffix(last) for key in weights.keys() if key.endswith(last)]  # noqa: SIM118
     if len(roots) != 1:
         raise WeightsError(f"{path}: no vision tower of CLIP in it (no …{last})")
-    return vision_config(described), Source(weights, transformers_clip(roots[0]))
+    return understood(path, vision_config, described), Source(weights, transformers_clip(roots[0]))
 
 
 def add_open_flamingo(

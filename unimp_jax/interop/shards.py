@@ -13,11 +13,21 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from unimp_jax.interop.layout import WeightsError
 
 SHARD_BYTES = 5 * 10**9
+
+
+def refuse_existing(path: Path) -> None:
+    """
+    Raises:
+      WeightsError: `path` is there already.
+    """
+    if path.exists():
+        raise WeightsError(f"{path} is there already; name another folder, or remove it")
 
 
 @contextlib.contextmanager
@@ -27,10 +37,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
       WeightsError: `path` is there already, or there is no room.
     """
-    if path.exists():
-        raise WeightsError(f"{path} is there already; name another folder, or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
+    refuse_existing(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
+    except OSError as error:
+        raise WeightsError(f"{path} could not be written: {error.strerror or error}") from error
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -68,10 +80,8 @@ class ShardWriter:
         try:
             # The metadata is what transformers looks for.
             save_file(self._shard, self._folder / f"{len(self._files)}.shard", metadata={"format": "pt"})
-        except Exception as error:  # safetensors has errors of its own for a full disk
-            text = str(error)
-            full = "No space left" in text or "os error 28" in text
-            raise OSError(28, "no space left on the device") if full else OSError(5, text) from error
+        except SafetensorError as error:  # its own, for a full disk too
+            raise OSError(str(error)) from error
         self._files.append(list(self._shard))
         self._shard, self._held = {}, 0
 

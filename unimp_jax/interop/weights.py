@@ -91,12 +91,15 @@ class TorchFiles:
     def __init__(self, paths: Iterable[Path], name: str):
         """
         Raises:
-          WeightsError: torch is not installed; a file is missing, truncated, or has anything but tensors.
+          WeightsError: torch is not installed; a file is missing, truncated, or has anything but tensors; two have
+            the same key.
         """
         self.name = name
         self._tensors: dict[str, Any] = {}
         for path in paths:
             for key, tensor in tensors_of(load_torch(path)).items():
+                if key in self._tensors:
+                    raise WeightsError(f"{path}: {key} is in another shard as well")
                 self._tensors[key] = tensor
         if not self._tensors:
             raise WeightsError(f"{name}: no tensors in it")
@@ -261,7 +264,7 @@ def indexed(index: Path) -> Weights:
     if not isinstance(map_, dict) or not map_:
         raise WeightsError(f"{index}: has no weight_map")
     for name in set(map_.values()):
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or name == ".." or Path(name).name != name:
             raise WeightsError(f"{index}: {name!r} is no name of a file beside it")
     paths = {name: index.parent / name for name in sorted(set(map_.values()))}
     safe = all(path.suffix == ".safetensors" for path in paths.values())

@@ -1,0 +1,385 @@
+"""Damaged, foreign or unfit input is refused in one line that says what is wrong, and nothing is left behind."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from tests.unimp_jax.interop.support import from_start, write_config
+from unimp_jax.interop import shards
+from unimp_jax.interop.importing import ImportConfig, import_weights
+from unimp_jax.interop.language import llama, llama_config
+from unimp_jax.interop.layout import WeightsError, abstract_parameters, pieces
+from unimp_jax.interop.start import start_values
+from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 24, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+LAST = "model.layers.1.mlp.down_proj.weight"
+
+
+def arrays() -> dict[str, np.ndarray]:
+    decoder = llama_config(LLAMA)
+    config = ModelConfig(decoder=decoder, gated=GatedCrossAttentionConfig(every=2))
+    rng = np.random.default_rng(0)
+    wanted = pieces(llama(decoder), config, abstract_parameters(config))
+    return {piece.key: rng.normal(size=piece.their_shape).astype(np.float32) for piece in wanted}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> Path:
+    """A language model in two shards."""
+    folder = write_config(tmp_path_factory.mktemp("sound") / "llama", LLAMA)
+    weights = arrays()
+    names = sorted(weights)
+    files = {"model-1.safetensors": names[:9], "model-2.safetensors": names[9:]}
+    for name, keys in files.items():
+        save_file({key: weights[key] for key in keys}, folder / name)
+    write_index(folder, {key: name for name, keys in files.items() for key in keys})
+    return folder
+
+
+@pytest.fixture
+def language(sound, tmp_path) -> Path:
+    """The same, to be damaged."""
+    return shutil.copytree(sound, tmp_path / "llama")
+
+
+def write_index(folder: Path, map_: dict[str, str]) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": map_}))
+
+
+def change(folder: Path, **changes) -> None:
+    write_config(folder, json.loads((folder / "config.json").read_text()) | changes)
+
+
+def shard_with(folder: Path, key: str) -> Path:
+    return folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][key]
+
+
+def edit(folder: Path, key: str, array: np.ndarray | None) -> None:
+    """Another array in place of one, or none, which the index does not name then."""
+    shard = shard_with(folder, key)
+    weights = load_file(shard)
+    if array is None:
+        del weights[key]
+        index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+        write_index(folder, {other: name for other, name in index.items() if other != key})
+    else:
+        weights[key] = array
+    save_file(weights, shard)
+
+
+def refused(config: ImportConfig, tmp_path: Path) -> str:
+    """What is said; nothing may appear beside the target or in it."""
+    place = tmp_path / "place"
+    with pytest.raises(WeightsError) as error:
+        import_weights(config, place / "start")
+    assert not place.exists() or not list(place.iterdir())
+    said = str(error.value)
+    assert "\n" not in said
+    return said
+
+
+def test_what_is_sound_is_read(sound, tmp_path):
+    said = import_weights(ImportConfig(language=str(sound)), tmp_path / "start")
+    assert "21 arrays read" in said
+    assert "no tokenizer was found" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["start"]
+
+
+def test_truncated_shard(language, tmp_path):
+    shard = shard_with(language, LAST)
+    shard.write_bytes(shard.read_bytes()[:-100])
+    said = refused(ImportConfig(language=str(language)), tmp_path)
+    assert shard.name in said
+    assert "truncated" in said
+
+
+def test_empty_shard(language, tmp_path):
+    shard_with(language, LAST).write_bytes(b"")
+    assert "truncated" in refused(ImportConfig(language=str(language)), tmp_path)
+
+
+def test_missing_shard(language, tmp_path):
+    shard = shard_with(language, LAST)
+    shard.unlink()
+    assert f"{shard.name} does not exist" in refused(ImportConfig(language=str(language)), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "sub/model.safetensors", "..", 3])
+def test_index_that_leads_out_of_its_folder(name, language, tmp_path):
+    shutil.copy(shard_with(language, LAST), tmp_path / "secret.safetensors")
+    write_index(language, {LAST: name})
+    said = refused(ImportConfig(language=str(language)), tmp_path)
+    assert "is no name of a file beside it" in said
+
+
+def test_index_that_promises_more(language, tmp_path):
+    index = json.loads((language / "model.safetensors.index.json").read_text())["weight_map"]
+    write_index(language, index | {"model.more": shard_with(language, LAST).name})
+    assert "in none of the shards, such as model.more" in refused(ImportConfig(language=str(language)), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_index_that_is_none(text, language, tmp_path):
+    (language / "model.safetensors.index.json").write_text(text)
+    assert "model.safetensors.index.json" in refused(ImportConfig(language=str(language)), tmp_path)
+
+
+def test_same_key_in_two_shards(language, tmp_path):
+    first, second = sorted(language.glob("*.safetensors"))
+    key = next(iter(load_file(first)))
+    save_file(load_file(second) | {key: np.zeros(3, np.float32)}, second)
+    said = refused(ImportConfig(language=str(language)), tmp_path)
+    assert f"{key} is in {first.name} as well" in said
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", None])
+def test_foreign_language_model(kind, language, tmp_path):
+    change(language, model_type=kind)
+    said = refused(ImportConfig(language=str(language)), tmp_path)
+    assert f"a language model of family {kind!r} is not known; gpt_neox, mpt, mosaic_gpt, llama are" in said
+
+
+def test_idefics_as_language_model(language, tmp_path):
+    change(language, model_type="idefics")
+    assert "give it as --idefics" in refused(ImportConfig(language=str(language)), tmp_path)
+
+
+def test_language_model_as_idefics(language, tmp_path):
+    assert "model_type is 'llama', not 'idefics'" in refused(ImportConfig(idefics=str(language)), tmp_path)
+
+
+def test_language_model_as_tower(language, tmp_path):
+    assert "no vision tower of CLIP in it" in refused(ImportConfig(vision=str(language)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "telling"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "'llama3'"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+        ({"attention_bias": True}, "attention_bias True"),
+        ({"head_dim": 32}, "head_dim 32"),
+        ({"num_attention_heads": 3}, "heads 3 must divide width 16"),
+        ({"num_attention_heads": 0}, "llama: "),
+        ({"hidden_size": "wide"}, "llama: "),
+    ],
+)
+def test_parts_that_the_decoder_lacks(changes, telling, language, tmp_path):
+    change(language, **changes)
+    assert telling in refused(ImportConfig(language=str(language)), tmp_path)
+
+
+def test_config_that_is_no_json(language, tmp_path):
+    (language / "config.json").write_text("{")
+    said = refused(ImportConfig(language=str(language)), tmp_path)
+    assert "config.json: not readable as JSON" in said
+
+
+def test_no_config(language, tmp_path):
+    (language / "config.json").unlink()
+    assert "has no config.json" in refused(ImportConfig(language=str(language)), tmp_path)
+
+
+def test_array_of_another_shape(language, tmp_path):
+    edit(language, LAST, np.zeros((16, 25), np.float32))
+    said = refused(ImportConfig(language=str(language)), tmp_path)
+    assert f"{LAST} has shape (16, 25), the geometry asks for (16, 24)" in said
+
+
+def test_missing_array(language, tmp_path):
+    edit(language, LAST, None)
+    said = refused(ImportConfig(language=str(language)), tmp_path)
+    assert f"1 arrays are missing that the geometry asks for: {LAST}" in said
+
+
+def test_unused_arrays_are_told(language, tmp_path):
+    shard = shard_with(language, LAST)
+    more = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32) for layer in (0, 1)}
+    save_file(load_file(shard) | more, shard)
+    said = import_weights(ImportConfig(language=str(language)), tmp_path / "start")
+    assert "unused: model.layers.*.self_attn.rotary_emb.inv_freq (2)" in said
+    unused = json.loads((tmp_path / "start" / "start.json").read_text())["unused"][str(language)]
+    assert unused == sorted(more)
+
+
+def test_neither_path_nor_model_of_the_hub(tmp_path):
+    assert "nowhere/at/all does not exist" in refused(ImportConfig(language="nowhere/at/all"), tmp_path)
+
+
+def test_nothing_named(tmp_path):
+    assert "nothing to import" in refused(ImportConfig(), tmp_path)
+
+
+def test_idefics_with_another_source(language, tmp_path):
+    config = ImportConfig(idefics=str(language), language=str(language))
+    assert "--idefics is a whole model" in refused(config, tmp_path)
+
+
+def test_folder_without_weights(tmp_path):
+    folder = write_config(tmp_path / "llama", LLAMA)
+    assert "no model.safetensors, pytorch_model.bin" in refused(ImportConfig(language=str(folder)), tmp_path)
+
+
+def test_start_that_is_there(language, tmp_path):
+    (tmp_path / "start").mkdir()
+    with pytest.raises(WeightsError, match="start is there already"):
+        import_weights(ImportConfig(language=str(language)), tmp_path / "start")
+    assert not list((tmp_path / "start").iterdir())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SafetensorError("I/O error: No space left on device (os error 28)"), OSError(28, "No space left on device")],
+)
+def test_full_disk(error, language, tmp_path, monkeypatch):
+    calls = []
+
+    def save(arrays, path, metadata):
+        """Room for one shard."""
+        if calls:
+            raise error
+        calls.append(save_file(arrays, path, metadata))
+
+    monkeypatch.setattr(shards, "save_file", save)
+    place = tmp_path / "place"
+    with pytest.raises(WeightsError, match=r"start could not be written: .*No space left on device"):
+        import_weights(ImportConfig(language=str(language)), place / "start", shard_bytes=4000)
+    assert calls
+    assert not list(place.iterdir())
+
+
+def test_place_that_cannot_be_written(language, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WeightsError, match=r"start could not be written: (Not a directory|File exists)"):
+        import_weights(ImportConfig(language=str(language)), tmp_path / "file" / "start")
+
+
+# Tokenizers
+
+
+def save_tokenizer(folder: Path, words: int, bos: int = 1, eos: int = 2) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    names = [f"w{number}" for number in range(words)]
+    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="w0"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=names[bos], eos_token=names[eos], unk_token="w0"
+    ).save_pretrained(folder)
+
+
+def test_tokenizer_beside_the_model(language, tmp_path):
+    save_tokenizer(language, words=20)
+    said = import_weights(ImportConfig(language=str(language)), tmp_path / "start")
+    assert "no tokenizer" not in said
+    assert (tmp_path / "start" / "tokenizer" / "tokenizer.json").is_file()
+
+
+def test_tokenizer_with_more_tokens_than_the_model(language, tmp_path):
+    save_tokenizer(language, words=21)
+    said = refused(ImportConfig(language=str(language)), tmp_path)
+    assert "the tokenizer does not match the language model: it uses ids up to 20, the model has 20 tokens" in said
+
+
+@pytest.mark.parametrize(("ids", "name"), [({"bos": 5}, "bos_token_id"), ({"eos": 6}, "eos_token_id")])
+def test_tokenizer_of_another_model(ids, name, language, tmp_path):
+    save_tokenizer(tmp_path / "other", words=20, **ids)
+    said = refused(ImportConfig(language=str(language), tokenizer=str(tmp_path / "other")), tmp_path)
+    assert f"its {name} is {next(iter(ids.values()))}, the model's" in said
+
+
+def test_tokenizer_that_is_damaged(language, tmp_path):
+    save_tokenizer(language, words=20)
+    (language / "tokenizer.json").write_text("{")
+    assert "the tokenizer cannot be read" in refused(ImportConfig(language=str(language)), tmp_path)
+
+
+def test_named_tokenizer_that_is_none(language, tmp_path):
+    (tmp_path / "empty").mkdir()
+    said = refused(ImportConfig(language=str(language), tokenizer=str(tmp_path / "empty")), tmp_path)
+    assert "empty: no tokenizer in it" in said
+
+
+# Torch's files
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_truncated_torch_file(zipped, tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"perceiver.latents": torch.ones(100, 10)}, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[:-500])
+    said = refused(ImportConfig(open_flamingo=str(path)), tmp_path)
+    assert "checkpoint.pt: truncated" in said
+
+
+def test_torch_file_without_tensors(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"epoch": 3}, tmp_path / "checkpoint.pt")
+    assert "no tensors in it" in refused(ImportConfig(open_flamingo=str(tmp_path / "checkpoint.pt")), tmp_path)
+
+
+def test_language_model_as_torch_files(sound, tmp_path):
+    """`pytorch_model.bin` with an index gives what safetensors give; a key in two shards is refused."""
+    torch = pytest.importorskip("torch")
+    folder = write_config(tmp_path / "bin", LLAMA)
+    map_ = {}
+    for number, path in enumerate(sorted(sound.glob("*.safetensors"))):
+        weights = {key: torch.tensor(array) for key, array in load_file(path).items()}
+        map_ |= dict.fromkeys(weights, f"pytorch_model-{number}.bin")
+        torch.save(weights, folder / f"pytorch_model-{number}.bin")
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": map_}))
+    for name, source in (("one", sound), ("other", folder)):
+        import_weights(ImportConfig(language=str(source)), tmp_path / name)
+    one, other = ((tmp_path / name / "model.safetensors") for name in ("one", "other"))
+    first, second = load_file(one), load_file(other)
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+    torch.save(weights | {next(iter(map_)): torch.zeros(1)}, folder / "pytorch_model-1.bin")
+    assert "is in another shard as well" in refused(ImportConfig(language=str(folder)), tmp_path)
+
+
+# Starts
+
+
+@pytest.fixture
+def start(sound, tmp_path) -> Path:
+    import_weights(ImportConfig(language=str(sound)), tmp_path / "start")
+    return tmp_path / "start"
+
+
+def test_folder_that_is_no_start(tmp_path):
+    with pytest.raises(WeightsError, match=r"is no start: it has no start\.json; `unimp import` makes one"):
+        from_start(tmp_path)
+
+
+def test_start_that_lacks_an_array(start):
+    weights = load_file(start / "model.safetensors")
+    del weights["decoder/norm/scale"]
+    save_file(weights, start / "model.safetensors")
+    with pytest.raises(WeightsError, match="lacks decoder/norm/scale"):
+        list(start_values(start, ModelConfig(decoder=llama_config(LLAMA), gated=GatedCrossAttentionConfig(every=2))))
+
+
+def test_start_of_another_geometry(start):
+    narrow = ModelConfig(decoder=llama_config(LLAMA | {"hidden_size": 8}), gated=GatedCrossAttentionConfig(every=2))
+    with pytest.raises(WeightsError, match=r"has shape .*, the model has room for"):
+        list(start_values(start, narrow))
+
+
+def test_start_with_a_damaged_description(start):
+    described = json.loads((start / "start.json").read_text())
+    described["geometry"]["decoder"]["layers"] = "many"
+    (start / "start.json").write_text(json.dumps(described))
+    with pytest.raises(WeightsError, match=r"start\.json: geometry\.decoder\.layers"):
+        from_start(start)
