@@ -63,6 +63,8 @@ class GGUF:
     def config(self) -> dict[str, Any]:
         """What a `config.json` would say."""
         field = self._field
+        scaling = str(field("llama.rope.scaling.type", "none"))
+        scaling = "llama3" if "rope_freqs.weight" in self._tensors else scaling
         heads, width = int(field("llama.attention.head_count")), int(field("llama.embedding_length"))
         return {
             "model_type": "llama",
@@ -74,7 +76,10 @@ class GGUF:
             "head_dim": int(field("llama.attention.key_length", width // heads)),
             "intermediate_size": int(field("llama.feed_forward_length")),
             "rms_norm_eps": float(field("llama.attention.layer_norm_rms_epsilon")),
-            "rope_parameters": {"rope_type": "default", "rope_theta": float(field("llama.rope.freq_base", 10000.0))},
+            "rope_parameters": {
+                "rope_type": "default" if scaling == "none" else scaling,
+                "rope_theta": float(field("llama.rope.freq_base", 10000.0)),
+            },
             "tie_word_embeddings": "lm_head.weight" not in self._tensors,
         }
 

@@ -1,0 +1,129 @@
+"""LLaMAs in llama.cpp's files: the logits that transformers gets from the same file, quantised ones too."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.unimp_jax.interop.support import all_logits, imported, shake, text_batch
+from tests.unimp_jax.interop.test_bad_input import refused
+from unimp_jax.interop.gguf import LAYER_NAMES, NAMES
+from unimp_jax.interop.importing import ImportConfig
+from unimp_jax.interop.start import read_start
+from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig, VisionConfig
+
+torch = pytest.importorskip("torch")
+gguf = pytest.importorskip("gguf")
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+
+WORDS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "ab"]
+OTHERS = ModelConfig(
+    vision=VisionConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2, mlp_width=24),
+    resampler=ResamplerConfig(layers=1, heads=2, head_dim=8, latents=3),
+    gated=GatedCrossAttentionConfig(every=2, heads=2, head_dim=8),
+    compute_dtype="float32",
+)
+
+
+def llama(**changes) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
+        **({"num_key_value_heads": 2, "rope_theta": 500.0, "rms_norm_eps": 1e-5} | changes),
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    shake(model)
+    return model
+
+
+def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
+    """llama.cpp's convert_hf_to_gguf.py, `permute`."""
+    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def write(path: Path, model: LlamaForCausalLM, kind="F32", architecture="llama", scaling: str | None = None) -> Path:
+    config, writer = model.config, gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(64)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if scaling:
+        writer.add_string("llama.rope.scaling.type", scaling)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(WORDS)
+    writer.add_token_scores([0.0] * len(WORDS))
+    writer.add_token_types([2, 3, 3, *[6] * 256, 1, 1, 1, 1])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for key, tensor in model.state_dict().items():
+        if key == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        array = tensor.numpy()
+        if key.split(".")[-2] in heads:
+            array = permuted(array, heads[key.split(".")[-2]])
+        own = gguf.GGMLQuantizationType[kind if array.ndim > 1 else "F32"]
+        data = gguf.quants.quantize(array, own)
+        writer.add_tensor(their_name(key), data, raw_dtype=own)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def their_name(key: str) -> str:
+    for theirs, ours in NAMES.items():
+        if key == ours:
+            return theirs
+    _, _, layer, rest = key.removesuffix(".weight").split(".", 3)
+    return f"blk.{layer}.{next(theirs for theirs, ours in LAYER_NAMES.items() if ours == rest)}.weight"
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("F32", {}),
+        ("F16", {"num_key_value_heads": 4}),
+        ("BF16", {"num_key_value_heads": 1}),
+        ("Q8_0", {"tie_word_embeddings": True}),
+        ("Q4_0", {}),
+    ],
+)
+def test_logits_equal_those_of_transformers(kind, changes, tmp_path):
+    path = write(tmp_path / "model.gguf", llama(**changes), kind)
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32).eval()
+    ours = imported(ImportConfig(language=str(path)), tmp_path / "start", OTHERS)
+    tokens = np.random.default_rng(0).integers(0, len(WORDS), (2, 13), dtype=np.int32)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens, dtype=torch.long), use_cache=False).logits.numpy()
+    assert expected.std() > 0.05, "the tolerance is far below what there is to see"
+    found = np.asarray(all_logits(ours, text_batch(tokens, OTHERS.vision.image_size)))
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+    if kind == "F32":
+        assert read_start(tmp_path / "start").geometry.decoder.rotary_base == 500.0
+        assert (tmp_path / "start" / "tokenizer" / "tokenizer.json").is_file()
+
+
+def test_another_architecture(tmp_path):
+    path = write(tmp_path / "model.gguf", llama(), architecture="qwen2")
+    assert "is of family 'qwen2'; of GGUF files, only LLaMA's are known" in refused(
+        ImportConfig(language=str(path)), tmp_path
+    )
+
+
+def test_scaled_positions(tmp_path):
+    path = write(tmp_path / "model.gguf", llama(), scaling="yarn")
+    assert "rotary positions of type 'yarn' are not known" in refused(ImportConfig(language=str(path)), tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 3, 100, 20_000, -64])
+def test_truncated(size, tmp_path):
+    path = write(tmp_path / "model.gguf", llama())
+    path.write_bytes(path.read_bytes()[:size])
+    assert "model.gguf: truncated, or no GGUF file" in refused(ImportConfig(language=str(path)), tmp_path)
