@@ -97,10 +97,15 @@ class UniMP(nnx.Module):
         latents = self.resampler(self.vision(flat))
         return latents.reshape(B, N, *latents.shape[1:])
 
-    def hidden(self, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
-        """[B, T, D], after the final norm. With a key, and `decoder.dropout` above 0, with dropout."""
+    def hidden(
+        self, batch: Batch, dropout_key: jax.Array | None = None, latents_BNLC: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, T, D], after the final norm. With a key, and `decoder.dropout` above 0, with dropout.
+
+        `latents_BNLC` are the images', where they are at hand.
+        """
         config, rate = self.config, self.config.decoder.dropout
-        latents_BNLC = self.encode_images(batch.images)
+        latents_BNLC = self.encode_images(batch.images) if latents_BNLC is None else latents_BNLC
         B, N, L, C = latents_BNLC.shape
         latents_BSC = latents_BNLC.reshape(B, N * L, C)
         image_mask_BTS = jnp.repeat(self.image_mask(batch), L, axis=-1)
