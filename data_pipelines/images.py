@@ -56,6 +56,10 @@ class ImageStore:
         self._cache: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
         self._lock = threading.Lock()
 
+    def encoded(self, item: int) -> bytes:
+        """The picture as its source has it."""
+        return self._read(item)
+
     def __getitem__(self, item: int) -> np.ndarray:
         """uint8 [size, size, 3]."""
         with self._lock:

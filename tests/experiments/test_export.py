@@ -1,0 +1,152 @@
+"""A trained run, exported, in the hands of stock transformers; and runs that begin with imported weights."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.errors import DataError
+from data_pipelines.queries import TASKS, held_out_queries
+from experiments.config import load_config
+from experiments.export import ExportConfig, export_run, prompt_parts
+from experiments.run import open_model
+from experiments.train import train_run
+from tests.experiments.tiny_run import MODEL, experiment, prepare_source
+from unimp_jax.interop.importing import ImportConfig, import_weights
+from unimp_jax.interop.layout import WeightsError
+from unimp_jax.interop.weights import open_weights
+from unimp_jax.model.presets import blocks_of
+
+DECODER = dataclasses.replace(MODEL.decoder, norm="rms_norm", bias=False, mlp="swiglu")
+IDEFICS = dataclasses.replace(
+    MODEL,
+    vision=dataclasses.replace(MODEL.vision, class_token_out=True),
+    resampler=dataclasses.replace(MODEL.resampler, mlp="relu", mlp_multiple=4),
+    decoder=DECODER,
+    gated=blocks_of(DECODER, every=2),
+)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """(prepared data, a short run in Idefics' geometry)"""
+    folder = tmp_path_factory.mktemp("export")
+    data = prepare_source(folder)
+    train_run(experiment(data, steps=4, model=IDEFICS), folder / "run")
+    return data, folder / "run"
+
+
+@pytest.fixture(scope="module")
+def exported(places, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    export_run(places[1], folder, ExportConfig(checkpoint="latest"))
+    return folder
+
+
+def test_stock_transformers_read_prompts_and_pictures_and_say_the_same(places, exported):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoProcessor, IdeficsForVisionText2Text
+
+    processor = AutoProcessor.from_pretrained(exported)
+    theirs, loading = IdeficsForVisionText2Text.from_pretrained(exported, output_loading_info=True)
+    assert not any(loading.values())
+    data, ours, _ = open_model(places[1], "latest")
+    for task in TASKS:
+        for query in held_out_queries(data.corpus, "test", task)[:3]:
+            example = data.writer.write(query, ask=True)
+            pictures = iter(
+                [Image.open(io.BytesIO(data.images.encoded(int(item)))).convert("RGB") for item in example.images]
+            )
+            parts = prompt_parts(data.vocabulary, example.tokens.tolist())
+            prompt = [next(pictures) if part is None else part for part in parts]
+            inputs = processor(text=[prompt], add_end_of_utterance_token=False, return_tensors="pt")
+            assert inputs["input_ids"][0].tolist() == example.tokens.tolist()
+            with torch.no_grad():
+                expected = torch.log_softmax(theirs(**inputs).logits[0, -1], -1).numpy()
+            everything = np.arange(data.vocabulary.size)
+            found = ours.examiner.log_probabilities(ours.parameters, data.questions([example]), everything, 1)[0]
+            np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+    assert theirs.generation_config.eos_token_id == data.vocabulary.eos
+    answer = theirs.generate(**inputs, max_new_tokens=3)
+    assert processor.batch_decode(answer)
+
+
+def test_the_card_says_what_it_is(exported):
+    card = (exported / "README.md").read_text()
+    for told in ("movielens_small", "4\nsteps", "IdeficsForVisionText2Text.from_pretrained", "parameters that train"):
+        assert told in card
+
+
+def test_exported_weights_start_another_run(places, exported, tmp_path):
+    """The export's items are in its tokenizer, so that they keep their rows; the first answers are the same."""
+    data_folder, run = places
+    import_weights(ImportConfig(idefics=str(exported)), tmp_path / "start")
+    config = experiment(data_folder, steps=2, start=tmp_path / "start", model=MODEL)
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-9))
+    train_run(config, tmp_path / "run")
+    before, first, _ = open_model(run, "latest")
+    after, second, _ = open_model(tmp_path / "run", "latest")
+    assert load_config(tmp_path / "run" / "config.json").model.gated == IDEFICS.gated
+    query = held_out_queries(before.corpus, "test", "recommendation")[0]
+    answers = []
+    for data, model in ((before, first), (after, second)):
+        prompt = data.writer.write(query, ask=True)
+        items = data.vocabulary.items[:, 0]
+        answers.append(model.examiner.log_probabilities(model.parameters, data.questions([prompt]), items, 1)[0])
+    # The second run has reserved rows more, which take a little of all probabilities.
+    np.testing.assert_allclose(answers[1] - answers[1].mean(), answers[0] - answers[0].mean(), atol=1e-4)
+    train_run(config, tmp_path / "run")  # goes on, and finds nothing to do
+
+
+def test_open_flamingo_has_every_key_of_its_geometry(places, tmp_path):
+    """What its own class makes of such an export is tested in tests/unimp_jax/interop."""
+    flamingo = dataclasses.replace(
+        MODEL,
+        resampler=dataclasses.replace(MODEL.resampler, mlp_multiple=4),
+        gated=dataclasses.replace(MODEL.gated, mlp_multiple=4),
+        decoder=dataclasses.replace(MODEL.decoder, tie_embeddings=False),
+    )
+    train_run(experiment(places[0], steps=2, model=flamingo), tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "out", ExportConfig("open_flamingo", "latest", shard_gigabytes=1e-4))
+    weights = open_weights(tmp_path / "out")
+    data, _, _ = open_model(tmp_path / "run", "latest")
+    assert weights.shape("lang_encoder.gpt_neox.embed_in.weight")[0] == data.vocabulary.size
+    assert (tmp_path / "out" / "model.safetensors.index.json").exists()
+    written = import_weights(ImportConfig(open_flamingo=str(tmp_path / "out")), tmp_path / "start")
+    assert "unused: vision_encoder.ln_post.bias, vision_encoder.ln_post.weight" in written
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            ExportConfig("open_flamingo", "latest"),
+            "open-flamingo has no such geometry: .*vision.class_token_out is True",
+        ),
+        (ExportConfig(checkpoint="latest", shard_gigabytes=0), "shard_gigabytes 0 must be above 0"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_and_leaves_nothing(places, tmp_path, config, message):
+    with pytest.raises((WeightsError, DataError), match=message):
+        export_run(places[1], tmp_path / "out", config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_does_not_overwrite(places, exported):
+    with pytest.raises(WeightsError, match="is there already"):
+        export_run(places[1], exported, ExportConfig(checkpoint="latest"))
+
+
+def test_a_start_without_a_tokenizer_is_refused(places, exported, tmp_path):
+    folder = tmp_path / "start"
+    import_weights(ImportConfig(idefics=str(exported)), folder)
+    for file in (folder / "tokenizer").iterdir():
+        file.unlink()
+    (folder / "tokenizer").rmdir()
+    with pytest.raises(DataError, match=r"has no tokenizer; name the language model's with --vocabulary\.tokenizer"):
+        train_run(experiment(places[0], steps=2, start=folder), tmp_path / "run")
+    described = json.loads((folder / "start.json").read_text())
+    assert described["sources"] == [str(exported)]
