@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# More of them: torch and gguf (import of .pt and GGUF files, tests against transformers), cuda, tpu.
+EXTRAS ?= dev
 
-.PHONY: help install demo test test-slow lint clean
+.PHONY: help venv install demo test test-slow lint clean
 
 help:
 	@echo "make demo       train, evaluate and report on MovieLens (the report: runs/demo/report.html)"
@@ -11,13 +13,17 @@ help:
 	@echo "make test-slow  all tests"
 	@echo "make lint       ruff and mypy"
 
-install: $(VENV)/installed
+venv: $(BIN)/python
 
-$(VENV)/installed: setup.py pyproject.toml
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+
+install: $(VENV)/installed
+
+$(VENV)/installed: setup.py pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 
 demo: install
