@@ -134,6 +134,8 @@ def refuse(config: ModelConfig) -> None:
         "gated.mlp": (config.gated.mlp, "gelu"),
         "gated.mlp_width": (config.gated.hidden_width(config.decoder.width), 4 * config.decoder.width),
         "gated.norm": (config.gated.norm, "layer_norm"),
+        "gated.norm_eps": (config.gated.norm_eps, 1e-5),
+        "gated.attend": (config.gated.attend, "last_image"),
         "gated.qk_norm": (config.gated.qk_norm, False),
         "gated.gate": (config.gated.gate, "scalar"),
         "decoder.new_tokens": (config.decoder.new_tokens, 0),

@@ -5,14 +5,18 @@ are transformers'; the tower is a stand-in with open_clip's names and arithmetic
 nothing but building one.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 from flax import nnx
 
-from tests.unimp_jax.interop.support import all_logits, batch_of, randomised
+from tests.unimp_jax.interop.support import all_logits, batch_of, imported, randomised, weight_files
 from unimp_jax.interop import open_flamingo
 from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights
+from unimp_jax.interop.importing import GEOMETRY, ImportConfig
+from unimp_jax.interop.shards import SHARD_BYTES, write_json
 from unimp_jax.model import (
     DecoderConfig,
     GatedCrossAttentionConfig,
@@ -87,4 +91,31 @@ def test_export_loads_and_gives_the_same_logits(make, every, tmp_path):
     index = np.cumsum(tokens == MEDIA, axis=1, dtype=np.int32) - 1
     batch = batch_of(tokens, ones, ones * np.arange(14), index, np.moveaxis(pictures, 2, -1), there)
     assert expected.std() > 0.05, "the tolerance is far below what there is to see"
-    np.testing.assert_allclose(np.asarray(all_logits(ours, batch)), expected, atol=1e-4, rtol=0)
+    found = np.asarray(all_logits(ours, batch))
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+    blind = np.asarray(all_logits(ours, batch.replace(images=np.zeros_like(batch.images))))
+    assert np.abs(blind - found).max() > 1e-2, "pictures matter"
+
+
+@pytest.mark.parametrize("shard_bytes", [SHARD_BYTES, 300_000], ids=["one file", "shards"])
+@pytest.mark.parametrize("make", [mpt, gpt_neox])
+def test_export_import_export_is_the_same_bytes(make, shard_bytes, tmp_path):
+    _, decoder, _ = make()
+    config = ModelConfig(
+        vision=VISION, resampler=ResamplerConfig(layers=2, latents=3), gated=GatedCrossAttentionConfig(every=2),
+        decoder=decoder, compute_dtype="float32",
+    )  # fmt: skip
+
+    def export(folder, model: UniMP):
+        folder.mkdir()
+        table = open_flamingo.table(config, open_flamingo.tabulate_by_config(config), open_flamingo.vision_table())
+        unread = last_norm(open_flamingo.LAST_NORM, VISION)
+        write_weights(folder, named(nnx.state(model)), config, table, unread=unread, shard_bytes=shard_bytes)
+        write_json(folder / GEOMETRY, dataclasses.asdict(config))
+        return folder
+
+    first = export(tmp_path / "first", randomised(UniMP(config, rngs=nnx.Rngs(1))))
+    again = imported(ImportConfig(open_flamingo=str(first)), tmp_path / "start")
+    files = weight_files(export(tmp_path / "second", again))
+    assert files == weight_files(first)
+    assert (len(files) > 3) == (shard_bytes < SHARD_BYTES)
