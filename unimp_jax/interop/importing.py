@@ -64,10 +64,11 @@ def import_weights(config: ImportConfig, folder: Path, shard_bytes: int = SHARD_
         add_flamingo_tokens(tokenizer, geometry.decoder)
     if tokenizer is not None and geometry.decoder:
         check_tokenizer(tokenizer, geometry.decoder, described)
-    matched = match(sources, geometry.of_model(whole(geometry)), geometry.parts)
+    model = geometry.of_model(whole(geometry))
+    matched = match(sources, model, geometry.parts)
     names = tuple(dict.fromkeys(source.weights.name for source in sources))
     with whole_folder(folder) as temporary:
-        write_start(temporary, matched, Described(geometry, names, matched.unused), shard_bytes)
+        write_start(temporary, matched, model, Described(geometry, names, matched.unused), shard_bytes)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary / "tokenizer")
     return summary(folder, geometry, matched, tokenizer)

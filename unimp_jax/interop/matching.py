@@ -50,8 +50,7 @@ class Match:
         for weights, filled in self.fillings:
             for key in in_file_order(weights, filled):
                 piece, wanted = filled[key]
-                parts = piece.to_ours(weights.read(key))
-                for ours, array in zip(piece.entry.ours, parts, strict=True):
+                for ours, array in zip(piece.entry.ours, piece.to_ours(weights.read(key)), strict=True):
                     if (ours, piece.index) in wanted:
                         yield (ours, piece.index), array
 

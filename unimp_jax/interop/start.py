@@ -60,16 +60,23 @@ class Described:
     unused: dict[str, list[str]]
 
 
-def write_start(folder: Path, match: Match, described: Described, shard_bytes: int) -> None:
-    """Weights and `start.json`; one array of theirs is in memory at a time, beside a shard of ours."""
+def write_start(folder: Path, match: Match, config: ModelConfig, described: Described, shard_bytes: int) -> None:
+    """Weights and `start.json`; one array of theirs is in memory at a time, beside a shard of ours.
+
+    `config` is what was matched.
+    """
     with ShardWriter(folder, shard_bytes) as writer:
         for (name, index), array in match.arrays():
-            writer.add(key(name, index), array)
+            writer.add(key(name, index, config), array)
     write_json(folder / FILE, pydantic.TypeAdapter(Described).dump_python(described, mode="json"))
 
 
-def key(name: str, index: tuple[int, ...]) -> str:
-    return ":".join([name, *map(str, index)])
+def key(name: str, index: tuple[int, ...], config: ModelConfig) -> str:
+    """Layers are counted through, whatever groups a model divides them into."""
+    number = 0
+    for digit, base in zip(index, (config.groups, config.gated.every), strict=False):
+        number = number * base + digit
+    return f"{name}:{number}" if index else name
 
 
 def read_start(folder: Path) -> Described:
@@ -106,7 +113,8 @@ def start_values(folder: Path, config: ModelConfig) -> Iterator[Values]:
     """
     described = read_start(folder)
     geometry, weights = described.geometry, open_weights(folder)
-    theirs, ours = abstract_parameters(geometry.of_model(config)), abstract_parameters(config)
+    model = geometry.of_model(config)
+    theirs, ours = abstract_parameters(model), abstract_parameters(config)
     present = set(weights.keys())
     for name, variable in theirs.items():
         if name.split("/")[0] not in geometry.parts:
@@ -114,14 +122,15 @@ def start_values(folder: Path, config: ModelConfig) -> Iterator[Values]:
         target = {"embeddings/new": "embeddings/base", "embeddings/new_head": "embeddings/base_head"}.get(name, name)
         rows = geometry.decoder.vocab_size if target != name and geometry.decoder else 0
         shape = tuple(variable.shape[leading_axes(name) :])
-        for _, index in numbers(geometry.of_model(config), stack_of(name)):
-            if key(name, index) not in present:
-                raise WeightsError(f"{folder}: lacks {key(name, index)}")
-            found = weights.shape(key(name, index))
+        for _, index in numbers(model, stack_of(name)):
+            own = key(name, index, model)
+            if own not in present:
+                raise WeightsError(f"{folder}: lacks {own}")
+            found = weights.shape(own)
             room = tuple(ours[target].shape[leading_axes(name) :]) if target in ours else ()
             first_fits = len(found) == len(room) > 0 and found[0] + rows <= room[0]
             is_table = target.startswith("embeddings/")
             if found != shape or not (first_fits and found[1:] == room[1:] if is_table else found == room):
-                raise WeightsError(f"{folder}: {key(name, index)} has shape {found}, the model has room for {room}")
-            array = weights.read(key(name, index))
+                raise WeightsError(f"{folder}: {own} has shape {found}, the model has room for {room}")
+            array = weights.read(own)
             yield Values(target, (*index, rows, *[0] * (array.ndim - 1)) if array.ndim else index, array)

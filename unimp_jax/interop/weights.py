@@ -65,7 +65,8 @@ class Safetensors:
             path = self._paths[number]
             self._open = (-1, None)  # so that two are never mapped at once
             try:
-                self._open = (number, safe_open(path, framework="numpy"))
+                # Pages of a mapped file would stay in memory.
+                self._open = (number, safe_open(path, framework="numpy", backend="pread"))
             except FileNotFoundError as error:
                 raise WeightsError(f"{path} does not exist") from error
             except (SafetensorError, OSError) as error:
