@@ -75,10 +75,10 @@ class GGUF:
             "num_key_value_heads": int(field("llama.attention.head_count_kv", heads)),
             "head_dim": int(field("llama.attention.key_length", width // heads)),
             "intermediate_size": int(field("llama.feed_forward_length")),
-            "rms_norm_eps": float(field("llama.attention.layer_norm_rms_epsilon")),
+            "rms_norm_eps": shortest(field("llama.attention.layer_norm_rms_epsilon")),
             "rope_parameters": {
                 "rope_type": "default" if scaling == "none" else scaling,
-                "rope_theta": float(field("llama.rope.freq_base", 10000.0)),
+                "rope_theta": shortest(field("llama.rope.freq_base", 10000.0)),
             },
             "tie_word_embeddings": "lm_head.weight" not in self._tensors,
         }
@@ -117,3 +117,8 @@ def unpermute(array: np.ndarray, heads: int) -> np.ndarray:
     """[heads h, D], channels of a head in llama.cpp's order (i beside i + h/2) -> transformers' (halves apart)."""
     rows, width = array.shape
     return array.reshape(heads, rows // heads // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
+
+
+def shortest(value: float) -> float:
+    """A float32 as it was written down: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
