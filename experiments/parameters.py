@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -14,6 +13,7 @@ from data_pipelines.errors import DataError
 from experiments.config import ExperimentConfig
 from unimp_jax.interop.placing import place
 from unimp_jax.interop.start import read_start, start_values
+from unimp_jax.model import PARTS, Part
 from unimp_jax.sharding import init_model
 
 
@@ -56,25 +56,29 @@ def adopt(config: ExperimentConfig) -> ExperimentConfig:
     return dataclasses.replace(config, model=geometry.of_model(ours), vocabulary=vocabulary)
 
 
-def init_parameters(config: ExperimentConfig, mesh: Mesh) -> Parameters:
-    """New parameters in their shardings; what does not train is kept in the type it is computed in."""
-    model = init_model(config.model, mesh, config.seed)
+def init_parameters(config: ExperimentConfig, mesh: Mesh, blank: Collection[Part] = ()) -> Parameters:
+    """New parameters in their shardings, zeros in `blank` parts; what does not train is kept in the type it is
+    computed in."""
     trains = frozenset(config.training.trains)
-    graph, trainable, frozen = nnx.split(model, lambda path, _: path[0] in trains, ...)  # type: ignore[misc]
-    if not jax.tree.leaves(trainable):
+    if not trains:
         raise ValueError("training.trains names no part: nothing would be trained")
-    dtype = jnp.dtype(config.model.compute_dtype)
-    return Parameters(graph, trainable, jax.tree.map(lambda x: x.astype(dtype), frozen))
+    dtypes = {part: config.model.compute_dtype for part in PARTS if part not in trains}
+    model = init_model(config.model, mesh, config.seed, blank=blank, dtypes=dtypes)
+    graph, trainable, frozen = nnx.split(model, lambda path, _: path[0] in trains, ...)  # type: ignore[misc]
+    return Parameters(graph, trainable, frozen)
 
 
-def begin(config: ExperimentConfig, parameters: Parameters) -> Parameters:
-    """New parameters, over which the start's values are written in place.
+def begin(config: ExperimentConfig, mesh: Mesh) -> Parameters:
+    """The parameters of step 0; where there is a start, its values are written in place.
 
     Raises:
       WeightsError: the start is damaged, or of another geometry.
     """
     if config.start is None:
-        return parameters
+        return init_parameters(config, mesh)
+    # A start fills the parts it has, but for rows of the embeddings that only the model has.
+    filled = [part for part in read_start(config.start).geometry.parts if part != "embeddings"]
+    parameters = init_parameters(config, mesh, filled)
     values = start_values(config.start, config.model)
     trainable, frozen = place((parameters.trainable, parameters.frozen), values)
     return dataclasses.replace(parameters, trainable=trainable, frozen=frozen)

@@ -53,9 +53,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
     check_rows(config.loader.rows, mesh, config.training.accumulate)
     share = Share(jax.process_index(), jax.process_count())
     with jax.set_mesh(mesh), Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
-        parameters = init_parameters(config, mesh)
-        if checkpoints.latest() is None:
-            parameters = begin(config, parameters)
+        parameters = init_parameters(config, mesh) if checkpoints.latest() else begin(config, mesh)
         transformation = optimizer_of(config)
         state = init_state(parameters.trainable, transformation)
         describe(config, data, parameters, mesh)

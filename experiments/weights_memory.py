@@ -22,19 +22,19 @@ from pathlib import Path
 import jax
 import numpy as np
 import tyro
-from flax import nnx
 
+from experiments.config import ExperimentConfig
+from experiments.parameters import Parameters, begin
 from unimp_jax.interop import idefics
 from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import ImportConfig, import_weights
 from unimp_jax.interop.layout import abstract_parameters, pieces
-from unimp_jax.interop.placing import place
 from unimp_jax.interop.shards import ShardWriter, write_json
-from unimp_jax.interop.start import read_start, start_values
+from unimp_jax.interop.start import read_start
 from unimp_jax.model import DecoderConfig, ModelConfig, VisionConfig
 from unimp_jax.model.presets import blocks_of, idefics_9b
-from unimp_jax.sharding import MeshConfig, init_model, make_mesh
+from unimp_jax.sharding import MeshConfig, make_mesh
 
 BOUND = 1.3
 """Shards of memory that each step may take."""
@@ -126,7 +126,7 @@ def write_random(config: ModelConfig, task: Task) -> None:
     task.source.mkdir()
     with ShardWriter(task.source, task.shard_bytes) as writer:
         for key, array in last_norm(idefics.LAST_NORM, config.vision).items():
-            writer.add(key, array)
+            writer.add(key, array.astype(np.float32))
         for piece in pieces(idefics.table(config), config):
             writer.add(piece.key, rng.standard_normal(piece.their_shape, np.float32))
     write_json(task.source / "config.json", idefics.described_as(config))
@@ -156,29 +156,29 @@ def run_import(task: Task) -> Measured:
 
 
 def run_place(task: Task) -> Measured:
-    return measured(lambda: placed(task))
+    return measured(lambda: begun(task))
 
 
 def run_export(task: Task) -> Measured:
-    config, state = placed(task)
+    parameters, config = begun(task)
     task.exported.mkdir()
-    return measured(lambda: export(task, config, state))
+    return measured(lambda: export(task, parameters, config))
 
 
-def placed(task: Task) -> tuple[ModelConfig, nnx.State]:
-    """Random parameters on the device, then the start's in their place."""
-    config = read_start(task.start).geometry.of_model(ModelConfig())
+def begun(task: Task) -> tuple[Parameters, ModelConfig]:
+    """The parameters of a run that begins with the start, all of them float32."""
+    model = read_start(task.start).geometry.of_model(ModelConfig(compute_dtype="float32"))
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
-        state = nnx.state(init_model(config, mesh, 0))
-        (state,) = place((state,), start_values(task.start, config))
-        return config, jax.block_until_ready(state)
+        parameters = begin(ExperimentConfig(model, start=task.start), mesh)
+        jax.block_until_ready((parameters.trainable, parameters.frozen))
+    return parameters, model
 
 
-def export(task: Task, config: ModelConfig, state: nnx.State) -> None:
+def export(task: Task, parameters: Parameters, config: ModelConfig) -> None:
     write_weights(
         task.exported,
-        named(state),
+        named(parameters.trainable, parameters.frozen),
         config,
         idefics.table(config),
         unread=last_norm(idefics.LAST_NORM, config.vision),

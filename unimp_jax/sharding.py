@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import types
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unimp_jax.model.axes import mesh_axes, partition_spec
-from unimp_jax.model.unimp import ModelConfig, UniMP
+from unimp_jax.model.unimp import ModelConfig, Part, UniMP, part_of
 
 ROWS = ("data", "fsdp")
 """The mesh axes that the rows of a batch are split over."""
@@ -96,8 +98,22 @@ def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
     return nnx.map_state(sharding, state)
 
 
-def init_model(config: ModelConfig, mesh: Mesh, seed: int) -> UniMP:
+def init_model(
+    config: ModelConfig,
+    mesh: Mesh,
+    seed: int,
+    *,
+    blank: Collection[Part] = (),
+    dtypes: Mapping[Part, str] = types.MappingProxyType({}),
+) -> UniMP:
     """A new model, its parameters drawn straight into their shardings; the same values whatever the mesh.
+
+    Args:
+      config: its geometry.
+      mesh: as of `make_mesh`.
+      seed: of what is drawn.
+      blank: parts that are all zeros, as something else will be written over them: drawing takes memory.
+      dtypes: what parts are kept in, where it is not `config.param_dtype`.
 
     Raises:
       ValueError: as of `param_shardings`.
@@ -106,6 +122,12 @@ def init_model(config: ModelConfig, mesh: Mesh, seed: int) -> UniMP:
     def make() -> UniMP:
         return UniMP(config, rngs=nnx.Rngs(seed))
 
+    def value(path: tuple[Any, ...], variable: nnx.Variable[Any]) -> nnx.Variable[Any]:
+        part = part_of(path)
+        drawn = jnp.zeros_like(variable[...]) if part in blank else variable[...]
+        return variable.replace(drawn.astype(dtypes.get(part, config.param_dtype)))
+
     graph, shapes = nnx.split(nnx.eval_shape(make))
-    draw = jax.jit(lambda: nnx.state(make()), out_shardings=param_shardings(shapes, mesh))
+    shardings = param_shardings(shapes, mesh)
+    draw = jax.jit(lambda: nnx.map_state(value, nnx.state(make())), out_shardings=shardings)
     return nnx.merge(graph, draw())

@@ -35,8 +35,8 @@ def their_arrays(
         wrong = {"/".join([name, *map(str, index)]) for name, index in set(written) ^ set(wanted)}
         raise WeightsError(f"the format has no place for {some(wrong)}")
     for piece in planned:
-        slices = [to_host(parameters[ours], piece.index).astype(dtype) for ours in piece.entry.ours]
-        yield piece.key, piece.to_theirs(slices)
+        slices = (to_host(parameters[ours], piece.index).astype(dtype, copy=False) for ours in piece.entry.ours)
+        yield piece.key, piece.to_theirs([*slices])
 
 
 def to_host(array: jax.Array, index: tuple[int, ...]) -> np.ndarray:

@@ -25,7 +25,8 @@ def place(states: tuple[nnx.State, ...], values: Iterable[Values]) -> tuple[nnx.
         if value.name in where:
             number, path = where[value.name]
             variable = flat[number][path]
-            flat[number][path] = variable.replace(_write(variable[...], value))
+            written = _write(variable[...], value)
+            flat[number][path] = variable.replace(written.block_until_ready())  # else arrays that wait would add up
     return tuple(nnx.from_flat_state(list(paths.items())) for paths in flat)
 
 
