@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -72,7 +73,7 @@ class ShardWriter:
     def add(self, key: str, array: np.ndarray) -> None:
         if self._shard and self._held + array.nbytes > self._limit:
             self._flush()
-        self._shard[key] = np.ascontiguousarray(array)
+        self._shard[key] = kept(array)
         self._held += array.nbytes
         self._total += array.nbytes
 
@@ -104,6 +105,15 @@ class ShardWriter:
             map_ = {key: name for name, keys in zip(names, self._files, strict=True) for key in keys}
             index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(map_.items()))}
             write_json(self._folder / "model.safetensors.index.json", index)
+
+
+def kept(array: np.ndarray) -> np.ndarray:
+    """A contiguous copy. A large one has pages of its own, which are the system's again as soon as it is freed."""
+    if array.nbytes < 2**20:
+        return np.ascontiguousarray(array)
+    copy = np.frombuffer(mmap.mmap(-1, array.nbytes), array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
