@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from data_pipelines.images import ImageConfig
 from data_pipelines.loader import LoaderConfig
 from data_pipelines.queries import QueryConfig, TaskMix
@@ -65,7 +67,7 @@ SMOL = ExperimentConfig(
     budget=Budget(tokens=256, images=12, answers=64),
     images=ImageConfig(fit="stretch"),
     loader=LoaderConfig(rows=2, block_examples=512),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup=0.1, final=0.1),
+    optimizer=dataclasses.replace(FROM_NOTHING, warmup=0.1, decay="gated"),
     training=TrainingConfig(trains=("vision", "resampler", "gated", "embeddings"), validation_users=64),
     loop=LoopConfig(steps=60, log_every=5, validate_every=60, save_every=60),
 )
