@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 MASKED = -1e30
 """A score that no softmax notices, yet finite, so that a row without a single key has no NaN in its gradient."""
+
+
+class KeysValues(NamedTuple):
+    """What tokens, or latents of images, show to those that look at them: [B, S, K, h] each."""
+
+    keys: jax.Array
+    values: jax.Array
 
 
 def attend(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
 from flax import nnx
 
-from unimp_jax.model.attention import causal_attend, causal_mask
+from unimp_jax.model.attention import KeysValues, causal_attend, causal_mask
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.layers import MLP, DTypes, Linear, MLPKind, Norm, NormKind, Sizes, dropout
 from unimp_jax.model.positions import alibi, rotary_angles, rotate
@@ -79,30 +80,39 @@ class DecoderConfig:
 
 
 class TextContext(NamedTuple):
-    """What all layers need to know of the tokens, worked out once.
+    """What a layer needs to know of the tokens it reads.
 
     Attributes:
-      positions_BT: int32, in the segment.
-      mask_BTT: bool, which tokens a token sees.
       angles: (cos, sin) for rotary positions, each [B, T, r], else None.
+      attend: (queries [B, T, H, h], keys [B, T, K, h], values [B, T, K, h]) of these tokens -> [B, T, H, h]; it knows
+        who sees whom, and what there is to be seen besides.
     """
 
-    positions_BT: jax.Array
-    mask_BTT: jax.Array
     angles: tuple[jax.Array, jax.Array] | None
+    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def angles_of(config: DecoderConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+    if config.position != "rotary":
+        return None
+    return rotary_angles(positions_BT, config.rotary_width, config.rotary_base)
 
 
 def text_context(config: DecoderConfig, positions_BT: jax.Array, segment_ids_BT: jax.Array) -> TextContext:
-    rotary = config.position == "rotary"
-    angles = rotary_angles(positions_BT, config.rotary_width, config.rotary_base) if rotary else None
-    return TextContext(positions_BT, causal_mask(segment_ids_BT), angles)
+    """Of whole rows: a token sees those before it in its segment."""
+    mask_BTT = causal_mask(segment_ids_BT)
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        bias = alibi(positions_BT, positions_BT, config.heads) if config.position == "alibi" else None
+        return causal_attend(query, key, value, mask_BTT, bias)
+
+    return TextContext(angles_of(config, positions_BT), attend)
 
 
 class SelfAttention(nnx.Module):
     """Causal self-attention within segments."""
 
     def __init__(self, config: DecoderConfig, dtypes: DTypes, rngs: nnx.Rngs):
-        self.position = config.position
         embed, heads = {"embed": config.width}, {"heads": config.heads, "head_dim": config.head_dim}
         kv_heads = {"kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
         self.query = Linear(embed, heads, bias=config.bias, dtypes=dtypes, rngs=rngs)
@@ -118,15 +128,14 @@ class SelfAttention(nnx.Module):
 
         self.query_norm, self.key_norm = qk_norm(heads), qk_norm(kv_heads)
 
-    def __call__(self, x_BTD: jax.Array, context: TextContext) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, context: TextContext) -> tuple[jax.Array, KeysValues]:
         query, key, value = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if context.angles is not None:
             query, key = rotate(query, context.angles), rotate(key, context.angles)
         query = constrain(query, "batch", None, "heads", None)
-        bias = alibi(context.positions_BT, query.shape[2]) if self.position == "alibi" else None
-        return self.out(causal_attend(query, key, value, context.mask_BTT, bias))
+        return self.out(context.attend(query, key, value)), KeysValues(key, value)
 
 
 class DecoderLayer(nnx.Module):
@@ -143,12 +152,15 @@ class DecoderLayer(nnx.Module):
             down_scale=(2 * config.layers) ** -0.5,
         )  # fmt: skip
 
-    def __call__(self, x_BTD: jax.Array, context: TextContext, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x_BTD: jax.Array, context: TextContext, key: jax.Array | None
+    ) -> tuple[jax.Array, KeysValues]:
+        """The text after this layer, and what it shows to later tokens; with a key, with dropout."""
         keys = (None, None) if key is None else jax.random.split(key)
-        attended = dropout(self.attention(self.attention_norm(x_BTD), context), self.dropout, keys[0])
-        after = x_BTD + attended
+        attended, own = self.attention(self.attention_norm(x_BTD), context)
+        after = x_BTD + dropout(attended, self.dropout, keys[0])
         wide = self.mlp(self.mlp_norm(x_BTD if self.parallel else after))
-        return constrain(after + dropout(wide, self.dropout, keys[1]), "batch", None, None)
+        return constrain(after + dropout(wide, self.dropout, keys[1]), "batch", None, None), own
 
 
 class Decoder(nnx.Module):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimp_jax.model.attention import attend
+from unimp_jax.model.attention import KeysValues, attend
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.layers import MLP, DTypes, Linear, MLPKind, Norm, NormKind, constant
 
@@ -76,18 +76,22 @@ class GatedCrossAttention(nnx.Module):
 
         self.query_norm, self.key_norm = qk_norm(), qk_norm()
 
-    def __call__(self, x_BTD: jax.Array, latents_BSC: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    def shown(self, latents_BSC: jax.Array) -> KeysValues:
+        """What latents of images, image after image, show to text; S may be 0."""
+        key = self.key(latents_BSC)
+        return KeysValues(key if self.key_norm is None else self.key_norm(key), self.value(latents_BSC))
+
+    def __call__(self, x_BTD: jax.Array, images: KeysValues, mask_BTS: jax.Array) -> jax.Array:
         """
         Args:
           x_BTD: the text.
-          latents_BSC: all latents of a row's images, image after image; S may be 0.
+          images: what is `shown`, of all of a row's images.
           mask_BTS: bool, which latents a token sees; where none, attention adds exactly 0.
         """
-        if latents_BSC.shape[1]:
-            query, key, value = self.query(self.norm(x_BTD)), self.key(latents_BSC), self.value(latents_BSC)
-            if self.query_norm is not None and self.key_norm is not None:
-                query, key = self.query_norm(query), self.key_norm(key)
-            x_BTD = x_BTD + gate(self.attention_gate, x_BTD) * self.out(attend(query, key, value, mask_BTS))
+        if mask_BTS.shape[-1]:
+            query = self.query(self.norm(x_BTD))
+            query = query if self.query_norm is None else self.query_norm(query)
+            x_BTD = x_BTD + gate(self.attention_gate, x_BTD) * self.out(attend(query, *images, mask_BTS))
         x_BTD = x_BTD + gate(self.mlp_gate, x_BTD) * self.mlp(self.mlp_norm(x_BTD))
         return constrain(x_BTD, "batch", None, None)
 

@@ -36,7 +36,7 @@ def alibi_slopes(heads: int, largest: float = 8.0) -> np.ndarray:
     return slopes.astype(np.float32)
 
 
-def alibi(positions_BT: jax.Array, heads: int) -> jax.Array:
-    """float32 [B, H, T, T]: minus slope times distance, for keys before the query."""
-    behind_BTT = (positions_BT[:, None, :] - positions_BT[:, :, None]).astype(jnp.float32)
-    return alibi_slopes(heads)[:, None, None] * behind_BTT[:, None]
+def alibi(queries_BT: jax.Array, keys_BS: jax.Array, heads: int) -> jax.Array:
+    """float32 [B, H, T, S], from positions of queries and keys: minus slope times distance, for keys before."""
+    behind_BTS = (keys_BS[:, None, :] - queries_BT[:, :, None]).astype(jnp.float32)
+    return alibi_slopes(heads)[:, None, None] * behind_BTS[:, None]

@@ -78,4 +78,7 @@ class Resampler(nnx.Module):
         """[B, P, C] -> [B, L, C]."""
         latents = self.latents[...].astype(self.dtype)
         latents_BLC = jnp.broadcast_to(latents, (media_BPC.shape[0], *latents.shape))
-        return self.norm(scan(lambda x, layer: layer(x, media_BPC), latents_BLC, self.layers, remat=self.remat))
+        latents_BLC, _ = scan(
+            lambda x, layer: (layer(x, media_BPC), None), latents_BLC, self.layers, remat=self.remat
+        )
+        return self.norm(latents_BLC)

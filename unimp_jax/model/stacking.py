@@ -32,19 +32,19 @@ def stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
     return make_all(rngs)
 
 
-def scan(body: Callable[..., Any], carry: Any, modules: Any, *numbers: jax.Array, remat: Remat) -> Any:
-    """carry = body(carry, modules[i], *numbers[i]) for each i, the body traced once.
+def scan(body: Callable[..., Any], carry: Any, modules: Any, *slices: Any, remat: Remat) -> tuple[Any, Any]:
+    """(carry, outs[i]) = body(carry, modules[i], *slices[i]) for each i, the body traced once: (carry, outs).
 
     `nnx.scan` would write all parameters out of the loop again, frozen ones too; here they only go in.
     """
     graph, state = nnx.split(modules)
 
-    def step(carry: Any, slices: tuple[Any, ...]) -> tuple[Any, None]:
-        return body(carry, nnx.merge(graph, slices[0]), *slices[1:]), None
+    def step(carry: Any, xs: tuple[Any, ...]) -> tuple[Any, Any]:
+        return body(carry, nnx.merge(graph, xs[0]), *xs[1:])
 
     if remat != "none":
         step = jax.checkpoint(step, policy=POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(step, carry, (state, *numbers))[0]
+    return jax.lax.scan(step, carry, (state, *slices))
 
 
 def unstack(modules: M, count: int) -> list[M]:

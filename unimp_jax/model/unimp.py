@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unimp_jax.batch import Batch
-from unimp_jax.model.attention import earlier_images_mask, last_image_mask
+from unimp_jax.model.attention import KeysValues, earlier_images_mask, last_image_mask
 from unimp_jax.model.axes import constrain
-from unimp_jax.model.decoder import Decoder, DecoderConfig, text_context
+from unimp_jax.model.decoder import Decoder, DecoderConfig, DecoderLayer, TextContext, text_context
 from unimp_jax.model.embeddings import Embeddings
 from unimp_jax.model.gated import GatedCrossAttention, GatedCrossAttentionConfig
 from unimp_jax.model.layers import DTypes, dropout
@@ -68,6 +68,10 @@ def part_of(path: Sequence[Any]) -> Part:
     return name
 
 
+Group = tuple[GatedCrossAttention, DecoderLayer]
+"""A gated block, and the layers of its group, stacked."""
+
+
 class UniMP(nnx.Module):
     """Vision tower -> resampler -> decoder with gated cross-attention (OpenFlamingo, arXiv:2308.01390).
 
@@ -114,19 +118,46 @@ class UniMP(nnx.Module):
         def key_for(number: jax.Array | int) -> jax.Array | None:
             return None if dropout_key is None or rate == 0 else jax.random.fold_in(dropout_key, number)
 
-        def group(x_BTD: jax.Array, modules: tuple[Any, Any], number: jax.Array) -> jax.Array:
-            gated, stacked = modules
-            for i, layer in enumerate(unstack(stacked, config.gated.every)):
-                if i == config.gated.block_layer:
-                    x_BTD = gated(x_BTD, latents_BSC, image_mask_BTS)
-                x_BTD = layer(x_BTD, context, key_for(number + i))
-            return x_BTD
+        def group(x_BTD: jax.Array, modules: Group, number: jax.Array) -> tuple[jax.Array, None]:
+            images = modules[0].shown(latents_BSC)
+            contexts = [(context, key_for(number + i)) for i in range(config.gated.every)]
+            return self.group(x_BTD, modules, images, image_mask_BTS, contexts)[0], None
 
-        x_BTD = dropout(self.embeddings.embed(batch.tokens), rate, key_for(config.decoder.layers))
-        x_BTD = constrain(x_BTD, "batch", None, None)
+        x_BTD = dropout(self.embed(batch.tokens), rate, key_for(config.decoder.layers))
         first_layers = jnp.arange(config.groups) * config.gated.every
-        x_BTD = scan(group, x_BTD, (self.gated, self.decoder.layers), first_layers, remat=config.remat)
+        x_BTD, _ = scan(group, x_BTD, self.groups, first_layers, remat=config.remat)
         return self.decoder.norm(x_BTD)
+
+    def embed(self, tokens_BT: jax.Array) -> jax.Array:
+        """int32 [B, T] -> [B, T, D]."""
+        return constrain(self.embeddings.embed(tokens_BT), "batch", None, None)
+
+    @property
+    def groups(self) -> Group:
+        """All groups, stacked."""
+        return self.gated, self.decoder.layers
+
+    def group(
+        self,
+        x_BTD: jax.Array,
+        modules: Group,
+        images: KeysValues,
+        image_mask_BTS: jax.Array,
+        contexts: Sequence[tuple[TextContext, jax.Array | None]],
+    ) -> tuple[jax.Array, list[KeysValues]]:
+        """A gated block and the decoder layers around it, each with its context and its key for dropout.
+
+        Returns:
+          The text after it, and what each layer's tokens show to later ones.
+        """
+        gated, layers = modules
+        shown = []
+        for i, (layer, (context, key)) in enumerate(zip(unstack(layers, len(contexts)), contexts, strict=True)):
+            if i == self.config.gated.block_layer:
+                x_BTD = gated(x_BTD, images, image_mask_BTS)
+            x_BTD, own = layer(x_BTD, context, key)
+            shown.append(own)
+        return x_BTD, shown
 
     def image_mask(self, batch: Batch) -> jax.Array:
         """bool [B, T, N]: which images a token looks at."""

@@ -122,7 +122,7 @@ class VisionTower(nnx.Module):
             first = jnp.broadcast_to(self.class_embedding[...].astype(self.dtype), (B, 1, config.width))
             x_BPC = jnp.concatenate([first, x_BPC], axis=1)
         x_BPC = self.norm(x_BPC + self.positions[...].astype(self.dtype))
-        x_BPC = scan(lambda x, block: block(x), x_BPC, self.blocks, remat=self.remat)
+        x_BPC, _ = scan(lambda x, block: (block(x), None), x_BPC, self.blocks, remat=self.remat)
         return x_BPC[:, 1:] if config.class_token and not config.class_token_out else x_BPC
 
 
