@@ -43,6 +43,10 @@ setup(
         "tqdm>=4.66",
         "jinja2>=3.1",
         "matplotlib>=3.9",
+        "sacrebleu>=2.5",
+        "rouge-score>=0.1.2",
+        "nltk>=3.9",
+        "scikit-learn>=1.5",
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],

@@ -47,7 +47,7 @@ def prepare_command(
     """Turn a source's own files into records.
 
     Args:
-      source: movielens_small or movielens_1m.
+      source: movielens_small, movielens_1m, amazon_instruments_2014 or amazon_2023_sample.
       folder: where records go.
       source_dir: the source's own files; by default those that come with this project, or the publisher's.
       on_bad: bad records are an error, or are left out and listed.

@@ -5,10 +5,14 @@ from __future__ import annotations
 import difflib
 
 from data_pipelines.errors import DataError
+from data_pipelines.sources.amazon_reviews import AmazonInstruments2014
+from data_pipelines.sources.amazon_sample import Amazon2023Sample
 from data_pipelines.sources.builder import RecordBuilder
 from data_pipelines.sources.movielens import Movielens1m, MovielensSmall
 
-SOURCES: dict[str, type[RecordBuilder]] = {builder.name: builder for builder in (MovielensSmall, Movielens1m)}
+SOURCES: dict[str, type[RecordBuilder]] = {
+    builder.name: builder for builder in (MovielensSmall, Movielens1m, AmazonInstruments2014, Amazon2023Sample)
+}
 
 
 def find_source(name: str) -> type[RecordBuilder]:

@@ -1,5 +1,25 @@
-"""Answers token by token."""
+"""Answers: greedy, sampled, by beam search, or as items of a catalogue."""
 
-from unimp_jax.decoding.greedy import greedy
+from unimp_jax.decoding.beam import BeamConfig, beam_search
+from unimp_jax.decoding.cache import nothing_said, read, say
+from unimp_jax.decoding.catalogue import Found, find_items, path_scores, search_items
+from unimp_jax.decoding.sampling import Answers, SamplingConfig, generate
+from unimp_jax.decoding.trie import PAST, Trie, build_trie
 
-__all__ = ["greedy"]
+__all__ = [
+    "PAST",
+    "Answers",
+    "BeamConfig",
+    "Found",
+    "SamplingConfig",
+    "Trie",
+    "beam_search",
+    "build_trie",
+    "find_items",
+    "generate",
+    "nothing_said",
+    "path_scores",
+    "read",
+    "say",
+    "search_items",
+]

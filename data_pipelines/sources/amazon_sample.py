@@ -1,0 +1,142 @@
+"""A sample of Amazon Reviews 2023: a few whole reviews a person, with titles and prices beside them.
+
+The folder holds `users.jsonl` (or `.jsonl.gz`), an object a line:
+
+    user_id, category
+    history    a list of reviews: parent_asin, rating, timestamp_ms, review_full, review_title,
+               product: title, brand, price, main_category
+    heldout    one more review, the last in time
+
+A line is what one person reviewed in one category. The same person may have lines in other categories (the 691 lines
+are of 354 people), so that a user here is `USER_ID/CATEGORY`. The review held out is the last of the five that a line
+has, so that leave-one-out holds it out again. What a person wrote is `review_full`, or `review_title` where that is
+empty. Of several reviews of one item in a line the latest counts (three lines of the sample have two). Any of a
+product's texts may be null, which a prompt shows as "Unknown"; a main category that is null is the line's category.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from data_pipelines.schema import Interaction, Item, User
+from data_pipelines.sources.builder import RecordBuilder, Source
+from data_pipelines.sources.checks import BadField, Faults, field, read_objects
+from data_pipelines.sources.reviews import clean, in_order, one_to_five, source_file, word, written
+
+Review = tuple[Item, Interaction]
+
+
+class AmazonSample:
+    """Items, in order of their first review and as that shows them, and users, in order of the lines.
+
+    Faults are told when users are read: items are read from the same lines, quietly.
+    """
+
+    def __init__(self, path: Path, faults: Faults):
+        self._path, self._faults = path, faults
+
+    def items(self) -> Iterator[Item]:
+        known: set[str] = set()
+        for _, reviews in self._lines(Faults("skip")):
+            for item, _ in reviews:
+                if item.item_id not in known:
+                    known.add(item.item_id)
+                    yield item
+
+    def users(self) -> Iterator[User]:
+        for user, reviews in self._lines(self._faults):
+            yield User(user, in_order(review for _, review in reviews))
+
+    def _lines(self, faults: Faults) -> Iterator[tuple[str, list[Review]]]:
+        """(user, reviews) of each line."""
+        seen: set[str] = set()
+        for place, record in read_objects(self._path, faults):
+            try:
+                category = word(record, "category")
+                user = f"{word(record, 'user_id')}/{category}"
+                if user in seen:
+                    raise BadField(f"user {user} occurs a second time")
+                reviews = list(self._reviews(record, category.replace("_", " ")))
+            except BadField as fault:
+                faults.bad_record(f"{place}: {fault}")
+                continue
+            seen.add(user)
+            yield user, reviews
+
+    def _reviews(self, record: dict[str, Any], category: str) -> Iterator[Review]:
+        named = [(f"history[{number}]", review) for number, review in enumerate(field(record, "history", list))]
+        if record.get("heldout") is not None:
+            named.append(("heldout", record["heldout"]))
+        for name, review in named:
+            if not isinstance(review, dict):
+                raise BadField(f"{name} is a {type(review).__name__}; it must be an object")
+            try:
+                item = product(word(review, "parent_asin"), field(review, "product", dict), category)
+                yield item, interaction(review)
+            except BadField as fault:
+                raise BadField(f"{name}: {fault}") from fault
+
+
+def interaction(review: dict[str, Any]) -> Interaction:
+    """
+    Raises:
+      BadField: a field of the review is missing or wrong.
+    """
+    milliseconds = field(review, "timestamp_ms", int)
+    if not 0 <= milliseconds < 2**62:
+        raise BadField(f"field 'timestamp_ms' is {milliseconds}; it must be milliseconds since 1970")
+    return Interaction(
+        word(review, "parent_asin"),
+        time=milliseconds // 1000,
+        rating=one_to_five(review, "rating"),
+        text=written(text(review, "review_full"), text(review, "review_title")),
+    )
+
+
+def product(item_id: str, record: dict[str, Any], category: str) -> Item:
+    """
+    Args:
+      category: the product's, where the record has none.
+
+    Raises:
+      BadField: a field of the record is wrong.
+    """
+    title, brand = (clean(text(record, name)) for name in ("title", "brand"))
+    category = clean(text(record, "main_category")) or category
+    attributes = (("Category", category), ("Brand", brand), ("Price", price(record)), ("Title", title))
+    return Item(item_id, title, attributes, (category,))
+
+
+def text(record: dict[str, Any], name: str) -> str:
+    """A text, "" where it is missing or null."""
+    return field(record, name, str, default=None) or ""
+
+
+def price(record: dict[str, Any]) -> str:
+    """A price as text, a number with two decimals; "" where it is missing or null.
+
+    Raises:
+      BadField: it is not a price.
+    """
+    value = field(record, "price", int, float, str, default=None)
+    if value is None or isinstance(value, str):
+        return clean(value or "")
+    if not 0 <= value < 2**53:
+        raise BadField(f"field 'price' is {value}; it must be a price, or null")
+    return f"{value:.2f}"
+
+
+class Amazon2023Sample(RecordBuilder):
+    """A sample of Amazon Reviews 2023: ratings, times, texts, titles and prices, from a local folder."""
+
+    name = "amazon_2023_sample"
+    PUBLISHER = "https://amazon-reviews-2023.github.io"
+    DESCRIPTION = f"A sample of Amazon Reviews 2023, people with a few reviews in one category; {PUBLISHER}"
+
+    def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
+        holds = "an object a line with user_id, category, history and heldout"
+        return AmazonSample(source_file(self.source_dir, "users.jsonl", holds, self.PUBLISHER), self.faults)

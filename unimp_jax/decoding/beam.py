@@ -1,0 +1,161 @@
+"""Beam search over the whole vocabulary, step for step as transformers' `generate(num_beams=...)` does it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from unimp_jax.batch import Batch
+from unimp_jax.decoding.cache import Prompts, Said, nothing_said, read, say
+from unimp_jax.decoding.sampling import Answers
+from unimp_jax.model import UniMP
+
+WORST = -1e9
+"""The score of what is not there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamConfig:
+    """How answers are searched for."""
+
+    beams: int = 5
+    new_tokens: int = 256
+    """At most so many."""
+    length_penalty: float = 1.0
+    """A finished answer of n tokens scores log p / n^length_penalty."""
+    early_stopping: bool | Literal["never"] = False
+    """Ends a prompt's search: as soon as there are as many finished answers as beams (True); when the best unfinished
+    one, were it to end now, would not be among them (False); when it could not, however long it became ("never")."""
+
+    def __post_init__(self) -> None:
+        if self.beams < 1 or self.new_tokens < 1:
+            raise ValueError(f"beam search: beams and new_tokens must be at least 1, not {self}")
+
+
+@flax.struct.dataclass
+class _Search:
+    """Where the searches of all prompts stand; W beams go on, W answers are finished, best first.
+
+    Attributes:
+      step: int32, tokens chosen so far.
+      tokens_BAWn, scores_BAW: what goes on.
+      answers: what is finished; the scores are under the length penalty.
+      finished_BAW: bool, whether there is an answer.
+      hopeful_BA: bool, whether what goes on can still improve what is finished.
+      parents_BAW: int32, the places of the beam that what goes on continues.
+    """
+
+    step: jax.Array
+    tokens_BAWn: jax.Array
+    scores_BAW: jax.Array
+    answers: Answers
+    finished_BAW: jax.Array
+    hopeful_BA: jax.Array
+    parents_BAW: jax.Array
+
+
+def beam_search(model: UniMP, batch: Batch, config: BeamConfig, *, eos: int | None, pad: int = 0) -> Answers:
+    """The best answers to each prompt, best first, scores under the length penalty; jittable but for `batch`.
+
+    Args:
+      batch: as of `unimp_jax.decoding.cache.read`.
+      eos: what ends an answer; None: only its length does.
+      pad: what stands behind the end.
+    """
+    hidden_BAD, prompts = read(model, batch)
+    B, A = prompts.asked_BA.shape
+    W, n = config.beams, config.new_tokens
+    scores_BAW = jnp.full((B, A, W), WORST).at[..., 0].set(0.0)  # all beams begin equal, so only one counts
+    tokens_BAWn = jnp.full((B, A, W, n), pad, jnp.int32)
+    search = _Search(
+        step=jnp.int32(0),
+        tokens_BAWn=tokens_BAWn,
+        scores_BAW=scores_BAW,
+        answers=Answers(tokens_BAWn, jnp.full((B, A, W), WORST)),
+        finished_BAW=jnp.zeros((B, A, W), bool),
+        hopeful_BA=prompts.asked_BA,
+        parents_BAW=jnp.zeros((B, A, W), jnp.int32),
+    )
+    search = _extend(search, model.logits(jnp.repeat(hidden_BAD[:, :, None], W, axis=2)), config, eos)
+
+    def go_on(state: tuple[_Search, Said]) -> jax.Array:
+        search, _ = state
+        going_BA = search.hopeful_BA
+        if config.early_stopping is True:
+            going_BA &= ~search.finished_BAW.all(-1)
+        return (search.step < n) & going_BA.any()
+
+    def one_more(state: tuple[_Search, Said]) -> tuple[_Search, Said]:
+        search, said = state
+        hidden_BAWD, said = _say_last(model, prompts, said, search)
+        return _extend(search, model.logits(hidden_BAWD), config, eos), said
+
+    said = nothing_said(model.config, prompts, W, n - 1)
+    return jax.lax.while_loop(go_on, one_more, (search, said))[0].answers
+
+
+def _say_last(model: UniMP, prompts: Prompts, said: Said, search: _Search) -> tuple[jax.Array, Said]:
+    last_BAW = jax.lax.dynamic_index_in_dim(search.tokens_BAWn, search.step - 1, -1, keepdims=False)
+    return say(model, prompts, said.follow(search.parents_BAW), last_BAW, search.step - 1)
+
+
+def _extend(search: _Search, logits_BAWV: jax.Array, config: BeamConfig, eos: int | None) -> _Search:
+    """One more token for every beam: of twice as many candidates, what ends and what goes on."""
+    W, step = config.beams, search.step
+    log_p_BAWV = jax.nn.log_softmax(logits_BAWV) + search.scores_BAW[..., None]
+    scores_BA2, places_BA2, new_BA2 = top_candidates(log_p_BAWV, 2 * W)
+    tokens_BA2n = take(search.tokens_BAWn, places_BA2).at[..., step].set(new_BA2)
+    length = step + 1
+    ends_BA2 = jnp.broadcast_to(length == config.new_tokens, new_BA2.shape)
+    if eos is not None:
+        ends_BA2 |= new_BA2 == eos
+
+    going_BAW, order_BAW = jax.lax.top_k(scores_BA2 + jnp.where(ends_BA2, WORST, 0.0), W)
+    among_best = jnp.arange(2 * W) < W
+    counts_BA2 = ends_BA2 & among_best & search.hopeful_BA[..., None]
+    if config.early_stopping is True:
+        counts_BA2 &= ~search.finished_BAW.all(-1, keepdims=True)
+    ended_BA2 = jnp.where(counts_BA2, scores_BA2 / length.astype(jnp.float32) ** config.length_penalty, WORST)
+    merged_BAW, kept_BAW = jax.lax.top_k(jnp.concatenate([search.answers.scores_BAW, ended_BA2], axis=-1), W)
+    answers = Answers(
+        take(jnp.concatenate([search.answers.tokens_BAWn, tokens_BA2n], axis=2), kept_BAW), merged_BAW
+    )
+    finished_BAW = take(jnp.concatenate([search.finished_BAW, counts_BA2], axis=-1), kept_BAW)
+
+    long = config.new_tokens if config.early_stopping == "never" and config.length_penalty > 0 else length
+    best_BA = going_BAW[..., 0] / jnp.asarray(long, jnp.float32) ** config.length_penalty
+    worst_BA = jnp.where(finished_BAW, merged_BAW.min(-1, keepdims=True), WORST).min(-1)
+    return _Search(
+        step=length,
+        tokens_BAWn=take(tokens_BA2n, order_BAW),
+        scores_BAW=going_BAW,
+        answers=answers,
+        finished_BAW=finished_BAW,
+        hopeful_BA=search.hopeful_BA & (best_BA > worst_BA),
+        parents_BAW=take(places_BA2, order_BAW),
+    )
+
+
+def top_candidates(scores_BAWC: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The best of all beams' candidates: (scores, places in the beam, candidate numbers), [B, A, count] each.
+
+    Equal ones in the order in which they lie. Best of each beam first, so that no sort sees all W C of them; where
+    there are fewer than `count`, -inf fills up.
+    """
+    B, A, W, C = scores_BAWC.shape
+    each = min(count, C)
+    best_BAWc, number_BAWc = jax.lax.top_k(scores_BAWC, each)
+    fill = ((0, 0), (0, 0), (0, max(count - W * each, 0)))
+    best_BAc = jnp.pad(best_BAWc.reshape(B, A, W * each), fill, constant_values=-jnp.inf)
+    scores_BAk, index_BAk = jax.lax.top_k(best_BAc, count)
+    numbers_BAk = take(jnp.pad(number_BAWc.reshape(B, A, W * each), fill), index_BAk)
+    return scores_BAk, jnp.minimum(index_BAk // each, W - 1), numbers_BAk
+
+
+def take(x: jax.Array, places_BAk: jax.Array) -> Any:
+    """[B, A, W, …] -> [B, A, k, …]."""
+    return jnp.take_along_axis(x, places_BAk.reshape(*places_BAk.shape, *[1] * (x.ndim - 3)), axis=2)

@@ -1,0 +1,146 @@
+r"""Generated texts against what was really written: BLEU, ROUGE and METEOR, as well-kept libraries compute them.
+
+METEOR needs WordNet where NLTK looks for data (the folders of NLTK_DATA); without it METEOR is left out and
+`signatures` says so. `python -m nltk.downloader wordnet` installs it, or, from Debian's packages alone:
+
+    apt-get download wordnet-base wordnet-sense-index && for deb in wordnet-*.deb; do dpkg -x $deb wn; done
+    zcat wn/usr/share/man/man5/lexnames.5WN.gz | awk '/^[0-9][0-9]\t/ {print $1 "\t" $2 "\t" \
+        index("nva", substr($2, 1, 1)) + ($2 ~ /adv/)}' > wn/usr/share/wordnet/lexnames
+    mkdir -p $NLTK_DATA/corpora && mv wn/usr/share/wordnet $NLTK_DATA/corpora/wordnet
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from nltk.corpus import wordnet
+from nltk.tokenize import wordpunct_tokenize
+from nltk.translate.meteor_score import single_meteor_score
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.bleu import BLEU
+
+from unimp_jax.evaluation.metrics import Means
+
+ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
+ORDERS = range(1, 5)  # of the n-grams of BLEU
+BLEU_COLUMNS = (
+    "BLEU length",
+    "BLEU reference length",
+    *(f"BLEU matches {n}" for n in ORDERS),
+    *(f"BLEU n-grams {n}" for n in ORDERS),
+)
+
+
+def text_scores(generated: Sequence[str], written: Sequence[str]) -> dict[str, np.ndarray]:
+    """What `TEXT_FIGURES` needs to know of each user's generated text and the one that was written.
+
+    An empty generated text scores 0.
+
+    Args:
+      generated, written: M texts each; every written text has something in it.
+
+    Returns:
+      float64 [M] by name. `ROUGE-1`, `ROUGE-2` and `ROUGE-L` are F1 of Porter stems, 0 to 1 (Lin 2004), and `METEOR`,
+      0 to 1 (Lavie and Agarwal 2007), is there where WordNet is. Of BLEU (Papineni et al. 2002) there are the counts
+      that make it up, which add up over users as BLEU itself does not; `BLEU users` is M for everyone.
+
+    Raises:
+      ValueError: the two are not as many, or a written text is blank.
+    """
+    if len(generated) != len(written):
+        raise ValueError(f"{len(generated)} generated texts for {len(written)} written ones")
+    blank = sum(not text.strip() for text in written)
+    if blank:
+        raise ValueError(f"{blank} of {len(written)} written texts are blank: there is nothing to compare with")
+    pairs = list(zip(generated, written, strict=True))
+    values = _bleu_counts(pairs) | _rouge(pairs)
+    if not _wordnet_missing():
+        values["METEOR"] = np.array([meteor(*pair) for pair in pairs], np.float64)
+    return values
+
+
+def meteor(generated: str, written: str) -> float:
+    """METEOR of one text, 0 to 1, as NLTK has it: synonyms are looked up for the Porter stems of unmatched words.
+
+    Raises:
+      LookupError: WordNet is not installed.
+    """
+    return single_meteor_score(wordpunct_tokenize(written), wordpunct_tokenize(generated), wordnet=wordnet)
+
+
+def text_figures(values: dict[str, np.ndarray]) -> dict[str, Callable[[Means], np.ndarray]]:
+    """Those of `TEXT_FIGURES` that `values`, made by `text_scores`, have something for."""
+    return {name: formula for name, formula in TEXT_FIGURES.items() if name == "BLEU" or name in values}
+
+
+def signatures() -> dict[str, str]:
+    """What computes `BLEU`, `ROUGE` and `METEOR`: version and settings, or why METEOR is left out."""
+    bleu = BLEU()
+    bleu.corpus_score(["a"], [["a"]])  # the signature tells the number of references, known once it has seen some
+    missing = _wordnet_missing()
+    return {
+        "BLEU": f"sacrebleu {bleu.get_signature()}",
+        "ROUGE": f"rouge-score F1|stemmer:porter|version:{importlib.metadata.version('rouge-score')}",
+        "METEOR": missing
+        or f"nltk alpha:0.9|beta:3|gamma:0.5|case:lc|tok:wordpunct|wordnet:{wordnet.get_version()}"
+        f"|version:{importlib.metadata.version('nltk')}",
+    }
+
+
+def _bleu_counts(pairs: list[tuple[str, str]]) -> dict[str, np.ndarray]:
+    """float64 [M] by the names of `BLEU_COLUMNS`, and `BLEU users`."""
+    bleu = BLEU()
+    scores = [bleu.corpus_score([generated], [[written]]) for generated, written in pairs]
+    rows = [[score.sys_len, score.ref_len, *score.counts, *score.totals] for score in scores]
+    columns = np.array(rows, np.float64).reshape(len(pairs), len(BLEU_COLUMNS)).T
+    return dict(zip(BLEU_COLUMNS, columns, strict=True)) | {"BLEU users": np.full(len(pairs), len(pairs), np.float64)}
+
+
+def _rouge(pairs: list[tuple[str, str]]) -> dict[str, np.ndarray]:
+    """float64 [M] by the names of `ROUGE`."""
+    scorer = RougeScorer(list(ROUGE.values()), use_stemmer=True)
+    scores = [scorer.score(written, generated) for generated, written in pairs]
+    return {name: np.array([score[key].fmeasure for score in scores], np.float64) for name, key in ROUGE.items()}
+
+
+def _wordnet_missing() -> str:
+    """Why WordNet cannot be used, empty where it can."""
+    try:
+        wordnet.ensure_loaded()
+    except LookupError:
+        return "left out: WordNet not found; see unimp_jax.evaluation.texts for how to install it"
+    except OSError as error:
+        return f"left out: WordNet is not complete ({error}); see unimp_jax.evaluation.texts for how to install it"
+    return ""
+
+
+def _corpus_bleu(means: Means) -> np.ndarray:
+    """Corpus BLEU, 0 to 100, of the users that were averaged over.
+
+    Counts are made whole sums again, for smoothing asks how many n-grams there are in all.
+    """
+    bleu = BLEU()
+    columns = [np.rint(means[name] * means["BLEU users"]).astype(np.int64) for name in BLEU_COLUMNS]
+    scores = [
+        BLEU.compute_bleu(
+            counts[: len(ORDERS)],
+            counts[len(ORDERS) :],
+            length,
+            reference_length,
+            smooth_method=bleu.smooth_method,
+            smooth_value=bleu.smooth_value,
+        ).score
+        for length, reference_length, *counts in np.stack(columns, axis=-1).reshape(-1, len(BLEU_COLUMNS)).tolist()
+    ]
+    return np.array(scores, np.float64).reshape(columns[0].shape)
+
+
+TEXT_FIGURES: dict[str, Callable[[Means], np.ndarray]] = {
+    "BLEU": _corpus_bleu,
+    "ROUGE-1": lambda means: means["ROUGE-1"],
+    "ROUGE-2": lambda means: means["ROUGE-2"],
+    "ROUGE-L": lambda means: means["ROUGE-L"],
+    "METEOR": lambda means: means["METEOR"],
+}

@@ -1,0 +1,76 @@
+"""Semantic ids: a few codes for each item, so that similar items share their first ones and no two share all."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from unimp_jax.semantic_ids import residual_kmeans, rq_vae
+from unimp_jax.semantic_ids.collisions import residual_distances, resolve
+from unimp_jax.semantic_ids.figures import CodebookFigures, describe
+from unimp_jax.semantic_ids.residual_kmeans import Quantised, ResidualKMeansConfig
+from unimp_jax.semantic_ids.rq_vae import RQVAEConfig, TrainedQuantised
+
+__all__ = [
+    "CodebookFigures",
+    "Quantised",
+    "RQVAEConfig",
+    "ResidualKMeansConfig",
+    "SemanticIdConfig",
+    "SemanticIds",
+    "TrainedQuantised",
+    "describe",
+    "residual_distances",
+    "resolve",
+    "semantic_ids",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class SemanticIdConfig:
+    """The layout of ids, by default that of the UniMP reference, and how the learned levels are found."""
+
+    method: Literal["residual_kmeans", "rq_vae"] = "residual_kmeans"
+    levels: int = 3
+    """Learned levels; one more tells items with equal codes apart."""
+    codes: int = 512
+    """Codes of each learned level."""
+    last: int = 32
+    """Codes of the level that is added."""
+    seed: int = 0
+    residual_kmeans: ResidualKMeansConfig = ResidualKMeansConfig()
+    """Of this and the next, levels, codes and seed are not read: those above stand in their place."""
+    rq_vae: RQVAEConfig = RQVAEConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class SemanticIds:
+    """Ids, what they were made of, and how well the codes are used."""
+
+    ids: np.ndarray  # int32 [I, levels + 1], all distinct
+    quantised: Quantised  # `TrainedQuantised` where the method is "rq_vae"
+    figures: CodebookFigures
+
+
+def semantic_ids(features: np.ndarray, config: SemanticIdConfig) -> SemanticIds:
+    """A distinct id for each item.
+
+    Args:
+      features: float32 [I, F].
+
+    Raises:
+      ValueError: features are not of two axes, are empty, or are not all finite; the ids are fewer than the items; a
+        number of the configuration is out of range; or a loss is not finite.
+    """
+    levels, codes, seed = config.levels, config.codes, config.seed
+    if config.method == "rq_vae":
+        vae = dataclasses.replace(config.rq_vae, levels=levels, codes=codes, seed=seed)
+        quantised: Quantised = rq_vae.train_rq_vae(features, vae)
+    else:
+        clustering = dataclasses.replace(config.residual_kmeans, levels=levels, codes=codes, seed=seed)
+        quantised = residual_kmeans.residual_kmeans(features, clustering)
+    distances = residual_distances(quantised.points, quantised.codebooks)
+    ids = resolve(quantised.codes, config.last, size=codes, distances=distances)
+    return SemanticIds(ids, quantised, describe(quantised.codes, ids, size=codes, errors=quantised.errors))

@@ -1,0 +1,79 @@
+"""How well codes are used, and how often items share them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class CodebookFigures:
+    """What `describe` finds; tuples have a value for each learned level."""
+
+    items: int
+    used: tuple[float, ...]
+    """The share of a level's codes that some item has."""
+    perplexity: tuple[float, ...]
+    """exp of the entropy of a level's codes over items: so many codes, equally used, would carry as much."""
+    colliding: float
+    """The share of items whose learned codes are those of another item too."""
+    largest: int
+    """Items in the largest group of equal learned codes."""
+    moved: int
+    """Items whose codes were changed so that all ids are distinct."""
+    errors: tuple[float, ...] | None
+    """The part of the features' variance that the first 1, 2, … levels do not explain, before items moved."""
+
+    def __str__(self) -> str:
+        """A row for each level, and a line about collisions."""
+        rows = ["level    used  perplexity" + ("   error" if self.errors else "")]
+        for level, (used, perplexity) in enumerate(zip(self.used, self.perplexity, strict=True)):
+            error = f"{self.errors[level]:8.4f}" if self.errors else ""
+            rows.append(f"{level:5d}{used:8.1%}{perplexity:12.1f}{error}")
+        rows.append(
+            f"{self.items} items: {self.colliding:.2%} share their codes, at most {self.largest} the same; "
+            f"{self.moved} moved"
+        )
+        return "\n".join(rows)
+
+
+def describe(
+    codes: np.ndarray, final: np.ndarray, *, size: int = 512, errors: Sequence[float] | None = None
+) -> CodebookFigures:
+    """Figures of learned codes, and of the ids that `resolve` made of them.
+
+    Args:
+      codes: int [I, L], each below `size`.
+      final: int [I, L + 1].
+      errors: of the first 1, 2, … levels, such as `Quantised.errors`.
+
+    Raises:
+      ValueError: there are no items, or shapes do not fit each other.
+    """
+    num_items, levels = codes.shape
+    if not num_items or final.shape != (num_items, levels + 1) or (errors is not None and len(errors) != levels):
+        raise ValueError(
+            f"codes {codes.shape}, ids {final.shape} and {'no' if errors is None else len(errors)} errors: "
+            "[items, levels], [items, levels + 1] and an error for each level are right, and at least one item"
+        )
+    counts_LK = np.stack([np.bincount(codes_I, minlength=size) for codes_I in codes.T])
+    shares_LK = counts_LK / num_items
+    entropy_L = -(shares_LK * np.log(np.where(shares_LK > 0, shares_LK, 1))).sum(axis=1)
+    _, groups = np.unique(codes, axis=0, return_counts=True)
+    return CodebookFigures(
+        items=num_items,
+        used=tuple((counts_LK > 0).mean(axis=1).tolist()),
+        perplexity=tuple(np.exp(entropy_L).tolist()),
+        colliding=float(groups[groups > 1].sum() / num_items),
+        largest=int(groups.max()),
+        moved=int((codes != final[:, :-1]).any(axis=1).sum()),
+        errors=None if errors is None else tuple(map(float, errors)),
+    )
+
+
+def unexplained(points_ID: np.ndarray, lost_I: np.ndarray) -> float:
+    """What squared errors |point - its approximation|^2 leave of sum |point - mean|^2, 0 where nothing varies."""
+    variation = np.square(points_ID - points_ID.mean(axis=0, dtype=np.float64)).sum()
+    return float(lost_I.sum(dtype=np.float64) / variation) if variation > 0 else 0.0
