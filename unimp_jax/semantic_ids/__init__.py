@@ -11,7 +11,7 @@ from unimp_jax.semantic_ids import residual_kmeans, rq_vae
 from unimp_jax.semantic_ids.collisions import residual_distances, resolve
 from unimp_jax.semantic_ids.figures import CodebookFigures, describe
 from unimp_jax.semantic_ids.residual_kmeans import Quantised, ResidualKMeansConfig
-from unimp_jax.semantic_ids.rq_vae import RQVAEConfig, TrainedQuantised
+from unimp_jax.semantic_ids.rq_vae import RQVAEConfig
 
 __all__ = [
     "CodebookFigures",
@@ -20,7 +20,6 @@ __all__ = [
     "ResidualKMeansConfig",
     "SemanticIdConfig",
     "SemanticIds",
-    "TrainedQuantised",
     "describe",
     "residual_distances",
     "resolve",
@@ -44,13 +43,17 @@ class SemanticIdConfig:
     """Of this and the next, levels, codes and seed are not read: those above stand in their place."""
     rq_vae: RQVAEConfig = RQVAEConfig()
 
+    def __post_init__(self) -> None:
+        if self.method not in ("residual_kmeans", "rq_vae"):
+            raise ValueError(f'method "{self.method}" is neither "residual_kmeans" nor "rq_vae"')
+
 
 @dataclasses.dataclass(frozen=True)
 class SemanticIds:
     """Ids, what they were made of, and how well the codes are used."""
 
     ids: np.ndarray  # int32 [I, levels + 1], all distinct
-    quantised: Quantised  # `TrainedQuantised` where the method is "rq_vae"
+    quantised: Quantised
     figures: CodebookFigures
 
 
@@ -67,7 +70,7 @@ def semantic_ids(features: np.ndarray, config: SemanticIdConfig) -> SemanticIds:
     levels, codes, seed = config.levels, config.codes, config.seed
     if config.method == "rq_vae":
         vae = dataclasses.replace(config.rq_vae, levels=levels, codes=codes, seed=seed)
-        quantised: Quantised = rq_vae.train_rq_vae(features, vae)
+        quantised = rq_vae.train_rq_vae(features, vae)
     else:
         clustering = dataclasses.replace(config.residual_kmeans, levels=levels, codes=codes, seed=seed)
         quantised = residual_kmeans.residual_kmeans(features, clustering)

@@ -7,7 +7,6 @@ c_l = argmin_k |r_l - E_l[k]|^2  and  r_(l+1) = r_l - E_l[c_l].
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Literal
 
 import jax
@@ -19,9 +18,8 @@ from unimp_jax.semantic_ids.figures import unexplained
 CHUNK = 16384  # points whose distances to all centres are held at once
 Arrays = tuple[jax.Array, ...]
 Scaling = Literal["none", "standardised", "whitened"]
-"""As they are; each feature with mean 0 and variance 1; or also uncorrelated, by PCA, without directions of no variance.
-
-The last gives noise the weight of what matters: prefer it only where features are few or already reduced."""
+"""As they are; each feature with mean 0 and variance 1; or also uncorrelated (PCA, without directions of no variance).
+The last gives noise the weight of all else: prefer it only where features are few or already reduced."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +46,8 @@ class Quantised:
     codes: np.ndarray  # int32 [I, L]
     codebooks: np.ndarray  # float32 [L, K, D]
     points: np.ndarray  # float32 [I, D]: scaled features, or latents of an autoencoder
-    errors: tuple[float, ...]  # the part of the scaled features' variance that the first 1, 2, … levels do not explain
+    errors: tuple[float, ...]  # the part of the features' variance that the first 1, 2, … levels do not explain
+    losses: np.ndarray | None = None  # float32 [steps, 2]: an autoencoder's reconstruction and codebook terms
 
 
 def residual_kmeans(features: np.ndarray, config: ResidualKMeansConfig) -> Quantised:
@@ -93,12 +92,9 @@ def nearest(points_NF: jax.Array, centres_KF: jax.Array) -> jax.Array:
     return jnp.argmin(jnp.square(centres_KF).sum(axis=1) - 2 * products_NK, axis=1).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames="codes")
+@jax.jit(static_argnames="codes")
 def seed_centres(points_IF: jax.Array, key: jax.Array, *, codes: int) -> jax.Array:
-    """k-means++ (Arthur & Vassilvitskii 2007, section 2.2): points, each drawn by its squared distance to those drawn.
-
-    Returns float32 [codes, F]; points repeat once all are drawn.
-    """
+    """k-means++ (Arthur & Vassilvitskii 2007, section 2.2): float32 [codes, F], points, of which some repeat if few."""
 
     def draw(k: jax.Array, state: Arrays) -> Arrays:
         centres_KF, distances_I = state
@@ -111,7 +107,7 @@ def seed_centres(points_IF: jax.Array, key: jax.Array, *, codes: int) -> jax.Arr
     return jax.lax.fori_loop(1, codes, draw, start)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("iterations", "chunk"))
+@jax.jit(static_argnames=("iterations", "chunk"))
 def lloyd(points_IF: jax.Array, centres_KF: jax.Array, *, iterations: int, chunk: int = CHUNK) -> Arrays:
     """Lloyd's iterations from given centres, float32, until these rest or `iterations` are done.
 

@@ -1,15 +1,14 @@
 """RQ-VAE: an autoencoder whose latents are sums of one codeword from each level (Lee et al. 2022, arXiv:2203.01941).
 
-As TIGER (arXiv:2305.05065, section 3.1): with x the scaled features, r_0 their latents, e_l the codeword nearest to
-r_l and r_(l+1) = r_l - sg(e_l), an item costs, sg passing no gradient,
-mean (x - decoder(r_0 + sg(sum_l e_l - r_0)))^2 + sum_l |sg(r_l) - e_l|^2 + beta |r_l - sg(e_l)|^2.
-TIGER's first term is a sum over features; with a mean, latents do not outgrow the codebooks when training starts.
+As TIGER (arXiv:2305.05065, section 3.1): with x scaled features, r_0 their latents, e_l the codeword nearest to r_l,
+r_(l+1) = r_l - sg(e_l), where sg passes no gradient, and x' what is decoded from r_0 + sg(sum_l e_l - r_0), an item
+costs  mean (x - x')^2 + sum_l |sg(r_l) - e_l|^2 + beta |r_l - sg(e_l)|^2.  TIGER's first term is a sum over features;
+with the mean, latents do not outgrow the codebooks when training starts.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from typing import Any
 
@@ -22,29 +21,24 @@ from flax import nnx
 from unimp_jax.semantic_ids import residual_kmeans as kmeans
 from unimp_jax.semantic_ids.figures import unexplained
 
-Arrays = tuple[jax.Array, ...]
-
 
 @dataclasses.dataclass(frozen=True)
 class RQVAEConfig:
-    """The autoencoder, and its training by AdamW with a cosine schedule."""
+    """The autoencoder, and its training by AdamW with a cosine schedule; batches are drawn with replacement."""
 
     levels: int = 3
     codes: int = 512
-    """Codewords of each level."""
     hidden: tuple[int, ...] = (512, 256, 128)
     """Widths of the encoder's ReLU layers, and backwards of the decoder's."""
     latent: int = 32
     beta: float = 0.25
     learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
     steps: int = 5000
     batch_size: int = 1024
-    """Items of a step, drawn with replacement."""
     revive_every: int = 100
-    """After so many steps, codewords that none of them used become random residuals of the batch."""
     revive_until: float = 0.75
-    """The part of all steps after which codewords are left alone, so that training settles."""
+    """After each `revive_every` steps, codewords that none of them used become residuals of the batch, up to this part
+    of all steps, so that training then settles."""
     scaling: kmeans.Scaling = "standardised"
     seed: int = 0
 
@@ -52,13 +46,6 @@ class RQVAEConfig:
         counts = (self.levels, self.codes, *self.hidden, self.latent, self.steps, self.batch_size, self.revive_every)
         if min(counts) < 1 or self.learning_rate <= 0:
             raise ValueError(f"all counts and widths must be at least 1, and learning_rate above 0: {self}")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedQuantised(kmeans.Quantised):
-    """Latents, quantised; the errors are the decoder's, of scaled features."""
-
-    losses: np.ndarray  # float32 [steps, 2]: reconstruction, and codebook terms; their sum is minimised
 
 
 class RQVAE(nnx.Module):
@@ -75,14 +62,14 @@ def _mlp(widths: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Sequential:
     return nnx.Sequential(first, *(part for layer in others for part in (nnx.relu, layer)))
 
 
-def quantise(latents_BD: jax.Array, codebooks_LKD: jax.Array, beta: float) -> Arrays:
+def quantise(latents_BD: jax.Array, codebooks_LKD: jax.Array, beta: float) -> kmeans.Arrays:
     """Residual quantisation, with the gradients that the module's head describes.
 
-    Returns (codes, int32 [L, B]; residuals before each level, [L, B, D]; sums of the codewords up to each level,
-    [L, B, D], which pass their gradients straight to the latents; codebook terms of the loss, the mean over items).
+    Returns (codes, int32 [L, B]; residuals before each level and sums of codewords up to it, [L, B, D] each, the sums
+    passing gradients straight to the latents; the mean over items of the loss's codebook terms).
     """
 
-    def level(residual_BD: jax.Array, codebook_KD: jax.Array) -> tuple[jax.Array, Arrays]:
+    def level(residual_BD: jax.Array, codebook_KD: jax.Array) -> tuple[jax.Array, kmeans.Arrays]:
         codes_B = kmeans.nearest(residual_BD, codebook_KD)
         # A product, since accelerators add a gather's gradients in no fixed order.
         codeword_BD = jnp.matmul(jax.nn.one_hot(codes_B, len(codebook_KD)), codebook_KD, precision="highest")
@@ -102,39 +89,36 @@ def revive(codebooks_LKD: jax.Array, used_LK: jax.Array, residuals_LBD: jax.Arra
     return jnp.where(used_LK[..., None], codebooks_LKD, jnp.take_along_axis(residuals_LBD, drawn_LK[..., None], axis=1))
 
 
-def train_rq_vae(features: np.ndarray, config: RQVAEConfig) -> TrainedQuantised:
-    """Trains on all items of float32 [I, F], from codebooks that residual k-means finds for the first latents.
+def train_rq_vae(features: np.ndarray, config: RQVAEConfig) -> kmeans.Quantised:
+    """Latents of float32 [I, F], quantised, from codebooks that residual k-means finds for the first latents.
 
-    Raises:
-      ValueError: features are not of two axes, are empty, or are not all finite; or a loss is not finite.
+    The errors are the decoder's. Raises ValueError as `residual_kmeans` does, and where a loss is not finite.
     """
     points_IF = jnp.asarray(kmeans.scale(features, config.scaling))
     model = RQVAE(points_IF.shape[1], config, nnx.Rngs(config.seed))
     latents_ID = np.asarray(_apply(*nnx.split(model), points_IF)[0])
     start = kmeans.ResidualKMeansConfig(config.levels, config.codes, iterations=10, scaling="none", seed=config.seed)
     model.codebooks[...] = jnp.asarray(kmeans.residual_kmeans(latents_ID, start).codebooks)
-
     graph, parameters = nnx.split(model)
-    rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
-    optimizer = optax.adamw(rate, weight_decay=config.weight_decay)
+    optimizer = optax.adamw(optax.cosine_decay_schedule(config.learning_rate, config.steps))
     state, used_LK = optimizer.init(parameters), jnp.zeros((config.levels, config.codes), bool)
     step, key, losses = make_step(graph, optimizer, config), jax.random.key(config.seed), list[jax.Array]()
     for number in range(config.steps):
-        parameters, state, used_LK, loss_2 = step(parameters, state, used_LK, points_IF, key, np.int32(number))
-        losses.append(loss_2)
+        parameters, state, used_LK, losses_2 = step(parameters, state, used_LK, points_IF, key, np.int32(number))
+        losses.append(losses_2)
     if not np.isfinite(found := np.stack(jax.device_get(losses))).all():
         raise ValueError(f"the loss is {found[-1].sum()}: choose a learning_rate below {config.learning_rate}")
     latents_ID, codes_IL, lost_IL = jax.device_get(_apply(graph, parameters, points_IF))
     errors = tuple(unexplained(np.asarray(points_IF), lost_I) for lost_I in lost_IL.T)
-    return TrainedQuantised(codes_IL, np.asarray(parameters["codebooks"][...]), latents_ID, errors, found)
+    return kmeans.Quantised(codes_IL, np.asarray(parameters["codebooks"][...]), latents_ID, errors, found)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(graph: Any, parameters: Any, points_IF: jax.Array) -> Arrays:
+@jax.jit(static_argnums=0)
+def _apply(graph: Any, parameters: Any, points_IF: jax.Array) -> kmeans.Arrays:
     """(latents [I, D], codes [I, L], squared errors of what is decoded from the first 1, 2, … levels [I, L])."""
     model = nnx.merge(graph, parameters)
 
-    def one(x_F: jax.Array) -> Arrays:
+    def one(x_F: jax.Array) -> kmeans.Arrays:
         latents_1D = model.encoder(x_F[None])
         codes_L1, _, sums_L1D, _ = quantise(latents_1D, model.codebooks[...], 0.0)
         return latents_1D[0], codes_L1[:, 0], jnp.square(model.decoder(sums_L1D[:, 0]) - x_F).sum(axis=-1)
@@ -145,24 +129,22 @@ def _apply(graph: Any, parameters: Any, points_IF: jax.Array) -> Arrays:
 def make_step(graph: Any, optimizer: optax.GradientTransformation, config: RQVAEConfig) -> Any:
     """(parameters, state, used codes, points, key, number) -> (the first three, losses [2]), jitted and donating."""
 
-    def loss_of(parameters: Any, x_BF: jax.Array) -> tuple[jax.Array, Arrays]:
+    def loss_of(parameters: Any, x_BF: jax.Array) -> tuple[jax.Array, kmeans.Arrays]:
         model = nnx.merge(graph, parameters)
         codes_LB, residuals_LBD, sums_LBD, quantising = quantise(model.encoder(x_BF), model.codebooks[...], config.beta)
         reconstruction = jnp.square(x_BF - model.decoder(sums_LBD[-1])).mean()
         return reconstruction + quantising, (codes_LB, residuals_LBD, jnp.stack([reconstruction, quantising]))
 
-    def step(
-        parameters: Any, state: Any, used_LK: jax.Array, points_IF: jax.Array, key: jax.Array, number: jax.Array
-    ) -> tuple[Any, Any, jax.Array, jax.Array]:
+    def step(parameters: Any, state: Any, used_LK: Any, points_IF: Any, key: Any, number: Any) -> tuple[Any, ...]:
         of_batch, of_revival = jax.random.split(jax.random.fold_in(key, number))
         x_BF = points_IF[jax.random.randint(of_batch, (config.batch_size,), 0, len(points_IF))]
-        gradients, (codes_LB, residuals_LBD, loss_2) = jax.grad(loss_of, has_aux=True)(parameters, x_BF)
+        gradients, (codes_LB, residuals_LBD, losses_2) = jax.grad(loss_of, has_aux=True)(parameters, x_BF)
         updates, state = optimizer.update(gradients, state, parameters)
         model = nnx.merge(graph, optax.apply_updates(parameters, updates))
         used_LK = used_LK.at[jnp.arange(config.levels)[:, None], codes_LB].set(True)
         due = (number + 1) % config.revive_every == 0
         kept_LK = used_LK | ~due | (number >= config.revive_until * config.steps)
         model.codebooks[...] = revive(model.codebooks[...], kept_LK, residuals_LBD, of_revival)
-        return nnx.state(model), state, used_LK & ~due, loss_2
+        return nnx.state(model), state, used_LK & ~due, losses_2
 
     return jax.jit(step, donate_argnums=(0, 1, 2))

@@ -78,24 +78,29 @@ def rows_of(lengths: list[list[int]], config: ModelConfig, *, tokens: int, image
     return jax.tree.map(jnp.asarray, batch)
 
 
+ROOM = 32
+
+
 def longer(batch: Batch, row: int, slot: int, answer: list[int]) -> Batch:
-    """One prompt alone, followed by an answer: the plain way to continue it."""
+    """One prompt alone, followed by an answer: the plain way to continue it. Rows of one size compile once."""
     place = int(batch.answer_positions[row, slot])
     segment = int(batch.segment_ids[row, place])
     mine = np.flatnonzero(np.asarray(batch.segment_ids[row]) == segment)
     last = int(batch.image_index[row, place])
 
-    def row_of(x: jax.Array, more: np.ndarray) -> np.ndarray:
-        return np.concatenate([np.asarray(x[row])[mine], more]).astype(np.int32)[None]
-
     n = len(answer)
     ends = len(mine) + n - 1
+
+    def row_of(x: jax.Array, more: np.ndarray, filling: int = 0) -> np.ndarray:
+        padding = np.full(ROOM - ends - 1, filling)
+        return np.concatenate([np.asarray(x[row])[mine], more, padding]).astype(np.int32)[None]
+
     return dataclasses.replace(
         batch,
         tokens=row_of(batch.tokens, np.array(answer, np.int32)),
         segment_ids=row_of(batch.segment_ids, np.full(n, segment)),
-        positions=np.arange(len(mine) + n, dtype=np.int32)[None],
-        image_index=row_of(batch.image_index, np.full(n, last)),
+        positions=np.arange(ROOM, dtype=np.int32)[None],
+        image_index=row_of(batch.image_index, np.full(n, last), -1),
         images=batch.images[row : row + 1],
         image_segment_ids=batch.image_segment_ids[row : row + 1],
         answer_positions=np.array([[ends]], np.int32),

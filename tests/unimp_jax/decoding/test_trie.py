@@ -1,0 +1,98 @@
+"""Tries in flat arrays hold exactly the ids they were built of, and know what lies below a node."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unimp_jax.decoding import PAST, build_trie
+from unimp_jax.decoding.trie import branches, excluded_places
+
+
+@st.composite
+def id_sets(draw) -> np.ndarray:
+    """Distinct ids of up to 4 tokens, none the beginning of another: shorter ones end with a token of their own."""
+    depth = draw(st.integers(1, 4))
+    paths = draw(st.sets(st.lists(st.integers(0, 5), min_size=1, max_size=depth).map(tuple), min_size=1, max_size=20))
+    ids = np.full((len(paths), depth), PAST)
+    for row, path in enumerate(sorted(paths, key=hash)):
+        ended = path if len(path) == depth else (*path, 6)
+        ids[row, : len(ended)] = ended
+    return ids
+
+
+def said_along(trie, level: int = 0, node: int = 0) -> list[tuple[list[int], int]]:
+    """(tokens, item) of everything below a node, by walking."""
+    if level == trie.depth:
+        return [([], int(trie.items[node]))]
+    ways = branches(trie, level, jnp.full((1, 1, 1), node))
+    found = []
+    for token, child, there in zip(*(np.asarray(x)[0, 0, 0] for x in vars(ways).values()), strict=True):
+        if there:
+            found += [([int(token), *rest], item) for rest, item in said_along(trie, level + 1, int(child))]
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(id_sets(), st.sampled_from([0, 32]))
+def test_walking_finds_every_id_once_with_its_item(ids, room):
+    found = said_along(build_trie(ids, room))
+    assert sorted(item for _, item in found) == list(range(len(ids)))
+    for tokens, item in found:
+        assert tokens == ids[item].tolist()
+
+
+@settings(deadline=None, max_examples=60)
+@given(id_sets(), st.randoms(use_true_random=False))
+def test_a_branch_is_open_as_long_as_an_item_below_it_is(ids, random):
+    trie = build_trie(ids)
+    closed = {item for item in range(len(ids)) if random.random() < 0.6}
+    listed = [*closed, *list(closed)[:2], -1, -1]  # with repetitions, padded
+    places = excluded_places(trie, jnp.array(listed)[None, None])
+    for level in range(trie.depth):
+        ways = branches(trie, level, jnp.arange(len(trie.children[level]) - 1)[None, None], places)
+        for node in range(len(trie.children[level]) - 1):
+            for child, token, is_open in zip(
+                *(np.asarray(x)[0, 0, node] for x in (ways.nodes_BAWC, ways.tokens_BAWC, ways.open_BAWC)), strict=True
+            ):
+                there = child < int(trie.children[level][node + 1])
+                left = [item for _, item in said_along(trie, level + 1, int(child)) if item not in closed]
+                assert bool(is_open) == bool(there and left), (level, node, token)
+
+
+def test_one_size_of_arrays_for_any_catalogue_there_is_room_for():
+    shapes = [
+        jax.tree.map(jnp.shape, build_trie(np.array(ids), room=16))
+        for ids in ([[1, 2], [1, 3], [4, 1]], [[1, 2], [5, 3], [4, 1], [4, 2], [5, 0]])
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(
+    ("ids", "fault"),
+    [
+        ([[1, 2], [3, 1], [1, 2]], "items 0 and 2 have the same id"),
+        ([[1, PAST], [1, 2]], r"the id \[1\] of item 0 begins that of item 1, \[1, 2\]"),
+        ([[1, -2]], "negative"),
+        ([[PAST, 1]], "negative token, or none"),
+        ([], "shape"),
+    ],
+)
+def test_ambiguous_ids_are_refused(ids, fault):
+    with pytest.raises(ValueError, match=fault):
+        build_trie(np.array(ids))
+
+
+def test_a_million_items_take_seconds():
+    rng = np.random.default_rng(0)
+    ids = np.unique(rng.integers(0, [512, 512, 512, 32], (1_010_000, 4)), axis=0)[:1_000_000]
+    rng.shuffle(ids)
+    start = time.perf_counter()
+    trie = build_trie(ids)
+    assert time.perf_counter() - start < 10
+    assert trie.items.shape == (1_000_000,)
+    assert trie.branching[0] == 512
