@@ -121,9 +121,7 @@ def _extend(search: _Search, logits_BAWV: jax.Array, config: BeamConfig, eos: in
         counts_BA2 &= ~search.finished_BAW.all(-1, keepdims=True)
     ended_BA2 = jnp.where(counts_BA2, scores_BA2 / length.astype(jnp.float32) ** config.length_penalty, WORST)
     merged_BAW, kept_BAW = jax.lax.top_k(jnp.concatenate([search.answers.scores_BAW, ended_BA2], axis=-1), W)
-    answers = Answers(
-        take(jnp.concatenate([search.answers.tokens_BAWn, tokens_BA2n], axis=2), kept_BAW), merged_BAW
-    )
+    answers = Answers(take(jnp.concatenate([search.answers.tokens_BAWn, tokens_BA2n], axis=2), kept_BAW), merged_BAW)
     finished_BAW = take(jnp.concatenate([search.finished_BAW, counts_BA2], axis=-1), kept_BAW)
 
     long = config.new_tokens if config.early_stopping == "never" and config.length_penalty > 0 else length

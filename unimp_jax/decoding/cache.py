@@ -129,10 +129,10 @@ def nothing_said(config: ModelConfig, prompts: Prompts, beams: int, steps: int) 
     decoder = config.decoder
     B, A = prompts.lengths_BA.shape
     empty = jnp.zeros(
-        (config.groups, config.gated.every, B, A, decoder.num_kv_heads, steps, beams, decoder.head_dim),
+        (config.groups, config.gated.every, B, A, decoder.num_kv_heads, max(steps, 1), beams, decoder.head_dim),
         config.compute_dtype,
     )  # fmt: skip
-    return Said(KeysValues(empty, empty), jnp.zeros((B, A, beams, steps, beams), bool))
+    return Said(KeysValues(empty, empty), jnp.zeros((B, A, beams, max(steps, 1), beams), bool))
 
 
 def say(
@@ -179,7 +179,7 @@ def look_back(
     prompt: KeysValues, past: KeysValues, prompts: Prompts, sees_BAWnV: jax.Array, step: jax.Array | int,
     query_BQHh: jax.Array, key_BQKh: jax.Array, value_BQKh: jax.Array, *, alibi: bool,
 ) -> jax.Array:  # fmt: skip
-    """Attention of continuations to their prompt, to what they have said, and to themselves: one softmax in three parts.
+    """Attention of continuations to their prompt, to what they have said and to themselves: one softmax, three parts.
 
     Args:
       prompt: [B, K, T, h] each.

@@ -92,7 +92,9 @@ def path_scores(model: UniMP, hidden_BAD: jax.Array, prompts: Prompts, ids_BAWn:
     for step in range(n):
         tokens_BAW = jnp.maximum(ids_BAWn[..., step], 0)
         logits_BAWV = model.logits(hidden_BAWD)
-        log_p = log_probabilities(jnp.broadcast_to(logits_BAWV, (*tokens_BAW.shape, logits_BAWV.shape[-1])), tokens_BAW[..., None])
+        log_p = log_probabilities(
+            jnp.broadcast_to(logits_BAWV, (*tokens_BAW.shape, logits_BAWV.shape[-1])), tokens_BAW[..., None]
+        )
         scores_BAW += jnp.where(ids_BAWn[..., step] == PAST, 0.0, log_p[..., 0])
         if step < n - 1:
             hidden_BAWD, said = say(model, prompts, said, tokens_BAW, step)

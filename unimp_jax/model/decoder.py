@@ -152,9 +152,7 @@ class DecoderLayer(nnx.Module):
             down_scale=(2 * config.layers) ** -0.5,
         )  # fmt: skip
 
-    def __call__(
-        self, x_BTD: jax.Array, context: TextContext, key: jax.Array | None
-    ) -> tuple[jax.Array, KeysValues]:
+    def __call__(self, x_BTD: jax.Array, context: TextContext, key: jax.Array | None) -> tuple[jax.Array, KeysValues]:
         """The text after this layer, and what it shows to later tokens; with a key, with dropout."""
         keys = (None, None) if key is None else jax.random.split(key)
         attended, own = self.attention(self.attention_norm(x_BTD), context)

@@ -78,7 +78,5 @@ class Resampler(nnx.Module):
         """[B, P, C] -> [B, L, C]."""
         latents = self.latents[...].astype(self.dtype)
         latents_BLC = jnp.broadcast_to(latents, (media_BPC.shape[0], *latents.shape))
-        latents_BLC, _ = scan(
-            lambda x, layer: (layer(x, media_BPC), None), latents_BLC, self.layers, remat=self.remat
-        )
+        latents_BLC, _ = scan(lambda x, layer: (layer(x, media_BPC), None), latents_BLC, self.layers, remat=self.remat)
         return self.norm(latents_BLC)

@@ -57,7 +57,9 @@ def brute_force(net, batch, row: int, slot: int, ids: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def searcher(name: str, k: int, beams: int):
-    return jitted(model(name), lambda net, batch, trie, excluded: find_items(net, batch, trie, excluded, k=k, beams=beams))
+    return jitted(
+        model(name), lambda net, batch, trie, excluded: find_items(net, batch, trie, excluded, k=k, beams=beams)
+    )
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])

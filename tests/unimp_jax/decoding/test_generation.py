@@ -25,7 +25,7 @@ NEW = 64
 
 
 def theirs(folder, batch, new: int, **options) -> np.ndarray:
-    """What `generate` of the exported model says to the prompts of packed rows, each padded on the left: [prompts, n]."""
+    """What `generate` of the exported model says to the prompts of packed rows, each padded on the left."""
     torch = pytest.importorskip("torch")
     from transformers import IdeficsForVisionText2Text
 
@@ -52,9 +52,10 @@ def theirs(folder, batch, new: int, **options) -> np.ndarray:
 
 
 def ours(batch, function) -> np.ndarray:
-    """The best answer to each prompt: [prompts, n]."""
+    """All answers to each prompt, best first: [prompts x W, n]."""
     answers = jitted(model(), function)(batch)
-    return answers.tokens_BAWn[:, :, 0][np.asarray(batch.answer_weights) > 0]
+    tokens = answers.tokens_BAWn[np.asarray(batch.answer_weights) > 0]
+    return tokens.reshape(-1, tokens.shape[-1])
 
 
 def test_greedy_equals_generate(tmp_path):
@@ -82,6 +83,7 @@ def test_beam_search_equals_generate(tmp_path, config):
     expected = theirs(
         tmp_path, batch, config.new_tokens, eos_token_id=eos, num_beams=config.beams,
         length_penalty=config.length_penalty, early_stopping=config.early_stopping,
+        num_return_sequences=config.beams,
     )  # fmt: skip
     found = ours(batch, lambda net, batch: beam_search(net, batch, config, eos=eos, pad=PAD))
     assert (found == eos).any(), "no answer ends: the test would prove little"
@@ -132,7 +134,9 @@ def test_samples_are_as_frequent_as_they_are_probable():
     net = model()
     batch = prompts("single", net.config)
     sampling = SamplingConfig(temperature=2.0, top_k=4)
-    drawn = jitted(net, lambda net, batch: generate(net, batch, 1, sampling, key=jax.random.key(0), samples=2000))(batch)
+    drawn = jitted(net, lambda net, batch: generate(net, batch, 1, sampling, key=jax.random.key(0), samples=2000))(
+        batch
+    )
     kept = kept_logits(next_logits(net, longer(batch, 0, 0, []))[0, 0], sampling)
     frequency = np.bincount(drawn.tokens_BAWn[0, 0, :, 0], minlength=len(kept)) / 2000
     np.testing.assert_allclose(frequency, np.asarray(jax.nn.softmax(kept)), atol=0.034)
