@@ -33,6 +33,7 @@ setup(
         "tokenizers>=0.22,<0.24",
         "numpy>=2,<3",
         "scipy>=1.14",
+        "pyarrow>=18",
         "pillow>=11",
         "safetensors>=0.8",
         "huggingface_hub>=1",

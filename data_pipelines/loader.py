@@ -194,14 +194,19 @@ def question_batches(
     images: ImageStore,
     config: LoaderConfig,
     share: Share = Share(),
+    *,
+    tight: bool = False,
 ) -> grain.DatasetIterator[QuestionBatch]:
     """All prompts, packed, each asked once; the last batch is completed with empty rows.
 
     Args:
       budget: its `answers` bounds the prompts that share a row.
+      tight: rows have as many answer slots as the fullest of these needs, not as many as there may be.
     """
     own = share.of(config.rows)
     rows = pack(np.array([prompt.size for prompt in prompts]).reshape(-1, 3), budget)
+    if tight:
+        budget = dataclasses.replace(budget, answers=max(map(len, rows), default=1))
     rows += [[] for _ in range(-len(rows) % config.rows)]
     pool = concurrent.futures.ThreadPoolExecutor(config.threads, thread_name_prefix="decode")
 

@@ -53,7 +53,8 @@ class TaskConfig:
     id_items: int = 0
     """Up to so many items before those are shown as bare ids, each a target of the one before it."""
     history_targets: Literal["reconstruct", "next_item", "none"] = "reconstruct"
-    """Targets in the items shown whole: their own id (as the paper), the next item's (asked at the id), or nothing."""
+    """Targets in the items shown whole: their own id (as the paper), what comes after its first token and then the next
+    item (asked along the id), or nothing."""
     history_weight: float = 1.0
     """What a target in the history counts in the loss, next to one of the answer asked for."""
     rated_history: bool = True
@@ -163,7 +164,7 @@ class TaskWriter:
           has_image: bool [I], which items have a picture.
         """
         self.corpus, self.vocabulary, self.config, self.budget = corpus, vocabulary, config, budget
-        self._has_image = has_image & config.images
+        self.has_image = has_image & config.images
         space = vocabulary.space  # search, preference and selection ask behind other words
         self._questions = [
             vocabulary.encode(text if text == QUESTIONS[RECOMMENDATION] else space + text) for text in QUESTIONS
@@ -275,8 +276,8 @@ class TaskWriter:
             asked = len(before) - 1 + np.arange(len(name))
             return _Piece(tokens, picture, asked, name, self._history_weights(len(name)))
         if targets == "next_item":
-            asked, target = _array(len(tokens) - 2), vocabulary.items[following, :1]
-            return _Piece(tokens, picture, asked, target, self._history_weights(1))
+            target = np.append(name[1:], vocabulary.items[following, :1])
+            return _Piece(tokens, picture, len(before) + np.arange(len(name)), target, self._history_weights(len(name)))
         return _Piece(tokens, picture)
 
     def _bare_ids(self, query: Query, end: int, following: int, left: np.ndarray) -> list[_Piece]:
@@ -353,7 +354,7 @@ class TaskWriter:
         return self.vocabulary.items[item] if self.config.questions_show_ids else _array()
 
     def _picture(self, item: int) -> tuple[int, ...]:
-        return (item,) if self._has_image[item] else ()
+        return (item,) if self.has_image[item] else ()
 
     def _marker(self, picture: tuple[int, ...]) -> np.ndarray:
         return _array(*self.vocabulary.image_marker * len(picture))

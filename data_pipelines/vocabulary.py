@@ -20,10 +20,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from data_pipelines.corpus import TRAIN, Corpus
 from data_pipelines.errors import DataError
+from data_pipelines.item_codes import ItemCodes, load_codes, save_codes
 
 IMAGE, ANSWER, END_OF_CHUNK = "<image>", "<answer>", "<|endofchunk|>"
 FAKE = "<fake_token_around_image>"  # which Idefics was pretrained with
 NUM_CANDIDATES = 3
+CODES = "item_codes.parquet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,9 @@ class VocabularyConfig:
     """The item attributes to show, by name; empty: all that the source has."""
     attribute_words: int = 20
     """Each attribute is cut to so many words."""
+    item_codes: Path | None = None
+    """Semantic ids, as `unimp ids` writes them: an item is named by a few tokens that similar items share; None: each
+    item has a token of its own."""
     round_to: int = 64
     """Base rows and new tokens are each padded with reserved ones to a multiple of this, so that meshes divide them."""
 
@@ -59,6 +64,7 @@ class Vocabulary:
       rating_levels: the stars that can be given, ascending.
       ratings: int32 [levels], the ids of their tokens.
       items: int32 [I, depth], the ids that name each item (depth 1: one token an item).
+      item_codes: the semantic ids behind `items`, where they are that.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -75,6 +81,12 @@ class Vocabulary:
     rating_levels: tuple[float, ...]
     ratings: np.ndarray
     items: np.ndarray
+    item_codes: ItemCodes | None = None
+
+    @property
+    def depth(self) -> int:
+        """Tokens of an item's name."""
+        return self.items.shape[1]
 
     @property
     def size(self) -> int:
@@ -131,6 +143,8 @@ class Vocabulary:
             "new_tokens": self.new_tokens,
         }
         (folder / "new_tokens.json").write_text(json.dumps(described), encoding="utf-8")
+        if self.item_codes is not None:
+            save_codes(folder / CODES, self.item_codes)
 
 
 def attribute_texts(corpus: Corpus, config: VocabularyConfig) -> list[str]:
@@ -168,7 +182,7 @@ def train_tokenizer(texts: Sequence[str], size: int, whole: Sequence[str] = ()) 
 
 
 def build_vocabulary(corpus: Corpus, config: VocabularyConfig, prompt_texts: Sequence[str] = ()) -> Vocabulary:
-    """The vocabulary of a catalogue, one token an item.
+    """The vocabulary of a catalogue.
 
     `prompt_texts`, what prompts say beside the items, are one token each where a tokenizer is trained.
     """
@@ -180,7 +194,8 @@ def build_vocabulary(corpus: Corpus, config: VocabularyConfig, prompt_texts: Seq
     else:
         tokenizer = train_tokenizer(list(_training_texts(corpus, config)), config.trained_size, prompt_texts)
     base_size = config.base_size or len(tokenizer) + -len(tokenizer) % config.round_to
-    return _extend(tokenizer, corpus, corpus.rating_levels, base_size=base_size, round_to=config.round_to)
+    codes = load_codes(config.item_codes, corpus.item_ids) if config.item_codes else None
+    return _extend(tokenizer, corpus, corpus.rating_levels, codes, base_size=base_size, round_to=config.round_to)
 
 
 def _training_texts(corpus: Corpus, config: VocabularyConfig) -> Iterator[str]:
@@ -190,15 +205,16 @@ def _training_texts(corpus: Corpus, config: VocabularyConfig) -> Iterator[str]:
 
 
 def _extend(
-    tokenizer: PreTrainedTokenizerBase, corpus: Corpus, rating_levels: Sequence[float], *, base_size: int, round_to: int
-) -> Vocabulary:
+    tokenizer: PreTrainedTokenizerBase, corpus: Corpus, rating_levels: Sequence[float], codes: ItemCodes | None, *,
+    base_size: int, round_to: int,
+) -> Vocabulary:  # fmt: skip
     if base_size < len(tokenizer):
         raise DataError(f"base_size {base_size} is below the {len(tokenizer)} tokens of the tokenizer")
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end-of-sequence token, with which every last answer ends")
     selections = [f"s_{number + 1}" for number in range(NUM_CANDIDATES)]
     ratings = [f"rate_{level:g}" for level in rating_levels]
-    items = [f"item_{item_id}" for item_id in corpus.item_ids]
+    items = codes.tokens() if codes else [f"item_{item_id}" for item_id in corpus.item_ids]
     begin = ["<s>"] if tokenizer.bos_token_id is None else []
     known = tokenizer.get_added_vocab()
     names = [IMAGE, ANSWER, END_OF_CHUNK, *begin, *selections, *ratings, *items]
@@ -223,7 +239,8 @@ def _extend(
         selections=ids_of(selections),
         rating_levels=tuple(rating_levels),
         ratings=ids_of(ratings),
-        items=ids_of(items)[:, None],
+        items=ids_of(items)[codes.token_numbers()] if codes else ids_of(items)[:, None],
+        item_codes=codes,
     )
 
 
@@ -235,7 +252,8 @@ def load_vocabulary(folder: Path, corpus: Corpus) -> Vocabulary:
         new_tokens, levels, base_size = tuple(saved["new_tokens"]), saved["rating_levels"], saved["base_size"]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: not a saved vocabulary ({str(error).splitlines()[0]})") from error
-    vocabulary = _extend(tokenizer, corpus, levels, base_size=base_size, round_to=1)
+    codes = load_codes(folder / CODES, corpus.item_ids) if (folder / CODES).exists() else None
+    vocabulary = _extend(tokenizer, corpus, levels, codes, base_size=base_size, round_to=1)
     names = vocabulary.new_tokens
     if new_tokens[: len(names)] != names or not all(name.startswith("<reserved_") for name in new_tokens[len(names) :]):
         raise DataError(f"{folder}: was made for another catalogue; prepare the same source, or train anew")

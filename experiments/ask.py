@@ -1,7 +1,8 @@
 """Each task's held-out questions put to a model, and its answers: figures for every user, from exact scores.
 
-No answer is sampled or searched for here. A recommendation is the catalogue ranked by the next token's probability; a
-rating is a distribution over the levels; a selection is the most probable of the six answers that are valid.
+A recommendation is the catalogue ranked by the next token's probability, or the best of its semantic ids that a search
+finds; a rating is a distribution over the levels; a selection is the most probable of the six answers that are valid;
+an explanation, with the rating before it, is what beam search writes.
 """
 
 from __future__ import annotations
@@ -41,16 +42,23 @@ def seen_items(corpus: Corpus, queries: Sequence[Query]) -> np.ndarray:
     return seen
 
 
-def ask_for_items(data: ExperimentData, model: Model, queries: Sequence[Query], k: int = 10) -> Ranked:
-    """The catalogue ranked for recommendation or search questions."""
+def ask_for_items(data: ExperimentData, model: Model, queries: Sequence[Query], k: int = 10, beams: int = 20) -> Ranked:
+    """The best items for recommendation or search questions.
+
+    Where each item has a token of its own, the whole catalogue is ranked exactly; semantic ids are searched for, by so
+    many `beams`.
+    """
     prompts = [data.writer.write(query, ask=True) for query in queries]
-    return model.examiner.rank_items(
-        model.parameters,
-        data.questions(prompts, model.share),
-        item_tokens=data.vocabulary.items[:, 0],
-        targets=np.array([query.right[0] for query in queries], np.int32),
-        seen=seen_items(data.corpus, queries),
-        k=k,
+    targets = np.array([query.right[0] for query in queries], np.int32)
+    seen, items = seen_items(data.corpus, queries), data.vocabulary.items
+    if data.vocabulary.depth == 1:
+        batches = data.questions(prompts, model.share)
+        return model.examiner.rank_items(
+            model.parameters, batches, item_tokens=items[:, 0], targets=targets, seen=seen, k=k
+        )
+    batches = data.questions(prompts, model.share, tight=True)
+    return model.examiner.search_items(
+        model.parameters, batches, trie=data.trie, item_tokens=items, targets=targets, seen=seen, k=k, beams=beams
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from data_pipelines.schema import Item
 from data_pipelines.tasks import PROMPT_TEXTS, Example, TaskWriter
 from data_pipelines.vocabulary import Vocabulary, attribute_texts, build_vocabulary, load_vocabulary
 from experiments.config import DataConfig, ExperimentConfig
+from unimp_jax.decoding import Trie, build_trie
 
 PROMPTS_A_ROW = 16
 """At most so many questions share a row."""
@@ -98,10 +100,18 @@ class ExperimentData:
             queries, self.writer, self.images, config.loader, seed=config.seed, start=start, share=share
         )
 
-    def questions(self, prompts: Sequence[Example], share: Share = Share()) -> grain.DatasetIterator[QuestionBatch]:
-        """Batches of one shape whatever the task, so that one compiled function asks them all."""
+    def questions(
+        self, prompts: Sequence[Example], share: Share = Share(), *, tight: bool = False
+    ) -> grain.DatasetIterator[QuestionBatch]:
+        """Batches of one shape whatever the task, so that one compiled function asks them all; or, `tight`, with no more
+        answer slots than these prompts need, for answers of many tokens."""
         budget = dataclasses.replace(self.config.budget, answers=PROMPTS_A_ROW)
-        return question_batches(prompts, budget, self.images, self.config.loader, share)
+        return question_batches(prompts, budget, self.images, self.config.loader, share, tight=tight)
+
+    @functools.cached_property
+    def trie(self) -> Trie:
+        """The catalogue, as the tokens of its items' names."""
+        return build_trie(self.vocabulary.items)
 
 
 def sized_model(config: ExperimentConfig, vocabulary: Vocabulary) -> ExperimentConfig:

@@ -51,6 +51,8 @@ class EvaluationConfig:
     split: Split = "test"
     checkpoint: Checkpoint = "best"
     """The best by validation, or the latest."""
+    beams: int = 20
+    """With which items are searched for that have semantic ids."""
     sasrec: bool = True
     """Whether SASRec is trained as well (the other baselines only count)."""
     sasrec_config: SASRecConfig = SASRecConfig()
@@ -72,7 +74,7 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     data, model, facts = open_model(folder, config.checkpoint)
     corpus = data.corpus
     rankers = fit_rankers(corpus, config)
-    items = {task: ask_items(data, model, rankers, config.split, task) for task in ("recommendation", "search")}
+    items = {task: ask_items(data, model, rankers, config, task) for task in ("recommendation", "search")}
     outcomes = {task: outcome for task, (outcome, _, _) in items.items()}
     outcomes["preference"] = ask_ratings(data, model, config.split)
     outcomes["selection"] = ask_selections(data, model, rankers, config.split)
@@ -106,13 +108,13 @@ def fit_rankers(corpus: Corpus, config: EvaluationConfig) -> list[Ranker]:
 
 
 def ask_items(
-    data: ExperimentData, model: Model, rankers: Sequence[Ranker], split: Split, task: str
+    data: ExperimentData, model: Model, rankers: Sequence[Ranker], config: EvaluationConfig, task: str
 ) -> tuple[dict[str, PerUser], list[Query], Ranked | None]:
     """(figures of each user by model, the questions, our ranking) of recommendation or search."""
-    queries = held_out_queries(data.corpus, split, task)
+    queries = held_out_queries(data.corpus, config.split, task)
     if not queries:
         return {}, [], None
-    ranked = ask_for_items(data, model, queries)
+    ranked = ask_for_items(data, model, queries, beams=config.beams)
     outcome = {OURS: rank_figures(ranked.kept, ranked.filtered)}
     seen = seen_items(data.corpus, queries)
     targets = np.array([query.right[0] for query in queries], np.int32)

@@ -1,4 +1,4 @@
-"""Asking a model: prompts in, log-probabilities or ranks out; batched, jitted, on the mesh."""
+"""Asking a model: prompts in; log-probabilities, ranks or answers out; batched, jitted, on the mesh."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unimp_jax.batch import Batch
+from unimp_jax.decoding import BeamConfig, Found, Trie, beam_search, path_scores, read, search_items
 from unimp_jax.evaluation.ranking import ranks, top_items
 
 
@@ -27,18 +28,21 @@ class AskedBatch(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ranked:
-    """The whole catalogue of I items ranked for each of P prompts, by exact scores.
+    """The best of a catalogue of I items for each of P prompts.
 
     Attributes:
-      kept, filtered: float32 [P], the right item's rank (1 is best, ties count half) among all items, and among those
-        that the user has not met.
-      top: int32 [P, k], the best items that the user has not met, best first.
-      cross_entropy: float32 [P], of the right item's token among the whole vocabulary, in nats.
+      kept, filtered: float32 [P], the right item's rank (1 is best) among all items, and among those that the user has
+        not met. By exact scores of all items, ties counted half; or, where items were searched for, their place among
+        the k found, infinite where the right one is not found.
+      top: int32 [P, k], the best items that the user has not met, best first; -1 where there are no more.
+      scores: float32 [P, k], their log-probabilities.
+      cross_entropy: float32 [P], of the right item's tokens among the whole vocabulary, in nats.
     """
 
     kept: np.ndarray
     filtered: np.ndarray
     top: np.ndarray
+    scores: np.ndarray
     cross_entropy: np.ndarray
 
 
@@ -47,11 +51,13 @@ class Examiner:
 
     def __init__(self, graph: nnx.GraphDef, mesh: Mesh, to_device: Callable[[dict[str, np.ndarray]], Batch]):
         """`to_device` turns a process's share of a batch into global arrays."""
-        self._graph, self._to_device = graph, to_device
+        self.graph, self._to_device = graph, to_device
         self._rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
         everywhere = self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._log_probabilities = jax.jit(self._score, out_shardings=everywhere)
         self._rank = jax.jit(self._score_and_rank, static_argnames="k", out_shardings=everywhere)
+        self._find = jax.jit(self._search, static_argnames=("k", "beams"), out_shardings=everywhere)
+        self._say = jax.jit(self._answer, static_argnames=("config", "eos", "pad"), out_shardings=everywhere)
 
     def log_probabilities(
         self, parameters: tuple[Any, Any], batches: Iterable[AskedBatch], tokens: np.ndarray, num_prompts: int
@@ -81,18 +87,75 @@ class Examiner:
           targets: int32 [P], the right item of each prompt.
           seen: int32 [P, S], the items each user has met, padded with -1.
         """
-        total = len(targets)
-        kept, filtered, entropy = (np.full(total, np.nan, np.float32) for _ in range(3))
-        top = np.full((total, k), -1, np.int32)
         item_tokens, targets, seen = jax.device_put((item_tokens, targets, seen), self._everywhere)
+
+        def rank(arrays: Batch, prompts: jax.Array) -> tuple[jax.Array, ...]:
+            return self._rank(parameters, arrays, prompts, item_tokens, targets, seen, k=k)
+
+        return Ranked(*self._gather(batches, rank, len(targets)))
+
+    def search_items(
+        self,
+        parameters: tuple[Any, Any],
+        batches: Iterable[AskedBatch],
+        *,
+        trie: Trie,
+        item_tokens: np.ndarray,
+        targets: np.ndarray,
+        seen: np.ndarray,
+        k: int = 10,
+        beams: int = 10,
+    ) -> Ranked:
+        """Searches the catalogue for every prompt, for ids of several tokens: one pass, then a step for each token.
+
+        Args:
+          trie: of the items' tokens.
+          item_tokens: int32 [I, depth].
+          targets, seen: as of `rank_items`.
+        """
+        placed = jax.device_put((trie, item_tokens, targets, seen), self._everywhere)
+
+        def search(arrays: Batch, prompts: jax.Array) -> tuple[jax.Array, ...]:
+            return self._find(parameters, arrays, prompts, *placed, k=k, beams=beams)
+
+        return Ranked(*self._gather(batches, search, len(targets)))
+
+    def answers(
+        self,
+        parameters: tuple[Any, Any],
+        batches: Iterable[AskedBatch],
+        num_prompts: int,
+        config: BeamConfig,
+        *,
+        eos: int,
+        pad: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best answer to every prompt by beam search: (int32 [P, n] tokens, float32 [P] scores)."""
+
+        def say(arrays: Batch, prompts: jax.Array) -> tuple[jax.Array, ...]:
+            return self._say(parameters, arrays, prompts, config=config, eos=eos, pad=pad)
+
+        tokens, scores = self._gather(batches, say, num_prompts)
+        return tokens, scores
+
+    def _gather(
+        self,
+        batches: Iterable[AskedBatch],
+        ask: Callable[[Batch, jax.Array], tuple[jax.Array, ...]],
+        num_prompts: int,
+    ) -> list[np.ndarray]:
+        """What `ask` says of every prompt, in their order; its last result is which prompts those were."""
+        wholes: list[np.ndarray] = []
         for batch in batches:
-            arrays, prompts = self._place(batch)
-            results = self._rank(parameters, arrays, prompts, item_tokens, targets, seen, k=k)
-            *results, asked = jax.device_get(results)
+            *results, asked = jax.device_get(ask(*self._place(batch)))
+            if not wholes:
+                blank = [np.nan if part.dtype == np.float32 else -1 for part in results]
+                shapes = [(num_prompts, *part.shape[1:]) for part in results]
+                wholes = [np.full(s, b, p.dtype) for s, b, p in zip(shapes, blank, results, strict=True)]
             used = asked >= 0
-            for whole, part in zip((kept, filtered, top, entropy), results, strict=True):
+            for whole, part in zip(wholes, results, strict=True):
                 whole[asked[used]] = part[used]
-        return Ranked(kept, filtered, top, entropy)
+        return wholes
 
     def _place(self, batch: AskedBatch) -> tuple[Batch, jax.Array]:
         return self._to_device(batch.arrays), jax.make_array_from_process_local_data(self._rows, batch.prompts)
@@ -100,7 +163,7 @@ class Examiner:
     def _score(
         self, parameters: tuple[Any, Any], batch: Batch, prompts_BA: jax.Array, tokens: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        logits_BAV = nnx.merge(self._graph, *parameters)(batch)
+        logits_BAV = nnx.merge(self.graph, *parameters)(batch)
         scores_BAn = jax.nn.log_softmax(logits_BAV)[..., tokens]
         return scores_BAn.reshape(-1, tokens.shape[0]), prompts_BA.reshape(-1)
 
@@ -120,4 +183,50 @@ class Examiner:
         targets_M, seen_MS = targets[asked], seen[asked]
         kept_M, filtered_M = ranks(scores_MI, targets_M, seen_MS)
         entropy_M = -jnp.take_along_axis(scores_MI, targets_M[:, None], axis=1)[:, 0]
-        return kept_M, filtered_M, top_items(scores_MI, seen_MS, k), entropy_M, prompts_M
+        top_Mk = top_items(scores_MI, seen_MS, k)
+        best_Mk = jnp.take_along_axis(scores_MI, jnp.maximum(top_Mk, 0), axis=1)
+        return kept_M, filtered_M, top_Mk, jnp.where(top_Mk >= 0, best_Mk, -jnp.inf), entropy_M, prompts_M
+
+    def _search(
+        self,
+        parameters: tuple[Any, Any],
+        batch: Batch,
+        prompts_BA: jax.Array,
+        trie: Trie,
+        item_tokens: jax.Array,
+        targets: jax.Array,
+        seen: jax.Array,
+        *,
+        k: int,
+        beams: int,
+    ) -> tuple[jax.Array, ...]:
+        model = nnx.merge(self.graph, *parameters)
+        asked_BA = jnp.maximum(prompts_BA, 0)
+        targets_BA, seen_BAS = targets[asked_BA], seen[asked_BA]
+        hidden_BAD, prompts = read(model, batch)
+        others_BAS = jnp.where(seen_BAS == targets_BA[..., None], -1, seen_BAS)  # the right item is never filtered
+        kept = search_items(model, hidden_BAD, prompts, trie, None, k=k, beams=beams)
+        filtered = search_items(model, hidden_BAD, prompts, trie, others_BAS, k=k, beams=beams)
+        path_BA1n = item_tokens[targets_BA][:, :, None]
+        entropy_BA = -path_scores(model, hidden_BAD, prompts, path_BA1n)[..., 0]
+
+        def place(found: Found) -> jax.Array:
+            hits_BAk = found.items_BAk == targets_BA[..., None]
+            return jnp.where(hits_BAk.any(-1), hits_BAk.argmax(-1) + 1, jnp.inf).astype(jnp.float32)
+
+        results = place(kept), place(filtered), filtered.items_BAk, filtered.scores_BAk, entropy_BA, prompts_BA
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+
+    def _answer(
+        self,
+        parameters: tuple[Any, Any],
+        batch: Batch,
+        prompts_BA: jax.Array,
+        *,
+        config: BeamConfig,
+        eos: int,
+        pad: int,
+    ) -> tuple[jax.Array, ...]:
+        answers = beam_search(nnx.merge(self.graph, *parameters), batch, config, eos=eos, pad=pad)
+        results = answers.tokens_BAWn[:, :, 0], answers.scores_BAW[:, :, 0], prompts_BA
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)

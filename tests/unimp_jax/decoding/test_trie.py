@@ -61,11 +61,11 @@ def test_a_branch_is_open_as_long_as_an_item_below_it_is(ids, random):
     places = excluded_places(trie, jnp.array(listed)[None, None])
     for level in range(trie.depth):
         ways = branches(trie, level, jnp.arange(len(trie.children[level]) - 1)[None, None], places)
-        begins = np.asarray(trie.children[level])
-        for node, number in np.ndindex(ways.open_BAWC.shape[2:]):
+        begins, is_open = np.asarray(trie.children[level]), np.asarray(ways.open_BAWC[0, 0])
+        for node, number in np.ndindex(is_open.shape):
             child = begins[node] + number
             left = child < begins[node + 1] and any(item not in closed for item in below(trie, level + 1, child))
-            assert bool(ways.open_BAWC[0, 0, node, number]) == left, (level, node, child)
+            assert is_open[node, number] == left, (level, node, child)
 
 
 def test_one_size_of_arrays_for_any_catalogue_there_is_room_for():

@@ -1,0 +1,90 @@
+"""Semantic ids of a catalogue in a file: which codes name each item."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipelines.errors import DataError
+
+SIZES = b"unimp.sizes"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ItemCodes:
+    """I items named by one code of each level.
+
+    Attributes:
+      item_ids: I strings.
+      codes: int32 [I, depth], no two rows alike.
+      sizes: how many codes each level has.
+    """
+
+    item_ids: tuple[str, ...]
+    codes: np.ndarray
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        shape = (len(self.item_ids), len(self.sizes))
+        if self.codes.shape != shape or not 1 <= len(self.sizes) <= len(string.ascii_lowercase):
+            raise DataError(f"codes are of shape {self.codes.shape}: {shape}, items and levels, is right")
+        if (self.codes < 0).any() or (self.codes >= np.array(self.sizes)).any():
+            raise DataError(f"a code is not within the sizes of its level, {self.sizes}")
+        if len(np.unique(self.codes, axis=0)) != len(self.codes):
+            raise DataError("two items have the same codes: nothing would tell them apart")
+
+    def tokens(self) -> list[str]:
+        """The names of all codes, level by level: a_0, a_1, …, b_0, …"""
+        return [
+            f"{letter}_{code}" for letter, size in zip(string.ascii_lowercase, self.sizes, strict=False)
+            for code in range(size)
+        ]  # fmt: skip
+
+    def token_numbers(self) -> np.ndarray:
+        """The place in `tokens` of every code: int64 [I, depth]."""
+        return self.codes + np.cumsum([0, *self.sizes[:-1]])
+
+
+def save_codes(path: Path, codes: ItemCodes, facts: dict[str, Any] | None = None) -> None:
+    """Parquet with the columns `item_id` and `codes`, whole or not at all; `facts` say how the codes came to be."""
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(codes.codes.reshape(-1), pa.int32()), len(codes.sizes))
+    table = pa.table({"item_id": pa.array(codes.item_ids, pa.string()), "codes": rows})
+    metadata = {SIZES: json.dumps(codes.sizes), b"unimp.facts": json.dumps(facts or {})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_codes(path: Path, item_ids: Sequence[str]) -> ItemCodes:
+    """The codes of these items, in this order; a file may hold others too.
+
+    Raises:
+      DataError: the file is missing or damaged, or lacks an item.
+    """
+    try:
+        table = pq.read_table(path, columns=["item_id", "codes"])
+        sizes = tuple(json.loads(table.schema.metadata[SIZES]))
+        found = table["item_id"].to_pylist()
+        codes = np.array(table["codes"].combine_chunks().flatten(), np.int32).reshape(len(found), len(sizes))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist: `unimp ids` makes such a file") from error
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: not a file of item codes ({str(error).splitlines()[0]})") from error
+    places = {item_id: place for place, item_id in enumerate(found)}
+    missing = [item_id for item_id in item_ids if item_id not in places]
+    if missing:
+        raise DataError(f"{path} has no codes for {len(missing)} of the items, such as {missing[0]!r}: make it anew")
+    return ItemCodes(tuple(item_ids), codes[[places[item_id] for item_id in item_ids]], sizes)

@@ -1,0 +1,98 @@
+"""`unimp ids`: semantic ids from what items look like and what is written of them, as a run's model sees it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from data_pipelines.item_codes import ItemCodes, save_codes
+from data_pipelines.vocabulary import attribute_texts
+from experiments.data import ExperimentData
+from experiments.run import Checkpoint, open_model
+from unimp_jax.model import UniMP
+from unimp_jax.semantic_ids import ResidualKMeansConfig, RQVAEConfig, SemanticIdConfig, semantic_ids
+
+BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemIdsConfig:
+    """What semantic ids are made of, and how."""
+
+    images: bool = True
+    """The vision tower's features of an item's picture, the mean over patches."""
+    text: bool = True
+    """The embeddings of the words of its attributes, their mean."""
+    ids: SemanticIdConfig = SemanticIdConfig(
+        residual_kmeans=ResidualKMeansConfig(scaling="none"), rq_vae=RQVAEConfig(scaling="none")
+    )
+    checkpoint: Checkpoint = "best"
+    """The best by validation, or the latest."""
+
+
+def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
+    """Writes a file for `vocabulary.item_codes`; returns what to tell the user of it.
+
+    Raises:
+      DataError: the folder holds no run.
+      ValueError: neither images nor text is wanted, or the layout has too few ids.
+    """
+    if not (config.images or config.text):
+        raise ValueError("ids are made of images, of text or of both; neither is left")
+    data, model, facts = open_model(run, config.checkpoint)
+    net = nnx.merge(model.examiner.graph, *model.parameters)
+    blocks = []
+    if config.images:
+        blocks.append(picture_features(net, data))
+    if config.text:
+        blocks.append(text_features(net, data))
+    made = semantic_ids(np.concatenate([evenly(block) for block in blocks], axis=1), config.ids)
+    sizes = (*[config.ids.codes] * config.ids.levels, config.ids.last)
+    described = {
+        "source": data.config.data.source,
+        "run": str(run),
+        "step": facts.step,
+        "images": config.images,
+        "text": config.text,
+        "method": config.ids.method,
+        "seed": config.ids.seed,
+        "figures": dataclasses.asdict(made.figures),
+    }
+    save_codes(path, ItemCodes(tuple(data.corpus.item_ids), made.ids, sizes), described)
+    layout = " + ".join(map(str, sizes))
+    return f"{made.figures}\n{path}: ids of {layout} codes; train with --vocabulary.item-codes {path}"
+
+
+def picture_features(net: UniMP, data: ExperimentData) -> np.ndarray:
+    """float32 [I, C]; an item without a picture is given the mean of all."""
+    graph, state = nnx.split(net.vision)
+    encode = jax.jit(lambda state, images: nnx.merge(graph, state)(images).astype(jnp.float32).mean(axis=1))
+    shown = np.flatnonzero(data.writer.has_image)
+    features = np.zeros((data.corpus.num_items, net.config.vision.width), np.float32)
+    for start in tqdm(range(0, len(shown), BATCH), desc="pictures", leave=False):
+        items = shown[start : start + BATCH]
+        images = np.stack([data.images[int(item)] for item in np.resize(items, BATCH)])
+        features[items] = np.asarray(encode(state, images))[: len(items)]
+    features[~data.writer.has_image] = features[shown].mean(axis=0) if len(shown) else 0
+    return features
+
+
+def text_features(net: UniMP, data: ExperimentData) -> np.ndarray:
+    """float32 [I, D]; an item without words is given zeros."""
+    table = np.asarray(net.embeddings.base[...], np.float32)
+    rows = data.vocabulary.encode_all(attribute_texts(data.corpus, data.config.vocabulary))
+    zeros = np.zeros(table.shape[1], np.float32)
+    return np.stack([table[row].mean(axis=0) if row else zeros for row in rows])
+
+
+def evenly(block: np.ndarray) -> np.ndarray:
+    """Features with mean 0, and so scaled that each block has as much variance as any other, and each of its features
+    its share."""
+    deviation = block.std(axis=0)
+    return (block - block.mean(axis=0)) / np.where(deviation > 0, deviation, 1) / block.shape[1] ** 0.5
