@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -80,6 +80,40 @@ class Corpus:
     def targets(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """The items that were met at `positions`: int32 [M]."""
         return self.items[self.offsets[users] + positions]
+
+
+def with_user(corpus: Corpus, user_id: str, items: Sequence[int], ratings: Sequence[float]) -> Corpus:
+    """The corpus with one person more, the last, of whose history nothing is held out.
+
+    Args:
+      items: what they met, oldest first.
+      ratings: of each, NaN where unknown.
+
+    Raises:
+      DataError: there is such a user already, or nothing that they met.
+      ValueError: not one rating for each item, or an item that is not in the catalogue.
+    """
+    if user_id in corpus.user_ids:
+        raise DataError(f"user {user_id} occurs twice; ids must be unique in a source")
+    if not len(items):
+        raise DataError(f"user {user_id} has met nothing: a history of one item or more is needed")
+    if not all(0 <= item < corpus.num_items for item in items):
+        raise ValueError(f"items {list(items)} are not all among the {corpus.num_items} of the catalogue")
+    if len(ratings) != len(items):
+        raise ValueError(f"{len(ratings)} ratings of {len(items)} items: one for each is right")
+
+    def added(array: np.ndarray, values: Sequence[float]) -> np.ndarray:
+        return np.concatenate([array, np.array(values, array.dtype)])
+
+    return dataclasses.replace(
+        corpus,
+        user_ids=[*corpus.user_ids, user_id],
+        offsets=added(corpus.offsets, [corpus.offsets[-1] + len(items)]),
+        items=added(corpus.items, items),
+        times=added(corpus.times, [NO_TIME] * len(items)),
+        ratings=added(corpus.ratings, ratings),
+        splits=added(corpus.splits, [TRAIN] * len(items)),
+    )
 
 
 def leave_one_out(user: User) -> list[int]:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from data_pipelines.errors import DataError
 
 SIZES = b"unimp.sizes"
+LETTERS = string.ascii_lowercase.replace("s", "")  # s_1, s_2 and s_3 name the candidates of a selection
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,7 +25,7 @@ class ItemCodes:
     """I items named by one code of each level.
 
     Attributes:
-      item_ids: I strings.
+      item_ids: I strings, no two alike.
       codes: int32 [I, depth], no two rows alike.
       sizes: how many codes each level has.
     """
@@ -35,8 +36,12 @@ class ItemCodes:
 
     def __post_init__(self) -> None:
         shape = (len(self.item_ids), len(self.sizes))
-        if self.codes.shape != shape or not 1 <= len(self.sizes) <= len(string.ascii_lowercase):
+        if self.codes.shape != shape:
             raise DataError(f"codes are of shape {self.codes.shape}: {shape}, items and levels, is right")
+        if not 1 <= len(self.sizes) <= len(LETTERS):
+            raise DataError(f"{len(self.sizes)} levels of codes: 1 to {len(LETTERS)}, a letter each, is right")
+        if len(set(self.item_ids)) != len(self.item_ids):
+            raise DataError("an item has two rows of codes")
         if (self.codes < 0).any() or (self.codes >= np.array(self.sizes)).any():
             raise DataError(f"a code is not within the sizes of its level, {self.sizes}")
         if len(np.unique(self.codes, axis=0)) != len(self.codes):
@@ -45,8 +50,7 @@ class ItemCodes:
     def tokens(self) -> list[str]:
         """The names of all codes, level by level: a_0, a_1, …, b_0, …"""
         return [
-            f"{letter}_{code}" for letter, size in zip(string.ascii_lowercase, self.sizes, strict=False)
-            for code in range(size)
+            f"{letter}_{code}" for letter, size in zip(LETTERS, self.sizes, strict=False) for code in range(size)
         ]  # fmt: skip
 
     def token_numbers(self) -> np.ndarray:
@@ -75,16 +79,29 @@ def load_codes(path: Path, item_ids: Sequence[str]) -> ItemCodes:
       DataError: the file is missing or damaged, or lacks an item.
     """
     try:
-        table = pq.read_table(path, columns=["item_id", "codes"])
-        sizes = tuple(json.loads(table.schema.metadata[SIZES]))
-        found = table["item_id"].to_pylist()
-        codes = np.array(table["codes"].combine_chunks().flatten(), np.int32).reshape(len(found), len(sizes))
+        with pq.ParquetFile(path) as file:  # `read_table` would take the name of a folder, `codes=8`, for a column
+            table = file.read(columns=["item_id", "codes"])
+        sizes, codes = _read_codes(table)
+        whole = ItemCodes(tuple(table["item_id"].to_pylist()), codes, sizes)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: `unimp ids` makes such a file") from error
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a file of item codes ({str(error).splitlines()[0]})") from error
-    places = {item_id: place for place, item_id in enumerate(found)}
+    places = {item_id: place for place, item_id in enumerate(whole.item_ids)}
     missing = [item_id for item_id in item_ids if item_id not in places]
     if missing:
         raise DataError(f"{path} has no codes for {len(missing)} of the items, such as {missing[0]!r}: make it anew")
     return ItemCodes(tuple(item_ids), codes[[places[item_id] for item_id in item_ids]], sizes)
+
+
+def _read_codes(table: pa.Table) -> tuple[tuple[int, ...], np.ndarray]:
+    """(how many codes each level has, int32 [rows, levels])."""
+    described = (table.schema.metadata or {}).get(SIZES)
+    if described is None:
+        raise ValueError("nothing says how many codes each level has")
+    sizes = tuple(map(int, json.loads(described)))
+    column, right = table["codes"], pa.list_(pa.int32(), len(sizes))
+    if column.type != right:
+        raise ValueError(f"column codes is of {column.type}: {right} is right")
+    codes = column.combine_chunks().flatten().to_numpy(zero_copy_only=True)  # which missing numbers forbid
+    return sizes, codes.reshape(len(table), len(sizes))

@@ -20,6 +20,9 @@ from data_pipelines.packing import fill_row, pack
 from data_pipelines.queries import TrainingQueries
 from data_pipelines.tasks import Budget, Example, TaskWriter
 
+TIGHT = 32
+"""Tight rows are a multiple of so many tokens long."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
@@ -201,13 +204,21 @@ def question_batches(
 
     Args:
       budget: its `answers` bounds the prompts that share a row.
-      tight: rows have as many answer slots as the fullest of these needs, not as many as there may be.
+      tight: rows are as long as the longest prompt needs, with as many images and answer slots as the fullest of them
+        needs; and as many more of them make a batch.
     """
-    own = share.of(config.rows)
-    rows = pack(np.array([prompt.size for prompt in prompts]).reshape(-1, 3), budget)
-    if tight:
-        budget = dataclasses.replace(budget, answers=max(map(len, rows), default=1))
-    rows += [[] for _ in range(-len(rows) % config.rows)]
+    sizes = np.array([prompt.size for prompt in prompts]).reshape(-1, 3)
+    tokens, num_rows = budget.tokens, config.rows
+    if tight and len(sizes):
+        longest = int(sizes[:, 0].max())
+        budget = dataclasses.replace(budget, tokens=min(longest + -longest % TIGHT, budget.tokens))
+        num_rows *= tokens // budget.tokens
+    own = share.of(num_rows)
+    rows = pack(sizes, budget)
+    if tight and len(sizes):
+        needed = np.array([sizes[row, 1:].sum(axis=0) for row in rows]).max(axis=0).tolist()
+        budget = dataclasses.replace(budget, images=needed[0], answers=needed[1])
+    rows += [[] for _ in range(-len(rows) % num_rows)]
     pool = concurrent.futures.ThreadPoolExecutor(config.threads, thread_name_prefix="decode")
 
     def fill(planned: Sequence[list[int]]) -> QuestionBatch:
@@ -217,7 +228,7 @@ def question_batches(
         examples = [[prompts[number] for number in numbers] for numbers in planned]
         return QuestionBatch(fill_batch(examples, budget, images, pool), asked)
 
-    starts = range(0, len(rows), config.rows)
-    batches = grain.MapDataset.source([rows[start : start + config.rows][own] for start in starts])
+    starts = range(0, len(rows), num_rows)
+    batches = grain.MapDataset.source([rows[start : start + num_rows][own] for start in starts])
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch)
     return iter(batches.map(fill).to_iter_dataset(options))

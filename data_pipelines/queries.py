@@ -22,9 +22,12 @@ class Query:
     Attributes:
       task: an index into `TASKS`.
       user: whose history it is.
-      position: the history is the user's interactions before this one, and this one is what is asked about.
-      right: the items that are right answers, at most two, oldest first; the first is the one at `position`.
+      position: the history is the user's interactions before this one, and this one is what is asked about; as many as
+        there are, where it is yet to come, so that the question is open and can only be asked.
+      right: the items that are right answers, at most two, oldest first; the first is the one at `position`. An open
+        question has none, but for preference: there it is the item asked about.
       candidates: for selection, the three items to select from.
+      words: what is searched for, where it is not the categories of the right item.
     """
 
     task: int
@@ -32,6 +35,7 @@ class Query:
     position: int
     right: tuple[int, ...]
     candidates: tuple[int, ...] = ()
+    words: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

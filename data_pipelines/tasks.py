@@ -13,10 +13,11 @@ and a whole example, here for recommendation,
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 
@@ -178,16 +179,31 @@ class TaskWriter:
             raise ValueError(f"tasks.history_weight {config.history_weight} must be above 0; see tasks.history_targets")
         self._weights = [getattr(config.loss_weights, task) for task in TASKS]
 
+    def of(self, corpus: Corpus) -> Self:
+        """A writer of other people's histories of the same items, whose texts are not tokenised again.
+
+        Raises:
+          ValueError: the items are others.
+        """
+        if corpus.item_ids != self.corpus.item_ids:
+            raise ValueError("a writer goes on with the items that it was made for")
+        other = copy.copy(self)
+        other.corpus = corpus
+        return other
+
     def write(self, query: Query, *, ask: bool = False, begun: Sequence[int] = ()) -> Example:
         """The example that asks `query`, with its answer; the oldest history that does not fit the budget is left out.
 
         Args:
           ask: write the prompt only, up to and with the last `<answer>`, followed by `begun`, the beginning of an
-            answer. The single answer position is then the last token, its target what truly comes there.
+            answer. The single answer position is then the last token, its target what truly comes there (the end, where
+            that is not known).
 
         Raises:
-          ValueError: the question alone is larger than the budget.
+          ValueError: the question alone is larger than the budget, or open and not only to be asked.
         """
+        if not ask and self._is_open(query):
+            raise ValueError(f"the {TASKS[query.task]} question {query} is open: it has no answer to write")
         question, answer = self._question(query), self._answer(query)
         pieces = [_Piece(_array(self.vocabulary.bos)), *self._history(query, question, answer), question]
         if ask:
@@ -219,7 +235,7 @@ class TaskWriter:
         tokens: list[np.ndarray] = []
         images: tuple[int, ...] = ()
         if query.task == SEARCH:
-            tokens += [self._query, self._categories[query.right[0]]]
+            tokens += [self._query, self._words(query)]
         elif query.task == PREFERENCE:
             images = self._picture(query.right[0])
             tokens += [self._marker(images), self._asked_name(query.right[0]), self._attributes[query.right[0]]]
@@ -232,9 +248,26 @@ class TaskWriter:
         tokens += [self._questions[query.task], _array(vocabulary.answer)]
         return _Piece(np.concatenate(tokens), images)
 
+    def _words(self, query: Query) -> np.ndarray:
+        """What is searched for: int32."""
+        if query.words is None:
+            return self._categories[query.right[0]]
+        return self.vocabulary.encode(self.vocabulary.space + query.words)
+
+    def _is_open(self, query: Query) -> bool:
+        """Whether nobody knows the answer."""
+        if query.task != PREFERENCE:
+            return not query.right
+        return self.corpus.offsets[query.user] + query.position >= self.corpus.offsets[query.user + 1]
+
     def _answer(self, query: Query) -> np.ndarray:
-        """The tokens after the last `<answer>`, the end of the sequence included: int32."""
+        """The tokens after the last `<answer>`, the end of the sequence included: int32.
+
+        Of an open question, as many ends as an item's name and the end take room.
+        """
         vocabulary = self.vocabulary
+        if self._is_open(query):
+            return _array(*[vocabulary.eos] * (vocabulary.depth + 1))
         event = int(self.corpus.offsets[query.user]) + query.position
         if query.task == PREFERENCE:
             rating = vocabulary.rating_token(self.corpus.ratings[event])
@@ -254,7 +287,7 @@ class TaskWriter:
                 f"(left: {left.tolist()}); raise the budget or show fewer attribute words"
             )
         pieces: list[_Piece] = []
-        following = int(query.right[0])
+        following = int(query.right[0]) if query.right else 0  # any: a question without an answer keeps no targets
         shown = min(self.config.full_items, query.position)
         for place in range(query.position - 1, query.position - shown - 1, -1):
             piece = self._whole_item(query, place, following)
@@ -326,7 +359,8 @@ class TaskWriter:
         every = self.config.ask_every
         if not every or query.task not in (RECOMMENDATION, SEARCH):
             return []
-        phase = int(np.random.default_rng((query.user, query.position)).integers(every))
+        person = query.user if query.right else 0  # an open question hangs on the history alone, whosever it is
+        phase = int(np.random.default_rng((person, query.position)).integers(every))
         places = range(first + 1 + phase, end, every)
         if query.task == RECOMMENDATION:
             return list(places)

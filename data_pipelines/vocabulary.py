@@ -141,6 +141,7 @@ class Vocabulary:
             "base_size": self.base_size,
             "rating_levels": self.rating_levels,
             "new_tokens": self.new_tokens,
+            "item_codes": self.item_codes is not None,
         }
         (folder / "new_tokens.json").write_text(json.dumps(described), encoding="utf-8")
         if self.item_codes is not None:
@@ -250,9 +251,10 @@ def load_vocabulary(folder: Path, corpus: Corpus) -> Vocabulary:
         saved = json.loads((folder / "new_tokens.json").read_text(encoding="utf-8"))
         tokenizer = AutoTokenizer.from_pretrained(folder)
         new_tokens, levels, base_size = tuple(saved["new_tokens"]), saved["rating_levels"], saved["base_size"]
+        has_codes = saved.get("item_codes", (folder / CODES).exists())
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: not a saved vocabulary ({str(error).splitlines()[0]})") from error
-    codes = load_codes(folder / CODES, corpus.item_ids) if (folder / CODES).exists() else None
+    codes = load_codes(folder / CODES, corpus.item_ids) if has_codes else None
     vocabulary = _extend(tokenizer, corpus, levels, codes, base_size=base_size, round_to=1)
     names = vocabulary.new_tokens
     if new_tokens[: len(names)] != names or not all(name.startswith("<reserved_") for name in new_tokens[len(names) :]):

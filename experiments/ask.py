@@ -19,6 +19,7 @@ from data_pipelines.loader import Share
 from data_pipelines.queries import Query, held_out_queries
 from data_pipelines.vocabulary import NUM_CANDIDATES
 from experiments.data import ExperimentData
+from unimp_jax.decoding import BeamConfig
 from unimp_jax.evaluation.harness import Examiner, Ranked
 
 Split = Literal["validation", "test"]
@@ -42,15 +43,27 @@ def seen_items(corpus: Corpus, queries: Sequence[Query]) -> np.ndarray:
     return seen
 
 
-def ask_for_items(data: ExperimentData, model: Model, queries: Sequence[Query], k: int = 10, beams: int = 20) -> Ranked:
+def ask_for_items(
+    data: ExperimentData,
+    model: Model,
+    queries: Sequence[Query],
+    k: int = 10,
+    beams: int = 20,
+    *,
+    keep_seen: bool = False,
+) -> Ranked:
     """The best items for recommendation or search questions.
 
     Where each item has a token of its own, the whole catalogue is ranked exactly; semantic ids are searched for, by so
-    many `beams`.
+    many `beams`. Of an open question, only `top` and `scores` of what is returned mean anything.
+
+    Args:
+      keep_seen: `top` may name what the user has met.
     """
     prompts = [data.writer.write(query, ask=True) for query in queries]
-    targets = np.array([query.right[0] for query in queries], np.int32)
-    seen, items = seen_items(data.corpus, queries), data.vocabulary.items
+    targets = np.array([query.right[0] if query.right else -1 for query in queries], np.int32)
+    seen = np.full((len(queries), 1), -1, np.int32) if keep_seen else seen_items(data.corpus, queries)
+    items = data.vocabulary.items
     if data.vocabulary.depth == 1:
         batches = data.questions(prompts, model.share)
         return model.examiner.rank_items(
@@ -90,6 +103,42 @@ def ask_for_selections(data: ExperimentData, model: Model, queries: Sequence[Que
         tuple(query.candidates[place] for place in answers[number])
         for query, number in zip(queries, best.tolist(), strict=True)
     ]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reviews:
+    """What was written about P items.
+
+    Attributes:
+      ratings: float64 [P], the stars that the answer begins with; NaN where it does not begin with a rating.
+      explanations: the text behind the rating, or the whole of it where there is none.
+      texts: whole answers, for people.
+      scores: float32 [P], log-probabilities under the length penalty.
+    """
+
+    ratings: np.ndarray
+    explanations: list[str]
+    texts: list[str]
+    scores: np.ndarray
+
+
+def ask_for_reviews(data: ExperimentData, model: Model, queries: Sequence[Query], config: BeamConfig) -> Reviews:
+    """Rating and explanation of preference questions, as beam search over all tokens writes them."""
+    vocabulary = data.vocabulary
+    prompts = [data.writer.write(query, ask=True) for query in queries]
+    batches = data.questions(prompts, model.share, tight=True)
+    tokens, scores = model.examiner.answers(
+        model.parameters, batches, len(prompts), config, eos=vocabulary.eos, pad=vocabulary.pad
+    )
+    levels = dict(zip(vocabulary.ratings.tolist(), vocabulary.rating_levels, strict=True))
+    ratings, explanations, texts = np.full(len(prompts), np.nan), [], []
+    for number, row in enumerate(tokens.tolist()):
+        answer = row[: row.index(vocabulary.eos)] if vocabulary.eos in row else row
+        if answer and answer[0] in levels:
+            ratings[number] = levels[answer[0]]
+        explanations.append(vocabulary.decode(answer[1:] if answer and answer[0] in levels else answer))
+        texts.append(vocabulary.decode(answer))
+    return Reviews(ratings, explanations, texts, scores)
 
 
 def _next_token(

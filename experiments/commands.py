@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,8 @@ from experiments.baselines.sasrec import SASRecConfig
 from experiments.config import DataConfig, ExperimentConfig
 from experiments.evaluate import EvaluationConfig, evaluate_run, show
 from experiments.export import ExportConfig, export_run
+from experiments.generate import GenerateConfig, generate
+from experiments.item_ids import ItemIdsConfig, make_item_ids
 from experiments.loader_speed import measure_loader
 from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.report import write_report
@@ -104,6 +107,36 @@ def export_command(
     print(export_run(run, folder, config))
 
 
+def generate_command(
+    folder: tyro.conf.Positional[Path], config: Annotated[GenerateConfig, tyro.conf.arg(name="")]
+) -> None:
+    """Answer for one person: what to recommend, what matches a search, how they would rate it, which of three.
+
+    Args:
+      folder: of a run, or made by `unimp export` for transformers.
+    """
+    print(generate(folder, config, read_input))
+
+
+def read_input() -> str:
+    """Standard input; nothing where that is a keyboard, for nobody types JSON."""
+    return "" if sys.stdin.isatty() else sys.stdin.read()
+
+
+def ids_command(
+    run: tyro.conf.Positional[Path],
+    file: tyro.conf.Positional[Path],
+    config: Annotated[ItemIdsConfig, tyro.conf.arg(name="")],
+) -> None:
+    """Name items by a few tokens that similar ones share, for runs with --vocabulary.item-codes FILE.
+
+    Args:
+      run: the folder of the run whose model looks at the items.
+      file: is written; Parquet.
+    """
+    print(make_item_ids(run, file, config))
+
+
 def sasrec_command(
     folder: tyro.conf.Positional[Path],
     data: DataConfig = DataConfig("movielens_1m"),
@@ -146,6 +179,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report_command,
     "import": import_command,
     "export": export_command,
+    "generate": generate_command,
+    "ids": ids_command,
     "sasrec": sasrec_command,
     "loader": loader_command,
     "demo": demo_command,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import grain
 import numpy as np
@@ -93,6 +95,12 @@ class ExperimentData:
             vocabulary = load_vocabulary(vocabulary_folder, records.corpus)
         return cls(config, records, vocabulary)
 
+    def of(self, corpus: Corpus) -> Self:
+        """The same with other people, who meet the same items."""
+        other = copy.copy(self)
+        other.corpus, other.writer = corpus, self.writer.of(corpus)
+        return other
+
     def training(self, start: Position = Position(), share: Share = Share()) -> grain.DatasetIterator[TrainingBatch]:
         config = self.config
         queries = TrainingQueries(self.corpus, config.queries, config.seed)
@@ -103,8 +111,8 @@ class ExperimentData:
     def questions(
         self, prompts: Sequence[Example], share: Share = Share(), *, tight: bool = False
     ) -> grain.DatasetIterator[QuestionBatch]:
-        """Batches of one shape whatever the task, so that one compiled function asks them all; or, `tight`, with no more
-        answer slots than these prompts need, for answers of many tokens."""
+        """Batches of one shape whatever the task, so that one compiled function asks them all; or, `tight`, no
+        larger than these prompts need, for answers of many tokens."""
         budget = dataclasses.replace(self.config.budget, answers=PROMPTS_A_ROW)
         return question_batches(prompts, budget, self.images, self.config.loader, share, tight=tight)
 

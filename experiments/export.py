@@ -19,9 +19,10 @@ from data_pipelines.errors import DataError
 from data_pipelines.queries import held_out_queries
 from data_pipelines.vocabulary import Vocabulary
 from data_pipelines.whole_tokenizer import whole_tokenizer
+from experiments.config import save_config
 from experiments.data import ExperimentData
 from experiments.results import Evaluation, load_evaluation
-from experiments.run import Checkpoint, Facts, open_model
+from experiments.run import EXPERIMENT, Checkpoint, Facts, open_model
 from unimp_jax.interop import idefics, open_flamingo
 from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights
@@ -79,6 +80,8 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
         write_settings(temporary, data, config.format)
         if described:
             write_json(temporary / "config.json", described)
+            data.vocabulary.save(temporary / EXPERIMENT / "vocabulary")  # with what `unimp generate` reads
+            save_config(dataclasses.replace(data.config, start=None), temporary / EXPERIMENT / "config.json")
         else:
             dumped = pydantic.TypeAdapter(ModelConfig).dump_python(geometry, mode="json")
             write_json(temporary / GEOMETRY, dumped)

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
+from data_pipelines.errors import DataError
 from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.vocabulary import attribute_texts
 from experiments.data import ExperimentData
@@ -40,11 +41,13 @@ def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
     """Writes a file for `vocabulary.item_codes`; returns what to tell the user of it.
 
     Raises:
-      DataError: the folder holds no run.
-      ValueError: neither images nor text is wanted, or the layout has too few ids.
+      DataError: the folder holds no run, or the file would be a folder.
+      ValueError: neither images nor text is wanted or there, or the layout has too few ids.
     """
     if not (config.images or config.text):
         raise ValueError("ids are made of images, of text or of both; neither is left")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name a file that is to hold the ids, such as {path / 'ids.parquet'}")
     data, model, facts = open_model(run, config.checkpoint)
     net = nnx.merge(model.examiner.graph, *model.parameters)
     blocks = []
@@ -52,7 +55,12 @@ def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
         blocks.append(picture_features(net, data))
     if config.text:
         blocks.append(text_features(net, data))
-    made = semantic_ids(np.concatenate([evenly(block) for block in blocks], axis=1), config.ids)
+    features = np.concatenate([evenly(block) for block in blocks], axis=1)
+    if not np.ptp(features, axis=0).any():
+        raise ValueError(
+            "what ids are to be made of is the same for all items; use images and text, where there are any"
+        )
+    made = semantic_ids(features, config.ids)
     sizes = (*[config.ids.codes] * config.ids.levels, config.ids.last)
     described = {
         "source": data.config.data.source,

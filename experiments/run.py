@@ -1,27 +1,38 @@
-"""A run's folder, opened again to use its model."""
+"""The folder of a run, or one that was exported, opened again to use its model."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+from flax import nnx
+from jax.sharding import Mesh
 
 from data_pipelines.errors import DataError
 from data_pipelines.loader import Share
 from experiments.ask import Model
-from experiments.config import load_config
+from experiments.config import ExperimentConfig, load_config
 from experiments.data import ExperimentData
 from experiments.parameters import init_parameters
 from experiments.train import init_state, optimizer_of, to_device
 from unimp_jax.evaluation.harness import Examiner
-from unimp_jax.sharding import make_mesh
+from unimp_jax.interop.importing import GEOMETRY, exported_values
+from unimp_jax.interop.placing import place
+from unimp_jax.model import PARTS
+from unimp_jax.sharding import ROWS, MeshConfig, make_mesh
 from unimp_jax.training.checkpoint import Checkpoints, abstract
 from unimp_jax.training.frozen import load_frozen
 from unimp_jax.training.log import read_log
 
 Checkpoint = Literal["best", "latest"]
+
+EXPERIMENT = "unimp"
+"""In an exported folder: the experiment and its vocabulary, which nothing but this project reads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,21 +51,12 @@ def open_model(folder: Path, checkpoint: Checkpoint) -> tuple[ExperimentData, Mo
     """
     config = load_config(folder / "config.json")
     data = ExperimentData.load(config, folder / "vocabulary")
-    mesh = make_mesh(config.mesh)
-    parameters = init_parameters(config, mesh)
-    state = init_state(parameters.trainable, optimizer_of(config))
-    with Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
-        step = checkpoints.best() if checkpoint == "best" else checkpoints.latest()
-        if step is None:
-            raise DataError(f"{folder} has no whole checkpoint yet: run `unimp train` on it first")
-        state, _ = checkpoints.restore(step, abstract(state))
-    frozen = load_frozen(folder / "frozen", abstract(parameters.frozen))
-    examiner = Examiner(parameters.graph, mesh, to_device(mesh))
-    share = Share(jax.process_index(), jax.process_count())
+    model, step = restore(folder, config, checkpoint)
+    trainable, frozen = model.parameters
     lines = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] == "train"]
     described = {
-        "parameters that train": f"{sum(x.size for x in jax.tree.leaves(parameters.trainable)):,}",
-        "frozen parameters": f"{sum(x.size for x in jax.tree.leaves(parameters.frozen)):,}",
+        "parameters that train": f"{sum(x.size for x in jax.tree.leaves(trainable)):,}",
+        "frozen parameters": f"{sum(x.size for x in jax.tree.leaves(frozen)):,}",
         "people": f"{data.corpus.num_users:,}",
         "items": f"{data.corpus.num_items:,}",
         "interactions": f"{len(data.corpus.items):,}",
@@ -67,4 +69,74 @@ def open_model(folder: Path, checkpoint: Checkpoint) -> tuple[ExperimentData, Mo
             "share of peak": f"{lines[-1]['mfu']:.1%}",
             "waiting for data": f"{lines[-1]['waiting_share']:.2%}",
         }
-    return data, Model(examiner, (state.trainable, frozen), share), Facts(step, described)
+    return data, model, Facts(step, described)
+
+
+def open_to_ask(
+    folder: Path, checkpoint: Checkpoint = "best", *, records: Path | None = None, mesh: MeshConfig
+) -> tuple[ExperimentData, Callable[[], Model]]:
+    """What the folder of a run, or one that was exported, can be asked with: the data, and what then opens the model.
+
+    One question fills a batch, so that none is computed for nothing.
+
+    Args:
+      checkpoint: of a run.
+      records: where the prepared records are, if not where they were in training.
+      mesh: of the devices that are here.
+
+    Raises:
+      DataError: the folder is neither, or its data is not prepared.
+      WeightsError, CheckpointError: the weights cannot be read, when they are.
+    """
+    exported = (folder / EXPERIMENT / "config.json").exists()
+    if not exported and ((folder / "generation_config.json").exists() or (folder / GEOMETRY).exists()):
+        raise DataError(
+            f"{folder} lacks {EXPERIMENT}/, which `unimp export --format idefics` writes: export the run anew"
+        )
+    described = folder / EXPERIMENT if exported else folder
+    config = load_config(described / "config.json")
+    shards = make_mesh(mesh).shape
+    config = dataclasses.replace(
+        config,
+        mesh=mesh,
+        data=dataclasses.replace(config.data, folder=records or config.data.folder),
+        loader=dataclasses.replace(config.loader, rows=math.prod(shards[axis] for axis in ROWS)),
+    )
+    data = ExperimentData.load(config, described / "vocabulary")
+    if exported:
+        return data, functools.partial(read_exported, folder, config)
+    return data, lambda: restore(folder, config, checkpoint)[0]
+
+
+def restore(folder: Path, config: ExperimentConfig, checkpoint: Checkpoint) -> tuple[Model, int]:
+    """A run's model, ready to be asked, and the step that it is of.
+
+    Raises:
+      DataError: the run has no whole checkpoint.
+    """
+    mesh = make_mesh(config.mesh)
+    parameters = init_parameters(config, mesh)
+    state = init_state(parameters.trainable, optimizer_of(config))
+    with Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
+        step = checkpoints.best() if checkpoint == "best" else checkpoints.latest()
+        if step is None:
+            raise DataError(f"{folder} has no whole checkpoint yet: run `unimp train` on it first")
+        state, _ = checkpoints.restore(step, abstract(state))
+    frozen = load_frozen(folder / "frozen", abstract(parameters.frozen))
+    return to_be_asked(parameters.graph, mesh, (state.trainable, frozen)), step
+
+
+def read_exported(folder: Path, config: ExperimentConfig) -> Model:
+    """The model of an exported folder, its weights read straight into their places on the mesh.
+
+    Raises:
+      WeightsError: they cannot be read whole, or are not of the experiment's geometry.
+    """
+    mesh, values = make_mesh(config.mesh), exported_values(folder, config.model)
+    parameters = init_parameters(config, mesh, PARTS)
+    trainable, frozen = place((parameters.trainable, parameters.frozen), values)
+    return to_be_asked(parameters.graph, mesh, (trainable, frozen))
+
+
+def to_be_asked(graph: nnx.GraphDef, mesh: Mesh, parameters: tuple[Any, Any]) -> Model:
+    return Model(Examiner(graph, mesh, to_device(mesh)), parameters, Share(jax.process_index(), jax.process_count()))

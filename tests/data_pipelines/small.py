@@ -1,11 +1,14 @@
 """A small catalogue and its people, made by a seed, with every awkwardness that a real one has."""
 
 import io
+import tempfile
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from data_pipelines.corpus import Corpus, build_corpus
+from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.tasks import PROMPT_TEXTS, Budget, TaskConfig, TaskWriter
 from data_pipelines.vocabulary import Vocabulary, VocabularyConfig, attribute_texts, build_vocabulary
@@ -63,3 +66,19 @@ def small_writer(corpus: Corpus, vocabulary: Vocabulary, config: TaskConfig, bud
         attributes=attribute_texts(corpus, VocabularyConfig()),
         has_image=np.arange(corpus.num_items) % 3 != 0,
     )
+
+
+def small_codes(corpus: Corpus, sizes: tuple[int, ...] = (4, 3, 6), seed: int = 0) -> ItemCodes:
+    """Random names of all items, many of which begin alike."""
+    chosen = np.random.default_rng(seed).permutation(int(np.prod(sizes)))[: corpus.num_items]
+    codes = np.stack(np.unravel_index(chosen, sizes), axis=1).astype(np.int32)
+    return ItemCodes(tuple(corpus.item_ids), codes, sizes)
+
+
+def semantic_vocabulary(corpus: Corpus) -> Vocabulary:
+    """As `small_vocabulary`, with items named by `small_codes`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ids.parquet"
+        save_codes(path, small_codes(corpus))
+        config = VocabularyConfig(trained_size=400, round_to=8, item_codes=path)
+        return build_vocabulary(corpus, config, PROMPT_TEXTS)

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines.errors import DataError
@@ -175,9 +176,16 @@ def test_evaluation_and_report(data, run):
             for figure in row.figures.values():
                 assert figure.low <= figure.mean <= figure.high
     assert load_evaluation(run / "evaluation" / "test.json") == evaluation
-    arrays = np.load(run / "evaluation" / "test.npz")
-    table = evaluation.tables[0]
-    assert arrays["recommendation/UniMP/HR@10"].mean() == pytest.approx(table.rows[0].figures["HR@10"].mean)
+    for table in evaluation.tables:
+        answers = pq.read_table(run / "evaluation" / f"test-{table.task}.parquet").to_pydict()
+        assert len(answers["user"]) == len(set(answers["user"])) == table.users
+        if table.task in ("recommendation", "search"):
+            figures = table.rows[0].figures
+            assert np.mean(answers["UniMP: HR@10"]) == pytest.approx(figures["HR@10"].mean)
+            assert np.mean(np.array(answers["UniMP: rank, seen filtered"]) <= 10) == pytest.approx(
+                figures["HR@10"].mean
+            )
+            assert all(len(set(items)) == 10 for items in answers["items"])
     page = write_report(run).read_text(encoding="utf-8")
     assert page.count("<svg") >= 3
     assert "data:image/jpeg;base64," in page

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unimp_jax.batch import Batch
-from unimp_jax.decoding import BeamConfig, Found, Trie, beam_search, path_scores, read, search_items
+from unimp_jax.decoding import BeamConfig, Trie, beam_search, find_items, path_scores, read, search_items
 from unimp_jax.evaluation.ranking import ranks, top_items
 
 
@@ -57,6 +57,7 @@ class Examiner:
         self._log_probabilities = jax.jit(self._score, out_shardings=everywhere)
         self._rank = jax.jit(self._score_and_rank, static_argnames="k", out_shardings=everywhere)
         self._find = jax.jit(self._search, static_argnames=("k", "beams"), out_shardings=everywhere)
+        self._best = jax.jit(self._find_best, static_argnames=("k", "beams"), out_shardings=everywhere)
         self._say = jax.jit(self._answer, static_argnames=("config", "eos", "pad"), out_shardings=everywhere)
 
     def log_probabilities(
@@ -112,13 +113,41 @@ class Examiner:
           trie: of the items' tokens.
           item_tokens: int32 [I, depth].
           targets, seen: as of `rank_items`.
+
+        Raises:
+          ValueError: `k` is not 1 to `beams`.
         """
+        if not 1 <= k <= beams:
+            raise ValueError(f"{beams} beams do not find the {k} best items: as many beams or more, and 1 or more, do")
         placed = jax.device_put((trie, item_tokens, targets, seen), self._everywhere)
 
         def search(arrays: Batch, prompts: jax.Array) -> tuple[jax.Array, ...]:
             return self._find(parameters, arrays, prompts, *placed, k=k, beams=beams)
 
         return Ranked(*self._gather(batches, search, len(targets)))
+
+    def find(
+        self,
+        parameters: tuple[Any, ...],
+        batches: Iterable[AskedBatch],
+        *,
+        trie: Trie,
+        excluded: np.ndarray,
+        k: int = 10,
+        beams: int = 10,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best items for every prompt: (int32 [P, k], best first, -1 where there are no more; float32 scores).
+
+        Args:
+          excluded: int32 [P, S], the items that are not to be found, padded with -1.
+        """
+        placed = jax.device_put((trie, excluded), self._everywhere)
+
+        def find(arrays: Batch, prompts: jax.Array) -> tuple[jax.Array, ...]:
+            return self._best(parameters, arrays, prompts, *placed, k=k, beams=beams)
+
+        items, scores = self._gather(batches, find, len(excluded))
+        return items, scores
 
     def answers(
         self,
@@ -206,15 +235,39 @@ class Examiner:
         hidden_BAD, prompts = read(model, batch)
         others_BAS = jnp.where(seen_BAS == targets_BA[..., None], -1, seen_BAS)  # the right item is never filtered
         kept = search_items(model, hidden_BAD, prompts, trie, None, k=k, beams=beams)
-        filtered = search_items(model, hidden_BAD, prompts, trie, others_BAS, k=k, beams=beams)
+        found = search_items(model, hidden_BAD, prompts, trie, others_BAS, k=k + 1, beams=beams)  # one to spare
         path_BA1n = item_tokens[targets_BA][:, :, None]
         entropy_BA = -path_scores(model, hidden_BAD, prompts, path_BA1n)[..., 0]
 
-        def place(found: Found) -> jax.Array:
-            hits_BAk = found.items_BAk == targets_BA[..., None]
+        def place(items_BAk: jax.Array) -> jax.Array:
+            hits_BAk = items_BAk[..., :k] == targets_BA[..., None]
             return jnp.where(hits_BAk.any(-1), hits_BAk.argmax(-1) + 1, jnp.inf).astype(jnp.float32)
 
-        results = place(kept), place(filtered), filtered.items_BAk, filtered.scores_BAk, entropy_BA, prompts_BA
+        met_BA = (seen_BAS == targets_BA[..., None]).any(-1)  # then the right item has a rank, and is not shown
+        shown_BAk = (found.items_BAk >= 0) & ~(met_BA[..., None] & (found.items_BAk == targets_BA[..., None]))
+        order_BAk = jnp.argsort(~shown_BAk, axis=-1, stable=True)[..., :k]
+
+        def best(x_BAk: jax.Array, blank: float) -> jax.Array:
+            return jnp.take_along_axis(jnp.where(shown_BAk, x_BAk, blank), order_BAk, axis=-1)
+
+        top_BAk, scores_BAk = best(found.items_BAk, -1), best(found.scores_BAk, -jnp.inf)
+        results = place(kept.items_BAk), place(found.items_BAk), top_BAk, scores_BAk, entropy_BA, prompts_BA
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+
+    def _find_best(
+        self,
+        parameters: tuple[Any, ...],
+        batch: Batch,
+        prompts_BA: jax.Array,
+        trie: Trie,
+        excluded: jax.Array,
+        *,
+        k: int,
+        beams: int,
+    ) -> tuple[jax.Array, ...]:
+        model = nnx.merge(self.graph, *parameters)
+        found = find_items(model, batch, trie, excluded[jnp.maximum(prompts_BA, 0)], k=k, beams=beams)
+        results = found.items_BAk, found.scores_BAk, prompts_BA
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
 
     def _answer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from unimp_jax.interop.language import Tabulate, family
 from unimp_jax.interop.layout import Table, WeightsError
 from unimp_jax.interop.matching import Match, Source, match, patterns
 from unimp_jax.interop.shards import SHARD_BYTES, refuse_existing, whole_folder
-from unimp_jax.interop.start import Described, Geometry, write_start
+from unimp_jax.interop.start import Described, Geometry, Values, write_start
 from unimp_jax.interop.weights import FirstRows, Renamed, Weights, locate, open_weights, read_json, reason
 from unimp_jax.model import (
     PARTS,
@@ -124,11 +124,25 @@ def understood(path: Path, read: Callable[[dict[str, Any]], G], described: dict[
 def gather_idefics(path: Path) -> tuple[Geometry, list[Source], dict[str, Any]]:
     described = read_json(path / "config.json")
     model = understood(path, idefics.model_config, described)
-    weights = tied(
-        open_weights(path), model.decoder, "lm_head.", "model.embed_tokens.", {"additional_fc": "additional_embedding"}
-    )
     geometry = Geometry(model.vision, model.resampler, model.gated, model.decoder)
-    return geometry, [Source(weights, idefics.table(model))], described
+    return geometry, [idefics_source(path, model)], described
+
+
+def idefics_source(path: Path, model: ModelConfig) -> Source:
+    """The weights of a folder, looked at as those of an Idefics of this geometry."""
+    inside = {"additional_fc": "additional_embedding"}
+    weights = tied(open_weights(path), model.decoder, "lm_head.", "model.embed_tokens.", inside)
+    return Source(weights, idefics.table(model))
+
+
+def exported_values(path: Path, config: ModelConfig) -> Iterator[Values]:
+    """All parameters of a model that was exported as an Idefics, read one array at a time as they are asked for.
+
+    Raises:
+      WeightsError: the weights cannot be read whole, or are not of this geometry.
+    """
+    matched = match([idefics_source(path, config)], config, PARTS)
+    return (Values(name, (*index, *[0] * array.ndim), array) for (name, index), array in matched.arrays())
 
 
 def tied(weights: Weights, decoder: DecoderConfig, head: str, table: str, inside: dict[str, str]) -> Weights:

@@ -1,0 +1,244 @@
+"""Ten recommendations a user: this project's search against `generate(num_beams=10)` of transformers.
+
+One process, the same weights (exported as Idefics), the same real prompts: MovieLens small's test users, five films
+with poster and attributes each, as the paper has them. Run it with
+
+    python -m experiments.benchmarks.generation_speed --data data
+
+Both sides are given arrays that are ready: neither tokenising nor decoding of pictures is timed. transformers runs
+under inference mode with its cache, one user at a time (as the UniMP reference does) and in batches, padded on the
+left; the faster of the two is what the ratio is of. Its search runs over the whole vocabulary; ours is constrained to
+the catalogue, so it alone is sure to answer with ten items.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from flax import nnx
+
+from data_pipelines.images import ImageConfig
+from data_pipelines.item_codes import ItemCodes, save_codes
+from data_pipelines.loader import LoaderConfig
+from data_pipelines.prepare import prepare
+from data_pipelines.queries import held_out_queries
+from data_pipelines.tasks import Budget, Example, TaskConfig
+from data_pipelines.vocabulary import VocabularyConfig
+from experiments.ask import seen_items
+from experiments.cli import use_all_cores
+from experiments.config import DataConfig, ExperimentConfig
+from experiments.data import ExperimentData, sized_model
+from experiments.train import to_device
+from unimp_jax.evaluation.harness import Examiner
+from unimp_jax.interop import idefics
+from unimp_jax.interop.clip import last_norm
+from unimp_jax.interop.exporting import named, write_weights
+from unimp_jax.interop.shards import write_json
+from unimp_jax.model import DecoderConfig, ModelConfig, ResamplerConfig, VisionConfig
+from unimp_jax.model.presets import POSTERS, blocks_of
+from unimp_jax.model.vision import normalise
+from unimp_jax.sharding import MeshConfig, init_model, make_mesh
+
+K = 10
+LAYOUT = (512, 512, 512, 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A model, and how many users are asked to time it."""
+
+    name: str
+    width: int
+    layers: int
+    users: int
+
+
+SIZES = (
+    Size("64 x 2", 64, 2, 256),
+    Size("128 x 4", 128, 4, 128),
+    Size("256 x 6", 256, 6, 64),
+    Size("512 x 8", 512, 8, 32),
+    Size("768 x 12", 768, 12, 16),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is compared."""
+
+    data: Path = Path("data")
+    """Where MovieLens small is, or will be, prepared."""
+    sizes: tuple[str, ...] = tuple(size.name for size in SIZES)
+    depths: tuple[int, ...] = (1, 4)
+    """Tokens of an item's id."""
+    repeats: int = 5
+    """The median of so many is taken."""
+    batch: int = 16
+    """Users a batch for transformers, where it is not one."""
+    seed: int = 0
+
+
+def geometry(size: Size) -> ModelConfig:
+    """An Idefics with a vision tower a quarter as wide as its decoder, at least as wide as that of `tiny`."""
+    decoder = DecoderConfig(
+        width=size.width, layers=size.layers, heads=max(size.width // 64, 2), mlp_width=4 * size.width,
+        norm="rms_norm", bias=False, mlp="swiglu", tie_embeddings=True,
+    )  # fmt: skip
+    vision = dataclasses.replace(POSTERS, width=max(size.width // 4, 64), mlp_width=max(size.width, 256))
+    return ModelConfig(
+        vision=VisionConfig(**vars(vision)),
+        resampler=ResamplerConfig(layers=1, heads=4, head_dim=16, latents=4, mlp="relu"),
+        gated=blocks_of(decoder, every=2),
+        decoder=decoder,
+        compute_dtype="float32",
+    )
+
+
+def random_codes(items: Sequence[str], path: Path, seed: int) -> Path:
+    """Distinct ids without meaning: what matters here is their layout."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, LAYOUT, (len(items), len(LAYOUT)), dtype=np.int32)
+    save_codes(path, ItemCodes(tuple(items), codes, LAYOUT))
+    return path
+
+
+def experiment(size: Size, depth: int, options: Options, folder: Path) -> ExperimentData:
+    config = ExperimentConfig(
+        model=geometry(size),
+        data=DataConfig("movielens_small", options.data),
+        vocabulary=VocabularyConfig(trained_size=2048, attributes=("Genres", "Year", "Title")),
+        tasks=TaskConfig(full_items=5, id_items=0),
+        budget=Budget(tokens=512, images=32, answers=64),
+        images=ImageConfig(fit="stretch"),
+        loader=LoaderConfig(rows=8),
+        seed=options.seed,
+    )
+    data = ExperimentData.load(config)
+    if depth > 1:
+        codes = random_codes(data.corpus.item_ids, folder / "codes.parquet", options.seed)
+        config = dataclasses.replace(config, vocabulary=dataclasses.replace(config.vocabulary, item_codes=codes))
+        data = ExperimentData.load(config)
+    data.config = sized_model(config, data.vocabulary)
+    return data
+
+
+def compare(size: Size, depth: int, options: Options, folder: Path) -> dict[str, float]:
+    """Users a second of both, and what of transformers' answers are items."""
+    data = experiment(size, depth, options, folder)
+    queries = held_out_queries(data.corpus, "test", "recommendation")[: size.users]
+    prompts = [data.writer.write(query, ask=True) for query in queries]
+    mesh = make_mesh(MeshConfig(data=-1))
+    with jax.set_mesh(mesh):
+        model = init_model(data.config.model, mesh, options.seed)
+        ours = search(data, model, queries, prompts, mesh)
+        theirs = {n: peer(data, model, prompts, n, depth, folder / f"export{n}") for n in (1, options.batch)}
+        found, valid = ours(), theirs[options.batch]()  # once each, to compile and to warm up
+        theirs[1]()
+        seconds: dict[str, list[float]] = {"ours": [], "one by one": [], "batched": []}
+        for _ in range(options.repeats):
+            for name, run in (("ours", ours), ("one by one", theirs[1]), ("batched", theirs[options.batch])):
+                start = time.perf_counter()
+                run()
+                seconds[name].append(time.perf_counter() - start)
+    assert (found >= 0).all(), "every answer is an item"
+    rates = {name: size.users / statistics.median(times) for name, times in seconds.items()}
+    spread = max(seconds["ours"]) / min(seconds["ours"])
+    return rates | {
+        "ratio": rates["ours"] / max(rates["one by one"], rates["batched"]),
+        "spread": spread,
+        "theirs valid": valid,
+        "tokens": float(np.mean([len(prompt.tokens) for prompt in prompts])),
+        "parameters": float(sum(x.size for x in jax.tree.leaves(nnx.state(model)))),
+    }
+
+
+def search(data: ExperimentData, model: Any, queries: Any, prompts: list[Example], mesh: Any) -> Callable[[], Any]:
+    """Ours: packed batches that are ready, on the mesh; the ten best items of every user."""
+    graph, state = nnx.split(model)
+    examiner = Examiner(graph, mesh, to_device(mesh))
+    batches = list(data.questions(prompts, tight=True))
+    trie, seen = data.trie, seen_items(data.corpus, queries)
+    return lambda: examiner.find((state,), batches, trie=trie, excluded=seen, k=K, beams=K)[0]
+
+
+def peer(
+    data: ExperimentData, model: Any, prompts: list[Example], users: int, new_tokens: int, folder: Path
+) -> Callable[[], float]:
+    """transformers: so many users at a time. Returns the share of its answers that are items."""
+    import torch
+    from transformers import IdeficsForVisionText2Text
+
+    config = model.config
+    folder.mkdir()
+    unread = last_norm(idefics.LAST_NORM, config.vision)
+    write_weights(folder, named(nnx.state(model)), config, idefics.table(config), unread=unread)
+    write_json(folder / "config.json", idefics.described_as(config))
+    net = IdeficsForVisionText2Text.from_pretrained(folder).eval()
+    inputs = []
+    for start in range(0, len(prompts), users):
+        some = prompts[start : start + users]
+        length, images = max(len(p.tokens) for p in some), max(len(p.images) for p in some)
+        tokens, attended = (np.zeros((len(some), length), np.int64) for _ in range(2))
+        mask = np.zeros((len(some), length, images), np.int64)
+        pixels = np.zeros((len(some), images, 3, *[config.vision.image_size] * 2), np.float32)
+        for row, prompt in enumerate(some):
+            where = slice(length - len(prompt.tokens), length)
+            tokens[row, where], attended[row, where] = prompt.tokens, 1
+            shown = np.cumsum(prompt.tokens == prompt.image_token) - 1
+            mask[row, where] = shown[:, None] == np.arange(images)
+            for place, item in enumerate(prompt.images):
+                pixels[row, place] = np.moveaxis(np.asarray(normalise(jax.numpy.asarray(data.images[item]))), -1, 0)
+        arrays = {"input_ids": tokens, "attention_mask": attended, "pixel_values": pixels, "image_attention_mask": mask}
+        inputs.append({name: torch.tensor(array) for name, array in arrays.items()})
+    names = {tuple(name) for name in data.vocabulary.items.tolist()}
+
+    def run() -> float:
+        valid = 0
+        for batch in inputs:
+            with torch.inference_mode():
+                said = net.generate(
+                    **batch, num_beams=K, num_return_sequences=K, do_sample=False, max_new_tokens=new_tokens,
+                    min_new_tokens=new_tokens, eos_token_id=None, pad_token_id=0,
+                )  # fmt: skip
+            valid += sum(tuple(name) in names for name in said[:, -new_tokens:].tolist())
+        return valid / (K * len(prompts))
+
+    return run
+
+
+def main(options: Options) -> None:
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if not (options.data / "movielens_small").exists():
+        print(prepare("movielens_small", options.data))
+    cores = len(os.sched_getaffinity(0))
+    print(f"users/s, {K} items each; {cores} cores, float32, median of {options.repeats}, seed {options.seed}\n")
+    print("| model | parameters | id tokens | prompt tokens | transformers, one by one | in batches | ours | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
+    for size in SIZES:
+        for depth in options.depths if size.name in options.sizes else ():
+            with tempfile.TemporaryDirectory() as folder:
+                figures = compare(size, depth, options, Path(folder))
+            print(
+                f"| {size.name} | {figures['parameters'] / 1e6:.1f} M | {depth} | {figures['tokens']:.0f} "
+                f"| {figures['one by one']:.2f} | {figures['batched']:.2f} | {figures['ours']:.1f} "
+                f"| **{figures['ratio']:.1f}** | (ours max/min {figures['spread']:.2f}; of transformers' answers "
+                f"{figures['theirs valid']:.1%} are items)",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    use_all_cores()
+    main(tyro.cli(Options))

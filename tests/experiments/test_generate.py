@@ -1,0 +1,250 @@
+"""`unimp generate`: what a run and its export answer, for a user and for the same history in JSON."""
+
+import dataclasses
+import functools
+import io
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from data_pipelines.item_codes import ItemCodes, save_codes
+from data_pipelines.queries import TASKS
+from data_pipelines.vocabulary import build_vocabulary
+from experiments import generate as generating
+from experiments.asked import Request, pose
+from experiments.config import load_config
+from experiments.data import ExperimentData, load_records, sized_model
+from experiments.export import ExportConfig, export_run
+from experiments.generate import GenerateConfig, best_items, generate, parse_rating, show
+from experiments.parameters import init_parameters
+from experiments.run import open_to_ask, to_be_asked
+from experiments.train import train_run
+from tests.experiments.test_cli import run as run_command
+from tests.experiments.test_export import IDEFICS
+from tests.experiments.tiny_run import experiment, prepare_source
+from unimp_jax.sharding import MeshConfig, make_mesh
+
+MESH = MeshConfig(data=-1)
+USER = "5"
+ASKED = {
+    "recommendation": {"k": 5},
+    "search": {"k": 5, "query": "Comedy, Drama"},
+    "preference": {"item": "3", "new_tokens": 6, "beams": 3},
+    "selection": {"candidates": ("1", "2", "3")},
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """(prepared data, a short run, its export)"""
+    folder = tmp_path_factory.mktemp("generate")
+    data = prepare_source(folder)
+    train_run(experiment(data, steps=4, model=IDEFICS), folder / "run")
+    export_run(folder / "run", folder / "exported", ExportConfig())
+    return data, folder / "run", folder / "exported"
+
+
+@pytest.fixture(scope="module")
+def opening():
+    """Each folder's model is opened once, when it is first asked."""
+
+    @functools.cache
+    def opened(folder, *arguments, **options):
+        data, open_model = open_to_ask(folder, *arguments, **options)
+        return data, functools.cache(open_model)
+
+    return opened
+
+
+@pytest.fixture(autouse=True)
+def _opened_once(monkeypatch, opening):
+    monkeypatch.setattr(generating, "open_to_ask", opening)
+
+
+def ask(folder, read=None, **fields):
+    """The answer as the object that it prints."""
+    return json.loads(generate(folder, GenerateConfig(json=True, **fields), read))
+
+
+def history_of(corpus, user_id):
+    user = corpus.user_ids.index(user_id)
+    events = range(*corpus.offsets[user : user + 2])
+    return [{"item": corpus.item_ids[corpus.items[e]], "rating": float(corpus.ratings[e])} for e in events]
+
+
+def assert_alike(one, other):
+    """Equal, but for probabilities, which differ by less than 1e-4."""
+    numbers = [[item.pop("probability") for item in answer.get("items", ())] for answer in (one, other)]
+    assert one == other
+    np.testing.assert_allclose(*numbers, atol=1e-4)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_and_its_export_give_the_same_answers_with_titles(places, task):
+    _, run, exported = places
+    first, second = (ask(folder, user=USER, task=task, **ASKED[task]) for folder in (run, exported))
+    text = show(first)
+    assert "Film" in text.split("\n", 2)[2]
+    named = first.get("items") or first.get("candidates") or [first]
+    assert all(item["title"] == f"Film {item['item']}" and item["title"] in text for item in named)
+    assert_alike(first, second)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_user_and_the_same_history_in_json_are_answered_alike(places, opening, task):
+    data, _ = opening(places[1], "best", records=None, mesh=MESH)
+    history = history_of(data.corpus, USER)
+    first = ask(places[1], user=USER, task=task, **ASKED[task])
+    options = dict(ASKED[task])
+    told = {name: options.pop(name) for name in ("query", "item", "candidates") if name in options}
+    second = ask(places[1], lambda: json.dumps({"history": history, **told}), task=task, **options)
+    assert (first.pop("user"), second.pop("user")) == (USER, None)
+    assert first["history"]["items"] == len(history)
+    assert first["history"]["latest"][-1]["item"] == history[-1]["item"]
+    assert_alike(first, second)
+
+
+def test_items_are_ranked_by_their_probability_and_none_was_seen(places, opening):
+    data, open_model = opening(places[1], "best", records=None, mesh=MESH)
+    _, query = pose(data, Request(user=USER))
+    model, items = open_model(), data.vocabulary.items[:, 0]
+    prompt = data.writer.write(query, ask=True)
+    scores = model.examiner.log_probabilities(model.parameters, data.questions([prompt]), items, 1)[0]
+    seen = {event["item"] for event in history_of(data.corpus, USER)}
+    order = [data.corpus.item_ids[item] for item in np.argsort(-scores, kind="stable")]
+    everything = ask(places[1], user=USER, k=30, keep_seen=True)["items"]
+    assert [item["item"] for item in everything] == order
+    np.testing.assert_allclose([item["probability"] for item in everything], np.exp(np.sort(scores)[::-1]), rtol=1e-4)
+    unseen = ask(places[1], user=USER, k=30)["items"]
+    assert [item["item"] for item in unseen] == [item for item in order if item not in seen]
+    assert [item["rank"] for item in unseen] == [*range(1, len(unseen) + 1)]
+
+
+def test_where_all_was_seen_nothing_is_left(places):
+    everything = json.dumps({"history": [str(number) for number in range(1, 31)]})
+    assert "no item is left" in generate(places[1], GenerateConfig(), lambda: everything)
+
+
+def test_items_with_semantic_ids_are_searched_for(places, tmp_path):
+    """With a model that has learned nothing; the first item, which was seen, stands for nothing else."""
+    config = experiment(places[0], model=IDEFICS)
+    codes = np.stack(np.divmod(np.arange(30), 6), axis=1).astype(np.int32)
+    records = load_records(config.data)
+    save_codes(tmp_path / "codes.parquet", ItemCodes(tuple(records.corpus.item_ids), codes, (5, 6)))
+    vocabulary = dataclasses.replace(config.vocabulary, item_codes=tmp_path / "codes.parquet")
+    config = dataclasses.replace(config, vocabulary=vocabulary)
+    data = ExperimentData(config, records, build_vocabulary(records.corpus, vocabulary))
+    config, mesh = sized_model(config, data.vocabulary), make_mesh(MESH)
+    parameters = init_parameters(config, mesh)
+    model = to_be_asked(parameters.graph, mesh, (parameters.trainable, parameters.frozen))
+    met = [data.corpus.item_ids[item] for item in (0, 7, 29)]
+    data, query = pose(data, Request(history=tuple((item_id, float("nan")) for item_id in met)))
+    found = {
+        keep: best_items(data, model, query, GenerateConfig(k=30, keep_seen=keep)) for keep in (True, False)
+    }  # beams as wide as the catalogue search exactly
+    assert len(found[True]) == 30
+    expected = [item["item"] for item in found[True] if item["item"] not in met]
+    assert [item["item"] for item in found[False]] == expected
+
+
+def test_what_an_answer_says_is_read_to_its_end(places, opening):
+    vocabulary = opening(places[1], "best", records=None, mesh=MESH)[0].vocabulary
+    eos, rating, words = vocabulary.eos, vocabulary.rating_token(4.0), vocabulary.encode("Film Comedy")
+
+    def parsed(*tokens):
+        return parse_rating(vocabulary, np.array(tokens, np.int32))
+
+    assert parsed(rating, *words, eos, rating) == {"rating": 4.0, "explanation": "Film Comedy", "whole": True}
+    assert parsed(rating, *words) == {"rating": 4.0, "explanation": "Film Comedy", "whole": False}
+    assert parsed(rating, eos) == {"rating": 4.0, "explanation": "", "whole": True}
+    assert parsed(*words, rating, eos) == {"rating": None, "answer": "Film Comedy rate_4", "whole": True}
+    assert parsed(eos, eos) == {"rating": None, "answer": "", "whole": True}
+    asked = {"task": "preference", "user": None, "title": "Film 3", "item": "3"}
+    asked["history"] = {"items": 1, "latest": [{"item": "1", "title": "Film 1"}]}
+    shown = show(asked | parsed(rating, *words))
+    assert "the given history: 1 item, the latest Film 1" in shown
+    assert "Film 3 (3)\nrating       4\nexplanation  Film Comedy … (cut off" in shown
+    assert "none was written" in show(asked | parsed(rating, eos))
+    assert "rating       none: the answer does not begin with one\nanswer       Film Comedy" in show(
+        asked | parsed(*words, eos)
+    )
+
+
+def test_an_export_holds_its_experiment_but_not_where_it_began(places):
+    config = load_config(places[2] / "unimp" / "config.json")
+    assert config.start is None
+    assert config.model == load_config(places[1] / "config.json").model
+
+
+def test_records_may_be_elsewhere(places, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(generating, "open_to_ask", open_to_ask)
+    moved = shutil.copytree(places[0], tmp_path / "moved")
+    for folder, message in ((moved, "user '99' is not in this source"), (tmp_path, "holds no prepared source")):
+        for model in places[1:]:
+            code, _ = run_command(monkeypatch, capsys, "generate", str(model), "--user", "99", "--data", str(folder))
+            assert message in str(code)
+
+
+NEW = '{"history": ["3"]}'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "message"),
+    [
+        (["--user", "55"], "", "user '55' is not in this source; the nearest is '5'"),
+        ([], '{"history": ["film 3"]}', "item 'film 3' is not in the catalogue; the nearest is '3' (Film 3)"),
+        ([], '{"history": ["3",]}', "standard input: not JSON"),
+        ([], "[" * 100_000, "standard input: nested too deeply"),
+        ([], "", "standard input is empty: name a --user, or give a history there, such as {"),
+        ([], '["3"]', "where an object with history, query, item, candidates should be"),
+        ([], '{"histroy": ["3"]}', "there is no field 'histroy'; did you mean 'history'?"),
+        ([], '{"history": []}', "field 'history' is empty"),
+        ([], "{}", "field 'history' is missing"),
+        ([], '{"history": [3]}', "3 where an object with item, rating should be"),
+        ([], '{"history": [{"rating": 3}]}', "field 'item' is missing"),
+        ([], '{"history": [{"item": "3", "rating": "4"}]}', "field 'rating' is \"4\", a str; it must be int or float"),
+        ([], '{"history": [{"item": "3", "rating": 40}]}', "the rating of item 3 is 40; this source has 1 to 5"),
+        (
+            ["--task", "search"],
+            NEW,
+            'needs --query, the words searched for, such as --query "Comedy, Drama" (or "query"',
+        ),
+        (["--task", "search", "--user", USER], "", 'such as --query "Comedy, Drama"'),
+        (["--task", "preference"], NEW, "needs --item, the id of the item to be rated"),
+        (["--task", "preference", "--item", "31"], NEW, "item '31' is not in the catalogue; the nearest is '3"),
+        (["--task", "selection"], NEW, "needs --candidates, the ids of 3 items"),
+        (["--task", "selection", "--candidates", "1", "2", "1"], NEW, "2 different ids; 3 are needed"),
+        (["--item", "3"], NEW, "--item is for --task preference, not for recommendation"),
+        (["--k", "31"], NEW, "--k is 31: 1 to 30, all items of the catalogue"),
+        (["--beams", "0"], NEW, "beams and new_tokens must be at least 1"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(places, monkeypatch, capsys, arguments, text, message):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    code, _ = run_command(monkeypatch, capsys, "generate", str(places[1]), *arguments)
+    assert isinstance(code, str)
+    assert code.startswith("unimp: ")
+    assert message in code
+    assert "\n" not in code
+
+
+def test_folders_that_are_nothing_to_ask_are_named(places, monkeypatch, capsys, tmp_path):
+    code, _ = run_command(monkeypatch, capsys, "generate", str(tmp_path / "nowhere"), "--user", USER)
+    assert "is the folder of a run?" in str(code).replace(f"{tmp_path / 'nowhere'} ", "")
+    (tmp_path / "generation_config.json").write_text("{}")
+    code, _ = run_command(monkeypatch, capsys, "generate", str(tmp_path), "--user", USER)
+    assert "lacks unimp/, which `unimp export --format idefics` writes" in str(code)
+
+
+def test_the_command_prints_titles(places, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["unimp", "generate", str(places[2]), "--user", USER, "--k", "3", "--keep-seen"])
+    from experiments import cli
+
+    monkeypatch.setattr(cli, "use_all_cores", lambda: None)
+    cli.main()
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"recommendation for user {USER}: 15 items, the latest Film 24; Film 23; Film 16\n")
+    assert printed.count("%") == 3

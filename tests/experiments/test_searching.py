@@ -1,0 +1,240 @@
+"""Items that are searched for, against the whole catalogue scored: the same ranks, items and probabilities."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from data_pipelines.loader import QuestionBatch, question_batches
+from data_pipelines.queries import Query, held_out_queries
+from data_pipelines.tasks import Budget, TaskConfig
+from data_pipelines.vocabulary import Vocabulary
+from experiments.ask import Model, ask_for_items, seen_items
+from experiments.data import ExperimentData, Records, sized_model
+from experiments.train import to_device
+from tests.data_pipelines.small import picture, semantic_vocabulary, small_corpus, small_vocabulary
+from tests.experiments.tiny_run import experiment
+from tests.unimp_jax.interop.support import randomised
+from unimp_jax.decoding import build_trie
+from unimp_jax.evaluation.harness import Examiner, Ranked
+from unimp_jax.evaluation.metrics import ranking_metrics
+from unimp_jax.model import UniMP
+from unimp_jax.sharding import MeshConfig, make_mesh
+
+CORPUS = small_corpus()
+ITEMS = CORPUS.num_items
+K, NARROW = 20, 4
+ALONE = Budget(tokens=256, images=8, answers=1)
+TOGETHER = dataclasses.replace(ALONE, answers=4)
+VOCABULARIES = {1: small_vocabulary, 3: semantic_vocabulary}
+
+
+@functools.cache
+def vocabulary(depth: int) -> Vocabulary:
+    return VOCABULARIES[depth](CORPUS)
+
+
+@functools.cache
+def asked(depth: int, devices: int = 1, images: bool = True) -> tuple[ExperimentData, Model]:
+    """A model of random weights, so large that answers hang on the history, and what it is asked with."""
+    tasks = TaskConfig(full_items=2, id_items=8, history_targets="next_item", images=images)
+    config = experiment(Path(), tasks=tasks, budget=Budget(tokens=256, images=8, answers=64))
+    config = dataclasses.replace(config, loader=dataclasses.replace(config.loader, rows=2 * devices))
+    config = sized_model(config, vocabulary(depth))
+    records = Records(CORPUS, np.arange(ITEMS) % 3 != 0, picture)
+    net = randomised(UniMP(config.model, rngs=nnx.Rngs(0)), deviation=0.5)
+    graph, state = nnx.split(net)
+    state = jax.tree.map(lambda x: 3 * x, state)
+    mesh = make_mesh(MeshConfig(data=-1), jax.devices()[:devices])
+    model = Model(Examiner(graph, mesh, to_device(mesh)), (state, nnx.State({})))
+    return ExperimentData(config, records, vocabulary(depth)), model
+
+
+@functools.cache
+def questions(task: str = "recommendation") -> tuple[Query, ...]:
+    return tuple(held_out_queries(CORPUS, "test", task)[:12])
+
+
+def right_items(queries: tuple[Query, ...]) -> np.ndarray:
+    return np.array([query.right[0] for query in queries], np.int32)
+
+
+def met(queries: tuple[Query, ...]) -> np.ndarray:
+    """What each had met; every third had met the right item as well."""
+    again = np.where(np.arange(len(queries)) % 3 == 0, right_items(queries), -1)
+    return np.concatenate([again[:, None].astype(np.int32), seen_items(CORPUS, queries)], axis=1)
+
+
+def batches_of(data: ExperimentData, task: str, budget: Budget = TOGETHER) -> Iterator[QuestionBatch]:
+    prompts = [data.writer.write(query, ask=True) for query in questions(task)]
+    return question_batches(prompts, budget, data.images, data.config.loader)
+
+
+def search(
+    depth: int, task: str = "recommendation", budget: Budget = TOGETHER, *, k: int = K, beams: int = ITEMS,
+    targets: np.ndarray | None = None, seen: np.ndarray | None = None,
+) -> Ranked:  # fmt: skip
+    data, model = asked(depth)
+    targets = right_items(questions(task)) if targets is None else targets
+    seen = met(questions(task)) if seen is None else seen
+    return model.examiner.search_items(
+        model.parameters,
+        batches_of(data, task, budget),
+        trie=data.trie,
+        item_tokens=data.vocabulary.items,
+        targets=targets.astype(np.int32),
+        seen=np.pad(seen, ((0, 0), (0, ITEMS + 1 - seen.shape[1])), constant_values=-1).astype(np.int32),
+        k=k,
+        beams=beams,
+    )
+
+
+def within(ranks: np.ndarray) -> np.ndarray:
+    return np.where(ranks <= K, ranks, np.inf)
+
+
+def assert_close(one: Ranked, other: Ranked, tolerance: float = 1e-4) -> None:
+    np.testing.assert_array_equal(one.kept, other.kept)
+    np.testing.assert_array_equal(one.filtered, other.filtered)
+    np.testing.assert_array_equal(one.top, other.top)
+    np.testing.assert_allclose(one.scores, other.scores, atol=tolerance, rtol=tolerance)
+    np.testing.assert_allclose(one.cross_entropy, other.cross_entropy, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("task", ["recommendation", "search"])
+def test_ids_of_one_token_are_found_as_they_are_ranked(task):
+    data, model = asked(1)
+    queries = questions(task)
+    ranked = model.examiner.rank_items(
+        model.parameters,
+        batches_of(data, task),
+        item_tokens=data.vocabulary.items[:, 0],
+        targets=right_items(queries),
+        seen=met(queries),
+        k=K,
+    )
+    assert np.isfinite(ranked.kept).all()
+    found = search(1, task)
+    assert len(set(found.top[:, 0].tolist())) > 2  # answers hang on the prompt
+    assert_close(found, dataclasses.replace(ranked, kept=within(ranked.kept), filtered=within(ranked.filtered)))
+
+
+@functools.cache
+def brute_force(task: str = "recommendation") -> np.ndarray:
+    """log p of every item's name behind every prompt, float64 [P, I]: each beginning of a name written out behind the
+    prompt, and the next token read from a pass over the whole."""
+    data, model = asked(3)
+    queries, names = questions(task), data.vocabulary.items
+    tokens = np.unique(names)
+    scores = np.zeros((len(queries), ITEMS))
+    for step in range(names.shape[1]):
+        begun = sorted({tuple(name[:step]) for name in names.tolist()})
+        prompts = [data.writer.write(query, ask=True, begun=start) for query in queries for start in begun]
+        logs = model.examiner.log_probabilities(model.parameters, data.questions(prompts), tokens, len(prompts))
+        logs = logs.reshape(len(queries), len(begun), len(tokens))
+        for item, name in enumerate(names.tolist()):
+            scores[:, item] += logs[:, begun.index(tuple(name[:step])), tokens.tolist().index(name[step])]
+    return scores
+
+
+def ranked_plainly(scores: np.ndarray, targets: np.ndarray, seen: np.ndarray) -> Ranked:
+    """By sorting, one prompt after the other."""
+    kept, filtered, tops, values = [], [], [], []
+    for row, target in enumerate(targets.tolist()):
+        order = np.argsort(-scores[row]).tolist()
+        hidden = set(seen[row].tolist())
+        kept.append(order.index(target) + 1)
+        filtered.append([item for item in order if item == target or item not in hidden].index(target) + 1)
+        top = [item for item in order if item not in hidden][:K]
+        tops.append(top + [-1] * (K - len(top)))
+        values.append([scores[row, item] for item in top] + [-np.inf] * (K - len(top)))
+    entropy = -scores[np.arange(len(targets)), targets]
+    return Ranked(*(np.array(part) for part in (kept, filtered, tops, values, entropy)))
+
+
+@pytest.mark.parametrize("task", ["recommendation", "search"])
+def test_beams_as_wide_as_the_catalogue_find_what_scoring_every_item_ranks(task):
+    queries = questions(task)
+    plain = ranked_plainly(brute_force(task), right_items(queries), met(queries))
+    assert min(plain.kept) <= K < max(plain.kept)
+    found = search(3, task)
+    assert_close(found, dataclasses.replace(plain, kept=within(plain.kept), filtered=within(plain.filtered)))
+
+
+def test_narrow_beams_find_items_that_are_new_to_the_user_at_their_true_probabilities():
+    queries = questions()
+    found, scores = search(3, k=NARROW, beams=NARROW), brute_force()
+    for row, hidden in enumerate(met(queries).tolist()):
+        top = found.top[row].tolist()
+        assert len(set(top)) >= NARROW - 1  # none twice; one may have been the right item, where that was met before
+        assert not set(top) - {-1} & set(hidden)
+        for item, score in zip(top, found.scores[row].tolist(), strict=True):
+            assert score == pytest.approx(scores[row, item] if item >= 0 else -np.inf, abs=1e-4, rel=1e-4)
+    np.testing.assert_allclose(
+        found.cross_entropy, -scores[np.arange(len(queries)), right_items(queries)], atol=1e-4, rtol=1e-4
+    )
+
+
+def test_prompts_that_share_a_row_are_answered_as_they_are_alone():
+    data, _ = asked(3)
+    assert max((batch.prompts >= 0).sum(axis=1).max() for batch in batches_of(data, "recommendation")) > 1
+    assert_close(search(3), search(3, budget=ALONE))
+
+
+@pytest.mark.parametrize(("depth", "k", "beams"), [(1, K, ITEMS), (3, K, ITEMS), (3, NARROW, NARROW)])
+def test_who_has_met_all_but_two_items_is_answered_with_those_two(depth, k, beams):
+    left = np.array([np.random.default_rng(row).permutation(ITEMS)[:2] for row in range(len(questions()))])
+    seen = np.array([np.setdiff1d(np.arange(ITEMS), pair) for pair in left])
+    found = search(depth, seen=seen, targets=left[:, 0], k=k, beams=beams)
+    np.testing.assert_array_equal(np.sort(found.top[:, :2]), np.sort(left))
+    np.testing.assert_array_equal(found.filtered, np.where(found.top[:, 0] == left[:, 0], 1, 2))
+    assert np.isfinite(found.scores[:, :2]).all()
+    assert (found.top[:, 2:] == -1).all()
+    assert (found.scores[:, 2:] == -np.inf).all()
+
+
+def test_who_has_met_everything_is_answered_with_nothing_but_the_right_item_has_a_rank():
+    found = search(3, seen=np.tile(np.arange(ITEMS), (len(questions()), 1)))
+    assert (found.top == -1).all()
+    assert (found.scores == -np.inf).all()
+    assert (found.filtered == 1).all()
+
+
+def test_prompts_without_pictures_are_answered():
+    data, model = asked(3, images=False)
+    ranked = ask_for_items(data, model, questions(), beams=ITEMS)
+    assert np.isfinite(ranked.cross_entropy).all()
+    ranking_metrics(ranked.filtered)
+    assert (ranked.top >= 0).all()
+
+
+def test_a_mesh_of_devices_finds_what_one_does():
+    queries = questions()
+    (data, model), (other_data, other) = asked(3), asked(3, devices=2)
+    assert_close(ask_for_items(data, model, queries), ask_for_items(other_data, other, queries))
+
+
+def test_more_items_than_beams_are_refused():
+    with pytest.raises(ValueError, match="4 beams do not find the 10 best"):
+        search(3, k=10, beams=4)
+
+
+def test_a_broken_model_finds_nothing():
+    data, model = asked(3)
+    broken = dataclasses.replace(model, parameters=jax.tree.map(lambda x: x * np.nan, model.parameters))
+    ranked = ask_for_items(data, broken, questions())
+    assert (ranked.filtered == np.inf).all()
+    assert (ranked.top == -1).all()
+    assert np.isnan(ranked.cross_entropy).all()
+
+
+def test_the_trie_is_that_of_the_names():
+    data, _ = asked(3)
+    same = build_trie(data.vocabulary.items)
+    assert data.trie.depth == data.vocabulary.depth == same.depth
+    np.testing.assert_array_equal(data.trie.items, same.items)
