@@ -11,6 +11,7 @@ from data_pipelines.tasks import Budget, TaskConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.config import DataConfig, ExperimentConfig, TrainingConfig
 from unimp_jax.model import PARTS, presets
+from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.training.loop import LoopConfig
 from unimp_jax.training.optimizer import OptimizerConfig
 
@@ -48,6 +49,22 @@ SMALL = ExperimentConfig(
     loop=LoopConfig(steps=7000, log_every=25, validate_every=500, save_every=500),
 )
 
+REVIEWS = ExperimentConfig(
+    model=presets.reviews,
+    data=DataConfig("amazon_instruments_2014"),
+    vocabulary=VocabularyConfig(trained_size=2048),
+    tasks=TaskConfig(
+        full_items=0, id_items=40, history_targets="next_item", history_weight=0.3, questions_show_ids=True
+    ),
+    queries=QueryConfig(mix=TaskMix(recommendation=1.0, search=1.0, preference=8.0, selection=1.0)),
+    budget=Budget(tokens=512, images=0, answers=480),
+    loader=LoaderConfig(rows=8, block_examples=2048),
+    optimizer=dataclasses.replace(FROM_NOTHING, learning_rate=2e-3),
+    objective=ObjectiveConfig(gamma=0.0),
+    training=TrainingConfig(trains=PARTS),
+    loop=LoopConfig(steps=1500, log_every=25, validate_every=500, save_every=500),
+)
+
 
 def as_published(model: str) -> ExperimentConfig:
     """The paper's recipe around one of its models: the resampler, the gated blocks and the embeddings train."""
@@ -76,6 +93,7 @@ PRESETS: dict[str, ExperimentConfig] = {
     "tiny": TINY,
     "small": SMALL,
     "smol": SMOL,
+    "reviews": REVIEWS,
     **{
         name.replace("_", "-"): as_published(name)
         for name in ("openflamingo_3b", "openflamingo_4b", "openflamingo_9b", "idefics_9b")
@@ -85,6 +103,7 @@ DESCRIPTIONS: dict[str, str] = {
     "tiny": "Minutes on two cores: what `unimp demo` trains on MovieLens small.",
     "small": "MovieLens 1M, an hour on two cores.",
     "smol": "SmolLM2-135M behind a small vision tower: start it from imported weights.",
+    "reviews": "Amazon's musical instruments: what people rate and write, half an hour on a core.",
     "openflamingo-3b": "CLIP ViT-L/14 and MPT-1B.",
     "openflamingo-4b": "CLIP ViT-L/14 and RedPajama-INCITE-3B.",
     "openflamingo-9b": "CLIP ViT-L/14 and MPT-7B.",

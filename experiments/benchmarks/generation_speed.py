@@ -64,6 +64,7 @@ class Size:
 
 
 SIZES = (
+    Size("16 x 2", 16, 2, 512),
     Size("64 x 2", 64, 2, 256),
     Size("128 x 4", 128, 4, 128),
     Size("256 x 6", 256, 6, 64),
@@ -89,12 +90,13 @@ class Options:
 
 
 def geometry(size: Size) -> ModelConfig:
-    """An Idefics with a vision tower a quarter as wide as its decoder, at least as wide as that of `tiny`."""
+    """An Idefics whose vision tower is as wide as its decoder, up to that of `tiny`, and from there a quarter as wide."""
     decoder = DecoderConfig(
         width=size.width, layers=size.layers, heads=max(size.width // 64, 2), mlp_width=4 * size.width,
         norm="rms_norm", bias=False, mlp="swiglu", tie_embeddings=True,
     )  # fmt: skip
-    vision = dataclasses.replace(POSTERS, width=max(size.width // 4, 64), mlp_width=max(size.width, 256))
+    width = max(size.width // 4, min(size.width, POSTERS.width))
+    vision = dataclasses.replace(POSTERS, width=width, mlp_width=4 * width)
     return ModelConfig(
         vision=VisionConfig(**vars(vision)),
         resampler=ResamplerConfig(layers=1, heads=4, head_dim=16, latents=4, mlp="relu"),

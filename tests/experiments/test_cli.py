@@ -52,6 +52,7 @@ def test_a_wrong_value_is_refused_with_the_right_ones(monkeypatch, capsys):
         (["train", "tiny", "--data.folder", "nowhere"], "run `unimp prepare movielens_small"),
         (["evaluate", "nowhere"], "is nowhere the folder of a run?"),
         (["report", "nowhere"], "is nowhere the folder of a run?"),
+        (["ids", "nowhere", "ids.parquet"], "is nowhere the folder of a run?"),
     ],
 )
 def test_mistakes_are_told_in_one_line(monkeypatch, capsys, tmp_path, arguments, message):

@@ -185,7 +185,7 @@ def test_evaluation_and_report(data, run):
             assert np.mean(np.array(answers["UniMP: rank, seen filtered"]) <= 10) == pytest.approx(
                 figures["HR@10"].mean
             )
-            assert all(len(set(items)) == 10 for items in answers["items"])
+            assert all(len(set(items)) == len(items) > 0 for items in answers["items"])
     page = write_report(run).read_text(encoding="utf-8")
     assert page.count("<svg") >= 3
     assert "data:image/jpeg;base64," in page

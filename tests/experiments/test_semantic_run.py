@@ -10,11 +10,10 @@ import pytest
 
 from data_pipelines.errors import DataError
 from data_pipelines.item_codes import ItemCodes, load_codes, save_codes
-from data_pipelines.vocabulary import load_vocabulary
 from experiments.data import load_records
 from experiments.evaluate import EvaluationConfig, evaluate_run, show
 from experiments.item_ids import ItemIdsConfig, make_item_ids
-from experiments.train import train_run
+from experiments.train import open_run, train_run
 from tests.experiments.tiny_run import experiment, prepare_source
 from unimp_jax.semantic_ids import ResidualKMeansConfig, RQVAEConfig, SemanticIdConfig
 from unimp_jax.training.log import read_log
@@ -39,7 +38,9 @@ def item_ids(data) -> list[str]:
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
-    train_run(experiment(data), folder)
+    config = experiment(data)
+    loop = dataclasses.replace(config.loop, validate_every=config.loop.steps, save_every=config.loop.steps)
+    train_run(dataclasses.replace(config, loop=loop), folder)
     return folder
 
 
@@ -142,19 +143,19 @@ def test_validation_figures_are_logged(semantic_run):
     assert all(np.isfinite(line["cross_entropy"]) and 0 <= line["NDCG@10"] <= 1 for line in validated)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_keeps_its_names_whatever_became_of_the_file(data, codes, semantic_run, item_ids, tmp_path):
     run, path = tmp_path / "run", semantic_run.parent / "ids.parquet"
     shutil.copytree(semantic_run, run)
     shutil.rmtree(run / "checkpoints" / str(STEPS))  # as if it had been interrupted
-    made, corpus = load_codes(codes[0], item_ids), load_records(experiment(data).data).corpus
+    made = load_codes(codes[0], item_ids)
     save_codes(path, dataclasses.replace(made, codes=made.codes[::-1]))
     train_run(semantic(data, path), run)
-    path.unlink()
-    train_run(semantic(data, path), run)
     assert (run / "checkpoints" / str(STEPS)).is_dir()
-    vocabulary = load_vocabulary(run / "vocabulary", corpus)
-    assert vocabulary.depth == 3
-    np.testing.assert_array_equal(vocabulary.item_codes.codes, made.codes)
+    path.unlink()
+    opened, _ = open_run(semantic(data, path), run)
+    assert opened.vocabulary.depth == 3
+    np.testing.assert_array_equal(opened.vocabulary.item_codes.codes, made.codes)
     losses = [
         [line["loss"] for line in read_log(folder / "metrics.jsonl") if line["kind"] == "train"]
         for folder in (semantic_run, run)

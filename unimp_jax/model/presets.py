@@ -40,6 +40,10 @@ tiny = ModelConfig(
 small = dataclasses.replace(tiny, vision=POSTERS, decoder=dataclasses.replace(tiny.decoder, dropout=0.1))
 """An hour on a CPU core; width, layers and dropout as its rival SASRec has."""
 
+READER = dataclasses.replace(FROM_NOTHING, width=128, layers=4, mlp_width=384, dropout=0.1)
+reviews = dataclasses.replace(tiny, decoder=READER, gated=blocks_of(READER, every=4))
+"""Wider and deeper, for whole sentences."""
+
 openflamingo_3b = ModelConfig(
     gated=GatedCrossAttentionConfig(every=1),
     decoder=DecoderConfig(
@@ -98,6 +102,7 @@ PRESETS: dict[str, ModelConfig] = {
     "tiny": tiny,
     "small": small,
     "smol": smol,
+    "reviews": reviews,
     "openflamingo_3b": openflamingo_3b,
     "openflamingo_4b": openflamingo_4b,
     "openflamingo_9b": openflamingo_9b,
