@@ -20,10 +20,6 @@ from data_pipelines.packing import fill_row, pack
 from data_pipelines.queries import TrainingQueries
 from data_pipelines.tasks import Budget, Example, TaskWriter
 
-TIGHT = 32
-"""Tight rows are a multiple of so many tokens long."""
-
-
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
     """How batches are made."""
@@ -204,21 +200,15 @@ def question_batches(
 
     Args:
       budget: its `answers` bounds the prompts that share a row.
-      tight: rows are as long as the longest prompt needs, with as many images and answer slots as the fullest of them
-        needs; and as many more of them make a batch.
+      tight: rows have as many images and answer slots as the fullest of them needs, not as many as there may be.
     """
+    own = share.of(config.rows)
     sizes = np.array([prompt.size for prompt in prompts]).reshape(-1, 3)
-    tokens, num_rows = budget.tokens, config.rows
-    if tight and len(sizes):
-        longest = int(sizes[:, 0].max())
-        budget = dataclasses.replace(budget, tokens=min(longest + -longest % TIGHT, budget.tokens))
-        num_rows *= tokens // budget.tokens
-    own = share.of(num_rows)
     rows = pack(sizes, budget)
-    if tight and len(sizes):
-        needed = np.array([sizes[row, 1:].sum(axis=0) for row in rows]).max(axis=0).tolist()
-        budget = dataclasses.replace(budget, images=needed[0], answers=needed[1])
-    rows += [[] for _ in range(-len(rows) % num_rows)]
+    if tight and rows:
+        most = np.array([sizes[row, 1:].sum(axis=0) for row in rows]).max(axis=0).tolist()
+        budget = dataclasses.replace(budget, images=most[0], answers=most[1])
+    rows += [[] for _ in range(-len(rows) % config.rows)]
     pool = concurrent.futures.ThreadPoolExecutor(config.threads, thread_name_prefix="decode")
 
     def fill(planned: Sequence[list[int]]) -> QuestionBatch:
@@ -228,7 +218,7 @@ def question_batches(
         examples = [[prompts[number] for number in numbers] for numbers in planned]
         return QuestionBatch(fill_batch(examples, budget, images, pool), asked)
 
-    starts = range(0, len(rows), num_rows)
-    batches = grain.MapDataset.source([rows[start : start + num_rows][own] for start in starts])
+    starts = range(0, len(rows), config.rows)
+    batches = grain.MapDataset.source([rows[start : start + config.rows][own] for start in starts])
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch)
     return iter(batches.map(fill).to_iter_dataset(options))

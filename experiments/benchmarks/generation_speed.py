@@ -84,6 +84,8 @@ class Options:
     """Tokens of an item's id."""
     repeats: int = 5
     """The median of so many is taken."""
+    rows: int = 2
+    """Rows a batch, of 512 tokens each, for ours."""
     batch: int = 16
     """Users a batch for transformers, where it is not one."""
     seed: int = 0
@@ -122,7 +124,7 @@ def experiment(size: Size, depth: int, options: Options, folder: Path) -> Experi
         tasks=TaskConfig(full_items=5, id_items=0),
         budget=Budget(tokens=512, images=32, answers=64),
         images=ImageConfig(fit="stretch"),
-        loader=LoaderConfig(rows=8),
+        loader=LoaderConfig(rows=options.rows),
         seed=options.seed,
     )
     data = ExperimentData.load(config)
