@@ -20,6 +20,7 @@ from data_pipelines.packing import fill_row, pack
 from data_pipelines.queries import TrainingQueries
 from data_pipelines.tasks import Budget, Example, TaskWriter
 
+
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
     """How batches are made."""
@@ -130,12 +131,15 @@ class BlockPlanner:
 
 
 def fill_batch(
-    rows: Sequence[Sequence[Example]], budget: Budget, images: ImageStore, pool: concurrent.futures.Executor
+    rows: Sequence[Sequence[Example]], budget: Budget, images: ImageStore | None, pool: concurrent.futures.Executor
 ) -> dict[str, np.ndarray]:
-    """The arrays of `unimp_jax.batch.Batch` for these rows."""
+    """The arrays of `unimp_jax.batch.Batch` for these rows; without `images`, `images` are the numbers of the items
+    shown, int32 [B, N], 0 in empty slots."""
     filled = [fill_row(row, budget) for row in rows]
     arrays = {name: np.stack([row[name] for row in filled]) for name in filled[0]}
     shown = arrays.pop("image_items")
+    if images is None:
+        return arrays | {"images": np.maximum(shown, 0)}
     pixels = np.zeros((*shown.shape, images.size, images.size, 3), np.uint8)
 
     def show(slot: np.ndarray) -> None:
@@ -190,7 +194,7 @@ class QuestionBatch:
 def question_batches(
     prompts: Sequence[Example],
     budget: Budget,
-    images: ImageStore,
+    images: ImageStore | None,
     config: LoaderConfig,
     share: Share = Share(),
     *,
@@ -200,6 +204,7 @@ def question_batches(
 
     Args:
       budget: its `answers` bounds the prompts that share a row.
+      images: None: of pictures, only which items they are of (as of `fill_batch`).
       tight: rows have as many images and answer slots as the fullest of them needs, not as many as there may be.
     """
     own = share.of(config.rows)

@@ -12,7 +12,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from data_pipelines.corpus import Corpus
 from data_pipelines.loader import Share
@@ -23,6 +26,7 @@ from unimp_jax.decoding import BeamConfig
 from unimp_jax.evaluation.harness import Examiner, Ranked
 
 Split = Literal["validation", "test"]
+PICTURES = 64  # encoded at a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +36,31 @@ class Model:
     examiner: Examiner
     parameters: tuple[Any, Any]
     share: Share = Share()
+    latents_ILC: jax.Array | None = None
+    """Of every item's picture, where they have all been encoded (`encode_catalogue`)."""
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it has to be shown pictures, not only told which."""
+        return self.latents_ILC is None
+
+
+def encode_catalogue(data: ExperimentData, model: Model) -> Model:
+    """A model that has seen every picture of the catalogue, and need not be shown one again."""
+    config, graph = data.config.model, model.examiner.graph
+
+    @jax.jit
+    def encode(parameters: Any, images_NHW3: jax.Array) -> jax.Array:
+        return nnx.merge(graph, *parameters).encode_images(images_NHW3[:, None])[:, 0]
+
+    shown = np.flatnonzero(data.writer.has_image)
+    shape = (data.corpus.num_items, config.resampler.latents, config.vision.width)
+    latents_ILC = jnp.zeros(shape, config.compute_dtype)
+    for start in range(0, len(shown), PICTURES):
+        items = np.resize(shown[start : start + PICTURES], PICTURES)
+        images = np.stack([data.images[int(item)] for item in items])
+        latents_ILC = latents_ILC.at[items].set(encode(model.parameters, images))
+    return dataclasses.replace(model, latents_ILC=latents_ILC)
 
 
 def seen_items(corpus: Corpus, queries: Sequence[Query]) -> np.ndarray:
@@ -65,14 +94,16 @@ def ask_for_items(
     seen = np.full((len(queries), 1), -1, np.int32) if keep_seen else seen_items(data.corpus, queries)
     items = data.vocabulary.items
     if data.vocabulary.depth == 1:
-        batches = data.questions(prompts, model.share)
+        batches = data.questions(prompts, model.share, pictures=model.encodes)
         return model.examiner.rank_items(
-            model.parameters, batches, item_tokens=items[:, 0], targets=targets, seen=seen, k=k
-        )
-    batches = data.questions(prompts, model.share, tight=True)
+            model.parameters, batches, item_tokens=items[:, 0], targets=targets, seen=seen, k=k,
+            latents_ILC=model.latents_ILC,
+        )  # fmt: skip
+    batches = data.questions(prompts, model.share, tight=True, pictures=model.encodes)
     return model.examiner.search_items(
-        model.parameters, batches, trie=data.trie, item_tokens=items, targets=targets, seen=seen, k=k, beams=beams
-    )
+        model.parameters, batches, trie=data.trie, item_tokens=items, targets=targets, seen=seen, k=k, beams=beams,
+        latents_ILC=model.latents_ILC,
+    )  # fmt: skip
 
 
 def ask_for_ratings(data: ExperimentData, model: Model, queries: Sequence[Query]) -> np.ndarray:
@@ -126,10 +157,11 @@ def ask_for_reviews(data: ExperimentData, model: Model, queries: Sequence[Query]
     """Rating and explanation of preference questions, as beam search over all tokens writes them."""
     vocabulary = data.vocabulary
     prompts = [data.writer.write(query, ask=True) for query in queries]
-    batches = data.questions(prompts, model.share, tight=True)
+    batches = data.questions(prompts, model.share, tight=True, pictures=model.encodes)
     tokens, scores = model.examiner.answers(
-        model.parameters, batches, len(prompts), config, eos=vocabulary.eos, pad=vocabulary.pad
-    )
+        model.parameters, batches, len(prompts), config, eos=vocabulary.eos, pad=vocabulary.pad,
+        latents_ILC=model.latents_ILC,
+    )  # fmt: skip
     levels = dict(zip(vocabulary.ratings.tolist(), vocabulary.rating_levels, strict=True))
     ratings, explanations, texts = np.full(len(prompts), np.nan), [], []
     for number, row in enumerate(tokens.tolist()):
@@ -146,8 +178,10 @@ def _next_token(
 ) -> np.ndarray:
     """Probabilities of `tokens` among themselves: float32 [P, tokens]."""
     prompts = [data.writer.write(query, ask=True, begun=start) for query, start in zip(queries, begun, strict=True)]
-    batches = data.questions(prompts, model.share)
-    logs = model.examiner.log_probabilities(model.parameters, batches, tokens, len(prompts))
+    batches = data.questions(prompts, model.share, pictures=model.encodes)
+    logs = model.examiner.log_probabilities(
+        model.parameters, batches, tokens, len(prompts), latents_ILC=model.latents_ILC
+    )
     weights = np.exp(logs - logs.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)
 

@@ -109,12 +109,13 @@ class ExperimentData:
         )
 
     def questions(
-        self, prompts: Sequence[Example], share: Share = Share(), *, tight: bool = False
+        self, prompts: Sequence[Example], share: Share = Share(), *, tight: bool = False, pictures: bool = True
     ) -> grain.DatasetIterator[QuestionBatch]:
         """Batches of one shape whatever the task, so that one compiled function asks them all; or, `tight`, no
         larger than these prompts need, for answers of many tokens."""
         budget = dataclasses.replace(self.config.budget, answers=PROMPTS_A_ROW)
-        return question_batches(prompts, budget, self.images, self.config.loader, share, tight=tight)
+        images = self.images if pictures else None
+        return question_batches(prompts, budget, images, self.config.loader, share, tight=tight)
 
     @functools.cached_property
     def trie(self) -> Trie:

@@ -17,7 +17,7 @@ import numpy as np
 from data_pipelines.corpus import Corpus
 from data_pipelines.queries import Query
 from experiments.answers import Outcome, ask_items, ask_preference, ask_selections, save_answers
-from experiments.ask import Split
+from experiments.ask import Split, encode_catalogue
 from experiments.baselines.markov import choose_markov
 from experiments.baselines.popularity import Popularity
 from experiments.baselines.ranker import Ranker
@@ -43,6 +43,8 @@ class EvaluationConfig:
     """With which items are searched for that have semantic ids."""
     reviews: BeamConfig = BeamConfig(beams=5, new_tokens=256)
     """How ratings and explanations are written."""
+    encode_catalogue: bool = True
+    """Every picture is encoded once, before anybody is asked; or, where there is no room for them all, in prompts."""
     sasrec: bool = True
     """Whether SASRec is trained as well (the other baselines only count)."""
     sasrec_config: SASRecConfig = SASRecConfig()
@@ -62,6 +64,7 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     """
     start = time.perf_counter()
     data, model, facts = open_model(folder, config.checkpoint)
+    model = encode_catalogue(data, model) if config.encode_catalogue else model
     corpus, split = data.corpus, config.split
     rankers = fit_rankers(corpus, config)
     items, queries, ranked = ask_items(data, model, rankers, split, "recommendation", config.beams)

@@ -58,15 +58,18 @@ class _Search:
     parents_BAW: jax.Array
 
 
-def beam_search(model: UniMP, batch: Batch, config: BeamConfig, *, eos: int | None, pad: int = 0) -> Answers:
+def beam_search(
+    model: UniMP, batch: Batch, config: BeamConfig, *, eos: int | None, pad: int = 0,
+    latents_BNLC: jax.Array | None = None,
+) -> Answers:  # fmt: skip
     """The best answers to each prompt, best first, scores under the length penalty; jittable but for `batch`.
 
     Args:
-      batch: as of `unimp_jax.decoding.cache.read`.
+      batch, latents_BNLC: as of `unimp_jax.decoding.cache.read`.
       eos: what ends an answer; None: only its length does.
       pad: what stands behind the end.
     """
-    hidden_BAD, prompts = read(model, batch)
+    hidden_BAD, prompts = read(model, batch, latents_BNLC)
     B, A = prompts.asked_BA.shape
     W, n = config.beams, config.new_tokens
     scores_BAW = jnp.full((B, A, W), WORST).at[..., 0].set(0.0)  # all beams begin equal, so only one counts

@@ -69,17 +69,18 @@ class Said:
         return dataclasses.replace(self, sees_BAWnV=sees_BAWnV)
 
 
-def read(model: UniMP, batch: Batch) -> tuple[jax.Array, Prompts]:
+def read(model: UniMP, batch: Batch, latents_BNLC: jax.Array | None = None) -> tuple[jax.Array, Prompts]:
     """Prefill: the whole rows at once.
 
     Args:
       batch: prompts that end at `answer_positions`, one a slot; weight 0 marks an empty slot.
+      latents_BNLC: the images', where they are at hand; `batch.images` itself is not looked at then.
 
     Returns:
       (the hidden state [B, A, D] that the first token of each answer is read from, what is kept of the prompts).
     """
     config = model.config
-    latents_BNLC = model.encode_images(batch.images)
+    latents_BNLC = model.encode_images(batch.images) if latents_BNLC is None else latents_BNLC
     B, N, L, C = latents_BNLC.shape
     latents_BSC = latents_BNLC.reshape(B, N * L, C)
     image_mask_BTN = model.image_mask(batch)

@@ -28,8 +28,9 @@ class Found:
 
 
 def find_items(
-    model: UniMP, batch: Batch, trie: Trie, excluded_BAS: jax.Array | None = None, *, k: int = 10, beams: int = 10
-) -> Found:
+    model: UniMP, batch: Batch, trie: Trie, excluded_BAS: jax.Array | None = None, *, k: int = 10, beams: int = 10,
+    latents_BNLC: jax.Array | None = None,
+) -> Found:  # fmt: skip
     """Beam search constrained to the trie; jittable but for `batch`, `trie` and `excluded_BAS`.
 
     A beam never enters a branch below which everything is excluded, so min(k, items that are left) items are found
@@ -37,7 +38,7 @@ def find_items(
     as far as `beams` reaches, exactly where it is as wide as the catalogue.
 
     Args:
-      batch: as of `unimp_jax.decoding.cache.read`.
+      batch, latents_BNLC: as of `unimp_jax.decoding.cache.read`.
       excluded_BAS: int32, items not to be found, padded with -1.
 
     Raises:
@@ -45,7 +46,7 @@ def find_items(
     """
     if k < 1 or beams < 1 or (k > beams and trie.depth > 1):
         raise ValueError(f"k {k} and beams {beams} must be at least 1, and k at most beams, to be sure of k items")
-    hidden_BAD, prompts = read(model, batch)
+    hidden_BAD, prompts = read(model, batch, latents_BNLC)
     return search_items(model, hidden_BAD, prompts, trie, excluded_BAS, k=k, beams=beams)
 
 

@@ -46,11 +46,12 @@ class Answers:
 def generate(
     model: UniMP, batch: Batch, new_tokens: int, sampling: SamplingConfig = SamplingConfig(), *,
     key: jax.Array | None = None, samples: int = 1, eos: int | None = None, pad: int = 0,
+    latents_BNLC: jax.Array | None = None,
 ) -> Answers:  # fmt: skip
     """Continues each prompt, all `samples` of it from the same cache; jittable but for `batch` and `key`.
 
     Args:
-      batch: as of `unimp_jax.decoding.cache.read`.
+      batch, latents_BNLC: as of `unimp_jax.decoding.cache.read`.
       new_tokens: at most so many.
       key: of what is drawn; needed where the temperature is above 0.
       eos: what ends an answer; None: nothing does.
@@ -58,7 +59,7 @@ def generate(
     """
     if sampling.temperature and key is None:
         raise ValueError("sampling at a temperature above 0 needs a key")
-    hidden_BAD, prompts = read(model, batch)
+    hidden_BAD, prompts = read(model, batch, latents_BNLC)
     B, A = prompts.asked_BA.shape
     said = nothing_said(model.config, prompts, samples, new_tokens - 1)
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from unimp_jax.batch import Batch
 from unimp_jax.decoding import BeamConfig, Trie, beam_search, find_items, path_scores, read, search_items
 from unimp_jax.evaluation.ranking import ranks, top_items
+from unimp_jax.model import UniMP
 
 
 class AskedBatch(Protocol):
@@ -47,7 +48,11 @@ class Ranked:
 
 
 class Examiner:
-    """Asks prompts of one model's parameters, whichever they are at the time."""
+    """Asks prompts of one model's parameters, whichever they are at the time.
+
+    Every way of asking takes `latents_ILC`: what the tower and the resampler make of each of I pictures. The images of
+    batches are then their numbers, int32 [B, N], and no picture is encoded twice.
+    """
 
     def __init__(self, graph: nnx.GraphDef, mesh: Mesh, to_device: Callable[[dict[str, np.ndarray]], Batch]):
         """`to_device` turns a process's share of a batch into global arrays."""
@@ -61,25 +66,32 @@ class Examiner:
         self._say = jax.jit(self._answer, static_argnames=("config", "eos", "pad"), out_shardings=everywhere)
 
     def log_probabilities(
-        self, parameters: tuple[Any, Any], batches: Iterable[AskedBatch], tokens: np.ndarray, num_prompts: int
+        self,
+        parameters: tuple[Any, ...],
+        batches: Iterable[AskedBatch],
+        tokens: np.ndarray,
+        num_prompts: int,
+        *,
+        latents_ILC: jax.Array | None = None,
     ) -> np.ndarray:
         """Log-probabilities of `tokens` (int [n]) as the next one, over the whole vocabulary: float32 [P, n]."""
         result = np.full((num_prompts, len(tokens)), np.nan, np.float32)
         for batch in batches:
-            scores, prompts = self._log_probabilities(parameters, *self._place(batch), jnp.asarray(tokens))
+            scores, prompts = self._log_probabilities(parameters, latents_ILC, *self._place(batch), jnp.asarray(tokens))
             prompts = np.asarray(prompts)
             result[prompts[prompts >= 0]] = np.asarray(scores)[prompts >= 0]
         return result
 
     def rank_items(
         self,
-        parameters: tuple[Any, Any],
+        parameters: tuple[Any, ...],
         batches: Iterable[AskedBatch],
         *,
         item_tokens: np.ndarray,
         targets: np.ndarray,
         seen: np.ndarray,
         k: int = 10,
+        latents_ILC: jax.Array | None = None,
     ) -> Ranked:
         """Ranks the catalogue for every prompt: one forward pass, one token an item.
 
@@ -91,13 +103,13 @@ class Examiner:
         item_tokens, targets, seen = jax.device_put((item_tokens, targets, seen), self._everywhere)
 
         def rank(arrays: Batch, prompts: jax.Array) -> tuple[jax.Array, ...]:
-            return self._rank(parameters, arrays, prompts, item_tokens, targets, seen, k=k)
+            return self._rank(parameters, latents_ILC, arrays, prompts, item_tokens, targets, seen, k=k)
 
         return Ranked(*self._gather(batches, rank, len(targets)))
 
     def search_items(
         self,
-        parameters: tuple[Any, Any],
+        parameters: tuple[Any, ...],
         batches: Iterable[AskedBatch],
         *,
         trie: Trie,
@@ -106,6 +118,7 @@ class Examiner:
         seen: np.ndarray,
         k: int = 10,
         beams: int = 10,
+        latents_ILC: jax.Array | None = None,
     ) -> Ranked:
         """Searches the catalogue for every prompt, for ids of several tokens: one pass, then a step for each token.
 
@@ -122,7 +135,7 @@ class Examiner:
         placed = jax.device_put((trie, item_tokens, targets, seen), self._everywhere)
 
         def search(arrays: Batch, prompts: jax.Array) -> tuple[jax.Array, ...]:
-            return self._find(parameters, arrays, prompts, *placed, k=k, beams=beams)
+            return self._find(parameters, latents_ILC, arrays, prompts, *placed, k=k, beams=beams)
 
         return Ranked(*self._gather(batches, search, len(targets)))
 
@@ -135,6 +148,7 @@ class Examiner:
         excluded: np.ndarray,
         k: int = 10,
         beams: int = 10,
+        latents_ILC: jax.Array | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best items for every prompt: (int32 [P, k], best first, -1 where there are no more; float32 scores).
 
@@ -144,25 +158,26 @@ class Examiner:
         placed = jax.device_put((trie, excluded), self._everywhere)
 
         def find(arrays: Batch, prompts: jax.Array) -> tuple[jax.Array, ...]:
-            return self._best(parameters, arrays, prompts, *placed, k=k, beams=beams)
+            return self._best(parameters, latents_ILC, arrays, prompts, *placed, k=k, beams=beams)
 
         items, scores = self._gather(batches, find, len(excluded))
         return items, scores
 
     def answers(
         self,
-        parameters: tuple[Any, Any],
+        parameters: tuple[Any, ...],
         batches: Iterable[AskedBatch],
         num_prompts: int,
         config: BeamConfig,
         *,
         eos: int,
         pad: int,
+        latents_ILC: jax.Array | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best answer to every prompt by beam search: (int32 [P, n] tokens, float32 [P] scores)."""
 
         def say(arrays: Batch, prompts: jax.Array) -> tuple[jax.Array, ...]:
-            return self._say(parameters, arrays, prompts, config=config, eos=eos, pad=pad)
+            return self._say(parameters, latents_ILC, arrays, prompts, config=config, eos=eos, pad=pad)
 
         tokens, scores = self._gather(batches, say, num_prompts)
         return tokens, scores
@@ -189,16 +204,29 @@ class Examiner:
     def _place(self, batch: AskedBatch) -> tuple[Batch, jax.Array]:
         return self._to_device(batch.arrays), jax.make_array_from_process_local_data(self._rows, batch.prompts)
 
+    def _open(
+        self, parameters: tuple[Any, ...], latents_ILC: jax.Array | None, batch: Batch
+    ) -> tuple[UniMP, jax.Array | None]:
+        """The model, and the latents of the batch's images, [B, N, L, C], where they are known."""
+        return nnx.merge(self.graph, *parameters), None if latents_ILC is None else latents_ILC[batch.images]
+
     def _score(
-        self, parameters: tuple[Any, Any], batch: Batch, prompts_BA: jax.Array, tokens: jax.Array
+        self,
+        parameters: tuple[Any, ...],
+        latents_ILC: jax.Array | None,
+        batch: Batch,
+        prompts_BA: jax.Array,
+        tokens: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        logits_BAV = nnx.merge(self.graph, *parameters)(batch)
+        model, latents_BNLC = self._open(parameters, latents_ILC, batch)
+        logits_BAV = model(batch, latents_BNLC=latents_BNLC)
         scores_BAn = jax.nn.log_softmax(logits_BAV)[..., tokens]
         return scores_BAn.reshape(-1, tokens.shape[0]), prompts_BA.reshape(-1)
 
     def _score_and_rank(
         self,
-        parameters: tuple[Any, Any],
+        parameters: tuple[Any, ...],
+        latents_ILC: jax.Array | None,
         batch: Batch,
         prompts_BA: jax.Array,
         item_tokens: jax.Array,
@@ -207,7 +235,7 @@ class Examiner:
         *,
         k: int,
     ) -> tuple[jax.Array, ...]:
-        scores_MI, prompts_M = self._score(parameters, batch, prompts_BA, item_tokens)
+        scores_MI, prompts_M = self._score(parameters, latents_ILC, batch, prompts_BA, item_tokens)
         asked = jnp.maximum(prompts_M, 0)
         targets_M, seen_MS = targets[asked], seen[asked]
         kept_M, filtered_M = ranks(scores_MI, targets_M, seen_MS)
@@ -218,7 +246,8 @@ class Examiner:
 
     def _search(
         self,
-        parameters: tuple[Any, Any],
+        parameters: tuple[Any, ...],
+        latents_ILC: jax.Array | None,
         batch: Batch,
         prompts_BA: jax.Array,
         trie: Trie,
@@ -229,10 +258,10 @@ class Examiner:
         k: int,
         beams: int,
     ) -> tuple[jax.Array, ...]:
-        model = nnx.merge(self.graph, *parameters)
+        model, latents_BNLC = self._open(parameters, latents_ILC, batch)
         asked_BA = jnp.maximum(prompts_BA, 0)
         targets_BA, seen_BAS = targets[asked_BA], seen[asked_BA]
-        hidden_BAD, prompts = read(model, batch)
+        hidden_BAD, prompts = read(model, batch, latents_BNLC)
         others_BAS = jnp.where(seen_BAS == targets_BA[..., None], -1, seen_BAS)  # the right item is never filtered
         kept = search_items(model, hidden_BAD, prompts, trie, None, k=k, beams=beams)
         found = search_items(model, hidden_BAD, prompts, trie, others_BAS, k=k + 1, beams=beams)  # one to spare
@@ -257,6 +286,7 @@ class Examiner:
     def _find_best(
         self,
         parameters: tuple[Any, ...],
+        latents_ILC: jax.Array | None,
         batch: Batch,
         prompts_BA: jax.Array,
         trie: Trie,
@@ -265,14 +295,16 @@ class Examiner:
         k: int,
         beams: int,
     ) -> tuple[jax.Array, ...]:
-        model = nnx.merge(self.graph, *parameters)
-        found = find_items(model, batch, trie, excluded[jnp.maximum(prompts_BA, 0)], k=k, beams=beams)
+        model, latents_BNLC = self._open(parameters, latents_ILC, batch)
+        excluded_BAS = excluded[jnp.maximum(prompts_BA, 0)]
+        found = find_items(model, batch, trie, excluded_BAS, k=k, beams=beams, latents_BNLC=latents_BNLC)
         results = found.items_BAk, found.scores_BAk, prompts_BA
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
 
     def _answer(
         self,
-        parameters: tuple[Any, Any],
+        parameters: tuple[Any, ...],
+        latents_ILC: jax.Array | None,
         batch: Batch,
         prompts_BA: jax.Array,
         *,
@@ -280,6 +312,7 @@ class Examiner:
         eos: int,
         pad: int,
     ) -> tuple[jax.Array, ...]:
-        answers = beam_search(nnx.merge(self.graph, *parameters), batch, config, eos=eos, pad=pad)
+        model, latents_BNLC = self._open(parameters, latents_ILC, batch)
+        answers = beam_search(model, batch, config, eos=eos, pad=pad, latents_BNLC=latents_BNLC)
         results = answers.tokens_BAWn[:, :, 0], answers.scores_BAW[:, :, 0], prompts_BA
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)

@@ -169,11 +169,15 @@ class UniMP(nnx.Module):
         """[..., D] -> float32 [..., V]."""
         return self.embeddings.logits(hidden)
 
-    def answer_hidden(self, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
+    def answer_hidden(
+        self, batch: Batch, dropout_key: jax.Array | None = None, latents_BNLC: jax.Array | None = None
+    ) -> jax.Array:
         """Hidden states at `batch.answer_positions` alone: [B, A, D]."""
-        hidden_BTD = self.hidden(batch, dropout_key)
+        hidden_BTD = self.hidden(batch, dropout_key, latents_BNLC)
         return jnp.take_along_axis(hidden_BTD, batch.answer_positions[..., None], axis=1)
 
-    def __call__(self, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, batch: Batch, dropout_key: jax.Array | None = None, latents_BNLC: jax.Array | None = None
+    ) -> jax.Array:
         """Logits at `batch.answer_positions` alone: float32 [B, A, V]."""
-        return self.logits(self.answer_hidden(batch, dropout_key))
+        return self.logits(self.answer_hidden(batch, dropout_key, latents_BNLC))
