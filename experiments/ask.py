@@ -34,7 +34,7 @@ class Model:
     """What is asked: the machinery, and the parameters (trainable, frozen) that it runs with."""
 
     examiner: Examiner
-    parameters: tuple[Any, Any]
+    parameters: tuple[Any, ...]
     share: Share = Share()
     latents_ILC: jax.Array | None = None
     """Of every item's picture, where they have all been encoded (`encode_catalogue`)."""

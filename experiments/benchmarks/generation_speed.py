@@ -64,12 +64,16 @@ class Size:
     width: int
     layers: int
     users: int
+    tokens: int = 512
+    """Of a row."""
+    rows: int = 2
+    """Rows a batch, for ours."""
 
 
 SIZES = (
-    Size("16 x 2", 16, 2, 512),
-    Size("64 x 2", 64, 2, 256),
-    Size("128 x 4", 128, 4, 128),
+    Size("16 x 2", 16, 2, 512, 256, 64),
+    Size("64 x 2", 64, 2, 256, 256, 32),
+    Size("128 x 4", 128, 4, 128, 512, 4),
     Size("256 x 6", 256, 6, 64),
     Size("512 x 8", 512, 8, 32),
     Size("768 x 12", 768, 12, 16),
@@ -87,8 +91,6 @@ class Options:
     """Tokens of an item's id."""
     repeats: int = 5
     """The median of so many is taken."""
-    rows: int = 2
-    """Rows a batch, of 512 tokens each, for ours."""
     batch: int = 16
     """Users a batch for transformers, where it is not one."""
     seed: int = 0
@@ -128,9 +130,9 @@ def experiment(size: Size, depth: int, options: Options, folder: Path) -> Experi
         data=DataConfig("movielens_small", options.data),
         vocabulary=VocabularyConfig(trained_size=2048, attributes=("Genres", "Year", "Title")),
         tasks=TaskConfig(full_items=5, id_items=0),
-        budget=Budget(tokens=512, images=32, answers=64),
+        budget=Budget(tokens=size.tokens, images=32, answers=64),
         images=ImageConfig(fit="stretch"),
-        loader=LoaderConfig(rows=options.rows),
+        loader=LoaderConfig(rows=size.rows),
         seed=options.seed,
     )
     data = ExperimentData.load(config)
@@ -251,8 +253,8 @@ def main(options: Options) -> None:
     cores = len(os.sched_getaffinity(0))
     print(f"users/s, {K} items each; {cores} cores, float32, median of {options.repeats}, seed {options.seed}\n")
     print(
-        "| model | parameters | id tokens | prompt | transformers, one by one | in batches | ours, pictures too | ratio "
-        "| **ours** | **ratio** | items among theirs | catalogue encoded in |"
+        "| model | parameters | id tokens | prompt | transformers, one by one | in batches | ours, pictures too "
+        "| ratio | **ours** | **ratio** | items among theirs | catalogue encoded in |"
     )
     print("|---" * 12 + "|")
     for size in SIZES:

@@ -1,7 +1,7 @@
 """Answers: greedy, sampled, by beam search, or as items of a catalogue."""
 
 from unimp_jax.decoding.beam import BeamConfig, beam_search
-from unimp_jax.decoding.cache import nothing_said, read, say
+from unimp_jax.decoding.cache import Prompts, nothing_said, read, say
 from unimp_jax.decoding.catalogue import Found, find_items, path_scores, search_items
 from unimp_jax.decoding.sampling import Answers, SamplingConfig, generate
 from unimp_jax.decoding.trie import PAST, Trie, build_trie
@@ -11,6 +11,7 @@ __all__ = [
     "Answers",
     "BeamConfig",
     "Found",
+    "Prompts",
     "SamplingConfig",
     "Trie",
     "beam_search",

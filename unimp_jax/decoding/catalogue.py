@@ -10,7 +10,7 @@ from unimp_jax.batch import Batch
 from unimp_jax.decoding.beam import take, top_candidates
 from unimp_jax.decoding.cache import Prompts, nothing_said, read, say
 from unimp_jax.decoding.sampling import log_probabilities
-from unimp_jax.decoding.trie import PAST, Trie, branches, excluded_places
+from unimp_jax.decoding.trie import PAST, Trie, branches, close
 from unimp_jax.model import UniMP
 
 
@@ -55,13 +55,13 @@ def search_items(
     beams: int,
 ) -> Found:  # fmt: skip
     """`find_items` for prompts that have been read."""
-    closed_BAS = None if excluded_BAS is None else excluded_places(trie, excluded_BAS)
+    closed = None if excluded_BAS is None else close(trie, excluded_BAS)
     hidden_BAWD = hidden_BAD[:, :, None]
     nodes_BAW = jnp.zeros(hidden_BAWD.shape[:3], jnp.int32)
     scores_BAW = jnp.zeros(hidden_BAWD.shape[:3], jnp.float32)
     said = nothing_said(model.config, prompts, beams, trie.depth - 1)
     for level in range(trie.depth):
-        ways = branches(trie, level, nodes_BAW, closed_BAS)
+        ways = branches(trie, level, nodes_BAW, closed)
         log_p_BAWC = log_probabilities(model.logits(hidden_BAWD), jnp.maximum(ways.tokens_BAWC, 0))
         log_p_BAWC = jnp.where(ways.tokens_BAWC == PAST, 0.0, log_p_BAWC)
         scores_BAWC = jnp.where(ways.open_BAWC, scores_BAW[..., None] + log_p_BAWC, -jnp.inf)

@@ -142,32 +142,55 @@ class Branches:
     open_BAWC: jax.Array
 
 
-def excluded_places(trie: Trie, excluded_BAS: jax.Array) -> jax.Array:
-    """int32 [B, A, S], ascending: where the excluded items (padded with -1) are, once each, then numbers beyond all."""
-    beyond = trie.items.shape[0]
-    places = jnp.where(excluded_BAS >= 0, trie.places[jnp.maximum(excluded_BAS, 0)], beyond)
-    places = jnp.sort(places, axis=-1)
-    repeated = places[..., 1:] == places[..., :-1]
-    return jnp.sort(places.at[..., 1:].set(jnp.where(repeated, beyond, places[..., 1:])), axis=-1)
+@flax.struct.dataclass
+class Closed:
+    """The items that a prompt must not be answered with, as a bitmap along the trie's last level, with counts.
 
-
-def branches(trie: Trie, level: int, nodes_BAW: jax.Array, excluded_places_BAS: jax.Array | None = None) -> Branches:
-    """The children of nodes of `level`.
-
-    Args:
-      excluded_places_BAS: as of `excluded_places`.
+    Attributes:
+      words: uint32 [B, A, I / 32 + 1], a bit an item.
+      before: int32 [B, A, I / 32 + 1], how many bits are set in the words before.
     """
+
+    words: jax.Array
+    before: jax.Array
+
+    def at(self, places_BAm: jax.Array) -> jax.Array:
+        """Whether the items at these places are closed: bool [B, A, m]."""
+        words_BAm = jnp.take_along_axis(self.words, places_BAm >> 5, axis=-1)
+        return (words_BAm >> (places_BAm & 31).astype(jnp.uint32)) & 1 > 0
+
+    def count(self, places_BAm: jax.Array) -> jax.Array:
+        """How many items before these places are closed: int32 [B, A, m]."""
+        words_BAm = jnp.take_along_axis(self.words, places_BAm >> 5, axis=-1)
+        earlier_BAm = (jnp.uint32(1) << (places_BAm & 31).astype(jnp.uint32)) - 1
+        within_BAm = jax.lax.population_count(words_BAm & earlier_BAm).astype(jnp.int32)
+        return jnp.take_along_axis(self.before, places_BAm >> 5, axis=-1) + within_BAm
+
+
+def close(trie: Trie, excluded_BAS: jax.Array) -> Closed:
+    """The bitmap of items to exclude, int32 [B, A, S] in any order, padded with -1."""
+    B, A, _ = excluded_BAS.shape
+    size = trie.items.shape[0] // 32 + 1
+    places_BAS = jnp.where(excluded_BAS >= 0, trie.places[jnp.maximum(excluded_BAS, 0)], 32 * size)
+    mark = jax.vmap(jax.vmap(lambda places: jnp.zeros(32 * size, bool).at[places].set(True, mode="drop")))
+    bits_BAw32 = mark(places_BAS).reshape(B, A, size, 32)
+    words_BAw = (bits_BAw32 << jnp.arange(32, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
+    counts_BAw = bits_BAw32.sum(-1, dtype=jnp.int32)
+    return Closed(words_BAw, jnp.cumsum(counts_BAw, axis=-1) - counts_BAw)
+
+
+def branches(trie: Trie, level: int, nodes_BAW: jax.Array, closed: Closed | None = None) -> Branches:
+    """The children of nodes of `level`."""
+    B, A, W = nodes_BAW.shape
     begin_BAW, end_BAW = trie.children[level][nodes_BAW], trie.children[level][nodes_BAW + 1]
-    reach_BAWC1 = begin_BAW[..., None] + jnp.arange(trie.branching[level] + 1)
-    there_BAWC = reach_BAWC1[..., :-1] < end_BAW[..., None]
-    reach_BAWC1 = jnp.minimum(reach_BAWC1, trie.leaves[level].shape[0] - 1)
-    nodes_BAWC = jnp.minimum(reach_BAWC1[..., :-1], trie.tokens[level].shape[0] - 1)
-    open_BAWC = there_BAWC
-    if excluded_places_BAS is not None:
-        first_BAWC1 = trie.leaves[level][reach_BAWC1]
-        B, A = nodes_BAW.shape[:2]
-        count = jax.vmap(jax.vmap(jnp.searchsorted))
-        before_BAWC1 = count(excluded_places_BAS, first_BAWC1.reshape(B, A, -1)).reshape(first_BAWC1.shape)
-        items_BAWC = first_BAWC1[..., 1:] - first_BAWC1[..., :-1]
-        open_BAWC &= items_BAWC > before_BAWC1[..., 1:] - before_BAWC1[..., :-1]
+    reach_BAWC = begin_BAW[..., None] + jnp.arange(trie.branching[level])
+    nodes_BAWC = jnp.minimum(reach_BAWC, trie.tokens[level].shape[0] - 1)
+    open_BAWC = reach_BAWC < end_BAW[..., None]
+    if closed is not None and level == trie.depth - 1:  # a node is an item
+        open_BAWC &= ~closed.at(nodes_BAWC.reshape(B, A, -1)).reshape(nodes_BAWC.shape)
+    elif closed is not None:
+        first_BAWC, last_BAWC = trie.leaves[level][nodes_BAWC], trie.leaves[level][nodes_BAWC + 1]
+        bounds_BAm = jnp.concatenate([first_BAWC, last_BAWC], axis=-1).reshape(B, A, -1)
+        before_BAWC, after_BAWC = jnp.split(closed.count(bounds_BAm).reshape(B, A, W, -1), 2, axis=-1)
+        open_BAWC &= last_BAWC - first_BAWC > after_BAWC - before_BAWC
     return Branches(trie.tokens[level][nodes_BAWC], nodes_BAWC, open_BAWC)

@@ -188,17 +188,30 @@ class Examiner:
         ask: Callable[[Batch, jax.Array], tuple[jax.Array, ...]],
         num_prompts: int,
     ) -> list[np.ndarray]:
-        """What `ask` says of every prompt, in their order; its last result is which prompts those were."""
+        """What `ask` says of every prompt, in their order; its last result is which prompts those were.
+
+        While a batch is answered, the next one is on its way.
+        """
         wholes: list[np.ndarray] = []
-        for batch in batches:
-            *results, asked = jax.device_get(ask(*self._place(batch)))
+
+        def keep(answered: tuple[jax.Array, ...]) -> None:
+            *results, asked = jax.device_get(answered)
             if not wholes:
                 blank = [np.nan if part.dtype == np.float32 else -1 for part in results]
                 shapes = [(num_prompts, *part.shape[1:]) for part in results]
-                wholes = [np.full(s, b, p.dtype) for s, b, p in zip(shapes, blank, results, strict=True)]
+                wholes.extend(np.full(s, b, p.dtype) for s, b, p in zip(shapes, blank, results, strict=True))
             used = asked >= 0
             for whole, part in zip(wholes, results, strict=True):
                 whole[asked[used]] = part[used]
+
+        before = None
+        for batch in batches:
+            now = ask(*self._place(batch))
+            if before is not None:
+                keep(before)
+            before = now
+        if before is not None:
+            keep(before)
         return wholes
 
     def _place(self, batch: AskedBatch) -> tuple[Batch, jax.Array]:

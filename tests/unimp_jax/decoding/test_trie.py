@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unimp_jax.decoding import PAST, build_trie
-from unimp_jax.decoding.trie import branches, excluded_places
+from unimp_jax.decoding.trie import branches, close
 
 
 @st.composite
@@ -58,7 +58,7 @@ def test_a_branch_is_open_as_long_as_an_item_below_it_is(ids, random):
     trie = build_trie(ids)
     closed = {item for item in range(len(ids)) if random.random() < 0.6}
     listed = [*closed, *list(closed)[:2], -1, -1]  # with repetitions, padded
-    places = excluded_places(trie, jnp.array(listed)[None, None])
+    places = close(trie, jnp.array(listed)[None, None])
     for level in range(trie.depth):
         ways = branches(trie, level, jnp.arange(len(trie.children[level]) - 1)[None, None], places)
         begins, is_open = np.asarray(trie.children[level]), np.asarray(ways.open_BAWC[0, 0])
