@@ -14,13 +14,13 @@ from data_pipelines.loader import QuestionBatch, question_batches
 from data_pipelines.queries import Query, held_out_queries
 from data_pipelines.tasks import Budget, TaskConfig
 from data_pipelines.vocabulary import Vocabulary
-from experiments.ask import Model, ask_for_items, seen_items
+from experiments.ask import Model, ask_for_items, ask_for_reviews, encode_catalogue, seen_items
 from experiments.data import ExperimentData, Records, sized_model
 from experiments.train import to_device
 from tests.data_pipelines.small import picture, semantic_vocabulary, small_corpus, small_vocabulary
 from tests.experiments.tiny_run import experiment
 from tests.unimp_jax.interop.support import randomised
-from unimp_jax.decoding import build_trie
+from unimp_jax.decoding import BeamConfig, build_trie
 from unimp_jax.evaluation.harness import Examiner, Ranked
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.model import UniMP
@@ -238,3 +238,35 @@ def test_the_trie_is_that_of_the_names():
     same = build_trie(data.vocabulary.items)
     assert data.trie.depth == data.vocabulary.depth == same.depth
     np.testing.assert_array_equal(data.trie.items, same.items)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_pictures_that_were_encoded_before_give_the_answers_of_those_encoded_now(depth):
+    data, model = asked(depth)
+    queries = list(questions())
+    served = encode_catalogue(data, model)
+    assert not served.encodes
+    assert served.latents_ILC.shape[0] == ITEMS
+    assert_close(ask_for_items(data, served, queries, k=K, beams=K), ask_for_items(data, model, queries, k=K, beams=K))
+    blind = dataclasses.replace(served, latents_ILC=0 * served.latents_ILC)
+    different = ask_for_items(data, blind, queries, k=K, beams=K)
+    assert (different.scores != ask_for_items(data, served, queries, k=K, beams=K).scores).any(), "pictures matter"
+
+
+def test_reviews_begin_with_a_rating_or_are_counted_as_unread():
+    data, model = asked(1)
+    queries = held_out_queries(CORPUS, "test", "preference")[:6]
+    config = BeamConfig(beams=2, new_tokens=5)
+    reviews = ask_for_reviews(data, model, queries, config)
+    names = {f"rate_{level:g}": level for level in data.vocabulary.rating_levels}
+    for rating, text, explanation in zip(reviews.ratings, reviews.texts, reviews.explanations, strict=True):
+        first = text.split(" ", 1)[0]
+        if first in names:
+            assert rating == names[first]
+            assert text == f"{first} {explanation}".strip()
+        else:
+            assert np.isnan(rating)
+            assert text == explanation
+    alone = ask_for_reviews(data, model, queries[:1], config)
+    assert alone.texts == reviews.texts[:1]
+    np.testing.assert_allclose(alone.scores, reviews.scores[:1], atol=1e-4)
