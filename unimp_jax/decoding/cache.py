@@ -22,7 +22,7 @@ from unimp_jax.batch import Batch
 from unimp_jax.model import ModelConfig, UniMP
 from unimp_jax.model.attention import MASKED, KeysValues
 from unimp_jax.model.axes import constrain
-from unimp_jax.model.decoder import TextContext, angles_of, text_context
+from unimp_jax.model.decoder import TextContext, angles_of, answer_context, text_context
 from unimp_jax.model.positions import alibi_slopes
 from unimp_jax.model.stacking import scan
 from unimp_jax.model.unimp import Group
@@ -86,33 +86,39 @@ def read(model: UniMP, batch: Batch, latents_BNLC: jax.Array | None = None) -> t
     image_mask_BTN = model.image_mask(batch)
     image_mask_BTS = jnp.repeat(image_mask_BTN, L, axis=-1)
     context = text_context(config.decoder, batch.positions, batch.segment_ids)
+    ends = answer_context(config.decoder, batch.positions, batch.segment_ids, batch.answer_positions)
 
-    def group(x_BTD: jax.Array, modules: Group) -> tuple[jax.Array, tuple[KeysValues, KeysValues]]:
+    def group(
+        contexts: list[TextContext], x_BTD: jax.Array, modules: Group
+    ) -> tuple[jax.Array, tuple[KeysValues, KeysValues]]:
         images = modules[0].shown(latents_BSC)
-        contexts = [(context, None)] * config.gated.every
-        x_BTD, shown = model.group(x_BTD, modules, images, image_mask_BTS, contexts)
+        keyless = [(context, None) for context in contexts]
+        x_BTD, shown = model.group(x_BTD, modules, images, image_mask_BTS, keyless)
         return x_BTD, (jax.tree.map(lambda *x: jnp.stack(x).swapaxes(2, 3), *shown), images)
 
-    x_BTD, (text, images) = scan(group, model.embed(batch.tokens), model.groups, remat="none")
+    every = functools.partial(group, [context] * config.gated.every)
+    last = functools.partial(group, [*[context] * (config.gated.every - 1), ends])  # nothing reads the other tokens
+    x_BAD, (text, images) = scan(every, model.embed(batch.tokens), model.groups, remat="none", last=last)
 
     def at_end(x: jax.Array) -> jax.Array:
         """[B, T, …] -> [B, A, …], of each prompt's last token."""
         return jax.vmap(lambda row, places: row[places])(x, batch.answer_positions)
 
-    hidden_BAD = model.decoder.norm(at_end(x_BTD))
+    hidden_BAD = model.decoder.norm(x_BAD)
     segments_BA = at_end(batch.segment_ids)
     sees_images_BAN = at_end(image_mask_BTN)
     A = segments_BA.shape[1]
     if config.gated.attend == "last_image" and A < N:  # each prompt's one image, in a place of its own
         index_BA = jnp.maximum(at_end(batch.image_index), 0)
 
-        def last(x: jax.Array) -> jax.Array:
-            x_GBNLHh = x.reshape(*x.shape[:2], N, L, *x.shape[3:])
+        def own(x_GBSHh: jax.Array) -> jax.Array:
+            G, B, _, *head = x_GBSHh.shape
+            x_GBNLHh = x_GBSHh.reshape(G, B, N, L, *head)
             return jax.vmap(lambda row, places: row[:, places], (1, 0), 1)(x_GBNLHh, index_BA).reshape(
-                *x.shape[:2], A * L, *x.shape[3:]
+                G, B, A * L, *head
             )
 
-        images = jax.tree.map(last, images)
+        images = jax.tree.map(own, images)
         sees_images_BAN = sees_images_BAN.any(-1, keepdims=True) & jnp.eye(A, dtype=bool)
     return hidden_BAD, Prompts(
         text=text,

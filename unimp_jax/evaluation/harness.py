@@ -232,7 +232,7 @@ class Examiner:
         tokens: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         model, latents_BNLC = self._open(parameters, latents_ILC, batch)
-        logits_BAV = model(batch, latents_BNLC=latents_BNLC)
+        logits_BAV = model.logits(read(model, batch, latents_BNLC)[0])
         scores_BAn = jax.nn.log_softmax(logits_BAV)[..., tokens]
         return scores_BAn.reshape(-1, tokens.shape[0]), prompts_BA.reshape(-1)
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from unimp_jax.model.attention import KeysValues, causal_attend, causal_mask
+from unimp_jax.model.attention import KeysValues, attend, causal_attend, causal_mask
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.layers import MLP, DTypes, Linear, MLPKind, Norm, NormKind, Sizes, dropout
 from unimp_jax.model.positions import alibi, rotary_angles, rotate
@@ -86,10 +87,16 @@ class TextContext(NamedTuple):
       angles: (cos, sin) for rotary positions, each [B, T, r], else None.
       attend: (queries [B, T, H, h], keys [B, T, K, h], values [B, T, K, h]) of these tokens -> [B, T, H, h]; it knows
         who sees whom, and what there is to be seen besides.
+      places_BA: int32, the tokens whose result is wanted, which alone have queries then; None: all.
     """
 
     angles: tuple[jax.Array, jax.Array] | None
     attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    places_BA: jax.Array | None = None
+
+    def wanted(self, x: jax.Array) -> jax.Array:
+        """[B, T, d] -> [B, A, d]."""
+        return x if self.places_BA is None else jnp.take_along_axis(x, self.places_BA[..., None], axis=1)
 
 
 def angles_of(config: DecoderConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array] | None:
@@ -102,11 +109,27 @@ def text_context(config: DecoderConfig, positions_BT: jax.Array, segment_ids_BT:
     """Of whole rows: a token sees those before it in its segment."""
     mask_BTT = causal_mask(segment_ids_BT)
 
-    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    def look(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         bias = alibi(positions_BT, positions_BT, config.heads) if config.position == "alibi" else None
         return causal_attend(query, key, value, mask_BTT, bias)
 
-    return TextContext(angles_of(config, positions_BT), attend)
+    return TextContext(angles_of(config, positions_BT), look)
+
+
+def answer_context(
+    config: DecoderConfig, positions_BT: jax.Array, segment_ids_BT: jax.Array, places_BA: jax.Array
+) -> TextContext:
+    """The same where nothing is wanted but what some tokens come to: in the last layer, before an answer."""
+    at_places = jnp.take_along_axis(segment_ids_BT, places_BA, axis=1)
+    same_BAT = (at_places[..., None] == segment_ids_BT[:, None]) & (at_places > 0)[..., None]
+    mask_BAT = same_BAT & (jnp.arange(segment_ids_BT.shape[1]) <= places_BA[..., None])
+
+    def look(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        queries_BA = jnp.take_along_axis(positions_BT, places_BA, axis=1)
+        bias = alibi(queries_BA, positions_BT, config.heads) if config.position == "alibi" else None
+        return attend(query, key, value, mask_BAT, bias)
+
+    return TextContext(angles_of(config, positions_BT), look, places_BA)
 
 
 class SelfAttention(nnx.Module):
@@ -129,11 +152,12 @@ class SelfAttention(nnx.Module):
         self.query_norm, self.key_norm = qk_norm(heads), qk_norm(kv_heads)
 
     def __call__(self, x_BTD: jax.Array, context: TextContext) -> tuple[jax.Array, KeysValues]:
-        query, key, value = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
+        query, key, value = self.query(context.wanted(x_BTD)), self.key(x_BTD), self.value(x_BTD)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if context.angles is not None:
-            query, key = rotate(query, context.angles), rotate(key, context.angles)
+            cos, sin = context.angles
+            query, key = rotate(query, (context.wanted(cos), context.wanted(sin))), rotate(key, context.angles)
         query = constrain(query, "batch", None, "heads", None)
         return self.out(context.attend(query, key, value)), KeysValues(key, value)
 
@@ -153,11 +177,12 @@ class DecoderLayer(nnx.Module):
         )  # fmt: skip
 
     def __call__(self, x_BTD: jax.Array, context: TextContext, key: jax.Array | None) -> tuple[jax.Array, KeysValues]:
-        """The text after this layer, and what it shows to later tokens; with a key, with dropout."""
+        """The text after this layer where it is wanted, and what it shows to later tokens; with a key, with dropout."""
         keys = (None, None) if key is None else jax.random.split(key)
         attended, own = self.attention(self.attention_norm(x_BTD), context)
-        after = x_BTD + dropout(attended, self.dropout, keys[0])
-        wide = self.mlp(self.mlp_norm(x_BTD if self.parallel else after))
+        before = context.wanted(x_BTD)
+        after = before + dropout(attended, self.dropout, keys[0])
+        wide = self.mlp(self.mlp_norm(before if self.parallel else after))
         return constrain(after + dropout(wide, self.dropout, keys[1]), "batch", None, None), own
 
 

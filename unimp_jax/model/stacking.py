@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 M = TypeVar("M")
@@ -32,8 +33,13 @@ def stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
     return make_all(rngs)
 
 
-def scan(body: Callable[..., Any], carry: Any, modules: Any, *slices: Any, remat: Remat) -> tuple[Any, Any]:
+def scan(
+    body: Callable[..., Any], carry: Any, modules: Any, *slices: Any, remat: Remat,
+    last: Callable[..., Any] | None = None,
+) -> tuple[Any, Any]:  # fmt: skip
     """(carry, outs[i]) = body(carry, modules[i], *slices[i]) for each i, the body traced once: (carry, outs).
+
+    `last`, where given, does the last step in the place of `body`, and may give a carry of another shape.
 
     `nnx.scan` would write all parameters out of the loop again, frozen ones too; here they only go in.
     """
@@ -44,7 +50,18 @@ def scan(body: Callable[..., Any], carry: Any, modules: Any, *slices: Any, remat
 
     if remat != "none":
         step = jax.checkpoint(step, policy=POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(step, carry, (state, *slices))
+    if last is None:
+        return jax.lax.scan(step, carry, (state, *slices))
+    xs = (state, *slices)
+    final = jax.tree.leaves(xs)[0].shape[0] - 1
+
+    def numbered(carry: Any, number: jax.Array) -> tuple[Any, Any]:  # slices of the whole, where it lies
+        return step(carry, jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), xs))
+
+    carry, outs = jax.lax.scan(numbered, carry, jnp.arange(final))
+    own, *others = jax.tree.map(lambda x: x[final], xs)
+    carry, out = last(carry, nnx.merge(graph, own), *others)
+    return carry, jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), outs, out)
 
 
 def unstack(modules: M, count: int) -> list[M]:
