@@ -71,12 +71,12 @@ class Size:
 
 
 SIZES = (
-    Size("16 x 2", 16, 2, 512, 256, 64),
-    Size("64 x 2", 64, 2, 256, 256, 32),
-    Size("128 x 4", 128, 4, 128, 512, 4),
-    Size("256 x 6", 256, 6, 64),
-    Size("512 x 8", 512, 8, 32),
-    Size("768 x 12", 768, 12, 16),
+    Size("16 x 2", 16, 2, users=512, tokens=256, rows=96),
+    Size("64 x 2", 64, 2, users=256, tokens=256, rows=48),
+    Size("128 x 4", 128, 4, users=128, tokens=512, rows=24),
+    Size("256 x 6", 256, 6, users=64, tokens=512, rows=12),
+    Size("512 x 8", 512, 8, users=32, tokens=512, rows=6),
+    Size("768 x 12", 768, 12, users=32, tokens=512, rows=6),
 )
 
 

@@ -114,9 +114,8 @@ def read(model: UniMP, batch: Batch, latents_BNLC: jax.Array | None = None) -> t
         def own(x_GBSHh: jax.Array) -> jax.Array:
             G, B, _, *head = x_GBSHh.shape
             x_GBNLHh = x_GBSHh.reshape(G, B, N, L, *head)
-            return jax.vmap(lambda row, places: row[:, places], (1, 0), 1)(x_GBNLHh, index_BA).reshape(
-                G, B, A * L, *head
-            )
+            x_GBALHh = jax.vmap(lambda row, places: row[:, places], (1, 0), 1)(x_GBNLHh, index_BA)
+            return x_GBALHh.reshape(G, B, A * L, *head)
 
         images = jax.tree.map(own, images)
         sees_images_BAN = sees_images_BAN.any(-1, keepdims=True) & jnp.eye(A, dtype=bool)
