@@ -33,6 +33,7 @@ from flax import nnx
 from data_pipelines.images import ImageConfig
 from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.loader import LoaderConfig
+from data_pipelines.packing import pack
 from data_pipelines.prepare import prepare
 from data_pipelines.queries import Query, held_out_queries
 from data_pipelines.tasks import Budget, Example, TaskConfig
@@ -40,7 +41,7 @@ from data_pipelines.vocabulary import VocabularyConfig
 from experiments.ask import Model, encode_catalogue, seen_items
 from experiments.cli import use_all_cores
 from experiments.config import DataConfig, ExperimentConfig
-from experiments.data import ExperimentData, sized_model
+from experiments.data import PROMPTS_A_ROW, ExperimentData, sized_model
 from experiments.train import to_device
 from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.interop import idefics
@@ -64,6 +65,9 @@ class Size:
     width: int
     layers: int
     users: int
+    """At most; as many of them as make full batches."""
+    theirs: int
+    """So many of them (the first) are asked of transformers."""
     tokens: int = 512
     """Of a row."""
     rows: int = 2
@@ -71,12 +75,12 @@ class Size:
 
 
 SIZES = (
-    Size("16 x 2", 16, 2, users=512, tokens=256, rows=96),
-    Size("64 x 2", 64, 2, users=256, tokens=256, rows=48),
-    Size("128 x 4", 128, 4, users=128, tokens=512, rows=24),
-    Size("256 x 6", 256, 6, users=64, tokens=512, rows=12),
-    Size("512 x 8", 512, 8, users=32, tokens=512, rows=6),
-    Size("768 x 12", 768, 12, users=32, tokens=512, rows=6),
+    Size("16 x 2", 16, 2, users=512, theirs=64, tokens=256, rows=16),
+    Size("64 x 2", 64, 2, users=256, theirs=64, tokens=256, rows=8),
+    Size("128 x 4", 128, 4, users=128, theirs=32, rows=4),
+    Size("256 x 6", 256, 6, users=96, theirs=16, rows=8),
+    Size("512 x 8", 512, 8, users=48, theirs=12, rows=8),
+    Size("768 x 12", 768, 12, users=48, theirs=8, rows=8),
 )
 
 
@@ -148,7 +152,8 @@ def compare(size: Size, depth: int, options: Options, folder: Path) -> dict[str,
     """Users a second of both, and what of transformers' answers are items."""
     data = experiment(size, depth, options, folder)
     queries = held_out_queries(data.corpus, "test", "recommendation")[: size.users]
-    prompts = [data.writer.write(query, ask=True) for query in queries]
+    prompts = filling([data.writer.write(query, ask=True) for query in queries], data)
+    queries = queries[: len(prompts)]
     mesh = make_mesh(MeshConfig(data=-1))
     with jax.set_mesh(mesh):
         net = init_model(data.config.model, mesh, options.seed)
@@ -161,8 +166,8 @@ def compare(size: Size, depth: int, options: Options, folder: Path) -> dict[str,
         runs: dict[str, Callable[[], Any]] = {
             "ours": search(data, served, queries, prompts),
             "ours, pictures too": search(data, model, queries, prompts),
-            "one by one": peer(data, net, prompts, 1, depth, folder / "one"),
-            "batched": peer(data, net, prompts, options.batch, depth, folder / "batched"),
+            "one by one": peer(data, net, prompts[: size.theirs], 1, depth, folder / "one"),
+            "batched": peer(data, net, prompts[: size.theirs], options.batch, depth, folder / "batched"),
         }
         found, again, _, valid = [run() for run in runs.values()]  # to compile, and to warm up
         seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -173,7 +178,8 @@ def compare(size: Size, depth: int, options: Options, folder: Path) -> dict[str,
                 seconds[name].append(time.perf_counter() - start)
     assert (found >= 0).all(), "every answer is an item"
     assert (found == again).mean() > 0.99, "pictures that were encoded before are those encoded now"
-    rates = {name: size.users / statistics.median(times) for name, times in seconds.items()}
+    asked = {name: len(prompts) if name.startswith("ours") else size.theirs for name in runs}
+    rates = {name: asked[name] / statistics.median(times) for name, times in seconds.items()}
     theirs = max(rates["one by one"], rates["batched"])
     return rates | {
         "ratio": rates["ours"] / theirs,
@@ -184,6 +190,15 @@ def compare(size: Size, depth: int, options: Options, folder: Path) -> dict[str,
         "tokens": float(np.mean([len(prompt.tokens) for prompt in prompts])),
         "parameters": float(sum(x.size for x in jax.tree.leaves(state))),
     }
+
+
+def filling(prompts: list[Example], data: ExperimentData) -> list[Example]:
+    """As many of the first prompts as fill whole batches, as all but the last of a long evaluation are."""
+    budget, rows = dataclasses.replace(data.config.budget, answers=PROMPTS_A_ROW), data.config.loader.rows
+    sizes = np.array([prompt.size for prompt in prompts])
+    counts = [-(-len(pack(sizes[:n], budget)) // rows) for n in range(1, len(prompts) + 1)]
+    most = counts[-1] - 1 or 1
+    return prompts[: max(n for n, batches in enumerate(counts, start=1) if batches <= most)]
 
 
 def search(data: ExperimentData, model: Model, queries: Sequence[Query], prompts: list[Example]) -> Callable[[], Any]:
