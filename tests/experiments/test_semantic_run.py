@@ -18,6 +18,8 @@ from tests.experiments.tiny_run import experiment, prepare_source
 from unimp_jax.semantic_ids import ResidualKMeansConfig, RQVAEConfig, SemanticIdConfig
 from unimp_jax.training.log import read_log
 
+pytestmark = pytest.mark.slow  # two runs trained, one after the other
+
 FEW = SemanticIdConfig(levels=2, codes=8, last=8, residual_kmeans=ResidualKMeansConfig(scaling="none"))
 LEARNED = dataclasses.replace(
     FEW, method="rq_vae", rq_vae=RQVAEConfig(hidden=(16,), latent=8, steps=20, batch_size=32, scaling="none")
@@ -143,7 +145,6 @@ def test_validation_figures_are_logged(semantic_run):
     assert all(np.isfinite(line["cross_entropy"]) and 0 <= line["NDCG@10"] <= 1 for line in validated)
 
 
-@pytest.mark.slow
 def test_a_run_that_goes_on_keeps_its_names_whatever_became_of_the_file(data, codes, semantic_run, item_ids, tmp_path):
     run, path = tmp_path / "run", semantic_run.parent / "ids.parquet"
     shutil.copytree(semantic_run, run)

@@ -22,8 +22,12 @@ def continued(model, batch, tokens_nBAW, parents_nBAW):
     return model.logits(hidden_BAD), jnp.stack(logits)
 
 
-@pytest.mark.parametrize("kind", ["packed", "padded", "single"])
-@pytest.mark.parametrize("name", GEOMETRIES)
+KINDS = [("idefics", kind) for kind in ("packed", "padded", "single")] + [
+    (name, "packed") for name in list(GEOMETRIES)[1:]
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_equals_the_whole_prefix_at_every_step(name, kind):
     net = model(name)
     batch = prompts(kind, net.config)

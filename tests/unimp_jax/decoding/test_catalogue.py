@@ -168,6 +168,7 @@ def test_on_a_mesh_it_finds_what_one_device_finds():
     np.testing.assert_allclose(alone.scores_BAk, together.scores_BAk, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32():
     """bfloat16 has 8 bits: log-probabilities around -5, through three steps, within 0.5; every answer is valid."""
     from flax import nnx
