@@ -16,7 +16,7 @@ import grain
 import numpy as np
 
 from data_pipelines.images import ImageStore
-from data_pipelines.packing import fill_row, pack
+from data_pipelines.packing import best_length, fill_row, pack
 from data_pipelines.queries import TrainingQueries
 from data_pipelines.tasks import Budget, Example, TaskWriter
 
@@ -205,15 +205,21 @@ def question_batches(
     Args:
       budget: its `answers` bounds the prompts that share a row.
       images: None: of pictures, only which items they are of (as of `fill_batch`).
-      tight: rows have as many images and answer slots as the fullest of them needs, not as many as there may be.
+      tight: rows of the length that leaves the fewest tokens empty (the more of them a batch, if shorter than the
+        budget's), with as many images and answer slots as the fullest of them needs.
     """
-    own = share.of(config.rows)
     sizes = np.array([prompt.size for prompt in prompts]).reshape(-1, 3)
-    rows = pack(sizes, budget)
-    if tight and rows:
+    rows_a_batch = config.rows
+    if tight and prompts:
+        shortened = dataclasses.replace(budget, tokens=best_length(sizes, budget))
+        rows = pack(sizes, shortened)
+        rows_a_batch *= min(budget.tokens // shortened.tokens, -(-len(rows) // config.rows))
         most = np.array([sizes[row, 1:].sum(axis=0) for row in rows]).max(axis=0).tolist()
-        budget = dataclasses.replace(budget, images=most[0], answers=most[1])
-    rows += [[] for _ in range(-len(rows) % config.rows)]
+        budget = dataclasses.replace(shortened, images=most[0], answers=most[1])
+    else:
+        rows = pack(sizes, budget)
+    own = share.of(rows_a_batch)
+    rows += [[] for _ in range(-len(rows) % rows_a_batch)]
     pool = concurrent.futures.ThreadPoolExecutor(config.threads, thread_name_prefix="decode")
 
     def fill(planned: Sequence[list[int]]) -> QuestionBatch:
@@ -223,7 +229,7 @@ def question_batches(
         examples = [[prompts[number] for number in numbers] for numbers in planned]
         return QuestionBatch(fill_batch(examples, budget, images, pool), asked)
 
-    starts = range(0, len(rows), config.rows)
-    batches = grain.MapDataset.source([rows[start : start + config.rows][own] for start in starts])
+    starts = range(0, len(rows), rows_a_batch)
+    batches = grain.MapDataset.source([rows[start : start + rows_a_batch][own] for start in starts])
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch)
     return iter(batches.map(fill).to_iter_dataset(options))

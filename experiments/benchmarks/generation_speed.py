@@ -16,6 +16,7 @@ with the pictures of each prompt encoded anew, as transformers has to.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import os
 import statistics
@@ -33,15 +34,13 @@ from flax import nnx
 from data_pipelines.images import ImageConfig
 from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.loader import LoaderConfig
-from data_pipelines.packing import pack
 from data_pipelines.prepare import prepare
 from data_pipelines.queries import Query, held_out_queries
 from data_pipelines.tasks import Budget, Example, TaskConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.ask import Model, encode_catalogue, seen_items
-from experiments.cli import use_all_cores
 from experiments.config import DataConfig, ExperimentConfig
-from experiments.data import PROMPTS_A_ROW, ExperimentData, sized_model
+from experiments.data import ExperimentData, sized_model
 from experiments.train import to_device
 from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.interop import idefics
@@ -68,19 +67,20 @@ class Size:
     """At most; as many of them as make full batches."""
     theirs: int
     """So many of them (the first) are asked of transformers."""
-    tokens: int = 512
-    """Of a row."""
-    rows: int = 2
+    rows: int = 20
     """Rows a batch, for ours."""
 
 
+TOKENS = 256
+"""Of a row, at most: ours are as long as wastes the fewest."""
+
 SIZES = (
-    Size("16 x 2", 16, 2, users=512, theirs=64, tokens=256, rows=16),
-    Size("64 x 2", 64, 2, users=256, theirs=64, tokens=256, rows=8),
-    Size("128 x 4", 128, 4, users=128, theirs=32, rows=4),
-    Size("256 x 6", 256, 6, users=96, theirs=16, rows=8),
-    Size("512 x 8", 512, 8, users=48, theirs=12, rows=8),
-    Size("768 x 12", 768, 12, users=48, theirs=8, rows=8),
+    Size("16 x 2", 16, 2, users=600, theirs=64, rows=48),
+    Size("64 x 2", 64, 2, users=256, theirs=64, rows=32),
+    Size("128 x 4", 128, 4, users=128, theirs=32),
+    Size("256 x 6", 256, 6, users=96, theirs=16),
+    Size("512 x 8", 512, 8, users=96, theirs=12),
+    Size("768 x 12", 768, 12, users=96, theirs=8),
 )
 
 
@@ -134,7 +134,7 @@ def experiment(size: Size, depth: int, options: Options, folder: Path) -> Experi
         data=DataConfig("movielens_small", options.data),
         vocabulary=VocabularyConfig(trained_size=2048, attributes=("Genres", "Year", "Title")),
         tasks=TaskConfig(full_items=5, id_items=0),
-        budget=Budget(tokens=size.tokens, images=32, answers=64),
+        budget=Budget(tokens=TOKENS, images=32, answers=64),
         images=ImageConfig(fit="stretch"),
         loader=LoaderConfig(rows=size.rows),
         seed=options.seed,
@@ -194,11 +194,13 @@ def compare(size: Size, depth: int, options: Options, folder: Path) -> dict[str,
 
 def filling(prompts: list[Example], data: ExperimentData) -> list[Example]:
     """As many of the first prompts as fill whole batches, as all but the last of a long evaluation are."""
-    budget, rows = dataclasses.replace(data.config.budget, answers=PROMPTS_A_ROW), data.config.loader.rows
-    sizes = np.array([prompt.size for prompt in prompts])
-    counts = [-(-len(pack(sizes[:n], budget)) // rows) for n in range(1, len(prompts) + 1)]
-    most = counts[-1] - 1 or 1
-    return prompts[: max(n for n, batches in enumerate(counts, start=1) if batches <= most)]
+
+    def batches(count: int) -> int:
+        return len(list(data.questions(prompts[:count], tight=True, pictures=False)))
+
+    counts = range(1, len(prompts) + 1)
+    most = batches(len(prompts)) - 1 or 1
+    return prompts[: bisect.bisect_right(counts, most, key=batches)]
 
 
 def search(data: ExperimentData, model: Model, queries: Sequence[Query], prompts: list[Example]) -> Callable[[], Any]:
@@ -286,5 +288,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    use_all_cores()
     main(tyro.cli(Options))

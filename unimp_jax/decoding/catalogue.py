@@ -69,7 +69,7 @@ def search_items(
         scores_BAW, parents_BAW, numbers_BAW = top_candidates(scores_BAWC, k if last else beams)
 
         def chosen(x_BAWC: jax.Array) -> jax.Array:
-            of_parents = take(x_BAWC, parents_BAW)  # noqa: B023
+            of_parents = take(jnp.broadcast_to(x_BAWC, scores_BAWC.shape), parents_BAW)  # noqa: B023
             return jnp.take_along_axis(of_parents, numbers_BAW[..., None], axis=-1)[..., 0]  # noqa: B023
 
         nodes_BAW = chosen(ways.nodes_BAWC)

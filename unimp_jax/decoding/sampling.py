@@ -114,5 +114,5 @@ def kept_logits(logits: jax.Array, sampling: SamplingConfig) -> jax.Array:
 
 
 def log_probabilities(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    """log softmax(logits) at `tokens` alone: float32 [..., n] from [..., V] and int32 [..., n]."""
+    """log softmax(logits) at `tokens` alone: float32 [..., n] from [..., V] and int32 [..., n] (or [1, …, n])."""
     return jnp.take_along_axis(logits, tokens, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)

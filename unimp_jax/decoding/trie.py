@@ -74,7 +74,7 @@ def build_trie(ids: np.ndarray, room: int = 0) -> Trie:
         below, size = starts[level + 1], max(room, num_items)
         begins = np.searchsorted(below, np.append(starts[level], num_items))
         widest = int(np.diff(begins).max())
-        branching.append(1 << (widest - 1).bit_length() if room else widest)
+        branching.append(min(1 << (widest - 1).bit_length(), size) if room else widest)
         tokens.append(_filled(ordered[below, level], size if room else len(below), 0))
         children.append(_filled(begins, (size if room and level else len(starts[level])) + 1, len(below)))
         leaves.append(_filled(np.append(below, num_items), (size if room else len(below)) + 1, num_items))
@@ -132,8 +132,8 @@ class Branches:
     """What may be said next by each of W beams of each prompt; C is the branching of their level.
 
     Attributes:
-      tokens_BAWC: int32.
-      nodes_BAWC: int32, of the next level.
+      tokens_BAWC: int32; [1, 1, 1, C] from the root, where it is the same for all.
+      nodes_BAWC: int32, of the next level; [1, 1, 1, C] from the root.
       open_BAWC: bool, whether there is such a child, and below it an item that is not excluded.
     """
 
@@ -153,6 +153,11 @@ class Closed:
 
     words: jax.Array
     before: jax.Array
+
+    def first(self, count: int) -> jax.Array:
+        """Whether the first items are closed: bool [B, A, count]."""
+        bits_BAw32 = (self.words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1 > 0
+        return bits_BAw32.reshape(*self.words.shape[:2], -1)[..., :count]
 
     def at(self, places_BAm: jax.Array) -> jax.Array:
         """Whether the items at these places are closed: bool [B, A, m]."""
@@ -181,16 +186,23 @@ def close(trie: Trie, excluded_BAS: jax.Array) -> Closed:
 
 def branches(trie: Trie, level: int, nodes_BAW: jax.Array, closed: Closed | None = None) -> Branches:
     """The children of nodes of `level`."""
-    B, A, W = nodes_BAW.shape
+    if level == 0:
+        nodes_BAW = jnp.zeros((1, 1, 1), jnp.int32)  # the root, for all
     begin_BAW, end_BAW = trie.children[level][nodes_BAW], trie.children[level][nodes_BAW + 1]
     reach_BAWC = begin_BAW[..., None] + jnp.arange(trie.branching[level])
     nodes_BAWC = jnp.minimum(reach_BAWC, trie.tokens[level].shape[0] - 1)
     open_BAWC = reach_BAWC < end_BAW[..., None]
-    if closed is not None and level == trie.depth - 1:  # a node is an item
+    if closed is not None and trie.depth == 1:
+        open_BAWC = open_BAWC & ~closed.first(trie.branching[0])[:, :, None]
+    elif closed is not None and level == trie.depth - 1:  # a node is an item
+        B, A = closed.words.shape[:2]
         open_BAWC &= ~closed.at(nodes_BAWC.reshape(B, A, -1)).reshape(nodes_BAWC.shape)
     elif closed is not None:
+        B, A = closed.words.shape[:2]
+        W = nodes_BAWC.shape[2]
         first_BAWC, last_BAWC = trie.leaves[level][nodes_BAWC], trie.leaves[level][nodes_BAWC + 1]
-        bounds_BAm = jnp.concatenate([first_BAWC, last_BAWC], axis=-1).reshape(B, A, -1)
+        bounds_BAWm = jnp.concatenate([first_BAWC, last_BAWC], axis=-1)
+        bounds_BAm = jnp.broadcast_to(bounds_BAWm, (B, A, *bounds_BAWm.shape[2:])).reshape(B, A, -1)
         before_BAWC, after_BAWC = jnp.split(closed.count(bounds_BAm).reshape(B, A, W, -1), 2, axis=-1)
-        open_BAWC &= last_BAWC - first_BAWC > after_BAWC - before_BAWC
+        open_BAWC = open_BAWC & (last_BAWC - first_BAWC > after_BAWC - before_BAWC)
     return Branches(trie.tokens[level][nodes_BAWC], nodes_BAWC, open_BAWC)

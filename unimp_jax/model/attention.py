@@ -59,7 +59,7 @@ def causal_attend(
     """`attend` where the mask lets no query see a later key: long rows in four blocks of queries, each with the keys
     up to its end, which saves 3 of 8 parts of the work."""
     T = q_BTHh.shape[1]
-    if T < 256 or T % 4:
+    if T < 128 or T % 4:
         return attend(q_BTHh, k_BTKh, v_BTKh, mask_BTT, bias)
     outs = []
     for end in range(T // 4, T + 1, T // 4):
