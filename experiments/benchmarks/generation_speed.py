@@ -74,6 +74,9 @@ class Size:
 TOKENS = 256
 """Of a row, at most: ours are as long as wastes the fewest."""
 
+LONG_ENOUGH = 1.0
+"""Seconds that a timing takes at least: what runs faster is run several times in it."""
+
 SIZES = (
     Size("16 x 2", 16, 2, users=600, theirs=64, rows=48),
     Size("64 x 2", 64, 2, users=256, theirs=64, rows=32),
@@ -170,12 +173,11 @@ def compare(size: Size, depth: int, options: Options, folder: Path) -> dict[str,
             "batched": peer(data, net, prompts[: size.theirs], options.batch, depth, folder / "batched"),
         }
         found, again, _, valid = [run() for run in runs.values()]  # to compile, and to warm up
+        turns = {name: round(LONG_ENOUGH / timed(run)) or 1 for name, run in runs.items()}
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(options.repeats):
             for name, run in runs.items():
-                start = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(timed(run, turns[name]) / turns[name])
     assert (found >= 0).all(), "every answer is an item"
     assert (found == again).mean() > 0.99, "pictures that were encoded before are those encoded now"
     asked = {name: len(prompts) if name.startswith("ours") else size.theirs for name in runs}
@@ -190,6 +192,14 @@ def compare(size: Size, depth: int, options: Options, folder: Path) -> dict[str,
         "tokens": float(np.mean([len(prompt.tokens) for prompt in prompts])),
         "parameters": float(sum(x.size for x in jax.tree.leaves(state))),
     }
+
+
+def timed(run: Callable[[], Any], turns: int = 1) -> float:
+    """Seconds."""
+    start = time.perf_counter()
+    for _ in range(turns):
+        run()
+    return time.perf_counter() - start
 
 
 def filling(prompts: list[Example], data: ExperimentData) -> list[Example]:
