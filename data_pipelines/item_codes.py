@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from data_pipelines.errors import DataError
 
 SIZES = b"unimp.sizes"
-LETTERS = string.ascii_lowercase.replace("s", "")  # s_1, s_2 and s_3 name the candidates of a selection
+LETTERS = string.ascii_lowercase
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,9 +48,9 @@ class ItemCodes:
             raise DataError("two items have the same codes: nothing would tell them apart")
 
     def tokens(self) -> list[str]:
-        """The names of all codes, level by level: a_0, a_1, …, b_0, …"""
+        """The names of all codes, level by level: <a_0>, <a_1>, …, <b_0>, …; no text of a catalogue reads so."""
         return [
-            f"{letter}_{code}" for letter, size in zip(LETTERS, self.sizes, strict=False) for code in range(size)
+            f"<{letter}_{code}>" for letter, size in zip(LETTERS, self.sizes, strict=False) for code in range(size)
         ]  # fmt: skip
 
     def token_numbers(self) -> np.ndarray:

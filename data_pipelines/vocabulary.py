@@ -153,7 +153,7 @@ def attribute_texts(corpus: Corpus, config: VocabularyConfig) -> list[str]:
     known = dict.fromkeys(name for attributes in corpus.attributes for name, _ in attributes)
     for name in config.attributes:
         if name not in known:
-            raise DataError(f"attribute {name!r} is not in this source; it has {', '.join(known)}")
+            raise DataError(f"attribute {name!r} is not in this source; it has {', '.join(known) or 'none'}")
     shown = config.attributes or tuple(known)
     texts = []
     for attributes in corpus.attributes:

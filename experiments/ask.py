@@ -78,20 +78,15 @@ def ask_for_items(
     queries: Sequence[Query],
     k: int = 10,
     beams: int = 20,
-    *,
-    keep_seen: bool = False,
 ) -> Ranked:
-    """The best items for recommendation or search questions.
+    """The best items for recommendation or search questions, and where among them the right ones are.
 
     Where each item has a token of its own, the whole catalogue is ranked exactly; semantic ids are searched for, by so
-    many `beams`. Of an open question, only `top` and `scores` of what is returned mean anything.
-
-    Args:
-      keep_seen: `top` may name what the user has met.
+    many `beams`.
     """
     prompts = [data.writer.write(query, ask=True) for query in queries]
-    targets = np.array([query.right[0] if query.right else -1 for query in queries], np.int32)
-    seen = np.full((len(queries), 1), -1, np.int32) if keep_seen else seen_items(data.corpus, queries)
+    targets = np.array([query.right[0] for query in queries], np.int32)
+    seen = seen_items(data.corpus, queries)
     items = data.vocabulary.items
     if data.vocabulary.depth == 1:
         batches = data.questions(prompts, model.share, pictures=model.encodes)
@@ -104,6 +99,19 @@ def ask_for_items(
         model.parameters, batches, trie=data.trie, item_tokens=items, targets=targets, seen=seen, k=k, beams=beams,
         latents_ILC=model.latents_ILC,
     )  # fmt: skip
+
+
+def find_items(
+    data: ExperimentData, model: Model, queries: Sequence[Query], k: int, beams: int, *, keep_seen: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best items for open questions, whatever the right ones are: (int32 [P, k], -1 where there are no more, and
+    their log-probabilities, float32); with `keep_seen`, what the user has met may be among them."""
+    seen = np.full((len(queries), 1), -1, np.int32) if keep_seen else seen_items(data.corpus, queries)
+    prompts = [data.writer.write(query, ask=True) for query in queries]
+    batches = data.questions(prompts, model.share, tight=True, pictures=model.encodes)
+    return model.examiner.find(
+        model.parameters, batches, trie=data.trie, excluded=seen, k=k, beams=beams, latents_ILC=model.latents_ILC
+    )
 
 
 def ask_for_ratings(data: ExperimentData, model: Model, queries: Sequence[Query]) -> np.ndarray:

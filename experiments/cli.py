@@ -24,7 +24,8 @@ def main() -> None:
     except (DataError, CheckpointError, ValueError) as error:
         if os.environ.get("UNIMP_TRACEBACK"):
             raise
-        sys.exit(f"unimp: {error}")
+        print(f"unimp: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("unimp: interrupted; the same command goes on from the last checkpoint")
 

@@ -19,7 +19,7 @@ from data_pipelines.corpus import Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.queries import PREFERENCE, SELECTION, Query
 from data_pipelines.vocabulary import Vocabulary
-from experiments.ask import Model, ask_for_items, ask_for_selections
+from experiments.ask import Model, ask_for_selections, find_items
 from experiments.asked import Request, Task, complete, pose
 from experiments.data import ExperimentData
 from experiments.run import Checkpoint, open_to_ask
@@ -121,8 +121,8 @@ def told_history(corpus: Corpus, query: Query) -> dict[str, Any]:
 def best_items(data: ExperimentData, model: Model, query: Query, config: GenerateConfig) -> list[dict[str, Any]]:
     """Items, best first, with the probability that the model gives their names."""
     beams = max(config.beams, config.k)
-    ranked = ask_for_items(data, model, [query], config.k, beams, keep_seen=config.keep_seen)
-    found = [(item, float(np.exp(score))) for item, score in zip(ranked.top[0], ranked.scores[0], strict=True)]
+    items, scores = find_items(data, model, [query], config.k, beams, keep_seen=config.keep_seen)
+    found = [(item, float(np.exp(score))) for item, score in zip(items[0], scores[0], strict=True)]
     return [
         {"rank": rank, **told(data.corpus, [item])[0], "probability": probability}
         for rank, (item, probability) in enumerate(found, start=1)

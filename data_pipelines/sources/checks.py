@@ -69,6 +69,9 @@ def read_objects(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, An
         except RecursionError:
             faults.bad_record(f"{place}: nested too deeply")
             continue
+        except ValueError as error:  # a whole number of thousands of digits
+            faults.bad_record(f"{place}: {error}")
+            continue
         if not isinstance(record, dict):
             faults.bad_record(f"{place}: a {type(record).__name__} where an object should be")
             continue

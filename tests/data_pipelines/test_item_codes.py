@@ -43,9 +43,9 @@ def test_what_is_written_is_read_in_the_order_that_is_asked_for(codes, data, tmp
 
 
 def test_each_code_has_a_token_of_its_level():
-    assert CODES.tokens() == ["a_0", "a_1", "a_2", "b_0", "b_1", "b_2", "b_3", "b_4", "c_0", "c_1"]
+    assert CODES.tokens() == ["<a_0>", "<a_1>", "<a_2>", "<b_0>", "<b_1>", "<b_2>", "<b_3>", "<b_4>", "<c_0>", "<c_1>"]
     names = np.array(CODES.tokens())[CODES.token_numbers()]
-    assert names[3].tolist() == ["a_1", "b_4", "c_1"]
+    assert names[3].tolist() == ["<a_1>", "<b_4>", "<c_1>"]
 
 
 def test_no_token_is_that_of_a_candidate_however_many_levels_there_are():
@@ -63,7 +63,7 @@ def test_no_token_is_that_of_a_candidate_however_many_levels_there_are():
         ([[0, 1], [0, 2]], (2, 2), r"not within the sizes of its level, \(2, 2\)"),
         ([[0, 1], [-1, 1]], (2, 2), "not within the sizes"),
         ([[], []], (), "0 levels"),
-        ([[0] * 26, [1] * 26], (2,) * 26, "26 levels"),
+        ([[0] * 27, [1] * 27], (2,) * 27, "27 levels"),
     ],
 )
 def test_codes_that_name_nothing_or_no_one_item_are_refused(rows, sizes, message):

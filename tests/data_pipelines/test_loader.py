@@ -93,17 +93,31 @@ def test_the_pictures_lie_where_their_items_are_shown():
         assert all(picture.tobytes() in colours for picture in arrays["images"][row][shown])
 
 
-def test_every_question_is_asked_once():
+@pytest.mark.parametrize("tight", [False, True])
+def test_every_question_is_asked_once(tight):
     queries = held_out_queries(CORPUS, "test", "recommendation")
     prompts = [WRITER.write(query, ask=True) for query in queries]
     asked = []
-    for batch in question_batches(prompts, dataclasses.replace(BUDGET, answers=3), images(), CONFIG):
+    for batch in question_batches(prompts, dataclasses.replace(BUDGET, answers=3), images(), CONFIG, tight=tight):
         used = batch.prompts >= 0
         np.testing.assert_array_equal(used, batch.arrays["answer_weights"] > 0)
         for prompt, target in zip(batch.prompts[used], batch.arrays["answer_targets"][used], strict=True):
             assert target == VOCABULARY.items[queries[prompt].right[0], 0]
         asked += batch.prompts[used].tolist()
     assert sorted(asked) == list(range(len(prompts)))
+
+
+def test_tight_rows_are_no_longer_than_they_must_be_and_as_many_as_fit_a_batch():
+    queries = held_out_queries(CORPUS, "test", "recommendation")
+    prompts = [WRITER.write(query, ask=True) for query in queries]
+    budget = dataclasses.replace(BUDGET, tokens=10 * max(len(prompt.tokens) for prompt in prompts))
+    batches = list(question_batches(prompts, budget, images(), CONFIG, tight=True))
+    rows, length = batches[0].arrays["tokens"].shape
+    assert all(batch.arrays["tokens"].shape == (rows, length) for batch in batches)
+    assert rows % CONFIG.rows == 0
+    assert rows * length <= CONFIG.rows * budget.tokens
+    (alone,) = question_batches(prompts[:1], budget, images(), CONFIG, tight=True)
+    assert alone.arrays["tokens"].shape == (CONFIG.rows, -(-len(prompts[0].tokens) // 16) * 16)
 
 
 @pytest.mark.parametrize("fit", ["crop", "stretch", "pad"])

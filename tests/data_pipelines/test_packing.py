@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.packing import fill_row, pack
+from data_pipelines.packing import best_length, fill_row, pack
 from data_pipelines.tasks import Budget, Example
 
 BUDGET = Budget(tokens=64, images=6, answers=20)
@@ -37,6 +37,20 @@ def test_no_row_could_have_taken_in_what_a_later_row_was_opened_for(sizes):
 def test_what_fits_no_row_is_refused():
     with pytest.raises(ValueError, match=r"example 1 .* does not fit"):
         pack(np.array([[3, 0, 0], [65, 0, 0]]), BUDGET)
+
+
+@given(sizes)
+def test_the_best_length_wastes_no_more_than_any_other(sizes):
+    table = np.array(sizes)
+
+    def tokens(length: int) -> int:
+        return length * len(pack(table, dataclasses.replace(BUDGET, tokens=length)))
+
+    best = best_length(table, BUDGET)
+    others = [length for length in (16, 32, 48, 64) if length >= table[:, 0].max()]
+    assert best in others
+    assert tokens(best) == min(map(tokens, others))
+    assert all(tokens(length) > tokens(best) for length in others if length < best)
 
 
 MARKER = 7

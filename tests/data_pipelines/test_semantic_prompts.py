@@ -40,7 +40,7 @@ def test_an_item_is_named_by_the_tokens_of_its_codes_and_no_two_alike():
     assert len(np.unique(VOCABULARY.items, axis=0)) == CORPUS.num_items
     codes = small_codes(CORPUS).codes
     for item in range(CORPUS.num_items):
-        assert VOCABULARY.decode(VOCABULARY.items[item]) == "a_{} b_{} c_{}".format(*codes[item])
+        assert VOCABULARY.decode(VOCABULARY.items[item]) == "<a_{}> <b_{}> <c_{}>".format(*codes[item])
 
 
 def test_codes_of_another_level_or_other_things_have_other_tokens():

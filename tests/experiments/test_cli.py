@@ -57,8 +57,8 @@ def test_a_wrong_value_is_refused_with_the_right_ones(monkeypatch, capsys):
 )
 def test_mistakes_are_told_in_one_line(monkeypatch, capsys, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
-    code, _ = run(monkeypatch, capsys, *arguments)
-    assert isinstance(code, str)
-    assert code.startswith("unimp: ")
-    assert message in code
-    assert "\n" not in code
+    code, text = run(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert text.startswith("unimp: ")
+    assert message in text
+    assert text.count("\n") == 1
