@@ -16,12 +16,13 @@ def main() -> None:
     use_all_cores()
     from experiments.commands import COMMANDS
     from unimp_jax.training.checkpoint import CheckpointError
+    from unimp_jax.training.loop import TrainingError
 
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="unimp", description="UniMP in JAX.", config=(tyro.conf.FlagConversionOff,)
         )
-    except (DataError, CheckpointError, ValueError) as error:
+    except (DataError, CheckpointError, TrainingError, ValueError) as error:
         if os.environ.get("UNIMP_TRACEBACK"):
             raise
         print(f"unimp: {error}", file=sys.stderr)

@@ -19,6 +19,7 @@ from unimp_jax.model import ModelConfig, Part
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.sharding import MeshConfig
 from unimp_jax.training.checkpoint import CheckpointConfig
+from unimp_jax.training.guard import GuardConfig
 from unimp_jax.training.loop import LoopConfig
 from unimp_jax.training.optimizer import OptimizerConfig
 
@@ -41,6 +42,8 @@ class TrainingConfig:
     """The parts whose parameters train; the others are frozen."""
     accumulate: int = 1
     """Parts that a batch is worked through in, one after the other."""
+    guard: GuardConfig = GuardConfig()
+    """Which steps are left out."""
     validation_users: int = 512
     """So many users (the first) are asked at each validation."""
 

@@ -34,10 +34,12 @@ from unimp_jax.model.flops import training_step_flops
 from unimp_jax.sharding import batch_sharding, check_rows, make_mesh
 from unimp_jax.training.checkpoint import Checkpoints, abstract
 from unimp_jax.training.frozen import save_frozen
+from unimp_jax.training.guard import new_guard
 from unimp_jax.training.log import RunLog
 from unimp_jax.training.loop import Run, train
 from unimp_jax.training.optimizer import make_optimizer
 from unimp_jax.training.peak import peak_flops
+from unimp_jax.training.preemption import EndRequest
 from unimp_jax.training.step import TrainState, make_train_step
 
 
@@ -52,10 +54,14 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
     mesh = make_mesh(config.mesh)
     check_rows(config.loader.rows, mesh, config.training.accumulate)
     share = Share(jax.process_index(), jax.process_count())
-    with jax.set_mesh(mesh), Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
+    with EndRequest() as end, jax.set_mesh(mesh), Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
         parameters = init_parameters(config, mesh) if checkpoints.latest() else begin(config, mesh)
         transformation = optimizer_of(config)
-        state = init_state(parameters.trainable, transformation)
+        state, notes = init_state(parameters.trainable, transformation), None
+        shapes = abstract(state)
+        restored = checkpoints.restore_latest(shapes)
+        if restored is not None:
+            state, notes = restored
         describe(config, data, parameters, mesh)
         frozen = save_frozen(folder / "frozen", parameters.frozen)
         run = Run(
@@ -68,9 +74,14 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
             peak_flops=peak_flops(config.model.compute_dtype),
             tokens=config.loader.rows * config.budget.tokens,
         )
-        done = checkpoints.latest() or 0
-        with RunLog(folder, step=done, steps=config.loop.steps, writes=jax.process_index() == 0) as log:
-            train(state, frozen, run, config.loop, checkpoints, log)
+        done, main = int(state.step), jax.process_index() == 0
+        with RunLog(folder, step=done, steps=config.loop.steps, writes=main) as log:
+            state, whole = train(
+                state, notes, frozen, run, config.loop, config.training.guard.patience, checkpoints, log, end
+            )
+    if not whole:
+        print(f"asked to end: step {int(state.step)} is saved; the same command goes on from there")
+        raise SystemExit(0)
 
 
 def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
@@ -106,7 +117,7 @@ def optimizer_of(config: ExperimentConfig) -> optax.GradientTransformation:
 
 def init_state(trainable: Any, transformation: optax.GradientTransformation) -> TrainState:
     """Step 0; the optimizer's moments lie where their parameters do."""
-    return TrainState(jnp.zeros((), jnp.int32), trainable, jax.jit(transformation.init)(trainable))
+    return TrainState(jnp.zeros((), jnp.int32), trainable, jax.jit(transformation.init)(trainable), new_guard())
 
 
 def decays(config: ExperimentConfig, path: Any, parameter: jax.Array) -> bool:
@@ -148,6 +159,7 @@ def compile_step(
         num_tasks=len(TASKS),
         accumulate=config.training.accumulate,
         seed=config.seed,
+        guard=config.training.guard,
     )
     start = time.perf_counter()
     batch = abstract_batch(config, mesh)

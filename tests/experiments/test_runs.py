@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from experiments.results import load_evaluation
 from experiments.train import train_run
 from tests.experiments.tiny_run import experiment, prepare_source
 from unimp_jax.training.checkpoint import CheckpointError
+from unimp_jax.training.guard import GuardConfig
 from unimp_jax.training.log import read_log
+from unimp_jax.training.loop import LoopConfig, TrainingError
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
@@ -44,18 +47,19 @@ def data(tmp_path_factory):
     return prepare_source(tmp_path_factory.mktemp("prepared"))
 
 
-def start(data: Path, run: Path) -> subprocess.Popen:
+def start(data: Path, run: Path, program: str = PROGRAM) -> subprocess.Popen:
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     environment |= {
         "JAX_COMPILATION_CACHE_DIR": str(data / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONUNBUFFERED": "1",
     }
-    command = [sys.executable, "-c", PROGRAM.format(steps=STEPS), str(data), str(run)]
+    command = [sys.executable, "-c", program.format(steps=STEPS), str(data), str(run)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def finish(data: Path, run: Path) -> None:
-    process = start(data, run)
+def finish(data: Path, run: Path, program: str = PROGRAM) -> None:
+    process = start(data, run, program)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output.decode()
 
@@ -92,6 +96,61 @@ def test_a_killed_run_continues_bit_for_bit(data, tmp_path):
     losses, state = outcome(tmp_path / "undisturbed")
     assert len([step for step, kind in losses if kind == "train"]) == STEPS
     assert outcome(disturbed) == (losses, state)
+
+
+def test_a_run_that_is_asked_to_end_saves_and_continues_bit_for_bit(data, tmp_path):
+    """Between the steps at which it would log, save or validate, too."""
+    rarely = LoopConfig(steps=STEPS, log_every=4, validate_every=4, save_every=8)
+    program = PROGRAM.replace("experiment(Path(sys.argv[1]), steps={steps})", "config").replace(
+        "train_run(", "import dataclasses\nfrom unimp_jax.training.loop import LoopConfig\n"
+        f"config = dataclasses.replace(experiment(Path(sys.argv[1])), loop={rarely!r})\n"
+        "train_run(",
+    )  # fmt: skip
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    finish(data, undisturbed, program)
+    stops = []
+    while not any(step % 4 for step in stops):
+        process = start(data, disturbed, program)
+        lines = iter(process.stdout.readline, b"")
+        for line in lines:
+            if b"compiled" in line:
+                break
+        time.sleep(0.05 * (1 + len(stops)))
+        process.send_signal(signal.SIGTERM)
+        told = b"".join(lines)
+        assert process.wait() == 0, told.decode()
+        stops += [int(step) for step in re.findall(rb"asked to end: step (\d+) is saved", told)]
+        assert not (disturbed / "checkpoints" / str(STEPS)).exists(), "over before it was asked to end in mid-window"
+    finish(data, disturbed, program)
+    assert outcome(disturbed) == outcome(undisturbed)
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(data, tmp_path, capsys):
+    undisturbed, damaged = tmp_path / "undisturbed", tmp_path / "damaged"
+    train_run(experiment(data, steps=STEPS), undisturbed)
+    train_run(experiment(data, steps=STEPS), damaged)
+    latest = damaged / "checkpoints" / str(STEPS) / "state"
+    for file in sorted(latest.rglob("*")):
+        if file.is_file() and file.stat().st_size > 300:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    train_run(experiment(data, steps=STEPS), damaged)
+    told = capsys.readouterr().err
+    assert f"step {STEPS} cannot be read" in told
+    assert f"going on from step {STEPS - 2} instead" in told
+    assert [folder.name for folder in (damaged / "damaged").iterdir()] == [f"{STEPS}.1"]
+    assert outcome(damaged) == outcome(undisturbed)
+
+
+def test_a_run_that_makes_no_sense_any_more_stops_at_its_last_good_checkpoint(data, tmp_path):
+    config = experiment(data, steps=STEPS)
+    guard = GuardConfig(spike=1.0000001, memory=0.0, after=4, patience=3)
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, guard=guard))
+    # from the fifth step on, a norm above the one before is a spike, and stays one, as that one does not move
+    with pytest.raises(TrainingError, match=r"the last 3 steps were left out.*learning_rate"):
+        train_run(dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=200)), tmp_path)
+    left_out = [line["steps_left_out"] for line in read_log(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
+    assert left_out[-3:] == [1, 1, 1]
+    assert not any(left_out[:4])
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from unimp_jax.batch import Batch
 from unimp_jax.model import PARTS, UniMP
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.sharding import MeshConfig, batch_sharding, init_model, make_mesh
+from unimp_jax.training.guard import GuardConfig, new_guard
 from unimp_jax.training.step import TrainState, make_train_step
 
 CORPUS = small_corpus()
@@ -71,11 +72,12 @@ def one_step(batch: Batch, *, mesh: MeshConfig = MeshConfig(), devices: int = 1,
     graph, trainable, frozen = nnx.split(model, lambda path, _: path[0] in trains, ...)
     transformation = optax.sgd(1.0)
     step = make_train_step(
-        graph, transformation, objective=ObjectiveConfig(chunk=16), num_tasks=4, accumulate=accumulate, seed=0
-    )
+        graph, transformation, objective=ObjectiveConfig(chunk=16), num_tasks=4, accumulate=accumulate, seed=0,
+        guard=GuardConfig(),
+    )  # fmt: skip
     with jax.set_mesh(the_mesh):
         placed = jax.device_put(batch, batch_sharding(the_mesh))
-        state = TrainState(np.int32(0), trainable, transformation.init(trainable))
+        state = TrainState(np.int32(0), trainable, transformation.init(trainable), new_guard())
         after, figures = jax.jit(step)(state, frozen, placed)
     return jax.device_get(after.trainable), jax.device_get(figures)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 
@@ -89,6 +92,40 @@ class Checkpoints:
                 "is it of another configuration, or damaged?"
             ) from error
         return restored.state, restored.notes
+
+    def restore_latest(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
+        """(state, notes) of the latest step that can be read, None where there is no checkpoint.
+
+        A damaged one is told on standard error and set aside in `damaged/` beside the checkpoints, once an earlier one
+        has been read in its place.
+
+        Raises:
+          CheckpointError: none can be read.
+        """
+        failures: list[tuple[int, CheckpointError]] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self.restore(step, abstract_state)
+            except CheckpointError as error:
+                failures.append((step, error))
+                continue
+            for damaged, error in failures:
+                print(f"WARNING: {error}\nWARNING: going on from step {step} instead", file=sys.stderr)
+                self._set_aside(damaged)
+            return restored
+        if failures:
+            raise failures[0][1]
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        aside = self.folder.parent / "damaged"
+        if jax.process_index() == 0:
+            aside.mkdir(exist_ok=True)
+            taken = sum(1 for folder in aside.iterdir() if folder.name.startswith(f"{step}."))
+            os.replace(self.folder / str(step), aside / f"{step}.{taken + 1}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("a damaged checkpoint is set aside")
+        self._manager.reload()
 
     def _failed(self, error: Exception) -> CheckpointError:
         text = " ".join(str(error).split())

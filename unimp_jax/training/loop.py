@@ -1,8 +1,9 @@
-"""The training loop: restore, then step, log, validate and save until the last step."""
+"""The training loop: step, log, validate and save until the last step, or until asked to end."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -11,8 +12,9 @@ import jax
 import numpy as np
 
 from unimp_jax.batch import Batch
-from unimp_jax.training.checkpoint import Checkpoints, abstract
+from unimp_jax.training.checkpoint import Checkpoints
 from unimp_jax.training.log import RunLog
+from unimp_jax.training.preemption import EndRequest
 from unimp_jax.training.step import StepFigures, TrainState
 
 
@@ -79,55 +81,106 @@ class Run:
     tokens: int
 
 
+class TrainingError(RuntimeError):
+    """Training makes no sense any more, told in one line."""
+
+
 def train(
-    state: TrainState, frozen: Any, run: Run, config: LoopConfig, checkpoints: Checkpoints, log: RunLog
-) -> TrainState:
-    """Trains from `state`, or from the latest checkpoint where there is one, to the last step.
+    state: TrainState, notes: dict[str, Any] | None, frozen: Any, run: Run, config: LoopConfig, patience: int,
+    checkpoints: Checkpoints, log: RunLog, end: EndRequest,
+) -> tuple[TrainState, bool]:  # fmt: skip
+    """Trains from `state` to the last step, or until the `end` is asked for, and saves.
 
     A run that was killed and is started again passes through the same parameters and losses, bit for bit, as one that
     never was: data position, optimizer and step are restored, and randomness is a function of seed and step.
+
+    Args:
+      notes: of the checkpoint that `state` comes from; None at the beginning.
+      patience: it ends when so many steps in a row were left out.
+
+    Returns:
+      (the state after the last step that was done, whether all steps are).
+
+    Raises:
+      TrainingError: so many were.
     """
-    position = None
-    latest = checkpoints.latest()
-    if latest is not None:
-        state, notes = checkpoints.restore(latest, abstract(state))
-        position = notes["position"]
-    batches = run.batches(position)
-    window = _Window(run)
+    notes = notes or {"position": None, "window": []}
+    batches = run.batches(notes["position"])
+    window = _Window(run, notes["window"])
+    saved = int(state.step)
     try:
-        for step in range(int(state.step) + 1, config.steps + 1):
+        for step in range(saved + 1, config.steps + 1):
+            if end.at(step):
+                if step - 1 > saved:
+                    checkpoints.save(step - 1, state, notes | {"window": window.notes()})
+                return state, False
             batch = window.wait_for(batches)
             state, figures = run.step(state, frozen, run.to_device(batch.arrays))
             window.add(batch, figures)
+            notes = {"position": dataclasses.asdict(batch.next_position)}
             if step % config.log_every == 0 or step == config.steps:
-                logged = window.close()
+                logged, in_a_row = window.close()
                 log.write(step, "train", logged)
-                log.progress(step, {"loss": f"{logged['loss']:.4f}", "tokens/s": f"{logged['tokens_per_second']:.0f}"})
+                told = {"loss": f"{logged['loss']:.4f}", "tokens/s": f"{logged['tokens_per_second']:.0f}"}
+                if logged["steps_left_out"]:
+                    told["left out"] = f"{logged['steps_left_out']:.0f}"
+                log.progress(step, told)
+                if in_a_row >= patience:
+                    raise TrainingError(_hopeless(step, in_a_row, checkpoints.latest()))
             last = step == config.steps
             validates = step % config.validate_every == 0 or last
             measured = run.validate(state.trainable) if validates else None
             if measured is not None:
                 log.write(step, "validation", measured)
             if validates or step % config.save_every == 0:
-                notes = {"position": dataclasses.asdict(batch.next_position)}
-                checkpoints.save(step, state, notes, measured)
+                checkpoints.save(step, state, notes | {"window": window.notes()}, measured)
+                saved = step
             window.resume()
     finally:
         close = getattr(batches, "close", None)
         if close is not None:
             close()
-    return state
+    return state, True
+
+
+def _hopeless(step: int, in_a_row: int, latest: int | None) -> str:
+    kept = "nothing was saved yet" if latest is None else f"the checkpoint of step {latest} holds none of them"
+    return (
+        f"step {step}: the last {in_a_row} steps were left out, for their loss or gradient is no number or far above "
+        f"the usual; {kept}: look at the data, lower optimizer.learning_rate, or raise guard.spike in a new folder"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counts:
+    """Of one batch."""
+
+    num_examples: int
+    num_images: int
+    fill: float
 
 
 class _Window:
     """Sums up the steps between two lines of the log."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, notes: Sequence[dict[str, Any]]):
+        """`notes`: of the steps that an interrupted process had not yet logged."""
         self._run = run
-        self._figures: list[StepFigures] = []
-        self._batches: list[LoadedBatch] = []
+        self._figures = [
+            StepFigures(**{name: np.asarray(x, np.float32) for name, x in note["figures"].items()}) for note in notes
+        ]
+        self._batches = [_Counts(**note["batch"]) for note in notes]
+        self._own = 0  # of them, done by this process
         self._waited = 0.0
         self._since = time.perf_counter()
+
+    def notes(self) -> list[dict[str, Any]]:
+        """What has not been logged yet, as JSON has it."""
+        figures = jax.device_get(self._figures)
+        return [
+            {"figures": {name: np.asarray(x).tolist() for name, x in vars(one).items()}, "batch": vars(batch)}
+            for one, batch in zip(figures, self._batches, strict=True)
+        ]
 
     def wait_for(self, batches: Iterator[LoadedBatch]) -> LoadedBatch:
         start = time.perf_counter()
@@ -137,37 +190,41 @@ class _Window:
 
     def add(self, batch: LoadedBatch, figures: StepFigures) -> None:
         self._figures.append(figures)
-        self._batches.append(batch)
+        self._batches.append(_Counts(batch.num_examples, batch.num_images, batch.fill))
+        self._own += 1
 
     def resume(self) -> None:
         """Validation and saving do not count as time of a step."""
         if not self._figures:
             self._since = time.perf_counter()
 
-    def close(self) -> dict[str, float]:
-        """The figures since the last call; waits until their steps are done."""
+    def close(self) -> tuple[dict[str, float], int]:
+        """(the figures since the last call, how many steps in a row have been left out); waits until all are done."""
         figures = jax.device_get(self._figures)
         seconds = time.perf_counter() - self._since
-        steps = len(figures)
+        own = self._batches[len(self._batches) - self._own :]
         answers = np.sum([one.task_answers for one in figures], axis=0)
         entropy = np.sum([one.task_cross_entropy for one in figures], axis=0)
+        good = [one for one in figures if not one.left_out]
         run = self._run
         logged = {
-            "loss": float(np.mean([one.loss for one in figures])),
-            "gradient_norm": float(np.mean([one.gradient_norm for one in figures])),
+            "loss": float(np.mean([one.loss for one in good])) if good else math.nan,
+            "gradient_norm": float(np.mean([one.gradient_norm for one in good])) if good else math.nan,
             **{
-                f"cross_entropy/{task}": float(entropy[number] / answers[number]) if answers[number] else float("nan")
+                f"cross_entropy/{task}": float(entropy[number] / answers[number]) if answers[number] else math.nan
                 for number, task in enumerate(run.tasks)
             },
+            "steps_left_out": float(len(figures) - len(good)),
             "fill": float(np.mean([batch.fill for batch in self._batches])),
-            "step_seconds": seconds / steps,
+            "step_seconds": seconds / len(own),
             "waiting_share": self._waited / seconds,
-            "tokens_per_second": float(np.sum([batch.fill for batch in self._batches])) * run.tokens / seconds,
-            "examples_per_second": sum(batch.num_examples for batch in self._batches) / seconds,
-            "images_per_second": sum(batch.num_images for batch in self._batches) / seconds,
-            "answers_per_second": float(answers.sum()) / seconds,
-            "mfu": run.flops * steps / seconds / run.peak_flops,
+            "tokens_per_second": sum(batch.fill for batch in own) * run.tokens / seconds,
+            "examples_per_second": sum(batch.num_examples for batch in own) / seconds,
+            "images_per_second": sum(batch.num_images for batch in own) / seconds,
+            "answers_per_second": float(np.sum([one.task_answers for one in figures[-len(own) :]])) / seconds,
+            "mfu": run.flops * len(own) / seconds / run.peak_flops,
         }
-        self._figures, self._batches, self._waited = [], [], 0.0
+        in_a_row = int(figures[-1].left_out_in_a_row)
+        self._figures, self._batches, self._own, self._waited = [], [], 0, 0.0
         self._since = time.perf_counter()
-        return logged
+        return logged, in_a_row

@@ -13,6 +13,7 @@ from flax import nnx
 
 from unimp_jax.batch import Batch
 from unimp_jax.objective import ObjectiveConfig, chunked_loss, count_answers
+from unimp_jax.training.guard import Guard, GuardConfig, judge
 
 
 @flax.struct.dataclass
@@ -23,11 +24,13 @@ class TrainState:
       step: int32 scalar, optimizer steps done.
       trainable: the parameters that train.
       optimizer: the optimizer's state, for those alone.
+      guard: what is known of the steps so far.
     """
 
     step: jax.Array
     trainable: Any
     optimizer: Any
+    guard: Guard
 
 
 @flax.struct.dataclass
@@ -39,12 +42,16 @@ class StepFigures:
       gradient_norm: float32 scalar, before clipping.
       task_cross_entropy: float32 [tasks], the sum of plain cross entropies (nats) of each task's answer tokens.
       task_answers: float32 [tasks], the number of those tokens.
+      left_out: bool scalar, whether the step was left out (its `task_*` are 0 then).
+      left_out_in_a_row: int32 scalar, how many were, up to and with this one.
     """
 
     loss: jax.Array
     gradient_norm: jax.Array
     task_cross_entropy: jax.Array
     task_answers: jax.Array
+    left_out: jax.Array
+    left_out_in_a_row: jax.Array
 
 
 def microbatches(batch: Batch, count: int) -> Batch:
@@ -54,12 +61,13 @@ def microbatches(batch: Batch, count: int) -> Batch:
 
 def make_train_step(
     graph: nnx.GraphDef, transformation: optax.GradientTransformation, *, objective: ObjectiveConfig, num_tasks: int,
-    accumulate: int, seed: int,
+    accumulate: int, seed: int, guard: GuardConfig,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, StepFigures]]:  # fmt: skip
     """(state, frozen parameters, batch) -> (state, figures); to be jitted with the state donated.
 
     Gradients are taken of `state.trainable` alone. With `accumulate` > 1 the batch is worked through in so many parts,
-    one after the other; the loss is normalised over all of it all the same.
+    one after the other; the loss is normalised over all of it all the same. A step that `guard` leaves out changes
+    neither parameters nor optimizer.
     """
 
     def losses(
@@ -97,9 +105,15 @@ def make_train_step(
             shapes = jax.eval_shape(gradient_of, state.trainable, frozen, first[1], num_answers, key)
             nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             ((loss, tasks), gradient), _ = jax.lax.scan(part, nothing, parts)
+        norm = optax.global_norm(gradient)
+        good, seen = judge(guard, state.guard, loss, norm)
         updates, optimizer = transformation.update(gradient, state.optimizer, state.trainable)
-        new = TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), optimizer)
-        return new, StepFigures(loss, optax.global_norm(gradient), *tasks)
+        after = (optax.apply_updates(state.trainable, updates), optimizer)
+        trainable, optimizer = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), after, (state.trainable, state.optimizer)
+        )
+        figures = StepFigures(loss, norm, *(jnp.where(good, x, 0) for x in tasks), ~good, seen.in_a_row)
+        return TrainState(state.step + 1, trainable, optimizer, seen), figures
 
     return train_step
 

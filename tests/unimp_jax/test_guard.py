@@ -1,0 +1,77 @@
+"""Steps that would do harm change nothing, and are counted."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from tests.unimp_jax.test_training import CONFIG, examples, open_gates, packed  # noqa: F401
+from unimp_jax.batch import Batch
+from unimp_jax.model import PARTS
+from unimp_jax.objective import ObjectiveConfig
+from unimp_jax.sharding import MeshConfig, init_model, make_mesh
+from unimp_jax.training.guard import GuardConfig, judge, new_guard
+from unimp_jax.training.step import TrainState, make_train_step
+
+
+def judged(config: GuardConfig, norms, losses=None) -> list[bool]:
+    guard, verdicts = new_guard(), []
+    for number, norm in enumerate(norms):
+        good, guard = judge(config, guard, np.float32(losses[number] if losses else 1.0), np.float32(norm))
+        verdicts.append(bool(good))
+    assert int(guard.good) == sum(verdicts)
+    assert int(guard.left_out) == len(verdicts) - sum(verdicts)
+    return verdicts
+
+
+def test_what_is_no_number_is_left_out():
+    assert judged(GuardConfig(), [1, np.nan, np.inf, 1], [1, 1, 1, np.nan]) == [True, False, False, False]
+
+
+def test_a_spike_is_left_out_once_the_usual_is_known():
+    config = GuardConfig(spike=3.0, memory=0.5, after=3)
+    assert judged(config, [1, 50, 1, 1, 1, 60, 2]) == [True, True, True, True, True, False, True]
+    assert judged(dataclasses.replace(config, spike=0.0), [1, 1, 1, 1, 1e6]) == [True] * 5
+
+
+def test_the_running_mean_is_of_good_steps_alone():
+    config, guard = GuardConfig(spike=2.0, memory=0.9, after=2), new_guard()
+    for norm in (4.0, 4.0, np.nan, 100.0, 5.0):
+        _, guard = judge(config, guard, np.float32(1), np.float32(norm))
+    assert float(guard.usual_norm) == pytest.approx(0.9 * 4 + 0.1 * 5)
+    assert (int(guard.good), int(guard.left_out), int(guard.in_a_row)) == (3, 2, 0)
+
+
+def broken(batch: Batch) -> Batch:
+    weights = batch.answer_weights.copy()
+    weights[np.argmax(weights.any(axis=1))] *= np.nan
+    return dataclasses.replace(batch, answer_weights=weights)
+
+
+def test_a_step_without_a_gradient_changes_neither_parameters_nor_optimizer(packed):  # noqa: F811
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    graph, trainable, frozen = nnx.split(
+        open_gates(init_model(CONFIG, mesh, seed=0)), lambda path, _: path[0] in PARTS, ...
+    )
+    transformation = optax.adam(1e-2)
+    step = jax.jit(
+        make_train_step(
+            graph, transformation, objective=ObjectiveConfig(), num_tasks=4, accumulate=1, seed=0, guard=GuardConfig()
+        )
+    )
+    first = TrainState(np.int32(0), trainable, transformation.init(trainable), new_guard())
+    bad, figures = step(first, frozen, broken(packed))
+    assert figures.left_out
+    assert figures.left_out_in_a_row == 1
+    assert not np.isfinite(figures.gradient_norm)
+    assert not figures.task_answers.any()
+    assert bad.step == 1
+    jax.tree.map(np.testing.assert_array_equal, (bad.trainable, bad.optimizer), (first.trainable, first.optimizer))
+    after, figures = step(bad, frozen, packed)
+    assert not figures.left_out
+    assert after.guard.left_out == 1
+    straight, _ = step(dataclasses.replace(first, step=np.int32(1)), frozen, packed)
+    jax.tree.map(np.testing.assert_array_equal, after.trainable, straight.trainable)
