@@ -31,7 +31,7 @@ from unimp_jax.batch import Batch
 from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.model.flops import training_step_flops
-from unimp_jax.sharding import batch_sharding, check_rows, make_mesh
+from unimp_jax.sharding import batch_sharding, check_rows, check_tokens, make_mesh, row_share
 from unimp_jax.training.checkpoint import Checkpoints, abstract
 from unimp_jax.training.frozen import save_frozen
 from unimp_jax.training.guard import new_guard
@@ -53,7 +53,8 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
     data, config = open_run(config, folder)
     mesh = make_mesh(config.mesh)
     check_rows(config.loader.rows, mesh, config.training.accumulate)
-    share = Share(jax.process_index(), jax.process_count())
+    check_tokens(config.budget.tokens, mesh)
+    share = Share(*row_share(mesh))
     with EndRequest() as end, jax.set_mesh(mesh), Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
         parameters = init_parameters(config, mesh) if checkpoints.latest() else begin(config, mesh)
         transformation = optimizer_of(config)

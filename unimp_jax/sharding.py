@@ -10,13 +10,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unimp_jax.model.axes import mesh_axes, partition_spec
 from unimp_jax.model.unimp import ModelConfig, Part, UniMP, part_of
 
-ROWS = ("data", "fsdp")
+ROWS = mesh_axes("batch")
 """The mesh axes that the rows of a batch are split over."""
 
 
@@ -24,10 +26,14 @@ ROWS = ("data", "fsdp")
 class MeshConfig:
     """How many devices each axis has; one may be -1, for all that are left."""
 
+    slice: int = 1
+    """As `data`, but across networks: slices of TPUs, nodes of GPUs. Only gradients cross them."""
     data: int = 1
     """Each holds all parameters and works on its own rows."""
     fsdp: int = 1
     """Each holds a part of every parameter and works on its own rows."""
+    context: int = 1
+    """Each works on its own part of the tokens of the same rows, and gathers the keys and values of the others."""
     tensor: int = 1
     """Each holds some of the heads, MLP channels and vocabulary, and works on the same rows."""
 
@@ -38,26 +44,59 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of all `devices` (by default, all there are) with axes data, fsdp and tensor.
+    """A mesh of all `devices` (by default, all there are) with the axes of `MeshConfig`, neighbours where much is sent.
+
+    With several slices, what is not `slice` lies within one: of TPUs, as they are built; otherwise, the devices of as
+    many processes as make a slice.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or the devices make another number of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = dataclasses.asdict(config)
     known = math.prod(size for size in sizes.values() if size != -1)
     sizes = {name: len(devices) // known if size == -1 else size for name, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
-        asked = " x ".join(f"{name}={size}" for name, size in dataclasses.asdict(config).items())
+        asked = " x ".join(f"{name}={size}" for name, size in dataclasses.asdict(config).items() if size != 1)
         raise ValueError(
-            f"mesh: {asked} does not make {len(devices)} devices; one size may be -1, for all that are left"
+            f"mesh: {asked or 'data=1'} does not make {len(devices)} devices; one size may be -1, for all that are left"
         )
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    types = (AxisType.Auto,) * len(sizes)
+    built = {getattr(device, "slice_index", 0) for device in devices}
+    if len(built) > 1:
+        if sizes["slice"] % len(built):
+            raise ValueError(f"mesh: slice={sizes['slice']} is not a multiple of the {len(built)} slices there are")
+        inside = (sizes["slice"] // len(built), *list(sizes.values())[1:])
+        across = (len(built), *[1] * len(inside[1:]))
+        return Mesh(mesh_utils.create_hybrid_device_mesh(inside, across, devices), tuple(sizes), axis_types=types)
+    if sizes["slice"] > 1:  # as they are numbered, process by process
+        return Mesh(np.array(devices).reshape(tuple(sizes.values())), tuple(sizes), axis_types=types)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of every array of a `Batch`: rows over data and fsdp, the rest whole."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def row_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): of every global batch, cut into `count` equal parts, this process loads the part `index`.
+
+    Processes whose devices work on the same rows (as where `tensor` or `context` spans them) load the same part.
+
+    Raises:
+      ValueError: this process's devices do not work on neighbouring rows.
+    """
+    devices_RX = mesh.devices.reshape(math.prod(mesh.shape[axis] for axis in ROWS), -1)  # ROWS are the first axes
+    mine_RX = np.vectorize(lambda device: device.process_index == jax.process_index(), otypes=[bool])(devices_RX)
+    own = np.flatnonzero(mine_RX.any(axis=1))
+    whole = len(own) and own[-1] - own[0] + 1 == len(own) and not own[0] % len(own) and not len(devices_RX) % len(own)
+    if not whole:
+        raise ValueError(
+            f"mesh: process {jax.process_index()} has devices for rows {own.tolist()} of {len(devices_RX)}, which are "
+            "no equal part of neighbours; choose sizes that divide the devices of a process, or are a multiple of them"
+        )
+    return int(own[0]) // len(own), len(devices_RX) // len(own)
 
 
 def check_rows(rows: int, mesh: Mesh, accumulate: int = 1) -> None:
@@ -67,9 +106,21 @@ def check_rows(rows: int, mesh: Mesh, accumulate: int = 1) -> None:
     """
     shards = math.prod(mesh.shape[axis] for axis in ROWS)
     if rows % (shards * accumulate):
+        product = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in ROWS)
         raise ValueError(
-            f"{rows} rows a batch are not a multiple of {shards * accumulate}: "
-            f"data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} x accumulate={accumulate}"
+            f"{rows} rows a batch are not a multiple of {shards * accumulate}: {product} x accumulate={accumulate}"
+        )
+
+
+def check_tokens(tokens: int, mesh: Mesh) -> None:
+    """
+    Raises:
+      ValueError: each device would not get the same number of tokens of a row.
+    """
+    if tokens % mesh.shape["context"]:
+        raise ValueError(
+            f"{tokens} tokens a row are not a multiple of context={mesh.shape['context']}; "
+            f"make budget.tokens {tokens + -tokens % mesh.shape['context']}"
         )
 
 

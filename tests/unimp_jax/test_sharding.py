@@ -1,6 +1,7 @@
 """Eight devices compute what one does, and a mesh that does not fit is refused in words."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -10,13 +11,18 @@ from flax import nnx
 from tests.unimp_jax.test_model import random_batch, small_config
 from unimp_jax.model import part_of
 from unimp_jax.objective import count_answers, weighted_loss
-from unimp_jax.sharding import MeshConfig, batch_sharding, check_rows, init_model, make_mesh
+from unimp_jax.sharding import MeshConfig, batch_sharding, check_rows, check_tokens, init_model, make_mesh, row_share
 
 ONE = MeshConfig()
 MESHES = {
     "data=8": MeshConfig(data=8),
     "fsdp=8": MeshConfig(fsdp=-1),
     "fsdp=4 tensor=2": MeshConfig(fsdp=4, tensor=2),
+    "context=8": MeshConfig(context=8),
+    "data=2 tensor=4": MeshConfig(data=2, tensor=4),
+    "data=2 fsdp=2 context=2": MeshConfig(data=2, fsdp=2, context=2),
+    "fsdp=2 context=2 tensor=2": MeshConfig(fsdp=2, context=2, tensor=2),
+    "slice=2 fsdp=2 tensor=2": MeshConfig(slice=2, fsdp=2, tensor=2),
 }
 
 
@@ -73,9 +79,9 @@ def test_fsdp_and_tensor_split_what_they_should():
 
 
 def test_a_mesh_that_does_not_fit_the_devices_is_refused():
-    with pytest.raises(ValueError, match="data=3 x fsdp=1 x tensor=1 does not make 8 devices"):
+    with pytest.raises(ValueError, match="data=3 does not make 8 devices"):
         make_mesh(MeshConfig(data=3))
-    with pytest.raises(ValueError, match="data=-1 x fsdp=3 x tensor=1 does not make 8 devices"):
+    with pytest.raises(ValueError, match="data=-1 x fsdp=3 does not make 8 devices"):
         make_mesh(MeshConfig(data=-1, fsdp=3))
     with pytest.raises(ValueError, match="one at most -1"):
         MeshConfig(data=-1, fsdp=-1)
@@ -88,6 +94,46 @@ def test_a_mesh_that_does_not_fit_the_model_is_refused_by_name():
     config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, vocab_size=41))
     with pytest.raises(ValueError, match=r"embeddings/base: its axis vocab of 41 cannot be split over tensor=2"):
         init_model(config, make_mesh(MeshConfig(data=4, tensor=2)), seed=0)
+
+
+def test_context_splits_the_tokens_of_what_passes_from_layer_to_layer():
+    mesh, config = make_mesh(MeshConfig(data=2, context=4)), small_config()
+    with jax.set_mesh(mesh):
+        model = init_model(config, mesh, seed=0)
+        batch = jax.device_put(random_batch(np.random.default_rng(0), config, rows=8), batch_sharding(mesh))
+        hidden_BTD = jax.jit(lambda batch: model.hidden(batch))(batch)
+    B, T, D = hidden_BTD.shape
+    assert {shard.data.shape for shard in hidden_BTD.addressable_shards} == {(B // 2, T // 4, D)}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "processes", "shares"),
+    [
+        (MeshConfig(data=8), 2, [(0, 2), (1, 2)]),
+        (MeshConfig(fsdp=2, tensor=4), 2, [(0, 2), (1, 2)]),
+        (MeshConfig(context=8), 2, [(0, 1), (0, 1)]),
+        (MeshConfig(data=2, tensor=4), 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        (MeshConfig(slice=2, data=2, context=2), 8, [(n // 2, 4) for n in range(8)]),
+    ],
+)
+def test_every_process_loads_the_rows_that_its_devices_work_on(monkeypatch, mesh, processes, shares):
+    @dataclasses.dataclass(frozen=True)
+    class Device:
+        process_index: int
+
+    sizes = dataclasses.asdict(mesh)
+    devices = np.array([Device(n * processes // 8) for n in range(8)]).reshape(tuple(sizes.values()))
+    made = types.SimpleNamespace(devices=devices, shape=sizes)
+    for process, share in enumerate(shares):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert row_share(made) == share
+
+
+def test_tokens_that_context_does_not_divide_are_refused():
+    mesh = make_mesh(MeshConfig(data=2, context=4))
+    check_tokens(64, mesh)
+    with pytest.raises(ValueError, match=r"66 tokens a row are not a multiple of context=4; make budget.tokens 68"):
+        check_tokens(66, mesh)
 
 
 def test_rows_that_do_not_fill_the_mesh_are_refused():

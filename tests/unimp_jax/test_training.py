@@ -97,8 +97,15 @@ def test_packed_rows_and_one_example_a_row_give_the_same_loss_and_gradients(exam
 
 @pytest.mark.parametrize(
     "mesh",
-    [MeshConfig(data=8), MeshConfig(fsdp=8), MeshConfig(fsdp=4, tensor=2)],
-    ids=["data=8", "fsdp=8", "fsdp=4,tensor=2"],
+    [
+        MeshConfig(data=8),
+        MeshConfig(fsdp=8),
+        MeshConfig(fsdp=4, tensor=2),
+        MeshConfig(context=8),
+        MeshConfig(slice=2, fsdp=2, context=2),
+        MeshConfig(data=2, context=2, tensor=2),
+    ],
+    ids=str,
 )
 def test_every_mesh_gives_the_loss_and_update_of_one_device(packed, mesh):
     one, many = one_step(packed), one_step(packed, mesh=mesh, devices=8)

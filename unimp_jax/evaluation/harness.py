@@ -16,6 +16,7 @@ from unimp_jax.batch import Batch
 from unimp_jax.decoding import BeamConfig, Trie, beam_search, find_items, path_scores, read, search_items
 from unimp_jax.evaluation.ranking import ranks, top_items
 from unimp_jax.model import UniMP
+from unimp_jax.sharding import batch_sharding
 
 
 class AskedBatch(Protocol):
@@ -57,7 +58,7 @@ class Examiner:
     def __init__(self, graph: nnx.GraphDef, mesh: Mesh, to_device: Callable[[dict[str, np.ndarray]], Batch]):
         """`to_device` turns a process's share of a batch into global arrays."""
         self.graph, self._to_device = graph, to_device
-        self._rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+        self._rows = batch_sharding(mesh)
         everywhere = self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._log_probabilities = jax.jit(self._score, out_shardings=everywhere)
         self._rank = jax.jit(self._score_and_rank, static_argnames="k", out_shardings=everywhere)

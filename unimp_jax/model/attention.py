@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from unimp_jax.model.axes import splits
+
 MASKED = -1e30
 """A score that no softmax notices, yet finite, so that a row without a single key has no NaN in its gradient."""
 
@@ -57,9 +59,9 @@ def causal_attend(
     q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask_BTT: jax.Array, bias: jax.Array | None = None
 ) -> jax.Array:
     """`attend` where the mask lets no query see a later key: long rows in four blocks of queries, each with the keys
-    up to its end, which saves 3 of 8 parts of the work."""
+    up to its end, which saves 3 of 8 parts of the work; whole ones where the tokens of a row lie on several devices."""
     T = q_BTHh.shape[1]
-    if T < 128 or T % 4:
+    if T < 128 or T % 4 or splits("sequence") > 1:
         return attend(q_BTHh, k_BTKh, v_BTKh, mask_BTT, bias)
     outs = []
     for end in range(T // 4, T + 1, T // 4):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax
 from jax.sharding import PartitionSpec
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp"),  # rows; an activation's width is never split, so that only rows and heads are
+    "batch": ("slice", "data", "fsdp"),  # rows; of activations, rows, tokens and heads are split, never the width
+    "sequence": "context",  # tokens of a row: each device's queries look at the gathered keys of the whole row
+    "images": ("slice", "data", "fsdp", "context"),
     "embed": "fsdp",
     "vision_embed": "fsdp",
     "vocab": "tensor",
@@ -38,23 +43,38 @@ def partition_spec(names: tuple[str | None, ...]) -> PartitionSpec:
     return PartitionSpec(*(mesh_axes(name) or None for name in names))
 
 
+FREE = "free"
+"""In the place of an axis' name: the compiler may choose."""
+
+
+def splits(name: str) -> int:
+    """Over how many devices of the mesh of the context a logical axis is split; without a mesh, 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape.get(axis, 1) for axis in mesh_axes(name))
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Says how an activation lies on the mesh of the context (`jax.set_mesh`); without a mesh it does nothing.
 
-    An axis whose size the mesh does not divide is left to the compiler.
+    An axis is split over as many of its mesh axes, from the first on, as divide its size.
 
     Args:
       x: any array.
-      names: a logical name for each axis, or None.
+      names: a logical name for each axis, None for one that is kept whole, or `FREE`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    parts = []
+    parts: list[Any] = []
     for size, name in zip(x.shape, names, strict=True):
-        axes = tuple(axis for axis in mesh_axes(name) if axis in mesh.shape)
-        shards = 1
-        for axis in axes:
-            shards *= mesh.shape[axis]
-        parts.append(axes if axes and size % shards == 0 else None)
+        if name == FREE:
+            parts.append(PartitionSpec.UNCONSTRAINED)
+            continue
+        axes, shards = [], 1
+        for axis in mesh_axes(name):
+            if size % (shards * mesh.shape.get(axis, 1)):
+                break
+            axes.append(axis)
+            shards *= mesh.shape.get(axis, 1)
+        parts.append(tuple(axis for axis in axes if axis in mesh.shape) or None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))

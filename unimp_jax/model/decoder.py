@@ -158,7 +158,8 @@ class SelfAttention(nnx.Module):
         if context.angles is not None:
             cos, sin = context.angles
             query, key = rotate(query, (context.wanted(cos), context.wanted(sin))), rotate(key, context.angles)
-        query = constrain(query, "batch", None, "heads", None)
+        query = constrain(query, "batch", "sequence", "heads", None)
+        key, value = (constrain(x, "batch", None, "kv_heads", None) for x in (key, value))
         return self.out(context.attend(query, key, value)), KeysValues(key, value)
 
 
@@ -183,7 +184,7 @@ class DecoderLayer(nnx.Module):
         before = context.wanted(x_BTD)
         after = before + dropout(attended, self.dropout, keys[0])
         wide = self.mlp(self.mlp_norm(before if self.parallel else after))
-        return constrain(after + dropout(wide, self.dropout, keys[1]), "batch", None, None), own
+        return constrain(after + dropout(wide, self.dropout, keys[1]), "batch", "sequence", None), own
 
 
 class Decoder(nnx.Module):

@@ -93,7 +93,7 @@ class GatedCrossAttention(nnx.Module):
             query = query if self.query_norm is None else self.query_norm(query)
             x_BTD = x_BTD + gate(self.attention_gate, x_BTD) * self.out(attend(query, *images, mask_BTS))
         x_BTD = x_BTD + gate(self.mlp_gate, x_BTD) * self.mlp(self.mlp_norm(x_BTD))
-        return constrain(x_BTD, "batch", None, None)
+        return constrain(x_BTD, "batch", "sequence", None)
 
 
 def gate(parameter: nnx.Param, like: jax.Array) -> jax.Array:

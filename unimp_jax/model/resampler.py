@@ -62,7 +62,7 @@ class ResamplerLayer(nnx.Module):
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         latents_BLC = latents_BLC + self.out(attend(query, key, self.value(seen), None))
-        return constrain(latents_BLC + self.mlp(self.mlp_norm(latents_BLC)), "batch", None, None)
+        return constrain(latents_BLC + self.mlp(self.mlp_norm(latents_BLC)), "images", None, None)
 
 
 class Resampler(nnx.Module):

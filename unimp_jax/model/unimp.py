@@ -97,9 +97,9 @@ class UniMP(nnx.Module):
         if N == 0:
             shape = (B, 0, self.config.resampler.latents, self.config.vision.width)
             return jnp.zeros(shape, self.config.compute_dtype)
-        flat = constrain(images_BNHW3.reshape(B * N, *images_BNHW3.shape[2:]), "batch", None, None, None)
+        flat = constrain(images_BNHW3.reshape(B * N, *images_BNHW3.shape[2:]), "images", None, None, None)
         latents = self.resampler(self.vision(flat))
-        return latents.reshape(B, N, *latents.shape[1:])
+        return constrain(latents.reshape(B, N, *latents.shape[1:]), "batch", None, None, None)
 
     def hidden(
         self, batch: Batch, dropout_key: jax.Array | None = None, latents_BNLC: jax.Array | None = None
@@ -130,7 +130,7 @@ class UniMP(nnx.Module):
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
         """int32 [B, T] -> [B, T, D]."""
-        return constrain(self.embeddings.embed(tokens_BT), "batch", None, None)
+        return constrain(self.embeddings.embed(tokens_BT), "batch", "sequence", None)
 
     @property
     def groups(self) -> Group:

@@ -85,7 +85,7 @@ class VisionBlock(nnx.Module):
         x_BPC = x_BPC + self.out(attend(self.query(y), self.key(y), self.value(y), None))
         y = self.up(self.mlp_norm(x_BPC))
         y = y * jax.nn.sigmoid(1.702 * y) if self.activation == "quick_gelu" else jax.nn.gelu(y, approximate=False)
-        return constrain(x_BPC + self.down(y), "batch", None, None)
+        return constrain(x_BPC + self.down(y), "images", None, None)
 
 
 class VisionTower(nnx.Module):
