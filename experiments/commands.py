@@ -24,6 +24,7 @@ from experiments.report import write_report
 from experiments.rival import train_rival
 from experiments.train import train_run
 from unimp_jax.interop.importing import ImportConfig, import_weights
+from unimp_jax.processes import ProcessesConfig, join
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Training:
     folder: Path
     """The folder of the run."""
     experiment: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
+    processes: ProcessesConfig = ProcessesConfig()
 
 
 Preset: Any = tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS, prefix_names=False)
@@ -60,6 +62,7 @@ def prepare_command(
 
 def train_command(run: Annotated[PresetRun, tyro.conf.arg(name="")]) -> None:
     """Train a preset, every field of which is an option; or go on training it."""
+    join(run.processes)
     train_run(run.experiment, run.folder)
 
 

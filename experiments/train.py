@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import DataError
 from data_pipelines.loader import Position, Share
@@ -31,6 +31,7 @@ from unimp_jax.batch import Batch
 from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.model.flops import training_step_flops
+from unimp_jax.processes import wait_for_all
 from unimp_jax.sharding import batch_sharding, check_rows, check_tokens, make_mesh, row_share
 from unimp_jax.training.checkpoint import Checkpoints, abstract
 from unimp_jax.training.frozen import save_frozen
@@ -50,7 +51,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
       DataError: the folder holds a run of another configuration, or the data is not what it was.
       ValueError: parts of the configuration do not fit one another.
     """
-    data, config = open_run(config, folder)
+    data, config = open_together(config, folder)
     mesh = make_mesh(config.mesh)
     check_rows(config.loader.rows, mesh, config.training.accumulate)
     check_tokens(config.budget.tokens, mesh)
@@ -58,12 +59,13 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
     with EndRequest() as end, jax.set_mesh(mesh), Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
         parameters = init_parameters(config, mesh) if checkpoints.latest() else begin(config, mesh)
         transformation = optimizer_of(config)
-        state, notes = init_state(parameters.trainable, transformation), None
+        state, notes = init_state(parameters.trainable, transformation, mesh), None
         shapes = abstract(state)
         restored = checkpoints.restore_latest(shapes)
         if restored is not None:
             state, notes = restored
-        describe(config, data, parameters, mesh)
+        if jax.process_index() == 0:
+            describe(config, data, parameters, mesh)
         frozen = save_frozen(folder / "frozen", parameters.frozen)
         run = Run(
             step=compile_step(config, parameters, transformation, state, mesh),
@@ -83,6 +85,16 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
     if not whole:
         print(f"asked to end: step {int(state.step)} is saved; the same command goes on from there")
         raise SystemExit(0)
+
+
+def open_together(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
+    """`open_run` of all processes: the first one makes the folder, and the others find it made."""
+    if jax.process_index() == 0:
+        opened = open_run(config, folder)
+        wait_for_all("the folder of the run is made")
+        return opened
+    wait_for_all("the folder of the run is made")
+    return open_run(config, folder)
 
 
 def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
@@ -116,9 +128,11 @@ def optimizer_of(config: ExperimentConfig) -> optax.GradientTransformation:
     return make_optimizer(config.optimizer, config.loop.steps, functools.partial(decays, config))
 
 
-def init_state(trainable: Any, transformation: optax.GradientTransformation) -> TrainState:
+def init_state(trainable: Any, transformation: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Step 0; the optimizer's moments lie where their parameters do."""
-    return TrainState(jnp.zeros((), jnp.int32), trainable, jax.jit(transformation.init)(trainable), new_guard())
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    step, guard = jax.jit(lambda: (jnp.zeros((), jnp.int32), new_guard()), out_shardings=everywhere)()
+    return TrainState(step, trainable, jax.jit(transformation.init)(trainable), guard)
 
 
 def decays(config: ExperimentConfig, path: Any, parameter: jax.Array) -> bool:
@@ -170,7 +184,10 @@ def compile_step(
         .lower(abstract(state), abstract(parameters.frozen), batch)
         .compile()
     )
-    print(f"train step compiled in {time.perf_counter() - start:.1f} s")
+    if jax.process_index() == 0:
+        print(f"train step compiled in {time.perf_counter() - start:.1f} s")
+    # Some processes compile faster than others, and the first exchange between them does not wait for long.
+    wait_for_all("the step is compiled")
     return compiled
 
 

@@ -11,8 +11,9 @@ from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
+
+from unimp_jax.processes import wait_for_all
 
 
 class CheckpointError(RuntimeError):
@@ -123,8 +124,7 @@ class Checkpoints:
             aside.mkdir(exist_ok=True)
             taken = sum(1 for folder in aside.iterdir() if folder.name.startswith(f"{step}."))
             os.replace(self.folder / str(step), aside / f"{step}.{taken + 1}")
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("a damaged checkpoint is set aside")
+        wait_for_all("a damaged checkpoint is set aside")
         self._manager.reload()
 
     def _failed(self, error: Exception) -> CheckpointError:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from unimp_jax.processes import wait_for_all
 from unimp_jax.training.checkpoint import CheckpointError, abstract
 
 
@@ -15,7 +16,9 @@ def save_frozen(folder: Path, parameters: Any) -> Any:
     """Writes the parameters, whole or not at all, unless they are there; returns those that are there."""
     if not jax.tree.leaves(parameters):
         return parameters
-    if not folder.exists():
+    there = folder.exists()
+    wait_for_all("all have looked for the frozen parameters")
+    if not there:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder.absolute(), parameters)
         return parameters

@@ -1,0 +1,122 @@
+"""Several processes are one: what they train, save and restore is what one process does."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from tests.experiments.tiny_run import prepare_source
+from unimp_jax.processes import ProcessesConfig, several
+from unimp_jax.training.log import read_log
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import jax
+told = json.loads(sys.argv[1])
+jax.config.update("jax_num_cpu_devices", told["devices"])
+from unimp_jax.processes import ProcessesConfig, join
+join(ProcessesConfig(**told["processes"]))
+from experiments.train import train_run
+from tests.experiments.tiny_run import experiment
+from unimp_jax.sharding import MeshConfig
+train_run(experiment(Path(told["data"]), steps=8, mesh=MeshConfig(**told["mesh"])), Path(told["run"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return prepare_source(tmp_path_factory.mktemp("prepared"))
+
+
+def train(data: Path, run: Path, mesh: dict[str, int], processes: int, devices: int) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    running = []
+    for index in range(processes):
+        joined = {"coordinator": f"localhost:{port}", "count": processes, "index": index} if processes > 1 else {}
+        told = {"devices": devices, "processes": joined, "data": str(data), "run": str(run), "mesh": mesh}
+        command = [sys.executable, "-c", PROGRAM, json.dumps(told)]
+        running.append(
+            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        )
+    told = [process.communicate(timeout=300)[0].decode() for process in running]
+    assert [process.returncode for process in running] == [0] * processes, "\n\n".join(told)
+
+
+def outcome(run: Path, first: int = 1):
+    """The losses from step `first` on, and the parameters after the last one."""
+    lines = [line for line in read_log(run / "metrics.jsonl") if line["kind"] == "train" and line["step"] >= first]
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        folder = (run / "checkpoints" / "8" / "state").absolute()
+        saved = checkpointer.metadata(folder).item_metadata.tree
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), saved)
+        state = checkpointer.restore(folder, shapes)
+    return [(line["step"], line["loss"]) for line in lines], jax.device_get(state["trainable"])
+
+
+def assert_alike(one, other, tolerance=1e-6):
+    np.testing.assert_allclose(one[0], other[0], rtol=tolerance)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance, rtol=tolerance), one[1], other[1])
+
+
+@pytest.fixture(scope="module")
+def of_one(data, tmp_path_factory):
+    run = tmp_path_factory.mktemp("one") / "run"
+    train(data, run, {"fsdp": 8}, processes=1, devices=8)
+    return run
+
+
+def test_two_processes_train_what_one_does(data, of_one, tmp_path):
+    """Every row is read once: the loss of a step is of all its rows."""
+    train(data, tmp_path / "two", {"fsdp": 8}, processes=2, devices=4)
+    assert_alike(outcome(tmp_path / "two"), outcome(of_one))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "processes", "devices"), [({"tensor": 2}, 1, 2), ({}, 1, 1), ({"data": 2, "tensor": 2}, 2, 2)]
+)
+def test_a_checkpoint_goes_on_with_the_same_losses_wherever_it_is_restored(
+    data, of_one, tmp_path, mesh, processes, devices
+):
+    """1e-4: a step of Adam divides by gradients' sizes, near 0 too, and sums are in another order."""
+    run = shutil.copytree(of_one, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "8")
+    train(data, run, mesh, processes, devices)
+    assert_alike(outcome(run, first=7), outcome(of_one, first=7), tolerance=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "2"}, True),
+        ({"SLURM_NTASKS": "4"}, False),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "host0,host1"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "host0", "MEGASCALE_NUM_SLICES": "2"}, True),
+    ],
+)
+def test_a_launcher_is_recognised_by_what_it_sets(environment, expected):
+    assert several(environment) == expected
+
+
+def test_half_an_address_is_refused():
+    with pytest.raises(ValueError, match="coordinator, count and index go together"):
+        ProcessesConfig(coordinator="localhost:1")
+    with pytest.raises(ValueError, match="index 2 is not below count 2"):
+        ProcessesConfig(coordinator="localhost:1", count=2, index=2)
