@@ -110,8 +110,8 @@ class Checkpoints:
             except CheckpointError as error:
                 failures.append((step, error))
                 continue
-            for damaged, error in failures:
-                print(f"WARNING: {error}\nWARNING: going on from step {step} instead", file=sys.stderr)
+            for damaged, reason in failures:
+                print(f"WARNING: {reason}\nWARNING: going on from step {step} instead", file=sys.stderr)
                 self._set_aside(damaged)
             return restored
         if failures:

@@ -112,7 +112,8 @@ def make_train_step(
         trainable, optimizer = jax.tree.map(
             lambda new, old: jnp.where(good, new, old), after, (state.trainable, state.optimizer)
         )
-        figures = StepFigures(loss, norm, *(jnp.where(good, x, 0) for x in tasks), ~good, seen.in_a_row)
+        entropy, answers = (jnp.where(good, x, 0) for x in tasks)
+        figures = StepFigures(loss, norm, entropy, answers, ~good, seen.in_a_row)
         return TrainState(state.step + 1, trainable, optimizer, seen), figures
 
     return train_step
