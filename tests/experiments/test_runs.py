@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from tests.experiments.tiny_run import experiment, prepare_source
 from unimp_jax.training.checkpoint import CheckpointError
 from unimp_jax.training.guard import GuardConfig
 from unimp_jax.training.log import read_log
-from unimp_jax.training.loop import LoopConfig, TrainingError
+from unimp_jax.training.loop import TrainingError
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
@@ -58,10 +57,11 @@ def start(data: Path, run: Path, program: str = PROGRAM) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def finish(data: Path, run: Path, program: str = PROGRAM) -> None:
+def finish(data: Path, run: Path, program: str = PROGRAM) -> str:
     process = start(data, run, program)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output.decode()
+    return output.decode()
 
 
 def outcome(run: Path):
@@ -98,37 +98,42 @@ def test_a_killed_run_continues_bit_for_bit(data, tmp_path):
     assert outcome(disturbed) == (losses, state)
 
 
+RARELY = """
+import dataclasses, os, signal, sys
+from pathlib import Path
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+from experiments.data import ExperimentData
+from experiments.train import train_run
+from tests.experiments.tiny_run import experiment
+from unimp_jax.training.loop import LoopConfig
+all_batches = ExperimentData.training
+def training(*arguments):
+    for number, batch in enumerate(all_batches(*arguments), start=1):
+        if number == {asked}:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield batch
+ExperimentData.training = training
+loop = LoopConfig(steps={steps}, log_every=6, validate_every=12, save_every=12)
+train_run(dataclasses.replace(experiment(Path(sys.argv[1])), loop=loop), Path(sys.argv[2]))
+"""
+
+
 def test_a_run_that_is_asked_to_end_saves_and_continues_bit_for_bit(data, tmp_path):
     """Between the steps at which it would log, save or validate, too."""
-    rarely = LoopConfig(steps=STEPS, log_every=4, validate_every=4, save_every=8)
-    program = PROGRAM.replace("experiment(Path(sys.argv[1]), steps={steps})", "config").replace(
-        "train_run(", "import dataclasses\nfrom unimp_jax.training.loop import LoopConfig\n"
-        f"config = dataclasses.replace(experiment(Path(sys.argv[1])), loop={rarely!r})\n"
-        "train_run(",
-    )  # fmt: skip
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    finish(data, undisturbed, program)
-    stops = []
-    while not any(step % 4 for step in stops):
-        process = start(data, disturbed, program)
-        lines = iter(process.stdout.readline, b"")
-        for line in lines:
-            if b"compiled" in line:
-                break
-        time.sleep(0.05 * (1 + len(stops)))
-        process.send_signal(signal.SIGTERM)
-        told = b"".join(lines)
-        assert process.wait() == 0, told.decode()
-        stops += [int(step) for step in re.findall(rb"asked to end: step (\d+) is saved", told)]
-        assert not (disturbed / "checkpoints" / str(STEPS)).exists(), "over before it was asked to end in mid-window"
-    finish(data, disturbed, program)
+    finish(data, undisturbed, RARELY.replace("{asked}", "0"))
+    for asked, step in ((4, 4), (5, 9)):
+        told = finish(data, disturbed, RARELY.replace("{asked}", str(asked)))
+        assert f"asked to end: step {step} is saved" in told
+    finish(data, disturbed, RARELY.replace("{asked}", "0"))
     assert outcome(disturbed) == outcome(undisturbed)
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(data, tmp_path, capsys):
-    undisturbed, damaged = tmp_path / "undisturbed", tmp_path / "damaged"
-    train_run(experiment(data, steps=STEPS), undisturbed)
+    damaged = tmp_path / "run"
     train_run(experiment(data, steps=STEPS), damaged)
+    undisturbed = outcome(damaged)
     latest = damaged / "checkpoints" / str(STEPS) / "state"
     for file in sorted(latest.rglob("*")):
         if file.is_file() and file.stat().st_size > 300:
@@ -138,7 +143,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(data, tmp_pa
     assert f"step {STEPS} cannot be read" in told
     assert f"going on from step {STEPS - 2} instead" in told
     assert [folder.name for folder in (damaged / "damaged").iterdir()] == [f"{STEPS}.1"]
-    assert outcome(damaged) == outcome(undisturbed)
+    assert outcome(damaged) == undisturbed
 
 
 def test_a_run_that_makes_no_sense_any_more_stops_at_its_last_good_checkpoint(data, tmp_path):
