@@ -147,7 +147,8 @@ def _hopeless(step: int, in_a_row: int, latest: int | None) -> str:
     kept = "nothing was saved yet" if latest is None else f"the checkpoint of step {latest} holds none of them"
     return (
         f"step {step}: the last {in_a_row} steps were left out, for their loss or gradient is no number or far above "
-        f"the usual; {kept}: look at the data, lower optimizer.learning_rate, or raise guard.spike in a new folder"
+        f"the usual; {kept}: look at the data, or, in a new folder, lower optimizer.learning_rate or raise "
+        "training.guard.spike"
     )
 
 
