@@ -73,8 +73,11 @@ class ExperimentConfig:
     """Of the parameters, the order of the data and dropout."""
 
 
-FREE = ("data.folder", "mesh", "loader.threads", "loader.prefetch", "images.cache_megabytes", "checkpoint.keep_latest")
-"""What may change between a run's start and its continuation, because no result depends on it."""
+FREE = (
+    "data.folder", "mesh", "model.attention", "loader.threads", "loader.prefetch", "images.cache_megabytes",
+    "checkpoint.keep_latest",
+)  # fmt: skip
+"""What may change between a run's start and its continuation, because no result depends on it (but for rounding)."""
 
 
 def save_config(config: ExperimentConfig, path: Path) -> None:

@@ -20,7 +20,7 @@ from unimp_jax.model import (
     VisionConfig,
     part_of,
 )
-from unimp_jax.model.attention import attend, causal_attend, causal_mask
+from unimp_jax.model.attention import attend, causal_attend, segments
 from unimp_jax.model.flops import training_step_flops
 from unimp_jax.model.presets import PRESETS
 
@@ -231,9 +231,9 @@ def test_attention_equals_numpy_and_unseen_rows_are_zero_with_finite_gradients()
 def test_blocks_of_queries_change_nothing():
     rng = np.random.default_rng(11)
     q, k, v = (jnp.asarray(rng.normal(size=(1, 256, heads, 4)), jnp.float32) for heads in (2, 1, 1))
-    segments = jnp.asarray(np.repeat([1, 2, 3, 0], [100, 90, 50, 16])[None])
+    ids = jnp.asarray(np.repeat([1, 2, 3, 0], [100, 90, 50, 16])[None])
     bias = jnp.asarray(rng.normal(size=(1, 2, 256, 256)), jnp.float32)
-    mask = causal_mask(segments)
+    mask = segments(ids, ids, "xla", causal=True).mask_BTS
     np.testing.assert_allclose(causal_attend(q, k, v, mask, bias), attend(q, k, v, mask, bias), atol=1e-5)
 
 

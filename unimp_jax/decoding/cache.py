@@ -84,8 +84,8 @@ def read(model: UniMP, batch: Batch, latents_BNLC: jax.Array | None = None) -> t
     B, N, L, C = latents_BNLC.shape
     latents_BSC = latents_BNLC.reshape(B, N * L, C)
     image_mask_BTN = model.image_mask(batch)
-    image_mask_BTS = jnp.repeat(image_mask_BTN, L, axis=-1)
-    context = text_context(config.decoder, batch.positions, batch.segment_ids)
+    sees_images = model.sees_images(batch)
+    context = text_context(config.decoder, batch.positions, batch.segment_ids, model.kernel)
     ends = answer_context(config.decoder, batch.positions, batch.segment_ids, batch.answer_positions)
 
     def group(
@@ -93,7 +93,7 @@ def read(model: UniMP, batch: Batch, latents_BNLC: jax.Array | None = None) -> t
     ) -> tuple[jax.Array, tuple[KeysValues, KeysValues]]:
         images = modules[0].shown(latents_BSC)
         keyless = [(context, None) for context in contexts]
-        x_BTD, shown = model.group(x_BTD, modules, images, image_mask_BTS, keyless)
+        x_BTD, shown = model.group(x_BTD, modules, images, sees_images, keyless)
         return x_BTD, (jax.tree.map(lambda *x: jnp.stack(x).swapaxes(2, 3), *shown), images)
 
     every = functools.partial(group, [context] * config.gated.every)

@@ -1,4 +1,4 @@
-"""Attention, the one function, and the masks that it is given."""
+"""Attention: `attention`, the one function that the model calls, and what it is made of."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from unimp_jax.model.axes import splits
+from unimp_jax.model.kernels import Kernel, cudnn, cudnn_fits, splash, splash_fits
+from unimp_jax.model.positions import alibi
 
 MASKED = -1e30
 """A score that no softmax notices, yet finite, so that a row without a single key has no NaN in its gradient."""
@@ -55,6 +57,57 @@ def attend(
     return out_BTHh
 
 
+class Segments(NamedTuple):
+    """Who sees whom, said in numbers, so that a kernel need not read a mask; made by `segments`.
+
+    Attributes:
+      queries_BT, keys_BS: int32; a query sees the keys with its number, and none where that is 0.
+      causal: of those keys, it sees the ones up to its own place.
+      alibi_BT: int32, positions of the tokens, which are queries and keys, whose distance costs; None: it does not.
+      kernel: what computes attention.
+      mask_BTS: the same as an array, for kernels that read one.
+    """
+
+    queries_BT: jax.Array
+    keys_BS: jax.Array
+    causal: bool
+    alibi_BT: jax.Array | None
+    kernel: Kernel
+    mask_BTS: jax.Array | None
+
+
+def segments(
+    queries_BT: jax.Array, keys_BS: jax.Array, kernel: Kernel, *, causal: bool = False,
+    alibi_BT: jax.Array | None = None,
+) -> Segments:  # fmt: skip
+    """`Segments` for the kernel wanted, or for XLA where splash has no tiles for so many tokens or keys."""
+    T, S = queries_BT.shape[1], keys_BS.shape[1]
+    if kernel == "splash" and splash_fits(T, S):
+        return Segments(queries_BT, keys_BS, causal, alibi_BT, kernel, None)
+    mask_BTS = (queries_BT[:, :, None] == keys_BS[:, None, :]) & (queries_BT > 0)[:, :, None]
+    mask_BTS = mask_BTS & jnp.tri(T, S, dtype=bool) if causal else mask_BTS
+    return Segments(queries_BT, keys_BS, causal, alibi_BT, "xla" if kernel == "splash" else kernel, mask_BTS)
+
+
+def attention(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, sees: jax.Array | Segments) -> jax.Array:
+    """What `attend` gives, by the kernel that `sees` asks for.
+
+    Args:
+      q_BTHh, k_BSKh, v_BSKh: as of `attend`.
+      sees: segments, or a mask, bool [B, T, S], which XLA alone works with.
+    """
+    if not isinstance(sees, Segments):
+        return attend(q_BTHh, k_BSKh, v_BSKh, sees)
+    if sees.mask_BTS is None:
+        return splash(
+            q_BTHh, k_BSKh, v_BSKh, sees.queries_BT, sees.keys_BS, causal=sees.causal, positions_BS=sees.alibi_BT
+        )
+    bias = None if sees.alibi_BT is None else alibi(sees.alibi_BT, sees.alibi_BT, q_BTHh.shape[2])
+    if sees.kernel == "cudnn" and cudnn_fits(q_BTHh, k_BSKh):
+        return cudnn(q_BTHh, k_BSKh, v_BSKh, sees.mask_BTS, bias)
+    return (causal_attend if sees.causal else attend)(q_BTHh, k_BSKh, v_BSKh, sees.mask_BTS, bias)
+
+
 def causal_attend(
     q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask_BTT: jax.Array, bias: jax.Array | None = None
 ) -> jax.Array:
@@ -69,13 +122,6 @@ def causal_attend(
         part = None if bias is None else bias[:, :, rows, :end]
         outs.append(attend(q_BTHh[:, rows], k_BTKh[:, :end], v_BTKh[:, :end], mask_BTT[:, rows, :end], part))
     return jnp.concatenate(outs, axis=1)
-
-
-def causal_mask(segment_ids_BT: jax.Array) -> jax.Array:
-    """bool [B, T, T]: a token sees itself and those before it in its own segment; padding sees nothing."""
-    T = segment_ids_BT.shape[1]
-    same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-    return same_BTT & (segment_ids_BT > 0)[:, :, None] & jnp.tri(T, dtype=bool)
 
 
 def last_image_mask(image_index_BT: jax.Array, num_images: int) -> jax.Array:

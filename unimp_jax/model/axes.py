@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -56,8 +57,6 @@ def splits(name: str) -> int:
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Says how an activation lies on the mesh of the context (`jax.set_mesh`); without a mesh it does nothing.
 
-    An axis is split over as many of its mesh axes, from the first on, as divide its size.
-
     Args:
       x: any array.
       names: a logical name for each axis, None for one that is kept whole, or `FREE`.
@@ -65,8 +64,15 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
+    return jax.lax.with_sharding_constraint(x, fitting_spec(x.shape, names))
+
+
+def fitting_spec(shape: tuple[int, ...], names: Sequence[str | None]) -> PartitionSpec:
+    """How an array of this shape lies on the mesh of the context; each axis is split over as many of its mesh axes, from
+    the first on, as divide its size."""
+    mesh = jax.sharding.get_abstract_mesh()
     parts: list[Any] = []
-    for size, name in zip(x.shape, names, strict=True):
+    for size, name in zip(shape, names, strict=True):
         if name == FREE:
             parts.append(PartitionSpec.UNCONSTRAINED)
             continue
@@ -77,4 +83,4 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
             axes.append(axis)
             shards *= mesh.shape.get(axis, 1)
         parts.append(tuple(axis for axis in axes if axis in mesh.shape) or None)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
+    return PartitionSpec(*parts)

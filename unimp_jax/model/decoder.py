@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -10,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimp_jax.model.attention import KeysValues, attend, causal_attend, causal_mask
+from unimp_jax.model.attention import KeysValues, attend, attention, segments
 from unimp_jax.model.axes import constrain
+from unimp_jax.model.kernels import Kernel
 from unimp_jax.model.layers import MLP, DTypes, Linear, MLPKind, Norm, NormKind, Sizes, dropout
 from unimp_jax.model.positions import alibi, rotary_angles, rotate
 from unimp_jax.model.stacking import stack
@@ -105,15 +107,13 @@ def angles_of(config: DecoderConfig, positions_BT: jax.Array) -> tuple[jax.Array
     return rotary_angles(positions_BT, config.rotary_width, config.rotary_base)
 
 
-def text_context(config: DecoderConfig, positions_BT: jax.Array, segment_ids_BT: jax.Array) -> TextContext:
+def text_context(
+    config: DecoderConfig, positions_BT: jax.Array, segment_ids_BT: jax.Array, kernel: Kernel
+) -> TextContext:
     """Of whole rows: a token sees those before it in its segment."""
-    mask_BTT = causal_mask(segment_ids_BT)
-
-    def look(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        bias = alibi(positions_BT, positions_BT, config.heads) if config.position == "alibi" else None
-        return causal_attend(query, key, value, mask_BTT, bias)
-
-    return TextContext(angles_of(config, positions_BT), look)
+    costs = positions_BT if config.position == "alibi" else None
+    sees = segments(segment_ids_BT, segment_ids_BT, kernel, causal=True, alibi_BT=costs)
+    return TextContext(angles_of(config, positions_BT), functools.partial(attention, sees=sees))
 
 
 def answer_context(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimp_jax.model.attention import KeysValues, attend
+from unimp_jax.model.attention import KeysValues, Segments, attention
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.layers import MLP, DTypes, Linear, MLPKind, Norm, NormKind, constant
 
@@ -81,17 +81,17 @@ class GatedCrossAttention(nnx.Module):
         key = self.key(latents_BSC)
         return KeysValues(key if self.key_norm is None else self.key_norm(key), self.value(latents_BSC))
 
-    def __call__(self, x_BTD: jax.Array, images: KeysValues, mask_BTS: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, images: KeysValues, sees: jax.Array | Segments) -> jax.Array:
         """
         Args:
           x_BTD: the text.
           images: what is `shown`, of all of a row's images.
-          mask_BTS: bool, which latents a token sees; where none, attention adds exactly 0.
+          sees: which latents a token sees, segments or bool [B, T, S]; where none, attention adds exactly 0.
         """
-        if mask_BTS.shape[-1]:
+        if images.keys.shape[1]:
             query = self.query(self.norm(x_BTD))
             query = query if self.query_norm is None else self.query_norm(query)
-            x_BTD = x_BTD + gate(self.attention_gate, x_BTD) * self.out(attend(query, *images, mask_BTS))
+            x_BTD = x_BTD + gate(self.attention_gate, x_BTD) * self.out(attention(query, *images, sees))
         x_BTD = x_BTD + gate(self.mlp_gate, x_BTD) * self.mlp(self.mlp_norm(x_BTD))
         return constrain(x_BTD, "batch", "sequence", None)
 

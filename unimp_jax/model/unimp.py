@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unimp_jax.batch import Batch
-from unimp_jax.model.attention import KeysValues, earlier_images_mask, last_image_mask
+from unimp_jax.model.attention import KeysValues, Segments, earlier_images_mask, last_image_mask, segments
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.decoder import Decoder, DecoderConfig, DecoderLayer, TextContext, text_context
 from unimp_jax.model.embeddings import Embeddings
 from unimp_jax.model.gated import GatedCrossAttention, GatedCrossAttentionConfig
+from unimp_jax.model.kernels import Kernel, kernel_for
 from unimp_jax.model.layers import DTypes, dropout
 from unimp_jax.model.resampler import Resampler, ResamplerConfig
 from unimp_jax.model.stacking import Remat, scan, stack, unstack
@@ -34,6 +35,9 @@ class ModelConfig:
     """Of activations and products; norms, softmax and logits are float32 whatever this says."""
     param_dtype: str = "float32"
     """Of parameters."""
+    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    """What computes attention over whole rows where shapes and types allow it: splash on TPUs, cuDNN on NVIDIA GPUs,
+    XLA elsewhere (and wherever they do not)."""
     remat: Remat = "none"
     """What the backward pass keeps of each layer or group, and what it computes again."""
 
@@ -112,8 +116,8 @@ class UniMP(nnx.Module):
         latents_BNLC = self.encode_images(batch.images) if latents_BNLC is None else latents_BNLC
         B, N, L, C = latents_BNLC.shape
         latents_BSC = latents_BNLC.reshape(B, N * L, C)
-        image_mask_BTS = jnp.repeat(self.image_mask(batch), L, axis=-1)
-        context = text_context(config.decoder, batch.positions, batch.segment_ids)
+        sees_images = self.sees_images(batch)
+        context = text_context(config.decoder, batch.positions, batch.segment_ids, self.kernel)
 
         def key_for(number: jax.Array | int) -> jax.Array | None:
             return None if dropout_key is None or rate == 0 else jax.random.fold_in(dropout_key, number)
@@ -121,7 +125,7 @@ class UniMP(nnx.Module):
         def group(x_BTD: jax.Array, modules: Group, number: jax.Array) -> tuple[jax.Array, None]:
             images = modules[0].shown(latents_BSC)
             contexts = [(context, key_for(number + i)) for i in range(config.gated.every)]
-            return self.group(x_BTD, modules, images, image_mask_BTS, contexts)[0], None
+            return self.group(x_BTD, modules, images, sees_images, contexts)[0], None
 
         x_BTD = dropout(self.embed(batch.tokens), rate, key_for(config.decoder.layers))
         first_layers = jnp.arange(config.groups) * config.gated.every
@@ -142,7 +146,7 @@ class UniMP(nnx.Module):
         x_BTD: jax.Array,
         modules: Group,
         images: KeysValues,
-        image_mask_BTS: jax.Array,
+        sees_images: jax.Array | Segments,
         contexts: Sequence[tuple[TextContext, jax.Array | None]],
     ) -> tuple[jax.Array, list[KeysValues]]:
         """A gated block and the decoder layers around it, each with its context and its key for dropout.
@@ -154,10 +158,24 @@ class UniMP(nnx.Module):
         shown = []
         for i, (layer, (context, key)) in enumerate(zip(unstack(layers, len(contexts)), contexts, strict=True)):
             if i == self.config.gated.block_layer:
-                x_BTD = gated(x_BTD, images, image_mask_BTS)
+                x_BTD = gated(x_BTD, images, sees_images)
             x_BTD, own = layer(x_BTD, context, key)
             shown.append(own)
         return x_BTD, shown
+
+    @property
+    def kernel(self) -> Kernel:
+        """What computes attention here."""
+        return kernel_for(self.config.attention)
+
+    def sees_images(self, batch: Batch) -> jax.Array | Segments:
+        """Which latents of its row's images a token looks at: segments, or bool [B, T, N * L]."""
+        latents = self.config.resampler.latents
+        if self.config.gated.attend != "last_image":
+            return jnp.repeat(self.image_mask(batch), latents, axis=-1)
+        B, N = batch.images.shape[:2]
+        keys_BS = jnp.broadcast_to(jnp.repeat(jnp.arange(1, N + 1), latents), (B, N * latents))
+        return segments(batch.image_index + 1, keys_BS, self.kernel)
 
     def image_mask(self, batch: Batch) -> jax.Array:
         """bool [B, T, N]: which images a token looks at."""

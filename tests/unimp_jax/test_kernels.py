@@ -1,0 +1,130 @@
+"""Kernels of attention against the plain one: the same output and gradients, with one device and on meshes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unimp_jax.model.attention import attend, attention, segments
+from unimp_jax.model.kernels import cudnn, kernel_for, platform, with_alibi
+from unimp_jax.model.positions import alibi, alibi_slopes
+from unimp_jax.sharding import MeshConfig, make_mesh
+
+
+def qkv(rng, B, T, S, H, K, h):
+    return tuple(jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((B, T, H, h), (B, S, K, h), (B, S, K, h)))
+
+
+def packed_rows(rng, B, T):
+    """(segment ids, positions), int32 [B, T], each row's end empty."""
+    ids, positions = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
+    for row in range(B):
+        ends = np.sort(rng.choice(np.arange(1, T - 5), 3, replace=False))
+        for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True), start=1):
+            ids[row, start:end], positions[row, start:end] = number, np.arange(end - start)
+    return jnp.asarray(ids), jnp.asarray(positions)
+
+
+def causal_mask(ids):
+    return segments(ids, ids, "xla", causal=True).mask_BTS
+
+
+def assert_equal_with_gradients(one, other, arguments, atol):
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=one(*arguments).shape), jnp.float32)
+    for mine, plain in zip(
+        (one(*arguments), *jax.jit(jax.grad(lambda *x: (one(*x) * weights).sum(), (0, 1, 2)))(*arguments)),
+        (other(*arguments), *jax.jit(jax.grad(lambda *x: (other(*x) * weights).sum(), (0, 1, 2)))(*arguments)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(mine, plain, atol=atol)
+
+
+@pytest.mark.parametrize("use_alibi", [False, True])
+@pytest.mark.parametrize(("H", "K", "h"), [(4, 4, 16), (4, 2, 24)])
+def test_splash_equals_plain_attention_of_packed_rows(use_alibi, H, K, h):
+    rng = np.random.default_rng(1)
+    ids, positions = packed_rows(rng, 2, 256)
+    costs = positions if use_alibi else None
+    bias = alibi(positions, positions, H) if use_alibi else None
+    sees = segments(ids, ids, "splash", causal=True, alibi_BT=costs)
+    assert sees.mask_BTS is None
+    assert_equal_with_gradients(
+        lambda *x: attention(*x, sees),
+        lambda *x: attend(*x, causal_mask(ids), bias),
+        qkv(rng, 2, 256, 256, H, K, h),
+        atol=1e-4,  # sums in another order; ALiBi adds numbers of up to 100 that cancel in the softmax
+    )
+
+
+def test_splash_equals_plain_attention_to_images():
+    rng = np.random.default_rng(2)
+    images = jnp.asarray(np.sort(rng.integers(-1, 4, (2, 128)), axis=1), jnp.int32)
+    keys = jnp.broadcast_to(jnp.repeat(jnp.arange(1, 5), 64), (2, 256))
+    mask = jnp.repeat(images[..., None] == jnp.arange(4), 64, axis=-1)
+    sees = segments(images + 1, keys, "splash")
+    assert_equal_with_gradients(
+        lambda *x: attention(*x, sees), lambda *x: attend(*x, mask), qkv(rng, 2, 128, 256, 2, 2, 16), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "tensor": 4}, {"fsdp": 2, "context": 2, "tensor": 2}])
+def test_splash_on_a_mesh_equals_one_device(mesh):
+    rng = np.random.default_rng(3)
+    ids, positions = packed_rows(rng, 8, 256)
+    arguments = qkv(rng, 8, 256, 256, 4, 4, 8)
+    with jax.set_mesh(make_mesh(MeshConfig(**mesh))):
+        assert_equal_with_gradients(
+            jax.jit(lambda *x: attention(*x, segments(ids, ids, "splash", causal=True, alibi_BT=positions))),
+            jax.jit(lambda *x: attend(*x, causal_mask(ids), alibi(positions, positions, 4))),
+            arguments,
+            atol=1e-4,  # as above
+        )
+
+
+def test_other_lengths_go_through_xla():
+    ids = jnp.ones((1, 100), jnp.int32)
+    assert segments(ids, ids, "splash").kernel == "xla"
+    assert segments(ids, ids[:, :0], "splash").kernel == "xla"
+
+
+@pytest.mark.parametrize("use_alibi", [False, True])
+def test_what_cudnn_is_given_makes_plain_attention(use_alibi):
+    """The mask and the bias, computed by XLA: cuDNN itself needs a GPU."""
+    rng = np.random.default_rng(4)
+    ids, positions = packed_rows(rng, 2, 64)
+    bias = alibi(positions, positions, 4) if use_alibi else None
+    assert_equal_with_gradients(
+        lambda *x: cudnn(*x, causal_mask(ids), bias, "xla"),
+        lambda *x: attend(*x, causal_mask(ids), bias),
+        qkv(rng, 2, 64, 64, 4, 2, 16),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.skipif(platform() != "gpu", reason="cuDNN needs an NVIDIA GPU")
+@pytest.mark.parametrize("use_alibi", [False, True])
+def test_cudnn_equals_plain_attention(use_alibi):
+    rng = np.random.default_rng(5)
+    ids, positions = packed_rows(rng, 2, 256)
+    arguments = tuple(x.astype(jnp.bfloat16) for x in qkv(rng, 2, 256, 256, 4, 4, 64))
+    sees = segments(ids, ids, "cudnn", causal=True, alibi_BT=positions if use_alibi else None)
+    plain = sees._replace(kernel="xla")
+    exact = attention(*arguments, plain).astype(jnp.float32)
+    np.testing.assert_allclose(attention(*arguments, sees).astype(jnp.float32), exact, atol=0.05)  # bfloat16's 8 bits
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_alibi_in_channels_is_exact(dtype):
+    """In bfloat16 too: slopes and positions are cut into parts that it can hold."""
+    positions = jnp.asarray([[0, 1, 255, 256, 257, 1023, 2047, 65535]], jnp.int32)
+    nothing = jnp.zeros((1, 8, 12, 2), dtype)
+    q, k = with_alibi(nothing, nothing, positions)
+    exact = (x.astype(jnp.float32) for x in (q, k))
+    product = jnp.einsum("bthc,bshc->bhts", *exact, precision="highest")
+    expected = alibi_slopes(12)[:, None, None] * positions[:, None, None].astype(np.float32)
+    np.testing.assert_allclose(product, np.broadcast_to(expected, product.shape), rtol=1e-6)
+
+
+def test_the_kernel_is_the_platforms():
+    assert kernel_for("auto") == {"tpu": "splash", "gpu": "cudnn", "cpu": "xla"}[platform()]
+    assert kernel_for("splash") == "splash"

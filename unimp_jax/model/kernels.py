@@ -1,0 +1,150 @@
+"""Attention among segments by kernels made for one kind of hardware: what `attention.attend` gives, never holding all
+scores (splash, on TPUs) or computed by cuDNN (on NVIDIA GPUs)."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+from jax.sharding import NamedSharding, PartitionSpec
+
+from unimp_jax.model.axes import fitting_spec, splits
+from unimp_jax.model.positions import alibi_slopes
+
+Kernel = Literal["xla", "splash", "cudnn"]
+
+BLOCKS = (512, 256, 128)
+"""Sides of the tiles that splash works in; a length must be a multiple of one."""
+
+
+def platform() -> str:
+    """tpu, gpu or cpu: what the mesh of the context is made of, else JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    kind = device.device_kind if device is not None else jax.devices()[0].device_kind
+    return "tpu" if kind.startswith("TPU") else "gpu" if kind.startswith("NVIDIA") else "cpu"
+
+
+def kernel_for(wanted: Literal["auto", "xla", "splash", "cudnn"]) -> Kernel:
+    """The kernel asked for, or the one made for this platform."""
+    return {"tpu": "splash", "gpu": "cudnn", "cpu": "xla"}[platform()] if wanted == "auto" else wanted  # type: ignore[return-value]
+
+
+def splash_fits(tokens: int, keys: int) -> bool:
+    """Whether splash can work on so many tokens and keys a row: whole tiles, on each device."""
+    parts = splits("sequence")
+    return min(tokens, keys) > 0 and tokens % (parts * BLOCKS[-1]) == 0 and keys % BLOCKS[-1] == 0
+
+
+def splash(
+    q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, queries_BT: jax.Array, keys_BS: jax.Array, *,
+    causal: bool, positions_BS: jax.Array | None,
+) -> jax.Array:  # fmt: skip
+    """Splash attention (JAX's Pallas kernel) on each device's rows, heads and tokens.
+
+    Args:
+      q_BTHh, k_BSKh, v_BSKh: as of `attend`.
+      queries_BT, keys_BS: int32, a query sees the keys with its number, none where that is 0.
+      causal: of those, only the ones up to its own place.
+      positions_BS: int32, below 2^16; adds ALiBi for these positions.
+
+    Returns:
+      [B, T, H, h].
+    """
+    B, T, H, h = q_BTHh.shape
+    S = k_BSKh.shape[1]
+    q_BTHh = q_BTHh * h**-0.5
+    if positions_BS is not None:
+        q_BTHh, k_BSKh = with_alibi(q_BTHh, k_BSKh, positions_BS)
+    shapes = (q_BTHh.shape, k_BSKh.shape, v_BSKh.shape, queries_BT.shape, keys_BS.shape)
+    names = (
+        ("batch", "sequence", "heads", None),
+        *[("batch", None, "kv_heads", None)] * 2,
+        ("batch", "sequence"),
+        ("batch", None),
+    )
+    kernel = _splash_kernel(T, S, H, causal, splits("heads"), splits("sequence"), platform() == "cpu")
+
+    def each(
+        kernel: splash_attention_kernel.SplashAttentionKernel, q: jax.Array, k: jax.Array, v: jax.Array,
+        queries: jax.Array, keys: jax.Array,
+    ) -> jax.Array:  # fmt: skip
+        segments = splash_attention_kernel.SegmentIds(queries, keys)
+        heads_first = (x.swapaxes(1, 2) for x in (q, k, v))
+        return jax.vmap(kernel)(*heads_first, segments).swapaxes(1, 2)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        specs = tuple(fitting_spec(shape, name) for shape, name in zip(shapes, names, strict=True))
+        tiles = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(specs[0][2], specs[0][1])))
+        each = jax.shard_map(each, in_specs=(tiles, *specs), out_specs=specs[0], check_vma=False)
+    out_BTHh = each(kernel, q_BTHh, k_BSKh, v_BSKh, queries_BT, keys_BS)
+    return jnp.where((queries_BT > 0)[..., None, None], out_BTHh, 0)
+
+
+def _splash_kernel(
+    tokens: int, keys: int, heads: int, causal: bool, head_parts: int, token_parts: int, interpret: bool
+) -> splash_attention_kernel.SplashAttentionKernel:
+    q = next(size for size in BLOCKS if tokens % (token_parts * size) == 0)
+    kv = next(size for size in BLOCKS if keys % size == 0)
+    blocks = splash_attention_kernel.BlockSizes(
+        block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv
+    )
+    kind = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
+    mask = splash_attention_mask.MultiHeadMask([kind((tokens, keys)) for _ in range(heads)])
+    return splash_attention_kernel.make_splash_mha(
+        mask, block_sizes=blocks, head_shards=head_parts, q_seq_shards=token_parts, interpret=interpret
+    )
+
+
+def with_alibi(q_BTHh: jax.Array, k_BSKh: jax.Array, positions_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Queries and keys with six more channels, whose product is slope times the key's position.
+
+    A softmax does not notice that the query's own position is not taken off. Slopes are cut into three bfloat16
+    numbers and positions into two, so that nothing is rounded away whatever the type of q and k.
+    """
+    B, T, H, _ = q_BTHh.shape
+    slopes_H3 = _three_parts(alibi_slopes(H))
+    high_BS, low_BS = positions_BS // 256, positions_BS % 256
+    of_heads_H6 = np.concatenate([slopes_H3 * 256, slopes_H3], axis=1)
+    of_keys_BS6 = jnp.repeat(jnp.stack([high_BS, low_BS], axis=-1), 3, axis=-1).astype(k_BSKh.dtype)
+    of_keys_BSK6 = jnp.broadcast_to(of_keys_BS6[:, :, None], (*k_BSKh.shape[:3], 6))
+    of_queries_BTH6 = jnp.broadcast_to(jnp.asarray(of_heads_H6, q_BTHh.dtype), (B, T, H, 6))
+    return jnp.concatenate([q_BTHh, of_queries_BTH6], -1), jnp.concatenate([k_BSKh, of_keys_BSK6], -1)
+
+
+def _three_parts(values: np.ndarray) -> np.ndarray:
+    """float32 [H] -> [H, 3], each a bfloat16 number, that add up to it."""
+    parts = []
+    for _ in range(3):
+        parts.append(values.astype(jnp.bfloat16).astype(np.float32))
+        values = values - parts[-1]
+    return np.stack(parts, axis=1)
+
+
+def cudnn_fits(q_BTHh: jax.Array, k_BSKh: jax.Array) -> bool:
+    """Whether cuDNN has attention for this type and width of head, and there are keys at all."""
+    return (
+        k_BSKh.shape[1] > 0
+        and q_BTHh.dtype in (jnp.bfloat16, jnp.float16)
+        and q_BTHh.shape[-1] % 8 == 0
+        and q_BTHh.shape[-1] <= 128
+    )
+
+
+def cudnn(
+    q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask_BTS: jax.Array, bias: jax.Array | None,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> jax.Array:  # fmt: skip
+    """cuDNN's attention; it reads mask and bias as an array of one number a row, query and key (and head, for a bias).
+
+    Args:
+      implementation: "xla" computes the same without a GPU.
+    """
+    bias = None if bias is None else bias.astype(q_BTHh.dtype)
+    attention = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
+    out_BTHh = attention(q_BTHh, k_BSKh, v_BSKh, bias=bias, mask=mask_BTS[:, None])
+    return jnp.where(mask_BTS.any(-1)[..., None, None], out_BTHh, 0)
