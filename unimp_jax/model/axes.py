@@ -68,8 +68,8 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def fitting_spec(shape: tuple[int, ...], names: Sequence[str | None]) -> PartitionSpec:
-    """How an array of this shape lies on the mesh of the context; each axis is split over as many of its mesh axes, from
-    the first on, as divide its size."""
+    """How an array lies on the mesh of the context: each axis is split over as many of its mesh axes, from the first
+    on, as divide its size."""
     mesh = jax.sharding.get_abstract_mesh()
     parts: list[Any] = []
     for size, name in zip(shape, names, strict=True):

@@ -54,7 +54,7 @@ def splash(
     Returns:
       [B, T, H, h].
     """
-    B, T, H, h = q_BTHh.shape
+    T, H, h = q_BTHh.shape[1:]
     S = k_BSKh.shape[1]
     q_BTHh = q_BTHh * h**-0.5
     if positions_BS is not None:
