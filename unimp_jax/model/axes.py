@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from flax import nnx
 from jax.sharding import PartitionSpec
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
@@ -31,6 +32,10 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "colours": None,
 }
 """Logical axis -> mesh axis (or axes); None is kept whole."""
+
+
+GATHERED = ("embed", "vision_embed")
+"""Axes of parameters that are split where they are kept, and whole where they are used."""
 
 
 def mesh_axes(name: str | None) -> tuple[str, ...]:
@@ -65,6 +70,17 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, fitting_spec(x.shape, names))
+
+
+def gathered(parameter: nnx.Param, dtype: str) -> jax.Array:
+    """A parameter as a product takes it: converted, then gathered over the devices that keep parts of it.
+
+    Left to itself, XLA for TPUs would rather send the parts around while it multiplies by them, one after another,
+    and write and read the whole product each time.
+    """
+    value = parameter[...].astype(dtype)
+    names = parameter.get_metadata("axis_names")[-value.ndim :]  # of one layer, where it is stacked
+    return constrain(value, *[None if name in GATHERED else name for name in names])
 
 
 def fitting_spec(shape: tuple[int, ...], names: Sequence[str | None]) -> PartitionSpec:

@@ -17,8 +17,8 @@ from unimp_jax.model.positions import alibi_slopes
 
 Kernel = Literal["xla", "splash", "cudnn"]
 
-BLOCKS = (512, 256, 128)
-"""Sides of the tiles that splash works in; a length must be a multiple of one."""
+BLOCKS = (512, 384, 256, 128)
+"""Sides of the tiles that splash works in; lengths are filled up to a multiple of one."""
 
 
 def platform() -> str:
@@ -34,14 +34,14 @@ def kernel_for(wanted: Literal["auto", "xla", "splash", "cudnn"]) -> Kernel:
 
 
 def splash_fits(tokens: int, keys: int) -> bool:
-    """Whether splash can work on so many tokens and keys a row: whole tiles, on each device."""
+    """Whether splash can work on so many tokens and keys a row: where several devices share a row, on whole tiles."""
     parts = splits("sequence")
-    return min(tokens, keys) > 0 and tokens % (parts * BLOCKS[-1]) == 0 and keys % BLOCKS[-1] == 0
+    return min(tokens, keys) > 0 and (parts == 1 or tokens % (parts * BLOCKS[-1]) == 0)
 
 
 def splash(
     q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, queries_BT: jax.Array, keys_BS: jax.Array, *,
-    causal: bool, positions_BS: jax.Array | None,
+    causal: bool = False, positions_BS: jax.Array | None = None, of_images: bool = False,
 ) -> jax.Array:  # fmt: skip
     """Splash attention (JAX's Pallas kernel) on each device's rows, heads and tokens.
 
@@ -50,23 +50,20 @@ def splash(
       queries_BT, keys_BS: int32, a query sees the keys with its number, none where that is 0.
       causal: of those, only the ones up to its own place.
       positions_BS: int32, below 2^16; adds ALiBi for these positions.
+      of_images: a row is an image, not a row of a batch.
 
     Returns:
       [B, T, H, h].
     """
     T, H, h = q_BTHh.shape[1:]
-    S = k_BSKh.shape[1]
     q_BTHh = q_BTHh * h**-0.5
     if positions_BS is not None:
         q_BTHh, k_BSKh = with_alibi(q_BTHh, k_BSKh, positions_BS)
-    shapes = (q_BTHh.shape, k_BSKh.shape, v_BSKh.shape, queries_BT.shape, keys_BS.shape)
-    names = (
-        ("batch", "sequence", "heads", None),
-        *[("batch", None, "kv_heads", None)] * 2,
-        ("batch", "sequence"),
-        ("batch", None),
-    )
-    kernel = _splash_kernel(T, S, H, causal, splits("heads"), splits("sequence"), platform() == "cpu")
+    q_BTHh, queries_BT = _filled(q_BTHh), _filled(queries_BT)
+    k_BSKh, v_BSKh, keys_BS = _filled(k_BSKh), _filled(v_BSKh), _filled(keys_BS)
+    rows, sequence = ("images", None) if of_images else ("batch", "sequence")
+    parts = 1 if of_images else splits("sequence")
+    kernel = _splash_kernel(queries_BT.shape[1], keys_BS.shape[1], H, causal, splits("heads"), parts)
 
     def each(
         kernel: splash_attention_kernel.SplashAttentionKernel, q: jax.Array, k: jax.Array, v: jax.Array,
@@ -78,15 +75,23 @@ def splash(
 
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
+        names = [(rows, sequence, "heads", None), *[(rows, None, "kv_heads", None)] * 2, (rows, sequence), (rows, None)]
+        shapes = [x.shape for x in (q_BTHh, k_BSKh, v_BSKh, queries_BT, keys_BS)]
         specs = tuple(fitting_spec(shape, name) for shape, name in zip(shapes, names, strict=True))
         tiles = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(specs[0][2], specs[0][1])))
         each = jax.shard_map(each, in_specs=(tiles, *specs), out_specs=specs[0], check_vma=False)
     out_BTHh = each(kernel, q_BTHh, k_BSKh, v_BSKh, queries_BT, keys_BS)
-    return jnp.where((queries_BT > 0)[..., None, None], out_BTHh, 0)
+    return jnp.where((queries_BT > 0)[..., None, None], out_BTHh, 0)[:, :T]
+
+
+def _filled(x_BT: jax.Array) -> jax.Array:
+    """With zeros up to whole tiles; the number 0 sees nothing, and is seen by nothing that counts."""
+    more = -x_BT.shape[1] % BLOCKS[-1]
+    return jnp.pad(x_BT, [(0, 0), (0, more), *[(0, 0)] * (x_BT.ndim - 2)]) if more else x_BT
 
 
 def _splash_kernel(
-    tokens: int, keys: int, heads: int, causal: bool, head_parts: int, token_parts: int, interpret: bool
+    tokens: int, keys: int, heads: int, causal: bool, head_parts: int, token_parts: int
 ) -> splash_attention_kernel.SplashAttentionKernel:
     q = next(size for size in BLOCKS if tokens % (token_parts * size) == 0)
     kv = next(size for size in BLOCKS if keys % size == 0)
@@ -96,7 +101,7 @@ def _splash_kernel(
     kind = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
     mask = splash_attention_mask.MultiHeadMask([kind((tokens, keys)) for _ in range(heads)])
     return splash_attention_kernel.make_splash_mha(
-        mask, block_sizes=blocks, head_shards=head_parts, q_seq_shards=token_parts, interpret=interpret
+        mask, block_sizes=blocks, head_shards=head_parts, q_seq_shards=token_parts, interpret=platform() == "cpu"
     )
 
 
@@ -136,8 +141,8 @@ def cudnn_fits(q_BTHh: jax.Array, k_BSKh: jax.Array) -> bool:
 
 
 def cudnn(
-    q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask_BTS: jax.Array, bias: jax.Array | None,
-    implementation: Literal["cudnn", "xla"] = "cudnn",
+    q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask_BTS: jax.Array | None,
+    bias: jax.Array | None = None, implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:  # fmt: skip
     """cuDNN's attention; it reads mask and bias as an array of one number a row, query and key (and head, for a bias).
 
@@ -146,5 +151,7 @@ def cudnn(
     """
     bias = None if bias is None else bias.astype(q_BTHh.dtype)
     attention = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
+    if mask_BTS is None:
+        return attention(q_BTHh, k_BSKh, v_BSKh, bias=bias)
     out_BTHh = attention(q_BTHh, k_BSKh, v_BSKh, bias=bias, mask=mask_BTS[:, None])
     return jnp.where(mask_BTS.any(-1)[..., None, None], out_BTHh, 0)

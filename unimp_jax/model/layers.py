@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimp_jax.model.axes import FREE, constrain
+from unimp_jax.model.axes import FREE, constrain, gathered
 
 Sizes = dict[str, int]
 """Logical axis name -> size, in the order of the array's axes."""
@@ -57,7 +57,7 @@ class Linear(nnx.Module):
         self.bias = constant(0.0, outputs, dtypes) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.tensordot(x.astype(self.dtype), self.kernel[...].astype(self.dtype), axes=self.contracted)
+        y = jnp.tensordot(x.astype(self.dtype), gathered(self.kernel, self.dtype), axes=self.contracted)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 

@@ -102,7 +102,7 @@ class UniMP(nnx.Module):
             shape = (B, 0, self.config.resampler.latents, self.config.vision.width)
             return jnp.zeros(shape, self.config.compute_dtype)
         flat = constrain(images_BNHW3.reshape(B * N, *images_BNHW3.shape[2:]), "images", None, None, None)
-        latents = self.resampler(self.vision(flat))
+        latents = self.resampler(self.vision(flat, self.kernel), self.kernel)
         return constrain(latents.reshape(B, N, *latents.shape[1:]), "batch", None, None, None)
 
     def hidden(

@@ -1,0 +1,209 @@
+"""What a compiled program moves, each step and device: between devices, and between memory and chip."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+from jax.sharding import Mesh
+
+from unimp_jax.planning.program import Array, Computation, Instruction, Program
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One exchange between devices.
+
+    Attributes:
+      kind: of `KINDS`.
+      axes: the mesh axes along which the devices lie that take part; none if that cannot be told.
+      bytes: that a device sends, in all its runs.
+      runs: a step.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    bytes: float
+    runs: int
+
+
+def collectives(program: Program, mesh: Mesh) -> list[Collective]:
+    """All exchanges of a step; one that XLA has cut into a start, steps and an end is counted once."""
+    found: dict[str, Collective] = {}
+    for name, times in program.runs.items():
+        for computation, instruction in _with_fused(program, program.computations[name]):
+            kind = instruction.opcode.removesuffix("-start")
+            if kind not in KINDS:
+                continue
+            group = _group(kind, instruction.attributes, mesh.size)
+            size, scattered = len(group), "reduce-scatter" in computation.name or "reduce_scatter" in computation.name
+            if size < 2:
+                continue
+            if kind == "all-reduce" and scattered:
+                kind = "reduce-scatter"
+            bytes_sent = times * _sent(kind, _moved(instruction, computation), size)
+            channel = instruction.attribute("channel_id") or f"{name}/{instruction.name}"
+            if channel not in found or found[channel].bytes < bytes_sent:
+                found[channel] = Collective(kind, _axes(group, mesh), bytes_sent, times)
+    return list(found.values())
+
+
+def _with_fused(program: Program, computation: Computation) -> Iterator[tuple[Computation, Instruction]]:
+    for instruction in computation.instructions.values():
+        yield computation, instruction
+        fused = program.of_fusion(instruction) if instruction.opcode == "fusion" else None
+        if fused is not None:
+            yield from _with_fused(program, fused)
+
+
+def _moved(instruction: Instruction, computation: Computation) -> float:
+    """Bytes of what is exchanged: for a gather, of all parts together; else, of what a device puts in."""
+    sources = [computation.instructions[name] for name in instruction.operands if name in computation.instructions]
+    given = sum(array.bytes for source in sources for array in source.out)
+    if instruction.opcode.startswith("all-gather"):
+        return max(sum(array.bytes for array in instruction.out) - given * instruction.opcode.endswith("start"), given)
+    return given
+
+
+def _sent(kind: str, moved: float, size: int) -> float:
+    """Bytes that one of `size` devices sends, by the usual ring algorithms."""
+    if kind == "collective-permute":
+        return moved
+    return moved * (size - 1) / size * (2 if kind == "all-reduce" else 1)
+
+
+def _group(kind: str, attributes: str, devices: int) -> np.ndarray:
+    """Numbers of devices that exchange with one another: those of the first group."""
+    if kind == "collective-permute":
+        pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)
+        ring, targets = [0], {}
+        for source, target in re.findall(r"\{(\d+),(\d+)\}?", f"{pairs.group(1)}}}" if pairs else ""):
+            targets[int(source)] = int(target)
+        while targets and len(ring) <= devices and targets.get(ring[-1]) not in (None, 0, ring[-1]):
+            ring.append(targets[ring[-1]])
+        return np.array(ring if len(ring) > 1 else sorted(next(iter(targets.items()), (0,))))
+    named = re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=(\S+))? \{(.*?)\}", attributes)
+    if named:
+        sizes = [int(size) for size in re.findall(r"=(\d+)", named.group(1))]
+        names = re.findall(r"'([^']+)'=", named.group(1))
+        along = [name in re.findall(r"'([^']+)'", named.group(3)) for name in names]
+        numbers = _iota(named.group(2) or "", sizes)
+        return numbers[tuple(slice(None) if own else 0 for own in along)].ravel()
+    iota = re.search(r"replica_groups=\[([\d,]+)\](<=\S+)", attributes)
+    if iota:
+        return _iota(iota.group(2), [int(size) for size in iota.group(1).split(",")])[0].ravel()
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
+    return np.array([int(number) for number in listed.group(1).split(",")]) if listed else np.arange(devices)
+
+
+def _iota(text: str, sizes: list[int]) -> np.ndarray:
+    """XLA's `<=[4,2]T(1,0)`: 0, 1, … in that shape, transposed, read in order into `sizes`."""
+    found = re.search(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if not found:
+        return np.arange(math.prod(sizes)).reshape(sizes)
+    numbers = np.arange(math.prod(int(n) for n in found.group(1).split(","))).reshape(
+        [int(n) for n in found.group(1).split(",")]
+    )
+    if found.group(2):
+        numbers = numbers.transpose([int(n) for n in found.group(2).split(",")])
+    return numbers.reshape(sizes)
+
+
+def _axes(group: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
+    """Mesh axes along which the devices of a group differ; devices are numbered in the mesh's order."""
+    places = np.unravel_index(group, mesh.devices.shape)
+    return tuple(name for name, place in zip(mesh.axis_names, places, strict=True) if len(set(place.tolist())) > 1)
+
+
+NOTHING_MOVED = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call", "conditional",
+                 "partition-id", "after-all", "iota", "async-start", "async-done", "async-update"}  # fmt: skip
+
+
+def memory_bytes(program: Program) -> float:
+    """Bytes read from and written to main memory in a step; what stays in the chip costs nothing."""
+    total = 0.0
+    for name, times in program.runs.items():
+        computation = program.computations[name]
+        for instruction in computation.instructions.values():
+            if instruction.opcode not in NOTHING_MOVED and not instruction.opcode.endswith(("-done", "-update")):
+                total += times * _touched(program, computation, instruction)
+    return total
+
+
+def _touched(program: Program, computation: Computation, instruction: Instruction) -> float:
+    given = [
+        [array for array in computation.instructions[name].out] if name in computation.instructions else []
+        for name in instruction.operands
+    ]
+    if instruction.opcode in ("copy-start", "slice-start", "dynamic-slice", "slice", "gather"):
+        arrays = [array for array in instruction.out if array.bytes > 64]
+        least = min((array.bytes for array in arrays), default=0)
+        return float(least * (1 + (instruction.opcode == "copy-start" and all(a.in_memory for a in arrays))))
+    if instruction.opcode == "dynamic-update-slice":
+        return 2.0 * _in_memory(given[1])
+    out = _in_memory(instruction.out)
+    fused = program.of_fusion(instruction) if instruction.opcode == "fusion" else None
+    if fused is None:
+        return float(out + sum(_in_memory(arrays) for arrays in given))
+    parameters = [one for one in fused.instructions.values() if one.opcode == "parameter"]
+    total = 0.0
+    for parameter in parameters:
+        number = int(parameter.inside)
+        if number >= len(given):
+            continue
+        users = [one for one in fused.instructions.values() if parameter.name in one.operands]
+        if users and all(one.opcode == "dynamic-slice" for one in users):
+            total += sum(array.bytes for one in users for array in one.out) * bool(_in_memory(given[number]))
+        elif users and all(one.opcode == "dynamic-update-slice" and one.operands[0] == parameter.name for one in users):
+            # Written in place: what is written, not the whole.
+            written = sum(a.bytes for one in users for a in fused.instructions[one.operands[1]].out)
+            total += written * bool(_in_memory(given[number]))
+            out -= min(sum(array.bytes for array in parameter.out), out)
+        else:
+            total += _in_memory(given[number])
+    return float(total + out)
+
+
+def _in_memory(arrays: tuple[Array, ...] | list[Array]) -> float:
+    return float(sum(array.bytes for array in arrays if array.in_memory))
+
+
+def cycles(program: Program) -> float:
+    """The compiler's own estimate of a step, in cycles of one device; kernels and collectives have none."""
+    total = 0
+    for name, times in program.runs.items():
+        for instruction in program.computations[name].instructions.values():
+            found = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+            total += times * int(found.group(1)) if found else 0
+    return float(total)
+
+
+def kept_bytes(program: Program) -> float:
+    """Bytes that forward loops write, a part an iteration, and backward loops read: what is kept of activations."""
+    entry = program.computations[program.entry]
+    total = 0.0
+    for loop in entry.instructions.values():
+        if loop.opcode != "while" or "transpose(jvp())" in loop.attributes:
+            continue
+        body = program.computations[loop.attribute("body") or ""]
+        root, trips = body.instructions[body.root], program.trips(loop, entry)
+        for number, name in enumerate(root.operands):
+            own, array = body.instructions[name], loop.out[number]
+            unchanged = own.opcode == "get-tuple-element" and own.attribute("index") == str(number)
+            if array.in_memory and trips > 1 and array.shape[:1] == (trips,) and not unchanged:
+                total += array.bytes
+    return total
+
+
+def by_axes(found: list[Collective]) -> dict[tuple[str, ...], Counter[str]]:
+    """Mesh axes -> kind -> bytes."""
+    sums: dict[tuple[str, ...], Counter[str]] = {}
+    for one in found:
+        sums.setdefault(one.axes, Counter())[one.kind] += one.bytes  # type: ignore[assignment]
+    return sums
