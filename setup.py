@@ -40,6 +40,7 @@ setup(
         "ml_dtypes>=0.5",
         "tyro>=1,<2",
         "pydantic>=2.8,<3",
+        "pyyaml>=6",
         "tensorboardX>=2.6,<3",
         "tqdm>=4.66",
         "jinja2>=3.1",

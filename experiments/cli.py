@@ -15,12 +15,17 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it is here for its tokenizers, and needs no torch
     use_all_cores()
     from experiments.commands import COMMANDS
+    from experiments.launch import gather_training
     from unimp_jax.training.checkpoint import CheckpointError
     from unimp_jax.training.loop import TrainingError
 
     try:
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="unimp", description="UniMP in JAX.", config=(tyro.conf.FlagConversionOff,)
+            COMMANDS,
+            prog="unimp",
+            description="UniMP in JAX.",
+            args=gather_training(sys.argv[1:]),
+            config=(tyro.conf.FlagConversionOff,),
         )
     except (DataError, CheckpointError, TrainingError, ValueError) as error:
         if os.environ.get("UNIMP_TRACEBACK"):

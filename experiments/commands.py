@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,34 +13,22 @@ import tyro
 from data_pipelines.prepare import prepare
 from data_pipelines.sources.checks import OnBad
 from experiments.baselines.sasrec import SASRecConfig
-from experiments.config import DataConfig, ExperimentConfig
+from experiments.config import DataConfig
 from experiments.evaluate import EvaluationConfig, evaluate_run, show
 from experiments.export import ExportConfig, export_run
 from experiments.generate import GenerateConfig, generate
 from experiments.item_ids import ItemIdsConfig, make_item_ids
+from experiments.launch import Engine, launch
 from experiments.loader_speed import measure_loader
+from experiments.preset_run import PresetRun, read_training
 from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.report import write_report
 from experiments.rival import train_rival
 from experiments.train import train_run
 from unimp_jax.interop.importing import ImportConfig, import_weights
-from unimp_jax.processes import ProcessesConfig, join
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """A preset, and where its run is kept."""
-
-    folder: Path
-    """The folder of the run."""
-    experiment: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
-    processes: ProcessesConfig = ProcessesConfig()
-
+from unimp_jax.processes import join
 
 Preset: Any = tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS, prefix_names=False)
-PresetRun: Any = tyro.extras.subcommand_type_from_defaults(
-    {name: Training(Path("runs") / name, preset) for name, preset in PRESETS.items()}, DESCRIPTIONS, prefix_names=False
-)
 
 
 def prepare_command(
@@ -163,6 +151,12 @@ def loader_command(config: Annotated[Preset, tyro.conf.arg(name="")], batches: i
     measure_loader(config, batches)
 
 
+def launch_command(engine: Annotated[Engine, tyro.conf.arg(name="")]) -> None:
+    """Write what SLURM, XPK or SkyPilot needs for a training on several hosts, and hand it over."""
+    words = shlex.split(engine.train)
+    print(launch(engine, words, read_training(words)))
+
+
 def demo_command(folder: Path = Path("runs/demo"), data: Path = Path("data")) -> None:
     """Prepare MovieLens, train `tiny`, evaluate it beside baselines, and write the page of it.
 
@@ -186,5 +180,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ids": ids_command,
     "sasrec": sasrec_command,
     "loader": loader_command,
+    "launch": launch_command,
     "demo": demo_command,
 }

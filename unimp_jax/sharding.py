@@ -53,25 +53,35 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
       ValueError: the sizes do not multiply to the number of devices, or the devices make another number of slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = dataclasses.asdict(config)
-    known = math.prod(size for size in sizes.values() if size != -1)
-    sizes = {name: len(devices) // known if size == -1 else size for name, size in sizes.items()}
-    if math.prod(sizes.values()) != len(devices):
-        asked = " x ".join(f"{name}={size}" for name, size in dataclasses.asdict(config).items() if size != 1)
-        raise ValueError(
-            f"mesh: {asked or 'data=1'} does not make {len(devices)} devices; one size may be -1, for all that are left"
-        )
-    types = (AxisType.Auto,) * len(sizes)
     built = {getattr(device, "slice_index", 0) for device in devices}
+    sizes = mesh_sizes(config, len(devices), len(built))
+    types = (AxisType.Auto,) * len(sizes)
     if len(built) > 1:
-        if sizes["slice"] % len(built):
-            raise ValueError(f"mesh: slice={sizes['slice']} is not a multiple of the {len(built)} slices there are")
         inside = (sizes["slice"] // len(built), *list(sizes.values())[1:])
         across = (len(built), *[1] * len(inside[1:]))
         return Mesh(mesh_utils.create_hybrid_device_mesh(inside, across, devices), tuple(sizes), axis_types=types)
     if sizes["slice"] > 1:  # as they are numbered, process by process
         return Mesh(np.array(devices).reshape(tuple(sizes.values())), tuple(sizes), axis_types=types)
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
+
+
+def mesh_sizes(config: MeshConfig, devices: int, slices: int = 1) -> dict[str, int]:
+    """How many of so many devices, in so many slices as they are built, each axis has.
+
+    Raises:
+      ValueError: as of `make_mesh`.
+    """
+    sizes = dataclasses.asdict(config)
+    known = math.prod(size for size in sizes.values() if size != -1)
+    sizes = {name: devices // known if size == -1 else size for name, size in sizes.items()}
+    if math.prod(sizes.values()) != devices:
+        asked = " x ".join(f"{name}={size}" for name, size in dataclasses.asdict(config).items() if size != 1)
+        raise ValueError(
+            f"mesh: {asked or 'data=1'} does not make {devices} devices; one size may be -1, for all that are left"
+        )
+    if sizes["slice"] % slices:
+        raise ValueError(f"mesh: slice={sizes['slice']} is not a multiple of the {slices} slices there are")
+    return sizes
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,0 +1,34 @@
+"""What `unimp train` is told: a preset, each field of which is an option, a folder, and how processes meet."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from experiments.config import ExperimentConfig
+from experiments.presets import DESCRIPTIONS, PRESETS
+from unimp_jax.processes import ProcessesConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A preset, and where its run is kept."""
+
+    folder: Path
+    """The folder of the run."""
+    experiment: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
+    processes: ProcessesConfig = ProcessesConfig()
+
+
+PresetRun: Any = tyro.extras.subcommand_type_from_defaults(
+    {name: Training(Path("runs") / name, preset) for name, preset in PRESETS.items()}, DESCRIPTIONS, prefix_names=False
+)
+
+
+def read_training(arguments: Sequence[str]) -> Training:
+    """What `unimp train` would make of `arguments`; mistakes end as they end there."""
+    return tyro.cli(PresetRun, args=arguments, prog="unimp train", config=(tyro.conf.FlagConversionOff,))
