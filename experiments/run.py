@@ -19,7 +19,7 @@ from experiments.ask import Model
 from experiments.config import ExperimentConfig, load_config
 from experiments.data import ExperimentData
 from experiments.parameters import init_parameters
-from experiments.train import init_state, optimizer_of, to_device
+from experiments.step import init_state, optimizer_of, to_device
 from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.interop.importing import GEOMETRY, exported_values
 from unimp_jax.interop.placing import place

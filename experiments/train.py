@@ -7,18 +7,13 @@ The folder of a run holds `config.json`, `vocabulary/`, `frozen/` (what does not
 from __future__ import annotations
 
 import dataclasses
-import functools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from data_pipelines.errors import DataError
 from data_pipelines.loader import Position, Share
@@ -27,21 +22,18 @@ from experiments.ask import Model, ask_for_items
 from experiments.config import ExperimentConfig, differences, load_config, save_config
 from experiments.data import ExperimentData, sized_model
 from experiments.parameters import Parameters, adopt, begin, init_parameters
-from unimp_jax.batch import Batch
+from experiments.step import batch_shape, compile_step, init_state, optimizer_of, to_device
 from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.model.flops import training_step_flops
 from unimp_jax.processes import wait_for_all
-from unimp_jax.sharding import batch_sharding, check_rows, check_tokens, make_mesh, row_share
+from unimp_jax.sharding import check_rows, check_tokens, make_mesh, row_share
 from unimp_jax.training.checkpoint import Checkpoints, abstract
 from unimp_jax.training.frozen import save_frozen
-from unimp_jax.training.guard import new_guard
 from unimp_jax.training.log import RunLog
 from unimp_jax.training.loop import Run, train
-from unimp_jax.training.optimizer import make_optimizer
 from unimp_jax.training.peak import peak_flops
 from unimp_jax.training.preemption import EndRequest
-from unimp_jax.training.step import TrainState, make_train_step
 
 
 def train_run(config: ExperimentConfig, folder: Path) -> None:
@@ -122,95 +114,6 @@ def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
         data.vocabulary.save(vocabulary)
         save_config(config, saved)
     return data, config
-
-
-def optimizer_of(config: ExperimentConfig) -> optax.GradientTransformation:
-    return make_optimizer(config.optimizer, config.loop.steps, functools.partial(decays, config))
-
-
-def init_state(trainable: Any, transformation: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Step 0; the optimizer's moments lie where their parameters do."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    step, guard = jax.jit(lambda: (jnp.zeros((), jnp.int32), new_guard()), out_shardings=everywhere)()
-    return TrainState(step, trainable, jax.jit(transformation.init)(trainable), guard)
-
-
-def decays(config: ExperimentConfig, path: Any, parameter: jax.Array) -> bool:
-    """Whether weight decay applies: to matrices of the gated blocks, or of all parts but the embeddings."""
-    names = [str(getattr(key, "key", key)) for key in path]
-    part = "gated" if config.optimizer.decay == "gated" else names[0]
-    return names[0] == part != "embeddings" and "kernel" in names
-
-
-def batch_shape(config: ExperimentConfig) -> tuple[int, int, int, int]:
-    """(B, T, N, A) of a global batch."""
-    budget = config.budget
-    return config.loader.rows, budget.tokens, budget.images, budget.answers
-
-
-def to_device(mesh: Mesh) -> Callable[[dict[str, np.ndarray]], Batch]:
-    sharding = batch_sharding(mesh)
-
-    def place(arrays: dict[str, np.ndarray]) -> Batch:
-        if jax.process_count() == 1:  # all at once, which costs the host a fraction of one after another
-            return Batch(**jax.device_put(arrays, sharding))
-        return Batch(**{name: jax.make_array_from_process_local_data(sharding, x) for name, x in arrays.items()})
-
-    return place
-
-
-def compile_step(
-    config: ExperimentConfig,
-    parameters: Parameters,
-    transformation: optax.GradientTransformation,
-    state: TrainState,
-    mesh: Mesh,
-) -> Callable[..., Any]:
-    """The train step, compiled ahead for its one batch shape, with the state donated."""
-    step = make_train_step(
-        parameters.graph,
-        transformation,
-        objective=config.objective,
-        num_tasks=len(TASKS),
-        accumulate=config.training.accumulate,
-        seed=config.seed,
-        guard=config.training.guard,
-    )
-    start = time.perf_counter()
-    batch = abstract_batch(config, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    compiled = (
-        jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-        .lower(abstract(state), abstract(parameters.frozen), batch)
-        .compile()
-    )
-    if jax.process_index() == 0:
-        print(f"train step compiled in {time.perf_counter() - start:.1f} s")
-    # Some processes compile faster than others, and the first exchange between them does not wait for long.
-    wait_for_all("the step is compiled")
-    return compiled
-
-
-def abstract_batch(config: ExperimentConfig, mesh: Mesh) -> Batch:
-    """Shapes, types and shardings of a global batch."""
-    B, T, N, A = batch_shape(config)
-    size = config.model.vision.image_size
-
-    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((B, *shape), dtype, sharding=batch_sharding(mesh))
-
-    return Batch(
-        tokens=array(jnp.int32, T),
-        segment_ids=array(jnp.int32, T),
-        positions=array(jnp.int32, T),
-        image_index=array(jnp.int32, T),
-        images=array(jnp.uint8, N, size, size, 3),
-        image_segment_ids=array(jnp.int32, N),
-        answer_positions=array(jnp.int32, A),
-        answer_targets=array(jnp.int32, A),
-        answer_weights=array(jnp.float32, A),
-        answer_tasks=array(jnp.int32, A),
-    )
 
 
 def validation(

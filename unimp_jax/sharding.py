@@ -159,6 +159,20 @@ def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
     return nnx.map_state(sharding, state)
 
 
+def abstract_model(
+    config: ModelConfig, mesh: Mesh, dtypes: Mapping[Part, str] = types.MappingProxyType({})
+) -> tuple[nnx.GraphDef[UniMP], nnx.State]:
+    """The structure of a model, and shapes, types and shardings of its parameters; arguments as of `init_model`."""
+
+    def shaped(path: tuple[Any, ...], variable: nnx.Variable[Any], place: NamedSharding) -> jax.ShapeDtypeStruct:
+        dtype = dtypes.get(part_of(path), config.param_dtype)
+        return jax.ShapeDtypeStruct(variable.shape, dtype, sharding=place)
+
+    graph, state = nnx.split(nnx.eval_shape(lambda: UniMP(config, rngs=nnx.Rngs(0))))
+    places = dict(nnx.to_flat_state(param_shardings(state, mesh)))
+    return graph, nnx.map_state(lambda path, x: x.replace(shaped(path, x, places[path].get_value())), state)
+
+
 def init_model(
     config: ModelConfig,
     mesh: Mesh,
@@ -188,7 +202,7 @@ def init_model(
         drawn = jnp.zeros_like(variable[...]) if part in blank else variable[...]
         return variable.replace(drawn.astype(dtypes.get(part, config.param_dtype)))
 
-    graph, shapes = nnx.split(nnx.eval_shape(make))
-    shardings = param_shardings(shapes, mesh)
+    graph, shapes = abstract_model(config, mesh, dtypes)
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
     draw = jax.jit(lambda: nnx.map_state(value, nnx.state(make())), out_shardings=shardings)
     return nnx.merge(graph, draw())

@@ -41,7 +41,7 @@ from data_pipelines.vocabulary import VocabularyConfig
 from experiments.ask import Model, encode_catalogue, seen_items
 from experiments.config import DataConfig, ExperimentConfig
 from experiments.data import ExperimentData, sized_model
-from experiments.train import to_device
+from experiments.step import to_device
 from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.interop import idefics
 from unimp_jax.interop.clip import last_norm

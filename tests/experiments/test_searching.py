@@ -16,7 +16,7 @@ from data_pipelines.tasks import Budget, TaskConfig
 from data_pipelines.vocabulary import Vocabulary
 from experiments.ask import Model, ask_for_items, ask_for_reviews, encode_catalogue, seen_items
 from experiments.data import ExperimentData, Records, sized_model
-from experiments.train import to_device
+from experiments.step import to_device
 from tests.data_pipelines.small import picture, semantic_vocabulary, small_corpus, small_vocabulary
 from tests.experiments.tiny_run import experiment
 from tests.unimp_jax.interop.support import randomised

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unimp_jax.model.attention import attend, attend_all, attention, segments
+from unimp_jax.model.attention import attend, attention, segments
 from unimp_jax.model.kernels import cudnn, kernel_for, platform, with_alibi
 from unimp_jax.model.positions import alibi, alibi_slopes
 from unimp_jax.sharding import MeshConfig, make_mesh
@@ -79,17 +79,6 @@ def test_splash_on_a_mesh_equals_one_device(mesh):
             arguments,
             atol=1e-4,  # as above
         )
-
-
-@pytest.mark.parametrize("mesh", [{}, {"data": 2, "context": 2, "tensor": 2}])
-def test_splash_of_images_fills_tiles_up(mesh):
-    """As of a tower's 17 tokens, or latents that look at 20."""
-    rng = np.random.default_rng(6)
-    with jax.set_mesh(make_mesh(MeshConfig(**mesh), jax.devices()[: 8 if mesh else 1])):
-        assert_equal_with_gradients(
-            jax.jit(lambda *x: attend_all(*x, "splash")), jax.jit(lambda *x: attend(*x, None)),
-            qkv(rng, 4, 17, 20, 2, 2, 8), atol=1e-5,
-        )  # fmt: skip
 
 
 def test_splash_of_rows_of_any_length():

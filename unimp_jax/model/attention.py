@@ -108,16 +108,6 @@ def attention(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, sees: jax
     return (causal_attend if sees.causal else attend)(q_BTHh, k_BSKh, v_BSKh, sees.mask_BTS, bias)
 
 
-def attend_all(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, kernel: Kernel) -> jax.Array:
-    """What `attend` gives where every query sees all keys, of images."""
-    if kernel == "splash":
-        queries_BT, keys_BS = (jnp.ones(x.shape[:2], jnp.int32) for x in (q_BTHh, k_BSKh))
-        return splash(q_BTHh, k_BSKh, v_BSKh, queries_BT, keys_BS, of_images=True)
-    if kernel == "cudnn" and cudnn_fits(q_BTHh, k_BSKh):
-        return cudnn(q_BTHh, k_BSKh, v_BSKh, None)
-    return attend(q_BTHh, k_BSKh, v_BSKh, None)
-
-
 def causal_attend(
     q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask_BTT: jax.Array, bias: jax.Array | None = None
 ) -> jax.Array:

@@ -41,7 +41,7 @@ def splash_fits(tokens: int, keys: int) -> bool:
 
 def splash(
     q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, queries_BT: jax.Array, keys_BS: jax.Array, *,
-    causal: bool = False, positions_BS: jax.Array | None = None, of_images: bool = False,
+    causal: bool, positions_BS: jax.Array | None,
 ) -> jax.Array:  # fmt: skip
     """Splash attention (JAX's Pallas kernel) on each device's rows, heads and tokens.
 
@@ -50,7 +50,6 @@ def splash(
       queries_BT, keys_BS: int32, a query sees the keys with its number, none where that is 0.
       causal: of those, only the ones up to its own place.
       positions_BS: int32, below 2^16; adds ALiBi for these positions.
-      of_images: a row is an image, not a row of a batch.
 
     Returns:
       [B, T, H, h].
@@ -61,9 +60,7 @@ def splash(
         q_BTHh, k_BSKh = with_alibi(q_BTHh, k_BSKh, positions_BS)
     q_BTHh, queries_BT = _filled(q_BTHh), _filled(queries_BT)
     k_BSKh, v_BSKh, keys_BS = _filled(k_BSKh), _filled(v_BSKh), _filled(keys_BS)
-    rows, sequence = ("images", None) if of_images else ("batch", "sequence")
-    parts = 1 if of_images else splits("sequence")
-    kernel = _splash_kernel(queries_BT.shape[1], keys_BS.shape[1], H, causal, splits("heads"), parts)
+    kernel = _splash_kernel(queries_BT.shape[1], keys_BS.shape[1], H, causal)
 
     def each(
         kernel: splash_attention_kernel.SplashAttentionKernel, q: jax.Array, k: jax.Array, v: jax.Array,
@@ -75,7 +72,8 @@ def splash(
 
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
-        names = [(rows, sequence, "heads", None), *[(rows, None, "kv_heads", None)] * 2, (rows, sequence), (rows, None)]
+        names = [("batch", "sequence", "heads", None), *[("batch", None, "kv_heads", None)] * 2]
+        names += [("batch", "sequence"), ("batch", None)]
         shapes = [x.shape for x in (q_BTHh, k_BSKh, v_BSKh, queries_BT, keys_BS)]
         specs = tuple(fitting_spec(shape, name) for shape, name in zip(shapes, names, strict=True))
         tiles = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(specs[0][2], specs[0][1])))
@@ -90,10 +88,9 @@ def _filled(x_BT: jax.Array) -> jax.Array:
     return jnp.pad(x_BT, [(0, 0), (0, more), *[(0, 0)] * (x_BT.ndim - 2)]) if more else x_BT
 
 
-def _splash_kernel(
-    tokens: int, keys: int, heads: int, causal: bool, head_parts: int, token_parts: int
-) -> splash_attention_kernel.SplashAttentionKernel:
-    q = next(size for size in BLOCKS if tokens % (token_parts * size) == 0)
+def _splash_kernel(tokens: int, keys: int, heads: int, causal: bool) -> splash_attention_kernel.SplashAttentionKernel:
+    parts = splits("sequence")
+    q = next(size for size in BLOCKS if tokens % (parts * size) == 0)
     kv = next(size for size in BLOCKS if keys % size == 0)
     blocks = splash_attention_kernel.BlockSizes(
         block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv
@@ -101,7 +98,7 @@ def _splash_kernel(
     kind = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
     mask = splash_attention_mask.MultiHeadMask([kind((tokens, keys)) for _ in range(heads)])
     return splash_attention_kernel.make_splash_mha(
-        mask, block_sizes=blocks, head_shards=head_parts, q_seq_shards=token_parts, interpret=platform() == "cpu"
+        mask, block_sizes=blocks, head_shards=splits("heads"), q_seq_shards=parts, interpret=platform() == "cpu"
     )
 
 
@@ -141,8 +138,8 @@ def cudnn_fits(q_BTHh: jax.Array, k_BSKh: jax.Array) -> bool:
 
 
 def cudnn(
-    q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask_BTS: jax.Array | None,
-    bias: jax.Array | None = None, implementation: Literal["cudnn", "xla"] = "cudnn",
+    q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask_BTS: jax.Array,
+    bias: jax.Array | None, implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:  # fmt: skip
     """cuDNN's attention; it reads mask and bias as an array of one number a row, query and key (and head, for a bias).
 
@@ -151,7 +148,5 @@ def cudnn(
     """
     bias = None if bias is None else bias.astype(q_BTHh.dtype)
     attention = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
-    if mask_BTS is None:
-        return attention(q_BTHh, k_BSKh, v_BSKh, bias=bias)
     out_BTHh = attention(q_BTHh, k_BSKh, v_BSKh, bias=bias, mask=mask_BTS[:, None])
     return jnp.where(mask_BTS.any(-1)[..., None, None], out_BTHh, 0)

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimp_jax.model.attention import attend_all
+from unimp_jax.model.attention import attend
 from unimp_jax.model.axes import constrain
-from unimp_jax.model.kernels import Kernel
 from unimp_jax.model.layers import MLP, DTypes, Linear, MLPKind, Norm, normal
 from unimp_jax.model.stacking import Remat, scan, stack
 
@@ -56,13 +55,13 @@ class ResamplerLayer(nnx.Module):
 
         self.query_norm, self.key_norm = qk_norm(), qk_norm()
 
-    def __call__(self, latents_BLC: jax.Array, media_BPC: jax.Array, kernel: Kernel) -> jax.Array:
+    def __call__(self, latents_BLC: jax.Array, media_BPC: jax.Array) -> jax.Array:
         normed = self.latents_norm(latents_BLC)
         seen = jnp.concatenate([self.media_norm(media_BPC), normed], axis=1)
         query, key = self.query(normed), self.key(seen)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        latents_BLC = latents_BLC + self.out(attend_all(query, key, self.value(seen), kernel))
+        latents_BLC = latents_BLC + self.out(attend(query, key, self.value(seen), None))
         return constrain(latents_BLC + self.mlp(self.mlp_norm(latents_BLC)), "images", None, None)
 
 
@@ -75,11 +74,9 @@ class Resampler(nnx.Module):
         self.layers = stack(lambda rngs: ResamplerLayer(config, width, dtypes, rngs), config.layers, rngs)
         self.norm = Norm("layer_norm", {"norm": width}, eps=1e-5, bias=True, dtypes=dtypes)
 
-    def __call__(self, media_BPC: jax.Array, kernel: Kernel = "xla") -> jax.Array:
-        """[B, P, C] -> [B, L, C]; `kernel` computes attention."""
+    def __call__(self, media_BPC: jax.Array) -> jax.Array:
+        """[B, P, C] -> [B, L, C]."""
         latents = self.latents[...].astype(self.dtype)
         latents_BLC = jnp.broadcast_to(latents, (media_BPC.shape[0], *latents.shape))
-        latents_BLC, _ = scan(
-            lambda x, layer: (layer(x, media_BPC, kernel), None), latents_BLC, self.layers, remat=self.remat
-        )
+        latents_BLC, _ = scan(lambda x, layer: (layer(x, media_BPC), None), latents_BLC, self.layers, remat=self.remat)
         return self.norm(latents_BLC)

@@ -36,8 +36,8 @@ class ModelConfig:
     param_dtype: str = "float32"
     """Of parameters."""
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
-    """What computes attention over whole rows where shapes and types allow it: splash on TPUs, cuDNN on NVIDIA GPUs,
-    XLA elsewhere (and wherever they do not)."""
+    """What computes attention of text where shapes and types allow it: splash on TPUs, cuDNN on NVIDIA GPUs, XLA
+    elsewhere (and wherever they do not, and among the few tokens of an image)."""
     remat: Remat = "none"
     """What the backward pass keeps of each layer or group, and what it computes again."""
 
@@ -102,7 +102,7 @@ class UniMP(nnx.Module):
             shape = (B, 0, self.config.resampler.latents, self.config.vision.width)
             return jnp.zeros(shape, self.config.compute_dtype)
         flat = constrain(images_BNHW3.reshape(B * N, *images_BNHW3.shape[2:]), "images", None, None, None)
-        latents = self.resampler(self.vision(flat, self.kernel), self.kernel)
+        latents = self.resampler(self.vision(flat))
         return constrain(latents.reshape(B, N, *latents.shape[1:]), "batch", None, None, None)
 
     def hidden(

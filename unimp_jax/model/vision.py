@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from unimp_jax.model.attention import attend_all
+from unimp_jax.model.attention import attend
 from unimp_jax.model.axes import constrain
-from unimp_jax.model.kernels import Kernel
 from unimp_jax.model.layers import DTypes, Linear, Norm, normal
 from unimp_jax.model.stacking import Remat, scan, stack
 
@@ -81,9 +80,9 @@ class VisionBlock(nnx.Module):
         self.up = Linear(width, mlp, bias=True, dtypes=dtypes, rngs=rngs)
         self.down = Linear(mlp, width, bias=True, dtypes=dtypes, rngs=rngs, scale=scale)
 
-    def __call__(self, x_BPC: jax.Array, kernel: Kernel) -> jax.Array:
+    def __call__(self, x_BPC: jax.Array) -> jax.Array:
         y = self.attention_norm(x_BPC)
-        x_BPC = x_BPC + self.out(attend_all(self.query(y), self.key(y), self.value(y), kernel))
+        x_BPC = x_BPC + self.out(attend(self.query(y), self.key(y), self.value(y), None))
         y = self.up(self.mlp_norm(x_BPC))
         y = y * jax.nn.sigmoid(1.702 * y) if self.activation == "quick_gelu" else jax.nn.gelu(y, approximate=False)
         return constrain(x_BPC + self.down(y), "images", None, None)
@@ -103,12 +102,11 @@ class VisionTower(nnx.Module):
         self.norm = Norm("layer_norm", {"norm": config.width}, eps=config.norm_eps, bias=True, dtypes=dtypes)
         self.blocks = stack(lambda rngs: VisionBlock(config, dtypes, rngs), config.layers, rngs)
 
-    def __call__(self, images_BHW3: jax.Array, kernel: Kernel = "xla") -> jax.Array:
+    def __call__(self, images_BHW3: jax.Array) -> jax.Array:
         """The last hidden state, before any final norm.
 
         Args:
           images_BHW3: uint8, or float already normalised.
-          kernel: what computes attention.
 
         Returns:
           [B, P, C], patches row by row, behind the class token where `class_token_out` says so.
@@ -124,7 +122,7 @@ class VisionTower(nnx.Module):
             first = jnp.broadcast_to(self.class_embedding[...].astype(self.dtype), (B, 1, config.width))
             x_BPC = jnp.concatenate([first, x_BPC], axis=1)
         x_BPC = self.norm(x_BPC + self.positions[...].astype(self.dtype))
-        x_BPC, _ = scan(lambda x, block: (block(x, kernel), None), x_BPC, self.blocks, remat=self.remat)
+        x_BPC, _ = scan(lambda x, block: (block(x), None), x_BPC, self.blocks, remat=self.remat)
         return x_BPC[:, 1:] if config.class_token and not config.class_token_out else x_BPC
 
 

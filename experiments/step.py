@@ -1,0 +1,139 @@
+"""An experiment's train step: its state, its batches and its program."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from data_pipelines.queries import TASKS
+from experiments.config import ExperimentConfig
+from experiments.parameters import Parameters
+from unimp_jax.batch import Batch
+from unimp_jax.processes import wait_for_all
+from unimp_jax.sharding import batch_sharding
+from unimp_jax.training.checkpoint import abstract
+from unimp_jax.training.guard import new_guard
+from unimp_jax.training.optimizer import make_optimizer
+from unimp_jax.training.step import TrainState, make_train_step
+
+
+def optimizer_of(config: ExperimentConfig) -> optax.GradientTransformation:
+    return make_optimizer(config.optimizer, config.loop.steps, functools.partial(decays, config))
+
+
+def abstract_state(trainable: Any, transformation: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, types and shardings of a state, from those of the parameters; moments lie where their parameters do."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def like(x: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+    step, guard, optimizer = jax.eval_shape(
+        lambda: (jnp.zeros((), jnp.int32), new_guard(), transformation.init(trainable))
+    )
+    optimizer = optax.tree_map_params(
+        transformation, like, optimizer, jax.tree.map(lambda x: x.sharding, trainable),
+        transform_non_params=lambda x: like(x, everywhere),
+    )  # fmt: skip
+    step, guard = jax.tree.map(lambda x: like(x, everywhere), (step, guard))
+    return TrainState(step, abstract(trainable), optimizer, guard)
+
+
+def init_state(trainable: Any, transformation: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Step 0."""
+    places = jax.tree.map(lambda x: x.sharding, abstract_state(trainable, transformation, mesh))
+    step, guard = jax.jit(lambda: (jnp.zeros((), jnp.int32), new_guard()), out_shardings=(places.step, places.guard))()
+    return TrainState(step, trainable, jax.jit(transformation.init, out_shardings=places.optimizer)(trainable), guard)
+
+
+def decays(config: ExperimentConfig, path: Any, parameter: jax.Array) -> bool:
+    """Whether weight decay applies: to matrices of the gated blocks, or of all parts but the embeddings."""
+    names = [str(getattr(key, "key", key)) for key in path]
+    part = "gated" if config.optimizer.decay == "gated" else names[0]
+    return names[0] == part != "embeddings" and "kernel" in names
+
+
+def batch_shape(config: ExperimentConfig) -> tuple[int, int, int, int]:
+    """(B, T, N, A) of a global batch."""
+    budget = config.budget
+    return config.loader.rows, budget.tokens, budget.images, budget.answers
+
+
+def to_device(mesh: Mesh) -> Callable[[dict[str, np.ndarray]], Batch]:
+    sharding = batch_sharding(mesh)
+
+    def place(arrays: dict[str, np.ndarray]) -> Batch:
+        if jax.process_count() == 1:  # all at once, which costs the host a fraction of one after another
+            return Batch(**jax.device_put(arrays, sharding))
+        return Batch(**{name: jax.make_array_from_process_local_data(sharding, x) for name, x in arrays.items()})
+
+    return place
+
+
+def lower_step(
+    config: ExperimentConfig,
+    parameters: Parameters,
+    transformation: optax.GradientTransformation,
+    state: TrainState,
+    mesh: Mesh,
+) -> jax.stages.Lowered:
+    """The train step for its one batch shape, with the state donated; arrays may be abstract."""
+    step = make_train_step(
+        parameters.graph,
+        transformation,
+        objective=config.objective,
+        num_tasks=len(TASKS),
+        accumulate=config.training.accumulate,
+        seed=config.seed,
+        guard=config.training.guard,
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return jitted.lower(abstract(state), abstract(parameters.frozen), abstract_batch(config, mesh))
+
+
+def compile_step(
+    config: ExperimentConfig,
+    parameters: Parameters,
+    transformation: optax.GradientTransformation,
+    state: TrainState,
+    mesh: Mesh,
+) -> Callable[..., Any]:
+    """The train step, compiled ahead."""
+    start = time.perf_counter()
+    compiled = lower_step(config, parameters, transformation, state, mesh).compile()
+    if jax.process_index() == 0:
+        print(f"train step compiled in {time.perf_counter() - start:.1f} s")
+    # Some processes compile faster than others, and the first exchange between them does not wait for long.
+    wait_for_all("the step is compiled")
+    return compiled
+
+
+def abstract_batch(config: ExperimentConfig, mesh: Mesh) -> Batch:
+    """Shapes, types and shardings of a global batch."""
+    B, T, N, A = batch_shape(config)
+    size = config.model.vision.image_size
+
+    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((B, *shape), dtype, sharding=batch_sharding(mesh))
+
+    return Batch(
+        tokens=array(jnp.int32, T),
+        segment_ids=array(jnp.int32, T),
+        positions=array(jnp.int32, T),
+        image_index=array(jnp.int32, T),
+        images=array(jnp.uint8, N, size, size, 3),
+        image_segment_ids=array(jnp.int32, N),
+        answer_positions=array(jnp.int32, A),
+        answer_targets=array(jnp.int32, A),
+        answer_weights=array(jnp.float32, A),
+        answer_tasks=array(jnp.int32, A),
+    )
