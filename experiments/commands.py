@@ -20,6 +20,7 @@ from experiments.generate import GenerateConfig, generate
 from experiments.item_ids import ItemIdsConfig, make_item_ids
 from experiments.launch import Engine, launch
 from experiments.loader_speed import measure_loader
+from experiments.plan.command import PresetPlan, plan
 from experiments.preset_run import PresetRun, read_training
 from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.report import write_report
@@ -151,6 +152,11 @@ def loader_command(config: Annotated[Preset, tyro.conf.arg(name="")], batches: i
     measure_loader(config, batches)
 
 
+def plan_command(planned: Annotated[PresetPlan, tyro.conf.arg(name="")]) -> None:
+    """Compile a preset's train step for TPUs that are not at hand: does it fit, and how fast might it be?"""
+    plan(planned.name, planned.experiment, planned.on)
+
+
 def launch_command(engine: Annotated[Engine, tyro.conf.arg(name="")]) -> None:
     """Write what SLURM, XPK or SkyPilot needs for a training on several hosts, and hand it over."""
     words = shlex.split(engine.train)
@@ -180,6 +186,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ids": ids_command,
     "sasrec": sasrec_command,
     "loader": loader_command,
+    "plan": plan_command,
     "launch": launch_command,
     "demo": demo_command,
 }

@@ -73,6 +73,7 @@ def as_published(model: str) -> ExperimentConfig:
         tasks=TaskConfig(full_items=5, id_items=0, history_targets="reconstruct", rated_history=False),
         loader=LoaderConfig(rows=64, threads=16),
         budget=Budget(tokens=1024, images=24, answers=256),
+        objective=ObjectiveConfig(chunk=256),  # all at once: the head's gradient crosses the mesh once
         loop=LoopConfig(steps=20_000, log_every=10, validate_every=1000, save_every=500),
     )
 

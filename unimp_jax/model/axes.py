@@ -80,7 +80,8 @@ def gathered(parameter: nnx.Param, dtype: str) -> jax.Array:
     """
     value = parameter[...].astype(dtype)
     names = parameter.get_metadata("axis_names")[-value.ndim :]  # of one layer, where it is stacked
-    return constrain(value, *[None if name in GATHERED else name for name in names])
+    kept = constrain(value, *names)  # so that of a gradient, too, each device is sent its own part alone
+    return constrain(kept, *[None if name in GATHERED else name for name in names])
 
 
 def fitting_spec(shape: tuple[int, ...], names: Sequence[str | None]) -> PartitionSpec:

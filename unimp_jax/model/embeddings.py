@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from unimp_jax.model.axes import gathered
 from unimp_jax.model.decoder import DecoderConfig
 from unimp_jax.model.layers import DTypes, normal
 
@@ -35,6 +36,6 @@ class Embeddings(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., V], base tokens first."""
         tables = [self.base_head, self.new_head] if self.base_head is not None else [self.base, self.new]
-        weights = [table[...].astype(self.dtype) for table in tables if table is not None]
+        weights = [gathered(table, self.dtype) for table in tables if table is not None]
         parts = [jnp.einsum("...d,vd->...v", hidden, w, preferred_element_type=jnp.float32) for w in weights]
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)

@@ -82,25 +82,62 @@ def training_step_flops(config: ModelConfig, shape: tuple[int, int, int, int], t
       trains: the parts that train; the others are frozen.
     """
     rows, tokens, images, answers = shape
-    media_trains = bool(images) and bool({"vision", "resampler"} & trains)
-    text_trains = bool({"embeddings", "decoder"} & trains)
-    crossing = text_trains or media_trains or "gated" in trains
+    passes = Passes.of(trains, images)
     vision_trains, resampler_trains = "vision" in trains, "resampler" in trains
 
     latents, patches = resampler_image(config)
     image = (
         patch_embedding_image(config).step(trains=vision_trains, below=False)
         + vision_image(config).step(trains=vision_trains, below=vision_trains)
-        + latents.step(trains=resampler_trains, below=media_trains)
+        + latents.step(trains=resampler_trains, below=passes.media)
         + patches.step(trains=resampler_trains, below=vision_trains)
     )
     text, media = gated_row(config, tokens, images)
-    gated = text.step(trains="gated" in trains, below=crossing) + media.step(
-        trains="gated" in trains, below=media_trains
+    gated = text.step(trains="gated" in trains, below=passes.blocks) + media.step(
+        trains="gated" in trains, below=passes.media
     )
     layer, decoder_trains = decoder_row(config, tokens), "decoder" in trains
     before_first_block = config.gated.block_layer
-    decoder = before_first_block * layer.step(trains=decoder_trains, below=text_trains)
-    decoder += (config.decoder.layers - before_first_block) * layer.step(trains=decoder_trains, below=crossing)
-    head = head_row(config, answers).step(trains="embeddings" in trains, below=crossing)
+    decoder = before_first_block * layer.step(trains=decoder_trains, below=passes.text)
+    decoder += (config.decoder.layers - before_first_block) * layer.step(trains=decoder_trains, below=passes.blocks)
+    head = head_row(config, answers).step(trains="embeddings" in trains, below=passes.blocks)
     return float(rows * (images * image + config.groups * gated + decoder + head))
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """Where gradients go through: to images, to text before the first gated block, to gated blocks and after."""
+
+    media: bool
+    text: bool
+    blocks: bool
+
+    @classmethod
+    def of(cls, trains: Set[str], images: int) -> Passes:
+        media = bool(images) and bool({"vision", "resampler"} & trains)
+        text = bool({"embeddings", "decoder"} & trains)
+        return cls(media, text, text or media or "gated" in trains)
+
+
+def recomputed_flops(config: ModelConfig, shape: tuple[int, int, int, int], trains: Set[str]) -> float:
+    """Operations of a step that are done a second time, for `config.remat` did not keep what they gave."""
+    rows, tokens, images, _ = shape
+    passes = Passes.of(trains, images)
+    latents, patches = resampler_image(config)
+    text, media = gated_row(config, tokens, images)
+    again = [decoder_row(config, tokens) * config.decoder.layers, text * config.groups, media * config.groups]
+    scanned = [one * passes.blocks for one in again]
+    scanned += [one * images * passes.media for one in (latents, patches)]
+    scanned += [vision_image(config) * images * ("vision" in trains)]
+    weights = sum(one.weights for one in scanned) * (config.remat == "full")
+    attention = sum(one.attention for one in scanned) * (config.remat in ("full", "dots"))
+    return float(rows * (weights + attention))
+
+
+def text_attention_flops(config: ModelConfig, shape: tuple[int, int, int, int], trains: Set[str]) -> float:
+    """Operations of a step in the attention of text, to itself and to images, done again ones included."""
+    rows, tokens, images, _ = shape
+    passes = Passes.of(trains, images)
+    forward = decoder_row(config, tokens).attention * config.decoder.layers
+    forward += gated_row(config, tokens, images)[0].attention * config.groups
+    return float(rows * forward * (1 + 2 * passes.blocks + passes.blocks * (config.remat in ("full", "dots"))))

@@ -72,7 +72,10 @@ def splash(
 
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
-        names = [("batch", "sequence", "heads", None), *[("batch", None, "kv_heads", None)] * 2]
+        names: list[tuple[str | None, ...]] = [
+            ("batch", "sequence", "heads", None),
+            *[("batch", None, "kv_heads", None)] * 2,
+        ]
         names += [("batch", "sequence"), ("batch", None)]
         shapes = [x.shape for x in (q_BTHh, k_BSKh, v_BSKh, queries_BT, keys_BS)]
         specs = tuple(fitting_spec(shape, name) for shape, name in zip(shapes, names, strict=True))

@@ -1,0 +1,1 @@
+"""`unimp plan`: a preset's train step compiled for TPUs that are not at hand."""

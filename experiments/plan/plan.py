@@ -1,0 +1,132 @@
+"""One plan: an experiment and some slices in, what its step would need and take out."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+
+from experiments.config import ExperimentConfig
+from experiments.parameters import abstract_parameters
+from experiments.step import abstract_batch, abstract_state, batch_shape, lower_step, optimizer_of
+from unimp_jax.model.flops import recomputed_flops, text_attention_flops, training_step_flops
+from unimp_jax.planning.chips import Slices, devices
+from unimp_jax.planning.estimate import Estimate, Work, estimate
+from unimp_jax.sharding import check_rows, check_tokens, make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An experiment on some slices.
+
+    Attributes:
+      mesh: sizes of its axes.
+      rows, tokens: of a global batch, and of a row.
+      tokens_per_second: token slots, of all devices; how many hold a token is the packing's affair.
+    """
+
+    slices: Slices
+    mesh: dict[str, int]
+    rows: int
+    tokens: int
+    remat: str
+    attention: str
+    estimate: Estimate
+    tokens_per_second: float
+
+
+class DoesNotFit(ValueError):
+    """The compiler found no way to keep a program within a device's memory."""
+
+
+def make_plan(config: ExperimentConfig, slices: Slices) -> Plan:
+    """Compiles the step and reads it.
+
+    Raises:
+      ValueError: the mesh does not make so many devices, or rows, tokens or parameters cannot be split so.
+      DoesNotFit: it needs more memory than there is.
+    """
+    config = on_slices(config, slices)
+    check_torus(config, slices)
+    mesh = make_mesh(config.mesh, devices(slices))
+    check_rows(config.loader.rows, mesh, config.training.accumulate)
+    check_tokens(config.budget.tokens, mesh)
+    parameters, transformation = abstract_parameters(config, mesh), optimizer_of(config)
+    state = abstract_state(parameters.trainable, transformation, mesh)
+    with jax.set_mesh(mesh):
+        lowered = lower_step(config, parameters, transformation, state, mesh)
+        start = time.perf_counter()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            raise _in_words(error, slices) from error
+    seconds = time.perf_counter() - start
+    given = {
+        "trainable": state.trainable,
+        "frozen": parameters.frozen,
+        "optimizer": state.optimizer,
+        "batch": abstract_batch(config, mesh),
+    }
+    estimated = estimate(compiled, mesh, slices, work_of(config), given, len(lowered.as_text()), seconds)
+    tokens = config.loader.rows * config.budget.tokens
+    return Plan(
+        slices=slices,
+        mesh=dict(mesh.shape),
+        rows=config.loader.rows,
+        tokens=config.budget.tokens,
+        remat=config.model.remat,
+        attention=config.model.attention,
+        estimate=estimated,
+        tokens_per_second=tokens / estimated.seconds.step,
+    )
+
+
+def on_slices(config: ExperimentConfig, slices: Slices) -> ExperimentConfig:
+    """The experiment with an axis for slices, where there are several and it does not say."""
+    if slices.count == 1 or config.mesh.slice != 1:
+        return config
+    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slice=slices.count))
+
+
+def check_torus(config: ExperimentConfig, slices: Slices) -> None:
+    """
+    Raises:
+      ValueError: the slice axis, which is for networks, would split one slice.
+    """
+    if config.mesh.slice not in (-1, slices.count):
+        raise ValueError(f"mesh: slice={config.mesh.slice}, but there are {slices.count} slices")
+
+
+def work_of(config: ExperimentConfig) -> Work:
+    trains, shape = frozenset(config.training.trains), batch_shape(config)
+    kernels = config.model.attention in ("auto", "splash")
+    return Work(
+        model=training_step_flops(config.model, shape, trains),
+        again=recomputed_flops(config.model, shape, trains),
+        kernels=text_attention_flops(config.model, shape, trains) if kernels else 0.0,
+    )
+
+
+def _in_words(error: Exception, slices: Slices) -> Exception:
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text:
+        return error
+    needs = re.search(r"Used (\S+) of (\S+) hbm", text)
+    told = f"{needs.group(1)} of {needs.group(2)}" if needs else "more than there is"
+    return DoesNotFit(
+        f"it does not fit {slices}: a device would need {told}; split more (mesh.fsdp, mesh.tensor), keep less "
+        "(model.remat full), or take fewer rows (loader.rows)"
+    )
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    estimated = plan.estimate
+    return dataclasses.asdict(plan) | {
+        "chips": plan.slices.chips,
+        "memory_total": estimated.memory.total,
+        "roofline_seconds": estimated.seconds.roofline,
+        "step_seconds": estimated.seconds.step,
+    }

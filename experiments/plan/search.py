@@ -1,0 +1,148 @@
+"""Meshes, remat policies and batch sizes to try, the most promising first."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+from experiments.config import ExperimentConfig
+from experiments.plan.plan import DoesNotFit, Plan, make_plan, work_of
+from unimp_jax.model import PARTS
+from unimp_jax.model.stacking import Remat
+from unimp_jax.planning.chips import Slices
+from unimp_jax.sharding import MeshConfig
+
+ROWS_A_SHARD = (1, 2, 4, 8, 16, 32, 64)
+REMATS: tuple[Remat, ...] = ("none", "dots", "full")
+
+
+def search(
+    config: ExperimentConfig, slices: Slices, count: int, tell: Callable[[str], None] = lambda _: None
+) -> list[Plan]:
+    """Compiles candidates until `count` of them fit, and ranks those.
+
+    Returns:
+      Plans that fit, the one with the most tokens a second first.
+
+    Raises:
+      DoesNotFit: none of the first 4 * count candidates does.
+    """
+    plans: list[Plan] = []
+    for candidate in itertools.islice(candidates(config, slices), 4 * count):
+        if len(plans) == count:
+            break
+        words = f"{candidate.mesh} rows={candidate.loader.rows} remat={candidate.model.remat}"
+        try:
+            plan = make_plan(candidate, slices)
+        except DoesNotFit as error:
+            tell(f"{words}: {error}")
+            continue
+        except ValueError as error:  # a mesh that the torus, or the geometry, cannot be cut into
+            tell(f"{words}: {error}")
+            continue
+        tell(f"{words}: {plan.estimate.seconds.step:.4f} s, {plan.tokens_per_second:,.0f} tokens/s")
+        if plan.estimate.fits:
+            plans.append(plan)
+    if not plans:
+        raise DoesNotFit(f"no candidate fits {slices}: lower budget.tokens, or take larger slices")
+    return sorted(plans, key=lambda plan: -plan.tokens_per_second)
+
+
+def candidates(config: ExperimentConfig, slices: Slices) -> Iterator[ExperimentConfig]:
+    """Those that a rough guess leaves room for, by the guess' tokens a second; of one mesh and policy only the two
+    largest batches."""
+    guessed: list[tuple[float, ExperimentConfig]] = []
+    for mesh in meshes(config, slices):
+        shards = mesh.slice * mesh.data * mesh.fsdp
+        for remat in REMATS:
+            fitting = []
+            for rows in ROWS_A_SHARD:
+                candidate = dataclasses.replace(
+                    config,
+                    mesh=mesh,
+                    model=dataclasses.replace(config.model, remat=remat),
+                    loader=dataclasses.replace(config.loader, rows=rows * shards),
+                )
+                if guessed_bytes(candidate) <= 0.85 * slices.chip.memory:
+                    fitting.append((guessed_seconds(candidate, slices) / candidate.loader.rows, candidate))
+            guessed += fitting[-2:]
+    return (candidate for _, candidate in sorted(guessed, key=lambda pair: pair[0]))
+
+
+def meshes(config: ExperimentConfig, slices: Slices) -> Iterator[MeshConfig]:
+    """Parameters over all devices of a slice or over 16 and copied, with or without split heads and rows."""
+    chips, decoder = slices.chips_each, config.model.decoder
+    for tensor, context in itertools.product((1, 2, 4, 8), (1, 2)):
+        heads = math.gcd(decoder.heads, decoder.num_kv_heads, config.model.gated.heads, config.model.vision.heads)
+        if heads % tensor or config.budget.tokens % (context * 128) or chips % (tensor * context):
+            continue
+        rows = chips // (tensor * context)
+        for fsdp in {rows, min(rows, 16)}:
+            yield MeshConfig(slice=slices.count, data=rows // fsdp, fsdp=fsdp, context=context, tensor=tensor)
+
+
+def parameter_counts(config: ExperimentConfig) -> tuple[float, float]:
+    """(those that train, frozen ones), from the geometry's large matrices alone."""
+    model = config.model
+    decoder, gated, vision, resampler = model.decoder, model.gated, model.vision, model.resampler
+    heads = decoder.head_dim * (2 * decoder.heads + 2 * decoder.num_kv_heads)
+    mlp = (3 if decoder.mlp == "swiglu" else 2) * decoder.mlp_width
+    inner = gated.heads * gated.head_dim
+    wide = (3 if gated.mlp == "swiglu" else 2) * gated.hidden_width(decoder.width)
+    own = resampler.heads * resampler.head_dim * 4 + 2 * resampler.mlp_multiple * vision.width
+    counts = {
+        "vision": vision.layers * vision.width * (4 * vision.width + 2 * vision.mlp_width),
+        "resampler": resampler.layers * vision.width * own,
+        "gated": model.groups * (decoder.width * (2 * inner + wide) + 2 * vision.width * inner),
+        "decoder": decoder.layers * decoder.width * (heads + mlp),
+        "embeddings": (decoder.vocab_size + decoder.new_tokens) * decoder.width * (2 - decoder.tie_embeddings),
+    }
+    trains = math.fsum(counts[part] for part in PARTS if part in config.training.trains)
+    return trains, math.fsum(counts.values()) - trains
+
+
+def guessed_bytes(config: ExperimentConfig) -> float:
+    """Of a device, roughly: parameters, moments and gradients; what each policy keeps of a layer; a layer at work."""
+    mesh, model, budget = config.mesh, config.model, config.budget
+    decoder, gated, vision = model.decoder, model.gated, model.vision
+    trains, frozen = parameter_counts(config)
+    rows = config.loader.rows / (mesh.slice * mesh.data * mesh.fsdp) / config.training.accumulate
+    tokens = rows * budget.tokens / mesh.context
+    of_layer = 2 * decoder.width + 3 * decoder.head_dim * decoder.heads / mesh.tensor
+    of_layer += 2 * decoder.mlp_width / mesh.tensor
+    of_block = 2 * decoder.width + 2 * gated.hidden_width(decoder.width) / mesh.tensor
+    kept = {
+        "full": decoder.width * model.groups,
+        "dots": of_layer * decoder.layers + of_block * model.groups,
+        "dots_with_batch": of_layer * decoder.layers + of_block * model.groups,
+        "none": 2.5 * (of_layer * decoder.layers + of_block * model.groups),
+    }[model.remat]
+    pictures = rows * budget.images / mesh.context
+    of_tower = pictures * vision.patches * (4 * vision.width + 2 * vision.mlp_width / mesh.tensor) * 2
+    of_tower += pictures * vision.heads / mesh.tensor * vision.patches**2 * 6
+    of_resampler = pictures * model.resampler.layers * vision.width * model.resampler.latents * 2
+    of_resampler *= {"full": 1, "dots": 12, "dots_with_batch": 12, "none": 30}[model.remat]
+    logits = rows * min(config.objective.chunk, budget.answers) * decoder.vocab_size / mesh.tensor * 8
+    shards = mesh.fsdp * mesh.tensor
+    return (14 * trains + 2 * frozen) / shards + 2 * tokens * kept + max(of_tower, 2 * tokens * of_layer) + (
+        of_resampler + logits + 2 * (trains + frozen) / decoder.layers / mesh.tensor
+    )  # fmt: skip
+
+
+def guessed_seconds(config: ExperimentConfig, slices: Slices) -> float:
+    """Of a step, roughly: products at two thirds of the peak, and what does not hide behind them."""
+    mesh, work = config.mesh, work_of(config)
+    trains, frozen = parameter_counts(config)
+    chip, decoder = slices.chip, config.model.decoder
+    compute = (work.model + work.again) / slices.chips / (0.67 * chip.flops)
+    again = 1 if config.model.remat == "none" else 2
+    gathered = 2 * (trains + frozen) * (again + 1) / mesh.tensor * (1 - 1 / mesh.fsdp) + 2 * trains / mesh.tensor
+    tokens = config.loader.rows * config.budget.tokens / slices.chips * mesh.tensor
+    exchanged = 2 * tokens * decoder.width * 4 * (again + 1) * decoder.layers * (1 - 1 / mesh.tensor)
+    rings = (gathered * config.training.accumulate + exchanged) / chip.ring_bandwidth
+    copied = 4 * trains / mesh.fsdp / mesh.tensor
+    network = copied / chip.network_bandwidth if slices.count > 1 else 0.0
+    # Exchanges of activations stand between products that need them; those of parameters do not.
+    return max(compute, gathered / chip.ring_bandwidth) + 0.5 * (rings - gathered / chip.ring_bandwidth) + network

@@ -1,0 +1,66 @@
+"""A plan in words."""
+
+from __future__ import annotations
+
+from experiments.plan.plan import Plan
+
+GIB = 2**30
+
+
+def mesh_words(mesh: dict[str, int]) -> str:
+    return " ".join(f"{name}={size}" for name, size in mesh.items() if size > 1) or "data=1"
+
+
+def show(name: str, plan: Plan) -> str:
+    """Several lines."""
+    one = plan.estimate
+    memory, seconds, work = one.memory, one.seconds, one.work
+    chips = plan.slices.chips
+    lines = [
+        f"{name} on {plan.slices}: mesh {mesh_words(plan.mesh)}, {plan.rows} rows of {plan.tokens} tokens, "
+        f"remat {plan.remat}, attention {plan.attention}",
+        f"{'fits' if one.fits else 'DOES NOT FIT'}: {memory.total / GIB:.2f} of {one.available / GIB:.0f} GiB a device",
+    ]
+    parts = {
+        "parameters that train": memory.trainable,
+        "frozen parameters": memory.frozen,
+        "optimizer": memory.optimizer,
+        "batch": memory.batch,
+        "activations kept": memory.activations,
+        "temporaries": memory.temporaries,
+        "program": memory.program,
+    }
+    lines += [f"  {part:<24}{size / GIB:8.2f} GiB" for part, size in parts.items()]
+    lines += ["sent by a device each step"]
+    small = 2**20
+    for sent in one.sent:
+        if sent.bytes >= small:
+            lines += [f"  {sent.kind + ' over ' + ', '.join(sent.axes):<44}{sent.bytes / GIB:8.3f} GiB"]
+    rest = sum(sent.bytes for sent in one.sent if sent.bytes < small)
+    if rest:
+        lines += [f"  {'others':<44}{rest / GIB:8.3f} GiB"]
+    again = work.again / work.model
+    lines += [
+        f"model FLOPs {work.model:.3e} a step, {work.model / chips:.3e} a device; {again:.0%} of them are done again",
+        f"seconds a step, each alone: products {seconds.compute:.4f}, memory {seconds.memory:.4f}, rings of a slice "
+        f"{seconds.rings:.4f}, network between slices {seconds.network:.4f}",
+        f"estimates: roofline {seconds.roofline:.4f} s, compiler {seconds.compiler + seconds.network:.4f} s; "
+        f"by the longer: {plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / chips:,.0f} a chip, "
+        f"MFU {one.mfu:.1%}",
+        f"compiled in {one.compile_seconds:.0f} s",
+    ]
+    return "\n".join(lines)
+
+
+def table(plans: list[Plan]) -> str:
+    """Markdown, a line a plan."""
+    columns = "slices, chips, mesh, rows, remat, GiB of a device, step by roofline and compiler (s), tokens/s, MFU"
+    lines = [f"| {columns.replace(', ', ' | ')} |", "|---|---:|---|---:|---|---:|---:|---:|---:|"]
+    for plan in plans:
+        one = plan.estimate
+        lines.append(
+            f"| {plan.slices} | {plan.slices.chips} | {mesh_words(plan.mesh)} | {plan.rows} | {plan.remat} | "
+            f"{one.memory.total / GIB:.1f} of {one.available / GIB:.0f} | {one.seconds.roofline:.3f}, "
+            f"{one.seconds.compiler + one.seconds.network:.3f} | {plan.tokens_per_second:,.0f} | {one.mfu:.1%} |"
+        )
+    return "\n".join(lines)
