@@ -57,7 +57,7 @@ def plan(name: str, experiment: ExperimentConfig, config: PlanConfig) -> None:
     plans: list[Plan]
     if config.search:
         plans = search(experiment, slices, config.candidates, lambda line: print(line, flush=True))
-        print(f"{table(plans)}\n")
+        print(f"{table([to_json(one) for one in plans])}\n")
     else:
         plans = [make_plan(experiment, slices)]
     print(show(name, plans[0]))

@@ -123,8 +123,10 @@ def _in_words(error: Exception, slices: Slices) -> Exception:
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
+    """What a plan says, and what follows from it."""
     estimated = plan.estimate
     return dataclasses.asdict(plan) | {
+        "hardware": str(plan.slices),
         "chips": plan.slices.chips,
         "memory_total": estimated.memory.total,
         "roofline_seconds": estimated.seconds.roofline,
