@@ -24,7 +24,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
 from experiments.soak.compare import compare, leftovers
 from experiments.soak.disturb import Kill, disturb, draw_moment, draw_signals
-from experiments.soak.run import Command, SoakError, saved, undisturbed
+from experiments.soak.run import Command, SoakError, logged, undisturbed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ def soak(options: Options) -> list[str]:
     print(f"undisturbed: {options.steps} steps in {whole:.1f} s; a start takes {start:.1f} s", flush=True)
     rng, since, kills = random.Random(options.seed), time.perf_counter(), []
     for number, signals in enumerate(draw_signals(options.kills, rng)):
-        moment = draw_moment(number, options.kills, signals, saved(run), options.steps, start, rng)
+        moment = draw_moment(number, options.kills, signals, logged(run), options.steps, start, rng)
         kills.append(disturb(command, run, moment, printed))
         print(f"{number + 1:>3}  {kills[-1]}", flush=True)
     undisturbed(command, run, printed)

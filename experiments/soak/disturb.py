@@ -66,7 +66,7 @@ def draw_signals(kills: int, rng: random.Random) -> list[Signals]:
 def draw_moment(
     kill: int, kills: int, signals: Signals, at: int, steps: int, start: float, rng: random.Random
 ) -> Moment:
-    """The moment of a kill, from 0 on, in a run that has come to step `at`.
+    """The moment of a kill, from 0 on, in a run whose log ends at step `at`.
 
     A tenth of the kills, the first ones, meet a folder that is being set up. The others may let the run come as far as
     their share of nine tenths of its steps, so that it is not over before the last one.
