@@ -19,6 +19,7 @@ from pathlib import Path
 
 import jax
 import tyro
+from absl import logging
 
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
@@ -83,6 +84,7 @@ def table(kills: list[Kill]) -> str:
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     jax.config.update("jax_platforms", "cpu")  # it only compares; an accelerator is for those that train
+    logging.set_verbosity(logging.ERROR)  # Orbax misses metadata of its own in parts of a checkpoint
     try:
         wrong = soak(options)
     except (DataError, SoakError) as error:
