@@ -26,9 +26,9 @@ class Moment:
     signals: Signals
     """One, or SIGTERM and, shortly after, SIGKILL."""
     number: int
-    """Setting up: the change in the folder, counted from 1. Training and saving: the step to wait for."""
+    """Setting up: the change in the folder, counted from 1. Otherwise the step to come to, and no further."""
     delay: float
-    """Seconds more."""
+    """Seconds more; starting: seconds in all, if it does not come to the step before."""
     between: float
     """Seconds between two signals."""
 
@@ -77,10 +77,10 @@ def draw_moment(
     between = rng.uniform(0.0, 0.4)
     if kill < max(1, kills // 10):
         return Moment("setting up", signals, rng.randint(1, 8), rng.uniform(0.0, 0.01), between)
+    goal = rng.randint(at + 1, max(at + 1, int(0.9 * steps * (kill + 1) / kills)))
     kind = rng.random()
     if kind < 0.2:
-        return Moment("starting", signals, 0, rng.uniform(0.0, start), between)
-    goal = rng.randint(at + 1, max(at + 1, int(0.9 * steps * (kill + 1) / kills)))
+        return Moment("starting", signals, goal, rng.uniform(0.0, start), between)
     if kind < 0.5:
         return Moment("saving", signals, goal, rng.uniform(0.0, 0.08), between)
     return Moment("training", signals, goal, rng.uniform(0.0, 0.5), between)
@@ -94,7 +94,6 @@ def disturb(command: Command, run: Path, moment: Moment, printed: Path) -> Kill:
     """
     attempt = Attempt(command, run, printed)
     _wait_for(moment, run, attempt)
-    time.sleep(moment.delay)
     if attempt.process.poll() is not None:
         raise SoakError(
             f"exit status {attempt.process.returncode} before a signal was sent; it printed:\n{attempt.output()}"
@@ -125,7 +124,7 @@ def rightly(signals: Signals, begun: bool) -> set[int]:
 def _wait_for(moment: Moment, run: Path, attempt: Attempt) -> None:
     """Returns at the moment, or when the process is over."""
     if moment.when == "starting":
-        return
+        return _until(lambda: attempt.seconds >= moment.delay or logged(run) >= moment.number, attempt)
     if moment.when == "setting up":
         seen = set(_files(run))
 
@@ -134,10 +133,12 @@ def _wait_for(moment: Moment, run: Path, attempt: Attempt) -> None:
             return len(seen) - before >= moment.number
 
         before = len(seen)
-        return _until(changed, attempt)
-    _until(lambda: logged(run) >= moment.number, attempt)
+        _until(changed, attempt)
+    else:
+        _until(lambda: logged(run) >= moment.number, attempt)
     if moment.when == "saving":
         _until(lambda: any((run / "checkpoints").glob("*.orbax-checkpoint-tmp")), attempt)
+    time.sleep(moment.delay)
 
 
 def _until(condition: Callable[[], bool], attempt: Attempt) -> None:
