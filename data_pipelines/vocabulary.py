@@ -11,6 +11,8 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -135,17 +137,24 @@ class Vocabulary:
         return "".join(texts)
 
     def save(self, folder: Path) -> None:
-        """Writes the tokenizer and the new tokens' strings, from which `load_vocabulary` makes an equal vocabulary."""
-        self.tokenizer.save_pretrained(folder)
+        """Writes the tokenizer and the new tokens' strings, from which `load_vocabulary` makes an equal vocabulary.
+
+        The folder appears whole or not at all, in place of any earlier one.
+        """
+        whole = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(whole, ignore_errors=True)  # of a process that was killed
+        self.tokenizer.save_pretrained(whole)
         described = {
             "base_size": self.base_size,
             "rating_levels": self.rating_levels,
             "new_tokens": self.new_tokens,
             "item_codes": self.item_codes is not None,
         }
-        (folder / "new_tokens.json").write_text(json.dumps(described), encoding="utf-8")
+        (whole / "new_tokens.json").write_text(json.dumps(described), encoding="utf-8")
         if self.item_codes is not None:
-            save_codes(folder / CODES, self.item_codes)
+            save_codes(whole / CODES, self.item_codes)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(whole, folder)
 
 
 def attribute_texts(corpus: Corpus, config: VocabularyConfig) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,10 @@ FREE = (
 
 
 def save_config(config: ExperimentConfig, path: Path) -> None:
-    path.write_text(json.dumps(to_json(config), indent=1), encoding="utf-8")
+    """Whole or not at all: half a configuration would keep a run that was killed here from going on."""
+    whole = path.with_suffix(".partial")
+    whole.write_text(json.dumps(to_json(config), indent=1), encoding="utf-8")
+    os.replace(whole, path)
 
 
 def load_config(path: Path) -> ExperimentConfig:

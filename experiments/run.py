@@ -117,7 +117,7 @@ def restore(folder: Path, config: ExperimentConfig, checkpoint: Checkpoint) -> t
     mesh = make_mesh(config.mesh)
     parameters = init_parameters(config, mesh)
     state = init_state(parameters.trainable, optimizer_of(config), mesh)
-    with Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
+    with Checkpoints(folder / "checkpoints", config.checkpoint, reads_only=True) as checkpoints:
         step = checkpoints.best() if checkpoint == "best" else checkpoints.latest()
         if step is None:
             raise DataError(f"{folder} has no whole checkpoint yet: run `unimp train` on it first")

@@ -75,7 +75,8 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
                 state, notes, frozen, run, config.loop, config.training.guard.patience, checkpoints, log, end
             )
     if not whole:
-        print(f"asked to end: step {int(state.step)} is saved; the same command goes on from there")
+        step = int(state.step)
+        print(f"asked to end: {f'step {step} is saved' if step else 'no step was done'}; the same command goes on")
         raise SystemExit(0)
 
 

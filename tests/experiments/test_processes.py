@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -19,16 +21,26 @@ from unimp_jax.training.log import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
-import json, sys
+import json, os, signal, sys, time
 from pathlib import Path
 import jax
 told = json.loads(sys.argv[1])
 jax.config.update("jax_num_cpu_devices", told["devices"])
 from unimp_jax.processes import ProcessesConfig, join
 join(ProcessesConfig(**told["processes"]))
+from experiments.data import ExperimentData
 from experiments.train import train_run
 from tests.experiments.tiny_run import experiment
 from unimp_jax.sharding import MeshConfig
+all_batches = ExperimentData.training
+def training(*arguments):
+    for number, batch in enumerate(all_batches(*arguments), start=1):
+        if number == 2 and jax.process_index() in told["asked"]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if told["asked"]:
+            time.sleep(0.5)  # JAX's service looks once a second whether the signal has come
+        yield batch
+ExperimentData.training = training
 train_run(experiment(Path(told["data"]), steps=8, mesh=MeshConfig(**told["mesh"])), Path(told["run"]))
 """
 
@@ -38,7 +50,10 @@ def data(tmp_path_factory):
     return prepare_source(tmp_path_factory.mktemp("prepared"))
 
 
-def train(data: Path, run: Path, mesh: dict[str, int], processes: int, devices: int) -> None:
+def train(
+    data: Path, run: Path, mesh: dict[str, int], processes: int, devices: int, asked: Sequence[int] = ()
+) -> list[str]:
+    """What each process prints; those `asked` are sent SIGTERM before their second step."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -47,12 +62,14 @@ def train(data: Path, run: Path, mesh: dict[str, int], processes: int, devices: 
     for index in range(processes):
         joined = {"coordinator": f"localhost:{port}", "count": processes, "index": index} if processes > 1 else {}
         told = {"devices": devices, "processes": joined, "data": str(data), "run": str(run), "mesh": mesh}
+        told["asked"] = list(asked)
         command = [sys.executable, "-c", PROGRAM, json.dumps(told)]
         running.append(
             subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         )
     told = [process.communicate(timeout=300)[0].decode() for process in running]
     assert [process.returncode for process in running] == [0] * processes, "\n\n".join(told)
+    return told
 
 
 def outcome(run: Path, first: int = 1):
@@ -79,10 +96,28 @@ def of_one(data, tmp_path_factory):
     return run
 
 
-def test_two_processes_train_what_one_does(data, of_one, tmp_path):
+@pytest.fixture(scope="module")
+def of_two(data, tmp_path_factory):
+    run = tmp_path_factory.mktemp("two") / "run"
+    train(data, run, {"fsdp": 8}, processes=2, devices=4)
+    return run
+
+
+def test_two_processes_train_what_one_does(of_one, of_two):
     """Every row is read once: the loss of a step is of all its rows."""
-    train(data, tmp_path / "two", {"fsdp": 8}, processes=2, devices=4)
-    assert_alike(outcome(tmp_path / "two"), outcome(of_one))
+    assert_alike(outcome(of_two), outcome(of_one))
+
+
+@pytest.mark.parametrize("asked", [[1], [0, 1]])
+def test_all_processes_end_at_one_step_whichever_is_asked_and_go_on_bit_for_bit(data, of_two, tmp_path, asked):
+    run = tmp_path / "run"
+    ends = [
+        re.search(r"asked to end: step (\d+) is saved", text) for text in train(data, run, {"fsdp": 8}, 2, 4, asked)
+    ]
+    assert len({end and end[1] for end in ends}) == 1
+    assert 0 < int(ends[0][1]) < 8
+    train(data, run, {"fsdp": 8}, processes=2, devices=4)
+    assert_alike(outcome(run), outcome(of_two), tolerance=0.0)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +16,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from unimp_jax.processes import wait_for_all
+
+DELETED = "deleted"
+"""Among the checkpoints, where those go that are about to be deleted."""
 
 
 class CheckpointError(RuntimeError):
@@ -33,19 +38,21 @@ class CheckpointConfig:
 class Checkpoints:
     """Checkpoints of one run, by step. Use as a context: leaving it waits until all is written."""
 
-    def __init__(self, folder: Path, config: CheckpointConfig):
-        self.folder = folder
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[config.best_metric], n=1, keep_checkpoints_without_metrics=False
-        )
+    def __init__(self, folder: Path, config: CheckpointConfig, *, reads_only: bool = False):
+        """`reads_only`: nothing in the folder is touched, for another process may be writing there."""
+        self.folder, self._best_metric, self._reads_only = folder, config.best_metric, reads_only
+        best = policies.BestN(get_metric_fn=self._quality, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(config.keep_latest), best]),
-                cleanup_tmp_directories=True,
+                best_fn=self._quality,  # without one, metrics are not written, and forgotten with the process
+                todelete_subdir=DELETED,
+                create=not reads_only,
+                cleanup_tmp_directories=not reads_only,
             ),
         )
-        self._best_metric = config.best_metric
+        self._delete()
 
     def save(self, step: int, state: Any, notes: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
         """Starts writing `state` (a tree of arrays) with `notes` (JSON); the arrays may be donated at once.
@@ -54,8 +61,10 @@ class Checkpoints:
           CheckpointError: this or an earlier checkpoint could not be written, for lack of room, say.
         """
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
-        measured = metrics if metrics and self._best_metric in metrics else None
+        measured = metrics if metrics and self._best_metric in metrics else {}
         try:
+            self._manager.wait_until_finished()
+            self._delete()
             self._manager.save(step, args=items, metrics=measured)
         except Exception as error:
             raise self._failed(error) from error
@@ -65,6 +74,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+            self._delete()
         except Exception as error:
             raise self._failed(error) from error
 
@@ -72,10 +82,18 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best(self) -> int | None:
-        """The step with the best metric, or the latest where none was measured."""
-        measured = {step: self._manager.metrics(step) or {} for step in self._manager.all_steps()}
-        known = {step: metrics[self._best_metric] for step, metrics in measured.items() if self._best_metric in metrics}
-        return max(known, key=lambda step: (known[step], -step)) if known else self.latest()
+        """The step with the best metric, the latest of equals, as it stays; or the latest where none was measured."""
+        return max(
+            self._manager.all_steps(), key=lambda step: (self._quality(self._manager.metrics(step)), step), default=None
+        )
+
+    def _quality(self, metrics: dict[str, float] | None) -> float:
+        return (metrics or {}).get(self._best_metric, -math.inf)
+
+    def _delete(self) -> None:
+        """Those that have given way to newer ones. They were moved first, so that none is ever there in part."""
+        if jax.process_index() == 0 and not self._reads_only:
+            shutil.rmtree(self.folder / DELETED, ignore_errors=True)
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """(state, notes) of a step, straight into the shardings of `abstract_state`.

@@ -1,0 +1,48 @@
+"""What a run begins with is there whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.vocabulary import load_vocabulary
+from experiments.config import load_config, save_config, to_json
+from experiments.presets import TINY
+from tests.data_pipelines.small import small_corpus, small_vocabulary
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process."""
+
+
+def killed(*arguments):
+    raise KilledError
+
+
+@pytest.mark.parametrize(("owner", "name"), [(os, "replace"), (json, "dumps")])
+def test_a_process_that_is_killed_leaves_no_part_of_a_configuration(tmp_path, monkeypatch, owner, name):
+    path = tmp_path / "config.json"
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, lambda *arguments, **options: killed())
+        with pytest.raises(KilledError):
+            save_config(TINY, path)
+    assert not path.exists()
+    save_config(TINY, path)
+    assert to_json(load_config(path)) == to_json(TINY)
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+@pytest.mark.parametrize(("owner", "name"), [(os, "replace"), (Path, "write_text")])
+def test_a_process_that_is_killed_leaves_no_part_of_a_vocabulary(tmp_path, monkeypatch, owner, name):
+    corpus, folder = small_corpus(), tmp_path / "vocabulary"
+    vocabulary = small_vocabulary(corpus)
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, lambda *arguments, **options: killed())
+        with pytest.raises(KilledError):
+            vocabulary.save(folder)
+    assert not folder.exists()
+    for _ in range(2):  # the second one in place of the first, as after a kill before the configuration is there
+        vocabulary.save(folder)
+        assert load_vocabulary(folder, corpus).new_tokens == vocabulary.new_tokens
+        assert os.listdir(tmp_path) == ["vocabulary"]

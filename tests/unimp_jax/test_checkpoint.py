@@ -1,0 +1,72 @@
+"""Checkpoints: the right ones stay, whole, whenever a process ends."""
+
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from unimp_jax.training.checkpoint import DELETED, CheckpointConfig, Checkpoints, abstract
+from unimp_jax.training.frozen import save_frozen
+
+STATE = {"weights": jnp.arange(4.0)}
+
+
+def save(folder, figures: dict[int, float | None]) -> None:
+    """One process that saves these steps, each with what was measured."""
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        for step, figure in figures.items():
+            checkpoints.save(step, STATE, {}, None if figure is None else {"NDCG@10": figure})
+
+
+def steps(folder) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def test_the_best_one_is_known_and_kept_by_later_processes(tmp_path):
+    save(tmp_path, {1: 0.5, 2: None, 3: 0.2})
+    save(tmp_path, {4: None, 5: 0.1})
+    save(tmp_path, {6: None})
+    assert steps(tmp_path) == ["1", "5", "6"]
+    with Checkpoints(tmp_path, CheckpointConfig(), reads_only=True) as checkpoints:
+        assert (checkpoints.best(), checkpoints.latest()) == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("figures", "best"), [({1: 0.5, 2: 0.5, 3: 0.1, 4: 0.1}, 2), ({1: None, 2: None}, 2), ({}, None)]
+)
+def test_of_equals_the_latest_is_the_best(tmp_path, figures, best):
+    save(tmp_path, figures)
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        assert checkpoints.best() == best
+
+
+def test_none_is_ever_there_in_part(tmp_path, monkeypatch):
+    """What gives way is moved first, and a process that is killed while it deletes leaves that to the next."""
+    monkeypatch.setattr(shutil, "rmtree", lambda *arguments, **options: None)
+    save(tmp_path, {1: None, 2: None, 3: None})
+    assert steps(tmp_path) == ["2", "3", DELETED]
+    assert steps(tmp_path / DELETED) == ["1"]
+    monkeypatch.undo()
+    save(tmp_path, {})
+    assert steps(tmp_path) == ["2", "3"]
+
+
+def test_who_only_reads_leaves_alone_what_another_process_writes(tmp_path):
+    save(tmp_path, {1: None})
+    for name in ("2.orbax-checkpoint-tmp", DELETED):
+        (tmp_path / name).mkdir()
+    with Checkpoints(tmp_path, CheckpointConfig(), reads_only=True) as checkpoints:
+        checkpoints.restore(1, abstract(STATE))
+    assert steps(tmp_path) == ["1", "2.orbax-checkpoint-tmp", DELETED]
+
+
+def test_frozen_parameters_half_written_by_a_killed_process_are_written_anew(tmp_path):
+    half = tmp_path / "frozen.orbax-checkpoint-tmp"
+    half.mkdir()
+    (half / "some").write_text("thing")
+    save_frozen(tmp_path / "frozen", STATE)
+    assert steps(tmp_path) == ["frozen"]
+    again = save_frozen(tmp_path / "frozen", jax.tree.map(jnp.zeros_like, STATE))
+    assert again["weights"].tolist() == STATE["weights"].tolist()
