@@ -7,7 +7,7 @@ import dataclasses
 import io
 import threading
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -46,6 +46,16 @@ def decode(encoded: bytes, size: int, fit: Literal["crop", "stretch", "pad"]) ->
     return np.asarray(picture, np.uint8)
 
 
+class Pictures(Protocol):
+    """What stands for the picture of an item: an array of always the same shape and type."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    def __getitem__(self, item: int) -> np.ndarray: ...
+
+
 class ImageStore:
     """Pictures of items by index, as arrays; safe to read from many threads."""
 
@@ -55,6 +65,7 @@ class ImageStore:
         self._capacity = config.cache_megabytes * 2**20 // (size * size * 3)
         self._cache: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
         self._lock = threading.Lock()
+        self.shape, self.dtype = (size, size, 3), np.dtype(np.uint8)
 
     def encoded(self, item: int) -> bytes:
         """The picture as its source has it."""

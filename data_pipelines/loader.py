@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from data_pipelines.images import ImageStore
+from data_pipelines.images import Pictures
 from data_pipelines.packing import best_length, fill_row, pack
 from data_pipelines.queries import TrainingQueries
 from data_pipelines.tasks import Budget, Example, TaskWriter
@@ -131,7 +131,7 @@ class BlockPlanner:
 
 
 def fill_batch(
-    rows: Sequence[Sequence[Example]], budget: Budget, images: ImageStore | None, pool: concurrent.futures.Executor
+    rows: Sequence[Sequence[Example]], budget: Budget, images: Pictures | None, pool: concurrent.futures.Executor
 ) -> dict[str, np.ndarray]:
     """The arrays of `unimp_jax.batch.Batch` for these rows; without `images`, `images` are the numbers of the items
     shown, int32 [B, N], 0 in empty slots."""
@@ -140,7 +140,7 @@ def fill_batch(
     shown = arrays.pop("image_items")
     if images is None:
         return arrays | {"images": np.maximum(shown, 0)}
-    pixels = np.zeros((*shown.shape, images.size, images.size, 3), np.uint8)
+    pixels = np.zeros((*shown.shape, *images.shape), images.dtype)
 
     def show(slot: np.ndarray) -> None:
         pixels[tuple(slot)] = images[int(shown[tuple(slot)])]
@@ -152,7 +152,7 @@ def fill_batch(
 def training_batches(
     queries: TrainingQueries,
     writer: TaskWriter,
-    images: ImageStore,
+    images: Pictures,
     config: LoaderConfig,
     *,
     seed: int,
@@ -194,7 +194,7 @@ class QuestionBatch:
 def question_batches(
     prompts: Sequence[Example],
     budget: Budget,
-    images: ImageStore | None,
+    images: Pictures | None,
     config: LoaderConfig,
     share: Share = Share(),
     *,

@@ -45,6 +45,9 @@ class TrainingConfig:
     """Parts that a batch is worked through in, one after the other."""
     guard: GuardConfig = GuardConfig()
     """Which steps are left out."""
+    cache_features: bool = False
+    """The frozen tower sees each picture once, at the start; its output, kept in the folder of the run (2 bytes a
+    channel and patch), takes the place of pictures in training."""
     validation_users: int = 512
     """So many users (the first) are asked at each validation."""
 
@@ -73,9 +76,14 @@ class ExperimentConfig:
     seed: int = 0
     """Of the parameters, the order of the data and dropout."""
 
+    def __post_init__(self) -> None:
+        if self.training.cache_features and "vision" in self.training.trains:
+            raise ValueError("training: cache_features needs a frozen tower, but vision is among what trains")
+
 
 FREE = (
     "data.folder", "mesh", "model.attention", "loader.threads", "loader.prefetch", "images.cache_megabytes",
+    "loop.profile_steps", "training.cache_features",
     "checkpoint.keep_latest",
 )  # fmt: skip
 """What may change between a run's start and its continuation, because no result depends on it (but for rounding)."""

@@ -13,6 +13,7 @@ import grain
 import numpy as np
 
 from data_pipelines.corpus import Corpus, build_corpus
+from data_pipelines.features import FeatureStore
 from data_pipelines.images import ImageStore
 from data_pipelines.loader import (
     Position,
@@ -101,11 +102,14 @@ class ExperimentData:
         other.corpus, other.writer = corpus, self.writer.of(corpus)
         return other
 
-    def training(self, start: Position = Position(), share: Share = Share()) -> grain.DatasetIterator[TrainingBatch]:
-        config = self.config
+    def training(
+        self, start: Position = Position(), share: Share = Share(), features: FeatureStore | None = None
+    ) -> grain.DatasetIterator[TrainingBatch]:
+        """`features`: in the place of pictures."""
+        config, pictures = self.config, self.images if features is None else features
         queries = TrainingQueries(self.corpus, config.queries, config.seed)
         return training_batches(
-            queries, self.writer, self.images, config.loader, seed=config.seed, start=start, share=share
+            queries, self.writer, pictures, config.loader, seed=config.seed, start=start, share=share
         )
 
     def questions(

@@ -17,6 +17,7 @@ from data_pipelines.queries import TASKS
 from experiments.config import ExperimentConfig
 from experiments.parameters import Parameters
 from unimp_jax.batch import Batch
+from unimp_jax.model.flops import training_step_flops
 from unimp_jax.processes import wait_for_all
 from unimp_jax.sharding import batch_sharding
 from unimp_jax.training.checkpoint import abstract
@@ -65,6 +66,12 @@ def batch_shape(config: ExperimentConfig) -> tuple[int, int, int, int]:
     """(B, T, N, A) of a global batch."""
     budget = config.budget
     return config.loader.rows, budget.tokens, budget.images, budget.answers
+
+
+def model_flops(config: ExperimentConfig) -> float:
+    """Operations that a step must compute."""
+    trains, cached = frozenset(config.training.trains), config.training.cache_features
+    return training_step_flops(config.model, batch_shape(config), trains, tower=not cached)
 
 
 def to_device(mesh: Mesh) -> Callable[[dict[str, np.ndarray]], Batch]:
@@ -120,7 +127,7 @@ def compile_step(
 def abstract_batch(config: ExperimentConfig, mesh: Mesh) -> Batch:
     """Shapes, types and shardings of a global batch."""
     B, T, N, A = batch_shape(config)
-    size = config.model.vision.image_size
+    vision = config.model.vision
 
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((B, *shape), dtype, sharding=batch_sharding(mesh))
@@ -130,7 +137,9 @@ def abstract_batch(config: ExperimentConfig, mesh: Mesh) -> Batch:
         segment_ids=array(jnp.int32, T),
         positions=array(jnp.int32, T),
         image_index=array(jnp.int32, T),
-        images=array(jnp.uint8, N, size, size, 3),
+        images=array(config.model.compute_dtype, N, vision.tokens_out, vision.width)
+        if config.training.cache_features
+        else array(jnp.uint8, N, vision.image_size, vision.image_size, 3),
         image_segment_ids=array(jnp.int32, N),
         answer_positions=array(jnp.int32, A),
         answer_targets=array(jnp.int32, A),

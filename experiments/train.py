@@ -21,11 +21,11 @@ from data_pipelines.queries import TASKS, held_out_queries
 from experiments.ask import Model, ask_for_items
 from experiments.config import ExperimentConfig, differences, load_config, save_config
 from experiments.data import ExperimentData, sized_model
+from experiments.features import tower_features
 from experiments.parameters import Parameters, adopt, begin, init_parameters
-from experiments.step import batch_shape, compile_step, init_state, optimizer_of, to_device
+from experiments.step import compile_step, init_state, model_flops, optimizer_of, to_device
 from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.evaluation.metrics import ranking_metrics
-from unimp_jax.model.flops import training_step_flops
 from unimp_jax.processes import wait_for_all
 from unimp_jax.sharding import check_rows, check_tokens, make_mesh, row_share
 from unimp_jax.training.checkpoint import Checkpoints, abstract
@@ -59,13 +59,17 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         if jax.process_index() == 0:
             describe(config, data, parameters, mesh)
         frozen = save_frozen(folder / "frozen", parameters.frozen)
+        features = None
+        if config.training.cache_features:
+            now = dataclasses.replace(parameters, trainable=state.trainable, frozen=frozen)
+            features = tower_features(data, now, mesh, folder / "features")
         run = Run(
             step=compile_step(config, parameters, transformation, state, mesh),
-            batches=lambda position: data.training(Position(**position) if position else Position(), share),
+            batches=lambda position: data.training(Position(**position) if position else Position(), share, features),
             to_device=to_device(mesh),
             validate=validation(config, data, parameters.graph, frozen, mesh, share),
             tasks=TASKS,
-            flops=training_step_flops(config.model, batch_shape(config), frozenset(config.training.trains)),
+            flops=model_flops(config),
             peak_flops=peak_flops(config.model.compute_dtype),
             tokens=config.loader.rows * config.budget.tokens,
         )

@@ -11,8 +11,8 @@ import jax
 
 from experiments.config import ExperimentConfig
 from experiments.parameters import abstract_parameters
-from experiments.step import abstract_batch, abstract_state, batch_shape, lower_step, optimizer_of
-from unimp_jax.model.flops import recomputed_flops, text_attention_flops, training_step_flops
+from experiments.step import abstract_batch, abstract_state, batch_shape, lower_step, model_flops, optimizer_of
+from unimp_jax.model.flops import recomputed_flops, text_attention_flops
 from unimp_jax.planning.chips import Slices, devices
 from unimp_jax.planning.estimate import Estimate, Work, estimate
 from unimp_jax.sharding import check_rows, check_tokens, make_mesh
@@ -104,7 +104,7 @@ def work_of(config: ExperimentConfig) -> Work:
     trains, shape = frozenset(config.training.trains), batch_shape(config)
     kernels = config.model.attention in ("auto", "splash")
     return Work(
-        model=training_step_flops(config.model, shape, trains),
+        model=model_flops(config),
         again=recomputed_flops(config.model, shape, trains),
         kernels=text_attention_flops(config.model, shape, trains) if kernels else 0.0,
     )

@@ -73,25 +73,27 @@ def head_row(config: ModelConfig, answers: int) -> Forward:
     return Forward(2 * answers * decoder.width * (decoder.vocab_size + decoder.new_tokens))
 
 
-def training_step_flops(config: ModelConfig, shape: tuple[int, int, int, int], trains: Set[str]) -> float:
+def training_step_flops(
+    config: ModelConfig, shape: tuple[int, int, int, int], trains: Set[str], *, tower: bool = True
+) -> float:
     """Operations of one step over a global batch, on all devices together.
 
     Args:
       config: the geometry.
       shape: (B, T, N, A), see `unimp_jax.batch`.
       trains: the parts that train; the others are frozen.
+      tower: False where batches have what it made of images, not images.
     """
     rows, tokens, images, answers = shape
     passes = Passes.of(trains, images)
     vision_trains, resampler_trains = "vision" in trains, "resampler" in trains
 
     latents, patches = resampler_image(config)
-    image = (
-        patch_embedding_image(config).step(trains=vision_trains, below=False)
-        + vision_image(config).step(trains=vision_trains, below=vision_trains)
-        + latents.step(trains=resampler_trains, below=passes.media)
-        + patches.step(trains=resampler_trains, below=vision_trains)
-    )
+    image = latents.step(trains=resampler_trains, below=passes.media)
+    image += patches.step(trains=resampler_trains, below=vision_trains)
+    if tower:
+        image += patch_embedding_image(config).step(trains=vision_trains, below=False)
+        image += vision_image(config).step(trains=vision_trains, below=vision_trains)
     text, media = gated_row(config, tokens, images)
     gated = text.step(trains="gated" in trains, below=passes.blocks) + media.step(
         trains="gated" in trains, below=passes.media

@@ -95,14 +95,18 @@ class UniMP(nnx.Module):
         self.decoder = Decoder(config.decoder, config.groups, dtypes, rngs)
         self.embeddings = Embeddings(config.decoder, dtypes, rngs)
 
-    def encode_images(self, images_BNHW3: jax.Array) -> jax.Array:
-        """uint8 (or normalised float) [B, N, height, width, 3] -> latents [B, N, L, C]."""
-        B, N = images_BNHW3.shape[:2]
+    def see(self, images_NHW3: jax.Array) -> jax.Array:
+        """uint8 (or normalised float) [N, height, width, 3] -> what the tower makes of them, [N, P, C]."""
+        return self.vision(constrain(images_NHW3, "images", None, None, None))
+
+    def encode_images(self, images: jax.Array) -> jax.Array:
+        """Images [B, N, height, width, 3], or what the tower made of them [B, N, P, C] -> latents [B, N, L, C]."""
+        B, N = images.shape[:2]
         if N == 0:
             shape = (B, 0, self.config.resampler.latents, self.config.vision.width)
             return jnp.zeros(shape, self.config.compute_dtype)
-        flat = constrain(images_BNHW3.reshape(B * N, *images_BNHW3.shape[2:]), "images", None, None, None)
-        latents = self.resampler(self.vision(flat))
+        flat = images.reshape(B * N, *images.shape[2:])
+        latents = self.resampler(self.see(flat) if flat.ndim == 4 else constrain(flat, "images", None, None))
         return constrain(latents.reshape(B, N, *latents.shape[1:]), "batch", None, None, None)
 
     def hidden(

@@ -13,8 +13,10 @@ import numpy as np
 
 from unimp_jax.batch import Batch
 from unimp_jax.training.checkpoint import Checkpoints
+from unimp_jax.training.feed import Feed
 from unimp_jax.training.log import RunLog
 from unimp_jax.training.preemption import EndRequest
+from unimp_jax.training.profile import Profile
 from unimp_jax.training.step import StepFigures, TrainState
 
 
@@ -29,10 +31,14 @@ class LoopConfig:
     """Steps between validations; each is followed by a checkpoint."""
     save_every: int = 200
     """Steps between checkpoints."""
+    profile_steps: tuple[int, int] | None = None
+    """First and last step to be profiled by jax.profiler, into `profile` in the folder of the run."""
 
     def __post_init__(self) -> None:
         if min(self.steps, self.log_every, self.validate_every, self.save_every) < 1:
             raise ValueError("steps, log_every, validate_every and save_every must be 1 or more")
+        if self.profile_steps is not None and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
+            raise ValueError(f"profile_steps {self.profile_steps} must be the first step, at least 1, and the last")
         for name in ("validate_every", "save_every"):
             if getattr(self, name) % self.log_every:
                 raise ValueError(
@@ -106,22 +112,29 @@ def train(
     """
     notes = notes or {"position": None, "window": []}
     batches = run.batches(notes["position"])
-    window = _Window(run, notes["window"])
+    feed = Feed(batches, run.to_device)
+    window = _Window(run, notes["window"], feed)
     saved = int(state.step)
+    profile = Profile(config.profile_steps, log.path.parent / "profile")
     try:
         for step in range(saved + 1, config.steps + 1):
             if end.at(step):
                 if step - 1 > saved:
                     checkpoints.save(step - 1, state, notes | {"window": window.notes()})
                 return state, False
-            batch = window.wait_for(batches)
-            state, figures = run.step(state, frozen, run.to_device(batch.arrays))
+            batch, arrays = feed.take()
+            profile.before(step, state)
+            state, figures = run.step(state, frozen, arrays)
+            if step < config.steps:
+                feed.fetch(figures.loss)
+            profile.after(step, state)
             window.add(batch, figures)
             notes = {"position": dataclasses.asdict(batch.next_position)}
             if step % config.log_every == 0 or step == config.steps:
                 logged, in_a_row = window.close()
                 log.write(step, "train", logged)
                 told = {"loss": f"{logged['loss']:.4f}", "tokens/s": f"{logged['tokens_per_second']:.0f}"}
+                told["waiting for data"] = f"{logged['waiting_share']:.1%}"
                 if logged["steps_left_out"]:
                     told["left out"] = f"{logged['steps_left_out']:.0f}"
                 log.progress(step, told)
@@ -137,6 +150,7 @@ def train(
                 saved = step
             window.resume()
     finally:
+        profile.end()
         close = getattr(batches, "close", None)
         if close is not None:
             close()
@@ -164,15 +178,14 @@ class _Counts:
 class _Window:
     """Sums up the steps between two lines of the log."""
 
-    def __init__(self, run: Run, notes: Sequence[dict[str, Any]]):
+    def __init__(self, run: Run, notes: Sequence[dict[str, Any]], feed: Feed):
         """`notes`: of the steps that an interrupted process had not yet logged."""
-        self._run = run
+        self._run, self._feed = run, feed
         self._figures = [
             StepFigures(**{name: np.asarray(x, np.float32) for name, x in note["figures"].items()}) for note in notes
         ]
         self._batches = [_Counts(**note["batch"]) for note in notes]
         self._own = 0  # of them, done by this process
-        self._waited = 0.0
         self._since = time.perf_counter()
 
     def notes(self) -> list[dict[str, Any]]:
@@ -182,12 +195,6 @@ class _Window:
             {"figures": {name: np.asarray(x).tolist() for name, x in vars(one).items()}, "batch": vars(batch)}
             for one, batch in zip(figures, self._batches, strict=True)
         ]
-
-    def wait_for(self, batches: Iterator[LoadedBatch]) -> LoadedBatch:
-        start = time.perf_counter()
-        batch = next(batches)
-        self._waited += time.perf_counter() - start
-        return batch
 
     def add(self, batch: LoadedBatch, figures: StepFigures) -> None:
         self._figures.append(figures)
@@ -218,7 +225,7 @@ class _Window:
             "steps_left_out": float(len(figures) - len(good)),
             "fill": float(np.mean([batch.fill for batch in self._batches])),
             "step_seconds": seconds / len(own),
-            "waiting_share": self._waited / seconds,
+            "waiting_share": self._feed.waited() / seconds,
             "tokens_per_second": sum(batch.fill for batch in own) * run.tokens / seconds,
             "examples_per_second": sum(batch.num_examples for batch in own) / seconds,
             "images_per_second": sum(batch.num_images for batch in own) / seconds,
@@ -226,6 +233,6 @@ class _Window:
             "mfu": run.flops * len(own) / seconds / run.peak_flops,
         }
         in_a_row = int(figures[-1].left_out_in_a_row)
-        self._figures, self._batches, self._own, self._waited = [], [], 0, 0.0
+        self._figures, self._batches, self._own = [], [], 0
         self._since = time.perf_counter()
         return logged, in_a_row

@@ -1,0 +1,71 @@
+"""What a frozen tower makes of each picture, computed once and read from a file from then on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  (numpy knows bfloat16 by it)
+import numpy as np
+
+from data_pipelines.errors import DataError
+
+
+class FeatureStore:
+    """Features of items by index, in the place of their pictures."""
+
+    def __init__(self, folder: Path):
+        """
+        Raises:
+          DataError: the folder is not as `write_features` leaves it.
+        """
+        try:
+            told = json.loads((folder / "features.json").read_bytes())
+            self.shape, self.dtype = tuple(told["shape"]), np.dtype(told["dtype"])
+            self._row = {item: row for row, item in enumerate(told["items"])}
+            size = len(self._row), *self.shape
+            self._features = np.memmap(folder / "features.bin", self.dtype, "r", shape=size)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{folder}: damaged features ({error}); remove the folder, and they are made anew"
+            ) from error
+
+    def __getitem__(self, item: int) -> np.ndarray:
+        return np.asarray(self._features[self._row[item]])
+
+
+def write_features(
+    folder: Path,
+    items: np.ndarray,
+    shape: tuple[int, ...],
+    dtype: str,
+    make: Callable[[np.ndarray], Iterator[np.ndarray]],
+) -> None:
+    """Makes the folder, whole or not at all.
+
+    Args:
+      items: int [S], those that have a picture.
+      shape, dtype: of the features of one.
+      make: items -> their features, [some of them, *shape], in their order.
+
+    Raises:
+      DataError: there is no room for them.
+    """
+    needed = len(items) * int(np.prod(shape)) * np.dtype(dtype).itemsize
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    room = shutil.disk_usage(partial).free
+    if needed > room:
+        raise DataError(f"{folder}: the features of {len(items)} pictures need {needed:,} bytes, {room:,} are free")
+    with (partial / "features.bin").open("wb") as file:
+        for features in make(items):
+            file.write(np.ascontiguousarray(features, np.dtype(dtype)).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    told = {"shape": shape, "dtype": dtype, "items": items.tolist()}
+    (partial / "features.json").write_text(json.dumps(told), encoding="utf-8")
+    os.replace(partial, folder)

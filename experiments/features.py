@@ -1,0 +1,61 @@
+"""The frozen tower's output for the catalogue: made once a run, and read in the place of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from data_pipelines.features import FeatureStore, write_features
+from experiments.data import ExperimentData
+from experiments.parameters import Parameters
+from unimp_jax.model.axes import mesh_axes
+from unimp_jax.processes import wait_for_all
+
+PICTURES = 64
+"""So many are encoded together, on each of the devices that images are split over."""
+
+
+def tower_features(data: ExperimentData, parameters: Parameters, mesh: Mesh, folder: Path) -> FeatureStore:
+    """Those in the folder, which all processes share, or new ones.
+
+    Raises:
+      DataError: they are damaged, or there is no room for them.
+    """
+    there = folder.exists()
+    wait_for_all("all have looked for features")
+    if not there:
+        vision = data.config.model.vision
+        shape, dtype = (vision.tokens_out, vision.width), data.config.model.compute_dtype
+        items = np.flatnonzero(data.writer.has_image)
+
+        def make(items: np.ndarray) -> Iterator[np.ndarray]:
+            return encoded(data, parameters, mesh, items)
+
+        if jax.process_index() == 0:
+            write_features(folder, items, shape, dtype, make)
+        else:
+            for _ in make(items):  # its devices take part
+                pass
+        wait_for_all("features are written")
+    return FeatureStore(folder)
+
+
+def encoded(data: ExperimentData, parameters: Parameters, mesh: Mesh, items: np.ndarray) -> Iterator[np.ndarray]:
+    """[some items, P, C] at a time, on every process."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    @jax.jit(out_shardings=everywhere)
+    def encode(trainable: nnx.State, frozen: nnx.State, images_NHW3: jax.Array) -> jax.Array:
+        return nnx.merge(parameters.graph, trainable, frozen).see(images_NHW3)
+
+    size = PICTURES * int(np.prod([mesh.shape[axis] for axis in mesh_axes("images")]))
+    for start in range(0, len(items), size):
+        some = items[start : start + size]
+        images = np.stack([data.images[int(item)] for item in np.resize(some, size)])
+        seen = encode(parameters.trainable, parameters.frozen, jax.device_put(images, everywhere))
+        yield np.asarray(seen.addressable_data(0))[: len(some)]
