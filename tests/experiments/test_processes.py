@@ -108,6 +108,7 @@ def test_two_processes_train_what_one_does(of_one, of_two):
     assert_alike(outcome(of_two), outcome(of_one))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [[1], [0, 1]])
 def test_all_processes_end_at_one_step_whichever_is_asked_and_go_on_bit_for_bit(data, of_two, tmp_path, asked):
     run = tmp_path / "run"
