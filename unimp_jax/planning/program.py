@@ -93,6 +93,9 @@ class Program:
 
     def trips(self, loop: Instruction, where: Computation) -> int:
         """How often a loop runs that counts from a constant to a constant by a constant, as a scan does; else 1."""
+        known = re.search(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)', loop.attributes)
+        if known:  # XLA for TPUs does not tell
+            return int(known.group(1))
         condition = self.computations.get(loop.attribute("condition") or "")
         body = self.computations.get(loop.attribute("body") or "")
         if condition is None or body is None:
