@@ -50,7 +50,16 @@ class Cell:
 def cells() -> list[Cell]:
     best = [Cell("best", model, slices) for model in MODELS for slices in HARDWARE]
     growing = [Cell("growing", model, slices) for model in MODELS for slices in GROWING]
-    return [*best, *growing, *(Cell("depth", MODELS[0], GROWING[0], layers) for layers in DEPTHS)]
+    return [*best, *growing, *depths()]
+
+
+def depths() -> list[Cell]:
+    """The preset's own depth is the first cell of those that grow."""
+    own = PRESETS[MODELS[0]].model.decoder.layers
+    return [
+        Cell("growing", MODELS[0], GROWING[0]) if layers == own else Cell("depth", MODELS[0], GROWING[0], layers)
+        for layers in DEPTHS
+    ]
 
 
 def make(cell: Cell) -> dict[str, Any]:
@@ -127,7 +136,6 @@ def document(kept: dict[str, dict[str, Any]]) -> str:
         lines += ["", f"{model}: " + ", ".join(
             f"{plan['chips']} chips {share:.1%}" for plan, share in zip(grows, shares, strict=True)
         ) + " of linear.", "", table(grows)]  # fmt: skip
-    depths = of([cell for cell in every if cell.kind == "depth"])
     lines += [
         "",
         "## Depth",
@@ -137,7 +145,7 @@ def document(kept: dict[str, dict[str, Any]]) -> str:
         "| layers | program as lowered (bytes) | compiled code (MiB) | compiled in (s) | GiB of a device |",
         "|---:|---:|---:|---:|---:|",
     ]
-    for layers, plan in zip(DEPTHS, depths, strict=True):
+    for layers, plan in zip(DEPTHS, of(depths()), strict=True):
         one = plan["estimate"]
         lines.append(
             f"| {layers} | {one['text_bytes']:,} | {one['memory']['program'] / 2**20:.1f} | "
@@ -157,7 +165,7 @@ def main(folder: Path = Path("runs/plans"), file: Path = Path("experiments/PLANS
     folder.mkdir(parents=True, exist_ok=True)
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=1) as pool:
-        running = {pool.submit(make_and_keep, cell, folder): cell for cell in cells()}
+        running = {pool.submit(make_and_keep, cell, folder): cell for cell in dict.fromkeys(cells())}
         for done in concurrent.futures.as_completed(running):
             done.result()
             print(running[done].name, flush=True)

@@ -115,6 +115,7 @@ def test_what_does_not_fit_is_said_in_words():
         make_plan(dataclasses.replace(TINY, mesh=MeshConfig(fsdp=8)), Slices("v5e-4"))
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_a_search_ranks_what_fits():
     plans = search(TINY, Slices("v5e-4"), 2)

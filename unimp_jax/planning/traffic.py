@@ -39,7 +39,12 @@ def collectives(program: Program, mesh: Mesh) -> list[Collective]:
     for name, times in program.runs.items():
         for computation, instruction in _with_fused(program, program.computations[name]):
             kind = instruction.opcode.removesuffix("-start")
-            if kind not in KINDS:
+            across = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+            if kind == "send" and across:  # to other slices, through the hosts
+                kind = across.group(1).lower().replace("_", "-")
+                sent = times * _sent(kind, instruction.out[0].bytes, mesh.shape["slice"])
+                found[f"{name}/{instruction.name}"] = Collective(kind, ("slice",), sent, times)
+            if kind not in KINDS or instruction.opcode == "send":
                 continue
             group = _group(kind, instruction.attributes, mesh.size)
             size, scattered = len(group), "reduce-scatter" in computation.name or "reduce_scatter" in computation.name
@@ -48,7 +53,8 @@ def collectives(program: Program, mesh: Mesh) -> list[Collective]:
             if kind == "all-reduce" and scattered:
                 kind = "reduce-scatter"
             bytes_sent = times * _sent(kind, _moved(instruction, computation), size)
-            channel = instruction.attribute("channel_id") or f"{name}/{instruction.name}"
+            number = instruction.attribute("channel_id")
+            channel = f"{name}/{instruction.name}" if number is None else f"{kind} {number}"
             if channel not in found or found[channel].bytes < bytes_sent:
                 found[channel] = Collective(kind, _axes(group, mesh), bytes_sent, times)
     return list(found.values())

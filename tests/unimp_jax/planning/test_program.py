@@ -39,7 +39,19 @@ def test_collectives_are_counted_as_often_as_they_run(times):
     sums = by_axes(collectives(program, mesh))
     # A gather of 4 parts of 4 x 8 floats: each device sends its part to 3. A sum of 8 floats in a ring of 2.
     assert sums[("fsdp",)] == {"all-gather": times * 3 * 4 * 8 * 4}
-    assert sums[("data",)] == {"all-reduce": times * 8 * 4}
+    assert sums[("data",)] == {"all-reduce": times * 8 * 4}, sums
+
+
+def test_what_crosses_slices_is_a_send():
+    text = (
+        "ENTRY %main (x: f32[256]) -> f32[256] {\n"
+        "  %x = f32[256]{0} parameter(0)\n  %t = token[] after-all()\n"
+        "  %send = (f32[256]{0:T(256)}, u32[], token[]) send(%x, %t), channel_id=2, is_host_transfer=true, "
+        'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+        '_xla_megascale_transfer_type="ALL_REDUCE"}\n}\n'
+    )
+    mesh = make_mesh(MeshConfig(slice=2, fsdp=4))
+    assert by_axes(collectives(read_program(text), mesh)) == {("slice",): {"all-reduce": 1024}}
 
 
 def test_loops_in_loops_multiply():
