@@ -29,7 +29,7 @@ class Ours:
             parameters = begin_open(self.config, self.mesh)
             transformation = optimizer_of(self.config)
             self.state = init_state(parameters.trainable, transformation, self.mesh)
-            self.frozen = parameters.frozen
+            self.frozen, self.graph = parameters.frozen, parameters.graph
             self.compiled = compile_step(self.config, parameters, transformation, self.state, self.mesh)
         self.place = to_device(self.mesh)
 
