@@ -39,17 +39,12 @@ from data_pipelines.queries import Query, held_out_queries
 from data_pipelines.tasks import Budget, Example, TaskConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.ask import Model, encode_catalogue, seen_items
+from experiments.benchmarks.peer_inputs import export_weights, padded
+from experiments.benchmarks.sizes import Size, geometry
 from experiments.config import DataConfig, ExperimentConfig
 from experiments.data import ExperimentData, sized_model
 from experiments.step import to_device
 from unimp_jax.evaluation.harness import Examiner
-from unimp_jax.interop import idefics
-from unimp_jax.interop.clip import last_norm
-from unimp_jax.interop.exporting import named, write_weights
-from unimp_jax.interop.shards import write_json
-from unimp_jax.model import DecoderConfig, ModelConfig, ResamplerConfig
-from unimp_jax.model.presets import POSTERS, blocks_of
-from unimp_jax.model.vision import normalise
 from unimp_jax.sharding import MeshConfig, init_model, make_mesh
 
 K = 10
@@ -57,12 +52,10 @@ LAYOUT = (512, 512, 512, 32)
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class Asked:
     """A model, and how many users are asked to time it."""
 
-    name: str
-    width: int
-    layers: int
+    size: Size
     users: int
     """At most; as many of them as make full batches."""
     theirs: int
@@ -77,13 +70,13 @@ TOKENS = 256
 LONG_ENOUGH = 1.0
 """Seconds that a timing takes at least: what runs faster is run several times in it."""
 
-SIZES = (
-    Size("16 x 2", 16, 2, users=600, theirs=64, rows=48),
-    Size("64 x 2", 64, 2, users=256, theirs=64, rows=32),
-    Size("128 x 4", 128, 4, users=128, theirs=32),
-    Size("256 x 6", 256, 6, users=96, theirs=16),
-    Size("512 x 8", 512, 8, users=96, theirs=12),
-    Size("768 x 12", 768, 12, users=96, theirs=8),
+ASKED = (
+    Asked(Size(16, 2), users=600, theirs=64, rows=48),
+    Asked(Size(64, 2), users=256, theirs=64, rows=32),
+    Asked(Size(128, 4), users=128, theirs=32),
+    Asked(Size(256, 6), users=96, theirs=16),
+    Asked(Size(512, 8), users=96, theirs=12),
+    Asked(Size(768, 12), users=96, theirs=8),
 )
 
 
@@ -93,7 +86,7 @@ class Options:
 
     data: Path = Path("data")
     """Where MovieLens small is, or will be, prepared."""
-    sizes: tuple[str, ...] = tuple(size.name for size in SIZES)
+    sizes: tuple[str, ...] = tuple(asked.size.name for asked in ASKED)
     depths: tuple[int, ...] = (1, 4)
     """Tokens of an item's id."""
     repeats: int = 5
@@ -101,26 +94,6 @@ class Options:
     batch: int = 16
     """Users a batch for transformers, where it is not one."""
     seed: int = 0
-
-
-def geometry(size: Size) -> ModelConfig:
-    """An Idefics in OpenFlamingo 3B's proportions: the tower half as wide as the decoder, and as deep; pictures are 32
-    pixels wide, 16 patches each where CLIP's are 256."""
-    decoder = DecoderConfig(
-        width=size.width, layers=size.layers, heads=max(size.width // 64, 2), mlp_width=4 * size.width,
-        norm="rms_norm", bias=False, mlp="swiglu", tie_embeddings=True,
-    )  # fmt: skip
-    width = size.width // 2
-    vision = dataclasses.replace(
-        POSTERS, width=width, layers=size.layers, heads=max(width // 64, 1), mlp_width=4 * width
-    )
-    return ModelConfig(
-        vision=vision,
-        resampler=ResamplerConfig(layers=1, heads=4, head_dim=16, latents=4, mlp="relu"),
-        gated=blocks_of(decoder, every=2),
-        decoder=decoder,
-        compute_dtype="float32",
-    )
 
 
 def random_codes(items: Sequence[str], path: Path, seed: int) -> Path:
@@ -131,15 +104,15 @@ def random_codes(items: Sequence[str], path: Path, seed: int) -> Path:
     return path
 
 
-def experiment(size: Size, depth: int, options: Options, folder: Path) -> ExperimentData:
+def experiment(asked: Asked, depth: int, options: Options, folder: Path) -> ExperimentData:
     config = ExperimentConfig(
-        model=geometry(size),
+        model=geometry(asked.size),
         data=DataConfig("movielens_small", options.data),
         vocabulary=VocabularyConfig(trained_size=2048, attributes=("Genres", "Year", "Title")),
         tasks=TaskConfig(full_items=5, id_items=0),
         budget=Budget(tokens=TOKENS, images=32, answers=64),
         images=ImageConfig(fit="stretch"),
-        loader=LoaderConfig(rows=size.rows),
+        loader=LoaderConfig(rows=asked.rows),
         seed=options.seed,
     )
     data = ExperimentData.load(config)
@@ -151,10 +124,10 @@ def experiment(size: Size, depth: int, options: Options, folder: Path) -> Experi
     return data
 
 
-def compare(size: Size, depth: int, options: Options, folder: Path) -> dict[str, float]:
+def compare(asked: Asked, depth: int, options: Options, folder: Path) -> dict[str, float]:
     """Users a second of both, and what of transformers' answers are items."""
-    data = experiment(size, depth, options, folder)
-    queries = held_out_queries(data.corpus, "test", "recommendation")[: size.users]
+    data = experiment(asked, depth, options, folder)
+    queries = held_out_queries(data.corpus, "test", "recommendation")[: asked.users]
     prompts = filling([data.writer.write(query, ask=True) for query in queries], data)
     queries = queries[: len(prompts)]
     mesh = make_mesh(MeshConfig(data=-1))
@@ -169,8 +142,8 @@ def compare(size: Size, depth: int, options: Options, folder: Path) -> dict[str,
         runs: dict[str, Callable[[], Any]] = {
             "ours": search(data, served, queries, prompts),
             "ours, pictures too": search(data, model, queries, prompts),
-            "one by one": peer(data, net, prompts[: size.theirs], 1, depth, folder / "one"),
-            "batched": peer(data, net, prompts[: size.theirs], options.batch, depth, folder / "batched"),
+            "one by one": peer(data, net, prompts[: asked.theirs], 1, depth, folder / "one"),
+            "batched": peer(data, net, prompts[: asked.theirs], options.batch, depth, folder / "batched"),
         }
         found, again, _, valid = [run() for run in runs.values()]  # to compile, and to warm up
         turns = {name: round(LONG_ENOUGH / timed(run)) or 1 for name, run in runs.items()}
@@ -180,8 +153,8 @@ def compare(size: Size, depth: int, options: Options, folder: Path) -> dict[str,
                 seconds[name].append(timed(run, turns[name]) / turns[name])
     assert (found >= 0).all(), "every answer is an item"
     assert (found == again).mean() > 0.99, "pictures that were encoded before are those encoded now"
-    asked = {name: len(prompts) if name.startswith("ours") else size.theirs for name in runs}
-    rates = {name: asked[name] / statistics.median(times) for name, times in seconds.items()}
+    counts = {name: len(prompts) if name.startswith("ours") else asked.theirs for name in runs}
+    rates = {name: counts[name] / statistics.median(times) for name, times in seconds.items()}
     theirs = max(rates["one by one"], rates["batched"])
     return rates | {
         "ratio": rates["ours"] / theirs,
@@ -233,28 +206,11 @@ def peer(
     import torch
     from transformers import IdeficsForVisionText2Text
 
-    config = model.config
-    folder.mkdir()
-    unread = last_norm(idefics.LAST_NORM, config.vision)
-    write_weights(folder, named(nnx.state(model)), config, idefics.table(config), unread=unread)
-    write_json(folder / "config.json", idefics.described_as(config))
+    export_weights(folder, model.config, nnx.state(model))
     net = IdeficsForVisionText2Text.from_pretrained(folder).eval()
-    inputs = []
-    for start in range(0, len(prompts), users):
-        some = prompts[start : start + users]
-        length, images = max(len(p.tokens) for p in some), max(len(p.images) for p in some)
-        tokens, attended = (np.zeros((len(some), length), np.int64) for _ in range(2))
-        mask = np.zeros((len(some), length, images), np.int64)
-        pixels = np.zeros((len(some), images, 3, *[config.vision.image_size] * 2), np.float32)
-        for row, prompt in enumerate(some):
-            where = slice(length - len(prompt.tokens), length)
-            tokens[row, where], attended[row, where] = prompt.tokens, 1
-            shown = np.cumsum(prompt.tokens == prompt.image_token) - 1
-            mask[row, where] = shown[:, None] == np.arange(images)
-            for place, item in enumerate(prompt.images):
-                pixels[row, place] = np.moveaxis(np.asarray(normalise(jax.numpy.asarray(data.images[item]))), -1, 0)
-        arrays = {"input_ids": tokens, "attention_mask": attended, "pixel_values": pixels, "image_attention_mask": mask}
-        inputs.append({name: torch.tensor(array) for name, array in arrays.items()})
+    starts = range(0, len(prompts), users)
+    arrays = [padded(prompts[start : start + users], data.images, "left") for start in starts]
+    inputs = [{name: torch.tensor(array) for name, array in batch.items()} for batch in arrays]
     names = {tuple(name) for name in data.vocabulary.items.tolist()}
 
     def run() -> float:
@@ -284,13 +240,14 @@ def main(options: Options) -> None:
         "| ratio | **ours** | **ratio** | items among theirs | catalogue encoded in |"
     )
     print("|---" * 12 + "|")
-    for size in SIZES:
-        for depth in options.depths if size.name in options.sizes else ():
+    for asked in ASKED:
+        for depth in options.depths if asked.size.name in options.sizes else ():
             with tempfile.TemporaryDirectory() as folder:
-                x = compare(size, depth, options, Path(folder))
+                x = compare(asked, depth, options, Path(folder))
             print(
-                f"| {size.name} | {x['parameters'] / 1e6:.1f} M | {depth} | {x['tokens']:.0f} | {x['one by one']:.2f} "
-                f"| {x['batched']:.2f} | {x['ours, pictures too']:.1f} | {x['ratio, pictures too']:.1f} "
+                f"| {asked.size.name} | {x['parameters'] / 1e6:.1f} M | {depth} | {x['tokens']:.0f} "
+                f"| {x['one by one']:.2f} | {x['batched']:.2f} "
+                f"| {x['ours, pictures too']:.1f} | {x['ratio, pictures too']:.1f} "
                 f"| **{x['ours']:.1f}** (max/min time {x['spread']:.2f}) | **{x['ratio']:.1f}** "
                 f"| {x['theirs valid']:.0%} | {x['encoding']:.1f} s |",
                 flush=True,

@@ -37,5 +37,7 @@ class Embeddings(nnx.Module):
         """[..., D] -> float32 [..., V], base tokens first."""
         tables = [self.base_head, self.new_head] if self.base_head is not None else [self.base, self.new]
         weights = [gathered(table, self.dtype) for table in tables if table is not None]
-        parts = [jnp.einsum("...d,vd->...v", hidden, w, preferred_element_type=jnp.float32) for w in weights]
-        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+        rows = hidden.reshape(-1, hidden.shape[-1])  # as `layers.product` does, for the sake of the tables' gradients
+        parts = [jnp.einsum("nd,vd->nv", rows, w, preferred_element_type=jnp.float32) for w in weights]
+        logits = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+        return logits.reshape(*hidden.shape[:-1], -1)

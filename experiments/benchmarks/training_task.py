@@ -1,0 +1,141 @@
+"""What both sides of `training_speed` train on: one experiment, and the same weights and examples for each of them.
+
+A task is a folder: `config.json`, the experiment; `ours/`, batches as the loader makes them; `peer/`, a model folder of
+transformers, batches padded on the right, and `settings.json`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from data_pipelines.images import ImageConfig
+from data_pipelines.loader import BlockPlanner, LoaderConfig, fill_batch
+from data_pipelines.queries import TrainingQueries
+from data_pipelines.tasks import Budget, Example, LossWeights, TaskConfig
+from data_pipelines.vocabulary import VocabularyConfig
+from experiments.benchmarks.peer_inputs import IGNORED, export_weights, labels, padded
+from experiments.benchmarks.sizes import Size, geometry
+from experiments.config import DataConfig, ExperimentConfig, TrainingConfig, save_config
+from experiments.data import ExperimentData, sized_model
+from experiments.parameters import Parameters, init_parameters
+from unimp_jax.model import PARTS, Part
+from unimp_jax.objective import ObjectiveConfig
+from unimp_jax.sharding import MeshConfig, make_mesh
+from unimp_jax.training.optimizer import learning_rate_schedule
+
+SETTINGS: dict[str, tuple[Part, ...]] = {"all": PARTS, "recipe": TrainingConfig().trains}
+"""What trains: everything, or what the paper trains (resampler, gated blocks and embeddings)."""
+
+GATE = 0.5
+"""Where gates begin here: at 0, as they truly do, nothing of a picture would be in the loss that is compared."""
+
+THEIR_MODULES: dict[Part, tuple[str, ...]] = {
+    "vision": ("model.vision_model.",),
+    "resampler": ("model.perceiver_resampler.",),
+    "gated": ("model.gated_cross_attn_layers.",),
+    "decoder": ("model.layers.", "model.norm."),
+    "embeddings": ("model.embed_tokens.", "lm_head."),
+}
+"""How the names of a part's parameters begin in transformers."""
+
+
+def experiment(size: Size, setting: str, rows: int, data: Path, seed: int) -> ExperimentConfig:
+    """The paper's examples: five films with posters and attributes, then a question of one of four tasks."""
+    return ExperimentConfig(
+        model=geometry(size),
+        data=DataConfig("movielens_small", data),
+        vocabulary=VocabularyConfig(trained_size=2048, attributes=("Genres", "Year", "Title")),
+        tasks=TaskConfig(
+            full_items=5,
+            id_items=0,
+            history_targets="reconstruct",
+            rated_history=False,
+            loss_weights=LossWeights(recommendation=1.0),
+        ),
+        budget=Budget(tokens=256, images=15, answers=34),
+        images=ImageConfig(fit="stretch"),
+        loader=LoaderConfig(rows=rows),
+        objective=ObjectiveConfig(gamma=0.0),
+        training=TrainingConfig(trains=SETTINGS[setting]),
+        seed=seed,
+    )
+
+
+def begin_open(config: ExperimentConfig, mesh: Mesh) -> Parameters:
+    """The parameters of step 0, with gates that let something through."""
+
+    def opened(path: tuple[Any, ...], variable: nnx.Variable[Any]) -> nnx.Variable[Any]:
+        return variable.replace(variable[...] + GATE) if str(path[-1]).endswith("_gate") else variable
+
+    parameters = init_parameters(config, mesh)
+    return dataclasses.replace(parameters, trainable=nnx.map_state(opened, parameters.trainable))
+
+
+def prepare_task(config: ExperimentConfig, folder: Path, batches: int, peer_batches: Sequence[int]) -> None:
+    """Writes the task.
+
+    Args:
+      config: as of `experiment`.
+      folder: it is made.
+      batches: so many of ours, with what fills them; the peer's hold the same examples.
+      peer_batches: examples a batch, each a way to cut them.
+    """
+    folder.mkdir()
+    data = ExperimentData.load(config)
+    config = sized_model(config, data.vocabulary)
+    save_config(config, folder / "config.json")
+    queries = TrainingQueries(data.corpus, config.queries, config.seed)
+    rows = BlockPlanner(queries, data.writer, config.loader, config.seed)(0)
+    size = config.loader.rows
+    (folder / "ours").mkdir()
+    examples: list[list[Example]] = []
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for number in range(batches):
+            own = rows[number * size : (number + 1) * size]
+            examples.append([example for row in own for example in row])
+            write_arrays(folder / "ours" / f"{number}.npz", fill_batch(own, config.budget, data.images, pool))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        parameters = begin_open(config, mesh)
+        peer = export_weights(folder / "peer", config.model, parameters.trainable, parameters.frozen)
+    optimizer = config.optimizer
+    schedule = learning_rate_schedule(optimizer, config.loop.steps)
+    settings = {
+        "trains": [start for part in config.training.trains for start in THEIR_MODULES[part]],
+        "decays": list(THEIR_MODULES["gated"]),
+        "rates": [float(schedule(step)) for step in range(100)],
+        "weight_decay": optimizer.weight_decay,
+        "betas": [optimizer.b1, optimizer.b2],
+        "eps": optimizer.eps,
+        "clip": optimizer.clip,
+        "ignored": IGNORED,
+        "examples": [len(some) for some in examples],
+    }
+    (peer / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    save_padded(peer / "first", [examples[0]], data)
+    every = [example for some in examples for example in some]
+    for count in peer_batches:
+        parts = np.array_split(np.arange(len(every)), max(round(len(every) / count), 1))
+        save_padded(peer / str(count), [[every[one] for one in part] for part in parts], data)
+
+
+def save_padded(folder: Path, batches: Sequence[Sequence[Example]], data: ExperimentData) -> None:
+    folder.mkdir()
+    for number, examples in enumerate(batches):
+        arrays = padded(examples, data.images, "right")
+        arrays["labels"] = labels(examples, arrays["input_ids"].shape[1])
+        write_arrays(folder / f"{number}.npz", arrays)
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    np.savez(path, allow_pickle=False, **arrays)
