@@ -26,10 +26,11 @@ from flax import nnx
 from experiments.benchmarks.sizes import Size
 from experiments.benchmarks.training_ours import Ours, read_arrays
 from experiments.benchmarks.training_task import experiment, prepare_task
-from experiments.train import batch_shape
+from experiments.step import batch_shape
 from unimp_jax.batch import Batch
 from unimp_jax.model import PARTS
-from unimp_jax.model.attention import causal_attend, causal_mask
+from unimp_jax.model.attention import attention as text_attention
+from unimp_jax.model.attention import segments
 from unimp_jax.model.flops import (
     Forward,
     decoder_row,
@@ -110,7 +111,8 @@ def parts(ours: Ours, batch: Batch) -> dict[str, tuple[Callable[[], Any], float]
 
     def attention(qkv: tuple[jax.Array, jax.Array, jax.Array], batch: Batch) -> jax.Array:
         query, key, value = qkv
-        return jnp.square(causal_attend(query, key, value, causal_mask(batch.segment_ids))).sum()
+        sees = segments(batch.segment_ids, batch.segment_ids, "xla", causal=True)
+        return jnp.square(text_attention(query, key, value, sees)).sum()
 
     decoder = config.decoder
     key = jax.random.key(0)
