@@ -33,8 +33,30 @@ from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.sharding import MeshConfig, make_mesh
 from unimp_jax.training.optimizer import learning_rate_schedule
 
-SETTINGS: dict[str, tuple[Part, ...]] = {"all": PARTS, "recipe": TrainingConfig().trains}
-"""What trains: everything, or what the paper trains (resampler, gated blocks and embeddings)."""
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What examples are like, and what trains."""
+
+    trains: tuple[Part, ...]
+    tasks: TaskConfig
+    budget: Budget
+
+
+PAPER = TaskConfig(
+    full_items=5, id_items=0, history_targets="reconstruct", rated_history=False,
+    loss_weights=LossWeights(recommendation=1.0),
+)  # fmt: skip
+LONG = dataclasses.replace(PAPER, full_items=2, id_items=100)
+SHORT_ROWS, LONG_ROWS = Budget(tokens=256, images=15, answers=34), Budget(tokens=512, images=16, answers=320)
+SETTINGS: dict[str, Setting] = {
+    "all": Setting(PARTS, PAPER, SHORT_ROWS),
+    "recipe": Setting(TrainingConfig().trains, PAPER, SHORT_ROWS),
+    "histories": Setting(PARTS, LONG, LONG_ROWS),
+}
+"""The paper's examples, of five films with posters and attributes and a question of one of four tasks: everything
+trains, or what the paper trains (resampler, gated blocks and embeddings). And whole histories, as the preset `tiny` has
+them: up to a hundred films by their ids alone, each a target, before two with poster and attributes."""
 
 GATE = 0.5
 """Where gates begin here: at 0, as they truly do, nothing of a picture would be in the loss that is compared."""
@@ -50,25 +72,28 @@ THEIR_MODULES: dict[Part, tuple[str, ...]] = {
 
 
 def experiment(size: Size, setting: str, rows: int, data: Path, seed: int) -> ExperimentConfig:
-    """The paper's examples: five films with posters and attributes, then a question of one of four tasks."""
+    """The experiment of a setting; `rows` are of 256 tokens, or half as many of 512."""
+    one = SETTINGS[setting]
     return ExperimentConfig(
         model=geometry(size),
         data=DataConfig("movielens_small", data),
         vocabulary=VocabularyConfig(trained_size=2048, attributes=("Genres", "Year", "Title")),
-        tasks=TaskConfig(
-            full_items=5,
-            id_items=0,
-            history_targets="reconstruct",
-            rated_history=False,
-            loss_weights=LossWeights(recommendation=1.0),
-        ),
-        budget=Budget(tokens=256, images=15, answers=34),
+        tasks=one.tasks,
+        budget=one.budget,
         images=ImageConfig(fit="stretch"),
-        loader=LoaderConfig(rows=rows),
+        loader=LoaderConfig(rows=rows * SHORT_ROWS.tokens // one.budget.tokens),
         objective=ObjectiveConfig(gamma=0.0),
-        training=TrainingConfig(trains=SETTINGS[setting]),
+        training=TrainingConfig(trains=one.trains),
         seed=seed,
     )
+
+
+def askable(example: Example) -> Example:
+    """Without answers that are not the token that follows, which transformers cannot be asked for: the film that comes
+    after one whose attributes stand in between."""
+    places = np.minimum(example.answer_positions + 1, len(example.tokens) - 1)
+    is_next = example.tokens[places] == example.answer_targets
+    return dataclasses.replace(example, answer_weights=np.where(is_next, example.answer_weights, 0.0))
 
 
 def begin_open(config: ExperimentConfig, mesh: Mesh) -> Parameters:
@@ -95,7 +120,8 @@ def prepare_task(config: ExperimentConfig, folder: Path, batches: int, peer_batc
     config = sized_model(config, data.vocabulary)
     save_config(config, folder / "config.json")
     queries = TrainingQueries(data.corpus, config.queries, config.seed)
-    rows = BlockPlanner(queries, data.writer, config.loader, config.seed)(0)
+    planned = BlockPlanner(queries, data.writer, config.loader, config.seed)(0)
+    rows = [[askable(example) for example in row] for row in planned]
     size = config.loader.rows
     (folder / "ours").mkdir()
     examples: list[list[Example]] = []
