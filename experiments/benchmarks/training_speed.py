@@ -13,6 +13,7 @@ the same examples.
 Every measurement has a process of its own. First each side tries what it may be run with (ours: one host device or one
 a core, YNNPACK's or Eigen's products; the peer: examples a batch), then the best of each take turns. What counts is
 answer tokens a second: tokens that are trained on. Memory is the most that a process had resident while it trained.
+Both sides have the same allocator, told to use huge pages.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ from experiments.benchmarks.training_task import SETTINGS, experiment, prepare_t
 
 EIGEN = "--xla_cpu_experimental_ynn_fusion_type="
 """XLA's flag that leaves products to Eigen, in the place of YNNPACK."""
+
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""glibc asks for memory in pages of 2 MB: what a step works in is allocated anew each time, and to be given it in pages
+of 4 KB takes a good part of a small step."""
 
 Figures = dict[str, float]
 
@@ -74,6 +79,8 @@ class Options:
     """Host devices that ours is tried with."""
     flags: tuple[str, ...] = ("", EIGEN)
     """XLA_FLAGS that ours is tried with."""
+    huge_pages: bool = True
+    """Both sides run with `HUGE_PAGES`."""
     peer_batches: tuple[int, ...] = (8, 16, 32)
     """Examples a batch that the peer is tried with."""
     tolerance: float = 1e-4
@@ -87,10 +94,13 @@ class Way:
 
     arguments: dict[str, Any]
     flags: str = ""
+    huge_pages: bool = True
 
     def run(self, **more: Any) -> Figures:
         """In a process of its own, which sees no accelerator."""
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": self.flags}
+        if self.huge_pages:
+            environment["GLIBC_TUNABLES"] = HUGE_PAGES
         asked = json.dumps(self.arguments | more)
         command = [sys.executable, "-m", "experiments.benchmarks.training_worker", asked]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -120,13 +130,15 @@ def compare(trained: Trained, setting: str, options: Options, folder: Path) -> d
     task = {"task": str(folder / "task"), "seconds": options.seconds}
     ours, our_first = best_of(
         [
-            Way({"side": "ours", "devices": devices}, flags)
+            Way({"side": "ours", "devices": devices}, flags, options.huge_pages)
             for devices in sorted(set(options.devices))
             for flags in options.flags
         ],
         **task,
     )
-    theirs, their_first = best_of([Way({"side": "peer", "examples": count}) for count in options.peer_batches], **task)
+    theirs, their_first = best_of(
+        [Way({"side": "peer", "examples": count}, "", options.huge_pages) for count in options.peer_batches], **task
+    )
     if abs(our_first["loss"] - their_first["loss"]) > options.tolerance:
         raise RuntimeError(f"the losses differ: {our_first['loss']} and {their_first['loss']}")
     turns = [(ours.run(**task), theirs.run(**task)) for _ in range(options.repeats)]
