@@ -59,6 +59,20 @@ def splits(name: str) -> int:
     return 1 if mesh.empty else math.prod(mesh.shape.get(axis, 1) for axis in mesh_axes(name))
 
 
+def gathered(parameter: nnx.Param, dtype: str) -> jax.Array:
+    """A parameter as a product takes it: converted, then gathered over the devices that keep parts of it.
+
+    Left to itself, XLA for TPUs would rather send the parts around while it multiplies by them, one after another,
+    and write and read the whole product each time.
+    """
+    value = parameter[...].astype(dtype)
+    names = parameter.get_metadata("axis_names")[-value.ndim :]  # of one layer, where it is stacked
+    if all(splits(name) == 1 for name in names if name in GATHERED):
+        return value
+    kept = constrain(value, *names)  # so that of a gradient, too, each device is sent its own part alone
+    return constrain(kept, *[None if name in GATHERED else name for name in names])
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Says how an activation lies on the mesh of the context (`jax.set_mesh`); without a mesh it does nothing.
 
@@ -70,18 +84,6 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, fitting_spec(x.shape, names))
-
-
-def gathered(parameter: nnx.Param, dtype: str) -> jax.Array:
-    """A parameter as a product takes it: converted, then gathered over the devices that keep parts of it.
-
-    Left to itself, XLA for TPUs would rather send the parts around while it multiplies by them, one after another,
-    and write and read the whole product each time.
-    """
-    value = parameter[...].astype(dtype)
-    names = parameter.get_metadata("axis_names")[-value.ndim :]  # of one layer, where it is stacked
-    kept = constrain(value, *names)  # so that of a gradient, too, each device is sent its own part alone
-    return constrain(kept, *[None if name in GATHERED else name for name in names])
 
 
 def fitting_spec(shape: tuple[int, ...], names: Sequence[str | None]) -> PartitionSpec:
