@@ -50,7 +50,7 @@ def make_plan(config: ExperimentConfig, slices: Slices) -> Plan:
       DoesNotFit: it needs more memory than there is.
     """
     config = on_slices(config, slices)
-    check_torus(config, slices)
+    check_slices(config, slices)
     mesh = make_mesh(config.mesh, devices(slices))
     check_rows(config.loader.rows, mesh, config.training.accumulate)
     check_tokens(config.budget.tokens, mesh)
@@ -99,7 +99,7 @@ def on_slices(config: ExperimentConfig, slices: Slices) -> ExperimentConfig:
     return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slice=slices.count))
 
 
-def check_torus(config: ExperimentConfig, slices: Slices) -> None:
+def check_slices(config: ExperimentConfig, slices: Slices) -> None:
     """
     Raises:
       ValueError: the slice axis, which is for networks, would split one slice.

@@ -46,7 +46,7 @@ def collectives(program: Program, mesh: Mesh) -> list[Collective]:
                 found[f"{name}/{instruction.name}"] = Collective(kind, ("slice",), sent, times)
             if kind not in KINDS or instruction.opcode == "send":
                 continue
-            group = _group(kind, instruction.attributes, mesh.size)
+            group = group_of(kind, instruction.attributes, mesh.size)
             size, scattered = len(group), "reduce-scatter" in computation.name or "reduce_scatter" in computation.name
             if size < 2:
                 continue
@@ -56,7 +56,7 @@ def collectives(program: Program, mesh: Mesh) -> list[Collective]:
             number = instruction.attribute("channel_id")
             channel = f"{name}/{instruction.name}" if number is None else f"{kind} {number}"
             if channel not in found or found[channel].bytes < bytes_sent:
-                found[channel] = Collective(kind, _axes(group, mesh), bytes_sent, times)
+                found[channel] = Collective(kind, axes_of(group, mesh), bytes_sent, times)
     return list(found.values())
 
 
@@ -84,7 +84,7 @@ def _sent(kind: str, moved: float, size: int) -> float:
     return moved * (size - 1) / size * (2 if kind == "all-reduce" else 1)
 
 
-def _group(kind: str, attributes: str, devices: int) -> np.ndarray:
+def group_of(kind: str, attributes: str, devices: int) -> np.ndarray:
     """Numbers of devices that exchange with one another: those of the first group."""
     if kind == "collective-permute":
         pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)
@@ -121,7 +121,7 @@ def _iota(text: str, sizes: list[int]) -> np.ndarray:
     return numbers.reshape(sizes)
 
 
-def _axes(group: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
+def axes_of(group: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
     """Mesh axes along which the devices of a group differ; devices are numbered in the mesh's order."""
     places = np.unravel_index(group, mesh.devices.shape)
     return tuple(name for name, place in zip(mesh.axis_names, places, strict=True) if len(set(place.tolist())) > 1)

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from unimp_jax.planning.chips import Slices
 from unimp_jax.planning.program import arrays, read_program
-from unimp_jax.planning.traffic import _axes, _group, by_axes, collectives, kept_bytes, memory_bytes
+from unimp_jax.planning.traffic import axes_of, by_axes, collectives, group_of, kept_bytes, memory_bytes
 from unimp_jax.sharding import MeshConfig, make_mesh
 
 
@@ -96,14 +96,14 @@ def test_outputs_as_xla_writes_them():
     ],
 )
 def test_groups_in_all_of_xlas_notations(attributes, axes):
-    assert _axes(_group("all-reduce", attributes, 8), make_mesh(MeshConfig(data=2, fsdp=4))) == axes
+    assert axes_of(group_of("all-reduce", attributes, 8), make_mesh(MeshConfig(data=2, fsdp=4))) == axes
 
 
 def test_permutations_lie_along_an_axis():
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
     pairs = "source_target_pairs={{0,1},{1,2},{2,3},{3,0},{4,5},{5,6},{6,7},{7,4}}, x"
-    np.testing.assert_array_equal(_group("collective-permute", pairs, 8), [0, 1, 2, 3])
-    assert _axes(_group("collective-permute", pairs, 8), mesh) == ("fsdp",)
+    np.testing.assert_array_equal(group_of("collective-permute", pairs, 8), [0, 1, 2, 3])
+    assert axes_of(group_of("collective-permute", pairs, 8), mesh) == ("fsdp",)
 
 
 def test_slices_by_name():
