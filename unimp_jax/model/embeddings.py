@@ -8,7 +8,7 @@ from flax import nnx
 
 from unimp_jax.model.axes import gathered
 from unimp_jax.model.decoder import DecoderConfig
-from unimp_jax.model.layers import DTypes, normal
+from unimp_jax.model.layers import DTypes, normal, of_matrices
 
 
 class Embeddings(nnx.Module):
@@ -37,7 +37,7 @@ class Embeddings(nnx.Module):
         """[..., D] -> float32 [..., V], base tokens first."""
         tables = [self.base_head, self.new_head] if self.base_head is not None else [self.base, self.new]
         weights = [gathered(table, self.dtype) for table in tables if table is not None]
-        rows = hidden.reshape(-1, hidden.shape[-1])  # as `layers.product` does, for the sake of the tables' gradients
-        parts = [jnp.einsum("nd,vd->nv", rows, w, preferred_element_type=jnp.float32) for w in weights]
+        rows = hidden.reshape(-1, hidden.shape[-1]) if of_matrices() else hidden
+        parts = [jnp.einsum("...d,vd->...v", rows, w, preferred_element_type=jnp.float32) for w in weights]
         logits = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
         return logits.reshape(*hidden.shape[:-1], -1)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unimp_jax.model.axes import FREE, constrain, gathered, splits
+from unimp_jax.model.kernels import platform
 
 Sizes = dict[str, int]
 """Logical axis name -> size, in the order of the array's axes."""
@@ -62,17 +63,22 @@ class Linear(nnx.Module):
 
 
 def product(x: jax.Array, kernel: jax.Array, contracted: int) -> jax.Array:
-    """`jnp.tensordot(x, kernel, contracted)`, as a product of two matrices.
-
-    The gradient of the kernel is then one as well. Over several axes at once XLA would first write its operands
-    transposed, which on CPUs takes longer than the product. Where the tokens of a row lie on several devices, rows and
-    tokens cannot become one axis.
-    """
-    if splits("sequence") > 1:
+    """`jnp.tensordot(x, kernel, contracted)`, on CPUs as a product of two matrices."""
+    if not of_matrices():
         return jnp.tensordot(x, kernel, contracted)
     rows, inside, outputs = x.shape[: x.ndim - contracted], kernel.shape[:contracted], kernel.shape[contracted:]
     y = x.reshape(-1, math.prod(inside)) @ kernel.reshape(math.prod(inside), -1)
     return y.reshape(*rows, *outputs)
+
+
+def of_matrices() -> bool:
+    """Whether products are better taken of two matrices, as their gradients are then, too.
+
+    On CPUs, XLA would first write operands of a product over several axes transposed, which takes longer than the
+    product; on TPUs, by its own estimates, it is the reshaped ones that cost. Where the tokens of a row lie on several
+    devices, rows and tokens cannot become one axis.
+    """
+    return platform() == "cpu" and splits("sequence") == 1
 
 
 class Norm(nnx.Module):
