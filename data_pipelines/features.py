@@ -37,6 +37,17 @@ class FeatureStore:
         return np.asarray(self._features[self._row[item]])
 
 
+def check_room(folder: Path, count: int, shape: tuple[int, ...], dtype: str) -> None:
+    """
+    Raises:
+      DataError: the disk has no room for the features of so many pictures.
+    """
+    needed = count * int(np.prod(shape)) * np.dtype(dtype).itemsize
+    room = shutil.disk_usage(folder.parent).free
+    if needed > room:
+        raise DataError(f"{folder}: the features of {count} pictures need {needed:,} bytes, {room:,} are free")
+
+
 def write_features(
     folder: Path,
     items: np.ndarray,
@@ -50,17 +61,10 @@ def write_features(
       items: int [S], those that have a picture.
       shape, dtype: of the features of one.
       make: items -> their features, [some of them, *shape], in their order.
-
-    Raises:
-      DataError: there is no room for them.
     """
-    needed = len(items) * int(np.prod(shape)) * np.dtype(dtype).itemsize
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    room = shutil.disk_usage(partial).free
-    if needed > room:
-        raise DataError(f"{folder}: the features of {len(items)} pictures need {needed:,} bytes, {room:,} are free")
     with (partial / "features.bin").open("wb") as file:
         for features in make(items):
             file.write(np.ascontiguousarray(features, np.dtype(dtype)).tobytes())

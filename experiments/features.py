@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from data_pipelines.features import FeatureStore, write_features
+from data_pipelines.features import FeatureStore, check_room, write_features
 from experiments.data import ExperimentData
 from experiments.parameters import Parameters
 from unimp_jax.model.axes import mesh_axes
@@ -32,6 +32,7 @@ def tower_features(data: ExperimentData, parameters: Parameters, mesh: Mesh, fol
         vision = data.config.model.vision
         shape, dtype = (vision.tokens_out, vision.width), data.config.model.compute_dtype
         items = np.flatnonzero(data.writer.has_image)
+        check_room(folder, len(items), shape, dtype)  # by all processes, so that none waits for one that gave up
 
         def make(items: np.ndarray) -> Iterator[np.ndarray]:
             return encoded(data, parameters, mesh, items)

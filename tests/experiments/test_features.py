@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from data_pipelines.errors import DataError
-from data_pipelines.features import FeatureStore
+from data_pipelines.features import FeatureStore, check_room
 from experiments.config import TrainingConfig
 from experiments.train import train_run
 from tests.experiments.tiny_run import experiment, prepare_source
@@ -48,6 +48,12 @@ def test_features_are_made_once_and_damage_is_named(data, tmp_path):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DataError, match="damaged features"):
         FeatureStore(run / "features")
+
+
+def test_features_that_the_disk_has_no_room_for_are_refused(tmp_path):
+    check_room(tmp_path / "features", 1000, (257, 1024), "bfloat16")
+    with pytest.raises(DataError, match=r"need .* bytes, .* are free"):
+        check_room(tmp_path / "features", 10**12, (257, 1024), "bfloat16")
 
 
 def test_a_tower_that_trains_has_no_features_to_keep(data):

@@ -44,12 +44,12 @@ def test_a_plan_is_of_the_arrays_that_training_makes():
     assert any("fsdp" in str(moment.sharding.spec) for moment in moments)
 
 
-def test_counted_parameters_are_about_those_there_are():
+def test_counted_parameters_are_those_there_are():
     for name in ("openflamingo-3b", "openflamingo-4b", "openflamingo-9b", "idefics-9b"):
         preset = dataclasses.replace(PRESETS[name], mesh=MeshConfig())
         parameters = abstract_parameters(preset, make_mesh(MeshConfig(), jax.devices()[:1]))
         sizes = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (parameters.trainable, parameters.frozen))
-        assert parameter_counts(preset) == pytest.approx(tuple(sizes), rel=0.03)
+        assert parameter_counts(preset) == tuple(sizes)
 
 
 def test_what_is_computed_again_follows_the_policy():
