@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.features import FeatureStore
 from experiments.benchmarks.process_memory import forget_peak, peak_bytes
-from experiments.benchmarks.training_task import begin_open
+from experiments.benchmarks.training_task import FEATURES, begin_open
 from experiments.config import load_config
 from experiments.data import ExperimentData
 from experiments.step import batch_shape, compile_step, init_state, optimizer_of, to_device
@@ -63,13 +64,14 @@ def measure(task: Path, *, seconds: float) -> dict[str, float]:
         passes.append(time.perf_counter() - start)
     rate = len(passes) / sum(passes)
     config = ours.config
+    trains, tower = frozenset(config.training.trains), not config.training.cache_features
     return {
         "answers": rate * sum(int((one["answer_weights"] > 0).sum()) for one in arrays),
         "examples": rate * sum(int(one["segment_ids"].max(axis=1).sum()) for one in arrays),
         "fill": float(np.mean([(one["segment_ids"] > 0).mean() for one in arrays])),
         "step": 1 / rate / len(batches),
         "loss": first,
-        "flops": training_step_flops(config.model, batch_shape(config), frozenset(config.training.trains)),
+        "flops": training_step_flops(config.model, batch_shape(config), trains, tower=tower),
         "parameters": float(sum(x.size for x in jax.tree.leaves((ours.state.trainable, ours.frozen)))),
         "peak": peak_bytes(),
         "whole_peak": max(before, peak_bytes()),
@@ -80,7 +82,8 @@ def measure(task: Path, *, seconds: float) -> dict[str, float]:
 def measure_fed(task: Path, *, seconds: float) -> dict[str, float]:
     """The same with the loader at work beside it: answers a second, and the share of the time that the loop waits."""
     ours = Ours(task)
-    batches = ExperimentData.load(ours.config).training()
+    kept = FeatureStore(task / FEATURES) if ours.config.training.cache_features else None
+    batches = ExperimentData.load(ours.config).training(features=kept)
     ours.step(ours.place(next(batches).arrays))
     answers, waited, steps = 0, 0.0, 0
     figures = ours.step(ours.place(next(batches).arrays))

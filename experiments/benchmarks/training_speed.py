@@ -70,7 +70,7 @@ class Options:
     """Where MovieLens small is, or will be, prepared."""
     sizes: tuple[str, ...] = tuple(trained.size.name for trained in TRAINED)
     settings: tuple[str, ...] = tuple(SETTINGS)
-    """What trains: all, or what the paper's recipe trains."""
+    """What examples are like, and what trains: see `training_task.SETTINGS`."""
     repeats: int = 3
     """Processes a side, in turns; their median is taken."""
     seconds: float = 5.0
@@ -126,7 +126,7 @@ def matmul_peak(options: Options) -> float:
 def compare(trained: Trained, setting: str, options: Options, folder: Path) -> dict[str, Any]:
     """Medians, spreads and ratios of one size."""
     config = experiment(trained.size, setting, trained.rows, options.data, options.seed)
-    prepare_task(config, folder / "task", trained.batches, options.peer_batches)
+    made_in = prepare_task(config, folder / "task", trained.batches, options.peer_batches)
     task = {"task": str(folder / "task"), "seconds": options.seconds}
     ours, our_first = best_of(
         [
@@ -154,6 +154,7 @@ def compare(trained: Trained, setting: str, options: Options, folder: Path) -> d
         "ratio": medians[0]["answers"] / medians[1]["answers"],
         "spreads": [max(side) / min(side) for side in rates],
         "fed": fed,
+        "made_in": made_in,
         "way": f"{ours.arguments['devices']} dev., {'Eigen' if ours.flags == EIGEN else ours.flags or 'YNNPACK'}",
         "their_way": f"{theirs.arguments['examples']} a batch",
     }
@@ -170,9 +171,10 @@ def main(options: Options) -> None:
     )
     print(
         "| model | parameters | trains | peer: examples/s | answers/s (max/min) | GB | ours: examples/s "
-        "| **answers/s** (max/min) | GB | **ratio** | of the peak | loader: waiting | ours run with | peer run with |"
+        "| **answers/s** (max/min) | GB | **ratio** | of the peak | loader: waiting | features (s) | ours run with "
+        "| peer run with |"
     )
-    print("|---" * 14 + "|", flush=True)
+    print("|---" * 15 + "|", flush=True)
     for trained in TRAINED:
         for setting in options.settings if trained.size.name in options.sizes else ():
             with tempfile.TemporaryDirectory() as folder:
@@ -183,7 +185,7 @@ def main(options: Options) -> None:
                 f"| {theirs['examples']:.1f} | {theirs['answers']:.0f} ({spreads[1]:.2f}) | {theirs['peak'] / 1e9:.2f} "
                 f"| {ours['examples']:.1f} | **{ours['answers']:.0f}** ({spreads[0]:.2f}) | {ours['peak'] / 1e9:.2f} "
                 f"| **{x['ratio']:.2f}** | {ours['flops'] / ours['step'] / peak:.0%} | {x['fed']['waiting']:.1%} "
-                f"| {x['way']} | {x['their_way']} |",
+                f"| {x['made_in']:.0f} | {x['way']} | {x['their_way']} |",
                 flush=True,
             )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from experiments.benchmarks.peer_inputs import IGNORED, export_weights, labels, 
 from experiments.benchmarks.sizes import Size, geometry
 from experiments.config import DataConfig, ExperimentConfig, TrainingConfig, save_config
 from experiments.data import ExperimentData, sized_model
+from experiments.features import tower_features
 from experiments.parameters import Parameters, init_parameters
 from unimp_jax.model import PARTS, Part
 from unimp_jax.objective import ObjectiveConfig
@@ -41,6 +43,10 @@ class Setting:
     trains: tuple[Part, ...]
     tasks: TaskConfig
     budget: Budget
+    clip_patches: bool = False
+    """Pictures are as large as CLIP's."""
+    cache_features: bool = False
+    """Ours reads what the frozen tower makes of a picture from a file, written once for the catalogue."""
 
 
 PAPER = TaskConfig(
@@ -49,14 +55,21 @@ PAPER = TaskConfig(
 )  # fmt: skip
 LONG = dataclasses.replace(PAPER, full_items=2, id_items=100)
 SHORT_ROWS, LONG_ROWS = Budget(tokens=256, images=15, answers=34), Budget(tokens=512, images=16, answers=320)
+RECIPE = TrainingConfig().trains
 SETTINGS: dict[str, Setting] = {
     "all": Setting(PARTS, PAPER, SHORT_ROWS),
-    "recipe": Setting(TrainingConfig().trains, PAPER, SHORT_ROWS),
+    "recipe": Setting(RECIPE, PAPER, SHORT_ROWS),
+    "clip": Setting(RECIPE, PAPER, SHORT_ROWS, clip_patches=True),
+    "clip, cached": Setting(RECIPE, PAPER, SHORT_ROWS, clip_patches=True, cache_features=True),
     "histories": Setting(PARTS, LONG, LONG_ROWS),
 }
 """The paper's examples, of five films with posters and attributes and a question of one of four tasks: everything
-trains, or what the paper trains (resampler, gated blocks and embeddings). And whole histories, as the preset `tiny` has
+trains, or what the paper trains (resampler, gated blocks and embeddings); the latter also with pictures of CLIP's size,
+which its frozen tower reads at each step, or, for ours, once and for all. And whole histories, as the preset `tiny` has
 them: up to a hundred films by their ids alone, each a target, before two with poster and attributes."""
+
+FEATURES = "features"
+"""The folder of a task that has what the tower made of the catalogue, where it is kept."""
 
 GATE = 0.5
 """Where gates begin here: at 0, as they truly do, nothing of a picture would be in the loss that is compared."""
@@ -75,7 +88,7 @@ def experiment(size: Size, setting: str, rows: int, data: Path, seed: int) -> Ex
     """The experiment of a setting; `rows` are of 256 tokens, or half as many of 512."""
     one = SETTINGS[setting]
     return ExperimentConfig(
-        model=geometry(size),
+        model=geometry(size, clip_patches=one.clip_patches),
         data=DataConfig("movielens_small", data),
         vocabulary=VocabularyConfig(trained_size=2048, attributes=("Genres", "Year", "Title")),
         tasks=one.tasks,
@@ -83,7 +96,7 @@ def experiment(size: Size, setting: str, rows: int, data: Path, seed: int) -> Ex
         images=ImageConfig(fit="stretch"),
         loader=LoaderConfig(rows=rows * SHORT_ROWS.tokens // one.budget.tokens),
         objective=ObjectiveConfig(gamma=0.0),
-        training=TrainingConfig(trains=one.trains),
+        training=TrainingConfig(trains=one.trains, cache_features=one.cache_features),
         seed=seed,
     )
 
@@ -106,7 +119,7 @@ def begin_open(config: ExperimentConfig, mesh: Mesh) -> Parameters:
     return dataclasses.replace(parameters, trainable=nnx.map_state(opened, parameters.trainable))
 
 
-def prepare_task(config: ExperimentConfig, folder: Path, batches: int, peer_batches: Sequence[int]) -> None:
+def prepare_task(config: ExperimentConfig, folder: Path, batches: int, peer_batches: Sequence[int]) -> float:
     """Writes the task.
 
     Args:
@@ -114,6 +127,9 @@ def prepare_task(config: ExperimentConfig, folder: Path, batches: int, peer_batc
       folder: it is made.
       batches: so many of ours, with what fills them; the peer's hold the same examples.
       peer_batches: examples a batch, each a way to cut them.
+
+    Returns:
+      Seconds that the catalogue's features took, where they are kept.
     """
     folder.mkdir()
     data = ExperimentData.load(config)
@@ -123,17 +139,21 @@ def prepare_task(config: ExperimentConfig, folder: Path, batches: int, peer_batc
     planned = BlockPlanner(queries, data.writer, config.loader, config.seed)(0)
     rows = [[askable(example) for example in row] for row in planned]
     size = config.loader.rows
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        parameters = begin_open(config, mesh)
+        peer = export_weights(folder / "peer", config.model, parameters.trainable, parameters.frozen)
+        start = time.perf_counter()
+        cached = config.training.cache_features
+        pictures = tower_features(data, parameters, mesh, folder / FEATURES) if cached else data.images
+        made_in = time.perf_counter() - start
     (folder / "ours").mkdir()
     examples: list[list[Example]] = []
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for number in range(batches):
             own = rows[number * size : (number + 1) * size]
             examples.append([example for row in own for example in row])
-            write_arrays(folder / "ours" / f"{number}.npz", fill_batch(own, config.budget, data.images, pool))
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        parameters = begin_open(config, mesh)
-        peer = export_weights(folder / "peer", config.model, parameters.trainable, parameters.frozen)
+            write_arrays(folder / "ours" / f"{number}.npz", fill_batch(own, config.budget, pictures, pool))
     optimizer = config.optimizer
     schedule = learning_rate_schedule(optimizer, config.loop.steps)
     settings = {
@@ -153,6 +173,7 @@ def prepare_task(config: ExperimentConfig, folder: Path, batches: int, peer_batc
     for count in peer_batches:
         parts = np.array_split(np.arange(len(every)), max(round(len(every) / count), 1))
         save_padded(peer / str(count), [[every[one] for one in part] for part in parts], data)
+    return made_in
 
 
 def save_padded(folder: Path, batches: Sequence[Sequence[Example]], data: ExperimentData) -> None:
