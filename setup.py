@@ -34,6 +34,7 @@ setup(
         "numpy>=2,<3",
         "scipy>=1.14",
         "pyarrow>=18",
+        "polars>=1.30",
         "pillow>=11",
         "safetensors>=0.8",
         "huggingface_hub>=1",
