@@ -136,7 +136,7 @@ class Tabled:
 
     def histories(self) -> Iterator[pl.DataFrame]:
         """The users, in parts: a row a user, with `user_id`, and a list a field of `Interaction`."""
-        numbers, names = codes(self.frame["user"])
+        numbers, _ = codes(self.frame["user"])
         keys = pl.DataFrame({"user": numbers, "time": _times(self.frame)}).with_row_index("row")
         rows = keys.sort("user", "time", maintain_order=True)["row"]
         ends = np.cumsum(np.bincount(numbers))[USERS_A_PART - 1 :: USERS_A_PART].tolist()

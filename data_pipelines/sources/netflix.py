@@ -5,11 +5,11 @@
     FOLDER/Netflix_Posters/ or .zip            ID.jpg, by the id of that line
 
 An item is the number of its line in `item_attribute.csv`, from 0 on, which is its id here too. A title may hold commas,
-quoted or not; a year may be missing. Which items are held out is the publisher's: validation and test of a person are
-those of `val.json` and `test.json`. Of several of one file the first is asked for, and the others are left out: they are
-right answers too, so that they may neither be learnt nor stand in the history of what is asked; what an item is in one
-file it is in no other of the same person (test stands before validation, and that before training). There are no times:
-a history is as the file has it. The publisher's pickled matrices say the same again, and are not read.
+quoted or not; a year may be missing. What is held out is what the publisher holds out, in `val.json` and
+`test.json`. Where that is several items of a person, the first of each file is asked for and the others are left out:
+they are right answers too, that must neither be learnt nor stand in the history that is shown. An item that a person has
+in several files counts as test before validation, and as either before training. There are no times: a history is as
+the file has it. The publisher's pickled matrices say the same again, and are not read.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ import csv
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import tensorflow_datasets as tfds
 
-from data_pipelines.errors import DataError
 from data_pipelines.schema import NO_TIME, Item
 from data_pipelines.sources.builder import RecordBuilder
-from data_pipelines.sources.checks import Faults, read_lines
+from data_pipelines.sources.checks import Faults, read_lines, read_object
 from data_pipelines.sources.interactions import Counts, Tabled
 from data_pipelines.sources.pictures import StoredPictures
 from data_pipelines.sources.reviews import clean, source_file
@@ -53,28 +51,18 @@ def read_films(path: Path, faults: Faults) -> list[Film | None]:
 
 
 def read_histories(path: Path, films: list[Film | None], faults: Faults) -> dict[str, list[int]]:
-    """User -> items.
-
-    Raises:
-      DataError: the file is missing or no JSON object.
-    """
-    try:
-        table: Any = json.loads("\n".join(line for _, line in read_lines(path)))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} is not JSON ({error})") from error
-    if not isinstance(table, dict):
-        raise DataError(f"{path} is a {type(table).__name__} where an object should be: user to list of items")
+    """User -> items, of a person's the known ones."""
     histories = {}
-    for user, items in table.items():
+    for user, items in read_object(path, "user to list of items").items():
+        place = f"{path.name}: user {user[:40]}"
         if not isinstance(items, list) or not all(type(item) is int for item in items):
-            faults.bad_record(f"{path.name}: user {user[:40]}: {json.dumps(items)[:40]} is no list of item numbers")
+            faults.bad_record(f"{place}: {json.dumps(items)[:40]} is no list of item numbers")
             continue
-        known = [item for item in items if 0 <= item < len(films) and films[item] is not None]
-        for item in dict.fromkeys(item for item in items if item not in known):
-            faults.bad_record(f"{path.name}: user {user[:40]}: item {item} is not in item_attribute.csv")
-        histories[user] = known
+        known = {item for item in items if 0 <= item < len(films) and films[item] is not None}
+        for item in dict.fromkeys(items):
+            if item not in known:
+                faults.bad_record(f"{place}: item {item} is not in item_attribute.csv")
+        histories[user] = [item for item in items if item in known]
     return histories
 
 

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from data_pipelines.errors import DataError
 from data_pipelines.schema import NO_TIME, Item
 from data_pipelines.sources.builder import RecordBuilder
-from data_pipelines.sources.checks import Faults, read_lines
+from data_pipelines.sources.checks import Faults, read_lines, read_object
 from data_pipelines.sources.interactions import Counts, Tabled, core
 from data_pipelines.sources.reviews import source_file
 
@@ -44,21 +44,9 @@ def read_sequences(path: Path, faults: Faults) -> pl.DataFrame:
 
 
 def read_attributes(path: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
-    """Item -> its attributes, as words.
-
-    Raises:
-      DataError: the file is missing or no JSON object.
-    """
-    try:
-        table = json.loads("\n".join(line for _, line in read_lines(path)))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} is not JSON ({error})") from error
-    if not isinstance(table, dict):
-        raise DataError(f"{path} is a {type(table).__name__} where an object should be: item to list of attributes")
+    """Item -> its attributes, as words."""
     words = {}
-    for item, numbers in table.items():
+    for item, numbers in read_object(path, "item to list of attributes").items():
         if isinstance(numbers, list) and all(type(number) is int and number >= 0 for number in numbers):
             words[item] = tuple(f"a{number}" for number in dict.fromkeys(numbers))
         else:
