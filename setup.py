@@ -61,6 +61,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
+            "networkx>=3",
             "scipy>=1.14",
             "ruff>=0.12",
             "mypy>=1.15",

@@ -134,8 +134,8 @@ def held_out_queries(corpus: Corpus, split: Literal["validation", "test"], task:
     """One question for each user with a held-out interaction, the same at every call.
 
     Only what the split holds out is asked about. Selection has two right items for every second user of the test split
-    whose last item but one was not to train on, but the validation item or only to show: that and the test item, asked of
-    the history before both.
+    whose last item but one was not to train on (the validation item, or one that is only shown): that and the test
+    item, asked of the history before both.
     """
     kind = TASKS.index(task)
     users, positions = corpus.held_out({"validation": VALIDATION, "test": TEST}[split])
