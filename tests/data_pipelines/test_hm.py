@@ -278,7 +278,7 @@ def test_prepared_under_a_name_of_its_own(folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     prepared = prepare("hm", data, folder, selection=Selection(item="product"), name="hm-products")
     assert (prepared.users, prepared.items, prepared.interactions, prepared.images) == (2, 2, 4, 1)
-    assert prepared.read == Counts(2, 3 - 1, 6)
+    assert prepared.read == Counts(2, 2, 6)
     assert "the files held 2 users, 2 items and 6 interactions" in str(prepared)
     prepare("hm", data, folder)
     assert [len(read_items(name, data)) for name in ("hm-products", "hm")] == [2, 3]
