@@ -135,16 +135,6 @@ def record_folder(source: str, folder: Path, kind: str) -> Path:
     return versions[-1]
 
 
-def read_lengths(source: str, folder: Path) -> Iterator[tuple[int, int]]:
-    """(interactions, rated ones) of each user, without more of them being decoded."""
-
-    def lengths(record: dict[str, Any]) -> tuple[int, int]:
-        ratings = np.asarray(record["interactions"]["rating"])
-        return len(ratings), int(np.count_nonzero(~np.isnan(ratings)))
-
-    return iter(Records(record_folder(source, folder, "users"), lengths))
-
-
 def read_items(source: str, folder: Path) -> Records[Item]:
     return Records(record_folder(source, folder, "items"), decode_item)
 

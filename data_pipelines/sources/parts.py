@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,30 @@ def parts_of(source: Source, kind: str) -> Iterator[pl.DataFrame]:
     else:
         for users in _batched(source.users(), USERS_A_PART):
             yield pl.DataFrame([columns_of(user) for user in users], USER_COLUMNS)
+
+
+@dataclasses.dataclass
+class Tally:
+    """What went by in parts.
+
+    Attributes:
+      lengths: interactions of each user.
+    """
+
+    items: int = 0
+    images: int = 0
+    rated: int = 0
+    lengths: list[int] = dataclasses.field(default_factory=list)
+
+    def count(self, part: pl.DataFrame) -> pl.DataFrame:
+        """The part itself."""
+        if "user_id" in part.columns:
+            self.lengths += part["item_id"].list.len().to_list()
+            self.rated += int(part["rating"].explode().is_not_nan().sum())
+        else:
+            self.items += len(part)
+            self.images += int((part["image"].bin.size() > 0).sum())
+        return part
 
 
 def _batched(records: Iterator[Any], size: int) -> Iterator[list[Any]]:
