@@ -51,7 +51,7 @@ def read_csv(path: Path, columns: Sequence[str], faults: Faults, *, long_text: b
         )
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is damaged ({' '.join(str(error).split())})") from error
-    frame = pl.DataFrame(pl.from_arrow(table))
+    frame = pl.DataFrame(pl.from_arrow(table.unify_dictionaries()))
     heights = np.ones(len(frame) + len(ragged), np.int64)
     whole = np.ones(len(heights), bool)
     for number, (more, _) in ragged.items():

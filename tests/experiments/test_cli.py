@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from data_pipelines.sources import SOURCES
 from experiments import cli
 from experiments.commands import COMMANDS, PRESETS
 
@@ -32,6 +33,12 @@ def test_every_field_of_every_preset_is_an_option(monkeypatch, capsys, preset):
         assert option in text
 
 
+def test_prepare_names_all_sources(monkeypatch, capsys):
+    _, text = run(monkeypatch, capsys, "prepare", "--help")
+    words = "".join(character if character.isalnum() or character == "_" else " " for character in text).split()
+    assert set(SOURCES) <= set(words)
+
+
 def test_a_wrong_name_is_refused_with_the_nearest_right_one(monkeypatch, capsys):
     code, text = run(monkeypatch, capsys, "train", "tiny", "--optimiser.learning-rat", "1")
     assert code == 2
@@ -49,6 +56,8 @@ def test_a_wrong_value_is_refused_with_the_right_ones(monkeypatch, capsys):
     [
         (["prepare", "movielens_smal"], "did you mean 'movielens_small'"),
         (["prepare", "movielens_1m", "--source-dir", "nowhere"], "nowhere is not a folder"),
+        (["prepare", "hm", "--fetch-images", "True"], "hm does not know --fetch-images"),
+        (["prepare", "hm"], "articles.csv, the articles, is needed in the folder that --source-dir names"),
         (["train", "tiny", "--data.folder", "nowhere"], "run `unimp prepare movielens_small"),
         (["evaluate", "nowhere"], "is nowhere the folder of a run?"),
         (["report", "nowhere"], "is nowhere the folder of a run?"),
