@@ -82,9 +82,8 @@ class ExperimentConfig:
 
 
 FREE = (
-    "data.folder", "mesh", "model.attention", "loader.threads", "loader.prefetch", "images.cache_megabytes",
-    "loop.profile_steps", "training.cache_features",
-    "checkpoint.keep_latest",
+    "data.folder", "mesh", "model.attention", "model.unroll", "loader.threads", "loader.prefetch",
+    "images.cache_megabytes", "loop.profile_steps", "training.cache_features", "checkpoint.keep_latest",
 )  # fmt: skip
 """What may change between a run's start and its continuation, because no result depends on it (but for rounding)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -22,6 +23,14 @@ POLICIES: dict[str, Callable[..., Any]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """How a stack is run: what its backward pass keeps of a layer, and how many layers are written out a turn."""
+
+    remat: Remat = "none"
+    unroll: int = 1
+
+
 def stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
     """`count` modules as one, each parameter with a leading axis "layers"."""
 
@@ -34,10 +43,10 @@ def stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
 
 
 def scan(
-    body: Callable[..., Any], carry: Any, modules: Any, *slices: Any, remat: Remat,
+    body: Callable[..., Any], carry: Any, modules: Any, *slices: Any, loop: Loop = Loop(),
     last: Callable[..., Any] | None = None,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """(carry, outs[i]) = body(carry, modules[i], *slices[i]) for each i, the body traced once: (carry, outs).
+    """(carry, outs[i]) = body(carry, modules[i], *slices[i]) for each i, the body traced once a turn: (carry, outs).
 
     `last`, where given, does the last step in the place of `body`, and may give a carry of another shape.
 
@@ -48,12 +57,14 @@ def scan(
     def step(carry: Any, xs: tuple[Any, ...]) -> tuple[Any, Any]:
         return body(carry, nnx.merge(graph, xs[0]), *xs[1:])
 
-    if remat != "none":
-        step = jax.checkpoint(step, policy=POLICIES[remat], prevent_cse=False)
-    if last is None:
-        return jax.lax.scan(step, carry, (state, *slices))
+    if loop.remat != "none":
+        # Between turns nothing can be found to be the same; within one, what is computed again would be.
+        step = jax.checkpoint(step, policy=POLICIES[loop.remat], prevent_cse=loop.unroll > 1)
     xs = (state, *slices)
-    final = jax.tree.leaves(xs)[0].shape[0] - 1
+    length = jax.tree.leaves(xs)[0].shape[0]
+    if last is None:
+        return jax.lax.scan(step, carry, xs, unroll=min(loop.unroll, length))
+    final = length - 1
 
     def numbered(carry: Any, number: jax.Array) -> tuple[Any, Any]:  # slices of the whole, where it lies
         return step(carry, jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), xs))

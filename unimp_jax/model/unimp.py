@@ -19,7 +19,7 @@ from unimp_jax.model.gated import GatedCrossAttention, GatedCrossAttentionConfig
 from unimp_jax.model.kernels import Kernel, kernel_for
 from unimp_jax.model.layers import DTypes, dropout
 from unimp_jax.model.resampler import Resampler, ResamplerConfig
-from unimp_jax.model.stacking import Remat, scan, stack, unstack
+from unimp_jax.model.stacking import Loop, Remat, scan, stack, unstack
 from unimp_jax.model.vision import VisionConfig, VisionTower
 
 
@@ -40,10 +40,15 @@ class ModelConfig:
     elsewhere (and wherever they do not, and among the few tokens of an image)."""
     remat: Remat = "none"
     """What the backward pass keeps of each layer or group, and what it computes again."""
+    unroll: int = 1
+    """So many layers or groups are written out a turn of their loop, up to all: fewer copies of what is kept for the
+    backward pass, which on CPUs is a fifth of a step, for a larger program."""
 
     def __post_init__(self) -> None:
         if self.decoder.layers % self.gated.every:
             raise ValueError(f"model: gated.every {self.gated.every} must divide decoder.layers {self.decoder.layers}")
+        if self.unroll < 1:
+            raise ValueError(f"model: unroll {self.unroll} must be 1 or more")
         for name in ("compute_dtype", "param_dtype"):
             if getattr(self, name) not in ("float32", "bfloat16"):
                 raise ValueError(f"model: {name} {getattr(self, name)!r} must be float32 or bfloat16")
@@ -52,6 +57,11 @@ class ModelConfig:
     def groups(self) -> int:
         """Groups of decoder layers, each with one gated block."""
         return self.decoder.layers // self.gated.every
+
+    @property
+    def loop(self) -> Loop:
+        """How all stacks are run."""
+        return Loop(self.remat, self.unroll)
 
 
 Part = Literal["vision", "resampler", "gated", "decoder", "embeddings"]
@@ -87,8 +97,8 @@ class UniMP(nnx.Module):
         self.config = config
         dtypes = DTypes(config.param_dtype, config.compute_dtype)
         width, latent_width = config.decoder.width, config.vision.width
-        self.vision = VisionTower(config.vision, dtypes, config.remat, rngs)
-        self.resampler = Resampler(config.resampler, latent_width, dtypes, config.remat, rngs)
+        self.vision = VisionTower(config.vision, dtypes, config.loop, rngs)
+        self.resampler = Resampler(config.resampler, latent_width, dtypes, config.loop, rngs)
         self.gated = stack(
             lambda rngs: GatedCrossAttention(config.gated, width, latent_width, dtypes, rngs), config.groups, rngs
         )
@@ -133,7 +143,7 @@ class UniMP(nnx.Module):
 
         x_BTD = dropout(self.embed(batch.tokens), rate, key_for(config.decoder.layers))
         first_layers = jnp.arange(config.groups) * config.gated.every
-        x_BTD, _ = scan(group, x_BTD, self.groups, first_layers, remat=config.remat)
+        x_BTD, _ = scan(group, x_BTD, self.groups, first_layers, loop=config.loop)
         return self.decoder.norm(x_BTD)
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
