@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -53,26 +53,41 @@ def scan(
     `nnx.scan` would write all parameters out of the loop again, frozen ones too; here they only go in.
     """
     graph, state = nnx.split(modules)
-
-    def step(carry: Any, xs: tuple[Any, ...]) -> tuple[Any, Any]:
-        return body(carry, nnx.merge(graph, xs[0]), *xs[1:])
-
-    if loop.remat != "none":
-        # Between turns nothing can be found to be the same; within one, what is computed again would be.
-        step = jax.checkpoint(step, policy=POLICIES[loop.remat], prevent_cse=loop.unroll > 1)
     xs = (state, *slices)
     length = jax.tree.leaves(xs)[0].shape[0]
+
+    def step_of(body: Callable[..., Any]) -> Callable[..., Any]:
+        def step(carry: Any, xs: tuple[Any, ...]) -> tuple[Any, Any]:
+            return body(carry, nnx.merge(graph, xs[0]), *xs[1:])
+
+        if loop.remat == "none":
+            return step
+        # Between turns nothing can be found to be the same; within one, what is computed again would be.
+        return jax.checkpoint(step, policy=POLICIES[loop.remat], prevent_cse=loop.unroll > 1)
+
+    if loop.unroll >= length:
+        return written_out([*[step_of(body)] * (length - 1), step_of(last or body)], carry, xs)
     if last is None:
-        return jax.lax.scan(step, carry, xs, unroll=min(loop.unroll, length))
-    final = length - 1
+        return jax.lax.scan(step_of(body), carry, xs, unroll=loop.unroll)
 
     def numbered(carry: Any, number: jax.Array) -> tuple[Any, Any]:  # slices of the whole, where it lies
-        return step(carry, jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), xs))
+        own = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), xs)
+        return step_of(body)(carry, own)
 
-    carry, outs = jax.lax.scan(numbered, carry, jnp.arange(final))
-    own, *others = jax.tree.map(lambda x: x[final], xs)
-    carry, out = last(carry, nnx.merge(graph, own), *others)
+    carry, outs = jax.lax.scan(numbered, carry, jnp.arange(length - 1))
+    carry, out = step_of(last)(carry, jax.tree.map(lambda x: x[-1], xs))
     return carry, jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), outs, out)
+
+
+def written_out(steps: Sequence[Callable[..., Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
+    """A scan without a loop, one step after the other."""
+    leaves, tree = jax.tree.flatten(xs)
+    columns = [jax.lax.split(x, [1] * len(steps)) for x in leaves]  # its gradient is one concatenation
+    outs = []
+    for step, *own in zip(steps, *columns, strict=True):
+        carry, out = step(carry, tree.unflatten([x.squeeze(0) for x in own]))
+        outs.append(out)
+    return carry, jax.tree.map(lambda *out: jnp.stack(out), *outs)
 
 
 def unstack(modules: M, count: int) -> list[M]:
