@@ -30,7 +30,7 @@ class DataConfig:
     """Where the records are."""
 
     source: str = "movielens_small"
-    """A source that `unimp prepare` has prepared."""
+    """A source that `unimp prepare` has prepared, by its own name or the one it was given."""
     folder: Path = Path("data")
     """Where `unimp prepare` has put it."""
 

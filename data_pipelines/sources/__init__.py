@@ -11,7 +11,10 @@ from data_pipelines.sources.amazon_2023 import Amazon2023
 from data_pipelines.sources.amazon_reviews import AmazonInstruments2014
 from data_pipelines.sources.amazon_sample import Amazon2023Sample
 from data_pipelines.sources.builder import RecordBuilder
+from data_pipelines.sources.hm import HM
 from data_pipelines.sources.movielens import Movielens1m, MovielensSmall
+from data_pipelines.sources.netflix import Netflix
+from data_pipelines.sources.sequences import Sequences
 
 SOURCES: dict[str, type[RecordBuilder]] = {
     builder.name: builder
@@ -23,6 +26,9 @@ SOURCES: dict[str, type[RecordBuilder]] = {
         Amazon2023,
         AmazonInstruments2014,
         Amazon2023Sample,
+        HM,
+        Netflix,
+        Sequences,
     )
 }
 

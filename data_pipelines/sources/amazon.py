@@ -27,10 +27,11 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.errors import DataError
 from data_pipelines.schema import Interaction, Item
-from data_pipelines.sources.builder import RecordBuilder, Source
+from data_pipelines.sources.builder import RecordBuilder
 from data_pipelines.sources.checks import BadField, Faults, field, read_objects, texts
 from data_pipelines.sources.fetched_pictures import FetchedPictures
 from data_pipelines.sources.interactions import COLUMNS, Counts, Tabled, core, without_repeats
+from data_pipelines.sources.parts import Source
 from data_pipelines.sources.reviews import clean, word
 from data_pipelines.sources.selection import Selection
 
@@ -229,6 +230,7 @@ class AmazonBuilder(RecordBuilder):
     """The builder of a release, from a local folder."""
 
     RELEASE: Release
+    SELECTS = ("categories", "user_core", "item_core", "fetch_images")
     DEFAULT_CORE = (8, 5)
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:

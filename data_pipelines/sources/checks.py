@@ -78,6 +78,26 @@ def read_objects(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, An
         yield place, record
 
 
+def read_object(path: Path, holds: str) -> dict[str, Any]:
+    """The one object of a JSON file.
+
+    Args:
+      holds: what the object is of, for messages.
+
+    Raises:
+      DataError: the file is missing or damaged, or holds something else.
+    """
+    try:
+        whole = json.loads("\n".join(line for _, line in read_lines(path)))
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({error}); there must be an object: {holds}") from error
+    if not isinstance(whole, dict):
+        raise DataError(f"{path} holds a {type(whole).__name__}; there must be an object: {holds}")
+    return whole
+
+
 class BadField(ValueError):
     """A field that is missing or of the wrong type."""
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from data_pipelines.errors import DataError
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.fetching import Fetcher, Limits, Unavailable, Unusable
+from data_pipelines.sources.pictures import BROKEN
 
 BATCH = 1000
 GIVE_UP = 50
@@ -36,7 +37,7 @@ def fault_of(encoded: bytes) -> str:
         with Image.open(io.BytesIO(encoded)) as picture:
             picture.load()
             width, height = picture.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         return str(error) or type(error).__name__
     return "a single pixel, which stands for none" if width * height == 1 else ""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import polars as pl
@@ -13,8 +15,12 @@ from scipy.sparse import csr_array
 from data_pipelines.schema import NO_TIME, Interaction, Item, User
 
 COLUMNS = {"user": pl.String, "item": pl.String, "time": pl.Int64, "rating": pl.Float32, "text": pl.String}
-"""What a table of interactions has, in the source's order: time `NO_TIME`, rating NaN and text "" where unknown. It may
-also have `split`, a string, where the source prescribes one."""
+"""What a table of interactions has, in the source's order: time `NO_TIME`, rating NaN and text "" where unknown.
+
+User and item may be categories. Rating and text may be absent, where all are unknown; where the source prescribes them,
+there is `split`, a string."""
+USERS_A_PART = 4096
+ABSENT = {"rating": pl.lit(math.nan, pl.Float32), "text": pl.lit(""), "split": pl.lit("")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Counts:
 
 def codes(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
     """(int64 [E], names [N]): each value's number, by order of first appearance, and the values numbered."""
-    names = column.unique(maintain_order=True)
+    names = column.unique(maintain_order=True).cast(pl.String)
     return column.cast(pl.Enum(names)).to_physical().to_numpy().astype(np.int64), names
 
 
@@ -120,21 +126,23 @@ class Tabled:
 
     def items(self) -> Iterator[Item]:
         """Those met, in order of first appearance."""
-        return map(self._item_of, self.frame["item"].unique(maintain_order=True))
+        return map(self._item_of, codes(self.frame["item"])[1])
 
     def users(self) -> Iterator[User]:
         """In order of first appearance; a user's interactions in order of time, ties as they stand."""
-        for user, columns in self.histories():
-            rows = zip(*columns.values(), strict=True)
-            yield User(user, tuple(Interaction(**dict(zip(columns, row, strict=True))) for row in rows))
+        for part in self.histories():
+            for user, *columns in part.iter_rows():
+                yield User(user, tuple(map(Interaction, *columns)))
 
-    def histories(self) -> Iterator[tuple[str, dict[str, list[Any]]]]:
-        """(user, columns) of each user: a list a field of `Interaction`."""
-        numbers, names = codes(self.frame["user"])
-        order = pl.DataFrame({"user": numbers, "time": _times(self.frame)}).with_row_index("row")
-        rows = order.sort("user", "time", maintain_order=True)["row"]
-        split = [] if "split" in self.frame.columns else [pl.lit("").alias("split")]
-        ordered = self.frame.drop("user")[rows].rename({"item": "item_id"}).with_columns(split)
-        ends = np.cumsum(np.bincount(numbers, minlength=len(names)))
-        for user, start, end in zip(names, [0, *ends[:-1].tolist()], ends.tolist(), strict=True):
-            yield user, ordered[start:end].to_dict(as_series=False)
+    def histories(self) -> Iterator[pl.DataFrame]:
+        """The users, in parts: a row a user, with `user_id`, and a list a field of `Interaction`."""
+        numbers, _ = codes(self.frame["user"])
+        keys = pl.DataFrame({"user": numbers, "time": _times(self.frame)}).with_row_index("row")
+        rows = keys.sort("user", "time", maintain_order=True)["row"]
+        ends = np.cumsum(np.bincount(numbers))[USERS_A_PART - 1 :: USERS_A_PART].tolist()
+        columns = [ABSENT[name].alias(name) for name in ABSENT if name not in self.frame.columns]
+        for start, end in itertools.pairwise(dict.fromkeys([0, *ends, len(rows)])):
+            part = self.frame[rows[start:end]].with_columns(columns)
+            texts = (pl.col(name).cast(pl.String).alias(f"{name}_id") for name in ("user", "item"))
+            history = part.select(*texts, "time", "rating", "text", "split")
+            yield history.group_by("user_id", maintain_order=True).agg(pl.all())
