@@ -63,11 +63,12 @@ def read_literals(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, A
                 raise ValueError(f"{len(line):,} characters; at most {LONGEST_LITERAL:,} are parsed")
             with warnings.catch_warnings(action="ignore"):  # of escapes that Python does not know
                 record = ast.literal_eval(line)
-            if not isinstance(record, dict):
-                raise ValueError(f"a {type(record).__name__} where a dictionary should be")
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
             reason = getattr(error, "msg", None) or str(error) or "nested too deeply"
             faults.bad_record(f"{place}: not a Python literal ({reason[:100]})")
+            continue
+        if not isinstance(record, dict):
+            faults.bad_record(f"{place}: a {type(record).__name__} where a dictionary should be")
             continue
         yield place, record
 

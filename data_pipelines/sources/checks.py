@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -54,7 +55,7 @@ def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, str]]
                     yield f"{found.name} line {number}", line.rstrip("\r\n")
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{found} is damaged ({error})") from error
 
 
