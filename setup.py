@@ -36,6 +36,8 @@ setup(
         "pyarrow>=18",
         "polars>=1.30",
         "pillow>=11",
+        "requests>=2.32",
+        "urllib3>=2.3",
         "safetensors>=0.8",
         "huggingface_hub>=1",
         "ml_dtypes>=0.5",
