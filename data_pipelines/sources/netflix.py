@@ -5,11 +5,11 @@
     FOLDER/Netflix_Posters/ or .zip            ID.jpg, by the id of that line
 
 An item is the number of its line in `item_attribute.csv`, from 0 on, which is its id here too. A title may hold commas,
-quoted or not; a year may be missing. What is held out is what the publisher holds out, in `val.json` and
-`test.json`. Where that is several items of a person, the first of each file is asked for and the others are left out:
-they are right answers too, that must neither be learnt nor stand in the history that is shown. An item that a person has
-in several files counts as test before validation, and as either before training. There are no times: a history is as
-the file has it. The publisher's pickled matrices say the same again, and are not read.
+quoted or not; a year may be missing. What is held out is what the publisher holds out, in `val.json` and `test.json`.
+Where that is several items of a person, the first of each file is asked for and the others are left out: they are right
+answers too, that must neither be learnt nor stand in the history that is shown. An item that a person has in several
+files counts as test before validation, and as either before training. There are no times: a history is as the file has
+it. The publisher's pickled matrices say the same again, and are not read.
 """
 
 from __future__ import annotations
