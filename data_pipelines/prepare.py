@@ -160,8 +160,6 @@ def _account(
     items = read_items(source, folder)
     images = sum(bool(item.image) for item in items)
     users = list(read_lengths(source, folder))
-    if not users or not len(items):
-        raise DataError(f"{source} has {len(items)} items and {len(users)} users: nothing to learn from")
     lengths, rated = np.array(users).T
     percentiles: dict[str, Any] = {"least": 0, "median": 50, "95 %": 95, "most": 100}
     return Prepared(

@@ -83,13 +83,23 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         return {SPLIT: self._generate_examples(self.source)}
 
     def _generate_examples(self, source: Source) -> Any:
-        """(number, record) of each; with a staging folder, a Beam transform of which they come."""
-        parts = parts_of(source, self.builder_config.name)
+        """(number, record) of each; with a staging folder, a Beam transform of which they come.
+
+        Raises:
+          DataError: there is none.
+        """
+        kind = self.builder_config.name
+        rest = parts_of(source, kind)
+        first = next(rest, None)
+        if first is None:
+            core = f" (of users with {self.cores[0]} and items with {self.cores[1]} interactions)"
+            raise DataError(f"{self.name}: no {kind} are left, nothing to learn from" + core * (max(self.cores) > 1))
+        parts = itertools.chain([first], rest)
         if self.staging is None:
             return enumerate(itertools.chain.from_iterable(map(encode_part, parts)))
         import apache_beam as beam
 
-        staged = stage(parts, self.staging / self.builder_config.name)
+        staged = stage(parts, self.staging / kind)
         return beam.Create(staged) | beam.Reshuffle() | beam.FlatMap(read_part)
 
 

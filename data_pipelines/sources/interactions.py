@@ -131,8 +131,9 @@ class Tabled:
     def users(self) -> Iterator[User]:
         """In order of first appearance; a user's interactions in order of time, ties as they stand."""
         for part in self.histories():
-            for user, *columns in part.iter_rows():
-                yield User(user, tuple(map(Interaction, *columns)))
+            for user, items, times, ratings, texts, splits in part.iter_rows():
+                known = (math.nan if math.isnan(rating) else rating for rating in ratings)  # one NaN, equal to itself
+                yield User(user, tuple(map(Interaction, items, times, known, texts, splits)))
 
     def histories(self) -> Iterator[pl.DataFrame]:
         """The users, in parts: a row a user, with `user_id`, and a list a field of `Interaction`."""

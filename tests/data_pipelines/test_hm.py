@@ -278,7 +278,7 @@ def test_prepared_under_a_name_of_its_own(folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     prepared = prepare("hm", data, folder, selection=Selection(item="product"), name="hm-products")
     assert (prepared.users, prepared.items, prepared.interactions, prepared.images) == (2, 2, 4, 1)
-    assert prepared.read == Counts(2, 3 - 1, 6)
+    assert prepared.read == Counts(2, 2, 6)
     assert "the files held 2 users, 2 items and 6 interactions" in str(prepared)
     prepare("hm", data, folder)
     assert [len(read_items(name, data)) for name in ("hm-products", "hm")] == [2, 3]
@@ -289,9 +289,13 @@ def test_prepared_under_a_name_of_its_own(folder: Path, tmp_path: Path) -> None:
         prepare("hm", data, folder, name="../x")
 
 
-def test_no_customers_at_all_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="hm"):
-        prepare("hm", tmp_path / "data", write(tmp_path / "source", purchases=()))
+def test_that_nothing_is_left_is_told(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"^hm: no items are left, nothing to learn from \(of users with 9 and items wi"
+    ):
+        prepare("hm", tmp_path / "data", folder, selection=Selection(user_core=9))
+    with pytest.raises(DataError, match=r"^hm: no items are left, nothing to learn from$"):
+        prepare("hm", tmp_path / "data", write(folder, purchases=()))
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared H&M folder is not beside the checkout")

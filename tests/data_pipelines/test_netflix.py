@@ -78,7 +78,7 @@ def test_what_the_publisher_holds_out_is_held_out(tmp_path: Path) -> None:
         "1": [("3", "train"), ("0", "test")],  # of two, the first
         "2": [("1", "validation")],
     }
-    assert source.read == Counts(3, 5, 8)
+    assert source.read == Counts(3, 5, 9)
     corpus = build_corpus(source.items(), source.users())
     assert corpus.splits.tolist() == [TRAIN, TRAIN, TRAIN, VALIDATION, TEST, TRAIN, TEST, VALIDATION]
     assert corpus.held_out(TEST)[0].tolist() == [0, 1]
@@ -133,5 +133,5 @@ def test_a_missing_file_is_named_with_its_publisher(tmp_path: Path, file: str) -
 
 def test_records_are_written(tmp_path: Path) -> None:
     prepared = prepare("netflix", tmp_path / "data", write(tmp_path / "source"))
-    assert (prepared.users, prepared.items, prepared.interactions, prepared.images) == (3, 5, 8 - 1, 2)
+    assert (prepared.users, prepared.items, prepared.interactions, prepared.images) == (3, 5, 8, 2)
     assert len(prepared.bad_pictures) == 3
