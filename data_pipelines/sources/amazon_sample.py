@@ -76,25 +76,25 @@ class AmazonSample:
             if not isinstance(review, dict):
                 raise BadField(f"{name} is a {type(review).__name__}; it must be an object")
             try:
-                yield shown(review, category), interaction(review, "timestamp_ms", "review_full", "review_title")
+                yield reviewed(review, category), interaction(review, "timestamp_ms", "review_full", "review_title")
             except BadField as fault:
                 raise BadField(f"{name}: {fault}") from fault
 
 
-def shown(review: dict[str, Any], category: str) -> Item:
+def reviewed(review: dict[str, Any], category: str) -> Item:
     """The product that a review is of, in the words of 2023's products.
 
     Raises:
       BadField: a field is missing or wrong.
     """
-    known = product(field(review, "product", dict), category, "brand")
+    item_id, known = word(review, "parent_asin"), product(field(review, "product", dict), category, "brand")
     attributes = (
         ("Category", ", ".join(known.categories)),
         ("Brand", known.brand),
         ("Price", known.price),
         ("Title", known.title),
     )
-    return Item(word(review, "parent_asin"), known.title, attributes, known.categories)
+    return Item(item_id, known.title, attributes, known.categories)
 
 
 class Amazon2023Sample(RecordBuilder):
