@@ -88,7 +88,8 @@ class Fetcher:
             except requests.exceptions.InvalidSchema as error:
                 raise Unusable(str(error)) from error
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                fault = " ".join(str(error).split())[:200]
+                cause = getattr(error.args[0] if error.args else None, "reason", None) or error
+                fault = " ".join(str(cause).split())[:200]
             except ValueError as error:  # of an address in brackets that is none
                 raise Unusable(str(error)) from error
             try:

@@ -1,5 +1,6 @@
 """Amazon's releases, from files in the publisher's formats: what is read, what is left out, what is said about it."""
 
+import csv
 import gzip
 import json
 from collections.abc import Callable, Sequence
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.errors import DataError
@@ -19,11 +20,13 @@ from data_pipelines.sources.amazon import Release, open_release
 from data_pipelines.sources.amazon_2014 import LONGEST_LITERAL, Amazon2014, read_literals
 from data_pipelines.sources.amazon_2018 import Amazon2018
 from data_pipelines.sources.amazon_2023 import Amazon2023
+from data_pipelines.sources.amazon_reviews import AmazonReviews
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.interactions import Tabled
 from data_pipelines.sources.selection import Selection
 from tests.data_pipelines.small import picture
 
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 RELEASES = {"amazon_2014": Amazon2014.RELEASE, "amazon_2018": Amazon2018.RELEASE, "amazon_2023": Amazon2023.RELEASE}
 every_release = pytest.mark.parametrize("name", RELEASES)
 
@@ -577,6 +580,7 @@ values = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(records=st.lists(st.dictionaries(st.text(), values, max_size=4), max_size=5))
 def test_what_python_writes_is_read_back(
     records: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
@@ -612,3 +616,24 @@ def test_the_source_is_found_by_name(name: str) -> None:
     assert builder.name == name
     release: Release = RELEASES[name]
     assert release.publisher in builder.DESCRIPTION
+
+
+# --- real reviews ----------------------------------------------------------------------------------------------------
+
+
+def test_the_reviews_of_musical_instruments_are_the_same_as_lines_of_json(tmp_path: Path) -> None:
+    real = SHARED / "amazon-2014" / "musical-instruments" / "reviews_5core.csv"
+    if not real.exists():
+        pytest.skip("the shared folder amazon-2014/musical-instruments is not beside the checkout")
+    with real.open(encoding="utf-8", newline="") as file:
+        rows = [
+            row | {"overall": float(row["overall"]), "unixReviewTime": int(row["unixReviewTime"])}
+            for row in csv.DictReader(file)
+        ]
+    folder = write(tmp_path / "source", "amazon_2014", rows, category="Musical_Instruments")
+    for cores in ((1, 1), (5, 5)):  # they are a 5-core
+        found = opened(folder, "amazon_2014", cores)
+        for user, wanted in zip(found.users(), AmazonReviews(real, Faults()).users(), strict=True):
+            assert user.user_id == f"{wanted.user_id}/Musical_Instruments"
+            assert user.interactions == wanted.interactions
+    assert vars(found.read) == {"users": 1429, "items": 900, "interactions": 10_261}

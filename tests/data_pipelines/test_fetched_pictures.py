@@ -15,11 +15,15 @@ import pytest
 from PIL import Image
 
 from data_pipelines.errors import DataError
+from data_pipelines.prepare import prepare
+from data_pipelines.records import read_items
 from data_pipelines.sources import fetched_pictures
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.fetched_pictures import FetchedPictures
 from data_pipelines.sources.fetching import Fetcher, Limits, Unavailable, Unusable
+from data_pipelines.sources.selection import Selection
 from tests.data_pipelines.small import picture
+from tests.data_pipelines.test_amazon_releases import product_2018, review_2018, write
 
 LIMITS = Limits(per_second=1000, backoff=0.01, seconds=2, retries=2)
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
@@ -236,7 +240,7 @@ def test_pictures_are_fetched_once_and_failures_are_told(site: Site, tmp_path: P
         "cut": site.url("/cut", cut(picture(3)), sends(picture(3))),
         "gone": site.url("/gone"),
         "page": site.url("/page", sends(b"<html>no picture</html>")),
-        "half": site.url("/half", sends(picture(4)[:-20])),
+        "half": site.url("/half", sends(picture(4)[:-30])),
         "pixel": site.url("/pixel", sends(pixel())),
         "large": site.url("/large", sends(bytes(200_000))),
         "refused": site.url("/refused", sends(status=403)),
@@ -357,3 +361,17 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "images").write_text("a file")
     with pytest.raises(DataError, match="images cannot be made"):
         pictures(tmp_path / "images").fetch({})
+
+
+def test_a_source_is_prepared_with_its_pictures_and_again_without_a_request(site: Site, tmp_path: Path) -> None:
+    urls = {"B1": site.url("/1", sends(status=503), sends(picture(1))), "B2": site.url("/2")}
+    products = [product_2018(item, imageURLHighRes=[url]) for item, url in urls.items()]
+    reviews = [review_2018("U1", item) for item in ("B1", "B2", "B3")]
+    folder = write(tmp_path / "source", "amazon_2018", reviews, products)
+    for fetch_images in (True, True, False):
+        selection = Selection(user_core=1, item_core=1, fetch_images=fetch_images)
+        prepared = prepare("amazon_2018", tmp_path / "data", folder, selection=selection)
+        assert (prepared.items, prepared.images) == (3, 1)
+        assert prepared.bad_pictures == [f"B2: {urls['B2']}: status 404", "B3: B3.jpg is missing"]
+        assert [item.image for item in read_items("amazon_2018", tmp_path / "data")] == [picture(1), b"", b""]
+        assert site.asked == {"/1": 2, "/2": 1}
