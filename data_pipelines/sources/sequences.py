@@ -38,8 +38,8 @@ def read_sequences(path: Path, faults: Faults) -> pl.DataFrame:
             seen.add(user)
             users.append(user)
             sequences.append(items)
-    schema = {"user": pl.String, "item": pl.List(pl.String)}
-    frame = pl.DataFrame({"user": users, "item": sequences}, schema).explode("item")
+    item_lists = pl.Series(sequences, dtype=pl.List(pl.String))
+    frame = pl.DataFrame({"user": pl.Series(users, dtype=pl.String), "item": item_lists}).explode("item")
     return frame.with_columns(time=pl.lit(NO_TIME, pl.Int64))
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.schema import NO_TIME, Interaction, Item, User
@@ -32,6 +32,7 @@ def fixpoint(users: np.ndarray, items: np.ndarray, user_core: int, item_core: in
         kept = stays
 
 
+@settings(deadline=None)
 @given(rows, st.integers(0, 5), st.integers(0, 5))
 def test_the_core_is_that_of_whole_passes(met: list[tuple[int, int]], user_core: int, item_core: int) -> None:
     users, items = np.array(met, np.int64).reshape(-1, 2).T
@@ -39,6 +40,7 @@ def test_the_core_is_that_of_whole_passes(met: list[tuple[int, int]], user_core:
     assert found.tolist() == fixpoint(users, items, user_core, item_core).tolist()
 
 
+@settings(deadline=None)
 @given(rows, st.integers(1, 4))
 def test_equal_cores_are_those_of_a_graph(met: list[tuple[int, int]], least: int) -> None:
     nx = pytest.importorskip("networkx")
@@ -106,6 +108,7 @@ def test_columns_may_be_absent_or_categories() -> None:
     assert Counts.of(frame) == Counts(2, 2, 6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyz"), st.integers(0, 3)), min_size=1))
 def test_histories_are_the_sorted_rows_of_each_user(met: list[tuple[str, str, int]]) -> None:
     frame = table(*met)

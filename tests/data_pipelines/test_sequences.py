@@ -106,7 +106,8 @@ def test_attributes_that_are_no_numbers_are_refused_or_left_out(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("[1]", "holds a list; there must be an object"), ("{", "is not JSON"), ("[" * 10**5, "not")]
+    ("text", "message"),
+    [("[1]", "holds a list; there must be an object"), ("{", "is not JSON"), ("[" * 10**5, "is not JSON")],
 )
 def test_attributes_that_are_no_table_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (write(tmp_path) / "Toys_item2attributes.json").write_text(text)
