@@ -3,9 +3,9 @@
     python -m experiments.benchmarks.source_speed --transactions 1000000 3000000 10000000
 
 As in the real files, people buy 23 articles on average, some a few and some thousands, some articles far more often
-than others, and ids of people have 64 digits; there are no pictures. The core of 8 and 5 is timed alone, in a process that
-has read the files, and `unimp prepare` with that core as a whole, in another; a process's peak is all it ever had in
-memory, libraries included.
+than others, and ids of people have 64 digits; there are no pictures. The core of 8 and 5 is timed alone, in a process
+that has read the files, and `unimp prepare` with that core as a whole, in another; a process's peak is all it ever had
+in memory, libraries included.
 """
 
 from __future__ import annotations
