@@ -34,7 +34,10 @@ setup(
         "numpy>=2,<3",
         "scipy>=1.14",
         "pyarrow>=18",
+        "polars>=1.30",
         "pillow>=11",
+        "requests>=2.32",
+        "urllib3>=2.3",
         "safetensors>=0.8",
         "huggingface_hub>=1",
         "ml_dtypes>=0.5",
@@ -55,10 +58,12 @@ setup(
         "tpu": ["jax[tpu]"],
         "torch": ["torch>=2.6"],  # OpenFlamingo's .pt files, and tests against transformers
         "gguf": ["gguf>=0.17"],
+        "beam": ["apache-beam>=2.60"],  # large sources, encoded by other machines
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
+            "networkx>=3",
             "scipy>=1.14",
             "ruff>=0.12",
             "mypy>=1.15",

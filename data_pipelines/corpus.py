@@ -10,7 +10,8 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.schema import NO_TIME, Interaction, Item, User
 
-TRAIN, VALIDATION, TEST = 0, 1, 2
+TRAIN, VALIDATION, TEST, SHOWN = 0, 1, 2, 3
+"""What an interaction is for; those only shown, in the history of what is asked, are neither learnt nor asked about."""
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
 
@@ -18,8 +19,8 @@ SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 class Corpus:
     """U users' E interactions with I items, a user's interactions next to one another, oldest first.
 
-    An item is its index from here on. A user's held-out interactions come after all those to train on, the validation
-    one before the test one, so that "everything before position p" never shows a later answer.
+    An item is its index from here on. A user's held-out interactions come after all those to train on or to show, the
+    validation one before the test one, so that "everything before position p" never shows a later answer.
 
     Attributes:
       item_ids, titles: I strings.
@@ -30,7 +31,7 @@ class Corpus:
       items: int32 [E].
       times: int64 [E], seconds since 1970, -1 where unknown.
       ratings: float32 [E], NaN where unknown.
-      splits: int8 [E], TRAIN, VALIDATION or TEST.
+      splits: int8 [E], TRAIN, VALIDATION, TEST or SHOWN.
       texts: what was written, by index into the E interactions.
     """
 
@@ -80,6 +81,29 @@ class Corpus:
     def targets(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """The items that were met at `positions`: int32 [M]."""
         return self.items[self.offsets[users] + positions]
+
+
+def split_by_users(corpus: Corpus, seed: int) -> Corpus:
+    """The corpus with other people to train on than to ask: of those with two interactions or more, a tenth (rounded
+    down) for validation and as many for test, chosen by the seed, and everybody else to train on.
+
+    Of somebody held out, the last interaction is asked about and all before it are shown; of the others every one is to
+    train on, whatever the source prescribes.
+
+    Raises:
+      DataError: there are fewer than ten such people.
+    """
+    lengths = np.diff(corpus.offsets)
+    able = np.flatnonzero(lengths >= 2)
+    tenth = len(able) // 10
+    if not tenth:
+        raise DataError(f"{len(able)} users have two interactions or more: a split by users needs ten")
+    chosen = np.random.default_rng(seed).permutation(able)
+    purpose = np.full(corpus.num_users, TRAIN, np.int8)
+    purpose[chosen[:tenth]], purpose[chosen[tenth : 2 * tenth]] = VALIDATION, TEST
+    splits = np.repeat(np.where(purpose == TRAIN, TRAIN, SHOWN).astype(np.int8), lengths)
+    splits[corpus.offsets[1:] - 1] = purpose
+    return dataclasses.replace(corpus, splits=splits)
 
 
 def with_user(corpus: Corpus, user_id: str, items: Sequence[int], ratings: Sequence[float]) -> Corpus:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -15,16 +17,23 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from data_pipelines.errors import DataError
-from data_pipelines.records import KINDS, quiet_tfds, read_items, read_users
+from data_pipelines.records import KINDS, quiet_tfds, read_items, read_lengths
 from data_pipelines.sources import find_source
 from data_pipelines.sources.checks import Faults, OnBad
+from data_pipelines.sources.interactions import Counts
+from data_pipelines.sources.parts import Source
+from data_pipelines.sources.selection import Selection
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """What a prepared source holds, and what was wrong with its files."""
 
+    name: str
     source: str
+    selection: Selection
+    read: Counts | None
+    """What the files held, before anything was left out; None where the source does not say."""
     users: int
     items: int
     interactions: int
@@ -41,10 +50,15 @@ class Prepared:
     def __str__(self) -> str:
         lengths = ", ".join(f"{name} {length}" for name, length in self.history_lengths.items())
         lines = [
-            f"{self.source}: {self.users:,} users, {self.items:,} items, {self.interactions:,} interactions "
+            f"{self.name}: {self.users:,} users, {self.items:,} items, {self.interactions:,} interactions "
             f"({self.rated:,} rated), {self.images:,} pictures, in {self.seconds:.1f} s",
             f"interactions a user: {lengths}",
         ]
+        if self.read and self.read != Counts(self.users, self.items, self.interactions):
+            lines.append(
+                f"the files held {self.read.users:,} users, {self.read.items:,} items and "
+                f"{self.read.interactions:,} interactions"
+            )
         if self.never_evaluated:
             lines.append(f"{self.never_evaluated} users have fewer than 2 interactions and are never asked about")
         for kind, faults in (("records left out", self.bad_records), ("items without picture", self.bad_pictures)):
@@ -54,35 +68,60 @@ class Prepared:
         return "\n".join(lines)
 
 
-def prepare(source: str, folder: Path, source_dir: Path | None = None, on_bad: OnBad = "refuse") -> Prepared:
+def prepare(
+    source: str,
+    folder: Path,
+    source_dir: Path | None = None,
+    on_bad: OnBad = "refuse",
+    selection: Selection = Selection(),
+    name: str | None = None,
+    beam_options: str | None = None,
+) -> Prepared:
     """Writes a source's records to `folder`, in place of any earlier ones, and returns (and saves) the account.
 
     Args:
       source_dir: the source's own files; None: the embedded ones, or the publisher's, downloaded.
       on_bad: whether a bad record is an error, or left out and listed.
+      selection: which part of the source.
+      name: what it is called from here on; None: as the source.
+      beam_options: records are encoded in an Apache Beam pipeline with these options, of which `--runner` is one; its
+        workers must see `folder` under the same path.
 
     Raises:
-      DataError: the source is unknown, its files are missing or bad, or there is no room for the records.
+      DataError: the source is unknown, its files are missing or bad, there is no room for the records, the name is no
+        name of a folder, or Beam is not installed.
     """
     builder_class = find_source(source)
     start = time.perf_counter()
+    name = source if name is None else name
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise DataError(f"--name is {name!r}; it must be the name of a folder: letters, digits, '_', '-', '+' and '.'")
     if source_dir is not None and not source_dir.is_dir():
         raise DataError(f"{source_dir} is not a folder")
-    faults = Faults(on_bad)
-    new, old = folder / f"{source}.partial", folder / f"{source}.old"
+    faults, opened = Faults(on_bad), None
+    new, old = folder / f"{name}.partial", folder / f"{name}.old"
+    config = tfds.download.DownloadConfig(register_checksums=False, beam_options=_beam(beam_options))
     try:
         for left in (new, old):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         with quiet_tfds():
             for kind in KINDS:
-                builder = builder_class(config=kind, data_dir=str(new), source_dir=source_dir, faults=faults)
-                config = tfds.download.DownloadConfig(register_checksums=False)
+                builder = builder_class(
+                    config=kind,
+                    data_dir=str(new),
+                    source_dir=source_dir,
+                    faults=faults,
+                    selection=selection,
+                    source=opened,
+                    staging=None if beam_options is None else new.absolute() / "staged",
+                )
                 builder.download_and_prepare(download_config=config, download_dir=str(folder / "downloads"))
-        prepared = _account(source, new, faults, start)
+                opened = builder.source
+        prepared = _account(name, source, new, selection, faults, opened, start)
         (new / source / "prepared.json").write_text(json.dumps(dataclasses.asdict(prepared), indent=1))
-        if (folder / source).exists():
-            os.replace(folder / source, old)
-        os.replace(new / source, folder / source)
+        if (folder / name).exists():
+            os.replace(folder / name, old)
+        os.replace(new / source, folder / name)
     except DataError:
         raise
     except (tfds.download.DownloadError, NonMatchingChecksumError) as error:
@@ -99,25 +138,42 @@ def prepare(source: str, folder: Path, source_dir: Path | None = None, on_bad: O
     return prepared
 
 
-def _account(source: str, folder: Path, faults: Faults, start: float) -> Prepared:
-    items, users = read_items(source, folder), read_users(source, folder)
+def _beam(options: str | None) -> Any:
+    if options is None:
+        return None
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise DataError(f"Apache Beam cannot be used ({error}): pip install 'unimp_jax[beam]'") from error
+    return PipelineOptions(shlex.split(options))
+
+
+def _account(
+    name: str,
+    source: str,
+    folder: Path,
+    selection: Selection,
+    faults: Faults,
+    opened: Source | None,
+    start: float,
+) -> Prepared:
+    items = read_items(source, folder)
     images = sum(bool(item.image) for item in items)
-    lengths, rated = [], 0
-    for user in users:
-        lengths.append(len(user.interactions))
-        rated += sum(not np.isnan(one.rating) for one in user.interactions)
-    if not lengths or not len(items):
-        raise DataError(f"{source} has {len(items)} items and {len(lengths)} users: nothing to learn from")
+    users = list(read_lengths(source, folder))
+    lengths, rated = np.array(users).T
     percentiles: dict[str, Any] = {"least": 0, "median": 50, "95 %": 95, "most": 100}
     return Prepared(
+        name=name,
         source=source,
+        selection=selection,
+        read=getattr(opened, "read", None),
         users=len(lengths),
         items=len(items),
-        interactions=sum(lengths),
+        interactions=int(lengths.sum()),
         images=images,
-        rated=rated,
+        rated=int(rated.sum()),
         history_lengths={name: int(np.percentile(lengths, p)) for name, p in percentiles.items()},
-        never_evaluated=sum(length < 2 for length in lengths),
+        never_evaluated=int((lengths < 2).sum()),
         bad_records=faults.records,
         bad_pictures=faults.pictures,
         seconds=time.perf_counter() - start,

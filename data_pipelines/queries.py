@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from data_pipelines.corpus import TEST, TRAIN, VALIDATION, Corpus
+from data_pipelines.corpus import SHOWN, TEST, TRAIN, VALIDATION, Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.vocabulary import NUM_CANDIDATES
 
@@ -134,7 +134,8 @@ def held_out_queries(corpus: Corpus, split: Literal["validation", "test"], task:
     """One question for each user with a held-out interaction, the same at every call.
 
     Only what the split holds out is asked about. Selection has two right items for every second user of the test split
-    whose validation item is known: that item and the test item, asked of the history before both.
+    whose last item but one was not to train on (the validation item, or one that is only shown): that and the test
+    item, asked of the history before both.
     """
     kind = TASKS.index(task)
     users, positions = corpus.held_out({"validation": VALIDATION, "test": TEST}[split])
@@ -148,7 +149,8 @@ def held_out_queries(corpus: Corpus, split: Literal["validation", "test"], task:
             continue
         query = Query(kind, user, position, (item,))
         if kind == SELECTION:
-            both = split == "test" and user % 2 == 1 and position >= 2 and corpus.splits[event - 1] == VALIDATION
+            unknown = corpus.splits[event - 1] in (VALIDATION, SHOWN)
+            both = split == "test" and user % 2 == 1 and position >= 2 and unknown
             if both and corpus.items[event - 1] != item:
                 query = Query(kind, user, position - 1, (int(corpus.items[event - 1]), item))
             rng = np.random.default_rng((user, position))

@@ -18,7 +18,15 @@ from data_pipelines.schema import Interaction, Item, User
 
 KINDS = ("items", "users")
 SPLIT = "records"
-Record = TypeVar("Record", Item, User)
+Record = TypeVar("Record")
+
+
+class Columns(tfds.features.Sequence):
+    """A sequence of fields that may be given as whole columns, of which TFDS would check and encode cell by cell."""
+
+    def encode_example(self, example_dict: Any) -> Any:
+        return example_dict if isinstance(example_dict, dict) else super().encode_example(example_dict)
+
 
 ITEM_FEATURES = {
     "item_id": tfds.features.Text(),
@@ -29,7 +37,7 @@ ITEM_FEATURES = {
 }
 USER_FEATURES = {
     "user_id": tfds.features.Text(),
-    "interactions": tfds.features.Sequence(
+    "interactions": Columns(
         {
             "item_id": tfds.features.Text(),
             "time": np.int64,
@@ -120,8 +128,21 @@ def record_folder(source: str, folder: Path, kind: str) -> Path:
     """
     versions = sorted((folder / source / kind).glob("[0-9]*"))
     if not versions:
-        raise DataError(f"{folder} holds no prepared source {source!r}: run `unimp prepare {source} --folder {folder}`")
+        raise DataError(
+            f"{folder} holds no prepared source {source!r}: run `unimp prepare {source} --folder {folder}`, or another "
+            f"source's with --name {source}"
+        )
     return versions[-1]
+
+
+def read_lengths(source: str, folder: Path) -> Iterator[tuple[int, int]]:
+    """(interactions, rated ones) of each user, without more of them being decoded."""
+
+    def lengths(record: dict[str, Any]) -> tuple[int, int]:
+        ratings = np.asarray(record["interactions"]["rating"])
+        return len(ratings), int(np.count_nonzero(~np.isnan(ratings)))
+
+    return iter(Records(record_folder(source, folder, "users"), lengths))
 
 
 def read_items(source: str, folder: Path) -> Records[Item]:

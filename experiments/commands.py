@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import tyro
 
 from data_pipelines.prepare import prepare
+from data_pipelines.sources import SOURCES
 from data_pipelines.sources.checks import OnBad
+from data_pipelines.sources.selection import Selection
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.config import DataConfig
 from experiments.evaluate import EvaluationConfig, evaluate_run, show
@@ -33,20 +35,24 @@ Preset: Any = tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS, p
 
 
 def prepare_command(
-    source: tyro.conf.Positional[str],
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help=f"One of {', '.join(SOURCES)}.")],
     folder: Path = Path("data"),
     source_dir: Path | None = None,
+    name: str | None = None,
     on_bad: OnBad = "refuse",
+    selection: Annotated[Selection, tyro.conf.arg(name="")] = Selection(),
+    beam_options: str | None = None,
 ) -> None:
     """Turn a source's own files into records.
 
     Args:
-      source: movielens_small, movielens_1m, amazon_instruments_2014 or amazon_2023_sample.
       folder: where records go.
       source_dir: the source's own files; by default those that come with this project, or the publisher's.
+      name: what the records are called (as data.source); by default as the source.
       on_bad: bad records are an error, or are left out and listed.
+      beam_options: records are encoded in an Apache Beam pipeline with these options ("--runner=DirectRunner").
     """
-    print(prepare(source, folder, source_dir, on_bad))
+    print(prepare(source, folder, source_dir, on_bad, selection, name, beam_options))
 
 
 def train_command(run: Annotated[PresetRun, tyro.conf.arg(name="")]) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 
@@ -30,9 +30,14 @@ class DataConfig:
     """Where the records are."""
 
     source: str = "movielens_small"
-    """A source that `unimp prepare` has prepared."""
+    """A source that `unimp prepare` has prepared, by its own name or the one it was given."""
     folder: Path = Path("data")
     """Where `unimp prepare` has put it."""
+    split: Literal["time", "users"] = "time"
+    """What is held out: the last two interactions of everybody, or those that the source prescribes; or, as in the
+    paper, the last one of a tenth of the people for validation and of a tenth for test, of whom nothing is learnt."""
+    split_seed: int = 0
+    """By which the people are chosen."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Self
 import grain
 import numpy as np
 
-from data_pipelines.corpus import Corpus, build_corpus
+from data_pipelines.corpus import Corpus, build_corpus, split_by_users
 from data_pipelines.features import FeatureStore
 from data_pipelines.images import ImageStore
 from data_pipelines.loader import (
@@ -63,7 +63,10 @@ def load_records(config: DataConfig) -> Records:
             has_image[number] = bool(item.image)
             yield dataclasses.replace(item, image=b"")
 
-    return Records(build_corpus(without_images(), users), has_image, lambda item: items[item].image)
+    corpus = build_corpus(without_images(), users)
+    if config.split == "users":
+        corpus = split_by_users(corpus, config.split_seed)
+    return Records(corpus, has_image, lambda item: items[item].image)
 
 
 class ExperimentData:

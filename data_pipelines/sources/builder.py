@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import itertools
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import tensorflow_datasets as tfds
 
-from data_pipelines.records import ITEM_FEATURES, KINDS, SPLIT, USER_FEATURES, encode_item, encode_user
-from data_pipelines.schema import Item, User
+from data_pipelines.errors import DataError
+from data_pipelines.records import ITEM_FEATURES, KINDS, SPLIT, USER_FEATURES
 from data_pipelines.sources.checks import Faults
-
-
-class Source(Protocol):
-    """What a data set is to the rest: its items and its users."""
-
-    def items(self) -> Iterator[Item]: ...
-
-    def users(self) -> Iterator[User]: ...
+from data_pipelines.sources.parts import Source, encode_part, parts_of, read_part, stage
+from data_pipelines.sources.selection import Selection
 
 
 class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -27,15 +22,48 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=kind) for kind in KINDS]  # noqa: RUF012  (TFDS's own attribute)
     DESCRIPTION = ""
+    SELECTS: tuple[str, ...] = ()
+    """The fields of `Selection` that it knows."""
+    DEFAULT_CORE = (1, 1)
+    """(user_core, item_core) where the selection says nothing."""
 
-    def __init__(self, *args: Any, source_dir: Path | None = None, faults: Faults | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        source_dir: Path | None = None,
+        faults: Faults | None = None,
+        selection: Selection = Selection(),
+        source: Source | None = None,
+        staging: Path | None = None,
+        **kwargs: Any,
+    ):
         """
         Args:
           source_dir: a local folder with the source's files; None: embedded, or downloaded.
           faults: collects what was wrong.
+          selection: which part of the source is prepared.
+          source: the source, where it is open already.
+          staging: a folder for what Beam's workers read, where they encode the records; None: they are encoded here.
+
+        Raises:
+          DataError: the selection names what this source does not know.
         """
-        self.source_dir, self.faults = source_dir, faults or Faults()
+        for choice in dataclasses.fields(Selection):
+            if choice.name not in self.SELECTS and getattr(selection, choice.name) != choice.default:
+                known = ", ".join(map(option, self.SELECTS)) or "no such option"
+                raise DataError(f"{self.name} does not know {option(choice.name)}; it knows {known}")
+        self.source_dir, self.faults, self.selection = source_dir, faults or Faults(), selection
+        self.source, self.staging = source, staging
         super().__init__(*args, file_format="array_record", **kwargs)
+
+    @property
+    def cores(self) -> tuple[int, int]:
+        """(user_core, item_core)."""
+        chosen = (self.selection.user_core, self.selection.item_core)
+        user_core, item_core = (
+            core if own is None else own for own, core in zip(chosen, self.DEFAULT_CORE, strict=True)
+        )
+        return user_core, item_core
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
         raise TypeError(f"{type(self).__name__} does not say how it opens its source")
@@ -50,10 +78,30 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        return {SPLIT: self._generate_examples(self.open_source(dl_manager))}
+        if self.source is None:
+            self.source = self.open_source(dl_manager)
+        return {SPLIT: self._generate_examples(self.source)}
 
-    def _generate_examples(self, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
-        if self.builder_config.name == "items":
-            yield from enumerate(map(encode_item, source.items()))
-        else:
-            yield from enumerate(map(encode_user, source.users()))
+    def _generate_examples(self, source: Source) -> Any:
+        """(number, record) of each; with a staging folder, a Beam transform of which they come.
+
+        Raises:
+          DataError: there is none.
+        """
+        kind = self.builder_config.name
+        rest = parts_of(source, kind)
+        first = next(rest, None)
+        if first is None:
+            core = f" (of users with {self.cores[0]} and items with {self.cores[1]} interactions)"
+            raise DataError(f"{self.name}: no {kind} are left, nothing to learn from" + core * (max(self.cores) > 1))
+        parts = itertools.chain([first], rest)
+        if self.staging is None:
+            return enumerate(itertools.chain.from_iterable(map(encode_part, parts)))
+        import apache_beam as beam
+
+        staged = stage(parts, self.staging / kind)
+        return beam.Create(staged) | beam.Reshuffle() | beam.FlatMap(read_part)
+
+
+def option(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -26,7 +26,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.sources.builder import RecordBuilder, Source
 from data_pipelines.sources.checks import BadField, Faults, field, read_lines, read_objects, seconds, stars, texts
-from data_pipelines.sources.pictures import ZippedPictures
+from data_pipelines.sources.pictures import StoredPictures
 
 EMBEDDED = Path(__file__).parent / "embedded" / "movielens"
 CORE = 5
@@ -48,7 +48,7 @@ class LocalMovieLens:
         self._folder, self._faults = folder / name, faults
         if not self._folder.is_dir():
             raise DataError(f"{self._folder} does not exist; expected {name}/items.jsonl and {name}/users.jsonl there")
-        self._pictures = ZippedPictures(folder / "posters.zip", faults)
+        self._pictures = StoredPictures(folder / "posters", faults)
 
     def _movies(self) -> Iterator[tuple[dict[str, Any], bool]]:
         """Each movie's fields, and whether it says it has a poster."""

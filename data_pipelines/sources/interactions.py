@@ -1,0 +1,149 @@
+"""Interactions of a whole source as one table: cores, repeats, and the source that such a table is."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal, Self
+
+import numpy as np
+import polars as pl
+from scipy.sparse import csr_array
+
+from data_pipelines.schema import NO_TIME, Interaction, Item, User
+
+COLUMNS = {"user": pl.String, "item": pl.String, "time": pl.Int64, "rating": pl.Float32, "text": pl.String}
+"""What a table of interactions has, in the source's order: time `NO_TIME`, rating NaN and text "" where unknown.
+
+User and item may be categories. Rating and text may be absent, where all are unknown; where the source prescribes them,
+there is `split`, a string."""
+USERS_A_PART = 4096
+ABSENT = {"rating": pl.lit(math.nan, pl.Float32), "text": pl.lit(""), "split": pl.lit("")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What the files of a source hold, before anything is dropped: people, the items they met, and how often."""
+
+    users: int
+    items: int
+    interactions: int
+
+    @classmethod
+    def of(cls, frame: pl.DataFrame) -> Self:
+        return cls(frame["user"].n_unique(), frame["item"].n_unique(), len(frame))
+
+
+def codes(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
+    """(int64 [E], names [N]): each value's number, by order of first appearance, and the values numbered."""
+    names = column.unique(maintain_order=True).cast(pl.String)
+    return column.cast(pl.Enum(names)).to_physical().to_numpy().astype(np.int64), names
+
+
+def k_core(users: np.ndarray, items: np.ndarray, user_core: int, item_core: int) -> np.ndarray:
+    """The rows of the largest part in which each user has `user_core` rows and each item `item_core`.
+
+    Linear in E, whatever the number of rounds: a round touches the rows of those who fell in the round before.
+
+    Args:
+      users, items: int [E], from 0 on.
+
+    Returns:
+      bool [E].
+    """
+    ends, cores = (users, items), (user_core, item_core)
+    degrees = [np.bincount(end) for end in ends]
+    fallen = [np.flatnonzero(degree < core) for degree, core in zip(degrees, cores, strict=True)]
+    kept = np.ones(len(users), bool)
+    if all((degree[few] == 0).all() for degree, few in zip(degrees, fallen, strict=True)):
+        return kept
+    rows_of = [_rows_of(end, len(degree)) for end, degree in zip(ends, degrees, strict=True)]
+    first_at = [np.empty(len(degree), np.int64) for degree in degrees]
+    while len(fallen[0]) or len(fallen[1]):
+        for side, other in ((0, 1), (1, 0)):
+            rows = _gather(*rows_of[side], fallen[side])
+            rows = rows[kept[rows]]
+            kept[rows] = False
+            met, degree = ends[other][rows], degrees[other]
+            stood = degree[met] >= cores[other]
+            np.subtract.at(degree, met, 1)
+            falling = met[stood & (degree[met] < cores[other])]
+            places = np.arange(len(falling))
+            first_at[other][falling] = places
+            falling = falling[first_at[other][falling] == places]  # each once
+            fallen[side], fallen[other] = falling[:0], np.concatenate([fallen[other], falling])
+    return kept
+
+
+def _rows_of(end: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(offsets [count + 1], rows [E]): the rows of node n are rows[offsets[n] : offsets[n + 1]]."""
+    table = csr_array((np.ones(len(end), bool), (end, np.arange(len(end)))), shape=(count, len(end)))
+    return table.indptr, table.indices
+
+
+def _gather(offsets: np.ndarray, rows: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """The rows of all `nodes`."""
+    starts, lengths = offsets[nodes], offsets[nodes + 1] - offsets[nodes]
+    ends = np.cumsum(lengths)
+    return rows[np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)]
+
+
+def core(frame: pl.DataFrame, user_core: int, item_core: int) -> pl.DataFrame:
+    """The largest part of a table in which each user has `user_core` rows and each item `item_core`."""
+    if max(user_core, item_core) <= 1:
+        return frame
+    return frame.filter(k_core(codes(frame["user"])[0], codes(frame["item"])[0], user_core, item_core))
+
+
+def without_repeats(frame: pl.DataFrame, keep: Literal["first", "last"]) -> pl.DataFrame:
+    """Of one user's meetings with one item, the first or the last: by time, or in the table where times tie."""
+    (users, _), (items, names) = codes(frame["user"]), codes(frame["item"])
+    pairs = pl.DataFrame({"pair": users * len(names) + items, "time": _times(frame)}).with_row_index("row")
+    kept = pairs.sort("time", maintain_order=True).unique("pair", keep=keep, maintain_order=True)
+    return frame if len(kept) == len(frame) else frame[kept["row"].sort()]
+
+
+def _times(frame: pl.DataFrame) -> pl.Series:
+    """What to sort by: of a user whose times are not all known, the table's order stands."""
+    unknown = (pl.col("time") == NO_TIME).any().over("user")
+    if not (frame["time"] == NO_TIME).any():
+        return frame["time"]
+    return frame.select(pl.when(unknown).then(NO_TIME).otherwise("time").alias("time"))["time"]
+
+
+class Tabled:
+    """A source that is a table of interactions, and a function that knows the items.
+
+    Attributes:
+      frame: as of `COLUMNS`.
+      read: what the files held.
+    """
+
+    def __init__(self, frame: pl.DataFrame, item_of: Callable[[str], Item], read: Counts):
+        self.frame, self.read, self._item_of = frame, read, item_of
+
+    def items(self) -> Iterator[Item]:
+        """Those met, in order of first appearance."""
+        return map(self._item_of, codes(self.frame["item"])[1])
+
+    def users(self) -> Iterator[User]:
+        """In order of first appearance; a user's interactions in order of time, ties as they stand."""
+        for part in self.histories():
+            for user, items, times, ratings, texts, splits in part.iter_rows():
+                known = (math.nan if math.isnan(rating) else rating for rating in ratings)  # one NaN, equal to itself
+                yield User(user, tuple(map(Interaction, items, times, known, texts, splits)))
+
+    def histories(self) -> Iterator[pl.DataFrame]:
+        """The users, in parts: a row a user, with `user_id`, and a list a field of `Interaction`."""
+        numbers, _ = codes(self.frame["user"])
+        keys = pl.DataFrame({"user": numbers, "time": _times(self.frame)}).with_row_index("row")
+        rows = keys.sort("user", "time", maintain_order=True)["row"]
+        ends = np.cumsum(np.bincount(numbers))[USERS_A_PART - 1 :: USERS_A_PART].tolist()
+        columns = [ABSENT[name].alias(name) for name in ABSENT if name not in self.frame.columns]
+        for start, end in itertools.pairwise(dict.fromkeys([0, *ends, len(rows)])):
+            part = self.frame[rows[start:end]].with_columns(columns)
+            texts = (pl.col(name).cast(pl.String).alias(f"{name}_id") for name in ("user", "item"))
+            history = part.select(*texts, "time", "rating", "text", "split")
+            yield history.group_by("user_id", maintain_order=True).agg(pl.all())

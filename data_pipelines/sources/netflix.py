@@ -1,0 +1,109 @@
+"""Netflix as LLMRec publishes it: people, films and posters, from a local folder.
+
+    FOLDER/train.json, val.json, test.json     {"user": [item, …], …}
+    FOLDER/item_attribute.csv                  id,year,title a line, with or without these words as the first
+    FOLDER/Netflix_Posters/ or .zip            ID.jpg, by the id of that line
+
+An item is the number of its line in `item_attribute.csv`, from 0 on, which is its id here too. A title may hold commas,
+quoted or not; a year may be missing. What is held out is what the publisher holds out, in `val.json` and `test.json`.
+Where that is several items of a person, the first of each file is asked for and the others are left out: they are right
+answers too, that must neither be learnt nor stand in the history that is shown. An item that a person has in several
+files counts as test before validation, and as either before training. There are no times: a history is as the file has
+it. The publisher's pickled matrices say the same again, and are not read.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import polars as pl
+import tensorflow_datasets as tfds
+
+from data_pipelines.schema import NO_TIME, Item
+from data_pipelines.sources.builder import RecordBuilder
+from data_pipelines.sources.checks import Faults, read_lines, read_object
+from data_pipelines.sources.interactions import Counts, Tabled
+from data_pipelines.sources.pictures import StoredPictures
+from data_pipelines.sources.reviews import clean, source_file
+
+FILES = {"train": "train.json", "validation": "val.json", "test": "test.json"}
+Film = tuple[str, str, str]
+
+
+def read_films(path: Path, faults: Faults) -> list[Film | None]:
+    """(id, year, title) of each line; None for one that is not right, so that the others keep their numbers."""
+    films: list[Film | None] = []
+    for place, line in read_lines(path):
+        number, year, title = [*next(csv.reader([line]), []), "", "", ""][:3]
+        title = ",".join(next(csv.reader([line]), [])[2:])
+        if not films and (number, year, title) == ("id", "year", "title"):
+            continue
+        year = re.sub(r"\.0$", "", year) if re.fullmatch(r"[0-9]{4}(\.0)?", year) else year
+        if re.fullmatch(r"[0-9]+", number) and re.fullmatch(r"[0-9]{4}|NULL|nan|", year) and clean(title):
+            films.append((number, year if year.isdigit() else "", clean(title)))
+        else:
+            faults.bad_record(f"{place}: {line[:60]!r}; it must be id,year,title")
+            films.append(None)
+    return films
+
+
+def read_histories(path: Path, films: list[Film | None], faults: Faults) -> dict[str, list[int]]:
+    """User -> items, of a person's the known ones."""
+    histories = {}
+    for user, items in read_object(path, "user to list of items").items():
+        place = f"{path.name}: user {user[:40]}"
+        if not isinstance(items, list) or not all(type(item) is int for item in items):
+            faults.bad_record(f"{place}: {json.dumps(items)[:40]} is no list of item numbers")
+            continue
+        known = {item for item in items if 0 <= item < len(films) and films[item] is not None}
+        for item in dict.fromkeys(items):
+            if item not in known:
+                faults.bad_record(f"{place}: item {item} is not in item_attribute.csv")
+        histories[user] = [item for item in items if item in known]
+    return histories
+
+
+def split_histories(files: dict[str, dict[str, list[int]]]) -> pl.DataFrame:
+    """Columns user, item, time (unknown) and split, of each user training, validation, test."""
+    rows = []
+    for user in dict.fromkeys(user for histories in files.values() for user in histories):
+        of = {split: list(dict.fromkeys(histories.get(user, ()))) for split, histories in files.items()}
+        held_out = {*of["validation"], *of["test"]}
+        validation = [item for item in of["validation"] if item not in of["test"]]
+        chosen = {"train": [item for item in of["train"] if item not in held_out]}
+        chosen |= {"validation": validation[:1], "test": of["test"][:1]}
+        rows += [(user, str(item), NO_TIME, split) for split, items in chosen.items() for item in items]
+    schema = {"user": pl.String, "item": pl.String, "time": pl.Int64, "split": pl.String}
+    return pl.DataFrame(rows, schema, orient="row")
+
+
+class Netflix(RecordBuilder):
+    """Netflix with posters, the publisher's splits, from a local folder."""
+
+    name = "netflix"
+    PUBLISHER = "https://github.com/HKUDS/LLMRec"
+    DESCRIPTION = f"Netflix, as LLMRec publishes it; {PUBLISHER}"
+
+    def open_source(self, downloads: tfds.download.DownloadManager) -> Tabled:
+        films_csv = source_file(self.source_dir, "item_attribute.csv", "id,year,title a line", self.PUBLISHER)
+        paths = {
+            split: source_file(self.source_dir, name, "users to lists of items", self.PUBLISHER)
+            for split, name in FILES.items()
+        }
+        films = read_films(films_csv, self.faults)
+        files = {split: read_histories(path, films, self.faults) for split, path in paths.items()}
+        pictures = StoredPictures(films_csv.with_name("Netflix_Posters"), self.faults)
+
+        def item_of(item_id: str) -> Item:
+            film = films[int(item_id)]
+            assert film is not None  # or it would be in no history
+            number, year, title = film
+            picture = pictures.read(f"{number}.jpg")
+            return Item(item_id, title, (("Title", title), ("Release Date", year)), (), picture)
+
+        met = [(user, item) for histories in files.values() for user, items in histories.items() for item in items]
+        read = Counts(len({user for user, _ in met}), len({item for _, item in met}), len(met))
+        return Tabled(split_histories(files), item_of, read)

@@ -1,0 +1,90 @@
+"""Records of a source in parts: tables of some thousand, which are encoded here, or elsewhere by Beam's workers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+
+from data_pipelines.records import encode_item
+from data_pipelines.schema import Item, User
+from data_pipelines.sources.interactions import USERS_A_PART, Tabled
+
+ITEMS_A_PART = 256
+TEXTS = pl.List(pl.String)
+ITEM_COLUMNS: dict[str, Any] = {
+    "item_id": pl.String,
+    "title": pl.String,
+    "attributes": pl.List(pl.Struct({"name": pl.String, "text": pl.String})),
+    "categories": TEXTS,
+    "image": pl.Binary,
+}
+USER_COLUMNS: dict[str, Any] = {
+    "user_id": pl.String,
+    "item_id": TEXTS,
+    "time": pl.List(pl.Int64),
+    "rating": pl.List(pl.Float32),
+    "text": TEXTS,
+    "split": TEXTS,
+}
+
+
+class Source(Protocol):
+    """What a data set is to the rest: its items and its users. It may say what its files held: `read`, `Counts`."""
+
+    def items(self) -> Iterator[Item]: ...
+
+    def users(self) -> Iterator[User]: ...
+
+
+def parts_of(source: Source, kind: str) -> Iterator[pl.DataFrame]:
+    """All items or all users: a row a record, with `ITEM_COLUMNS` or `USER_COLUMNS`."""
+    if kind == "items":
+        for items in _batched(source.items(), ITEMS_A_PART):
+            yield pl.DataFrame([encode_item(item) for item in items], ITEM_COLUMNS)
+    elif isinstance(source, Tabled):
+        yield from source.histories()
+    else:
+        for users in _batched(source.users(), USERS_A_PART):
+            yield pl.DataFrame([columns_of(user) for user in users], USER_COLUMNS)
+
+
+def _batched(records: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while batch := list(itertools.islice(records, size)):
+        yield batch
+
+
+def columns_of(user: User) -> dict[str, Any]:
+    """A row of `USER_COLUMNS`."""
+    names = list(USER_COLUMNS)[1:]
+    return {"user_id": user.user_id} | {name: [getattr(one, name) for one in user.interactions] for name in names}
+
+
+def encode_part(part: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    """Each record of a part, as TFDS takes it."""
+    if "user_id" not in part.columns:
+        yield from part.iter_rows(named=True)
+        return
+    for user in part.iter_rows(named=True):
+        yield {"user_id": user.pop("user_id"), "interactions": user}
+
+
+def stage(parts: Iterator[pl.DataFrame], folder: Path) -> list[tuple[int, str]]:
+    """Writes parts as Parquet files; (number of its first record, path) of each."""
+    folder.mkdir(parents=True)
+    staged, first = [], 0
+    for number, part in enumerate(parts):
+        path = folder / f"{number:05}.parquet"
+        part.write_parquet(path)
+        staged.append((first, str(path)))
+        first += len(part)
+    return staged
+
+
+def read_part(staged: tuple[int, str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, record) of each record of a part on disk."""
+    first, path = staged
+    return enumerate(encode_part(pl.read_parquet(path)), start=first)

@@ -1,0 +1,96 @@
+"""The sequence files that S3-Rec made known: a person's items in order of time, a person a line; no times, no texts.
+
+    FOLDER/NAME.txt                       user item item …
+    FOLDER/NAME_item2attributes.json      {"item": [attribute, …], …}, of the items that have any
+
+The NAME is the only category of the selection, or the only `.txt` file of the folder. Items and attributes are numbers
+without a meaning of their own: an item's title is its number, attribute 12 is the word a12, by which it can be searched
+for. The lines are taken as they stand: a person who met an item twice did so.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import tensorflow_datasets as tfds
+
+from data_pipelines.errors import DataError
+from data_pipelines.schema import NO_TIME, Item
+from data_pipelines.sources.builder import RecordBuilder
+from data_pipelines.sources.checks import Faults, read_lines, read_object
+from data_pipelines.sources.interactions import Counts, Tabled, core
+from data_pipelines.sources.reviews import source_file
+
+
+def read_sequences(path: Path, faults: Faults) -> pl.DataFrame:
+    """Columns user, item and time, which is unknown."""
+    users, sequences = list[str](), list[list[str]]()
+    seen: set[str] = set()
+    for place, line in read_lines(path):
+        user, *items = line.split()
+        if not items:
+            faults.bad_record(f"{place}: user {user} has no items; there must be the user, then items")
+        elif user in seen:
+            faults.bad_record(f"{place}: user {user} occurs a second time")
+        else:
+            seen.add(user)
+            users.append(user)
+            sequences.append(items)
+    item_lists = pl.Series(sequences, dtype=pl.List(pl.String))
+    frame = pl.DataFrame({"user": pl.Series(users, dtype=pl.String), "item": item_lists}).explode("item")
+    return frame.with_columns(time=pl.lit(NO_TIME, pl.Int64))
+
+
+def read_attributes(path: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
+    """Item -> its attributes, as words."""
+    words = {}
+    for item, numbers in read_object(path, "item to list of attributes").items():
+        if isinstance(numbers, list) and all(type(number) is int and number >= 0 for number in numbers):
+            words[item] = tuple(f"a{number}" for number in dict.fromkeys(numbers))
+        else:
+            shown = json.dumps(numbers)[:40]
+            faults.bad_record(f"{path.name}: item {item[:40]!r} has {shown}; it must be a list of attribute numbers")
+    return words
+
+
+class Sequences(RecordBuilder):
+    """Sequence files with attributes, as of S3-Rec (Beauty, Sports_and_Outdoors, …), from a local folder."""
+
+    name = "sequences"
+    PUBLISHER = "https://github.com/RUCAIBox/CIKM2020-S3Rec"
+    DESCRIPTION = f"Sequences of items with attributes; {PUBLISHER}"
+    SELECTS = ("categories", "user_core", "item_core")
+
+    def open_source(self, downloads: tfds.download.DownloadManager) -> Tabled:
+        name = self._name()
+        path = source_file(self.source_dir, f"{name}.txt", "a line a user: the user, then items", self.PUBLISHER)
+        attributes_json = source_file(
+            self.source_dir, f"{name}_item2attributes.json", "items to lists of attributes", self.PUBLISHER
+        )
+        attributes = read_attributes(attributes_json, self.faults)
+        frame = read_sequences(path, self.faults)
+
+        def item_of(item_id: str) -> Item:
+            words = attributes.get(item_id, ())
+            return Item(item_id, item_id, (("Attributes", " ".join(words)),), words)
+
+        return Tabled(core(frame, *self.cores), item_of, Counts.of(frame))
+
+    def _name(self) -> str:
+        """
+        Raises:
+          DataError: it is not clear which file is meant.
+        """
+        asked = self.selection.categories
+        if len(asked) == 1:
+            return asked[0]
+        found = () if self.source_dir is None else self.source_dir.glob("*.txt*")
+        names = sorted(path.name.removesuffix(".gz").removesuffix(".txt") for path in found)
+        if asked or len(names) > 1:
+            raise DataError(
+                f"one sequence file at a time, for their numbers mean different things: --categories with one of "
+                f"{', '.join(names) or 'the files'}"
+            )
+        return names[0] if names else "NAME"

@@ -1,0 +1,110 @@
+"""Large sources: how long files in H&M's format take to become records, and in how much memory.
+
+    python -m experiments.benchmarks.source_speed --transactions 1000000 3000000 10000000
+
+As in the real files, people buy 23 articles on average, some a few and some thousands, some articles far more often
+than others, and ids of people have 64 digits; there are no pictures. The core of 8 and 5 is timed alone, in a process
+that has read the files, and `unimp prepare` with that core as a whole, in another; a process's peak is all it ever had
+in memory, libraries included.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import tyro
+
+from data_pipelines.prepare import prepare
+from data_pipelines.sources.checks import Faults
+from data_pipelines.sources.hm import ARTICLE, read_articles, read_purchases
+from data_pipelines.sources.interactions import codes, k_core
+from data_pipelines.sources.selection import Selection
+from experiments.benchmarks.process_memory import peak_bytes
+
+USER_CORE, ITEM_CORE = 8, 5
+A_USER, ARTICLES, DAYS = 23, 105_542, 734
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    transactions: tuple[int, ...] = (1_000_000, 3_000_000, 10_000_000)
+    folder: Path | None = None
+    """Where files and records go for the time being; by default where temporary files go."""
+    seed: int = 0
+
+
+def write_files(folder: Path, transactions: int, seed: int) -> None:
+    """`articles.csv` and `transactions_train.csv`, in order of time."""
+    rng = np.random.default_rng(seed)
+    numbers = np.arange(ARTICLES)
+    ids = pl.Series(100_000_001 + 17 * numbers).cast(pl.String).str.zfill(10)
+    words = {name: pl.Series(numbers % 97).cast(pl.String) + f" {name}" for name in ARTICLE[1:]}
+    pl.DataFrame({"article_id": ids, **words}).write_csv(folder / "articles.csv")
+    users = transactions // A_USER
+    names = pl.Series(rng.integers(0, 2**63, users)).cast(pl.String).str.zfill(64)
+    buyers = (users * rng.random(transactions) ** 2).astype(np.int64)
+    bought = (ARTICLES * rng.random(transactions) ** 2).astype(np.int64)
+    day = pl.date_range(pl.date(2018, 9, 20), pl.date(2020, 9, 22), eager=True).dt.to_string()
+    with (folder / "transactions_train.csv").open("wb") as file:
+        for part in np.array_split(np.arange(transactions), -(-transactions // 1_000_000)):
+            columns = {
+                "t_dat": day[part * DAYS // transactions],
+                "customer_id": names[buyers[part]],
+                "article_id": ids[bought[part]],
+                "price": np.round(rng.random(len(part)), 6),
+                "sales_channel_id": 1 + part % 2,
+            }
+            pl.DataFrame(columns).write_csv(file, include_header=not part[0])
+
+
+def time_core(folder: Path) -> tuple[float, float, int]:
+    """(seconds to read, seconds for the core, peak bytes)."""
+    start = time.perf_counter()
+    articles = read_articles(folder / "articles.csv", Faults())
+    purchases = read_purchases(folder / "transactions_train.csv", articles["article_id"], Faults())
+    read = time.perf_counter()
+    k_core(codes(purchases["user"])[0], codes(purchases["article"])[0], USER_CORE, ITEM_CORE)
+    return read - start, time.perf_counter() - read, peak_bytes()
+
+
+def time_prepare(folder: Path) -> tuple[float, int, int]:
+    """(seconds, interactions that were kept, peak bytes)."""
+    selection = Selection(user_core=USER_CORE, item_core=ITEM_CORE)
+    prepared = prepare("hm", folder / "data", folder, selection=selection)
+    return prepared.seconds, prepared.interactions, peak_bytes()
+
+
+def alone(work: Callable, folder: Path) -> tuple:
+    """What it returns in a process of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(work, folder).result()
+
+
+def main(options: Options) -> None:
+    print("| transactions | read | core | peak | prepare | kept | kept/s | peak |\n|" + "---:|" * 8, flush=True)
+    for transactions in options.transactions:
+        with tempfile.TemporaryDirectory(dir=options.folder) as name:
+            folder = Path(name)
+            write_files(folder, transactions, options.seed)
+            read, core, core_peak = alone(time_core, folder)
+            seconds, kept, peak = alone(time_prepare, folder)
+        print(
+            f"| {transactions:,} | {read:.1f} s | {core:.2f} s | {core_peak / 2**20:,.0f} MiB | {seconds:.1f} s "
+            f"| {kept:,} | {kept / seconds:,.0f} | {peak / 2**20:,.0f} MiB |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
