@@ -124,7 +124,7 @@ def runs_in(folder: Path) -> list[Path]:
     runs = [run for path in inside if holds_runs(path) for run in runs_in(path)]
     if not runs:
         raise DataError(
-            f"{folder / 'config.json'} does not exist: is {folder} the folder of a run? One of a sweep, or of runs, is right too"
+            f"{folder / 'config.json'} does not exist: is {folder} the folder of a run? That of a sweep is right too"
         )
     return runs
 

@@ -36,7 +36,6 @@ def test_users_who_are_all_alike_leave_welchs_test_of_seeds():
 
 @pytest.mark.parametrize("seed", [0.0, 0.05, 0.3])
 def test_intervals_hold_the_truth_as_often_as_they_say(seed):
-    """And bootstrapping users alone does not, where seeds differ."""
     rng = np.random.default_rng(0)
     trials, held, false = 1000, 0, 0
     for _ in range(trials):
