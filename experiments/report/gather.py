@@ -32,6 +32,14 @@ class Cell:
     description: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """`failed.json`: why a cell of a sweep failed, and the last lines that it printed."""
+
+    reason: str
+    end: tuple[str, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """A run that was evaluated, read from its folder."""
@@ -81,7 +89,9 @@ class Group:
 
 
 def gather(folders: Iterable[Path], split: str) -> tuple[list[list[Group]], list[Missing]]:
-    """(for each source, in the order met, its groups in the order met, the first being the base; what is left out).
+    """(for each source, in the order met, its groups in the order met; what is left out).
+
+    The first group of a source is what the others are compared with: that of the ablation "base", or else the first met.
 
     Args:
       folders: of runs, of sweeps (`sweep.json` gives the order), or folders of these.
@@ -108,7 +118,7 @@ def gather(folders: Iterable[Path], split: str) -> tuple[list[list[Group]], list
         raise DataError(
             f"none of {len(read)} runs is evaluated on {split}; the first, {missing[0].name}: {missing[0].why}"
         )
-    return [name_groups(list(groups.values())) for groups in sources.values()], missing
+    return [name_groups(sorted(groups.values(), key=is_varied)) for groups in sources.values()], missing
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -137,7 +147,7 @@ def cells_of(path: Path) -> list[Path]:
     """The folders of a sweep's cells, whether or not they were begun."""
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        names = [cell if isinstance(cell, str) else cell["name"] for cell in cells]
+        names = [cell["folder"] for cell in cells]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path} lists no cells: {error!r}") from error
     return [path.parent / name for name in names]
@@ -146,9 +156,9 @@ def cells_of(path: Path) -> list[Path]:
 def read_run(folder: Path, split: str) -> Run | Missing:
     """The run, or why it cannot be compared."""
     try:
-        failed = read_json(folder / "failed.json", dict[str, Any])
+        failed = read_json(folder / "failed.json", Failure)
         if failed:
-            return Missing(str(folder), f"failed: {failed.get('error') or json.dumps(failed)}")
+            return Missing(str(folder), "; ".join([f"failed: {failed.reason}", *failed.end[-1:]]))
         if not (folder / "config.json").exists():
             return Missing(str(folder), "not begun")
         log = read_log(folder / "metrics.jsonl")
@@ -189,6 +199,10 @@ def identity(run: Run) -> Any:
     return json.dumps({name: value for name, value in settings(run.config).items() if name != "seed"}, sort_keys=True)
 
 
+def is_varied(runs: Sequence[Run]) -> bool:
+    return runs[0].cell is None or runs[0].cell.ablation != "base"
+
+
 def name_groups(groups: Sequence[Sequence[Run]]) -> list[Group]:
     """By ablation, or by folder; by more where names would be the same."""
     short = [name_of(runs) for runs in groups]
@@ -196,7 +210,7 @@ def name_groups(groups: Sequence[Sequence[Run]]) -> list[Group]:
     for number, (name, runs) in enumerate(zip(short, groups, strict=True)):
         cell = runs[0].cell
         if short.count(name) > 1:
-            name = f"{cell.base} · {name}" if cell else "/".join(runs[0].folder.parts[-2:])
+            name = f"{cell.sweep} · {name}" if cell else "/".join(runs[0].folder.parts[-2:])
         named.append(Group(name, cell.description if cell else "", tuple(sorted_by_seed(runs)), number))
     return named
 

@@ -34,7 +34,7 @@ from unimp_jax.evaluation.repeats import holm
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 SEEDS = (0, 1, 2)
-ABLATIONS = {"base": 0.0, "no_images": 0.9, "no_<text>": 0.01}
+ABLATIONS = {"base": 0.0, "no_<text>": 0.01, "no_images": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +68,15 @@ def sweep(base, records, tmp_path_factory):
     begin_run(folder / "slow-0", base, steps=4, cell="slow")
     begin_run(folder / "done-0", base, steps=base.loop.steps, cell="done")
     begin_run(folder / "failed-0", base, steps=2, cell="failed")
-    (folder / "failed-0" / "failed.json").write_text(json.dumps({"error": "no room on the device"}))
-    names = [f"{ablation}-{seed}" for seed in SEEDS for ablation in ABLATIONS]
-    (folder / "sweep.json").write_text(json.dumps({"cells": [*names, "slow-0", "done-0", "failed-0", "never-0"]}))
+    (folder / "failed-0" / "failed.json").write_text(
+        json.dumps(
+            {"command": "unimp", "reason": "exit status 1", "seconds": 2, "end": ["step 2", "no room on the device"]}
+        )
+    )
+    order = ("no_<text>", "base", "no_images")
+    names = [f"{ablation}-{seed}" for seed in SEEDS for ablation in order]
+    cells = [{"folder": name} for name in [*names, "slow-0", "done-0", "failed-0", "never-0"]]
+    (folder / "sweep.json").write_text(json.dumps({"sweep": "sweep", "cells": cells, "parts": []}))
     return folder
 
 
@@ -87,15 +93,17 @@ def page(sweep):
 
 
 def test_seeds_of_an_ablation_are_a_group_and_nothing_is_dropped_in_silence(sweep, groups):
-    assert [group.name for group in groups] == list(ABLATIONS)
+    assert [group.name for group in groups] == ["base", "no_<text>", "no_images"], (
+        "the base, then as the sweep lists them"
+    )
     assert [group.seeds for group in groups] == [list(SEEDS)] * 3
-    assert groups[1].description == "no no_images"
+    assert groups[1].description == "no no_<text>"
     _, missing = gather([sweep], "test")
     told = {one.name.rpartition("/")[2]: one.why for one in missing}
     assert told == {
         "slow-0": "unfinished: step 4 of 12",
         "done-0": "trained, not evaluated on test",
-        "failed-0": "failed: no room on the device",
+        "failed-0": "failed: exit status 1; no room on the device",
         "never-0": "not begun",
     }
 
@@ -180,14 +188,15 @@ def test_of_one_seed_differences_are_scipys_paired_test_corrected_by_holm(sweep)
     swapped = scipy.stats.permutation_test(
         (values("no_images") - values("base"),), np.mean, permutation_type="samples", n_resamples=5000, rng=0
     )
-    assert found[0].alone.p_value == pytest.approx(swapped.pvalue, abs=0.02)
+    assert found[1].alone.p_value == pytest.approx(swapped.pvalue, abs=0.02)
 
 
 def test_what_is_worse_is_found_to_be(groups):
     recommendation, preference, _ = compare(groups)
     for comparison, name in ((recommendation, "NDCG@10"), (preference, "RMSE")):
         assert comparison.headline == name
-        blind, wordless = comparison.compared[:2]
+        by_name = {line.group.name: line for line in comparison.compared}
+        wordless, blind = by_name["no_<text>"], by_name["no_images"]
         assert blind.differences[name].sure
         assert blind.differences[name].worse
         assert not wordless.differences[name].sure
@@ -272,7 +281,7 @@ def test_markdown_has_the_figures_and_whole_rows(groups, page):
         assert len({row.count("|") for row in table.splitlines()}) == 1
     figure = compare(groups)[0].lines[0].figures["NDCG@10"]
     assert f"{figure.mean:.3f} [{figure.low:.3f}, {figure.high:.3f}]" in text
-    assert "failed: no room on the device" in text
+    assert "failed: exit status 1; no room on the device" in text
     assert "`tasks.images` True → False" in text
 
 
