@@ -91,7 +91,7 @@ class Group:
 def gather(folders: Iterable[Path], split: str) -> tuple[list[list[Group]], list[Missing]]:
     """(for each source, in the order met, its groups in the order met; what is left out).
 
-    The first group of a source is what the others are compared with: that of the ablation "base", or else the first met.
+    The first group of a source is what others are compared with: that of the ablation "base", or else the first met.
 
     Args:
       folders: of runs, of sweeps (`sweep.json` gives the order), or folders of these.
