@@ -52,7 +52,7 @@ class Line:
       figures: over seeds and users; a baseline's over users.
       differences: to the base, over seeds and users; none for the base and baselines.
       alone: the headline's difference for these seeds as they are, over other users alone.
-      few: the group or the base has one seed, and differences speak of other users alone as well.
+      few: the group has one seed, and is taken to vary between seeds as the base does.
     """
 
     name: str
@@ -147,7 +147,7 @@ def lines_of(
             pairs = {name: (x[: len(runs)], x[len(runs) :]) for name, x in both.items()}
             line = dataclasses.replace(
                 line,
-                few=min(len(runs), len(base_runs)) == 1,
+                few=len(runs) == 1,
                 differences={name: Tested(**vars(difference_over_seeds(*pair))) for name, pair in pairs.items()},
                 alone=Tested(**vars(paired_difference(*pairs[headline]))) if headline in pairs else None,
             )

@@ -51,10 +51,12 @@ def page(title: str, command: str, split: str, sections: Sequence[Section], miss
 
 
 def whisker(tested: Tested, lines: Sequence[Line], name: str) -> dict[str, str]:
-    """A difference and its interval as x from -100 to 100, where the furthest end of all lines' lies."""
-    ends = [abs(end) for line in lines if (one := line.differences.get(name)) for end in (one.low, one.high)]
-    reach = max(ends) or 1.0
-    return {end: f"{100 * getattr(tested, end) / reach:.1f}" for end in ("low", "mean", "high")}
+    """A difference, its interval and 0 as x from 0 to 200, which is as far as any line's interval or 0 goes."""
+    ends = [end for line in lines if (one := line.differences.get(name)) for end in (one.low, one.high)]
+    left, right = min(0.0, *ends), max(0.0, *ends)
+    scale = 200 / (right - left or 1.0)
+    places = {"low": tested.low, "mean": tested.mean, "high": tested.high, "zero": 0.0}
+    return {place: f"{scale * (value - left):.1f}" for place, value in places.items()}
 
 
 def show_setting(value: Any) -> str:

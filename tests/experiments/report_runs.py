@@ -89,7 +89,7 @@ def answer(config: ExperimentConfig, records: Records, worse: float) -> dict[str
     corpus = records.corpus
     people = np.arange(corpus.num_users)
     ease = np.random.default_rng(99).normal(1.2, 0.8, len(people))
-    rng = np.random.default_rng((config.seed, int(1000 * worse)))
+    rng = np.random.default_rng((config.seed, int(1000 * (worse + 1))))
     logs = ease + worse + rng.normal(0, 0.05) + rng.normal(0, 0.3, len(people))
     ranks = np.clip(np.round(np.exp(logs)), 1, corpus.num_items).astype(np.float32)
     asked = {
@@ -101,7 +101,7 @@ def answer(config: ExperimentConfig, records: Records, worse: float) -> dict[str
     popular = ranking_metrics(np.clip(np.round(np.exp(ease + 1)), 1, corpus.num_items))
     ranked = {"items": tops, f"{OURS}: rank, seen kept": ranks, f"{OURS}: rank, seen filtered": ranks}
     stars = np.full(len(people), 3.0)
-    guesses = stars + worse + rng.normal(0, 1, len(people))
+    guesses = stars + worse + rng.normal(0, 0.5, len(people))
     read = np.where(people == 5, np.nan, guesses) if config.seed == 0 else guesses
     predicted = {f"{OURS}, expected rating": guesses, f"{OURS}, written rating": read, "mean rating": stars + 1}
     rated = {f"{name}: rating": values for name, values in predicted.items()}

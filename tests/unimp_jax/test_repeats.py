@@ -34,6 +34,15 @@ def test_users_who_are_all_alike_leave_welchs_test_of_seeds():
     assert (found.low, found.high) == pytest.approx(tuple(told.confidence_interval()))
 
 
+def test_a_group_of_one_seed_varies_as_the_other_does():
+    """As in Student's test of two samples, which knows the variance from one of them alone."""
+    one, many = np.array([0.4]), np.array([0.1, 0.2, 0.15])
+    told = scipy.stats.ttest_ind(one, many, equal_var=True)
+    found = difference_over_seeds(np.tile(one[:, None], 7), np.tile(many[:, None], 7))
+    assert found.p_value == pytest.approx(told.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(told.confidence_interval()))
+
+
 @pytest.mark.parametrize("seed", [0.0, 0.05, 0.3])
 def test_intervals_hold_the_truth_as_often_as_they_say(seed):
     rng = np.random.default_rng(0)

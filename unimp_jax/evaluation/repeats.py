@@ -6,7 +6,8 @@ formula, the interval from Student's t. A bootstrap over three seeds would under
 normal's tails for those of two degrees of freedom; one over users alone leaves it out. Seeds of two groups of runs are
 not paired (the same seed starts other parameters where the model differs), users are.
 
-With one seed nothing can be known of others: figures then speak of other users alone.
+With one seed nothing can be known of others: a figure then speaks of other users alone. In a difference, a group of one
+seed is taken to vary between seeds as the other group does; where both have one, it speaks of other users alone, too.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def influence(columns: dict[str, np.ndarray], formula: Callable[[dict[str, np.nd
 def over_seeds(values_SM: np.ndarray, *, confidence: float = 0.95) -> Interval:
     """The mean of each seed's value of each user, [S, M], for other seeds and users."""
     mean, error, freedom = _spread([values_SM], [1.0])
-    reach = error * scipy.stats.t.ppf((1 + confidence) / 2, freedom)
+    reach = error * float(scipy.stats.t.ppf((1 + confidence) / 2, freedom))
     return Interval(mean, mean - reach, mean + reach)
 
 
@@ -53,7 +54,7 @@ def difference_over_seeds(first_SM: np.ndarray, second_SM: np.ndarray, *, confid
       ValueError: the two are not of the same users.
     """
     mean, error, freedom = _spread([first_SM, second_SM], [1.0, -1.0])
-    reach = error * scipy.stats.t.ppf((1 + confidence) / 2, freedom)
+    reach = error * float(scipy.stats.t.ppf((1 + confidence) / 2, freedom))
     chance = 2 * scipy.stats.t.sf(abs(mean) / error, freedom) if error else float(mean == 0)
     return Difference(mean, mean - reach, mean + reach, float(chance))
 
@@ -78,14 +79,17 @@ def _spread(groups: Sequence[np.ndarray], signs: Sequence[float]) -> tuple[float
     num_users = len(users_M)
     mean, variance = float(users_M.mean()), float(users_M.var(ddof=1) / num_users)
     squares = variance**2 / (num_users - 1)
-    for values_SM in groups:
-        seeds = len(values_SM)
-        if seeds == 1:
-            continue
-        means_S = values_SM.mean(axis=1)
-        between = means_S.var(ddof=1)
-        rest_SM = values_SM - means_S[:, None] - values_SM.mean(axis=0) + means_S.mean()
-        rest = (rest_SM**2).sum() / ((seeds - 1) * (num_users - 1) * num_users)  # already among the users' variance
-        variance += max(between - rest, 0.0) / seeds
-        squares += (between / seeds) ** 2 / (seeds - 1)
+    repeated = [values_SM for values_SM in groups if len(values_SM) > 1]
+    for number, values_SM in enumerate(repeated):
+        between, rest = _between(values_SM)
+        share = 1 / len(values_SM) + (len(groups) - len(repeated) if number == 0 else 0)  # those of one seed borrow it
+        variance += max(between - rest, 0.0) * share
+        squares += (between * share) ** 2 / (len(values_SM) - 1)
     return mean, variance**0.5, variance**2 / squares if squares else np.inf
+
+
+def _between(values_SM: np.ndarray) -> tuple[float, float]:
+    """(variance of the seeds' means, the part of it that seeds would have if they were all alike: the rest's)."""
+    (seeds, num_users), means_S = values_SM.shape, values_SM.mean(axis=1)
+    rest_SM = values_SM - means_S[:, None] - values_SM.mean(axis=0) + means_S.mean()
+    return float(means_S.var(ddof=1)), float((rest_SM**2).sum() / ((seeds - 1) * (num_users - 1) * num_users))
