@@ -48,8 +48,10 @@ def cost(run: Run) -> Cost:
     def count(name: str) -> float:
         return float(str(facts[name]).replace(",", "")) if name in facts else np.nan
 
-    training = np.sum([training_cost(*one) for one in beginnings(run.config, run.log)], axis=0)
-    return Cost(*training, count("parameters that train"), count("frozen parameters"), run.evaluation.seconds)
+    training = [training_cost(*one) for one in beginnings(run.config, run.log)]
+    steps, seconds, tokens, flops = (sum(parts) for parts in zip(*training, strict=True))
+    trains, frozen = count("parameters that train"), count("frozen parameters")
+    return Cost(steps, seconds, tokens, flops, trains, frozen, run.evaluation.seconds)
 
 
 def training_cost(config: ExperimentConfig, log: Log) -> tuple[float, float, float, float]:

@@ -16,7 +16,7 @@ NONE = "\N{EN DASH}"
 READING = (
     "Means over seeds [95 % interval for other seeds and other people; baselines, and groups of one seed: for other "
     "people]. Differences are to the first group, on the same people; p over seeds and people (Student's t), after "
-    "Holm's correction over the column; **bold** where it is below .05."
+    "Holm's correction over the column (intervals are each for itself); **bold** where it is below .05."
 )
 
 
