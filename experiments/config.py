@@ -119,9 +119,14 @@ def to_json(config: ExperimentConfig) -> dict[str, Any]:
     return pydantic.TypeAdapter(ExperimentConfig).dump_python(config, mode="json")
 
 
+def settings(config: ExperimentConfig) -> dict[str, Any]:
+    """Every field on which results depend, by its dotted name."""
+    return {name: value for name, value in flat(to_json(config)).items() if not name.startswith(FREE)}
+
+
 def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
     """`field: old, now new` for each field on which results depend and that differs."""
-    before, after = _flat(to_json(old)), _flat(to_json(new))
+    before, after = flat(to_json(old)), flat(to_json(new))
     return [
         f"{name}: {before.get(name)}, now {after.get(name)}"
         for name in dict.fromkeys([*before, *after])
@@ -129,8 +134,9 @@ def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
     ]
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested fields by their dotted names."""
+    leaves: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return leaves
