@@ -17,11 +17,11 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from data_pipelines.errors import DataError
-from data_pipelines.records import KINDS, quiet_tfds, read_items, read_lengths
+from data_pipelines.records import KINDS, quiet_tfds
 from data_pipelines.sources import find_source
 from data_pipelines.sources.checks import Faults, OnBad
 from data_pipelines.sources.interactions import Counts
-from data_pipelines.sources.parts import Source
+from data_pipelines.sources.parts import Source, Tally
 from data_pipelines.sources.selection import Selection
 
 
@@ -98,7 +98,7 @@ def prepare(
         raise DataError(f"--name is {name!r}; it must be the name of a folder: letters, digits, '_', '-', '+' and '.'")
     if source_dir is not None and not source_dir.is_dir():
         raise DataError(f"{source_dir} is not a folder")
-    faults, opened = Faults(on_bad), None
+    faults, tally, opened = Faults(on_bad), Tally(), None
     new, old = folder / f"{name}.partial", folder / f"{name}.old"
     config = tfds.download.DownloadConfig(register_checksums=False, beam_options=_beam(beam_options))
     try:
@@ -113,11 +113,12 @@ def prepare(
                     faults=faults,
                     selection=selection,
                     source=opened,
+                    tally=tally,
                     staging=None if beam_options is None else new.absolute() / "staged",
                 )
                 builder.download_and_prepare(download_config=config, download_dir=str(folder / "downloads"))
                 opened = builder.source
-        prepared = _account(name, source, new, selection, faults, opened, start)
+        prepared = _account(name, source, selection, tally, faults, opened, start)
         (new / source / "prepared.json").write_text(json.dumps(dataclasses.asdict(prepared), indent=1))
         if (folder / name).exists():
             os.replace(folder / name, old)
@@ -149,18 +150,9 @@ def _beam(options: str | None) -> Any:
 
 
 def _account(
-    name: str,
-    source: str,
-    folder: Path,
-    selection: Selection,
-    faults: Faults,
-    opened: Source | None,
-    start: float,
+    name: str, source: str, selection: Selection, tally: Tally, faults: Faults, opened: Source | None, start: float
 ) -> Prepared:
-    items = read_items(source, folder)
-    images = sum(bool(item.image) for item in items)
-    users = list(read_lengths(source, folder))
-    lengths, rated = np.array(users).T
+    lengths = np.array(tally.lengths)
     percentiles: dict[str, Any] = {"least": 0, "median": 50, "95 %": 95, "most": 100}
     return Prepared(
         name=name,
@@ -168,10 +160,10 @@ def _account(
         selection=selection,
         read=getattr(opened, "read", None),
         users=len(lengths),
-        items=len(items),
+        items=tally.items,
         interactions=int(lengths.sum()),
-        images=images,
-        rated=int(rated.sum()),
+        images=tally.images,
+        rated=tally.rated,
         history_lengths={name: int(np.percentile(lengths, p)) for name, p in percentiles.items()},
         never_evaluated=int((lengths < 2).sum()),
         bad_records=faults.records,

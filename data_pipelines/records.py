@@ -21,31 +21,27 @@ SPLIT = "records"
 Record = TypeVar("Record")
 
 
-class Columns(tfds.features.Sequence):
-    """A sequence of fields that may be given as whole columns, of which TFDS would check and encode cell by cell."""
-
-    def encode_example(self, example_dict: Any) -> Any:
-        return example_dict if isinstance(example_dict, dict) else super().encode_example(example_dict)
+def _column(kind: Any) -> tfds.features.Tensor:
+    """As many values as there are, written at once; a `Sequence` would be checked and written value by value."""
+    return tfds.features.Tensor(shape=(None,), dtype=kind)
 
 
 ITEM_FEATURES = {
     "item_id": tfds.features.Text(),
     "title": tfds.features.Text(),
-    "attributes": tfds.features.Sequence({"name": tfds.features.Text(), "text": tfds.features.Text()}),
-    "categories": tfds.features.Sequence(tfds.features.Text()),
+    "attributes": {"name": _column(np.object_), "text": _column(np.object_)},
+    "categories": _column(np.object_),
     "image": tfds.features.Tensor(shape=(), dtype=np.object_),  # encoded bytes
 }
 USER_FEATURES = {
     "user_id": tfds.features.Text(),
-    "interactions": Columns(
-        {
-            "item_id": tfds.features.Text(),
-            "time": np.int64,
-            "rating": np.float32,
-            "text": tfds.features.Text(),
-            "split": tfds.features.Text(),
-        }
-    ),
+    "interactions": {
+        "item_id": _column(np.object_),
+        "time": _column(np.int64),
+        "rating": _column(np.float32),
+        "text": _column(np.object_),
+        "split": _column(np.object_),
+    },
 }
 
 
@@ -53,7 +49,10 @@ def encode_item(item: Item) -> dict[str, Any]:
     return {
         "item_id": item.item_id,
         "title": item.title,
-        "attributes": [{"name": name, "text": text} for name, text in item.attributes],
+        "attributes": {
+            "name": [name for name, _ in item.attributes],
+            "text": [text for _, text in item.attributes],
+        },
         "categories": list(item.categories),
         "image": item.image,
     }
@@ -73,10 +72,9 @@ def decode_item(record: dict[str, Any]) -> Item:
 def encode_user(user: User) -> dict[str, Any]:
     return {
         "user_id": user.user_id,
-        "interactions": [
-            {"item_id": one.item_id, "time": one.time, "rating": one.rating, "text": one.text, "split": one.split}
-            for one in user.interactions
-        ],
+        "interactions": {
+            name: [getattr(one, name) for one in user.interactions] for name in USER_FEATURES["interactions"]
+        },
     }
 
 
@@ -133,16 +131,6 @@ def record_folder(source: str, folder: Path, kind: str) -> Path:
             f"source's with --name {source}"
         )
     return versions[-1]
-
-
-def read_lengths(source: str, folder: Path) -> Iterator[tuple[int, int]]:
-    """(interactions, rated ones) of each user, without more of them being decoded."""
-
-    def lengths(record: dict[str, Any]) -> tuple[int, int]:
-        ratings = np.asarray(record["interactions"]["rating"])
-        return len(ratings), int(np.count_nonzero(~np.isnan(ratings)))
-
-    return iter(Records(record_folder(source, folder, "users"), lengths))
 
 
 def read_items(source: str, folder: Path) -> Records[Item]:

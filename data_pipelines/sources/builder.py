@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from data_pipelines.errors import DataError
 from data_pipelines.records import ITEM_FEATURES, KINDS, SPLIT, USER_FEATURES
 from data_pipelines.sources.checks import Faults
-from data_pipelines.sources.parts import Source, encode_part, parts_of, read_part, stage
+from data_pipelines.sources.parts import Source, Tally, encode_part, parts_of, read_part, stage
 from data_pipelines.sources.selection import Selection
 
 
@@ -35,6 +35,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         selection: Selection = Selection(),
         source: Source | None = None,
         staging: Path | None = None,
+        tally: Tally | None = None,
         **kwargs: Any,
     ):
         """
@@ -44,6 +45,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
           selection: which part of the source is prepared.
           source: the source, where it is open already.
           staging: a folder for what Beam's workers read, where they encode the records; None: they are encoded here.
+          tally: counts what is written.
 
         Raises:
           DataError: the selection names what this source does not know.
@@ -53,7 +55,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
                 known = ", ".join(map(option, self.SELECTS)) or "no such option"
                 raise DataError(f"{self.name} does not know {option(choice.name)}; it knows {known}")
         self.source_dir, self.faults, self.selection = source_dir, faults or Faults(), selection
-        self.source, self.staging = source, staging
+        self.source, self.staging, self.tally = source, staging, tally or Tally()
         super().__init__(*args, file_format="array_record", **kwargs)
 
     @property
@@ -94,7 +96,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         if first is None:
             core = f" (of users with {self.cores[0]} and items with {self.cores[1]} interactions)"
             raise DataError(f"{self.name}: no {kind} are left, nothing to learn from" + core * (max(self.cores) > 1))
-        parts = itertools.chain([first], rest)
+        parts = map(self.tally.count, itertools.chain([first], rest))
         if self.staging is None:
             return enumerate(itertools.chain.from_iterable(map(encode_part, parts)))
         import apache_beam as beam

@@ -72,14 +72,15 @@ class Catalogue:
 
     def __init__(self, articles: pl.DataFrame, item: pl.Expr, pictures: StoredPictures):
         grouped = articles.drop("line").group_by(item.alias("item"), maintain_order=True)
-        self._things = grouped.agg(pl.all().unique(maintain_order=True))
-        self._rows = {name: row for row, name in enumerate(self._things["item"])}
+        things = grouped.agg(pl.all().unique(maintain_order=True))
+        self._rows = {name: row for row, name in enumerate(things["item"])}
+        self._things = things.drop("item")
         self._pictures = pictures
 
     def __call__(self, item_id: str) -> Item:
         """What differs among a product's articles is told of all of them, but for the name and the description; it is
         in a category if all its articles are."""
-        thing = self._things.drop("item").row(self._rows[item_id], named=True)
+        thing = self._things.row(self._rows[item_id], named=True)
         values = {column: [text for value in of if (text := clean(value))] for column, of in thing.items()}
         name, description = ((values[column] or [""])[0] for column in ("prod_name", "detail_desc"))
         appearance, colour, section = (

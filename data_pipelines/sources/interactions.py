@@ -38,8 +38,12 @@ class Counts:
 
 def codes(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
     """(int64 [E], names [N]): each value's number, by order of first appearance, and the values numbered."""
-    names = column.unique(maintain_order=True).cast(pl.String)
-    return column.cast(pl.Enum(names)).to_physical().to_numpy().astype(np.int64), names
+    column = column.cast(pl.Categorical)
+    names = column.unique(maintain_order=True)
+    known, first = column.to_physical().to_numpy(), names.to_physical().to_numpy()
+    numbers = np.empty(known.max(initial=0) + 1, np.int64)
+    numbers[first] = np.arange(len(first))
+    return numbers[known], names.cast(pl.String)
 
 
 def k_core(users: np.ndarray, items: np.ndarray, user_core: int, item_core: int) -> np.ndarray:

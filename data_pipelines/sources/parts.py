@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from data_pipelines.records import encode_item
+from data_pipelines.records import encode_item, encode_user
 from data_pipelines.schema import Item, User
 from data_pipelines.sources.interactions import USERS_A_PART, Tabled
 
@@ -18,7 +19,8 @@ TEXTS = pl.List(pl.String)
 ITEM_COLUMNS: dict[str, Any] = {
     "item_id": pl.String,
     "title": pl.String,
-    "attributes": pl.List(pl.Struct({"name": pl.String, "text": pl.String})),
+    "name": TEXTS,  # of the attributes
+    "text": TEXTS,
     "categories": TEXTS,
     "image": pl.Binary,
 }
@@ -44,12 +46,36 @@ def parts_of(source: Source, kind: str) -> Iterator[pl.DataFrame]:
     """All items or all users: a row a record, with `ITEM_COLUMNS` or `USER_COLUMNS`."""
     if kind == "items":
         for items in _batched(source.items(), ITEMS_A_PART):
-            yield pl.DataFrame([encode_item(item) for item in items], ITEM_COLUMNS)
+            yield _table([item | item["attributes"] for item in map(encode_item, items)], ITEM_COLUMNS)
     elif isinstance(source, Tabled):
         yield from source.histories()
     else:
         for users in _batched(source.users(), USERS_A_PART):
-            yield pl.DataFrame([columns_of(user) for user in users], USER_COLUMNS)
+            yield _table([user | user["interactions"] for user in map(encode_user, users)], USER_COLUMNS)
+
+
+@dataclasses.dataclass
+class Tally:
+    """What went by in parts.
+
+    Attributes:
+      lengths: interactions of each user.
+    """
+
+    items: int = 0
+    images: int = 0
+    rated: int = 0
+    lengths: list[int] = dataclasses.field(default_factory=list)
+
+    def count(self, part: pl.DataFrame) -> pl.DataFrame:
+        """The part itself."""
+        if "user_id" in part.columns:
+            self.lengths += part["item_id"].list.len().to_list()
+            self.rated += int(part["rating"].explode().is_not_nan().sum())
+        else:
+            self.items += len(part)
+            self.images += int((part["image"].bin.size() > 0).sum())
+        return part
 
 
 def _batched(records: Iterator[Any], size: int) -> Iterator[list[Any]]:
@@ -57,19 +83,17 @@ def _batched(records: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def columns_of(user: User) -> dict[str, Any]:
-    """A row of `USER_COLUMNS`."""
-    names = list(USER_COLUMNS)[1:]
-    return {"user_id": user.user_id} | {name: [getattr(one, name) for one in user.interactions] for name in names}
+def _table(rows: list[dict[str, Any]], columns: dict[str, Any]) -> pl.DataFrame:
+    return pl.DataFrame({name: [row[name] for row in rows] for name in columns}, columns)
 
 
 def encode_part(part: pl.DataFrame) -> Iterator[dict[str, Any]]:
     """Each record of a part, as TFDS takes it."""
-    if "user_id" not in part.columns:
-        yield from part.iter_rows(named=True)
-        return
-    for user in part.iter_rows(named=True):
-        yield {"user_id": user.pop("user_id"), "interactions": user}
+    for row in part.iter_rows(named=True):
+        if "user_id" in row:
+            yield {"user_id": row.pop("user_id"), "interactions": row}
+        else:
+            yield {"attributes": {"name": row.pop("name"), "text": row.pop("text")}, **row}
 
 
 def stage(parts: Iterator[pl.DataFrame], folder: Path) -> list[tuple[int, str]]:

@@ -4,8 +4,8 @@
 
 As in the real files, people buy 23 articles on average, some a few and some thousands, some articles far more often
 than others, and ids of people have 64 digits; there are no pictures. The core of 8 and 5 is timed alone, in a process
-that has read the files, and `unimp prepare` with that core as a whole, in another; a process's peak is all it ever had
-in memory, libraries included.
+that has read the files, and `unimp prepare` with that core as a whole, in another; a process's peak is all that it ever
+had in memory, libraries included.
 """
 
 from __future__ import annotations
@@ -77,11 +77,12 @@ def time_core(folder: Path) -> tuple[float, float, int]:
     return read - start, time.perf_counter() - read, peak_bytes()
 
 
-def time_prepare(folder: Path) -> tuple[float, int, int]:
-    """(seconds, interactions that were kept, peak bytes)."""
+def time_prepare(folder: Path) -> tuple[float, float, int, int]:
+    """(seconds, seconds of processors, interactions that were kept, peak bytes)."""
     selection = Selection(user_core=USER_CORE, item_core=ITEM_CORE)
+    start = time.process_time()
     prepared = prepare("hm", folder / "data", folder, selection=selection)
-    return prepared.seconds, prepared.interactions, peak_bytes()
+    return prepared.seconds, time.process_time() - start, prepared.interactions, peak_bytes()
 
 
 def alone(work: Callable, folder: Path) -> tuple:
@@ -92,16 +93,17 @@ def alone(work: Callable, folder: Path) -> tuple:
 
 
 def main(options: Options) -> None:
-    print("| transactions | read | core | peak | prepare | kept | kept/s | peak |\n|" + "---:|" * 8, flush=True)
+    print("| transactions | read | core | peak | prepare | of processors | kept | kept/s | peak |")
+    print("|" + "---:|" * 9, flush=True)
     for transactions in options.transactions:
         with tempfile.TemporaryDirectory(dir=options.folder) as name:
             folder = Path(name)
             write_files(folder, transactions, options.seed)
             read, core, core_peak = alone(time_core, folder)
-            seconds, kept, peak = alone(time_prepare, folder)
+            seconds, busy, kept, peak = alone(time_prepare, folder)
         print(
             f"| {transactions:,} | {read:.1f} s | {core:.2f} s | {core_peak / 2**20:,.0f} MiB | {seconds:.1f} s "
-            f"| {kept:,} | {kept / seconds:,.0f} | {peak / 2**20:,.0f} MiB |",
+            f"| {busy:.1f} s | {kept:,} | {kept / seconds:,.0f} | {peak / 2**20:,.0f} MiB |",
             flush=True,
         )
 

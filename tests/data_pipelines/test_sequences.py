@@ -11,7 +11,7 @@ from data_pipelines.prepare import prepare
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.sources import find_source
 from data_pipelines.sources.checks import Faults
-from data_pipelines.sources.interactions import Counts, Tabled
+from data_pipelines.sources.interactions import Counts, Tabled, core
 from data_pipelines.sources.selection import Selection
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "amazon-2014"
@@ -115,13 +115,26 @@ def test_attributes_that_are_no_table_are_refused(tmp_path: Path, text: str, mes
         opened(tmp_path, Faults("skip"))
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared Amazon folder is not beside the checkout")
-@pytest.mark.parametrize(
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared Amazon folder is not beside the checkout")
+published = pytest.mark.parametrize(
     ("name", "counts"),
     [("Beauty", (22_363, 12_101, 198_502)), ("Sports_and_Outdoors", (35_598, 18_357, 296_337))],
 )
-def test_the_real_files_have_the_published_counts(tmp_path: Path, name: str, counts: tuple[int, int, int]) -> None:
+
+
+@needs_shared
+@published
+def test_the_real_files_have_the_published_counts(name: str, counts: tuple[int, int, int]) -> None:
+    source = opened(SHARED, categories=(name,))
+    assert source.read == Counts.of(source.frame) == Counts(*counts)
+    assert len(core(source.frame, 5, 5)) == counts[2]  # they are a core of 5
+    assert all(item.categories for item in source.items())
+
+
+@needs_shared
+@published
+@pytest.mark.slow
+def test_the_real_files_are_prepared_whole(tmp_path: Path, name: str, counts: tuple[int, int, int]) -> None:
     prepared = prepare("sequences", tmp_path, SHARED, selection=Selection(categories=(name,)), name=name)
     assert (prepared.users, prepared.items, prepared.interactions) == counts
-    assert prepared.read == Counts(*counts)
     assert prepared.history_lengths["least"] == 5
