@@ -55,6 +55,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "torch": ["torch>=2.6"],  # OpenFlamingo's .pt files, and tests against transformers
         "gguf": ["gguf>=0.17"],
+        "sweep": ["optuna>=4.1", "submitit>=1.5"],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -62,6 +63,8 @@ setup(
             "scipy>=1.14",
             "ruff>=0.12",
             "mypy>=1.15",
+            "optuna>=4.1",
+            "submitit>=1.5",
         ],
     },
     entry_points={"console_scripts": ["unimp=experiments.cli:main"]},

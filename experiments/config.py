@@ -72,7 +72,8 @@ class ExperimentConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     start: Path | None = None
     """A folder that `unimp import` made: parts of the model begin with its weights, and have its geometry; text is cut
-    by its tokenizer, where the vocabulary names no other."""
+    by its tokenizer, where the vocabulary names no other. Or the folder of a run, whose latest model and vocabulary are
+    begun with, and whose step count, optimizer and position in the data are not."""
     seed: int = 0
     """Of the parameters, the order of the data and dropout."""
 
@@ -117,7 +118,7 @@ def to_json(config: ExperimentConfig) -> dict[str, Any]:
 
 def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
     """`field: old, now new` for each field on which results depend and that differs."""
-    before, after = _flat(to_json(old)), _flat(to_json(new))
+    before, after = flat(to_json(old)), flat(to_json(new))
     return [
         f"{name}: {before.get(name)}, now {after.get(name)}"
         for name in dict.fromkeys([*before, *after])
@@ -125,8 +126,9 @@ def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
     ]
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested fields by their dotted names."""
+    leaves: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return leaves
