@@ -67,7 +67,8 @@ class SearchConfig(SweepConfig):
     base: tyro.conf.Positional[str]
     """A preset of `unimp train`."""
     space: tuple[str, ...]
-    """What is chosen, from where: NAME=log:LOW,HIGH (or float:, int:) or NAME=of:VALUE,VALUE; names as of `unimp train`."""
+    """What is chosen, from where: NAME=log:LOW,HIGH (or float:, int:) or NAME=of:VALUE,VALUE,…; names as of
+    `unimp train`."""
     trials: int = 20
     """In all."""
     seed: int = 0

@@ -95,7 +95,13 @@ def search(
                 if set(chosen) != {choice.name for choice in what.space}:  # killed while it was proposed
                     study.tell(number, state=TrialState.FAIL)
                     continue
-                cell = what.cell(number, chosen)
+                try:
+                    cell = what.cell(number, chosen)
+                except ValueError as error:  # choices that are right one by one, and not together
+                    study.tell(number, state=TrialState.FAIL)
+                    results.append(Result(f"trial-{number:04}", "failed", str(error)))
+                    say(f"trial-{number:04} failed: {error}")
+                    continue
                 write_cells(folder, [cell])
                 watched[cell.name] = Watched(folder / cell.name, number, cell.description, trial)
                 workers.start(cell.name)
