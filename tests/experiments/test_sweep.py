@@ -297,10 +297,9 @@ def test_a_job_that_is_taken_away_saves_and_queues_again(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     saves = "trap 'echo saved >> marks; exit 0' TERM; echo begins >> marks; while :; do sleep 0.05; done"
     cell(tmp_path / "a", saves)
-    engine = Submitit(tmp_path, SlurmJobs(gpus=0, cpus=1), 1, "local")
-    job = engine._executor.submit(
-        __import__("experiments.sweep.engines", fromlist=["CellJob"]).CellJob(tmp_path / "a", tmp_path)
-    )
+    executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local")
+    executor.update_parameters(timeout_min=10)
+    job = executor.submit(CellJob(tmp_path / "a", tmp_path))
     wait_for(lambda: marks(tmp_path / "a"))
     job._interrupt(timeout=False)
     wait_for(lambda: "saved" in marks(tmp_path / "a"))
