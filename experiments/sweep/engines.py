@@ -57,12 +57,13 @@ class Local:
 
 class _Process:
     def __init__(self, process: subprocess.Popen[bytes], share: Share, free: list[Share]):
-        self._process, self._share, self._free = process, share, free
+        self._process, self._share, self._free = process, [share], free
 
     def status(self) -> int | None:
         status = self._process.poll()
-        if status is not None and self._share not in self._free:
-            self._free.append(self._share)
+        if status is not None:
+            self._free += self._share
+            self._share = []
         return status
 
     def end(self) -> None:

@@ -98,21 +98,20 @@ def run_cells(
                     workers.leave()
                 waiting.clear()
             for name in list(waiting):
-                blocked = [one for one in needs[name] if one in results and results[one].state != "done"]
-                if blocked:
-                    results[name] = Result(name, "not run", f"it needs {blocked[0]}, which {results[blocked[0]].state}")
+                unmet = [one for one in needs[name] if one not in results or results[one].state != "done"]
+                failed = [one for one in unmet if one in results]
+                if failed:
+                    results[name] = Result(name, "not run", f"it needs {failed[0]} ({results[failed[0]].state})")
+                elif unmet or not workers.room or time.monotonic() < later.get(name, 0.0):
+                    continue
                 elif is_done(folder / name):
-                    results[name] = Result(name, "done", "before" if name not in later else "by another sweep")
-                elif workers.room and time.monotonic() >= later.get(name, 0.0) and all(
-                    one in results for one in needs[name]
-                ):  # fmt: skip
-                    if name in later and not is_free(folder / name / "lock"):
-                        later[name] = time.monotonic() + BUSY_EVERY
-                        continue
+                    results[name] = Result(name, "done", "by another sweep" if name in later else "before")
+                elif name in later and not is_free(folder / name / "lock"):
+                    later[name] = time.monotonic() + BUSY_EVERY
+                    continue
+                else:
                     workers.start(name)
                     say(f"{name} begins")
-                else:
-                    continue
                 waiting.remove(name)
             time.sleep(LOOK_EVERY if workers.names or waiting else 0)
     missing = {name: Result(name, "ended" if end.asked else "not run") for name in needs if name not in results}
