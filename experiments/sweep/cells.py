@@ -63,7 +63,8 @@ class Cell:
 
     def commands(self, folder: Path) -> list[tuple[list[str], str]]:
         """What follows `unimp`, one command after the other, and what each leaves in the cell's folder."""
-        own, commands = folder / self.name, []
+        own = folder / self.name
+        commands: list[tuple[list[str], str]] = []
         if self.ids_of is not None:
             commands.append((["ids", str(folder / self.ids_of), str(own / CODES), "--checkpoint", "latest"], CODES))
         config = self.experiment(folder)
@@ -78,7 +79,8 @@ class Cell:
     def fingerprint(self) -> str:
         """Of all that its results depend on, wherever the sweep's folder is."""
         config = {name: value for name, value in flat(to_json(self.config)).items() if not name.startswith(FREE)}
-        evaluation = pydantic.TypeAdapter(EvaluationConfig | None).dump_python(self.evaluation, mode="json")
+        adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(EvaluationConfig)
+        evaluation = self.evaluation and adapter.dump_python(self.evaluation, mode="json")
         told = json.dumps([config, self.needs, evaluation], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()
 
