@@ -77,6 +77,8 @@ def search(
                 if status == BUSY:  # another search is at it, and will tell
                     continue
                 ended = result(folder / name, status)
+                if one.pruned and ended.state == "failed":  # a job that was cancelled cannot say so
+                    ended = Result(name, "ended")
                 if ended.state == "ended" and not one.pruned:
                     continue
                 told = one.tell(study, ended, what.metric)

@@ -93,10 +93,7 @@ class Worker:
                 continue
             if self._asked:
                 return ENDED, {}
-            reason = f"exit status {status}" if status > 0 else f"ended by {signal.Signals(-status).name}"
-            if status == 0:
-                reason = f"ended early: {command['leaves']} is not there"
-            return FAILED, {"command": shlex.join(command["words"]), "reason": reason}
+            return FAILED, {"command": shlex.join(command["words"]), "reason": why(status, command["leaves"])}
         return DONE, {}
 
     def _command(self, words: list[str], lock: int) -> int:
@@ -116,6 +113,13 @@ class Worker:
 
     def _note(self, event: str, **more: Any) -> None:
         note(self.folder.parent / "journal.jsonl", self.folder.name, event, **more)
+
+
+def why(status: int, leaves: str) -> str:
+    """A command failed, in words."""
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}"
+    return f"exit status {status}" if status else f"ended early: {leaves} is not there"
 
 
 def is_done(folder: Path) -> bool:
