@@ -71,8 +71,10 @@ def adopt_run(config: ExperimentConfig, start: Path) -> ExperimentConfig:
         gated=dataclasses.replace(theirs.gated, attend=ours.gated.attend),
         decoder=dataclasses.replace(theirs.decoder, dropout=ours.decoder.dropout),
     )
-    shown = {"attributes": config.vocabulary.attributes, "attribute_words": config.vocabulary.attribute_words}
-    vocabulary = dataclasses.replace(before.vocabulary, **shown)
+    shown = config.vocabulary
+    vocabulary = dataclasses.replace(
+        before.vocabulary, attributes=shown.attributes, attribute_words=shown.attribute_words
+    )
     return dataclasses.replace(config, model=geometry.of_model(ours), vocabulary=vocabulary)
 
 

@@ -122,7 +122,7 @@ def deeper(times: float) -> Callable[[ExperimentConfig], Changes]:
     return changes
 
 
-def _times(times: float, config: Any, names: tuple[str, ...]) -> dict[str, int]:
+def _times(times: float, config: Any, names: tuple[str, ...]) -> dict[str, Any]:
     sizes = {name: getattr(config, name) * times for name in names if getattr(config, name) is not None}
     for name, size in sizes.items():
         if not float(size).is_integer():

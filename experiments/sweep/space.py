@@ -6,11 +6,12 @@ import dataclasses
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from experiments.config import ExperimentConfig
 from experiments.sweep.changes import read_changes
 
+Kind = Literal["float", "log", "int", "of"]
 FORM = re.compile(r"(?P<name>[\w.-]+)=(?P<kind>float|log|int|of):(?P<values>.+)")
 
 
@@ -19,7 +20,7 @@ class Choice:
     """Of one field: numbers between two, both included (evenly, or evenly in their logarithm), or one of some texts."""
 
     name: str
-    kind: Literal["float", "log", "int", "of"]
+    kind: Kind
     values: tuple[Any, ...]
 
 
@@ -46,7 +47,7 @@ def _read(text: str) -> Choice:
         raise ValueError(
             f"--space {text!r} is not of the form NAME=log:LOW,HIGH (or float:, int:) or NAME=of:VALUE,VALUE,…"
         )
-    name, kind = match["name"].replace("-", "_"), match["kind"]
+    name, kind = match["name"].replace("-", "_"), cast(Kind, match["kind"])
     values = tuple(match["values"].split(","))
     if kind == "of":
         return Choice(name, kind, values)
@@ -56,7 +57,7 @@ def _read(text: str) -> Choice:
         raise ValueError(f"--space {text!r}: two numbers are right, the lower one first") from error
     if not low < high or (kind == "log" and low <= 0):
         raise ValueError(f"--space {text!r}: the lower number comes first{', and is above 0' if kind == 'log' else ''}")
-    return Choice(name, kind, (low, high))  # type: ignore[arg-type]
+    return Choice(name, kind, (low, high))
 
 
 def distributions(space: Sequence[Choice]) -> dict[str, Any]:
@@ -68,9 +69,11 @@ def distributions(space: Sequence[Choice]) -> dict[str, Any]:
         if choice.kind == "of":
             made[choice.name] = CategoricalDistribution(choice.values)
         elif choice.kind == "int":
-            made[choice.name] = IntDistribution(*choice.values)
+            low, high = choice.values
+            made[choice.name] = IntDistribution(low, high)
         else:
-            made[choice.name] = FloatDistribution(*choice.values, log=choice.kind == "log")
+            low, high = choice.values
+            made[choice.name] = FloatDistribution(low, high, log=choice.kind == "log")
     return made
 
 

@@ -291,16 +291,14 @@ def test_submitit_runs_cells_as_jobs(tmp_path, cluster, monkeypatch):
 
 
 def test_a_job_that_is_taken_away_saves_and_queues_again(tmp_path, monkeypatch):
-    """As SLURM tells it, by SIGUSR2; submitit's local executor queues again as its SLURM one does."""
+    """As SLURM tells it, by SIGUSR2, here two seconds after its start; submitit's local executor queues again too."""
     submitit = pytest.importorskip("submitit")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     saves = "trap 'echo saved >> marks; exit 0' TERM; echo begins >> marks; while :; do sleep 0.05; done"
     folder = cell(tmp_path / "a", f"if test -e marks; then touch there; else {saves}; fi")
-    executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="local")
-    executor.update_parameters(timeout_min=10)
+    executor = submitit.LocalExecutor(tmp_path / "jobs")
+    executor.update_parameters(timeout_min=1, signal_delay_s=58)
     job = executor.submit(CellJob(folder, tmp_path))
-    wait_for(lambda: marks(folder))
-    job._interrupt()
     assert job.result() == DONE
     assert marks(folder) == ["begins", "saved"]
     assert events(tmp_path) == {("a", "starts"): 2, ("a", "done"): 1}

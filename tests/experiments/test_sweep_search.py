@@ -19,6 +19,11 @@ TINY = PRESETS["tiny"]
 SPACE = ["optimizer.learning-rate=log:1e-4,1e-1", "tasks.full_items=int:1,5", "objective.gamma=of:0,2"]
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr("experiments.sweep.search.LOOK_EVERY", 0.001)
+
+
 class KilledError(BaseException):
     """Stands for the end of the process."""
 
@@ -75,7 +80,7 @@ def states(study) -> list[str]:
 
 
 def test_a_search_tells_trials_apart_and_ranks_them(tmp_path):
-    study, results, asked = search(tmp_path, searched(), AtOnce(), lambda line: None)
+    study, results, asked = search(tmp_path, searched(prunes=False), AtOnce(), lambda line: None)
     assert states(study) == ["COMPLETE"] * 6
     assert [one.name for one in results] == [f"trial-{number:04}" for number in range(6)]
     assert not asked
@@ -99,14 +104,14 @@ def test_a_search_goes_on_with_the_trial_that_was_killed(tmp_path):
         return DONE
 
     with pytest.raises(KilledError):
-        search(tmp_path, searched(), AtOnce(killed), lambda line: None)
+        search(tmp_path, searched(prunes=False), AtOnce(killed), lambda line: None)
     again = AtOnce()
-    study, _, _ = search(tmp_path, searched(), again, lambda line: None)
+    study, _, _ = search(tmp_path, searched(prunes=False), again, lambda line: None)
     assert again.started == ["trial-0002", "trial-0003", "trial-0004", "trial-0005"]
     assert states(study) == ["COMPLETE"] * 6
     assert len({trial.params["optimizer.learning_rate"] for trial in study.trials}) == 6
     more = AtOnce()
-    study, _, _ = search(tmp_path, searched(8), more, lambda line: None)
+    study, _, _ = search(tmp_path, searched(8, prunes=False), more, lambda line: None)
     assert more.started == ["trial-0006", "trial-0007"]
     assert not any(path.suffix in (".pkl", ".pickle") for path in tmp_path.rglob("*"))
 
