@@ -205,7 +205,7 @@ def _all() -> Iterator[Ablation]:
     )
 
     for items in (1, 2, 5, 10, 20, 50, 100):
-        yield Ablation(f"history_{items}", f"prompts show {items} items of history at most", history(items))
+        yield Ablation(f"history_{items}", f"histories of {items} at most", history(items))
     yield Ablation("packed", "several examples a row", always({"loader.packed": True}))
     yield Ablation("padded", "one example a row, and the same number of rows", always({"loader.packed": False}))
 

@@ -105,9 +105,10 @@ def sweep(config: AblationsConfig | SearchConfig) -> int:
     if engine is None:
         print(commands(config.folder, cells))
         return 0
+    done = sum(is_done(config.folder / cell.name) for cell in cells)
     print(
-        f"{len(cells)} cells in {config.folder}; {experiment.loop.steps} steps of {experiment.loader.rows} rows of "
-        f"{experiment.budget.tokens} tokens each, those that are parts of others among them"
+        f"{len(cells)} cells in {config.folder}, {done} of them done before; with its parts each has "
+        f"{experiment.loop.steps} steps of {experiment.loader.rows} rows of {experiment.budget.tokens} tokens"
     )
     results, asked = run_cells(config.folder, {cell.name: cell.needs for cell in cells}, engine)
     print(summary(config.folder, results))
