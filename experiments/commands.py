@@ -27,6 +27,7 @@ from experiments.preset_run import PresetRun, read_training
 from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.report import write_reports
 from experiments.rival import train_rival
+from experiments.sweep.command import Sweep, sweep
 from experiments.train import train_run
 from unimp_jax.interop.importing import ImportConfig, import_weights
 from unimp_jax.processes import join
@@ -172,6 +173,13 @@ def launch_command(engine: Annotated[Engine, tyro.conf.arg(name="")]) -> None:
     print(launch(engine, words, read_training(words)))
 
 
+def sweep_command(config: Annotated[Sweep, tyro.conf.arg(name="")]) -> None:
+    """Run many cells that differ in one thing: ablations of a preset, or trials of a search for hyper-parameters."""
+    status = sweep(config)
+    if status:
+        sys.exit(status)
+
+
 def demo_command(folder: Path = Path("runs/demo"), data: Path = Path("data")) -> None:
     """Prepare MovieLens, train `tiny`, evaluate it beside baselines, and write the page of it.
 
@@ -197,5 +205,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "loader": loader_command,
     "plan": plan_command,
     "launch": launch_command,
+    "sweep": sweep_command,
     "demo": demo_command,
 }

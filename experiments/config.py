@@ -77,7 +77,8 @@ class ExperimentConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     start: Path | None = None
     """A folder that `unimp import` made: parts of the model begin with its weights, and have its geometry; text is cut
-    by its tokenizer, where the vocabulary names no other."""
+    by its tokenizer, where the vocabulary names no other. Or the folder of a run, whose latest model and vocabulary are
+    begun with, and whose step count, optimizer and position in the data are not."""
     seed: int = 0
     """Of the parameters, the order of the data and dropout."""
 

@@ -20,10 +20,11 @@ from data_pipelines.errors import DataError
 from data_pipelines.loader import Position, Share
 from data_pipelines.queries import TASKS, held_out_queries
 from experiments.ask import Model, ask_for_items
+from experiments.beginning import adopt, begin, first_vocabulary
 from experiments.config import ExperimentConfig, differences, load_config, save_config
 from experiments.data import ExperimentData, sized_model
 from experiments.features import tower_features
-from experiments.parameters import Parameters, adopt, begin, init_parameters
+from experiments.parameters import Parameters, init_parameters
 from experiments.starts import note_start
 from experiments.step import compile_step, init_state, model_flops, optimizer_of, to_device
 from unimp_jax.evaluation.harness import Examiner
@@ -116,7 +117,7 @@ def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
             )
         return data, config
     config = adopt(config)
-    data = ExperimentData.load(config)
+    data = ExperimentData.load(config, first_vocabulary(config))
     config = sized_model(config, data.vocabulary)
     if jax.process_index() == 0:
         data.vocabulary.save(vocabulary)
