@@ -36,6 +36,8 @@ setup(
         "pyarrow>=18",
         "polars>=1.30",
         "pillow>=11",
+        "requests>=2.32",
+        "urllib3>=2.3",
         "safetensors>=0.8",
         "huggingface_hub>=1",
         "ml_dtypes>=0.5",
@@ -57,6 +59,7 @@ setup(
         "torch": ["torch>=2.6"],  # OpenFlamingo's .pt files, and tests against transformers
         "gguf": ["gguf>=0.17"],
         "beam": ["apache-beam>=2.60"],  # large sources, encoded by other machines
+        "sweep": ["optuna>=4.1", "submitit>=1.5"],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -65,6 +68,8 @@ setup(
             "scipy>=1.14",
             "ruff>=0.12",
             "mypy>=1.15",
+            "optuna>=4.1",
+            "submitit>=1.5",
         ],
     },
     entry_points={"console_scripts": ["unimp=experiments.cli:main"]},

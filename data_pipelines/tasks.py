@@ -63,6 +63,9 @@ class TaskConfig:
     ask_every: int = 0
     """Recommendation and search are asked along the bare ids too, before every so many-th (the first one at random),
     and answered by the item that came; 0: only at the end."""
+    history_ids: bool = True
+    """Items shown whole are named by their ids. Without, a history is told by pictures and words alone: there are no
+    bare ids, and no targets."""
     questions_show_ids: bool = False
     """Items asked about, or offered to select from, are named by their ids as well (the paper does not)."""
     explanation_words: int = 64
@@ -177,6 +180,11 @@ class TaskWriter:
         self._explanations = dict(zip(corpus.texts, vocabulary.encode_all(explanations), strict=True))
         if config.history_weight <= 0:
             raise ValueError(f"tasks.history_weight {config.history_weight} must be above 0; see tasks.history_targets")
+        if not config.history_ids and (config.id_items or config.history_targets != "none"):
+            raise ValueError(
+                "tasks.history_ids False leaves no ids to show bare or to foretell: set tasks.id_items 0 and "
+                "tasks.history_targets none as well"
+            )
         self._weights = [getattr(config.loss_weights, task) for task in TASKS]
 
     def of(self, corpus: Corpus) -> Self:
@@ -303,7 +311,8 @@ class TaskWriter:
         vocabulary, targets = self.vocabulary, self.config.history_targets
         item = int(self.corpus.items[self.corpus.offsets[query.user] + place])
         picture, name = self._picture(item), self._name(query, place)
-        before = np.concatenate([self._marker(picture), self._attributes[item], _array(vocabulary.answer)])
+        answer = _array(*[vocabulary.answer] * bool(len(name)))
+        before = np.concatenate([self._marker(picture), self._attributes[item], answer])
         tokens = np.concatenate([before, name, _array(vocabulary.end_of_chunk)])
         if targets == "reconstruct":
             asked = len(before) - 1 + np.arange(len(name))
@@ -376,9 +385,10 @@ class TaskWriter:
         return np.full(count, self.config.history_weight, np.float32)
 
     def _name(self, query: Query, place: int) -> np.ndarray:
-        """The id of the history's item at `place`, with the rating it was given where the task wants to know."""
+        """The id of the history's item at `place`, with the rating it was given where the task wants to know; or,
+        where ids are not shown, the rating alone."""
         event = int(self.corpus.offsets[query.user]) + place
-        name = self.vocabulary.items[self.corpus.items[event]]
+        name = self.vocabulary.items[self.corpus.items[event]] if self.config.history_ids else _array()
         rating = self.corpus.ratings[event]
         if query.task == PREFERENCE and self.config.rated_history and not np.isnan(rating):
             return np.append(name, np.int32(self.vocabulary.rating_token(rating)))

@@ -230,7 +230,7 @@ def ask_selections(data: ExperimentData, model: Model, rankers: Sequence[Ranker]
         return [[corpus.item_ids[item] for item in row] for row in rows]
 
     answers = asked(corpus, queries) | {"right": named(right), "candidates": named(candidates)}
-    answers |= {f"{name}: chosen": named(rows) for name, rows in chosen.items()}
+    answers |= {f"{name}: chosen items": named(rows) for name, rows in chosen.items()}
     figures = {name: selection_counts(rows, right) for name, rows in chosen.items()}
     return Outcome(
         "Which of three, one or two of them right? Micro averages.", figures, answers, lambda _: SELECTION_FIGURES

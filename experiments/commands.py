@@ -25,8 +25,9 @@ from experiments.loader_speed import measure_loader
 from experiments.plan.command import PresetPlan, plan
 from experiments.preset_run import PresetRun, read_training
 from experiments.presets import DESCRIPTIONS, PRESETS
-from experiments.report import write_report
+from experiments.report import write_reports
 from experiments.rival import train_rival
+from experiments.sweep.command import Sweep, sweep
 from experiments.train import train_run
 from unimp_jax.interop.importing import ImportConfig, import_weights
 from unimp_jax.processes import join
@@ -72,14 +73,17 @@ def evaluate_command(
     print(show(evaluate_run(folder, config)))
 
 
-def report_command(folder: tyro.conf.Positional[Path], split: str = "test") -> None:
-    """Write one page of a run that was evaluated.
+def report_command(
+    folders: tyro.conf.Positional[tuple[Path, ...]], split: str = "test", out: Path | None = None
+) -> None:
+    """Write one page of a run that was evaluated; or of many, with what they differ in, and their tables as Markdown.
 
     Args:
-      folder: the folder of the run.
+      folders: the folder of the run, or those of several, of a sweep, or one that they all lie in.
       split: which evaluation.
+      out: the folder for the page of many; by default the one that they all lie in.
     """
-    print(write_report(folder, split))
+    print(write_reports(folders, split, out))
 
 
 def import_command(folder: tyro.conf.Positional[Path], config: Annotated[ImportConfig, tyro.conf.arg(name="")]) -> None:
@@ -169,6 +173,13 @@ def launch_command(engine: Annotated[Engine, tyro.conf.arg(name="")]) -> None:
     print(launch(engine, words, read_training(words)))
 
 
+def sweep_command(config: Annotated[Sweep, tyro.conf.arg(name="")]) -> None:
+    """Run many cells that differ in one thing: ablations of a preset, or trials of a search for hyper-parameters."""
+    status = sweep(config)
+    if status:
+        sys.exit(status)
+
+
 def demo_command(folder: Path = Path("runs/demo"), data: Path = Path("data")) -> None:
     """Prepare MovieLens, train `tiny`, evaluate it beside baselines, and write the page of it.
 
@@ -194,5 +205,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "loader": loader_command,
     "plan": plan_command,
     "launch": launch_command,
+    "sweep": sweep_command,
     "demo": demo_command,
 }

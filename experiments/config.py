@@ -77,7 +77,8 @@ class ExperimentConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     start: Path | None = None
     """A folder that `unimp import` made: parts of the model begin with its weights, and have its geometry; text is cut
-    by its tokenizer, where the vocabulary names no other."""
+    by its tokenizer, where the vocabulary names no other. Or the folder of a run, whose latest model and vocabulary are
+    begun with, and whose step count, optimizer and position in the data are not."""
     seed: int = 0
     """Of the parameters, the order of the data and dropout."""
 
@@ -87,9 +88,8 @@ class ExperimentConfig:
 
 
 FREE = (
-    "data.folder", "mesh", "model.attention", "loader.threads", "loader.prefetch", "images.cache_megabytes",
-    "loop.profile_steps", "training.cache_features",
-    "checkpoint.keep_latest",
+    "data.folder", "mesh", "model.attention", "model.unroll", "loader.threads", "loader.prefetch",
+    "images.cache_megabytes", "loop.profile_steps", "training.cache_features", "checkpoint.keep_latest",
 )  # fmt: skip
 """What may change between a run's start and its continuation, because no result depends on it (but for rounding)."""
 
@@ -120,9 +120,14 @@ def to_json(config: ExperimentConfig) -> dict[str, Any]:
     return pydantic.TypeAdapter(ExperimentConfig).dump_python(config, mode="json")
 
 
+def settings(config: ExperimentConfig) -> dict[str, Any]:
+    """Every field on which results depend, by its dotted name."""
+    return {name: value for name, value in flat(to_json(config)).items() if not name.startswith(FREE)}
+
+
 def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
     """`field: old, now new` for each field on which results depend and that differs."""
-    before, after = _flat(to_json(old)), _flat(to_json(new))
+    before, after = flat(to_json(old)), flat(to_json(new))
     return [
         f"{name}: {before.get(name)}, now {after.get(name)}"
         for name in dict.fromkeys([*before, *after])
@@ -130,8 +135,9 @@ def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
     ]
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested fields by their dotted names."""
+    leaves: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return leaves

@@ -1,7 +1,8 @@
 """`unimp train`: a configuration and a folder in, a trained run in that folder out.
 
 The folder of a run holds `config.json`, `vocabulary/`, `frozen/` (what does not train, written once), `checkpoints/`,
-`metrics.jsonl` and `tensorboard/`. The same command on the same folder goes on where the run was interrupted.
+`metrics.jsonl`, `tensorboard/` and `started.json` (commands and machines). The same command on the same folder goes on
+where the run was interrupted.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from data_pipelines.errors import DataError
 from data_pipelines.loader import Position, Share
 from data_pipelines.queries import TASKS, held_out_queries
 from experiments.ask import Model, ask_for_items
+from experiments.beginning import adopt, begin, first_vocabulary
 from experiments.config import ExperimentConfig, differences, load_config, save_config
 from experiments.data import ExperimentData, sized_model
 from experiments.features import tower_features
-from experiments.parameters import Parameters, adopt, begin, init_parameters
+from experiments.parameters import Parameters, init_parameters
+from experiments.starts import note_start
 from experiments.step import compile_step, init_state, model_flops, optimizer_of, to_device
 from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.evaluation.metrics import ranking_metrics
@@ -58,6 +61,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
             state, notes = restored
         if jax.process_index() == 0:
             describe(config, data, parameters, mesh)
+            note_start(folder)
         frozen = save_frozen(folder / "frozen", parameters.frozen)
         features = None
         if config.training.cache_features:
@@ -113,7 +117,7 @@ def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
             )
         return data, config
     config = adopt(config)
-    data = ExperimentData.load(config)
+    data = ExperimentData.load(config, first_vocabulary(config))
     config = sized_model(config, data.vocabulary)
     if jax.process_index() == 0:
         data.vocabulary.save(vocabulary)

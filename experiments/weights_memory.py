@@ -24,8 +24,9 @@ import jax
 import numpy as np
 import tyro
 
+from experiments.beginning import begin
 from experiments.config import ExperimentConfig
-from experiments.parameters import Parameters, begin
+from experiments.parameters import Parameters
 from unimp_jax.interop import idefics
 from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights

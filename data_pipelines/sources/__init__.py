@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 
 from data_pipelines.errors import DataError
+from data_pipelines.sources.amazon_2014 import Amazon2014
+from data_pipelines.sources.amazon_2018 import Amazon2018
+from data_pipelines.sources.amazon_2023 import Amazon2023
 from data_pipelines.sources.amazon_reviews import AmazonInstruments2014
 from data_pipelines.sources.amazon_sample import Amazon2023Sample
 from data_pipelines.sources.builder import RecordBuilder
@@ -15,7 +18,18 @@ from data_pipelines.sources.sequences import Sequences
 
 SOURCES: dict[str, type[RecordBuilder]] = {
     builder.name: builder
-    for builder in (MovielensSmall, Movielens1m, AmazonInstruments2014, Amazon2023Sample, HM, Netflix, Sequences)
+    for builder in (
+        MovielensSmall,
+        Movielens1m,
+        Amazon2014,
+        Amazon2018,
+        Amazon2023,
+        AmazonInstruments2014,
+        Amazon2023Sample,
+        HM,
+        Netflix,
+        Sequences,
+    )
 }
 
 

@@ -23,9 +23,10 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from data_pipelines.schema import Interaction, Item, User
+from data_pipelines.sources.amazon_2023 import interaction, product
 from data_pipelines.sources.builder import RecordBuilder, Source
 from data_pipelines.sources.checks import BadField, Faults, field, read_objects
-from data_pipelines.sources.reviews import clean, in_order, one_to_five, source_file, word, written
+from data_pipelines.sources.reviews import in_order, source_file, word
 
 Review = tuple[Item, Interaction]
 
@@ -75,59 +76,25 @@ class AmazonSample:
             if not isinstance(review, dict):
                 raise BadField(f"{name} is a {type(review).__name__}; it must be an object")
             try:
-                item = product(word(review, "parent_asin"), field(review, "product", dict), category)
-                yield item, interaction(review)
+                yield reviewed(review, category), interaction(review, "timestamp_ms", "review_full", "review_title")
             except BadField as fault:
                 raise BadField(f"{name}: {fault}") from fault
 
 
-def interaction(review: dict[str, Any]) -> Interaction:
-    """
+def reviewed(review: dict[str, Any], category: str) -> Item:
+    """The product that a review is of, in the words of 2023's products.
+
     Raises:
-      BadField: a field of the review is missing or wrong.
+      BadField: a field is missing or wrong.
     """
-    milliseconds = field(review, "timestamp_ms", int)
-    if not 0 <= milliseconds < 2**62:
-        raise BadField(f"field 'timestamp_ms' is {milliseconds}; it must be milliseconds since 1970")
-    return Interaction(
-        word(review, "parent_asin"),
-        time=milliseconds // 1000,
-        rating=one_to_five(review, "rating"),
-        text=written(text(review, "review_full"), text(review, "review_title")),
+    item_id, known = word(review, "parent_asin"), product(field(review, "product", dict), category, "brand")
+    attributes = (
+        ("Category", ", ".join(known.categories)),
+        ("Brand", known.brand),
+        ("Price", known.price),
+        ("Title", known.title),
     )
-
-
-def product(item_id: str, record: dict[str, Any], category: str) -> Item:
-    """
-    Args:
-      category: the product's, where the record has none.
-
-    Raises:
-      BadField: a field of the record is wrong.
-    """
-    title, brand = (clean(text(record, name)) for name in ("title", "brand"))
-    category = clean(text(record, "main_category")) or category
-    attributes = (("Category", category), ("Brand", brand), ("Price", price(record)), ("Title", title))
-    return Item(item_id, title, attributes, (category,))
-
-
-def text(record: dict[str, Any], name: str) -> str:
-    """A text, "" where it is missing or null."""
-    return field(record, name, str, default=None) or ""
-
-
-def price(record: dict[str, Any]) -> str:
-    """A price as text, a number with two decimals; "" where it is missing or null.
-
-    Raises:
-      BadField: it is not a price.
-    """
-    value = field(record, "price", int, float, str, default=None)
-    if value is None or isinstance(value, str):
-        return clean(value or "")
-    if not 0 <= value < 2**53:
-        raise BadField(f"field 'price' is {value}; it must be a price, or null")
-    return f"{value:.2f}"
+    return Item(item_id, known.title, attributes, known.categories)
 
 
 class Amazon2023Sample(RecordBuilder):

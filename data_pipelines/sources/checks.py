@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -54,7 +55,7 @@ def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, str]]
                     yield f"{found.name} line {number}", line.rstrip("\r\n")
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{found} is damaged ({error})") from error
 
 
@@ -113,10 +114,18 @@ def field(record: dict[str, Any], name: str, *kinds: type, default: Any = _MISSI
         raise BadField(f"field {name!r} is missing")
     if value is not default and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
         wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise BadField(f"field {name!r} is {json.dumps(value)[:40]}, a {type(value).__name__}; it must be {wanted}")
+        raise BadField(f"field {name!r} is {shown(value)}, a {type(value).__name__}; it must be {wanted}")
     if isinstance(value, str):
         encodable(name, value)
     return value
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value, whatever it is, as JSON where that has it."""
+    try:
+        return json.dumps(value)[:40]
+    except (TypeError, ValueError):
+        return repr(value)[:40]
 
 
 def encodable(name: str, text: str) -> None:
@@ -151,6 +160,6 @@ def texts(record: dict[str, Any], name: str) -> tuple[str, ...]:
     values = field(record, name, list, default=())
     for value in values:
         if not isinstance(value, str):
-            raise BadField(f"field {name!r} holds {json.dumps(value)[:40]}; it must hold strings only")
+            raise BadField(f"field {name!r} holds {shown(value)}; it must hold strings only")
         encodable(name, value)
     return tuple(values)

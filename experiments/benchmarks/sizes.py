@@ -44,4 +44,5 @@ def geometry(size: Size, *, clip_patches: bool = False) -> ModelConfig:
         gated=blocks_of(decoder, every=2),
         decoder=decoder,
         compute_dtype="float32",
+        unroll=size.layers,
     )

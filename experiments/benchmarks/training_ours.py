@@ -3,6 +3,7 @@ fed by the loader as it is fed in training."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from unimp_jax.sharding import MeshConfig, make_mesh
 class Ours:
     """A run's state, and one step of training."""
 
-    def __init__(self, task: Path):
-        self.config = load_config(task / "config.json")
+    def __init__(self, task: Path, accumulate: int = 1):
+        config = load_config(task / "config.json")
+        self.config = dataclasses.replace(config, training=dataclasses.replace(config.training, accumulate=accumulate))
         self.mesh = make_mesh(MeshConfig(data=-1))
         with jax.set_mesh(self.mesh):
             parameters = begin_open(self.config, self.mesh)
@@ -45,11 +47,11 @@ def read_arrays(folder: Path) -> list[dict[str, np.ndarray]]:
     return [dict(np.load(path)) for path in paths]
 
 
-def measure(task: Path, *, seconds: float) -> dict[str, float]:
+def measure(task: Path, *, seconds: float, accumulate: int) -> dict[str, float]:
     """Trains for so long, in whole passes over the task, after a first step that is not timed."""
     jax.devices()
     idle = peak_bytes()
-    ours = Ours(task)
+    ours = Ours(task, accumulate)
     arrays = read_arrays(task / "ours")
     batches = [ours.place(one) for one in arrays]
     first = float(ours.step(batches[0]).loss)
@@ -79,9 +81,9 @@ def measure(task: Path, *, seconds: float) -> dict[str, float]:
     }
 
 
-def measure_fed(task: Path, *, seconds: float) -> dict[str, float]:
+def measure_fed(task: Path, *, seconds: float, accumulate: int) -> dict[str, float]:
     """The same with the loader at work beside it: answers a second, and the share of the time that the loop waits."""
-    ours = Ours(task)
+    ours = Ours(task, accumulate)
     kept = FeatureStore(task / FEATURES) if ours.config.training.cache_features else None
     batches = ExperimentData.load(ours.config).training(features=kept)
     ours.step(ours.place(next(batches).arrays))

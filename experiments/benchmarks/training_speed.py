@@ -11,9 +11,9 @@ frozen has no gradient, and a frozen tower runs under no_grad. Before anything i
 the same examples.
 
 Every measurement has a process of its own. First each side tries what it may be run with (ours: one host device or one
-a core, YNNPACK's or Eigen's products; the peer: examples a batch), then the best of each take turns. What counts is
-answer tokens a second: tokens that are trained on. Memory is the most that a process had resident while it trained.
-Both sides have the same allocator, told to use huge pages.
+a core, a batch as a whole or in parts, YNNPACK's or Eigen's products; the peer: examples a batch), then the best of
+each take turns. What counts is answer tokens a second: tokens that are trained on. Memory is the most that a process
+had resident while it trained. Both sides have the same allocator, told to use huge pages.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ class Options:
     """That a timing takes at least."""
     devices: tuple[int, ...] = (1, len(os.sched_getaffinity(0)))
     """Host devices that ours is tried with."""
+    accumulate: tuple[int, ...] = (1, 2, 4)
+    """Parts that ours is tried with working a batch through in."""
     flags: tuple[str, ...] = ("", EIGEN)
     """XLA_FLAGS that ours is tried with."""
     huge_pages: bool = True
@@ -130,8 +132,9 @@ def compare(trained: Trained, setting: str, options: Options, folder: Path) -> d
     task = {"task": str(folder / "task"), "seconds": options.seconds}
     ours, our_first = best_of(
         [
-            Way({"side": "ours", "devices": devices}, flags, options.huge_pages)
+            Way({"side": "ours", "devices": devices, "accumulate": parts}, flags, options.huge_pages)
             for devices in sorted(set(options.devices))
+            for parts in options.accumulate
             for flags in options.flags
         ],
         **task,
@@ -155,7 +158,8 @@ def compare(trained: Trained, setting: str, options: Options, folder: Path) -> d
         "spreads": [max(side) / min(side) for side in rates],
         "fed": fed,
         "made_in": made_in,
-        "way": f"{ours.arguments['devices']} dev., {'Eigen' if ours.flags == EIGEN else ours.flags or 'YNNPACK'}",
+        "way": f"{ours.arguments['devices']} dev., {ours.arguments['accumulate']} parts, "
+        + ("Eigen" if ours.flags == EIGEN else ours.flags or "YNNPACK"),
         "their_way": f"{theirs.arguments['examples']} a batch",
     }
 

@@ -25,8 +25,8 @@ Engine = (
 
 
 def gather_training(arguments: Sequence[str]) -> list[str]:
-    """The command line with all that follows `--train` of `unimp launch` as its one value."""
-    if arguments[:1] != ["launch"] or "--train" not in arguments:
+    """The command line with all that follows `--train` of `unimp launch` and `unimp sweep` as its one value."""
+    if arguments[:1] not in (["launch"], ["sweep"]) or "--train" not in arguments:
         return list(arguments)
     at = list(arguments).index("--train")
     return [*arguments[:at], f"--train={shlex.join(arguments[at + 1 :])}"]

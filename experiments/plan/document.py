@@ -50,7 +50,7 @@ class Cell:
 def cells() -> list[Cell]:
     best = [Cell("best", model, slices) for model in MODELS for slices in HARDWARE]
     growing = [Cell("growing", model, slices) for model in MODELS for slices in GROWING]
-    return [*best, *growing, *depths()]
+    return list(dict.fromkeys([*best, *growing, *depths()]))
 
 
 def depths() -> list[Cell]:
@@ -68,17 +68,24 @@ def make(cell: Cell) -> dict[str, Any]:
     if cell.kind == "best":
         return to_json(search(preset, cell.slices, 1)[0])
     if cell.kind == "growing":
-        return to_json(make_plan(grown(preset, cell.slices), cell.slices))
+        plans = [make_plan(grown(preset, cell.slices, mesh), cell.slices) for mesh in grown_meshes(cell.slices)]
+        return to_json(max(plans, key=lambda plan: plan.tokens_per_second))
     decoder = dataclasses.replace(preset.model.decoder, layers=cell.layers or preset.model.decoder.layers)
     deep = dataclasses.replace(preset, model=dataclasses.replace(preset.model, decoder=decoder))
-    return to_json(make_plan(grown(deep, cell.slices), cell.slices))
+    return to_json(make_plan(grown(deep, cell.slices, grown_meshes(cell.slices)[0]), cell.slices))
 
 
-def grown(preset: ExperimentConfig, slices: Slices) -> ExperimentConfig:
-    """The preset with its remat policy, four rows a chip, and parameters split over all chips of a slice."""
+def grown_meshes(slices: Slices) -> list[MeshConfig]:
+    """Parameters split over all chips of a slice; on a torus of 16 x 16, also over 16 and copied."""
+    whole = MeshConfig(slice=slices.count, fsdp=slices.chips_each)
+    return [whole, dataclasses.replace(whole, data=16, fsdp=16)] if slices.chips_each == 256 else [whole]
+
+
+def grown(preset: ExperimentConfig, slices: Slices, mesh: MeshConfig) -> ExperimentConfig:
+    """The preset with its remat policy and four rows a chip."""
     return dataclasses.replace(
         preset,
-        mesh=MeshConfig(slice=slices.count, fsdp=slices.chips_each),
+        mesh=mesh,
         loader=dataclasses.replace(preset.loader, rows=4 * slices.chips),
     )
 
@@ -126,8 +133,9 @@ def document(kept: dict[str, dict[str, Any]]) -> str:
         "",
         "## From 16 to 512 chips",
         "",
-        "Four rows a chip, remat full, parameters split over all chips of a slice; 512 chips are two slices, which",
-        "exchange the gradients of what trains. Linear is the tokens a second and chip of the 16.",
+        "Four rows a chip, remat full. Parameters are split over all chips of a slice or, of 256, over 16 and copied,",
+        "whichever is estimated faster; 512 chips are two slices, which exchange the gradients of what trains. Linear",
+        "is the tokens a second and chip of the 16.",
     ]
     for model in MODELS:
         grows = of([cell for cell in every if cell.kind == "growing" and cell.model == model])
@@ -165,7 +173,7 @@ def main(folder: Path = Path("runs/plans"), file: Path = Path("experiments/PLANS
     folder.mkdir(parents=True, exist_ok=True)
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=1) as pool:
-        running = {pool.submit(make_and_keep, cell, folder): cell for cell in dict.fromkeys(cells())}
+        running = {pool.submit(make_and_keep, cell, folder): cell for cell in cells()}
         for done in concurrent.futures.as_completed(running):
             done.result()
             print(running[done].name, flush=True)

@@ -1,5 +1,6 @@
-"""One self-contained page of a run: curves, tables, posters."""
+"""Self-contained pages: of a run, its curves, tables and posters; of many, how they compare."""
 
 from experiments.report.page import write_report
+from experiments.report.report import write_reports
 
-__all__ = ["write_report"]
+__all__ = ["write_report", "write_reports"]

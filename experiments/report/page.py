@@ -29,11 +29,9 @@ def write_report(folder: Path, split: str = "test") -> Path:
     config = load_config(folder / "config.json")
     evaluation = load_evaluation(folder / "evaluation" / f"{split}.json")
     records = load_records(config.data)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("experiments.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["figure"] = show_figure
-    page = environment.get_template("page.html.jinja").render(
+    html = environment()
+    html.filters["figure"] = show_figure
+    page = html.get_template("page.html.jinja").render(
         name=folder.name,
         evaluation=evaluation,
         curves=training_curves(read_log(folder / "metrics.jsonl")),
@@ -41,10 +39,21 @@ def write_report(folder: Path, split: str = "test") -> Path:
         titles=records.corpus.titles,
     )
     path = folder / "report.html"
-    partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, page)
     return path
+
+
+def environment() -> jinja2.Environment:
+    """Templates beside this file; what is put into them is escaped, and must be there."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("experiments.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+
+
+def write_whole(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def show_figure(figure: Interval) -> str:

@@ -139,6 +139,29 @@ def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(co
     np.testing.assert_array_equal(second.tokens, trained.tokens[: length + 1])
 
 
+@pytest.mark.parametrize("task", range(len(TASKS)))
+def test_a_history_without_ids_is_told_by_pictures_and_words_alone(task):
+    """Of preference the ratings stay, without which a person's mean cannot be known."""
+    config = TaskConfig(full_items=3, history_targets="none", history_ids=False)
+    query = query_at(task, 6)
+    query = dataclasses.replace(query, candidates=(*query.right, 0, 1))
+    example = small_writer(CORPUS, VOCABULARY, config, ROOMY).write(query, ask=True)
+    assert not np.isin(example.tokens, VOCABULARY.items).any()
+    whole = small_writer(CORPUS, VOCABULARY, dataclasses.replace(config, history_ids=True), ROOMY).write(
+        query, ask=True
+    )
+    kept = whole.tokens[~np.isin(whole.tokens, VOCABULARY.items)]
+    assert [t for t in example.tokens if t != VOCABULARY.answer] == [t for t in kept if t != VOCABULARY.answer]
+    assert np.isin(example.tokens, VOCABULARY.ratings).any() == (task == PREFERENCE)
+    assert example.images.tolist() == whole.images.tolist()
+
+
+@pytest.mark.parametrize("other", [{"history_targets": "next_item"}, {"history_targets": "none", "id_items": 2}])
+def test_ids_cannot_be_shown_bare_or_foretold_where_they_are_not_shown(other):
+    with pytest.raises(ValueError, match="history_ids False leaves no ids"):
+        small_writer(CORPUS, VOCABULARY, TaskConfig(history_ids=False, **other), ROOMY)
+
+
 @pytest.mark.parametrize("number", range(40))
 def test_targets_without_bare_ids_are_the_labels_of_the_reference(number):
     query = TrainingQueries(CORPUS, QueryConfig(), seed=2)[number]

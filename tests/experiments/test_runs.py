@@ -250,6 +250,8 @@ def test_evaluation_and_report(data, run):
                 figures["HR@10"].mean
             )
             assert all(len(set(items)) == len(items) > 0 for items in answers["items"])
+    (start,) = json.loads((run / "started.json").read_text())
+    assert start["devices"] == "8 x cpu, 1 process(es)"
     page = write_report(run).read_text(encoding="utf-8")
     assert page.count("<svg") >= 3
     assert "data:image/jpeg;base64," in page

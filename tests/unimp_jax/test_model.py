@@ -276,8 +276,12 @@ def test_the_program_does_not_grow_with_depth(remat):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["full", "dots", "dots_with_batch"])
-def test_remat_changes_no_gradient(remat):
+@pytest.mark.parametrize(
+    "changes",
+    [{"remat": "full"}, {"remat": "dots"}, {"remat": "dots_with_batch"}, {"unroll": 2}, {"unroll": 9, "remat": "full"}],
+    ids=str,
+)
+def test_neither_remat_nor_unrolling_changes_a_gradient(changes):
     config = small_config()
     batch = random_batch(np.random.default_rng(9), config)
     state = nnx.state(random_model(config))
@@ -286,7 +290,7 @@ def test_remat_changes_no_gradient(remat):
         graph, _ = structure(config)
         return jax.jit(jax.grad(lambda state: jnp.square(nnx.merge(graph, state)(batch)).mean()))(state)
 
-    plain, again = gradient(config), gradient(dataclasses.replace(config, remat=remat))
+    plain, again = gradient(config), gradient(dataclasses.replace(config, **changes))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4)
 

@@ -98,7 +98,7 @@ def read(model: UniMP, batch: Batch, latents_BNLC: jax.Array | None = None) -> t
 
     every = functools.partial(group, [context] * config.gated.every)
     last = functools.partial(group, [*[context] * (config.gated.every - 1), ends])  # nothing reads the other tokens
-    x_BAD, (text, images) = scan(every, model.embed(batch.tokens), model.groups, remat="none", last=last)
+    x_BAD, (text, images) = scan(every, model.embed(batch.tokens), model.groups, last=last)
 
     def at_end(x: jax.Array) -> jax.Array:
         """[B, T, …] -> [B, A, …], of each prompt's last token."""
@@ -169,7 +169,7 @@ def say(
         return x_BQD, jax.tree.map(lambda *x: jnp.stack(x), *shown)
 
     x_BQD = model.embed(tokens_BAW.reshape(B, A * W))
-    x_BQD, new = scan(group, x_BQD, model.groups, prompts.text, prompts.images, said.text, remat="none")
+    x_BQD, new = scan(group, x_BQD, model.groups, prompts.text, prompts.images, said.text)
 
     def write(kept: jax.Array, new_GEBQKh: jax.Array) -> jax.Array:
         new_GEBAKWh = new_GEBQKh.reshape(*new_GEBQKh.shape[:3], A, W, *new_GEBQKh.shape[4:]).swapaxes(4, 5)

@@ -67,6 +67,16 @@ def decoder_row(config: ModelConfig, tokens: int) -> Forward:
     return Forward(2 * tokens * decoder.width * (projections + mlp), 4 * tokens**2 * decoder.width)
 
 
+def last_decoder_row(config: ModelConfig, tokens: int, answers: int) -> Forward:
+    """Of one row, the last layer, where keys and values are of all tokens and the rest is of answers alone."""
+    decoder = config.decoder
+    shown = 4 * tokens * decoder.width * decoder.num_kv_heads * decoder.head_dim
+    mlp = (3 if decoder.mlp == "swiglu" else 2) * decoder.mlp_width
+    return Forward(
+        shown + 2 * answers * decoder.width * (2 * decoder.width + mlp), 4 * answers * tokens * decoder.width
+    )
+
+
 def head_row(config: ModelConfig, answers: int) -> Forward:
     """Of one row."""
     decoder = config.decoder
@@ -101,7 +111,10 @@ def training_step_flops(
     layer, decoder_trains = decoder_row(config, tokens), "decoder" in trains
     before_first_block = config.gated.block_layer
     decoder = before_first_block * layer.step(trains=decoder_trains, below=passes.text)
-    decoder += (config.decoder.layers - before_first_block) * layer.step(trains=decoder_trains, below=passes.blocks)
+    last = last_decoder_row(config, tokens, answers) if config.last_layer_apart and answers < tokens else layer
+    inner = config.decoder.layers - before_first_block - 1
+    decoder += inner * layer.step(trains=decoder_trains, below=passes.blocks)
+    decoder += last.step(trains=decoder_trains, below=passes.blocks)
     head = head_row(config, answers).step(trains="embeddings" in trains, below=passes.blocks)
     return float(rows * (images * image + config.groups * gated + decoder + head))
 

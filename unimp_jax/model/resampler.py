@@ -11,7 +11,7 @@ from flax import nnx
 from unimp_jax.model.attention import attend
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.layers import MLP, DTypes, Linear, MLPKind, Norm, normal
-from unimp_jax.model.stacking import Remat, scan, stack
+from unimp_jax.model.stacking import Loop, scan, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +68,8 @@ class ResamplerLayer(nnx.Module):
 class Resampler(nnx.Module):
     """Patch tokens in, latents out."""
 
-    def __init__(self, config: ResamplerConfig, width: int, dtypes: DTypes, remat: Remat, rngs: nnx.Rngs):
-        self.dtype, self.remat = dtypes.compute, remat
+    def __init__(self, config: ResamplerConfig, width: int, dtypes: DTypes, loop: Loop, rngs: nnx.Rngs):
+        self.dtype, self.loop = dtypes.compute, loop
         self.latents = normal(rngs, {"latents": config.latents, "vision_embed": width}, 1.0, dtypes)
         self.layers = stack(lambda rngs: ResamplerLayer(config, width, dtypes, rngs), config.layers, rngs)
         self.norm = Norm("layer_norm", {"norm": width}, eps=1e-5, bias=True, dtypes=dtypes)
@@ -78,5 +78,5 @@ class Resampler(nnx.Module):
         """[B, P, C] -> [B, L, C]."""
         latents = self.latents[...].astype(self.dtype)
         latents_BLC = jnp.broadcast_to(latents, (media_BPC.shape[0], *latents.shape))
-        latents_BLC, _ = scan(lambda x, layer: (layer(x, media_BPC), None), latents_BLC, self.layers, remat=self.remat)
+        latents_BLC, _ = scan(lambda x, layer: (layer(x, media_BPC), None), latents_BLC, self.layers, loop=self.loop)
         return self.norm(latents_BLC)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -22,6 +23,14 @@ POLICIES: dict[str, Callable[..., Any]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """How a stack is run: what its backward pass keeps of a layer, and how many layers are written out a turn."""
+
+    remat: Remat = "none"
+    unroll: int = 1
+
+
 def stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
     """`count` modules as one, each parameter with a leading axis "layers"."""
 
@@ -34,34 +43,51 @@ def stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
 
 
 def scan(
-    body: Callable[..., Any], carry: Any, modules: Any, *slices: Any, remat: Remat,
+    body: Callable[..., Any], carry: Any, modules: Any, *slices: Any, loop: Loop = Loop(),
     last: Callable[..., Any] | None = None,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """(carry, outs[i]) = body(carry, modules[i], *slices[i]) for each i, the body traced once: (carry, outs).
+    """(carry, outs[i]) = body(carry, modules[i], *slices[i]) for each i, the body traced once a turn: (carry, outs).
 
     `last`, where given, does the last step in the place of `body`, and may give a carry of another shape.
 
     `nnx.scan` would write all parameters out of the loop again, frozen ones too; here they only go in.
     """
     graph, state = nnx.split(modules)
-
-    def step(carry: Any, xs: tuple[Any, ...]) -> tuple[Any, Any]:
-        return body(carry, nnx.merge(graph, xs[0]), *xs[1:])
-
-    if remat != "none":
-        step = jax.checkpoint(step, policy=POLICIES[remat], prevent_cse=False)
-    if last is None:
-        return jax.lax.scan(step, carry, (state, *slices))
     xs = (state, *slices)
-    final = jax.tree.leaves(xs)[0].shape[0] - 1
+    length = jax.tree.leaves(xs)[0].shape[0]
+
+    def step_of(body: Callable[..., Any]) -> Callable[..., Any]:
+        def step(carry: Any, xs: tuple[Any, ...]) -> tuple[Any, Any]:
+            return body(carry, nnx.merge(graph, xs[0]), *xs[1:])
+
+        if loop.remat == "none":
+            return step
+        # Between turns nothing can be found to be the same; within one, what is computed again would be.
+        return jax.checkpoint(step, policy=POLICIES[loop.remat], prevent_cse=loop.unroll > 1)
+
+    if loop.unroll >= length:
+        return written_out([*[step_of(body)] * (length - 1), step_of(last or body)], carry, xs)
+    if last is None:
+        return jax.lax.scan(step_of(body), carry, xs, unroll=loop.unroll)
 
     def numbered(carry: Any, number: jax.Array) -> tuple[Any, Any]:  # slices of the whole, where it lies
-        return step(carry, jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), xs))
+        own = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), xs)
+        return step_of(body)(carry, own)
 
-    carry, outs = jax.lax.scan(numbered, carry, jnp.arange(final))
-    own, *others = jax.tree.map(lambda x: x[final], xs)
-    carry, out = last(carry, nnx.merge(graph, own), *others)
+    carry, outs = jax.lax.scan(numbered, carry, jnp.arange(length - 1))
+    carry, out = step_of(last)(carry, jax.tree.map(lambda x: x[-1], xs))
     return carry, jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), outs, out)
+
+
+def written_out(steps: Sequence[Callable[..., Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
+    """A scan without a loop, one step after the other."""
+    leaves, tree = jax.tree.flatten(xs)
+    columns = [jax.lax.split(x, [1] * len(steps)) for x in leaves]  # its gradient is one concatenation
+    outs = []
+    for step, *own in zip(steps, *columns, strict=True):
+        carry, out = step(carry, tree.unflatten([x.squeeze(0) for x in own]))
+        outs.append(out)
+    return carry, jax.tree.map(lambda *out: jnp.stack(out), *outs)
 
 
 def unstack(modules: M, count: int) -> list[M]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,14 +13,14 @@ from flax import nnx
 
 from unimp_jax.batch import Batch
 from unimp_jax.model.attention import KeysValues, Segments, earlier_images_mask, last_image_mask, segments
-from unimp_jax.model.axes import constrain
-from unimp_jax.model.decoder import Decoder, DecoderConfig, DecoderLayer, TextContext, text_context
+from unimp_jax.model.axes import constrain, splits
+from unimp_jax.model.decoder import Decoder, DecoderConfig, DecoderLayer, TextContext, answer_context, text_context
 from unimp_jax.model.embeddings import Embeddings
 from unimp_jax.model.gated import GatedCrossAttention, GatedCrossAttentionConfig
 from unimp_jax.model.kernels import Kernel, kernel_for
 from unimp_jax.model.layers import DTypes, dropout
 from unimp_jax.model.resampler import Resampler, ResamplerConfig
-from unimp_jax.model.stacking import Remat, scan, stack, unstack
+from unimp_jax.model.stacking import Loop, Remat, scan, stack, unstack
 from unimp_jax.model.vision import VisionConfig, VisionTower
 
 
@@ -40,10 +41,16 @@ class ModelConfig:
     elsewhere (and wherever they do not, and among the few tokens of an image)."""
     remat: Remat = "none"
     """What the backward pass keeps of each layer or group, and what it computes again."""
+    unroll: int = 1
+    """So many layers or groups are written out a turn of their loop, up to all, for a larger program: fewer copies of
+    what is kept for the backward pass, which on CPUs is a fifth of a step; and where all are, the last layer computes
+    only what answers are read from."""
 
     def __post_init__(self) -> None:
         if self.decoder.layers % self.gated.every:
             raise ValueError(f"model: gated.every {self.gated.every} must divide decoder.layers {self.decoder.layers}")
+        if self.unroll < 1:
+            raise ValueError(f"model: unroll {self.unroll} must be 1 or more")
         for name in ("compute_dtype", "param_dtype"):
             if getattr(self, name) not in ("float32", "bfloat16"):
                 raise ValueError(f"model: {name} {getattr(self, name)!r} must be float32 or bfloat16")
@@ -52,6 +59,17 @@ class ModelConfig:
     def groups(self) -> int:
         """Groups of decoder layers, each with one gated block."""
         return self.decoder.layers // self.gated.every
+
+    @property
+    def last_layer_apart(self) -> bool:
+        """Whether the last layer is not in a loop, where to be done apart it would need a copy of all the others'
+        parameters."""
+        return self.unroll >= self.groups
+
+    @property
+    def loop(self) -> Loop:
+        """How all stacks are run."""
+        return Loop(self.remat, self.unroll)
 
 
 Part = Literal["vision", "resampler", "gated", "decoder", "embeddings"]
@@ -87,8 +105,8 @@ class UniMP(nnx.Module):
         self.config = config
         dtypes = DTypes(config.param_dtype, config.compute_dtype)
         width, latent_width = config.decoder.width, config.vision.width
-        self.vision = VisionTower(config.vision, dtypes, config.remat, rngs)
-        self.resampler = Resampler(config.resampler, latent_width, dtypes, config.remat, rngs)
+        self.vision = VisionTower(config.vision, dtypes, config.loop, rngs)
+        self.resampler = Resampler(config.resampler, latent_width, dtypes, config.loop, rngs)
         self.gated = stack(
             lambda rngs: GatedCrossAttention(config.gated, width, latent_width, dtypes, rngs), config.groups, rngs
         )
@@ -110,11 +128,15 @@ class UniMP(nnx.Module):
         return constrain(latents.reshape(B, N, *latents.shape[1:]), "batch", None, None, None)
 
     def hidden(
-        self, batch: Batch, dropout_key: jax.Array | None = None, latents_BNLC: jax.Array | None = None
+        self,
+        batch: Batch,
+        dropout_key: jax.Array | None = None,
+        latents_BNLC: jax.Array | None = None,
+        places_BA: jax.Array | None = None,
     ) -> jax.Array:
-        """[B, T, D], after the final norm. With a key, and `decoder.dropout` above 0, with dropout.
+        """[B, T, D], after the final norm; or [B, A, D], of the tokens at int32 `places_BA` alone.
 
-        `latents_BNLC` are the images', where they are at hand.
+        With a key, and `decoder.dropout` above 0, with dropout. `latents_BNLC` are the images', where they are at hand.
         """
         config, rate = self.config, self.config.decoder.dropout
         latents_BNLC = self.encode_images(batch.images) if latents_BNLC is None else latents_BNLC
@@ -126,14 +148,22 @@ class UniMP(nnx.Module):
         def key_for(number: jax.Array | int) -> jax.Array | None:
             return None if dropout_key is None or rate == 0 else jax.random.fold_in(dropout_key, number)
 
-        def group(x_BTD: jax.Array, modules: Group, number: jax.Array) -> tuple[jax.Array, None]:
+        def group(
+            contexts: list[TextContext], x_BTD: jax.Array, modules: Group, number: jax.Array
+        ) -> tuple[jax.Array, None]:
             images = modules[0].shown(latents_BSC)
-            contexts = [(context, key_for(number + i)) for i in range(config.gated.every)]
-            return self.group(x_BTD, modules, images, sees_images, contexts)[0], None
+            keyed = [(context, key_for(number + i)) for i, context in enumerate(contexts)]
+            return self.group(x_BTD, modules, images, sees_images, keyed)[0], None
 
         x_BTD = dropout(self.embed(batch.tokens), rate, key_for(config.decoder.layers))
         first_layers = jnp.arange(config.groups) * config.gated.every
-        x_BTD, _ = scan(group, x_BTD, self.groups, first_layers, remat=config.remat)
+        contexts = [context] * config.gated.every
+        last = None
+        if places_BA is not None:
+            places = answer_context(config.decoder, batch.positions, batch.segment_ids, places_BA)
+            last = functools.partial(group, [*contexts[1:], places])
+        every = functools.partial(group, contexts)
+        x_BTD, _ = scan(every, x_BTD, self.groups, first_layers, loop=config.loop, last=last)
         return self.decoder.norm(x_BTD)
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
@@ -195,8 +225,12 @@ class UniMP(nnx.Module):
         self, batch: Batch, dropout_key: jax.Array | None = None, latents_BNLC: jax.Array | None = None
     ) -> jax.Array:
         """Hidden states at `batch.answer_positions` alone: [B, A, D]."""
+        places_BA = batch.answer_positions
+        fewer = places_BA.shape[1] < batch.tokens.shape[1]
+        if self.config.last_layer_apart and fewer and splits("sequence") == 1:
+            return self.hidden(batch, dropout_key, latents_BNLC, places_BA)
         hidden_BTD = self.hidden(batch, dropout_key, latents_BNLC)
-        return jnp.take_along_axis(hidden_BTD, batch.answer_positions[..., None], axis=1)
+        return jnp.take_along_axis(hidden_BTD, places_BA[..., None], axis=1)
 
     def __call__(
         self, batch: Batch, dropout_key: jax.Array | None = None, latents_BNLC: jax.Array | None = None

@@ -13,7 +13,7 @@ from flax import nnx
 from unimp_jax.model.attention import attend
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.layers import DTypes, Linear, Norm, normal
-from unimp_jax.model.stacking import Remat, scan, stack
+from unimp_jax.model.stacking import Loop, scan, stack
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -91,8 +91,8 @@ class VisionBlock(nnx.Module):
 class VisionTower(nnx.Module):
     """Images in, a vector a patch out."""
 
-    def __init__(self, config: VisionConfig, dtypes: DTypes, remat: Remat, rngs: nnx.Rngs):
-        self.config, self.dtype, self.remat = config, dtypes.compute, remat
+    def __init__(self, config: VisionConfig, dtypes: DTypes, loop: Loop, rngs: nnx.Rngs):
+        self.config, self.dtype, self.loop = config, dtypes.compute, loop
         width = {"vision_embed": config.width}
         patch = {"patch_rows": config.patch_size, "patch_columns": config.patch_size, "colours": 3}
         self.patch_embedding = Linear(patch, width, bias=False, dtypes=dtypes, rngs=rngs)
@@ -122,7 +122,7 @@ class VisionTower(nnx.Module):
             first = jnp.broadcast_to(self.class_embedding[...].astype(self.dtype), (B, 1, config.width))
             x_BPC = jnp.concatenate([first, x_BPC], axis=1)
         x_BPC = self.norm(x_BPC + self.positions[...].astype(self.dtype))
-        x_BPC, _ = scan(lambda x, block: (block(x), None), x_BPC, self.blocks, remat=self.remat)
+        x_BPC, _ = scan(lambda x, block: (block(x), None), x_BPC, self.blocks, loop=self.loop)
         return x_BPC[:, 1:] if config.class_token and not config.class_token_out else x_BPC
 
 

@@ -1,0 +1,118 @@
+"""Small files from the web, within limits: how often, how long and how much is asked for, and what a failure means."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from typing import Any, Self
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+
+BUSY = (429, 500, 502, 503, 504)
+GONE = (404, 410)
+PIECE = 2**16
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How servers are asked, and for how much."""
+
+    connections: int = 8
+    """At a time, in all and so to one host."""
+    per_second: float = 20.0
+    """Requests in all, those that are repeated too."""
+    retries: int = 4
+    """After the first try, where a server is busy or a connection fails."""
+    backoff: float = 0.5
+    """Seconds before the third try (the second comes at once), doubled with each; where the server says how many,
+    those."""
+    longest_wait: float = 60.0
+    """Seconds between tries; a server that wants more is not asked again."""
+    seconds: float = 30.0
+    """For a server to answer, and from then on for the file to be whole."""
+    megabytes: float = 10.0
+    """Of one file."""
+
+
+class Unusable(Exception):
+    """What was asked for is not there, nor will it be."""
+
+
+class Unavailable(Exception):
+    """What was asked for could not be had now."""
+
+
+class Fetcher:
+    """Asks for files; from many threads, if need be."""
+
+    def __init__(self, limits: Limits):
+        self._limits, self._lock, self._next = limits, threading.Lock(), 0.0
+        self._retry = urllib3.Retry(limits.retries, backoff_factor=limits.backoff, backoff_max=limits.longest_wait)
+        self._session = requests.Session()
+        self._session.headers.update({"User-Agent": "unimp_jax", "Accept-Encoding": "identity"})
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=limits.connections))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session.close()
+
+    def get(self, url: str) -> bytes:
+        """
+        Raises:
+          Unusable: the URL is none, or there is nothing behind it, or too much.
+          Unavailable: no connection, a server that is busy or refuses, or a file cut off, after all retries.
+        """
+        retry = self._retry
+        while True:
+            wait: float | None = None
+            self._wait_for_turn()
+            try:
+                with self._session.get(url, stream=True, timeout=self._limits.seconds) as response:
+                    status = response.status_code
+                    if status == 200:
+                        return self._body(response.raw)
+                    fault = f"status {status}"
+                    if status in GONE:
+                        raise Unusable(fault)
+                    wait = retry.get_retry_after(response.raw)
+                if status not in BUSY or (wait or 0) > self._limits.longest_wait:
+                    raise Unavailable(fault)
+            except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema) as error:
+                raise Unusable(str(error)) from error
+            except requests.exceptions.InvalidSchema as error:
+                raise Unusable(str(error)) from error
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                cause = getattr(error.args[0] if error.args else None, "reason", None) or error
+                fault = " ".join(str(cause).split())[:200]
+            except ValueError as error:  # of an address in brackets that is none
+                raise Unusable(str(error)) from error
+            try:
+                retry = retry.increment(error=Unavailable(fault))
+            except urllib3.exceptions.MaxRetryError as error:
+                raise Unavailable(fault) from error
+            if wait:
+                time.sleep(wait)
+            else:
+                retry.sleep()
+
+    def _body(self, raw: Any) -> bytes:
+        body, until = bytearray(), time.monotonic() + self._limits.seconds
+        while piece := raw.read1(PIECE, decode_content=False):
+            body += piece
+            if len(body) > self._limits.megabytes * 2**20:
+                raise Unusable(f"larger than {self._limits.megabytes:g} MiB")
+            if time.monotonic() > until:
+                raise Unavailable(f"not whole after {self._limits.seconds:g} s")
+        return bytes(body)
+
+    def _wait_for_turn(self) -> None:
+        with self._lock:
+            turn = max(self._next, time.monotonic())
+            self._next = turn + 1 / self._limits.per_second
+        time.sleep(max(0.0, turn - time.monotonic()))

@@ -1,0 +1,235 @@
+"""Ablations change what they say and nothing else, and what makes no sense is refused in words."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.queries import TASKS
+from experiments.config import ExperimentConfig, flat, to_json
+from experiments.evaluate import EvaluationConfig
+from experiments.preset_run import read_training
+from experiments.presets import PRESETS
+from experiments.sweep.ablations import ABLATIONS, listed
+from experiments.sweep.cells import CODES
+from experiments.sweep.changes import changed, options, read_changes
+from experiments.sweep.plan import Base, Source, divided, look_at, plan
+from tests.experiments.tiny_run import experiment, prepare_source
+
+EVALUATION = EvaluationConfig(checkpoint="latest", sasrec=False)
+EVERYTHING = Source(pictures=True, tasks=TASKS)
+MIX = {f"queries.mix.{task}" for task in TASKS}
+WIDTH = {f"model.decoder.{name}" for name in ("width", "heads", "mlp_width")} | {
+    "model.gated.heads", "model.gated.mlp_width",
+}  # fmt: skip
+BASE = changed(
+    PRESETS["tiny"],
+    {
+        "model.decoder": dataclasses.replace(PRESETS["tiny"].model.decoder, layers=4),
+        "tasks.ask_every": 10,
+        "seed": 3,
+    },
+)
+SAYS: dict[str, set[str]] = {
+    "no_images": {"tasks.images", "budget.images"},
+    "no_text": {"tasks.text"},
+    "ids_only": {"tasks.images", "tasks.text", "budget.images"},
+    "text_only": {
+        "tasks.images", "budget.images", "tasks.id_items", "tasks.full_items", "tasks.history_targets",
+        "tasks.history_ids", "tasks.questions_show_ids", "tasks.ask_every",
+    },
+    "no_reconstruction": {"tasks.history_targets"},
+    "reconstruction": {"tasks.history_targets"},
+    "no_focal": {"objective.gamma"},
+    "gamma_0.5": {"objective.gamma"},
+    "gamma_1": {"objective.gamma"},
+    "gamma_3": {"objective.gamma"},
+    "gamma_5": {"objective.gamma"},
+    **{f"{task}_only": MIX for task in TASKS},
+    **{f"finetuned_{task}": MIX | {"loop.steps"} for task in TASKS},
+    "curriculum": {"loop.steps"},
+    "cross_every_1": {"model.gated.every"},
+    "cross_every_4": {"model.gated.every"},
+    "all_images": {"model.gated.attend"},
+    "frozen_tower": {"training.trains"},
+    "semantic_ids": set(),
+    **{f"history_{items}": {"tasks.full_items", "tasks.id_items"} for items in (1,)},
+    **{f"history_{items}": {"tasks.id_items"} for items in (2, 5, 10, 20, 50, 100)},
+    "padded": {"loader.packed"},
+    "width_half": WIDTH,
+    "width_double": WIDTH,
+    "layers_half": {"model.decoder.layers"},
+    "layers_double": {"model.decoder.layers"},
+}  # fmt: skip
+AS_THE_BASE = {"gamma_2", "cross_every_2", "last_image", "trained_tower", "one_token_ids", "packed"}
+
+
+def base(config: ExperimentConfig = BASE, source: Source = EVERYTHING) -> Base:
+    return Base("tiny", config, source, EVALUATION)
+
+
+def cells(*names: str, config: ExperimentConfig = BASE, seeds: tuple[int, ...] = (3,)):
+    return plan(base(config), names, seeds)[0]
+
+
+def differing(one: ExperimentConfig, other: ExperimentConfig) -> set[str]:
+    before, after = flat(to_json(one)), flat(to_json(other))
+    return {name for name in before | after if before.get(name) != after.get(name)}
+
+
+def test_every_ablation_is_described_in_a_line():
+    lines = listed().splitlines()
+    assert len(lines) == len(ABLATIONS)
+    for line in lines:
+        name, description = line.split(maxsplit=1)
+        assert ABLATIONS[name].description == description
+        assert len(line) < 140
+
+
+def test_ablations_are_either_made_or_refused_as_they_should_be():
+    made, refused = plan(base(), (), (3,))
+    assert set(refused) == AS_THE_BASE
+    assert set(refused.values()) == {"the base is so already"}
+    assert {cell.ablation for cell in made if cell.evaluation} == {"base", *SAYS}
+    assert set(ABLATIONS) == {"base", *SAYS, *AS_THE_BASE}
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_an_ablation_changes_what_it_says_and_nothing_else(name):
+    cell = cells(name)[-1]
+    assert cell.ablation == name
+    assert differing(BASE, cell.config) == SAYS[name]
+    assert cell.config.budget.tokens == BASE.budget.tokens
+    assert cell.config.loader.rows == BASE.loader.rows
+
+
+def test_what_ablations_change_it_to():
+    found = {name: cells(name)[-1].config for name in SAYS}
+    assert found["text_only"].tasks.full_items == BASE.tasks.full_items + BASE.tasks.id_items
+    assert found["ids_only"].tasks.questions_show_ids
+    assert found["history_1"].tasks == dataclasses.replace(BASE.tasks, full_items=1, id_items=0)
+    assert found["history_20"].tasks.full_items + found["history_20"].tasks.id_items == 20
+    assert found["frozen_tower"].training.trains == ("resampler", "gated", "decoder", "embeddings")
+    assert found["width_double"].model.decoder.head_dim == BASE.model.decoder.head_dim
+    assert found["width_half"].model.decoder.width * 2 == BASE.model.decoder.width
+    mix = found["search_only"].queries.mix
+    assert (mix.search, mix.recommendation, mix.preference, mix.selection) == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("name", [name for name in SAYS if name != "semantic_ids"])
+def test_all_steps_together_are_as_many_as_the_base_has(name):
+    """Over an ablation's parts, each of which begins with the one before."""
+    made = cells(name, config=changed(BASE, {"loop.steps": 1003}))
+    assert sum(cell.config.loop.steps for cell in made) == 1003
+    assert [cell.starts_from for cell in made] == [None, *(cell.name for cell in made[:-1])]
+    assert [cell.evaluation is None for cell in made] == [True] * (len(made) - 1) + [False]
+
+
+def test_parts_that_ablations_share_are_trained_once():
+    made = cells("finetuned_search", "finetuned_selection", seeds=(0, 1))
+    assert [cell.name for cell in made] == [
+        "half_of_all_tasks-seed0", "finetuned_search-seed0", "half_of_all_tasks-seed1", "finetuned_search-seed1",
+        "finetuned_selection-seed0", "finetuned_selection-seed1",
+    ]  # fmt: skip
+    assert [cell.starts_from for cell in made if cell.ablation == "finetuned_selection"] == [
+        "half_of_all_tasks-seed0", "half_of_all_tasks-seed1",
+    ]  # fmt: skip
+
+
+def test_a_curriculum_asks_only_for_what_the_base_trains_for():
+    config = changed(BASE, {"queries.mix.preference": 0.0})
+    made, _ = plan(base(config), ["curriculum"], [0])
+    assert [cell.ablation for cell in made] == [
+        "curriculum_1_recommendation", "curriculum_2_search", "curriculum_3_selection", "curriculum",
+    ]  # fmt: skip
+    assert made[-1].config.queries.mix == config.queries.mix
+
+
+def test_semantic_ids_come_from_the_cell_of_the_base(tmp_path):
+    named_by, own = cells("semantic_ids")
+    assert (named_by.ablation, own.needs) == ("base", (named_by.name,))
+    assert own.experiment(tmp_path).vocabulary.item_codes == tmp_path / own.name / CODES
+    (ids, _), (train, _), _ = own.commands(tmp_path)
+    assert ids[:3] == ["ids", str(tmp_path / named_by.name), str(tmp_path / own.name / CODES)]
+    assert str(tmp_path / own.name / CODES) in train
+
+
+@pytest.mark.parametrize(
+    "name", ["text_only", "search_only", "frozen_tower", "width_double", "semantic_ids", "finetuned_search"]
+)
+def test_the_command_line_of_a_cell_says_its_configuration(name, tmp_path):
+    cell = cells(name)[-1]
+    train = next(words for words, _ in cell.commands(tmp_path) if words[0] == "train")
+    read = read_training(train[1:])
+    assert (read.folder, read.experiment) == (tmp_path / cell.name, cell.experiment(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "source", "message"),
+    [
+        ("no_image", {}, EVERYTHING, "did you mean 'no_images'"),
+        ("no_images", {}, Source(pictures=False, tasks=TASKS), "its source has none"),
+        ("all_images", {"budget.images": 0}, EVERYTHING, "shows no pictures"),
+        ("gamma_2", {}, EVERYTHING, "the base is so already"),
+        ("cross_every_4", {"model.decoder": PRESETS["tiny"].model.decoder}, EVERYTHING, "must divide decoder.layers 2"),
+        ("preference_only", {}, Source(True, TASKS[:2]), "cannot be asked it"),
+        ("search_only", {"queries.mix.search": 0.0}, EVERYTHING, "does not train for search"),
+        ("curriculum", {}, Source(True, TASKS[:1]), "trains for recommendation alone"),
+        ("semantic_ids", {"vocabulary.item_codes": Path("ids.parquet")}, EVERYTHING, "by codes already"),
+        ("trained_tower", {"training.trains": ("gated",), "training.cache_features": True}, EVERYTHING, "frozen tower"),
+        ("curriculum", {"loop.steps": 4}, EVERYTHING, "4 steps cannot be divided among 5 parts"),
+        ("width_half", {"model.decoder.mlp_width": 191}, EVERYTHING, "mlp_width 191 cannot be multiplied by 0.5"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_words(name, changes, source, message):
+    with pytest.raises(ValueError, match=message):
+        plan(base(changed(BASE, changes), source), [name], [0])
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1)])
+def test_seeds_are_some_and_no_two_alike(seeds):
+    with pytest.raises(ValueError, match="no two alike"):
+        plan(base(), ["base"], seeds)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_most_ablations_make_sense_on_every_preset(preset):
+    config = dataclasses.replace(PRESETS[preset], start=None)
+    source = Source(config.budget.images > 0, TASKS)
+    made, refused = plan(Base(preset, config, source, EVALUATION), (), (0,))
+    measured = {cell.ablation for cell in made if cell.evaluation}
+    assert measured | set(refused) == set(ABLATIONS)
+    assert len(measured) >= 22
+
+
+def test_geometry_that_a_start_decides_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.sweep.plan.adopt", lambda config: dataclasses.replace(config, model=BASE.model))
+    with pytest.raises(ValueError, match="with which the base begins"):
+        cells("layers_double", config=dataclasses.replace(BASE, start=tmp_path))
+
+
+def test_a_source_is_looked_at(tmp_path):
+    data = prepare_source(tmp_path)
+    assert look_at(experiment(data).data) == Source(pictures=True, tasks=TASKS)
+
+
+def test_steps_are_divided_evenly():
+    for steps in range(5, 40):
+        parts = divided(steps, 5)
+        assert sum(parts) == steps
+        assert max(parts) - min(parts) <= 1
+
+
+def test_fields_are_changed_by_name_and_told_as_options():
+    changes = {"optimizer.learning-rate": 0.01, "loader.packed": "False", "training.trains": ["gated"], "mesh.data": -1}
+    config = read_changes(PRESETS["small"], changes)
+    assert config.training.trains == ("gated",)
+    assert options(PRESETS["small"], config) == [
+        "--loader.packed", "False", "--optimizer.learning-rate", "0.01", "--training.trains", "gated",
+    ]  # fmt: skip
+    moved = changed(config, {"mesh.data": 2})
+    assert options(moved, config) == ["--mesh.data=-1"]
+    with pytest.raises(ValueError, match=r"did you mean optimizer\.learning_rate"):
+        read_changes(config, {"optimiser.learning_rate": 1})
+    with pytest.raises(ValueError, match="must be above 0"):
+        read_changes(config, {"optimizer.learning_rate": -1})

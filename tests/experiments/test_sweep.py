@@ -1,0 +1,354 @@
+"""Workers at cells, with commands of a line: each done once, whatever is killed; failures stay where they are."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from experiments.evaluate import EvaluationConfig
+from experiments.presets import PRESETS
+from experiments.sweep import devices
+from experiments.sweep.cells import Cell, write_cells
+from experiments.sweep.changes import changed
+from experiments.sweep.devices import shares
+from experiments.sweep.engines import CellJob, Local, SlurmJobs, Submitit
+from experiments.sweep.files import note, read_json, write_json
+from experiments.sweep.lock import holder, is_free, locked
+from experiments.sweep.run import run_cells, summary
+from experiments.sweep.worker import BUSY, DONE, FAILED, Worker, is_done
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+WORK = "echo begins >> marks; sleep {seconds}; echo ends >> marks; touch there"
+SWEEP = """
+import json, sys
+from pathlib import Path
+from experiments.sweep.devices import shares
+from experiments.sweep.engines import Local
+from experiments.sweep.run import run_cells
+needs = json.loads(sys.argv[2])
+results, asked = run_cells(Path(sys.argv[1]), needs, Local(shares(1, "cpu") * int(sys.argv[3])))
+print(json.dumps([[one.name, one.state] for one in results]), asked)
+"""
+
+
+def cell(folder: Path, *lines: str, leaves: str = "there", fingerprint: str = "1") -> Path:
+    """A cell whose commands are lines of a shell, run in its folder."""
+    commands = [{"words": ["sh", "-c", f"cd '{folder}'; {line}"], "leaves": leaves} for line in lines]
+    write_json(folder / "cell.json", {"commands": commands, "hash": fingerprint})
+    return folder
+
+
+def worker(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.sweep.worker", str(folder)], env=ENVIRONMENT, start_new_session=True
+    )
+
+
+def sweep(folder: Path, needs: dict[str, list[str]], jobs: int = 2) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", SWEEP, str(folder), json.dumps(needs), str(jobs)],
+        env=ENVIRONMENT, start_new_session=True, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def events(folder: Path) -> Counter:
+    lines = (folder / "journal.jsonl").read_text().splitlines() if (folder / "journal.jsonl").exists() else []
+    return Counter((line["cell"], line["event"]) for line in map(json.loads, lines))
+
+
+def marks(folder: Path) -> list[str]:
+    return (folder / "marks").read_text().split() if (folder / "marks").exists() else []
+
+
+def wait_for(condition, seconds: float = 20.0) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it did not come to that"
+        time.sleep(0.01)
+
+
+def local(jobs: int = 1) -> Local:
+    return Local(shares(1, "cpu") * jobs)
+
+
+def test_commands_run_one_after_the_other_and_once(tmp_path):
+    folder = cell(tmp_path / "a", "echo 1 >> marks; touch there", "echo 2 >> marks")
+    for _ in range(2):
+        assert Worker(folder).run() == DONE
+    assert marks(folder) == ["1", "2"]
+    assert is_done(folder)
+    assert events(tmp_path) == {("a", "starts"): 1, ("a", "done"): 1}
+    assert (folder / "log.txt").read_text().count("$ sh -c") == 2
+
+
+def test_a_command_that_has_left_what_it_leaves_does_not_run_again(tmp_path):
+    folder = cell(tmp_path / "a", "echo first >> marks; touch there", "echo last >> marks; test -e well")
+    assert Worker(folder).run() == FAILED
+    (folder / "well").touch()
+    assert Worker(folder).run() == DONE
+    assert marks(folder) == ["first", "last", "last"]
+    assert not (folder / "failed.json").exists()
+
+
+def test_a_cell_of_another_configuration_is_not_done(tmp_path):
+    folder = cell(tmp_path / "a", "echo 1 >> marks; touch there")
+    assert Worker(folder).run() == DONE
+    cell(folder, "echo 1 >> marks; touch there", fingerprint="2")
+    assert not is_done(folder)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("echo so it goes; exit 3", "exit status 3"),
+        ("echo so it goes; kill -9 $$", "ended by SIGKILL"),
+        ("echo so it goes", "ended early: there is not there"),
+    ],
+)
+def test_a_failure_is_recorded_with_the_end_of_the_log(tmp_path, line, reason):
+    folder = cell(tmp_path / "a", f"seq 100; {line}")
+    assert Worker(folder).run() == FAILED
+    failed = read_json(folder / "failed.json")
+    assert failed["reason"] == reason
+    assert failed["end"][-1] == "so it goes"
+    assert len(failed["end"]) == 20
+    assert not is_done(folder)
+
+
+def test_a_command_that_is_not_there_is_a_failure(tmp_path):
+    write_json(tmp_path / "a" / "cell.json", {"commands": [{"words": ["/no/program"], "leaves": "x"}], "hash": "1"})
+    assert Worker(tmp_path / "a").run() == FAILED
+    assert "No such file" in read_json(tmp_path / "a" / "failed.json")["reason"]
+
+
+def test_one_at_a_time_and_who_it_is(tmp_path):
+    folder = cell(tmp_path / "a", WORK.format(seconds=1))
+    first = worker(folder)
+    wait_for(lambda: marks(folder))
+    assert not is_free(folder / "lock")
+    assert f"process {first.pid} on {socket.gethostname()}" in holder(folder / "lock")
+    assert Worker(folder).run() == BUSY
+    assert first.wait() == DONE
+    assert is_free(folder / "lock")
+    assert marks(folder) == ["begins", "ends"]
+
+
+def test_the_lock_of_one_that_was_killed_is_taken_over(tmp_path):
+    folder = cell(tmp_path / "a", WORK.format(seconds=30))
+    first = worker(folder)
+    wait_for(lambda: marks(folder))
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    cell(folder, WORK.format(seconds=0))
+    wait_for(lambda: is_free(folder / "lock"))
+    assert Worker(folder).run() == DONE
+    assert marks(folder) == ["begins", "begins", "ends"]
+
+
+def test_a_training_that_outlives_its_worker_is_left_alone(tmp_path):
+    """Or two processes would write into one run."""
+    folder = cell(tmp_path / "a", WORK.format(seconds=1))
+    first = worker(folder)
+    wait_for(lambda: marks(folder))
+    first.kill()
+    first.wait()
+    assert Worker(folder).run() == BUSY
+    wait_for(lambda: is_free(folder / "lock"))
+    assert marks(folder) == ["begins", "ends"]
+
+
+def test_a_folder_of_which_locks_are_not_to_be_had_is_refused(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(ValueError, match="No locks available"), locked(tmp_path / "lock"):
+        pass
+
+
+def test_a_sweep_killed_halfway_and_started_again_does_each_cell_once(tmp_path):
+    """SIGKILL to all processes, three times, at different moments."""
+    names = ["a", "b", "c"]
+    for name in names:
+        cell(tmp_path / name, WORK.format(seconds=0.6))
+    needs = {name: [] for name in names}
+    for done in (0, 1, 2):
+        running = sweep(tmp_path, needs, jobs=1)
+        wait_for(lambda done=done: sum(is_done(tmp_path / name) for name in names) == done)
+        wait_for(lambda done=done: len(marks(tmp_path / names[done])) % 2 == 1)
+        os.killpg(running.pid, signal.SIGKILL)
+        running.communicate()
+    running = sweep(tmp_path, needs, jobs=1)
+    output, _ = running.communicate(timeout=60)
+    assert output.splitlines()[-1] == '[["a", "done"], ["b", "done"], ["c", "done"]] False'
+    counted = events(tmp_path)
+    for name in names:
+        assert counted[name, "done"] == 1
+        assert counted[name, "starts"] == 2
+        assert marks(tmp_path / name) == ["begins", "begins", "ends"]
+
+
+def test_two_sweeps_at_once_share_the_cells(tmp_path):
+    names = [f"c{number}" for number in range(6)]
+    for name in names:
+        cell(tmp_path / name, WORK.format(seconds=0.3))
+    running = [sweep(tmp_path, {name: [] for name in names}) for _ in range(2)]
+    for one in running:
+        output, _ = one.communicate(timeout=60)
+        assert json.loads(output.splitlines()[-1].removesuffix(" False")) == [[name, "done"] for name in names]
+    assert all(marks(tmp_path / name) == ["begins", "ends"] for name in names)
+    assert all(events(tmp_path)[name, "starts"] == 1 for name in names)
+
+
+def test_a_failing_cell_stops_only_those_that_need_it(tmp_path):
+    cell(tmp_path / "bad", "echo no; exit 1")
+    cell(tmp_path / "after", WORK.format(seconds=0))
+    cell(tmp_path / "good", WORK.format(seconds=0))
+    needs = {"bad": [], "after": ["bad"], "good": []}
+    said = []
+    results, asked = run_cells(tmp_path, needs, local(), said.append)
+    assert [(one.name, one.state) for one in results] == [("bad", "failed"), ("after", "not run"), ("good", "done")]
+    assert not asked
+    table = summary(tmp_path, results)
+    assert "3 cells: 1 done, 1 failed, 1 not run" in table
+    assert "bad    failed  exit status 1" in table
+    assert "after  not run  it needs bad (failed)" in table
+    assert "  no\n" in table
+    cell(tmp_path / "bad", WORK.format(seconds=0))  # mended
+    results, _ = run_cells(tmp_path, needs, local(), said.append)
+    assert {one.state for one in results} == {"done"}
+    assert marks(tmp_path / "good") == ["begins", "ends"]
+
+
+def test_a_cell_waits_for_those_that_it_needs(tmp_path):
+    cell(tmp_path / "a", WORK.format(seconds=0.3))
+    cell(tmp_path / "b", "test -e ../a/there && touch there")
+    results, _ = run_cells(tmp_path, {"b": ["a"], "a": []}, local(2), lambda line: None)
+    assert [one.state for one in results] == ["done", "done"]
+
+
+def test_sigterm_is_passed_on_and_all_end(tmp_path):
+    saves = "trap 'echo saved >> marks; exit 0' TERM; echo begins >> marks; while :; do sleep 0.05; done"
+    for name in "ab":
+        cell(tmp_path / name, saves)
+    cell(tmp_path / "c", WORK.format(seconds=0))
+    running = sweep(tmp_path, {name: [] for name in "abc"})
+    wait_for(lambda: marks(tmp_path / "a") and marks(tmp_path / "b"))
+    running.terminate()
+    output, _ = running.communicate(timeout=30)
+    assert output.splitlines()[-1] == '[["a", "ended"], ["b", "ended"], ["c", "ended"]] True'
+    assert [marks(tmp_path / name) for name in "abc"] == [["begins", "saved"]] * 2 + [[]]
+    assert events(tmp_path) == {(name, event): 1 for name in "ab" for event in ("starts", "ended")}
+    assert all(is_free(tmp_path / name / "lock") for name in "ab")
+
+
+def test_each_process_has_devices_of_its_own(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3, 4, 5, 6, 7})
+    cpus = shares(3, "cpu")
+    assert [share.cores for share in cpus] == [(0, 1), (2, 3), (4, 5)]
+    assert all(share.environment["OMP_NUM_THREADS"] == "2" for share in cpus)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in shares(2, "gpu")] == ["4,5", "6,7"]
+    monkeypatch.setattr(devices, "_chips", lambda: list("0123"))
+    assert [share.environment["TPU_VISIBLE_CHIPS"] for share in shares(4, "tpu")] == list("0123")
+    monkeypatch.setattr(devices, "_chips", lambda: list("012"))
+    with pytest.raises(ValueError, match="3 TPU chips cannot be shown"):
+        shares(1, "tpu")
+    with pytest.raises(ValueError, match="1 to 4 can run at once"):
+        shares(5, "gpu")
+
+
+def test_a_worker_stays_on_its_cores(tmp_path):
+    core = min(os.sched_getaffinity(0))
+    command = (
+        "python3 -c 'import os; print(*os.sched_getaffinity(0))' > cores; echo $OMP_NUM_THREADS >> cores; touch there"
+    )
+    cell(tmp_path / "a", command)
+    share = devices.Share((core,), {"OMP_NUM_THREADS": "1"})
+    run_cells(tmp_path, {"a": []}, Local([share]), lambda line: None)
+    assert (tmp_path / "a" / "cores").read_text().split() == [str(core), "1"]
+
+
+@pytest.mark.parametrize("cluster", ["debug", "local"])
+def test_submitit_runs_cells_as_jobs(tmp_path, cluster, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cell(tmp_path / "a", WORK.format(seconds=0))
+    cell(tmp_path / "bad", "exit 1")
+    cell(tmp_path / "b", "test -e ../a/there && touch there")
+    engine = Submitit(tmp_path, SlurmJobs(gpus=0, cpus=1, options=("qos=long",)), 2, cluster)
+    results, _ = run_cells(tmp_path, {"b": ["a"], "bad": [], "a": []}, engine, lambda line: None)
+    assert [one.state for one in results] == ["done", "failed", "done"]
+    assert marks(tmp_path / "a") == ["begins", "ends"]
+
+
+def test_a_job_that_is_taken_away_saves_and_queues_again(tmp_path, monkeypatch):
+    """As SLURM tells it, by SIGUSR2, here two seconds after its start; submitit's local executor queues again too."""
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    saves = "trap 'echo saved >> marks; exit 0' TERM; echo begins >> marks; while :; do sleep 0.05; done"
+    folder = cell(tmp_path / "a", f"if test -e marks; then touch there; else {saves}; fi")
+    executor = submitit.LocalExecutor(tmp_path / "jobs")
+    executor.update_parameters(timeout_min=1, signal_delay_s=58)
+    job = executor.submit(CellJob(folder, tmp_path))
+    assert job.result() == DONE
+    assert marks(folder) == ["begins", "saved"]
+    assert events(tmp_path) == {("a", "starts"): 2, ("a", "done"): 1}
+
+
+def test_slurm_that_is_not_there_is_told(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match="srun"):
+        Submitit(tmp_path, SlurmJobs(), 1)
+
+
+def made(seed: int = 0, **changes) -> Cell:
+    config = changed(PRESETS["tiny"], {"seed": seed, **changes})
+    return Cell(f"base-seed{seed}", "tiny", "base", seed, "the base", config, evaluation=EvaluationConfig(sasrec=False))
+
+
+def test_a_sweep_says_what_its_cells_are(tmp_path):
+    write_cells(tmp_path / "s", [made(1), made(0)])
+    write_cells(tmp_path / "s", [made(2), made(1)])
+    told = read_json(tmp_path / "s" / "sweep.json")
+    assert (told["sweep"], [one["folder"] for one in told["cells"]]) == (
+        "s",
+        ["base-seed0", "base-seed2", "base-seed1"],
+    )
+    described = {"sweep": "s", "base": "tiny", "ablation": "base", "seed": 1, "description": "the base"}
+    assert told["cells"][-1] == {"folder": "base-seed1", **described}
+    assert described.items() <= read_json(tmp_path / "s" / "base-seed1" / "cell.json").items()
+
+
+def test_a_folder_with_other_cells_is_refused(tmp_path):
+    write_cells(tmp_path, [made()])
+    write_cells(tmp_path, [made(**{"mesh.data": 2, "data.folder": Path("elsewhere")})])  # of no consequence
+    with pytest.raises(ValueError, match="another configuration"):
+        write_cells(tmp_path, [made(**{"loop.steps": 7})])
+
+
+def test_a_damaged_file_is_told(tmp_path):
+    (tmp_path / "done.json").write_text("{")
+    with pytest.raises(ValueError, match=r"done\.json is damaged"):
+        is_done(tmp_path)
+
+
+def test_lines_of_several_processes_stay_whole(tmp_path):
+    program = "import sys; from pathlib import Path; from experiments.sweep.files import note\n"
+    program += "for _ in range(200): note(Path(sys.argv[1]), 'a' * 500, 'e')"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "j")], env=ENVIRONMENT) for _ in range(3)
+    ]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    note(tmp_path / "j", "b", "e")
+    lines = [json.loads(line) for line in (tmp_path / "j").read_text().splitlines()]
+    assert len(lines) == 601

@@ -1,0 +1,125 @@
+"""`unimp sweep` by its real command line: killed, started again, each cell trained and measured once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from experiments.results import load_evaluation
+from tests.experiments.tiny_run import prepare_source
+from unimp_jax.training.log import read_log
+
+pytestmark = pytest.mark.slow  # each cell is a training and an evaluation
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = [
+    "--loop.steps", "8", "--loop.log-every", "2", "--loop.validate-every", "4", "--loop.save-every", "2",
+    "--tasks.id-items", "8", "--training.validation-users", "16",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return prepare_source(tmp_path_factory.mktemp("prepared"))
+
+
+def start(data: Path, *words: str) -> subprocess.Popen:
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(data / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [sys.executable, "-m", "experiments.cli", "sweep", *words, "--train", "--data.folder", str(data), *SHORT]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(data: Path, *words: str, status: int = 0) -> str:
+    process = start(data, *words)
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == status, output
+    return output
+
+
+def events(folder: Path) -> Counter:
+    lines = (folder / "journal.jsonl").read_text().splitlines() if (folder / "journal.jsonl").exists() else []
+    return Counter((line["cell"], line["event"]) for line in map(json.loads, lines))
+
+
+def logged(run: Path) -> list[tuple[int, str]]:
+    return [(line["step"], line["kind"]) for line in read_log(run / "metrics.jsonl")]
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    limit = time.monotonic() + 600
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+def test_a_sweep_killed_halfway_and_started_again_does_each_cell_once(data, tmp_path):
+    folder = tmp_path / "sweep"
+    words = ["ablations", "--only", "base", "no_images", "no_focal", "--folder", str(folder), "--devices", "cpu"]
+    names = ["base-seed0", "no_images-seed0", "no_focal-seed0"]
+    process = start(data, *words)
+    wait_for(lambda: events(folder)["base-seed0", "done"] and logged(folder / "no_images-seed0"), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    output = finish(data, *words)
+    assert "3 cells: 3 done" in output
+    assert events(folder) == {
+        ("base-seed0", "starts"): 1, ("base-seed0", "done"): 1,
+        ("no_images-seed0", "starts"): 2, ("no_images-seed0", "done"): 1,
+        ("no_focal-seed0", "starts"): 1, ("no_focal-seed0", "done"): 1,
+    }  # fmt: skip
+    for name in names:
+        assert [step for step, kind in logged(folder / name) if kind == "train"] == [2, 4, 6, 8]
+        evaluation = load_evaluation(folder / name / "evaluation" / "test.json")
+        assert evaluation.step == 8
+        assert list((folder / name / "evaluation").glob("test-*.parquet"))
+    told = json.loads((folder / "sweep.json").read_text())
+    assert [cell["folder"] for cell in told["cells"]] == names
+    finished = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name == "metrics.jsonl"}
+    assert "3 cells: 3 done" in finish(data, *words)
+    assert finished == {path: path.stat().st_mtime_ns for path in finished}
+
+
+def test_cells_that_begin_with_others(data, tmp_path):
+    """Task-specific fine-tuning, semantic ids; and one that fails beside them."""
+    folder = tmp_path / "sweep"
+    words = ["ablations", "--only", "finetuned_search", "semantic_ids", "--folder", str(folder), "--devices", "cpu"]
+    (folder / "half_of_all_tasks-seed0" / "checkpoints").mkdir(parents=True)
+    (folder / "half_of_all_tasks-seed0" / "config.json").write_text("{")
+    output = finish(data, *words, status=1)
+    assert "4 cells: 2 done, 1 failed, 1 not run" in output
+    assert "finetuned_search-seed0  not run" in output
+    (folder / "half_of_all_tasks-seed0" / "config.json").unlink()
+    assert "4 cells: 4 done" in finish(data, *words)
+    assert (folder / "semantic_ids-seed0" / "item_codes.parquet").exists()
+    config = json.loads((folder / "finetuned_search-seed0" / "config.json").read_text())
+    assert config["start"] == str(folder / "half_of_all_tasks-seed0")
+    assert config["loop"]["steps"] == 4
+
+
+def test_a_search_by_the_real_command(data, tmp_path):
+    pytest.importorskip("optuna")
+    folder = tmp_path / "search"
+    words = ["search", "tiny", "--space", "optimizer.learning_rate=log:1e-4,1e-2", "--trials"]
+    more = ["--folder", str(folder), "--devices", "cpu"]
+    process = start(data, *words, "2", *more)
+    wait_for(lambda: events(folder)["trial-0000", "done"] and logged(folder / "trial-0001"), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    output = finish(data, *words, "2", *more)
+    assert "2 trials, 2 of them to their end" in output
+    assert "the best: unimp train tiny" in output
+    assert [events(folder)[f"trial-000{number}", "done"] for number in (0, 1)] == [1, 1]
+    assert not list(folder.glob("*/evaluation"))
