@@ -100,7 +100,7 @@ def prepare(
         raise DataError(f"{source_dir} is not a folder")
     faults, tally, opened = Faults(on_bad), Tally(), None
     new, old = folder / f"{name}.partial", folder / f"{name}.old"
-    config = tfds.download.DownloadConfig(register_checksums=False, beam_options=_beam(beam_options))
+    config = tfds.download.DownloadConfig(register_checksums=False, **_beam(beam_options))
     try:
         for left in (new, old):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
@@ -114,7 +114,6 @@ def prepare(
                     selection=selection,
                     source=opened,
                     tally=tally,
-                    staging=None if beam_options is None else new.absolute() / "staged",
                 )
                 builder.download_and_prepare(download_config=config, download_dir=str(folder / "downloads"))
                 opened = builder.source
@@ -139,14 +138,16 @@ def prepare(
     return prepared
 
 
-def _beam(options: str | None) -> Any:
+def _beam(options: str | None) -> dict[str, Any]:
+    """What TFDS is told of a pipeline."""
     if options is None:
-        return None
+        return {}
     try:
-        from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
     except ImportError as error:
         raise DataError(f"Apache Beam cannot be used ({error}): pip install 'unimp_jax[beam]'") from error
-    return PipelineOptions(shlex.split(options))
+    parsed = PipelineOptions(shlex.split(options))
+    return {"beam_options": parsed, "beam_runner": parsed.view_as(StandardOptions).runner or "DirectRunner"}
 
 
 def _account(

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.dataset_builder import ShardBasedBuilder
 
 from data_pipelines.errors import DataError
 from data_pipelines.records import ITEM_FEATURES, KINDS, SPLIT, USER_FEATURES
 from data_pipelines.sources.checks import Faults
-from data_pipelines.sources.parts import Source, Tally, encode_part, parts_of, read_part, stage
+from data_pipelines.sources.parts import Source, Tally, parts_of, read_part, stage
 from data_pipelines.sources.selection import Selection
 
 
-class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes a `Source` as ArrayRecord; a data set is a subclass with a name, a description and `open_source`."""
+class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Writes a `Source` as ArrayRecord; a data set is a subclass with a name, a description and `open_source`.
+
+    Records go to disk in parts first, in the columns of `parts`, and each part becomes a shard, here or by Beam: memory
+    is bounded by the part, order is kept, and no shuffling is undone (TFDS's own needs TensorFlow from 1 GB on).
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=kind) for kind in KINDS]  # noqa: RUF012  (TFDS's own attribute)
@@ -34,7 +40,6 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         faults: Faults | None = None,
         selection: Selection = Selection(),
         source: Source | None = None,
-        staging: Path | None = None,
         tally: Tally | None = None,
         **kwargs: Any,
     ):
@@ -44,7 +49,6 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
           faults: collects what was wrong.
           selection: which part of the source is prepared.
           source: the source, where it is open already.
-          staging: a folder for what Beam's workers read, where they encode the records; None: they are encoded here.
           tally: counts what is written.
 
         Raises:
@@ -55,7 +59,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
                 known = ", ".join(map(option, self.SELECTS)) or "no such option"
                 raise DataError(f"{self.name} does not know {option(choice.name)}; it knows {known}")
         self.source_dir, self.faults, self.selection = source_dir, faults or Faults(), selection
-        self.source, self.staging, self.tally = source, staging, tally or Tally()
+        self.source, self.tally = source, tally or Tally()
         super().__init__(*args, file_format="array_record", **kwargs)
 
     @property
@@ -79,30 +83,28 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
             disable_shuffling=True,  # items and users keep the source's order
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        if self.source is None:
-            self.source = self.open_source(dl_manager)
-        return {SPLIT: self._generate_examples(self.source)}
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
+        super()._download_and_prepare(dl_manager, download_config)
+        shutil.rmtree(self._staging)
 
-    def _generate_examples(self, source: Source) -> Any:
-        """(number, record) of each; with a staging folder, a Beam transform of which they come.
+    @property
+    def _staging(self) -> Path:
+        return Path(self.data_dir).absolute() / "staged"
+
+    def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        """For each shard, what yields (number, record) of each of its records.
 
         Raises:
           DataError: there is none.
         """
+        if self.source is None:
+            self.source = self.open_source(dl_manager)
         kind = self.builder_config.name
-        rest = parts_of(source, kind)
-        first = next(rest, None)
-        if first is None:
+        staged = stage(map(self.tally.count, parts_of(self.source, kind)), self._staging)
+        if not staged:
             core = f" (of users with {self.cores[0]} and items with {self.cores[1]} interactions)"
             raise DataError(f"{self.name}: no {kind} are left, nothing to learn from" + core * (max(self.cores) > 1))
-        parts = map(self.tally.count, itertools.chain([first], rest))
-        if self.staging is None:
-            return enumerate(itertools.chain.from_iterable(map(encode_part, parts)))
-        import apache_beam as beam
-
-        staged = stage(parts, self.staging / kind)
-        return beam.Create(staged) | beam.Reshuffle() | beam.FlatMap(read_part)
+        return {SPLIT: [functools.partial(read_part, part) for part in staged]}
 
 
 def option(name: str) -> str:

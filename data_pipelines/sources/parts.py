@@ -1,4 +1,4 @@
-"""Records of a source in parts: tables of some thousand, which are encoded here, or elsewhere by Beam's workers."""
+"""Records of a source in parts: tables of some thousand that lie on disk and become a shard each, here or by Beam."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from data_pipelines.records import encode_item, encode_user
 from data_pipelines.schema import Item, User
 from data_pipelines.sources.interactions import USERS_A_PART, Tabled
 
-ITEMS_A_PART = 256
+ITEMS_A_PART = 16384
+PICTURES_A_PART = 64 * 2**20
+"""Bytes; a part ends with the picture that reaches them."""
 TEXTS = pl.List(pl.String)
 ITEM_COLUMNS: dict[str, Any] = {
     "item_id": pl.String,
@@ -45,7 +47,7 @@ class Source(Protocol):
 def parts_of(source: Source, kind: str) -> Iterator[pl.DataFrame]:
     """All items or all users: a row a record, with `ITEM_COLUMNS` or `USER_COLUMNS`."""
     if kind == "items":
-        for items in _batched(source.items(), ITEMS_A_PART):
+        for items in _item_batches(source.items()):
             yield _table([item | item["attributes"] for item in map(encode_item, items)], ITEM_COLUMNS)
     elif isinstance(source, Tabled):
         yield from source.histories()
@@ -78,8 +80,20 @@ class Tally:
         return part
 
 
-def _batched(records: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while batch := list(itertools.islice(records, size)):
+def _item_batches(items: Iterator[Item]) -> Iterator[list[Item]]:
+    batch, pictures = list[Item](), 0
+    for item in items:
+        batch.append(item)
+        pictures += len(item.image)
+        if len(batch) == ITEMS_A_PART or pictures >= PICTURES_A_PART:
+            yield batch
+            batch, pictures = [], 0
+    if batch:
+        yield batch
+
+
+def _batched(users: Iterator[User], size: int) -> Iterator[list[User]]:
+    while batch := list(itertools.islice(users, size)):
         yield batch
 
 
@@ -102,7 +116,7 @@ def stage(parts: Iterator[pl.DataFrame], folder: Path) -> list[tuple[int, str]]:
     staged, first = [], 0
     for number, part in enumerate(parts):
         path = folder / f"{number:05}.parquet"
-        part.write_parquet(path)
+        part.write_parquet(path, compression="lz4")
         staged.append((first, str(path)))
         first += len(part)
     return staged

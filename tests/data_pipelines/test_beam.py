@@ -1,12 +1,10 @@
 """Records encoded by Apache Beam are those encoded here, in the same order."""
 
-import functools
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import tensorflow_datasets as tfds
 
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
@@ -60,8 +58,7 @@ def test_records_of_a_pipeline_are_the_same(tmp_path: Path, source: str, monkeyp
     folder = write(tmp_path / "source") if source == "hm" else movielens_folder(tmp_path / "source", num_users=9000)
     selection = Selection(item="product") if source == "hm" else Selection()
     here = prepare(source, tmp_path / "data", folder, selection=selection)
-    several = functools.partial(tfds.download.DownloadConfig, num_shards=3)
-    monkeypatch.setattr(tfds.download, "DownloadConfig", several)
+    monkeypatch.setattr(parts, "ITEMS_A_PART", 1)
     there = prepare(
         source,
         tmp_path / "data",
