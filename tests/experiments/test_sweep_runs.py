@@ -93,16 +93,18 @@ def test_a_sweep_killed_halfway_and_started_again_does_each_cell_once(data, tmp_
 
 
 def test_cells_that_begin_with_others(data, tmp_path):
-    """Task-specific fine-tuning, semantic ids; and one that fails beside them."""
+    """Task-specific fine-tuning, which at first fails, and semantic ids."""
     folder = tmp_path / "sweep"
-    words = ["ablations", "--only", "finetuned_search", "semantic_ids", "--folder", str(folder), "--devices", "cpu"]
-    (folder / "half_of_all_tasks-seed0" / "checkpoints").mkdir(parents=True)
-    (folder / "half_of_all_tasks-seed0" / "config.json").write_text("{")
-    output = finish(data, *words, status=1)
-    assert "4 cells: 2 done, 1 failed, 1 not run" in output
-    assert "finetuned_search-seed0  not run" in output
-    (folder / "half_of_all_tasks-seed0" / "config.json").unlink()
-    assert "4 cells: 4 done" in finish(data, *words)
+    more = ["--folder", str(folder), "--devices", "cpu"]
+    broken = folder / "half_of_all_tasks-seed0" / "config.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("{")
+    output = finish(data, "ablations", "--only", "finetuned_search", *more, status=1)
+    assert "2 cells: 1 failed, 1 not run" in output
+    assert "config.json: the file: Invalid JSON" in output
+    broken.unlink()
+    output = finish(data, "ablations", "--only", "finetuned_search", "semantic_ids", *more)
+    assert "4 cells: 4 done" in output
     assert (folder / "semantic_ids-seed0" / "item_codes.parquet").exists()
     config = json.loads((folder / "finetuned_search-seed0" / "config.json").read_text())
     assert config["start"] == str(folder / "half_of_all_tasks-seed0")
