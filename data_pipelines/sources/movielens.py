@@ -15,17 +15,20 @@ from __future__ import annotations
 import csv
 import re
 import zipfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import tensorflow_datasets as tfds
 
 from data_pipelines.errors import DataError
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.sources.builder import RecordBuilder, Source
 from data_pipelines.sources.checks import BadField, Faults, field, read_lines, read_objects, seconds, stars, texts
+from data_pipelines.sources.interactions import COLUMNS, Counts, Tabled, without_repeats
+from data_pipelines.sources.interactions import core as core_of
 from data_pipelines.sources.pictures import StoredPictures
 
 EMBEDDED = Path(__file__).parent / "embedded" / "movielens"
@@ -140,7 +143,7 @@ def genres_of(text: str) -> tuple[str, ...]:
     return tuple(genre for genre in text.split("|") if genre and genre != "(no genres listed)")
 
 
-class OfficialMovieLens:
+class OfficialMovieLens(Tabled):
     """Items and users of a publisher's archive, unpacked: `.dat` files (1M) or `.csv` files (latest-small).
 
     Users and movies with fewer than `core` ratings are left out, again and again until none is left, as SASRec's
@@ -155,8 +158,9 @@ class OfficialMovieLens:
                 faults.bad_record(f"{place}: movie {record['movie']} occurs a second time")
             else:
                 self._movies[record["movie"]] = record
-        self._ratings = k_core(self._latest_ratings(), core)
-        self._rated = {movie for ratings in self._ratings.values() for movie in ratings}
+        ratings = self._table()
+        kept = core_of(without_repeats(ratings, "last"), core, core)
+        super().__init__(kept, self._item, Counts.of(ratings))
 
     def _read(self, name: str, names: str, encoding: str) -> Iterator[tuple[str, dict[str, str]]]:
         """(place, record) of NAME.dat, or of NAME.csv but for its first line."""
@@ -181,56 +185,34 @@ class OfficialMovieLens:
             for row in rows:
                 yield f"{path.name} line {rows.line_num}", row
 
-    def _latest_ratings(self) -> dict[str, dict[str, tuple[int, float]]]:
-        """user -> movie -> (time, stars)."""
-        users: dict[str, dict[str, tuple[int, float]]] = defaultdict(dict)
+    def _table(self) -> pl.DataFrame:
+        """All ratings, with the tags that their users gave."""
+        tags: dict[tuple[str, str], list[str]] = defaultdict(list)
+        if (self._folder / "tags.csv").exists():
+            for _, record in self._read("tags", "user movie tag time", "utf-8"):
+                tags[record["user"], record["movie"]].append(record["tag"])
+        rows = []
         for place, record in self._read("ratings", "user movie rating time", "latin-1"):
             user, movie_id = record["user"], record["movie"]
             try:
                 if movie_id not in self._movies:
                     raise BadField(f"user {user}: movie {movie_id} is not in movies")
                 numbers = {"time": int(record["time"]), "rating": float(record["rating"])}
-                rating = seconds(numbers, "time"), stars(numbers, "rating")
+                told = ", ".join(tags.get((user, movie_id), ()))
+                rows.append((user, movie_id, seconds(numbers, "time"), stars(numbers, "rating"), told))
             except ValueError as fault:
                 self._faults.bad_record(f"{place}: {fault}")
-                continue
-            users[user][movie_id] = max(rating, users[user].get(movie_id, rating))
-        return users
+        return pl.DataFrame(rows, COLUMNS, orient="row")
+
+    def _item(self, movie_id: str) -> Item:
+        record = self._movies[movie_id]
+        title, year = title_and_year(record["title"])
+        return movie(movie_id, title, year, genres_of(record["genres"]), "", b"")
 
     def items(self) -> Iterator[Item]:
-        for movie_id, record in self._movies.items():
-            if movie_id in self._rated:
-                title, year = title_and_year(record["title"])
-                yield movie(movie_id, title, year, genres_of(record["genres"]), "", b"")
-
-    def users(self) -> Iterator[User]:
-        tags: dict[tuple[str, str], list[str]] = defaultdict(list)
-        if (self._folder / "tags.csv").exists():
-            for _, record in self._read("tags", "user movie tag time", "utf-8"):
-                tags[record["user"], record["movie"]].append(record["tag"])
-        for user, ratings in self._ratings.items():
-            in_order = sorted(ratings.items(), key=lambda rated: rated[1][0])
-            yield User(
-                user,
-                tuple(
-                    Interaction(movie, time, stars, ", ".join(tags.get((user, movie), ())))
-                    for movie, (time, stars) in in_order
-                ),
-            )
-
-
-def k_core(ratings: dict[str, dict[str, Any]], core: int) -> dict[str, dict[str, Any]]:
-    """The largest part in which every user and every movie has at least `core` ratings."""
-    while True:
-        counts = Counter(movie for movies in ratings.values() for movie in movies)
-        kept = {
-            user: movies
-            for user, all_movies in ratings.items()
-            if len(movies := {movie: rating for movie, rating in all_movies.items() if counts[movie] >= core}) >= core
-        }
-        if sum(map(len, kept.values())) == sum(map(len, ratings.values())):
-            return kept
-        ratings = kept
+        """In the order of the catalogue."""
+        rated = set(self.frame["item"])
+        return (self._item(movie_id) for movie_id in self._movies if movie_id in rated)
 
 
 def unzipped(archive: Path) -> Path:

@@ -2,168 +2,33 @@
 
 import csv
 import gzip
-import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.records import read_items, read_users
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.sources import find_source
-from data_pipelines.sources.amazon import Release, open_release
-from data_pipelines.sources.amazon_2014 import LONGEST_LITERAL, Amazon2014, read_literals
-from data_pipelines.sources.amazon_2018 import Amazon2018
-from data_pipelines.sources.amazon_2023 import Amazon2023
+from data_pipelines.sources.amazon import Release
 from data_pipelines.sources.amazon_reviews import AmazonReviews
 from data_pipelines.sources.checks import Faults
-from data_pipelines.sources.interactions import Tabled
 from data_pipelines.sources.selection import Selection
+from tests.data_pipelines.amazon_files import (
+    PRODUCT,
+    RELEASES,
+    REVIEW,
+    every_release,
+    met,
+    opened,
+    product_of,
+    write,
+)
 from tests.data_pipelines.small import picture
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-RELEASES = {"amazon_2014": Amazon2014.RELEASE, "amazon_2018": Amazon2018.RELEASE, "amazon_2023": Amazon2023.RELEASE}
-every_release = pytest.mark.parametrize("name", RELEASES)
-
-
-def review_2014(user: str, item: str, time: int = 1000, **changed: Any) -> dict[str, Any]:
-    return {
-        "reviewerID": user,
-        "asin": item,
-        "reviewerName": 'Jo "J"',
-        "helpful": [2, 3],
-        "reviewText": "Fine.",
-        "overall": 4.0,
-        "summary": "good",
-        "unixReviewTime": time,
-        "reviewTime": "09 13, 2009",
-    } | changed
-
-
-def review_2018(user: str, item: str, time: int = 1000, **changed: Any) -> dict[str, Any]:
-    record = review_2014(user, item, time) | {"vote": "2", "verified": True, "style": {"Format:": " Hardcover"}}
-    return {key: value for key, value in record.items() if key != "helpful"} | changed
-
-
-def review_2023(user: str, item: str, time: int = 1000, **changed: Any) -> dict[str, Any]:
-    return {
-        "rating": 4.0,
-        "title": "good",
-        "text": "Fine.",
-        "images": [],
-        "asin": f"{item}X",
-        "parent_asin": item,
-        "user_id": user,
-        "timestamp": time * 1000 + 923,
-        "helpful_vote": 0,
-        "verified_purchase": True,
-    } | changed
-
-
-def product_2014(item: str, **changed: Any) -> dict[str, Any]:
-    return {
-        "asin": item,
-        "title": f"Thing {item}",
-        "price": 7.5,
-        "imUrl": f"http://ecx.images-amazon.com/images/I/{item}.jpg",
-        "related": {"also_bought": ["B9"]},
-        "salesRank": {"Beauty": 7},
-        "brand": "Pearl",
-        "categories": [["Beauty", "Hair Care"]],
-        "description": "It's a thing.",
-    } | changed
-
-
-def product_2018(item: str, **changed: Any) -> dict[str, Any]:
-    return {
-        "category": ["Beauty", "Hair Care"],
-        "tech1": "",
-        "description": ["It's a thing."],
-        "fit": "",
-        "title": f"Thing {item}",
-        "also_buy": ["B9"],
-        "tech2": "",
-        "brand": "Pearl",
-        "feature": ["blue"],
-        "rank": [">#3 in Beauty"],
-        "main_cat": "All Beauty",
-        "similar_item": "",
-        "date": "",
-        "price": "$7.50",
-        "asin": item,
-        "imageURL": [f"https://images-na.ssl-images-amazon.com/images/I/{item}._US40_.jpg"],
-        "imageURLHighRes": [f"https://images-na.ssl-images-amazon.com/images/I/{item}.jpg"],
-        "details": {"\n    Weight: \n    ": "1 pound"},
-    } | changed
-
-
-def product_2023(item: str, **changed: Any) -> dict[str, Any]:
-    image = {"variant": "MAIN"} | {size: f"https://m/{item}_{size}.jpg" for size in ("thumb", "large", "hi_res")}
-    return {
-        "main_category": "All Beauty",
-        "title": f"Thing {item}",
-        "average_rating": 4.8,
-        "rating_number": 10,
-        "features": [],
-        "description": ["It's a thing."],
-        "price": 7.5,
-        "images": [image],
-        "videos": [],
-        "store": "Pearl",
-        "categories": ["Beauty", "Hair Care"],
-        "details": {"Package Dimensions": "7 x 1 inches"},
-        "parent_asin": item,
-        "bought_together": None,
-    } | changed
-
-
-REVIEW = {"amazon_2014": review_2014, "amazon_2018": review_2018, "amazon_2023": review_2023}
-PRODUCT = {"amazon_2014": product_2014, "amazon_2018": product_2018, "amazon_2023": product_2023}
-
-
-def as_text(record: Any) -> str:
-    return record if isinstance(record, str) else json.dumps(record)
-
-
-def write(
-    folder: Path,
-    name: str,
-    reviews: Sequence[Any],
-    products: Sequence[Any] = (),
-    category: str = "All_Beauty",
-    pattern: int = 0,
-) -> Path:
-    """The two files of a category: reviews plain, products gzipped. A string is a line as it stands."""
-    release = RELEASES[name]
-    folder.mkdir(exist_ok=True)
-    lines = "".join(f"{as_text(record)}\n" for record in reviews)
-    (folder / release.reviews[pattern].format(category)).write_text(lines, encoding="utf-8")
-    literal: Callable[[Any], str] = repr if name == "amazon_2014" else json.dumps
-    lines = "".join(f"{record if isinstance(record, str) else literal(record)}\n" for record in products)
-    (folder / f"{release.products.format(category)}.gz").write_bytes(gzip.compress(lines.encode()))
-    return folder
-
-
-def opened(
-    folder: Path,
-    name: str,
-    cores: tuple[int, int] = (1, 1),
-    faults: Faults | None = None,
-    categories: tuple[str, ...] = (),
-) -> Tabled:
-    return open_release(RELEASES[name], folder, Selection(categories=categories), cores, faults or Faults())
-
-
-def met(source: Tabled) -> dict[str, list[tuple[str, int]]]:
-    return {user.user_id: [(one.item_id, one.time) for one in user.interactions] for user in source.users()}
-
-
-# --- all releases ----------------------------------------------------------------------------------------------------
 
 
 @every_release
@@ -386,208 +251,6 @@ def test_the_whole_is_read_where_the_core_is_not_enough(name: str, tmp_path: Pat
     assert opened(tmp_path, name, (5, 1)).read.users == 2
     (tmp_path / RELEASES[name].reviews[1].format("All_Beauty")).unlink()
     assert opened(tmp_path, name, (1, 1)).read.users == 1
-
-
-# --- what is missing -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "files", "where"),
-    [
-        ("amazon_2014", "reviews_CATEGORY_5.json.gz or reviews_CATEGORY.json.gz, and meta_CATEGORY.json.gz", "snap"),
-        ("amazon_2018", "CATEGORY_5.json.gz or CATEGORY.json.gz, and meta_CATEGORY.json.gz", "amazon_v2/metaFiles2"),
-        ("amazon_2023", "CATEGORY.jsonl.gz, and meta_CATEGORY.jsonl.gz", "amazon_2023/raw/review_categories"),
-    ],
-)
-def test_what_is_needed_is_told(name: str, files: str, where: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"cannot be downloaded from here: for each category {files}.*{where}") as told:
-        prepare(name, tmp_path / "data")
-    assert RELEASES[name].publisher in str(told.value)
-    assert len(str(told.value).splitlines()) == 1
-    with pytest.raises(DataError, match=rf"holds no reviews: for each category {files}"):
-        prepare(name, tmp_path / "data", tmp_path)
-    write(tmp_path, name, [REVIEW[name]("U1", "B1")], category="Video_Games")
-    with pytest.raises(DataError, match=r"no reviews of category 'VideoGames'; did you mean 'Video_Games'\? It holds"):
-        prepare(name, tmp_path / "data", tmp_path, selection=Selection(categories=("VideoGames",)))
-    (tmp_path / f"{RELEASES[name].products.format('Video_Games')}.gz").unlink()
-    with pytest.raises(DataError, match=rf"meta_Video_Games.jsonl? does not exist: for each category {files}"):
-        prepare(name, tmp_path / "data", tmp_path)
-
-
-@every_release
-def test_other_choices_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"{name} does not know --item"):
-        prepare(name, tmp_path / "data", tmp_path, selection=Selection(item="product"))
-
-
-# --- what products say -----------------------------------------------------------------------------------------------
-
-
-def product_of(name: str, record: dict[str, Any]) -> Any:
-    return RELEASES[name].product(record, "All Beauty")
-
-
-@every_release
-@pytest.mark.parametrize(
-    ("price", "text"),
-    [
-        (None, ""),
-        (0.0, "0.00"),
-        (7, "7.00"),
-        (1234.5, "1234.50"),
-        ("", ""),
-        ("$12.99", "12.99"),
-        ("$1,299.00", "1299.00"),
-        ("$12.99 - $15.49", "12.99 - 15.49"),
-        ("from 9.99", "from 9.99"),
-        ("\u2014", ""),
-        (".a-box-inner{background-color:#fff}#alohaBuyBoxWidget .selected{width:100%}", ""),
-        ("<span class='price'>$3.00</span>", "3.00"),
-    ],
-)
-def test_a_price_is_a_number_as_text(name: str, price: Any, text: str) -> None:
-    assert product_of(name, PRODUCT[name]("B1", price=price)).price == text
-
-
-@pytest.mark.parametrize(
-    ("name", "changed", "categories"),
-    [
-        (
-            "amazon_2014",
-            {"categories": [["Beauty", "Hair &amp; Skin"], ["Beauty", "Tools"], ["", "Hair & Skin"]]},
-            ("Beauty", "Hair & Skin", "Tools"),
-        ),
-        ("amazon_2014", {"categories": []}, ("All Beauty",)),
-        ("amazon_2014", {"categories": [[]]}, ("All Beauty",)),
-        (
-            "amazon_2018",
-            {"category": ["Beauty", "</span></span>", "Hair &amp; Skin", "Beauty"]},
-            ("Beauty", "Hair & Skin"),
-        ),
-        ("amazon_2018", {"category": [], "main_cat": "Health &amp; Care"}, ("Health & Care",)),
-        (
-            "amazon_2018",
-            {"category": [], "main_cat": '<img src="https://x/y.png" class="nav-categ-image" alt="AMAZON FASHION"/>'},
-            ("AMAZON FASHION",),
-        ),
-        ("amazon_2018", {"category": [], "main_cat": "<img src='x'/>"}, ("All Beauty",)),
-        ("amazon_2023", {"categories": []}, ("All Beauty",)),
-        ("amazon_2023", {"categories": [], "main_category": "Premium Beauty"}, ("Premium Beauty",)),
-        ("amazon_2023", {"categories": [], "main_category": None}, ("All Beauty",)),
-    ],
-)
-def test_categories_are_words_each_once(name: str, changed: dict[str, Any], categories: tuple[str, ...]) -> None:
-    assert product_of(name, PRODUCT[name]("B1", **changed)).categories == categories
-
-
-LARGE, SMALL = {"large": "l1", "thumb": "t1", "hi_res": "h1"}, {"large": None, "thumb": "t2", "hi_res": None}
-
-
-@pytest.mark.parametrize(
-    ("name", "changed", "url"),
-    [
-        ("amazon_2014", {"imUrl": " http://x/a.jpg "}, "http://x/a.jpg"),
-        ("amazon_2014", {"imUrl": None}, ""),
-        ("amazon_2018", {"imageURLHighRes": ["h1", "h2"], "imageURL": ["s1"]}, "h1"),
-        ("amazon_2018", {"imageURLHighRes": [], "imageURL": ["s1", "s2"]}, "s1"),
-        ("amazon_2018", {"imageURLHighRes": [], "imageURL": []}, ""),
-        ("amazon_2018", {"imageURLHighRes": "h1"}, "h1"),
-        ("amazon_2023", {"images": [SMALL | {"variant": "PT01"}, LARGE | {"variant": "MAIN"}]}, "l1"),
-        ("amazon_2023", {"images": [SMALL | {"variant": "MAIN"}, LARGE | {"variant": "PT01"}]}, "t2"),
-        ("amazon_2023", {"images": [LARGE | {"variant": None, "large": None}, SMALL]}, "h1"),
-        ("amazon_2023", {"images": []}, ""),
-    ],
-)
-def test_one_picture_is_chosen(name: str, changed: dict[str, Any], url: str) -> None:
-    assert product_of(name, PRODUCT[name]("B1", **changed)).picture == url
-
-
-def test_a_title_that_is_a_script_is_none() -> None:
-    script = "var aPageStart = (new Date()).getTime();\nvar ue_t0=ue_t0||+new Date();"
-    assert product_of("amazon_2018", product_2018("B1", title=script)).title == ""
-
-
-def test_a_brand_is_the_store_or_in_the_details() -> None:
-    known = {"store": None, "details": {"Brand": "Roland"}}
-    assert product_of("amazon_2023", product_2023("B1", **known)).brand == "Roland"
-    assert product_of("amazon_2023", product_2023("B1", **known | {"store": "Shop"})).brand == "Shop"
-    assert product_of("amazon_2023", product_2023("B1", store=None, details='{"Brand": "Roland"}')).brand == ""
-
-
-# --- 2014's literals -------------------------------------------------------------------------------------------------
-
-
-def test_literals_have_their_escapes(tmp_path: Path) -> None:
-    line = r"""{'asin': 'B1', 'title': 'It\'s "5\x22"\u00e9 \t\\ \d', "brand": "O'Neal", 'price': 1.50}"""
-    (item,) = opened(write(tmp_path, "amazon_2014", [review_2014("U1", "B1")], [line]), "amazon_2014").items()
-    assert dict(item.attributes) == {
-        "Category": "All Beauty",
-        "Price": "1.50",
-        "Brand": "O'Neal",
-        "Title": 'It\'s "5""\xe9 \\ \\d',
-        "Description": "",
-    }
-
-
-NO_DATA = r"(not a Python literal \(|a (int|list) where a dictionary should be)"
-
-
-@pytest.mark.parametrize(
-    "hostile",
-    [
-        "__import__('os').system('touch MARK')",
-        "{'asin': 'B1', 'title': __import__('os').system('touch MARK')}",
-        "{'asin': 'B1', 'title': open('MARK', 'w')}",
-        "[open('MARK', 'w') for _ in [1]]",
-        "{**{}, 'asin': 'B1'}",
-        'f\'{open("MARK", "w")}\'',
-        "{'asin': 'B1', 'title': 'never closed}",
-        "{'asin': 'B1'} {'asin': 'B2'}",
-        "{[]: 1}",
-        "{'asin': 'B1', 'price': " + "9" * 5000 + "}",
-        "{'asin': '\0'}",
-        "['B1']",
-        "7",
-        "[" * 100_000,
-        "{'a':" * 150 + "1" + "}" * 149,
-        "(" * 5000 + ")" * 5000,
-        "-" * 100_000 + "1",
-        "1" + "+1" * 100_000,
-        "not " * 100_000 + "1",
-        "{'asin': '" + "x" * LONGEST_LITERAL + "'}",
-    ],
-)
-def test_a_line_that_is_no_data_is_named_and_not_run(
-    hostile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    products = [product_2014("B1"), hostile, product_2014("B2")]
-    folder = write(tmp_path / "source", "amazon_2014", [review_2014("U1", item) for item in ("B1", "B2")], products)
-    with pytest.raises(DataError, match=f"^meta_All_Beauty.json.gz line 2: {NO_DATA}") as caught:
-        opened(folder, "amazon_2014")
-    assert len(str(caught.value)) < 300
-    faults = Faults("skip")
-    items = list(opened(folder, "amazon_2014", faults=faults).items())
-    assert [item.title for item in items] == ["Thing B1", "Thing B2"]
-    assert len(faults.records) == 1
-    assert not (tmp_path / "MARK").exists()
-
-
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.text(), inside, max_size=3),
-    max_leaves=10,
-)
-
-
-@settings(max_examples=40)
-@given(records=st.lists(st.dictionaries(st.text(), values, max_size=4), max_size=5))
-def test_what_python_writes_is_read_back(
-    records: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    path = tmp_path_factory.mktemp("literals") / "meta.json"
-    path.write_text("".join(f"{record!r}\n" for record in records), encoding="utf-8")
-    assert [record for _, record in read_literals(path, Faults())] == records
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

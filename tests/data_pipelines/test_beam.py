@@ -12,8 +12,8 @@ from data_pipelines.records import encode_item, encode_user, read_items, read_us
 from data_pipelines.sources import parts
 from data_pipelines.sources.parts import encode_part, parts_of, read_part, stage
 from data_pipelines.sources.selection import Selection
+from tests.data_pipelines.movielens_files import local, movielens_folder
 from tests.data_pipelines.test_hm import opened, write
-from tests.data_pipelines.test_sources import local, movielens_folder
 
 
 @pytest.mark.parametrize("kind", ["items", "users"])

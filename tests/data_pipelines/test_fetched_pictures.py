@@ -22,8 +22,8 @@ from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.fetched_pictures import FetchedPictures
 from data_pipelines.sources.fetching import Fetcher, Limits, Unavailable, Unusable
 from data_pipelines.sources.selection import Selection
+from tests.data_pipelines.amazon_files import product_2018, review_2018, write
 from tests.data_pipelines.small import picture
-from tests.data_pipelines.test_amazon_releases import product_2018, review_2018, write
 
 LIMITS = Limits(per_second=1000, backoff=0.01, seconds=2, retries=2)
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]

@@ -40,6 +40,17 @@ def test_the_core_is_that_of_whole_passes(met: list[tuple[int, int]], user_core:
     assert found.tolist() == fixpoint(users, items, user_core, item_core).tolist()
 
 
+def test_the_core_is_what_is_left_when_nothing_more_falls_away() -> None:
+    def left(pairs: list[str], least: int) -> list[str]:
+        kept = core(table(*((pair[0], pair[1], 0) for pair in pairs)), least, least)
+        return [user + item for user, item in zip(kept["user"], kept["item"], strict=True)]
+
+    chain, square = ["a1", "a2", "b2", "b3", "c3", "d1"], ["e1", "e2", "f1", "f2"]
+    assert left(chain, 1) == chain
+    assert left(chain, 2) == []
+    assert left([*chain, *square], 2) == ["a1", "a2", *square]
+
+
 @settings(deadline=None)
 @given(rows, st.integers(1, 4))
 def test_equal_cores_are_those_of_a_graph(met: list[tuple[int, int]], least: int) -> None:

@@ -28,7 +28,7 @@ from data_pipelines.records import (
     read_users,
 )
 from data_pipelines.schema import Interaction, Item, User
-from tests.data_pipelines.test_sources import movielens_folder, user_line
+from tests.data_pipelines.movielens_files import movielens_folder, user_line
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 items = st.builds(
