@@ -342,6 +342,13 @@ def test_a_damaged_file_is_told(tmp_path):
         is_done(tmp_path)
 
 
+def test_commands_start_without_what_only_sweeps_need():
+    program = (
+        "import sys, experiments.commands; sys.exit(bool({'optuna', 'submitit', 'sqlalchemy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT).returncode == 0
+
+
 def test_lines_of_several_processes_stay_whole(tmp_path):
     program = "import sys; from pathlib import Path; from experiments.sweep.files import note\n"
     program += "for _ in range(200): note(Path(sys.argv[1]), 'a' * 500, 'e')"
