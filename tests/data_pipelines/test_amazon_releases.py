@@ -281,6 +281,38 @@ def test_the_source_is_found_by_name(name: str) -> None:
     assert release.publisher in builder.DESCRIPTION
 
 
+# --- what is missing -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "where"),
+    [
+        ("amazon_2014", "reviews_CATEGORY_5.json.gz or reviews_CATEGORY.json.gz, and meta_CATEGORY.json.gz", "snap"),
+        ("amazon_2018", "CATEGORY_5.json.gz or CATEGORY.json.gz, and meta_CATEGORY.json.gz", "amazon_v2/metaFiles2"),
+        ("amazon_2023", "CATEGORY.jsonl.gz, and meta_CATEGORY.jsonl.gz", "amazon_2023/raw/review_categories"),
+    ],
+)
+def test_what_is_needed_is_told(name: str, files: str, where: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"cannot be downloaded from here: for each category {files}.*{where}") as told:
+        prepare(name, tmp_path / "data")
+    assert RELEASES[name].publisher in str(told.value)
+    assert len(str(told.value).splitlines()) == 1
+    with pytest.raises(DataError, match=rf"holds no reviews: for each category {files}"):
+        prepare(name, tmp_path / "data", tmp_path)
+    write(tmp_path, name, [REVIEW[name]("U1", "B1")], category="Video_Games")
+    with pytest.raises(DataError, match=r"no reviews of category 'VideoGames'; did you mean 'Video_Games'\? It holds"):
+        prepare(name, tmp_path / "data", tmp_path, selection=Selection(categories=("VideoGames",)))
+    (tmp_path / f"{RELEASES[name].products.format('Video_Games')}.gz").unlink()
+    with pytest.raises(DataError, match=rf"meta_Video_Games.jsonl? does not exist: for each category {files}"):
+        prepare(name, tmp_path / "data", tmp_path)
+
+
+@every_release
+def test_other_choices_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"{name} does not know --item"):
+        prepare(name, tmp_path / "data", tmp_path, selection=Selection(item="product"))
+
+
 # --- real reviews ----------------------------------------------------------------------------------------------------
 
 

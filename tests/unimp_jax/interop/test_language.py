@@ -19,6 +19,7 @@ from unimp_jax.model import (
     VisionConfig,
 )
 from unimp_jax.model.layers import DTypes
+from unimp_jax.model.stacking import Loop
 from unimp_jax.model.vision import VisionTower
 
 torch = pytest.importorskip("torch")
@@ -126,7 +127,7 @@ def check_tower(folder, theirs, class_token: bool) -> str:
 
 
 def vision_of(start, config: ModelConfig, images: np.ndarray) -> np.ndarray:
-    graph, state = nnx.split(VisionTower(config.vision, DTypes(), "none", nnx.Rngs(0)))
+    graph, state = nnx.split(VisionTower(config.vision, DTypes(), Loop(), nnx.Rngs(0)))
     (whole,) = place((nnx.State({"vision": state}),), start_values(start, config))
     return np.asarray(nnx.merge(graph, whole["vision"])(images))
 
