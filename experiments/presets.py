@@ -66,6 +66,36 @@ REVIEWS = ExperimentConfig(
 )
 
 
+FASHION = ExperimentConfig(
+    model=presets.small,
+    data=DataConfig("hm-products"),
+    vocabulary=VocabularyConfig(
+        trained_size=1024, attributes=("Color", "Appearance", "Section", "Name"), attribute_words=4
+    ),
+    tasks=TaskConfig(full_items=3, id_items=60, history_targets="next_item", questions_show_ids=True, ask_every=10),
+    queries=QueryConfig(mix=TaskMix(recommendation=3.0, search=1.0, preference=0.0, selection=1.0)),
+    budget=Budget(tokens=512, images=24, answers=256),
+    images=ImageConfig(fit="stretch"),
+    loader=LoaderConfig(rows=8, block_examples=2048),
+    optimizer=FROM_NOTHING,
+    training=TrainingConfig(trains=PARTS),
+    loop=LoopConfig(steps=800, log_every=25, validate_every=200, save_every=200),
+)
+
+BEAUTY = ExperimentConfig(
+    model=presets.small,
+    data=DataConfig("beauty"),
+    vocabulary=VocabularyConfig(trained_size=2048, attribute_words=6),
+    tasks=TaskConfig(full_items=2, id_items=50, history_targets="next_item", ask_every=10),
+    queries=QueryConfig(mix=TaskMix(recommendation=8.0, search=0.5, preference=0.0, selection=0.5)),
+    budget=Budget(tokens=512, images=0, answers=480),
+    loader=LoaderConfig(rows=8, block_examples=4096),
+    optimizer=FROM_NOTHING,
+    training=TrainingConfig(trains=PARTS),
+    loop=LoopConfig(steps=3000, log_every=25, validate_every=250, save_every=250),
+)
+
+
 def as_published(model: str) -> ExperimentConfig:
     """The paper's recipe around one of its models: the resampler, the gated blocks and the embeddings train."""
     return ExperimentConfig(
@@ -95,6 +125,8 @@ PRESETS: dict[str, ExperimentConfig] = {
     "small": SMALL,
     "smol": SMOL,
     "reviews": REVIEWS,
+    "fashion": FASHION,
+    "beauty": BEAUTY,
     **{
         name.replace("_", "-"): as_published(name)
         for name in ("openflamingo_3b", "openflamingo_4b", "openflamingo_9b", "idefics_9b")
@@ -105,6 +137,8 @@ DESCRIPTIONS: dict[str, str] = {
     "small": "MovieLens 1M, an hour on two cores.",
     "smol": "SmolLM2-135M behind a small vision tower: start it from imported weights.",
     "reviews": "Amazon's musical instruments: what people rate and write, half an hour on a core.",
+    "fashion": "H&M's products: pictures, words and what is bought next.",
+    "beauty": "Amazon's Beauty as S3-Rec's sequences: ids and attributes.",
     "openflamingo-3b": "CLIP ViT-L/14 and MPT-1B.",
     "openflamingo-4b": "CLIP ViT-L/14 and RedPajama-INCITE-3B.",
     "openflamingo-9b": "CLIP ViT-L/14 and MPT-7B.",
