@@ -116,11 +116,14 @@ def causal_attend(
     T = q_BTHh.shape[1]
     if T < 128 or T % 4 or splits("sequence") > 1:
         return attend(q_BTHh, k_BTKh, v_BTKh, mask_BTT, bias)
+    # Split, so that gradients of the blocks are laid side by side, not each padded to a whole row and added up.
+    q_blocks, k_blocks, v_blocks = (jax.lax.split(x, [T // 4] * 4, axis=1) for x in (q_BTHh, k_BTKh, v_BTKh))
     outs = []
-    for end in range(T // 4, T + 1, T // 4):
-        rows = slice(end - T // 4, end)
+    for number, q_block in enumerate(q_blocks, start=1):
+        rows, end = slice((number - 1) * T // 4, number * T // 4), number * T // 4
+        keys, values = (jnp.concatenate(blocks[:number], axis=1) for blocks in (k_blocks, v_blocks))
         part = None if bias is None else bias[:, :, rows, :end]
-        outs.append(attend(q_BTHh[:, rows], k_BTKh[:, :end], v_BTKh[:, :end], mask_BTT[:, rows, :end], part))
+        outs.append(attend(q_block, keys, values, mask_BTT[:, rows, :end], part))
     return jnp.concatenate(outs, axis=1)
 
 

@@ -90,14 +90,19 @@ class Norm(nnx.Module):
         self.bias = constant(0.0, sizes, dtypes) if bias and kind == "layer_norm" else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        return self.scaled(self.standardised(x)).astype(self.dtype)
+
+    def standardised(self, x: jax.Array) -> jax.Array:
+        """float32, before scale and bias; no parameter has a part in it."""
         x = x.astype(jnp.float32)
         if self.kind == "layer_norm":
             x = x - x.mean(self.axes, keepdims=True)
-        y = x * jax.lax.rsqrt(jnp.square(x).mean(self.axes, keepdims=True) + self.eps)
-        y = y * self.scale[...].astype(jnp.float32)
-        if self.bias is not None:
-            y = y + self.bias[...].astype(jnp.float32)
-        return y.astype(self.dtype)
+        return x * jax.lax.rsqrt(jnp.square(x).mean(self.axes, keepdims=True) + self.eps)
+
+    def scaled(self, x: jax.Array) -> jax.Array:
+        """What is standardised, with scale and bias: float32."""
+        y = x * self.scale[...].astype(jnp.float32)
+        return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
 
 
 MLPKind = Literal["gelu", "relu", "swiglu"]

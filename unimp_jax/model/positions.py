@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,28 @@ def rotary_angles(positions_BT: jax.Array, width: int, base: float) -> tuple[jax
     return jnp.cos(angles), jnp.sin(angles)
 
 
+@jax.custom_vjp
 def rotate(x_BTHh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns the first 2r of h channels, channel i together with channel i + r (GPT-NeoX's and LLaMA's layout)."""
+    """Turns the first 2r of h channels, channel i together with channel i + r (GPT-NeoX's and LLaMA's layout).
+
+    Its gradient is turned back, by the same function; that of slices would be an array of zeros for each of them.
+    """
     cos, sin = (a[:, :, None].astype(x_BTHh.dtype) for a in angles)
     r = cos.shape[-1]
     a, b, rest = x_BTHh[..., :r], x_BTHh[..., r : 2 * r], x_BTHh[..., 2 * r :]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+
+def _rotate_forward(x_BTHh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
+    return rotate(x_BTHh, angles), angles
+
+
+def _rotate_backward(angles: tuple[jax.Array, jax.Array], slope_BTHh: jax.Array) -> tuple[jax.Array, None]:
+    cos, sin = angles
+    return rotate(slope_BTHh, (cos, -sin)), None
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
 def alibi_slopes(heads: int, largest: float = 8.0) -> np.ndarray:
