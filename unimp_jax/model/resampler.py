@@ -37,8 +37,8 @@ class ResamplerConfig:
 
     def looks_directly(self, width: int) -> bool:
         """Whether latents look at patch tokens themselves, in the place of keys and values made of them: where that
-        takes fewer operations, L C a head and patch token in the place of C h + L h."""
-        return not self.qk_norm and self.latents * width < self.head_dim * (self.latents + width)
+        takes a tenth fewer operations or less still, L C a head and patch token in the place of C h + L h."""
+        return not self.qk_norm and 10 * self.latents * width <= 9 * self.head_dim * (self.latents + width)
 
 
 class ResamplerLayer(nnx.Module):
