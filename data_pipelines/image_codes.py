@@ -23,12 +23,14 @@ class ImageCodes:
       codes: int32 [I, h * w], row by row of the picture; -1 throughout for an item without one.
       grid: (h, w).
       num_codes: the codebook's size: codes are below it.
+      facts: how the codes came to be, anything that JSON can say.
     """
 
     item_ids: tuple[str, ...]
     codes: np.ndarray
     grid: tuple[int, int]
     num_codes: int
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = (len(self.item_ids), math.prod(self.grid))
@@ -59,11 +61,12 @@ def save_image_codes(path: Path, codes: ImageCodes, facts: dict[str, Any] | None
     """Parquet with the columns `item_id` and `codes`, whole or not at all, of the items that have a picture.
 
     Args:
-      facts: how the codes came to be.
+      facts: in place of the codes' own.
     """
     rows = np.flatnonzero(codes.has_codes)
     item_ids = [codes.item_ids[row] for row in rows]
-    write_code_file(path, item_ids, codes.codes[rows], grid=codes.grid, num_codes=codes.num_codes, facts=facts or {})
+    told_of = codes.facts if facts is None else facts
+    write_code_file(path, item_ids, codes.codes[rows], grid=codes.grid, num_codes=codes.num_codes, facts=told_of)
 
 
 def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:
@@ -74,11 +77,14 @@ def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:
     """
     try:
         table = read_code_file(path)
-        described = told(table, "grid"), told(table, "num_codes")
-        if None in described:
+        grid, num_codes, facts = (told(table, name) for name in ("grid", "num_codes", "facts"))
+        if grid is None or num_codes is None:
             raise ValueError("nothing says how many codes a picture has, and of how many")
-        grid, num_codes = tuple(map(int, described[0])), int(described[1])
-        whole = ImageCodes(tuple(table["item_id"].to_pylist()), code_rows(table, math.prod(grid)), grid, num_codes)
+        height, width = map(int, grid)
+        codes = code_rows(table, height * width)
+        whole = ImageCodes(
+            tuple(table["item_id"].to_pylist()), codes, (height, width), int(num_codes), dict(facts or {})
+        )
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: `unimp vqgan codes` makes such a file") from error
     except MISTAKES as error:
@@ -88,4 +94,4 @@ def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:
     if len(rows) and (rows < 0).all():
         raise DataError(f"{path} has no codes of any of the items: it was made for another catalogue")
     codes = np.where((rows >= 0)[:, None], whole.codes[rows], np.int32(-1))
-    return ImageCodes(tuple(item_ids), codes, whole.grid, whole.num_codes)
+    return dataclasses.replace(whole, item_ids=tuple(item_ids), codes=codes)

@@ -13,6 +13,7 @@ import grain
 import numpy as np
 
 from data_pipelines.corpus import Corpus, build_corpus, split_by_users
+from data_pipelines.examples import Example
 from data_pipelines.features import FeatureStore
 from data_pipelines.images import ImageStore
 from data_pipelines.loader import (
@@ -26,7 +27,7 @@ from data_pipelines.loader import (
 from data_pipelines.queries import TrainingQueries
 from data_pipelines.records import read_items, read_users
 from data_pipelines.schema import Item
-from data_pipelines.tasks import PROMPT_TEXTS, Example, TaskWriter
+from data_pipelines.tasks import PROMPT_TEXTS, TaskWriter
 from data_pipelines.vocabulary import Vocabulary, attribute_texts, build_vocabulary, load_vocabulary
 from experiments.config import DataConfig, ExperimentConfig
 from unimp_jax.decoding import Trie, build_trie

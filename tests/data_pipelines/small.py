@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.corpus import Corpus, build_corpus
+from data_pipelines.examples import Budget
 from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.schema import Interaction, Item, User
-from data_pipelines.tasks import PROMPT_TEXTS, Budget, TaskConfig, TaskWriter
+from data_pipelines.tasks import PROMPT_TEXTS, TaskConfig, TaskWriter
 from data_pipelines.vocabulary import Vocabulary, VocabularyConfig, attribute_texts, build_vocabulary
 
 GENRES = ("Action", "Comedy", "Drama", "Sci-Fi")

@@ -5,8 +5,9 @@ import pytest
 
 from data_pipelines.corpus import with_user
 from data_pipelines.errors import DataError
+from data_pipelines.examples import Budget
 from data_pipelines.queries import PREFERENCE, RECOMMENDATION, SEARCH, SELECTION, TASKS, Query
-from data_pipelines.tasks import Budget, TaskConfig
+from data_pipelines.tasks import TaskConfig
 from tests.data_pipelines.small import small_corpus, small_vocabulary, small_writer
 
 CORPUS = small_corpus()

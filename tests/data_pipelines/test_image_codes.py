@@ -39,7 +39,7 @@ def test_what_is_written_is_read_in_the_order_that_is_asked_for(codes, data, tmp
             load_image_codes(path, [codes.item_ids[item] for item in asked])
         return
     read = load_image_codes(path, [codes.item_ids[item] for item in asked])
-    assert (read.grid, read.num_codes) == (codes.grid, codes.num_codes)
+    assert (read.grid, read.num_codes, read.facts) == (codes.grid, codes.num_codes, {"made of": "pictures"})
     assert read.item_ids == tuple(codes.item_ids[item] for item in asked)
     assert read.codes.dtype == np.int32
     np.testing.assert_array_equal(read.codes, codes.codes[asked])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from data_pipelines.errors import DataError
+from data_pipelines.examples import Budget, Example
 from data_pipelines.queries import (
     PREFERENCE,
     RECOMMENDATION,
@@ -21,7 +22,7 @@ from data_pipelines.queries import (
     TrainingQueries,
     held_out_queries,
 )
-from data_pipelines.tasks import Budget, Example, TaskConfig
+from data_pipelines.tasks import TaskConfig
 from data_pipelines.vocabulary import CODES, VocabularyConfig, build_vocabulary, load_vocabulary
 from data_pipelines.whole_tokenizer import whole_tokenizer
 from tests.data_pipelines.small import semantic_vocabulary, small_codes, small_corpus, small_vocabulary, small_writer

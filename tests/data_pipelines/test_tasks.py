@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.corpus import TRAIN
+from data_pipelines.examples import Budget
 from data_pipelines.queries import (
     PREFERENCE,
     RECOMMENDATION,
@@ -21,7 +22,7 @@ from data_pipelines.queries import (
     TrainingQueries,
     held_out_queries,
 )
-from data_pipelines.tasks import Budget, TaskConfig
+from data_pipelines.tasks import TaskConfig
 from tests.data_pipelines.answers import answer_mask
 from tests.data_pipelines.small import small_corpus, small_vocabulary, small_writer
 
