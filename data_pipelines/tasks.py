@@ -23,7 +23,7 @@ import numpy as np
 
 from data_pipelines.corpus import Corpus
 from data_pipelines.examples import Budget, Example, Piece, Ragged, int32
-from data_pipelines.queries import PREFERENCE, RECOMMENDATION, SEARCH, SELECTION, TASKS, Query
+from data_pipelines.queries import IMAGE, PREFERENCE, RECOMMENDATION, SEARCH, SELECTION, TASKS, Query
 from data_pipelines.vocabulary import Vocabulary
 
 QUESTIONS = (
@@ -31,9 +31,14 @@ QUESTIONS = (
     "What is the related item ID to the query based on the history?",
     "What is the rating and explanation for the item?",
     "Can you select the suitable item from above for the user?",
+    "What is the generated image ID to the query based on the history?",
 )
 QUERY, SELECT = "Query:", "Select from:"
-PROMPT_TEXTS = (*QUESTIONS, QUERY, SELECT)
+
+
+def prompt_texts(*, images: bool = False) -> tuple[str, ...]:
+    """What prompts say beside the items; with `images`, the question for a picture too."""
+    return (*QUESTIONS[: None if images else IMAGE], QUERY, SELECT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +49,7 @@ class LossWeights:
     search: float = 1.0
     preference: float = 1.0
     selection: float = 1.0
+    image: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +148,8 @@ class TaskWriter:
         if not ask and self._is_open(query):
             raise ValueError(f"the {TASKS[query.task]} question {query} is open: it has no answer to write")
         question, answer = self._question(query), self._answer(query)
-        pieces = [Piece(int32(self.vocabulary.bos)), *self._history(query, question, answer), question]
+        history = [] if query.bare else self._history(query, question, answer)
+        pieces = [Piece(int32(self.vocabulary.bos)), *history, question]
         if ask:
             pieces.append(Piece(int32(*begun)))
         else:
@@ -171,7 +178,7 @@ class TaskWriter:
         vocabulary = self.vocabulary
         tokens: list[np.ndarray] = []
         images: tuple[int, ...] = ()
-        if query.task == SEARCH:
+        if query.task in (SEARCH, IMAGE) and not query.bare:
             tokens += [self._query, self._words(query)]
         elif query.task == PREFERENCE:
             images = self._picture(query.right[0])
@@ -200,9 +207,11 @@ class TaskWriter:
     def _answer(self, query: Query) -> np.ndarray:
         """The tokens after the last `<answer>`, the end of the sequence included: int32.
 
-        Of an open question, as many ends as an item's name and the end take room.
+        Of an open question, as many ends as an answer takes room.
         """
         vocabulary = self.vocabulary
+        if query.task == IMAGE:
+            return np.append(self._codes(query), np.int32(vocabulary.eos))
         if self._is_open(query):
             return int32(*[vocabulary.eos] * (vocabulary.depth + 1))
         event = int(self.corpus.offsets[query.user]) + query.position
@@ -213,6 +222,15 @@ class TaskWriter:
             places = sorted(query.candidates.index(item) for item in query.right)
             return int32(*vocabulary.selections[places], vocabulary.eos)
         return int32(*vocabulary.items[query.right[0]], vocabulary.eos)
+
+    def _codes(self, query: Query) -> np.ndarray:
+        """The picture asked for, row by row: int32 [h * w]."""
+        pictures = self.vocabulary.image_codes
+        if pictures is None:
+            raise ValueError("a picture is asked for, but the vocabulary knows none (vocabulary.image_codes)")
+        if self._is_open(query):
+            return np.full(pictures.codes_per_image, self.vocabulary.eos, np.int32)
+        return self.vocabulary.picture(query.right[0])
 
     def _history(self, query: Query, question: Piece, answer: np.ndarray) -> list[Piece]:
         """Bare ids, then whole items, oldest first: as much of the latest history as the question leaves room for."""
