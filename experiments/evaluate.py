@@ -137,10 +137,12 @@ def show(evaluation: Evaluation) -> str:
     """The tables as text for a terminal."""
     lines = [f"{evaluation.source}, {evaluation.split}, step {evaluation.step}"]
     for table in evaluation.tables:
-        names = list(table.rows[0].figures)
+        names = {name: name.replace(" (seen kept)", "*") for name in table.rows[0].figures}
         width = max(len(row.model) for row in table.rows)
         lines += ["", f"{table.task} ({table.users} users). {table.note}"]
-        lines.append(" ".join([" " * width, *(f"{name.replace(' (seen kept)', '*'):>9}" for name in names)]))
+        lines.append(" ".join([" " * width, *(f"{head:>9}" for head in names.values())]))
         for row in table.rows:
-            lines.append(" ".join([f"{row.model:{width}}", *(f"{row.figures[name].mean:9.4f}" for name in names)]))
+            told = [f"{row.figures[name].mean:.4f}" if name in row.figures else "-" for name in names]
+            cells = [f"{figure:>{max(9, len(head))}}" for figure, head in zip(told, names.values(), strict=True)]
+            lines.append(" ".join([f"{row.model:{width}}", *cells]))
     return "\n".join([*lines, "", "* seen items kept"])

@@ -13,13 +13,14 @@ from experiments.report.gather import Group, Run
 from experiments.results import Table
 from unimp_jax.evaluation.bootstrap import Difference, Interval, paired_difference
 from unimp_jax.evaluation.metrics import RATING_FIGURES, SELECTION_FIGURES
+from unimp_jax.evaluation.pictures import PICTURE_FIGURES
 from unimp_jax.evaluation.repeats import difference_over_seeds, holm, influence, over_seeds
 from unimp_jax.evaluation.texts import TEXT_FIGURES
 
-FORMULAS = RATING_FIGURES | SELECTION_FIGURES | TEXT_FIGURES
+FORMULAS = RATING_FIGURES | SELECTION_FIGURES | TEXT_FIGURES | PICTURE_FIGURES
 """Figures that are more than means of the column of their name."""
 
-HEADLINES = ("NDCG@10", "RMSE", "F1", "ROUGE-L")
+HEADLINES = ("NDCG@10", "RMSE", "F1", "ROUGE-L", "closer", "Fréchet distance")
 """What differences are drawn of, whichever a task has."""
 
 

@@ -12,7 +12,7 @@ import pydantic
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from unimp_jax.interop import idefics, open_flamingo
-from unimp_jax.interop.clip import transformers_clip, vision_config
+from unimp_jax.interop.clip import transformers_clip, vision_config, vision_root
 from unimp_jax.interop.language import Tabulate, family
 from unimp_jax.interop.layout import Table, WeightsError
 from unimp_jax.interop.matching import Match, Source, match, patterns
@@ -178,11 +178,8 @@ def open_language(path: Path) -> tuple[DecoderConfig, Tabulate, Weights, dict[st
 
 def open_vision(path: Path) -> tuple[VisionConfig, Source]:
     described, weights = read_json(path / "config.json"), open_weights(path)
-    last = "embeddings.class_embedding"
-    roots = [key.removesuffix(last) for key in weights.keys() if key.endswith(last)]  # noqa: SIM118
-    if len(roots) != 1:
-        raise WeightsError(f"{path}: no vision tower of CLIP in it (no …{last})")
-    return understood(path, vision_config, described), Source(weights, transformers_clip(roots[0]))
+    table = transformers_clip(vision_root(weights))
+    return understood(path, vision_config, described), Source(weights, table)
 
 
 def add_open_flamingo(

@@ -1,0 +1,151 @@
+"""Generated pictures beside what they could have been: figures of every user, and some users' to look at.
+
+All are looked at in the size of the generated ones, by the same tower. Beside the model's stand a random item's
+picture, that of another item with the query, and the wanted picture as its codes give it back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.images import decode
+from data_pipelines.queries import Query
+from experiments.answers import Outcome, asked
+from experiments.baselines.query_match import WordMatches
+from experiments.data import ExperimentData
+from experiments.picture_towers import PictureTower
+from experiments.results import PictureSample
+from unimp_jax.evaluation.pictures import picture_distances, picture_figures, picture_scores, sign_test
+
+SHOWN_HISTORY = 10
+RECONSTRUCTED = "the wanted picture from its codes"
+OF_THE_QUERY = "another item of the query"
+RANDOM = "a random item"
+QUESTION = "Which picture, given its item's categories as a query?"
+MEANINGS = (
+    "Closer: to the wanted picture than to each of {} random items', ties as half. Precision and recall: of each "
+    "one's first picture, by 3 nearest neighbours. Diversity: the distance between pictures of people with the same "
+    "query; own diversity: between those of one."
+)
+DISTANCES = (
+    "Fréchet distance: of each one's first picture, all together. Distance to wanted: of all pictures, one by one."
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Generated:
+    """Pictures of P questions, uint8, all of one size.
+
+    Attributes:
+      queries: P, whose right items have pictures.
+      pictures: for each way of asking, by a name that begins with `OURS`, [P, S, H, W, 3].
+      reconstructions: [P, H, W, 3], the wanted items' pictures, encoded and decoded.
+    """
+
+    queries: Sequence[Query]
+    pictures: Mapping[str, np.ndarray]
+    reconstructions: np.ndarray
+
+
+def picture_outcomes(
+    data: ExperimentData, tower: PictureTower, generated: Generated, *, randoms: int = 8, seed: int = 0
+) -> dict[str, Outcome]:
+    """`image`, of whose figures more is better, and `image-distance`, of whose less is.
+
+    Args:
+      randoms: items whose pictures each generated one is compared with, drawn by the seed for each user.
+    """
+    queries, size = generated.queries, generated.reconstructions.shape[1]
+    wanted_P = np.array([query.right[0] for query in queries])
+    rng = np.random.default_rng(seed)
+    others_PR = random_items(data.writer.has_image, wanted_P, randoms + 1, rng)
+    alike_P = items_of_the_query(data, wanted_P, rng)
+    features = catalogue_features(data, tower, np.concatenate([wanted_P, alike_P, others_PR.ravel()]), size)
+    seen = {name: see_samples(tower, pictures) for name, pictures in generated.pictures.items()}
+    seen |= {
+        OF_THE_QUERY: features[alike_P][:, None],
+        RANDOM: features[others_PR[:, :1]],
+        RECONSTRUCTED: tower.see(generated.reconstructions)[:, None],
+    }
+    words = [", ".join(data.corpus.categories[item]) for item in wanted_P]
+    wanted_PF, random_PRF = features[wanted_P], features[others_PR[:, 1:]]
+    scores = {name: picture_scores(x_PSF, wanted_PF, random_PRF, words) for name, x_PSF in seen.items()}
+    distances = {name: picture_distances(x_PSF, wanted_PF) for name, x_PSF in seen.items()}
+    answers = asked(data.corpus, queries) | {"query": words}
+    how = f"{size} x {size} pixels, seen by {tower.name}."
+    signs = " ".join(tell_signs(name, scores[name]["closer"]) for name in generated.pictures)
+    return {
+        "image": Outcome(f"{QUESTION} {how} {MEANINGS.format(randoms)} {signs}", scores, answers, picture_figures),
+        "image-distance": Outcome(f"{how} {DISTANCES}", distances, answers, larger_is_better=False),
+    }
+
+
+def tell_signs(name: str, shares: np.ndarray) -> str:
+    found = sign_test(shares)
+    chance = "< .001" if found.p_value < 0.001 else f"= {found.p_value:.3f}"
+    return f"{name} is closer for {found.above:,} people and farther for {found.below:,} (sign test, p {chance})."
+
+
+def random_items(has_image: np.ndarray, wanted_P: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Items with a picture that are not the wanted one: int64 [P, count]."""
+    shown = np.flatnonzero(has_image)
+    drawn_PR = rng.integers(0, len(shown) - 1, (len(wanted_P), count))
+    return shown[drawn_PR + (drawn_PR >= np.searchsorted(shown, wanted_P)[:, None])]
+
+
+def items_of_the_query(data: ExperimentData, wanted_P: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """For each wanted item, one of the others that match its categories best: int64 [P]."""
+    categories, places = data.corpus.categories, np.arange(len(wanted_P))
+    matches = WordMatches(categories, lambda place, _: categories[wanted_P[place]])
+    matches_PI = matches(places, places).astype(np.float64)
+    matches_PI[places, wanted_P] = -1
+    matches_PI[:, ~data.writer.has_image] = -1
+    return (matches_PI + rng.random(matches_PI.shape)).argmax(axis=1)  # among equals, any
+
+
+def catalogue_features(data: ExperimentData, tower: PictureTower, items: np.ndarray, size: int) -> np.ndarray:
+    """float32 [I, F], zero but for `items`, whose own pictures are seen in this size."""
+    items, fit = np.unique(items), data.config.images.fit
+    pictures = np.stack([decode(data.images.encoded(int(item)), size, fit) for item in items])
+    seen = tower.see(pictures)
+    features = np.zeros((data.corpus.num_items, seen.shape[1]), np.float32)
+    features[items] = seen
+    return features
+
+
+def see_samples(tower: PictureTower, pictures_PSHW3: np.ndarray) -> np.ndarray:
+    """float32 [P, S, F]."""
+    people, samples, *shape = pictures_PSHW3.shape
+    return tower.see(pictures_PSHW3.reshape(people * samples, *shape)).reshape(people, samples, -1)
+
+
+def sample_pictures(
+    data: ExperimentData, generated: Generated, folder: Path, split: str, *, count: int, seed: int = 0
+) -> tuple[PictureSample, ...]:
+    """Some users' pictures, drawn by the seed, in files of `<split>-pictures` in the folder of the evaluation."""
+    name, corpus = f"{split}-pictures", data.corpus
+    partial = folder / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    (pictures_PSHW3, *_) = generated.pictures.values()
+    samples = []
+    for number in np.random.default_rng(seed).permutation(len(generated.queries))[:count].tolist():
+        query = generated.queries[number]
+        files = [f"{name}/{number}-{sample}.png" for sample in range(pictures_PSHW3.shape[1])]
+        reconstruction = f"{name}/{number}-wanted.png"
+        whole = [generated.reconstructions[number], *pictures_PSHW3[number]]
+        for file, picture in zip([reconstruction, *files], whole, strict=True):
+            Image.fromarray(picture).save(partial / Path(file).name)
+        history = tuple(corpus.history(query.user, query.position)[-SHOWN_HISTORY:].tolist())
+        user, target = corpus.user_ids[query.user], query.right[0]
+        words = ", ".join(corpus.categories[target])
+        samples.append(PictureSample(user, history, words, target, reconstruction, tuple(files)))
+    shutil.rmtree(folder / name, ignore_errors=True)
+    partial.rename(folder / name)
+    return tuple(samples)
