@@ -11,10 +11,11 @@ from typing import Any, Literal
 import pydantic
 
 from data_pipelines.errors import DataError
+from data_pipelines.examples import Budget
 from data_pipelines.images import ImageConfig
 from data_pipelines.loader import LoaderConfig
 from data_pipelines.queries import QueryConfig
-from data_pipelines.tasks import Budget, TaskConfig
+from data_pipelines.tasks import TaskConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from unimp_jax.model import ModelConfig, Part
 from unimp_jax.objective import ObjectiveConfig
