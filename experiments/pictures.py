@@ -10,6 +10,7 @@ import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,9 +20,9 @@ from data_pipelines.queries import Query
 from experiments.answers import Outcome, asked
 from experiments.baselines.query_match import WordMatches
 from experiments.data import ExperimentData
-from experiments.picture_towers import PictureTower
+from experiments.picture_towers import ClipTower, PictureTower
 from experiments.results import PictureSample
-from unimp_jax.evaluation.pictures import picture_distances, picture_figures, picture_scores, sign_test
+from unimp_jax.evaluation.pictures import clip_score, picture_distances, picture_figures, picture_scores, sign_test
 
 SHOWN_HISTORY = 10
 RECONSTRUCTED = "the wanted picture from its codes"
@@ -52,33 +53,38 @@ class Generated:
     pictures: Mapping[str, np.ndarray]
     reconstructions: np.ndarray
 
+    @property
+    def size(self) -> int:
+        """Pixels, height and width."""
+        return self.reconstructions.shape[1]
+
 
 def picture_outcomes(
-    data: ExperimentData, tower: PictureTower, generated: Generated, *, randoms: int = 8, seed: int = 0
+    data: ExperimentData,
+    tower: PictureTower,
+    generated: Generated,
+    *,
+    clip: ClipTower | None = None,
+    randoms: int = 8,
+    seed: int = 0,
 ) -> dict[str, Outcome]:
     """`image`, of whose figures more is better, and `image-distance`, of whose less is.
 
     Args:
+      tower, clip: as `open_towers` opens them.
       randoms: items whose pictures each generated one is compared with, drawn by the seed for each user.
     """
-    queries, size = generated.queries, generated.reconstructions.shape[1]
-    wanted_P = np.array([query.right[0] for query in queries])
-    rng = np.random.default_rng(seed)
-    others_PR = random_items(data.writer.has_image, wanted_P, randoms + 1, rng)
-    alike_P = items_of_the_query(data, wanted_P, rng)
-    features = catalogue_features(data, tower, np.concatenate([wanted_P, alike_P, others_PR.ravel()]), size)
-    seen = {name: see_samples(tower, pictures) for name, pictures in generated.pictures.items()}
-    seen |= {
-        OF_THE_QUERY: features[alike_P][:, None],
-        RANDOM: features[others_PR[:, :1]],
-        RECONSTRUCTED: tower.see(generated.reconstructions)[:, None],
-    }
-    words = [", ".join(data.corpus.categories[item]) for item in wanted_P]
-    wanted_PF, random_PRF = features[wanted_P], features[others_PR[:, 1:]]
-    scores = {name: picture_scores(x_PSF, wanted_PF, random_PRF, words) for name, x_PSF in seen.items()}
-    distances = {name: picture_distances(x_PSF, wanted_PF) for name, x_PSF in seen.items()}
-    answers = asked(data.corpus, queries) | {"query": words}
-    how = f"{size} x {size} pixels, seen by {tower.name}."
+    beside = draw_beside(data, generated.queries, randoms, seed)
+    words = [", ".join(data.corpus.categories[item]) for item in beside.wanted_P]
+    seen = seen_by(tower, data, generated, beside)
+    scores = {name: picture_scores(x_PSF, seen.wanted_PF, seen.random_PRF, words) for name, x_PSF in seen.rows.items()}
+    if clip and clip.reads:
+        query_PF = clip.read(words)
+        for name, x_PSF in (seen if clip is tower else seen_by(clip, data, generated, beside)).rows.items():
+            scores[name]["CLIP score"] = clip_score(x_PSF, query_PF)
+    distances = {name: picture_distances(x_PSF, seen.wanted_PF) for name, x_PSF in seen.rows.items()}
+    answers = asked(data.corpus, generated.queries) | {"query": words}
+    how = f"{generated.size} x {generated.size} pixels, seen by {tower.name}."
     signs = " ".join(tell_signs(name, scores[name]["closer"]) for name in generated.pictures)
     return {
         "image": Outcome(f"{QUESTION} {how} {MEANINGS.format(randoms)} {signs}", scores, answers, picture_figures),
@@ -90,6 +96,23 @@ def tell_signs(name: str, shares: np.ndarray) -> str:
     found = sign_test(shares)
     chance = "< .001" if found.p_value < 0.001 else f"= {found.p_value:.3f}"
     return f"{name} is closer for {found.above:,} people and farther for {found.below:,} (sign test, p {chance})."
+
+
+class Beside(NamedTuple):
+    """Items whose own pictures stand beside P people's generated ones: wanted, as like the query, drawn at random to be
+    a row of the table, and drawn to be compared with."""
+
+    wanted_P: np.ndarray
+    alike_P: np.ndarray
+    random_P: np.ndarray
+    random_PR: np.ndarray
+
+
+def draw_beside(data: ExperimentData, queries: Sequence[Query], randoms: int, seed: int) -> Beside:
+    rng = np.random.default_rng(seed)
+    wanted_P = np.array([query.right[0] for query in queries])
+    random_PR = random_items(data.writer.has_image, wanted_P, randoms + 1, rng)
+    return Beside(wanted_P, items_of_the_query(data, wanted_P, rng), random_PR[:, 0], random_PR[:, 1:])
 
 
 def random_items(has_image: np.ndarray, wanted_P: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -109,14 +132,24 @@ def items_of_the_query(data: ExperimentData, wanted_P: np.ndarray, rng: np.rando
     return (matches_PI + rng.random(matches_PI.shape)).argmax(axis=1)  # among equals, any
 
 
-def catalogue_features(data: ExperimentData, tower: PictureTower, items: np.ndarray, size: int) -> np.ndarray:
-    """float32 [I, F], zero but for `items`, whose own pictures are seen in this size."""
-    items, fit = np.unique(items), data.config.images.fit
-    pictures = np.stack([decode(data.images.encoded(int(item)), size, fit) for item in items])
-    seen = tower.see(pictures)
-    features = np.zeros((data.corpus.num_items, seen.shape[1]), np.float32)
-    features[items] = seen
-    return features
+class Seen(NamedTuple):
+    """Features that a tower makes: by row of the table, [P, S, F]; of the wanted items' pictures; and of others'."""
+
+    rows: dict[str, np.ndarray]
+    wanted_PF: np.ndarray
+    random_PRF: np.ndarray
+
+
+def seen_by(tower: PictureTower, data: ExperimentData, generated: Generated, beside: Beside) -> Seen:
+    """Each item's own picture is seen once."""
+    items = np.unique(np.concatenate([part.ravel() for part in beside]))
+    own = [decode(data.images.encoded(int(item)), generated.size, data.config.images.fit) for item in items]
+    features = tower.see(np.stack(own))
+    wanted_PF, alike_PF, random_PF, random_PRF = (features[np.searchsorted(items, part)] for part in beside)
+    rows = {name: see_samples(tower, pictures) for name, pictures in generated.pictures.items()}
+    rows |= {OF_THE_QUERY: alike_PF[:, None], RANDOM: random_PF[:, None]}
+    rows[RECONSTRUCTED] = tower.see(generated.reconstructions)[:, None]
+    return Seen(rows, wanted_PF, random_PRF)
 
 
 def see_samples(tower: PictureTower, pictures_PSHW3: np.ndarray) -> np.ndarray:
