@@ -81,7 +81,7 @@ def draw_codes(
     numbers_BA = jnp.arange(B * A).reshape(B, A) if numbers_BA is None else numbers_BA
 
     def choose(step: jax.Array | int, branches: list[_Branch], drawn: Drawn) -> tuple[jax.Array, Drawn]:
-        logits_BAWK, *bare = [model.logits(branch.hidden_BAWD)[..., tokens_K] for branch in branches]
+        logits_BAWK, *bare = [model.logits_of(branch.hidden_BAWD, tokens_K) for branch in branches]
         if bare:
             logits_BAWK = guided(logits_BAWK, bare[0], config.guidance)
         code_BAW = _draw(logits_BAWK, config.sampling, key, numbers_BA, step)
