@@ -13,6 +13,10 @@ from data_pipelines.vocabulary import NUM_CANDIDATES
 
 TASKS = ("recommendation", "search", "preference", "selection", "image")
 RECOMMENDATION, SEARCH, PREFERENCE, SELECTION, IMAGE = range(len(TASKS))
+NO_CODES = (
+    "queries.mix.image asks for pictures, but vocabulary.image_codes names no file of their codes: `unimp vqgan codes` "
+    "makes one"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +101,7 @@ class TrainingQueries:
         if not any(corpus.categories):
             weights[SEARCH] = 0
         if weights[IMAGE] and has_codes is None:
-            raise ValueError(
-                f"queries.mix.image {weights[IMAGE]:g} asks for pictures, but vocabulary.image_codes names no file of "
-                "their codes: `unimp vqgan codes` makes one"
-            )
+            raise ValueError(NO_CODES)
         if not self._paintable.any():
             weights[IMAGE] = 0
         if not weights.any():

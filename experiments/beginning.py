@@ -78,7 +78,8 @@ def adopt_run(config: ExperimentConfig, start: Path) -> ExperimentConfig:
     shown = config.vocabulary
     if shown.image_codes not in (None, before.vocabulary.image_codes):
         raise ValueError(
-            f"{start} was trained without the codes of {shown.image_codes}, and a run begins with the tokens of its start"
+            f"a run begins with the tokens of its start, and those of {start} are not for the codes of "
+            f"{shown.image_codes}"
         )
     vocabulary = dataclasses.replace(
         before.vocabulary, attributes=shown.attributes, attribute_words=shown.attribute_words

@@ -23,7 +23,7 @@ from experiments.baselines.popularity import Popularity
 from experiments.baselines.ranker import Ranker
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.baselines.sasrec_training import train_sasrec
-from experiments.painting import PicturesConfig, ask_held_out, open_painter
+from experiments.painting import GalleryConfig, ask_held_out, open_painter
 from experiments.pictures import sample_pictures
 from experiments.results import Evaluation, Row, Sample, Table, save_evaluation
 from experiments.run import Checkpoint, open_model
@@ -45,7 +45,7 @@ class EvaluationConfig:
     """With which items are searched for that have semantic ids."""
     reviews: BeamConfig = BeamConfig(beams=5, new_tokens=256)
     """How ratings and explanations are written."""
-    pictures: PicturesConfig = PicturesConfig()
+    pictures: GalleryConfig = GalleryConfig()
     """How pictures are generated and measured, where the run was trained for that."""
     encode_catalogue: bool = True
     """Every picture is encoded once, before anybody is asked; or, where there is no room for them all, in prompts."""

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import numpy as np
 import tyro
-from flax import nnx
 from PIL import Image
 
 from data_pipelines.errors import DataError
@@ -19,11 +17,11 @@ from data_pipelines.queries import IMAGE, Query, held_out_queries
 from experiments.answers import OURS, Outcome
 from experiments.ask import Model, Split
 from experiments.data import ExperimentData
-from experiments.picture_towers import PictureTowerConfig, in_batches, open_towers
+from experiments.picture_towers import PictureTowerConfig, open_towers
 from experiments.pictures import Generated, picture_outcomes
-from experiments.vqgan import open_vqgan
+from experiments.vqgan.run import decoder_of, open_vqgan
 from unimp_jax.decoding import DrawingConfig
-from unimp_jax.image_tokens import VQGAN, pixels
+from unimp_jax.image_tokens import VQGAN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,7 @@ class PaintingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PicturesConfig:
+class GalleryConfig:
     """How pictures are generated for held-out people, and measured."""
 
     painting: Annotated[PaintingConfig, tyro.conf.arg(name="")] = PaintingConfig()
@@ -57,15 +55,13 @@ class Painter:
     """A VQGAN that makes pictures of codes."""
 
     def __init__(self, vqgan: VQGAN):
-        self.config = vqgan.config
-        graph, self._state = nnx.split(vqgan)
-        self._decode = jax.jit(lambda state, codes_Bhw: pixels(nnx.merge(graph, state).decode(codes_Bhw)))
+        self._grid, self._size = vqgan.config.grid, vqgan.config.image_size
+        self._decode = decoder_of(vqgan)
 
     def paint(self, codes: np.ndarray) -> np.ndarray:
         """int32 [..., h * w] -> uint8 [..., H, W, 3]."""
-        grid, size = self.config.grid, self.config.image_size
-        pictures = in_batches(lambda some: self._decode(self._state, some), codes.reshape(-1, grid, grid))
-        return pictures.reshape(*codes.shape[:-1], size, size, 3)
+        pictures = self._decode(codes.reshape(-1, self._grid, self._grid))
+        return pictures.reshape(*codes.shape[:-1], self._size, self._size, 3)
 
 
 def open_painter(data: ExperimentData, folder: Path | None) -> Painter:
@@ -126,7 +122,7 @@ def ask_for_pictures(
 
 
 def ask_held_out(
-    data: ExperimentData, model: Model, split: Split, painter: Painter | None, config: PicturesConfig, seed: int
+    data: ExperimentData, model: Model, split: Split, painter: Painter | None, config: GalleryConfig, seed: int
 ) -> tuple[dict[str, Outcome], Generated | None]:
     """(tables, what was generated) for the held-out image questions, if there are any and somebody who paints."""
     asked = [] if painter is None else held_out_queries(data.corpus, split, "image", data.has_codes)

@@ -22,17 +22,25 @@ from experiments.baselines.query_match import WordMatches
 from experiments.data import ExperimentData
 from experiments.picture_towers import ClipTower, PictureTower
 from experiments.results import PictureSample
-from unimp_jax.evaluation.pictures import clip_score, picture_distances, picture_figures, picture_scores, sign_test
+from unimp_jax.evaluation.pictures import (
+    clip_score,
+    closer,
+    picture_distances,
+    picture_figures,
+    picture_scores,
+    sign_test,
+)
 
 SHOWN_HISTORY = 10
 RECONSTRUCTED = "the wanted picture from its codes"
 OF_THE_QUERY = "another item of the query"
 RANDOM = "a random item"
+SAME_QUERY = "closer, same query"
 QUESTION = "Which picture, given its item's categories as a query?"
 MEANINGS = (
-    "Closer: to the wanted picture than to each of {} random items', ties as half. Precision and recall: of each "
-    "one's first picture, by 3 nearest neighbours. Diversity: the distance between pictures of people with the same "
-    "query; own diversity: between those of one."
+    "Closer: to the wanted picture than to each of {0} random items', ties as half; closer, same query: than to each "
+    "of {0} with the query. Precision and recall: of each one's first picture, by 3 nearest neighbours. Diversity: the "
+    "distance between pictures of people with the same query; own diversity: between those of one."
 )
 DISTANCES = (
     "Fréchet distance: of each one's first picture, all together. Distance to wanted: of all pictures, one by one."
@@ -78,6 +86,8 @@ def picture_outcomes(
     words = [", ".join(data.corpus.categories[item]) for item in beside.wanted_P]
     seen = seen_by(tower, data, generated, beside)
     scores = {name: picture_scores(x_PSF, seen.wanted_PF, seen.random_PRF, words) for name, x_PSF in seen.rows.items()}
+    for name, x_PSF in seen.rows.items():
+        scores[name][SAME_QUERY] = closer(x_PSF, seen.wanted_PF, seen.alike_PRF)
     if clip and clip.reads:
         query_PF = clip.read(words)
         for name, x_PSF in (seen if clip is tower else seen_by(clip, data, generated, beside)).rows.items():
@@ -85,7 +95,10 @@ def picture_outcomes(
     distances = {name: picture_distances(x_PSF, seen.wanted_PF) for name, x_PSF in seen.rows.items()}
     answers = asked(data.corpus, generated.queries) | {"query": words}
     how = f"{generated.size} x {generated.size} pixels, seen by {tower.name}."
-    signs = " ".join(tell_signs(name, scores[name]["closer"]) for name in generated.pictures)
+    signs = " ".join(
+        tell_signs(f"{name}, {figure},", scores[name][figure])
+        for name in generated.pictures for figure in ("closer", SAME_QUERY)
+    )  # fmt: skip
     return {
         "image": Outcome(f"{QUESTION} {how} {MEANINGS.format(randoms)} {signs}", scores, answers, picture_figures),
         "image-distance": Outcome(f"{how} {DISTANCES}", distances, answers, larger_is_better=False),
@@ -95,16 +108,17 @@ def picture_outcomes(
 def tell_signs(name: str, shares: np.ndarray) -> str:
     found = sign_test(shares)
     chance = "< .001" if found.p_value < 0.001 else f"= {found.p_value:.3f}"
-    return f"{name} is closer for {found.above:,} people and farther for {found.below:,} (sign test, p {chance})."
+    return f"{name} is above chance for {found.above:,} people and below for {found.below:,} (sign test, p {chance})."
 
 
 class Beside(NamedTuple):
-    """Items whose own pictures stand beside P people's generated ones: wanted, as like the query, drawn at random to be
-    a row of the table, and drawn to be compared with."""
+    """Items whose own pictures stand beside P people's generated ones: wanted; of the query, and any, to be rows of the
+    table; and of both kinds, to be compared with."""
 
     wanted_P: np.ndarray
     alike_P: np.ndarray
     random_P: np.ndarray
+    alike_PR: np.ndarray
     random_PR: np.ndarray
 
 
@@ -112,7 +126,8 @@ def draw_beside(data: ExperimentData, queries: Sequence[Query], randoms: int, se
     rng = np.random.default_rng(seed)
     wanted_P = np.array([query.right[0] for query in queries])
     random_PR = random_items(data.writer.has_image, wanted_P, randoms + 1, rng)
-    return Beside(wanted_P, items_of_the_query(data, wanted_P, rng), random_PR[:, 0], random_PR[:, 1:])
+    alike_P, alike_PR = items_of_the_query(data, wanted_P, randoms, rng)
+    return Beside(wanted_P, alike_P, random_PR[:, 0], alike_PR, random_PR[:, 1:])
 
 
 def random_items(has_image: np.ndarray, wanted_P: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -122,21 +137,30 @@ def random_items(has_image: np.ndarray, wanted_P: np.ndarray, count: int, rng: n
     return shown[drawn_PR + (drawn_PR >= np.searchsorted(shown, wanted_P)[:, None])]
 
 
-def items_of_the_query(data: ExperimentData, wanted_P: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For each wanted item, one of the others that match its categories best: int64 [P]."""
+def items_of_the_query(
+    data: ExperimentData, wanted_P: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each wanted item, one of the others that match its categories best, and `count` draws of the best that are
+    left then: int64 [P] and [P, count]."""
     categories, places = data.corpus.categories, np.arange(len(wanted_P))
-    matches = WordMatches(categories, lambda place, _: categories[wanted_P[place]])
-    matches_PI = matches(places, places).astype(np.float64)
-    matches_PI[places, wanted_P] = -1
+    matches_PI = WordMatches(categories, lambda place, _: categories[wanted_P[place]])(places, places)
     matches_PI[:, ~data.writer.has_image] = -1
-    return (matches_PI + rng.random(matches_PI.shape)).argmax(axis=1)  # among equals, any
+
+    def draw(taken_P: np.ndarray, count: int) -> np.ndarray:
+        matches_PI[places, taken_P] = -1
+        return np.stack([rng.choice(np.flatnonzero(row == row.max()), count) for row in matches_PI])
+
+    alike_P = draw(wanted_P, 1)[:, 0]
+    return alike_P, draw(alike_P, count)
 
 
 class Seen(NamedTuple):
-    """Features that a tower makes: by row of the table, [P, S, F]; of the wanted items' pictures; and of others'."""
+    """Features that a tower makes: by row of the table, [P, S, F]; of the wanted items' pictures; and of others', those
+    of the query and any."""
 
     rows: dict[str, np.ndarray]
     wanted_PF: np.ndarray
+    alike_PRF: np.ndarray
     random_PRF: np.ndarray
 
 
@@ -145,11 +169,11 @@ def seen_by(tower: PictureTower, data: ExperimentData, generated: Generated, bes
     items = np.unique(np.concatenate([part.ravel() for part in beside]))
     own = [decode(data.images.encoded(int(item)), generated.size, data.config.images.fit) for item in items]
     features = tower.see(np.stack(own))
-    wanted_PF, alike_PF, random_PF, random_PRF = (features[np.searchsorted(items, part)] for part in beside)
+    wanted_PF, alike_PF, random_PF, alike_PRF, random_PRF = (features[np.searchsorted(items, part)] for part in beside)
     rows = {name: see_samples(tower, pictures) for name, pictures in generated.pictures.items()}
     rows |= {OF_THE_QUERY: alike_PF[:, None], RANDOM: random_PF[:, None]}
     rows[RECONSTRUCTED] = tower.see(generated.reconstructions)[:, None]
-    return Seen(rows, wanted_PF, random_PRF)
+    return Seen(rows, wanted_PF, alike_PRF, random_PRF)
 
 
 def see_samples(tower: PictureTower, pictures_PSHW3: np.ndarray) -> np.ndarray:

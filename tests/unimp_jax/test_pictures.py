@@ -169,7 +169,7 @@ def test_scores_and_distances_have_a_value_for_everyone():
     scores = picture_scores(generated, wanted, random, queries)
     assert {values.shape for values in scores.values()} == {(30,)}
     figures = {name: figure(scores, formula) for name, formula in picture_figures(scores).items()}
-    assert list(figures) == ["closer", "precision", "recall", "own diversity", "diversity"]
+    assert list(figures) == ["closer", "precision", "recall", "diversity", "own diversity"]
     total = apart_from_others(generated, queries)[0]
     assert figures["diversity"].mean == pytest.approx(total[:29].mean())
     assert "own diversity" not in picture_scores(generated[:, :1], wanted, random, queries)

@@ -55,20 +55,25 @@ def picture_distances(generated_PSF: np.ndarray, wanted_PF: np.ndarray) -> PerUs
     }
 
 
-PICTURE_FIGURES: dict[str, Callable[[Means], np.ndarray]] = {
-    "diversity": lambda means: means["apart from others"] / np.maximum(means["with others"], 1e-12),
-}
-"""Those that are more than the mean of the column of their name."""
-
-
 def picture_figures(scores: PerUser) -> dict[str, Callable[[Means], np.ndarray]]:
-    """What to make of the means of `picture_scores`, as far as these have something for it."""
-    figures = {name: _mean(name) for name in scores if name not in ("apart from others", "with others")}
-    return figures | (PICTURE_FIGURES if scores["with others"].any() else {})
+    """Those of `PICTURE_FIGURES` that `scores`, made by `picture_scores`, have something for."""
+    there = {*scores, "diversity"} if scores["with others"].any() else {*scores}
+    return {name: formula for name, formula in PICTURE_FIGURES.items() if name in there}
 
 
 def _mean(name: str) -> Callable[[Means], np.ndarray]:
     return lambda means: means[name]
+
+
+PICTURE_FIGURES: dict[str, Callable[[Means], np.ndarray]] = {
+    "closer": _mean("closer"),
+    "precision": _mean("precision"),
+    "recall": _mean("recall"),
+    "CLIP score": _mean("CLIP score"),
+    "diversity": lambda means: means["apart from others"] / np.maximum(means["with others"], 1e-12),
+    "own diversity": _mean("own diversity"),
+}
+"""All there are; the score of a CLIP comes from `clip_score`."""
 
 
 def closer(generated_PSF: np.ndarray, wanted_PF: np.ndarray, random_PRF: np.ndarray) -> np.ndarray:
