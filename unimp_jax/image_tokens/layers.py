@@ -25,13 +25,15 @@ class GroupNorm(nnx.Module):
         self.scale, self.bias = nnx.Param(jnp.ones(channels)), nnx.Param(jnp.zeros(channels))
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        B, H, W, C = x_BHWC.shape
-        x_BPGc = x_BHWC.reshape(B, H * W, self.groups, C // self.groups)
-        mean_B1G1 = x_BPGc.mean(axis=(1, 3), keepdims=True)
-        centred_BPGc = x_BPGc - mean_B1G1
-        variance_B1G1 = jnp.square(centred_BPGc).mean(axis=(1, 3), keepdims=True)
-        y_BPGc = centred_BPGc * jax.lax.rsqrt(variance_B1G1 + EPS)
-        return y_BPGc.reshape(B, H, W, C) * self.scale[...] + self.bias[...]
+        centred_BHWC = x_BHWC - self.over_groups(x_BHWC.mean(axis=(1, 2)))
+        variance_B11C = self.over_groups(jnp.square(centred_BHWC).mean(axis=(1, 2)))
+        return centred_BHWC * (jax.lax.rsqrt(variance_B11C + EPS) * self.scale[...]) + self.bias[...]
+
+    def over_groups(self, means_BC: jax.Array) -> jax.Array:
+        """The mean of each channel's group. Means of channels come first, for loops over a few channels are slow."""
+        B, C = means_BC.shape
+        means_BG1 = means_BC.reshape(B, self.groups, C // self.groups).mean(axis=2, keepdims=True)
+        return jnp.broadcast_to(means_BG1, (B, self.groups, C // self.groups)).reshape(B, 1, 1, C)
 
 
 class ResidualBlock(nnx.Module):

@@ -105,7 +105,7 @@ def averaged(
     sums_KZ = decay * state.sums + (1 - decay) * jnp.matmul(member_NK.T, latents_NZ, precision="highest")
     total = counts_K.sum()
     smooth_K = (counts_K + SMOOTHING) / (total + len(counts_K) * SMOOTHING) * total
-    return sums_KZ / smooth_K[:, None], state.replace(counts=counts_K, sums=sums_KZ)
+    return sums_KZ / smooth_K[:, None], dataclasses.replace(state, counts=counts_K, sums=sums_KZ)
 
 
 def revived(
@@ -115,7 +115,7 @@ def revived(
     drawn_KZ = latents_NZ[jax.random.randint(key, dead_K.shape, 0, len(latents_NZ))]
     codebook_KZ = jnp.where(dead_K[:, None], drawn_KZ, codebook_KZ)
     sums_KZ = jnp.where(dead_K[:, None], drawn_KZ, state.sums)
-    return codebook_KZ, state.replace(counts=jnp.where(dead_K, 1.0, state.counts), sums=sums_KZ)
+    return codebook_KZ, dataclasses.replace(state, counts=jnp.where(dead_K, 1.0, state.counts), sums=sums_KZ)
 
 
 def perplexity(counts_K: jax.Array) -> jax.Array:

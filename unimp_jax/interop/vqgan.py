@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
 from unimp_jax.image_tokens.vqgan import VQGAN, VQGANConfig
-from unimp_jax.interop.layout import Piece, Table, WeightsError, entry, norm, some
+from unimp_jax.interop.filling import filled, pieces_of
+from unimp_jax.interop.layout import Table, entry, norm
 from unimp_jax.interop.matching import patterns
 from unimp_jax.interop.shards import whole_folder, write_json
 from unimp_jax.interop.taming import open_taming
@@ -91,21 +91,8 @@ def attends(theirs: str, ours: str, layout: str) -> Table:
     return [*norm(f"{theirs}.group_norm", f"{ours}/norm"), *(one for pair in matrices for one in pair)]
 
 
-def pieces(config: VQGANConfig, attention: str = "o i -> i o") -> list[Piece]:
-    """Every array of theirs, and the parameter that it is."""
-    shapes = {name: variable.shape for name, variable in flat(nnx.eval_shape(lambda: new(config))).items()}
-    entries = table(config, attention)
-    assert sorted(e.ours[0] for e in entries) == sorted(shapes), "the table names each parameter once"
-    return [Piece(e.theirs, e, (), tuple(shapes[e.ours[0]])) for e in entries]
-
-
 def new(config: VQGANConfig) -> VQGAN:
     return VQGAN(config, rngs=nnx.Rngs(0))
-
-
-def flat(model: VQGAN) -> dict[str, nnx.Variable[Any]]:
-    """Name, such as encoder/conv_in/kernel, -> parameter."""
-    return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
 def write_vqgan(folder: Path, model: VQGAN) -> None:
@@ -114,8 +101,11 @@ def write_vqgan(folder: Path, model: VQGAN) -> None:
     Raises:
       WeightsError: the folder is there already, or there is no room.
     """
-    ours = flat(model)
-    arrays = {p.key: p.to_theirs([np.asarray(ours[p.entry.ours[0]][...])]) for p in pieces(model.config)}
+    ours = {
+        "/".join(map(str, path)): np.asarray(variable[...]) for path, variable in nnx.to_flat_state(nnx.state(model))
+    }
+    pieces = pieces_of(table(model.config), {name: array.shape for name, array in ours.items()})
+    arrays = {piece.key: piece.to_theirs([ours[piece.entry.ours[0]]]) for piece in pieces}
     with whole_folder(folder) as temporary:
         save_file(arrays, temporary / WEIGHTS, metadata={"format": "pt"})  # which diffusers looks for
         write_json(temporary / CONFIG, described_as(model.config))
@@ -131,20 +121,9 @@ def read_vqgan(path: Path, image_size: int | None = None) -> tuple[VQGAN, list[s
       WeightsError: it is neither, has another geometry than this VQGAN can have, or cannot be read whole.
     """
     config, weights, attention = open_diffusers(path) if path.is_dir() else open_taming(path, image_size)
-    wanted, present = pieces(config, attention), set(weights.keys())
-    missing = [piece.key for piece in wanted if piece.key not in present]
-    if missing:
-        raise WeightsError(f"{path}: {len(missing)} arrays are missing that the geometry asks for: {some(missing)}")
-    values: dict[str, Any] = {}
-    for piece in wanted:
-        if weights.shape(piece.key) != piece.their_shape:
-            raise WeightsError(
-                f"{path}: {piece.key} has shape {weights.shape(piece.key)}, the geometry asks for {piece.their_shape}"
-            )
-        values[piece.entry.ours[0]] = jnp.asarray(piece.to_ours(weights.read(piece.key))[0], np.float32)
-    graph, state = nnx.split(nnx.eval_shape(lambda: new(config)))
-    filled = [(keys, variable.replace(values["/".join(map(str, keys))])) for keys, variable in nnx.to_flat_state(state)]
-    return nnx.merge(graph, nnx.from_flat_state(filled)), sorted(present - {piece.key for piece in wanted})
+    entries = table(config, attention)
+    model = filled(lambda: new(config), entries, weights)
+    return model, sorted(set(weights.keys()) - {entry.theirs for entry in entries})
 
 
 def import_vqgan(path: Path, folder: Path, image_size: int | None = None) -> str:

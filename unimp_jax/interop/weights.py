@@ -218,6 +218,35 @@ class Renamed:
         return self._weights.order(self._original[key])
 
 
+class Joined:
+    """Weights of several files as one."""
+
+    def __init__(self, parts: Iterable[Weights]):
+        """
+        Raises:
+          WeightsError: two of them have the same key.
+        """
+        self._parts: dict[str, Weights] = {}
+        for part in parts:
+            for key in part.keys():  # noqa: SIM118 (no mapping)
+                if key in self._parts:
+                    raise WeightsError(f"{part.name}: {key} is in {self._parts[key].name} as well")
+                self._parts[key] = part
+        self.name = ", ".join(dict.fromkeys(part.name for part in self._parts.values()))
+
+    def keys(self) -> Iterable[str]:
+        return self._parts
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._parts[key].shape(key)
+
+    def read(self, key: str) -> np.ndarray:
+        return self._parts[key].read(key)
+
+    def order(self, key: str) -> int:
+        return self._parts[key].order(key)
+
+
 class FirstRows:
     """Weights of which some arrays are cut to their first rows."""
 
