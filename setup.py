@@ -52,11 +52,12 @@ setup(
         "rouge-score>=0.1.2",
         "nltk>=3.9",
         "scikit-learn>=1.5",
+        "scikit-image>=0.25",  # PSNR and SSIM of reconstructed pictures
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
-        "torch": ["torch>=2.6"],  # OpenFlamingo's .pt files, and tests against transformers
+        "torch": ["torch>=2.6"],  # .pt, .pth and .ckpt files, and tests against transformers
         "gguf": ["gguf>=0.17"],
         "beam": ["apache-beam>=2.60"],  # large sources, encoded by other machines
         "sweep": ["optuna>=4.1", "submitit>=1.5"],

@@ -14,18 +14,20 @@ from PIL import Image, ImageOps
 
 from data_pipelines.errors import DataError
 
+Fit = Literal["crop", "stretch", "pad"]
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
     """How a picture becomes a square."""
 
-    fit: Literal["crop", "stretch", "pad"] = "crop"
+    fit: Fit = "crop"
     """Cut the middle out (as CLIP does), squeeze the whole picture, or leave black beside it."""
     cache_megabytes: int = 1024
     """Decoded pictures are kept up to so much memory."""
 
 
-def decode(encoded: bytes, size: int, fit: Literal["crop", "stretch", "pad"]) -> np.ndarray:
+def decode(encoded: bytes, size: int, fit: Fit) -> np.ndarray:
     """uint8 [size, size, 3], bicubic.
 
     Raises:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from data_pipelines.code_files import MISTAKES, code_rows, read_code_file, told, write_code_file
 from data_pipelines.errors import DataError
 
-SIZES = b"unimp.sizes"
 LETTERS = string.ascii_lowercase
 
 
@@ -60,16 +56,7 @@ class ItemCodes:
 
 def save_codes(path: Path, codes: ItemCodes, facts: dict[str, Any] | None = None) -> None:
     """Parquet with the columns `item_id` and `codes`, whole or not at all; `facts` say how the codes came to be."""
-    rows = pa.FixedSizeListArray.from_arrays(pa.array(codes.codes.reshape(-1), pa.int32()), len(codes.sizes))
-    table = pa.table({"item_id": pa.array(codes.item_ids, pa.string()), "codes": rows})
-    metadata = {SIZES: json.dumps(codes.sizes), b"unimp.facts": json.dumps(facts or {})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_code_file(path, codes.item_ids, codes.codes, sizes=codes.sizes, facts=facts or {})
 
 
 def load_codes(path: Path, item_ids: Sequence[str]) -> ItemCodes:
@@ -79,29 +66,18 @@ def load_codes(path: Path, item_ids: Sequence[str]) -> ItemCodes:
       DataError: the file is missing or damaged, or lacks an item.
     """
     try:
-        with pq.ParquetFile(path) as file:  # `read_table` would take the name of a folder, `codes=8`, for a column
-            table = file.read(columns=["item_id", "codes"])
-        sizes, codes = _read_codes(table)
-        whole = ItemCodes(tuple(table["item_id"].to_pylist()), codes, sizes)
+        table = read_code_file(path)
+        described = told(table, "sizes")
+        if described is None:
+            raise ValueError("nothing says how many codes each level has")
+        sizes = tuple(map(int, described))
+        whole = ItemCodes(tuple(table["item_id"].to_pylist()), code_rows(table, len(sizes)), sizes)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: `unimp ids` makes such a file") from error
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+    except MISTAKES as error:
         raise DataError(f"{path}: not a file of item codes ({str(error).splitlines()[0]})") from error
     places = {item_id: place for place, item_id in enumerate(whole.item_ids)}
     missing = [item_id for item_id in item_ids if item_id not in places]
     if missing:
         raise DataError(f"{path} has no codes for {len(missing)} of the items, such as {missing[0]!r}: make it anew")
-    return ItemCodes(tuple(item_ids), codes[[places[item_id] for item_id in item_ids]], sizes)
-
-
-def _read_codes(table: pa.Table) -> tuple[tuple[int, ...], np.ndarray]:
-    """(how many codes each level has, int32 [rows, levels])."""
-    described = (table.schema.metadata or {}).get(SIZES)
-    if described is None:
-        raise ValueError("nothing says how many codes each level has")
-    sizes = tuple(map(int, json.loads(described)))
-    column, right = table["codes"], pa.list_(pa.int32(), len(sizes))
-    if column.type != right:
-        raise ValueError(f"column codes is of {column.type}: {right} is right")
-    codes = column.combine_chunks().flatten().to_numpy(zero_copy_only=True)  # which missing numbers forbid
-    return sizes, codes.reshape(len(table), len(sizes))
+    return ItemCodes(tuple(item_ids), whole.codes[[places[item_id] for item_id in item_ids]], sizes)

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
+from data_pipelines.examples import Budget, Example
 from data_pipelines.images import Pictures
 from data_pipelines.packing import best_length, fill_row, pack
 from data_pipelines.queries import TrainingQueries
-from data_pipelines.tasks import Budget, Example, TaskWriter
+from data_pipelines.tasks import TaskWriter
 
 
 @dataclasses.dataclass(frozen=True)

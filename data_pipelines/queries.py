@@ -11,8 +11,12 @@ from data_pipelines.corpus import SHOWN, TEST, TRAIN, VALIDATION, Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.vocabulary import NUM_CANDIDATES
 
-TASKS = ("recommendation", "search", "preference", "selection")
-RECOMMENDATION, SEARCH, PREFERENCE, SELECTION = range(len(TASKS))
+TASKS = ("recommendation", "search", "preference", "selection", "image")
+RECOMMENDATION, SEARCH, PREFERENCE, SELECTION, IMAGE = range(len(TASKS))
+NO_CODES = (
+    "queries.mix.image asks for pictures, but vocabulary.image_codes names no file of their codes: `unimp vqgan codes` "
+    "makes one"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Query:
         question has none, but for preference: there it is the item asked about.
       candidates: for selection, the three items to select from.
       words: what is searched for, where it is not the categories of the right item.
+      bare: for image, whether the history and what is searched for are left out.
     """
 
     task: int
@@ -36,6 +41,7 @@ class Query:
     right: tuple[int, ...]
     candidates: tuple[int, ...] = ()
     words: str | None = None
+    bare: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +52,7 @@ class TaskMix:
     search: float = 1.0
     preference: float = 1.0
     selection: float = 1.0
+    image: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,18 +64,30 @@ class QueryConfig:
     """Where a user's random window ends: at any interaction, or only where a full window lies before it."""
     window_items: int = 0
     """For `latest`: how many items make a full window."""
+    bare_images: float = 0.1
+    """This share of the image questions is asked without history and query, which guidance needs in decoding
+    (classifier-free, arXiv:2207.12598)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bare_images <= 1:
+            raise ValueError(f"queries.bare_images {self.bare_images} must be a share, 0 to 1")
 
 
 class TrainingQueries:
     """The endless, seeded stream of training questions: query number i is the same whoever asks for it, and when.
 
     Every user is asked once an epoch, in a random order, about one random window of their training interactions. A task
-    that a user cannot be asked about (a rating where none was given, two items of history where there is one) falls
-    back to recommendation.
+    that a user cannot be asked about (a rating where none was given, the picture of an item that has none) falls back
+    to recommendation.
     """
 
-    def __init__(self, corpus: Corpus, config: QueryConfig, seed: int):
+    def __init__(self, corpus: Corpus, config: QueryConfig, seed: int, has_codes: np.ndarray | None = None):
+        """
+        Args:
+          has_codes: bool [I], the items whose picture is known as codes; None: there are no codes.
+        """
         self.corpus, self.config, self.seed = corpus, config, seed
+        self._paintable = paintable(corpus, has_codes)
         starts = corpus.offsets[:-1]
         self._num_train = np.add.reduceat((corpus.splits == TRAIN).astype(np.int64), starts)
         self.users = np.flatnonzero(self._num_train >= 2)
@@ -81,9 +100,14 @@ class TrainingQueries:
             weights[PREFERENCE] = 0
         if not any(corpus.categories):
             weights[SEARCH] = 0
+        if weights[IMAGE] and has_codes is None:
+            raise ValueError(NO_CODES)
+        if not self._paintable.any():
+            weights[IMAGE] = 0
         if not weights.any():
-            raise ValueError("this source has neither ratings nor categories for the only tasks of the mix")
-        self._cumulative = np.cumsum(weights / weights.sum())
+            raise ValueError("this source has neither ratings, categories nor pictures for the only tasks of the mix")
+        cumulative = np.cumsum(weights)
+        self._cumulative = cumulative / cumulative[-1]  # 1 exactly from the last task on that has a weight
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __getitem__(self, number: int) -> Query:
@@ -93,7 +117,7 @@ class TrainingQueries:
             self._epoch = epoch
         user = int(self._order[place])
         rng = np.random.default_rng((self.seed, 1, number))
-        task = min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(TASKS) - 1)
+        task = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
         last = int(self._num_train[user]) - 1
         first = min(self.config.window_items, last) if self.config.window == "latest" else 1
         position = int(rng.integers(max(first, 1), last + 1))
@@ -105,11 +129,21 @@ class TrainingQueries:
         rated = not np.isnan(self.corpus.ratings[event])
         if (task == PREFERENCE and not rated) or (task == SEARCH and not self.corpus.categories[item]):
             task = RECOMMENDATION
+        if task == IMAGE and self._paintable[item]:
+            return Query(IMAGE, user, position, (item,), bare=rng.random() < self.config.bare_images)
+        if task == IMAGE:
+            task = RECOMMENDATION
         if task != SELECTION:
             return Query(task, user, position, (item,))
         right = (item, int(self.corpus.items[event + 1])) if position < last and rng.random() < 0.5 else (item,)
         met = self.corpus.history(user, last + 1)  # what is held out is not known here, so it may be offered as wrong
         return Query(SELECTION, user, position, right, candidates(self.corpus.num_items, right, met, rng))
+
+
+def paintable(corpus: Corpus, has_codes: np.ndarray | None) -> np.ndarray:
+    """Which items a picture can be asked for of, those that have codes and categories to search by: bool [I]."""
+    has_categories = np.array([bool(words) for words in corpus.categories], bool)
+    return np.zeros(corpus.num_items, bool) if has_codes is None else has_codes & has_categories
 
 
 def candidates(num_items: int, right: tuple[int, ...], met: np.ndarray, rng: np.random.Generator) -> tuple[int, ...]:
@@ -130,14 +164,17 @@ def candidates(num_items: int, right: tuple[int, ...], met: np.ndarray, rng: np.
     return tuple(offered[place] for place in rng.permutation(NUM_CANDIDATES))
 
 
-def held_out_queries(corpus: Corpus, split: Literal["validation", "test"], task: str) -> list[Query]:
+def held_out_queries(
+    corpus: Corpus, split: Literal["validation", "test"], task: str, has_codes: np.ndarray | None = None
+) -> list[Query]:
     """One question for each user with a held-out interaction, the same at every call.
 
-    Only what the split holds out is asked about. Selection has two right items for every second user of the test split
-    whose last item but one was not to train on (the validation item, or one that is only shown): that and the test
-    item, asked of the history before both.
+    Only what the split holds out is asked about, and pictures only of items in `has_codes`, bool [I]. Selection has two
+    right items for every second user of the test split whose last item but one was not to train on (the validation
+    item, or one that is only shown): that and the test item, asked of the history before both.
     """
     kind = TASKS.index(task)
+    can_paint = paintable(corpus, has_codes)
     users, positions = corpus.held_out({"validation": VALIDATION, "test": TEST}[split])
     queries = []
     for user, position in zip(users.tolist(), positions.tolist(), strict=True):
@@ -146,6 +183,8 @@ def held_out_queries(corpus: Corpus, split: Literal["validation", "test"], task:
         if kind == PREFERENCE and np.isnan(corpus.ratings[event]):
             continue
         if kind == SEARCH and not corpus.categories[item]:
+            continue
+        if kind == IMAGE and not can_paint[item]:
             continue
         query = Query(kind, user, position, (item,))
         if kind == SELECTION:

@@ -22,7 +22,8 @@ from typing import Literal, Self
 import numpy as np
 
 from data_pipelines.corpus import Corpus
-from data_pipelines.queries import PREFERENCE, RECOMMENDATION, SEARCH, SELECTION, TASKS, Query
+from data_pipelines.examples import Budget, Example, Piece, Ragged, int32
+from data_pipelines.queries import IMAGE, PREFERENCE, RECOMMENDATION, SEARCH, SELECTION, TASKS, Query
 from data_pipelines.vocabulary import Vocabulary
 
 QUESTIONS = (
@@ -30,9 +31,14 @@ QUESTIONS = (
     "What is the related item ID to the query based on the history?",
     "What is the rating and explanation for the item?",
     "Can you select the suitable item from above for the user?",
+    "What is the generated image ID to the query based on the history?",
 )
 QUERY, SELECT = "Query:", "Select from:"
-PROMPT_TEXTS = (*QUESTIONS, QUERY, SELECT)
+
+
+def prompt_texts(*, images: bool = False) -> tuple[str, ...]:
+    """What prompts say beside the items; with `images`, the question for a picture too."""
+    return (*QUESTIONS[: None if images else IMAGE], QUERY, SELECT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +49,7 @@ class LossWeights:
     search: float = 1.0
     preference: float = 1.0
     selection: float = 1.0
+    image: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,78 +84,6 @@ class TaskConfig:
     loss_weights: LossWeights = LossWeights()
 
 
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """What fits into a row: the fixed sizes of a batch's arrays."""
-
-    tokens: int = 1024
-    images: int = 16
-    answers: int = 256
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Example:
-    """An interleaved sequence with its answers.
-
-    Attributes:
-      tokens: int32 [t].
-      images: int32 [n], the items whose pictures the markers stand for, in order.
-      answer_positions: int32 [a], where a target is predicted.
-      answer_targets: int32 [a].
-      answer_weights: float32 [a].
-      task: an index into `TASKS`.
-      image_token: the id that marks an image in `tokens`.
-    """
-
-    tokens: np.ndarray
-    images: np.ndarray
-    answer_positions: np.ndarray
-    answer_targets: np.ndarray
-    answer_weights: np.ndarray
-    task: int
-    image_token: int
-
-    @property
-    def size(self) -> tuple[int, int, int]:
-        return len(self.tokens), len(self.images), len(self.answer_positions)
-
-
-def _array(*tokens: int) -> np.ndarray:
-    return np.array(tokens, np.int32)
-
-
-class _Ragged:
-    """Many short token arrays in one."""
-
-    def __init__(self, rows: Sequence[Sequence[int]]):
-        self._offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
-        self._flat = np.fromiter((token for row in rows for token in row), np.int32, self._offsets[-1])
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._flat[self._offsets[index] : self._offsets[index + 1]]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Piece:
-    """A run of tokens, the items whose pictures it shows, and what it predicts where.
-
-    Attributes:
-      asked_at: int32 [a], counted from the piece's first token; -1 is the token before it.
-      targets: int32 [a].
-      weights: float32 [a], next to a token of the answer asked for.
-    """
-
-    tokens: np.ndarray
-    images: tuple[int, ...] = ()
-    asked_at: np.ndarray = dataclasses.field(default_factory=_array)
-    targets: np.ndarray = dataclasses.field(default_factory=_array)
-    weights: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.float32))
-
-    @property
-    def size(self) -> np.ndarray:
-        return np.array([len(self.tokens), len(self.images), len(self.targets)])
-
-
 class TaskWriter:
     """Writes examples. Every text is tokenised here, once, when the writer is made."""
 
@@ -174,8 +109,8 @@ class TaskWriter:
             vocabulary.encode(text if text == QUESTIONS[RECOMMENDATION] else space + text) for text in QUESTIONS
         ]
         self._query, self._select = vocabulary.encode(QUERY), vocabulary.encode(SELECT)
-        self._attributes = _Ragged(vocabulary.encode_all(attributes if config.text else [""] * corpus.num_items))
-        self._categories = _Ragged(vocabulary.encode_all([space + ", ".join(words) for words in corpus.categories]))
+        self._attributes = Ragged(vocabulary.encode_all(attributes if config.text else [""] * corpus.num_items))
+        self._categories = Ragged(vocabulary.encode_all([space + ", ".join(words) for words in corpus.categories]))
         explanations = [" ".join(text.split()[: config.explanation_words]) for text in corpus.texts.values()]
         self._explanations = dict(zip(corpus.texts, vocabulary.encode_all(explanations), strict=True))
         if config.history_weight <= 0:
@@ -213,14 +148,15 @@ class TaskWriter:
         if not ask and self._is_open(query):
             raise ValueError(f"the {TASKS[query.task]} question {query} is open: it has no answer to write")
         question, answer = self._question(query), self._answer(query)
-        pieces = [_Piece(_array(self.vocabulary.bos)), *self._history(query, question, answer), question]
+        history = [] if query.bare else self._history(query, question, answer)
+        pieces = [Piece(int32(self.vocabulary.bos)), *history, question]
         if ask:
-            pieces.append(_Piece(_array(*begun)))
+            pieces.append(Piece(int32(*begun)))
         else:
-            pieces.append(_Piece(answer, (), np.arange(-1, len(answer) - 1), answer, np.ones(len(answer))))
+            pieces.append(Piece(answer, (), np.arange(-1, len(answer) - 1), answer, np.ones(len(answer))))
         tokens = np.concatenate([piece.tokens for piece in pieces])
         if ask:
-            positions, targets = _array(len(tokens) - 1), answer[len(begun) : len(begun) + 1]
+            positions, targets = int32(len(tokens) - 1), answer[len(begun) : len(begun) + 1]
             weights = np.ones(1)
         else:
             starts = np.cumsum([0, *(len(piece.tokens) for piece in pieces[:-1])])
@@ -229,7 +165,7 @@ class TaskWriter:
             weights = np.concatenate([piece.weights for piece in pieces])
         return Example(
             tokens=tokens,
-            images=_array(*(image for piece in pieces for image in piece.images)),
+            images=int32(*(image for piece in pieces for image in piece.images)),
             answer_positions=positions.astype(np.int32),
             answer_targets=targets,
             answer_weights=(self._weights[query.task] * weights).astype(np.float32),
@@ -237,12 +173,12 @@ class TaskWriter:
             image_token=self.vocabulary.image,
         )
 
-    def _question(self, query: Query) -> _Piece:
+    def _question(self, query: Query) -> Piece:
         """What stands between the history and the answer, the last `<answer>` included."""
         vocabulary = self.vocabulary
         tokens: list[np.ndarray] = []
         images: tuple[int, ...] = ()
-        if query.task == SEARCH:
+        if query.task in (SEARCH, IMAGE) and not query.bare:
             tokens += [self._query, self._words(query)]
         elif query.task == PREFERENCE:
             images = self._picture(query.right[0])
@@ -252,9 +188,9 @@ class TaskWriter:
             for name, item in zip(vocabulary.selections, query.candidates, strict=True):
                 picture = self._picture(item)
                 images += picture
-                tokens += [self._marker(picture), _array(name), self._asked_name(item), self._attributes[item]]
-        tokens += [self._questions[query.task], _array(vocabulary.answer)]
-        return _Piece(np.concatenate(tokens), images)
+                tokens += [self._marker(picture), int32(name), self._asked_name(item), self._attributes[item]]
+        tokens += [self._questions[query.task], int32(vocabulary.answer)]
+        return Piece(np.concatenate(tokens), images)
 
     def _words(self, query: Query) -> np.ndarray:
         """What is searched for: int32."""
@@ -271,21 +207,32 @@ class TaskWriter:
     def _answer(self, query: Query) -> np.ndarray:
         """The tokens after the last `<answer>`, the end of the sequence included: int32.
 
-        Of an open question, as many ends as an item's name and the end take room.
+        Of an open question, as many ends as an answer takes room.
         """
         vocabulary = self.vocabulary
+        if query.task == IMAGE:
+            return np.append(self._codes(query), np.int32(vocabulary.eos))
         if self._is_open(query):
-            return _array(*[vocabulary.eos] * (vocabulary.depth + 1))
+            return int32(*[vocabulary.eos] * (vocabulary.depth + 1))
         event = int(self.corpus.offsets[query.user]) + query.position
         if query.task == PREFERENCE:
             rating = vocabulary.rating_token(self.corpus.ratings[event])
-            return _array(rating, *self._explanations.get(event, ()), vocabulary.eos)
+            return int32(rating, *self._explanations.get(event, ()), vocabulary.eos)
         if query.task == SELECTION:
             places = sorted(query.candidates.index(item) for item in query.right)
-            return _array(*vocabulary.selections[places], vocabulary.eos)
-        return _array(*vocabulary.items[query.right[0]], vocabulary.eos)
+            return int32(*vocabulary.selections[places], vocabulary.eos)
+        return int32(*vocabulary.items[query.right[0]], vocabulary.eos)
 
-    def _history(self, query: Query, question: _Piece, answer: np.ndarray) -> list[_Piece]:
+    def _codes(self, query: Query) -> np.ndarray:
+        """The picture asked for, row by row: int32 [h * w]."""
+        pictures = self.vocabulary.image_codes
+        if pictures is None:
+            raise ValueError("a picture is asked for, but the vocabulary knows none (vocabulary.image_codes)")
+        if self._is_open(query):
+            return np.full(pictures.codes_per_image, self.vocabulary.eos, np.int32)
+        return self.vocabulary.picture(query.right[0])
+
+    def _history(self, query: Query, question: Piece, answer: np.ndarray) -> list[Piece]:
         """Bare ids, then whole items, oldest first: as much of the latest history as the question leaves room for."""
         left = np.array([self.budget.tokens, self.budget.images, self.budget.answers])
         left -= [1 + len(question.tokens) + len(answer), len(question.images), len(answer)]
@@ -294,7 +241,7 @@ class TaskWriter:
                 f"the {TASKS[query.task]} question of user {self.corpus.user_ids[query.user]} exceeds {self.budget} "
                 f"(left: {left.tolist()}); raise the budget or show fewer attribute words"
             )
-        pieces: list[_Piece] = []
+        pieces: list[Piece] = []
         following = int(query.right[0]) if query.right else 0  # any: a question without an answer keeps no targets
         shown = min(self.config.full_items, query.position)
         for place in range(query.position - 1, query.position - shown - 1, -1):
@@ -306,28 +253,28 @@ class TaskWriter:
             following = int(self.corpus.items[self.corpus.offsets[query.user] + place])
         return [*self._bare_ids(query, query.position - shown, following, left), *pieces[::-1]]
 
-    def _whole_item(self, query: Query, place: int, following: int) -> _Piece:
+    def _whole_item(self, query: Query, place: int, following: int) -> Piece:
         """One item of the history with image and attributes."""
         vocabulary, targets = self.vocabulary, self.config.history_targets
         item = int(self.corpus.items[self.corpus.offsets[query.user] + place])
         picture, name = self._picture(item), self._name(query, place)
-        answer = _array(*[vocabulary.answer] * bool(len(name)))
+        answer = int32(*[vocabulary.answer] * bool(len(name)))
         before = np.concatenate([self._marker(picture), self._attributes[item], answer])
-        tokens = np.concatenate([before, name, _array(vocabulary.end_of_chunk)])
+        tokens = np.concatenate([before, name, int32(vocabulary.end_of_chunk)])
         if targets == "reconstruct":
             asked = len(before) - 1 + np.arange(len(name))
-            return _Piece(tokens, picture, asked, name, self._history_weights(len(name)))
+            return Piece(tokens, picture, asked, name, self._history_weights(len(name)))
         if targets == "next_item":
             target = np.append(name[1:], vocabulary.items[following, :1])
-            return _Piece(tokens, picture, len(before) + np.arange(len(name)), target, self._history_weights(len(name)))
-        return _Piece(tokens, picture)
+            return Piece(tokens, picture, len(before) + np.arange(len(name)), target, self._history_weights(len(name)))
+        return Piece(tokens, picture)
 
-    def _bare_ids(self, query: Query, end: int, following: int, left: np.ndarray) -> list[_Piece]:
+    def _bare_ids(self, query: Query, end: int, following: int, left: np.ndarray) -> list[Piece]:
         """The ids of the items before place `end`, oldest first: as many of the latest as `left` has room for.
 
         They come in runs, between which the question is asked that the next run's first item answers.
         """
-        pieces: list[_Piece] = []
+        pieces: list[Piece] = []
         first = max(end - self.config.id_items, 0)
         moments = self._moments(query, first, end)
         for begin, stop in reversed(list(itertools.pairwise([first, *moments, end]))):
@@ -343,25 +290,25 @@ class TaskWriter:
             following = int(self.corpus.items[self.corpus.offsets[query.user] + begin])
         return pieces[::-1]
 
-    def _run(self, names: list[np.ndarray], following: int, question: _Piece | None = None) -> _Piece:
+    def _run(self, names: list[np.ndarray], following: int, question: Piece | None = None) -> Piece:
         """Ids of consecutive items, each foretelling the next, the last one `following`.
 
         With a question before them, which the first answers: `<|endofchunk|> QUESTION <answer> ITEM <|endofchunk|> …`,
         the same as behind an item shown whole.
         """
         if not names:
-            return _Piece(_array())
-        ids, end_of_chunk = np.concatenate(names), _array(self.vocabulary.end_of_chunk)
+            return Piece(int32())
+        ids, end_of_chunk = np.concatenate(names), int32(self.vocabulary.end_of_chunk)
         asked, targets = np.arange(len(ids)), np.append(ids[1:], self.vocabulary.items[following, :1])
         kept = len(ids) if self.config.history_targets != "none" else 0
         if question is None:
-            return _Piece(ids, (), asked[:kept], targets[:kept], self._history_weights(kept))
+            return Piece(ids, (), asked[:kept], targets[:kept], self._history_weights(kept))
         start, answered = 1 + len(question.tokens), len(names[0])
         tokens = np.concatenate([end_of_chunk, question.tokens, ids[:answered], end_of_chunk, ids[answered:]])
         asked = np.concatenate([[start - 1], start + asked + (asked >= answered)])
         weights = np.concatenate([np.ones(answered), self._history_weights(len(ids) + 1 - answered)])
         kept = len(weights) if kept else answered
-        return _Piece(tokens, (), asked[:kept], np.append(ids[:1], targets)[:kept], weights[:kept])
+        return Piece(tokens, (), asked[:kept], np.append(ids[:1], targets)[:kept], weights[:kept])
 
     def _moments(self, query: Query, first: int, end: int) -> list[int]:
         """Places between `first` and `end`, both excluded, before which the question is asked as well."""
@@ -376,7 +323,7 @@ class TaskWriter:
         items = self.corpus.items[self.corpus.offsets[query.user] :]
         return [place for place in places if self.corpus.categories[items[place]]]
 
-    def _asked_before(self, query: Query, place: int) -> _Piece:
+    def _asked_before(self, query: Query, place: int) -> Piece:
         """The question of `query`, of the item at an earlier place."""
         item = int(self.corpus.items[self.corpus.offsets[query.user] + place])
         return self._question(Query(query.task, query.user, place, (item,)))
@@ -388,17 +335,17 @@ class TaskWriter:
         """The id of the history's item at `place`, with the rating it was given where the task wants to know; or,
         where ids are not shown, the rating alone."""
         event = int(self.corpus.offsets[query.user]) + place
-        name = self.vocabulary.items[self.corpus.items[event]] if self.config.history_ids else _array()
+        name = self.vocabulary.items[self.corpus.items[event]] if self.config.history_ids else int32()
         rating = self.corpus.ratings[event]
         if query.task == PREFERENCE and self.config.rated_history and not np.isnan(rating):
             return np.append(name, np.int32(self.vocabulary.rating_token(rating)))
         return name
 
     def _asked_name(self, item: int) -> np.ndarray:
-        return self.vocabulary.items[item] if self.config.questions_show_ids else _array()
+        return self.vocabulary.items[item] if self.config.questions_show_ids else int32()
 
     def _picture(self, item: int) -> tuple[int, ...]:
         return (item,) if self.has_image[item] else ()
 
     def _marker(self, picture: tuple[int, ...]) -> np.ndarray:
-        return _array(*self.vocabulary.image_marker * len(picture))
+        return int32(*self.vocabulary.image_marker * len(picture))

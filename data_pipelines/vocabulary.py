@@ -1,8 +1,8 @@
 """Every token the model reads or writes: a base tokenizer's, and the ones of this catalogue behind them.
 
 Ids below `base_size` are the tokenizer's own. The new ones follow, in embedding rows of their own and in this order:
-markers, selection tokens, rating tokens, item tokens, and reserved rows up to a round number. What a tokenizer already
-has of them, as OpenFlamingo's and Idefics' have `<image>`, keeps its id and its trained row.
+markers, selection tokens, rating tokens, item tokens, codes of pictures, and reserved rows up to a round number. What a
+tokenizer already has of them, as OpenFlamingo's and Idefics' have `<image>`, keeps its id and its trained row.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from data_pipelines.corpus import TRAIN, Corpus
 from data_pipelines.errors import DataError
+from data_pipelines.image_codes import ImageCodes, load_image_codes, save_image_codes
 from data_pipelines.item_codes import ItemCodes, load_codes, save_codes
 
 IMAGE, ANSWER, END_OF_CHUNK = "<image>", "<answer>", "<|endofchunk|>"
 FAKE = "<fake_token_around_image>"  # which Idefics was pretrained with
 NUM_CANDIDATES = 3
-CODES = "item_codes.parquet"
+CODES, IMAGE_CODES = "item_codes.parquet", "image_codes.parquet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,9 @@ class VocabularyConfig:
     item_codes: Path | None = None
     """Semantic ids, as `unimp ids` writes them: an item is named by a few tokens that similar items share; None: each
     item has a token of its own."""
+    image_codes: Path | None = None
+    """The codes of pictures, as `unimp vqgan codes` writes them: each code has a token, and pictures can be asked for
+    (queries.mix.image)."""
     round_to: int = 64
     """Base rows and new tokens are each padded with reserved ones to a multiple of this, so that meshes divide them."""
 
@@ -66,7 +70,9 @@ class Vocabulary:
       rating_levels: the stars that can be given, ascending.
       ratings: int32 [levels], the ids of their tokens.
       items: int32 [I, depth], the ids that name each item (depth 1: one token an item).
+      codes: int32 [K], the ids of a picture's codes; K is 0 where there are none.
       item_codes: the semantic ids behind `items`, where they are that.
+      image_codes: the pictures of the items in codes, where they are known so.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -83,7 +89,9 @@ class Vocabulary:
     rating_levels: tuple[float, ...]
     ratings: np.ndarray
     items: np.ndarray
+    codes: np.ndarray
     item_codes: ItemCodes | None = None
+    image_codes: ImageCodes | None = None
 
     @property
     def depth(self) -> int:
@@ -107,6 +115,17 @@ class Vocabulary:
         """What stands before a text that follows another: a blank, unless the tokenizer begins each text with one."""
         first = self.tokenizer.convert_ids_to_tokens(self.encode("a").tolist())[0]
         return "" if first[0] in "Ġ▁" else " "
+
+    def picture(self, item: int) -> np.ndarray:
+        """The tokens of an item's picture, row by row: int32 [h * w].
+
+        Raises:
+          ValueError: its picture is not known in codes.
+        """
+        known = self.image_codes
+        if known is None or known.codes[item, 0] < 0:
+            raise ValueError(f"the picture of item number {item} is not known in codes")
+        return self.codes[known.codes[item]]
 
     def rating_token(self, rating: float) -> int:
         """The token of the level nearest to `rating` (the lower one of two equally near)."""
@@ -149,10 +168,13 @@ class Vocabulary:
             "rating_levels": self.rating_levels,
             "new_tokens": self.new_tokens,
             "item_codes": self.item_codes is not None,
+            "image_codes": self.image_codes is not None,
         }
         (whole / "new_tokens.json").write_text(json.dumps(described), encoding="utf-8")
         if self.item_codes is not None:
             save_codes(whole / CODES, self.item_codes)
+        if self.image_codes is not None:
+            save_image_codes(whole / IMAGE_CODES, self.image_codes)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(whole, folder)
 
@@ -204,8 +226,11 @@ def build_vocabulary(corpus: Corpus, config: VocabularyConfig, prompt_texts: Seq
     else:
         tokenizer = train_tokenizer(list(_training_texts(corpus, config)), config.trained_size, prompt_texts)
     base_size = config.base_size or len(tokenizer) + -len(tokenizer) % config.round_to
-    codes = load_codes(config.item_codes, corpus.item_ids) if config.item_codes else None
-    return _extend(tokenizer, corpus, corpus.rating_levels, codes, base_size=base_size, round_to=config.round_to)
+    names = load_codes(config.item_codes, corpus.item_ids) if config.item_codes else None
+    pictures = load_image_codes(config.image_codes, corpus.item_ids) if config.image_codes else None
+    return _extend(
+        tokenizer, corpus, corpus.rating_levels, names, pictures, base_size=base_size, round_to=config.round_to
+    )
 
 
 def _training_texts(corpus: Corpus, config: VocabularyConfig) -> Iterator[str]:
@@ -215,8 +240,8 @@ def _training_texts(corpus: Corpus, config: VocabularyConfig) -> Iterator[str]:
 
 
 def _extend(
-    tokenizer: PreTrainedTokenizerBase, corpus: Corpus, rating_levels: Sequence[float], codes: ItemCodes | None, *,
-    base_size: int, round_to: int,
+    tokenizer: PreTrainedTokenizerBase, corpus: Corpus, rating_levels: Sequence[float], codes: ItemCodes | None,
+    pictures: ImageCodes | None, *, base_size: int, round_to: int,
 ) -> Vocabulary:  # fmt: skip
     if base_size < len(tokenizer):
         raise DataError(f"base_size {base_size} is below the {len(tokenizer)} tokens of the tokenizer")
@@ -225,9 +250,10 @@ def _extend(
     selections = [f"s_{number + 1}" for number in range(NUM_CANDIDATES)]
     ratings = [f"rate_{level:g}" for level in rating_levels]
     items = codes.tokens() if codes else [f"item_{item_id}" for item_id in corpus.item_ids]
+    of_pictures = pictures.tokens() if pictures else []
     begin = ["<s>"] if tokenizer.bos_token_id is None else []
     known = tokenizer.get_added_vocab()
-    names = [IMAGE, ANSWER, END_OF_CHUNK, *begin, *selections, *ratings, *items]
+    names = [IMAGE, ANSWER, END_OF_CHUNK, *begin, *selections, *ratings, *items, *of_pictures]
     new = [name for name in names if name not in known]
     new += [f"<reserved_{number}>" for number in range(-len(new) % round_to)]
     ids = known | {name: base_size + number for number, name in enumerate(new)}
@@ -250,7 +276,9 @@ def _extend(
         rating_levels=tuple(rating_levels),
         ratings=ids_of(ratings),
         items=ids_of(items)[codes.token_numbers()] if codes else ids_of(items)[:, None],
+        codes=ids_of(of_pictures),
         item_codes=codes,
+        image_codes=pictures,
     )
 
 
@@ -261,10 +289,12 @@ def load_vocabulary(folder: Path, corpus: Corpus) -> Vocabulary:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         new_tokens, levels, base_size = tuple(saved["new_tokens"]), saved["rating_levels"], saved["base_size"]
         has_codes = saved.get("item_codes", (folder / CODES).exists())
+        has_pictures = saved.get("image_codes", False)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: not a saved vocabulary ({str(error).splitlines()[0]})") from error
     codes = load_codes(folder / CODES, corpus.item_ids) if has_codes else None
-    vocabulary = _extend(tokenizer, corpus, levels, codes, base_size=base_size, round_to=1)
+    pictures = load_image_codes(folder / IMAGE_CODES, corpus.item_ids) if has_pictures else None
+    vocabulary = _extend(tokenizer, corpus, levels, codes, pictures, base_size=base_size, round_to=1)
     names = vocabulary.new_tokens
     if new_tokens[: len(names)] != names or not all(name.startswith("<reserved_") for name in new_tokens[len(names) :]):
         raise DataError(f"{folder}: was made for another catalogue; prepare the same source, or train anew")

@@ -11,17 +11,18 @@ from typing import Any, Literal
 
 from data_pipelines.corpus import Corpus, with_user
 from data_pipelines.errors import DataError
-from data_pipelines.queries import PREFERENCE, SEARCH, SELECTION, TASKS, Query
+from data_pipelines.queries import IMAGE, PREFERENCE, SEARCH, SELECTION, TASKS, Query
 from data_pipelines.sources.checks import BadField, encodable, field, stars, texts
 from data_pipelines.vocabulary import NUM_CANDIDATES
 from experiments.data import ExperimentData
 
-Task = Literal["recommendation", "search", "preference", "selection"]
+Task = Literal["recommendation", "search", "preference", "selection", "image"]
 STDIN = "standard input"
 EXAMPLE = '{"history": ["ITEM_ID", {"item": "ITEM_ID", "rating": 4.0}]}'
 FIELDS = ("history", "query", "item", "candidates")
 NEEDS = {
     "search": ("query", 'the words searched for, such as --query "Comedy, Drama"'),
+    "image": ("query", 'the words of what is to be seen, such as --query "Comedy, Drama"'),
     "preference": ("item", "the id of the item to be rated"),
     "selection": ("candidates", f"the ids of {NUM_CANDIDATES} items to select from"),
 }
@@ -152,7 +153,7 @@ def pose(data: ExperimentData, request: Request) -> tuple[ExperimentData, Query]
         raise DataError("this source has no ratings, so that none can be foretold")
     offsets = data.corpus.offsets
     query = Query(task, user, int(offsets[user + 1] - offsets[user]), ())
-    if task == SEARCH:
+    if task in (SEARCH, IMAGE):
         query = dataclasses.replace(query, words=request.query)
     elif task == PREFERENCE:
         query = dataclasses.replace(query, right=(item_of(str(request.item)),))

@@ -62,7 +62,11 @@ def adopt(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def adopt_run(config: ExperimentConfig, start: Path) -> ExperimentConfig:
-    """The experiment with the geometry and the vocabulary of a run; what prompts say of items stays its own choice."""
+    """The experiment with the geometry and the vocabulary of a run; what prompts say of items stays its own choice.
+
+    Raises:
+      ValueError: it needs codes of pictures that the run does not know.
+    """
     before = load_config(start / "config.json")
     ours, theirs = config.model, before.model
     geometry = Geometry(
@@ -72,6 +76,11 @@ def adopt_run(config: ExperimentConfig, start: Path) -> ExperimentConfig:
         decoder=dataclasses.replace(theirs.decoder, dropout=ours.decoder.dropout),
     )
     shown = config.vocabulary
+    if shown.image_codes not in (None, before.vocabulary.image_codes):
+        raise ValueError(
+            f"a run begins with the tokens of its start, and those of {start} are not for the codes of "
+            f"{shown.image_codes}"
+        )
     vocabulary = dataclasses.replace(
         before.vocabulary, attributes=shown.attributes, attribute_words=shown.attribute_words
     )

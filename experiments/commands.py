@@ -29,6 +29,9 @@ from experiments.report import write_reports
 from experiments.rival import train_rival
 from experiments.sweep.command import Sweep, sweep
 from experiments.train import train_run
+from experiments.vqgan.command import VQGANCommand, run_vqgan
+from experiments.vqgan.export import export_vqgan
+from experiments.vqgan.run import is_vqgan_run
 from unimp_jax.interop.importing import ImportConfig, import_weights
 from unimp_jax.processes import join
 
@@ -100,13 +103,14 @@ def export_command(
     folder: tyro.conf.Positional[Path],
     config: Annotated[ExportConfig, tyro.conf.arg(name="")],
 ) -> None:
-    """Write a run as a folder that stock transformers, or open-flamingo, loads.
+    """Write a run as a folder that stock transformers, or open-flamingo, loads; a VQGAN's as one for diffusers.
 
     Args:
       run: the folder of the run.
       folder: is made.
     """
-    print(export_run(run, folder, config))
+    vqgan = is_vqgan_run(run)
+    print(export_vqgan(run, folder, config.checkpoint) if vqgan else export_run(run, folder, config))
 
 
 def generate_command(
@@ -180,6 +184,11 @@ def sweep_command(config: Annotated[Sweep, tyro.conf.arg(name="")]) -> None:
         sys.exit(status)
 
 
+def vqgan_command(command: Annotated[VQGANCommand, tyro.conf.arg(name="")]) -> None:
+    """Train and measure a VQGAN, or turn a catalogue's pictures into its codes."""
+    print(run_vqgan(command))
+
+
 def demo_command(folder: Path = Path("runs/demo"), data: Path = Path("data")) -> None:
     """Prepare MovieLens, train `tiny`, evaluate it beside baselines, and write the page of it.
 
@@ -206,5 +215,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan_command,
     "launch": launch_command,
     "sweep": sweep_command,
+    "vqgan": vqgan_command,
     "demo": demo_command,
 }

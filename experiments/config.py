@@ -6,15 +6,16 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pydantic
 
 from data_pipelines.errors import DataError
+from data_pipelines.examples import Budget
 from data_pipelines.images import ImageConfig
 from data_pipelines.loader import LoaderConfig
-from data_pipelines.queries import QueryConfig
-from data_pipelines.tasks import Budget, TaskConfig
+from data_pipelines.queries import NO_CODES, QueryConfig
+from data_pipelines.tasks import TaskConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from unimp_jax.model import ModelConfig, Part
 from unimp_jax.objective import ObjectiveConfig
@@ -23,6 +24,8 @@ from unimp_jax.training.checkpoint import CheckpointConfig
 from unimp_jax.training.guard import GuardConfig
 from unimp_jax.training.loop import LoopConfig
 from unimp_jax.training.optimizer import OptimizerConfig
+
+C = TypeVar("C")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +88,8 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if self.training.cache_features and "vision" in self.training.trains:
             raise ValueError("training: cache_features needs a frozen tower, but vision is among what trains")
+        if self.queries.mix.image and self.vocabulary.image_codes is None and self.start is None:
+            raise ValueError(NO_CODES)
 
 
 FREE = (
@@ -94,7 +99,7 @@ FREE = (
 """What may change between a run's start and its continuation, because no result depends on it (but for rounding)."""
 
 
-def save_config(config: ExperimentConfig, path: Path) -> None:
+def save_config(config: Any, path: Path) -> None:
     """Whole or not at all: half a configuration would keep a run that was killed here from going on."""
     whole = path.with_suffix(".partial")
     whole.write_text(json.dumps(to_json(config), indent=1), encoding="utf-8")
@@ -106,8 +111,13 @@ def load_config(path: Path) -> ExperimentConfig:
     Raises:
       DataError: the file is missing or does not describe an experiment.
     """
+    return read_config(path, ExperimentConfig)
+
+
+def read_config(path: Path, kind: type[C]) -> C:
+    """A configuration of one kind; raises as `load_config` does."""
     try:
-        return pydantic.TypeAdapter(ExperimentConfig).validate_json(path.read_bytes())
+        return pydantic.TypeAdapter(kind).validate_json(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: is {path.parent} the folder of a run?") from error
     except pydantic.ValidationError as error:
@@ -116,8 +126,8 @@ def load_config(path: Path) -> ExperimentConfig:
         raise DataError(f"{path}: {place or 'the file'}: {first['msg']}") from error
 
 
-def to_json(config: ExperimentConfig) -> dict[str, Any]:
-    return pydantic.TypeAdapter(ExperimentConfig).dump_python(config, mode="json")
+def to_json(config: Any) -> dict[str, Any]:
+    return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
 def settings(config: ExperimentConfig) -> dict[str, Any]:
@@ -125,7 +135,7 @@ def settings(config: ExperimentConfig) -> dict[str, Any]:
     return {name: value for name, value in flat(to_json(config)).items() if not name.startswith(FREE)}
 
 
-def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
+def differences(old: C, new: C) -> list[str]:
     """`field: old, now new` for each field on which results depend and that differs."""
     before, after = flat(to_json(old)), flat(to_json(new))
     return [

@@ -13,6 +13,7 @@ import grain
 import numpy as np
 
 from data_pipelines.corpus import Corpus, build_corpus, split_by_users
+from data_pipelines.examples import Example
 from data_pipelines.features import FeatureStore
 from data_pipelines.images import ImageStore
 from data_pipelines.loader import (
@@ -26,7 +27,7 @@ from data_pipelines.loader import (
 from data_pipelines.queries import TrainingQueries
 from data_pipelines.records import read_items, read_users
 from data_pipelines.schema import Item
-from data_pipelines.tasks import PROMPT_TEXTS, Example, TaskWriter
+from data_pipelines.tasks import TaskWriter, prompt_texts
 from data_pipelines.vocabulary import Vocabulary, attribute_texts, build_vocabulary, load_vocabulary
 from experiments.config import DataConfig, ExperimentConfig
 from unimp_jax.decoding import Trie, build_trie
@@ -94,7 +95,8 @@ class ExperimentData:
         """With the vocabulary that a run saved, or a new one."""
         records = load_records(config.data)
         if vocabulary_folder is None:
-            vocabulary = build_vocabulary(records.corpus, config.vocabulary, PROMPT_TEXTS)
+            said = prompt_texts(images=config.vocabulary.image_codes is not None)
+            vocabulary = build_vocabulary(records.corpus, config.vocabulary, said)
         else:
             vocabulary = load_vocabulary(vocabulary_folder, records.corpus)
         return cls(config, records, vocabulary)
@@ -110,7 +112,7 @@ class ExperimentData:
     ) -> grain.DatasetIterator[TrainingBatch]:
         """`features`: in the place of pictures."""
         config, pictures = self.config, self.images if features is None else features
-        queries = TrainingQueries(self.corpus, config.queries, config.seed)
+        queries = TrainingQueries(self.corpus, config.queries, config.seed, self.has_codes)
         return training_batches(
             queries, self.writer, pictures, config.loader, seed=config.seed, start=start, share=share
         )
@@ -123,6 +125,12 @@ class ExperimentData:
         budget = dataclasses.replace(self.config.budget, answers=PROMPTS_A_ROW)
         images = self.images if pictures else None
         return question_batches(prompts, budget, images, self.config.loader, share, tight=tight)
+
+    @property
+    def has_codes(self) -> np.ndarray | None:
+        """Which items have their picture in codes, bool [I]; None: there are none."""
+        codes = self.vocabulary.image_codes
+        return None if codes is None else codes.has_codes
 
     @functools.cached_property
     def trie(self) -> Trie:

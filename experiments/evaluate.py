@@ -23,6 +23,8 @@ from experiments.baselines.popularity import Popularity
 from experiments.baselines.ranker import Ranker
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.baselines.sasrec_training import train_sasrec
+from experiments.painting import GalleryConfig, ask_held_out, open_painter
+from experiments.pictures import sample_pictures
 from experiments.results import Evaluation, Row, Sample, Table, save_evaluation
 from experiments.run import Checkpoint, open_model
 from unimp_jax.decoding import BeamConfig
@@ -43,6 +45,8 @@ class EvaluationConfig:
     """With which items are searched for that have semantic ids."""
     reviews: BeamConfig = BeamConfig(beams=5, new_tokens=256)
     """How ratings and explanations are written."""
+    pictures: GalleryConfig = GalleryConfig()
+    """How pictures are generated and measured, where the run was trained for that."""
     encode_catalogue: bool = True
     """Every picture is encoded once, before anybody is asked; or, where there is no room for them all, in prompts."""
     sasrec: bool = True
@@ -64,15 +68,21 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     """
     start = time.perf_counter()
     data, model, facts = open_model(folder, config.checkpoint)
+    paints = bool(data.config.queries.mix.image)
+    painter = open_painter(data, config.pictures.painting.vqgan) if paints else None
     model = encode_catalogue(data, model) if config.encode_catalogue else model
     corpus, split = data.corpus, config.split
     rankers = fit_rankers(corpus, config)
     items, queries, ranked = ask_items(data, model, rankers, split, "recommendation", config.beams)
+    painted, generated = (
+        ask_held_out(data, model, split, painter, config.pictures, config.seed) if painter else ({}, None)
+    )
     found = {
         "recommendation": items,
         "search": ask_items(data, model, rankers, split, "search", config.beams)[0],
         **ask_preference(data, model, split, config.reviews),
         "selection": ask_selections(data, model, rankers, split),
+        **painted,
     }
     outcomes = {task: outcome for task, outcome in found.items() if outcome}
     evaluation = Evaluation(
@@ -85,9 +95,13 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
         facts=facts.described,
     )
     if jax.process_index() == 0:
-        save_evaluation(evaluation, folder / "evaluation" / f"{config.split}.json")
+        place = folder / "evaluation"
+        if generated:
+            shown = sample_pictures(data, generated, place, split, count=config.samples, seed=config.seed)
+            evaluation = dataclasses.replace(evaluation, pictures=shown)
+        save_evaluation(evaluation, place / f"{config.split}.json")
         for task, outcome in outcomes.items():
-            save_answers(outcome, folder / "evaluation" / f"{split}-{task}.parquet")
+            save_answers(outcome, place / f"{split}-{task}.parquet")
     return evaluation
 
 
@@ -137,10 +151,12 @@ def show(evaluation: Evaluation) -> str:
     """The tables as text for a terminal."""
     lines = [f"{evaluation.source}, {evaluation.split}, step {evaluation.step}"]
     for table in evaluation.tables:
-        names = list(table.rows[0].figures)
+        names = {name: name.replace(" (seen kept)", "*") for name in table.rows[0].figures}
         width = max(len(row.model) for row in table.rows)
         lines += ["", f"{table.task} ({table.users} users). {table.note}"]
-        lines.append(" ".join([" " * width, *(f"{name.replace(' (seen kept)', '*'):>9}" for name in names)]))
+        lines.append(" ".join([" " * width, *(f"{head:>9}" for head in names.values())]))
         for row in table.rows:
-            lines.append(" ".join([f"{row.model:{width}}", *(f"{row.figures[name].mean:9.4f}" for name in names)]))
+            told = [f"{row.figures[name].mean:.4f}" if name in row.figures else "-" for name in names]
+            cells = [f"{figure:>{max(9, len(head))}}" for figure, head in zip(told, names.values(), strict=True)]
+            lines.append(" ".join([f"{row.model:{width}}", *cells]))
     return "\n".join([*lines, "", "* seen items kept"])

@@ -1,7 +1,8 @@
 """`unimp generate`: the answer of a run, or of what was exported of it, about one person, with titles.
 
 Recommendation and search name the best items, preference a rating and what is written with it, selection the ones
-chosen of three. Nothing is measured here, so all that is known of the person is their history.
+chosen of three, image the files of pictures. Nothing is measured here, so all that is known of the person is their
+history.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from data_pipelines.corpus import Corpus
 from data_pipelines.errors import DataError
-from data_pipelines.queries import PREFERENCE, SELECTION, Query
+from data_pipelines.queries import IMAGE, PREFERENCE, SELECTION, Query
 from data_pipelines.vocabulary import Vocabulary
 from experiments.ask import Model, ask_for_selections, find_items
 from experiments.asked import Request, Task, complete, pose
 from experiments.data import ExperimentData
+from experiments.painting import Painter, PaintingConfig, ask_for_codes, open_painter, save_picture
 from experiments.run import Checkpoint, open_to_ask
 from unimp_jax.decoding import BeamConfig
 from unimp_jax.sharding import MeshConfig
@@ -53,7 +56,7 @@ class GenerateConfig:
     {"history": ["ITEM_ID", {"item": "ITEM_ID", "rating": 4.0}], "query": "…", "item": "…", "candidates": ["…"]},
     the history oldest first, the other fields in place of the options of their names."""
     query: str | None = None
-    """For search: its words, as the source writes its categories."""
+    """For search and image: its words, as the source writes its categories."""
     item: str | None = None
     """For preference: the id of the item to be rated."""
     candidates: tuple[str, ...] = ()
@@ -66,6 +69,12 @@ class GenerateConfig:
     """Of the search for items with semantic ids (at least k), and for what is written with a rating."""
     new_tokens: int = 128
     """What is written with a rating is cut off there."""
+    out: Path = Path("pictures")
+    """For image: the folder where pictures go, 1.png and so on."""
+    painting: Annotated[PaintingConfig, tyro.conf.arg(name="")] = PaintingConfig()
+    """For image: by what, how many and how."""
+    seed: int = 0
+    """For image: of what is drawn."""
     checkpoint: Checkpoint = "best"
     """Of a run: the best by validation, or the latest."""
     data: Path | None = None
@@ -96,10 +105,13 @@ def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> s
         raise DataError(f"--k is {config.k}: 1 to {data.corpus.num_items}, all items of the catalogue, is right")
     beams = BeamConfig(config.beams, config.new_tokens)
     data.writer.write(query, ask=True)  # what does not fit is told before weights are read
+    painter = open_painter(data, config.painting.vqgan) if query.task == IMAGE else None
     model = open_model()
     answer: dict[str, Any] = {"task": config.task, "user": config.user, "history": told_history(data.corpus, query)}
     if query.task == PREFERENCE:
         answer |= rate(data, model, query, beams)
+    elif painter:
+        answer |= {"query": query.words, "pictures": paint(data, model, query, painter, config)}
     elif query.task == SELECTION:
         chosen = ask_for_selections(data, model, [query])[0]
         answer |= {"candidates": told(data.corpus, query.candidates), "chosen": told(data.corpus, chosen)}
@@ -138,6 +150,20 @@ def rate(data: ExperimentData, model: Model, query: Query, config: BeamConfig) -
     return told(data.corpus, query.right)[0] | parse_rating(vocabulary, tokens[0])
 
 
+def paint(
+    data: ExperimentData, model: Model, query: Query, painter: Painter, config: GenerateConfig
+) -> list[dict[str, Any]]:
+    """Files of pictures, each with the log-probability of its codes, the most probable first."""
+    codes, scores = ask_for_codes(data, model, [query], config.painting, config.seed)
+    order = np.argsort(-scores[0], kind="stable")
+    painted = []
+    for number, picture in enumerate(painter.paint(codes[0, order]), start=1):
+        path = config.out / f"{number}.png"
+        save_picture(picture, path)
+        painted.append({"file": str(path), "log-probability": float(scores[0, order[number - 1]])})
+    return painted
+
+
 def parse_rating(vocabulary: Vocabulary, tokens: np.ndarray) -> dict[str, Any]:
     """What an answer to a preference question says.
 
@@ -165,6 +191,9 @@ def show(answer: dict[str, Any]) -> str:
     lines = [f"{answer['task']} for {who}: {counted}", ""]
     if "items" in answer:
         return "\n".join([*lines, *show_items(answer["items"])])
+    if "pictures" in answer:
+        files = [f"{one['file']}  log-probability {one['log-probability']:.1f}" for one in answer["pictures"]]
+        return "\n".join([*lines, f"query  {answer['query']}", *files])
     if "chosen" in answer:
         chosen = [item["item"] for item in answer["chosen"]]
         marks = ["chosen" if item["item"] in chosen else "" for item in answer["candidates"]]

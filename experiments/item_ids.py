@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from tqdm import tqdm
@@ -14,12 +12,12 @@ from tqdm import tqdm
 from data_pipelines.errors import DataError
 from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.vocabulary import attribute_texts
+from experiments.ask import Model
 from experiments.data import ExperimentData
+from experiments.picture_towers import BATCH, own_tower
 from experiments.run import Checkpoint, open_model
 from unimp_jax.model import UniMP
 from unimp_jax.semantic_ids import ResidualKMeansConfig, RQVAEConfig, SemanticIdConfig, semantic_ids
-
-BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +50,7 @@ def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
     net = nnx.merge(model.examiner.graph, *model.parameters)
     blocks = []
     if config.images:
-        blocks.append(picture_features(net, data))
+        blocks.append(picture_features(model, data))
     if config.text:
         blocks.append(text_features(net, data))
     features = np.concatenate([evenly(block) for block in blocks], axis=1)
@@ -77,16 +75,14 @@ def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
     return f"{made.figures}\n{path}: ids of {layout} codes; train with --vocabulary.item-codes {path}"
 
 
-def picture_features(net: UniMP, data: ExperimentData) -> np.ndarray:
+def picture_features(model: Model, data: ExperimentData) -> np.ndarray:
     """float32 [I, C]; an item without a picture is given the mean of all."""
-    graph, state = nnx.split(net.vision)
-    encode = jax.jit(lambda state, images: nnx.merge(graph, state)(images).astype(jnp.float32).mean(axis=1))
+    tower = own_tower(data, model)
     shown = np.flatnonzero(data.writer.has_image)
-    features = np.zeros((data.corpus.num_items, net.config.vision.width), np.float32)
+    features = np.zeros((data.corpus.num_items, data.config.model.vision.width), np.float32)
     for start in tqdm(range(0, len(shown), BATCH), desc="pictures", leave=False):
         items = shown[start : start + BATCH]
-        images = np.stack([data.images[int(item)] for item in np.resize(items, BATCH)])
-        features[items] = np.asarray(encode(state, images))[: len(items)]
+        features[items] = tower.see(np.stack([data.images[int(item)] for item in items]))
     features[~data.writer.has_image] = features[shown].mean(axis=0) if len(shown) else 0
     return features
 

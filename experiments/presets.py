@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from data_pipelines.examples import Budget
 from data_pipelines.images import ImageConfig
 from data_pipelines.loader import LoaderConfig
 from data_pipelines.queries import QueryConfig, TaskMix
-from data_pipelines.tasks import Budget, TaskConfig
+from data_pipelines.tasks import TaskConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.config import DataConfig, ExperimentConfig, TrainingConfig
 from unimp_jax.model import PARTS, presets

@@ -44,6 +44,23 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
+class PictureSample:
+    """What one user asked to see and what was generated; items by index into the catalogue, pictures by the names of
+    PNG files, relative to the folder of the evaluation.
+
+    Attributes:
+      reconstruction: the wanted item's picture as its codes give it back, the best that could be generated.
+    """
+
+    user: str
+    history: tuple[int, ...]
+    query: str
+    target: int
+    reconstruction: str
+    generated: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """All tables of one run on one split."""
 
@@ -55,6 +72,7 @@ class Evaluation:
     seconds: float = 0.0
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What a reader may want to know of the run: parameters, seed, data, machine."""
+    pictures: tuple[PictureSample, ...] = ()
 
 
 def save_evaluation(evaluation: Evaluation, path: Path) -> None:

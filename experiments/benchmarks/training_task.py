@@ -19,10 +19,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from data_pipelines.examples import Budget, Example
 from data_pipelines.images import ImageConfig
 from data_pipelines.loader import BlockPlanner, LoaderConfig, fill_batch
 from data_pipelines.queries import TrainingQueries
-from data_pipelines.tasks import Budget, Example, LossWeights, TaskConfig
+from data_pipelines.tasks import LossWeights, TaskConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.benchmarks.peer_inputs import IGNORED, export_weights, labels, padded
 from experiments.benchmarks.sizes import Size, geometry

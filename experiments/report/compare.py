@@ -13,13 +13,19 @@ from experiments.report.gather import Group, Run
 from experiments.results import Table
 from unimp_jax.evaluation.bootstrap import Difference, Interval, paired_difference
 from unimp_jax.evaluation.metrics import RATING_FIGURES, SELECTION_FIGURES
+from unimp_jax.evaluation.pictures import PICTURE_FIGURES
 from unimp_jax.evaluation.repeats import difference_over_seeds, holm, influence, over_seeds
 from unimp_jax.evaluation.texts import TEXT_FIGURES
 
-FORMULAS = RATING_FIGURES | SELECTION_FIGURES | TEXT_FIGURES
-"""Figures that are more than means of the column of their name."""
+FORMULAS = {
+    "preference": RATING_FIGURES,
+    "explanation": TEXT_FIGURES,
+    "selection": SELECTION_FIGURES,
+    "image": PICTURE_FIGURES,
+}
+"""For some tasks, what makes figures of the means of columns; of others, each is the mean of the column of its name."""
 
-HEADLINES = ("NDCG@10", "RMSE", "F1", "ROUGE-L")
+HEADLINES = ("NDCG@10", "RMSE", "F1", "ROUGE-L", "closer", "Fréchet distance")
 """What differences are drawn of, whichever a task has."""
 
 
@@ -188,12 +194,13 @@ def figures_of(runs: Sequence[Run], task: str, model: str, figures: Sequence[str
     if len(common) < 2:
         return {}, len(common)
     found: dict[str, list[np.ndarray]] = {figure: [] for figure in figures}
+    formulas = FORMULAS.get(task, {})
     for keys, by_name in zip(asked, columns, strict=True):
         order = np.argsort(keys)
         places = order[np.searchsorted(keys, common, sorter=order)]
         here = {name: x[places] for name, x in by_name.items()}
         for figure in figures:
-            found[figure].append(influence(here, FORMULAS[figure]) if figure in FORMULAS else here[figure])
+            found[figure].append(influence(here, formulas[figure]) if figure in formulas else here[figure])
     return {figure: np.stack(values) for figure, values in found.items()}, len(common)
 
 

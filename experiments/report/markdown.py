@@ -45,7 +45,7 @@ def markdown(title: str, command: str, sections: Sequence[Section], missing: Seq
 def show_task(comparison: Comparison, base: str) -> Iterator[str]:
     names = [name for name in comparison.names if not is_minor(name)]
     better = "larger" if comparison.larger_is_better else "smaller"
-    yield from (f"### {comparison.task.capitalize()}", "")
+    yield from (f"### {comparison.task.replace('-', ' ').capitalize()}", "")
     yield from (f"{comparison.users:,} people; {better} is better. {comparison.note}", "")
     rows = [
         [name_of(line), line.runs or "", *(interval(line.figures.get(name)) for name in names)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
+from data_pipelines.errors import DataError
 from experiments.config import load_config
 from experiments.data import Records, load_records
 from experiments.report.curves import training_curves
@@ -18,6 +19,7 @@ from unimp_jax.evaluation.bootstrap import Interval
 from unimp_jax.training.log import read_log
 
 POSTER_HEIGHT = 96
+DRAWN_HEIGHT = 128
 
 
 def write_report(folder: Path, split: str = "test") -> Path:
@@ -37,6 +39,8 @@ def write_report(folder: Path, split: str = "test") -> Path:
         curves=training_curves(read_log(folder / "metrics.jsonl")),
         posters=posters(evaluation, records),
         titles=records.corpus.titles,
+        drawn=drawn_pictures(evaluation, folder / "evaluation"),
+        stretched=config.images.fit == "stretch",
     )
     path = folder / "report.html"
     write_whole(path, page)
@@ -63,6 +67,7 @@ def show_figure(figure: Interval) -> str:
 def posters(evaluation: Evaluation, records: Records) -> dict[int, str]:
     """The pictures of all items in the samples, as data addresses."""
     items = {item for sample in evaluation.samples for item in (*sample.history, sample.target, *sample.top)}
+    items |= {item for sample in evaluation.pictures for item in (*sample.history, sample.target)}
     return {item: poster(records.read_image(item)) for item in sorted(items) if records.has_image[item]}
 
 
@@ -72,3 +77,24 @@ def poster(encoded: bytes) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def drawn_pictures(evaluation: Evaluation, folder: Path) -> dict[str, str]:
+    """All pictures that were generated for the samples, by name, as data addresses; nothing is lost of small ones.
+
+    Raises:
+      DataError: one is not where the evaluation left it.
+    """
+    names = [name for sample in evaluation.pictures for name in (sample.reconstruction, *sample.generated)]
+    return {name: drawn_picture(folder / name) for name in names}
+
+
+def drawn_picture(path: Path) -> str:
+    try:
+        picture = Image.open(path).convert("RGB")
+    except OSError as error:
+        raise DataError(f"{path} is not there, or no picture: run `unimp evaluate` on this run again") from error
+    picture.thumbnail((2 * DRAWN_HEIGHT, DRAWN_HEIGHT))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

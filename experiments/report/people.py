@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from data_pipelines.errors import DataError
 from experiments.answers import OURS
@@ -48,14 +48,14 @@ class People:
     why: str = ""
 
 
-def gather_people(groups: Sequence[Group]) -> People:
+def gather_people(groups: Sequence[Group], others: Iterable[int] = ()) -> People:
+    """`others`: items whose posters and titles are needed as well."""
     base = groups[0].runs[0]
-    if not base.evaluation.samples:
-        return People(why=f"{base.folder.name} was evaluated without samples")
     try:
         records = load_records(base.config.data)
     except DataError as error:
         return People(why=str(error))
+    why = "" if base.evaluation.samples else f"{base.folder.name} was evaluated without samples"
     numbers = {item: number for number, item in enumerate(records.corpus.item_ids)}
     found = [(group, answers_of(group.runs[0], numbers)) for group in groups]
     people = tuple(
@@ -68,7 +68,8 @@ def gather_people(groups: Sequence[Group]) -> People:
         for sample in base.evaluation.samples[:PEOPLE]
     )
     items = {item for one in people for item in (*one.history, one.target, *(i for a in one.answers for i in a.top))}
-    return People(people, posters(sorted(items), records), {item: records.corpus.titles[item] for item in items})
+    shown = sorted({*items, *others})
+    return People(people, posters(shown, records), {item: records.corpus.titles[item] for item in shown}, why)
 
 
 def answers_of(run: Run, numbers: dict[str, int]) -> dict[str, tuple[float, tuple[int, ...]]]:

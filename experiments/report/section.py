@@ -8,6 +8,7 @@ from typing import Any
 from experiments.config import settings
 from experiments.report.bands import learning
 from experiments.report.compare import Comparison, compare
+from experiments.report.contact import Asked, gather_asked
 from experiments.report.cost import Cost, mean_cost
 from experiments.report.gather import Group
 from experiments.report.people import People, gather_people
@@ -23,7 +24,13 @@ class Section:
     curves: list[str]
     costs: list[tuple[Group, Cost]]
     people: People
+    asked: tuple[Asked, ...]
     changes: list[tuple[Group, list[tuple[str, Any, Any]]]]
+
+    @property
+    def stretched(self) -> bool:
+        """Whether pictures were squeezed into squares, so that they are to be shown in their own shape."""
+        return self.groups[0].runs[0].config.images.fit == "stretch"
 
     @property
     def runs(self) -> int:
@@ -31,13 +38,15 @@ class Section:
 
 
 def section(groups: list[Group]) -> Section:
+    asked = gather_asked(groups)
     return Section(
         source=groups[0].runs[0].config.data.source,
         groups=groups,
         comparisons=compare(groups),
         curves=learning(groups),
         costs=[(group, mean_cost(group.runs)) for group in groups],
-        people=gather_people(groups),
+        people=gather_people(groups, {item for one in asked for item in one.items}),
+        asked=asked,
         changes=[(group, changes(groups[0], group)) for group in groups],
     )
 

@@ -8,9 +8,11 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.corpus import Corpus, build_corpus
+from data_pipelines.examples import Budget
+from data_pipelines.image_codes import ImageCodes, save_image_codes
 from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.schema import Interaction, Item, User
-from data_pipelines.tasks import PROMPT_TEXTS, Budget, TaskConfig, TaskWriter
+from data_pipelines.tasks import TaskConfig, TaskWriter, prompt_texts
 from data_pipelines.vocabulary import Vocabulary, VocabularyConfig, attribute_texts, build_vocabulary
 
 GENRES = ("Action", "Comedy", "Drama", "Sci-Fi")
@@ -52,8 +54,21 @@ def small_corpus(num_items: int = 40, num_users: int = 30, seed: int = 0) -> Cor
     return build_corpus(items, users)
 
 
-def small_vocabulary(corpus: Corpus) -> Vocabulary:
-    return build_vocabulary(corpus, VocabularyConfig(trained_size=400, round_to=8), PROMPT_TEXTS)
+def small_vocabulary(corpus: Corpus, *, pictures: bool = False) -> Vocabulary:
+    """With `pictures`, they are known as `small_pictures`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "images.parquet" if pictures else None
+        if path:
+            save_image_codes(path, small_pictures(corpus))
+        config = VocabularyConfig(trained_size=400, round_to=8, image_codes=path)
+        return build_vocabulary(corpus, config, prompt_texts(images=pictures))
+
+
+def small_pictures(corpus: Corpus, grid: tuple[int, int] = (3, 2), num_codes: int = 11) -> ImageCodes:
+    """Random codes; every third item has no picture."""
+    codes = np.random.default_rng(0).integers(num_codes, size=(corpus.num_items, grid[0] * grid[1])).astype(np.int32)
+    codes[::3] = -1
+    return ImageCodes(tuple(corpus.item_ids), codes, grid, num_codes, {"made by": "chance"})
 
 
 def small_writer(corpus: Corpus, vocabulary: Vocabulary, config: TaskConfig, budget: Budget) -> TaskWriter:
@@ -76,9 +91,10 @@ def small_codes(corpus: Corpus, sizes: tuple[int, ...] = (4, 3, 6), seed: int = 
 
 
 def semantic_vocabulary(corpus: Corpus) -> Vocabulary:
-    """As `small_vocabulary`, with items named by `small_codes`."""
+    """As `small_vocabulary` with pictures, with items named by `small_codes`."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "ids.parquet"
-        save_codes(path, small_codes(corpus))
-        config = VocabularyConfig(trained_size=400, round_to=8, item_codes=path)
-        return build_vocabulary(corpus, config, PROMPT_TEXTS)
+        names, pictures = Path(folder) / "ids.parquet", Path(folder) / "images.parquet"
+        save_codes(names, small_codes(corpus))
+        save_image_codes(pictures, small_pictures(corpus))
+        config = VocabularyConfig(trained_size=400, round_to=8, item_codes=names, image_codes=pictures)
+        return build_vocabulary(corpus, config, prompt_texts(images=True))

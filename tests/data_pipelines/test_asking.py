@@ -5,12 +5,13 @@ import pytest
 
 from data_pipelines.corpus import with_user
 from data_pipelines.errors import DataError
-from data_pipelines.queries import PREFERENCE, RECOMMENDATION, SEARCH, SELECTION, TASKS, Query
-from data_pipelines.tasks import Budget, TaskConfig
+from data_pipelines.examples import Budget
+from data_pipelines.queries import IMAGE, PREFERENCE, RECOMMENDATION, SEARCH, SELECTION, TASKS, Query, paintable
+from data_pipelines.tasks import TaskConfig
 from tests.data_pipelines.small import small_corpus, small_vocabulary, small_writer
 
 CORPUS = small_corpus()
-VOCABULARY = small_vocabulary(CORPUS)
+VOCABULARY = small_vocabulary(CORPUS, pictures=True)
 ROOMY = Budget(tokens=2048, images=64, answers=512)
 SHORT = TaskConfig(full_items=2, id_items=8)
 USER = int(np.argmax(np.diff(CORPUS.offsets)))
@@ -29,7 +30,9 @@ def writer(config: TaskConfig = SHORT, budget: Budget = ROOMY):
 
 
 def open_question(task: int, user: int, length: int = LENGTH) -> Query:
-    fields = {SEARCH: {"words": "Comedy"}, SELECTION: {"candidates": (1, 2, 3)}}.get(task, {})
+    fields = {SEARCH: {"words": "Comedy"}, IMAGE: {"words": "Comedy"}, SELECTION: {"candidates": (1, 2, 3)}}.get(
+        task, {}
+    )
     return Query(task, user, length, (5,) if task == PREFERENCE else (), **fields)
 
 
@@ -91,15 +94,17 @@ def test_an_open_question_hangs_on_the_history_alone(task, every):
 @pytest.mark.parametrize("task", range(len(TASKS)), ids=TASKS)
 def test_an_open_question_reads_as_one_whose_answer_is_known(task):
     """Of the same history, asked about the item that did come."""
+    can_be_asked = paintable(CORPUS, VOCABULARY.image_codes.has_codes)
     position = next(
         p
         for p in range(3, LENGTH)
-        if CORPUS.categories[CORPUS.items[CORPUS.offsets[USER] + p]]
+        if can_be_asked[CORPUS.items[CORPUS.offsets[USER] + p]]
         and not np.isnan(CORPUS.ratings[CORPUS.offsets[USER] + p])
     )
     item = int(CORPUS.items[CORPUS.offsets[USER] + position])
     known = Query(task, USER, position, (item,), (item, 1, 2) if task == SELECTION else ())
-    fields = {SEARCH: {"words": ", ".join(CORPUS.categories[item])}, SELECTION: {"candidates": known.candidates}}
+    words = {"words": ", ".join(CORPUS.categories[item])}
+    fields = {SEARCH: words, IMAGE: words, SELECTION: {"candidates": known.candidates}}
     unknown = Query(task, NEW, position, (item,) if task == PREFERENCE else (), **fields.get(task, {}))
     tokens = [writer().of(copied(position)).write(query, ask=True).tokens for query in (known, unknown)]
     np.testing.assert_array_equal(*tokens)

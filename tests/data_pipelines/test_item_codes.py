@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import item_codes
+from data_pipelines import code_files
 from data_pipelines.errors import DataError
-from data_pipelines.item_codes import SIZES, ItemCodes, load_codes, save_codes
+from data_pipelines.item_codes import ItemCodes, load_codes, save_codes
 
+SIZES = b"unimp.sizes"
 NAMES = ("film 1", "Œuvre", "", "x" * 40)
 CODES = ItemCodes(NAMES, np.array([[0, 1, 0], [0, 1, 1], [2, 0, 0], [1, 4, 1]], np.int32), (3, 5, 2))
 
@@ -189,7 +190,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch, before):
         Path(place).write_bytes(b"PAR1 and then")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(item_codes.pq, "write_table", full)
+    monkeypatch.setattr(code_files.pq, "write_table", full)
     with pytest.raises(OSError, match="no space"):
         save_codes(path, CODES)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == ([before] if before else [])

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from data_pipelines.errors import DataError
+from data_pipelines.examples import Budget, Example
 from data_pipelines.queries import (
+    IMAGE,
     PREFERENCE,
     RECOMMENDATION,
     SEARCH,
@@ -21,14 +23,22 @@ from data_pipelines.queries import (
     TrainingQueries,
     held_out_queries,
 )
-from data_pipelines.tasks import Budget, Example, TaskConfig
+from data_pipelines.tasks import TaskConfig
 from data_pipelines.vocabulary import CODES, VocabularyConfig, build_vocabulary, load_vocabulary
 from data_pipelines.whole_tokenizer import whole_tokenizer
-from tests.data_pipelines.small import semantic_vocabulary, small_codes, small_corpus, small_vocabulary, small_writer
+from tests.data_pipelines.small import (
+    semantic_vocabulary,
+    small_codes,
+    small_corpus,
+    small_pictures,
+    small_vocabulary,
+    small_writer,
+)
 
 CORPUS = small_corpus()
 VOCABULARY = semantic_vocabulary(CORPUS)
 DEPTH = 3
+HAS_CODES = VOCABULARY.image_codes.has_codes
 NAMING = frozenset(VOCABULARY.items.reshape(-1).tolist())
 ROOMY = Budget(tokens=2048, images=64, answers=512)
 USER = int(np.argmax(np.diff(CORPUS.offsets)))
@@ -53,7 +63,7 @@ def test_codes_of_another_level_or_other_things_have_other_tokens():
         assert not one & other
     assert min(NAMING) >= VOCABULARY.base_size
     assert max(NAMING) < VOCABULARY.size
-    assert VOCABULARY.size < small_vocabulary(CORPUS).size  # which is what codes are for
+    assert VOCABULARY.size < small_vocabulary(CORPUS, pictures=True).size  # which is what codes are for
 
 
 def test_saving_and_loading_change_nothing(tmp_path):
@@ -124,13 +134,16 @@ def answer_of(query: Query) -> list[int]:
         return [VOCABULARY.rating_token(CORPUS.ratings[event])]
     if query.task == SELECTION:
         return [VOCABULARY.selections[0], VOCABULARY.selections[2]]
+    if query.task == IMAGE:
+        return VOCABULARY.codes[small_pictures(CORPUS).codes[query.right[0]]].tolist()
     return VOCABULARY.items[query.right[0]].tolist()
 
 
 def can_be_asked(position: int) -> bool:
     """Whether all tasks can be asked about what the user met there."""
     event = CORPUS.offsets[USER] + position
-    return bool(CORPUS.categories[CORPUS.items[event]]) and not np.isnan(CORPUS.ratings[event])
+    item = CORPUS.items[event]
+    return bool(CORPUS.categories[item]) and not np.isnan(CORPUS.ratings[event]) and bool(HAS_CODES[item])
 
 
 POSITION = next(filter(can_be_asked, range(7, 14)))
@@ -337,7 +350,7 @@ def tokenizer(tmp_path_factory):
 def test_a_tokenizer_for_strangers_gives_the_same_tokens(task, tokenizer):
     config = TaskConfig(full_items=2, id_items=8, questions_show_ids=True)
     writer = small_writer(CORPUS, VOCABULARY, config, Budget(512, 16, 128))
-    queries = held_out_queries(CORPUS, "test", task)[:20]
+    queries = held_out_queries(CORPUS, "test", task, HAS_CODES)[:20]
     assert queries
     for query in queries:
         tokens = writer.write(query, ask=True).tokens

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.corpus import TRAIN
+from data_pipelines.examples import Budget
 from data_pipelines.queries import (
     PREFERENCE,
     RECOMMENDATION,
@@ -21,12 +22,13 @@ from data_pipelines.queries import (
     TrainingQueries,
     held_out_queries,
 )
-from data_pipelines.tasks import Budget, TaskConfig
+from data_pipelines.tasks import TaskConfig
 from tests.data_pipelines.answers import answer_mask
 from tests.data_pipelines.small import small_corpus, small_vocabulary, small_writer
 
 CORPUS = small_corpus()
-VOCABULARY = small_vocabulary(CORPUS)
+VOCABULARY = small_vocabulary(CORPUS, pictures=True)
+HAS_CODES = VOCABULARY.image_codes.has_codes
 ROOMY = Budget(tokens=2048, images=64, answers=512)
 USER = int(np.argmax(np.diff(CORPUS.offsets)))
 
@@ -114,13 +116,13 @@ configs = st.builds(
     images=st.booleans(),
     text=st.booleans(),
 )
-budgets = st.builds(Budget, tokens=st.integers(160, 400), images=st.integers(3, 8), answers=st.integers(4, 40))
+budgets = st.builds(Budget, tokens=st.integers(160, 400), images=st.integers(3, 8), answers=st.integers(8, 40))
 
 
 @settings(max_examples=40, deadline=None)
 @given(config=configs, budget=budgets, number=st.integers(0, 500))
 def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(config, budget, number):
-    query = TrainingQueries(CORPUS, QueryConfig(), seed=1)[number]
+    query = TrainingQueries(CORPUS, QueryConfig(TaskMix(image=2)), seed=1, has_codes=HAS_CODES)[number]
     writer = small_writer(CORPUS, VOCABULARY, config, budget)
     trained, asked = writer.write(query), writer.write(query, ask=True)
     assert all(size <= room for size, room in zip(trained.size, dataclasses.astuple(budget), strict=True))
@@ -143,7 +145,8 @@ def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(co
 def test_a_history_without_ids_is_told_by_pictures_and_words_alone(task):
     """Of preference the ratings stay, without which a person's mean cannot be known."""
     config = TaskConfig(full_items=3, history_targets="none", history_ids=False)
-    query = query_at(task, 6)
+    item_at = CORPUS.items[CORPUS.offsets[USER] :]
+    query = query_at(task, next(position for position in range(6, 12) if HAS_CODES[item_at[position]]))
     query = dataclasses.replace(query, candidates=(*query.right, 0, 1))
     example = small_writer(CORPUS, VOCABULARY, config, ROOMY).write(query, ask=True)
     assert not np.isin(example.tokens, VOCABULARY.items).any()
@@ -164,7 +167,7 @@ def test_ids_cannot_be_shown_bare_or_foretold_where_they_are_not_shown(other):
 
 @pytest.mark.parametrize("number", range(40))
 def test_targets_without_bare_ids_are_the_labels_of_the_reference(number):
-    query = TrainingQueries(CORPUS, QueryConfig(), seed=2)[number]
+    query = TrainingQueries(CORPUS, QueryConfig(TaskMix(image=2)), seed=2, has_codes=HAS_CODES)[number]
     example = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=4), ROOMY).write(query)
     mask = answer_mask(
         example.tokens,
@@ -231,7 +234,7 @@ def test_training_never_sees_what_is_held_out():
 
 def test_validation_questions_never_show_a_test_item():
     for task in TASKS:
-        for query in held_out_queries(CORPUS, "validation", task):
+        for query in held_out_queries(CORPUS, "validation", task, HAS_CODES):
             last = int(CORPUS.items[CORPUS.offsets[query.user + 1] - 1])
             shown = {*CORPUS.history(query.user, query.position).tolist(), *query.right}
             assert last not in shown

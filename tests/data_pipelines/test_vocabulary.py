@@ -18,13 +18,13 @@ from data_pipelines.vocabulary import (
 from tests.data_pipelines.small import small_corpus, small_vocabulary
 
 CORPUS = small_corpus()
-VOCABULARY = small_vocabulary(CORPUS)
+VOCABULARY = small_vocabulary(CORPUS, pictures=True)
 
 
 def test_no_two_things_share_a_token():
     ids = [
         VOCABULARY.image, VOCABULARY.answer, VOCABULARY.end_of_chunk, VOCABULARY.bos, VOCABULARY.eos,
-        *VOCABULARY.selections, *VOCABULARY.ratings, *VOCABULARY.items[:, 0],
+        *VOCABULARY.selections, *VOCABULARY.ratings, *VOCABULARY.items[:, 0], *VOCABULARY.codes,
     ]  # fmt: skip
     assert len(set(ids)) == len(ids)
     assert max(ids) < VOCABULARY.size
@@ -63,7 +63,7 @@ def test_a_vocabulary_of_another_catalogue_is_refused(tmp_path):
 
 
 def test_training_a_tokenizer_twice_gives_the_same():
-    again = small_vocabulary(CORPUS)
+    again = small_vocabulary(CORPUS, pictures=True)
     assert again.tokenizer.get_vocab() == VOCABULARY.tokenizer.get_vocab()
 
 

@@ -27,6 +27,8 @@ BASE = changed(
     {
         "model.decoder": dataclasses.replace(PRESETS["tiny"].model.decoder, layers=4),
         "tasks.ask_every": 10,
+        "vocabulary.image_codes": Path("codes.parquet"),
+        "queries.mix.image": 1.0,
         "seed": 3,
     },
 )
@@ -140,7 +142,8 @@ def test_a_curriculum_asks_only_for_what_the_base_trains_for():
     config = changed(BASE, {"queries.mix.preference": 0.0})
     made, _ = plan(base(config), ["curriculum"], [0])
     assert [cell.ablation for cell in made] == [
-        "curriculum_1_recommendation", "curriculum_2_search", "curriculum_3_selection", "curriculum",
+        "curriculum_1_recommendation", "curriculum_2_search", "curriculum_3_selection", "curriculum_4_image",
+        "curriculum",
     ]  # fmt: skip
     assert made[-1].config.queries.mix == config.queries.mix
 
@@ -177,7 +180,7 @@ def test_the_command_line_of_a_cell_says_its_configuration(name, tmp_path):
         ("curriculum", {}, Source(True, TASKS[:1]), "trains for recommendation alone"),
         ("semantic_ids", {"vocabulary.item_codes": Path("ids.parquet")}, EVERYTHING, "by codes already"),
         ("trained_tower", {"training.trains": ("gated",), "training.cache_features": True}, EVERYTHING, "frozen tower"),
-        ("curriculum", {"loop.steps": 4}, EVERYTHING, "4 steps cannot be divided among 5 parts"),
+        ("curriculum", {"loop.steps": 4}, EVERYTHING, "4 steps cannot be divided among 6 parts"),
         ("width_half", {"model.decoder.mlp_width": 191}, EVERYTHING, "mlp_width 191 cannot be multiplied by 0.5"),
     ],
 )

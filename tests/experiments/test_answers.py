@@ -33,13 +33,13 @@ def reviewed_corpus(users: int = 8, items: int = 9):
 @pytest.fixture(scope="module")
 def outcomes():
     """Preference and explanation, answered by a model of random weights: its ratings cannot always be read."""
-    from data_pipelines.tasks import PROMPT_TEXTS
+    from data_pipelines.tasks import prompt_texts
     from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
     from experiments.answers import ask_preference
     from experiments.data import ExperimentData, Records
 
     corpus = reviewed_corpus()
-    vocabulary = build_vocabulary(corpus, VocabularyConfig(trained_size=400, round_to=8), PROMPT_TEXTS)
+    vocabulary = build_vocabulary(corpus, VocabularyConfig(trained_size=400, round_to=8), prompt_texts())
     data, model = test_searching.asked(1, images=False)
     records = Records(corpus, np.zeros(corpus.num_items, bool), lambda item: b"")
     size = data.config.model.decoder

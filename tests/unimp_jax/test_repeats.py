@@ -68,6 +68,10 @@ def test_pairing_users_finds_what_seeds_do_not_hide():
 def test_equal_groups_do_not_differ():
     values = np.random.default_rng(0).normal(size=(1, 9))
     assert difference_over_seeds(values, values).p_value == 1
+    noise = np.array([[1, -1, 0.5], [-1, 1.1, 0.3]])  # seeds' means vary less than noise alone would make them
+    for same in (values, noise, np.zeros((3, 9)), np.repeat(values, 3, axis=0)):
+        found = difference_over_seeds(same, same)
+        assert (found.mean, found.low, found.high, found.p_value) == (0, 0, 0, 1)
     with pytest.raises(ValueError, match="of the same users"):
         difference_over_seeds(values, values[:, 1:])
 

@@ -1,8 +1,9 @@
-"""Answers: greedy, sampled, by beam search, or as items of a catalogue."""
+"""Answers: greedy, sampled, by beam search, as items of a catalogue, or as codes of pictures."""
 
 from unimp_jax.decoding.beam import BeamConfig, beam_search
 from unimp_jax.decoding.cache import Prompts, nothing_said, read, say
 from unimp_jax.decoding.catalogue import Found, find_items, path_scores, search_items
+from unimp_jax.decoding.codes import DrawingConfig, Drawn, draw_codes
 from unimp_jax.decoding.sampling import Answers, SamplingConfig, generate
 from unimp_jax.decoding.trie import PAST, Trie, build_trie
 
@@ -10,12 +11,15 @@ __all__ = [
     "PAST",
     "Answers",
     "BeamConfig",
+    "DrawingConfig",
+    "Drawn",
     "Found",
     "Prompts",
     "SamplingConfig",
     "Trie",
     "beam_search",
     "build_trie",
+    "draw_codes",
     "find_items",
     "generate",
     "nothing_said",

@@ -13,7 +13,17 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unimp_jax.batch import Batch
-from unimp_jax.decoding import BeamConfig, Trie, beam_search, find_items, path_scores, read, search_items
+from unimp_jax.decoding import (
+    BeamConfig,
+    DrawingConfig,
+    Trie,
+    beam_search,
+    draw_codes,
+    find_items,
+    path_scores,
+    read,
+    search_items,
+)
 from unimp_jax.evaluation.ranking import ranks, top_items
 from unimp_jax.model import UniMP
 from unimp_jax.sharding import batch_sharding
@@ -65,6 +75,7 @@ class Examiner:
         self._find = jax.jit(self._search, static_argnames=("k", "beams"), out_shardings=everywhere)
         self._best = jax.jit(self._find_best, static_argnames=("k", "beams"), out_shardings=everywhere)
         self._say = jax.jit(self._answer, static_argnames=("config", "eos", "pad"), out_shardings=everywhere)
+        self._draw = jax.jit(self._codes, static_argnames=("length", "config", "samples"), out_shardings=everywhere)
 
     def log_probabilities(
         self,
@@ -182,6 +193,39 @@ class Examiner:
 
         tokens, scores = self._gather(batches, say, num_prompts)
         return tokens, scores
+
+    def codes(
+        self,
+        parameters: tuple[Any, ...],
+        batches: Iterable[AskedBatch],
+        num_prompts: int,
+        config: DrawingConfig,
+        *,
+        tokens: np.ndarray,
+        length: int,
+        bare: np.ndarray,
+        samples: int = 1,
+        seed: int = 0,
+        latents_ILC: jax.Array | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pictures for every prompt: (int32 [P, samples, length] codes, float32 [P, samples] scores).
+
+        What is drawn hangs on the seed and on the number of a prompt, not on how prompts lie in batches.
+
+        Args:
+          tokens: int32 [K], of each code.
+          bare: int32 [t], the question without history and query.
+        """
+        placed = jax.device_put((tokens, bare), self._everywhere)
+        key = jax.random.key(seed)
+
+        def draw(arrays: Batch, prompts: jax.Array) -> tuple[jax.Array, ...]:
+            return self._draw(
+                parameters, latents_ILC, arrays, prompts, *placed, key, length=length, config=config, samples=samples
+            )
+
+        codes, scores = self._gather(batches, draw, num_prompts)
+        return codes, scores
 
     def _gather(
         self,
@@ -329,4 +373,26 @@ class Examiner:
         model, latents_BNLC = self._open(parameters, latents_ILC, batch)
         answers = beam_search(model, batch, config, eos=eos, pad=pad, latents_BNLC=latents_BNLC)
         results = answers.tokens_BAWn[:, :, 0], answers.scores_BAW[:, :, 0], prompts_BA
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+
+    def _codes(
+        self,
+        parameters: tuple[Any, ...],
+        latents_ILC: jax.Array | None,
+        batch: Batch,
+        prompts_BA: jax.Array,
+        tokens_K: jax.Array,
+        bare_T: jax.Array,
+        key: jax.Array,
+        *,
+        length: int,
+        config: DrawingConfig,
+        samples: int,
+    ) -> tuple[jax.Array, ...]:
+        model, latents_BNLC = self._open(parameters, latents_ILC, batch)
+        drawn = draw_codes(
+            model, batch, tokens_K, length, config, bare_T=bare_T, key=key, numbers_BA=prompts_BA, samples=samples,
+            latents_BNLC=latents_BNLC,
+        )  # fmt: skip
+        results = drawn.codes_BAWn, drawn.scores_BAW, prompts_BA
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)

@@ -85,7 +85,7 @@ def _spread(groups: Sequence[np.ndarray], signs: Sequence[float]) -> tuple[float
         share = 1 / len(values_SM) + (len(groups) - len(repeated) if number == 0 else 0)  # those of one seed borrow it
         variance += max(between - rest, 0.0) * share
         squares += (between * share) ** 2 / (len(values_SM) - 1)
-    return mean, variance**0.5, variance**2 / squares if squares else np.inf
+    return mean, variance**0.5, variance**2 / squares if variance else np.inf  # equal everywhere: known exactly
 
 
 def _between(values_SM: np.ndarray) -> tuple[float, float]:

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
+from unimp_jax.interop.weights import Weights
 from unimp_jax.model import VisionConfig
+from unimp_jax.picture_towers import CLIPConfig, TextConfig
 
 
 def last_norm(name: str, config: VisionConfig) -> dict[str, np.ndarray]:
@@ -19,13 +21,20 @@ ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
 
 
 def transformers_clip(root: str) -> Table:
-    """`root` stands before all names: "vision_model." and what is before that, or nothing."""
-    embeddings, layer, blocks = f"{root}embeddings", f"{root}encoder.layers.{{}}", "vision/blocks"
+    """The vision tower; `root` stands before all names: "vision_model." and what is before that, or nothing."""
+    embeddings = f"{root}embeddings"
     return [
         entry(f"{embeddings}.class_embedding", "vision/class_embedding", "c -> c"),
         entry(f"{embeddings}.patch_embedding.weight", "vision/patch_embedding/kernel", "c r y x -> y x r c"),
         entry(f"{embeddings}.position_embedding.weight", "vision/positions", "n c -> n c"),
         *norm(f"{root}pre_layrnorm", "vision/norm"),
+        *encoder_layer(f"{root}encoder.layers.{{}}", "vision/blocks"),
+    ]
+
+
+def encoder_layer(layer: str, blocks: str) -> Table:
+    """Of either tower."""
+    return [
         *norm(f"{layer}.layer_norm1", f"{blocks}/attention_norm", "vision"),
         *into_heads(f"{layer}.self_attn.q_proj", f"{blocks}/query", "vision", bias=True),
         *into_heads(f"{layer}.self_attn.k_proj", f"{blocks}/key", "vision", bias=True),
@@ -34,6 +43,36 @@ def transformers_clip(root: str) -> Table:
         *norm(f"{layer}.layer_norm2", f"{blocks}/mlp_norm", "vision"),
         *linear(f"{layer}.mlp.fc1", f"{blocks}/up", "vision", bias=True),
         *linear(f"{layer}.mlp.fc2", f"{blocks}/down", "vision", bias=True),
+    ]
+
+
+def vision_root(weights: Weights) -> str:
+    """What stands before all names of the vision tower in a folder of weights.
+
+    Raises:
+      WeightsError: there is none, or more than one.
+    """
+    last = "embeddings.class_embedding"
+    roots = [key.removesuffix(last) for key in weights.keys() if key.endswith(last)]  # noqa: SIM118
+    if len(roots) != 1:
+        raise WeightsError(f"{weights.name}: no vision tower of CLIP in it (no …{last})")
+    return roots[0]
+
+
+def transformers_clip_whole(root: str, config: CLIPConfig) -> Table:
+    """A `CLIPModel`, or its vision tower alone, with what stands behind it; `root` as of `transformers_clip`."""
+    entries = [*transformers_clip(root), *norm(f"{root}post_layernorm", "vision_norm")]
+    if config.width:
+        entries.append(entry("visual_projection.weight", "picture_projection/kernel", "o i -> i o"))
+    if config.text is None:
+        return entries
+    return [
+        *entries,
+        entry("text_projection.weight", "text_projection/kernel", "o i -> i o"),
+        entry("text_model.embeddings.token_embedding.weight", "text/tokens", "v c -> v c"),
+        entry("text_model.embeddings.position_embedding.weight", "text/positions", "t c -> t c"),
+        *encoder_layer("text_model.encoder.layers.{}", "text/blocks"),
+        *norm("text_model.final_layer_norm", "text/norm"),
     ]
 
 
@@ -69,9 +108,6 @@ def vision_config(described: dict[str, Any], **changes: Any) -> VisionConfig:
             f"a vision tower of family {kind!r} is not known; it must be CLIP's (clip, clip_vision_model)"
         )
     # What a config.json leaves out is transformers' default: CLIP ViT-B/32.
-    act = described.get("hidden_act", "quick_gelu")
-    if act not in ACTIVATIONS:
-        raise WeightsError(f"the vision tower's activation {act!r} is not known; {' and '.join(ACTIVATIONS)} are")
     return VisionConfig(
         image_size=described.get("image_size", 224),
         patch_size=described.get("patch_size", 32),
@@ -79,7 +115,40 @@ def vision_config(described: dict[str, Any], **changes: Any) -> VisionConfig:
         layers=described.get("num_hidden_layers", 12),
         heads=described.get("num_attention_heads", 12),
         mlp_width=described.get("intermediate_size", 3072),
-        activation=ACTIVATIONS[act],  # type: ignore[arg-type]
+        activation=activation(described),
         norm_eps=described.get("layer_norm_eps", 1e-5),
         **changes,
     )
+
+
+def activation(described: dict[str, Any]) -> Any:
+    act = described.get("hidden_act", "quick_gelu")
+    if act not in ACTIVATIONS:
+        raise WeightsError(f"the tower's activation {act!r} is not known; {' and '.join(ACTIVATIONS)} are")
+    return ACTIVATIONS[act]
+
+
+def clip_config(described: dict[str, Any], projected: bool) -> CLIPConfig:
+    """The geometry of all that a `config.json` describes: both towers of a `CLIPModel`, or its vision tower alone.
+
+    Args:
+      projected: whether the weights have a projection behind the vision tower.
+
+    Raises:
+      WeightsError: as of `vision_config`.
+    """
+    vision, text = vision_config(described, class_token_out=True), described.get("text_config")
+    width = described.get("projection_dim", 512) if projected else None
+    if text is None or not projected:
+        return CLIPConfig(vision, None, width)
+    read = TextConfig(
+        vocab_size=text.get("vocab_size", 49408),
+        length=text.get("max_position_embeddings", 77),
+        width=text.get("hidden_size", 512),
+        layers=text.get("num_hidden_layers", 12),
+        heads=text.get("num_attention_heads", 8),
+        mlp_width=text.get("intermediate_size", 2048),
+        activation=activation(text),
+        norm_eps=text.get("layer_norm_eps", 1e-5),
+    )
+    return CLIPConfig(vision, read, width)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pydantic
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from unimp_jax.interop import idefics, open_flamingo
-from unimp_jax.interop.clip import transformers_clip, vision_config
+from unimp_jax.interop.clip import transformers_clip, vision_config, vision_root
 from unimp_jax.interop.language import Tabulate, family
 from unimp_jax.interop.layout import Table, WeightsError
 from unimp_jax.interop.matching import Match, Source, match, patterns
 from unimp_jax.interop.shards import SHARD_BYTES, refuse_existing, whole_folder
 from unimp_jax.interop.start import Described, Geometry, Values, write_start
-from unimp_jax.interop.weights import FirstRows, Renamed, Weights, locate, open_weights, read_json, reason
+from unimp_jax.interop.vqgan import import_vqgan
+from unimp_jax.interop.weights import FirstRows, Renamed, Weights, locate, open_weights, read_json, reason, understood
 from unimp_jax.model import (
     PARTS,
     DecoderConfig,
@@ -49,6 +50,10 @@ class ImportConfig:
     """Where it is not beside the language model."""
     heads: int = 8
     """Of OpenFlamingo's resampler and gated blocks, whose checkpoints do not tell."""
+    vqgan: str | None = None
+    """A VQGAN, alone: a VQModel of diffusers, or a checkpoint of taming-transformers (`.ckpt`, `.pt`)."""
+    vqgan_image_size: int | None = None
+    """Pixels, where such a checkpoint has no configuration (`.yaml`) beside it, and they are not 256."""
 
 
 def import_weights(config: ImportConfig, folder: Path, shard_bytes: int = SHARD_BYTES) -> str:
@@ -58,6 +63,10 @@ def import_weights(config: ImportConfig, folder: Path, shard_bytes: int = SHARD_
       WeightsError: what is named cannot be read whole, or does not fit together. Nothing is left behind then.
     """
     refuse_existing(folder)
+    if config.vqgan:
+        if config.language or config.vision or config.idefics or config.open_flamingo:
+            raise WeightsError("--vqgan is a model of its own; it goes with no other source")
+        return import_vqgan(locate(config.vqgan), folder, config.vqgan_image_size)
     geometry, sources, described = gather(config)
     tokenizer = load_tokenizer(config)
     if tokenizer is not None and config.open_flamingo and geometry.decoder:
@@ -88,7 +97,9 @@ def gather(config: ImportConfig) -> tuple[Geometry, list[Source], dict[str, Any]
     if config.idefics:
         return gather_idefics(locate(config.idefics))
     if not (config.language or config.vision or config.open_flamingo):
-        raise WeightsError("nothing to import: name --idefics, or any of --language, --vision and --open-flamingo")
+        raise WeightsError(
+            "nothing to import: name --idefics, --vqgan, or any of --language, --vision and --open-flamingo"
+        )
     geometry = Geometry()
     sources: list[Source] = []
     described: dict[str, Any] = {}
@@ -104,21 +115,6 @@ def gather(config: ImportConfig) -> tuple[Geometry, list[Source], dict[str, Any]
     if config.open_flamingo:
         return (*add_open_flamingo(locate(config.open_flamingo), config, geometry, sources, tabulate), described)
     return geometry, sources, described
-
-
-G = TypeVar("G")
-
-
-def understood(path: Path, read: Callable[[dict[str, Any]], G], described: dict[str, Any]) -> G:
-    """`read(described)`, the geometry that a configuration describes.
-
-    Raises:
-      WeightsError: it describes none.
-    """
-    try:
-        return read(described)
-    except (ValueError, TypeError, ArithmeticError, AttributeError) as error:  # whatever its values lead to
-        raise WeightsError(f"{path}: {reason(error)}") from error
 
 
 def gather_idefics(path: Path) -> tuple[Geometry, list[Source], dict[str, Any]]:
@@ -182,11 +178,8 @@ def open_language(path: Path) -> tuple[DecoderConfig, Tabulate, Weights, dict[st
 
 def open_vision(path: Path) -> tuple[VisionConfig, Source]:
     described, weights = read_json(path / "config.json"), open_weights(path)
-    last = "embeddings.class_embedding"
-    roots = [key.removesuffix(last) for key in weights.keys() if key.endswith(last)]  # noqa: SIM118
-    if len(roots) != 1:
-        raise WeightsError(f"{path}: no vision tower of CLIP in it (no …{last})")
-    return understood(path, vision_config, described), Source(weights, transformers_clip(roots[0]))
+    table = transformers_clip(vision_root(weights))
+    return understood(path, vision_config, described), Source(weights, table)
 
 
 def add_open_flamingo(

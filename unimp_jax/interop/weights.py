@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +16,9 @@ from unimp_jax.interop.layout import WeightsError
 
 TOKENIZER_FILES = ("*.model", "*.txt", "tokenizer*", "special_tokens_map.json", "added_tokens.json")
 ONE_LINE = re.compile(r"\s+")
+
+D = TypeVar("D")
+G = TypeVar("G")
 
 
 class Weights(Protocol):
@@ -38,6 +41,24 @@ class Weights(Protocol):
 
 def reason(error: BaseException) -> str:
     return ONE_LINE.sub(" ", str(error))[:200] or type(error).__name__
+
+
+def understood(path: Path, read: Callable[[D], G], described: D) -> G:
+    """`read(described)`, the geometry that a configuration describes.
+
+    Raises:
+      WeightsError: it describes none.
+    """
+    try:
+        return read(described)
+    except (
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+    ) as error:  # whatever its values lead to
+        raise WeightsError(f"{path}: {reason(error)}") from error
 
 
 class Safetensors:
@@ -123,6 +144,16 @@ class TorchFiles:
         return 0
 
 
+class Callback:
+    """Stands for a class that checkpoints of PyTorch Lightning before 1.5 name and make no object of."""
+
+
+CALLBACKS = [
+    f"pytorch_lightning.callbacks.{name}"
+    for name in ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping")
+]
+
+
 def load_torch(path: Path) -> Any:
     """What a file holds, if that is tensors in plain containers."""
     try:
@@ -133,12 +164,13 @@ def load_torch(path: Path) -> Any:
         raise WeightsError(f"{path} does not exist")
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
-        try:
-            return torch.load(path, mmap=True, **options)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            return torch.load(path, **options)  # the format before torch 1.6
+        with torch.serialization.safe_globals([(Callback, name) for name in CALLBACKS]):
+            try:
+                return torch.load(path, mmap=True, **options)
+            except RuntimeError as error:
+                if "mmap can only be used" not in str(error):
+                    raise
+                return torch.load(path, **options)  # the format before torch 1.6
     except Exception as error:  # torch raises whatever its readers do
         raise WeightsError(f"{path}: truncated, or with more in it than tensors ({reason(error)})") from error
 
@@ -184,6 +216,35 @@ class Renamed:
 
     def order(self, key: str) -> int:
         return self._weights.order(self._original[key])
+
+
+class Joined:
+    """Weights of several files as one."""
+
+    def __init__(self, parts: Iterable[Weights]):
+        """
+        Raises:
+          WeightsError: two of them have the same key.
+        """
+        self._parts: dict[str, Weights] = {}
+        for part in parts:
+            for key in part.keys():  # noqa: SIM118 (no mapping)
+                if key in self._parts:
+                    raise WeightsError(f"{part.name}: {key} is in {self._parts[key].name} as well")
+                self._parts[key] = part
+        self.name = ", ".join(dict.fromkeys(part.name for part in self._parts.values()))
+
+    def keys(self) -> Iterable[str]:
+        return self._parts
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._parts[key].shape(key)
+
+    def read(self, key: str) -> np.ndarray:
+        return self._parts[key].read(key)
+
+    def order(self, key: str) -> int:
+        return self._parts[key].order(key)
 
 
 class FirstRows:

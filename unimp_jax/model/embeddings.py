@@ -26,18 +26,31 @@ class Embeddings(nnx.Module):
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
         """int32 [B, T] -> [B, T, D]."""
-        if self.new is None:
-            return self.base[...][tokens_BT].astype(self.dtype)
-        is_new = tokens_BT >= self.vocab_size
-        base = self.base[...][jnp.where(is_new, 0, tokens_BT)]
-        new = self.new[...][jnp.where(is_new, tokens_BT - self.vocab_size, 0)]
-        return jnp.where(is_new[..., None], new, base).astype(self.dtype)
+        return self._rows(self.base, self.new, tokens_BT)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., V], base tokens first."""
-        tables = [self.base_head, self.new_head] if self.base_head is not None else [self.base, self.new]
-        weights = [gathered(table, self.dtype) for table in tables if table is not None]
+        weights = [gathered(table, self.dtype) for table in self._head if table is not None]
         rows = hidden.reshape(-1, hidden.shape[-1]) if of_matrices() else hidden
         parts = [jnp.einsum("...d,vd->...v", rows, w, preferred_element_type=jnp.float32) for w in weights]
         logits = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
         return logits.reshape(*hidden.shape[:-1], -1)
+
+    def logits_of(self, hidden: jax.Array, tokens_V: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., V], of the tokens that are named (int32 [V]) alone."""
+        rows_VD = self._rows(*self._head, tokens_V)
+        return jnp.einsum("...d,vd->...v", hidden, rows_VD, preferred_element_type=jnp.float32)
+
+    @property
+    def _head(self) -> tuple[nnx.Param, nnx.Param | None]:
+        """The tables of the output head, those of base tokens and of new ones."""
+        return (self.base, self.new) if self.base_head is None else (self.base_head, self.new_head)
+
+    def _rows(self, base: nnx.Param, new: nnx.Param | None, tokens: jax.Array) -> jax.Array:
+        """int32 [...] -> [..., D], from a pair of tables."""
+        if new is None:
+            return base[...][tokens].astype(self.dtype)
+        is_new = tokens >= self.vocab_size
+        of_base = base[...][jnp.where(is_new, 0, tokens)]
+        of_new = new[...][jnp.where(is_new, tokens - self.vocab_size, 0)]
+        return jnp.where(is_new[..., None], of_new, of_base).astype(self.dtype)

@@ -221,6 +221,10 @@ class UniMP(nnx.Module):
         """[..., D] -> float32 [..., V]."""
         return self.embeddings.logits(hidden)
 
+    def logits_of(self, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., V], of V tokens alone."""
+        return self.embeddings.logits_of(hidden, tokens)
+
     def answer_hidden(
         self, batch: Batch, dropout_key: jax.Array | None = None, latents_BNLC: jax.Array | None = None
     ) -> jax.Array:

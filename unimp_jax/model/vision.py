@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -63,10 +63,29 @@ class VisionConfig:
         return self.width // self.heads
 
 
+class BlockConfig(Protocol):
+    """What a block must be told; a tower that reads has the same blocks (`unimp_jax.picture_towers`)."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def mlp_width(self) -> int: ...
+    @property
+    def activation(self) -> str: ...
+    @property
+    def norm_eps(self) -> float: ...
+
+
 class VisionBlock(nnx.Module):
     """Self-attention and MLP, each on a normalised input and added to it."""
 
-    def __init__(self, config: VisionConfig, dtypes: DTypes, rngs: nnx.Rngs):
+    def __init__(self, config: BlockConfig, dtypes: DTypes, rngs: nnx.Rngs):
         width, heads = {"vision_embed": config.width}, {"heads": config.heads, "head_dim": config.head_dim}
         mlp, norm = {"mlp": config.mlp_width}, {"norm": config.width}
         scale = (2 * config.layers) ** -0.5
@@ -80,9 +99,10 @@ class VisionBlock(nnx.Module):
         self.up = Linear(width, mlp, bias=True, dtypes=dtypes, rngs=rngs)
         self.down = Linear(mlp, width, bias=True, dtypes=dtypes, rngs=rngs, scale=scale)
 
-    def __call__(self, x_BPC: jax.Array) -> jax.Array:
+    def __call__(self, x_BPC: jax.Array, mask_BPS: jax.Array | None = None) -> jax.Array:
+        """`mask_BPS`: which others each one sees; None: all."""
         y = self.attention_norm(x_BPC)
-        x_BPC = x_BPC + self.out(attend(self.query(y), self.key(y), self.value(y), None))
+        x_BPC = x_BPC + self.out(attend(self.query(y), self.key(y), self.value(y), mask_BPS))
         y = self.up(self.mlp_norm(x_BPC))
         y = y * jax.nn.sigmoid(1.702 * y) if self.activation == "quick_gelu" else jax.nn.gelu(y, approximate=False)
         return constrain(x_BPC + self.down(y), "images", None, None)

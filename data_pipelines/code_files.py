@@ -1,0 +1,65 @@
+"""A few codes for each item in a Parquet file: what semantic ids and the codes of pictures are kept in."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+MISTAKES = (pa.ArrowException, OSError, KeyError, TypeError, ValueError)
+"""What reading a file that is damaged, or something else, may raise."""
+
+
+def write_code_file(path: Path, item_ids: Sequence[str], codes: np.ndarray, **described: Any) -> None:
+    """Parquet with the columns `item_id` and `codes`, whole or not at all.
+
+    Args:
+      codes: int32 [I, n].
+      described: what is told of the codes, anything that JSON can say.
+    """
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1), pa.int32()), codes.shape[1])
+    table = pa.table({"item_id": pa.array(item_ids, pa.string()), "codes": rows})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        metadata = {f"unimp.{name}": json.dumps(value) for name, value in described.items()}
+        pq.write_table(table.replace_schema_metadata(metadata), temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_code_file(path: Path) -> pa.Table:
+    """The two columns, and in the schema what is told of them.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      MISTAKES: it is another kind of file.
+    """
+    with pq.ParquetFile(path) as file:  # `read_table` would take the name of a folder, `codes=8`, for a column
+        return file.read(columns=["item_id", "codes"])
+
+
+def told(table: pa.Table, name: str) -> Any:
+    """What the file tells under this name; None: nothing."""
+    text = (table.schema.metadata or {}).get(f"unimp.{name}".encode())
+    return None if text is None else json.loads(text)
+
+
+def code_rows(table: pa.Table, length: int) -> np.ndarray:
+    """int32 [I, length].
+
+    Raises:
+      ValueError: the file holds rows of another kind, or some are missing.
+    """
+    column, right = table["codes"], pa.list_(pa.int32(), length)
+    if column.type != right:
+        raise ValueError(f"column codes is of {column.type}: {right} is right")
+    codes = column.combine_chunks().flatten().to_numpy(zero_copy_only=True)  # which missing numbers forbid
+    return codes.reshape(len(table), length)

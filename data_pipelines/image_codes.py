@@ -1,0 +1,97 @@
+"""The pictures of a catalogue as codes of a VQGAN, in a file beside the items."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.code_files import MISTAKES, code_rows, read_code_file, told, write_code_file
+from data_pipelines.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageCodes:
+    """I items, and the picture of each in h * w codes.
+
+    Attributes:
+      item_ids: I strings, no two alike.
+      codes: int32 [I, h * w], row by row of the picture; -1 throughout for an item without one.
+      grid: (h, w).
+      num_codes: the codebook's size: codes are below it.
+      facts: how the codes came to be, anything that JSON can say.
+    """
+
+    item_ids: tuple[str, ...]
+    codes: np.ndarray
+    grid: tuple[int, int]
+    num_codes: int
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = (len(self.item_ids), math.prod(self.grid))
+        if len(self.grid) != 2 or min(self.grid) < 1:
+            raise DataError(f"a grid of {self.grid} codes: a height and a width of 1 or more is right")
+        if self.codes.shape != shape:
+            raise DataError(f"codes are of shape {self.codes.shape}: {shape}, items and h * w, is right")
+        if len(set(self.item_ids)) != len(self.item_ids):
+            raise DataError("an item has two rows of codes")
+        if (self.codes[self.has_codes] < 0).any() or (self.codes >= self.num_codes).any():
+            raise DataError(f"a code is not within the {self.num_codes} of the codebook")
+
+    @property
+    def codes_per_image(self) -> int:
+        return self.codes.shape[1]
+
+    @property
+    def has_codes(self) -> np.ndarray:
+        """Which items have a picture: bool [I]."""
+        return (self.codes != -1).any(axis=1)
+
+    def tokens(self) -> list[str]:
+        """The names of all codes: img_0, img_1, …"""
+        return [f"img_{code}" for code in range(self.num_codes)]
+
+
+def save_image_codes(path: Path, codes: ImageCodes, facts: dict[str, Any] | None = None) -> None:
+    """Parquet with the columns `item_id` and `codes`, whole or not at all, of the items that have a picture.
+
+    Args:
+      facts: in place of the codes' own.
+    """
+    rows = np.flatnonzero(codes.has_codes)
+    item_ids = [codes.item_ids[row] for row in rows]
+    told_of = codes.facts if facts is None else facts
+    write_code_file(path, item_ids, codes.codes[rows], grid=codes.grid, num_codes=codes.num_codes, facts=told_of)
+
+
+def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:
+    """The codes of these items, in this order; a file may hold others too, and an item without a picture is not there.
+
+    Raises:
+      DataError: the file is missing or damaged, or has none of the items.
+    """
+    try:
+        table = read_code_file(path)
+        grid, num_codes, facts = (told(table, name) for name in ("grid", "num_codes", "facts"))
+        if grid is None or num_codes is None:
+            raise ValueError("nothing says how many codes a picture has, and of how many")
+        height, width = map(int, grid)
+        codes = code_rows(table, height * width)
+        whole = ImageCodes(
+            tuple(table["item_id"].to_pylist()), codes, (height, width), int(num_codes), dict(facts or {})
+        )
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist: `unimp vqgan codes` makes such a file") from error
+    except MISTAKES as error:
+        raise DataError(f"{path}: not a file of image codes ({str(error).splitlines()[0]})") from error
+    places = {item_id: place for place, item_id in enumerate(whole.item_ids)}
+    rows = np.array([places.get(item_id, -1) for item_id in item_ids], np.int64)
+    if len(rows) and (rows < 0).all():
+        raise DataError(f"{path} has no codes of any of the items: it was made for another catalogue")
+    codes = np.where((rows >= 0)[:, None], whole.codes[rows], np.int32(-1))
+    return dataclasses.replace(whole, item_ids=tuple(item_ids), codes=codes)

@@ -1,0 +1,208 @@
+"""Generated pictures beside what they could have been: figures of every user, and some users' to look at.
+
+All are looked at in the size of the generated ones, by the same tower. Beside the model's stand a random item's
+picture, that of another item with the query, and the wanted picture as its codes give it back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.images import decode
+from data_pipelines.queries import Query
+from experiments.answers import Outcome, asked
+from experiments.baselines.query_match import WordMatches
+from experiments.data import ExperimentData
+from experiments.picture_towers import ClipTower, PictureTower
+from experiments.results import PictureSample
+from unimp_jax.evaluation.pictures import (
+    clip_score,
+    closer,
+    picture_distances,
+    picture_figures,
+    picture_scores,
+    sign_test,
+)
+
+SHOWN_HISTORY = 10
+RECONSTRUCTED = "the wanted picture from its codes"
+OF_THE_QUERY = "another item of the query"
+RANDOM = "a random item"
+SAME_QUERY = "closer, same query"
+QUESTION = "Which picture, given its item's categories as a query?"
+MEANINGS = (
+    "Closer: to the wanted picture than to each of {0} random items', ties as half; closer, same query: than to each "
+    "of {0} with the query. Precision and recall: of each one's first picture, by 3 nearest neighbours. Diversity: the "
+    "distance between pictures of people with the same query; own diversity: between those of one."
+)
+DISTANCES = (
+    "Fréchet distance: of each one's first picture, all together. Distance to wanted: of all pictures, one by one."
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Generated:
+    """Pictures of P questions, uint8, all of one size.
+
+    Attributes:
+      queries: P, whose right items have pictures.
+      pictures: for each way of asking, by a name that begins with `OURS`, [P, S, H, W, 3].
+      reconstructions: [P, H, W, 3], the wanted items' pictures, encoded and decoded.
+    """
+
+    queries: Sequence[Query]
+    pictures: Mapping[str, np.ndarray]
+    reconstructions: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """Pixels, height and width."""
+        return self.reconstructions.shape[1]
+
+
+def picture_outcomes(
+    data: ExperimentData,
+    tower: PictureTower,
+    generated: Generated,
+    *,
+    clip: ClipTower | None = None,
+    randoms: int = 8,
+    seed: int = 0,
+) -> dict[str, Outcome]:
+    """`image`, of whose figures more is better, and `image-distance`, of whose less is.
+
+    Args:
+      tower, clip: as `open_towers` opens them.
+      randoms: items whose pictures each generated one is compared with, drawn by the seed for each user.
+    """
+    beside = draw_beside(data, generated.queries, randoms, seed)
+    words = [", ".join(data.corpus.categories[item]) for item in beside.wanted_P]
+    seen = seen_by(tower, data, generated, beside)
+    scores = {name: picture_scores(x_PSF, seen.wanted_PF, seen.random_PRF, words) for name, x_PSF in seen.rows.items()}
+    for name, x_PSF in seen.rows.items():
+        scores[name][SAME_QUERY] = closer(x_PSF, seen.wanted_PF, seen.alike_PRF)
+    if clip and clip.reads:
+        query_PF = clip.read(words)
+        for name, x_PSF in (seen if clip is tower else seen_by(clip, data, generated, beside)).rows.items():
+            scores[name]["CLIP score"] = clip_score(x_PSF, query_PF)
+    distances = {name: picture_distances(x_PSF, seen.wanted_PF) for name, x_PSF in seen.rows.items()}
+    answers = asked(data.corpus, generated.queries) | {"query": words}
+    how = f"{generated.size} x {generated.size} pixels, seen by {tower.name}."
+    signs = " ".join(
+        tell_signs(f"{name}, {figure},", scores[name][figure])
+        for name in generated.pictures for figure in ("closer", SAME_QUERY)
+    )  # fmt: skip
+    return {
+        "image": Outcome(f"{QUESTION} {how} {MEANINGS.format(randoms)} {signs}", scores, answers, picture_figures),
+        "image-distance": Outcome(f"{how} {DISTANCES}", distances, answers, larger_is_better=False),
+    }
+
+
+def tell_signs(name: str, shares: np.ndarray) -> str:
+    found = sign_test(shares)
+    chance = "< .001" if found.p_value < 0.001 else f"= {found.p_value:.3f}"
+    return f"{name} is above chance for {found.above:,} people and below for {found.below:,} (sign test, p {chance})."
+
+
+class Beside(NamedTuple):
+    """Items whose own pictures stand beside P people's generated ones: wanted; of the query, and any, to be rows of the
+    table; and of both kinds, to be compared with."""
+
+    wanted_P: np.ndarray
+    alike_P: np.ndarray
+    random_P: np.ndarray
+    alike_PR: np.ndarray
+    random_PR: np.ndarray
+
+
+def draw_beside(data: ExperimentData, queries: Sequence[Query], randoms: int, seed: int) -> Beside:
+    rng = np.random.default_rng(seed)
+    wanted_P = np.array([query.right[0] for query in queries])
+    random_PR = random_items(data.writer.has_image, wanted_P, randoms + 1, rng)
+    alike_P, alike_PR = items_of_the_query(data, wanted_P, randoms, rng)
+    return Beside(wanted_P, alike_P, random_PR[:, 0], alike_PR, random_PR[:, 1:])
+
+
+def random_items(has_image: np.ndarray, wanted_P: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Items with a picture that are not the wanted one: int64 [P, count]."""
+    shown = np.flatnonzero(has_image)
+    drawn_PR = rng.integers(0, len(shown) - 1, (len(wanted_P), count))
+    return shown[drawn_PR + (drawn_PR >= np.searchsorted(shown, wanted_P)[:, None])]
+
+
+def items_of_the_query(
+    data: ExperimentData, wanted_P: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each wanted item, one of the others that match its categories best, and `count` draws of the best that are
+    left then: int64 [P] and [P, count]."""
+    categories, places = data.corpus.categories, np.arange(len(wanted_P))
+    matches_PI = WordMatches(categories, lambda place, _: categories[wanted_P[place]])(places, places)
+    matches_PI[:, ~data.writer.has_image] = -1
+
+    def draw(taken_P: np.ndarray, count: int) -> np.ndarray:
+        matches_PI[places, taken_P] = -1
+        return np.stack([rng.choice(np.flatnonzero(row == row.max()), count) for row in matches_PI])
+
+    alike_P = draw(wanted_P, 1)[:, 0]
+    return alike_P, draw(alike_P, count)
+
+
+class Seen(NamedTuple):
+    """Features that a tower makes: by row of the table, [P, S, F]; of the wanted items' pictures; and of others', those
+    of the query and any."""
+
+    rows: dict[str, np.ndarray]
+    wanted_PF: np.ndarray
+    alike_PRF: np.ndarray
+    random_PRF: np.ndarray
+
+
+def seen_by(tower: PictureTower, data: ExperimentData, generated: Generated, beside: Beside) -> Seen:
+    """Each item's own picture is seen once."""
+    items = np.unique(np.concatenate([part.ravel() for part in beside]))
+    own = [decode(data.images.encoded(int(item)), generated.size, data.config.images.fit) for item in items]
+    features = tower.see(np.stack(own))
+    wanted_PF, alike_PF, random_PF, alike_PRF, random_PRF = (features[np.searchsorted(items, part)] for part in beside)
+    rows = {name: see_samples(tower, pictures) for name, pictures in generated.pictures.items()}
+    rows |= {OF_THE_QUERY: alike_PF[:, None], RANDOM: random_PF[:, None]}
+    rows[RECONSTRUCTED] = tower.see(generated.reconstructions)[:, None]
+    return Seen(rows, wanted_PF, alike_PRF, random_PRF)
+
+
+def see_samples(tower: PictureTower, pictures_PSHW3: np.ndarray) -> np.ndarray:
+    """float32 [P, S, F]."""
+    people, samples, *shape = pictures_PSHW3.shape
+    return tower.see(pictures_PSHW3.reshape(people * samples, *shape)).reshape(people, samples, -1)
+
+
+def sample_pictures(
+    data: ExperimentData, generated: Generated, folder: Path, split: str, *, count: int, seed: int = 0
+) -> tuple[PictureSample, ...]:
+    """Some users' pictures, drawn by the seed, in files of `<split>-pictures` in the folder of the evaluation."""
+    name, corpus = f"{split}-pictures", data.corpus
+    partial = folder / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    (pictures_PSHW3, *_) = generated.pictures.values()
+    samples = []
+    for number in np.random.default_rng(seed).permutation(len(generated.queries))[:count].tolist():
+        query = generated.queries[number]
+        files = [f"{name}/{number}-{sample}.png" for sample in range(pictures_PSHW3.shape[1])]
+        reconstruction = f"{name}/{number}-wanted.png"
+        whole = [generated.reconstructions[number], *pictures_PSHW3[number]]
+        for file, picture in zip([reconstruction, *files], whole, strict=True):
+            Image.fromarray(picture).save(partial / Path(file).name)
+        history = tuple(corpus.history(query.user, query.position)[-SHOWN_HISTORY:].tolist())
+        user, target = corpus.user_ids[query.user], query.right[0]
+        words = ", ".join(corpus.categories[target])
+        samples.append(PictureSample(user, history, words, target, reconstruction, tuple(files)))
+    shutil.rmtree(folder / name, ignore_errors=True)
+    partial.rename(folder / name)
+    return tuple(samples)

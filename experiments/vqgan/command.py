@@ -1,0 +1,84 @@
+"""What `unimp vqgan` is told, and what it does with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from experiments.run import Checkpoint
+from experiments.vqgan.codes import write_codes
+from experiments.vqgan.config import PictureData, VQGANExperiment
+from experiments.vqgan.evaluate import evaluate_vqgan
+from experiments.vqgan.presets import DESCRIPTIONS, PRESETS
+from experiments.vqgan.train import train_vqgan_run
+
+
+@dataclasses.dataclass(frozen=True)
+class VQGANTraining:
+    """A preset, and where its run is kept."""
+
+    folder: Path
+    """The folder of the run."""
+    experiment: Annotated[VQGANExperiment, tyro.conf.arg(name="")]
+
+
+Preset: Any = tyro.extras.subcommand_type_from_defaults(
+    {name: VQGANTraining(Path("runs") / f"vqgan-{name}", preset) for name, preset in PRESETS.items()},
+    DESCRIPTIONS,
+    prefix_names=False,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainVQGAN:
+    """Train a VQGAN on the pictures of a source, or go on training it; then measure it on held-out ones."""
+
+    run: Annotated[Preset, tyro.conf.arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateVQGAN:
+    """Measure a VQGAN on held-out pictures, beside the mean picture and JPEG at equal bits."""
+
+    vqgan: tyro.conf.Positional[Path]
+    """The folder of a run, of a VQModel of diffusers, or a checkpoint of taming-transformers."""
+    data: PictureData | None = None
+    """Whose pictures; by default, those of the run."""
+    checkpoint: Checkpoint = "best"
+    """Of a run: the best by validation, or the latest."""
+    out: Path | None = None
+    """The folder for `evaluation.json` and `reconstructions.png`; by default the VQGAN's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CodesOfPictures:
+    """Turn a catalogue's pictures into codes, for runs with --vocabulary.image-codes FILE."""
+
+    vqgan: tyro.conf.Positional[Path]
+    """The folder of a run, of a VQModel of diffusers, or a checkpoint of taming-transformers."""
+    file: tyro.conf.Positional[Path]
+    """Is written; Parquet."""
+    data: PictureData | None = None
+    """Whose pictures; by default, those of the run."""
+    checkpoint: Checkpoint = "best"
+    """Of a run: the best by validation, or the latest."""
+
+
+VQGANCommand = (
+    Annotated[TrainVQGAN, tyro.conf.subcommand("train", prefix_name=False)]
+    | Annotated[EvaluateVQGAN, tyro.conf.subcommand("evaluate", prefix_name=False)]
+    | Annotated[CodesOfPictures, tyro.conf.subcommand("codes", prefix_name=False)]
+)
+
+
+def run_vqgan(command: TrainVQGAN | EvaluateVQGAN | CodesOfPictures) -> str:
+    """Returns what to tell the user."""
+    if isinstance(command, TrainVQGAN):
+        train_vqgan_run(command.run.experiment, command.run.folder)
+        return evaluate_vqgan(command.run.folder)
+    if isinstance(command, EvaluateVQGAN):
+        return evaluate_vqgan(command.vqgan, command.data, command.checkpoint, command.out)
+    return write_codes(command.vqgan, command.file, command.data, command.checkpoint)

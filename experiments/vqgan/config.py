@@ -1,0 +1,82 @@
+"""The training of one VQGAN as one object, and the folder it is kept in."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from data_pipelines.images import Fit
+from unimp_jax.image_tokens.discriminator import DiscriminatorConfig
+from unimp_jax.image_tokens.quantiser import QuantiserConfig
+from unimp_jax.image_tokens.training import LossConfig
+from unimp_jax.image_tokens.vqgan import VQGANConfig
+from unimp_jax.training.checkpoint import CheckpointConfig
+from unimp_jax.training.guard import GuardConfig
+from unimp_jax.training.loop import LoopConfig
+from unimp_jax.training.optimizer import OptimizerConfig
+
+FILE = "vqgan.json"
+"""In the folder of a run: its configuration."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureData:
+    """Which pictures, and how they become squares."""
+
+    source: str = "movielens_small"
+    """A source that `unimp prepare` has prepared, by its own name or the one it was given."""
+    folder: Path = Path("data")
+    """Where `unimp prepare` has put it."""
+    fit: Fit = "stretch"
+    """Cut the middle out, squeeze the whole picture, or leave black beside it."""
+    held_out: float = 0.1
+    """The part of the pictures that nothing is learnt from, chosen by the seed of the run."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"data: held_out {self.held_out} is a part of the pictures, above 0 and below 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class PerceptualConfig:
+    """Whose features tell how alike pictures look. Neither: only pixels do."""
+
+    tower: Path | None = None
+    """The vision tower of a run's folder, or of a folder with CLIP in Hugging Face's form."""
+    lpips: tuple[Path, ...] = ()
+    """LPIPS on VGG-16, in one file or several: the package's, torchvision's VGG beside its linear layers, or a
+    taming-transformers checkpoint, which holds both."""
+
+    def __post_init__(self) -> None:
+        if self.tower and self.lpips:
+            raise ValueError("perceptual: a tower or LPIPS, not both")
+
+
+@dataclasses.dataclass(frozen=True)
+class VQGANExperiment:
+    """Everything that the training of a VQGAN depends on."""
+
+    vqgan: VQGANConfig = VQGANConfig()
+    data: PictureData = PictureData()
+    loss: LossConfig = LossConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
+    quantiser: QuantiserConfig = QuantiserConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0, decay="matrices", b1=0.5, b2=0.9)
+    """Adam, of autoencoder and discriminator alike."""
+    guard: GuardConfig = GuardConfig()
+    loop: LoopConfig = LoopConfig(steps=100_000, log_every=50, validate_every=5000, save_every=1000)
+    checkpoint: CheckpointConfig = CheckpointConfig(best_metric="PSNR")
+    batch: int = 8
+    """Pictures of a step, all devices together."""
+    start: Path | None = None
+    """A VQGAN to begin with, and to take the geometry from: a run, a VQModel folder, or a checkpoint of
+    taming-transformers."""
+    seed: int = 0
+    """Of the parameters, the order of pictures, and which of them are held out."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch {self.batch} must be at least 1")
+        if self.optimizer.weight_decay:
+            raise ValueError("optimizer: weight_decay must be 0, for codewords do not decay")

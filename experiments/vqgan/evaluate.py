@@ -1,0 +1,138 @@
+"""`unimp vqgan evaluate`: held-out pictures beside what their codes say of them, the mean picture and JPEG."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from experiments.config import read_config
+from experiments.run import Checkpoint
+from experiments.vqgan.config import FILE, PictureData, VQGANExperiment
+from experiments.vqgan.jpeg import compress
+from experiments.vqgan.measure import likeness
+from experiments.vqgan.pictures import open_pictures
+from experiments.vqgan.run import decoder_of, encoder_of, is_vqgan_run, open_vqgan
+from unimp_jax.evaluation.bootstrap import Interval, interval
+from unimp_jax.image_tokens.quantiser import perplexity
+
+SHOWN = 16
+"""Pictures of the sheet, the first that were held out."""
+ENLARGED = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One way of sending pictures.
+
+    Attributes:
+      bits: of a picture, on average.
+    """
+
+    name: str
+    bits: float
+    figures: dict[str, Interval]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstructions:
+    """How like held-out pictures are what was made of them.
+
+    Attributes:
+      pictures: how many were held out.
+      used: codes that any of them has.
+      perplexity: how many codes there are as if all were used alike.
+      jpeg_bits: of a whole JPEG file of the last row, on average.
+    """
+
+    source: str
+    pictures: int
+    codes: int
+    used: int
+    perplexity: float
+    jpeg_bits: float
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        names = list(self.rows[0].figures)
+        lines = [
+            f"{self.source}: {self.pictures} held-out pictures; {self.used} of {self.codes} codes used, perplexity "
+            f"{self.perplexity:.0f}. Bits of JPEG are those of coefficients; a whole file has {self.jpeg_bits:,.0f}.",
+            "",
+            f"| | bits a picture | {' | '.join(names)} |",
+            f"|---|---{'|---' * len(names)}|",
+        ]
+        for row in self.rows:
+            told = [f"{f.mean:.3f} [{f.low:.3f}, {f.high:.3f}]" for f in row.figures.values()]
+            lines.append(f"| {row.name} | {row.bits:.0f} | {' | '.join(told)} |")
+        return "\n".join(lines)
+
+
+def evaluate_vqgan(
+    folder: Path, data: PictureData | None = None, checkpoint: Checkpoint = "best", out: Path | None = None
+) -> str:
+    """Writes `evaluation.json` and `reconstructions.png`; returns the table as Markdown.
+
+    Args:
+      folder: of a run, or any other VQGAN.
+      data: whose pictures; None: those of the run.
+      out: where it writes; None: into the folder.
+
+    Raises:
+      DataError: the source is not prepared, or the folder holds no VQGAN.
+    """
+    run = read_config(folder / FILE, VQGANExperiment) if is_vqgan_run(folder) else VQGANExperiment()
+    data, out = data or run.data, out or folder
+    model = open_vqgan(folder, checkpoint)
+    pictures = open_pictures(data, model.config.image_size)
+    learnt, held_out = pictures.parts(data.held_out, run.seed)
+    images, bits = pictures.take(held_out), model.config.bits_per_image
+    codes = encoder_of(model)(images)
+    made, jpeg = decoder_of(model)(codes), compress(images, bits)
+    mean = mean_picture(pictures.take(learnt))
+    counts_K = np.bincount(codes.reshape(-1), minlength=model.config.codes)
+    found = Reconstructions(
+        source=data.source,
+        pictures=len(images),
+        codes=model.config.codes,
+        used=int((counts_K > 0).sum()),
+        perplexity=float(perplexity(counts_K.astype(np.float32))),
+        jpeg_bits=float(jpeg.whole_bits.mean()),
+        rows=(
+            row("VQGAN", bits, images, made),
+            row("the mean picture", 0, images, np.broadcast_to(mean, images.shape)),
+            row("JPEG, tables not counted", float(jpeg.scan_bits.mean()), images, jpeg.images),
+        ),
+    )
+    write_json(out / "evaluation.json", dataclasses.asdict(found))
+    write_sheet(out / "reconstructions.png", [images, made, jpeg.images])
+    return f"{found}\n\nabove: pictures, middle: VQGAN, below: JPEG: {out / 'reconstructions.png'}"
+
+
+def mean_picture(images: np.ndarray) -> np.ndarray:
+    return np.round(images.mean(axis=0)).astype(np.uint8)
+
+
+def row(name: str, bits: float, images: np.ndarray, made: np.ndarray) -> Row:
+    return Row(name, bits, {figure: interval(values) for figure, values in likeness(images, made).items()})
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    whole = path.with_suffix(".partial")
+    whole.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    whole.replace(path)
+
+
+def write_sheet(path: Path, rows: list[np.ndarray]) -> None:
+    """The first pictures of each of uint8 [N, H, W, 3], a row below the other, as a PNG."""
+    sheet = np.concatenate([np.concatenate([*images[:SHOWN]], axis=1) for images in rows])
+    large = Image.fromarray(sheet).resize(
+        (ENLARGED * sheet.shape[1], ENLARGED * sheet.shape[0]), Image.Resampling.NEAREST
+    )
+    whole = path.with_suffix(".partial")
+    large.save(whole, "PNG")
+    whole.replace(path)

@@ -1,0 +1,69 @@
+"""The pictures of a prepared source, to train on and to measure on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from data_pipelines.errors import DataError
+from data_pipelines.images import ImageConfig, ImageStore
+from data_pipelines.records import read_items
+from experiments.vqgan.config import PictureData
+
+THREADS = 2
+"""That decode pictures; a batch ahead is ready."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pictures:
+    """A catalogue's pictures.
+
+    Attributes:
+      item_ids: of all items, in the catalogue's order.
+      shown: int64 [S], the items that have a picture.
+      store: item -> uint8 [size, size, 3].
+    """
+
+    item_ids: tuple[str, ...]
+    shown: np.ndarray
+    store: ImageStore
+
+    def parts(self, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """(items to train on, items held out), each in the catalogue's order.
+
+        Raises:
+          DataError: one of the parts would be empty.
+        """
+        count = round(held_out * len(self.shown))
+        if not 0 < count < len(self.shown):
+            raise DataError(f"{len(self.shown)} pictures: too few to hold out {held_out:.0%} of them")
+        chosen = np.zeros(len(self.shown), bool)
+        chosen[np.random.default_rng(seed).permutation(len(self.shown))[:count]] = True
+        return self.shown[~chosen], self.shown[chosen]
+
+    def take(self, items: np.ndarray) -> np.ndarray:
+        """uint8 [len(items), size, size, 3]."""
+        return np.stack([self.store[int(item)] for item in items])
+
+    def batches(self, items: np.ndarray, size: int, seed: int, start: int) -> Iterator[np.ndarray]:
+        """Endless batches, uint8 [size, …], from the one with number `start` on: all items in an order of their own
+        each time round."""
+        drawn = grain.MapDataset.source(items).seed(seed).shuffle().repeat().batch(size)
+        options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=2 * THREADS)
+        return iter(drawn[start:].map(self.take).to_iter_dataset(options))
+
+
+def open_pictures(config: PictureData, size: int) -> Pictures:
+    """
+    Raises:
+      DataError: the source is not prepared, or has no pictures.
+    """
+    items = read_items(config.source, config.folder)
+    item_ids, has_image = zip(*((item.item_id, bool(item.image)) for item in items), strict=True)
+    shown = np.flatnonzero(has_image)
+    if not len(shown):
+        raise DataError(f"{config.source} has no pictures")
+    return Pictures(item_ids, shown, ImageStore(lambda item: items[item].image, size, ImageConfig(config.fit)))

@@ -1,0 +1,56 @@
+"""VQGANs by name: three for a few minutes on one core, and the one of the UniMP reference."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from experiments.vqgan.config import PictureData, VQGANExperiment
+from unimp_jax.image_tokens.quantiser import QuantiserConfig
+from unimp_jax.image_tokens.training import LossConfig
+from unimp_jax.image_tokens.vqgan import VQGANConfig
+from unimp_jax.training.checkpoint import CheckpointConfig
+from unimp_jax.training.loop import LoopConfig
+from unimp_jax.training.optimizer import OptimizerConfig
+
+SMALL = VQGANConfig(
+    image_size=64, widths=(8, 16, 32, 64), blocks=1, attention_levels=(), latent_channels=64, groups=8, codes=512,
+    code_width=32,
+)  # fmt: skip
+"""64 x 64 pixels as 8 x 8 codes; few channels where pixels are many, which is where the time goes."""
+
+QUICK = OptimizerConfig(
+    learning_rate=2e-3, warmup=0.05, final=0.02, weight_decay=0.0, decay="matrices", b1=0.9, b2=0.99
+)
+PIXELS = LossConfig(absolute=0.0, squared=1.0, perceptual=0.0, adversarial=0.0)
+"""What PSNR measures, and nothing that would take more than minutes to learn."""
+
+POSTERS = VQGANExperiment(
+    vqgan=SMALL,
+    data=PictureData("movielens_1m"),
+    loss=PIXELS,
+    quantiser=QuantiserConfig(revive_every=50),
+    optimizer=QUICK,
+    loop=LoopConfig(steps=3000, log_every=25, validate_every=500, save_every=250),
+    checkpoint=CheckpointConfig(best_metric="PSNR"),
+    batch=8,
+)
+
+PRODUCTS = dataclasses.replace(POSTERS, data=PictureData("hm-products"))
+
+DEMO = dataclasses.replace(
+    POSTERS,
+    vqgan=dataclasses.replace(SMALL, image_size=32, widths=(16, 32, 64), codes=256),
+    data=PictureData("movielens_small"),
+    loop=LoopConfig(steps=500, log_every=25, validate_every=250, save_every=250),
+)
+
+REFERENCE = VQGANExperiment()
+
+PRESETS = {"posters": POSTERS, "products": PRODUCTS, "demo": DEMO, "reference": REFERENCE}
+
+DESCRIPTIONS = {
+    "posters": "MovieLens 1M's posters, 64 x 64 pixels as 8 x 8 of 512 codes",
+    "products": "H&M's products, 64 x 64 pixels as 8 x 8 of 512 codes",
+    "demo": "the embedded posters, 32 x 32 pixels as 8 x 8 of 256 codes: what `unimp demo` trains",
+    "reference": "UniMP's: 256 x 256 pixels as 16 x 16 of 1,024 codes, with a discriminator",
+}

@@ -1,0 +1,85 @@
+"""A VQGAN opened again: of a run's folder, of a folder for diffusers, or of a checkpoint of taming-transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from data_pipelines.errors import DataError
+from experiments.config import read_config
+from experiments.run import Checkpoint
+from experiments.vqgan.config import FILE, VQGANExperiment
+from unimp_jax.image_tokens import VQGAN, from_pixels, pixels
+from unimp_jax.image_tokens.training import Distance, Trainer
+from unimp_jax.interop.vqgan import read_vqgan
+from unimp_jax.training.checkpoint import Checkpoints
+from unimp_jax.training.optimizer import make_optimizer
+
+PICTURES = 64
+"""So many are encoded or decoded together."""
+
+
+def trainer_of(config: VQGANExperiment, distance: Distance | None = None) -> Trainer:
+    """What a step is made of, with the perceptual model's distance where there is one."""
+    optimizer = make_optimizer(config.optimizer, config.loop.steps, lambda path, parameter: False)
+    return Trainer(
+        config.vqgan, config.loss, config.quantiser, config.discriminator, config.guard, optimizer, config.loop.steps,
+        config.seed, distance,
+    )  # fmt: skip
+
+
+def is_vqgan_run(folder: Path) -> bool:
+    return (folder / FILE).is_file()
+
+
+def open_vqgan(folder: Path, checkpoint: Checkpoint = "best") -> VQGAN:
+    """
+    Args:
+      checkpoint: of a run: the best by validation, or the latest.
+
+    Raises:
+      DataError: the run has no whole checkpoint.
+      WeightsError: what is no run is no VQGAN, either.
+    """
+    if not is_vqgan_run(folder):
+        return read_vqgan(folder)[0]
+    config = read_config(folder / FILE, VQGANExperiment)
+    trainer = trainer_of(config)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+        jax.eval_shape(lambda: trainer.begin(trainer.new_model())),
+    )
+    with Checkpoints(folder / "checkpoints", config.checkpoint, reads_only=True) as checkpoints:
+        step = checkpoints.best() if checkpoint == "best" else checkpoints.latest()
+        if step is None:
+            raise DataError(f"{folder} has no whole checkpoint yet: run `unimp vqgan train` on it first")
+        state, _ = checkpoints.restore(step, shapes)
+    return nnx.merge(nnx.graphdef(nnx.eval_shape(trainer.new_model)), state.model)
+
+
+def encoder_of(model: VQGAN) -> Callable[[np.ndarray], np.ndarray]:
+    """Pictures, uint8 [N, H, W, 3] -> codes, int32 [N, h, w]."""
+    return in_parts(model, lambda model, images: model.codes(from_pixels(images)))
+
+
+def decoder_of(model: VQGAN) -> Callable[[np.ndarray], np.ndarray]:
+    """Codes, int32 [N, h, w] -> pictures, uint8 [N, H, W, 3]."""
+    return in_parts(model, lambda model, codes: pixels(model.decode(codes)))
+
+
+def in_parts(model: VQGAN, run: Callable[[VQGAN, jax.Array], jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
+    """`run`, jitted for `PICTURES` at a time."""
+    graph, parameters = nnx.split(model)
+    jitted = jax.jit(lambda parameters, some: run(nnx.merge(graph, parameters), some))
+
+    def parts(whole: np.ndarray) -> Iterator[np.ndarray]:
+        for start in range(0, len(whole), PICTURES):
+            some = whole[start : start + PICTURES]
+            yield np.asarray(jitted(parameters, some[np.arange(PICTURES) % len(some)]))[: len(some)]
+
+    return lambda whole: np.concatenate([*parts(whole)])

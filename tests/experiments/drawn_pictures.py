@@ -1,0 +1,53 @@
+"""Pictures that no model generated, in a run's folder: of other items with the query, blurred as codes would do it."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+from PIL import Image, ImageFilter
+
+from data_pipelines.queries import held_out_queries
+from experiments.answers import OURS, save_answers
+from experiments.config import ExperimentConfig
+from experiments.data import ExperimentData, Records
+from experiments.evaluate import tabulate
+from experiments.picture_towers import OwnTower
+from experiments.pictures import Generated, items_of_the_query, picture_outcomes, sample_pictures
+from experiments.results import load_evaluation, save_evaluation
+from unimp_jax.model.layers import DTypes
+from unimp_jax.model.stacking import Loop
+from unimp_jax.model.vision import VisionTower
+from unimp_jax.sharding import make_mesh
+
+SIZE, SAMPLES, PEOPLE = 64, 4, 40
+
+
+def draw_pictures(folder: Path, config: ExperimentConfig, records: Records, data: ExperimentData) -> None:
+    """Adds the image task to an evaluation that is there."""
+    queries = [
+        query for query in held_out_queries(records.corpus, "test", "search") if records.has_image[query.right[0]]
+    ]
+    queries = queries[:PEOPLE]
+    wanted = np.array([query.right[0] for query in queries])
+    rng = np.random.default_rng((config.seed, 7))
+    alike = np.stack([items_of_the_query(data, wanted, rng) for _ in range(SAMPLES)], axis=1)
+    generated = Generated(
+        queries,
+        {OURS: np.stack([[blurred(data, item) for item in row] for row in alike])},
+        np.stack([blurred(data, item) for item in wanted]),
+    )
+    tower = OwnTower(VisionTower(config.model.vision, DTypes(), Loop(), nnx.Rngs(0)), make_mesh(config.mesh))
+    outcomes = picture_outcomes(data, tower, generated)
+    path = folder / "evaluation" / "test.json"
+    evaluation = load_evaluation(path)
+    for task, outcome in outcomes.items():
+        save_answers(outcome, path.with_name(f"test-{task}.parquet"))
+    tables = tuple(tabulate(task, outcome, 0) for task, outcome in outcomes.items())
+    samples = sample_pictures(data, generated, path.parent, "test", count=6)
+    save_evaluation(dataclasses.replace(evaluation, tables=evaluation.tables + tables, pictures=samples), path)
+
+
+def blurred(data: ExperimentData, item: int) -> np.ndarray:
+    picture = Image.fromarray(data.images[int(item)]).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    return np.asarray(picture.filter(ImageFilter.GaussianBlur(1)))

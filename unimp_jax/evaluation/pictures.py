@@ -1,0 +1,151 @@
+"""Figures of generated pictures for each user, from features that some tower makes of them.
+
+Letters: P people, who asked a question each; S pictures generated for one; R pictures that nobody asked for, to compare
+with; F features. Distances are Euclidean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import scipy.stats
+from scipy.spatial.distance import cdist
+
+from unimp_jax.evaluation.frechet import frechet_values
+from unimp_jax.evaluation.metrics import Means
+from unimp_jax.evaluation.neighbours import precision_and_recall
+
+PerUser = dict[str, np.ndarray]
+
+
+def picture_scores(
+    generated_PSF: np.ndarray, wanted_PF: np.ndarray, random_PRF: np.ndarray, queries: Sequence[str]
+) -> PerUser:
+    """What `picture_figures` makes figures of; of all, more is better.
+
+    Args:
+      generated_PSF: of the pictures generated for each question.
+      wanted_PF: of the picture of the item that each person truly met.
+      random_PRF: of the pictures of R other items, drawn for each.
+      queries: what each asked for.
+
+    Returns:
+      float64 [P] by name. Sets, for precision and recall, are each person's first picture and all the wanted ones, so
+      that they are of one size whatever S is.
+    """
+    precision_P, recall_P = precision_and_recall(generated_PSF[:, 0], wanted_PF)
+    apart_P, shared_P = apart_from_others(generated_PSF, queries)
+    scores = {
+        "closer": closer(generated_PSF, wanted_PF, random_PRF),
+        "precision": precision_P,
+        "recall": recall_P,
+        "apart from others": apart_P,
+        "with others": shared_P,
+    }
+    return scores | ({"own diversity": apart(generated_PSF)} if generated_PSF.shape[1] > 1 else {})
+
+
+def picture_distances(generated_PSF: np.ndarray, wanted_PF: np.ndarray) -> PerUser:
+    """Figures of which less is better: float64 [P] by name, whose means they are."""
+    return {
+        "Fréchet distance": frechet_values(generated_PSF[:, 0], wanted_PF),
+        "distance to wanted": _distances(generated_PSF, wanted_PF[:, None]).mean(axis=(1, 2)),
+    }
+
+
+def picture_figures(scores: PerUser) -> dict[str, Callable[[Means], np.ndarray]]:
+    """Those of `PICTURE_FIGURES` that `scores`, made by `picture_scores`, have something for."""
+    there = {*scores, "diversity"} if scores["with others"].any() else {*scores}
+    return {name: formula for name, formula in PICTURE_FIGURES.items() if name in there}
+
+
+def _mean(name: str) -> Callable[[Means], np.ndarray]:
+    return lambda means: means[name]
+
+
+PICTURE_FIGURES: dict[str, Callable[[Means], np.ndarray]] = {
+    "closer": _mean("closer"),
+    "precision": _mean("precision"),
+    "recall": _mean("recall"),
+    "CLIP score": _mean("CLIP score"),
+    "diversity": lambda means: means["apart from others"] / np.maximum(means["with others"], 1e-12),
+    "own diversity": _mean("own diversity"),
+}
+"""All there are; the score of a CLIP comes from `clip_score`."""
+
+
+def closer(generated_PSF: np.ndarray, wanted_PF: np.ndarray, random_PRF: np.ndarray) -> np.ndarray:
+    """How often a person's generated pictures lie closer to the wanted one than to another, ties as half.
+
+    Returns:
+      float64 [P], the share of all S x R comparisons; by chance 1/2.
+    """
+    to_wanted_PS1 = _distances(generated_PSF, wanted_PF[:, None])
+    to_random_PSR = _distances(generated_PSF, random_PRF)
+    won_PSR = (to_wanted_PS1 < to_random_PSR) + 0.5 * (to_wanted_PS1 == to_random_PSR)
+    return won_PSR.mean(axis=(1, 2))
+
+
+def apart(generated_PSF: np.ndarray) -> np.ndarray:
+    """The mean distance between two pictures of one person: float64 [P].
+
+    Raises:
+      ValueError: there is but one.
+    """
+    samples = generated_PSF.shape[1]
+    if samples < 2:
+        raise ValueError("one picture a person has no distance to another: two or more are needed")
+    return _distances(generated_PSF, generated_PSF).sum(axis=(1, 2)) / (samples * (samples - 1))
+
+
+def apart_from_others(generated_PSF: np.ndarray, queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """How far a person's pictures are from those of others with the same query, on average, and 1 (float64 [P] each); 0
+    and 0 where there is no other. The sum of the former over that of the latter is the diversity of a query's pictures
+    across people; compared with `apart`, it tells how much is due to who asks."""
+    total_P, shared_P = np.zeros(len(queries)), np.zeros(len(queries))
+    for query in dict.fromkeys(queries):
+        people = np.array([person for person, other in enumerate(queries) if other == query])
+        if len(people) < 2:
+            continue
+        pictures = generated_PSF[people].reshape(-1, generated_PSF.shape[-1])
+        for person in people:
+            own_SF = generated_PSF[person]
+            within = cdist(own_SF, own_SF).sum()
+            total_P[person] = (cdist(own_SF, pictures).sum() - within) / (len(own_SF) ** 2 * (len(people) - 1))
+        shared_P[people] = 1
+    return total_P, shared_P
+
+
+def clip_score(generated_PSF: np.ndarray, query_PF: np.ndarray) -> np.ndarray:
+    """100 max(cosine, 0) of CLIP's embeddings of picture and query, averaged over a person's pictures: float64 [P]
+    (arXiv:2104.08718, scaled to 100 as libraries do)."""
+    cosine_PS = np.einsum("psf,pf->ps", _unit(generated_PSF), _unit(query_PF))
+    return 100 * np.maximum(cosine_PS, 0).mean(axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SignTest:
+    """How many people lie above chance and how many below, and the two-sided p-value if both were as likely."""
+
+    above: int
+    below: int
+    p_value: float
+
+
+def sign_test(shares: np.ndarray, chance: float = 0.5) -> SignTest:
+    """Of one share a person; those exactly at chance are left out."""
+    above, below = int((shares > chance).sum()), int((shares < chance).sum())
+    p_value = scipy.stats.binomtest(above, above + below).pvalue if above + below else 1.0
+    return SignTest(above, below, float(p_value))
+
+
+def _distances(first_PNF: np.ndarray, second_PMF: np.ndarray) -> np.ndarray:
+    """Of each person's pictures: float64 [P, N, M]."""
+    return np.stack([cdist(*pair) for pair in zip(first_PNF, second_PMF, strict=True)])
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    features = np.asarray(features, np.float64)
+    return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,5 @@
+"""Pictures as codes: a VQGAN, what it is trained by, and its training."""
+
+from unimp_jax.image_tokens.vqgan import VQGAN, VQGANConfig, from_pixels, pixels
+
+__all__ = ["VQGAN", "VQGANConfig", "from_pixels", "pixels"]

@@ -1,0 +1,97 @@
+"""The loop that trains a VQGAN: step, log, validate and save until the last step, or until asked to end."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from unimp_jax.image_tokens.training import VQGANFigures, VQGANState
+from unimp_jax.training.checkpoint import Checkpoints
+from unimp_jax.training.log import RunLog
+from unimp_jax.training.loop import LoopConfig, TrainingError
+from unimp_jax.training.preemption import EndRequest
+
+
+@dataclasses.dataclass(frozen=True)
+class VQGANRun:
+    """What the loop drives.
+
+    Attributes:
+      step: the compiled step.
+      frozen: the perceptual model's parameters.
+      batches: steps done -> batches of pictures from there on, uint8 [B, H, W, 3].
+      to_device: such a batch on the devices.
+      validate: the VQGAN's parameters -> figures, among them the one that tells the best checkpoint.
+    """
+
+    step: Callable[[VQGANState, Any, jax.Array], tuple[VQGANState, VQGANFigures]]
+    frozen: Any
+    batches: Callable[[int], Iterator[np.ndarray]]
+    to_device: Callable[[np.ndarray], jax.Array]
+    validate: Callable[[Any], dict[str, float]]
+
+
+def train_vqgan(
+    state: VQGANState, run: VQGANRun, config: LoopConfig, patience: int, checkpoints: Checkpoints, log: RunLog,
+    end: EndRequest,
+) -> tuple[VQGANState, bool]:  # fmt: skip
+    """Trains from `state` to the last step, or until the `end` is asked for, and saves.
+
+    A batch is a function of the step, and so is all randomness: a run that was killed goes on bit for bit. Asked to
+    end, it ends with the line of the log that it is at, so that lines are of as many steps as they always are.
+
+    Args:
+      patience: it ends when so many steps in a row were left out.
+
+    Returns:
+      (the state after the last step that was done, whether all steps are).
+
+    Raises:
+      TrainingError: so many were.
+    """
+    done = int(state.step)
+    batches, window = run.batches(done), list[VQGANFigures]()
+    for step in range(done + 1, config.steps + 1):
+        state, figures = run.step(state, run.frozen, run.to_device(next(batches)))
+        if window:
+            window[-1].loss.block_until_ready()  # no more than two batches lie on the devices
+        window.append(figures)
+        last = step == config.steps
+        if step % config.log_every and not last:
+            continue
+        logged, window = means(window), []
+        log.write(step, "train", logged)
+        log.progress(step, {name: f"{logged[name]:.4f}" for name in ("loss", "squared", "codes")})
+        if logged["left_out_in_a_row"] >= patience:
+            raise TrainingError(
+                f"step {step}: the last {logged['left_out_in_a_row']:.0f} steps were left out, for their loss or "
+                "gradient is no number or far above the usual; in a new folder, lower optimizer.learning_rate or raise "
+                "guard.spike"
+            )
+        validates, ends = last or step % config.validate_every == 0, end.at(step)
+        measured = run.validate(state.model) if validates else None
+        if measured is not None:
+            log.write(step, "validation", measured)
+        if validates or ends or step % config.save_every == 0:
+            checkpoints.save(step, state, {}, measured)
+        if ends and not last:
+            return state, False
+    return state, True
+
+
+def means(window: list[VQGANFigures]) -> dict[str, float]:
+    """Of the steps of a line; of steps left out, how many, and how many of them were the last ones in a row."""
+    columns = {
+        name: np.array([np.asarray(getattr(figures, name)) for figures in window], np.float64)
+        for name in VQGANFigures.__dataclass_fields__
+    }
+    last = columns.pop("left_out_in_a_row")[-1]
+    left_out = columns.pop("left_out").sum()
+    return {name: float(values.mean()) for name, values in columns.items()} | {
+        "steps_left_out": float(left_out),
+        "left_out_in_a_row": float(last),
+    }

@@ -1,0 +1,124 @@
+"""From latents to codes and back: the nearest codeword, what it costs, and how codewords learn and are revived.
+
+van den Oord et al. 2017 (arXiv:1711.00937): with z a latent, e its nearest codeword and sg what passes no gradient, a
+latent costs  |sg(z) - e|^2 + beta |z - sg(e)|^2,  means over channels as in taming-transformers. The first term draws
+codewords by gradient; without it, they can be moving averages of the latents that they stand for (appendix A.1):
+
+  N_k <- g N_k + (1 - g) n_k,   m_k <- g m_k + (1 - g) sum of z,   e_k = m_k / N_k,
+
+of the n_k latents z of a batch whose code is k, with N_k smoothed as (N_k + eps) / (N + K eps) N, N the sum of all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from unimp_jax.semantic_ids.residual_kmeans import nearest
+
+SMOOTHING = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantiserConfig:
+    """How the codebook learns."""
+
+    beta: float = 0.25
+    """Of the commitment loss, which keeps latents near their codewords."""
+    average: float = 0.0
+    """0: codewords learn by gradient. Above: they are moving averages of latents, with this decay (0.99, say)."""
+    revive_every: int = 100
+    revive_until: float = 0.75
+    """After each `revive_every` steps, codewords that none of them used become latents of the batch, up to this part of
+    all steps, so that training then settles."""
+
+    def __post_init__(self) -> None:
+        if self.beta < 0 or not 0 <= self.average < 1 or self.revive_every < 1:
+            raise ValueError(
+                f"quantiser: beta {self.beta} must be at least 0, average {self.average} at least 0 and below 1, "
+                f"revive_every {self.revive_every} at least 1"
+            )
+
+
+@flax.struct.dataclass
+class CodebookState:
+    """What is known of codewords besides themselves.
+
+    Attributes:
+      used: bool [K], which were the nearest to a latent since codewords were last revived.
+      counts: float32 [K], N of the moving averages.
+      sums: float32 [K, Z], m of them.
+    """
+
+    used: jax.Array
+    counts: jax.Array
+    sums: jax.Array
+
+
+def new_codebook_state(codebook_KZ: jax.Array) -> CodebookState:
+    """Each codeword as the average of one latent, itself."""
+    codes = len(codebook_KZ)
+    return CodebookState(jnp.zeros(codes, bool), jnp.ones(codes), jnp.array(codebook_KZ))
+
+
+def nearest_codes(latents: jax.Array, codebook_KZ: jax.Array) -> jax.Array:
+    """The nearest codeword of each of [..., Z], the first of equals: int32 [...]."""
+    return nearest(latents.reshape(-1, latents.shape[-1]), codebook_KZ).reshape(latents.shape[:-1])
+
+
+@flax.struct.dataclass
+class Quantised:
+    """Latents and what stands for them.
+
+    Attributes:
+      codes: int32 [N].
+      codewords: float32 [N, Z], that pass gradients straight to the latents.
+      loss: float32 scalar, the mean over latents.
+    """
+
+    codes: jax.Array
+    codewords: jax.Array
+    loss: jax.Array
+
+
+def quantise(latents_NZ: jax.Array, codebook_KZ: jax.Array, config: QuantiserConfig) -> Quantised:
+    """The nearest codewords, with the loss of the module's head."""
+    codes_N = nearest(latents_NZ, codebook_KZ)
+    # A product, since accelerators add a gather's gradients in no fixed order.
+    words_NZ = jnp.matmul(jax.nn.one_hot(codes_N, len(codebook_KZ)), codebook_KZ, precision="highest")
+    fixed_NZ = jax.lax.stop_gradient(words_NZ)
+    loss = config.beta * jnp.square(latents_NZ - fixed_NZ).mean()
+    if not config.average:
+        loss = loss + jnp.square(jax.lax.stop_gradient(latents_NZ) - words_NZ).mean()
+    return Quantised(codes_N, latents_NZ + jax.lax.stop_gradient(words_NZ - latents_NZ), loss)
+
+
+def averaged(
+    codebook_KZ: jax.Array, state: CodebookState, codes_N: jax.Array, latents_NZ: jax.Array, decay: float
+) -> tuple[jax.Array, CodebookState]:
+    """(the codebook, its state) after the moving averages took in a batch."""
+    member_NK = jax.nn.one_hot(codes_N, len(codebook_KZ))
+    counts_K = decay * state.counts + (1 - decay) * member_NK.sum(axis=0)
+    sums_KZ = decay * state.sums + (1 - decay) * jnp.matmul(member_NK.T, latents_NZ, precision="highest")
+    total = counts_K.sum()
+    smooth_K = (counts_K + SMOOTHING) / (total + len(counts_K) * SMOOTHING) * total
+    return sums_KZ / smooth_K[:, None], dataclasses.replace(state, counts=counts_K, sums=sums_KZ)
+
+
+def revived(
+    codebook_KZ: jax.Array, state: CodebookState, dead_K: jax.Array, latents_NZ: jax.Array, key: jax.Array
+) -> tuple[jax.Array, CodebookState]:
+    """(the codebook, its state) with random latents of a batch in the place of dead codewords."""
+    drawn_KZ = latents_NZ[jax.random.randint(key, dead_K.shape, 0, len(latents_NZ))]
+    codebook_KZ = jnp.where(dead_K[:, None], drawn_KZ, codebook_KZ)
+    sums_KZ = jnp.where(dead_K[:, None], drawn_KZ, state.sums)
+    return codebook_KZ, dataclasses.replace(state, counts=jnp.where(dead_K, 1.0, state.counts), sums=sums_KZ)
+
+
+def perplexity(counts_K: jax.Array) -> jax.Array:
+    """How many codes are in use, as if all of these were used alike: the exponential of the entropy of their shares."""
+    shares_K = counts_K / counts_K.sum()
+    return jnp.exp(-jnp.sum(jnp.where(shares_K > 0, shares_K * jnp.log(jnp.where(shares_K > 0, shares_K, 1)), 0)))

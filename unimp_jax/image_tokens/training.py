@@ -1,0 +1,253 @@
+"""One step of training a VQGAN as a pure function: autoencoder, codebook and discriminator.
+
+Esser et al. 2020 (arXiv:2012.09841, section 3.1): a picture that codes say is to be like the one they were taken of, in
+pixels and in the features of a perceptual model; codes are to cost little; and a discriminator is to take it for real.
+Gradients of all of these with respect to the picture are added before any reaches the autoencoder, in one pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from unimp_jax.image_tokens.adversary import Adversary, Verdict, balance, judge_pictures, silent
+from unimp_jax.image_tokens.discriminator import Discriminator, DiscriminatorConfig
+from unimp_jax.image_tokens.quantiser import (
+    CodebookState,
+    Quantised,
+    QuantiserConfig,
+    averaged,
+    new_codebook_state,
+    perplexity,
+    quantise,
+    revived,
+)
+from unimp_jax.image_tokens.vqgan import VQGAN, VQGANConfig, from_pixels
+from unimp_jax.training.guard import Guard, GuardConfig, judge, new_guard
+
+Distance = Callable[[Any, jax.Array, jax.Array], jax.Array]
+"""(a perceptual model's parameters, pictures, pictures) -> how far they are apart, a scalar; pictures from -1 to 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What counts how much; the defaults are those of taming-transformers."""
+
+    absolute: float = 1.0
+    """Of the mean absolute difference of pixels, which are from -1 to 1."""
+    squared: float = 0.0
+    """Of the mean squared difference."""
+    perceptual: float = 1.0
+    """Of the distance between features, where there is a model of them."""
+    codes: float = 1.0
+    """Of what codes cost."""
+    adversarial: float = 0.8
+    """Of the discriminator's verdict; 0: there is no discriminator."""
+    adversarial_from: int = 10_000
+    """Steps before the discriminator takes part."""
+    adaptive: bool = True
+    """Whether the verdict is scaled, so that it reaches the last layer as strongly as likeness does."""
+
+    def __post_init__(self) -> None:
+        weights = (self.absolute, self.squared, self.perceptual, self.codes, self.adversarial)
+        if min(weights) < 0 or self.absolute + self.squared == 0:
+            raise ValueError(f"loss: weights must be at least 0, and that of absolute or squared above: {self}")
+
+
+@flax.struct.dataclass
+class VQGANState:
+    """All that changes from step to step.
+
+    Attributes:
+      step: int32 scalar, steps done.
+      model, optimizer: the VQGAN's parameters, and the optimizer's state for them.
+      codebook: what is known of codewords.
+      adversary: None where there is no discriminator.
+      guard: what is known of the steps so far.
+    """
+
+    step: jax.Array
+    model: Any
+    optimizer: Any
+    codebook: CodebookState
+    adversary: Adversary | None
+    guard: Guard
+
+
+@flax.struct.dataclass
+class VQGANFigures:
+    """What one step tells: scalars, float32 but for the last two.
+
+    Attributes:
+      loss: of the autoencoder, all parts with their weights, but for the discriminator's.
+      squared: the mean squared difference of pixels, from -1 to 1.
+      perceptual: the distance between features.
+      codes: what codes cost.
+      perplexity: how many codes are in use in the batch.
+      verdict: the discriminator's mean logit for what was made.
+      discriminator: its own loss.
+      scale: by which its verdict was multiplied.
+      gradient_norm: the autoencoder's, before clipping.
+      left_out: bool, whether the step was left out.
+      left_out_in_a_row: int32, how many were, up to and with this one.
+    """
+
+    loss: jax.Array
+    squared: jax.Array
+    perceptual: jax.Array
+    codes: jax.Array
+    perplexity: jax.Array
+    verdict: jax.Array
+    discriminator: jax.Array
+    scale: jax.Array
+    gradient_norm: jax.Array
+    left_out: jax.Array
+    left_out_in_a_row: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """What a step is made of.
+
+    Attributes:
+      optimizer: of the VQGAN, and another of its kind of the discriminator.
+      steps: of the whole training.
+      distance: of the perceptual model, if there is one.
+    """
+
+    vqgan: VQGANConfig
+    loss: LossConfig
+    quantiser: QuantiserConfig
+    discriminator: DiscriminatorConfig
+    guard: GuardConfig
+    optimizer: optax.GradientTransformation
+    steps: int
+    seed: int
+    distance: Distance | None = None
+
+    def new_model(self) -> VQGAN:
+        return VQGAN(self.vqgan, rngs=nnx.Rngs(self.seed))
+
+    def new_discriminator(self) -> Discriminator:
+        return Discriminator(self.discriminator, rngs=nnx.Rngs(self.seed + 1))
+
+    def begin(self, model: VQGAN) -> VQGANState:
+        """The state before the first step."""
+        parameters, adversary = nnx.state(model), None
+        if self.loss.adversarial:
+            judging = nnx.state(self.new_discriminator())
+            adversary = Adversary(judging, self.optimizer.init(judging))
+        codebook = new_codebook_state(model.codebook[...])
+        optimizer = self.optimizer.init(parameters)
+        return VQGANState(jnp.zeros((), jnp.int32), parameters, optimizer, codebook, adversary, new_guard())
+
+
+@flax.struct.dataclass
+class Made:
+    """A batch on its way through the autoencoder.
+
+    Attributes:
+      latents: float32 [N, Z], of all places of all pictures.
+      quantised: what stands for them.
+      features: float32 [B, H, W, C], what the last layer made the pictures of.
+    """
+
+    latents: jax.Array
+    quantised: Quantised
+    features: jax.Array
+
+
+def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[VQGANState, VQGANFigures]]:
+    """(state, the perceptual model's parameters, pictures, uint8 [B, H, W, 3]) -> (state, figures); to be jitted with
+    the state donated.
+
+    A step that the guard leaves out changes nothing but what is counted.
+    """
+    graph = nnx.graphdef(nnx.eval_shape(trainer.new_model))
+    judging = nnx.graphdef(nnx.eval_shape(trainer.new_discriminator))
+    loss, quantiser = trainer.loss, trainer.quantiser
+
+    def make(parameters: Any, images: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Made]:
+        """((pictures, what codes cost), how they came about)."""
+        model = nnx.merge(graph, parameters)
+        latents_BhwZ = model.encode(images)
+        latents_NZ = latents_BhwZ.reshape(-1, latents_BhwZ.shape[-1])
+        quantised = quantise(latents_NZ, model.codebook[...], quantiser)
+        features = model.features(quantised.codewords.reshape(latents_BhwZ.shape))
+        return (model.decoder.conv_out(features), quantised.loss), Made(latents_NZ, quantised, features)
+
+    def unlikeness(
+        pictures: jax.Array, images: jax.Array, frozen: Any
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """(the weighted sum, (mean squared difference, perceptual distance))."""
+        squared, apart = jnp.square(pictures - images).mean(), jnp.zeros(())
+        total = loss.absolute * jnp.abs(pictures - images).mean() + loss.squared * squared
+        if trainer.distance is not None and loss.perceptual:
+            apart = trainer.distance(frozen, pictures, images)
+            total = total + loss.perceptual * apart
+        return total, (squared, apart)
+
+    def contest(
+        state: VQGANState, images: jax.Array, pictures: jax.Array, made: Made, pulled: jax.Array
+    ) -> tuple[Verdict, Any]:
+        """The discriminator's verdict, and itself after the step; `pulled` is the gradient of unlikeness."""
+        if state.adversary is None:
+            return silent(pictures), None
+        adversary, last = state.adversary, nnx.merge(graph, state.model).decoder.conv_out
+
+        def scale(of_verdict: jax.Array) -> jax.Array:
+            return balance(last, made.features, pulled, of_verdict) if loss.adaptive else jnp.ones(())
+
+        return jax.lax.cond(
+            state.step >= loss.adversarial_from,
+            lambda: judge_pictures(judging, trainer.optimizer, adversary, images, pictures, scale),
+            lambda: (silent(pictures), adversary),
+        )
+
+    def after(state: VQGANState, parameters: Any, made: Made) -> tuple[Any, CodebookState]:
+        """The codebook averaged and revived, within the parameters."""
+        model, codes_N = nnx.merge(graph, parameters), made.quantised.codes
+        words_KZ, codebook = model.codebook[...], state.codebook
+        if quantiser.average:
+            words_KZ, codebook = averaged(words_KZ, codebook, codes_N, made.latents, quantiser.average)
+        used_K = codebook.used.at[codes_N].set(True)
+        due = (state.step + 1) % quantiser.revive_every == 0
+        dead_K = ~used_K & due & (state.step < quantiser.revive_until * trainer.steps)
+        key = jax.random.fold_in(jax.random.key(trainer.seed), state.step)
+        words_KZ, codebook = revived(words_KZ, codebook, dead_K, made.latents, key)
+        model.codebook[...] = words_KZ
+        return nnx.state(model), dataclasses.replace(codebook, used=used_K & ~due)
+
+    def step(state: VQGANState, frozen: Any, pixels: jax.Array) -> tuple[VQGANState, VQGANFigures]:
+        images = from_pixels(pixels)
+        (pictures, cost), pull, made = jax.vjp(lambda parameters: make(parameters, images), state.model, has_aux=True)
+        (unlike, (squared, apart)), pulled = jax.value_and_grad(unlikeness, has_aux=True)(pictures, images, frozen)
+        verdict, adversary = contest(state, images, pictures, made, pulled)
+        total = unlike + loss.codes * cost
+        (gradient,) = pull((pulled + loss.adversarial * verdict.gradient, jnp.float32(loss.codes)))
+        norm = optax.global_norm(gradient)
+        good, seen = judge(trainer.guard, state.guard, total, norm)
+        updates, optimizer = trainer.optimizer.update(gradient, state.optimizer, state.model)
+        model, codebook = after(state, optax.apply_updates(state.model, updates), made)
+        new = (model, optimizer, codebook, adversary)
+        old = (state.model, state.optimizer, state.codebook, state.adversary)
+        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
+        in_use = perplexity(jnp.bincount(made.quantised.codes, length=trainer.vqgan.codes).astype(jnp.float32))
+        figures = VQGANFigures(
+            total, squared, apart, cost, in_use, verdict.logit, verdict.loss, verdict.scale, norm, ~good, seen.in_a_row
+        )
+        return VQGANState(state.step + 1, *kept, seen), figures
+
+    return step
+
+
+def place_codebook(model: VQGAN, words_KZ: jax.Array) -> None:
+    """Codewords that were found among a model's latents, in the place of those that it was drawn with."""
+    model.codebook[...] = jnp.asarray(words_KZ, jnp.float32)

@@ -1,0 +1,175 @@
+"""VQGAN (Esser et al. 2021, arXiv:2012.09841): a picture as a grid of codes, and the picture that a grid of codes says.
+
+The computation is that of taming-transformers, and of `VQModel` in diffusers, with which weights are exchanged
+(`unimp_jax.interop.vqgan`). Further letters: h, w rows and columns of codes; Z channels of a codeword; K codes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from unimp_jax.image_tokens.layers import GroupNorm, Level, Middle, conv, doubled, halving
+from unimp_jax.image_tokens.quantiser import nearest_codes
+
+
+@dataclasses.dataclass(frozen=True)
+class VQGANConfig:
+    """Geometry; the defaults are those of the UniMP reference: 256 x 256 pixels as 16 x 16 of 1,024 codes."""
+
+    image_size: int = 256
+    """Pixels, height and width."""
+    widths: tuple[int, ...] = (128, 128, 256, 256, 512)
+    """Channels at each resolution; each after the first is half the one before."""
+    blocks: int = 2
+    """Residual blocks at a resolution of the encoder; the decoder has one more."""
+    attention_levels: tuple[int, ...] = (4,)
+    """Resolutions, 0 the finest, whose blocks are followed by attention."""
+    middle_attention: bool = True
+    """Attention between the two blocks that stand at the lowest resolution."""
+    latent_channels: int = 256
+    """Of the encoder's output and the decoder's input."""
+    groups: int = 32
+    """Of the norms; divides all widths."""
+    codes: int = 1024
+    code_width: int = 256
+    """Channels of a codeword."""
+
+    def __post_init__(self) -> None:
+        sizes = (self.blocks, self.latent_channels, self.groups, self.codes, self.code_width, *self.widths)
+        if not self.widths or min(sizes) < 1:
+            raise ValueError(f"vqgan: all sizes must be at least 1, and there must be a width: {self}")
+        wrong = [width for width in self.widths if width % self.groups]
+        if wrong:
+            raise ValueError(f"vqgan: groups {self.groups} must divide all widths, and does not divide {wrong[0]}")
+        if self.image_size % self.downscale:
+            raise ValueError(
+                f"vqgan: {len(self.widths)} widths shrink a picture {self.downscale} times, "
+                f"which must divide image_size {self.image_size}"
+            )
+        if not set(self.attention_levels) <= set(range(len(self.widths))):
+            raise ValueError(
+                f"vqgan: attention_levels {self.attention_levels} must be among 0 … {len(self.widths) - 1}, "
+                "one for each width"
+            )
+
+    @property
+    def downscale(self) -> int:
+        """Pixels, high and wide, that a code stands for."""
+        return 2 ** (len(self.widths) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Rows of codes, and columns."""
+        return self.image_size // self.downscale
+
+    @property
+    def codes_per_image(self) -> int:
+        return self.grid**2
+
+    @property
+    def bits_per_image(self) -> float:
+        """What the codes of a picture take, all codes being as long."""
+        return self.codes_per_image * float(np.log2(self.codes))
+
+
+class Encoder(nnx.Module):
+    """A picture to a grid of latents."""
+
+    def __init__(self, config: VQGANConfig, rngs: nnx.Rngs):
+        widths, groups = config.widths, config.groups
+        self.conv_in = conv(3, widths[0], rngs)
+        inputs = (widths[0], *widths[:-1])
+        self.levels = nnx.List([
+            Level(before, width, config.blocks, groups, level in config.attention_levels, rngs)
+            for level, (before, width) in enumerate(zip(inputs, widths, strict=True))
+        ])  # fmt: skip
+        self.halvings = nnx.List([halving(width, rngs) for width in widths[:-1]])
+        self.middle = Middle(widths[-1], groups, config.middle_attention, rngs)
+        self.norm_out = GroupNorm(widths[-1], groups)
+        self.conv_out = conv(widths[-1], config.latent_channels, rngs)
+
+    def __call__(self, images_BHW3: jax.Array) -> jax.Array:
+        x = self.levels[0](self.conv_in(images_BHW3))
+        for halve, level in zip(self.halvings, self.levels[1:], strict=True):
+            x = level(halve(x))
+        return self.conv_out(jax.nn.silu(self.norm_out(self.middle(x))))
+
+
+class Decoder(nnx.Module):
+    """A grid of latents to a picture. Levels are numbered as the encoder's, 0 the finest, and run from the last."""
+
+    def __init__(self, config: VQGANConfig, rngs: nnx.Rngs):
+        widths, groups = config.widths, config.groups
+        self.conv_in = conv(config.latent_channels, widths[-1], rngs)
+        self.middle = Middle(widths[-1], groups, config.middle_attention, rngs)
+        inputs = (*widths[1:], widths[-1])
+        self.levels = nnx.List([
+            Level(before, width, config.blocks + 1, groups, level in config.attention_levels, rngs)
+            for level, (before, width) in enumerate(zip(inputs, widths, strict=True))
+        ])  # fmt: skip
+        self.doublings = nnx.List([conv(width, width, rngs) for width in widths[1:]])
+        self.norm_out = GroupNorm(widths[0], groups)
+        self.conv_out = conv(widths[0], 3, rngs)
+
+    def features(self, x_BhwL: jax.Array) -> jax.Array:
+        """[B, H, W, widths[0]], of which `conv_out` makes the picture."""
+        x = self.levels[-1](self.middle(self.conv_in(x_BhwL)))
+        for number in reversed(range(len(self.doublings))):
+            x = self.levels[number](self.doublings[number](doubled(x)))
+        return jax.nn.silu(self.norm_out(x))
+
+    def __call__(self, x_BhwL: jax.Array) -> jax.Array:
+        return self.conv_out(self.features(x_BhwL))
+
+
+class VQGAN(nnx.Module):
+    """Encoder, codebook and decoder. Pictures are float, -1 black and 1 white, colours last."""
+
+    def __init__(self, config: VQGANConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder, self.decoder = Encoder(config, rngs), Decoder(config, rngs)
+        self.to_code = nnx.Linear(config.latent_channels, config.code_width, rngs=rngs)
+        self.from_code = nnx.Linear(config.code_width, config.latent_channels, rngs=rngs)
+        self.codebook = nnx.Param(
+            jax.random.uniform(rngs.params(), (config.codes, config.code_width), minval=-1, maxval=1) / config.codes
+        )
+
+    def encode(self, images_BHW3: jax.Array) -> jax.Array:
+        """Latents, float32 [B, h, w, Z], as they are before codes are taken for them.
+
+        Raises:
+          ValueError: pictures are not of three colours, or height and width are no multiples of `config.downscale`.
+        """
+        shape, shrinks = images_BHW3.shape, self.config.downscale
+        if len(shape) != 4 or shape[3] != 3 or shape[1] % shrinks or shape[2] % shrinks:
+            raise ValueError(
+                f"pictures are {shape}: [pictures, height, width, 3], both multiples of {shrinks}, is right"
+            )
+        return self.to_code(self.encoder(images_BHW3))
+
+    def codes(self, images_BHW3: jax.Array) -> jax.Array:
+        """The nearest code at each place: int32 [B, h, w]."""
+        return nearest_codes(self.encode(images_BHW3), self.codebook[...])
+
+    def decode(self, codes_Bhw: jax.Array) -> jax.Array:
+        """The picture that codes say: float32 [B, H, W, 3]; about -1 to 1, see `pixels`."""
+        return self.decoder.conv_out(self.features(self.codebook[...][codes_Bhw]))
+
+    def features(self, codewords_BhwZ: jax.Array) -> jax.Array:
+        """`Decoder.features` of codewords, or of latents in their place."""
+        return self.decoder.features(self.from_code(codewords_BhwZ))
+
+
+def pixels(images: jax.Array) -> jax.Array:
+    """Pictures as a VQGAN makes them, float about -1 to 1, to uint8."""
+    return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+
+def from_pixels(images: jax.Array) -> jax.Array:
+    """uint8 to float32, -1 to 1."""
+    return images.astype(jnp.float32) / 127.5 - 1

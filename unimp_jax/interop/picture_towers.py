@@ -1,0 +1,46 @@
+"""Towers that pictures are measured by, from the files that others publish: a CLIP folder, or Inception's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flax import nnx
+
+from unimp_jax.interop.clip import clip_config, transformers_clip_whole, vision_root
+from unimp_jax.interop.filling import filled
+from unimp_jax.interop.layout import Table, entry
+from unimp_jax.interop.weights import open_weights, read_json, understood
+from unimp_jax.picture_towers import CLIP, Inception
+from unimp_jax.picture_towers.inception import units
+
+
+def read_clip(folder: Path) -> CLIP:
+    """A `CLIPModel` of transformers, or its vision tower alone, with a projection or without.
+
+    Raises:
+      WeightsError: the folder is none, or cannot be read whole.
+    """
+    described, weights = read_json(folder / "config.json"), open_weights(folder)
+    projected = "visual_projection.weight" in set(weights.keys())
+    config = understood(folder, lambda described: clip_config(described, projected), described)
+
+    table = transformers_clip_whole(vision_root(weights), config)
+    return filled(lambda: CLIP(config, nnx.Rngs(0)), table, weights)
+
+
+def read_inception(path: Path) -> Inception:
+    """The Inception v3 of the FID, as `pt_inception-2015-12-05-*.pth` has it, or the same arrays as safetensors.
+
+    Raises:
+      WeightsError: the file is something else, or cannot be read whole.
+    """
+    return filled(lambda: Inception(nnx.Rngs(0)), inception_table(), open_weights(path))
+
+
+def inception_table() -> Table:
+    parts = {"bn.weight": "scale", "bn.bias": "bias", "bn.running_mean": "mean", "bn.running_var": "variance"}
+    entries = []
+    for name in units():
+        entries.append(entry(f"{name}.conv.weight", f"units/{name}/kernel", "o i y x -> y x i o"))
+        entries += [entry(f"{name}.{theirs}", f"units/{name}/{ours}", "o -> o") for theirs, ours in parts.items()]
+    return entries

@@ -1,0 +1,118 @@
+"""CLIP whole (arXiv:2103.00020): pictures and words to embeddings whose angle tells how well they fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from unimp_jax.model.layers import DTypes, Linear, Norm, normal
+from unimp_jax.model.stacking import Loop, scan, stack
+from unimp_jax.model.vision import VisionBlock, VisionConfig, VisionTower
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Geometry of the tower that reads; the defaults are CLIP ViT-B/32's."""
+
+    vocab_size: int = 49408
+    length: int = 77
+    """Tokens of the longest text."""
+    width: int = 512
+    layers: int = 12
+    heads: int = 8
+    """Divides width."""
+    mlp_width: int = 2048
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    norm_eps: float = 1e-5
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    """Geometry of both towers.
+
+    Attributes:
+      vision: with the class token in its output, which is what is embedded.
+      text: None where only pictures are seen.
+      width: of embeddings; None: they are as the vision tower makes them.
+    """
+
+    vision: VisionConfig
+    text: TextConfig | None = None
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.vision.class_token_out:
+            raise ValueError("clip: the vision tower's class_token_out must be True: that token is the embedding")
+        if self.text and self.width is None:
+            raise ValueError("clip: pictures and words meet in a space of their own, whose width is not given")
+
+
+class TextTower(nnx.Module):
+    """Tokens in, the hidden state of each text's last one out."""
+
+    def __init__(self, config: TextConfig, dtypes: DTypes, loop: Loop, rngs: nnx.Rngs):
+        self.config, self.loop = config, loop
+        width = {"vision_embed": config.width}
+        self.tokens = normal(rngs, {"vocab": config.vocab_size} | width, 0.02, dtypes)
+        self.positions = normal(rngs, {"patches": config.length} | width, 0.02, dtypes)
+        self.blocks = stack(lambda rngs: VisionBlock(config, dtypes, rngs), config.layers, rngs)
+        self.norm = Norm("layer_norm", {"norm": config.width}, eps=config.norm_eps, bias=True, dtypes=dtypes)
+
+    def __call__(self, tokens_BT: jax.Array, last_B: jax.Array) -> jax.Array:
+        """
+        Args:
+          tokens_BT: int32, T at most `length`; whatever stands behind a text's end is not looked at.
+          last_B: int32, where each text ends.
+
+        Returns:
+          [B, C].
+        """
+        B, T = tokens_BT.shape
+        x_BTC = self.tokens[...][tokens_BT] + self.positions[:T]
+        before_BTS = jnp.broadcast_to(jnp.tri(T, dtype=bool), (B, T, T))
+        x_BTC, _ = scan(lambda x, block: (block(x, before_BTS), None), x_BTC, self.blocks, loop=self.loop)
+        return self.norm(x_BTC[jnp.arange(B), last_B])
+
+
+class CLIP(nnx.Module):
+    """Embeddings of pictures and words, each of length 1."""
+
+    def __init__(self, config: CLIPConfig, rngs: nnx.Rngs):
+        self.config, dtypes, loop = config, DTypes(), Loop()
+        vision, text = config.vision, config.text
+        self.vision = VisionTower(vision, dtypes, loop, rngs)
+        self.vision_norm = Norm("layer_norm", {"norm": vision.width}, eps=vision.norm_eps, bias=True, dtypes=dtypes)
+        self.picture_projection = projection(vision.width, config.width, dtypes, rngs) if config.width else None
+        self.text = TextTower(text, dtypes, loop, rngs) if text else None
+        self.text_projection = projection(text.width, config.width, dtypes, rngs) if text and config.width else None
+
+    def see(self, images_BHW3: jax.Array) -> jax.Array:
+        """float32 [B, F] from uint8 of the tower's size."""
+        x_BC = self.vision_norm(self.vision(images_BHW3)[:, 0])
+        return unit(x_BC if self.picture_projection is None else self.picture_projection(x_BC))
+
+    def read(self, tokens_BT: jax.Array, last_B: jax.Array) -> jax.Array:
+        """float32 [B, F] of texts; see `TextTower`.
+
+        Raises:
+          ValueError: this CLIP sees only.
+        """
+        if self.text is None or self.text_projection is None:
+            raise ValueError("this CLIP has no text tower")
+        return unit(self.text_projection(self.text(tokens_BT, last_B)))
+
+
+def projection(inputs: int, outputs: int, dtypes: DTypes, rngs: nnx.Rngs) -> Linear:
+    return Linear({"vision_embed": inputs}, {"head_dim": outputs}, bias=False, dtypes=dtypes, rngs=rngs)
+
+
+def unit(x_BC: jax.Array) -> jax.Array:
+    return x_BC / jnp.linalg.norm(x_BC, axis=-1, keepdims=True)
