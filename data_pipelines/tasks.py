@@ -53,9 +53,9 @@ class TaskConfig:
     """So many of the latest items are shown whole, with image and attributes."""
     id_items: int = 0
     """Up to so many items before those are shown as bare ids, each a target of the one before it."""
-    history_targets: Literal["reconstruct", "next_item", "none"] = "reconstruct"
+    history_targets: Literal["reconstruct", "next_item", "both", "none"] = "reconstruct"
     """Targets in the items shown whole: their own id (as the paper), what comes after its first token and then the next
-    item (asked along the id), or nothing."""
+    item (asked along the id), both, or nothing."""
     history_weight: float = 1.0
     """What a target in the history counts in the loss, next to one of the answer asked for."""
     rated_history: bool = True
@@ -314,13 +314,12 @@ class TaskWriter:
         answer = _array(*[vocabulary.answer] * bool(len(name)))
         before = np.concatenate([self._marker(picture), self._attributes[item], answer])
         tokens = np.concatenate([before, name, _array(vocabulary.end_of_chunk)])
-        if targets == "reconstruct":
-            asked = len(before) - 1 + np.arange(len(name))
-            return _Piece(tokens, picture, asked, name, self._history_weights(len(name)))
-        if targets == "next_item":
-            target = np.append(name[1:], vocabulary.items[following, :1])
-            return _Piece(tokens, picture, len(before) + np.arange(len(name)), target, self._history_weights(len(name)))
-        return _Piece(tokens, picture)
+        if targets == "none":
+            return _Piece(tokens, picture)
+        kept = {"reconstruct": slice(-1), "next_item": slice(1, None), "both": slice(None)}[targets]
+        asked = (len(before) - 1 + np.arange(len(name) + 1))[kept]
+        target = np.append(name, vocabulary.items[following, :1])[kept]
+        return _Piece(tokens, picture, asked, target, self._history_weights(len(target)))
 
     def _bare_ids(self, query: Query, end: int, following: int, left: np.ndarray) -> list[_Piece]:
         """The ids of the items before place `end`, oldest first: as many of the latest as `left` has room for.
