@@ -60,9 +60,9 @@ class TaskConfig:
     """So many of the latest items are shown whole, with image and attributes."""
     id_items: int = 0
     """Up to so many items before those are shown as bare ids, each a target of the one before it."""
-    history_targets: Literal["reconstruct", "next_item", "none"] = "reconstruct"
+    history_targets: Literal["reconstruct", "next_item", "both", "none"] = "reconstruct"
     """Targets in the items shown whole: their own id (as the paper), what comes after its first token and then the next
-    item (asked along the id), or nothing."""
+    item (asked along the id), both, or nothing."""
     history_weight: float = 1.0
     """What a target in the history counts in the loss, next to one of the answer asked for."""
     rated_history: bool = True
@@ -261,13 +261,12 @@ class TaskWriter:
         answer = int32(*[vocabulary.answer] * bool(len(name)))
         before = np.concatenate([self._marker(picture), self._attributes[item], answer])
         tokens = np.concatenate([before, name, int32(vocabulary.end_of_chunk)])
-        if targets == "reconstruct":
-            asked = len(before) - 1 + np.arange(len(name))
-            return Piece(tokens, picture, asked, name, self._history_weights(len(name)))
-        if targets == "next_item":
-            target = np.append(name[1:], vocabulary.items[following, :1])
-            return Piece(tokens, picture, len(before) + np.arange(len(name)), target, self._history_weights(len(name)))
-        return Piece(tokens, picture)
+        if targets == "none":
+            return Piece(tokens, picture)
+        kept = {"reconstruct": slice(-1), "next_item": slice(1, None), "both": slice(None)}[targets]
+        asked = (len(before) - 1 + np.arange(len(name) + 1))[kept]
+        target = np.append(name, vocabulary.items[following, :1])[kept]
+        return Piece(tokens, picture, asked, target, self._history_weights(len(target)))
 
     def _bare_ids(self, query: Query, end: int, following: int, left: np.ndarray) -> list[Piece]:
         """The ids of the items before place `end`, oldest first: as many of the latest as `left` has room for.

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from data_pipelines.corpus import Corpus
-from data_pipelines.queries import Query
+from data_pipelines.queries import TASKS, Query
 from experiments.answers import Outcome, ask_items, ask_preference, ask_selections, save_answers
 from experiments.ask import Split, encode_catalogue
 from experiments.baselines.markov import choose_markov
@@ -39,6 +39,8 @@ class EvaluationConfig:
     """What is measured."""
 
     split: Split = "test"
+    tasks: tuple[str, ...] = TASKS
+    """Which of them are asked."""
     checkpoint: Checkpoint = "best"
     """The best by validation, or the latest."""
     beams: int = 20
@@ -58,6 +60,11 @@ class EvaluationConfig:
     seed: int = 0
     """Of the bootstrap and of which users are shown."""
 
+    def __post_init__(self) -> None:
+        unknown = [task for task in self.tasks if task not in TASKS]
+        if unknown or not self.tasks:
+            raise ValueError(f"tasks {' '.join(unknown) or 'of nothing'}: one or more of {', '.join(TASKS)}")
+
 
 def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     """Asks the run's model everything, and the baselines as well; writes what came of it.
@@ -68,22 +75,27 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     """
     start = time.perf_counter()
     data, model, facts = open_model(folder, config.checkpoint)
-    paints = bool(data.config.queries.mix.image)
+    paints = "image" in config.tasks and data.config.queries.mix.image
     painter = open_painter(data, config.pictures.painting.vqgan) if paints else None
     model = encode_catalogue(data, model) if config.encode_catalogue else model
     corpus, split = data.corpus, config.split
     rankers = fit_rankers(corpus, config)
-    items, queries, ranked = ask_items(data, model, rankers, split, "recommendation", config.beams)
-    painted, generated = (
-        ask_held_out(data, model, split, painter, config.pictures, config.seed) if painter else ({}, None)
-    )
-    found = {
-        "recommendation": items,
-        "search": ask_items(data, model, rankers, split, "search", config.beams)[0],
-        **ask_preference(data, model, split, config.reviews),
-        "selection": ask_selections(data, model, rankers, split),
-        **painted,
-    }
+    found: dict[str, Outcome | None] = {}
+    queries, ranked = list[Query](), None
+    if "recommendation" in config.tasks:
+        found["recommendation"], queries, ranked = ask_items(
+            data, model, rankers, split, "recommendation", config.beams
+        )
+    if "search" in config.tasks:
+        found["search"] = ask_items(data, model, rankers, split, "search", config.beams)[0]
+    if "preference" in config.tasks:
+        found |= ask_preference(data, model, split, config.reviews)
+    if "selection" in config.tasks:
+        found["selection"] = ask_selections(data, model, rankers, split)
+    generated = None
+    if painter:
+        painted, generated = ask_held_out(data, model, split, painter, config.pictures, config.seed)
+        found |= painted
     outcomes = {task: outcome for task, outcome in found.items() if outcome}
     evaluation = Evaluation(
         source=data.config.data.source,

@@ -70,30 +70,31 @@ REVIEWS = ExperimentConfig(
 FASHION = ExperimentConfig(
     model=presets.small,
     data=DataConfig("hm-products"),
-    vocabulary=VocabularyConfig(
-        trained_size=1024, attributes=("Color", "Appearance", "Section", "Name"), attribute_words=4
-    ),
-    tasks=TaskConfig(full_items=3, id_items=60, history_targets="next_item", questions_show_ids=True, ask_every=10),
+    vocabulary=VocabularyConfig(trained_size=1024, attributes=("Color", "Section"), attribute_words=2),
+    tasks=TaskConfig(full_items=3, id_items=40, history_targets="both", questions_show_ids=True, ask_every=5),
     queries=QueryConfig(mix=TaskMix(recommendation=3.0, search=1.0, preference=0.0, selection=1.0)),
-    budget=Budget(tokens=512, images=24, answers=256),
+    budget=Budget(tokens=512, images=36, answers=192),
     images=ImageConfig(fit="stretch"),
-    loader=LoaderConfig(rows=8, block_examples=2048),
-    optimizer=FROM_NOTHING,
-    training=TrainingConfig(trains=PARTS),
-    loop=LoopConfig(steps=800, log_every=25, validate_every=200, save_every=200),
+    loader=LoaderConfig(rows=2, block_examples=2048),
+    optimizer=dataclasses.replace(FROM_NOTHING, learning_rate=6e-3),
+    training=TrainingConfig(trains=PARTS, validation_users=3000),
+    loop=LoopConfig(steps=1500, log_every=25, validate_every=500, save_every=500),
 )
 
 BEAUTY = ExperimentConfig(
-    model=presets.small,
+    model=dataclasses.replace(presets.tiny, decoder=dataclasses.replace(presets.tiny.decoder, dropout=0.35)),
     data=DataConfig("beauty"),
     vocabulary=VocabularyConfig(trained_size=2048, attribute_words=6),
-    tasks=TaskConfig(full_items=2, id_items=50, history_targets="next_item", ask_every=10),
-    queries=QueryConfig(mix=TaskMix(recommendation=8.0, search=0.5, preference=0.0, selection=0.5)),
-    budget=Budget(tokens=512, images=0, answers=480),
-    loader=LoaderConfig(rows=8, block_examples=4096),
-    optimizer=FROM_NOTHING,
-    training=TrainingConfig(trains=PARTS),
-    loop=LoopConfig(steps=3000, log_every=25, validate_every=250, save_every=250),
+    tasks=TaskConfig(full_items=12, id_items=50, history_targets="both"),
+    queries=QueryConfig(
+        mix=TaskMix(recommendation=1.0, search=0.0, preference=0.0, selection=0.0), window="latest", window_items=50
+    ),
+    budget=Budget(tokens=256, images=0, answers=64),
+    loader=LoaderConfig(rows=16, block_examples=4096),
+    optimizer=dataclasses.replace(FROM_NOTHING, learning_rate=5e-3),
+    objective=ObjectiveConfig(gamma=0.0),
+    training=TrainingConfig(trains=PARTS, validation_users=4096),
+    loop=LoopConfig(steps=4000, log_every=50, validate_every=1000, save_every=1000),
 )
 
 

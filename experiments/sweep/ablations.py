@@ -156,6 +156,11 @@ def _all() -> Iterator[Ablation]:
         "items shown whole have their own ids as targets, as in the paper",
         always({"tasks.history_targets": "reconstruct"}),
     )
+    yield Ablation(
+        "no_own_ids",
+        "items shown whole have the next item as their target, not their own ids",
+        always({"tasks.history_targets": "next_item"}),
+    )
     yield Ablation("no_focal", "plain cross entropy: gamma 0", always({"objective.gamma": 0.0}))
     for gamma in (0.5, 1.0, 2.0, 3.0, 5.0):
         yield Ablation(f"gamma_{gamma:g}", f"focal weight with gamma {gamma:g}", always({"objective.gamma": gamma}))

@@ -238,9 +238,12 @@ def test_names_of_whole_items_are_reconstructed_token_by_token(task, full, bare)
     expected = asked_in_answer(example)
     for start in chunks:
         expected |= {start + place: int(example.tokens[start + place + 1]) for place in range(DEPTH)}
-    bare_ids = {p: t for p, t in foretold(example, query.right[0]).items() if not chunks or p < chunks[0]}
+    following = foretold(example, query.right[0])
+    bare_ids = {p: t for p, t in following.items() if not chunks or p < chunks[0]}
     assert len(bare_ids) == DEPTH * min(bare, POSITION - full)
     assert asked_of(example) == expected | bare_ids
+    example = written(query, TaskConfig(full_items=full, id_items=bare, history_targets="both"))
+    assert asked_of(example) == expected | following
 
 
 @pytest.mark.parametrize("targets", ["next_item", "none"])
@@ -287,7 +290,7 @@ configs = st.builds(
     TaskConfig,
     full_items=st.integers(0, 6),
     id_items=st.integers(0, 12),
-    history_targets=st.sampled_from(["reconstruct", "next_item", "none"]),
+    history_targets=st.sampled_from(["reconstruct", "next_item", "both", "none"]),
     rated_history=st.booleans(),
     ask_every=st.integers(0, 4),
     questions_show_ids=st.booleans(),

@@ -85,8 +85,8 @@ def test_a_selection_names_all_right_candidates_in_order():
     assert text_of(query, TaskConfig()).endswith("for the user? <answer> s_1 s_3 </s>")
 
 
-@pytest.mark.parametrize(("targets", "expected"), [("reconstruct", "own"), ("next_item", "next"), ("none", None)])
-def test_history_targets(targets, expected):
+@pytest.mark.parametrize("targets", ["reconstruct", "next_item", "both", "none"])
+def test_history_targets(targets):
     config = TaskConfig(full_items=2, id_items=3, history_targets=targets)
     example = small_writer(CORPUS, VOCABULARY, config, ROOMY).write(query_at(RECOMMENDATION, 7))
     history = VOCABULARY.items[CORPUS.history(USER, 8), 0]
@@ -94,22 +94,21 @@ def test_history_targets(targets, expected):
     last = len(example.tokens) - 2
     assert asked.pop(last) == VOCABULARY.eos
     assert asked.pop(last - 1) == history[7]
-    if expected is None:
+    if targets == "none":
         assert not asked
         return
     assert [asked.pop(place) for place in (1, 2, 3)] == history[3:6].tolist()  # bare ids foretell the next id
     shown = [int(place) for place in np.flatnonzero(example.tokens == VOCABULARY.answer)[:2]]
-    if expected == "own":
-        assert asked == {place: history[5 + number] for number, place in enumerate(shown)}
-    else:
-        assert asked == {place + 1: history[6 + number] for number, place in enumerate(shown)}
+    own = {place: history[5 + number] for number, place in enumerate(shown)}
+    following = {place + 1: history[6 + number] for number, place in enumerate(shown)}
+    assert asked == {"reconstruct": own, "next_item": following, "both": own | following}[targets]
 
 
 configs = st.builds(
     TaskConfig,
     full_items=st.integers(0, 6),
     id_items=st.integers(0, 12),
-    history_targets=st.sampled_from(["reconstruct", "next_item", "none"]),
+    history_targets=st.sampled_from(["reconstruct", "next_item", "both", "none"]),
     rated_history=st.booleans(),
     ask_every=st.integers(0, 4),
     questions_show_ids=st.booleans(),

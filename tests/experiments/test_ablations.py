@@ -63,7 +63,7 @@ SAYS: dict[str, set[str]] = {
     "layers_half": {"model.decoder.layers"},
     "layers_double": {"model.decoder.layers"},
 }  # fmt: skip
-AS_THE_BASE = {"gamma_2", "cross_every_2", "last_image", "trained_tower", "one_token_ids", "packed"}
+AS_THE_BASE = {"no_own_ids", "gamma_2", "cross_every_2", "last_image", "trained_tower", "one_token_ids", "packed"}
 
 
 def base(config: ExperimentConfig = BASE, source: Source = EVERYTHING) -> Base:

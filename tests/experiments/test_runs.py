@@ -173,7 +173,15 @@ def test_what_does_not_train_is_saved_once_and_stays(data, tmp_path):
     with ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore((tmp_path / "checkpoints" / "4" / "state").absolute())
     assert set(state["trainable"]) == {"gated", "embeddings"}
-    evaluate_run(tmp_path, EvaluationConfig(sasrec=False))
+    evaluation = evaluate_run(tmp_path, EvaluationConfig(sasrec=False, tasks=("search", "selection")))
+    assert [table.task for table in evaluation.tables] == ["search", "selection"]
+    assert not evaluation.samples  # which are of recommendations
+
+
+@pytest.mark.parametrize(("tasks", "said"), [((), "of nothing"), (("search", "serch"), "tasks serch: one or more of")])
+def test_tasks_that_are_none_are_refused(tasks, said):
+    with pytest.raises(ValueError, match=said):
+        EvaluationConfig(tasks=tasks)
 
 
 def test_a_run_of_another_configuration_is_refused(data, run):

@@ -101,8 +101,13 @@ class Norm(nnx.Module):
 
     def scaled(self, x: jax.Array) -> jax.Array:
         """What is standardised, with scale and bias: float32."""
-        y = x * self.scale[...].astype(jnp.float32)
-        return y if self.bias is None else y + self.bias[...].astype(jnp.float32)
+        scale, bias = self.scale_and_bias()
+        return x * scale if self.bias is None else x * scale + bias
+
+    def scale_and_bias(self) -> tuple[jax.Array, jax.Array]:
+        """float32; a bias that is not there is 0."""
+        scale = self.scale[...].astype(jnp.float32)
+        return scale, jnp.zeros_like(scale) if self.bias is None else self.bias[...].astype(jnp.float32)
 
 
 MLPKind = Literal["gelu", "relu", "swiglu"]

@@ -85,7 +85,7 @@ class ResamplerLayer(nnx.Module):
         """
         f32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         dtype, media_BPC = normed_BLC.dtype, media_BPC.astype(normed_BLC.dtype)
-        scale_C, bias_C = (x[...].astype(jnp.float32) for x in (self.media_norm.scale, self.media_norm.bias))
+        scale_C, bias_C = self.media_norm.scale_and_bias()
         key_CHh, value_CHh = gathered(self.key.kernel, dtype), gathered(self.value.kernel, dtype)
         query_BLHh = self.query(normed_BLC)
         query_BLHh = query_BLHh * query_BLHh.shape[-1] ** -0.5
