@@ -8,21 +8,47 @@ from pathlib import Path
 
 from data_pipelines.prepare import prepare
 from experiments.baselines.sasrec import SASRecConfig
-from experiments.config import DataConfig
+from experiments.config import DataConfig, ExperimentConfig
 from experiments.evaluate import EvaluationConfig, evaluate_run, show
 from experiments.presets import TINY
 from experiments.report import write_report
 from experiments.train import train_run
+from experiments.vqgan.codes import write_codes
+from experiments.vqgan.config import PictureData
+from experiments.vqgan.presets import DEMO
+from experiments.vqgan.train import train_vqgan_run
+
+SOURCE = "movielens_small"
 
 
 def demo(folder: Path, data: Path) -> None:
     """Goes on where it was interrupted; the page is `report.html` in the folder."""
     start = time.perf_counter()
-    if not (data / "movielens_small").exists():
-        print(prepare("movielens_small", data))
-    train_run(dataclasses.replace(TINY, data=DataConfig("movielens_small", data)), folder)
+    if not (data / SOURCE).exists():
+        print(prepare(SOURCE, data))
+    codes = posters_in_codes(folder, data)
+    train_run(with_pictures(data, codes), folder)
     trained = time.perf_counter() - start
     evaluation = evaluate_run(folder, EvaluationConfig(sasrec_config=SASRecConfig(seconds=60.0)))
     print(show(evaluation))
     page = write_report(folder)
     print(f"\n{trained:.0f} s until trained, {time.perf_counter() - start:.0f} s in all\n{page.absolute()}")
+
+
+def posters_in_codes(folder: Path, data: Path) -> Path:
+    """A VQGAN trained on the posters, in the folder, and beside it the file of what it makes of them."""
+    vqgan, codes = folder / "vqgan", folder / "codes.parquet"
+    if not codes.exists():
+        train_vqgan_run(dataclasses.replace(DEMO, data=PictureData(SOURCE, data)), vqgan)
+        print(write_codes(vqgan, codes))
+    return codes
+
+
+def with_pictures(data: Path, codes: Path) -> ExperimentConfig:
+    """`tiny`, which is asked for pictures as often as for anything else."""
+    return dataclasses.replace(
+        TINY,
+        data=DataConfig(SOURCE, data),
+        vocabulary=dataclasses.replace(TINY.vocabulary, image_codes=codes),
+        queries=dataclasses.replace(TINY.queries, mix=dataclasses.replace(TINY.queries.mix, image=2.0)),
+    )
