@@ -23,8 +23,8 @@ from experiments.data import ExperimentData
 from experiments.picture_towers import ClipTower, PictureTower
 from experiments.results import PictureSample
 from unimp_jax.evaluation.pictures import (
+    SAME_QUERY,
     clip_score,
-    closer,
     picture_distances,
     picture_figures,
     picture_scores,
@@ -35,7 +35,6 @@ SHOWN_HISTORY = 10
 RECONSTRUCTED = "the wanted picture from its codes"
 OF_THE_QUERY = "another item of the query"
 RANDOM = "a random item"
-SAME_QUERY = "closer, same query"
 QUESTION = "Which picture, given its item's categories as a query?"
 MEANINGS = (
     "Closer: to the wanted picture than to each of {0} random items', ties as half; closer, same query: than to each "
@@ -85,9 +84,8 @@ def picture_outcomes(
     beside = draw_beside(data, generated.queries, randoms, seed)
     words = [", ".join(data.corpus.categories[item]) for item in beside.wanted_P]
     seen = seen_by(tower, data, generated, beside)
-    scores = {name: picture_scores(x_PSF, seen.wanted_PF, seen.random_PRF, words) for name, x_PSF in seen.rows.items()}
-    for name, x_PSF in seen.rows.items():
-        scores[name][SAME_QUERY] = closer(x_PSF, seen.wanted_PF, seen.alike_PRF)
+    others = (seen.random_PRF, seen.alike_PRF)
+    scores = {name: picture_scores(x_PSF, seen.wanted_PF, *others, words) for name, x_PSF in seen.rows.items()}
     if clip and clip.reads:
         query_PF = clip.read(words)
         for name, x_PSF in (seen if clip is tower else seen_by(clip, data, generated, beside)).rows.items():

@@ -97,6 +97,10 @@ class Comparison:
         """The lines with differences to the base."""
         return [line for line in self.lines if line.differences]
 
+    def line_of(self, group: Group) -> Line | None:
+        """The group's first, where it has any."""
+        return next((line for line in self.lines if line.group is group), None)
+
     def best(self, name: str) -> float:
         means = [line.figures[name].mean for line in self.lines if name in line.figures]
         return max(means) if self.larger_is_better else min(means)

@@ -53,6 +53,11 @@ class Run:
     """How it was started, each time otherwise: `experiments.starts`."""
 
     @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """By dotted name, those on which results depend."""
+        return settings(self.config)
+
+    @functools.cached_property
     def answers(self) -> dict[str, pa.Table]:
         """By task; a row a question."""
         stem = self.folder / "evaluation" / self.evaluation.split
@@ -83,7 +88,7 @@ class Group:
     @property
     def uneven(self) -> list[str]:
         """Settings beside the seed in which runs differ, such as a start of each seed's own."""
-        all_settings = [settings(run.config) for run in self.runs]
+        all_settings = [run.settings for run in self.runs]
         names = dict.fromkeys(name for one in all_settings for name in one)
         return [name for name in names if name != "seed" and len({str(one.get(name)) for one in all_settings}) > 1]
 
@@ -196,7 +201,7 @@ def identity(run: Run) -> Any:
     """What the seeds of one experiment share."""
     if run.cell:
         return run.cell.sweep, run.cell.base, run.cell.ablation
-    return json.dumps({name: value for name, value in settings(run.config).items() if name != "seed"}, sort_keys=True)
+    return json.dumps({name: value for name, value in run.settings.items() if name != "seed"}, sort_keys=True)
 
 
 def is_varied(runs: Sequence[Run]) -> bool:

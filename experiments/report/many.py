@@ -17,6 +17,9 @@ from experiments.report.markdown import markdown, show_chance, show_change
 from experiments.report.page import environment, show_figure, write_whole
 from experiments.report.section import Section, section
 
+FEW = 6
+"""With more groups, only the first people are unfolded."""
+
 
 def write_comparison(folders: Sequence[Path], split: str = "test", out: Path | None = None) -> Path:
     """Writes `report.html` and `report.md`, each whole or not at all, and returns where the page is.
@@ -45,7 +48,7 @@ def page(title: str, command: str, split: str, sections: Sequence[Section], miss
     html.filters |= {"figure": show_figure, "bound": "{:.3f}".format, "change": show_change, "chance": show_chance}
     html.filters |= {"setting": show_setting, "whisker": whisker}
     html.tests["minor"] = is_minor
-    html.globals |= {"columns": COLUMNS, "colours": COLOURS}
+    html.globals |= {"columns": COLUMNS, "colours": COLOURS, "few": FEW}
     template = html.get_template("many.html.jinja")
     return template.render(title=title, command=command, split=split, sections=sections, missing=missing)
 

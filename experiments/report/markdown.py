@@ -25,6 +25,8 @@ def markdown(title: str, command: str, sections: Sequence[Section], missing: Seq
     lines = [f"# {title}", "", f"`{command}`", "", READING, ""]
     for section in sections:
         lines += [f"## {section.source}", ""]
+        if len(section.groups) > 1:
+            lines += ["### Overview", "", *show_overview(section), ""]
         for comparison in section.comparisons:
             lines += [*show_task(comparison, section.groups[0].name), ""]
         lines += ["### Cost of one run", ""]
@@ -42,10 +44,33 @@ def markdown(title: str, command: str, sections: Sequence[Section], missing: Seq
     return "\n".join(lines)
 
 
+def show_overview(section: Section) -> Iterator[str]:
+    heads = [f"{task_name(one)}, {one.headline}" for one in section.headlines]
+
+    def cell(line: Line | None, headline: str) -> str:
+        if line is None or headline not in line.figures:
+            return NONE
+        mean, tested = show_figure(line.figures[headline]), line.differences.get(headline)
+        if tested is None:
+            return mean
+        change = show_change(tested.mean)
+        return f"{mean} ({f'**{change}**' if tested.sure else change})"
+
+    rows = [
+        [group.name, *(cell(line, one.headline) for line, one in zip(found, section.headlines, strict=True))]
+        for group, found in section.overview
+    ]
+    yield from show_table(["", *heads], rows)
+
+
+def task_name(comparison: Comparison) -> str:
+    return comparison.task.replace("-", " ")
+
+
 def show_task(comparison: Comparison, base: str) -> Iterator[str]:
     names = [name for name in comparison.names if not is_minor(name)]
     better = "larger" if comparison.larger_is_better else "smaller"
-    yield from (f"### {comparison.task.replace('-', ' ').capitalize()}", "")
+    yield from (f"### {task_name(comparison).capitalize()}", "")
     yield from (f"{comparison.users:,} people; {better} is better. {comparison.note}", "")
     rows = [
         [name_of(line), line.runs or "", *(interval(line.figures.get(name)) for name in names)]

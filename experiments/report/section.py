@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from experiments.config import settings
 from experiments.report.bands import learning
-from experiments.report.compare import Comparison, compare
+from experiments.report.compare import Comparison, Line, compare
 from experiments.report.contact import Asked, gather_asked
 from experiments.report.cost import Cost, mean_cost
 from experiments.report.gather import Group
@@ -36,6 +35,16 @@ class Section:
     def runs(self) -> int:
         return sum(len(group.runs) for group in self.groups)
 
+    @property
+    def headlines(self) -> list[Comparison]:
+        """The tasks of an overview: those that have one figure to tell."""
+        return [comparison for comparison in self.comparisons if comparison.headline]
+
+    @property
+    def overview(self) -> list[tuple[Group, list[Line | None]]]:
+        """Each group's line of each of `headlines`, the first where it was asked in several ways."""
+        return [(group, [comparison.line_of(group) for comparison in self.headlines]) for group in self.groups]
+
 
 def section(groups: list[Group]) -> Section:
     asked = gather_asked(groups)
@@ -53,7 +62,7 @@ def section(groups: list[Group]) -> Section:
 
 def changes(base: Group, group: Group) -> list[tuple[str, Any, Any]]:
     """(setting, the base's, the group's) where they differ; seeds and what differs between seeds aside."""
-    before, after = settings(base.runs[0].config), settings(group.runs[0].config)
+    before, after = base.runs[0].settings, group.runs[0].settings
     aside = {"seed", *group.uneven, *base.uneven}
     names = [name for name in dict.fromkeys([*before, *after]) if name not in aside]
     return [(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)]

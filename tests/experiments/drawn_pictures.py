@@ -31,7 +31,7 @@ def draw_pictures(folder: Path, config: ExperimentConfig, records: Records, data
     queries = queries[:PEOPLE]
     wanted = np.array([query.right[0] for query in queries])
     rng = np.random.default_rng((config.seed, 7))
-    alike = np.stack([items_of_the_query(data, wanted, rng) for _ in range(SAMPLES)], axis=1)
+    _, alike = items_of_the_query(data, wanted, SAMPLES, rng)
     generated = Generated(
         queries,
         {OURS: np.stack([[blurred(data, item) for item in row] for row in alike])},

@@ -24,7 +24,7 @@ from experiments.report.compare import compare
 from experiments.report.cost import cost, mean_cost, show_count, show_flops, show_seconds
 from experiments.report.gather import gather
 from experiments.report.page import write_whole
-from experiments.report.section import changes
+from experiments.report.section import changes, section
 from experiments.results import load_evaluation
 from experiments.step import model_flops
 from tests.experiments.report_runs import begin_run, with_seed, write_run
@@ -226,7 +226,7 @@ def test_a_run_costs_what_it_began_with_too(base, records, tmp_path):
 class Checked(html.parser.HTMLParser):
     """Fails where tags do not match; keeps what refers to something, and the sorted tables' heads."""
 
-    EMPTY = frozenset({"meta", "input", "circle", "line", "path", "use", "rect", "br"})
+    EMPTY = frozenset({"meta", "input", "circle", "line", "path", "use", "rect", "br", "wbr"})
 
     def __init__(self, text: str):
         super().__init__()
@@ -274,13 +274,31 @@ def test_the_page_needs_nothing_beside_it(page):
 def test_markdown_has_the_figures_and_whole_rows(groups, page):
     text = (page.parent / "report.md").read_text(encoding="utf-8")
     tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
-    assert len(tables) == 3 * 2 + 1
+    assert len(tables) == 1 + 3 * 2 + 1
     for table in tables:
         assert len({row.count("|") for row in table.splitlines()}) == 1
     figure = compare(groups)[0].lines[0].figures["NDCG@10"]
     assert f"{figure.mean:.3f} [{figure.low:.3f}, {figure.high:.3f}]" in text
     assert "failed: exit status 1; no room on the device" in text
     assert "`tasks.images` True → False" in text
+
+
+def test_the_overview_has_each_groups_headlines(sweep, page, groups):
+    found = section(groups)
+    assert [one.headline for one in found.headlines] == ["NDCG@10", "RMSE", "F1"]
+    for group, lines in found.overview:
+        assert [line.group for line in lines] == [group] * 3
+    assert "expected rating" in found.overview[0][1][1].name, "the first of the ways in which ratings are asked for"
+    text = (page.parent / "report.md").read_text(encoding="utf-8")
+    table = re.search(r"### Overview\n\n((?:\|.*\n)+)", text)[1].splitlines()
+    assert table[0] == "|  | recommendation, NDCG@10 | preference, RMSE | selection, F1 |"
+    worse = next(line for line in compare(groups)[0].compared if line.group.name == "no_images")
+    assert f"| no_images | {worse.figures['NDCG@10'].mean:.3f} (**\N{MINUS SIGN}" in table[-1]
+    shown = page.read_text(encoding="utf-8")
+    overview = shown[shown.index('id="movielens_small-overview-table"') :].split("</table>")[0]
+    assert overview.count('class="sure bad"') == table[-1].count("**") // 2 > 0
+    alone = write_reports([sweep / "base-0", sweep / "base-1"], out=page.parent / "alone").read_text(encoding="utf-8")
+    assert "Overview" not in alone, "one group has nothing to be compared with"
 
 
 def chromium(tmp_path, *arguments: str) -> subprocess.CompletedProcess:

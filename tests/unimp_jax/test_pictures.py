@@ -164,16 +164,18 @@ def test_sign_test_is_scipys_of_those_not_at_chance():
 
 
 def test_scores_and_distances_have_a_value_for_everyone():
-    generated, wanted, random = drawn(30, 3, 5), drawn(30, 5, seed=1), drawn(30, 4, 5, seed=2)
+    generated, wanted = drawn(30, 3, 5), drawn(30, 5, seed=1)
+    others = drawn(30, 4, 5, seed=2), drawn(30, 4, 5, seed=3)
     queries = [f"query {n % 7}" for n in range(29)] + ["nobody else's"]
-    scores = picture_scores(generated, wanted, random, queries)
+    scores = picture_scores(generated, wanted, *others, queries)
     assert {values.shape for values in scores.values()} == {(30,)}
     figures = {name: figure(scores, formula) for name, formula in picture_figures(scores).items()}
-    assert list(figures) == ["closer", "precision", "recall", "diversity", "own diversity"]
+    assert list(figures) == ["closer", "closer, same query", "precision", "recall", "diversity", "own diversity"]
+    assert scores["closer, same query"] == pytest.approx(closer(generated, wanted, others[1]))
     total = apart_from_others(generated, queries)[0]
     assert figures["diversity"].mean == pytest.approx(total[:29].mean())
-    assert "own diversity" not in picture_scores(generated[:, :1], wanted, random, queries)
-    alone = picture_scores(generated, wanted, random, list(map(str, range(30))))
+    assert "own diversity" not in picture_scores(generated[:, :1], wanted, *others, queries)
+    alone = picture_scores(generated, wanted, *others, list(map(str, range(30))))
     assert "diversity" not in picture_figures(alone)
     distances = picture_distances(generated, wanted)
     assert distances["Fréchet distance"].mean() == pytest.approx(by_matrix_root(generated[:, 0], wanted), rel=1e-6)

@@ -18,17 +18,22 @@ from unimp_jax.evaluation.metrics import Means
 from unimp_jax.evaluation.neighbours import precision_and_recall
 
 PerUser = dict[str, np.ndarray]
+SAME_QUERY = "closer, same query"
 
 
 def picture_scores(
-    generated_PSF: np.ndarray, wanted_PF: np.ndarray, random_PRF: np.ndarray, queries: Sequence[str]
+    generated_PSF: np.ndarray,
+    wanted_PF: np.ndarray,
+    random_PRF: np.ndarray,
+    alike_PRF: np.ndarray,
+    queries: Sequence[str],
 ) -> PerUser:
     """What `picture_figures` makes figures of; of all, more is better.
 
     Args:
       generated_PSF: of the pictures generated for each question.
       wanted_PF: of the picture of the item that each person truly met.
-      random_PRF: of the pictures of R other items, drawn for each.
+      random_PRF, alike_PRF: of the pictures of R other items, drawn for each; among all, and among those of the query.
       queries: what each asked for.
 
     Returns:
@@ -39,6 +44,7 @@ def picture_scores(
     apart_P, shared_P = apart_from_others(generated_PSF, queries)
     scores = {
         "closer": closer(generated_PSF, wanted_PF, random_PRF),
+        SAME_QUERY: closer(generated_PSF, wanted_PF, alike_PRF),
         "precision": precision_P,
         "recall": recall_P,
         "apart from others": apart_P,
@@ -67,6 +73,7 @@ def _mean(name: str) -> Callable[[Means], np.ndarray]:
 
 PICTURE_FIGURES: dict[str, Callable[[Means], np.ndarray]] = {
     "closer": _mean("closer"),
+    SAME_QUERY: _mean(SAME_QUERY),
     "precision": _mean("precision"),
     "recall": _mean("recall"),
     "CLIP score": _mean("CLIP score"),
@@ -76,15 +83,15 @@ PICTURE_FIGURES: dict[str, Callable[[Means], np.ndarray]] = {
 """All there are; the score of a CLIP comes from `clip_score`."""
 
 
-def closer(generated_PSF: np.ndarray, wanted_PF: np.ndarray, random_PRF: np.ndarray) -> np.ndarray:
+def closer(generated_PSF: np.ndarray, wanted_PF: np.ndarray, others_PRF: np.ndarray) -> np.ndarray:
     """How often a person's generated pictures lie closer to the wanted one than to another, ties as half.
 
     Returns:
       float64 [P], the share of all S x R comparisons; by chance 1/2.
     """
     to_wanted_PS1 = _distances(generated_PSF, wanted_PF[:, None])
-    to_random_PSR = _distances(generated_PSF, random_PRF)
-    won_PSR = (to_wanted_PS1 < to_random_PSR) + 0.5 * (to_wanted_PS1 == to_random_PSR)
+    to_others_PSR = _distances(generated_PSF, others_PRF)
+    won_PSR = (to_wanted_PS1 < to_others_PSR) + 0.5 * (to_wanted_PS1 == to_others_PSR)
     return won_PSR.mean(axis=(1, 2))
 
 

@@ -8,8 +8,9 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from tests.unimp_jax.picture_towers.inception_reference import random_pictures, random_weights
+from unimp_jax.interop.filling import pieces_of
 from unimp_jax.interop.layout import WeightsError
-from unimp_jax.interop.picture_towers import inception_table, pieces_of, read_inception
+from unimp_jax.interop.picture_towers import inception_table, read_inception
 from unimp_jax.picture_towers import Inception
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "inception.npz"
@@ -40,9 +41,11 @@ def test_features_are_the_reference_implementations(file):
 
 def test_what_is_no_inception_is_refused(weights, tmp_path):
     save_file({name: array for name, array in weights.items() if "7c" not in name}, tmp_path / "cut.safetensors")
-    with pytest.raises(WeightsError, match=r"45 arrays are missing that this tower has: Mixed_7c\.branch1x1\.bn\.bias"):
+    with pytest.raises(
+        WeightsError, match=r"45 arrays are missing that the geometry asks for: Mixed_7c\.branch1x1\.bn\.bias"
+    ):
         read_inception(tmp_path / "cut.safetensors")
     wide = weights | {"Mixed_7c.branch1x1.bn.bias": np.zeros(3, np.float32)}
     save_file(wide, tmp_path / "wide.safetensors")
-    with pytest.raises(WeightsError, match=r"branch1x1\.bn\.bias has shape \(3,\), the tower asks for \(320,\)"):
+    with pytest.raises(WeightsError, match=r"branch1x1\.bn\.bias has shape \(3,\), the geometry asks for \(320,\)"):
         read_inception(tmp_path / "wide.safetensors")
