@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.unimp_jax.decoding.support import GEOMETRIES, jitted, longer, model, next_logits, prompts
+from tests.unimp_jax.decoding.support import jitted, longer, model, next_logits, prompts
 from unimp_jax.batch import Batch
 from unimp_jax.decoding import DrawingConfig, SamplingConfig, draw_codes
 from unimp_jax.decoding.codes import _alone
