@@ -41,8 +41,8 @@ def write_codes(folder: Path, path: Path, data: PictureData | None = None, check
     facts = {"source": data.source, "vqgan": str(folder), "fit": data.fit, "image_size": config.image_size}
     grid = (config.grid, config.grid)
     save_image_codes(path, ImageCodes(pictures.item_ids, codes, grid, config.codes, facts))
-    used = len(np.unique(codes[pictures.shown]))
+    shown, used = len(pictures.shown), len(np.unique(codes[pictures.shown]))
     return (
-        f"{path}: {len(pictures.shown):,} pictures of {len(pictures.item_ids):,} items in {config.grid} x {config.grid} "
-        f"codes, {used} of {config.codes} used; train with --vocabulary.image-codes {path}"
+        f"{path}: {shown:,} pictures of {len(pictures.item_ids):,} items in {config.grid} x {config.grid} codes, "
+        f"{used} of {config.codes} used; train with --vocabulary.image-codes {path}"
     )

@@ -1,0 +1,239 @@
+"""VQGANs' runs: killed and continued, measured, exported, and what they make of a catalogue."""
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from data_pipelines.errors import DataError
+from data_pipelines.image_codes import load_image_codes
+from data_pipelines.records import read_items
+from experiments.vqgan.codes import write_codes
+from experiments.vqgan.config import PictureData, VQGANExperiment
+from experiments.vqgan.evaluate import evaluate_vqgan
+from experiments.vqgan.export import export_vqgan
+from experiments.vqgan.jpeg import compress, encode, scan_bytes
+from experiments.vqgan.measure import likeness
+from experiments.vqgan.pictures import open_pictures
+from experiments.vqgan.presets import PRESETS
+from experiments.vqgan.run import decoder_of, encoder_of, open_vqgan
+from experiments.vqgan.train import train_vqgan_run
+from tests.experiments.tiny_run import prepare_source
+from unimp_jax.image_tokens import VQGANConfig
+from unimp_jax.image_tokens.discriminator import DiscriminatorConfig
+from unimp_jax.image_tokens.quantiser import QuantiserConfig
+from unimp_jax.image_tokens.training import LossConfig
+from unimp_jax.training.log import read_log
+from unimp_jax.training.loop import LoopConfig, TrainingError
+from unimp_jax.training.optimizer import OptimizerConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 8
+PROGRAM = """
+import sys
+from pathlib import Path
+from experiments.vqgan.train import train_vqgan_run
+from tests.experiments.test_vqgan import experiment
+train_vqgan_run(experiment(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+def experiment(data: Path, **changes) -> VQGANExperiment:
+    """All that a step can do, on a few pictures."""
+    config = VQGANExperiment(
+        vqgan=VQGANConfig(16, (8, 8, 8), 1, (), False, 8, 4, codes=16, code_width=4),
+        data=PictureData("movielens_small", data, held_out=0.2),
+        loss=LossConfig(perceptual=0.0, adversarial_from=3),
+        quantiser=QuantiserConfig(average=0.9, revive_every=2),
+        discriminator=DiscriminatorConfig(width=4, layers=1),
+        optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, decay="matrices"),
+        loop=LoopConfig(steps=STEPS, log_every=1, validate_every=4, save_every=2),
+        batch=8,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return prepare_source(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train_vqgan_run(experiment(data), folder)
+    return folder
+
+
+def start(data: Path, folder: Path) -> subprocess.Popen:
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment |= {
+        "JAX_COMPILATION_CACHE_DIR": str(data / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-c", PROGRAM, str(data), str(folder)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def outcome(folder: Path):
+    """The figures of every step and validation, and the bytes of all that is saved of the last step."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore((folder / "checkpoints" / str(STEPS) / "state").absolute())
+    return read_log(folder / "metrics.jsonl"), [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+
+
+def test_a_killed_run_continues_bit_for_bit(data, tmp_path):
+    for folder, kills in ((tmp_path / "undisturbed", []), (tmp_path / "disturbed", [(1, 0.0), (4, 0.05), (7, 0.02)])):
+        for step, delay in kills:
+            process = start(data, folder)
+            while (
+                not any(line["step"] >= step for line in read_log(folder / "metrics.jsonl")) and process.poll() is None
+            ):
+                time.sleep(0.02)
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        process = start(data, folder)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output.decode()
+    undisturbed, disturbed = outcome(tmp_path / "undisturbed"), outcome(tmp_path / "disturbed")
+    assert len(undisturbed[0]) == STEPS + 2
+    assert undisturbed == disturbed
+
+
+def test_asked_to_end_it_saves_and_goes_on(data, tmp_path, run):
+    process = start(data, tmp_path / "run")
+    while not read_log(tmp_path / "run" / "metrics.jsonl") and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert b"the same command goes on" in output or (tmp_path / "run" / "checkpoints" / str(STEPS)).exists()
+
+
+def test_a_run_is_measured_beside_the_mean_picture_and_jpeg(data, run):
+    told = evaluate_vqgan(run, checkpoint="latest")
+    found = json.loads((run / "evaluation.json").read_text())
+    names = [row["name"] for row in found["rows"]]
+    assert names == ["VQGAN", "the mean picture", "JPEG, tables not counted"]
+    assert found["pictures"] == 6  # of 29
+    assert [row["bits"] for row in found["rows"][:2]] == [16 * 4, 0]
+    assert found["rows"][2]["bits"] <= 16 * 4
+    assert 1 <= found["used"] <= 16
+    for row in found["rows"]:
+        assert f"| {row['name']} |" in told
+        assert row["figures"]["PSNR"]["low"] <= row["figures"]["PSNR"]["mean"] <= row["figures"]["PSNR"]["high"]
+    pictures = open_pictures(PictureData("movielens_small", data), 16)
+    learnt, held_out = pictures.parts(0.2, 0)
+    mean = np.round(pictures.take(learnt).mean(axis=0)).astype(np.uint8)
+    psnr = [
+        10 * np.log10(255**2 / np.square(picture - mean.astype(float)).mean()) for picture in pictures.take(held_out)
+    ]
+    assert found["rows"][1]["figures"]["PSNR"]["mean"] == pytest.approx(np.mean(psnr))
+    assert Image.open(run / "reconstructions.png").size == (6 * 16 * 2, 3 * 16 * 2)
+
+
+def test_codes_of_a_catalogue(data, run, tmp_path):
+    told = write_codes(run, tmp_path / "codes.parquet")
+    item_ids = [item.item_id for item in read_items("movielens_small", data)]
+    codes = load_image_codes(tmp_path / "codes.parquet", item_ids)
+    assert codes.grid == (4, 4)
+    assert codes.num_codes == 16
+    assert codes.has_codes.tolist() == [False] + [True] * 29  # the first film has no poster
+    assert "29 pictures of 30 items" in told
+    pictures = open_pictures(PictureData("movielens_small", data), 16)
+    again = encoder_of(open_vqgan(run))(pictures.take(pictures.shown))
+    assert np.array_equal(codes.codes[1:], again.reshape(29, 16))
+
+
+def test_what_is_exported_is_the_same_vqgan(data, run, tmp_path):
+    export_vqgan(run, tmp_path / "exported", "best")
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    one, other = open_vqgan(run), open_vqgan(tmp_path / "exported")
+    codes = encoder_of(one)(images)
+    assert np.array_equal(codes, encoder_of(other)(images))
+    assert np.array_equal(decoder_of(one)(codes), decoder_of(other)(codes))
+    with pytest.raises(DataError, match=r"--data\.source"):
+        write_codes(tmp_path / "exported", tmp_path / "codes.parquet")
+    told = write_codes(tmp_path / "exported", tmp_path / "codes.parquet", experiment(data).data)
+    assert "29 pictures" in told
+
+
+def test_a_run_begins_with_another_vqgan(data, run, tmp_path):
+    config = experiment(data, start=run, vqgan=VQGANConfig(), loop=LoopConfig(1, 1, 1, 1))
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-30))
+    train_vqgan_run(config, tmp_path / "more")
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    made = [decoder_of(open_vqgan(folder))(np.arange(16).reshape(1, 4, 4)) for folder in (run, tmp_path / "more")]
+    assert images.shape[1:] == made[0].shape[1:]
+    assert np.array_equal(*made)
+
+
+def test_what_cannot_be_trained_is_refused(data, run, tmp_path):
+    with pytest.raises(DataError, match=r"another configuration \(batch: 8, now 16\)"):
+        train_vqgan_run(experiment(data, batch=16), run)
+    with pytest.raises(ValueError, match="3 rows a batch"):
+        train_vqgan_run(experiment(data, batch=3), tmp_path / "three")
+    with pytest.raises(DataError, match="no prepared source"):
+        train_vqgan_run(experiment(tmp_path), tmp_path / "none")
+    with pytest.raises(DataError, match="no whole checkpoint"):
+        open_vqgan(tmp_path / "none")
+    with pytest.raises(ValueError, match="weight_decay must be 0"):
+        experiment(data, optimizer=OptimizerConfig())
+    hopeless = experiment(data, guard=dataclasses.replace(experiment(data).guard, patience=2, spike=1.0001, after=0))
+    with pytest.raises(TrainingError, match="were left out"):
+        train_vqgan_run(hopeless, tmp_path / "hopeless")
+
+
+def test_every_preset_is_a_configuration():
+    for name, preset in PRESETS.items():
+        assert preset.vqgan.bits_per_image > 0, name
+
+
+def test_a_batch_is_a_function_of_its_number(data):
+    pictures = open_pictures(PictureData("movielens_small", data), 16)
+    learnt, held_out = pictures.parts(0.2, 0)
+    assert not set(learnt) & set(held_out)
+    assert sorted([*learnt, *held_out]) == list(range(1, 30))
+    whole = pictures.batches(learnt, 5, seed=3, start=0)
+    first = [next(whole) for _ in range(12)]
+    later = pictures.batches(learnt, 5, seed=3, start=7)
+    assert all(np.array_equal(next(later), batch) for batch in first[7:])
+
+
+def test_likeness():
+    images = np.random.default_rng(0).integers(0, 200, (2, 16, 16, 3), np.uint8)
+    figures = likeness(images, np.stack([images[0], images[1] + 10]))
+    assert figures["PSNR"][1] == pytest.approx(10 * np.log10(255**2 / 100))
+    assert figures["PSNR"][0] > 60
+    assert figures["SSIM"][0] == 1
+
+
+def test_jpeg_is_as_good_as_the_bits_allow():
+    smooth = np.linspace(0, 255, 64)[:, None, None] * np.ones((64, 64, 3))
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3))
+    images = np.stack([smooth, noise]).astype(np.uint8)
+    few, many = compress(images, 600), compress(images, 8000)
+    for compressed, bits in ((few, 600), (many, 8000)):
+        assert (compressed.scan_bits <= bits).all()
+        assert (compressed.whole_bits > 8 * 300).all()  # the standard's tables alone
+    better = [likeness(images, compressed.images)["PSNR"] for compressed in (few, many)]
+    assert (better[1] > better[0]).all()
+    with pytest.raises(ValueError, match="no JPEG"):
+        compress(images, 8)
+    file = encode(images[0], 50)
+    assert file[-2:] == b"\xff\xd9"
+    scan = file[-2 - scan_bytes(file) : -2]
+    assert file.index(b"\xff\xda") + 2 + 12 == file.index(scan)  # a scan of three colours has a header of 12 bytes
+    assert Image.open(io.BytesIO(file)).size == (64, 64)
