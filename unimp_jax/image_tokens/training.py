@@ -238,12 +238,12 @@ def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[
         model, codebook = after(state, optax.apply_updates(state.model, updates), made)
         new = (model, optimizer, codebook, adversary)
         old = (state.model, state.optimizer, state.codebook, state.adversary)
-        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
+        model, optimizer, codebook, adversary = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
         in_use = perplexity(jnp.bincount(made.quantised.codes, length=trainer.vqgan.codes).astype(jnp.float32))
         figures = VQGANFigures(
             total, squared, apart, cost, in_use, verdict.logit, verdict.loss, verdict.scale, norm, ~good, seen.in_a_row
         )
-        return VQGANState(state.step + 1, *kept, seen), figures
+        return VQGANState(state.step + 1, model, optimizer, codebook, adversary, seen), figures
 
     return step
 
