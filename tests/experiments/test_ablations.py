@@ -28,7 +28,7 @@ BASE = changed(
         "model.decoder": dataclasses.replace(PRESETS["tiny"].model.decoder, layers=4),
         "tasks.ask_every": 10,
         "vocabulary.image_codes": Path("codes.parquet"),
-        "queries.mix.image": 1.0,
+        "queries.mix.image": 2.0,
         "seed": 3,
     },
 )

@@ -49,7 +49,7 @@ def test_a_runs_page_shows_what_was_asked_for_and_what_came(sweep):
     run = sweep / "base-0"
     page = write_reports([run]).read_text(encoding="utf-8")
     samples = load_evaluation(run / "evaluation" / "test.json").pictures
-    assert "Pictures generated for them" in page
+    assert "Pictures generated for people" in page
     assert page.count("asked for: <b>") == len(samples) == 6
     shown = pictures_on(page)
     names = [name for sample in samples for name in (sample.reconstruction, *sample.generated)]

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from data_pipelines.item_codes import ItemCodes, save_codes
-from data_pipelines.queries import TASKS
 from data_pipelines.vocabulary import build_vocabulary
 from experiments import generate as generating
 from experiments.asked import Request, pose
@@ -82,7 +81,7 @@ def assert_alike(one, other):
     np.testing.assert_allclose(*numbers, atol=1e-4)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ASKED)
 def test_a_run_and_its_export_give_the_same_answers_with_titles(places, task):
     _, run, exported = places
     first, second = (ask(folder, user=USER, task=task, **ASKED[task]) for folder in (run, exported))
@@ -93,7 +92,7 @@ def test_a_run_and_its_export_give_the_same_answers_with_titles(places, task):
     assert_alike(first, second)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ASKED)
 def test_a_user_and_the_same_history_in_json_are_answered_alike(places, opening, task):
     data, _ = opening(places[1], "best", records=None, mesh=MESH)
     history = history_of(data.corpus, USER)

@@ -128,8 +128,8 @@ def test_a_run_and_its_export_paint_the_same_for_one_person(places, tmp_path):
     painted = {}
     for name, folder in (("run", places[2]), ("exported", tmp_path / "exported")):
         config = GenerateConfig(
-            task="image", user=USER, query="Comedy, Drama", out=tmp_path / name / "pictures", painting=GUIDED, checkpoint="latest",
-            json=True,
+            task="image", user=USER, query="Comedy, Drama", out=tmp_path / name / "pictures", painting=GUIDED,
+            checkpoint="latest", json=True,
         )  # fmt: skip
         answer = json.loads(generate(folder, config, lambda: ""))
         files = [tmp_path / name / "pictures" / f"{number}.png" for number in (1, 2, 3)]
