@@ -67,7 +67,7 @@ class Discriminator(nnx.Module):
         x = nnx.leaky_relu(self.conv_in(images_BHW3), LEAK)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = nnx.leaky_relu(norm(conv(x)), LEAK)
-        return self.conv_out(x)[..., 0]
+        return jnp.squeeze(self.conv_out(x), axis=-1)
 
 
 def hinge(real: jax.Array, made: jax.Array) -> jax.Array:
