@@ -9,28 +9,28 @@ from tqdm import tqdm
 
 from data_pipelines.errors import DataError
 from data_pipelines.image_codes import ImageCodes, save_image_codes
-from experiments.config import read_config
 from experiments.run import Checkpoint
-from experiments.vqgan.config import FILE, PictureData, VQGANExperiment
+from experiments.vqgan.config import WhichPictures
 from experiments.vqgan.pictures import open_pictures
-from experiments.vqgan.run import PICTURES, encoder_of, is_vqgan_run, open_vqgan
+from experiments.vqgan.run import PICTURES, encoder_of, open_vqgan, trained_on
 
 
-def write_codes(folder: Path, path: Path, data: PictureData | None = None, checkpoint: Checkpoint = "best") -> str:
+def write_codes(
+    folder: Path, path: Path, which: WhichPictures = WhichPictures(), checkpoint: Checkpoint = "best"
+) -> str:
     """Writes the codes of all items of a source that have a picture; returns what to tell the user of it.
 
     Args:
       folder: of a run, or any other VQGAN.
-      data: whose pictures; None: those of the run.
+      which: pictures are turned into codes.
 
     Raises:
-      DataError: the source is not prepared, the folder holds no VQGAN, or the file would be a folder.
+      DataError: the source is not said or not prepared, or the file would be a folder.
+      WeightsError: the folder holds no VQGAN.
     """
     if path.is_dir():
         raise DataError(f"{path} is a folder; name a file that is to hold the codes, such as {path / 'images.parquet'}")
-    if data is None and not is_vqgan_run(folder):
-        raise DataError(f"{folder} is no run, which would say whose pictures: name a source with --data.source")
-    data = data or read_config(folder / FILE, VQGANExperiment).data
+    data = which.beside(trained_on(folder))
     model = open_vqgan(folder, checkpoint)
     config, encode = model.config, encoder_of(model)
     pictures = open_pictures(data, config.image_size)

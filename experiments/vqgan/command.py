@@ -10,7 +10,7 @@ import tyro
 
 from experiments.run import Checkpoint
 from experiments.vqgan.codes import write_codes
-from experiments.vqgan.config import PictureData, VQGANExperiment
+from experiments.vqgan.config import VQGANExperiment, WhichPictures
 from experiments.vqgan.evaluate import evaluate_vqgan
 from experiments.vqgan.presets import DESCRIPTIONS, PRESETS
 from experiments.vqgan.train import train_vqgan_run
@@ -45,8 +45,7 @@ class EvaluateVQGAN:
 
     vqgan: tyro.conf.Positional[Path]
     """The folder of a run, of a VQModel of diffusers, or a checkpoint of taming-transformers."""
-    data: PictureData | None = None
-    """Whose pictures; by default, those of the run."""
+    data: WhichPictures = WhichPictures()
     checkpoint: Checkpoint = "best"
     """Of a run: the best by validation, or the latest."""
     out: Path | None = None
@@ -61,8 +60,7 @@ class CodesOfPictures:
     """The folder of a run, of a VQModel of diffusers, or a checkpoint of taming-transformers."""
     file: tyro.conf.Positional[Path]
     """Is written; Parquet."""
-    data: PictureData | None = None
-    """Whose pictures; by default, those of the run."""
+    data: WhichPictures = WhichPictures()
     checkpoint: Checkpoint = "best"
     """Of a run: the best by validation, or the latest."""
 

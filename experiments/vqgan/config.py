@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from data_pipelines.errors import DataError
 from data_pipelines.images import Fit
 from unimp_jax.image_tokens.discriminator import DiscriminatorConfig
 from unimp_jax.image_tokens.quantiser import QuantiserConfig
@@ -30,11 +31,35 @@ class PictureData:
     fit: Fit = "stretch"
     """Cut the middle out, squeeze the whole picture, or leave black beside it."""
     held_out: float = 0.1
-    """The part of the pictures that nothing is learnt from, chosen by the seed of the run."""
+    """The part of the pictures that nothing is learnt from."""
+    held_out_seed: int = 0
+    """By which it is chosen."""
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
             raise ValueError(f"data: held_out {self.held_out} is a part of the pictures, above 0 and below 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class WhichPictures:
+    """Which pictures a VQGAN is used on; what is not said is as in its training."""
+
+    source: str | None = None
+    """A source that `unimp prepare` has prepared. It must be named where the VQGAN was not trained here."""
+    folder: Path | None = None
+    """Where `unimp prepare` has put it."""
+    fit: Fit | None = None
+    """How pictures become squares."""
+
+    def beside(self, trained: PictureData | None) -> PictureData:
+        """
+        Raises:
+          DataError: neither says of which source.
+        """
+        if trained is None and self.source is None:
+            raise DataError("the VQGAN is no run, which would say whose pictures: name a source with --data.source")
+        said = {name: value for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(trained or PictureData(), **said)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +98,7 @@ class VQGANExperiment:
     """A VQGAN to begin with, and to take the geometry from: a run, a VQModel folder, or a checkpoint of
     taming-transformers."""
     seed: int = 0
-    """Of the parameters, the order of pictures, and which of them are held out."""
+    """Of the parameters, the order of pictures and what codewords are revived with."""
 
     def __post_init__(self) -> None:
         if self.batch < 1:

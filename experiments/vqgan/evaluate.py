@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.config import read_config
 from experiments.run import Checkpoint
-from experiments.vqgan.config import FILE, PictureData, VQGANExperiment
+from experiments.vqgan.config import WhichPictures
 from experiments.vqgan.jpeg import compress
 from experiments.vqgan.measure import likeness
 from experiments.vqgan.pictures import open_pictures
-from experiments.vqgan.run import decoder_of, encoder_of, is_vqgan_run, open_vqgan
+from experiments.vqgan.run import decoder_of, encoder_of, open_vqgan, trained_on
 from unimp_jax.evaluation.bootstrap import Interval, interval
 from unimp_jax.image_tokens.quantiser import perplexity
 
@@ -73,23 +72,26 @@ class Reconstructions:
 
 
 def evaluate_vqgan(
-    folder: Path, data: PictureData | None = None, checkpoint: Checkpoint = "best", out: Path | None = None
+    folder: Path,
+    which: WhichPictures = WhichPictures(),
+    checkpoint: Checkpoint = "best",
+    out: Path | None = None,
 ) -> str:
     """Writes `evaluation.json` and `reconstructions.png`; returns the table as Markdown.
 
     Args:
       folder: of a run, or any other VQGAN.
-      data: whose pictures; None: those of the run.
+      which: pictures it is measured on, those of them that its training holds out.
       out: where it writes; None: into the folder.
 
     Raises:
-      DataError: the source is not prepared, or the folder holds no VQGAN.
+      DataError: the source is not said or not prepared.
+      WeightsError: the folder holds no VQGAN.
     """
-    run = read_config(folder / FILE, VQGANExperiment) if is_vqgan_run(folder) else VQGANExperiment()
-    data, out = data or run.data, out or folder
+    data, out = which.beside(trained_on(folder)), out or folder
     model = open_vqgan(folder, checkpoint)
     pictures = open_pictures(data, model.config.image_size)
-    learnt, held_out = pictures.parts(data.held_out, run.seed)
+    learnt, held_out = pictures.parts(data)
     images, bits = pictures.take(held_out), model.config.bits_per_image
     codes = encoder_of(model)(images)
     made, jpeg = decoder_of(model)(codes), compress(images, bits)

@@ -31,17 +31,17 @@ class Pictures:
     shown: np.ndarray
     store: ImageStore
 
-    def parts(self, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def parts(self, config: PictureData) -> tuple[np.ndarray, np.ndarray]:
         """(items to train on, items held out), each in the catalogue's order.
 
         Raises:
           DataError: one of the parts would be empty.
         """
-        count = round(held_out * len(self.shown))
+        count = round(config.held_out * len(self.shown))
         if not 0 < count < len(self.shown):
-            raise DataError(f"{len(self.shown)} pictures: too few to hold out {held_out:.0%} of them")
+            raise DataError(f"{len(self.shown)} pictures: too few to hold out {config.held_out:.0%} of them")
         chosen = np.zeros(len(self.shown), bool)
-        chosen[np.random.default_rng(seed).permutation(len(self.shown))[:count]] = True
+        chosen[np.random.default_rng(config.held_out_seed).permutation(len(self.shown))[:count]] = True
         return self.shown[~chosen], self.shown[chosen]
 
     def take(self, items: np.ndarray) -> np.ndarray:

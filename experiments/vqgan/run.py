@@ -12,9 +12,9 @@ from flax import nnx
 from data_pipelines.errors import DataError
 from experiments.config import read_config
 from experiments.run import Checkpoint
-from experiments.vqgan.config import FILE, VQGANExperiment
+from experiments.vqgan.config import FILE, PictureData, VQGANExperiment
 from unimp_jax.image_tokens import VQGAN, from_pixels, pixels
-from unimp_jax.image_tokens.training import Distance, Trainer
+from unimp_jax.image_tokens.training import Distance, Trainer, VQGANState
 from unimp_jax.interop.vqgan import read_vqgan
 from unimp_jax.training.checkpoint import Checkpoints
 from unimp_jax.training.optimizer import make_optimizer
@@ -32,8 +32,19 @@ def trainer_of(config: VQGANExperiment, distance: Distance | None = None) -> Tra
     )  # fmt: skip
 
 
+def abstract_state(trainer: Trainer, place: jax.sharding.Sharding) -> VQGANState:
+    """Shapes and types of a state, all of which lies at one place."""
+    shapes = jax.eval_shape(lambda: trainer.begin(trainer.new_model()))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+
+
 def is_vqgan_run(folder: Path) -> bool:
     return (folder / FILE).is_file()
+
+
+def trained_on(folder: Path) -> PictureData | None:
+    """Whose pictures a run learns from; None where the folder is none."""
+    return read_config(folder / FILE, VQGANExperiment).data if is_vqgan_run(folder) else None
 
 
 def open_vqgan(folder: Path, checkpoint: Checkpoint = "best") -> VQGAN:
@@ -49,16 +60,12 @@ def open_vqgan(folder: Path, checkpoint: Checkpoint = "best") -> VQGAN:
         return read_vqgan(folder)[0]
     config = read_config(folder / FILE, VQGANExperiment)
     trainer = trainer_of(config)
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-        jax.eval_shape(lambda: trainer.begin(trainer.new_model())),
-    )
     with Checkpoints(folder / "checkpoints", config.checkpoint, reads_only=True) as checkpoints:
         step = checkpoints.best() if checkpoint == "best" else checkpoints.latest()
         if step is None:
             raise DataError(f"{folder} has no whole checkpoint yet: run `unimp vqgan train` on it first")
-        state, _ = checkpoints.restore(step, shapes)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        state, _ = checkpoints.restore(step, abstract_state(trainer, here))
     return nnx.merge(nnx.graphdef(nnx.eval_shape(trainer.new_model)), state.model)
 
 

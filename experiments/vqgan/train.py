@@ -15,18 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import DataError
 from experiments.config import differences, read_config, save_config
 from experiments.vqgan.config import FILE, VQGANExperiment
 from experiments.vqgan.measure import likeness
 from experiments.vqgan.perceptual import perceptual_model
-from experiments.vqgan.pictures import Pictures, open_pictures
-from experiments.vqgan.run import decoder_of, encoder_of, open_vqgan, trainer_of
+from experiments.vqgan.pictures import open_pictures
+from experiments.vqgan.run import abstract_state, decoder_of, encoder_of, in_parts, open_vqgan, trainer_of
 from unimp_jax.image_tokens import from_pixels
 from unimp_jax.image_tokens.loop import VQGANRun, train_vqgan
-from unimp_jax.image_tokens.training import Trainer, VQGANState, make_step
+from unimp_jax.image_tokens.training import Trainer, VQGANState, make_step, with_codewords
 from unimp_jax.semantic_ids import ResidualKMeansConfig
 from unimp_jax.semantic_ids.residual_kmeans import residual_kmeans
 from unimp_jax.sharding import MeshConfig, batch_sharding, check_rows, make_mesh
@@ -48,31 +48,19 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
       ValueError: parts of the configuration do not fit one another.
     """
     config = open_run(config, folder)
-    pictures = open_pictures(config.data, config.vqgan.image_size)
-    learnt, held_out = pictures.parts(config.data.held_out, config.seed)
     mesh = make_mesh(MeshConfig(data=-1))
     check_rows(config.batch, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     distance, frozen = perceptual_model(config.perceptual)
     trainer = trainer_of(config, distance)
     with EndRequest() as end, Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
-        shapes = jax.eval_shape(lambda: trainer.begin(trainer.new_model()))
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
-        restored = checkpoints.restore_latest(shapes)
-        state = restored[0] if restored else jax.device_put(begin(config, trainer, pictures, learnt), everywhere)
-        step = jax.jit(make_step(trainer), donate_argnums=0, out_shardings=(everywhere, None))
-        run = VQGANRun(
-            step,
-            jax.device_put(frozen, everywhere),
-            lambda done: pictures.batches(learnt, config.batch, config.seed, done),
-            lambda images: jax.device_put(images, batch_sharding(mesh)),
-            validation(trainer, pictures.take(held_out[:VALIDATION])),
-        )
-        print(
-            f"{config.data.source}: {len(learnt):,} pictures to learn from, {len(held_out):,} held out; "
-            f"{sum(x.size for x in jax.tree.leaves(state.model)):,} parameters, {config.vqgan.codes_per_image} codes "
-            f"a picture, {config.vqgan.bits_per_image:.0f} bits"
-        )
+        restored = checkpoints.restore_latest(abstract_state(trainer, everywhere))
+        if restored is not None:
+            state = restored[0]
+        else:
+            begun = trainer.begin(trainer.new_model() if config.start is None else open_vqgan(config.start))
+            state = jax.device_put(begun, everywhere)
+        run = run_of(config, trainer, frozen, mesh)
         with RunLog(folder, step=int(state.step), steps=config.loop.steps) as log:
             state, whole = train_vqgan(state, run, config.loop, config.guard.patience, checkpoints, log, end)
     if not whole:
@@ -80,11 +68,34 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
         raise SystemExit(0)
 
 
+def run_of(config: VQGANExperiment, trainer: Trainer, frozen: Any, mesh: Mesh) -> VQGANRun:
+    """What the loop drives: the step, its pictures, and the held-out ones; says what is about to run."""
+    pictures = open_pictures(config.data, config.vqgan.image_size)
+    learnt, held_out = pictures.parts(config.data)
+    print(
+        f"{config.data.source}: {len(learnt):,} pictures to learn from, {len(held_out):,} held out, "
+        f"{config.vqgan.codes_per_image} codes or {config.vqgan.bits_per_image:.0f} bits each"
+    )
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    few = -(-LATENTS * config.vqgan.codes // config.vqgan.codes_per_image)
+    place = codewords(config, trainer, pictures.take(np.random.default_rng(config.seed).permutation(learnt)[:few]))
+    return VQGANRun(
+        step=jax.jit(make_step(trainer), donate_argnums=0, out_shardings=(everywhere, None)),
+        frozen=jax.device_put(frozen, everywhere),
+        batches=lambda done: pictures.batches(learnt, config.batch, config.seed, done),
+        to_device=lambda images: jax.device_put(images, batch_sharding(mesh)),
+        codes_after=config.quantiser.after if config.start is None else None,
+        place_codewords=lambda state: jax.device_put(place(state), everywhere),
+        validate=validation(trainer, pictures.take(held_out[:VALIDATION])),
+    )
+
+
 def open_run(config: VQGANExperiment, folder: Path) -> VQGANExperiment:
     """The configuration with the geometry of its start; it is saved in a new folder, compared in an old one."""
     saved = folder / FILE
     if config.start is not None:
-        config = dataclasses.replace(config, vqgan=open_vqgan(config.start).config)
+        has_codes = dataclasses.replace(config.quantiser, after=0)
+        config = dataclasses.replace(config, vqgan=open_vqgan(config.start).config, quantiser=has_codes)
     if (folder / "config.json").exists():
         raise DataError(f"{folder} holds something else than a VQGAN's run; name another folder")
     if not saved.exists():
@@ -100,19 +111,18 @@ def open_run(config: VQGANExperiment, folder: Path) -> VQGANExperiment:
     return config
 
 
-def begin(config: VQGANExperiment, trainer: Trainer, pictures: Pictures, learnt: np.ndarray) -> VQGANState:
-    """Step 0: a new model, its codewords the centres of its own latents; or the start's."""
-    if config.start is not None:
-        return trainer.begin(open_vqgan(config.start))
-    model = trainer.new_model()
-    count = -(-LATENTS * config.vqgan.codes // config.vqgan.codes_per_image)
-    shown = pictures.take(np.random.default_rng(config.seed).permutation(learnt)[:count])
-    graph, parameters = nnx.split(model)
-    encode = jax.jit(lambda parameters, images: nnx.merge(graph, parameters).encode(from_pixels(images)))
-    latents = np.concatenate([encode(parameters, part) for part in np.array_split(shown, -(-len(shown) // 64))])
+def codewords(config: VQGANExperiment, trainer: Trainer, images: np.ndarray) -> Callable[[VQGANState], VQGANState]:
+    """Puts the centres of what a model makes of pictures in the place of its codewords."""
+    graph = nnx.graphdef(nnx.eval_shape(trainer.new_model))
     centres = ResidualKMeansConfig(levels=1, codes=config.vqgan.codes, iterations=10, scaling="none", seed=config.seed)
-    model.codebook[...] = jnp.asarray(residual_kmeans(latents.reshape(-1, latents.shape[-1]), centres).codebooks[0])
-    return trainer.begin(model)
+
+    def place(state: VQGANState) -> VQGANState:
+        encode = in_parts(nnx.merge(graph, state.model), lambda model, images: model.encode(from_pixels(images)))
+        latents_NZ = encode(images).reshape(-1, config.vqgan.code_width)
+        words_KZ = jnp.asarray(residual_kmeans(latents_NZ, centres).codebooks[0], jnp.float32)
+        return with_codewords(state, graph, words_KZ)
+
+    return place
 
 
 def validation(trainer: Trainer, images: np.ndarray) -> Callable[[Any], dict[str, float]]:

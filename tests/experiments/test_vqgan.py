@@ -20,7 +20,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.image_codes import load_image_codes
 from data_pipelines.records import read_items
 from experiments.vqgan.codes import write_codes
-from experiments.vqgan.config import PictureData, VQGANExperiment
+from experiments.vqgan.config import PictureData, VQGANExperiment, WhichPictures
 from experiments.vqgan.evaluate import evaluate_vqgan
 from experiments.vqgan.export import export_vqgan
 from experiments.vqgan.jpeg import compress, encode, scan_bytes
@@ -55,7 +55,7 @@ def experiment(data: Path, **changes) -> VQGANExperiment:
         vqgan=VQGANConfig(16, (8, 8, 8), 1, (), False, 8, 4, codes=16, code_width=4),
         data=PictureData("movielens_small", data, held_out=0.2),
         loss=LossConfig(perceptual=0.0, adversarial_from=3),
-        quantiser=QuantiserConfig(average=0.9, revive_every=2),
+        quantiser=QuantiserConfig(after=2, average=0.9, revive_every=2),
         discriminator=DiscriminatorConfig(width=4, layers=1),
         optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, decay="matrices"),
         loop=LoopConfig(steps=STEPS, log_every=1, validate_every=4, save_every=2),
@@ -105,7 +105,7 @@ def test_a_killed_run_continues_bit_for_bit(data, tmp_path):
             process.send_signal(signal.SIGKILL)
             process.wait()
         process = start(data, folder)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=1200)
         assert process.returncode == 0, output.decode()
     undisturbed, disturbed = outcome(tmp_path / "undisturbed"), outcome(tmp_path / "disturbed")
     assert len(undisturbed[0]) == STEPS + 2
@@ -117,7 +117,7 @@ def test_asked_to_end_it_saves_and_goes_on(data, tmp_path, run):
     while not read_log(tmp_path / "run" / "metrics.jsonl") and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0
     assert b"the same command goes on" in output or (tmp_path / "run" / "checkpoints" / str(STEPS)).exists()
 
@@ -134,8 +134,8 @@ def test_a_run_is_measured_beside_the_mean_picture_and_jpeg(data, run):
     for row in found["rows"]:
         assert f"| {row['name']} |" in told
         assert row["figures"]["PSNR"]["low"] <= row["figures"]["PSNR"]["mean"] <= row["figures"]["PSNR"]["high"]
-    pictures = open_pictures(PictureData("movielens_small", data), 16)
-    learnt, held_out = pictures.parts(0.2, 0)
+    pictures = open_pictures(experiment(data).data, 16)
+    learnt, held_out = pictures.parts(experiment(data).data)
     mean = np.round(pictures.take(learnt).mean(axis=0)).astype(np.uint8)
     psnr = [
         10 * np.log10(255**2 / np.square(picture - mean.astype(float)).mean()) for picture in pictures.take(held_out)
@@ -166,7 +166,7 @@ def test_what_is_exported_is_the_same_vqgan(data, run, tmp_path):
     assert np.array_equal(decoder_of(one)(codes), decoder_of(other)(codes))
     with pytest.raises(DataError, match=r"--data\.source"):
         write_codes(tmp_path / "exported", tmp_path / "codes.parquet")
-    told = write_codes(tmp_path / "exported", tmp_path / "codes.parquet", experiment(data).data)
+    told = write_codes(tmp_path / "exported", tmp_path / "codes.parquet", WhichPictures("movielens_small", data))
     assert "29 pictures" in told
 
 
@@ -202,8 +202,8 @@ def test_every_preset_is_a_configuration():
 
 
 def test_a_batch_is_a_function_of_its_number(data):
-    pictures = open_pictures(PictureData("movielens_small", data), 16)
-    learnt, held_out = pictures.parts(0.2, 0)
+    pictures = open_pictures(experiment(data).data, 16)
+    learnt, held_out = pictures.parts(experiment(data).data)
     assert not set(learnt) & set(held_out)
     assert sorted([*learnt, *held_out]) == list(range(1, 30))
     whole = pictures.batches(learnt, 5, seed=3, start=0)

@@ -25,6 +25,8 @@ class VQGANRun:
       frozen: the perceptual model's parameters.
       batches: steps done -> batches of pictures from there on, uint8 [B, H, W, 3].
       to_device: such a batch on the devices.
+      codes_after: steps done when codewords are placed; None: there are some.
+      place_codewords: the state with codewords in it.
       validate: the VQGAN's parameters -> figures, among them the one that tells the best checkpoint.
     """
 
@@ -32,6 +34,8 @@ class VQGANRun:
     frozen: Any
     batches: Callable[[int], Iterator[np.ndarray]]
     to_device: Callable[[np.ndarray], jax.Array]
+    codes_after: int | None
+    place_codewords: Callable[[VQGANState], VQGANState]
     validate: Callable[[Any], dict[str, float]]
 
 
@@ -56,6 +60,8 @@ def train_vqgan(
     done = int(state.step)
     batches, window = run.batches(done), list[VQGANFigures]()
     for step in range(done + 1, config.steps + 1):
+        if step - 1 == run.codes_after:
+            state = run.place_codewords(state)
         state, figures = run.step(state, run.frozen, run.to_device(next(batches)))
         if window:
             window[-1].loss.block_until_ready()  # no more than two batches lie on the devices

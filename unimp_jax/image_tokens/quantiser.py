@@ -26,6 +26,9 @@ SMOOTHING = 1e-5
 class QuantiserConfig:
     """How the codebook learns."""
 
+    after: int = 0
+    """Steps before there are codes: latents reach the decoder as they are until then, which teaches both what matters
+    (colours, say) in a fraction of the time. Codewords are then made of latents by k-means."""
     beta: float = 0.25
     """Of the commitment loss, which keeps latents near their codewords."""
     average: float = 0.0
@@ -36,10 +39,10 @@ class QuantiserConfig:
     all steps, so that training then settles."""
 
     def __post_init__(self) -> None:
-        if self.beta < 0 or not 0 <= self.average < 1 or self.revive_every < 1:
+        if min(self.after, self.beta) < 0 or not 0 <= self.average < 1 or self.revive_every < 1:
             raise ValueError(
-                f"quantiser: beta {self.beta} must be at least 0, average {self.average} at least 0 and below 1, "
-                f"revive_every {self.revive_every} at least 1"
+                f"quantiser: after {self.after} and beta {self.beta} must be at least 0, average {self.average} at "
+                f"least 0 and below 1, revive_every {self.revive_every} at least 1"
             )
 
 
@@ -84,8 +87,15 @@ class Quantised:
     loss: jax.Array
 
 
-def quantise(latents_NZ: jax.Array, codebook_KZ: jax.Array, config: QuantiserConfig) -> Quantised:
-    """The nearest codewords, with the loss of the module's head."""
+def quantise(
+    latents_NZ: jax.Array, codebook_KZ: jax.Array, config: QuantiserConfig, step: jax.Array | int
+) -> Quantised:
+    """The nearest codewords, with the loss of the module's head; or latents as they are, at no cost, before there are
+    codes.
+
+    Args:
+      step: int32 scalar, steps done.
+    """
     codes_N = nearest(latents_NZ, codebook_KZ)
     # A product, since accelerators add a gather's gradients in no fixed order.
     words_NZ = jnp.matmul(jax.nn.one_hot(codes_N, len(codebook_KZ)), codebook_KZ, precision="highest")
@@ -93,7 +103,28 @@ def quantise(latents_NZ: jax.Array, codebook_KZ: jax.Array, config: QuantiserCon
     loss = config.beta * jnp.square(latents_NZ - fixed_NZ).mean()
     if not config.average:
         loss = loss + jnp.square(jax.lax.stop_gradient(latents_NZ) - words_NZ).mean()
-    return Quantised(codes_N, latents_NZ + jax.lax.stop_gradient(words_NZ - latents_NZ), loss)
+    there_are = jnp.asarray(step) >= config.after
+    passed_NZ = latents_NZ + jnp.where(there_are, jax.lax.stop_gradient(words_NZ - latents_NZ), 0)
+    return Quantised(codes_N, passed_NZ, jnp.where(there_are, loss, 0))
+
+
+def learnt(
+    codebook_KZ: jax.Array, state: CodebookState, codes_N: jax.Array, latents_NZ: jax.Array, config: QuantiserConfig,
+    step: jax.Array, steps: int, seed: int,
+) -> tuple[jax.Array, CodebookState]:  # fmt: skip
+    """(the codebook, its state) after a batch: averaged where it is, and dead codewords revived when it is time.
+
+    Args:
+      step: int32 scalar, steps done before this one, of `steps` in all.
+    """
+    if config.average:
+        codebook_KZ, state = averaged(codebook_KZ, state, codes_N, latents_NZ, config.average)
+    used_K = state.used.at[codes_N].set(True)
+    due = (step + 1) % config.revive_every == 0
+    dead_K = ~used_K & due & (step < config.revive_until * steps)
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    codebook_KZ, state = revived(codebook_KZ, state, dead_K, latents_NZ, key)
+    return codebook_KZ, dataclasses.replace(state, used=used_K & ~due)
 
 
 def averaged(

@@ -8,6 +8,7 @@ Gradients of all of these with respect to the picture are added before any reach
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,11 +24,10 @@ from unimp_jax.image_tokens.quantiser import (
     CodebookState,
     Quantised,
     QuantiserConfig,
-    averaged,
+    learnt,
     new_codebook_state,
     perplexity,
     quantise,
-    revived,
 )
 from unimp_jax.image_tokens.vqgan import VQGAN, VQGANConfig, from_pixels
 from unimp_jax.training.guard import Guard, GuardConfig, judge, new_guard
@@ -172,14 +172,14 @@ def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[
     """
     graph = nnx.graphdef(nnx.eval_shape(trainer.new_model))
     judging = nnx.graphdef(nnx.eval_shape(trainer.new_discriminator))
-    loss, quantiser = trainer.loss, trainer.quantiser
+    loss = trainer.loss
 
-    def make(parameters: Any, images: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Made]:
+    def make(parameters: Any, images: jax.Array, number: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Made]:
         """((pictures, what codes cost), how they came about)."""
         model = nnx.merge(graph, parameters)
         latents_BhwZ = model.encode(images)
         latents_NZ = latents_BhwZ.reshape(-1, latents_BhwZ.shape[-1])
-        quantised = quantise(latents_NZ, model.codebook[...], quantiser)
+        quantised = quantise(latents_NZ, model.codebook[...], trainer.quantiser, number)
         features = model.features(quantised.codewords.reshape(latents_BhwZ.shape))
         return (model.decoder.conv_out(features), quantised.loss), Made(latents_NZ, quantised, features)
 
@@ -211,23 +211,10 @@ def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[
             lambda: (silent(pictures), adversary),
         )
 
-    def after(state: VQGANState, parameters: Any, made: Made) -> tuple[Any, CodebookState]:
-        """The codebook averaged and revived, within the parameters."""
-        model, codes_N = nnx.merge(graph, parameters), made.quantised.codes
-        words_KZ, codebook = model.codebook[...], state.codebook
-        if quantiser.average:
-            words_KZ, codebook = averaged(words_KZ, codebook, codes_N, made.latents, quantiser.average)
-        used_K = codebook.used.at[codes_N].set(True)
-        due = (state.step + 1) % quantiser.revive_every == 0
-        dead_K = ~used_K & due & (state.step < quantiser.revive_until * trainer.steps)
-        key = jax.random.fold_in(jax.random.key(trainer.seed), state.step)
-        words_KZ, codebook = revived(words_KZ, codebook, dead_K, made.latents, key)
-        model.codebook[...] = words_KZ
-        return nnx.state(model), dataclasses.replace(codebook, used=used_K & ~due)
-
     def step(state: VQGANState, frozen: Any, pixels: jax.Array) -> tuple[VQGANState, VQGANFigures]:
         images = from_pixels(pixels)
-        (pictures, cost), pull, made = jax.vjp(lambda parameters: make(parameters, images), state.model, has_aux=True)
+        forward = functools.partial(make, images=images, number=state.step)
+        (pictures, cost), pull, made = jax.vjp(forward, state.model, has_aux=True)
         (unlike, (squared, apart)), pulled = jax.value_and_grad(unlikeness, has_aux=True)(pictures, images, frozen)
         verdict, adversary = contest(state, images, pictures, made, pulled)
         total = unlike + loss.codes * cost
@@ -235,19 +222,25 @@ def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[
         norm = optax.global_norm(gradient)
         good, seen = judge(trainer.guard, state.guard, total, norm)
         updates, optimizer = trainer.optimizer.update(gradient, state.optimizer, state.model)
-        model, codebook = after(state, optax.apply_updates(state.model, updates), made)
-        new = (model, optimizer, codebook, adversary)
+        model, codes_N = nnx.merge(graph, optax.apply_updates(state.model, updates)), made.quantised.codes
+        model.codebook[...], codebook = learnt(
+            model.codebook[...], state.codebook, codes_N, made.latents, trainer.quantiser, state.step, trainer.steps,
+            trainer.seed,
+        )  # fmt: skip
+        new = (nnx.state(model), optimizer, codebook, adversary)
         old = (state.model, state.optimizer, state.codebook, state.adversary)
-        model, optimizer, codebook, adversary = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
-        in_use = perplexity(jnp.bincount(made.quantised.codes, length=trainer.vqgan.codes).astype(jnp.float32))
+        kept, optimizer, codebook, adversary = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
+        in_use = perplexity(jnp.bincount(codes_N, length=trainer.vqgan.codes).astype(jnp.float32))
         figures = VQGANFigures(
             total, squared, apart, cost, in_use, verdict.logit, verdict.loss, verdict.scale, norm, ~good, seen.in_a_row
         )
-        return VQGANState(state.step + 1, model, optimizer, codebook, adversary, seen), figures
+        return VQGANState(state.step + 1, kept, optimizer, codebook, adversary, seen), figures
 
     return step
 
 
-def place_codebook(model: VQGAN, words_KZ: jax.Array) -> None:
-    """Codewords that were found among a model's latents, in the place of those that it was drawn with."""
-    model.codebook[...] = jnp.asarray(words_KZ, jnp.float32)
+def with_codewords(state: VQGANState, graph: nnx.GraphDef, words_KZ: jax.Array) -> VQGANState:
+    """The state with other codewords, of which nothing is known yet."""
+    model = nnx.merge(graph, state.model)
+    model.codebook[...] = words_KZ
+    return dataclasses.replace(state, model=nnx.state(model), codebook=new_codebook_state(words_KZ))

@@ -44,7 +44,7 @@ def test_gradients_pass_straight_to_latents_and_codewords_are_drawn_to_them(draw
     codes, beta = brute_force(latents, codebook), 0.25
 
     def loss(latents, codebook):
-        quantised = quantise(latents, codebook, QuantiserConfig(beta=beta))
+        quantised = quantise(latents, codebook, QuantiserConfig(beta=beta), 0)
         return jnp.sum(quantised.codewords * 3) + quantised.loss
 
     of_latents, of_codebook = jax.grad(loss, (0, 1))(latents, codebook)
@@ -52,13 +52,21 @@ def test_gradients_pass_straight_to_latents_and_codewords_are_drawn_to_them(draw
     np.testing.assert_allclose(of_latents, 3 + 2 * beta * apart / latents.size, rtol=1e-5)
     drawn_to = np.stack([-2 * apart[codes == k].sum(axis=0) / latents.size for k in range(K)])
     np.testing.assert_allclose(of_codebook, drawn_to, atol=1e-6)
-    assert np.allclose(quantise(latents, codebook, QuantiserConfig()).codewords, codebook[codes], atol=1e-6)
+    assert np.allclose(quantise(latents, codebook, QuantiserConfig(), 0).codewords, codebook[codes], atol=1e-6)
+
+
+def test_before_there_are_codes_latents_pass_as_they_are(drawn):
+    latents, codebook = drawn
+    early, late = (quantise(latents, codebook, QuantiserConfig(after=2), step) for step in (1, 2))
+    assert np.array_equal(early.codewords, latents)
+    assert early.loss == 0 < late.loss
+    assert np.allclose(late.codewords, codebook[late.codes], atol=1e-6)
 
 
 def test_averaged_codewords_pass_no_gradient(drawn):
     latents, codebook = drawn
     config = QuantiserConfig(average=0.99)
-    assert not jax.grad(lambda codebook: quantise(latents, codebook, config).loss)(codebook).any()
+    assert not jax.grad(lambda codebook: quantise(latents, codebook, config, 0).loss)(codebook).any()
 
 
 def test_moving_averages_are_their_formula(drawn):
@@ -95,7 +103,7 @@ def test_perplexity_is_the_exponential_of_the_entropy(counts):
     assert perplexity(jnp.array(counts, jnp.float32)) == pytest.approx(np.exp(entropy(counts)), rel=1e-4)
 
 
-@pytest.mark.parametrize("wrong", [{"beta": -1}, {"average": 1.0}, {"revive_every": 0}])
+@pytest.mark.parametrize("wrong", [{"after": -1}, {"beta": -1}, {"average": 1.0}, {"revive_every": 0}])
 def test_a_wrong_configuration_is_refused(wrong):
     with pytest.raises(ValueError, match="quantiser"):
         QuantiserConfig(**wrong)
