@@ -42,6 +42,7 @@ DEMO = dataclasses.replace(
     POSTERS,
     vqgan=dataclasses.replace(SMALL, image_size=32, widths=(16, 32, 64), codes=256),
     data=PictureData("movielens_small"),
+    quantiser=dataclasses.replace(POSTERS.quantiser, after=100),
     loop=LoopConfig(steps=500, log_every=25, validate_every=250, save_every=250),
 )
 

@@ -189,6 +189,8 @@ def test_what_cannot_be_trained_is_refused(data, run, tmp_path):
         train_vqgan_run(experiment(tmp_path), tmp_path / "none")
     with pytest.raises(DataError, match="no whole checkpoint"):
         open_vqgan(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"after 8 must be below loop\.steps 8"):
+        experiment(data, quantiser=QuantiserConfig(after=8))
     with pytest.raises(ValueError, match="weight_decay must be 0"):
         experiment(data, optimizer=OptimizerConfig())
     hopeless = experiment(data, guard=dataclasses.replace(experiment(data).guard, patience=2, spike=1.0001, after=0))
