@@ -104,8 +104,6 @@ class VQGANExperiment:
         if self.batch < 1:
             raise ValueError(f"batch {self.batch} must be at least 1")
         if self.quantiser.after >= self.loop.steps:
-            raise ValueError(
-                f"quantiser: after {self.quantiser.after} must be below loop.steps {self.loop.steps}, or there are no codes"
-            )
+            raise ValueError(f"quantiser: after {self.quantiser.after} must be below loop.steps {self.loop.steps}")
         if self.optimizer.weight_decay:
             raise ValueError("optimizer: weight_decay must be 0, for codewords do not decay")
