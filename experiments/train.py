@@ -130,9 +130,11 @@ def validation(
 ) -> Callable[[Any], dict[str, float]]:
     """Recommendation to the validation users, with seen items filtered."""
     examiner = Examiner(graph, mesh, to_device(mesh))
-    queries = held_out_queries(data.corpus, "validation", "recommendation")[: config.training.validation_users]
-    if not queries:
+    everybody = held_out_queries(data.corpus, "validation", "recommendation")
+    if not everybody:
         raise DataError(f"{config.data.source} has no validation interactions")
+    asked = min(config.training.validation_users, len(everybody))
+    queries = [everybody[len(everybody) * number // asked] for number in range(asked)]
 
     def validate(trainable: Any) -> dict[str, float]:
         ranked = ask_for_items(data, Model(examiner, (trainable, frozen), share), queries)
