@@ -13,6 +13,7 @@ from data_pipelines.vocabulary import VocabularyConfig
 from experiments.config import DataConfig, ExperimentConfig, TrainingConfig
 from unimp_jax.model import PARTS, presets
 from unimp_jax.objective import ObjectiveConfig
+from unimp_jax.training.guard import GuardConfig
 from unimp_jax.training.loop import LoopConfig
 from unimp_jax.training.optimizer import OptimizerConfig
 
@@ -76,8 +77,8 @@ FASHION = ExperimentConfig(
     budget=Budget(tokens=512, images=36, answers=192),
     images=ImageConfig(fit="stretch"),
     loader=LoaderConfig(rows=2, block_examples=2048),
-    optimizer=dataclasses.replace(FROM_NOTHING, learning_rate=6e-3),
-    training=TrainingConfig(trains=PARTS, validation_users=3000),
+    optimizer=FROM_NOTHING,
+    training=TrainingConfig(trains=PARTS, validation_users=3000, guard=GuardConfig(spike=0)),
     loop=LoopConfig(steps=1500, log_every=25, validate_every=500, save_every=500),
 )
 
