@@ -59,6 +59,10 @@ class TrainingConfig:
     validation_users: int = 512
     """So many users, evenly spread over all, are asked at each validation: published files are often sorted."""
 
+    def __post_init__(self) -> None:
+        if self.validation_users < 1:
+            raise ValueError(f"training.validation_users {self.validation_users} must be above 0")
+
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:

@@ -8,7 +8,7 @@ where the run was interrupted.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.errors import DataError
 from data_pipelines.loader import Position, Share
-from data_pipelines.queries import TASKS, held_out_queries
+from data_pipelines.queries import TASKS, Query, held_out_queries
 from experiments.ask import Model, ask_for_items
 from experiments.beginning import adopt, begin, first_vocabulary
 from experiments.config import ExperimentConfig, differences, load_config, save_config
@@ -133,8 +133,7 @@ def validation(
     everybody = held_out_queries(data.corpus, "validation", "recommendation")
     if not everybody:
         raise DataError(f"{config.data.source} has no validation interactions")
-    asked = min(config.training.validation_users, len(everybody))
-    queries = [everybody[len(everybody) * number // asked] for number in range(asked)]
+    queries = evenly_spread(everybody, config.training.validation_users)
 
     def validate(trainable: Any) -> dict[str, float]:
         ranked = ask_for_items(data, Model(examiner, (trainable, frozen), share), queries)
@@ -142,6 +141,12 @@ def validation(
         return means | {"cross_entropy": float(ranked.cross_entropy.mean())}
 
     return validate
+
+
+def evenly_spread(queries: Sequence[Query], count: int) -> list[Query]:
+    """`count` of them in their order, or all where there are fewer."""
+    count = min(count, len(queries))
+    return [queries[len(queries) * number // count] for number in range(count)]
 
 
 def describe(config: ExperimentConfig, data: ExperimentData, parameters: Parameters, mesh: Mesh) -> None:

@@ -1,0 +1,26 @@
+"""Which users validation asks."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipelines.queries import RECOMMENDATION, Query
+from experiments.config import TrainingConfig
+from experiments.train import evenly_spread
+
+
+@given(st.integers(0, 500), st.integers(1, 200))
+def test_they_are_spread_evenly_over_all(users, count):
+    queries = [Query(RECOMMENDATION, user, 3, (0,)) for user in range(users)]
+    asked = np.array([query.user for query in evenly_spread(queries, count)], int)
+    assert len(asked) == min(users, count)
+    gaps = np.diff([*asked, users])
+    assert not len(asked) or (asked[0] == 0 and gaps.min() >= 1 and np.ptp(gaps) <= 1)
+
+
+def test_somebody_must_be_asked():
+    with pytest.raises(ValueError, match="validation_users 0 must be above 0"):
+        dataclasses.replace(TrainingConfig(), validation_users=0)
