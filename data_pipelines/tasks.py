@@ -70,6 +70,9 @@ class TaskConfig:
     ask_every: int = 0
     """Recommendation and search are asked along the bare ids too, before every so many-th (the first one at random),
     and answered by the item that came; 0: only at the end."""
+    recommendation_at: Literal["question", "last_id"] = "question"
+    """Where a recommendation is answered: after its question (as the paper), or right after the last id of the history,
+    where nothing is asked and `history_targets` have taught the same at every id before it."""
     history_ids: bool = True
     """Items shown whole are named by their ids. Without, a history is told by pictures and words alone: there are no
     bare ids, and no targets."""
@@ -120,6 +123,8 @@ class TaskWriter:
                 "tasks.history_ids False leaves no ids to show bare or to foretell: set tasks.id_items 0 and "
                 "tasks.history_targets none as well"
             )
+        if not config.history_ids and config.recommendation_at == "last_id":
+            raise ValueError("tasks.history_ids False leaves no last id: set tasks.recommendation_at question")
         self._weights = [getattr(config.loss_weights, task) for task in TASKS]
 
     def of(self, corpus: Corpus) -> Self:
@@ -149,6 +154,8 @@ class TaskWriter:
             raise ValueError(f"the {TASKS[query.task]} question {query} is open: it has no answer to write")
         question, answer = self._question(query), self._answer(query)
         history = [] if query.bare else self._history(query, question, answer)
+        if history and self._at_last_id(query):
+            history[-1] = self._up_to_last_id(history[-1])
         pieces = [Piece(int32(self.vocabulary.bos)), *history, question]
         if ask:
             pieces.append(Piece(int32(*begun)))
@@ -175,6 +182,8 @@ class TaskWriter:
 
     def _question(self, query: Query) -> Piece:
         """What stands between the history and the answer, the last `<answer>` included."""
+        if self._at_last_id(query):
+            return Piece(int32())
         vocabulary = self.vocabulary
         tokens: list[np.ndarray] = []
         images: tuple[int, ...] = ()
@@ -191,6 +200,17 @@ class TaskWriter:
                 tokens += [self._marker(picture), int32(name), self._asked_name(item), self._attributes[item]]
         tokens += [self._questions[query.task], int32(vocabulary.answer)]
         return Piece(np.concatenate(tokens), images)
+
+    def _at_last_id(self, query: Query) -> bool:
+        """Whether the answer follows the history's last id, without a question."""
+        return query.task == RECOMMENDATION and self.config.recommendation_at == "last_id"
+
+    def _up_to_last_id(self, piece: Piece) -> Piece:
+        """The end of a history without what follows its last id, which is to be the answer."""
+        ends = len(piece.tokens) > 0 and piece.tokens[-1] == self.vocabulary.end_of_chunk
+        tokens = piece.tokens[:-1] if ends else piece.tokens
+        kept = piece.asked_at < len(tokens) - 1
+        return Piece(tokens, piece.images, piece.asked_at[kept], piece.targets[kept], piece.weights[kept])
 
     def _words(self, query: Query) -> np.ndarray:
         """What is searched for: int32."""
@@ -312,7 +332,7 @@ class TaskWriter:
     def _moments(self, query: Query, first: int, end: int) -> list[int]:
         """Places between `first` and `end`, both excluded, before which the question is asked as well."""
         every = self.config.ask_every
-        if not every or query.task not in (RECOMMENDATION, SEARCH):
+        if not every or query.task not in (RECOMMENDATION, SEARCH) or self._at_last_id(query):
             return []
         person = query.user if query.right else 0  # an open question hangs on the history alone, whosever it is
         phase = int(np.random.default_rng((person, query.position)).integers(every))

@@ -4,8 +4,8 @@
     FOLDER/NAME_item2attributes.json      {"item": [attribute, …], …}, of the items that have any
 
 The NAME is the only category of the selection, or the only `.txt` file of the folder. Items and attributes are numbers
-without a meaning of their own: an item's title is its number, attribute 12 is the word a12, by which it can be searched
-for. The lines are taken as they stand: a person who met an item twice did so.
+without a meaning of their own: an item's title is its number, attribute 12 is the word 12, by which it can be searched
+for (a tokenizer makes two tokens of a12). The lines are taken as they stand: a person who met an item twice did so.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def read_attributes(path: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
     words = {}
     for item, numbers in read_object(path, "item to list of attributes").items():
         if isinstance(numbers, list) and all(type(number) is int and number >= 0 for number in numbers):
-            words[item] = tuple(f"a{number}" for number in dict.fromkeys(numbers))
+            words[item] = tuple(str(number) for number in dict.fromkeys(numbers))
         else:
             shown = json.dumps(numbers)[:40]
             faults.bad_record(f"{path.name}: item {item[:40]!r} has {shown}; it must be a list of attribute numbers")

@@ -246,6 +246,21 @@ def test_names_of_whole_items_are_reconstructed_token_by_token(task, full, bare)
     assert asked_of(example) == expected | following
 
 
+@pytest.mark.parametrize(("full", "bare"), SHAPES)
+def test_at_the_last_id_the_answer_is_one_more_name_that_the_one_before_foretells(full, bare):
+    config = TaskConfig(
+        full_items=full, id_items=bare, history_targets="next_item", recommendation_at="last_id", ask_every=2
+    )
+    query = query_at(RECOMMENDATION, POSITION)
+    example = written(query, config)
+    places = name_places(example.tokens)
+    items = [*CORPUS.history(USER, POSITION)[-(full + bare) :].tolist(), query.right[0]]
+    assert example.tokens[places].tolist() == VOCABULARY.items[items].reshape(-1).tolist()
+    assert example.tokens[places[-2 * DEPTH] :].tolist() == [*example.tokens[places[-2 * DEPTH :]], VOCABULARY.eos]
+    assert example.answer_positions.tolist() == places.tolist()
+    assert example.answer_targets.tolist() == [*example.tokens[places[1:]].tolist(), VOCABULARY.eos]
+
+
 @pytest.mark.parametrize("targets", ["next_item", "none"])
 @pytest.mark.parametrize("task", [RECOMMENDATION, SEARCH])
 def test_a_question_along_the_bare_ids_is_answered_by_a_whole_name(task, targets):
@@ -293,6 +308,7 @@ configs = st.builds(
     history_targets=st.sampled_from(["reconstruct", "next_item", "both", "none"]),
     rated_history=st.booleans(),
     ask_every=st.integers(0, 4),
+    recommendation_at=st.sampled_from(["question", "last_id"]),
     questions_show_ids=st.booleans(),
     images=st.booleans(),
     text=st.booleans(),
@@ -320,7 +336,10 @@ def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(co
             assert target == trained.tokens[place + 1]  # what truly follows, wherever a name follows at once
     length = len(asked.tokens)
     np.testing.assert_array_equal(asked.tokens, trained.tokens[:length])
-    assert asked.tokens[-1] == VOCABULARY.answer
+    if query.task == RECOMMENDATION and config.recommendation_at == "last_id":
+        assert asked.tokens[-1] in [*VOCABULARY.items[:, -1], VOCABULARY.bos]
+    else:
+        assert asked.tokens[-1] == VOCABULARY.answer
     assert asked.answer_positions.tolist() == [length - 1]
     assert asked.answer_targets[0] == trained.tokens[length]
 
@@ -332,7 +351,7 @@ def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(co
     number=st.integers(0, 500),
 )
 def test_what_a_budget_leaves_of_a_history_still_foretells_what_comes_next(config, budget, number):
-    config = dataclasses.replace(config, rated_history=False, questions_show_ids=False)
+    config = dataclasses.replace(config, rated_history=False, questions_show_ids=False, recommendation_at="question")
     query = TrainingQueries(CORPUS, QueryConfig(), seed=3)[number]
     example = small_writer(CORPUS, VOCABULARY, config, budget).write(query)
     assert asked_of(example) == foretold(example, query.right[0]) | asked_in_answer(example)

@@ -55,6 +55,43 @@ def test_a_recommendation_reads_as_the_paper_writes_it():
     assert text.endswith(f"What is the next item recommended to the user? <answer> item_{ids[4]} </s>")
 
 
+def test_a_recommendation_at_the_last_id_asks_nothing():
+    ids = [CORPUS.item_ids[item] for item in CORPUS.history(USER, 5)]
+    config = TaskConfig(full_items=1, id_items=2, recommendation_at="last_id")
+    text = text_of(query_at(RECOMMENDATION, 4), config)
+    assert text.startswith(f"<s> item_{ids[1]} item_{ids[2]} ")
+    assert text.endswith(f" <answer> item_{ids[3]} item_{ids[4]} </s>")
+    assert text.count("<answer>") == 1
+    assert "?" not in text
+    bare = dataclasses.replace(config, full_items=0)
+    assert text_of(query_at(RECOMMENDATION, 4), bare) == f"<s> item_{ids[2]} item_{ids[3]} item_{ids[4]} </s>"
+
+
+@pytest.mark.parametrize("full_items", [0, 2])
+def test_a_recommendation_at_the_last_id_is_one_more_of_what_the_history_teaches(full_items):
+    config = TaskConfig(full_items=full_items, id_items=20, history_targets="next_item", recommendation_at="last_id")
+    example = small_writer(CORPUS, VOCABULARY, config, ROOMY).write(query_at(RECOMMENDATION, 7))
+    history = VOCABULARY.items[CORPUS.history(USER, 8), 0]
+    of_ids = np.flatnonzero(np.isin(example.tokens, history))
+    assert example.tokens[of_ids].tolist() == history.tolist()
+    assert example.answer_positions.tolist() == of_ids.tolist()
+    assert example.answer_targets.tolist() == [*history[1:].tolist(), VOCABULARY.eos]
+
+
+def test_a_search_is_asked_after_the_history_wherever_recommendations_are():
+    position = next(p for p in range(1, 9) if CORPUS.categories[int(CORPUS.items[CORPUS.offsets[USER] + p])])
+    query = query_at(SEARCH, position)
+    assert text_of(query, TaskConfig(recommendation_at="last_id")) == text_of(query, TaskConfig())
+
+
+def test_without_ids_there_is_no_last_id_to_answer_at():
+    with pytest.raises(ValueError, match="no last id"):
+        text_of(
+            query_at(RECOMMENDATION, 4),
+            TaskConfig(history_ids=False, history_targets="none", recommendation_at="last_id"),
+        )
+
+
 def test_a_search_names_the_categories():
     position = next(p for p in range(1, 9) if CORPUS.categories[int(CORPUS.items[CORPUS.offsets[USER] + p])])
     query = query_at(SEARCH, position)
@@ -111,6 +148,7 @@ configs = st.builds(
     history_targets=st.sampled_from(["reconstruct", "next_item", "both", "none"]),
     rated_history=st.booleans(),
     ask_every=st.integers(0, 4),
+    recommendation_at=st.sampled_from(["question", "last_id"]),
     questions_show_ids=st.booleans(),
     images=st.booleans(),
     text=st.booleans(),
@@ -133,7 +171,10 @@ def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(co
     assert not np.isin(trained.answer_targets, markers).any()
     length = len(asked.tokens)
     np.testing.assert_array_equal(asked.tokens, trained.tokens[:length])
-    assert asked.tokens[-1] == VOCABULARY.answer
+    if query.task == RECOMMENDATION and config.recommendation_at == "last_id":
+        assert asked.tokens[-1] in [*VOCABULARY.items[:, -1], VOCABULARY.bos]
+    else:
+        assert asked.tokens[-1] == VOCABULARY.answer
     assert asked.answer_positions.tolist() == [length - 1]
     assert asked.answer_targets[0] == trained.tokens[length]
     second = writer.write(query, ask=True, begun=trained.tokens[length : length + 1])
