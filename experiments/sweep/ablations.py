@@ -63,6 +63,7 @@ def text_only(base: ExperimentConfig) -> Changes:
         "tasks.history_ids": False,
         "tasks.questions_show_ids": False,
         "tasks.ask_every": 0,
+        "tasks.recommendation_at": "question",
     }
 
 
@@ -160,6 +161,16 @@ def _all() -> Iterator[Ablation]:
         "no_own_ids",
         "items shown whole have the next item as their target, not their own ids",
         always({"tasks.history_targets": "next_item"}),
+    )
+    yield Ablation(
+        "after_question",
+        "recommendations are answered after their question, as in the paper",
+        always({"tasks.recommendation_at": "question"}),
+    )
+    yield Ablation(
+        "at_last_id",
+        "recommendations are answered at the last id of the history, and not asked for",
+        always({"tasks.recommendation_at": "last_id"}),
     )
     yield Ablation("no_focal", "plain cross entropy: gamma 0", always({"objective.gamma": 0.0}))
     for gamma in (0.5, 1.0, 2.0, 3.0, 5.0):

@@ -42,6 +42,7 @@ SAYS: dict[str, set[str]] = {
     },
     "no_reconstruction": {"tasks.history_targets"},
     "reconstruction": {"tasks.history_targets"},
+    "at_last_id": {"tasks.recommendation_at"},
     "no_focal": {"objective.gamma"},
     "gamma_0.5": {"objective.gamma"},
     "gamma_1": {"objective.gamma"},
@@ -63,7 +64,16 @@ SAYS: dict[str, set[str]] = {
     "layers_half": {"model.decoder.layers"},
     "layers_double": {"model.decoder.layers"},
 }  # fmt: skip
-AS_THE_BASE = {"no_own_ids", "gamma_2", "cross_every_2", "last_image", "trained_tower", "one_token_ids", "packed"}
+AS_THE_BASE = {
+    "no_own_ids",
+    "after_question",
+    "gamma_2",
+    "cross_every_2",
+    "last_image",
+    "trained_tower",
+    "one_token_ids",
+    "packed",
+}
 
 
 def base(config: ExperimentConfig = BASE, source: Source = EVERYTHING) -> Base:
@@ -103,6 +113,12 @@ def test_an_ablation_changes_what_it_says_and_nothing_else(name):
     assert differing(BASE, cell.config) == SAYS[name]
     assert cell.config.budget.tokens == BASE.budget.tokens
     assert cell.config.loader.rows == BASE.loader.rows
+
+
+def test_without_ids_recommendations_are_asked_for_even_where_the_base_answers_at_the_last_id():
+    at_last_id = changed(BASE, {"tasks.recommendation_at": "last_id"})
+    (cell,) = cells("text_only", config=at_last_id)
+    assert differing(at_last_id, cell.config) == SAYS["text_only"] | {"tasks.recommendation_at"}
 
 
 def test_what_ablations_change_it_to():
