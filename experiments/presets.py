@@ -83,19 +83,19 @@ FASHION = ExperimentConfig(
 )
 
 BEAUTY = ExperimentConfig(
-    model=dataclasses.replace(presets.tiny, decoder=dataclasses.replace(presets.tiny.decoder, dropout=0.2)),
+    model=dataclasses.replace(presets.tiny, decoder=dataclasses.replace(presets.tiny.decoder, dropout=0.3)),
     data=DataConfig("beauty"),
     vocabulary=VocabularyConfig(trained_size=2048, attribute_words=6),
-    tasks=TaskConfig(full_items=1, id_items=50, history_targets="both"),
+    tasks=TaskConfig(full_items=12, id_items=50, history_targets="both", recommendation_at="last_id"),
     queries=QueryConfig(
         mix=TaskMix(recommendation=1.0, search=0.0, preference=0.0, selection=0.0), window="latest", window_items=50
     ),
-    budget=Budget(tokens=256, images=0, answers=112),
+    budget=Budget(tokens=256, images=0, answers=80),
     loader=LoaderConfig(rows=16, block_examples=4096),
     optimizer=dataclasses.replace(FROM_NOTHING, learning_rate=5e-3),
     objective=ObjectiveConfig(gamma=0.0, chunk=8),
     training=TrainingConfig(trains=PARTS, validation_users=4096),
-    loop=LoopConfig(steps=2400, log_every=50, validate_every=800, save_every=800),
+    loop=LoopConfig(steps=5000, log_every=50, validate_every=1000, save_every=1000),
 )
 
 
