@@ -72,7 +72,7 @@ class TaskConfig:
     and answered by the item that came; 0: only at the end."""
     recommendation_at: Literal["question", "last_id"] = "question"
     """Where a recommendation is answered: after its question (as the paper), or right after the last id of the history,
-    where nothing is asked and `history_targets` have taught the same at every id before it."""
+    without a question, as `history_targets` next_item and both teach at every id before it."""
     history_ids: bool = True
     """Items shown whole are named by their ids. Without, a history is told by pictures and words alone: there are no
     bare ids, and no targets."""
