@@ -95,7 +95,7 @@ class GGUF:
         tensor = self._tensors[key]
         try:
             array = dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(self.shape(key))
-        except (ValueError, IndexError, NotImplementedError) as error:
+        except (ValueError, IndexError, NotImplementedError) as error:  # the last: a quantisation gguf cannot read
             raise WeightsError(f"{self.name}: {key} cannot be read ({error})") from error
         heads = {"q_proj": "llama.attention.head_count", "k_proj": "llama.attention.head_count_kv"}
         name = key.split(".")[-2] if "." in key else ""

@@ -123,6 +123,23 @@ def test_scaled_positions(tmp_path):
     assert "rotary positions of type 'yarn' are not known" in refused(ImportConfig(language=str(path)), tmp_path)
 
 
+def test_a_quantisation_that_the_gguf_package_does_not_read_names_the_tensor(tmp_path, monkeypatch):
+    quantize, unread = gguf.quants.quantize, gguf.GGMLQuantizationType.Q8_1
+    with pytest.raises(NotImplementedError):
+        gguf.quants.dequantize(np.zeros((1, 36), np.uint8), unread)
+
+    def zeros_of_unread(array: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+        if kind != unread:
+            return quantize(array, kind)
+        return np.zeros(gguf.quants.quant_shape_to_byte_shape(array.shape, kind), np.uint8)
+
+    monkeypatch.setattr(gguf.quants, "quantize", zeros_of_unread)
+    path = write(tmp_path / "model.gguf", llama(), unread.name)
+    said = refused(ImportConfig(language=str(path)), tmp_path)
+    assert "model.gguf: model." in said or "model.gguf: lm_head" in said
+    assert ".weight cannot be read (Dequantization for Q8_1 is not yet implemented)" in said
+
+
 @pytest.mark.parametrize("size", [0, 3, 100, 20_000, -64])
 def test_truncated(size, tmp_path):
     path = write(tmp_path / "model.gguf", llama())
