@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -138,17 +139,24 @@ class CellJob:
         """`start`: the folder that paths on command lines are relative to."""
         self._folder, self._start = folder, start
         self._worker: Worker | None = None
+        self._outcome: Future[int] | None = None
 
     def __call__(self) -> int:
         os.chdir(self._start)
         self._worker = Worker(self._folder)
-        return self._worker.run()
+        with ThreadPoolExecutor(
+            1
+        ) as thread:  # so that whatever the signal interrupts, the work is not, and ends in order
+            self._outcome = thread.submit(self._worker.run)
+            return self._outcome.result()
 
     def checkpoint(self) -> Any:
         from submitit.helpers import DelayedSubmission
 
         if self._worker is not None:
-            self._worker.end_and_wait()
+            self._worker.end()
+        if self._outcome is not None:
+            wait([self._outcome])
         return DelayedSubmission(CellJob(self._folder, self._start))
 
 

@@ -31,7 +31,7 @@ TOLD_LINES = 20
 
 
 class Worker:
-    """The work at one cell; `end` may be called from a signal's handler."""
+    """The work at one cell; `end` may be called from a signal's handler, and from another thread."""
 
     def __init__(self, folder: Path):
         """
@@ -73,13 +73,6 @@ class Worker:
         if self._child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._child, signal.SIGTERM)
-
-    def end_and_wait(self) -> None:
-        """As `end`, and returns when it has ended; whoever waits for it too will learn how."""
-        self.end()
-        if self._child:
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOWAIT)
 
     def _commands(self, lock: int) -> tuple[int, dict[str, str]]:
         """(DONE, FAILED or ENDED, which of the commands failed and why)."""

@@ -68,7 +68,7 @@ def marks(folder: Path) -> list[str]:
     return (folder / "marks").read_text().split() if (folder / "marks").exists() else []
 
 
-def wait_for(condition, seconds: float = 20.0) -> None:
+def wait_for(condition, seconds: float = 120.0) -> None:
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "it did not come to that"
@@ -291,17 +291,48 @@ def test_submitit_runs_cells_as_jobs(tmp_path, cluster, monkeypatch):
 
 
 def test_a_job_that_is_taken_away_saves_and_queues_again(tmp_path, monkeypatch):
-    """As SLURM tells it, by SIGUSR2, here two seconds after its start; submitit's local executor queues again too."""
+    """As SLURM tells it, by SIGUSR2, here as soon as the command runs; submitit's local executor queues again too."""
     submitit = pytest.importorskip("submitit")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    saves = "trap 'echo saved >> marks; exit 0' TERM; echo begins >> marks; while :; do sleep 0.05; done"
+    saves = (
+        "trap 'echo saved >> marks; exit 0' TERM; echo $PPID > job; echo begins >> marks; while :; do sleep 0.05; done"
+    )
     folder = cell(tmp_path / "a", f"if test -e marks; then touch there; else {saves}; fi")
     executor = submitit.LocalExecutor(tmp_path / "jobs")
-    executor.update_parameters(timeout_min=1, signal_delay_s=58)
+    executor.update_parameters(timeout_min=10)
     job = executor.submit(CellJob(folder, tmp_path))
+    wait_for(lambda: marks(folder))
+    os.kill(int((folder / "job").read_text()), signal.SIGUSR2)
     assert job.result() == DONE
     assert marks(folder) == ["begins", "saved"]
-    assert events(tmp_path) == {("a", "starts"): 2, ("a", "done"): 1}
+    assert events(tmp_path) == {("a", "starts"): 2, ("a", "ended"): 1, ("a", "done"): 1}
+
+
+def test_a_job_that_is_taken_away_while_its_command_starts_leaves_nothing_behind(tmp_path, monkeypatch):
+    """The signal comes when the process is there, and before the worker knows its number."""
+    job = CellJob(cell(tmp_path / "a", "exec sleep 100"), tmp_path)
+    real, started = subprocess.Popen, []
+
+    def slow(*words, **more):
+        started.append(real(*words, **more))
+        os.kill(os.getpid(), signal.SIGUSR2)
+        time.sleep(0.2)
+        return started[-1]
+
+    def taken_away(*_):
+        job.checkpoint()
+        assert started[-1].poll() is not None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", slow)
+    before = signal.signal(signal.SIGUSR2, taken_away)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            job()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert is_free(tmp_path / "a" / "lock")
+    assert events(tmp_path) == {("a", "starts"): 1, ("a", "ended"): 1}
 
 
 def test_slurm_that_is_not_there_is_told(tmp_path, monkeypatch):
