@@ -28,6 +28,7 @@ from data_pipelines.item_codes import ItemCodes, load_codes, save_codes
 IMAGE, ANSWER, END_OF_CHUNK = "<image>", "<answer>", "<|endofchunk|>"
 FAKE = "<fake_token_around_image>"  # which Idefics was pretrained with
 NUM_CANDIDATES = 3
+CATEGORY = "Category"
 CODES, IMAGE_CODES = "item_codes.parquet", "image_codes.parquet"
 
 
@@ -42,7 +43,8 @@ class VocabularyConfig:
     base_size: int = 0
     """Embedding rows of the base tokens, as a pretrained model has them; 0: one a token, rounded up to `round_to`."""
     attributes: tuple[str, ...] = ()
-    """The item attributes to show, by name; empty: all that the source has."""
+    """The item attributes to show, by name; empty: all that the source has. `Category` can be shown of every source:
+    where it is no attribute, it is what search asks for."""
     attribute_words: int = 20
     """Each attribute is cut to so many words."""
     item_codes: Path | None = None
@@ -180,15 +182,19 @@ class Vocabulary:
 
 
 def attribute_texts(corpus: Corpus, config: VocabularyConfig) -> list[str]:
-    """What a prompt says of each item: `Name text Name text …`, each text cut to `attribute_words` words."""
+    """What a prompt says of each item: `Name text Name text …`, each text cut to `attribute_words` words.
+
+    Raises:
+      DataError: an attribute is not in the source.
+    """
     known = dict.fromkeys(name for attributes in corpus.attributes for name, _ in attributes)
     for name in config.attributes:
-        if name not in known:
+        if name not in (*known, CATEGORY):
             raise DataError(f"attribute {name!r} is not in this source; it has {', '.join(known) or 'none'}")
     shown = config.attributes or tuple(known)
     texts = []
-    for attributes in corpus.attributes:
-        values = dict(attributes)
+    for attributes, categories in zip(corpus.attributes, corpus.categories, strict=True):
+        values = {CATEGORY: ", ".join(categories), **dict(attributes)}
         words = {name: values.get(name, "").split()[: config.attribute_words] for name in shown}
         texts.append(" ".join(f"{name} {' '.join(words[name]) or 'Unknown'}" for name in shown))
     return texts

@@ -90,6 +90,16 @@ def test_attributes_are_cut_named_and_never_empty():
         attribute_texts(CORPUS, dataclasses.replace(config, attributes=("Colour",)))
 
 
+def test_categories_can_be_shown_of_every_source():
+    config = VocabularyConfig(attributes=("Category", "Title"), attribute_words=3)
+    shown = attribute_texts(CORPUS, config)
+    for text, categories, title in zip(shown, CORPUS.categories, CORPUS.titles, strict=True):
+        words = " ".join(", ".join(categories).split()[:3]) or "Unknown"
+        assert text == f"Category {words} Title {' '.join(title.split()[:3])}"
+    own = dataclasses.replace(CORPUS, attributes=[(("Category", "Films"),)] * CORPUS.num_items)
+    assert set(attribute_texts(own, dataclasses.replace(config, attributes=("Category",)))) == {"Category Films"}
+
+
 def test_tokens_that_a_tokenizer_has_keep_their_ids(tmp_path):
     """OpenFlamingo's and Idefics' tokenizers know <image>; Idefics' puts two others around it."""
     corpus = small_corpus()

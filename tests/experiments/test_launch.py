@@ -106,11 +106,11 @@ def test_sigterm_reaches_training_and_is_waited_for(tmp_path, joint):
     running = subprocess.Popen(["bash", "-c", lines])
     wait_for(tmp_path / "begun")
     running.send_signal(signal.SIGTERM)
-    assert running.wait(timeout=20) == ASKED
+    assert running.wait(timeout=120) == ASKED
     assert (tmp_path / "saved").exists()
 
 
-def wait_for(path, seconds=20.0):
+def wait_for(path, seconds=120.0):
     until = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < until, f"{path} does not come"

@@ -187,7 +187,7 @@ def test_a_sweep_killed_halfway_and_started_again_does_each_cell_once(tmp_path):
         os.killpg(running.pid, signal.SIGKILL)
         running.communicate()
     running = sweep(tmp_path, needs, jobs=1)
-    output, _ = running.communicate(timeout=60)
+    output, _ = running.communicate(timeout=300)
     assert output.splitlines()[-1] == '[["a", "done"], ["b", "done"], ["c", "done"]] False'
     counted = events(tmp_path)
     for name in names:
@@ -202,7 +202,7 @@ def test_two_sweeps_at_once_share_the_cells(tmp_path):
         cell(tmp_path / name, WORK.format(seconds=0.3))
     running = [sweep(tmp_path, {name: [] for name in names}) for _ in range(2)]
     for one in running:
-        output, _ = one.communicate(timeout=60)
+        output, _ = one.communicate(timeout=300)
         assert json.loads(output.splitlines()[-1].removesuffix(" False")) == [[name, "done"] for name in names]
     assert all(marks(tmp_path / name) == ["begins", "ends"] for name in names)
     assert all(events(tmp_path)[name, "starts"] == 1 for name in names)
@@ -243,7 +243,7 @@ def test_sigterm_is_passed_on_and_all_end(tmp_path):
     running = sweep(tmp_path, {name: [] for name in "abc"})
     wait_for(lambda: marks(tmp_path / "a") and marks(tmp_path / "b"))
     running.terminate()
-    output, _ = running.communicate(timeout=30)
+    output, _ = running.communicate(timeout=300)
     assert output.splitlines()[-1] == '[["a", "ended"], ["b", "ended"], ["c", "ended"]] True'
     assert [marks(tmp_path / name) for name in "abc"] == [["begins", "saved"]] * 2 + [[]]
     assert events(tmp_path) == {(name, event): 1 for name in "ab" for event in ("starts", "ended")}
