@@ -7,6 +7,7 @@ where the run was interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from experiments.beginning import adopt, begin, first_vocabulary
 from experiments.config import ExperimentConfig, differences, load_config, save_config
 from experiments.data import ExperimentData, sized_model
 from experiments.features import tower_features
+from experiments.lock import alone_in
 from experiments.parameters import Parameters, init_parameters
 from experiments.starts import note_start
 from experiments.step import compile_step, init_state, model_flops, optimizer_of, to_device
@@ -43,7 +45,8 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
     """Trains, or goes on training, the run in `folder`.
 
     Raises:
-      DataError: the folder holds a run of another configuration, or the data is not what it was.
+      DataError: the folder holds a run of another configuration, or one that trains just now, or the data is not what
+        it was.
       ValueError: parts of the configuration do not fit one another.
     """
     data, config = open_together(config, folder)
@@ -51,7 +54,12 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
     check_rows(config.loader.rows, mesh, config.training.accumulate)
     check_tokens(config.budget.tokens, mesh)
     share = Share(*row_share(mesh))
-    with EndRequest() as end, jax.set_mesh(mesh), Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
+    with (
+        alone_in(folder) if jax.process_index() == 0 else contextlib.nullcontext(),
+        EndRequest() as end,
+        jax.set_mesh(mesh),
+        Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints,
+    ):
         parameters = init_parameters(config, mesh) if checkpoints.latest() else begin(config, mesh)
         transformation = optimizer_of(config)
         state, notes = init_state(parameters.trainable, transformation, mesh), None

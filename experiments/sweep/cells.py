@@ -14,10 +14,10 @@ import pydantic
 
 from experiments.config import FREE, ExperimentConfig, flat, to_json
 from experiments.evaluate import EvaluationConfig
+from experiments.lock import locked
 from experiments.presets import PRESETS
 from experiments.sweep.changes import options
 from experiments.sweep.files import read_json, write_json
-from experiments.sweep.lock import locked
 
 CODES = "item_codes.parquet"
 

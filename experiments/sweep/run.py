@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from experiments.lock import holder, is_free
 from experiments.sweep.asked import AskedToEnd
 from experiments.sweep.engines import Engine, Running
 from experiments.sweep.files import read_json
-from experiments.sweep.lock import holder, is_free
 from experiments.sweep.worker import BUSY, DONE, ENDED, FAILED, is_done
 
 LOOK_EVERY = 0.2

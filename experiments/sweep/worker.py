@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.lock import locked
 from experiments.sweep.asked import AskedToEnd
 from experiments.sweep.files import note, read_json, write_json
-from experiments.sweep.lock import locked
 
 DONE, FAILED = 0, 1
 BUSY = 75

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import DataError
 from experiments.config import differences, read_config, save_config
+from experiments.lock import alone_in
 from experiments.vqgan.config import FILE, VQGANExperiment
 from experiments.vqgan.measure import likeness
 from experiments.vqgan.perceptual import perceptual_model
@@ -44,7 +45,8 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
     """Trains, or goes on training, the run in `folder`.
 
     Raises:
-      DataError: the folder holds a run of another configuration, or the source is not prepared.
+      DataError: the folder holds a run of another configuration, or one that trains just now, or the source is not
+        prepared.
       ValueError: parts of the configuration do not fit one another.
     """
     config = open_run(config, folder)
@@ -53,7 +55,7 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
     everywhere = NamedSharding(mesh, PartitionSpec())
     distance, frozen = perceptual_model(config.perceptual)
     trainer = trainer_of(config, distance)
-    with EndRequest() as end, Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
+    with alone_in(folder), EndRequest() as end, Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
         restored = checkpoints.restore_latest(abstract_state(trainer, everywhere))
         if restored is not None:
             state = restored[0]

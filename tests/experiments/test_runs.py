@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines.errors import DataError
+from experiments import lock
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.config import load_config, to_json
 from experiments.evaluate import EvaluationConfig, evaluate_run
@@ -103,6 +104,7 @@ import dataclasses, os, signal, sys
 from pathlib import Path
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
+from experiments import lock
 from experiments.data import ExperimentData
 from experiments.train import train_run
 from tests.experiments.tiny_run import experiment
@@ -189,6 +191,12 @@ def test_a_run_of_another_configuration_is_refused(data, run):
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.5))
     with pytest.raises(DataError, match=r"another configuration \(optimizer.learning_rate: 0.01, now 0.5\)"):
         train_run(config, run)
+
+
+def test_a_run_that_trains_just_now_is_refused(data, run, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0)
+    with lock.alone_in(run), pytest.raises(DataError, match=f"{run} is trained in by process {os.getpid()} on"):
+        train_run(experiment(data), run)
 
 
 def test_threads_and_mesh_may_change(data, run):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments.evaluate import EvaluationConfig
+from experiments.lock import holder, is_free, locked
 from experiments.presets import PRESETS
 from experiments.sweep import devices
 from experiments.sweep.cells import Cell, write_cells
@@ -20,7 +21,6 @@ from experiments.sweep.changes import changed
 from experiments.sweep.devices import shares
 from experiments.sweep.engines import CellJob, Local, SlurmJobs, Submitit
 from experiments.sweep.files import note, read_json, write_json
-from experiments.sweep.lock import holder, is_free, locked
 from experiments.sweep.run import run_cells, summary
 from experiments.sweep.worker import BUSY, DONE, FAILED, Worker, is_done
 

@@ -19,6 +19,7 @@ from PIL import Image
 from data_pipelines.errors import DataError
 from data_pipelines.image_codes import load_image_codes
 from data_pipelines.records import read_items
+from experiments import lock
 from experiments.vqgan.codes import write_codes
 from experiments.vqgan.config import PictureData, VQGANExperiment, WhichPictures
 from experiments.vqgan.evaluate import evaluate_vqgan
@@ -180,7 +181,10 @@ def test_a_run_begins_with_another_vqgan(data, run, tmp_path):
     assert np.array_equal(*made)
 
 
-def test_what_cannot_be_trained_is_refused(data, run, tmp_path):
+def test_what_cannot_be_trained_is_refused(data, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0)
+    with lock.alone_in(run), pytest.raises(DataError, match="is trained in by process"):
+        train_vqgan_run(experiment(data), run)
     with pytest.raises(DataError, match=r"another configuration \(batch: 8, now 16\)"):
         train_vqgan_run(experiment(data, batch=16), run)
     with pytest.raises(ValueError, match="3 rows a batch"):

@@ -16,6 +16,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_pipelines.errors import DataError
+
+PATIENCE = 60.0
+"""Seconds: so long may the kernel, or a file server, take to learn that a process that was killed is gone."""
+
 
 @contextlib.contextmanager
 def locked(path: Path, *, waits: bool = False) -> Iterator[int | None]:
@@ -44,6 +49,29 @@ def _take(descriptor: int, path: Path, waits: bool) -> bool:
     except OSError as error:
         raise ValueError(f"{path} cannot be locked ({error.strerror}); name a --folder where files can be") from error
     return True
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Nobody else trains in `folder` meanwhile; where the file system has no locks, nobody watches over that.
+
+    Raises:
+      DataError: somebody does, and does not end.
+    """
+    path, until = folder / "training.lock", time.monotonic() + PATIENCE
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                if held.enter_context(locked(path)) is not None:
+                    break
+            except ValueError as error:
+                print(f"{error}; nobody watches that {folder} is trained in once")
+                break
+            held.close()
+            if time.monotonic() >= until:
+                raise DataError(f"{folder} is trained in by {holder(path)}; end that one first, or name another folder")
+            time.sleep(0.2)
+        yield
 
 
 def is_free(path: Path) -> bool:

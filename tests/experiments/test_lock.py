@@ -1,0 +1,71 @@
+"""One training at a time in a folder."""
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from data_pipelines.errors import DataError
+from experiments import lock
+from experiments.lock import alone_in, holder, is_free, locked
+
+HOLDS = "import sys, time; from pathlib import Path; from experiments.lock import alone_in\n"
+HOLDS += "with alone_in(Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A process that trains in the folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_second_training_is_refused_and_told_of_the_first(tmp_path, other, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.5)
+    before = len(os.listdir("/proc/self/fd"))
+    with (
+        pytest.raises(DataError, match=f"is trained in by process {other.pid} on .*; end that one first"),
+        alone_in(tmp_path),
+    ):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_one_that_was_killed_is_waited_for_and_followed(tmp_path, other):
+    timer = threading.Timer(0.5, other.send_signal, [signal.SIGKILL])
+    timer.start()
+    begin = time.monotonic()
+    with alone_in(tmp_path):
+        assert time.monotonic() - begin > 0.4
+        assert f"process {os.getpid()} on" in holder(tmp_path / "training.lock")
+        assert not is_free(tmp_path / "training.lock")
+    timer.join()
+    assert is_free(tmp_path / "training.lock")
+
+
+def test_where_there_are_no_locks_training_goes_on_and_says_so(tmp_path, monkeypatch, capsys):
+    def none(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with alone_in(tmp_path):
+        assert "No locks available" in (told := capsys.readouterr().out)
+        assert f"nobody watches that {tmp_path} is trained in once" in told
+    with pytest.raises(ValueError, match="name a --folder"), locked(tmp_path / "lock"):
+        pass
+
+
+def test_what_goes_wrong_in_a_training_is_not_taken_for_a_lock(tmp_path):
+    with pytest.raises(ValueError, match="of its own"), alone_in(tmp_path):
+        raise ValueError("of its own")
+    assert is_free(tmp_path / "training.lock")
