@@ -18,8 +18,8 @@ from pathlib import Path
 
 from data_pipelines.errors import DataError
 
-PATIENCE = 60.0
-"""Seconds: so long may the kernel, or a file server, take to learn that a process that was killed is gone."""
+PATIENCE = 180
+"""Seconds: so long may a file server take to learn that a machine is gone (NFS 4 gives it 90)."""
 
 
 @contextlib.contextmanager
@@ -58,7 +58,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
       DataError: somebody does, and does not end.
     """
-    path, until = folder / "training.lock", time.monotonic() + PATIENCE
+    path, begin, told = folder / "training.lock", time.monotonic(), False
     with contextlib.ExitStack() as held:
         while True:
             try:
@@ -68,8 +68,11 @@ def alone_in(folder: Path) -> Iterator[None]:
                 print(f"{error}; nobody watches that {folder} is trained in once")
                 break
             held.close()
-            if time.monotonic() >= until:
+            if time.monotonic() >= begin + PATIENCE:
                 raise DataError(f"{folder} is trained in by {holder(path)}; end that one first, or name another folder")
+            if not told:
+                print(f"{folder} is trained in by {holder(path)}: waiting up to {PATIENCE} s for its end", flush=True)
+            told = True
             time.sleep(0.2)
         yield
 

@@ -30,8 +30,8 @@ def other(tmp_path):
     process.stdout.close()
 
 
-def test_a_second_training_is_refused_and_told_of_the_first(tmp_path, other, monkeypatch):
-    monkeypatch.setattr(lock, "PATIENCE", 0.5)
+def test_a_second_training_is_refused_and_told_of_the_first(tmp_path, other, monkeypatch, capsys):
+    monkeypatch.setattr(lock, "PATIENCE", 1)
     before = len(os.listdir("/proc/self/fd"))
     with (
         pytest.raises(DataError, match=f"is trained in by process {other.pid} on .*; end that one first"),
@@ -39,6 +39,7 @@ def test_a_second_training_is_refused_and_told_of_the_first(tmp_path, other, mon
     ):
         pass
     assert len(os.listdir("/proc/self/fd")) == before
+    assert capsys.readouterr().out.count("waiting up to 1 s for its end") == 1
 
 
 def test_one_that_was_killed_is_waited_for_and_followed(tmp_path, other):
