@@ -71,18 +71,19 @@ REVIEWS = ExperimentConfig(
 FASHION = ExperimentConfig(
     model=dataclasses.replace(presets.small, decoder=dataclasses.replace(presets.small.decoder, dropout=0.3)),
     data=DataConfig("hm-products"),
-    vocabulary=VocabularyConfig(trained_size=1024, attributes=("Color", "Category"), attribute_words=6),
+    vocabulary=VocabularyConfig(trained_size=1024, attributes=("Color", "Section"), attribute_words=2),
     tasks=TaskConfig(
-        full_items=10, id_items=30, history_targets="both", recommendation_at="last_id", questions_show_ids=True,
+        full_items=12, id_items=30, history_targets="both", recommendation_at="last_id", questions_show_ids=True,
         ask_every=5,
     ),
-    queries=QueryConfig(mix=TaskMix(recommendation=3.0, search=2.0, preference=0.0, selection=1.0)),
-    budget=Budget(tokens=512, images=28, answers=88),
+    queries=QueryConfig(mix=TaskMix(recommendation=3.0, search=1.0, preference=0.0, selection=1.0)),
+    budget=Budget(tokens=512, images=40, answers=192),
     images=ImageConfig(fit="stretch"),
     loader=LoaderConfig(rows=4, block_examples=2048),
     optimizer=FROM_NOTHING,
+    objective=ObjectiveConfig(gamma=0.0),
     training=TrainingConfig(trains=PARTS, validation_users=3000, guard=GuardConfig(spike=0)),
-    loop=LoopConfig(steps=1600, log_every=25, validate_every=800, save_every=400),
+    loop=LoopConfig(steps=1500, log_every=25, validate_every=375, save_every=375),
 )  # fmt: skip
 
 BEAUTY = ExperimentConfig(
