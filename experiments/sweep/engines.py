@@ -144,13 +144,12 @@ class CellJob:
     def __call__(self) -> int:
         os.chdir(self._start)
         self._worker = Worker(self._folder)
-        with ThreadPoolExecutor(
-            1
-        ) as thread:  # so that whatever the signal interrupts, the work is not, and ends in order
+        with ThreadPoolExecutor(1) as thread:  # signals interrupt the main one: the work ends in order
             self._outcome = thread.submit(self._worker.run)
             return self._outcome.result()
 
     def checkpoint(self) -> Any:
+        """Called in the signal's handler: ends the work, and says what is to queue again."""
         from submitit.helpers import DelayedSubmission
 
         if self._worker is not None:
