@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 # More of them: torch and gguf (import of .pt and GGUF files, tests against transformers), cuda, tpu.
 EXTRAS ?= dev
 
-.PHONY: help venv install demo test test-slow lint clean
+.PHONY: help venv install demo test test-slow lint docs clean
 
 help:
 	@echo "make demo       train, evaluate and report on MovieLens (the report: runs/demo/report.html)"
 	@echo "make test       the fast tests, in parallel"
 	@echo "make test-slow  all tests"
 	@echo "make lint       ruff and mypy"
+	@echo "make docs       the pages of docs/ as HTML, in docs/_build"
 
 venv: $(BIN)/python
 
@@ -40,5 +41,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: install
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/sphinx-build -q -W -b html docs docs/_build
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist docs/_build *.egg-info

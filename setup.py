@@ -61,6 +61,7 @@ setup(
         "gguf": ["gguf>=0.17"],
         "beam": ["apache-beam>=2.60"],  # large sources, encoded by other machines
         "sweep": ["optuna>=4.1", "submitit>=1.5"],
+        "docs": ["sphinx>=8", "myst-parser>=4", "furo"],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -1,0 +1,8 @@
+"""How Sphinx builds these pages: `make docs`."""
+
+project = "unimp_jax"
+extensions = ["myst_parser"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "unimp_jax"
