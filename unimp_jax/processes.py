@@ -95,8 +95,8 @@ def _initialize(config: ProcessesConfig, must: bool) -> None:
         if must or not nothing:
             reason = str(error).partition("\n")[0].rstrip(".")
             raise ValueError(
-                f"processes: these could not be joined at {place} ({reason}); check that the address is of process 0 and "
-                "its port free, and that srun, Open MPI (with mpi4py, from Open MPI 5 on), GKE or a TPU VM started "
+                f"processes: they could not be joined at {place} ({reason}); check that the address is of process 0 "
+                "and its port free, and that srun, Open MPI (with mpi4py, from Open MPI 5 on), GKE or a TPU VM started "
                 "them; or give --processes.coordinator HOST:PORT --processes.count N --processes.index I, or "
                 "--processes.together False for a process of its own"
             ) from error

@@ -192,7 +192,7 @@ from jax._src import distributed
 from jax._src.clusters import cloud_tpu_cluster
 from unimp_jax.processes import ProcessesConfig, join
 METADATA = {"agent-worker-number": "1", "worker-network-endpoints": "a:b:127.0.0.1,a:b:10.0.0.2", "tpu-env": ""}
-before = dict(os.environ)
+before = {name: value for name, value in os.environ.items() if name not in ("TPU_SKIP_MDS_QUERY", "JAX_PLATFORMS")}
 for environment, on_tpu_vm in json.loads(sys.argv[1]):
     os.environ.clear()
     os.environ.update(before, **environment)
@@ -210,8 +210,6 @@ for environment, on_tpu_vm in json.loads(sys.argv[1]):
         mock.patch.object(cloud_tpu_cluster, "get_metadata", lambda key: (METADATA[key], 200)),
         mock.patch.object(jax, "process_count", lambda: 1),
     ):
-        os.environ.pop("TPU_SKIP_MDS_QUERY", None)
-        os.environ.pop("JAX_PLATFORMS", None) if on_tpu_vm else None
         try:
             join(ProcessesConfig())
         except ValueError as error:
@@ -219,6 +217,13 @@ for environment, on_tpu_vm in json.loads(sys.argv[1]):
     print(json.dumps(joined))
 """
 SRUN = {"SLURM_JOB_ID": "4096", "SLURM_STEP_NODELIST": "node[3-4]", "SLURM_LOCALID": "0", "SLURM_PROCID": "1"}
+
+GKE = {
+    "TPU_SKIP_MDS_QUERY": "true",
+    "MEGASCALE_NUM_SLICES": "1",
+    "MEGASCALE_COORDINATOR_ADDRESS": "",
+    "MEGASCALE_SLICE_ID": "0",
+}
 
 
 def test_jax_is_asked_what_it_detects():
@@ -229,8 +234,8 @@ def test_jax_is_asked_what_it_detects():
         (SRUN | {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, False, []),
         ({"SLURM_JOB_ID": "4096", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, False, []),
         ({}, True, [["127.0.0.1:8482", 1, 2]]),  # a plain TPU VM
-        ({"TPU_WORKER_HOSTNAMES": "localhost,b", "TPU_WORKER_ID": "1"}, True, [["localhost:8482", 1, 2]]),  # GKE
-        ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, True, []),
+        (GKE | {"TPU_WORKER_HOSTNAMES": "localhost,b", "TPU_WORKER_ID": "1"}, True, [["localhost:8482", 1, 2]]),
+        (GKE | {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, True, []),
         (
             {"OMPI_MCA_orte_hnp_uri": "4096.0;tcp://10.0.0.9:1", "OMPI_COMM_WORLD_SIZE": "2",
              "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}, False, [["10.0.0.9:61441", 1, 2]]
@@ -271,7 +276,7 @@ def fails(error):
 def test_devices_of_others_without_a_way_to_end_together_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     with pytest.raises(
-        ValueError, match="devices of 4 processes are visible, but jax.distributed .* would save nothing"
+        ValueError, match=r"devices of 4 processes are visible, but jax.distributed .* would save nothing"
     ):
         join(ProcessesConfig(together=False))
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
