@@ -26,7 +26,7 @@ from unimp_jax.decoding import (
 )
 from unimp_jax.evaluation.ranking import ranks, top_items
 from unimp_jax.model import UniMP
-from unimp_jax.sharding import batch_sharding
+from unimp_jax.sharding import put_rows
 
 
 class AskedBatch(Protocol):
@@ -68,7 +68,7 @@ class Examiner:
     def __init__(self, graph: nnx.GraphDef, mesh: Mesh, to_device: Callable[[dict[str, np.ndarray]], Batch]):
         """`to_device` turns a process's share of a batch into global arrays."""
         self.graph, self._to_device = graph, to_device
-        self._rows = batch_sharding(mesh)
+        self._mesh = mesh
         everywhere = self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._log_probabilities = jax.jit(self._score, out_shardings=everywhere)
         self._rank = jax.jit(self._score_and_rank, static_argnames="k", out_shardings=everywhere)
@@ -260,7 +260,7 @@ class Examiner:
         return wholes
 
     def _place(self, batch: AskedBatch) -> tuple[Batch, jax.Array]:
-        return self._to_device(batch.arrays), jax.make_array_from_process_local_data(self._rows, batch.prompts)
+        return self._to_device(batch.arrays), put_rows(self._mesh, batch.prompts)
 
     def _open(
         self, parameters: tuple[Any, ...], latents_ILC: jax.Array | None, batch: Batch
