@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -102,15 +103,44 @@ class Checkpoints:
           CheckpointError: the checkpoint is damaged, or its arrays have other names or shapes.
         """
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), notes=ocp.args.JsonRestore())
+        restored = self._read(step, lambda: self._manager.restore(step, args=items))
+        return restored.state, restored.notes
+
+    def _read(self, step: int, read: Callable[[], Any]) -> Any:
         try:
-            restored = self._manager.restore(step, args=items)
+            return read()
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(
                 f"{self.folder}: step {step} cannot be read into this model ({reason}); "
                 "is it of another configuration, or damaged?"
             ) from error
-        return restored.state, restored.notes
+
+    def restore_parameters(self, step: int, abstract_trainable: Any) -> Any:
+        """The parameters of a step that train, and nothing else of its state, into the shardings asked for.
+
+        Args:
+          step: a step that `latest` or `best` gave.
+          abstract_trainable: shapes, dtypes and shardings; parts of the model that are not named are not read.
+
+        Raises:
+          CheckpointError: as of `restore`.
+        """
+        item = {"trainable": abstract_trainable}
+        wanted = ocp.args.PyTreeRestore(
+            item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+        )
+        folder = (self.folder / str(step) / "state").absolute()
+
+        def read() -> Any:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                restored = reader.restore(folder, wanted)["trainable"]
+            for path, leaf in jax.tree.leaves_with_path(restored):
+                if isinstance(leaf, jax.ShapeDtypeStruct):  # which Orbax leaves where a name is not in the checkpoint
+                    raise ValueError(f"it has no parameter {jax.tree_util.keystr(path, simple=True, separator='/')}")
+            return restored
+
+        return self._read(step, read)
 
     def restore_latest(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
         """(state, notes) of the latest step that can be read, None where there is no checkpoint.
