@@ -29,4 +29,4 @@ def train_rival(data: DataConfig, config: SASRecConfig, folder: Path) -> None:
     np.savez_compressed(folder / "test.npz", **outcome)
     for kind in ("filtered", "kept"):
         figures = {name: interval(values) for name, values in ranking_metrics(outcome[kind]).items()}
-        print(f"seen {kind}: " + ", ".join(f"{n} {i.mean:.4f} [{i.low:.4f}, {i.high:.4f}]" for n, i in figures.items()))
+        print(f"seen {kind}: " + ", ".join(f"{n} {i.mean:.4f} [{i.bounds(', ')}]" for n, i in figures.items()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from jax.sharding import Mesh
 
 from data_pipelines.errors import DataError
 from data_pipelines.loader import Position, Share
-from data_pipelines.queries import TASKS, Query, held_out_queries
-from experiments.ask import Model, ask_for_items
+from data_pipelines.queries import TASKS, held_out_queries
+from experiments.ask import Model, ask_for_items, evenly_spread
 from experiments.beginning import adopt, begin, first_vocabulary
 from experiments.config import ExperimentConfig, differences, load_config, save_config
 from experiments.data import ExperimentData, sized_model
@@ -149,12 +149,6 @@ def validation(
         return means | {"cross_entropy": float(ranked.cross_entropy.mean())}
 
     return validate
-
-
-def evenly_spread(queries: Sequence[Query], count: int) -> list[Query]:
-    """`count` of them in their order, or all where there are fewer."""
-    count = min(count, len(queries))
-    return [queries[len(queries) * number // count] for number in range(count)]
 
 
 def describe(config: ExperimentConfig, data: ExperimentData, parameters: Parameters, mesh: Mesh) -> None:

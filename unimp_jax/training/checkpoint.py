@@ -116,17 +116,18 @@ class Checkpoints:
                 "is it of another configuration, or damaged?"
             ) from error
 
-    def restore_parameters(self, step: int, abstract_trainable: Any) -> Any:
+    def restore_parameters(self, step: int, abstract_trainable: Any, part: str = "trainable") -> Any:
         """The parameters of a step that train, and nothing else of its state, into the shardings asked for.
 
         Args:
           step: a step that `latest` or `best` gave.
           abstract_trainable: shapes, dtypes and shardings; parts of the model that are not named are not read.
+          part: what the state calls them.
 
         Raises:
           CheckpointError: as of `restore`.
         """
-        item = {"trainable": abstract_trainable}
+        item = {part: abstract_trainable}
         wanted = ocp.args.PyTreeRestore(
             item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
         )
@@ -134,7 +135,7 @@ class Checkpoints:
 
         def read() -> Any:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                restored = reader.restore(folder, wanted)["trainable"]
+                restored = reader.restore(folder, wanted)[part]
             for path, leaf in jax.tree.leaves_with_path(restored):
                 if isinstance(leaf, jax.ShapeDtypeStruct):  # which Orbax leaves where a name is not in the checkpoint
                     raise ValueError(f"it has no parameter {jax.tree_util.keystr(path, simple=True, separator='/')}")
