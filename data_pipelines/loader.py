@@ -48,16 +48,20 @@ class Position:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Which rows of every global batch this process fills: the `index`-th of `count` equal parts."""
+    """Which rows of every global batch this process fills: of `count` equal shards, those named, in ascending order."""
 
-    index: int = 0
+    shards: tuple[int, ...] = (0,)
     count: int = 1
 
-    def of(self, rows: int) -> slice:
+    def of(self, rows: int) -> np.ndarray:
+        """The numbers of its rows of a batch of so many, in ascending order: int64 [n].
+
+        Raises:
+          ValueError: shards would not be equal.
+        """
         if rows % self.count:
-            raise ValueError(f"{rows} rows of a batch cannot be shared equally by {self.count} processes")
-        size = rows // self.count
-        return slice(self.index * size, (self.index + 1) * size)
+            raise ValueError(f"{rows} rows of a batch cannot be cut into {self.count} equal shards")
+        return np.arange(rows).reshape(self.count, -1)[list(self.shards)].ravel()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -168,7 +172,7 @@ def training_batches(
         rows, next_position = planned
         examples = [example for row in rows for example in row]
         return TrainingBatch(
-            arrays=fill_batch(rows[own], writer.budget, images, pool),
+            arrays=fill_batch([rows[row] for row in own], writer.budget, images, pool),
             next_position=next_position,
             num_examples=len(examples),
             num_images=sum(len(example.images) for example in examples),
@@ -231,6 +235,6 @@ def question_batches(
         return QuestionBatch(fill_batch(examples, budget, images, pool), asked)
 
     starts = range(0, len(rows), rows_a_batch)
-    batches = grain.MapDataset.source([rows[start : start + rows_a_batch][own] for start in starts])
+    batches = grain.MapDataset.source([[rows[start + row] for row in own] for start in starts])
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch)
     return iter(batches.map(fill).to_iter_dataset(options))

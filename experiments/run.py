@@ -24,7 +24,7 @@ from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.interop.importing import GEOMETRY, exported_values
 from unimp_jax.interop.placing import place
 from unimp_jax.model import PARTS
-from unimp_jax.sharding import ROWS, MeshConfig, make_mesh, row_share
+from unimp_jax.sharding import ROWS, MeshConfig, make_mesh, row_shards
 from unimp_jax.training.checkpoint import Checkpoints
 from unimp_jax.training.frozen import load_frozen
 from unimp_jax.training.log import read_log
@@ -181,4 +181,4 @@ def read_exported(folder: Path, config: ExperimentConfig) -> Model:
 
 
 def to_be_asked(graph: nnx.GraphDef, mesh: Mesh, parameters: tuple[Any, Any]) -> Model:
-    return Model(Examiner(graph, mesh, to_device(mesh)), parameters, Share(*row_share(mesh)))
+    return Model(Examiner(graph, mesh, to_device(mesh)), parameters, Share(*row_shards(mesh)))

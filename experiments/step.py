@@ -19,7 +19,7 @@ from experiments.parameters import Parameters
 from unimp_jax.batch import Batch
 from unimp_jax.model.flops import training_step_flops
 from unimp_jax.processes import wait_for_all
-from unimp_jax.sharding import batch_sharding
+from unimp_jax.sharding import batch_sharding, put_rows
 from unimp_jax.training.checkpoint import abstract
 from unimp_jax.training.guard import new_guard
 from unimp_jax.training.optimizer import make_optimizer
@@ -75,14 +75,8 @@ def model_flops(config: ExperimentConfig) -> float:
 
 
 def to_device(mesh: Mesh) -> Callable[[dict[str, np.ndarray]], Batch]:
-    sharding = batch_sharding(mesh)
-
-    def place(arrays: dict[str, np.ndarray]) -> Batch:
-        if jax.process_count() == 1:  # all at once, which costs the host a fraction of one after another
-            return Batch(**jax.device_put(arrays, sharding))
-        return Batch(**{name: jax.make_array_from_process_local_data(sharding, x) for name, x in arrays.items()})
-
-    return place
+    """Turns what this process has loaded of a batch (`unimp_jax.sharding.row_shards`) into global arrays."""
+    return lambda arrays: Batch(**put_rows(mesh, arrays))
 
 
 def lower_step(

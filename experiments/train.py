@@ -32,7 +32,7 @@ from experiments.step import compile_step, init_state, model_flops, optimizer_of
 from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.processes import wait_for_all
-from unimp_jax.sharding import check_rows, check_tokens, make_mesh, row_share
+from unimp_jax.sharding import check_rows, check_tokens, make_mesh, row_shards
 from unimp_jax.training.checkpoint import Checkpoints, abstract
 from unimp_jax.training.frozen import save_frozen
 from unimp_jax.training.log import RunLog
@@ -53,7 +53,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
     mesh = make_mesh(config.mesh)
     check_rows(config.loader.rows, mesh, config.training.accumulate)
     check_tokens(config.budget.tokens, mesh)
-    share = Share(*row_share(mesh))
+    share = Share(*row_shards(mesh))
     with (
         alone_in(folder) if jax.process_index() == 0 else contextlib.nullcontext(),
         EndRequest() as end,

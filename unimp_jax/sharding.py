@@ -27,7 +27,8 @@ class MeshConfig:
     """How many devices each axis has; one may be -1, for all that are left."""
 
     slice: int = 1
-    """As `data`, but across networks: slices of TPUs, nodes of GPUs. Only gradients cross them."""
+    """As `data`, but across networks: a multiple of the slices of TPUs there are; of GPUs, nodes. Only gradients cross
+    them."""
     data: int = 1
     """Each holds all parameters and works on its own rows."""
     fsdp: int = 1
@@ -46,30 +47,58 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of all `devices` (by default, all there are) with the axes of `MeshConfig`, neighbours where much is sent.
 
-    With several slices, what is not `slice` lies within one: of TPUs, as they are built; otherwise, the devices of as
-    many processes as make a slice.
+    TPUs are laid out by their torus, and with several slices of them, what is not `slice` lies within one. Other
+    devices are taken node by node and process by process: the last axes lie within a node as far as it reaches, and
+    any axis may go across nodes.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices, or the devices make another number of slices.
+      ValueError: the sizes do not multiply to the number of devices, the TPUs make another number of slices, or JAX
+        cannot lay out these devices so.
     """
-    devices = jax.devices() if devices is None else devices
-    built = {getattr(device, "slice_index", 0) for device in devices}
-    sizes = mesh_sizes(config, len(devices), len(built))
-    types = (AxisType.Auto,) * len(sizes)
-    if len(built) > 1:
-        inside = (sizes["slice"] // len(built), *list(sizes.values())[1:])
-        across = (len(built), *[1] * len(inside[1:]))
-        return Mesh(mesh_utils.create_hybrid_device_mesh(inside, across, devices), tuple(sizes), axis_types=types)
-    if sizes["slice"] > 1:  # as they are numbered, process by process
-        return Mesh(np.array(devices).reshape(tuple(sizes.values())), tuple(sizes), axis_types=types)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
+    devices = list(jax.devices() if devices is None else devices)
+    slices = tpu_slices(devices)
+    sizes = mesh_sizes(config, len(devices), slices)
+    axis_types = (AxisType.Auto,) * len(sizes)
+    return Mesh(_laid_out(tuple(sizes.values()), devices, slices), tuple(sizes), axis_types=axis_types)
+
+
+def tpu_slices(devices: Sequence[jax.Device]) -> int:
+    """How many slices TPUs make, between which there is only a slow network; other devices count as one.
+
+    JAX numbers the nodes of GPUs as slices, too, but exchanges between those differ in nothing but their speed.
+    """
+    on_tpu = devices[0].platform == "tpu"
+    return len({getattr(device, "slice_index", 0) for device in devices}) if on_tpu else 1
+
+
+def _laid_out(shape: tuple[int, ...], devices: list[jax.Device], slices: int) -> np.ndarray:
+    """The devices as an array of this shape, whose first axis is that of slices."""
+    if devices[0].platform != "tpu":
+        ordered = sorted(devices, key=lambda device: (getattr(device, "slice_index", 0), device.process_index))
+        return np.array(ordered).reshape(shape)
+    try:
+        if slices == 1:
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        inside, across = (shape[0] // slices, *shape[1:]), (slices, *[1] * (len(shape) - 1))
+        return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+    except (
+        AssertionError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+    ) as error:  # the last for what it did not foresee
+        reason = str(error).partition("\n")[0][:200]
+        raise ValueError(
+            f"mesh: JAX cannot lay out {len(devices)} TPUs as {' x '.join(map(str, shape))} ({reason}); choose sizes "
+            "that are products of the sides of a slice, and slices of one size"
+        ) from error
 
 
 def mesh_sizes(config: MeshConfig, devices: int, slices: int = 1) -> dict[str, int]:
-    """How many of so many devices, in so many slices as they are built, each axis has.
+    """How many of so many devices, in so many slices of TPUs, each axis has.
 
     Raises:
-      ValueError: as of `make_mesh`.
+      ValueError: the sizes do not multiply to the number of devices, or the axis `slice` is no multiple of the slices.
     """
     sizes = dataclasses.asdict(config)
     known = math.prod(size for size in sizes.values() if size != -1)
@@ -80,7 +109,11 @@ def mesh_sizes(config: MeshConfig, devices: int, slices: int = 1) -> dict[str, i
             f"mesh: {asked or 'data=1'} does not make {devices} devices; one size may be -1, for all that are left"
         )
     if sizes["slice"] % slices:
-        raise ValueError(f"mesh: slice={sizes['slice']} is not a multiple of the {slices} slices there are")
+        raise ValueError(
+            f"mesh: slice={sizes['slice']} is not a multiple of the {slices} slices there are, between which only "
+            f"gradients should go; make mesh.slice {slices}, and the others multiply to the {devices // slices} "
+            "devices of a slice"
+        )
     return sizes
 
 
@@ -89,24 +122,56 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
-def row_share(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): of every global batch, cut into `count` equal parts, this process loads the part `index`.
+def row_shards(mesh: Mesh, process: int | None = None) -> tuple[tuple[int, ...], int]:
+    """(shards, count): of every global batch, cut along its rows into `count` equal shards, those a process loads.
 
-    Processes whose devices work on the same rows (as where `tensor` or `context` spans them) load the same part.
+    They are the ones that its devices work on, whatever they are: a host of TPUs is a block of the torus, and the
+    mesh goes around that. A shard whose devices belong to several processes (as where `tensor` or `context` goes
+    across them) is loaded by each of those.
 
-    Raises:
-      ValueError: this process's devices do not work on neighbouring rows.
+    Args:
+      mesh: as of `make_mesh`.
+      process: by default, this one.
+
+    Returns:
+      The numbers of the shards in ascending order, and how many there are in all.
     """
-    devices_RX = mesh.devices.reshape(math.prod(mesh.shape[axis] for axis in ROWS), -1)  # ROWS are the first axes
-    mine_RX = np.vectorize(lambda device: device.process_index == jax.process_index(), otypes=[bool])(devices_RX)
-    own = np.flatnonzero(mine_RX.any(axis=1))
-    whole = len(own) and own[-1] - own[0] + 1 == len(own) and not own[0] % len(own) and not len(devices_RX) % len(own)
-    if not whole:
-        raise ValueError(
-            f"mesh: process {jax.process_index()} has devices for rows {own.tolist()} of {len(devices_RX)}, which are "
-            "no equal part of neighbours; choose sizes that divide the devices of a process, or are a multiple of them"
+    process = jax.process_index() if process is None else process
+    count = math.prod(mesh.shape[axis] for axis in ROWS)
+    devices_RX = mesh.devices.reshape(count, -1)  # ROWS are the first axes
+    own = [row for row, devices in enumerate(devices_RX) if any(d.process_index == process for d in devices)]
+    return tuple(own), count
+
+
+def local_rows(index: slice, rows: int, shards: tuple[int, ...], count: int) -> slice:
+    """Where a process that has loaded `shards`, one after the other, has the rows `index` (one shard) of a batch."""
+    start, stop, _ = index.indices(rows)
+    first = shards.index(start * count // rows) * (stop - start)
+    return slice(first, first + stop - start)
+
+
+def put_rows(mesh: Mesh, loaded: Any) -> Any:
+    """Global arrays of a batch, split over the mesh by their rows, from what each process has loaded of them.
+
+    `jax.make_array_from_process_local_data` would do where all processes have equally many shards, or the same ones;
+    this does for every mesh.
+
+    Args:
+      mesh: as of `make_mesh`.
+      loaded: arrays in any structure; of each, the rows of the process's `row_shards`, in ascending order.
+    """
+    sharding = batch_sharding(mesh)
+    if sharding.is_fully_addressable:  # all at once, which costs the host a fraction of one after another
+        return jax.device_put(loaded, sharding)
+    shards, count = row_shards(mesh)
+
+    def put(array: np.ndarray) -> jax.Array:
+        rows = len(array) // len(shards) * count
+        return jax.make_array_from_callback(
+            (rows, *array.shape[1:]), sharding, lambda index: array[local_rows(index[0], rows, shards, count)]
         )
-    return int(own[0]) // len(own), len(devices_RX) // len(own)
+
+    return jax.tree.map(put, loaded)
 
 
 def check_rows(rows: int, mesh: Mesh, accumulate: int = 1) -> None:

@@ -13,7 +13,8 @@ import tyro
 from jax.sharding import AbstractMesh
 
 from experiments.preset_run import Training
-from unimp_jax.sharding import check_rows, check_tokens, mesh_sizes
+from unimp_jax.processes import ProcessesConfig
+from unimp_jax.sharding import abstract_model, check_rows, check_tokens, mesh_sizes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,23 +68,21 @@ class Plan:
     """Made before, for the engine does not."""
 
 
-def check(
-    words: Sequence[str], training: Training, devices: int | None, slices: int = 1, per_process: int | None = None
-) -> None:
-    """
+def check(words: Sequence[str], training: Training, devices: int | None, slices: int = 1) -> None:
+    """Refuses what a start would refuse of the mesh, by the same functions.
+
     Args:
       words: as of `Job`.
       training: likewise.
       devices: all that there will be; None where that is not known.
       slices: of TPUs.
-      per_process: devices of each process, where they are numbered process by process.
 
     Raises:
       ValueError: the training could not run on these devices.
     """
     if any("\n" in word for word in words):
         raise ValueError("launch: a line break in an option of --train; engines take the command as one line")
-    if any(value is not None for value in dataclasses.asdict(training.processes).values()):
+    if training.processes != ProcessesConfig():
         raise ValueError("launch: --processes.* stands in --train; leave it out, the launched job says it")
     if devices is None:
         print("launch: how many devices there will be is not known here, and --mesh is not checked", file=sys.stderr)
@@ -93,12 +92,9 @@ def check(
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
     check_rows(experiment.loader.rows, mesh, experiment.training.accumulate)
     check_tokens(experiment.budget.tokens, mesh)
-    same_rows = sizes["context"] * sizes["tensor"]
-    if per_process and same_rows % per_process and per_process % same_rows:
-        raise ValueError(
-            f"mesh: context={sizes['context']} x tensor={sizes['tensor']} neither divides the {per_process} devices of "
-            "a process nor is a multiple of them"
-        )
+    if experiment.start is None:  # else its geometry is that of the start, which may lie where the job runs
+        decoder = dataclasses.replace(experiment.model.decoder, vocab_size=sizes["tensor"])  # known once data is read
+        abstract_model(dataclasses.replace(experiment.model, decoder=decoder), mesh)
 
 
 def check_shared(folder: Path, shared: str) -> None:

@@ -62,8 +62,7 @@ def plan_skypilot(config: SkyPilotConfig, job: Job) -> Plan:
     if config.is_tpu:
         check(job.words, job.training, tpu_devices(config.accelerators.removeprefix("tpu-")))
     else:
-        gpus = gpus_of(config.accelerators)
-        check(job.words, job.training, config.num_nodes * gpus, per_process=gpus)
+        check(job.words, job.training, config.num_nodes * gpus_of(config.accelerators))
     shared = f"{config.mount}, where {config.storage} is"
     check_shared(job.training.folder, shared)
     if not job.training.folder.is_relative_to(config.mount):

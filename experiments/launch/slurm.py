@@ -84,8 +84,7 @@ def plan_slurm(config: SlurmConfig, job: Job) -> Plan:
       ValueError: the training could not run there, or an option cannot be written.
     """
     gpus = config.gpus_per_node or None  # how many cores a process is let have is the cluster's affair
-    per_process = gpus and gpus // config.tasks_per_node
-    check(job.words, job.training, gpus and config.nodes * gpus, per_process=per_process)
+    check(job.words, job.training, gpus and config.nodes * gpus)
     name = job.name(config)
     file = config.file or Path(f"{name}.sbatch")
     text = "\n".join(["#!/bin/bash", *directives(config, name), "set -eo pipefail", *config.setup, *body(config, job)])

@@ -24,7 +24,7 @@ class PlanConfig:
     slices: str = "v5e-16"
     """As clouds name them: v5e-16, v6e-256 (chips), v5p-64 (cores, two a chip)."""
     num_slices: int = 1
-    """So many of them; the mesh has an axis `slice` for them."""
+    """So many of them; more than one need --mesh.slice."""
     search: bool = False
     """Try meshes, remat policies and batch sizes, and rank them; those of the preset do not count then."""
     candidates: int = 4

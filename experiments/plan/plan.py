@@ -49,8 +49,6 @@ def make_plan(config: ExperimentConfig, slices: Slices) -> Plan:
       ValueError: the mesh does not make so many devices, or rows, tokens or parameters cannot be split so.
       DoesNotFit: it needs more memory than there is.
     """
-    config = on_slices(config, slices)
-    check_slices(config, slices)
     mesh = make_mesh(config.mesh, devices(slices))
     check_rows(config.loader.rows, mesh, config.training.accumulate)
     check_tokens(config.budget.tokens, mesh)
@@ -90,22 +88,6 @@ def compile_anew(lowered: jax.stages.Lowered, slices: Slices) -> tuple[jax.stage
         raise _in_words(error, slices) from error
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
-
-
-def on_slices(config: ExperimentConfig, slices: Slices) -> ExperimentConfig:
-    """The experiment with an axis for slices, where there are several and it does not say."""
-    if slices.count == 1 or config.mesh.slice != 1:
-        return config
-    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, slice=slices.count))
-
-
-def check_slices(config: ExperimentConfig, slices: Slices) -> None:
-    """
-    Raises:
-      ValueError: the slice axis, which is for networks, would split one slice.
-    """
-    if config.mesh.slice not in (-1, slices.count):
-        raise ValueError(f"mesh: slice={config.mesh.slice}, but there are {slices.count} slices")
 
 
 def work_of(config: ExperimentConfig) -> Work:

@@ -162,8 +162,9 @@ def test_each_process_has_the_gpus_it_should():
         ([*SLURM, "--train", "tiny", "--loader.rows", "9"], "9 rows a batch are not a multiple of 8"),
         (
             [*SLURM[:3], "3", *SLURM[4:], "--train", "tiny", "--mesh.tensor", "3"],
-            "tensor=3 neither divides the 4 devices of a process",
+            "cannot be split over tensor=3; choose a tensor that divides",
         ),
+        ([*SLURM, "--train", "tiny", "--mesh.context", "8", "--budget.tokens", "500"], "not a multiple of context=8"),
         ([*SLURM, "--train", "tiny", "--processes.together", "True"], "leave it out"),
         ([*SLURM, "--logs", 'a "b"', "--train", "tiny"], "a quote, a backslash or a line break"),
         (

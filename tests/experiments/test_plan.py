@@ -96,7 +96,7 @@ def test_a_plan_for_one_slice(tmp_path, capsys):
 
 @needs_libtpu
 def test_gradients_cross_slices():
-    planned = make_plan(dataclasses.replace(TINY, mesh=MeshConfig(fsdp=4)), Slices("v5p-8", 2))
+    planned = make_plan(dataclasses.replace(TINY, mesh=MeshConfig(slice=2, fsdp=4)), Slices("v5p-8", 2))
     assert planned.mesh["slice"] == 2
     across = sum(sent.bytes for sent in planned.estimate.sent if "slice" in sent.axes)
     # Parts of what trains, in the 2 bytes of the arithmetic or more; each device sums those that it keeps.
@@ -113,6 +113,8 @@ def test_what_does_not_fit_is_said_in_words():
         make_plan(large, Slices("v5e-4"))
     with pytest.raises(ValueError, match="does not make 4 devices"):
         make_plan(dataclasses.replace(TINY, mesh=MeshConfig(fsdp=8)), Slices("v5e-4"))
+    with pytest.raises(ValueError, match="slice=1 is not a multiple of the 2 slices there are"):  # as a start says
+        make_plan(dataclasses.replace(TINY, mesh=MeshConfig(fsdp=8)), Slices("v5p-8", 2))
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.experiments.tiny_run import prepare_source
-from unimp_jax.processes import ProcessesConfig, several
+from unimp_jax.processes import ProcessesConfig, check_joined, join, started
 from unimp_jax.training.log import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,10 +30,14 @@ told = json.loads(sys.argv[1])
 jax.config.update("jax_num_cpu_devices", told["devices"])
 from unimp_jax.processes import ProcessesConfig, join
 join(ProcessesConfig(**told["processes"]))
+from experiments import train
 from experiments.data import ExperimentData
-from experiments.train import train_run
 from tests.experiments.tiny_run import experiment
-from unimp_jax.sharding import MeshConfig
+from unimp_jax.sharding import MeshConfig, make_mesh
+if told["order"]:
+    laid = make_mesh(MeshConfig(**told["mesh"]))
+    ordered = laid.devices.ravel()[told["order"]].reshape(laid.devices.shape)
+    train.make_mesh = lambda _: jax.sharding.Mesh(ordered, laid.axis_names, axis_types=laid.axis_types)
 all_batches = ExperimentData.training
 def training(*arguments):
     for number, batch in enumerate(all_batches(*arguments), start=1):
@@ -45,7 +49,7 @@ def training(*arguments):
 ExperimentData.training = training
 config = experiment(Path(told["data"]), steps=8, mesh=MeshConfig(**told["mesh"]))
 config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, eps=1e-4))
-train_run(config, Path(told["run"]))
+train.train_run(config, Path(told["run"]))
 """
 
 
@@ -55,9 +59,15 @@ def data(tmp_path_factory):
 
 
 def train(
-    data: Path, run: Path, mesh: dict[str, int], processes: int, devices: int, asked: Sequence[int] = ()
+    data: Path,
+    run: Path,
+    mesh: dict[str, int],
+    processes: int,
+    devices: int,
+    asked: Sequence[int] = (),
+    order: Sequence[int] = (),
 ) -> list[str]:
-    """What each process prints; those `asked` are sent SIGTERM before their second step."""
+    """What each process prints; those `asked` are sent SIGTERM before their second step; `order` is of the devices."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -66,7 +76,7 @@ def train(
     for index in range(processes):
         joined = {"coordinator": f"localhost:{port}", "count": processes, "index": index} if processes > 1 else {}
         told = {"devices": devices, "processes": joined, "data": str(data), "run": str(run), "mesh": mesh}
-        told["asked"] = list(asked)
+        told |= {"asked": list(asked), "order": list(order)}
         command = [sys.executable, "-c", PROGRAM, json.dumps(told)]
         running.append(
             subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -112,15 +122,26 @@ def test_two_processes_train_what_one_does(of_one, of_two):
     assert_alike(outcome(of_two), outcome(of_one))
 
 
+@pytest.mark.parametrize(
+    ("mesh", "order"), [({"fsdp": 8}, [0, 4, 5, 1, 6, 2, 3, 7]), ({"data": 4, "tensor": 2}, [0, 1, 2, 4, 3, 5, 6, 7])]
+)
+def test_processes_whose_rows_interleave_train_what_one_does(data, of_one, tmp_path, mesh, order):
+    """As on a torus of TPUs; and with rows that both processes work on beside rows of their own."""
+    train(data, tmp_path / "run", mesh, processes=2, devices=4, order=order)
+    assert_alike(outcome(tmp_path / "run"), outcome(of_one))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", [[1], [0, 1]])
+@pytest.mark.parametrize("asked", [[0], [1], [0, 1]])
 def test_all_processes_end_at_one_step_whichever_is_asked_and_go_on_bit_for_bit(data, of_two, tmp_path, asked):
     run = tmp_path / "run"
     ends = [
         re.search(r"asked to end: step (\d+) is saved", text) for text in train(data, run, {"fsdp": 8}, 2, 4, asked)
     ]
-    assert len({end and end[1] for end in ends}) == 1
-    assert 0 < int(ends[0][1]) < 8
+    (step,) = {int(end[1]) for end in ends}  # both say so, and `train` has seen both end with status 0
+    assert 0 < step < 8
+    assert max(int(folder.name) for folder in (run / "checkpoints").iterdir()) == step
+    assert read_log(run / "metrics.jsonl")[-1]["step"] == step
     train(data, run, {"fsdp": 8}, processes=2, devices=4)
     assert_alike(outcome(run), outcome(of_two), tolerance=0.0)
 
@@ -141,18 +162,134 @@ def test_a_checkpoint_goes_on_with_the_same_losses_wherever_it_is_restored(
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({}, False),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "2"}, True),
-        ({"SLURM_NTASKS": "4"}, False),
-        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
-        ({"TPU_WORKER_HOSTNAMES": "host0,host1"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "host0", "MEGASCALE_NUM_SLICES": "2"}, True),
+        ({}, None),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}, 4),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # the script around srun
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, 1),  # its shell
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, 2),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "SLURM_STEP_NUM_TASKS": "1"}, 2),
+        ({"PMI_SIZE": "3"}, 3),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, 1),
+        ({"TPU_WORKER_HOSTNAMES": "host0,host1"}, 2),
+        ({"TPU_WORKER_HOSTNAMES": "host0", "MEGASCALE_NUM_SLICES": "2"}, 2),
+        ({"TPU_PROCESS_ADDRESSES": "local"}, 1),
+        ({"TPU_WORKER_HOSTNAMES": "host0,host1", "JAX_PLATFORMS": "cpu"}, 1),
+        ({"TPU_WORKER_HOSTNAMES": "host0,host1", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, 2),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, 1),  # a notebook
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, None),
+        ({"JAX_PLATFORMS": "cuda", "JAX_COORDINATOR_ADDRESS": "host0:1"}, None),
     ],
 )
 def test_a_launcher_is_recognised_by_what_it_sets(environment, expected):
-    assert several(environment) == expected
+    assert started(environment) == expected
+
+
+DETECTED = """
+import json, os, sys
+from unittest import mock
+import jax
+from jax._src import distributed
+from jax._src.clusters import cloud_tpu_cluster
+from unimp_jax.processes import ProcessesConfig, join
+METADATA = {"agent-worker-number": "1", "worker-network-endpoints": "a:b:127.0.0.1,a:b:10.0.0.2", "tpu-env": ""}
+before = {name: value for name, value in os.environ.items() if name not in ("TPU_SKIP_MDS_QUERY", "JAX_PLATFORMS")}
+for environment, on_tpu_vm in json.loads(sys.argv[1]):
+    os.environ.clear()
+    os.environ.update(before, **environment)
+    joined = []
+    class Client:
+        def __init__(self, address, process, **_): joined.append([address, process])
+        def connect(self): joined[-1].append(distributed.global_state.num_processes)
+    state = distributed.State()
+    with (
+        mock.patch.object(distributed, "global_state", state),
+        mock.patch.object(distributed._jax, "get_distributed_runtime_client", Client),
+        mock.patch.object(distributed._jax, "get_distributed_runtime_service"),
+        mock.patch.object(state, "initialize_preemption_sync_manager"),
+        mock.patch.object(cloud_tpu_cluster, "running_in_cloud_tpu_vm", on_tpu_vm),
+        mock.patch.object(cloud_tpu_cluster, "get_metadata", lambda key: (METADATA[key], 200)),
+        mock.patch.object(jax, "process_count", lambda: 1),
+    ):
+        try:
+            join(ProcessesConfig())
+        except ValueError as error:
+            joined = str(error)
+    print(json.dumps(joined))
+"""
+SRUN = {"SLURM_JOB_ID": "4096", "SLURM_STEP_NODELIST": "node[3-4]", "SLURM_LOCALID": "0", "SLURM_PROCID": "1"}
+
+GKE = {
+    "TPU_SKIP_MDS_QUERY": "true",
+    "MEGASCALE_NUM_SLICES": "1",
+    "MEGASCALE_COORDINATOR_ADDRESS": "",
+    "MEGASCALE_SLICE_ID": "0",
+}
+
+
+def test_jax_is_asked_what_it_detects():
+    """[the coordinator, this process, how many] where it joins; nothing where a process is on its own."""
+    cases = [
+        ({}, False, []),
+        (SRUN | {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}, False, [["node3:61440", 1, 2]]),
+        (SRUN | {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, False, []),
+        ({"SLURM_JOB_ID": "4096", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, False, []),
+        ({}, True, [["127.0.0.1:8482", 1, 2]]),  # a plain TPU VM
+        (GKE | {"TPU_WORKER_HOSTNAMES": "localhost,b", "TPU_WORKER_ID": "1"}, True, [["localhost:8482", 1, 2]]),
+        (GKE | {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, True, []),
+        (
+            {"OMPI_MCA_orte_hnp_uri": "4096.0;tcp://10.0.0.9:1", "OMPI_COMM_WORLD_SIZE": "2",
+             "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}, False, [["10.0.0.9:61441", 1, 2]]
+        ),
+    ]  # fmt: skip
+    told = json.dumps([case[:2] for case in cases])
+    ran = subprocess.run([sys.executable, "-c", DETECTED, told], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert [json.loads(line) for line in ran.stdout.splitlines()] == [case[2] for case in cases]
+
+
+def test_processes_that_a_launcher_started_and_jax_does_not_find_are_told(monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setattr(jax.distributed, "initialize", fails(ImportError("No module named 'mpi4py'")))
+    with pytest.raises(ValueError, match=r"could not be joined .*No module named 'mpi4py'.*--processes.together False"):
+        join(ProcessesConfig())
+
+
+def test_a_taken_port_ends_in_one_line(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", fails(RuntimeError("UNKNOWN: Failed to start\n RPC server")))
+    with pytest.raises(ValueError, match=r"not be joined at localhost:1 \(UNKNOWN: Failed to start\).*port free"):
+        join(ProcessesConfig("localhost:1", 2, 0))
+
+
+def test_metadata_out_of_reach_leave_a_process_on_its_own(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(jax.distributed, "initialize", fails(ConnectionError("metadata.google.internal")))
+    join(ProcessesConfig())
+
+
+def fails(error):
+    def initialize(**_):
+        raise error
+
+    return initialize
+
+
+def test_devices_of_others_without_a_way_to_end_together_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(
+        ValueError, match=r"devices of 4 processes are visible, but jax.distributed .* would save nothing"
+    ):
+        join(ProcessesConfig(together=False))
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    check_joined()
+
+
+def test_processes_that_never_meet_end_in_one_line():
+    """JAX itself would abort with a stack of C++."""
+    program = "from unimp_jax.processes import *; join(ProcessesConfig('localhost:9', 2, 1, wait_seconds=1))"
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("unimp: processes: after 1 s not all of them have met at localhost:9; check that all")
+    assert ran.stderr.count("\n") == 1
 
 
 def test_half_an_address_is_refused():
@@ -160,3 +297,5 @@ def test_half_an_address_is_refused():
         ProcessesConfig(coordinator="localhost:1")
     with pytest.raises(ValueError, match="index 2 is not below count 2"):
         ProcessesConfig(coordinator="localhost:1", count=2, index=2)
+    with pytest.raises(ValueError, match="'node0' is not HOST:PORT, as node0:1234"):
+        ProcessesConfig(coordinator="node0", count=2, index=1)

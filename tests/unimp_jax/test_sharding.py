@@ -11,7 +11,7 @@ from flax import nnx
 from tests.unimp_jax.test_model import random_batch, small_config
 from unimp_jax.model import part_of
 from unimp_jax.objective import count_answers, weighted_loss
-from unimp_jax.sharding import MeshConfig, batch_sharding, check_rows, check_tokens, init_model, make_mesh, row_share
+from unimp_jax.sharding import MeshConfig, batch_sharding, check_rows, check_tokens, init_model, make_mesh, row_shards
 
 ONE = MeshConfig()
 MESHES = {
@@ -107,16 +107,16 @@ def test_context_splits_the_tokens_of_what_passes_from_layer_to_layer():
 
 
 @pytest.mark.parametrize(
-    ("mesh", "processes", "shares"),
+    ("mesh", "processes", "shards"),
     [
-        (MeshConfig(data=8), 2, [(0, 2), (1, 2)]),
-        (MeshConfig(fsdp=2, tensor=4), 2, [(0, 2), (1, 2)]),
-        (MeshConfig(context=8), 2, [(0, 1), (0, 1)]),
-        (MeshConfig(data=2, tensor=4), 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),
-        (MeshConfig(slice=2, data=2, context=2), 8, [(n // 2, 4) for n in range(8)]),
+        (MeshConfig(data=8), 2, [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        (MeshConfig(fsdp=2, tensor=4), 2, [(0,), (1,)]),
+        (MeshConfig(context=8), 2, [(0,), (0,)]),
+        (MeshConfig(data=2, tensor=4), 4, [(0,), (0,), (1,), (1,)]),
+        (MeshConfig(slice=2, data=2, context=2), 8, [(n // 2,) for n in range(8)]),
     ],
 )
-def test_every_process_loads_the_rows_that_its_devices_work_on(monkeypatch, mesh, processes, shares):
+def test_every_process_loads_the_rows_that_its_devices_work_on(monkeypatch, mesh, processes, shards):
     @dataclasses.dataclass(frozen=True)
     class Device:
         process_index: int
@@ -124,9 +124,11 @@ def test_every_process_loads_the_rows_that_its_devices_work_on(monkeypatch, mesh
     sizes = dataclasses.asdict(mesh)
     devices = np.array([Device(n * processes // 8) for n in range(8)]).reshape(tuple(sizes.values()))
     made = types.SimpleNamespace(devices=devices, shape=sizes)
-    for process, share in enumerate(shares):
+    count = sizes["slice"] * sizes["data"] * sizes["fsdp"]
+    for process, own in enumerate(shards):
+        assert row_shards(made, process) == (own, count)
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        assert row_share(made) == share
+        assert row_shards(made) == (own, count)
 
 
 def test_tokens_that_context_does_not_divide_are_refused():

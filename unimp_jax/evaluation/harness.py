@@ -26,7 +26,7 @@ from unimp_jax.decoding import (
 )
 from unimp_jax.evaluation.ranking import ranks, seen_bitmap, seen_mask, top_items
 from unimp_jax.model import UniMP
-from unimp_jax.sharding import batch_sharding
+from unimp_jax.sharding import put_rows
 
 Seen = Callable[[int], np.ndarray]
 """The items that the user of a prompt, named by its number, has met: int [any]. It is asked batch by batch, so that
@@ -73,7 +73,6 @@ class Examiner:
     def __init__(self, graph: nnx.GraphDef, mesh: Mesh, to_device: Callable[[dict[str, np.ndarray]], Batch]):
         """`to_device` turns a process's share of a batch into global arrays."""
         self.graph, self.mesh, self._to_device = graph, mesh, to_device
-        self._rows = batch_sharding(mesh)
         everywhere = self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._log_probabilities = jax.jit(self._score, out_shardings=everywhere)
         self._rank = jax.jit(self._score_and_rank, static_argnames="k", out_shardings=everywhere)
@@ -272,7 +271,7 @@ class Examiner:
         return wholes
 
     def _place(self, batch: AskedBatch) -> tuple[Batch, jax.Array]:
-        return self._to_device(batch.arrays), jax.make_array_from_process_local_data(self._rows, batch.prompts)
+        return self._to_device(batch.arrays), put_rows(self.mesh, batch.prompts)
 
     def _told(
         self, batch: AskedBatch, seen: Seen, num_items: int, targets: np.ndarray | None = None
@@ -285,7 +284,7 @@ class Examiner:
         told = [seen_bitmap(met, num_items).reshape(*prompts.shape, -1)]
         if targets is not None:
             told = [np.where(prompts >= 0, targets[np.maximum(prompts, 0)], 0).astype(np.int32), *told]
-        return tuple(jax.make_array_from_process_local_data(self._rows, array) for array in told)
+        return tuple(put_rows(self.mesh, array) for array in told)
 
     def _open(
         self, parameters: tuple[Any, ...], latents_ILC: jax.Array | None, batch: Batch

@@ -112,7 +112,6 @@ def devices(slices: Slices) -> list[jax.Device]:
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"chip_config_name": slices.chip.layout, "num_slices": slices.count}
     shape = slices.chip.shapes[slices.chips_each]
-    if slices.chips_each > 1:
-        options["chips_per_host_bounds"] = (2, 2, 1)
+    options["chips_per_host_bounds"] = (2, 2, 1) if slices.chips_each > 1 else (1, 1, 1)
     kind = slices.name.partition("-")[0]
     return list(topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **options).devices)
