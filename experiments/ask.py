@@ -24,6 +24,7 @@ from data_pipelines.vocabulary import NUM_CANDIDATES
 from experiments.data import ExperimentData
 from unimp_jax.decoding import BeamConfig
 from unimp_jax.evaluation.harness import Examiner, Ranked, Seen
+from unimp_jax.sharding import put_everywhere
 
 Split = Literal["validation", "test"]
 PICTURES = 64  # encoded at a time
@@ -65,7 +66,7 @@ def encode_catalogue(data: ExperimentData, model: Model) -> Model:
         for start in range(0, len(shown), PICTURES):
             items = np.resize(shown[start : start + PICTURES], PICTURES)
             images = np.stack([data.images[int(item)] for item in items])
-            latents_ILC = add(latents_ILC, model.parameters, items, images)
+            latents_ILC = add(latents_ILC, model.parameters, *put_everywhere(mesh, (items, images)))
     return dataclasses.replace(model, latents_ILC=latents_ILC)
 
 

@@ -20,6 +20,7 @@ from unimp_jax.interop.picture_towers import read_clip, read_inception
 from unimp_jax.interop.weights import reason
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.vision import VisionTower
+from unimp_jax.sharding import put_everywhere
 
 BATCH = 64  # pictures at a time
 
@@ -66,7 +67,10 @@ class OwnTower:
 
     def see(self, images_NHW3: np.ndarray) -> np.ndarray:
         with jax.set_mesh(self._mesh):  # whose devices share the pictures
-            return in_batches(lambda images: self._encode(self._state, images), images_NHW3)
+            return in_batches(self._see, images_NHW3)
+
+    def _see(self, images_NHW3: np.ndarray) -> jax.Array:
+        return self._encode(self._state, put_everywhere(self._mesh, images_NHW3))
 
 
 class InceptionTower:

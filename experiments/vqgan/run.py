@@ -18,7 +18,7 @@ from experiments.vqgan.config import FILE, PictureData, VQGANExperiment
 from unimp_jax.image_tokens import VQGAN, from_pixels, pixels
 from unimp_jax.image_tokens.training import Distance, Trainer, VQGANState
 from unimp_jax.interop.vqgan import read_vqgan
-from unimp_jax.sharding import batch_sharding, make_mesh
+from unimp_jax.sharding import batch_sharding, make_mesh, put_everywhere
 from unimp_jax.training.checkpoint import Checkpoints
 from unimp_jax.training.optimizer import make_optimizer
 
@@ -87,7 +87,7 @@ def in_parts(model: VQGAN, run: Callable[[VQGAN, jax.Array], jax.Array]) -> Call
     mesh = make_mesh(ALL_DEVICES)
     rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
     graph, parameters = nnx.split(model)
-    parameters = jax.device_put(parameters, everywhere)
+    parameters = put_everywhere(mesh, parameters)
     size = -(-PICTURES // mesh.size) * mesh.size
 
     @jax.jit(out_shardings=everywhere)
@@ -97,6 +97,7 @@ def in_parts(model: VQGAN, run: Callable[[VQGAN, jax.Array], jax.Array]) -> Call
     def parts(whole: np.ndarray) -> Iterator[np.ndarray]:
         for start in range(0, len(whole), size):
             some = whole[start : start + size]
-            yield np.asarray(jitted(parameters, some[np.arange(size) % len(some)]))[: len(some)]
+            filled = put_everywhere(mesh, some[np.arange(size) % len(some)])
+            yield np.asarray(jitted(parameters, filled))[: len(some)]
 
     return lambda whole: np.concatenate([*parts(whole)])

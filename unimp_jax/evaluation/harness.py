@@ -26,7 +26,7 @@ from unimp_jax.decoding import (
 )
 from unimp_jax.evaluation.ranking import ranks, seen_bitmap, seen_mask, top_items
 from unimp_jax.model import UniMP
-from unimp_jax.sharding import put_rows
+from unimp_jax.sharding import put_everywhere, put_rows
 
 Seen = Callable[[int], np.ndarray]
 """The items that the user of a prompt, named by its number, has met: int [any]. It is asked batch by batch, so that
@@ -73,7 +73,7 @@ class Examiner:
     def __init__(self, graph: nnx.GraphDef, mesh: Mesh, to_device: Callable[[dict[str, np.ndarray]], Batch]):
         """`to_device` turns a process's share of a batch into global arrays."""
         self.graph, self.mesh, self._to_device = graph, mesh, to_device
-        everywhere = self._everywhere = NamedSharding(mesh, PartitionSpec())
+        everywhere = NamedSharding(mesh, PartitionSpec())
         self._log_probabilities = jax.jit(self._score, out_shardings=everywhere)
         self._rank = jax.jit(self._score_and_rank, static_argnames="k", out_shardings=everywhere)
         self._find = jax.jit(self._search, static_argnames=("k", "beams"), out_shardings=everywhere)
@@ -91,7 +91,7 @@ class Examiner:
         latents_ILC: jax.Array | None = None,
     ) -> np.ndarray:
         """Log-probabilities of `tokens` (int [n]) as the next one, over the whole vocabulary: float32 [P, n]."""
-        placed = jax.device_put(np.asarray(tokens, np.int32), self._everywhere)
+        placed = put_everywhere(self.mesh, np.asarray(tokens, np.int32))
 
         def score(batch: AskedBatch) -> tuple[jax.Array, ...]:
             return self._log_probabilities(parameters, latents_ILC, *self._place(batch), placed)
@@ -117,7 +117,7 @@ class Examiner:
           targets: int32 [P], the right item of each prompt.
           seen: what each user has met.
         """
-        placed = jax.device_put(item_tokens, self._everywhere)
+        placed = put_everywhere(self.mesh, item_tokens)
 
         def rank(batch: AskedBatch) -> tuple[jax.Array, ...]:
             told = self._told(batch, seen, len(item_tokens), targets)
@@ -150,7 +150,7 @@ class Examiner:
         """
         if not 1 <= k <= beams:
             raise ValueError(f"{beams} beams do not find the {k} best items: as many beams or more, and 1 or more, do")
-        placed = jax.device_put((trie, item_tokens), self._everywhere)
+        placed = put_everywhere(self.mesh, (trie, item_tokens))
 
         def search(batch: AskedBatch) -> tuple[jax.Array, ...]:
             told = self._told(batch, seen, len(item_tokens), targets)
@@ -175,7 +175,7 @@ class Examiner:
         Args:
           excluded: the items that are not to be found.
         """
-        placed, num_items = jax.device_put(trie, self._everywhere), trie.items.shape[0]
+        placed, num_items = put_everywhere(self.mesh, trie), trie.items.shape[0]
 
         def find(batch: AskedBatch) -> tuple[jax.Array, ...]:
             told = self._told(batch, excluded, num_items)
@@ -225,14 +225,11 @@ class Examiner:
           tokens: int32 [K], of each code.
           bare: int32 [t], the question without history and query.
         """
-        placed = jax.device_put((tokens, bare), self._everywhere)
-        key = np.asarray(jax.random.key_data(jax.random.key(seed)))  # of no device, as every process has it
+        placed = put_everywhere(self.mesh, (tokens, bare, jax.random.key_data(jax.random.key(seed))))
 
         def draw(batch: AskedBatch) -> tuple[jax.Array, ...]:
             arrays = self._place(batch)
-            return self._draw(
-                parameters, latents_ILC, *arrays, *placed, key, length=length, config=config, samples=samples
-            )
+            return self._draw(parameters, latents_ILC, *arrays, *placed, length=length, config=config, samples=samples)
 
         codes, scores = self._gather(batches, draw, num_prompts)
         return codes, scores
