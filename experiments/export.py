@@ -81,6 +81,7 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
         if described:
             write_json(temporary / "config.json", described)
             data.vocabulary.save(temporary / EXPERIMENT / "vocabulary")  # with what `unimp generate` reads
+            data.save_fingerprint(temporary / EXPERIMENT)
             save_config(dataclasses.replace(data.config, start=None), temporary / EXPERIMENT / "config.json")
         else:
             dumped = pydantic.TypeAdapter(ModelConfig).dump_python(geometry, mode="json")

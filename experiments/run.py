@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipelines.errors import DataError
+from data_pipelines.fingerprint import DATA_PARTS
 from data_pipelines.loader import Share
 from experiments.ask import Model
 from experiments.config import ExperimentConfig, load_config
@@ -50,7 +51,7 @@ def open_model(folder: Path, checkpoint: Checkpoint) -> tuple[ExperimentData, Mo
       DataError: the folder holds no run, or one without a whole checkpoint.
     """
     config = load_config(folder / "config.json")
-    data = ExperimentData.load(config, folder / "vocabulary")
+    data = ExperimentData.load(config, folder / "vocabulary", same=DATA_PARTS)
     model, step = restore(folder, config, checkpoint)
     trainable, frozen = model.parameters
     lines = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] == "train"]
@@ -102,7 +103,7 @@ def open_to_ask(
         data=dataclasses.replace(config.data, folder=records or config.data.folder),
         loader=dataclasses.replace(config.loader, rows=math.prod(shards[axis] for axis in ROWS)),
     )
-    data = ExperimentData.load(config, described / "vocabulary")
+    data = ExperimentData.load(config, described / "vocabulary", same=["items"])
     if exported:
         return data, functools.partial(read_exported, folder, config)
     return data, lambda: restore(folder, config, checkpoint)[0]
