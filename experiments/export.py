@@ -88,6 +88,7 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
         if described:
             write_json(temporary / "config.json", described)
             data.vocabulary.save(temporary / EXPERIMENT / "vocabulary")  # with what `unimp generate` reads
+            data.save_fingerprint(temporary / EXPERIMENT)
             save_config(
                 dataclasses.replace(load_config(run / "config.json"), start=None),
                 temporary / EXPERIMENT / "config.json",

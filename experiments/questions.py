@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from data_pipelines.errors import DataError
-from data_pipelines.queries import Query, held_out_queries
+from data_pipelines.queries import Query, held_out, held_out_queries
 from experiments.ask import Split, evenly_spread
 from experiments.data import ExperimentData
 
@@ -33,14 +33,14 @@ class Questions:
 
     @property
     def reasons(self) -> str:
-        """Such as `12 without a rating, 1 who met everything`."""
-        return ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
+        """Such as `12 users whose answer has no rating`."""
+        return ", ".join(f"{count:,} user{'s' * (count != 1)} {reason}" for reason, count in self.left_out.items())
 
 
 def questions_of(data: ExperimentData, split: Split, task: str, users: int | None = None) -> Questions:
     """The held-out questions of a task, of `users` evenly spread ones; None: of all."""
-    found = held_out_queries(data.corpus, split, task, data.has_codes)
-    return Questions(evenly_spread(found, users), len(found))
+    found = held_out(data.corpus, split, task, data.has_codes)
+    return Questions(evenly_spread(found.queries, users), len(found.queries), found.left_out)
 
 
 def why_none(data: ExperimentData, split: Split, task: str, questions: Questions) -> str:

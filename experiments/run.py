@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipelines.errors import DataError
+from data_pipelines.fingerprint import DATA_PARTS
 from data_pipelines.loader import Share
 from experiments.ask import Model
 from experiments.config import ExperimentConfig, load_config
@@ -70,9 +71,10 @@ def open_data(folder: Path, mesh: MeshConfig = ALL_DEVICES) -> ExperimentData:
     """The data of a run, its configuration that of `used_here`.
 
     Raises:
-      DataError: the folder holds no run, or its data is not prepared.
+      DataError: the folder holds no run, or its data is not prepared, or is not what it was trained on.
     """
-    return ExperimentData.load(used_here(load_config(folder / "config.json"), mesh), folder / "vocabulary")
+    config = used_here(load_config(folder / "config.json"), mesh)
+    return ExperimentData.load(config, folder / "vocabulary", same=DATA_PARTS)
 
 
 def open_model(
@@ -144,7 +146,7 @@ def open_to_ask(
         data=dataclasses.replace(config.data, folder=records or config.data.folder),
         loader=dataclasses.replace(config.loader, rows=math.prod(shards[axis] for axis in ROWS)),
     )
-    data = ExperimentData.load(config, described / "vocabulary")
+    data = ExperimentData.load(config, described / "vocabulary", same=["items"])
     if exported:
         return data, functools.partial(read_exported, folder, config)
     return data, lambda: restore(folder, config, checkpoint)[0]

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipelines.errors import DataError
+from data_pipelines.fingerprint import DATA_PARTS, FILE
 from data_pipelines.loader import Position, Share
 from data_pipelines.queries import TASKS, held_out_queries
 from experiments.ask import Model, ask_for_items, evenly_spread
@@ -115,7 +116,8 @@ def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
             config = dataclasses.replace(config, model=before.model, vocabulary=before.vocabulary)  # it did its part
         else:
             config = adopt(config)
-        data = ExperimentData.load(config, vocabulary)
+        reconfigured = differences(before, dataclasses.replace(config, model=before.model))
+        data = ExperimentData.load(config, vocabulary, same=() if reconfigured else DATA_PARTS)
         config = sized_model(config, data.vocabulary)
         changed = differences(before, config)
         if changed:
@@ -123,12 +125,17 @@ def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
                 f"{folder} holds a run of another configuration ({'; '.join(changed[:3])}"
                 f"{' …' if len(changed) > 3 else ''}); name another folder to start anew"
             )
+        data.check_training()
+        if jax.process_index() == 0 and not (folder / FILE).exists():
+            data.save_fingerprint(folder)
         return data, config
     config = adopt(config)
     data = ExperimentData.load(config, first_vocabulary(config))
     config = sized_model(config, data.vocabulary)
+    data.check_training()
     if jax.process_index() == 0:
         data.vocabulary.save(vocabulary)
+        data.save_fingerprint(folder)
         save_config(config, saved)
     return data, config
 
@@ -159,5 +166,7 @@ def describe(config: ExperimentConfig, data: ExperimentData, parameters: Paramet
     print(
         f"{config.data.source}: {data.corpus.num_users} users, {data.corpus.num_items} items; "
         f"vocabulary {data.vocabulary.base_size} + {len(data.vocabulary.new_tokens)}\n"
-        f"{trainable:,} parameters train, {frozen:,} are frozen; mesh {dict(mesh.shape)}"
+        f"{trainable:,} parameters train, {frozen:,} are frozen; mesh {dict(mesh.shape)}",
+        *data.check_training(),
+        sep="\n",
     )

@@ -82,9 +82,13 @@ def test_a_split_without_a_part_is_refused_by_the_part_that_has_questions(untest
 
 
 def test_why_users_are_left_out_is_counted_in_the_refusal():
-    data = data_of(corpus_of(met("train", "train", "test", rating=math.nan), met("train", "test", rating=math.nan)))
-    asked = {"preference": Questions([], 0, {"whose answer has no rating": 2})}
-    with pytest.raises(DataError, match=r"no test questions \(2 whose answer has no rating\)$"):
+    unrated = [
+        met("train", "train", first=3) + met("test", rating=math.nan),
+        met("train") + [(1, "test", math.nan, "")],
+    ]
+    data = data_of(corpus_of(*unrated))
+    asked = {"preference": questions_of(data, "test", "preference")}
+    with pytest.raises(DataError, match=r"no test questions \(2 users whose answer has no rating\)$"):
         refuse_nothing(data, "test", asked)
 
 
@@ -94,7 +98,7 @@ def test_an_even_sample_is_asked_and_told(untested):
     assert some.note == " An even sample of 2 of 4 users."
     assert questions_of(untested, "validation", "recommendation").note == ""
     assert Questions(some.queries, 2, {"who met everything": 1, "without categories": 1200}).note == (
-        " Left out: 1 who met everything, 1,200 without categories."
+        " Left out: 1 user who met everything, 1,200 users without categories."
     )
     with pytest.raises(ValueError, match="users 0 must be 1 or more"):
         EvaluationConfig(users=0)
@@ -151,10 +155,11 @@ def test_ratings_are_asked_for_where_nobody_rated_in_training(monkeypatch):
     """The run knows its levels from other data."""
     corpus = corpus_of(*[met("train", "train", "test", first=n) for n in range(4)])
     data = data_of(corpus)
+    questions = questions_of(data, "test", "preference")
     unrated = np.where(corpus.splits == TRAIN, np.nan, corpus.ratings).astype(np.float32)
     data.corpus = dataclasses.replace(corpus, ratings=unrated)
     monkeypatch.setattr(answers, "ask_for_ratings", lambda data, model, queries: np.ones((len(queries), 1), np.float32))
-    outcomes = ask_preference(data, None, questions_of(data, "test", "preference"), BeamConfig())
+    outcomes = ask_preference(data, None, questions, BeamConfig())
     table = tabulate("preference", outcomes["preference"], 0)
     assert [row.model for row in table.rows] == [f"{OURS}, expected rating", f"{OURS}, most probable rating"]
     assert table.rows[0].figures["RMSE"].mean == 0
