@@ -84,7 +84,7 @@ def test_a_split_without_a_part_is_refused_by_the_part_that_has_questions(untest
 def test_why_users_are_left_out_is_counted_in_the_refusal():
     unrated = [
         met("train", "train", first=3) + met("test", rating=math.nan),
-        met("train") + [(1, "test", math.nan, "")],
+        [*met("train"), (1, "test", math.nan, "")],
     ]
     data = data_of(corpus_of(*unrated))
     asked = {"preference": questions_of(data, "test", "preference")}
