@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -27,19 +28,20 @@ from experiments.config import ExperimentConfig, differences, load_config, save_
 from experiments.data import ExperimentData, sized_model
 from experiments.features import tower_features
 from experiments.lock import alone_in
-from experiments.parameters import Parameters, init_parameters
+from experiments.parameters import Parameters, abstract_parameters
 from experiments.starts import note_start
-from experiments.step import compile_step, init_state, model_flops, optimizer_of, to_device
+from experiments.step import abstract_state, compile_step, init_state, model_flops, optimizer_of, to_device
 from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.processes import wait_for_all
 from unimp_jax.sharding import check_rows, check_tokens, make_mesh, row_shards
-from unimp_jax.training.checkpoint import Checkpoints, abstract
-from unimp_jax.training.frozen import save_frozen
+from unimp_jax.training.checkpoint import Checkpoints
+from unimp_jax.training.frozen import load_frozen, save_frozen
 from unimp_jax.training.log import RunLog
 from unimp_jax.training.loop import Run, train
 from unimp_jax.training.peak import peak_flops
 from unimp_jax.training.preemption import EndRequest
+from unimp_jax.training.step import TrainState
 
 
 def train_run(config: ExperimentConfig, folder: Path) -> None:
@@ -61,21 +63,16 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         jax.set_mesh(mesh),
         Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints,
     ):
-        parameters = init_parameters(config, mesh) if checkpoints.latest() else begin(config, mesh)
-        transformation = optimizer_of(config)
-        state, notes = init_state(parameters.trainable, transformation, mesh), None
-        shapes = abstract(state)
-        restored = checkpoints.restore_latest(shapes)
-        if restored is not None:
-            state, notes = restored
+        parameters, transformation = abstract_parameters(config, mesh), optimizer_of(config)
+        state, frozen, notes = latest_or_first(config, parameters, transformation, mesh, checkpoints)
         if jax.process_index() == 0:
             describe(config, data, parameters, mesh)
             note_start(folder)
-        frozen = save_frozen(folder / "frozen", parameters.frozen)
         features = None
         if config.training.cache_features:
-            now = dataclasses.replace(parameters, trainable=state.trainable, frozen=frozen)
-            features = tower_features(data, now, mesh, folder / "features")
+            features = tower_features(
+                data, Parameters(parameters.graph, state.trainable, frozen), mesh, folder / "features"
+            )
         run = Run(
             step=compile_step(config, parameters, transformation, state, mesh),
             batches=lambda position: data.training(Position(**position) if position else Position(), share, features),
@@ -95,6 +92,31 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         step = int(state.step)
         print(f"asked to end: {f'step {step} is saved' if step else 'no step was done'}; the same command goes on")
         raise SystemExit(0)
+
+
+def latest_or_first(
+    config: ExperimentConfig,
+    parameters: Parameters,
+    transformation: optax.GradientTransformation,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+) -> tuple[TrainState, Any, dict[str, Any] | None]:
+    """(state, frozen parameters, the checkpoint's notes; None at step 0), of the latest checkpoint where there is one.
+
+    At no moment is anything on the devices twice.
+
+    Args:
+      parameters: abstract, and read onto in the place of real ones where there is a checkpoint.
+
+    Raises:
+      CheckpointError: what is there cannot be read.
+    """
+    folder = checkpoints.folder.parent / "frozen"
+    restored = checkpoints.restore_latest(abstract_state(parameters.trainable, transformation, mesh))
+    if restored is not None:
+        return restored[0], load_frozen(folder, parameters.frozen), restored[1]
+    first = begin(config, mesh)
+    return init_state(first.trainable, transformation, mesh), save_frozen(folder, first.frozen), None
 
 
 def open_together(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:

@@ -240,6 +240,7 @@ def test_the_pages_show_a_single_user_and_what_was_left_out(prepared, tmp_path, 
     assert "nan" not in many.read_text(encoding="utf-8").lower().split("<script")[0].split("<body")[-1]
     markdown = (many.parent / "report.md").read_text(encoding="utf-8")
     assert "nan" not in markdown
+    assert "base-0 and 2 more: no user has <two> interactions" in markdown
     assert "1.000 [no interval]" in markdown if users == 1 else "1.000 [1.000, 1.000]" in markdown
 
 
