@@ -168,7 +168,7 @@ def ask_preference(data: ExperimentData, model: Model, questions: Questions, con
         unread = int(np.isnan(reviews.ratings).sum())
         note += f" Of {len(queries)} written answers {unread} begin with no rating, and are left out of their row."
         answers |= {"answer": reviews.texts, "explanation": reviews.explanations, "score": reviews.scores}
-        explanations = explain(corpus, users, items, wrote, texts, reviews.explanations)
+        explanations = explain(corpus, users, items, wrote, texts, reviews.explanations, questions.note)
     figures = {}
     for name, values in predicted.items():
         there = np.isfinite(values)
@@ -180,9 +180,14 @@ def ask_preference(data: ExperimentData, model: Model, questions: Questions, con
 
 
 def explain(
-    corpus: Corpus, users: np.ndarray, items: np.ndarray, wrote: np.ndarray, texts: list[str], ours: list[str]
-) -> dict[str, Outcome]:
-    """The explanations of those who wrote one, beside the same text for all and the nearest person's."""
+    corpus: Corpus, users: np.ndarray, items: np.ndarray, wrote: np.ndarray, texts: list[str], ours: list[str],
+    sampled: str = "",
+) -> dict[str, Outcome]:  # fmt: skip
+    """The explanations of those who wrote one, beside the same text for all and the nearest person's.
+
+    Args:
+      sampled: what is to be said of who was asked, behind a blank.
+    """
     asked = np.flatnonzero(wrote)
     references = [texts[number] for number in asked]
     generated = {OURS: [ours[number] for number in asked]}
@@ -198,7 +203,11 @@ def explain(
     }
     silent = int((~wrote).sum())
     left_out = f"Left out: {silent:,} who wrote nothing. " if silent else ""
-    note = f"Why? {left_out}" + "; ".join(f"{name}: {signature}" for name, signature in signatures().items()) + "."
+    note = (
+        f"Why?{sampled} {left_out}"
+        + "; ".join(f"{name}: {signature}" for name, signature in signatures().items())
+        + "."
+    )
     return {"explanation": Outcome(note, figures, answers, text_figures)}
 
 
