@@ -8,6 +8,7 @@ from it. Every process plans every block (microseconds an example) and fills onl
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from data_pipelines.images import Pictures
 from data_pipelines.packing import best_length, fill_row, pack
 from data_pipelines.queries import TrainingQueries
 from data_pipelines.tasks import TaskWriter
+
+SHORTENED = "texts of a question or answer cut to fit"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,8 @@ class TrainingBatch:
       next_position: what to save in order to continue with the batch after this one.
       num_examples, num_images: how many there are in the whole global batch.
       fill: the part of the global batch's token slots that hold a token.
+      left_out: of the blocks that begin with this batch, how many examples could not be written as they were drawn, by
+        what was done instead.
     """
 
     arrays: dict[str, np.ndarray]
@@ -80,36 +85,57 @@ class TrainingBatch:
     num_examples: int
     num_images: int
     fill: float
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-class _PlannedBatches(grain.IterDataset[tuple[list[list[Example]], Position]]):
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Examples planned together.
+
+    Attributes:
+      rows: the examples of each row.
+      left_out: how many could not be written as they were drawn, by what was done instead.
+    """
+
+    rows: list[list[Example]]
+    left_out: collections.Counter[str]
+
+
+Planned = tuple[list[list[Example]], Position, collections.Counter[str]]
+"""The rows of a global batch, the position after it, and what the blocks that begin with it leave out."""
+
+
+class _PlannedBatches(grain.IterDataset[Planned]):
     """Examples of each row of each global batch, from a position on."""
 
     def __init__(self, plan: BlockPlanner, rows: int, start: Position):
         super().__init__()
         self._plan, self._rows, self._start = plan, rows, start
 
-    def __iter__(self) -> grain.DatasetIterator[tuple[list[list[Example]], Position]]:
+    def __iter__(self) -> grain.DatasetIterator[Planned]:
         return _PlannedIterator(self._plan, self._rows, self._start)
 
 
-class _PlannedIterator(grain.DatasetIterator[tuple[list[list[Example]], Position]]):
+class _PlannedIterator(grain.DatasetIterator[Planned]):
     def __init__(self, plan: BlockPlanner, rows: int, start: Position):
         super().__init__()
         self._plan, self._rows, self._position = plan, rows, start
-        self._block: list[list[Example]] | None = None
+        self._block: Block | None = None
 
-    def __next__(self) -> tuple[list[list[Example]], Position]:
+    def __next__(self) -> Planned:
         rows: list[list[Example]] = []
+        left_out: collections.Counter[str] = collections.Counter()
         while len(rows) < self._rows:
             if self._block is None:
                 self._block = self._plan(self._position.block)
-            taken = self._block[self._position.row : self._position.row + self._rows - len(rows)]
+            if not self._position.row:
+                left_out += self._block.left_out
+            taken = self._block.rows[self._position.row : self._position.row + self._rows - len(rows)]
             rows += taken
             self._position = Position(self._position.block, self._position.row + len(taken))
-            if self._position.row >= len(self._block):
+            if self._position.row >= len(self._block.rows):
                 self._position, self._block = Position(self._position.block + 1), None
-        return rows, self._position
+        return rows, self._position, left_out
 
     def get_state(self) -> dict[str, int]:
         return dataclasses.asdict(self._position)
@@ -124,15 +150,18 @@ class BlockPlanner:
     def __init__(self, queries: TrainingQueries, writer: TaskWriter, config: LoaderConfig, seed: int):
         self._queries, self._writer, self._config, self._seed = queries, writer, config, seed
 
-    def __call__(self, block: int) -> list[list[Example]]:
+    def __call__(self, block: int) -> Block:
         size = self._config.block_examples
-        examples = [self._writer.write(self._queries[number]) for number in range(block * size, (block + 1) * size)]
+        queries = [self._queries[number] for number in range(block * size, (block + 1) * size)]
+        examples = [self._writer.write(query) for query in queries]
         if self._config.packed:
             rows = pack(np.array([example.size for example in examples]), self._writer.budget)
         else:
             rows = [[example] for example in range(size)]
         order = np.random.default_rng((self._seed, 2, block)).permutation(len(rows))
-        return [[examples[example] for example in rows[row]] for row in order]
+        left_out = collections.Counter(query.instead_of for query in queries if query.instead_of)
+        left_out += collections.Counter(SHORTENED for example in examples if example.shortened)
+        return Block([[examples[example] for example in rows[row]] for row in order], left_out)
 
 
 def fill_batch(
@@ -168,8 +197,8 @@ def training_batches(
     own = share.of(config.rows)
     pool = concurrent.futures.ThreadPoolExecutor(config.threads, thread_name_prefix="decode")
 
-    def fill(planned: tuple[list[list[Example]], Position]) -> TrainingBatch:
-        rows, next_position = planned
+    def fill(planned: Planned) -> TrainingBatch:
+        rows, next_position, left_out = planned
         examples = [example for row in rows for example in row]
         return TrainingBatch(
             arrays=fill_batch([rows[row] for row in own], writer.budget, images, pool),
@@ -177,6 +206,7 @@ def training_batches(
             num_examples=len(examples),
             num_images=sum(len(example.images) for example in examples),
             fill=sum(len(example.tokens) for example in examples) / (len(rows) * writer.budget.tokens),
+            left_out=dict(left_out),
         )
 
     batches = _PlannedBatches(BlockPlanner(queries, writer, config, seed), config.rows, start).map(fill)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from typing import Literal
 
@@ -33,6 +34,7 @@ class Query:
       candidates: for selection, the three items to select from.
       words: what is searched for, where it is not the categories of the right item.
       bare: for image, whether the history and what is searched for are left out.
+      instead_of: what could not be asked, in words to be counted, where it could have been of most people.
     """
 
     task: int
@@ -42,6 +44,7 @@ class Query:
     candidates: tuple[int, ...] = ()
     words: str | None = None
     bare: bool = False
+    instead_of: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +80,12 @@ class TrainingQueries:
     """The endless, seeded stream of training questions: query number i is the same whoever asks for it, and when.
 
     Every user is asked once an epoch, in a random order, about one random window of their training interactions. A task
-    that a user cannot be asked about (a rating where none was given, the picture of an item that has none) falls back
-    to recommendation.
+    that a user cannot be asked about (a rating where none was given, the picture of an item that has none, a selection
+    where everything was met) falls back to recommendation.
+
+    Attributes:
+      tasks: those that are asked, by index into `TASKS`.
+      notes: what is left out of the mix, and why, in lines to be shown.
     """
 
     def __init__(self, corpus: Corpus, config: QueryConfig, seed: int, has_codes: np.ndarray | None = None):
@@ -96,16 +103,19 @@ class TrainingQueries:
         weights = np.array([getattr(config.mix, task) for task in TASKS], np.float64)
         if not (weights >= 0).all() or not weights.any():
             raise ValueError(f"task mix {config.mix}: weights must be 0 or more, and one above 0")
-        if np.isnan(corpus.ratings).all():
-            weights[PREFERENCE] = 0
-        if not any(corpus.categories):
-            weights[SEARCH] = 0
         if weights[IMAGE] and has_codes is None:
             raise ValueError(NO_CODES)
-        if not self._paintable.any():
-            weights[IMAGE] = 0
+        self.notes: list[str] = []
+        for task, why in unaskable(corpus, self._paintable).items():
+            if weights[task]:
+                self.notes.append(f"{TASKS[task]} is left out: {why}; --queries.mix.{TASKS[task]} 0 says so")
+                weights[task] = 0
         if not weights.any():
-            raise ValueError("this source has neither ratings, categories nor pictures for the only tasks of the mix")
+            raise ValueError(
+                "this source has neither ratings, categories, enough items to select from nor pictures for the only "
+                f"tasks of the mix ({'; '.join(self.notes)})"
+            )
+        self.tasks = tuple(np.flatnonzero(weights).tolist())
         cumulative = np.cumsum(weights)
         self._cumulative = cumulative / cumulative[-1]  # 1 exactly from the last task on that has a weight
         self._epoch, self._order = -1, np.empty(0, np.int64)
@@ -135,9 +145,32 @@ class TrainingQueries:
             task = RECOMMENDATION
         if task != SELECTION:
             return Query(task, user, position, (item,))
-        right = (item, int(self.corpus.items[event + 1])) if position < last and rng.random() < 0.5 else (item,)
+        both = position < last and rng.random() < 0.5
+        following = self.corpus.items[event + 1 : event + 1 + both].tolist()
+        right = tuple(dict.fromkeys([item, *following]))  # the same item twice in a row is one right answer
         met = self.corpus.history(user, last + 1)  # what is held out is not known here, so it may be offered as wrong
-        return Query(SELECTION, user, position, right, candidates(self.corpus.num_items, right, met, rng))
+        offered = candidates(self.corpus.num_items, right, met, rng)
+        if offered is None:
+            return Query(RECOMMENDATION, user, position, (item,), instead_of="selection where nothing is left unmet")
+        return Query(SELECTION, user, position, right, offered)
+
+
+def unaskable(corpus: Corpus, can_paint: np.ndarray) -> dict[int, str]:
+    """The tasks that nobody can be asked, and why.
+
+    Args:
+      can_paint: as of `paintable`.
+    """
+    why: dict[int, str] = {}
+    if not corpus.rating_levels:
+        why[PREFERENCE] = "no rating is among what is to train on"
+    if not any(corpus.categories):
+        why[SEARCH] = "no item has categories"
+    if corpus.num_items < NUM_CANDIDATES:
+        why[SELECTION] = f"{corpus.num_items} items are too few for {NUM_CANDIDATES} to select from"
+    if not can_paint.any():
+        why[IMAGE] = "no item has both codes of a picture and categories"
+    return why
 
 
 def paintable(corpus: Corpus, has_codes: np.ndarray | None) -> np.ndarray:
@@ -146,16 +179,15 @@ def paintable(corpus: Corpus, has_codes: np.ndarray | None) -> np.ndarray:
     return np.zeros(corpus.num_items, bool) if has_codes is None else has_codes & has_categories
 
 
-def candidates(num_items: int, right: tuple[int, ...], met: np.ndarray, rng: np.random.Generator) -> tuple[int, ...]:
-    """The right items among others that are not in `met`, three in random order.
-
-    Raises:
-      DataError: so much of the catalogue was met that nothing wrong is left to offer.
-    """
+def candidates(
+    num_items: int, right: tuple[int, ...], met: np.ndarray, rng: np.random.Generator
+) -> tuple[int, ...] | None:
+    """The right items among others that are not in `met`, three in random order; None where so much of the catalogue
+    was met that nothing wrong is left to offer."""
     offered = list(dict.fromkeys(right))
     refused = {*met.tolist(), *offered}
     if num_items - len(refused) < NUM_CANDIDATES - len(offered):
-        raise DataError(f"a user met all but {num_items - len(refused)} items: nothing is left to select against")
+        return None
     while len(offered) < NUM_CANDIDATES:
         item = int(rng.integers(num_items))
         if item not in refused:
@@ -164,37 +196,73 @@ def candidates(num_items: int, right: tuple[int, ...], met: np.ndarray, rng: np.
     return tuple(offered[place] for place in rng.permutation(NUM_CANDIDATES))
 
 
-def held_out_queries(
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The held-out questions of a task.
+
+    Attributes:
+      queries: one for each user who can be asked.
+      left_out: how many users cannot, by the reason, in words that follow "users" (`whose answer has no rating`).
+    """
+
+    queries: list[Query]
+    left_out: dict[str, int]
+
+
+def held_out(
     corpus: Corpus, split: Literal["validation", "test"], task: str, has_codes: np.ndarray | None = None
-) -> list[Query]:
+) -> HeldOut:
     """One question for each user with a held-out interaction, the same at every call.
 
     Only what the split holds out is asked about, and pictures only of items in `has_codes`, bool [I]. Selection has two
     right items for every second user of the test split whose last item but one was not to train on (the validation
     item, or one that is only shown): that and the test item, asked of the history before both.
     """
-    kind = TASKS.index(task)
+    kind, which = TASKS.index(task), {"validation": VALIDATION, "test": TEST}[split]
     can_paint = paintable(corpus, has_codes)
-    users, positions = corpus.held_out({"validation": VALIDATION, "test": TEST}[split])
+    users, positions = corpus.held_out(which)
+    left_out = collections.Counter({"without a history before their answer": int((corpus.splits == which).sum())})
+    left_out.subtract({"without a history before their answer": len(users)})
+    has_levels = kind != PREFERENCE or bool(corpus.rating_levels)
     queries = []
     for user, position in zip(users.tolist(), positions.tolist(), strict=True):
         event = int(corpus.offsets[user]) + position
         item = int(corpus.items[event])
-        if kind == PREFERENCE and np.isnan(corpus.ratings[event]):
-            continue
-        if kind == SEARCH and not corpus.categories[item]:
-            continue
-        if kind == IMAGE and not can_paint[item]:
-            continue
-        query = Query(kind, user, position, (item,))
+        reason = ""
+        if kind == PREFERENCE and not has_levels:
+            reason = "whose rating cannot be foretold, for no rating is among what was to train on"
+        elif kind == PREFERENCE and np.isnan(corpus.ratings[event]):
+            reason = "whose answer has no rating"
+        elif kind == SEARCH and not corpus.categories[item]:
+            reason = "whose answer has no categories to search by"
+        elif kind == IMAGE and not can_paint[item]:
+            reason = "whose answer has no codes of a picture, or no categories"
+        query: Query | None = Query(kind, user, position, (item,))
         if kind == SELECTION:
-            unknown = corpus.splits[event - 1] in (VALIDATION, SHOWN)
-            both = split == "test" and user % 2 == 1 and position >= 2 and unknown
-            if both and corpus.items[event - 1] != item:
-                query = Query(kind, user, position - 1, (int(corpus.items[event - 1]), item))
-            rng = np.random.default_rng((user, position))
-            met = corpus.history(user, position + 1)
-            offered = candidates(corpus.num_items, query.right, met, rng)
-            query = dataclasses.replace(query, candidates=offered)
-        queries.append(query)
-    return queries
+            query = _held_out_selection(corpus, which, user, position)
+            reason = "who met so much of the catalogue that nothing wrong is left to offer" if query is None else ""
+        if reason or query is None:
+            left_out[reason] += 1
+        else:
+            queries.append(query)
+    return HeldOut(queries, dict(+left_out))
+
+
+def _held_out_selection(corpus: Corpus, split: int, user: int, position: int) -> Query | None:
+    """Three items to select from; None where nothing wrong is left to offer."""
+    event = int(corpus.offsets[user]) + position
+    query = Query(SELECTION, user, position, (int(corpus.items[event]),))
+    unknown = corpus.splits[event - 1] in (VALIDATION, SHOWN)
+    both = split == TEST and user % 2 == 1 and position >= 2 and unknown
+    if both and corpus.items[event - 1] != corpus.items[event]:
+        query = Query(SELECTION, user, position - 1, (int(corpus.items[event - 1]), int(corpus.items[event])))
+    rng = np.random.default_rng((user, position))
+    offered = candidates(corpus.num_items, query.right, corpus.history(user, position + 1), rng)
+    return None if offered is None else dataclasses.replace(query, candidates=offered)
+
+
+def held_out_queries(
+    corpus: Corpus, split: Literal["validation", "test"], task: str, has_codes: np.ndarray | None = None
+) -> list[Query]:
+    """The questions of `held_out`."""
+    return held_out(corpus, split, task, has_codes).queries

@@ -16,14 +16,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import sys
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
 from data_pipelines.corpus import Corpus
-from data_pipelines.examples import Budget, Example, Piece, Ragged, int32
+from data_pipelines.examples import Budget, Example, Piece, Ragged, cut_longest, int32
+from data_pipelines.plain_text import shortened
 from data_pipelines.queries import IMAGE, PREFERENCE, RECOMMENDATION, SEARCH, SELECTION, TASKS, Query
+from data_pipelines.task_config import TaskConfig
 from data_pipelines.vocabulary import Vocabulary
 
 QUESTIONS = (
@@ -39,52 +42,6 @@ QUERY, SELECT = "Query:", "Select from:"
 def prompt_texts(*, images: bool = False) -> tuple[str, ...]:
     """What prompts say beside the items; with `images`, the question for a picture too."""
     return (*QUESTIONS[: None if images else IMAGE], QUERY, SELECT)
-
-
-@dataclasses.dataclass(frozen=True)
-class LossWeights:
-    """What an answer token of each task counts in the loss."""
-
-    recommendation: float = 2.0
-    search: float = 1.0
-    preference: float = 1.0
-    selection: float = 1.0
-    image: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskConfig:
-    """How much of a history a prompt shows, and what of it is a target."""
-
-    full_items: int = 5
-    """So many of the latest items are shown whole, with image and attributes."""
-    id_items: int = 0
-    """Up to so many items before those are shown as bare ids, each a target of the one before it."""
-    history_targets: Literal["reconstruct", "next_item", "both", "none"] = "reconstruct"
-    """Targets in the items shown whole: their own id (as the paper), what comes after its first token and then the next
-    item (asked along the id), both, or nothing."""
-    history_weight: float = 1.0
-    """What a target in the history counts in the loss, next to one of the answer asked for."""
-    rated_history: bool = True
-    """In preference prediction, each id of the history is followed by the rating it was given, also a target."""
-    ask_every: int = 0
-    """Recommendation and search are asked along the bare ids too, before every so many-th (the first one at random),
-    and answered by the item that came; 0: only at the end."""
-    recommendation_at: Literal["question", "last_id"] = "question"
-    """Where a recommendation is answered: after its question (as the paper), or right after the last id of the history,
-    without a question, as `history_targets` next_item and both teach at every id before it."""
-    history_ids: bool = True
-    """Items shown whole are named by their ids. Without, a history is told by pictures and words alone: there are no
-    bare ids, and no targets."""
-    questions_show_ids: bool = False
-    """Items asked about, or offered to select from, are named by their ids as well (the paper does not)."""
-    explanation_words: int = 64
-    """Explanations are cut to so many words."""
-    images: bool = True
-    """Whether images are shown."""
-    text: bool = True
-    """Whether attributes are shown."""
-    loss_weights: LossWeights = LossWeights()
 
 
 class TaskWriter:
@@ -109,13 +66,17 @@ class TaskWriter:
         self.has_image = has_image & config.images
         space = vocabulary.space  # search, preference and selection ask behind other words
         self._questions = [
-            vocabulary.encode(text if text == QUESTIONS[RECOMMENDATION] else space + text) for text in QUESTIONS
+            vocabulary.encode_phrase(text if text == QUESTIONS[RECOMMENDATION] else space + text) for text in QUESTIONS
         ]
-        self._query, self._select = vocabulary.encode(QUERY), vocabulary.encode(SELECT)
+        self._query, self._select = vocabulary.encode_phrase(QUERY), vocabulary.encode_phrase(SELECT)
         self._attributes = Ragged(vocabulary.encode_all(attributes if config.text else [""] * corpus.num_items))
-        self._categories = Ragged(vocabulary.encode_all([space + ", ".join(words) for words in corpus.categories]))
-        explanations = [" ".join(text.split()[: config.explanation_words]) for text in corpus.texts.values()]
-        self._explanations = dict(zip(corpus.texts, vocabulary.encode_all(explanations), strict=True))
+        categories = [space + shortened(", ".join(words)) for words in corpus.categories]
+        self._categories = Ragged(vocabulary.encode_all(categories))
+        explanations = vocabulary.encode_all(
+            [shortened(text, config.explanation_words) for text in corpus.texts.values()]
+        )
+        room = max(budget.answers - 2, 0)  # beside the rating and the end
+        self._explanations = {event: int32(*row[:room]) for event, row in zip(corpus.texts, explanations, strict=True)}
         if config.history_weight <= 0:
             raise ValueError(f"tasks.history_weight {config.history_weight} must be above 0; see tasks.history_targets")
         if not config.history_ids and (config.id_items or config.history_targets != "none"):
@@ -125,6 +86,7 @@ class TaskWriter:
             )
         if not config.history_ids and config.recommendation_at == "last_id":
             raise ValueError("tasks.history_ids False leaves no last id: set tasks.recommendation_at question")
+        self._marker_at, self._rates = vocabulary.image_marker.index(vocabulary.image), bool(vocabulary.rating_levels)
         self._weights = [getattr(config.loss_weights, task) for task in TASKS]
 
     def of(self, corpus: Corpus) -> Self:
@@ -139,6 +101,18 @@ class TaskWriter:
         other.corpus = corpus
         return other
 
+    def blank(self) -> Self:
+        """A writer with room for everything, of items without texts: it writes the least that a question takes."""
+        other = copy.copy(self)
+        other.budget = Budget(*[sys.maxsize] * 3)
+        other._attributes = other._categories = Ragged([()] * self.corpus.num_items)
+        other._explanations = {}
+        return other
+
+    def text_lengths(self, *, categories: bool = False) -> np.ndarray:
+        """Tokens of each item's attributes, or of its categories: int64 [I]."""
+        return (self._categories if categories else self._attributes).lengths
+
     def write(self, query: Query, *, ask: bool = False, begun: Sequence[int] = ()) -> Example:
         """The example that asks `query`, with its answer; the oldest history that does not fit the budget is left out.
 
@@ -147,12 +121,19 @@ class TaskWriter:
             answer. The single answer position is then the last token, its target what truly comes there (the end, where
             that is not known).
 
+        Texts of a question and its answer that do not fit the budget are cut, the longest first.
+
         Raises:
-          ValueError: the question alone is larger than the budget, or open and not only to be asked.
+          ValueError: the question is larger than the budget even without them, or open and not only to be asked.
         """
         if not ask and self._is_open(query):
             raise ValueError(f"the {TASKS[query.task]} question {query} is open: it has no answer to write")
-        question, answer = self._question(query), self._answer(query)
+        texts = self._texts(query)
+        question, answer = self._question(query, texts), self._answer(query, texts)
+        over = 1 + len(question.tokens) + len(answer) - self.budget.tokens
+        if over > 0:
+            texts = cut_longest(texts, over)
+            question, answer = self._question(query, texts), self._answer(query, texts)
         history = [] if query.bare else self._history(query, question, answer)
         if history and self._at_last_id(query):
             history[-1] = self._up_to_last_id(history[-1])
@@ -160,46 +141,69 @@ class TaskWriter:
         if ask:
             pieces.append(Piece(int32(*begun)))
         else:
-            pieces.append(Piece(answer, (), np.arange(-1, len(answer) - 1), answer, np.ones(len(answer))))
+            pieces.append(Piece(answer, (), int32(), np.arange(-1, len(answer) - 1), answer, np.ones(len(answer))))
         tokens = np.concatenate([piece.tokens for piece in pieces])
+        starts = np.cumsum([0, *(len(piece.tokens) for piece in pieces[:-1])])
+        shown = [piece.shown_at + start for piece, start in zip(pieces, starts, strict=True) if piece.images]
         if ask:
             positions, targets = int32(len(tokens) - 1), answer[len(begun) : len(begun) + 1]
             weights = np.ones(1)
         else:
-            starts = np.cumsum([0, *(len(piece.tokens) for piece in pieces[:-1])])
             positions = np.concatenate([piece.asked_at + start for piece, start in zip(pieces, starts, strict=True)])
             targets = np.concatenate([piece.targets for piece in pieces])
             weights = np.concatenate([piece.weights for piece in pieces])
         return Example(
             tokens=tokens,
             images=int32(*(image for piece in pieces for image in piece.images)),
+            image_positions=np.concatenate([int32(), *shown]).astype(np.int32),
             answer_positions=positions.astype(np.int32),
             answer_targets=targets,
             answer_weights=(self._weights[query.task] * weights).astype(np.float32),
             task=query.task,
-            image_token=self.vocabulary.image,
+            shortened=over > 0,
         )
 
-    def _question(self, query: Query) -> Piece:
+    def _texts(self, query: Query) -> list[np.ndarray]:
+        """What may be cut: the texts of the items asked about, or what is searched for; and, the last one of a
+        preference whose answer is known, the explanation."""
+        if query.task in (SEARCH, IMAGE) and not query.bare:
+            return [self._words(query)]
+        if query.task == PREFERENCE:
+            event = int(self.corpus.offsets[query.user]) + query.position
+            known = [] if self._is_open(query) else [self._explanations.get(event, int32())]
+            return [self._attributes[query.right[0]], *known]
+        return [self._attributes[item] for item in query.candidates] if query.task == SELECTION else []
+
+    def _question(self, query: Query, texts: Sequence[np.ndarray]) -> Piece:
         """What stands between the history and the answer, the last `<answer>` included."""
         if self._at_last_id(query):
             return Piece(int32())
         vocabulary = self.vocabulary
         tokens: list[np.ndarray] = []
-        images: tuple[int, ...] = ()
+        items: tuple[int, ...] = ()
         if query.task in (SEARCH, IMAGE) and not query.bare:
-            tokens += [self._query, self._words(query)]
+            tokens += [self._query, texts[0]]
         elif query.task == PREFERENCE:
-            images = self._picture(query.right[0])
-            tokens += [self._marker(images), self._asked_name(query.right[0]), self._attributes[query.right[0]]]
+            items = query.right[:1]
+            tokens += [self._asked_item(items[0], texts[0])]
         elif query.task == SELECTION:
+            items = query.candidates
+            names = vocabulary.selections.tolist()
             tokens.append(self._select)
-            for name, item in zip(vocabulary.selections, query.candidates, strict=True):
-                picture = self._picture(item)
-                images += picture
-                tokens += [self._marker(picture), int32(name), self._asked_name(item), self._attributes[item]]
+            tokens += [self._asked_item(item, text, name) for item, text, name in zip(items, texts, names, strict=True)]
+        starts = np.cumsum([0, *map(len, tokens)])[-1 - len(items) : -1] if items else int32()
+        has_image = self.has_image[list(items)]
         tokens += [self._questions[query.task], int32(vocabulary.answer)]
-        return Piece(np.concatenate(tokens), images)
+        return Piece(
+            np.concatenate(tokens),
+            tuple(itertools.compress(items, has_image)),
+            shown_at=starts[has_image] + self._marker_at,
+        )
+
+    def _asked_item(self, item: int, text: np.ndarray, *name: int) -> np.ndarray:
+        """An item that is asked about, or offered under a name: int32."""
+        asked = self.vocabulary.items[item] if self.config.questions_show_ids else int32()
+        return np.concatenate([self._marker(self._picture(item)), int32(*name), asked, text])
 
     def _at_last_id(self, query: Query) -> bool:
         """Whether the answer follows the history's last id, without a question."""
@@ -210,13 +214,14 @@ class TaskWriter:
         ends = len(piece.tokens) > 0 and piece.tokens[-1] == self.vocabulary.end_of_chunk
         tokens = piece.tokens[:-1] if ends else piece.tokens
         kept = piece.asked_at < len(tokens) - 1
-        return Piece(tokens, piece.images, piece.asked_at[kept], piece.targets[kept], piece.weights[kept])
+        answered = {name: getattr(piece, name)[kept] for name in ("asked_at", "targets", "weights")}
+        return dataclasses.replace(piece, tokens=tokens, **answered)
 
     def _words(self, query: Query) -> np.ndarray:
         """What is searched for: int32."""
         if query.words is None:
             return self._categories[query.right[0]]
-        return self.vocabulary.encode(self.vocabulary.space + query.words)
+        return self.vocabulary.encode(self.vocabulary.space + shortened(query.words))
 
     def _is_open(self, query: Query) -> bool:
         """Whether nobody knows the answer."""
@@ -224,7 +229,7 @@ class TaskWriter:
             return not query.right
         return self.corpus.offsets[query.user] + query.position >= self.corpus.offsets[query.user + 1]
 
-    def _answer(self, query: Query) -> np.ndarray:
+    def _answer(self, query: Query, texts: Sequence[np.ndarray]) -> np.ndarray:
         """The tokens after the last `<answer>`, the end of the sequence included: int32.
 
         Of an open question, as many ends as an answer takes room.
@@ -237,7 +242,7 @@ class TaskWriter:
         event = int(self.corpus.offsets[query.user]) + query.position
         if query.task == PREFERENCE:
             rating = vocabulary.rating_token(self.corpus.ratings[event])
-            return int32(rating, *self._explanations.get(event, ()), vocabulary.eos)
+            return np.concatenate([int32(rating), texts[-1], int32(vocabulary.eos)])
         if query.task == SELECTION:
             places = sorted(query.candidates.index(item) for item in query.right)
             return int32(*vocabulary.selections[places], vocabulary.eos)
@@ -281,12 +286,13 @@ class TaskWriter:
         answer = int32(*[vocabulary.answer] * bool(len(name)))
         before = np.concatenate([self._marker(picture), self._attributes[item], answer])
         tokens = np.concatenate([before, name, int32(vocabulary.end_of_chunk)])
+        shown_at = int32(*[self._marker_at] * len(picture))
         if targets == "none":
-            return Piece(tokens, picture)
+            return Piece(tokens, picture, shown_at)
         kept = {"reconstruct": slice(-1), "next_item": slice(1, None), "both": slice(None)}[targets]
         asked = (len(before) - 1 + np.arange(len(name) + 1))[kept]
         target = np.append(name, vocabulary.items[following, :1])[kept]
-        return Piece(tokens, picture, asked, target, self._history_weights(len(target)))
+        return Piece(tokens, picture, shown_at, asked, target, self._history_weights(len(target)))
 
     def _bare_ids(self, query: Query, end: int, following: int, left: np.ndarray) -> list[Piece]:
         """The ids of the items before place `end`, oldest first: as many of the latest as `left` has room for.
@@ -321,13 +327,13 @@ class TaskWriter:
         asked, targets = np.arange(len(ids)), np.append(ids[1:], self.vocabulary.items[following, :1])
         kept = len(ids) if self.config.history_targets != "none" else 0
         if question is None:
-            return Piece(ids, (), asked[:kept], targets[:kept], self._history_weights(kept))
+            return Piece(ids, (), int32(), asked[:kept], targets[:kept], self._history_weights(kept))
         start, answered = 1 + len(question.tokens), len(names[0])
         tokens = np.concatenate([end_of_chunk, question.tokens, ids[:answered], end_of_chunk, ids[answered:]])
         asked = np.concatenate([[start - 1], start + asked + (asked >= answered)])
         weights = np.concatenate([np.ones(answered), self._history_weights(len(ids) + 1 - answered)])
         kept = len(weights) if kept else answered
-        return Piece(tokens, (), asked[:kept], np.append(ids[:1], targets)[:kept], weights[:kept])
+        return Piece(tokens, (), int32(), asked[:kept], np.append(ids[:1], targets)[:kept], weights[:kept])
 
     def _moments(self, query: Query, first: int, end: int) -> list[int]:
         """Places between `first` and `end`, both excluded, before which the question is asked as well."""
@@ -345,7 +351,8 @@ class TaskWriter:
     def _asked_before(self, query: Query, place: int) -> Piece:
         """The question of `query`, of the item at an earlier place."""
         item = int(self.corpus.items[self.corpus.offsets[query.user] + place])
-        return self._question(Query(query.task, query.user, place, (item,)))
+        before = Query(query.task, query.user, place, (item,))
+        return self._question(before, self._texts(before))
 
     def _history_weights(self, count: int) -> np.ndarray:
         return np.full(count, self.config.history_weight, np.float32)
@@ -356,12 +363,9 @@ class TaskWriter:
         event = int(self.corpus.offsets[query.user]) + place
         name = self.vocabulary.items[self.corpus.items[event]] if self.config.history_ids else int32()
         rating = self.corpus.ratings[event]
-        if query.task == PREFERENCE and self.config.rated_history and not np.isnan(rating):
+        if query.task == PREFERENCE and self.config.rated_history and self._rates and not np.isnan(rating):
             return np.append(name, np.int32(self.vocabulary.rating_token(rating)))
         return name
-
-    def _asked_name(self, item: int) -> np.ndarray:
-        return self.vocabulary.items[item] if self.config.questions_show_ids else int32()
 
     def _picture(self, item: int) -> tuple[int, ...]:
         return (item,) if self.has_image[item] else ()

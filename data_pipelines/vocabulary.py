@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -18,16 +19,19 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from data_pipelines.corpus import TRAIN, Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.image_codes import ImageCodes, load_image_codes, save_image_codes
 from data_pipelines.item_codes import ItemCodes, load_codes, save_codes
+from data_pipelines.plain_text import PlainText, read_tokenizer, shortened, table_size, without_long_words
 
 IMAGE, ANSWER, END_OF_CHUNK = "<image>", "<answer>", "<|endofchunk|>"
 FAKE = "<fake_token_around_image>"  # which Idefics was pretrained with
 NUM_CANDIDATES = 3
+MOST_LEVELS = 50
+"""Ratings on a continuous scale would be a token each."""
 CATEGORY = "Category"
 CODES, IMAGE_CODES = "item_codes.parquet", "image_codes.parquet"
 
@@ -47,6 +51,9 @@ class VocabularyConfig:
     where it is no attribute, it is what search asks for."""
     attribute_words: int = 20
     """Each attribute is cut to so many words."""
+    rating_step: float = 0.0
+    """Ratings are rounded to multiples of this, where a source has more levels than can have a token each; 0: as they
+    are."""
     item_codes: Path | None = None
     """Semantic ids, as `unimp ids` writes them: an item is named by a few tokens that similar items share; None: each
     item has a token of its own."""
@@ -55,6 +62,10 @@ class VocabularyConfig:
     (queries.mix.image)."""
     round_to: int = 64
     """Base rows and new tokens are each padded with reserved ones to a multiple of this, so that meshes divide them."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rating_step < math.inf:
+            raise ValueError(f"vocabulary.rating_step {self.rating_step} must be a number of 0 or more")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,12 +116,20 @@ class Vocabulary:
         return self.base_size + len(self.new_tokens)
 
     def encode(self, text: str) -> np.ndarray:
-        """Base tokens of `text`, without bos or eos: int32 [n]."""
-        return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+        """Base tokens of a text of the data or of a user, in which every control token is plain text: int32 [n]."""
+        return np.array(self.encode_all([text])[0], np.int32)
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """Base tokens of many texts at once."""
-        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        """Base tokens of many such texts at once."""
+        return self._plain_text(texts)
+
+    def encode_phrase(self, text: str) -> np.ndarray:
+        """Base tokens of what prompts say beside the items, each one token where it is one: int32 [n]."""
+        return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+    @functools.cached_property
+    def _plain_text(self) -> PlainText:
+        return PlainText(self.tokenizer)
 
     @functools.cached_property
     def space(self) -> str:
@@ -195,8 +214,9 @@ def attribute_texts(corpus: Corpus, config: VocabularyConfig) -> list[str]:
     texts = []
     for attributes, categories in zip(corpus.attributes, corpus.categories, strict=True):
         values = {CATEGORY: ", ".join(categories), **dict(attributes)}
-        words = {name: values.get(name, "").split()[: config.attribute_words] for name in shown}
-        texts.append(" ".join(f"{name} {' '.join(words[name]) or 'Unknown'}" for name in shown))
+        texts.append(
+            " ".join(f"{name} {shortened(values.get(name, ''), config.attribute_words) or 'Unknown'}" for name in shown)
+        )
     return texts
 
 
@@ -225,32 +245,52 @@ def build_vocabulary(corpus: Corpus, config: VocabularyConfig, prompt_texts: Seq
     `prompt_texts`, what prompts say beside the items, are one token each where a tokenizer is trained.
     """
     if config.tokenizer:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
-        except (OSError, ValueError) as error:
-            raise DataError(f"no tokenizer at {config.tokenizer!r}: {str(error).splitlines()[0]}") from error
+        tokenizer = read_tokenizer(config.tokenizer)
     else:
         tokenizer = train_tokenizer(list(_training_texts(corpus, config)), config.trained_size, prompt_texts)
-    base_size = config.base_size or len(tokenizer) + -len(tokenizer) % config.round_to
+    least = table_size(tokenizer)
+    base_size = config.base_size or least + -least % config.round_to
     names = load_codes(config.item_codes, corpus.item_ids) if config.item_codes else None
     pictures = load_image_codes(config.image_codes, corpus.item_ids) if config.image_codes else None
     return _extend(
-        tokenizer, corpus, corpus.rating_levels, names, pictures, base_size=base_size, round_to=config.round_to
+        tokenizer, corpus, rating_levels(corpus, config), names, pictures, base_size=base_size, round_to=config.round_to
     )
 
 
 def _training_texts(corpus: Corpus, config: VocabularyConfig) -> Iterator[str]:
     yield from attribute_texts(corpus, config)
-    yield from (" ".join(words) for words in corpus.categories)
-    yield from (text for event, text in corpus.texts.items() if corpus.splits[event] == TRAIN)
+    yield from (without_long_words(" ".join(words)) for words in corpus.categories)
+    yield from (without_long_words(text) for event, text in corpus.texts.items() if corpus.splits[event] == TRAIN)
+
+
+def rating_levels(corpus: Corpus, config: VocabularyConfig) -> list[float]:
+    """The ratings that have a token each, ascending.
+
+    Raises:
+      DataError: there are more than `MOST_LEVELS`.
+    """
+    levels = np.array(corpus.rating_levels)
+    if config.rating_step:
+        levels = np.unique(np.round(levels / config.rating_step)) * config.rating_step
+    if len(levels) > MOST_LEVELS:
+        steps = (digit * 10.0**power for power in range(-6, 30) for digit in (1, 2, 5))
+        step = next(step for step in steps if np.ptp(levels) / step <= MOST_LEVELS / 2)
+        raise DataError(
+            f"{len(levels)} different ratings, {levels[0]:g} to {levels[-1]:g}, are more than the {MOST_LEVELS} that "
+            f"can have a token each; --vocabulary.rating-step {step:g} rounds them to multiples of {step:g}"
+        )
+    return list({f"{level:g}": float(level) for level in levels[::-1]}.values())[::-1]
 
 
 def _extend(
     tokenizer: PreTrainedTokenizerBase, corpus: Corpus, rating_levels: Sequence[float], codes: ItemCodes | None,
     pictures: ImageCodes | None, *, base_size: int, round_to: int,
 ) -> Vocabulary:  # fmt: skip
-    if base_size < len(tokenizer):
-        raise DataError(f"base_size {base_size} is below the {len(tokenizer)} tokens of the tokenizer")
+    if base_size < table_size(tokenizer):
+        raise DataError(
+            f"base_size {base_size} is too small for the tokenizer, whose largest id is {table_size(tokenizer) - 1}: "
+            f"vocabulary.base_size must be {table_size(tokenizer)} or more"
+        )
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end-of-sequence token, with which every last answer ends")
     selections = [f"s_{number + 1}" for number in range(NUM_CANDIDATES)]
@@ -292,11 +332,11 @@ def load_vocabulary(folder: Path, corpus: Corpus) -> Vocabulary:
     """The vocabulary that `Vocabulary.save` wrote, checked against the catalogue it is to be used with."""
     try:
         saved = json.loads((folder / "new_tokens.json").read_text(encoding="utf-8"))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = read_tokenizer(str(folder))
         new_tokens, levels, base_size = tuple(saved["new_tokens"]), saved["rating_levels"], saved["base_size"]
         has_codes = saved.get("item_codes", (folder / CODES).exists())
         has_pictures = saved.get("image_codes", False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: not a saved vocabulary ({str(error).splitlines()[0]})") from error
     codes = load_codes(folder / CODES, corpus.item_ids) if has_codes else None
     pictures = load_image_codes(folder / IMAGE_CODES, corpus.item_ids) if has_pictures else None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 
-from tokenizers import AddedToken, normalizers
+from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import PreTrainedTokenizerBase
 
 from data_pipelines.errors import DataError
+from data_pipelines.plain_text import table_size
 from data_pipelines.vocabulary import FAKE, Vocabulary
 
 
@@ -21,6 +23,8 @@ def whole_tokenizer(vocabulary: Vocabulary) -> PreTrainedTokenizerBase:
       DataError: the tokenizer does not give a new token the id it must have.
     """
     tokenizer = copy.deepcopy(vocabulary.tokenizer)
+    if len(tokenizer) < table_size(tokenizer):
+        fill_gaps(tokenizer)
     reserved = [f"<base_reserved_{number}>" for number in range(len(tokenizer), vocabulary.base_size)]
     names = [*reserved, *vocabulary.new_tokens]
     tokenizer.add_tokens([AddedToken(name, lstrip=True, normalized=False) for name in names])
@@ -37,3 +41,18 @@ def whole_tokenizer(vocabulary: Vocabulary) -> PreTrainedTokenizerBase:
         inner.normalizer = normalizers.Sequence([drop, inner.normalizer] if inner.normalizer else [drop])
     tokenizer.padding_side = "left"  # so that what is generated follows the prompt
     return tokenizer
+
+
+def fill_gaps(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives ids below the largest that no token has to reserved ones: tokens that are added are numbered by count.
+
+    Raises:
+      DataError: it is not known how tokens of this kind are numbered.
+    """
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary, ids = described["model"]["vocab"], tokenizer.get_vocab()
+    if not isinstance(vocabulary, dict):
+        raise DataError(f"the tokenizer's ids have gaps, which cannot be filled in one of {described['model']['type']}")
+    free = sorted(set(range(table_size(tokenizer))) - set(ids.values()))
+    described["model"]["vocab"] = vocabulary | ids | {f"<base_reserved_{id}>": id for id in free}
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(described))

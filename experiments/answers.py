@@ -6,34 +6,28 @@ computed anew.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.corpus import Corpus
-from data_pipelines.queries import Query, held_out_queries
-from experiments.ask import (
-    Model,
-    Split,
-    ask_for_items,
-    ask_for_ratings,
-    ask_for_reviews,
-    ask_for_selections,
-    seen_items,
-)
+from data_pipelines.errors import DataError
+from data_pipelines.queries import Query
+from experiments.ask import Model, ask_for_items, ask_for_ratings, ask_for_reviews, ask_for_selections
 from experiments.baselines.explanations import ConstantExplanation, NearestExplanation
 from experiments.baselines.factorisation import choose_factorisation
 from experiments.baselines.query_match import QueryMatch, WordMatches
-from experiments.baselines.ranker import Ranker
+from experiments.baselines.ranker import Ranker, rank_in_batches, scored_batches
 from experiments.baselines.ratings import BiasedMean, GlobalMean
 from experiments.data import ExperimentData
+from experiments.questions import Questions
 from unimp_jax.decoding import BeamConfig
 from unimp_jax.evaluation.harness import Ranked
 from unimp_jax.evaluation.metrics import (
@@ -44,7 +38,6 @@ from unimp_jax.evaluation.metrics import (
     rating_errors,
     selection_counts,
 )
-from unimp_jax.evaluation.ranking import ranks
 from unimp_jax.evaluation.texts import signatures, text_figures, text_scores
 
 OURS = "UniMP"
@@ -100,13 +93,10 @@ def asked(corpus: Corpus, queries: Sequence[Query]) -> dict[str, Any]:
 
 
 def ask_items(
-    data: ExperimentData, model: Model, rankers: Sequence[Ranker], split: Split, task: str, beams: int
-) -> tuple[Outcome | None, list[Query], Ranked | None]:
-    """(outcome, the questions, our ranking) of recommendation or search."""
-    corpus = data.corpus
-    queries = held_out_queries(corpus, split, task)
-    if not queries:
-        return None, [], None
+    data: ExperimentData, model: Model, rankers: Sequence[Ranker], questions: Questions, task: str, beams: int
+) -> tuple[Outcome, Ranked]:
+    """(outcome, our ranking) of recommendation or search."""
+    corpus, queries = data.corpus, questions.queries
     ranked = ask_for_items(data, model, queries, beams=beams)
     figures = {OURS: rank_figures(ranked.kept, ranked.filtered)}
     answers = asked(corpus, queries) | {
@@ -116,17 +106,17 @@ def ask_items(
         f"{OURS}: rank, seen kept": ranked.kept,
         f"{OURS}: rank, seen filtered": ranked.filtered,
     }
-    seen = seen_items(corpus, queries)
     targets = np.array([query.right[0] for query in queries], np.int32)
     for ranker in map(for_search(corpus), rankers) if task == "search" else rankers:
-        kept, filtered = jax.device_get(ranks(score_in_batches(ranker, queries), targets, seen))
+        kept, filtered = rank_in_batches(ranker, corpus, *moments(queries), targets)
         figures[ranker.name] = rank_figures(kept, filtered)
         answers |= {f"{ranker.name}: rank, seen kept": kept, f"{ranker.name}: rank, seen filtered": filtered}
     if task == "search":
         answers["query"] = [", ".join(corpus.categories[query.right[0]]) for query in queries]
     wanted = "What comes next, given its categories as a query?" if task == "search" else "What comes next?"
     found = "" if data.vocabulary.depth == 1 else f" Semantic ids, searched for with {beams} beams."
-    return Outcome(f"{wanted} Seen items filtered, but for the last columns.{found}", figures, answers), queries, ranked
+    note = f"{wanted} Seen items filtered, but for the last columns.{found}{questions.note}"
+    return Outcome(note, figures, answers), ranked
 
 
 def rank_figures(kept: np.ndarray, filtered: np.ndarray) -> PerUser:
@@ -136,12 +126,9 @@ def rank_figures(kept: np.ndarray, filtered: np.ndarray) -> PerUser:
     }
 
 
-def score_in_batches(ranker: Ranker, queries: Sequence[Query], size: int = 512) -> np.ndarray:
-    """float32 [P, I]."""
-    users = np.array([query.user for query in queries], np.int32)
-    positions = np.array([query.position for query in queries], np.int32)
-    parts = np.arange(-(-len(users) // size) * size).reshape(-1, size) % len(users)  # equal sizes compile once
-    return np.concatenate([np.asarray(ranker.scores(users[p], positions[p])) for p in parts])[: len(users)]
+def moments(queries: Sequence[Query]) -> tuple[np.ndarray, np.ndarray]:
+    """(users, positions) as rankers take them, int32 [P] each."""
+    return np.array([q.user for q in queries], np.int32), np.array([q.position for q in queries], np.int32)
 
 
 def for_search(corpus: Corpus) -> Callable[[Ranker], Ranker]:
@@ -153,12 +140,9 @@ def for_search(corpus: Corpus) -> Callable[[Ranker], Ranker]:
     return lambda ranker: QueryMatch(ranker, WordMatches(corpus.categories, query_of))
 
 
-def ask_preference(data: ExperimentData, model: Model, split: Split, config: BeamConfig) -> dict[str, Outcome]:
+def ask_preference(data: ExperimentData, model: Model, questions: Questions, config: BeamConfig) -> dict[str, Outcome]:
     """Ratings, from the next token's probabilities and as written; and explanations, where people wrote any."""
-    corpus, vocabulary = data.corpus, data.vocabulary
-    queries = held_out_queries(corpus, split, "preference")
-    if not queries:
-        return {}
+    corpus, vocabulary, queries = data.corpus, data.vocabulary, questions.queries
     users = np.array([query.user for query in queries])
     events = corpus.offsets[users] + np.array([query.position for query in queries])
     items, actual = corpus.items[events], corpus.ratings[events]
@@ -167,13 +151,16 @@ def ask_preference(data: ExperimentData, model: Model, split: Split, config: Bea
     predicted = {
         f"{OURS}, expected rating": probabilities @ levels,
         f"{OURS}, most probable rating": levels[probabilities.argmax(axis=1)],
-        "biased factorisation": choose_factorisation(corpus).predict(users, items),
-        "user and item bias": BiasedMean(corpus).predict(users, items),
-        "mean rating": GlobalMean(corpus).predict(users, items),
     }
+    with contextlib.suppress(DataError):  # nothing was rated in training: there is nothing to compare with
+        predicted |= {
+            "biased factorisation": choose_factorisation(corpus).predict(users, items),
+            "user and item bias": BiasedMean(corpus).predict(users, items),
+            "mean rating": GlobalMean(corpus).predict(users, items),
+        }
     texts = [corpus.texts.get(int(event), "") for event in events]
     answers = asked(corpus, queries) | {"rating": actual, "probabilities": probabilities.tolist(), "review": texts}
-    note, explanations = "How many stars will it get?", {}
+    note, explanations = f"How many stars will it get?{questions.note}", {}
     wrote = np.array([bool(text.strip()) for text in texts])
     if wrote.mean() >= 0.5:  # elsewhere, a review is not what is answered
         reviews = ask_for_reviews(data, model, queries, config)
@@ -181,7 +168,7 @@ def ask_preference(data: ExperimentData, model: Model, split: Split, config: Bea
         unread = int(np.isnan(reviews.ratings).sum())
         note += f" Of {len(queries)} written answers {unread} begin with no rating, and are left out of their row."
         answers |= {"answer": reviews.texts, "explanation": reviews.explanations, "score": reviews.scores}
-        explanations = explain(corpus, users, items, wrote, texts, reviews.explanations)
+        explanations = explain(corpus, users, items, wrote, texts, reviews.explanations, questions.note)
     figures = {}
     for name, values in predicted.items():
         there = np.isfinite(values)
@@ -193,14 +180,20 @@ def ask_preference(data: ExperimentData, model: Model, split: Split, config: Bea
 
 
 def explain(
-    corpus: Corpus, users: np.ndarray, items: np.ndarray, wrote: np.ndarray, texts: list[str], ours: list[str]
-) -> dict[str, Outcome]:
-    """The explanations of those who wrote one, beside the same text for all and the nearest person's."""
+    corpus: Corpus, users: np.ndarray, items: np.ndarray, wrote: np.ndarray, texts: list[str], ours: list[str],
+    sampled: str = "",
+) -> dict[str, Outcome]:  # fmt: skip
+    """The explanations of those who wrote one, beside the same text for all and the nearest person's.
+
+    Args:
+      sampled: what is to be said of who was asked, behind a blank.
+    """
     asked = np.flatnonzero(wrote)
     references = [texts[number] for number in asked]
     generated = {OURS: [ours[number] for number in asked]}
-    for baseline in (NearestExplanation(corpus), ConstantExplanation(corpus)):
-        generated[baseline.name] = baseline.explain(users[asked], items[asked])
+    with contextlib.suppress(DataError):  # nothing was written in training: there is nothing to compare with
+        for baseline in (NearestExplanation(corpus), ConstantExplanation(corpus)):
+            generated[baseline.name] = baseline.explain(users[asked], items[asked])
     figures = {name: text_scores(said, references) for name, said in generated.items()}
     answers = {
         "user": [corpus.user_ids[user] for user in users[asked]],
@@ -208,22 +201,28 @@ def explain(
         "review": references,
         **{f"{name}: explanation": said for name, said in generated.items()},
     }
-    note = "Why? " + "; ".join(f"{name}: {signature}" for name, signature in signatures().items()) + "."
+    silent = int((~wrote).sum())
+    left_out = f"Left out: {silent:,} who wrote nothing. " if silent else ""
+    note = (
+        f"Why?{sampled} {left_out}"
+        + "; ".join(f"{name}: {signature}" for name, signature in signatures().items())
+        + "."
+    )
     return {"explanation": Outcome(note, figures, answers, text_figures)}
 
 
-def ask_selections(data: ExperimentData, model: Model, rankers: Sequence[Ranker], split: Split) -> Outcome | None:
+def ask_selections(data: ExperimentData, model: Model, rankers: Sequence[Ranker], questions: Questions) -> Outcome:
     """What was chosen of three candidates; a baseline chooses the one it scores best."""
-    corpus = data.corpus
-    queries = held_out_queries(corpus, split, "selection")
-    if not queries:
-        return None
+    corpus, queries = data.corpus, questions.queries
     right = [query.right for query in queries]
     candidates = np.array([query.candidates for query in queries])
     chosen: dict[str, Any] = {OURS: ask_for_selections(data, model, queries)}
     for ranker in rankers:
-        scores = np.take_along_axis(score_in_batches(ranker, queries), candidates, axis=1)
-        best = np.take_along_axis(candidates, scores.argmax(axis=1)[:, None], axis=1)
+        of_candidates = np.empty(candidates.shape, np.float32)
+        for part, scores in scored_batches(ranker, corpus, *moments(queries)):
+            of_candidates[part] = np.take_along_axis(scores, candidates[part], axis=1)
+            del scores  # before the next ones are made
+        best = np.take_along_axis(candidates, of_candidates.argmax(axis=1)[:, None], axis=1)
         chosen[f"{ranker.name}, best one"] = best.tolist()
 
     def named(rows: Any) -> list[list[str]]:
@@ -232,6 +231,5 @@ def ask_selections(data: ExperimentData, model: Model, rankers: Sequence[Ranker]
     answers = asked(corpus, queries) | {"right": named(right), "candidates": named(candidates)}
     answers |= {f"{name}: chosen items": named(rows) for name, rows in chosen.items()}
     figures = {name: selection_counts(rows, right) for name, rows in chosen.items()}
-    return Outcome(
-        "Which of three, one or two of them right? Micro averages.", figures, answers, lambda _: SELECTION_FIGURES
-    )
+    note = f"Which of three, one or two of them right? Micro averages.{questions.note}"
+    return Outcome(note, figures, answers, lambda _: SELECTION_FIGURES)

@@ -8,7 +8,6 @@ an explanation, with the rating before it, is what beam search writes.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -16,14 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from data_pipelines.corpus import Corpus
 from data_pipelines.loader import Share
-from data_pipelines.queries import Query, held_out_queries
+from data_pipelines.queries import Query
 from data_pipelines.vocabulary import NUM_CANDIDATES
 from experiments.data import ExperimentData
 from unimp_jax.decoding import BeamConfig
-from unimp_jax.evaluation.harness import Examiner, Ranked
+from unimp_jax.evaluation.harness import Examiner, Ranked, Seen
+from unimp_jax.sharding import put_everywhere
 
 Split = Literal["validation", "test"]
 PICTURES = 64  # encoded at a time
@@ -46,30 +47,38 @@ class Model:
 
 
 def encode_catalogue(data: ExperimentData, model: Model) -> Model:
-    """A model that has seen every picture of the catalogue, and need not be shown one again."""
-    config, graph = data.config.model, model.examiner.graph
+    """A model that has seen every picture of the catalogue, and need not be shown one again.
 
-    @jax.jit
-    def encode(parameters: Any, images_NHW3: jax.Array) -> jax.Array:
-        return nnx.merge(graph, *parameters).encode_images(images_NHW3[:, None])[:, 0]
-
-    shown = np.flatnonzero(data.writer.has_image)
+    The devices of the mesh share the pictures; each then holds what was made of all.
+    """
+    config, graph, mesh = data.config.model, model.examiner.graph, model.examiner.mesh
     shape = (data.corpus.num_items, config.resampler.latents, config.vision.width)
-    latents_ILC = jnp.zeros(shape, config.compute_dtype)
-    for start in range(0, len(shown), PICTURES):
-        items = np.resize(shown[start : start + PICTURES], PICTURES)
-        images = np.stack([data.images[int(item)] for item in items])
-        latents_ILC = latents_ILC.at[items].set(encode(model.parameters, images))
+
+    def see(latents_ILC: jax.Array, parameters: Any, items_N: jax.Array, images_NHW3: jax.Array) -> jax.Array:
+        seen_NLC = nnx.merge(graph, *parameters).encode_images(images_NHW3[:, None])[:, 0]
+        return latents_ILC.at[items_N].set(seen_NLC)
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    add = jax.jit(see, donate_argnums=0, out_shardings=everywhere)
+    shown = np.flatnonzero(data.writer.has_image).astype(np.int32)
+    with jax.set_mesh(mesh):
+        latents_ILC = jax.jit(lambda: jnp.zeros(shape, config.compute_dtype), out_shardings=everywhere)()
+        for start in range(0, len(shown), PICTURES):
+            items = np.resize(shown[start : start + PICTURES], PICTURES)
+            images = np.stack([data.images[int(item)] for item in items])
+            latents_ILC = add(latents_ILC, model.parameters, *put_everywhere(mesh, (items, images)))
     return dataclasses.replace(model, latents_ILC=latents_ILC)
 
 
-def seen_items(corpus: Corpus, queries: Sequence[Query]) -> np.ndarray:
-    """What each asked user had met before the question: int32 [P, longest], padded with -1."""
-    histories = [corpus.history(query.user, query.position) for query in queries]
-    seen = np.full((len(queries), max(map(len, histories), default=1)), -1, np.int32)
-    for row, history in enumerate(histories):
-        seen[row, : len(history)] = history
-    return seen
+def seen_items(corpus: Corpus, queries: Sequence[Query]) -> Seen:
+    """What each asked user had met before the question, by the question's number."""
+    return lambda number: corpus.history(queries[number].user, queries[number].position)
+
+
+def evenly_spread(queries: Sequence[Query], count: int | None) -> list[Query]:
+    """`count` of them in their order, or all where there are fewer; None: all."""
+    count = len(queries) if count is None else min(count, len(queries))
+    return [queries[len(queries) * number // count] for number in range(count)]
 
 
 def ask_for_items(
@@ -106,12 +115,14 @@ def find_items(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best items for open questions, whatever the right ones are: (int32 [P, k], -1 where there are no more, and
     their log-probabilities, float32); with `keep_seen`, what the user has met may be among them."""
-    seen = np.full((len(queries), 1), -1, np.int32) if keep_seen else seen_items(data.corpus, queries)
+    nothing = np.empty(0, np.int32)
+    seen = (lambda _: nothing) if keep_seen else seen_items(data.corpus, queries)
     prompts = [data.writer.write(query, ask=True) for query in queries]
     batches = data.questions(prompts, model.share, tight=True, pictures=model.encodes)
     return model.examiner.find(
-        model.parameters, batches, trie=data.trie, excluded=seen, k=k, beams=beams, latents_ILC=model.latents_ILC
-    )
+        model.parameters, batches, len(queries), trie=data.trie, excluded=seen, k=k, beams=beams,
+        latents_ILC=model.latents_ILC,
+    )  # fmt: skip
 
 
 def ask_for_ratings(data: ExperimentData, model: Model, queries: Sequence[Query]) -> np.ndarray:
@@ -192,8 +203,3 @@ def _next_token(
     )
     weights = np.exp(logs - logs.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)
-
-
-def questions_of(corpus: Corpus, split: Split, task: str, limit: int | None = None) -> list[Query]:
-    """The first `limit` users' held-out questions of a task."""
-    return list(itertools.islice(held_out_queries(corpus, split, task), limit))

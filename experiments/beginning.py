@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import jax
 from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipelines.errors import DataError
 from experiments.config import ExperimentConfig, load_config
-from experiments.parameters import Parameters, init_parameters
-from experiments.run import restore
+from experiments.parameters import Parameters, abstract_parameters, init_parameters
 from unimp_jax.interop.placing import place
 from unimp_jax.interop.start import Geometry, read_start, start_values
-from unimp_jax.model import PARTS
+from unimp_jax.training.checkpoint import Checkpoints
+from unimp_jax.training.frozen import load_frozen
 
 
 def is_run(start: Path) -> bool:
@@ -107,18 +106,21 @@ def begin(config: ExperimentConfig, mesh: Mesh) -> Parameters:
 
 
 def begin_with_run(config: ExperimentConfig, start: Path, mesh: Mesh) -> Parameters:
-    """The parameters of a run's latest checkpoint, divided into what trains here and what does not."""
-    before = dataclasses.replace(load_config(start / "config.json"), mesh=config.mesh)
-    model, _ = restore(start, before, "latest")
-    there = {path: variable for state in model.parameters for path, variable in nnx.to_flat_state(state)}
-    parameters = init_parameters(config, mesh, PARTS)
+    """The parameters of a run's latest checkpoint, divided into what trains here and what does not.
 
-    def filled(state: nnx.State) -> nnx.State:
-        written = []
-        for path, variable in nnx.to_flat_state(state):
-            blank = variable[...]
-            value = there[path][...].astype(blank.dtype)
-            written.append((path, variable.replace(jax.device_put(value, blank.sharding))))
-        return nnx.from_flat_state(written)
-
-    return dataclasses.replace(parameters, trainable=filled(parameters.trainable), frozen=filled(parameters.frozen))
+    Each is read in the type and the place that it has here, and is nowhere else.
+    """
+    here = abstract_parameters(config, mesh)
+    places = dict([*nnx.to_flat_state(here.trainable), *nnx.to_flat_state(here.frozen)])
+    there = abstract_parameters(dataclasses.replace(load_config(start / "config.json"), mesh=config.mesh), mesh)
+    trainable, frozen = (
+        nnx.map_state(lambda path, _: places[path], state) for state in (there.trainable, there.frozen)
+    )
+    with Checkpoints(start / "checkpoints", config.checkpoint, reads_only=True) as checkpoints:
+        step = checkpoints.latest()
+        if step is None:
+            raise DataError(f"{start} has no whole checkpoint yet: run `unimp train` on it first")
+        read = nnx.to_flat_state(checkpoints.restore_parameters(step, trainable))
+    values = dict([*read, *nnx.to_flat_state(load_frozen(start / "frozen", frozen))])
+    ours = (nnx.map_state(lambda path, _: values[path], state) for state in (here.trainable, here.frozen))
+    return Parameters(here.graph, *ours)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import tyro
 
 from data_pipelines.prepare import prepare
@@ -33,7 +34,9 @@ from experiments.vqgan.command import VQGANCommand, run_vqgan
 from experiments.vqgan.export import export_vqgan
 from experiments.vqgan.run import is_vqgan_run
 from unimp_jax.interop.importing import ImportConfig, import_weights
-from unimp_jax.processes import join
+from unimp_jax.processes import ProcessesConfig, join
+
+PROCESSES = ProcessesConfig()
 
 Preset: Any = tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS, prefix_names=False)
 
@@ -66,14 +69,18 @@ def train_command(run: Annotated[PresetRun, tyro.conf.arg(name="")]) -> None:
 
 
 def evaluate_command(
-    folder: tyro.conf.Positional[Path], config: Annotated[EvaluationConfig, tyro.conf.arg(name="")]
+    folder: tyro.conf.Positional[Path],
+    config: Annotated[EvaluationConfig, tyro.conf.arg(name="")],
+    processes: ProcessesConfig = PROCESSES,
 ) -> None:
     """Measure a run on all tasks, beside baselines.
 
     Args:
       folder: the folder of the run.
+      processes: how several find one another, where several compute.
     """
-    print(show(evaluate_run(folder, config)))
+    join(processes)
+    say_once(show(evaluate_run(folder, config)))
 
 
 def report_command(
@@ -133,14 +140,17 @@ def ids_command(
     run: tyro.conf.Positional[Path],
     file: tyro.conf.Positional[Path],
     config: Annotated[ItemIdsConfig, tyro.conf.arg(name="")],
+    processes: ProcessesConfig = PROCESSES,
 ) -> None:
     """Name items by a few tokens that similar ones share, for runs with --vocabulary.item-codes FILE.
 
     Args:
       run: the folder of the run whose model looks at the items.
       file: is written; Parquet.
+      processes: how several find one another, where several compute.
     """
-    print(make_item_ids(run, file, config))
+    join(processes)
+    say_once(make_item_ids(run, file, config))
 
 
 def sasrec_command(
@@ -186,7 +196,13 @@ def sweep_command(config: Annotated[Sweep, tyro.conf.arg(name="")]) -> None:
 
 def vqgan_command(command: Annotated[VQGANCommand, tyro.conf.arg(name="")]) -> None:
     """Train and measure a VQGAN, or turn a catalogue's pictures into its codes."""
-    print(run_vqgan(command))
+    say_once(run_vqgan(command))
+
+
+def say_once(text: str) -> None:
+    """Of several processes, the first says it."""
+    if jax.process_index() == 0:
+        print(text)
 
 
 def demo_command(folder: Path = Path("runs/demo"), data: Path = Path("data")) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +15,7 @@ import numpy as np
 from data_pipelines.corpus import Corpus, build_corpus, split_by_users
 from data_pipelines.examples import Example
 from data_pipelines.features import FeatureStore
+from data_pipelines.fingerprint import FILE, Fingerprint, check_same, fingerprint, save_fingerprint
 from data_pipelines.images import ImageStore
 from data_pipelines.loader import (
     Position,
@@ -26,6 +27,7 @@ from data_pipelines.loader import (
 )
 from data_pipelines.queries import TrainingQueries
 from data_pipelines.records import read_items, read_users
+from data_pipelines.room import check_room, long_texts
 from data_pipelines.schema import Item
 from data_pipelines.tasks import TaskWriter, prompt_texts
 from data_pipelines.vocabulary import Vocabulary, attribute_texts, build_vocabulary, load_vocabulary
@@ -70,15 +72,22 @@ def load_records(config: DataConfig) -> Records:
     return Records(corpus, has_image, lambda item: items[item].image)
 
 
+def fingerprint_of(corpus: Corpus, has_image: np.ndarray, config: ExperimentConfig) -> Fingerprint:
+    said = prompt_texts(images=config.vocabulary.image_codes is not None)
+    return fingerprint(corpus, has_image, [*said, *attribute_texts(corpus, config.vocabulary)])
+
+
 class ExperimentData:
     """The data side of one experiment.
 
     Attributes:
       corpus, vocabulary, writer, images: see their classes.
+      has_image: bool [I], the items that have a picture, whether it is shown or not.
     """
 
     def __init__(self, config: ExperimentConfig, records: Records, vocabulary: Vocabulary):
         self.config, self.corpus, self.vocabulary = config, records.corpus, vocabulary
+        self.has_image = records.has_image
         attributes = attribute_texts(records.corpus, config.vocabulary)
         self.writer = TaskWriter(
             records.corpus,
@@ -91,15 +100,52 @@ class ExperimentData:
         self.images = ImageStore(records.read_image, config.model.vision.image_size, config.images)
 
     @classmethod
-    def load(cls, config: ExperimentConfig, vocabulary_folder: Path | None = None) -> ExperimentData:
-        """With the vocabulary that a run saved, or a new one."""
+    def load(
+        cls, config: ExperimentConfig, vocabulary_folder: Path | None = None, *, same: Collection[str] = ()
+    ) -> ExperimentData:
+        """With the vocabulary that a run saved, or a new one.
+
+        Args:
+          same: the parts of the data (of `fingerprint.DATA_PARTS`) that must be what the run was trained on.
+
+        Raises:
+          DataError: the data cannot be read, or is other data.
+        """
         records = load_records(config.data)
+        if vocabulary_folder is not None and same:
+            now = fingerprint_of(records.corpus, records.has_image, config)
+            check_same(vocabulary_folder.parent / FILE, now, same)
         if vocabulary_folder is None:
             said = prompt_texts(images=config.vocabulary.image_codes is not None)
             vocabulary = build_vocabulary(records.corpus, config.vocabulary, said)
         else:
             vocabulary = load_vocabulary(vocabulary_folder, records.corpus)
         return cls(config, records, vocabulary)
+
+    def save_fingerprint(self, folder: Path) -> None:
+        """Writes into the folder of a run, or of an experiment that is exported, what its data is."""
+        save_fingerprint(folder / FILE, fingerprint_of(self.corpus, self.has_image, self.config))
+
+    @functools.cached_property
+    def training_queries(self) -> TrainingQueries:
+        """
+        Raises:
+          DataError, ValueError: there is nothing to ask in training, or the budget has no room for it.
+        """
+        queries = TrainingQueries(self.corpus, self.config.queries, self.config.seed, self.has_codes)
+        check_room(self.writer, queries.tasks)
+        return queries
+
+    def check_training(self) -> list[str]:
+        """Finds what would end a training, before anything is compiled.
+
+        Returns:
+          What is left out or cut, in lines to be shown.
+
+        Raises:
+          DataError, ValueError: as of `training_queries`.
+        """
+        return [*self.training_queries.notes, *long_texts(self.writer, self.training_queries.tasks)]
 
     def of(self, corpus: Corpus) -> Self:
         """The same with other people, who meet the same items."""
@@ -112,9 +158,8 @@ class ExperimentData:
     ) -> grain.DatasetIterator[TrainingBatch]:
         """`features`: in the place of pictures."""
         config, pictures = self.config, self.images if features is None else features
-        queries = TrainingQueries(self.corpus, config.queries, config.seed, self.has_codes)
         return training_batches(
-            queries, self.writer, pictures, config.loader, seed=config.seed, start=start, share=share
+            self.training_queries, self.writer, pictures, config.loader, seed=config.seed, start=start, share=share
         )
 
     def questions(

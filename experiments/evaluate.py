@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from data_pipelines.corpus import Corpus
+from data_pipelines.errors import DataError
 from data_pipelines.queries import TASKS, Query
 from experiments.answers import Outcome, ask_items, ask_preference, ask_selections, save_answers
 from experiments.ask import Split, encode_catalogue
@@ -23,13 +24,16 @@ from experiments.baselines.popularity import Popularity
 from experiments.baselines.ranker import Ranker
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.baselines.sasrec_training import train_sasrec
+from experiments.data import ExperimentData
 from experiments.painting import GalleryConfig, ask_held_out, open_painter
 from experiments.pictures import sample_pictures
+from experiments.questions import questions_of, refuse_nothing, why_none
 from experiments.results import Evaluation, Row, Sample, Table, save_evaluation
-from experiments.run import Checkpoint, open_model
+from experiments.run import ALL_DEVICES, Checkpoint, load_model, open_data
 from unimp_jax.decoding import BeamConfig
 from unimp_jax.evaluation.bootstrap import figure, interval
 from unimp_jax.evaluation.harness import Ranked
+from unimp_jax.sharding import MeshConfig
 
 SAMPLED_HISTORY = 10
 
@@ -41,6 +45,8 @@ class EvaluationConfig:
     split: Split = "test"
     tasks: tuple[str, ...] = TASKS
     """Which of them are asked."""
+    users: int | None = None
+    """So many users, an even sample, are asked in each task; by default all."""
     checkpoint: Checkpoint = "best"
     """The best by validation, or the latest."""
     beams: int = 20
@@ -59,8 +65,12 @@ class EvaluationConfig:
     """Users whose history and recommendations are shown."""
     seed: int = 0
     """Of the bootstrap and of which users are shown."""
+    mesh: MeshConfig = ALL_DEVICES
+    """How the model lies on the devices that are here, whatever it was trained on."""
 
     def __post_init__(self) -> None:
+        if self.users is not None and self.users < 1:
+            raise ValueError(f"users {self.users} must be 1 or more")
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown or not self.tasks:
             raise ValueError(f"tasks {' '.join(unknown) or 'of nothing'}: one or more of {', '.join(TASKS)}")
@@ -70,58 +80,78 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     """Asks the run's model everything, and the baselines as well; writes what came of it.
 
     Raises:
-      DataError: the folder holds no run, or its data is not prepared.
-      CheckpointError: the run has no whole checkpoint.
+      DataError: the folder holds no run, its data is not prepared, nobody can be asked anything, or the run has no
+        whole checkpoint.
+      CheckpointError: the checkpoint cannot be read.
     """
     start = time.perf_counter()
-    data, model, facts = open_model(folder, config.checkpoint)
-    paints = "image" in config.tasks and data.config.queries.mix.image
-    painter = open_painter(data, config.pictures.painting.vqgan) if paints else None
+    data, split = open_data(folder, config.mesh), config.split
+    corpus = data.corpus
+    everything = {task: questions_of(data, split, task, config.users) for task in asked_tasks(data, config)}
+    refuse_nothing(data, split, everything)
+    left_out = {task: why_none(data, split, task, none) for task, none in everything.items() if not none.queries}
+    asked = {task: questions for task, questions in everything.items() if questions.queries}
+    painter = open_painter(data, config.pictures.painting.vqgan) if "image" in asked else None
+    model, facts = load_model(folder, data, config.checkpoint)
     model = encode_catalogue(data, model) if config.encode_catalogue else model
-    corpus, split = data.corpus, config.split
-    rankers = fit_rankers(corpus, config)
-    found: dict[str, Outcome | None] = {}
-    queries, ranked = list[Query](), None
-    if "recommendation" in config.tasks:
-        found["recommendation"], queries, ranked = ask_items(
-            data, model, rankers, split, "recommendation", config.beams
+    rankers, unfit = fit_rankers(corpus, config) if {*asked} - {"preference", "image"} else ([], {})
+    left_out |= unfit
+    outcomes: dict[str, Outcome] = {}
+    ranked, generated = None, None
+    if "recommendation" in asked:
+        outcomes["recommendation"], ranked = ask_items(
+            data, model, rankers, asked["recommendation"], "recommendation", config.beams
         )
-    if "search" in config.tasks:
-        found["search"] = ask_items(data, model, rankers, split, "search", config.beams)[0]
-    if "preference" in config.tasks:
-        found |= ask_preference(data, model, split, config.reviews)
-    if "selection" in config.tasks:
-        found["selection"] = ask_selections(data, model, rankers, split)
-    generated = None
+    if "search" in asked:
+        outcomes["search"], _ = ask_items(data, model, rankers, asked["search"], "search", config.beams)
+    if "preference" in asked:
+        outcomes |= ask_preference(data, model, asked["preference"], config.reviews)
+    if "selection" in asked:
+        outcomes["selection"] = ask_selections(data, model, rankers, asked["selection"])
     if painter:
-        painted, generated = ask_held_out(data, model, split, painter, config.pictures, config.seed)
-        found |= painted
-    outcomes = {task: outcome for task, outcome in found.items() if outcome}
+        try:
+            painted, generated = ask_held_out(data, model, asked["image"], painter, config.pictures, config.seed)
+            outcomes |= painted
+        except DataError as error:  # too few pictures to measure by
+            left_out["image"] = str(error)
+    if not outcomes:
+        raise DataError(f"{data.config.data.source}: nothing is left to ask: {'; '.join(left_out.values())}")
     evaluation = Evaluation(
         source=data.config.data.source,
         split=config.split,
         step=facts.step,
         tables=tuple(tabulate(task, outcome, config.seed) for task, outcome in outcomes.items()),
-        samples=sample(corpus, queries, ranked, config),
+        samples=sample(corpus, asked["recommendation"].queries, ranked, config) if ranked else (),
         seconds=time.perf_counter() - start,
         facts=facts.described,
+        left_out=left_out,
     )
     if jax.process_index() == 0:
         place = folder / "evaluation"
         if generated:
             shown = sample_pictures(data, generated, place, split, count=config.samples, seed=config.seed)
             evaluation = dataclasses.replace(evaluation, pictures=shown)
-        save_evaluation(evaluation, place / f"{config.split}.json")
+        place.mkdir(parents=True, exist_ok=True)
         for task, outcome in outcomes.items():
             save_answers(outcome, place / f"{split}-{task}.parquet")
+        save_evaluation(evaluation, place / f"{split}.json")  # at last: what it speaks of is there
     return evaluation
 
 
-def fit_rankers(corpus: Corpus, config: EvaluationConfig) -> list[Ranker]:
+def asked_tasks(data: ExperimentData, config: EvaluationConfig) -> list[str]:
+    """Those asked for, but for pictures where the run was not trained to generate any."""
+    return [task for task in TASKS if task in config.tasks and (task != "image" or data.config.queries.mix.image)]
+
+
+def fit_rankers(corpus: Corpus, config: EvaluationConfig) -> tuple[list[Ranker], dict[str, str]]:
+    """(the baselines, why one is left out, by its name)."""
     rankers: list[Ranker] = [Popularity(corpus), choose_markov(corpus)]
     if config.sasrec:
-        rankers.append(train_sasrec(corpus, config.sasrec_config))
-    return rankers
+        try:
+            rankers.append(train_sasrec(corpus, config.sasrec_config))
+        except DataError as error:
+            return rankers, {"SASRec": str(error)}
+    return rankers, {}
 
 
 def tabulate(task: str, outcome: Outcome, seed: int) -> Table:
@@ -138,12 +168,8 @@ def tabulate(task: str, outcome: Outcome, seed: int) -> Table:
     return Table(task, users, outcome.larger_is_better, tuple(rows), outcome.note)
 
 
-def sample(
-    corpus: Corpus, queries: Sequence[Query], ranked: Ranked | None, config: EvaluationConfig
-) -> tuple[Sample, ...]:
+def sample(corpus: Corpus, queries: Sequence[Query], ranked: Ranked, config: EvaluationConfig) -> tuple[Sample, ...]:
     """Some users, drawn by the seed, as many found within the ten best as not, where there are."""
-    if ranked is None:
-        return ()
     order = np.random.default_rng(config.seed).permutation(len(queries))
     found = [n for n in order.tolist() if ranked.filtered[n] <= 10][: config.samples // 2]
     missed = [n for n in order.tolist() if ranked.filtered[n] > 10][: config.samples - len(found)]
@@ -171,4 +197,8 @@ def show(evaluation: Evaluation) -> str:
             told = [f"{row.figures[name].mean:.4f}" if name in row.figures else "-" for name in names]
             cells = [f"{figure:>{max(9, len(head))}}" for figure, head in zip(told, names.values(), strict=True)]
             lines.append(" ".join([f"{row.model:{width}}", *cells]))
-    return "\n".join([*lines, "", "* seen items kept"])
+    return "\n".join([*lines, "", "* seen items kept", *show_left_out(evaluation.left_out)])
+
+
+def show_left_out(left_out: Mapping[str, str]) -> list[str]:
+    return [f"left out: {what}: {why}" for what, why in left_out.items()]

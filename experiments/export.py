@@ -19,10 +19,11 @@ from data_pipelines.errors import DataError
 from data_pipelines.queries import held_out_queries
 from data_pipelines.vocabulary import Vocabulary
 from data_pipelines.whole_tokenizer import whole_tokenizer
-from experiments.config import save_config
+from experiments.ask import Split
+from experiments.config import load_config, save_config
 from experiments.data import ExperimentData
 from experiments.results import Evaluation, load_evaluation
-from experiments.run import EXPERIMENT, Checkpoint, Facts, open_model
+from experiments.run import ALL_DEVICES, EXPERIMENT, Checkpoint, Facts, open_model
 from unimp_jax.interop import idefics, open_flamingo
 from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights
@@ -31,8 +32,12 @@ from unimp_jax.interop.layout import Table
 from unimp_jax.interop.shards import SHARD_BYTES, whole_folder, write_json
 from unimp_jax.model import ModelConfig
 from unimp_jax.model.vision import CLIP_DEVIATION, CLIP_MEAN
+from unimp_jax.sharding import MeshConfig
 
 Format = Literal["idefics", "open_flamingo"]
+
+SPLITS: tuple[Split, ...] = ("test", "validation")
+"""Of the first that there is, the card shows a prompt and the figures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +52,8 @@ class ExportConfig:
     """Of the weights."""
     shard_gigabytes: float = SHARD_BYTES / 10**9
     """No file of weights is larger, but one that holds a single array."""
+    mesh: MeshConfig = ALL_DEVICES
+    """How the model lies on the devices that are here, whatever it was trained on."""
 
 
 def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
@@ -58,7 +65,7 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
     """
     if config.shard_gigabytes <= 0:
         raise DataError(f"shard_gigabytes {config.shard_gigabytes} must be above 0")
-    data, model, facts = open_model(run, config.checkpoint)
+    data, model, facts = open_model(run, config.checkpoint, config.mesh)
     geometry, parameters = data.config.model, named(*model.parameters)
     if config.format == "open_flamingo":
         geometry, parameters = folded(geometry, parameters)
@@ -81,7 +88,11 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
         if described:
             write_json(temporary / "config.json", described)
             data.vocabulary.save(temporary / EXPERIMENT / "vocabulary")  # with what `unimp generate` reads
-            save_config(dataclasses.replace(data.config, start=None), temporary / EXPERIMENT / "config.json")
+            data.save_fingerprint(temporary / EXPERIMENT)
+            save_config(
+                dataclasses.replace(load_config(run / "config.json"), start=None),
+                temporary / EXPERIMENT / "config.json",
+            )
         else:
             dumped = pydantic.TypeAdapter(ModelConfig).dump_python(geometry, mode="json")
             write_json(temporary / GEOMETRY, dumped)
@@ -144,11 +155,11 @@ def prompt_parts(vocabulary: Vocabulary, tokens: list[int]) -> list[str | None]:
 
 def card(run: Path, name: str, data: ExperimentData, facts: Facts, config: ExportConfig) -> str:
     """What the model is, in Markdown: data, steps, metrics, how to load it and to ask it."""
-    evaluated: Evaluation | None = None
-    if (run / "evaluation" / "test.json").exists():
-        evaluated = load_evaluation(run / "evaluation" / "test.json")
-    query = held_out_queries(data.corpus, "test", "recommendation")[0]
-    parts = prompt_parts(data.vocabulary, data.writer.write(query, ask=True).tokens.tolist())
+    files = [run / "evaluation" / f"{split}.json" for split in SPLITS]
+    evaluated: Evaluation | None = next((load_evaluation(file) for file in files if file.exists()), None)
+    held_out = (query for split in SPLITS for query in held_out_queries(data.corpus, split, "recommendation"))
+    query = next(held_out, None)
+    parts = prompt_parts(data.vocabulary, data.writer.write(query, ask=True).tokens.tolist()) if query else []
     shown = [
         f"images[{sum(p is None for p in parts[:n])}]" if part is None else repr(part) for n, part in enumerate(parts)
     ]
@@ -160,6 +171,7 @@ def card(run: Path, name: str, data: ExperimentData, facts: Facts, config: Expor
         source=data.config.data.source,
         steps=facts.step,
         facts=facts.described,
+        split=evaluated.split if evaluated else SPLITS[0],
         tables=evaluated.tables if evaluated and evaluated.step == facts.step else (),
         prompt=shown,
         items=len(data.vocabulary.items),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 from flax import nnx
 from tqdm import tqdm
@@ -15,9 +16,11 @@ from data_pipelines.vocabulary import attribute_texts
 from experiments.ask import Model
 from experiments.data import ExperimentData
 from experiments.picture_towers import BATCH, own_tower
-from experiments.run import Checkpoint, open_model
+from experiments.run import ALL_DEVICES, Checkpoint, open_model
+from unimp_jax.interop.exporting import to_host
 from unimp_jax.model import UniMP
 from unimp_jax.semantic_ids import ResidualKMeansConfig, RQVAEConfig, SemanticIdConfig, semantic_ids
+from unimp_jax.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +36,12 @@ class ItemIdsConfig:
     )
     checkpoint: Checkpoint = "best"
     """The best by validation, or the latest."""
+    mesh: MeshConfig = ALL_DEVICES
+    """How the model lies on the devices that are here, whatever it was trained on."""
 
 
 def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
-    """Writes a file for `vocabulary.item_codes`; returns what to tell the user of it.
+    """Writes a file for `vocabulary.item_codes`, the first of several processes does; returns what to tell the user.
 
     Raises:
       DataError: the folder holds no run, or the file would be a folder.
@@ -46,7 +51,7 @@ def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
         raise ValueError("ids are made of images, of text or of both; neither is left")
     if path.is_dir():
         raise DataError(f"{path} is a folder; name a file that is to hold the ids, such as {path / 'ids.parquet'}")
-    data, model, facts = open_model(run, config.checkpoint)
+    data, model, facts = open_model(run, config.checkpoint, config.mesh)
     net = nnx.merge(model.examiner.graph, *model.parameters)
     blocks = []
     if config.images:
@@ -70,14 +75,15 @@ def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
         "seed": config.ids.seed,
         "figures": dataclasses.asdict(made.figures),
     }
-    save_codes(path, ItemCodes(tuple(data.corpus.item_ids), made.ids, sizes), described)
+    if jax.process_index() == 0:
+        save_codes(path, ItemCodes(tuple(data.corpus.item_ids), made.ids, sizes), described)
     layout = " + ".join(map(str, sizes))
     return f"{made.figures}\n{path}: ids of {layout} codes; train with --vocabulary.item-codes {path}"
 
 
 def picture_features(model: Model, data: ExperimentData) -> np.ndarray:
     """float32 [I, C]; an item without a picture is given the mean of all."""
-    tower = own_tower(data, model)
+    tower = own_tower(model)
     shown = np.flatnonzero(data.writer.has_image)
     features = np.zeros((data.corpus.num_items, data.config.model.vision.width), np.float32)
     for start in tqdm(range(0, len(shown), BATCH), desc="pictures", leave=False):
@@ -89,7 +95,7 @@ def picture_features(model: Model, data: ExperimentData) -> np.ndarray:
 
 def text_features(net: UniMP, data: ExperimentData) -> np.ndarray:
     """float32 [I, D]; an item without words is given zeros."""
-    table = np.asarray(net.embeddings.base[...], np.float32)
+    table = to_host(net.embeddings.base[...], ()).astype(np.float32)
     rows = data.vocabulary.encode_all(attribute_texts(data.corpus, data.config.vocabulary))
     zeros = np.zeros(table.shape[1], np.float32)
     return np.stack([table[row].mean(axis=0) if row else zeros for row in rows])

@@ -13,12 +13,13 @@ import tyro
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from data_pipelines.queries import IMAGE, Query, held_out_queries
+from data_pipelines.queries import IMAGE, Query
 from experiments.answers import OURS, Outcome
-from experiments.ask import Model, Split
+from experiments.ask import Model
 from experiments.data import ExperimentData
 from experiments.picture_towers import PictureTowerConfig, open_towers
-from experiments.pictures import Generated, picture_outcomes
+from experiments.pictures import Generated, picture_outcomes, refuse_few
+from experiments.questions import Questions
 from experiments.vqgan.run import decoder_of, open_vqgan
 from unimp_jax.decoding import DrawingConfig
 from unimp_jax.image_tokens import VQGAN
@@ -122,16 +123,23 @@ def ask_for_pictures(
 
 
 def ask_held_out(
-    data: ExperimentData, model: Model, split: Split, painter: Painter | None, config: GalleryConfig, seed: int
-) -> tuple[dict[str, Outcome], Generated | None]:
-    """(tables, what was generated) for the held-out image questions, if there are any and somebody who paints."""
-    asked = [] if painter is None else held_out_queries(data.corpus, split, "image", data.has_codes)
-    if painter is None or not asked:
-        return {}, None
+    data: ExperimentData, model: Model, questions: Questions, painter: Painter, config: GalleryConfig, seed: int
+) -> tuple[dict[str, Outcome], Generated]:
+    """(tables, what was generated) for held-out image questions.
+
+    Raises:
+      DataError: there are too few, or too few pictures, to measure by.
+    """
+    asked = questions.queries
     drawn = np.sort(np.random.default_rng(seed).permutation(len(asked))[: config.users])
-    generated = ask_for_pictures(data, model, [asked[number] for number in drawn], painter, config.painting, seed)
-    tower, clip = open_towers(config.towers, data, model)
-    return picture_outcomes(data, tower, generated, clip=clip, seed=seed), generated
+    queries = [asked[number] for number in drawn]
+    refuse_few(data, queries)
+    generated = ask_for_pictures(data, model, queries, painter, config.painting, seed)
+    tower, clip = open_towers(config.towers, model)
+    note = questions.note + (
+        f" {len(queries):,} of {len(asked):,} users, by chance." if len(asked) > len(queries) else ""
+    )
+    return picture_outcomes(data, tower, generated, clip=clip, seed=seed, note=note), generated
 
 
 def save_picture(picture: np.ndarray, path: Path) -> None:

@@ -24,8 +24,7 @@ class Parameters:
 
 
 def init_parameters(config: ExperimentConfig, mesh: Mesh, blank: Collection[Part] = ()) -> Parameters:
-    """New parameters in their shardings, zeros in `blank` parts; what does not train is kept in the type it is
-    computed in."""
+    """New parameters in their shardings, zeros in `blank` parts; their types are those of `kept_in`."""
     return take_apart(config, init_model(config.model, mesh, config.seed, blank=blank, dtypes=kept_in(config)))
 
 
@@ -36,8 +35,13 @@ def abstract_parameters(config: ExperimentConfig, mesh: Mesh) -> Parameters:
 
 
 def kept_in(config: ExperimentConfig) -> dict[Part, str]:
-    """The type of parts whose parameters are not kept in the model's."""
-    return {part: config.model.compute_dtype for part in PARTS if part not in config.training.trains}
+    """The type that each part's parameters are kept in, whatever `model.param_dtype` says.
+
+    What trains is kept in float32, and so are its moments: in bfloat16 an update of less than 1/256 of a weight is
+    lost, and a second moment that is to keep .999 of itself never shrinks. What does not train is kept in the type that
+    it is computed in.
+    """
+    return {part: "float32" if part in config.training.trains else config.model.compute_dtype for part in PARTS}
 
 
 def take_apart(config: ExperimentConfig, model: UniMP) -> Parameters:

@@ -15,12 +15,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from experiments.ask import Model
-from experiments.data import ExperimentData
 from unimp_jax.interop.layout import WeightsError
 from unimp_jax.interop.picture_towers import read_clip, read_inception
 from unimp_jax.interop.weights import reason
+from unimp_jax.model.axes import constrain
 from unimp_jax.model.vision import VisionTower
-from unimp_jax.sharding import make_mesh
+from unimp_jax.sharding import put_everywhere
 
 BATCH = 64  # pictures at a time
 
@@ -56,16 +56,21 @@ class OwnTower:
         config = vision.config
         self.name = f"the run's own tower (the mean over patches, {config.width} features)"
         graph, self._state = nnx.split(vision)
+        self._mesh = mesh
 
         @jax.jit(out_shardings=NamedSharding(mesh, PartitionSpec()))
         def encode(state: nnx.State, images_NHW3: jax.Array) -> jax.Array:
-            images_NHW3 = resized(images_NHW3, config.image_size)
+            images_NHW3 = constrain(resized(images_NHW3, config.image_size), "images", None, None, None)
             return nnx.merge(graph, state)(images_NHW3).astype(jnp.float32).mean(axis=1)
 
         self._encode = encode
 
     def see(self, images_NHW3: np.ndarray) -> np.ndarray:
-        return in_batches(lambda images: self._encode(self._state, images), images_NHW3)
+        with jax.set_mesh(self._mesh):  # whose devices share the pictures
+            return in_batches(self._see, images_NHW3)
+
+    def _see(self, images_NHW3: np.ndarray) -> jax.Array:
+        return self._encode(self._state, put_everywhere(self._mesh, images_NHW3))
 
 
 class InceptionTower:
@@ -137,9 +142,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise WeightsError(f"{folder}: the tokenizer of this CLIP cannot be read ({reason(error)})") from error
 
 
-def open_towers(
-    config: PictureTowerConfig, data: ExperimentData, model: Model
-) -> tuple[PictureTower, ClipTower | None]:
+def open_towers(config: PictureTowerConfig, model: Model) -> tuple[PictureTower, ClipTower | None]:
     """(what features are taken from, what tells how well pictures fit a text).
 
     Raises:
@@ -148,11 +151,11 @@ def open_towers(
     clip = ClipTower(config.clip) if config.clip else None
     if config.inception:
         return InceptionTower(config.inception), clip
-    return clip or own_tower(data, model), clip
+    return clip or own_tower(model), clip
 
 
-def own_tower(data: ExperimentData, model: Model) -> OwnTower:
-    return OwnTower(nnx.merge(model.examiner.graph, *model.parameters).vision, make_mesh(data.config.mesh))
+def own_tower(model: Model) -> OwnTower:
+    return OwnTower(nnx.merge(model.examiner.graph, *model.parameters).vision, model.examiner.mesh)
 
 
 def resized(images_NHW3: jax.Array, size: int) -> jax.Array:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from data_pipelines.errors import DataError
 from data_pipelines.images import decode
 from data_pipelines.queries import Query
 from experiments.answers import Outcome, asked
@@ -22,6 +23,7 @@ from experiments.baselines.query_match import WordMatches
 from experiments.data import ExperimentData
 from experiments.picture_towers import ClipTower, PictureTower
 from experiments.results import PictureSample
+from unimp_jax.evaluation.neighbours import NEIGHBOURS
 from unimp_jax.evaluation.pictures import (
     SAME_QUERY,
     clip_score,
@@ -74,12 +76,14 @@ def picture_outcomes(
     clip: ClipTower | None = None,
     randoms: int = 8,
     seed: int = 0,
+    note: str = "",
 ) -> dict[str, Outcome]:
     """`image`, of whose figures more is better, and `image-distance`, of whose less is.
 
     Args:
       tower, clip: as `open_towers` opens them.
       randoms: items whose pictures each generated one is compared with, drawn by the seed for each user.
+      note: more to say of who was asked.
     """
     beside = draw_beside(data, generated.queries, randoms, seed)
     words = [", ".join(data.corpus.categories[item]) for item in beside.wanted_P]
@@ -92,7 +96,7 @@ def picture_outcomes(
             scores[name]["CLIP score"] = clip_score(x_PSF, query_PF)
     distances = {name: picture_distances(x_PSF, seen.wanted_PF) for name, x_PSF in seen.rows.items()}
     answers = asked(data.corpus, generated.queries) | {"query": words}
-    how = f"{generated.size} x {generated.size} pixels, seen by {tower.name}."
+    how = f"{generated.size} x {generated.size} pixels, seen by {tower.name}.{note}"
     signs = " ".join(
         tell_signs(f"{name}, {figure},", scores[name][figure])
         for name in generated.pictures for figure in ("closer", SAME_QUERY)
@@ -101,6 +105,18 @@ def picture_outcomes(
         "image": Outcome(f"{QUESTION} {how} {MEANINGS.format(randoms)} {signs}", scores, answers, picture_figures),
         "image-distance": Outcome(f"{how} {DISTANCES}", distances, answers, larger_is_better=False),
     }
+
+
+def refuse_few(data: ExperimentData, queries: Sequence[Query]) -> None:
+    """
+    Raises:
+      DataError: there are fewer users than precision and recall are made of, or fewer pictures than are compared.
+    """
+    pictures = int(data.writer.has_image.sum())
+    if len(queries) <= NEIGHBOURS or pictures < 3:
+        raise DataError(
+            f"{len(queries)} users and {pictures} items with pictures: more than {NEIGHBOURS} and 3 are needed"
+        )
 
 
 def tell_signs(name: str, shares: np.ndarray) -> str:
@@ -140,16 +156,19 @@ def items_of_the_query(
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each wanted item, one of the others that match its categories best, and `count` draws of the best that are
     left then: int64 [P] and [P, count]."""
-    categories, places = data.corpus.categories, np.arange(len(wanted_P))
-    matches_PI = WordMatches(categories, lambda place, _: categories[wanted_P[place]])(places, places)
-    matches_PI[:, ~data.writer.has_image] = -1
+    categories, has_image = data.corpus.categories, data.writer.has_image
+    matches = WordMatches(categories, lambda place, _: categories[wanted_P[place]])
 
-    def draw(taken_P: np.ndarray, count: int) -> np.ndarray:
-        matches_PI[places, taken_P] = -1
-        return np.stack([rng.choice(np.flatnonzero(row == row.max()), count) for row in matches_PI])
+    def draw(count: int, *taken: np.ndarray) -> np.ndarray:
+        drawn = []
+        for place in range(len(wanted_P)):  # what one asks is matched with all items at a time
+            row_I = np.where(has_image, matches(np.array([place]), np.array([place]))[0], -1)
+            row_I[[items_P[place] for items_P in taken]] = -1
+            drawn.append(rng.choice(np.flatnonzero(row_I == row_I.max()), count))
+        return np.stack(drawn)
 
-    alike_P = draw(wanted_P, 1)[:, 0]
-    return alike_P, draw(alike_P, count)
+    alike_P = draw(1, wanted_P)[:, 0]
+    return alike_P, draw(count, wanted_P, alike_P)
 
 
 class Seen(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,16 @@ class Evaluation:
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What a reader may want to know of the run: parameters, seed, data, machine."""
     pictures: tuple[PictureSample, ...] = ()
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Why a task, or a baseline, is in no table."""
 
 
 def save_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dataclasses.asdict(evaluation), indent=1), encoding="utf-8")
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(dataclasses.asdict(evaluation), indent=1), encoding="utf-8")
+    os.replace(partial, path)
 
 
 def load_evaluation(path: Path) -> Evaluation:
@@ -88,6 +94,8 @@ def load_evaluation(path: Path) -> Evaluation:
     try:
         return pydantic.TypeAdapter(Evaluation).validate_json(path.read_bytes())
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist: run `unimp evaluate` on this run first") from error
+        others = sorted(other.stem for other in path.parent.glob("*.json"))
+        there = f", or name another --split: {', '.join(others)}" if others else ""
+        raise DataError(f"{path} does not exist: run `unimp evaluate` on this run first{there}") from error
     except pydantic.ValidationError as error:
         raise DataError(f"{path} is not an evaluation: {error.errors()[0]['msg']}") from error

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.corpus import TEST
+from data_pipelines.errors import DataError
 from experiments.baselines.ranker import evaluate_ranker
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.baselines.sasrec_training import Record, train_sasrec
@@ -17,8 +19,14 @@ from unimp_jax.evaluation.metrics import ranking_metrics
 
 
 def train_rival(data: DataConfig, config: SASRecConfig, folder: Path) -> None:
-    """Trains SASRec on a prepared source; leaves configuration, curve, parameters and the test ranks of every user."""
+    """Trains SASRec on a prepared source; leaves configuration, curve, parameters and the test ranks of every user.
+
+    Raises:
+      DataError: the source is not prepared, or holds nothing to train on or to test with.
+    """
     corpus = load_records(data).corpus
+    if not len(corpus.held_out(TEST)[0]):
+        raise DataError(f"{data.source} has no test questions: nobody would be ranked for")
 
     def say(record: Record) -> None:
         print(", ".join(f"{name} {value:.4g}" for name, value in record.items()), flush=True)
@@ -29,4 +37,4 @@ def train_rival(data: DataConfig, config: SASRecConfig, folder: Path) -> None:
     np.savez_compressed(folder / "test.npz", **outcome)
     for kind in ("filtered", "kept"):
         figures = {name: interval(values) for name, values in ranking_metrics(outcome[kind]).items()}
-        print(f"seen {kind}: " + ", ".join(f"{n} {i.mean:.4f} [{i.low:.4f}, {i.high:.4f}]" for n, i in figures.items()))
+        print(f"seen {kind}: " + ", ".join(f"{n} {i.mean:.4f} [{i.bounds(', ')}]" for n, i in figures.items()))

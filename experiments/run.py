@@ -14,18 +14,19 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipelines.errors import DataError
+from data_pipelines.fingerprint import DATA_PARTS
 from data_pipelines.loader import Share
 from experiments.ask import Model
 from experiments.config import ExperimentConfig, load_config
 from experiments.data import ExperimentData
-from experiments.parameters import init_parameters
-from experiments.step import init_state, optimizer_of, to_device
+from experiments.parameters import abstract_parameters, init_parameters
+from experiments.step import to_device
 from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.interop.importing import GEOMETRY, exported_values
 from unimp_jax.interop.placing import place
 from unimp_jax.model import PARTS
 from unimp_jax.sharding import ROWS, MeshConfig, make_mesh, row_shards
-from unimp_jax.training.checkpoint import Checkpoints, abstract
+from unimp_jax.training.checkpoint import Checkpoints
 from unimp_jax.training.frozen import load_frozen
 from unimp_jax.training.log import read_log
 
@@ -33,6 +34,10 @@ Checkpoint = Literal["best", "latest"]
 
 EXPERIMENT = "unimp"
 """In an exported folder: the experiment and its vocabulary, which nothing but this project reads."""
+
+
+ALL_DEVICES = MeshConfig(data=-1)
+"""Each of the devices that are here holds all parameters and works on its own rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +48,55 @@ class Facts:
     described: dict[str, Any]
 
 
-def open_model(folder: Path, checkpoint: Checkpoint) -> tuple[ExperimentData, Model, Facts]:
-    """The data, the model ready to be asked, and what to say of it.
+def used_here(config: ExperimentConfig, mesh: MeshConfig) -> ExperimentConfig:
+    """The experiment of a trained run as it is used on the devices that are here, whatever it was trained on.
+
+    Devices lie as `mesh` says, and attention is computed by what suits them. A device works on as many rows at a time
+    as in training, where that is known, and all together on no more; no answer depends on it.
+    """
+    shape = make_mesh(mesh).shape
+    shards = math.prod(shape[axis] for axis in ROWS)
+    trained = math.prod(getattr(config.mesh, axis) for axis in ROWS)  # below 0: on all devices that there were
+    rows = config.loader.rows // config.training.accumulate
+    rows = min(rows, rows // trained * shards) if trained > 0 else rows
+    return dataclasses.replace(
+        config,
+        mesh=mesh,
+        loader=dataclasses.replace(config.loader, rows=max(1, -(-rows // shards)) * shards),
+        model=dataclasses.replace(config.model, attention="auto", remat="none"),
+    )
+
+
+def open_data(folder: Path, mesh: MeshConfig = ALL_DEVICES) -> ExperimentData:
+    """The data of a run, its configuration that of `used_here`.
+
+    Raises:
+      DataError: the folder holds no run, or its data is not prepared, or is not what it was trained on.
+    """
+    config = used_here(load_config(folder / "config.json"), mesh)
+    return ExperimentData.load(config, folder / "vocabulary", same=DATA_PARTS)
+
+
+def open_model(
+    folder: Path, checkpoint: Checkpoint, mesh: MeshConfig = ALL_DEVICES
+) -> tuple[ExperimentData, Model, Facts]:
+    """The data, the model ready to be asked on the devices that are here, and what to say of it.
 
     Raises:
       DataError: the folder holds no run, or one without a whole checkpoint.
     """
-    config = load_config(folder / "config.json")
-    data = ExperimentData.load(config, folder / "vocabulary")
-    model, step = restore(folder, config, checkpoint)
+    data = open_data(folder, mesh)
+    return data, *load_model(folder, data, checkpoint)
+
+
+def load_model(folder: Path, data: ExperimentData, checkpoint: Checkpoint) -> tuple[Model, Facts]:
+    """A run's model, where `data` is open already, and what to say of it.
+
+    Raises:
+      DataError: the run has no whole checkpoint.
+      CheckpointError: it cannot be read.
+    """
+    model, step = restore(folder, data.config, checkpoint)
     trainable, frozen = model.parameters
     lines = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] == "train"]
     described = {
@@ -60,7 +105,7 @@ def open_model(folder: Path, checkpoint: Checkpoint) -> tuple[ExperimentData, Mo
         "people": f"{data.corpus.num_users:,}",
         "items": f"{data.corpus.num_items:,}",
         "interactions": f"{len(data.corpus.items):,}",
-        "seed": config.seed,
+        "seed": data.config.seed,
     }
     if lines:
         described |= {
@@ -69,7 +114,7 @@ def open_model(folder: Path, checkpoint: Checkpoint) -> tuple[ExperimentData, Mo
             "share of peak": f"{lines[-1]['mfu']:.1%}",
             "waiting for data": f"{lines[-1]['waiting_share']:.2%}",
         }
-    return data, model, Facts(step, described)
+    return model, Facts(step, described)
 
 
 def open_to_ask(
@@ -97,33 +142,32 @@ def open_to_ask(
     config = load_config(described / "config.json")
     shards = make_mesh(mesh).shape
     config = dataclasses.replace(
-        config,
-        mesh=mesh,
+        used_here(config, mesh),
         data=dataclasses.replace(config.data, folder=records or config.data.folder),
         loader=dataclasses.replace(config.loader, rows=math.prod(shards[axis] for axis in ROWS)),
     )
-    data = ExperimentData.load(config, described / "vocabulary")
+    data = ExperimentData.load(config, described / "vocabulary", same=["items"])
     if exported:
         return data, functools.partial(read_exported, folder, config)
     return data, lambda: restore(folder, config, checkpoint)[0]
 
 
 def restore(folder: Path, config: ExperimentConfig, checkpoint: Checkpoint) -> tuple[Model, int]:
-    """A run's model, ready to be asked, and the step that it is of.
+    """A run's model, ready to be asked, and the step that it is of. Nothing but its parameters is read.
 
     Raises:
       DataError: the run has no whole checkpoint.
+      CheckpointError: it cannot be read.
     """
     mesh = make_mesh(config.mesh)
-    parameters = init_parameters(config, mesh)
-    state = init_state(parameters.trainable, optimizer_of(config), mesh)
+    parameters = abstract_parameters(config, mesh)
     with Checkpoints(folder / "checkpoints", config.checkpoint, reads_only=True) as checkpoints:
         step = checkpoints.best() if checkpoint == "best" else checkpoints.latest()
         if step is None:
             raise DataError(f"{folder} has no whole checkpoint yet: run `unimp train` on it first")
-        state, _ = checkpoints.restore(step, abstract(state))
-    frozen = load_frozen(folder / "frozen", abstract(parameters.frozen))
-    return to_be_asked(parameters.graph, mesh, (state.trainable, frozen)), step
+        trainable = checkpoints.restore_parameters(step, parameters.trainable)
+    frozen = load_frozen(folder / "frozen", parameters.frozen)
+    return to_be_asked(parameters.graph, mesh, (trainable, frozen)), step
 
 
 def read_exported(folder: Path, config: ExperimentConfig) -> Model:

@@ -9,36 +9,39 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipelines.errors import DataError
+from data_pipelines.fingerprint import DATA_PARTS, FILE
 from data_pipelines.loader import Position, Share
-from data_pipelines.queries import TASKS, Query, held_out_queries
-from experiments.ask import Model, ask_for_items
+from data_pipelines.queries import TASKS, held_out_queries
+from experiments.ask import Model, ask_for_items, evenly_spread
 from experiments.beginning import adopt, begin, first_vocabulary
 from experiments.config import ExperimentConfig, differences, load_config, save_config
 from experiments.data import ExperimentData, sized_model
 from experiments.features import tower_features
 from experiments.lock import alone_in
-from experiments.parameters import Parameters, init_parameters
+from experiments.parameters import Parameters, abstract_parameters
 from experiments.starts import note_start
-from experiments.step import compile_step, init_state, model_flops, optimizer_of, to_device
+from experiments.step import abstract_state, compile_step, init_state, model_flops, optimizer_of, to_device
 from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.processes import wait_for_all
 from unimp_jax.sharding import check_rows, check_tokens, make_mesh, row_shards
-from unimp_jax.training.checkpoint import Checkpoints, abstract
-from unimp_jax.training.frozen import save_frozen
+from unimp_jax.training.checkpoint import Checkpoints
+from unimp_jax.training.frozen import load_frozen, save_frozen
 from unimp_jax.training.log import RunLog
 from unimp_jax.training.loop import Run, train
 from unimp_jax.training.peak import peak_flops
 from unimp_jax.training.preemption import EndRequest
+from unimp_jax.training.step import TrainState
 
 
 def train_run(config: ExperimentConfig, folder: Path) -> None:
@@ -60,21 +63,16 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         jax.set_mesh(mesh),
         Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints,
     ):
-        parameters = init_parameters(config, mesh) if checkpoints.latest() else begin(config, mesh)
-        transformation = optimizer_of(config)
-        state, notes = init_state(parameters.trainable, transformation, mesh), None
-        shapes = abstract(state)
-        restored = checkpoints.restore_latest(shapes)
-        if restored is not None:
-            state, notes = restored
+        parameters, transformation = abstract_parameters(config, mesh), optimizer_of(config)
+        state, frozen, notes = latest_or_first(config, parameters, transformation, mesh, checkpoints)
         if jax.process_index() == 0:
             describe(config, data, parameters, mesh)
             note_start(folder)
-        frozen = save_frozen(folder / "frozen", parameters.frozen)
         features = None
         if config.training.cache_features:
-            now = dataclasses.replace(parameters, trainable=state.trainable, frozen=frozen)
-            features = tower_features(data, now, mesh, folder / "features")
+            features = tower_features(
+                data, Parameters(parameters.graph, state.trainable, frozen), mesh, folder / "features"
+            )
         run = Run(
             step=compile_step(config, parameters, transformation, state, mesh),
             batches=lambda position: data.training(Position(**position) if position else Position(), share, features),
@@ -96,6 +94,31 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         raise SystemExit(0)
 
 
+def latest_or_first(
+    config: ExperimentConfig,
+    parameters: Parameters,
+    transformation: optax.GradientTransformation,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+) -> tuple[TrainState, Any, dict[str, Any] | None]:
+    """(state, frozen parameters, the checkpoint's notes; None at step 0), of the latest checkpoint where there is one.
+
+    At no moment is anything on the devices twice.
+
+    Args:
+      parameters: abstract, and read onto in the place of real ones where there is a checkpoint.
+
+    Raises:
+      CheckpointError: what is there cannot be read.
+    """
+    folder = checkpoints.folder.parent / "frozen"
+    restored = checkpoints.restore_latest(abstract_state(parameters.trainable, transformation, mesh))
+    if restored is not None:
+        return restored[0], load_frozen(folder, parameters.frozen), restored[1]
+    first = begin(config, mesh)
+    return init_state(first.trainable, transformation, mesh), save_frozen(folder, first.frozen), None
+
+
 def open_together(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
     """`open_run` of all processes: the first one makes the folder, and the others find it made."""
     if jax.process_index() == 0:
@@ -115,7 +138,8 @@ def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
             config = dataclasses.replace(config, model=before.model, vocabulary=before.vocabulary)  # it did its part
         else:
             config = adopt(config)
-        data = ExperimentData.load(config, vocabulary)
+        reconfigured = differences(before, dataclasses.replace(config, model=before.model))
+        data = ExperimentData.load(config, vocabulary, same=() if reconfigured else DATA_PARTS)
         config = sized_model(config, data.vocabulary)
         changed = differences(before, config)
         if changed:
@@ -123,12 +147,17 @@ def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
                 f"{folder} holds a run of another configuration ({'; '.join(changed[:3])}"
                 f"{' …' if len(changed) > 3 else ''}); name another folder to start anew"
             )
+        data.check_training()
+        if jax.process_index() == 0 and not (folder / FILE).exists():
+            data.save_fingerprint(folder)
         return data, config
     config = adopt(config)
     data = ExperimentData.load(config, first_vocabulary(config))
     config = sized_model(config, data.vocabulary)
+    data.check_training()
     if jax.process_index() == 0:
         data.vocabulary.save(vocabulary)
+        data.save_fingerprint(folder)
         save_config(config, saved)
     return data, config
 
@@ -151,12 +180,6 @@ def validation(
     return validate
 
 
-def evenly_spread(queries: Sequence[Query], count: int) -> list[Query]:
-    """`count` of them in their order, or all where there are fewer."""
-    count = min(count, len(queries))
-    return [queries[len(queries) * number // count] for number in range(count)]
-
-
 def describe(config: ExperimentConfig, data: ExperimentData, parameters: Parameters, mesh: Mesh) -> None:
     """Says what is about to run."""
     trainable, frozen = (
@@ -165,5 +188,7 @@ def describe(config: ExperimentConfig, data: ExperimentData, parameters: Paramet
     print(
         f"{config.data.source}: {data.corpus.num_users} users, {data.corpus.num_items} items; "
         f"vocabulary {data.vocabulary.base_size} + {len(data.vocabulary.new_tokens)}\n"
-        f"{trainable:,} parameters train, {frozen:,} are frozen; mesh {dict(mesh.shape)}"
+        f"{trainable:,} parameters train, {frozen:,} are frozen; mesh {dict(mesh.shape)}",
+        *data.check_training(),
+        sep="\n",
     )

@@ -174,6 +174,22 @@ def put_rows(mesh: Mesh, loaded: Any) -> Any:
     return jax.tree.map(put, loaded)
 
 
+def put_everywhere(mesh: Mesh, loaded: Any) -> Any:
+    """Whole arrays on every device, in any structure, of which every process has loaded the same; unlike
+    `jax.device_put`, it does not compare what the processes have."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if everywhere.is_fully_addressable:
+        return jax.device_put(loaded, everywhere)
+
+    def put(array: Any) -> jax.Array:
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:  # it is there
+            return array
+        whole = np.asarray(array)
+        return jax.make_array_from_callback(whole.shape, everywhere, lambda index: whole[index])
+
+    return jax.tree.map(put, loaded)
+
+
 def check_rows(rows: int, mesh: Mesh, accumulate: int = 1) -> None:
     """
     Raises:

@@ -6,6 +6,7 @@ product with the sum of their vectors, but for a factor that changes no comparis
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -79,11 +80,10 @@ def training_texts(corpus: Corpus) -> tuple[np.ndarray, list[str]]:
 
 
 def _vectors(texts: Iterable[str]) -> scipy.sparse.csr_array:
-    """TF-IDF of words, of length 1, 0 for a text without a word: float64 [texts, words].
-
-    Raises:
-      ValueError: no text has a word.
-    """
+    """TF-IDF of words, of length 1, 0 for a text without a word: float64 [texts, words]."""
+    texts = list(texts)
+    if not any(re.search(r"\w", text) for text in texts):  # for the vectorizer, an error
+        return scipy.sparse.csr_array((len(texts), 1))
     vectorizer = TfidfVectorizer(token_pattern=r"\b\w+\b")  # unlike the default, words of one letter count
     return scipy.sparse.csr_array(vectorizer.fit_transform(texts))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy.sparse
 
 from experiments.baselines.ranker import Ranker
 
@@ -20,16 +21,29 @@ class QueryMatch:
         self.name = f"{base.name} + query"
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Matches times I plus the number of items with a lower base score: exact in float32, ties stay ties."""
+        """The place of an item by both, among the user's: as many numbers as are needed, ties stay ties."""
         base_MI = self.base.scores(users, positions)
         matches_MI = np.asarray(self.matches(users, positions), np.int64)
         if matches_MI.shape != base_MI.shape:
             raise ValueError(f"matches are {matches_MI.shape}, scores {base_MI.shape}: both must be [queries, items]")
-        if (matches_MI.max(initial=0) + 1) * base_MI.shape[1] > 2**24:
-            raise ValueError("so many matches of so many items are not exact in float32")
-        lower_MI = np.stack([np.searchsorted(np.sort(row), row) for row in base_MI])
-        scores_MI = (matches_MI * base_MI.shape[1] + lower_MI).astype(np.float32)
-        return np.where(np.isnan(base_MI), np.float32(np.nan), scores_MI)
+        places_MI = np.stack([places(*pair) for pair in zip(matches_MI, base_MI, strict=True)])
+        return np.where(np.isnan(base_MI), np.float32(np.nan), in_order(places_MI))
+
+
+def places(first_I: np.ndarray, second_I: np.ndarray) -> np.ndarray:
+    """From 0, the place of each item by `first`, among equals by `second`; equal in both, equal in place: int32 [I]."""
+    order_I = np.lexsort((second_I, first_I))
+    ordered = first_I[order_I], second_I[order_I]
+    risen_I = np.concatenate([[False], (ordered[0][1:] != ordered[0][:-1]) | (ordered[1][1:] != ordered[1][:-1])])
+    places_I = np.empty(len(order_I), np.int32)
+    places_I[order_I] = np.cumsum(risen_I)
+    return places_I
+
+
+def in_order(places: np.ndarray) -> np.ndarray:
+    """float32 numbers in the order of int32 ones from 0 on, of which more than 2^24 would not be exact as float32: the
+    bits of floats above 0 are in the order of the floats. They begin at the smallest that no processor takes for 0."""
+    return (places.astype(np.int32) + np.float32(np.finfo(np.float32).tiny).view(np.int32)).view(np.float32)
 
 
 class WordMatches:
@@ -44,16 +58,19 @@ class WordMatches:
         self._words = {
             word: column for column, word in enumerate(sorted({w.casefold() for c in categories for w in c}))
         }
-        self._has_IW = np.stack([self._row(words) for words in categories])
+        self._has_IW = self._rows(categories)
         self._query_of = query_of
 
     def __call__(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """int32 [M, I]."""
         pairs = zip(users.tolist(), positions.tolist(), strict=True)
-        asked_MW = np.stack([self._row(self._query_of(*pair)) for pair in pairs])
-        return (asked_MW @ self._has_IW.T).astype(np.int32)
+        asked_MW = self._rows([self._query_of(*pair) for pair in pairs])
+        return (asked_MW @ self._has_IW.T).toarray()
 
-    def _row(self, words: Sequence[str]) -> np.ndarray:
-        row = np.zeros(len(self._words), np.float32)
-        row[[self._words[word.casefold()] for word in words if word.casefold() in self._words]] = 1
-        return row
+    def _rows(self, texts: Sequence[Sequence[str]]) -> scipy.sparse.csr_array:
+        """1 for each word of a text that some item has: int32 [texts, words]."""
+        found = [{self._words[word.casefold()] for word in words if word.casefold() in self._words} for words in texts]
+        columns = np.array([column for row in found for column in sorted(row)], np.int32)
+        offsets = np.cumsum([0, *map(len, found)])
+        shape = (len(found), len(self._words))
+        return scipy.sparse.csr_array((np.ones(len(columns), np.int32), columns, offsets), shape=shape)

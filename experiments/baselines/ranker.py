@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Protocol
 
 import jax
 import numpy as np
 
 from data_pipelines.corpus import SPLITS, Corpus
-from unimp_jax.evaluation.ranking import ranks
+from unimp_jax.evaluation.ranking import ranks, seen_bitmap
 
 Split = Literal["validation", "test"]
+
+BATCH = 512
+"""Users scored at a time, …"""
+SCORES = 1 << 25
+"""… or fewer, so that there are at most so many scores."""
 
 
 class Ranker(Protocol):
@@ -41,7 +47,36 @@ def padded_histories(
     return np.where(steps < lengths[:, None], corpus.items[events], -1).astype(np.int32)
 
 
-def evaluate_ranker(ranker: Ranker, corpus: Corpus, split: Split, batch: int = 512) -> dict[str, np.ndarray]:
+def scored_batches(
+    ranker: Ranker, corpus: Corpus, users: np.ndarray, positions: np.ndarray, batch: int = BATCH
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(int64 [m], which of the M users; float32 [m, num_items], their scores) for all, some at a time; the last batch
+    starts over, so that all are of one shape, which is compiled once."""
+    size = max(1, min(batch, SCORES // corpus.num_items))
+    for start in range(0, len(users), size):
+        part = np.arange(start, start + size) % len(users)
+        yield part, np.asarray(ranker.scores(users[part], positions[part]))
+
+
+def rank_in_batches(
+    ranker: Ranker, corpus: Corpus, users: np.ndarray, positions: np.ndarray, targets: np.ndarray, batch: int = BATCH
+) -> tuple[np.ndarray, np.ndarray]:
+    """The right item's rank with seen items (kept, filtered): float32 [M] each. Scores and what was seen are held of
+    some users at a time.
+
+    Args:
+      users, positions, targets: int32 [M], moments of histories, and the right item of each.
+    """
+    kept, filtered = (np.full(len(users), np.nan, np.float32) for _ in range(2))
+    for part, scores in scored_batches(ranker, corpus, users, positions, batch):
+        moments = zip(users[part].tolist(), positions[part].tolist(), strict=True)
+        seen = seen_bitmap([corpus.history(*moment) for moment in moments], corpus.num_items)
+        kept[part], filtered[part] = jax.device_get(ranks(scores, targets[part], seen))
+        del scores  # before the next ones are made
+    return kept, filtered
+
+
+def evaluate_ranker(ranker: Ranker, corpus: Corpus, split: Split, batch: int = BATCH) -> dict[str, np.ndarray]:
     """Ranks the right item in the whole catalogue for every user that the split asks about, `batch` users at a time.
 
     Returns:
@@ -50,10 +85,5 @@ def evaluate_ranker(ranker: Ranker, corpus: Corpus, split: Split, batch: int = 5
     """
     users, positions = corpus.held_out(SPLITS[split])
     targets = corpus.targets(users, positions)
-    seen = padded_histories(corpus, users, positions)
-    kept, filtered = (np.full(len(users), np.nan, np.float32) for _ in range(2))
-    for start in range(0, len(users), batch):
-        part = np.arange(start, start + batch) % len(users)  # the last batch starts over: one shape, compiled once
-        scores = ranker.scores(users[part], positions[part])
-        kept[part], filtered[part] = jax.device_get(ranks(scores, targets[part], seen[part]))
+    kept, filtered = rank_in_batches(ranker, corpus, users, positions, targets, batch)
     return {"users": users, "positions": positions, "targets": targets, "kept": kept, "filtered": filtered}

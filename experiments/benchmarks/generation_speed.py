@@ -194,8 +194,9 @@ def search(data: ExperimentData, model: Model, queries: Sequence[Query], prompts
 
     def run() -> np.ndarray:
         return model.examiner.find(
-            model.parameters, batches, trie=trie, excluded=seen, k=K, beams=K, latents_ILC=model.latents_ILC
-        )[0]
+            model.parameters, batches, len(queries), trie=trie, excluded=seen, k=K, beams=K,
+            latents_ILC=model.latents_ILC,
+        )[0]  # fmt: skip
 
     return run
 

@@ -39,7 +39,7 @@ def padded(examples: Sequence[Example], images: ImageStore, side: Literal["left"
     for row, one in enumerate(examples):
         where = slice(length - len(one.tokens), length) if side == "left" else slice(len(one.tokens))
         tokens[row, where], attended[row, where] = one.tokens, 1
-        shown = np.cumsum(one.tokens == one.image_token) - 1
+        shown = np.searchsorted(one.image_positions, np.arange(len(one.tokens)), side="right") - 1
         mask[row, where] = shown[:, None] == np.arange(slots)
         for place, item in enumerate(one.images):
             picture = (images[int(item)].astype(np.float32) / 255 - CLIP_MEAN) / CLIP_DEVIATION

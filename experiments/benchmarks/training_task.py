@@ -23,7 +23,7 @@ from data_pipelines.examples import Budget, Example
 from data_pipelines.images import ImageConfig
 from data_pipelines.loader import BlockPlanner, LoaderConfig, fill_batch
 from data_pipelines.queries import TrainingQueries
-from data_pipelines.tasks import LossWeights, TaskConfig
+from data_pipelines.task_config import LossWeights, TaskConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.benchmarks.peer_inputs import IGNORED, export_weights, labels, padded
 from experiments.benchmarks.sizes import Size, geometry
@@ -138,7 +138,7 @@ def prepare_task(config: ExperimentConfig, folder: Path, batches: int, peer_batc
     save_config(config, folder / "config.json")
     queries = TrainingQueries(data.corpus, config.queries, config.seed)
     planned = BlockPlanner(queries, data.writer, config.loader, config.seed)(0)
-    rows = [[askable(example) for example in row] for row in planned]
+    rows = [[askable(example) for example in row] for row in planned.rows]
     size = config.loader.rows
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):

@@ -22,7 +22,7 @@ import tyro
 from flax import nnx
 
 from unimp_jax.batch import Batch
-from unimp_jax.decoding import Prompts, build_trie, read, search_items
+from unimp_jax.decoding import Prompts, build_trie, close, read, search_items
 from unimp_jax.model import UniMP, presets
 
 SIZES = (512, 512, 512, 32)
@@ -88,7 +88,8 @@ def main(options: Options) -> None:
 
     @jax.jit
     def search(state: Any, hidden: Any, prompts: Any, trie: Any, excluded: Any) -> Any:
-        return search_items(nnx.merge(graph, state), hidden, prompts, trie, excluded, k=10, beams=10)
+        closed = None if excluded is None else close(trie, excluded)
+        return search_items(nnx.merge(graph, state), hidden, prompts, trie, closed, k=10, beams=10)
 
     print(f"{options.users} users at once, 10 beams, {options.repeats} repeats, seed {options.seed}\n")
     print("| items | levels | branching | trie built | search, ms a user | with 100 met items each |")

@@ -153,8 +153,9 @@ def lines_of(
         if group is groups[0]:
             base_runs = runs
         elif base_runs:
-            both, _ = figures_of([*runs, *base_runs], task, model, [name for name in names if not is_minor(name)])
-            pairs = {name: (x[: len(runs)], x[len(runs) :]) for name, x in both.items()}
+            major = [name for name in names if not is_minor(name)]
+            both, shared = figures_of([*runs, *base_runs], task, model, major)
+            pairs = {name: (x[: len(runs)], x[len(runs) :]) for name, x in both.items() if shared > 1}
             line = dataclasses.replace(
                 line,
                 few=len(runs) == 1,
@@ -172,7 +173,7 @@ def is_minor(figure: str) -> bool:
 def figures_of(runs: Sequence[Run], task: str, model: str, figures: Sequence[str]) -> tuple[dict[str, np.ndarray], int]:
     """(float64 [runs, M] by figure, whose means are the figures; M), of questions that all runs answered readably.
 
-    Fewer than two such questions make no figures.
+    No such question makes no figures.
     """
     tables = [run.answers[task] for run in runs]
     prefix = f"{model}: "
@@ -195,8 +196,8 @@ def figures_of(runs: Sequence[Run], task: str, model: str, figures: Sequence[str
         for keys, by_name in zip(asked, columns, strict=True)
     ]
     common = functools.reduce(np.intersect1d, readable)
-    if len(common) < 2:
-        return {}, len(common)
+    if not len(common):
+        return {}, 0
     found: dict[str, list[np.ndarray]] = {figure: [] for figure in figures}
     formulas = FORMULAS.get(task, {})
     for keys, by_name in zip(asked, columns, strict=True):
@@ -204,7 +205,8 @@ def figures_of(runs: Sequence[Run], task: str, model: str, figures: Sequence[str
         places = order[np.searchsorted(keys, common, sorter=order)]
         here = {name: x[places] for name, x in by_name.items()}
         for figure in figures:
-            found[figure].append(influence(here, formulas[figure]) if figure in formulas else here[figure])
+            made = influence if len(common) > 1 else lambda of, formula: formula(of)  # of one user, no more is known
+            found[figure].append(made(here, formulas[figure]) if figure in formulas else here[figure])
     return {figure: np.stack(values) for figure, values in found.items()}, len(common)
 
 

@@ -66,7 +66,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Missing:
-    """A run that is not in the tables."""
+    """A run that is not in the tables, or what an evaluation left out."""
 
     name: str
     why: str
@@ -119,11 +119,20 @@ def gather(folders: Iterable[Path], split: str) -> tuple[list[list[Group]], list
             )
         else:
             same.append(run)
+    told: dict[tuple[str, str], list[Run]] = {}
+    for run in read:
+        for what, why in run.evaluation.left_out.items() if isinstance(run, Run) else ():
+            told.setdefault((what, why), []).append(run)
+    missing += [Missing(f"{what}, of {runs[0].folder}{others(runs)}", why) for (what, why), runs in told.items()]
     if not sources:
         raise DataError(
             f"none of {len(read)} runs is evaluated on {split}; the first, {missing[0].name}: {missing[0].why}"
         )
     return [name_groups(sorted(groups.values(), key=is_varied)) for groups in sources.values()], missing
+
+
+def others(runs: Sequence[Run]) -> str:
+    return f" and {len(runs) - 1} more" if len(runs) > 1 else ""
 
 
 def runs_in(folder: Path) -> list[Path]:

@@ -45,7 +45,7 @@ def write_comparison(folders: Sequence[Path], split: str = "test", out: Path | N
 
 def page(title: str, command: str, split: str, sections: Sequence[Section], missing: Sequence[Missing]) -> str:
     html = environment()
-    html.filters |= {"figure": show_figure, "bound": "{:.3f}".format, "change": show_change, "chance": show_chance}
+    html.filters |= {"figure": show_figure, "change": show_change, "chance": show_chance}
     html.filters |= {"setting": show_setting, "whisker": whisker}
     html.tests["minor"] = is_minor
     html.globals |= {"columns": COLUMNS, "colours": COLOURS, "few": FEW}

@@ -90,7 +90,7 @@ def name_of(line: Line) -> str:
 
 
 def interval(figure: Interval | None) -> str:
-    return f"{show_figure(figure)} [{figure.low:.3f}, {figure.high:.3f}]" if figure else NONE
+    return f"{show_figure(figure)} [{figure.bounds(', ')}]" if figure else NONE
 
 
 def difference(tested: Tested | None) -> str:

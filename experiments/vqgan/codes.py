@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -18,7 +19,8 @@ from experiments.vqgan.run import PICTURES, encoder_of, open_vqgan, trained_on
 def write_codes(
     folder: Path, path: Path, which: WhichPictures = WhichPictures(), checkpoint: Checkpoint = "best"
 ) -> str:
-    """Writes the codes of all items of a source that have a picture; returns what to tell the user of it.
+    """Writes the codes of all items of a source that have a picture, the first of several processes does; returns what
+    to tell the user.
 
     Args:
       folder: of a run, or any other VQGAN.
@@ -40,7 +42,8 @@ def write_codes(
         codes[items] = encode(pictures.take(items)).reshape(len(items), -1)
     facts = {"source": data.source, "vqgan": str(folder), "fit": data.fit, "image_size": config.image_size}
     grid = (config.grid, config.grid)
-    save_image_codes(path, ImageCodes(pictures.item_ids, codes, grid, config.codes, facts))
+    if jax.process_index() == 0:
+        save_image_codes(path, ImageCodes(pictures.item_ids, codes, grid, config.codes, facts))
     shown, used = len(pictures.shown), len(np.unique(codes[pictures.shown]))
     return (
         f"{path}: {shown:,} pictures of {len(pictures.item_ids):,} items in {config.grid} x {config.grid} codes, "

@@ -14,6 +14,7 @@ from experiments.vqgan.config import VQGANExperiment, WhichPictures
 from experiments.vqgan.evaluate import evaluate_vqgan
 from experiments.vqgan.presets import DESCRIPTIONS, PRESETS
 from experiments.vqgan.train import train_vqgan_run
+from unimp_jax.processes import ProcessesConfig, join
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,8 @@ class EvaluateVQGAN:
     """Of a run: the best by validation, or the latest."""
     out: Path | None = None
     """The folder for `evaluation.json` and `reconstructions.png`; by default the VQGAN's."""
+    processes: ProcessesConfig = ProcessesConfig()
+    """How several processes find one another, where several compute."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,8 @@ class CodesOfPictures:
     data: WhichPictures = WhichPictures()
     checkpoint: Checkpoint = "best"
     """Of a run: the best by validation, or the latest."""
+    processes: ProcessesConfig = ProcessesConfig()
+    """How several processes find one another, where several compute."""
 
 
 VQGANCommand = (
@@ -77,6 +82,7 @@ def run_vqgan(command: TrainVQGAN | EvaluateVQGAN | CodesOfPictures) -> str:
     if isinstance(command, TrainVQGAN):
         train_vqgan_run(command.run.experiment, command.run.folder)
         return evaluate_vqgan(command.run.folder)
+    join(command.processes)
     if isinstance(command, EvaluateVQGAN):
         return evaluate_vqgan(command.vqgan, command.data, command.checkpoint, command.out)
     return write_codes(command.vqgan, command.file, command.data, command.checkpoint)

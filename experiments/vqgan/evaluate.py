@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -66,7 +67,7 @@ class Reconstructions:
             f"|---|---{'|---' * len(names)}|",
         ]
         for row in self.rows:
-            told = [f"{f.mean:.3f} [{f.low:.3f}, {f.high:.3f}]" for f in row.figures.values()]
+            told = [f"{f.mean:.3f} [{f.bounds(', ')}]" for f in row.figures.values()]
             lines.append(f"| {row.name} | {row.bits:.0f} | {' | '.join(told)} |")
         return "\n".join(lines)
 
@@ -110,8 +111,9 @@ def evaluate_vqgan(
             row("JPEG, tables not counted", float(jpeg.scan_bits.mean()), images, jpeg.images),
         ),
     )
-    write_json(out / "evaluation.json", dataclasses.asdict(found))
-    write_sheet(out / "reconstructions.png", [images, made, jpeg.images])
+    if jax.process_index() == 0:
+        write_json(out / "evaluation.json", dataclasses.asdict(found))
+        write_sheet(out / "reconstructions.png", [images, made, jpeg.images])
     return f"{found}\n\nabove: pictures, middle: VQGAN, below: JPEG: {out / 'reconstructions.png'}"
 
 

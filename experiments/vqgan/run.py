@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from data_pipelines.errors import DataError
 from experiments.config import read_config
-from experiments.run import Checkpoint
+from experiments.run import ALL_DEVICES, Checkpoint
 from experiments.vqgan.config import FILE, PictureData, VQGANExperiment
 from unimp_jax.image_tokens import VQGAN, from_pixels, pixels
 from unimp_jax.image_tokens.training import Distance, Trainer, VQGANState
 from unimp_jax.interop.vqgan import read_vqgan
+from unimp_jax.sharding import batch_sharding, make_mesh, put_everywhere
 from unimp_jax.training.checkpoint import Checkpoints
 from unimp_jax.training.optimizer import make_optimizer
 
 PICTURES = 64
-"""So many are encoded or decoded together."""
+"""So many are encoded or decoded together, or as many more as the devices divide."""
 
 
 def trainer_of(config: VQGANExperiment, distance: Distance | None = None) -> Trainer:
@@ -64,9 +67,9 @@ def open_vqgan(folder: Path, checkpoint: Checkpoint = "best") -> VQGAN:
         step = checkpoints.best() if checkpoint == "best" else checkpoints.latest()
         if step is None:
             raise DataError(f"{folder} has no whole checkpoint yet: run `unimp vqgan train` on it first")
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        state, _ = checkpoints.restore(step, abstract_state(trainer, here))
-    return nnx.merge(nnx.graphdef(nnx.eval_shape(trainer.new_model)), state.model)
+        everywhere = NamedSharding(make_mesh(ALL_DEVICES), PartitionSpec())
+        parameters = checkpoints.restore_parameters(step, abstract_state(trainer, everywhere).model, "model")
+    return nnx.merge(nnx.graphdef(nnx.eval_shape(trainer.new_model)), parameters)
 
 
 def encoder_of(model: VQGAN) -> Callable[[np.ndarray], np.ndarray]:
@@ -80,13 +83,21 @@ def decoder_of(model: VQGAN) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def in_parts(model: VQGAN, run: Callable[[VQGAN, jax.Array], jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
-    """`run`, jitted for `PICTURES` at a time."""
+    """`run`, jitted for some at a time, which all devices there are share; every process has to take part."""
+    mesh = make_mesh(ALL_DEVICES)
+    rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
     graph, parameters = nnx.split(model)
-    jitted = jax.jit(lambda parameters, some: run(nnx.merge(graph, parameters), some))
+    parameters = put_everywhere(mesh, parameters)
+    size = -(-PICTURES // mesh.size) * mesh.size
+
+    @jax.jit(out_shardings=everywhere)
+    def jitted(parameters: Any, some: jax.Array) -> jax.Array:
+        return run(nnx.merge(graph, parameters), jax.lax.with_sharding_constraint(some, rows))
 
     def parts(whole: np.ndarray) -> Iterator[np.ndarray]:
-        for start in range(0, len(whole), PICTURES):
-            some = whole[start : start + PICTURES]
-            yield np.asarray(jitted(parameters, some[np.arange(PICTURES) % len(some)]))[: len(some)]
+        for start in range(0, len(whole), size):
+            some = whole[start : start + size]
+            filled = put_everywhere(mesh, some[np.arange(size) % len(some)])
+            yield np.asarray(jitted(parameters, filled))[: len(some)]
 
     return lambda whole: np.concatenate([*parts(whole)])

@@ -63,11 +63,11 @@ def examples(draw):
     return Example(
         tokens=tokens,
         images=np.arange((tokens == MARKER).sum(), dtype=np.int32) + draw(st.integers(0, 50)),
+        image_positions=np.flatnonzero(tokens == MARKER),
         answer_positions=np.sort(np.array(draw(st.permutations(range(len(tokens)))), np.int32)[:answers]),
         answer_targets=np.arange(answers, dtype=np.int32) + 100,
         answer_weights=np.full(answers, 2, np.float32),
         task=draw(st.integers(0, 3)),
-        image_token=MARKER,
     )
 
 
@@ -99,11 +99,11 @@ def test_images_that_drift_from_their_markers_are_refused():
     example = Example(
         tokens=np.array([1, MARKER], np.int32),
         images=np.array([3, 4], np.int32),
+        image_positions=np.array([1], np.int32),
         answer_positions=np.empty(0, np.int32),
         answer_targets=np.empty(0, np.int32),
         answer_weights=np.empty(0, np.float32),
         task=0,
-        image_token=MARKER,
     )
     with pytest.raises(ValueError, match="1 image markers and 2 images"):
         fill_row([example], BUDGET)

@@ -37,6 +37,7 @@ def outcomes():
     from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
     from experiments.answers import ask_preference
     from experiments.data import ExperimentData, Records
+    from experiments.questions import questions_of
 
     corpus = reviewed_corpus()
     vocabulary = build_vocabulary(corpus, VocabularyConfig(trained_size=400, round_to=8), prompt_texts())
@@ -47,7 +48,7 @@ def outcomes():
     config = dataclasses.replace(data.config, tasks=tasks)
     assert vocabulary.size <= size.vocab_size + size.new_tokens, "the model has a row for every token"
     data = ExperimentData(config, records, vocabulary)
-    return ask_preference(data, model, "test", BeamConfig(beams=2, new_tokens=6))
+    return ask_preference(data, model, questions_of(data, "test", "preference"), BeamConfig(beams=2, new_tokens=6))
 
 
 def test_ratings_that_cannot_be_read_are_counted_and_not_guessed(outcomes, tmp_path):

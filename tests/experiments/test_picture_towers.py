@@ -64,7 +64,7 @@ def test_a_clip_sees_and_reads_as_in_transformers(folder):
 
 def test_a_named_clip_gives_features_and_a_score(folder, tmp_path):
     data = ExperimentData.load(experiment(prepare_source(tmp_path)))
-    towers = open_towers(PictureTowerConfig(clip=folder), data, None)
+    towers = open_towers(PictureTowerConfig(clip=folder), None)
     assert towers[0] is towers[1]
     queries = [q for q in held_out_queries(data.corpus, "test", "search") if data.writer.has_image[q.right[0]]]
     wanted = np.stack([data.images[query.right[0]] for query in queries])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -65,10 +65,10 @@ def right_items(queries: tuple[Query, ...]) -> np.ndarray:
     return np.array([query.right[0] for query in queries], np.int32)
 
 
-def met(queries: tuple[Query, ...]) -> np.ndarray:
+def met(queries: tuple[Query, ...]) -> list[np.ndarray]:
     """What each had met; every third had met the right item as well."""
-    again = np.where(np.arange(len(queries)) % 3 == 0, right_items(queries), -1)
-    return np.concatenate([again[:, None].astype(np.int32), seen_items(CORPUS, queries)], axis=1)
+    seen, right = seen_items(CORPUS, queries), right_items(queries)
+    return [np.append(seen(row), right[row : row + 1] if row % 3 == 0 else []).astype(int) for row in range(len(right))]
 
 
 def batches_of(data: ExperimentData, task: str, budget: Budget = TOGETHER) -> Iterator[QuestionBatch]:
@@ -78,7 +78,7 @@ def batches_of(data: ExperimentData, task: str, budget: Budget = TOGETHER) -> It
 
 def search(
     depth: int, task: str = "recommendation", budget: Budget = TOGETHER, *, k: int = K, beams: int = ITEMS,
-    targets: np.ndarray | None = None, seen: np.ndarray | None = None,
+    targets: np.ndarray | None = None, seen: Sequence[np.ndarray] | None = None,
 ) -> Ranked:  # fmt: skip
     data, model = asked(depth)
     targets = right_items(questions(task)) if targets is None else targets
@@ -89,7 +89,7 @@ def search(
         trie=data.trie,
         item_tokens=data.vocabulary.items,
         targets=targets.astype(np.int32),
-        seen=np.pad(seen, ((0, 0), (0, ITEMS + 1 - seen.shape[1])), constant_values=-1).astype(np.int32),
+        seen=seen.__getitem__,
         k=k,
         beams=beams,
     )
@@ -116,7 +116,7 @@ def test_ids_of_one_token_are_found_as_they_are_ranked(task):
         batches_of(data, task),
         item_tokens=data.vocabulary.items[:, 0],
         targets=right_items(queries),
-        seen=met(queries),
+        seen=met(queries).__getitem__,
         k=K,
     )
     assert np.isfinite(ranked.kept).all()
@@ -143,7 +143,7 @@ def brute_force(task: str = "recommendation") -> np.ndarray:
     return scores
 
 
-def ranked_plainly(scores: np.ndarray, targets: np.ndarray, seen: np.ndarray) -> Ranked:
+def ranked_plainly(scores: np.ndarray, targets: np.ndarray, seen: Sequence[np.ndarray]) -> Ranked:
     """By sorting, one prompt after the other."""
     kept, filtered, tops, values = [], [], [], []
     for row, target in enumerate(targets.tolist()):
@@ -170,10 +170,10 @@ def test_beams_as_wide_as_the_catalogue_find_what_scoring_every_item_ranks(task)
 def test_narrow_beams_find_items_that_are_new_to_the_user_at_their_true_probabilities():
     queries = questions()
     found, scores = search(3, k=NARROW, beams=NARROW), brute_force()
-    for row, hidden in enumerate(met(queries).tolist()):
+    for row, hidden in enumerate(met(queries)):
         top = found.top[row].tolist()
         assert len(set(top)) >= NARROW - 1  # none twice; one may have been the right item, where that was met before
-        assert not set(top) - {-1} & set(hidden)
+        assert not set(top) - {-1} & set(hidden.tolist())
         for item, score in zip(top, found.scores[row].tolist(), strict=True):
             assert score == pytest.approx(scores[row, item] if item >= 0 else -np.inf, abs=1e-4, rel=1e-4)
     np.testing.assert_allclose(

@@ -5,10 +5,14 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
-from unimp_jax.training.checkpoint import DELETED, CheckpointConfig, Checkpoints, abstract
+from unimp_jax.training.checkpoint import DELETED, CheckpointConfig, CheckpointError, Checkpoints, abstract
 from unimp_jax.training.frozen import save_frozen
+from unimp_jax.training.guard import new_guard
+from unimp_jax.training.step import TrainState
 
 STATE = {"weights": jnp.arange(4.0)}
 
@@ -70,3 +74,26 @@ def test_frozen_parameters_half_written_by_a_killed_process_are_written_anew(tmp
     assert steps(tmp_path) == ["frozen"]
     again = save_frozen(tmp_path / "frozen", jax.tree.map(jnp.zeros_like, STATE))
     assert again["weights"].tolist() == STATE["weights"].tolist()
+
+
+def train_state() -> TrainState:
+    """Two parameters and their moments."""
+    parameters = {"gated": {"kernel": jnp.arange(6.0).reshape(2, 3)}, "embeddings": {"table": jnp.ones(4)}}
+    return TrainState(jnp.int32(5), parameters, optax.adam(1e-3).init(parameters), new_guard())
+
+
+def test_parameters_are_read_without_their_moments(tmp_path):
+    state = train_state()
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        checkpoints.save(5, state, {})
+    shapes = abstract(state.trainable)
+    with Checkpoints(tmp_path, CheckpointConfig(), reads_only=True) as checkpoints:
+        before = sum(array.nbytes for array in jax.live_arrays())
+        read = checkpoints.restore_parameters(5, shapes)
+        assert sum(array.nbytes for array in jax.live_arrays()) - before == 4 * (6 + 4)
+        jax.tree.map(np.testing.assert_array_equal, read, state.trainable)
+        assert list(checkpoints.restore_parameters(5, {"gated": shapes["gated"]})) == ["gated"]
+        with pytest.raises(CheckpointError, match="it has no parameter decoder/kernel"):
+            checkpoints.restore_parameters(5, {"decoder": shapes["gated"]})
+        with pytest.raises(CheckpointError, match="cannot be read into this model"):
+            checkpoints.restore_parameters(5, {"gated": shapes["embeddings"]})

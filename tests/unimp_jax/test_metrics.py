@@ -16,7 +16,7 @@ from unimp_jax.evaluation.metrics import (
     rating_errors,
     selection_counts,
 )
-from unimp_jax.evaluation.ranking import ranks, top_items
+from unimp_jax.evaluation.ranking import ranks, seen_bitmap, seen_mask, top_items
 
 NUM_ITEMS = 7
 
@@ -31,11 +31,26 @@ def questions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array(scores, np.float32), np.array(targets, np.int32), np.array(seen, np.int32)
 
 
+def bitmap(seen: np.ndarray, num_items: int = NUM_ITEMS) -> np.ndarray:
+    """Of rows of items, padded with -1."""
+    return seen_bitmap([row[row >= 0] for row in np.asarray(seen, np.int32)], num_items)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.lists(st.lists(st.integers(0, 39), max_size=60), min_size=1, max_size=4))
+def test_a_bitmap_marks_the_items_that_were_met_however_often(num_items: int, met: list[list[int]]) -> None:
+    rows = [np.array([item for item in row if item < num_items], np.int32) for row in met]
+    found = seen_bitmap(rows, num_items)
+    assert (found.dtype, found.shape) == (np.uint8, (len(rows), -(-num_items // 8)))
+    expected = [[item in row for item in range(num_items)] for row in rows]
+    assert np.asarray(seen_mask(found, num_items)).tolist() == expected
+
+
 @settings(max_examples=60, deadline=None)
 @given(questions())
 def test_ranks_are_the_average_ranks_of_scipy(question: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     scores, targets, seen = question
-    kept, filtered = (np.asarray(x) for x in ranks(*question))
+    kept, filtered = (np.asarray(x) for x in ranks(scores, targets, bitmap(seen)))
     for row, target in enumerate(targets):
         assert kept[row] == scipy.stats.rankdata(-scores[row], method="average")[target]
         open_items = [item for item in range(NUM_ITEMS) if item == target or item not in seen[row]]
@@ -49,14 +64,14 @@ def test_top_items_are_the_best_unseen_ones_lower_index_first(
 ) -> None:
     scores, _, seen = question
     scores = np.nan_to_num(scores, neginf=-9)
-    for row, found in enumerate(np.asarray(top_items(scores, seen, k))):
+    for row, found in enumerate(np.asarray(top_items(scores, bitmap(seen), k))):
         unseen = [item for item in range(NUM_ITEMS) if item not in seen[row]]
         right = sorted(unseen, key=lambda item: (-scores[row, item], item))[:k]
         assert found.tolist() == right + [-1] * (k - len(right))
 
 
 def test_unseen_items_that_score_minus_infinity_still_come_before_seen_ones() -> None:
-    scores, seen = np.full((1, 4), -np.inf, np.float32), np.array([[0, 2]], np.int32)
+    scores, seen = np.full((1, 4), -np.inf, np.float32), bitmap(np.array([[0, 2]]), 4)
     assert np.asarray(top_items(scores, seen, 4)).tolist() == [[1, 3, -1, -1]]
     assert np.asarray(ranks(scores, np.array([1]), seen)[1]).tolist() == [1.5]
 
@@ -66,17 +81,20 @@ def test_nan_never_looks_good(broken: int) -> None:
     """Whether the NaN is the right item's score, a seen item's or another's."""
     scores = np.array([[0.0, 1.0, 2.0]] * 2, np.float32)
     scores[0, broken] = np.nan
-    kept, filtered = (np.asarray(x) for x in ranks(scores, np.array([0, 0]), np.array([[1, -1]] * 2)))
+    kept, filtered = (np.asarray(x) for x in ranks(scores, np.array([0, 0]), bitmap([[1, -1]] * 2, 3)))
     assert np.isnan([kept[0], filtered[0]]).all()
     assert (kept[1], filtered[1]) == (3, 2)
     with pytest.raises(ValueError, match="1 of 2 ranks are NaN"):
         ranking_metrics(kept)
-    assert np.asarray(top_items(scores, np.array([[1, -1]] * 2), 2)).tolist() == [[-1, -1], [2, 0]]
+    assert np.asarray(top_items(scores, bitmap([[1, -1]] * 2, 3), 2)).tolist() == [[-1, -1], [2, 0]]
 
 
-def test_more_top_items_than_the_catalogue_has_are_refused() -> None:
-    with pytest.raises(ValueError, match="catalogue of 3"):
-        top_items(np.zeros((1, 3), np.float32), np.array([[-1]]), 4)
+def test_of_a_catalogue_smaller_than_the_list_all_items_are_listed() -> None:
+    scores = np.array([[0.0, 2.0, 1.0]], np.float32)
+    assert np.asarray(top_items(scores, bitmap([[-1]], 3), 10)).tolist() == [[1, 2, 0]]
+    assert np.asarray(top_items(scores, bitmap([[2]], 3), 10)).tolist() == [[1, 0, -1]]
+    with pytest.raises(ValueError, match="k is 0: one item or more"):
+        top_items(scores, bitmap([[-1]], 3), 0)
 
 
 def test_ranking_metrics_by_hand() -> None:

@@ -5,7 +5,7 @@ from unimp_jax.decoding.cache import Prompts, nothing_said, read, say
 from unimp_jax.decoding.catalogue import Found, find_items, path_scores, search_items
 from unimp_jax.decoding.codes import DrawingConfig, Drawn, draw_codes
 from unimp_jax.decoding.sampling import Answers, SamplingConfig, generate
-from unimp_jax.decoding.trie import PAST, Trie, build_trie
+from unimp_jax.decoding.trie import PAST, Trie, build_trie, close, close_all
 
 __all__ = [
     "PAST",
@@ -19,6 +19,8 @@ __all__ = [
     "Trie",
     "beam_search",
     "build_trie",
+    "close",
+    "close_all",
     "draw_codes",
     "find_items",
     "generate",

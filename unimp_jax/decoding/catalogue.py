@@ -10,7 +10,7 @@ from unimp_jax.batch import Batch
 from unimp_jax.decoding.beam import take, top_candidates
 from unimp_jax.decoding.cache import Prompts, nothing_said, read, say
 from unimp_jax.decoding.sampling import log_probabilities
-from unimp_jax.decoding.trie import PAST, Trie, branches, close
+from unimp_jax.decoding.trie import PAST, Closed, Trie, branches, close
 from unimp_jax.model import UniMP
 
 
@@ -47,15 +47,14 @@ def find_items(
     if k < 1 or beams < 1 or (k > beams and trie.depth > 1):
         raise ValueError(f"k {k} and beams {beams} must be at least 1, and k at most beams, to be sure of k items")
     hidden_BAD, prompts = read(model, batch, latents_BNLC)
-    return search_items(model, hidden_BAD, prompts, trie, excluded_BAS, k=k, beams=beams)
+    closed = None if excluded_BAS is None else close(trie, excluded_BAS)
+    return search_items(model, hidden_BAD, prompts, trie, closed, k=k, beams=beams)
 
 
 def search_items(
-    model: UniMP, hidden_BAD: jax.Array, prompts: Prompts, trie: Trie, excluded_BAS: jax.Array | None, *, k: int,
-    beams: int,
+    model: UniMP, hidden_BAD: jax.Array, prompts: Prompts, trie: Trie, closed: Closed | None, *, k: int, beams: int,
 ) -> Found:  # fmt: skip
-    """`find_items` for prompts that have been read."""
-    closed = None if excluded_BAS is None else close(trie, excluded_BAS)
+    """`find_items` for prompts that have been read; `closed` are the items not to be found (`close`, `close_all`)."""
     hidden_BAWD = hidden_BAD[:, :, None]
     nodes_BAW = jnp.zeros(hidden_BAWD.shape[:3], jnp.int32)
     scores_BAW = jnp.zeros(hidden_BAWD.shape[:3], jnp.float32)

@@ -178,7 +178,19 @@ def close(trie: Trie, excluded_BAS: jax.Array) -> Closed:
     size = trie.items.shape[0] // 32 + 1
     places_BAS = jnp.where(excluded_BAS >= 0, trie.places[jnp.maximum(excluded_BAS, 0)], 32 * size)
     mark = jax.vmap(jax.vmap(lambda places: jnp.zeros(32 * size, bool).at[places].set(True, mode="drop")))
-    bits_BAw32 = mark(places_BAS).reshape(B, A, size, 32)
+    return _counted(mark(places_BAS).reshape(B, A, size, 32))
+
+
+def close_all(trie: Trie, excluded_BAI: jax.Array) -> Closed:
+    """The same of a mask of the items to exclude, bool [B, A, I], I as many as `trie.items` or fewer."""
+    num_items, size = trie.items.shape[0], trie.items.shape[0] // 32 + 1
+    whole_BAI = jnp.pad(excluded_BAI, ((0, 0), (0, 0), (0, num_items - excluded_BAI.shape[-1])))
+    by_place_BAI = whole_BAI[..., jnp.maximum(trie.items, 0)] & (trie.items >= 0)
+    filled = jnp.pad(by_place_BAI, ((0, 0), (0, 0), (0, 32 * size - num_items)))
+    return _counted(filled.reshape(*excluded_BAI.shape[:2], size, 32))
+
+
+def _counted(bits_BAw32: jax.Array) -> Closed:
     words_BAw = (bits_BAw32 << jnp.arange(32, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
     counts_BAw = bits_BAw32.sum(-1, dtype=jnp.int32)
     return Closed(words_BAw, jnp.cumsum(counts_BAw, axis=-1) - counts_BAw)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,11 +14,15 @@ CHUNK = 1 << 22  # resampled users held at once
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A figure and the percentile bootstrap interval around it."""
+    """A figure and the percentile bootstrap interval around it, NaN where there is one user, who tells of no other."""
 
     mean: float
     low: float
     high: float
+
+    def bounds(self, between: str) -> str:
+        """Such as `0.123, 0.234`, or what is said of a single user's."""
+        return "no interval" if math.isnan(self.low) else f"{self.low:.3f}{between}{self.high:.3f}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +59,14 @@ def figure(
       ValueError: no users, names with unequal numbers of users, or a value that is NaN.
     """
     columns_CM = np.stack([_per_user(name, column) for name, column in values.items()])
+    mean = float(formula(dict(zip(values, columns_CM.mean(axis=1, keepdims=True), strict=True)))[0])
+    if columns_CM.shape[1] == 1:
+        return Interval(mean, math.nan, math.nan)
     tails = 100 * (1 - confidence) / 2
     means_CR = np.concatenate(list(_resampled_means(columns_CM, seed, resamples)), axis=1)
     resampled_R = formula(dict(zip(values, means_CR, strict=True)))
     low, high = np.percentile(resampled_R, [tails, 100 - tails])
-    mean = formula(dict(zip(values, columns_CM.mean(axis=1, keepdims=True), strict=True)))
-    return Interval(float(mean[0]), float(low), float(high))
+    return Interval(mean, float(low), float(high))
 
 
 def paired_difference(

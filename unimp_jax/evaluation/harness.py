@@ -18,15 +18,19 @@ from unimp_jax.decoding import (
     DrawingConfig,
     Trie,
     beam_search,
+    close_all,
     draw_codes,
-    find_items,
     path_scores,
     read,
     search_items,
 )
-from unimp_jax.evaluation.ranking import ranks, top_items
+from unimp_jax.evaluation.ranking import ranks, seen_bitmap, seen_mask, top_items
 from unimp_jax.model import UniMP
-from unimp_jax.sharding import put_rows
+from unimp_jax.sharding import put_everywhere, put_rows
+
+Seen = Callable[[int], np.ndarray]
+"""The items that the user of a prompt, named by its number, has met: int [any]. It is asked batch by batch, so that
+nothing is ever held of all users at once."""
 
 
 class AskedBatch(Protocol):
@@ -46,7 +50,8 @@ class Ranked:
       kept, filtered: float32 [P], the right item's rank (1 is best) among all items, and among those that the user has
         not met. By exact scores of all items, ties counted half; or, where items were searched for, their place among
         the k found, infinite where the right one is not found.
-      top: int32 [P, k], the best items that the user has not met, best first; -1 where there are no more.
+      top: int32 [P, k], the best items that the user has not met, best first; -1 where there are no more; all of
+        them where the catalogue has fewer than k.
       scores: float32 [P, k], their log-probabilities.
       cross_entropy: float32 [P], of the right item's tokens among the whole vocabulary, in nats.
     """
@@ -67,9 +72,8 @@ class Examiner:
 
     def __init__(self, graph: nnx.GraphDef, mesh: Mesh, to_device: Callable[[dict[str, np.ndarray]], Batch]):
         """`to_device` turns a process's share of a batch into global arrays."""
-        self.graph, self._to_device = graph, to_device
-        self._mesh = mesh
-        everywhere = self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self.graph, self.mesh, self._to_device = graph, mesh, to_device
+        everywhere = NamedSharding(mesh, PartitionSpec())
         self._log_probabilities = jax.jit(self._score, out_shardings=everywhere)
         self._rank = jax.jit(self._score_and_rank, static_argnames="k", out_shardings=everywhere)
         self._find = jax.jit(self._search, static_argnames=("k", "beams"), out_shardings=everywhere)
@@ -87,11 +91,12 @@ class Examiner:
         latents_ILC: jax.Array | None = None,
     ) -> np.ndarray:
         """Log-probabilities of `tokens` (int [n]) as the next one, over the whole vocabulary: float32 [P, n]."""
-        result = np.full((num_prompts, len(tokens)), np.nan, np.float32)
-        for batch in batches:
-            scores, prompts = self._log_probabilities(parameters, latents_ILC, *self._place(batch), jnp.asarray(tokens))
-            prompts = np.asarray(prompts)
-            result[prompts[prompts >= 0]] = np.asarray(scores)[prompts >= 0]
+        placed = put_everywhere(self.mesh, np.asarray(tokens, np.int32))
+
+        def score(batch: AskedBatch) -> tuple[jax.Array, ...]:
+            return self._log_probabilities(parameters, latents_ILC, *self._place(batch), placed)
+
+        (result,) = self._gather(batches, score, num_prompts)
         return result
 
     def rank_items(
@@ -101,7 +106,7 @@ class Examiner:
         *,
         item_tokens: np.ndarray,
         targets: np.ndarray,
-        seen: np.ndarray,
+        seen: Seen,
         k: int = 10,
         latents_ILC: jax.Array | None = None,
     ) -> Ranked:
@@ -110,12 +115,13 @@ class Examiner:
         Args:
           item_tokens: int32 [I], the token of each item.
           targets: int32 [P], the right item of each prompt.
-          seen: int32 [P, S], the items each user has met, padded with -1.
+          seen: what each user has met.
         """
-        item_tokens, targets, seen = jax.device_put((item_tokens, targets, seen), self._everywhere)
+        placed = put_everywhere(self.mesh, item_tokens)
 
-        def rank(arrays: Batch, prompts: jax.Array) -> tuple[jax.Array, ...]:
-            return self._rank(parameters, latents_ILC, arrays, prompts, item_tokens, targets, seen, k=k)
+        def rank(batch: AskedBatch) -> tuple[jax.Array, ...]:
+            told = self._told(batch, seen, len(item_tokens), targets)
+            return self._rank(parameters, latents_ILC, *self._place(batch), placed, *told, k=k)
 
         return Ranked(*self._gather(batches, rank, len(targets)))
 
@@ -127,7 +133,7 @@ class Examiner:
         trie: Trie,
         item_tokens: np.ndarray,
         targets: np.ndarray,
-        seen: np.ndarray,
+        seen: Seen,
         k: int = 10,
         beams: int = 10,
         latents_ILC: jax.Array | None = None,
@@ -144,10 +150,11 @@ class Examiner:
         """
         if not 1 <= k <= beams:
             raise ValueError(f"{beams} beams do not find the {k} best items: as many beams or more, and 1 or more, do")
-        placed = jax.device_put((trie, item_tokens, targets, seen), self._everywhere)
+        placed = put_everywhere(self.mesh, (trie, item_tokens))
 
-        def search(arrays: Batch, prompts: jax.Array) -> tuple[jax.Array, ...]:
-            return self._find(parameters, latents_ILC, arrays, prompts, *placed, k=k, beams=beams)
+        def search(batch: AskedBatch) -> tuple[jax.Array, ...]:
+            told = self._told(batch, seen, len(item_tokens), targets)
+            return self._find(parameters, latents_ILC, *self._place(batch), *placed, *told, k=k, beams=beams)
 
         return Ranked(*self._gather(batches, search, len(targets)))
 
@@ -155,9 +162,10 @@ class Examiner:
         self,
         parameters: tuple[Any, ...],
         batches: Iterable[AskedBatch],
+        num_prompts: int,
         *,
         trie: Trie,
-        excluded: np.ndarray,
+        excluded: Seen,
         k: int = 10,
         beams: int = 10,
         latents_ILC: jax.Array | None = None,
@@ -165,14 +173,15 @@ class Examiner:
         """The best items for every prompt: (int32 [P, k], best first, -1 where there are no more; float32 scores).
 
         Args:
-          excluded: int32 [P, S], the items that are not to be found, padded with -1.
+          excluded: the items that are not to be found.
         """
-        placed = jax.device_put((trie, excluded), self._everywhere)
+        placed, num_items = put_everywhere(self.mesh, trie), trie.items.shape[0]
 
-        def find(arrays: Batch, prompts: jax.Array) -> tuple[jax.Array, ...]:
-            return self._best(parameters, latents_ILC, arrays, prompts, *placed, k=k, beams=beams)
+        def find(batch: AskedBatch) -> tuple[jax.Array, ...]:
+            told = self._told(batch, excluded, num_items)
+            return self._best(parameters, latents_ILC, *self._place(batch), placed, *told, k=k, beams=beams)
 
-        items, scores = self._gather(batches, find, len(excluded))
+        items, scores = self._gather(batches, find, num_prompts)
         return items, scores
 
     def answers(
@@ -188,8 +197,8 @@ class Examiner:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best answer to every prompt by beam search: (int32 [P, n] tokens, float32 [P] scores)."""
 
-        def say(arrays: Batch, prompts: jax.Array) -> tuple[jax.Array, ...]:
-            return self._say(parameters, latents_ILC, arrays, prompts, config=config, eos=eos, pad=pad)
+        def say(batch: AskedBatch) -> tuple[jax.Array, ...]:
+            return self._say(parameters, latents_ILC, *self._place(batch), config=config, eos=eos, pad=pad)
 
         tokens, scores = self._gather(batches, say, num_prompts)
         return tokens, scores
@@ -216,13 +225,11 @@ class Examiner:
           tokens: int32 [K], of each code.
           bare: int32 [t], the question without history and query.
         """
-        placed = jax.device_put((tokens, bare), self._everywhere)
-        key = jax.random.key(seed)
+        placed = put_everywhere(self.mesh, (tokens, bare, jax.random.key_data(jax.random.key(seed))))
 
-        def draw(arrays: Batch, prompts: jax.Array) -> tuple[jax.Array, ...]:
-            return self._draw(
-                parameters, latents_ILC, arrays, prompts, *placed, key, length=length, config=config, samples=samples
-            )
+        def draw(batch: AskedBatch) -> tuple[jax.Array, ...]:
+            arrays = self._place(batch)
+            return self._draw(parameters, latents_ILC, *arrays, *placed, length=length, config=config, samples=samples)
 
         codes, scores = self._gather(batches, draw, num_prompts)
         return codes, scores
@@ -230,7 +237,7 @@ class Examiner:
     def _gather(
         self,
         batches: Iterable[AskedBatch],
-        ask: Callable[[Batch, jax.Array], tuple[jax.Array, ...]],
+        ask: Callable[[AskedBatch], tuple[jax.Array, ...]],
         num_prompts: int,
     ) -> list[np.ndarray]:
         """What `ask` says of every prompt, in their order; its last result is which prompts those were.
@@ -251,7 +258,8 @@ class Examiner:
 
         before = None
         for batch in batches:
-            now = ask(*self._place(batch))
+            with jax.set_mesh(self.mesh):  # by which kernels and activations are laid out, as in training
+                now = ask(batch)
             if before is not None:
                 keep(before)
             before = now
@@ -260,7 +268,20 @@ class Examiner:
         return wholes
 
     def _place(self, batch: AskedBatch) -> tuple[Batch, jax.Array]:
-        return self._to_device(batch.arrays), put_rows(self._mesh, batch.prompts)
+        return self._to_device(batch.arrays), put_rows(self.mesh, batch.prompts)
+
+    def _told(
+        self, batch: AskedBatch, seen: Seen, num_items: int, targets: np.ndarray | None = None
+    ) -> tuple[jax.Array, ...]:
+        """What is known of the prompts of a batch: the bitmaps of what their users have met, uint8 [B, A, w], before
+        them the right items, int32 [B, A], where they are told; of empty slots nothing and 0."""
+        prompts = batch.prompts
+        nothing = np.empty(0, np.int32)
+        met = [seen(prompt) if prompt >= 0 else nothing for prompt in prompts.ravel().tolist()]
+        told = [seen_bitmap(met, num_items).reshape(*prompts.shape, -1)]
+        if targets is not None:
+            told = [np.where(prompts >= 0, targets[np.maximum(prompts, 0)], 0).astype(np.int32), *told]
+        return tuple(put_rows(self.mesh, array) for array in told)
 
     def _open(
         self, parameters: tuple[Any, ...], latents_ILC: jax.Array | None, batch: Batch
@@ -288,17 +309,16 @@ class Examiner:
         batch: Batch,
         prompts_BA: jax.Array,
         item_tokens: jax.Array,
-        targets: jax.Array,
-        seen: jax.Array,
+        targets_BA: jax.Array,
+        seen_BAw: jax.Array,
         *,
         k: int,
     ) -> tuple[jax.Array, ...]:
         scores_MI, prompts_M = self._score(parameters, latents_ILC, batch, prompts_BA, item_tokens)
-        asked = jnp.maximum(prompts_M, 0)
-        targets_M, seen_MS = targets[asked], seen[asked]
-        kept_M, filtered_M = ranks(scores_MI, targets_M, seen_MS)
+        targets_M, seen_Mw = targets_BA.reshape(-1), seen_BAw.reshape(-1, seen_BAw.shape[-1])
+        kept_M, filtered_M = ranks(scores_MI, targets_M, seen_Mw)
         entropy_M = -jnp.take_along_axis(scores_MI, targets_M[:, None], axis=1)[:, 0]
-        top_Mk = top_items(scores_MI, seen_MS, k)
+        top_Mk = top_items(scores_MI, seen_Mw, k)
         best_Mk = jnp.take_along_axis(scores_MI, jnp.maximum(top_Mk, 0), axis=1)
         return kept_M, filtered_M, top_Mk, jnp.where(top_Mk >= 0, best_Mk, -jnp.inf), entropy_M, prompts_M
 
@@ -310,19 +330,19 @@ class Examiner:
         prompts_BA: jax.Array,
         trie: Trie,
         item_tokens: jax.Array,
-        targets: jax.Array,
-        seen: jax.Array,
+        targets_BA: jax.Array,
+        seen_BAw: jax.Array,
         *,
         k: int,
         beams: int,
     ) -> tuple[jax.Array, ...]:
         model, latents_BNLC = self._open(parameters, latents_ILC, batch)
-        asked_BA = jnp.maximum(prompts_BA, 0)
-        targets_BA, seen_BAS = targets[asked_BA], seen[asked_BA]
+        seen_BAI = seen_mask(seen_BAw, item_tokens.shape[0])
+        is_target_BAI = jnp.arange(item_tokens.shape[0]) == targets_BA[..., None]
         hidden_BAD, prompts = read(model, batch, latents_BNLC)
-        others_BAS = jnp.where(seen_BAS == targets_BA[..., None], -1, seen_BAS)  # the right item is never filtered
+        others = close_all(trie, seen_BAI & ~is_target_BAI)  # the right item is never filtered
         kept = search_items(model, hidden_BAD, prompts, trie, None, k=k, beams=beams)
-        found = search_items(model, hidden_BAD, prompts, trie, others_BAS, k=k + 1, beams=beams)  # one to spare
+        found = search_items(model, hidden_BAD, prompts, trie, others, k=k + 1, beams=beams)  # one to spare
         path_BA1n = item_tokens[targets_BA][:, :, None]
         entropy_BA = -path_scores(model, hidden_BAD, prompts, path_BA1n)[..., 0]
 
@@ -330,7 +350,7 @@ class Examiner:
             hits_BAk = items_BAk[..., :k] == targets_BA[..., None]
             return jnp.where(hits_BAk.any(-1), hits_BAk.argmax(-1) + 1, jnp.inf).astype(jnp.float32)
 
-        met_BA = (seen_BAS == targets_BA[..., None]).any(-1)  # then the right item has a rank, and is not shown
+        met_BA = (seen_BAI & is_target_BAI).any(-1)  # then the right item has a rank, and is not shown
         shown_BAk = (found.items_BAk >= 0) & ~(met_BA[..., None] & (found.items_BAk == targets_BA[..., None]))
         order_BAk = jnp.argsort(~shown_BAk, axis=-1, stable=True)[..., :k]
 
@@ -348,14 +368,15 @@ class Examiner:
         batch: Batch,
         prompts_BA: jax.Array,
         trie: Trie,
-        excluded: jax.Array,
+        excluded_BAw: jax.Array,
         *,
         k: int,
         beams: int,
     ) -> tuple[jax.Array, ...]:
         model, latents_BNLC = self._open(parameters, latents_ILC, batch)
-        excluded_BAS = excluded[jnp.maximum(prompts_BA, 0)]
-        found = find_items(model, batch, trie, excluded_BAS, k=k, beams=beams, latents_BNLC=latents_BNLC)
+        hidden_BAD, prompts = read(model, batch, latents_BNLC)
+        closed = close_all(trie, seen_mask(excluded_BAw, trie.items.shape[0]))
+        found = search_items(model, hidden_BAD, prompts, trie, closed, k=k, beams=beams)
         results = found.items_BAk, found.scores_BAk, prompts_BA
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
 
@@ -391,8 +412,8 @@ class Examiner:
     ) -> tuple[jax.Array, ...]:
         model, latents_BNLC = self._open(parameters, latents_ILC, batch)
         drawn = draw_codes(
-            model, batch, tokens_K, length, config, bare_T=bare_T, key=key, numbers_BA=prompts_BA, samples=samples,
-            latents_BNLC=latents_BNLC,
+            model, batch, tokens_K, length, config, bare_T=bare_T, key=jax.random.wrap_key_data(key),
+            numbers_BA=prompts_BA, samples=samples, latents_BNLC=latents_BNLC,
         )  # fmt: skip
         results = drawn.codes_BAWn, drawn.scores_BAW, prompts_BA
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)

@@ -12,6 +12,7 @@ seed is taken to vary between seeds as the other group does; where both have one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -39,7 +40,9 @@ def influence(columns: dict[str, np.ndarray], formula: Callable[[dict[str, np.nd
 
 
 def over_seeds(values_SM: np.ndarray, *, confidence: float = 0.95) -> Interval:
-    """The mean of each seed's value of each user, [S, M], for other seeds and users."""
+    """The mean of each seed's value of each user, [S, M], for other seeds and users; NaN bounds of one user alone."""
+    if values_SM.shape[1] == 1:
+        return Interval(float(values_SM.mean()), math.nan, math.nan)
     mean, error, freedom = _spread([values_SM], [1.0])
     reach = error * float(scipy.stats.t.ppf((1 + confidence) / 2, freedom))
     return Interval(mean, mean - reach, mean + reach)

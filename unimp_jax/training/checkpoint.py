@@ -12,17 +12,16 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from unimp_jax.processes import wait_for_all
+from unimp_jax.training.reading import CheckpointError, DamagedError, read_together
 
 DELETED = "deleted"
 """Among the checkpoints, where those go that are about to be deleted."""
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read, told in one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,33 +98,58 @@ class Checkpoints:
         """(state, notes) of a step, straight into the shardings of `abstract_state`.
 
         Raises:
-          CheckpointError: the checkpoint is damaged, or its arrays have other names or shapes.
+          CheckpointError: the checkpoint is damaged (`DamagedError`) or out of reach, or its arrays have other names
+            or shapes.
         """
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), notes=ocp.args.JsonRestore())
-        try:
-            restored = self._manager.restore(step, args=items)
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(
-                f"{self.folder}: step {step} cannot be read into this model ({reason}); "
-                "is it of another configuration, or damaged?"
-            ) from error
-        return restored.state, restored.notes
+        folder = (self.folder / str(step)).absolute()
+
+        def read() -> tuple[Any, dict[str, Any]]:  # by handlers: a checkpointer would wait for the other processes
+            notes = ocp.JsonCheckpointHandler().restore(folder / "notes", args=ocp.args.JsonRestore())
+            states = ocp.StandardCheckpointHandler()
+            return states.restore(folder / "state", args=ocp.args.StandardRestore(abstract_state)), notes
+
+        return read_together(f"{self.folder}: step {step}", read)
+
+    def restore_parameters(self, step: int, abstract_trainable: Any, part: str = "trainable") -> Any:
+        """The parameters of a step that train, and nothing else of its state, into the shardings asked for.
+
+        Args:
+          step: a step that `latest` or `best` gave.
+          abstract_trainable: shapes, dtypes and shardings; parts of the model that are not named are not read.
+          part: what the state calls them.
+
+        Raises:
+          CheckpointError: as of `restore`.
+        """
+        item = {part: abstract_trainable}
+        wanted = ocp.args.PyTreeRestore(
+            item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+        )
+        folder = (self.folder / str(step) / "state").absolute()
+
+        def read() -> Any:
+            restored = ocp.PyTreeCheckpointHandler().restore(folder, args=wanted)[part]
+            for path, leaf in jax.tree.leaves_with_path(restored):
+                if isinstance(leaf, jax.ShapeDtypeStruct):  # which Orbax leaves where a name is not in the checkpoint
+                    raise ValueError(f"it has no parameter {jax.tree_util.keystr(path, simple=True, separator='/')}")
+            return restored
+
+        return read_together(f"{self.folder}: step {step}", read)
 
     def restore_latest(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
         """(state, notes) of the latest step that can be read, None where there is no checkpoint.
 
         A damaged one is told on standard error and set aside in `damaged/` beside the checkpoints, once an earlier one
-        has been read in its place.
+        has been read in its place. All processes read the same step.
 
         Raises:
-          CheckpointError: none can be read.
+          CheckpointError: all are damaged, or the latest whole one is out of reach or of another configuration.
         """
-        failures: list[tuple[int, CheckpointError]] = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        failures: list[tuple[int, DamagedError]] = []
+        for step in self._steps():
             try:
                 restored = self.restore(step, abstract_state)
-            except CheckpointError as error:
+            except DamagedError as error:
                 failures.append((step, error))
                 continue
             for damaged, reason in failures:
@@ -135,6 +159,15 @@ class Checkpoints:
         if failures:
             raise failures[0][1]
         return None
+
+    def _steps(self) -> list[int]:
+        """All, from the latest on, as process 0 sees them: a network's file system may show others less for a while."""
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if jax.process_count() == 1:
+            return steps
+        count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+        own = np.resize(np.array([*steps, -1], np.int32), max(count, 1))
+        return [] if not count else np.asarray(multihost_utils.broadcast_one_to_all(own)).tolist()
 
     def _set_aside(self, step: int) -> None:
         aside = self.folder.parent / "damaged"

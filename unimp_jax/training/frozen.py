@@ -9,11 +9,15 @@ import jax
 import orbax.checkpoint as ocp
 
 from unimp_jax.processes import wait_for_all
-from unimp_jax.training.checkpoint import CheckpointError, abstract
+from unimp_jax.training.checkpoint import abstract
+from unimp_jax.training.reading import read_together
 
 
 def save_frozen(folder: Path, parameters: Any) -> Any:
-    """Writes the parameters, whole or not at all, unless they are there; returns those that are there."""
+    """Writes the parameters, whole or not at all, unless they are there; returns those that are there.
+
+    Where they are there, the arrays given are freed before those are read: there is room for them once.
+    """
     if not jax.tree.leaves(parameters):
         return parameters
     there = folder.exists()
@@ -22,19 +26,21 @@ def save_frozen(folder: Path, parameters: Any) -> Any:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder.absolute(), parameters)
         return parameters
-    return load_frozen(folder, abstract(parameters))
+    shapes = abstract(parameters)
+    for array in jax.tree.leaves(parameters):
+        array.delete()
+    return load_frozen(folder, shapes)
 
 
 def load_frozen(folder: Path, shapes: Any) -> Any:
     """
     Raises:
-      CheckpointError: they are missing, damaged, or of another model.
+      CheckpointError: they are missing, damaged, out of reach, or of another model.
     """
     if not jax.tree.leaves(shapes):
         return shapes
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(folder.absolute(), shapes)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{folder}: the frozen parameters cannot be read ({reason})") from error
+    handler = ocp.StandardCheckpointHandler()
+    return read_together(
+        f"{folder}: what does not train",
+        lambda: handler.restore(folder.absolute(), args=ocp.args.StandardRestore(shapes)),
+    )

@@ -1,0 +1,100 @@
+"""Text of the data as tokens: of bounded length, and never a control token, whatever it says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from data_pipelines.errors import DataError
+
+LONGEST = 512
+"""Characters of a word, and of a text without a limit of words: a tokenizer's work grows with the square of them."""
+LONG_RUNS = re.compile(rf"(\S{{{LONGEST}}})\S+|(\s{{{LONGEST}}})\s+")
+
+
+def shortened(text: str, words: int | None = None) -> str:
+    """The first words, with single blanks between them, in no more characters than so many words ever have: 32 a word,
+    or `LONGEST`, if that is more. Without `words` the text keeps its blanks."""
+    if words is None:
+        return text[:LONGEST]
+    characters = max(LONGEST, 32 * words)
+    return " ".join(text.split(maxsplit=words)[:words])[:characters].rstrip()
+
+
+def without_long_words(text: str) -> str:
+    """The whole text, but each of its words, and what is between them, cut to `LONGEST` characters."""
+    return LONG_RUNS.sub(r"\1\2", text) if len(text) > LONGEST else text
+
+
+def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, or of the hub.
+
+    Raises:
+      DataError: there is none, or it cannot be read; no code that comes with it is run.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # whatever the many kinds of tokenizers raise: of another kind, damaged, not installed
+        said = str(error).strip().splitlines()
+        reason = said[0] if said else type(error).__name__
+        if (Path(name) / "tokenizer.model").is_file() and not (Path(name) / "tokenizer.json").exists():
+            reason = (
+                "there is a sentencepiece file alone; `save_pretrained` of its fast tokenizer writes tokenizer.json"
+            )
+        raise DataError(f"no tokenizer at {name!r}: {reason}") from error
+
+
+def table_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows of an embedding table that has one for every id: ids may have gaps, so it can be more than the tokens."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+class PlainText:
+    """A tokenizer to which `</s>`, `<image>` and all its other control tokens are letters like any others.
+
+    Tokens that were added to a tokenizer are looked for in a text before anything else, and only some say that they
+    are for control. This is a copy without any of them, but for runs of blanks. Where its model can still build one
+    out of letters, it is spelled.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        added = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items()}
+        kept = {id for id, text in added.items() if text.isspace()}
+        controls = {id: text for id, text in added.items() if id not in kept}
+        controls |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=False))
+        unknown = tokenizer.unk_token_id
+        if unknown not in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
+            controls.pop(unknown, None)  # what truly is unknown is said to be
+        letters = tokenizer.get_vocab()
+        self._spelled = {
+            id: [letters[letter] for letter in text if letters.get(letter, id) not in controls]
+            for id, text in controls.items()
+        }
+        self._tokenizer = tokenizer
+        self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
+        if self._backend is not None:
+            described = json.loads(self._backend.to_str())
+            described["added_tokens"] = [token for token in described["added_tokens"] if token["id"] in kept]
+            described |= {"post_processor": None, "truncation": None, "padding": None}
+            self._backend = Tokenizer.from_str(json.dumps(described))
+            # Tokens behind the model's own are numbered anew.
+            self._spelled |= {self._backend.token_to_id(added[id]): [id] for id in kept}
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text."""
+        if not texts:
+            return []
+        if self._backend is not None:
+            rows = [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        else:
+            rows = self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        spelled = self._spelled
+        return [
+            row if spelled.keys().isdisjoint(row) else [token for id in row for token in spelled.get(id, [id])]
+            for row in rows
+        ]

@@ -1,0 +1,52 @@
+"""What prompts show of a history, and what of them is learnt."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
+    """What an answer token of each task counts in the loss."""
+
+    recommendation: float = 2.0
+    search: float = 1.0
+    preference: float = 1.0
+    selection: float = 1.0
+    image: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """How much of a history a prompt shows, and what of it is a target."""
+
+    full_items: int = 5
+    """So many of the latest items are shown whole, with image and attributes."""
+    id_items: int = 0
+    """Up to so many items before those are shown as bare ids, each a target of the one before it."""
+    history_targets: Literal["reconstruct", "next_item", "both", "none"] = "reconstruct"
+    """Targets in the items shown whole: their own id (as the paper), what comes after its first token and then the next
+    item (asked along the id), both, or nothing."""
+    history_weight: float = 1.0
+    """What a target in the history counts in the loss, next to one of the answer asked for."""
+    rated_history: bool = True
+    """In preference prediction, each id of the history is followed by the rating it was given, also a target."""
+    ask_every: int = 0
+    """Recommendation and search are asked along the bare ids too, before every so many-th (the first one at random),
+    and answered by the item that came; 0: only at the end."""
+    recommendation_at: Literal["question", "last_id"] = "question"
+    """Where a recommendation is answered: after its question (as the paper), or right after the last id of the history,
+    without a question, as `history_targets` next_item and both teach at every id before it."""
+    history_ids: bool = True
+    """Items shown whole are named by their ids. Without, a history is told by pictures and words alone: there are no
+    bare ids, and no targets."""
+    questions_show_ids: bool = False
+    """Items asked about, or offered to select from, are named by their ids as well (the paper does not)."""
+    explanation_words: int = 64
+    """Explanations are cut to so many words."""
+    images: bool = True
+    """Whether images are shown."""
+    text: bool = True
+    """Whether attributes are shown."""
+    loss_weights: LossWeights = LossWeights()

@@ -1,0 +1,63 @@
+"""Which held-out questions of a task are asked, and what is said of those that are not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from data_pipelines.errors import DataError
+from data_pipelines.queries import Query, held_out, held_out_queries
+from experiments.ask import Split, evenly_spread
+from experiments.data import ExperimentData
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Questions:
+    """Of one task.
+
+    Attributes:
+      queries: those that are asked, at most one a user.
+      available: how many could be asked.
+      left_out: how many users cannot be asked, by the reason in words.
+    """
+
+    queries: list[Query]
+    available: int
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def note(self) -> str:
+        """What a table says of them, behind a blank; nothing where everybody is asked."""
+        sampled = len(self.queries) < self.available
+        even = f" An even sample of {len(self.queries):,} of {self.available:,} users." if sampled else ""
+        return even + (f" Left out: {self.reasons}." if self.left_out else "")
+
+    @property
+    def reasons(self) -> str:
+        """Such as `12 users whose answer has no rating`."""
+        return ", ".join(f"{count:,} user{'s' * (count != 1)} {reason}" for reason, count in self.left_out.items())
+
+
+def questions_of(data: ExperimentData, split: Split, task: str, users: int | None = None) -> Questions:
+    """The held-out questions of a task, of `users` evenly spread ones; None: of all."""
+    found = held_out(data.corpus, split, task, data.has_codes)
+    return Questions(evenly_spread(found.queries, users), len(found.queries), found.left_out)
+
+
+def why_none(data: ExperimentData, split: Split, task: str, questions: Questions) -> str:
+    """Why a task has no questions, and where there are some."""
+    other: Split = "test" if split == "validation" else "validation"
+    there = len(held_out_queries(data.corpus, other, task, data.has_codes))
+    why = f" ({questions.reasons})" if questions.left_out else ""
+    return f"no {split} questions{why}" + (f"; --split {other} has {there:,}" if there else "")
+
+
+def refuse_nothing(data: ExperimentData, split: Split, asked: dict[str, Questions]) -> None:
+    """
+    Raises:
+      DataError: no task has a question.
+    """
+    if not asked:
+        raise DataError("this run was not trained to generate pictures (queries.mix.image): name other --tasks")
+    if not any(questions.queries for questions in asked.values()):
+        told = dict.fromkeys(why_none(data, split, task, questions) for task, questions in asked.items())
+        raise DataError(f"{data.config.data.source}: {'; '.join(told)}")

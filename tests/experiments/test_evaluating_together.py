@@ -1,0 +1,101 @@
+"""Several processes evaluate, and make ids and codes, as one does; the first of them writes."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.experiments.tiny_run import MODEL, experiment, prepare_source
+from tests.experiments.untrained_run import write_run
+from tests.experiments.untrained_vqgan import write_vqgan_run
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import jax
+told = json.loads(sys.argv[1])
+jax.config.update("jax_num_cpu_devices", told["devices"])
+from experiments.commands import evaluate_command, ids_command, vqgan_command
+from experiments.evaluate import EvaluationConfig
+from experiments.item_ids import ItemIdsConfig
+from experiments.vqgan.command import CodesOfPictures
+from unimp_jax.processes import ProcessesConfig
+from unimp_jax.semantic_ids import ResidualKMeansConfig, SemanticIdConfig
+joined = ProcessesConfig(**told["processes"])
+run, out = Path(told["run"]), Path(told["out"])
+tasks = ("recommendation", "selection")
+evaluate_command(run, EvaluationConfig(checkpoint="latest", tasks=tasks, sasrec=False, users=20), joined)
+few = SemanticIdConfig(levels=2, codes=8, last=8, residual_kmeans=ResidualKMeansConfig(scaling="none"))
+alone = ProcessesConfig(together=False)  # they have joined
+ids_command(run, out / "ids.parquet", ItemIdsConfig(ids=few, checkpoint="latest"), alone)
+vqgan_command(CodesOfPictures(Path(told["vqgan"]), out / "codes.parquet", checkpoint="latest", processes=alone))
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """(a run, a VQGAN's)"""
+    folder = tmp_path_factory.mktemp("runs")
+    data = prepare_source(folder)
+    config = experiment(data)
+    trains = ("resampler", "gated", "embeddings")
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, trains=trains), model=MODEL)
+    return write_run(config, folder / "run"), write_vqgan_run(data, folder / "vqgan")
+
+
+def together(runs: tuple[Path, Path], out: Path, processes: int, devices: int) -> list[str]:
+    """What each process prints; what they write lies in `out`."""
+    out.mkdir()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    running = []
+    for index in range(processes):
+        joined = {"coordinator": f"localhost:{port}", "count": processes, "index": index} if processes > 1 else {}
+        told = {"devices": devices, "processes": joined, "run": str(runs[0]), "vqgan": str(runs[1]), "out": str(out)}
+        command = [sys.executable, "-c", PROGRAM, json.dumps(told)]
+        running.append(
+            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        )
+    printed = [process.communicate(timeout=500)[0].decode() for process in running]
+    assert [process.returncode for process in running] == [0] * processes, "\n\n".join(printed)
+    (runs[0] / "evaluation").rename(out / "evaluation")
+    return printed
+
+
+def tables(out: Path) -> dict[str, list]:
+    evaluation = json.loads((out / "evaluation" / "test.json").read_text())
+    return {table["task"]: table["rows"] for table in evaluation["tables"]}
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(runs, tmp_path):
+    (alone,) = together(runs, tmp_path / "one", processes=1, devices=2)
+    first, second = together(runs, tmp_path / "two", processes=2, devices=2)
+    assert "recommendation (20 users)" in first
+    assert "An even sample of 20 of 40 users" in first
+    assert "recommendation (20 users)" not in second, "the first process tells what was found"
+    one, two = (tables(tmp_path / name) for name in ("one", "two"))
+    assert list(one) == list(two) == ["recommendation", "selection"]
+    for task in one:
+        for row, other in zip(one[task], two[task], strict=True):
+            assert row["model"] == other["model"]
+            means = [[figure["mean"] for figure in found["figures"].values()] for found in (row, other)]
+            np.testing.assert_allclose(*means, atol=1e-5)
+    scores = [
+        np.array(pq.read_table(tmp_path / name / "evaluation" / "test-recommendation.parquet")["scores"].to_pylist())
+        for name in ("one", "two")
+    ]
+    np.testing.assert_allclose(*scores, atol=1e-4, rtol=1e-4)
+    for name in ("ids.parquet", "codes.parquet"):
+        assert pq.read_table(tmp_path / "one" / name).equals(pq.read_table(tmp_path / "two" / name)), name
+    assert "29 pictures of 30 items" in alone

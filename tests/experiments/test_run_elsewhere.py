@@ -1,0 +1,160 @@
+"""A run is used on the machine that is here, whatever it was trained on, and holds its parameters once."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.ask import ask_for_items, evenly_spread
+from experiments.config import load_config
+from experiments.evaluate import EvaluationConfig, evaluate_run
+from experiments.export import ExportConfig, export_run
+from experiments.item_ids import ItemIdsConfig, make_item_ids
+from experiments.questions import questions_of
+from experiments.run import open_model, used_here
+from tests.experiments.test_export import IDEFICS
+from tests.experiments.tiny_run import MODEL, experiment, prepare_source
+from tests.experiments.untrained_run import write_run
+from unimp_jax.semantic_ids import ResidualKMeansConfig, SemanticIdConfig
+from unimp_jax.sharding import MeshConfig
+
+TRAINS = ("resampler", "gated", "embeddings")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return prepare_source(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """Of sixteen devices, with kernels that are not here."""
+    config = experiment(data, model=IDEFICS)
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, trains=TRAINS))
+    folder = write_run(config, tmp_path_factory.mktemp("runs") / "run")
+    described = json.loads((folder / "config.json").read_text())
+    described["mesh"] |= {"data": 1, "fsdp": 16}
+    described["loader"] |= {"rows": 32}
+    described["model"] |= {"attention": "splash", "remat": "full", "unroll": 2}
+    (folder / "config.json").write_text(json.dumps(described))
+    return folder
+
+
+def only(monkeypatch, devices: int) -> None:
+    here = jax.devices()[:devices]
+    monkeypatch.setattr(jax, "devices", lambda *_: here)
+
+
+@pytest.mark.parametrize(
+    ("trained", "rows", "accumulate", "mesh", "expected"),
+    [
+        (MeshConfig(fsdp=16), 32, 1, MeshConfig(data=-1), 16),  # two rows a device, as there
+        (MeshConfig(fsdp=16), 32, 2, MeshConfig(data=-1), 8),
+        (MeshConfig(data=2, fsdp=8, tensor=2), 16, 1, MeshConfig(data=2, tensor=4), 2),
+        (MeshConfig(data=-1), 20, 1, MeshConfig(data=-1), 24),  # on how many devices is not known
+        (MeshConfig(), 8, 1, MeshConfig(data=-1), 8),  # no more than together in training
+        (MeshConfig(data=16), 16, 1, MeshConfig(context=8, data=1), 1),
+    ],
+)
+def test_rows_are_what_the_devices_here_divide(trained, rows, accumulate, mesh, expected):
+    config = experiment(Path(), mesh=trained)
+    config = dataclasses.replace(
+        config,
+        loader=dataclasses.replace(config.loader, rows=rows),
+        training=dataclasses.replace(config.training, accumulate=accumulate),
+        model=dataclasses.replace(MODEL, attention="cudnn", remat="full"),
+    )
+    used = used_here(config, mesh)
+    assert (used.mesh, used.loader.rows) == (mesh, expected)
+    assert (used.model.attention, used.model.remat) == ("auto", "none")
+
+
+def test_a_run_of_sixteen_devices_answers_alike_on_one_and_on_eight(run, monkeypatch):
+    found = {}
+    for devices in (8, 1):
+        only(monkeypatch, devices)
+        data, model, facts = open_model(run, "latest")
+        assert facts.step == 3
+        assert dict(model.examiner.mesh.shape)["data"] == devices
+        assert data.config.loader.rows == 2 * devices
+        queries = evenly_spread(questions_of(data, "test", "recommendation").queries, 24)
+        found[devices] = ask_for_items(data, model, queries)
+        monkeypatch.undo()
+    assert len({*found[1].top[:, 0].tolist()}) > 2, "answers hang on the history"
+    np.testing.assert_array_equal(found[1].filtered, found[8].filtered)
+    np.testing.assert_array_equal(found[1].top, found[8].top)
+    np.testing.assert_allclose(found[1].scores, found[8].scores, atol=1e-4, rtol=1e-4)
+    assert load_config(run / "config.json").mesh.fsdp == 16, "the folder stays as it is"
+
+
+def test_another_mesh_is_an_option(run):
+    _, model, _ = open_model(run, "latest", MeshConfig(fsdp=4, tensor=2))
+    assert dict(model.examiner.mesh.shape) == {"slice": 1, "data": 1, "fsdp": 4, "context": 1, "tensor": 2}
+    with pytest.raises(ValueError, match="does not make 8 devices"):
+        open_model(run, "latest", MeshConfig(fsdp=16))
+
+
+class Peak:
+    """The most bytes of live arrays, looked at wherever parameters are read, asked or written."""
+
+    def __init__(self, monkeypatch, *places: tuple[object, str]):
+        self.most = 0
+        self.before = self.now()
+        for owner, name in places:
+            monkeypatch.setattr(owner, name, self.watching(getattr(owner, name)))
+
+    @staticmethod
+    def now() -> int:
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    def watching(self, function):
+        def watched(*arguments, **options):
+            self.look()
+            result = function(*arguments, **options)
+            self.look()
+            return result
+
+        return watched
+
+    def look(self) -> None:
+        self.most = max(self.most, self.now() - self.before)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    only(monkeypatch, 1)
+
+
+def parameter_bytes(run: Path) -> int:
+    _, model, _ = open_model(run, "latest")
+    return sum(x.nbytes for x in jax.tree.leaves(model.parameters))
+
+
+def test_parameters_are_held_once_while_a_run_is_evaluated_and_exported(run, one_device, monkeypatch, tmp_path):
+    """Beside them there are a batch, what was made of it, and for evaluation the pictures' latents."""
+    from experiments import ask, export
+    from experiments import run as opened
+    from unimp_jax.evaluation.harness import Examiner
+
+    size = parameter_bytes(run)
+    assert size > 300_000
+    peak = Peak(
+        monkeypatch, (opened, "load_frozen"), (opened, "to_be_asked"), (Examiner, "_place"), (ask, "seen_items")
+    )
+    evaluate_run(run, EvaluationConfig(checkpoint="latest", tasks=("recommendation",), sasrec=False, users=10))
+    assert size <= peak.most < 1.5 * size
+    peak = Peak(monkeypatch, (opened, "load_frozen"), (opened, "to_be_asked"), (export, "write_weights"))
+    export_run(run, tmp_path / "exported", ExportConfig(checkpoint="latest"))
+    assert size <= peak.most < 1.1 * size
+    exported = load_config(tmp_path / "exported" / "unimp" / "config.json")
+    assert (exported.mesh.fsdp, exported.model.attention) == (16, "splash"), "an export tells how it was trained"
+
+
+def test_ids_are_made_of_a_run_of_sixteen_devices(run, tmp_path):
+    few = SemanticIdConfig(levels=2, codes=8, last=8, residual_kmeans=ResidualKMeansConfig(scaling="none"))
+    told = make_item_ids(run, tmp_path / "ids.parquet", ItemIdsConfig(ids=few, checkpoint="latest"))
+    assert "30 items: " in told
+    assert (tmp_path / "ids.parquet").exists()
