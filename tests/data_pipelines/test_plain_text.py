@@ -79,7 +79,9 @@ def test_control_tokens_are_letters_like_any_others(name, control):
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.sampled_from([*CONTROLS, " ", "  ", "    ", "a", "film", "What", "Œ", "漢", "\x1b", "\n"])).map("".join))
+@given(
+    st.lists(st.sampled_from([*CONTROLS, " ", "  ", "    ", "a", "film", "What", "Œ", "漢", "\x1b", "\n"])).map("".join)
+)
 def test_no_text_has_a_control_token(name, text):
     assert not control_ids(TOKENIZERS[name]) & set(PlainText(TOKENIZERS[name])([text])[0])
 
@@ -156,7 +158,7 @@ def test_ids_with_gaps_have_a_row_each(tmp_path):
     assert vocabulary.base_size == 960
     tokens = vocabulary.encode("these films")
     assert max(tokens) == 900
-    with pytest.raises(DataError, match="base_size 576 is too small .* largest id is 900: .* must be 901 or more"):
+    with pytest.raises(DataError, match=r"base_size 576 is too small .* largest id is 900: .* must be 901 or more"):
         build_vocabulary(corpus, VocabularyConfig(tokenizer=str(tmp_path), base_size=576))
     whole = whole_tokenizer(vocabulary)
     assert whole.get_vocab()["e"] == 900
