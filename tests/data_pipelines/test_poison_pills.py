@@ -240,7 +240,7 @@ def test_a_catalogue_too_small_to_select_from_says_so_at_the_start(count):
     corpus = build_corpus(films(count), [user_of("u", *[0, count - 1] * 3)])
     queries = TrainingQueries(corpus, QueryConfig(), seed=0)
     assert queries.notes == [
-        f"selection is left out: {count} items are too few for 3 to select from; --queries.mix.selection 0 says so"
+        f"selection is left out: it takes 3 items, and the catalogue has {count}; --queries.mix.selection 0 says so"
     ]
     assert SELECTION not in queries.tasks
     with pytest.raises(ValueError, match=r"enough items to select from .*--queries.mix.selection 0 says so"):
