@@ -76,6 +76,7 @@ class TrainingBatch:
     num_examples: int
     num_images: int
     fill: float
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 class _PlannedBatches(grain.IterDataset[tuple[list[list[Example]], Position]]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -22,6 +23,8 @@ from unimp_jax.training.reading import CheckpointError, DamagedError, read_toget
 
 DELETED = "deleted"
 """Among the checkpoints, where those go that are about to be deleted."""
+METRICS = "metrics"
+"""In a checkpoint, a folder and in it a file of JSON, as Orbax names them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,15 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(error) from error
 
+    def note_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds what was measured to a checkpoint that was saved before it could be; by a process of its own alone."""
+        file = self.folder / str(step) / METRICS / METRICS
+        if self._best_metric in metrics and file.exists():
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps(metrics), encoding="utf-8")
+            os.replace(partial, file)
+            self._manager.reload()
+
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
@@ -110,24 +122,25 @@ class Checkpoints:
 
         return read_together(f"{self.folder}: step {step}", read)
 
-    def restore_parameters(self, step: int, abstract_trainable: Any) -> Any:
+    def restore_parameters(self, step: int, abstract_trainable: Any, part: str = "trainable") -> Any:
         """The parameters of a step that train, and nothing else of its state, into the shardings asked for.
 
         Args:
           step: a step that `latest` or `best` gave.
           abstract_trainable: shapes, dtypes and shardings; parts of the model that are not named are not read.
+          part: what the state calls them.
 
         Raises:
           CheckpointError: as of `restore`.
         """
-        item = {"trainable": abstract_trainable}
+        item = {part: abstract_trainable}
         wanted = ocp.args.PyTreeRestore(
             item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
         )
         folder = (self.folder / str(step) / "state").absolute()
 
         def read() -> Any:
-            restored = ocp.PyTreeCheckpointHandler().restore(folder, args=wanted)["trainable"]
+            restored = ocp.PyTreeCheckpointHandler().restore(folder, args=wanted)[part]
             for path, leaf in jax.tree.leaves_with_path(restored):
                 if isinstance(leaf, jax.ShapeDtypeStruct):  # which Orbax leaves where a name is not in the checkpoint
                     raise ValueError(f"it has no parameter {jax.tree_util.keystr(path, simple=True, separator='/')}")
