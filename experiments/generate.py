@@ -107,6 +107,8 @@ def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> s
     beams = BeamConfig(config.beams, config.new_tokens)
     data.writer.write(query, ask=True)  # what does not fit is told before weights are read
     painter = open_painter(data, config.painting.vqgan) if query.task == IMAGE else None
+    if painter:
+        config.out.mkdir(parents=True, exist_ok=True)  # what cannot be is told before weights are read
     model = open_model()
     answer: dict[str, Any] = {"task": config.task, "user": config.user, "history": told_history(data.corpus, query)}
     if query.task == PREFERENCE:

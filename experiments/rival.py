@@ -19,6 +19,7 @@ from unimp_jax.evaluation.metrics import ranking_metrics
 def train_rival(data: DataConfig, config: SASRecConfig, folder: Path) -> None:
     """Trains SASRec on a prepared source; leaves configuration, curve, parameters and the test ranks of every user."""
     corpus = load_records(data).corpus
+    folder.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is told before anything is trained
 
     def say(record: Record) -> None:
         print(", ".join(f"{name} {value:.4g}" for name, value in record.items()), flush=True)
