@@ -314,12 +314,23 @@ def load_tokenizer(config: ImportConfig) -> PreTrainedTokenizerBase | None:
 
 
 def add_flamingo_tokens(tokenizer: PreTrainedTokenizerBase, decoder: DecoderConfig) -> None:
-    """The tokens that open-flamingo adds to a language model's tokenizer, in its order, where they are not in it."""
+    """The tokens that open-flamingo adds to a language model's tokenizer, in its order, where they are not in it.
+
+    Raises:
+      WeightsError: one of them gets the id of another token, as happens where ids have gaps.
+    """
+    before = {id: name for name, id in tokenizer.get_vocab().items()}
     names = [name for name in ("<|endofchunk|>", "<image>") if name not in tokenizer.get_vocab()]
     if names and len(tokenizer) + len(names) <= decoder.vocab_size:
         tokenizer.add_special_tokens({"additional_special_tokens": names})
     if tokenizer.pad_token is None and len(tokenizer) < decoder.vocab_size:
         tokenizer.add_special_tokens({"pad_token": "<PAD>"})
+    for name, id in tokenizer.get_added_vocab().items():
+        if before.get(id, name) != name:
+            raise WeightsError(
+                f"the tokenizer's ids have gaps, so that {name} gets the id {id}, which {before[id]!r} has: name a "
+                "tokenizer that has the tokens of open-flamingo (<|endofchunk|> and <image>) with --tokenizer"
+            )
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, decoder: DecoderConfig, described: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Files that are no weights, and arrays whose numbers are none: named with what to do, by every reader."""
+"""Files that are no weights, arrays whose numbers are none, ids with gaps: named with what to do, by every reader."""
 
 import json
 import struct
@@ -10,16 +10,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from transformers import AutoTokenizer
 
 from tests.unimp_jax.interop.support import write_config
 from tests.unimp_jax.interop.test_bad_input import LAST, LLAMA, arrays, refused, save_tokenizer
 from unimp_jax.interop.checked import check_arrays, read_finite
-from unimp_jax.interop.importing import ImportConfig
+from unimp_jax.interop.importing import ImportConfig, add_flamingo_tokens, import_weights
 from unimp_jax.interop.layout import WeightsError
 from unimp_jax.interop.lpips import read_lpips
 from unimp_jax.interop.picture_towers import read_clip, read_inception
 from unimp_jax.interop.vqgan import read_vqgan
 from unimp_jax.interop.weights import open_weights, read_json
+from unimp_jax.model import DecoderConfig
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 538090408\n".encode()
 LFS = " is a pointer of Git LFS (134 bytes), not {}: run `git lfs pull` in its folder"
@@ -217,9 +219,7 @@ def test_sparse_tensors_and_those_without_values(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"x": torch.eye(3).to_sparse(), "y": torch.zeros(3, device="meta")}, tmp_path / "x.pt")
     weights = open_weights(tmp_path / "x.pt")
-    for key, shape, told in (("x", (3, 3), "sparse float32"), ("y", (3,), "float32")):
-        if weights.kind(key) == "float32":
-            continue  # torch gives values to what had none where it is told to put them on the CPU
+    for key, shape, told in (("x", (3, 3), "sparse float32"), ("y", (3,), "float32 without values")):
         with pytest.raises(WeightsError, match=f"{key} is of type {told}"):
             check_arrays(weights, {key: shape})
 
@@ -287,3 +287,31 @@ def test_a_configuration_that_says_quantised(how, tmp_path):
     said = refused(ImportConfig(language=str(folder)), tmp_path)
     assert "its config.json says that the weights are quantised" in said
     assert "take quantization_config out of it" in said
+
+
+# Tokenizers
+
+
+def test_tokenizer_with_gaps_in_its_ids(tmp_path):
+    """The largest id decides: below the model's rows it is imported, beyond them refused, though tokens are few."""
+    language = write_config(tmp_path / "llama", LLAMA)
+    save_file(arrays(), language / "model.safetensors")
+    save_tokenizer(language, words=10, last=19)
+    import_weights(ImportConfig(language=str(language)), tmp_path / "start")
+    read = AutoTokenizer.from_pretrained(tmp_path / "start" / "tokenizer")
+    assert read.convert_tokens_to_ids("w9") == 19
+    save_tokenizer(language, words=10, last=900)
+    said = refused(ImportConfig(language=str(language)), tmp_path)
+    assert "it uses ids up to 900, the model has 20 tokens" in said
+
+
+def test_tokens_of_open_flamingo_never_take_the_id_of_another(tmp_path):
+    rows = DecoderConfig(vocab_size=20)
+    for last, added in ((19, [5, 6]), (4, [5, 6])):
+        save_tokenizer(tmp_path / str(last), words=5, last=last)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / str(last))
+        add_flamingo_tokens(tokenizer, rows)
+        assert tokenizer.convert_tokens_to_ids(["<|endofchunk|>", "<image>"]) == added
+    save_tokenizer(tmp_path / "gap", words=5, last=5)
+    with pytest.raises(WeightsError, match=r"ids have gaps, so that <\|endofchunk\|> gets the id 5, which 'w4' has"):
+        add_flamingo_tokens(AutoTokenizer.from_pretrained(tmp_path / "gap"), rows)
