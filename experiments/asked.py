@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Sequence
@@ -11,8 +10,9 @@ from typing import Any, Literal
 
 from data_pipelines.corpus import Corpus, with_user
 from data_pipelines.errors import DataError
+from data_pipelines.nearest import did_you_mean, likeness, nearest
 from data_pipelines.queries import IMAGE, PREFERENCE, SEARCH, SELECTION, TASKS, Query
-from data_pipelines.sources.checks import BadField, encodable, field, stars, texts
+from data_pipelines.sources.checks import BadField, field, shown, stars
 from data_pipelines.vocabulary import NUM_CANDIDATES
 from experiments.data import ExperimentData
 
@@ -79,36 +79,76 @@ def read_request(text: str) -> Request:
     Raises:
       DataError: it is none; names the field.
     """
-    if not text.strip():
+    text = text.removeprefix("\ufeff").strip()
+    if not text:
         raise DataError(f"{STDIN} is empty: name a --user, or give a history there, such as {EXAMPLE}")
     try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{error.msg} at line {error.lineno} column {error.colno}"
-        raise DataError(f"{STDIN}: not JSON ({where}); right is {EXAMPLE}") from error
-    except RecursionError as error:
-        raise DataError(f"{STDIN}: nested too deeply; right is {EXAMPLE}") from error
-    try:
+        record = json.loads(text, object_pairs_hook=without_repeats, parse_constant=no_number)
         check_object(record, FIELDS)
         if record.get("history") == []:
             raise BadField("field 'history' is empty, one item or more is needed")
         return Request(
             history=tuple(map(read_met, field(record, "history", list))),
             query=field(record, "query", str, default=None),
-            item=field(record, "item", str, default=None),
-            candidates=texts(record, "candidates"),
+            item=None if record.get("item") is None else read_id(record, "item"),
+            candidates=tuple(
+                read_id({"candidates": one}, "candidates") for one in field(record, "candidates", list, default=())
+            ),
         )
-    except (BadField, OverflowError) as error:
+    except json.JSONDecodeError as error:
+        where = f"{error.msg} at line {error.lineno} column {error.colno}"
+        more = "more than one object, or text behind it, " if error.msg == "Extra data" else ""
+        raise DataError(f"{STDIN}: not JSON ({more}{where}); right is {EXAMPLE}") from error
+    except RecursionError as error:
+        raise DataError(f"{STDIN}: nested too deeply; right is {EXAMPLE}") from error
+    except (ValueError, OverflowError) as error:  # BadField, and numbers of thousands of digits
         raise DataError(f"{STDIN}: {error}; right is {EXAMPLE}") from error
+
+
+def decoded(content: bytes) -> str:
+    """JSON's text, in UTF-8, UTF-16 or UTF-32, with a mark of byte order or without.
+
+    Raises:
+      DataError: it is in another encoding.
+    """
+    try:
+        return content.decode(json.detect_encoding(content))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{STDIN} is not UTF-8 (byte 0x{content[error.start]:02x} at position {error.start}): convert it, such as "
+            "with `iconv -f latin1 -t utf-8`"
+        ) from error
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      BadField: it has a field twice.
+    """
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise BadField(f"field {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return record
+
+
+def no_number(constant: str) -> float:
+    raise BadField(f"{constant} where a number should be")
+
+
+def read_id(record: dict[str, Any], name: str) -> str:
+    """An id; one that is written as a number is its text."""
+    value = field(record, name, str, int, float)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def read_met(met: Any) -> tuple[str, float]:
     """(item id, stars or NaN) of one entry of a history."""
-    if isinstance(met, str):
-        encodable("history", met)
-        return met, math.nan
+    if isinstance(met, str | int | float) and not isinstance(met, bool):
+        return read_id({"history": met}, "history"), math.nan
     check_object(met, ("item", "rating"))
-    return field(met, "item", str), stars(met, "rating")
+    return read_id(met, "item"), stars(met, "rating")
 
 
 def check_object(record: Any, names: Sequence[str]) -> None:
@@ -117,10 +157,10 @@ def check_object(record: Any, names: Sequence[str]) -> None:
       BadField: it is no object, or has a field of another name.
     """
     if not isinstance(record, dict):
-        raise BadField(f"{json.dumps(record)[:40]} where an object with {', '.join(names)} should be")
+        raise BadField(f"{shown(record)} where an object with {', '.join(names)} should be")
     for name in record:
         if name not in names:
-            raise BadField(f"there is no field {name!r}; did you mean {nearest(name, names)!r}?")
+            raise BadField(f"there is no field {name!r}; {did_you_mean(name, names)}There are {', '.join(names)}")
 
 
 def pose(data: ExperimentData, request: Request) -> tuple[ExperimentData, Query]:
@@ -134,7 +174,7 @@ def pose(data: ExperimentData, request: Request) -> tuple[ExperimentData, Query]
 
     def item_of(item_id: str) -> int:
         if item_id not in numbers:
-            raise DataError(f"item {item_id!r} is not in the catalogue; the nearest is {nearest_item(corpus, item_id)}")
+            raise DataError(f"item {item_id!r} is not in the catalogue{nearest_item(corpus, item_id)}")
         return numbers[item_id]
 
     if request.user is None:
@@ -145,9 +185,9 @@ def pose(data: ExperimentData, request: Request) -> tuple[ExperimentData, Query]
     elif request.user in corpus.user_ids:
         user = corpus.user_ids.index(request.user)
     else:
-        raise DataError(
-            f"user {request.user!r} is not in this source; the nearest is {nearest(request.user, corpus.user_ids)!r}"
-        )
+        near = nearest(request.user, corpus.user_ids)
+        hint = "" if near is None else f"; the nearest is {near!r}"
+        raise DataError(f"user {request.user!r} is not in this source{hint}")
     task = TASKS.index(request.task)
     if task == PREFERENCE and not len(data.vocabulary.rating_levels):
         raise DataError("this source has no ratings, so that none can be foretold")
@@ -174,14 +214,14 @@ def check_ratings(request: Request, levels: Sequence[float]) -> None:
             )
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
-    """The one of `names` that is most like `name`."""
-    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-
-
 def nearest_item(corpus: Corpus, text: str) -> str:
-    """The id and the title of the item whose id or title is most like `text`, in either case of letters."""
-    numbers = {title.lower(): number for number, title in enumerate(corpus.titles)}
-    numbers |= {item_id.lower(): number for number, item_id in enumerate(corpus.item_ids)}
-    number = numbers[nearest(text.lower(), list(numbers))]
-    return f"{corpus.item_ids[number]!r} ({corpus.titles[number]})"
+    """What to add to a message about an id that is none: the item whose title, or else whose id, is most like it;
+    nothing where there is none."""
+    by_title, by_id = nearest(text, corpus.titles), nearest(text, corpus.item_ids)
+    if by_title is not None and (by_id is None or likeness(by_title, text) > likeness(by_id, text)):
+        number = corpus.titles.index(by_title)
+    elif by_id is not None:
+        number = corpus.item_ids.index(by_id)
+    else:
+        return ""
+    return f"; the nearest is {corpus.item_ids[number]!r} ({corpus.titles[number]})"

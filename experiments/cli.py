@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 import tyro
 
-from data_pipelines.errors import DataError
+from experiments.mistakes import explained, nobody_reads
+
+BROKEN_PIPE = 128 + 13
+"""The status of a command whose reader has gone, as shells count it."""
 
 
 def main() -> None:
-    """Runs one subcommand; user's mistakes end in one line on standard error and status 2."""
+    """Runs one subcommand; what the user or the machine is at fault for ends in one line on standard error and status
+    2, what the program is at fault for in a traceback."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it is here for its tokenizers, and needs no torch
     use_all_cores()
-    from experiments.commands import COMMANDS
-    from experiments.launch import gather_training
-    from unimp_jax.training.checkpoint import CheckpointError
-    from unimp_jax.training.loop import TrainingError
-
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an answer is not lost because a terminal lacks a letter
     try:
+        from experiments.commands import COMMANDS
+        from experiments.launch import gather_training
+
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="unimp",
@@ -27,10 +32,15 @@ def main() -> None:
             args=gather_training(sys.argv[1:]),
             config=(tyro.conf.FlagConversionOff,),
         )
-    except (DataError, CheckpointError, TrainingError, ValueError) as error:
-        if os.environ.get("UNIMP_TRACEBACK"):
+        sys.stdout.flush()
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tells of it at its end
+            sys.exit(BROKEN_PIPE)
+        line = explained(error)
+        if line is None or os.environ.get("UNIMP_TRACEBACK"):
             raise
-        print(f"unimp: {error}", file=sys.stderr)
+        print(f"unimp: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("unimp: interrupted; the same command goes on from the last checkpoint")

@@ -15,6 +15,7 @@ from data_pipelines.prepare import prepare
 from data_pipelines.sources import SOURCES
 from data_pipelines.sources.checks import OnBad
 from data_pipelines.sources.selection import Selection
+from experiments.asked import decoded
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.config import DataConfig
 from experiments.evaluate import EvaluationConfig, evaluate_run, show
@@ -29,6 +30,7 @@ from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.report import write_reports
 from experiments.rival import train_rival
 from experiments.sweep.command import Sweep, sweep
+from experiments.terminal import clean_lines
 from experiments.train import train_run
 from experiments.vqgan.command import VQGANCommand, run_vqgan
 from experiments.vqgan.export import export_vqgan
@@ -59,7 +61,7 @@ def prepare_command(
       on_bad: bad records are an error, or are left out and listed.
       beam_options: records are encoded in an Apache Beam pipeline with these options ("--runner=DirectRunner").
     """
-    print(prepare(source, folder, source_dir, on_bad, selection, name, beam_options))
+    print(clean_lines(prepare(source, folder, source_dir, on_bad, selection, name, beam_options)))
 
 
 def train_command(run: Annotated[PresetRun, tyro.conf.arg(name="")]) -> None:
@@ -102,7 +104,7 @@ def import_command(folder: tyro.conf.Positional[Path], config: Annotated[ImportC
     Args:
       folder: is made, and holds the weights, their geometry and their tokenizer.
     """
-    print(f"{import_weights(config, folder)}\ntrain from it: unimp train PRESET --start {folder}")
+    print(f"{clean_lines(import_weights(config, folder))}\ntrain from it: unimp train PRESET --start {folder}")
 
 
 def export_command(
@@ -132,8 +134,11 @@ def generate_command(
 
 
 def read_input() -> str:
-    """Standard input; nothing where that is a keyboard, for nobody types JSON."""
-    return "" if sys.stdin.isatty() else sys.stdin.read()
+    """Standard input; nothing where that is a keyboard, for nobody types JSON, or closed."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    content = getattr(sys.stdin, "buffer", None)
+    return sys.stdin.read() if content is None else decoded(content.read())
 
 
 def ids_command(

@@ -131,13 +131,18 @@ def load_config(path: Path) -> ExperimentConfig:
 def read_config(path: Path, kind: type[C]) -> C:
     """A configuration of one kind; raises as `load_config` does."""
     try:
-        return pydantic.TypeAdapter(kind).validate_json(path.read_bytes())
-    except FileNotFoundError as error:
+        content = path.read_bytes()
+        config = pydantic.TypeAdapter(kind).validate_json(content)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{path} does not exist: is {path.parent} the folder of a run?") from error
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{path}: {place or 'the file'}: {first['msg']}") from error
+    known = flat(to_json(config))
+    if unknown := [name for name in flat(json.loads(content)) if name not in known]:
+        raise DataError(f"{path}: {unknown[0]} is no field of this version: another one wrote the file; use that one")
+    return config
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import GEOMETRY
 from unimp_jax.interop.layout import Table
-from unimp_jax.interop.shards import SHARD_BYTES, whole_folder, write_json
+from unimp_jax.interop.shards import SHARD_BYTES, refuse_existing, whole_folder, write_json
 from unimp_jax.model import ModelConfig
 from unimp_jax.model.vision import CLIP_DEVIATION, CLIP_MEAN
 from unimp_jax.sharding import MeshConfig
@@ -65,6 +65,7 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
     """
     if config.shard_gigabytes <= 0:
         raise DataError(f"shard_gigabytes {config.shard_gigabytes} must be above 0")
+    refuse_existing(folder)
     data, model, facts = open_model(run, config.checkpoint, config.mesh)
     geometry, parameters = data.config.model, named(*model.parameters)
     if config.format == "open_flamingo":

@@ -26,6 +26,7 @@ from experiments.asked import Request, Task, complete, pose
 from experiments.data import ExperimentData
 from experiments.painting import Painter, PaintingConfig, ask_for_codes, open_painter, save_picture
 from experiments.run import Checkpoint, open_to_ask
+from experiments.terminal import cleaned, columns, fitted, padded, room
 from unimp_jax.decoding import BeamConfig
 from unimp_jax.sharding import MeshConfig
 
@@ -106,6 +107,8 @@ def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> s
     beams = BeamConfig(config.beams, config.new_tokens)
     data.writer.write(query, ask=True)  # what does not fit is told before weights are read
     painter = open_painter(data, config.painting.vqgan) if query.task == IMAGE else None
+    if painter:
+        config.out.mkdir(parents=True, exist_ok=True)  # what cannot be is told before weights are read
     model = open_model()
     answer: dict[str, Any] = {"task": config.task, "user": config.user, "history": told_history(data.corpus, query)}
     if query.task == PREFERENCE:
@@ -118,7 +121,7 @@ def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> s
     else:
         answer |= {"query": query.words} if query.words else {}
         answer |= {"items": best_items(data, model, query, config)}
-    return json.dumps(answer, ensure_ascii=False, indent=1) if config.json else show(answer)
+    return json.dumps(answer, indent=1) if config.json else show(answer)
 
 
 def told(corpus: Corpus, items: Iterable[int]) -> list[dict[str, Any]]:
@@ -184,9 +187,13 @@ def parse_rating(vocabulary: Vocabulary, tokens: np.ndarray) -> dict[str, Any]:
 
 
 def show(answer: dict[str, Any]) -> str:
-    """An answer as text for a terminal."""
-    who = "the given history" if answer["user"] is None else f"user {answer['user']}"
-    count, latest = answer["history"]["items"], "; ".join(item["title"] for item in answer["history"]["latest"])
+    """An answer as text for a terminal, which no text of the data can steer."""
+    answer = cleaned(answer)
+    who = "the given history" if answer["user"] is None else f"user {fitted(answer['user'], room())}"
+    count, latest = (
+        answer["history"]["items"],
+        "; ".join(fitted(item["title"], room()) for item in answer["history"]["latest"]),
+    )
     counted = f"{count} item{'' if count == 1 else 's'}, the latest {latest}"
     lines = [f"{answer['task']} for {who}: {counted}", ""]
     if "items" in answer:
@@ -213,13 +220,19 @@ def show_items(items: list[dict[str, Any]]) -> list[str]:
     """A table."""
     if not items:
         return ["no item is left: all of the catalogue are in the history (--keep-seen names them as well)"]
-    width = max(len("title"), *(len(item["title"]) for item in items))
-    id_width = max(len("item"), *(len(item["item"]) for item in items))
-    return [f"rank  {'title':{width}}  {'item':{id_width}}  probability"] + [
-        f"{item['rank']:4}  {item['title']:{width}}  {item['item']:{id_width}}  {item['probability']:11.2%}"
-        for item in items
-    ]
+    ids = column("item", [item["item"] for item in items], room() // 2)
+    titles = column("title", [item["title"] for item in items], room() - len("rank    probability  ") - columns(ids[0]))
+    numbers = ["rank", *(f"{item['rank']:4}" for item in items)]
+    shares = ["probability", *(f"{item['probability']:11.2%}" for item in items)]
+    return ["  ".join(cells) for cells in zip(numbers, titles, ids, shares, strict=True)]
+
+
+def column(head: str, texts: list[str], most: int) -> list[str]:
+    """Texts below their head, all of as many columns, `most` or what the head needs at most."""
+    cut = [head, *(fitted(text, max(most, len(head))) for text in texts)]
+    width = max(map(columns, cut))
+    return [padded(text, width) for text in cut]
 
 
 def name(item: dict[str, Any]) -> str:
-    return f"{item['title']} ({item['item']})"
+    return f"{fitted(item['title'], room())} ({item['item']})"

@@ -27,6 +27,7 @@ def train_rival(data: DataConfig, config: SASRecConfig, folder: Path) -> None:
     corpus = load_records(data).corpus
     if not len(corpus.held_out(TEST)[0]):
         raise DataError(f"{data.source} has no test questions: nobody would be ranked for")
+    folder.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is told before anything is trained
 
     def say(record: Record) -> None:
         print(", ".join(f"{name} {value:.4g}" for name, value in record.items()), flush=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-
 from data_pipelines.errors import DataError
+from data_pipelines.nearest import did_you_mean
 from data_pipelines.sources.amazon_2014 import Amazon2014
 from data_pipelines.sources.amazon_2018 import Amazon2018
 from data_pipelines.sources.amazon_2023 import Amazon2023
@@ -39,7 +38,5 @@ def find_source(name: str) -> type[RecordBuilder]:
       DataError: there is no such source; the message names the nearest.
     """
     if name not in SOURCES:
-        near = difflib.get_close_matches(name, SOURCES, n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"there is no source {name!r}; {hint}There are {', '.join(SOURCES)}")
+        raise DataError(f"there is no source {name!r}; {did_you_mean(name, SOURCES)}There are {', '.join(SOURCES)}")
     return SOURCES[name]

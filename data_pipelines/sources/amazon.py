@@ -14,7 +14,6 @@ are looked at.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import re
 from collections import defaultdict
@@ -26,6 +25,7 @@ import polars as pl
 import tensorflow_datasets as tfds
 
 from data_pipelines.errors import DataError
+from data_pipelines.nearest import did_you_mean
 from data_pipelines.schema import Interaction, Item
 from data_pipelines.sources.builder import RecordBuilder
 from data_pipelines.sources.checks import BadField, Faults, field, read_objects, texts
@@ -140,10 +140,9 @@ def review_files(release: Release, folder: Path, categories: Iterable[str], core
     files = {}
     for category in dict.fromkeys(categories) or found:
         if category not in found:
-            near = difflib.get_close_matches(category, found, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint, there_are = did_you_mean(category, found), ", ".join(found)
             raise DataError(
-                f"{folder} holds no reviews of category {category!r}; {hint}It holds those of {', '.join(found)}; "
+                f"{folder} holds no reviews of category {category!r}; {hint}It holds those of {there_are}; "
                 + release.instructions
             )
         if release.products.format(category) not in there:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import pydantic
 
+from data_pipelines.nearest import nearest
 from experiments.config import flat
 
 Config = TypeVar("Config")
@@ -43,8 +43,8 @@ def read_changes(config: Config, changes: Mapping[str, Any]) -> Config:
     for name, value in changes.items():
         field = name.replace("-", "_")
         if field not in known:
-            near = difflib.get_close_matches(field, known, n=1)
-            raise ValueError(f"{name} is no field{f'; did you mean {near[0]}?' if near else ''}")
+            near = nearest(field, known)
+            raise ValueError(f"{name} is no field{f'; did you mean {near}?' if near else ''}")
         *path, last = field.split(".")
         place = tree
         for part in path:

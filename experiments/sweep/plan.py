@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 
+from data_pipelines.nearest import did_you_mean
 from data_pipelines.queries import TASKS
 from data_pipelines.records import read_items
 from experiments.beginning import adopt
@@ -78,10 +78,8 @@ def plan(base: Base, names: Sequence[str], seeds: Sequence[int]) -> tuple[list[C
         raise ValueError(f"--seeds {' '.join(map(str, seeds))}: one or more, no two alike")
     for name in names:
         if name not in ABLATIONS:
-            near = difflib.get_close_matches(name, ABLATIONS, n=1)
-            raise ValueError(
-                f"there is no ablation {name!r}{f'; did you mean {near[0]!r}?' if near else ''} (--list shows them all)"
-            )
+            hint = did_you_mean(name, ABLATIONS)
+            raise ValueError(f"there is no ablation {name!r}; {hint}--list shows them all")
     cells: dict[str, Cell] = {}
     refused: dict[str, str] = {}
     for name in dict.fromkeys(names or ABLATIONS):

@@ -1,12 +1,19 @@
 """The command line: every field an option, every mistake a line."""
 
+import errno
+import io
+import os
 import sys
+from pathlib import Path
 
 import pytest
+from jax.errors import JaxRuntimeError
 
+from data_pipelines.errors import DataError
 from data_pipelines.sources import SOURCES
-from experiments import cli
+from experiments import cli, rival
 from experiments.commands import COMMANDS, PRESETS
+from tests.experiments.tiny_run import prepare_source
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int | str | None, str]:
@@ -71,3 +78,198 @@ def test_mistakes_are_told_in_one_line(monkeypatch, capsys, tmp_path, arguments,
     assert text.startswith("unimp: ")
     assert message in text
     assert text.count("\n") == 1
+
+
+# What the operating system refuses
+
+
+@pytest.fixture
+def fails(monkeypatch):
+    """`unimp loader` raises what is given."""
+
+    def give(error: BaseException) -> None:
+        def command() -> None:
+            raise error
+
+        monkeypatch.setitem(COMMANDS, "loader", command)
+
+    return give
+
+
+SYSTEM = {
+    errno.ENOENT: "does not exist, or the folder that it should be in does not",
+    errno.ENOTDIR: "a file stands where a folder should be; name another path",
+    errno.EISDIR: "is a folder, where a file should be",
+    errno.EEXIST: "is there already, and is not what is needed; name another path",
+    errno.EACCES: "permission denied: it belongs to somebody else, or may not be written; name another path",
+    errno.EROFS: "is on a file system that can only be read; name another path",
+    errno.ENAMETOOLONG: "is too long a name; name a shorter one",
+    errno.ELOOP: "leads around in a circle of symbolic links",
+    errno.ENOSPC: "no space is left on the disk: make room, or name a folder on another disk",
+    errno.EDQUOT: "your quota of the disk is used up: make room, or name a folder on another disk",
+    errno.EIO: "the disk does not read or write there (input/output error)",
+    errno.EMFILE: "too many files are open: allow more, such as with `ulimit -n 65536`",
+}
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        *((OSError(number, os.strerror(number), "a/b"), f"a/b: {told}") for number, told in SYSTEM.items()),
+        (OSError(errno.ENOSPC, "No space left on device"), SYSTEM[errno.ENOSPC]),
+        (OSError(errno.EXDEV, "Invalid cross-device link", "a", None, "b"), "a -> b: Invalid cross-device link"),
+        (OSError("a library's own words"), "a library's own words"),
+        (TimeoutError(), "TimeoutError"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe"),  # not that of standard output
+        (DataError("a title\x1b[31m of\ntwo lines"), "a title\ufffd[31m of two lines"),
+        (DataError("item " + "x" * 5000), "item " + "x" * 1994 + "…"),
+        (MemoryError(), "out of memory (of this machine): what needs less is fewer --loader.rows"),
+        (
+            JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nBufferAssignment"),
+            "out of memory (RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes. BufferAssignment): w",
+        ),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else type(value).__name__,
+)
+def test_what_the_machine_refuses_is_one_line(monkeypatch, capsys, fails, error, told):
+    fails(error)
+    code, text = run(monkeypatch, capsys, "loader")
+    assert code == 2
+    assert text.startswith(f"unimp: {told}")
+    assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("a bug"), AssertionError(), KeyError("x"), JaxRuntimeError("INTERNAL: a bug")]
+)
+def test_bugs_keep_their_traceback(monkeypatch, capsys, fails, error):
+    fails(error)
+    monkeypatch.setattr(sys, "argv", ["unimp", "loader"])
+    monkeypatch.setattr(cli, "use_all_cores", lambda: None)
+    with pytest.raises(type(error)):
+        cli.main()
+
+
+def test_all_errors_keep_it_where_that_is_asked_for(monkeypatch, fails):
+    fails(FileNotFoundError(errno.ENOENT, "No such file", "a"))
+    monkeypatch.setenv("UNIMP_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["unimp", "loader"])
+    monkeypatch.setattr(cli, "use_all_cores", lambda: None)
+    with pytest.raises(FileNotFoundError):
+        cli.main()
+
+
+def test_an_interruption_is_one_line(monkeypatch, capsys, fails):
+    fails(KeyboardInterrupt())
+    code, _ = run(monkeypatch, capsys, "loader")
+    assert code == "unimp: interrupted; the same command goes on from the last checkpoint"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return prepare_source(tmp_path_factory.mktemp("cli"))
+
+
+def odd_places(folder):
+    """Paths where nothing can be read or made."""
+    (folder / "file").write_text("{}")
+    (folder / "circle").symlink_to(folder / "circle")
+    (folder / "other" / "config.json").mkdir(parents=True)
+    return {
+        "file": folder / "file",
+        "below a file": folder / "file" / "run",
+        "circle": folder / "circle",
+        "proc": "/proc/nowhere/run",
+        "long": folder / ("x" * 300),
+        "folder for a file": folder / "other",
+    }
+
+
+@pytest.mark.parametrize("place", ["file", "below a file", "circle", "proc", "long", "folder for a file"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "PLACE"],
+        ["report", "PLACE"],
+        ["generate", "PLACE", "--user", "1"],
+        ["ids", "PLACE", "ids.parquet"],
+        ["export", "PLACE", "out"],
+        ["import", "out", "--language", "PLACE"],
+        ["import", "out", "--vqgan", "PLACE"],
+        ["vqgan", "evaluate", "PLACE", "--data.source", "movielens_small", "--data.folder", "DATA"],
+        ["train", "tiny", "--data.folder", "DATA", "--folder", "PLACE"],
+        ["train", "tiny", "--data.folder", "DATA", "--folder", "run", "--start", "PLACE"],
+        ["train", "tiny", "--data.folder", "PLACE", "--folder", "run"],
+        ["prepare", "movielens_small", "--source-dir", "PLACE"],
+    ],
+    ids=lambda command: " ".join(command[:2] + command[-2:]),
+)
+def test_odd_paths_are_one_line(monkeypatch, capsys, tmp_path, data, command, place):
+    path = str(odd_places(tmp_path)[place])
+    monkeypatch.chdir(tmp_path)
+    words = [{"PLACE": path, "DATA": str(data)}.get(word, word) for word in command]
+    code, text = run(monkeypatch, capsys, *words)
+    assert code == 2
+    assert text.startswith("unimp: ")
+    assert text.count("\n") == 1
+    assert path[:250] in text or str(Path(path).parent) in text
+
+
+@pytest.mark.parametrize("place", ["file", "below a file", "circle", "proc", "long"])
+def test_what_cannot_be_written_is_told_before_anything_is_trained(monkeypatch, capsys, tmp_path, data, place):
+    monkeypatch.setattr(rival, "train_sasrec", lambda *_: pytest.fail("trained"))
+    path = str(odd_places(tmp_path)[place])
+    code, text = run(
+        monkeypatch, capsys, "sasrec", path, "--data.source", "movielens_small", "--data.folder", str(data)
+    )
+    assert code == 2
+    assert path[:250] in text or str(Path(path).parent) in text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written(monkeypatch, capsys, tmp_path, data):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    folder = str(tmp_path / "locked" / "run")
+    code, text = run(monkeypatch, capsys, "train", "tiny", "--data.folder", str(data), "--folder", folder)
+    assert code == 2
+    assert f"{folder}" in text
+    assert "permission denied" in text
+
+
+# Terminals
+
+
+def printed(monkeypatch, encoding: str, text: str) -> bytes:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "argv", ["unimp", "loader"])
+    monkeypatch.setattr(cli, "use_all_cores", lambda: None)
+    monkeypatch.setitem(COMMANDS, "loader", lambda: print(text))
+    cli.main()
+    return stream.buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [("ascii", b"L?on ?\n"), ("cp1252", b"L\xe9on ?\n"), ("utf-8", "Léon \U0001f600\n".encode())],
+)
+def test_every_command_prints_on_every_terminal(monkeypatch, encoding, expected):
+    assert printed(monkeypatch, encoding, "Léon \U0001f600") == expected
+
+
+def test_half_a_surrogate_is_printed_as_well(monkeypatch):
+    assert printed(monkeypatch, "utf-8", "file \udce9.json") == b"file ?.json\n"
+
+
+def test_a_reader_that_goes_ends_the_command_quietly(monkeypatch, capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "argv", ["unimp", "loader"])
+        monkeypatch.setattr(cli, "use_all_cores", lambda: None)
+        monkeypatch.setitem(COMMANDS, "loader", lambda: print("x" * 10_000))
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    assert stopped.value.code == 141
+    assert capsys.readouterr().err == ""

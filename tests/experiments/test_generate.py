@@ -12,6 +12,7 @@ import pytest
 
 from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.vocabulary import build_vocabulary
+from experiments import cli
 from experiments import generate as generating
 from experiments.asked import Request, pose
 from experiments.config import load_config
@@ -202,7 +203,9 @@ NEW = '{"history": ["3"]}'
         ([], '{"histroy": ["3"]}', "there is no field 'histroy'; did you mean 'history'?"),
         ([], '{"history": []}', "field 'history' is empty"),
         ([], "{}", "field 'history' is missing"),
-        ([], '{"history": [3]}', "3 where an object with item, rating should be"),
+        ([], '{"history": [[3]]}', "[3] where an object with item, rating should be"),
+        ([], '{"history": [99]}', "item '99' is not in the catalogue\n"),
+        (["--user", "nobody"], "", "user 'nobody' is not in this source\n"),
         ([], '{"history": [{"rating": 3}]}', "field 'item' is missing"),
         ([], '{"history": [{"item": "3", "rating": "4"}]}', "field 'rating' is \"4\", a str; it must be int or float"),
         ([], '{"history": [{"item": "3", "rating": 40}]}', "the rating of item 3 is 40; this source has 1 to 5"),
@@ -238,10 +241,40 @@ def test_folders_that_are_nothing_to_ask_are_named(places, monkeypatch, capsys, 
     assert "lacks unimp/, which `unimp export --format idefics` writes" in told
 
 
+def test_ids_as_numbers_in_utf_16_are_answered_as_their_text(places, monkeypatch, capsys):
+    text = '{"history": [3, {"item": 4, "rating": 5}]}'
+    said = []
+    for content in (text.encode("utf-16"), text.replace("3", '"3"').replace("4", '"4"').encode()):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        monkeypatch.setattr(sys, "argv", ["unimp", "generate", str(places[1]), "--k", "3", "--json"])
+        monkeypatch.setattr(cli, "use_all_cores", lambda: None)
+        cli.main()
+        said.append(json.loads(capsys.readouterr().out))
+    assert said[0] == said[1]
+    assert [item["item"] for item in said[0]["history"]["latest"]] == ["3", "4"]
+
+
+def test_titles_that_would_steer_a_terminal(places, opening, monkeypatch):
+    """On an ASCII terminal as well; JSON has them as they are."""
+    data, open_model = opening(places[1], "best", records=None, mesh=MESH)
+    titles = [f"\x1b[31mFilm {item_id}\n\u202e東京 \U0001f600" + "x" * 300 for item_id in data.corpus.item_ids]
+    odd = data.of(dataclasses.replace(data.corpus, titles=titles))
+    monkeypatch.setattr(generating, "open_to_ask", lambda *_, **__: (odd, open_model))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    monkeypatch.setenv("COLUMNS", "70")
+    head, _, *rows = generate(places[1], GenerateConfig(user=USER, k=5), None).split("\n")
+    assert head.isascii()
+    assert "\x1b" not in head
+    assert len(rows) == 6
+    assert {len(row) for row in rows} == {70}
+    assert all("?[31mFilm" in row and " ??" in row and row.isascii() and row.isprintable() for row in rows[1:])
+    exact = ask(places[1], user=USER, k=5)["items"]
+    assert {item["title"] for item in exact} <= set(titles)
+    assert generate(places[1], GenerateConfig(user=USER, json=True), None).isascii()
+
+
 def test_the_command_prints_titles(places, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["unimp", "generate", str(places[2]), "--user", USER, "--k", "3", "--keep-seen"])
-    from experiments import cli
-
     monkeypatch.setattr(cli, "use_all_cores", lambda: None)
     cli.main()
     printed = capsys.readouterr().out

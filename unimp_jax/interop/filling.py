@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from unimp_jax.interop.layout import Piece, Table, WeightsError, some
+from unimp_jax.interop.checked import check_arrays, read_finite
+from unimp_jax.interop.layout import Piece, Table
 from unimp_jax.interop.weights import Weights
 
 M = TypeVar("M", bound=nnx.Module)
@@ -19,22 +20,15 @@ def filled(make: Callable[[], M], table: Table, weights: Weights) -> M:
     """A module with these weights, float32.
 
     Raises:
-      WeightsError: an array is missing, or has another shape.
+      WeightsError: an array is missing, has another shape, is of a type that weights are not, or not finite.
     """
     graph, abstract = nnx.split(nnx.eval_shape(make))
     flat = {"/".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(abstract)}
     pieces = list(pieces_of(table, {name: variable.shape for name, (_, variable) in flat.items()}))
-    missing = {piece.key for piece in pieces} - set(weights.keys())
-    if missing:
-        raise WeightsError(
-            f"{weights.name}: {len(missing)} arrays are missing that the geometry asks for: {some(missing)}"
-        )
+    check_arrays(weights, {piece.key: piece.their_shape for piece in pieces})
     values = {name: np.empty(variable.shape, np.float32) for name, (_, variable) in flat.items()}
     for piece in pieces:
-        shape, right = weights.shape(piece.key), piece.their_shape
-        if shape != right:
-            raise WeightsError(f"{weights.name}: {piece.key} has shape {shape}, the geometry asks for {right}")
-        values[piece.entry.ours[0]][piece.index] = piece.to_ours(weights.read(piece.key))[0]
+        values[piece.entry.ours[0]][piece.index] = piece.to_ours(read_finite(weights, piece.key))[0]
     state = [(path, variable.replace(jnp.asarray(values[name]))) for name, (path, variable) in flat.items()]
     return nnx.merge(graph, nnx.from_flat_state(state))
 

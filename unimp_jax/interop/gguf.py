@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from unimp_jax.interop.layout import WeightsError
+from unimp_jax.interop.stand_ins import refuse_stand_in
 
 NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -27,6 +28,8 @@ LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+WHOLE = ("I8", "I16", "I32", "I64")
+"""Types of whole numbers; all others are floats, or blocks that are dequantised."""
 BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
 
@@ -50,6 +53,7 @@ class GGUF:
             from gguf import GGUFReader
         except ImportError as error:
             raise WeightsError(f"{path}: needs gguf: pip install 'unimp_jax[gguf]'") from error
+        refuse_stand_in(path, "GGUF")
         self.name = str(path)
         try:
             self._reader = GGUFReader(path)
@@ -89,6 +93,10 @@ class GGUF:
     def shape(self, key: str) -> tuple[int, ...]:
         return tuple(int(size) for size in self._tensors[key].shape[::-1])
 
+    def kind(self, key: str) -> str:
+        kind = self._tensors[key].tensor_type.name
+        return kind.lower() if kind in WHOLE else "float32"
+
     def read(self, key: str) -> np.ndarray:
         from gguf.quants import dequantize
 
@@ -97,9 +105,9 @@ class GGUF:
             array = dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(self.shape(key))
         except (ValueError, IndexError, NotImplementedError) as error:  # the last: a quantisation gguf cannot read
             raise WeightsError(f"{self.name}: {key} cannot be read ({error})") from error
-        heads = {"q_proj": "llama.attention.head_count", "k_proj": "llama.attention.head_count_kv"}
-        name = key.split(".")[-2] if "." in key else ""
-        return unpermute(array, int(self._field(heads[name]))) if name in heads else array
+        config, name = self.config(), key.split(".")[-2] if "." in key else ""
+        heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+        return unpermute(array, heads[name]) if name in heads else array
 
     def order(self, key: str) -> int:
         return 0

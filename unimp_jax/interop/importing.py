@@ -17,6 +17,7 @@ from unimp_jax.interop.language import Tabulate, family
 from unimp_jax.interop.layout import Table, WeightsError
 from unimp_jax.interop.matching import Match, Source, match, patterns
 from unimp_jax.interop.shards import SHARD_BYTES, refuse_existing, whole_folder
+from unimp_jax.interop.stand_ins import refuse_stand_in
 from unimp_jax.interop.start import Described, Geometry, Values, write_start
 from unimp_jax.interop.vqgan import import_vqgan
 from unimp_jax.interop.weights import FirstRows, Renamed, Weights, locate, open_weights, read_json, reason, understood
@@ -29,6 +30,8 @@ from unimp_jax.model import (
     VisionConfig,
 )
 
+TOKENIZERS = ("tokenizer*", "*.model", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+"""The files that a tokenizer may be read from."""
 GEOMETRY = "unimp_geometry.json"
 """Beside exported weights: the geometry, where the format itself has no file for it."""
 
@@ -170,7 +173,7 @@ def open_language(path: Path) -> tuple[DecoderConfig, Tabulate, Weights, dict[st
         opened = open_weights(path)
         if not isinstance(opened, GGUF):
             raise WeightsError(f"{path}: has no config.json, which says what language model it is")
-        described, weights = opened.config(), opened
+        described, weights = understood(path, GGUF.config, opened), opened
     decoder, tabulate = understood(path, family, described)
     head, table = HEADS.get(described["model_type"], ("lm_head.", "transformer.wte."))
     return decoder, tabulate, tied(weights, decoder, head, table, {}), described
@@ -301,19 +304,33 @@ def load_tokenizer(config: ImportConfig) -> PreTrainedTokenizerBase | None:
         if config.tokenizer:
             raise WeightsError(f"{path}: no tokenizer in it")
         return None
+    if not arguments:
+        for file in sorted({file for pattern in TOKENIZERS for file in path.glob(pattern)}):
+            refuse_stand_in(file, "other")
     try:
-        return AutoTokenizer.from_pretrained(path, **arguments)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **arguments)
     except Exception as error:  # of many kinds, by tokenizer
         raise WeightsError(f"{path}: the tokenizer cannot be read ({reason(error)})") from error
 
 
 def add_flamingo_tokens(tokenizer: PreTrainedTokenizerBase, decoder: DecoderConfig) -> None:
-    """The tokens that open-flamingo adds to a language model's tokenizer, in its order, where they are not in it."""
+    """The tokens that open-flamingo adds to a language model's tokenizer, in its order, where they are not in it.
+
+    Raises:
+      WeightsError: one of them gets the id of another token, as happens where ids have gaps.
+    """
+    before = {id: name for name, id in tokenizer.get_vocab().items()}
     names = [name for name in ("<|endofchunk|>", "<image>") if name not in tokenizer.get_vocab()]
     if names and len(tokenizer) + len(names) <= decoder.vocab_size:
         tokenizer.add_special_tokens({"additional_special_tokens": names})
     if tokenizer.pad_token is None and len(tokenizer) < decoder.vocab_size:
         tokenizer.add_special_tokens({"pad_token": "<PAD>"})
+    for name, id in tokenizer.get_added_vocab().items():
+        if before.get(id, name) != name:
+            raise WeightsError(
+                f"the tokenizer's ids have gaps, so that {name} gets the id {id}, which {before[id]!r} has: name a "
+                "tokenizer that has the tokens of open-flamingo (<|endofchunk|> and <image>) with --tokenizer"
+            )
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, decoder: DecoderConfig, described: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from unimp_jax.interop.checked import check_arrays, read_finite
 from unimp_jax.interop.layout import Piece, Stack, Table, WeightsError, abstract_parameters, numbers, pieces, some
 from unimp_jax.interop.weights import Weights, in_file_order
 from unimp_jax.model import ModelConfig, Part
@@ -50,7 +51,7 @@ class Match:
         for weights, filled in self.fillings:
             for key in in_file_order(weights, filled):
                 piece, wanted = filled[key]
-                for ours, array in zip(piece.entry.ours, piece.to_ours(weights.read(key)), strict=True):
+                for ours, array in zip(piece.entry.ours, piece.to_ours(read_finite(weights, key)), strict=True):
                     if (ours, piece.index) in wanted:
                         yield (ours, piece.index), array
 
@@ -59,32 +60,18 @@ def match(sources: Iterable[Source], config: ModelConfig, parts: Iterable[Part])
     """Later sources come before earlier ones.
 
     Raises:
-      WeightsError: an array is missing or has another shape than the geometry asks for.
+      WeightsError: an array is missing, of a type that weights are not, or of another shape than the geometry asks for.
     """
     sources, parts = list(sources), set(parts)
     parameters = abstract_parameters(config)
     winner: dict[Slice, int] = {}
     found: list[dict[str, Piece]] = []
-    missing: list[str] = []
     for number, source in enumerate(sources):
-        present = set(source.weights.keys())
-        found.append({})
-        for piece in pieces(source.table, config, parameters):
-            if piece.key not in present:
-                if not piece.key.startswith(source.optional or "\0"):
-                    missing.append(piece.key)
-                continue
-            shape = source.weights.shape(piece.key)
-            if shape != piece.their_shape:
-                raise WeightsError(
-                    f"{source.weights.name}: {piece.key} has shape {shape}, the geometry asks for {piece.their_shape}"
-                )
-            found[number][piece.key] = piece
+        asked = {piece.key: piece for piece in pieces(source.table, config, parameters)}
+        shapes = {key: piece.their_shape for key, piece in asked.items()}
+        found.append({key: asked[key] for key in check_arrays(source.weights, shapes, source.optional)})
+        for piece in found[number].values():
             winner |= {(ours, piece.index): number for ours in piece.entry.ours}
-        if missing:
-            raise WeightsError(
-                f"{source.weights.name}: {len(missing)} arrays are missing that the geometry asks for: {some(missing)}"
-            )
     wanted = {
         (name, index)
         for name in parameters

@@ -52,8 +52,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
                     os.fsync(written.fileno())
         temporary.chmod(0o755)
         temporary.rename(path)
-    except OSError as error:
-        raise WeightsError(f"{path} could not be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:  # the second for a full disk too
+        raise WeightsError(f"{path} could not be written: {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -78,11 +78,8 @@ class ShardWriter:
         self._total += array.nbytes
 
     def _flush(self) -> None:
-        try:
-            # The metadata is what transformers looks for.
-            save_file(self._shard, self._folder / f"{len(self._files)}.shard", metadata={"format": "pt"})
-        except SafetensorError as error:  # its own, for a full disk too
-            raise OSError(str(error)) from error
+        # The metadata is what transformers looks for.
+        save_file(self._shard, self._folder / f"{len(self._files)}.shard", metadata={"format": "pt"})
         self._files.append(list(self._shard))
         self._shard, self._held = {}, 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pydantic
 
+from unimp_jax.interop.checked import check_kind, read_finite
 from unimp_jax.interop.layout import WeightsError, abstract_parameters, leading_axes, numbers
 from unimp_jax.interop.matching import Match, stack_of
 from unimp_jax.interop.shards import ShardWriter, write_json
@@ -132,5 +133,6 @@ def start_values(folder: Path, config: ModelConfig) -> Iterator[Values]:
             is_table = target.startswith("embeddings/")
             if found != shape or not (first_fits and found[1:] == room[1:] if is_table else found == room):
                 raise WeightsError(f"{folder}: {own} has shape {found}, the model has room for {room}")
-            array = weights.read(own)
+            check_kind(weights, own)
+            array = read_finite(weights, own)
             yield Values(target, (*index, rows, *[0] * (array.ndim - 1)) if array.ndim else index, array)

@@ -8,14 +8,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from unimp_jax.interop.layout import WeightsError
+from unimp_jax.interop.stand_ins import refuse_stand_in
 
 TOKENIZER_FILES = ("*.model", "*.txt", "tokenizer*", "special_tokens_map.json", "added_tokens.json")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+"""The types of weights."""
 ONE_LINE = re.compile(r"\s+")
+KINDS = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
+    "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
+}  # fmt: skip
+"""What safetensors calls a type -> its name."""
+UNQUANTISED = (
+    "dequantise them first, or take the publisher's weights in bfloat16, float16 or float32 (most often the model of "
+    "the same name without GPTQ, AWQ, FP8, INT8 or 4bit in it)"
+)
+"""What to do with weights whose numbers mean something else."""
+SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.safetensors|\.bin|\.gguf)")
 
 D = TypeVar("D")
 G = TypeVar("G")
@@ -34,6 +48,10 @@ class Weights(Protocol):
 
     def shape(self, key: str) -> tuple[int, ...]: ...
 
+    def kind(self, key: str) -> str:
+        """The type of an array's numbers, such as float32; of what is stored so, where reading makes floats of it."""
+        ...
+
     def read(self, key: str) -> np.ndarray: ...
 
     def order(self, key: str) -> int: ...
@@ -47,8 +65,14 @@ def understood(path: Path, read: Callable[[D], G], described: D) -> G:
     """`read(described)`, the geometry that a configuration describes.
 
     Raises:
-      WeightsError: it describes none.
+      WeightsError: it describes none, or one whose weights are quantised.
     """
+    if isinstance(described, dict) and (how := described.get("quantization_config")):
+        kind = how.get("quant_method", "of an unnamed kind") if isinstance(how, dict) else how
+        raise WeightsError(
+            f"{path}: its config.json says that the weights are quantised ({kind}): {UNQUANTISED}; where they are not, "
+            "take quantization_config out of it"
+        )
     try:
         return read(described)
     except (
@@ -74,17 +98,21 @@ class Safetensors:
         self._open: tuple[int, Any] = (-1, None)
         self._where: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._kinds: dict[str, str] = {}
         for number, path in enumerate(self._paths):
             file = self._file(number)
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 if key in self._where:
                     raise WeightsError(f"{path}: {key} is in {self._paths[self._where[key]].name} as well")
-                self._where[key], self._shapes[key] = number, tuple(file.get_slice(key).get_shape())
+                array = file.get_slice(key)
+                self._where[key], self._shapes[key] = number, tuple(array.get_shape())
+                self._kinds[key] = KINDS.get(array.get_dtype(), array.get_dtype())
 
     def _file(self, number: int) -> Any:
         if self._open[0] != number:
             path = self._paths[number]
             self._open = (-1, None)  # so that two are never mapped at once
+            refuse_stand_in(path, "safetensors")
             try:
                 # Pages of a mapped file would stay in memory.
                 self._open = (number, safe_open(path, framework="numpy", backend="pread"))
@@ -100,6 +128,9 @@ class Safetensors:
     def shape(self, key: str) -> tuple[int, ...]:
         return self._shapes[key]
 
+    def kind(self, key: str) -> str:
+        return self._kinds[key]
+
     def read(self, key: str) -> np.ndarray:
         return self._file(self._where[key]).get_tensor(key)
 
@@ -107,87 +138,34 @@ class Safetensors:
         return self._where[key]
 
 
-class TorchFiles:
-    """`.pt` or `.bin` files, read as tensors and nothing else (`weights_only`), mapped into memory where possible."""
+class View:
+    """Arrays of other weights, under keys of their own."""
 
-    def __init__(self, paths: Iterable[Path], name: str):
-        """
-        Raises:
-          WeightsError: torch is not installed; a file is missing, truncated, or has anything but tensors; two have
-            the same key.
-        """
-        self.name = name
-        self._tensors: dict[str, Any] = {}
-        for path in paths:
-            for key, tensor in tensors_of(load_torch(path)).items():
-                if key in self._tensors:
-                    raise WeightsError(f"{path}: {key} is in another shard as well")
-                self._tensors[key] = tensor
-        if not self._tensors:
-            raise WeightsError(f"{name}: no tensors in it")
+    def __init__(self, arrays: Mapping[str, tuple[Weights, str]], name: str):
+        """`arrays`: key -> (the weights that have it, its key there)."""
+        self.name, self._arrays = name, arrays
 
     def keys(self) -> Iterable[str]:
-        return self._tensors
+        return self._arrays
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self._tensors[key].shape)
+        weights, original = self._arrays[key]
+        return weights.shape(original)
+
+    def kind(self, key: str) -> str:
+        weights, original = self._arrays[key]
+        return weights.kind(original)
 
     def read(self, key: str) -> np.ndarray:
-        import torch
-
-        tensor = self._tensors[key].detach()
-        if tensor.dtype == torch.bfloat16:
-            return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return tensor.numpy()
+        weights, original = self._arrays[key]
+        return weights.read(original)
 
     def order(self, key: str) -> int:
-        return 0
+        weights, original = self._arrays[key]
+        return weights.order(original)
 
 
-class Callback:
-    """Stands for a class that checkpoints of PyTorch Lightning before 1.5 name and make no object of."""
-
-
-CALLBACKS = [
-    f"pytorch_lightning.callbacks.{name}"
-    for name in ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping")
-]
-
-
-def load_torch(path: Path) -> Any:
-    """What a file holds, if that is tensors in plain containers."""
-    try:
-        import torch
-    except ImportError as error:
-        raise WeightsError(f"{path}: needs torch: pip install 'unimp_jax[torch]'") from error
-    if not path.is_file():
-        raise WeightsError(f"{path} does not exist")
-    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
-    try:
-        with torch.serialization.safe_globals([(Callback, name) for name in CALLBACKS]):
-            try:
-                return torch.load(path, mmap=True, **options)
-            except RuntimeError as error:
-                if "mmap can only be used" not in str(error):
-                    raise
-                return torch.load(path, **options)  # the format before torch 1.6
-    except Exception as error:  # torch raises whatever its readers do
-        raise WeightsError(f"{path}: truncated, or with more in it than tensors ({reason(error)})") from error
-
-
-def tensors_of(loaded: Any) -> dict[str, Any]:
-    """The state dict in a checkpoint, which may be one or have one inside."""
-    import torch
-
-    if not isinstance(loaded, Mapping):
-        return {}
-    for name in ("model_state_dict", "state_dict", "model"):
-        if isinstance(loaded.get(name), Mapping):
-            return tensors_of(loaded[name])
-    return {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
-
-
-class Renamed:
+class Renamed(View):
     """Weights under other keys."""
 
     def __init__(self, weights: Weights, rename: Callable[[str], str]):
@@ -196,29 +174,19 @@ class Renamed:
         Raises:
           WeightsError: they do not.
         """
-        self.name, self._weights = weights.name, weights
-        self._original: dict[str, str] = {}
+        arrays: dict[str, tuple[Weights, str]] = {}
         for key in weights.keys():  # noqa: SIM118 (no mapping)
-            other = self._original.setdefault(rename(key), key)
+            _, other = arrays.setdefault(rename(key), (weights, key))
             if other == key:
                 continue
+            if not {weights.kind(other), weights.kind(key)} <= set(FLOATS):
+                continue  # which is told when one of them is to be used
             if weights.shape(other) != weights.shape(key) or not same(weights.read(other), weights.read(key)):
-                raise WeightsError(f"{self.name}: {key} should be a copy of {other}, and differs")
-
-    def keys(self) -> Iterable[str]:
-        return self._original
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return self._weights.shape(self._original[key])
-
-    def read(self, key: str) -> np.ndarray:
-        return self._weights.read(self._original[key])
-
-    def order(self, key: str) -> int:
-        return self._weights.order(self._original[key])
+                raise WeightsError(f"{weights.name}: {key} should be a copy of {other}, and differs")
+        super().__init__(arrays, weights.name)
 
 
-class Joined:
+class Joined(View):
     """Weights of several files as one."""
 
     def __init__(self, parts: Iterable[Weights]):
@@ -226,68 +194,32 @@ class Joined:
         Raises:
           WeightsError: two of them have the same key.
         """
-        self._parts: dict[str, Weights] = {}
+        arrays: dict[str, tuple[Weights, str]] = {}
         for part in parts:
             for key in part.keys():  # noqa: SIM118 (no mapping)
-                if key in self._parts:
-                    raise WeightsError(f"{part.name}: {key} is in {self._parts[key].name} as well")
-                self._parts[key] = part
-        self.name = ", ".join(dict.fromkeys(part.name for part in self._parts.values()))
-
-    def keys(self) -> Iterable[str]:
-        return self._parts
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return self._parts[key].shape(key)
-
-    def read(self, key: str) -> np.ndarray:
-        return self._parts[key].read(key)
-
-    def order(self, key: str) -> int:
-        return self._parts[key].order(key)
+                if key in arrays:
+                    raise WeightsError(f"{part.name}: {key} is in {arrays[key][0].name} as well")
+                arrays[key] = (part, key)
+        super().__init__(arrays, ", ".join(dict.fromkeys(part.name for part, _ in arrays.values())))
 
 
-class FirstRows:
+class FirstRows(View):
     """Weights of which some arrays are cut to their first rows."""
 
     def __init__(self, weights: Weights, cut: Iterable[str], rows: int):
-        self.name, self._weights, self._cut, self._rows = weights.name, weights, set(cut), rows
-
-    def keys(self) -> Iterable[str]:
-        return self._weights.keys()
+        super().__init__({key: (weights, key) for key in weights.keys()}, weights.name)  # noqa: SIM118 (no mapping)
+        self._cut, self._rows = set(cut), rows
 
     def shape(self, key: str) -> tuple[int, ...]:
-        first, *rest = self._weights.shape(key) or (0,)
-        return (min(first, self._rows), *rest) if key in self._cut else self._weights.shape(key)
+        first, *rest = super().shape(key) or (0,)
+        return (min(first, self._rows), *rest) if key in self._cut else super().shape(key)
 
     def read(self, key: str) -> np.ndarray:
-        return self._weights.read(key)[: self._rows] if key in self._cut else self._weights.read(key)
-
-    def order(self, key: str) -> int:
-        return self._weights.order(key)
+        return super().read(key)[: self._rows] if key in self._cut else super().read(key)
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
     return a.dtype == b.dtype and a.tobytes() == b.tobytes()
-
-
-class Arrays:
-    """Weights in memory."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray], name: str = "weights"):
-        self.name, self._arrays = name, arrays
-
-    def keys(self) -> Iterable[str]:
-        return self._arrays
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return self._arrays[key].shape
-
-    def read(self, key: str) -> np.ndarray:
-        return self._arrays[key]
-
-    def order(self, key: str) -> int:
-        return 0
 
 
 def open_weights(path: Path) -> Weights:
@@ -303,7 +235,7 @@ def open_weights(path: Path) -> Weights:
             from unimp_jax.interop.gguf import GGUF
 
             return GGUF(path)
-        return TorchFiles([path], str(path))
+        return torch_files([path], str(path))
     if not path.is_dir():
         raise WeightsError(f"{path} does not exist")
     for index in (path / "model.safetensors.index.json", path / "pytorch_model.bin.index.json"):
@@ -311,6 +243,7 @@ def open_weights(path: Path) -> Weights:
             return indexed(index)
     if (path / "model.safetensors").is_file():
         return Safetensors({"model.safetensors": path / "model.safetensors"}, str(path))
+    refuse_shards_without_index(path)
     for pattern in ("pytorch_model.bin", "*.safetensors", "*.gguf", "*.pt"):
         found = sorted(path.glob(pattern))
         if len(found) == 1:
@@ -318,6 +251,25 @@ def open_weights(path: Path) -> Weights:
     raise WeightsError(
         f"{path}: no model.safetensors, pytorch_model.bin (or an index of their shards), nor a single .gguf or .pt"
     )
+
+
+def torch_files(paths: Iterable[Path], name: str) -> Weights:
+    from unimp_jax.interop.torch_files import TorchFiles
+
+    return TorchFiles(paths, name)
+
+
+def refuse_shards_without_index(folder: Path) -> None:
+    """
+    Raises:
+      WeightsError: there are shards of weights, and no index says which of them has what.
+    """
+    for name in sorted(path.name for path in folder.iterdir()):
+        if (shard := SHARD.fullmatch(name)) and int(shard[2]) > 1:
+            if shard[3] == ".gguf":
+                raise WeightsError(f"{folder}: {name} is a part of a file: join all with `llama-gguf-split --merge`")
+            index = f"{shard[1]}{shard[3]}.index.json"
+            raise WeightsError(f"{folder}: {name} is there, its index {index} is not: fetch the whole folder anew")
 
 
 def indexed(index: Path) -> Weights:
@@ -330,7 +282,8 @@ def indexed(index: Path) -> Weights:
             raise WeightsError(f"{index}: {name!r} is no name of a file beside it")
     paths = {name: index.parent / name for name in sorted(set(map_.values()))}
     safe = all(path.suffix == ".safetensors" for path in paths.values())
-    weights: Weights = Safetensors(paths, str(index.parent)) if safe else TorchFiles(paths.values(), str(index.parent))
+    name = str(index.parent)
+    weights: Weights = Safetensors(paths, name) if safe else torch_files(paths.values(), name)
     absent = set(map_) - set(weights.keys())
     if absent:
         raise WeightsError(f"{index}: {len(absent)} arrays are in none of the shards, such as {min(absent)}")
@@ -342,11 +295,12 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       WeightsError: the file is missing or no JSON object.
     """
+    refuse_stand_in(path, "other")
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        read = json.loads(path.read_bytes())  # with a mark of byte order too, and in UTF-16
     except FileNotFoundError as error:
         raise WeightsError(f"{path} does not exist") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: not readable as JSON ({reason(error)})") from error
     if not isinstance(read, dict):
         raise WeightsError(f"{path}: not a JSON object")

@@ -267,12 +267,14 @@ def test_place_that_cannot_be_written(language, tmp_path):
 # Tokenizers
 
 
-def save_tokenizer(folder: Path, words: int, bos: int = 1, eos: int = 2) -> None:
+def save_tokenizer(folder: Path, words: int, bos: int = 1, eos: int = 2, last: int | None = None) -> None:
+    """`last`: the id of the last word, where it is not the number of words before it."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
     names = [f"w{number}" for number in range(words)]
-    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="w0"))
+    ids = {name: number for number, name in enumerate(names)} | ({} if last is None else {names[-1]: last})
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="w0"))
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=names[bos], eos_token=names[eos], unk_token="w0"
     ).save_pretrained(folder)

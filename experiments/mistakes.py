@@ -1,0 +1,68 @@
+"""What is not the program's fault, in one line: a mistake of the user's, or a full disk, or too little memory."""
+
+from __future__ import annotations
+
+import errno
+import select
+import sys
+
+from experiments.terminal import clean, fitted
+
+SHOWN = 300
+"""Characters of a path, or of a message of the accelerator's, that are shown."""
+LINE = 2000
+"""Columns of the line: an id of the data that it names may be of any length."""
+REMEDIES = {
+    errno.ENOENT: "does not exist, or the folder that it should be in does not",
+    errno.ENOTDIR: "a file stands where a folder should be; name another path",
+    errno.EISDIR: "is a folder, where a file should be",
+    errno.EEXIST: "is there already, and is not what is needed; name another path",
+    errno.ENOTEMPTY: "is a folder with something in it; name another path",
+    errno.EACCES: "permission denied: it belongs to somebody else, or may not be written; name another path",
+    errno.EPERM: "not permitted; name another path",
+    errno.EROFS: "is on a file system that can only be read; name another path",
+    errno.ENAMETOOLONG: "is too long a name; name a shorter one",
+    errno.ELOOP: "leads around in a circle of symbolic links",
+    errno.ENOSPC: "no space is left on the disk: make room, or name a folder on another disk",
+    errno.EDQUOT: "your quota of the disk is used up: make room, or name a folder on another disk",
+    errno.EMFILE: "too many files are open: allow more, such as with `ulimit -n 65536`",
+    errno.EIO: "the disk does not read or write there (input/output error)",
+    errno.ESTALE: "the file server no longer knows it: the same command goes on once it is mounted anew",
+}
+MEMORY = (
+    "out of memory ({}): what needs less is fewer --loader.rows, --training.accumulate 2 or more, --model.remat full, "
+    "a larger --mesh.fsdp, or more devices"
+)
+
+
+def explained(error: Exception) -> str | None:
+    """One line about an error; None where the program itself is at fault, and its traceback is what helps."""
+    from jax.errors import JaxRuntimeError
+
+    from unimp_jax.training.checkpoint import CheckpointError
+    from unimp_jax.training.loop import TrainingError
+
+    if isinstance(error, OSError):
+        return fitted(clean(of_system(error)), LINE)
+    if isinstance(error, MemoryError) or (isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
+        return MEMORY.format(clean(str(error))[:SHOWN] or "of this machine")
+    if isinstance(error, ValueError | CheckpointError | TrainingError):
+        return fitted(clean(str(error)), LINE) or type(error).__name__
+    return None
+
+
+def of_system(error: OSError) -> str:
+    """What the operating system refused, where, and what to do."""
+    told = REMEDIES.get(error.errno or 0, error.strerror or str(error) or type(error).__name__)
+    names = [str(name)[:SHOWN] for name in (error.filename, error.filename2) if name is not None]
+    return f"{' -> '.join(names)}: {told}" if names else told
+
+
+def nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader, such as `head`, has gone."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError):  # no file at all
+        return False

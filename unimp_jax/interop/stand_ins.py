@@ -1,0 +1,88 @@
+"""Files that stand in the place of others, told by how they begin: pointers of Git LFS, web pages, archives."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from unimp_jax.interop.layout import WeightsError
+
+HEAD = 1024
+POINTER = re.compile(rb"version https://(?:git-lfs|hawser)\.github\.com/spec/")
+MARKS_OF_ORDER = (b"\xff\xfe", b"\xfe\xff")
+"""With which text in UTF-16 begins."""
+PACKED = {
+    b"PK\x03\x04": "a zip archive (as torch writes, too)",
+    b"\x1f\x8b": "packed with gzip",
+    b"BZh": "packed with bzip2",
+    b"\xfd7zXZ\x00": "packed with xz",
+    b"\x28\xb5\x2f\xfd": "packed with zstd",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"\x89HDF": "an HDF5 file (of Keras or TensorFlow)",
+    b"\x93NUMPY": "an array of numpy",
+    b"GGUF": "a GGUF file",
+}
+"""How files of other formats begin, and what they are."""
+TORCH_TOO = (b"PK\x03\x04",)
+
+
+def refuse_stand_in(path: Path, kind: str) -> None:
+    """Looks at the first bytes of a file before its reader does; a file that is not there is the reader's to tell.
+
+    Args:
+      kind: what the file should be: "safetensors", "torch", "GGUF", or "other", such as JSON and tokenizers.
+
+    Raises:
+      WeightsError: it is empty, a pointer, a page or a message of a server, or of another format.
+    """
+    if not path.is_file():
+        return
+    try:
+        with path.open("rb") as file:
+            head, size = file.read(HEAD), path.stat().st_size
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    if told := stands_in(head, size, kind):
+        raise WeightsError(f"{path}{told}")
+
+
+def stands_in(head: bytes, size: int, kind: str) -> str | None:
+    """What a file is that begins so, where that is not what it should be."""
+    wanted = "the file itself" if kind == "other" else "the weights"
+    if not size:
+        return f": truncated, or no {'' if kind == 'other' else f'{kind} '}file (it is empty); fetch it again"
+    if POINTER.match(head):
+        return f" is a pointer of Git LFS ({size} bytes), not {wanted}: run `git lfs pull` in its folder"
+    if b"/annex/objects/" in head[:200]:
+        return f" is a pointer of git-annex ({size} bytes), not {wanted}: run `git annex get` in its folder"
+    begins = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if begins.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")):
+        return (
+            f" is a web page (HTML or XML, {size} bytes), not {wanted}: the server gave that in its place; fetch it "
+            "again, signed in where its publisher asks for it"
+        )
+    for magic, is_ in PACKED.items():
+        own = (kind == "GGUF" and magic == b"GGUF") or (kind == "torch" and magic in TORCH_TOO)
+        if head.startswith(magic) and not own:
+            return f" is {is_}, not {wanted} ({kind}): unpack it, or give it the name of what it is"
+    if head[257:262] == b"ustar":
+        return f" is a tar archive, not {wanted}: unpack it"
+    if kind == "torch" and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
+        return " is a safetensors file: let its name end in .safetensors"
+    if kind != "other" and size >= 8 and is_text(head):
+        said = " ".join(head.decode("utf-8", "replace").split())[:60]
+        return f' is text ({size} bytes: "{said}"), not {wanted}: fetch it again'
+    return None
+
+
+def is_text(head: bytes) -> bool:
+    """Whether bytes are text and nothing else; the last character may be cut off."""
+    if head.startswith(MARKS_OF_ORDER):
+        return True
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:
+            return False
+        text = head[: error.start].decode("utf-8")
+    return all(character.isprintable() or character in "\t\r\n\f" for character in text)
