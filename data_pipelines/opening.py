@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, reason_of
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 NAMES = "JPEG, PNG, WebP, GIF, BMP and TIFF"
@@ -55,7 +55,7 @@ def open_picture(encoded: bytes, at_least: int | None = None) -> Image.Image:
     except UnidentifiedImageError as error:
         raise DataError(f"cannot identify it: only {NAMES} are decoded") from error
     except Exception as error:  # decoders raise errors of any class
-        raise DataError(" ".join(str(error).split())[:200] or type(error).__name__) from error
+        raise DataError(reason_of(error)) from error
 
 
 def _open(encoded: bytes, at_least: int | None) -> Image.Image:
