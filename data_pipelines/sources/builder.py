@@ -104,7 +104,11 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
         staged = stage(map(self.tally.count, read(parts_of(self.source, kind), place)), self._staging)
         if not staged:
             core = f" (of users with {self.cores[0]} and items with {self.cores[1]} interactions)"
-            raise DataError(f"{self.name}: no {kind} are left, nothing to learn from" + core * (max(self.cores) > 1))
+            bad = self.faults.records
+            why = f"; {len(bad)} bad records were left out, the first: {bad[0]}" if bad else ""
+            raise DataError(
+                f"{self.name}: no {kind} are left, nothing to learn from" + core * (max(self.cores) > 1) + why
+            )
         return {SPLIT: [functools.partial(read_part, part) for part in staged]}
 
 
