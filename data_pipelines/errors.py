@@ -6,3 +6,8 @@ class DataError(ValueError):
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+def reason_of(error: BaseException) -> str:
+    """Why, in one line, whatever failed."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__

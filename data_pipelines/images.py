@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import io
+import logging
 import threading
 from collections.abc import Callable
 from typing import Literal, Protocol
@@ -13,6 +13,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_pipelines.errors import DataError
+from data_pipelines.opening import open_picture
+
+logger = logging.getLogger(__name__)
 
 Fit = Literal["crop", "stretch", "pad"]
 
@@ -34,15 +37,17 @@ def decode(encoded: bytes, size: int, fit: Fit) -> np.ndarray:
       DataError: the bytes are not a whole picture.
     """
     try:
-        picture = Image.open(io.BytesIO(encoded))
-        picture.draft("RGB", (2 * size, 2 * size))  # lets a JPEG skip detail that the resize would throw away
-        picture = picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        picture = open_picture(encoded, at_least=2 * size)
+    except DataError as error:
         raise DataError(f"not a readable picture ({error})") from error
     if fit == "crop":
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
     elif fit == "pad":
-        picture = ImageOps.pad(picture, (size, size), Image.Resampling.BICUBIC)
+        width, height = picture.size
+        inner = max(1, round(width / height * size)), max(1, round(height / width * size))
+        inner = min(inner[0], size), min(inner[1], size)
+        picture, resized = Image.new("RGB", (size, size)), picture.resize(inner, Image.Resampling.BICUBIC)
+        picture.paste(resized, (round((size - inner[0]) * 0.5), round((size - inner[1]) * 0.5)))
     else:
         picture = picture.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(picture, np.uint8)
@@ -59,7 +64,10 @@ class Pictures(Protocol):
 
 
 class ImageStore:
-    """Pictures of items by index, as arrays; safe to read from many threads."""
+    """Pictures of items by index, as arrays; safe to read from many threads.
+
+    A picture that cannot be decoded is black, and that is logged: it must not end a run that is under way.
+    """
 
     def __init__(self, read: Callable[[int], bytes], size: int, config: ImageConfig):
         """`read(item)` returns the encoded picture of an item."""
@@ -79,7 +87,12 @@ class ImageStore:
             if item in self._cache:
                 self._cache.move_to_end(item)
                 return self._cache[item]
-        picture = decode(self._read(item), self.size, self._fit)
+        encoded = self._read(item)
+        try:
+            picture = decode(encoded, self.size, self._fit)
+        except DataError as error:
+            logger.warning("item %d: %s; it is shown black", item, error)
+            picture = np.zeros(self.shape, self.dtype)
         with self._lock:
             self._cache[item] = picture
             while len(self._cache) > self._capacity:

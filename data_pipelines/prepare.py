@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, reason_of
 from data_pipelines.records import KINDS, quiet_tfds
+from data_pipelines.replacing import MADE, check_place, put_in_place, workplace
 from data_pipelines.sources import find_source
 from data_pipelines.sources.checks import Faults, OnBad
 from data_pipelines.sources.interactions import Counts
@@ -61,9 +61,12 @@ class Prepared:
             )
         if self.never_evaluated:
             lines.append(f"{self.never_evaluated} users have fewer than 2 interactions and are never asked about")
-        for kind, faults in (("records left out", self.bad_records), ("items without picture", self.bad_pictures)):
+        for number, kind, faults in (
+            (len(self.bad_records), "records left out", self.bad_records),
+            (self.items - self.images, "items without picture", self.bad_pictures),
+        ):
             if faults:
-                lines.append(f"{len(faults)} {kind}:")
+                lines.append(f"{number:,} {kind}:")
                 lines += [f"  {fault}" for fault in faults[:5]] + (["  …"] if len(faults) > 5 else [])
         return "\n".join(lines)
 
@@ -89,22 +92,20 @@ def prepare(
 
     Raises:
       DataError: the source is unknown, its files are missing or bad, there is no room for the records, the name is no
-        name of a folder, or Beam is not installed.
+        name of a folder, what stands in their place was not made here, or Beam is not installed.
     """
     builder_class = find_source(source)
     start = time.perf_counter()
     name = source if name is None else name
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise DataError(f"--name is {name!r}; it must be the name of a folder: letters, digits, '_', '-', '+' and '.'")
-    if source_dir is not None and not source_dir.is_dir():
+    if source_dir is not None and not os.path.isdir(source_dir):
         raise DataError(f"{source_dir} is not a folder")
-    faults, tally, opened = Faults(on_bad), Tally(), None
-    new, old = folder / f"{name}.partial", folder / f"{name}.old"
+    place, faults, tally, opened = folder / name, Faults(on_bad), Tally(), None
     config = tfds.download.DownloadConfig(register_checksums=False, **_beam(beam_options))
     try:
-        for left in (new, old):  # of a run that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        with quiet_tfds():
+        check_place(place, KINDS, source_dir)
+        with workplace(place) as new, quiet_tfds():
             for kind in KINDS:
                 builder = builder_class(
                     config=kind,
@@ -117,24 +118,19 @@ def prepare(
                 )
                 builder.download_and_prepare(download_config=config, download_dir=str(folder / "downloads"))
                 opened = builder.source
-        prepared = _account(name, source, selection, tally, faults, opened, start)
-        (new / source / "prepared.json").write_text(json.dumps(dataclasses.asdict(prepared), indent=1))
-        if (folder / name).exists():
-            os.replace(folder / name, old)
-        os.replace(new / source, folder / name)
+            prepared = _account(name, source, selection, tally, faults, opened, start)
+            (new / source / MADE).write_text(json.dumps(dataclasses.asdict(prepared), indent=1))
+            check_place(place, KINDS, source_dir)
+            put_in_place(new / source, place)
     except DataError:
         raise
     except (tfds.download.DownloadError, NonMatchingChecksumError) as error:
-        reason = " ".join(str(error).split())
         raise DataError(
-            f"{source} could not be downloaded, or its checksum is wrong ({reason}); give its files with --source-dir"
+            f"{source} could not be downloaded, or its checksum is wrong ({reason_of(error)}); give its files with "
+            "--source-dir"
         ) from error
     except Exception as error:  # TFDS and ArrayRecord raise errors of many classes, some made as they go
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise DataError(f"{folder}: records could not be written ({reason}); nothing was kept") from error
-    finally:
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
+        raise DataError(f"{folder}: records could not be written ({reason_of(error)}); nothing was kept") from error
     return prepared
 
 

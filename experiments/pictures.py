@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from data_pipelines.images import decode
+from data_pipelines.images import ImageStore
 from data_pipelines.queries import Query
 from experiments.answers import Outcome, asked
 from experiments.baselines.query_match import WordMatches
@@ -184,8 +184,8 @@ class Seen(NamedTuple):
 def seen_by(tower: PictureTower, data: ExperimentData, generated: Generated, beside: Beside) -> Seen:
     """Each item's own picture is seen once."""
     items = np.unique(np.concatenate([part.ravel() for part in beside]))
-    own = [decode(data.images.encoded(int(item)), generated.size, data.config.images.fit) for item in items]
-    features = tower.see(np.stack(own))
+    own = ImageStore(data.images.encoded, generated.size, data.config.images)
+    features = tower.see(np.stack([own[item] for item in items.tolist()]))
     wanted_PF, alike_PF, random_PF, alike_PRF, random_PRF = (features[np.searchsorted(items, part)] for part in beside)
     rows = {name: see_samples(tower, pictures) for name, pictures in generated.pictures.items()}
     rows |= {OF_THE_QUERY: alike_PF[:, None], RANDOM: random_PF[:, None]}

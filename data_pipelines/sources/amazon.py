@@ -28,12 +28,15 @@ from data_pipelines.errors import DataError
 from data_pipelines.nearest import did_you_mean
 from data_pipelines.schema import Interaction, Item
 from data_pipelines.sources.builder import RecordBuilder
-from data_pipelines.sources.checks import BadField, Faults, field, read_objects, texts
+from data_pipelines.sources.checks import BadField, Faults, field, texts
 from data_pipelines.sources.fetched_pictures import FetchedPictures
 from data_pipelines.sources.interactions import COLUMNS, Counts, Tabled, core, without_repeats
+from data_pipelines.sources.json_files import read_objects
 from data_pipelines.sources.parts import Source
+from data_pipelines.sources.reading import names_in
 from data_pipelines.sources.reviews import clean, word
 from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.times import Clock
 
 CHUNK = 100_000
 PRICE = re.compile(r"(from )?\$?\d[\d,]*(\.\d+)?( ?- ?\$?\d[\d,]*(\.\d+)?)?")
@@ -76,7 +79,8 @@ class Release:
       products: the name of a category's products.
       where: the URLs that all of them are at.
       item_id: the field of a product that names it.
-      review: (user id, interaction) of a line of reviews; raises `BadField`.
+      time: the field of a review that says when.
+      review: (user id, interaction) of a line of reviews, given the clock of the file; raises `BadField`.
       product: the product of a line, given the category to fall back on; raises `BadField`.
       read_products: (place, record) of each line of a file of products.
     """
@@ -86,7 +90,8 @@ class Release:
     products: str
     where: tuple[str, ...]
     item_id: str
-    review: Callable[[dict[str, Any]], tuple[str, Interaction]]
+    time: str
+    review: Callable[[dict[str, Any], Clock], tuple[str, Interaction]]
     product: Callable[[dict[str, Any], str], Product]
     read_products: Callable[[Path, Faults], Iterator[tuple[str, dict[str, Any]]]] = read_objects
 
@@ -128,13 +133,10 @@ def review_files(release: Release, folder: Path, categories: Iterable[str], core
     Raises:
       DataError: there are none, or a category has no reviews or no products; the message says what is needed.
     """
-    there = sorted({path.name.removesuffix(".gz") for path in folder.iterdir()})
-    found: dict[str, dict[str, str]] = defaultdict(dict)  # category -> pattern -> name
-    for name in there:
-        for pattern in release.reviews:
-            if match := re.fullmatch(re.escape(pattern).replace(r"\{\}", "(?!meta_)(.+)"), name):
-                found[match[1]][pattern] = name
-                break
+    there = names_in(folder, folders=True)
+    found = _by_category(release, names_in(folder))
+    if not found or not found.keys() >= set(categories):
+        found = _by_category(release, there)  # reading will say of a folder that it is one
     if not found:
         raise DataError(f"{folder} holds no reviews: {release.instructions}")
     files = {}
@@ -152,11 +154,23 @@ def review_files(release: Release, folder: Path, categories: Iterable[str], core
     return files
 
 
+def _by_category(release: Release, names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Category -> pattern -> name of a file of reviews."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for name in names:
+        for pattern in release.reviews:
+            if match := re.fullmatch(re.escape(pattern).replace(r"\{\}", "(?!meta_)(.+)"), name):
+                found[match[1]][pattern] = name
+                break
+    return found
+
+
 def _rows(release: Release, files: dict[str, Path], faults: Faults) -> Iterator[tuple[str, str, int, float, str]]:
     for category, path in files.items():
+        clock = Clock.of(path, release.time)
         for place, record in read_objects(path, faults):
             try:
-                user, review = release.review(record)
+                user, review = release.review(record, clock)
             except BadField as fault:
                 faults.bad_record(f"{place}: {fault}")
                 continue

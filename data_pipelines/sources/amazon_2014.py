@@ -17,22 +17,23 @@ from typing import Any
 
 from data_pipelines.schema import Interaction
 from data_pipelines.sources.amazon import AmazonBuilder, Product, Release, cleaned, price, several, text
-from data_pipelines.sources.checks import Faults, field, read_lines, seconds, texts
+from data_pipelines.sources.checks import BadField, Faults, field, texts
+from data_pipelines.sources.reading import read_lines
 from data_pipelines.sources.reviews import clean, one_to_five, word, written
+from data_pipelines.sources.times import Clock
 
 LONGEST_LITERAL = 2**20
 
 
-def review(record: dict[str, Any]) -> tuple[str, Interaction]:
+def review(record: dict[str, Any], clock: Clock) -> tuple[str, Interaction]:
     """(user id, interaction).
 
     Raises:
       BadField: a field is missing or wrong.
     """
-    field(record, "unixReviewTime", int)
     return word(record, "reviewerID"), Interaction(
         word(record, "asin"),
-        time=seconds(record, "unixReviewTime"),
+        time=clock.seconds(record, "unixReviewTime"),
         rating=one_to_five(record, "overall"),
         text=written(text(record, "reviewText"), text(record, "summary")),
     )
@@ -57,20 +58,39 @@ def product(record: dict[str, Any], category: str) -> Product:
 
 def read_literals(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, dictionary) of a file with a Python literal a line."""
-    for place, line in read_lines(path):
+    for line in faults.watched(line for line in read_lines(path) if line.text.strip()):
         try:
-            if len(line) > LONGEST_LITERAL:
-                raise ValueError(f"{len(line):,} characters; at most {LONGEST_LITERAL:,} are parsed")
+            if line.fault:
+                raise BadField(line.fault)
+            if len(line.text) > LONGEST_LITERAL:
+                raise ValueError(f"{len(line.text):,} characters; at most {LONGEST_LITERAL:,} are parsed")
             with warnings.catch_warnings(action="ignore"):  # of escapes that Python does not know
-                record = ast.literal_eval(line)
+                record = literal(line.text)
+        except BadField as fault:
+            faults.bad_record(f"{line.place}: {fault}")
+            continue
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
             reason = getattr(error, "msg", None) or str(error) or "nested too deeply"
-            faults.bad_record(f"{place}: not a Python literal ({reason[:100]})")
+            faults.bad_record(f"{line.place}: not a Python literal ({reason[:100]})")
             continue
         if not isinstance(record, dict):
-            faults.bad_record(f"{place}: a {type(record).__name__} where a dictionary should be")
+            faults.bad_record(f"{line.place}: a {type(record).__name__} where a dictionary should be")
             continue
-        yield place, record
+        yield line.place, record
+
+
+def literal(text: str) -> Any:
+    """What a Python literal says.
+
+    Raises:
+      BadField: a dictionary has a key twice.
+      ValueError, TypeError, SyntaxError, RecursionError, MemoryError: it is no literal.
+    """
+    tree = ast.parse(text.strip(" \t"), mode="eval")
+    record = ast.literal_eval(tree)
+    if isinstance(tree.body, ast.Dict) and len(record) < len(tree.body.keys):
+        raise BadField("a field occurs a second time")
+    return record
 
 
 class Amazon2014(AmazonBuilder):
@@ -83,6 +103,7 @@ class Amazon2014(AmazonBuilder):
         products="meta_{}.json",
         where=("http://snap.stanford.edu/data/amazon/productGraph/categoryFiles",),
         item_id="asin",
+        time="unixReviewTime",
         review=review,
         product=product,
         read_products=read_literals,

@@ -51,6 +51,7 @@ class Amazon2018(AmazonBuilder):
             for folder in ("categoryFilesSmall", "categoryFiles", "metaFiles2")
         ),
         item_id="asin",
+        time="unixReviewTime",
         review=review,
         product=product,
     )

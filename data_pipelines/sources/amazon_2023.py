@@ -1,8 +1,8 @@
 """Amazon Reviews 2023: JSON lines.
 
-    CATEGORY.jsonl         user_id, parent_asin, rating, timestamp (milliseconds), text, title
+    CATEGORY.jsonl         user_id, parent_asin, rating, timestamp, text, title
     meta_CATEGORY.jsonl    parent_asin, title, price, store, categories, main_category, description, details,
-                           images: a list of variant, thumb, large, hi_res
+                           images: a list of variant, thumb, large, hi_res (or lists of them)
 
 A brand is the store, or what the details say; the picture is the main one, of its middle size.
 """
@@ -15,36 +15,35 @@ from data_pipelines.schema import Interaction
 from data_pipelines.sources.amazon import AmazonBuilder, Product, Release, cleaned, price, several, text
 from data_pipelines.sources.checks import BadField, field, shown
 from data_pipelines.sources.reviews import clean, one_to_five, word, written
+from data_pipelines.sources.times import Clock
 
 
 def interaction(
-    record: dict[str, Any], time: str = "timestamp", body: str = "text", headline: str = "title"
+    record: dict[str, Any], clock: Clock, time: str = "timestamp", body: str = "text", headline: str = "title"
 ) -> Interaction:
     """
     Args:
+      clock: of the file.
       time, body, headline: names of fields.
 
     Raises:
       BadField: a field is missing or wrong.
     """
-    milliseconds = field(record, time, int)
-    if not 0 <= milliseconds < 2**62:
-        raise BadField(f"field {time!r} is {milliseconds}; it must be milliseconds since 1970")
     return Interaction(
         word(record, "parent_asin"),
-        time=milliseconds // 1000,
+        time=clock.seconds(record, time),
         rating=one_to_five(record, "rating"),
         text=written(text(record, body), text(record, headline)),
     )
 
 
-def review(record: dict[str, Any]) -> tuple[str, Interaction]:
+def review(record: dict[str, Any], clock: Clock) -> tuple[str, Interaction]:
     """(user id, interaction).
 
     Raises:
       BadField: a field is missing or wrong.
     """
-    return word(record, "user_id"), interaction(record)
+    return word(record, "user_id"), interaction(record, clock)
 
 
 def product(record: dict[str, Any], category: str, brand: str = "store") -> Product:
@@ -74,12 +73,25 @@ def picture(record: dict[str, Any]) -> str:
     Raises:
       BadField: what should say so does not.
     """
-    images = field(record, "images", list, default=None) or []
+    images = field(record, "images", list, dict, default=None) or []
+    if isinstance(images, dict):
+        images = rows_of(images)
     for image in images:
         if not isinstance(image, dict):
             raise BadField(f"field 'images' holds {shown(image)}; it must hold objects")
     main = next((image for image in images if image.get("variant") == "MAIN"), images[0] if images else {})
     return next(filter(None, (text(main, size).strip() for size in ("large", "hi_res", "thumb"))), "")
+
+
+def rows_of(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the publisher's loader for Hugging Face has as a list a field, {"large": [...], ...}, an object a picture.
+
+    Raises:
+      BadField: the fields are no lists of one length.
+    """
+    if not all(isinstance(values, list) for values in columns.values()) or len(set(map(len, columns.values()))) > 1:
+        raise BadField(f"field 'images' is {shown(columns)}; it must hold objects, or lists of one length")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 class Amazon2023(AmazonBuilder):
@@ -95,6 +107,7 @@ class Amazon2023(AmazonBuilder):
             for folder in ("review_categories", "meta_categories")
         ),
         item_id="parent_asin",
+        time="timestamp",
         review=review,
         product=product,
     )

@@ -12,19 +12,18 @@ person: those keep the order of the file.
 
 from __future__ import annotations
 
-import csv
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from data_pipelines.errors import DataError
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.sources.builder import RecordBuilder, Source
-from data_pipelines.sources.checks import BadField, Faults, field, read_lines, seconds
-from data_pipelines.sources.reviews import in_order, one_to_five, source_file, word, written
+from data_pipelines.sources.checks import Faults
+from data_pipelines.sources.columns import identifiers, ratings, times
+from data_pipelines.sources.reviews import in_order, source_file, written
+from data_pipelines.sources.tables import read_csv
 
 COLUMNS = ("reviewerID", "asin", "reviewText", "overall", "summary", "unixReviewTime")
 
@@ -52,61 +51,11 @@ class AmazonReviews:
 
     def _reviews(self, faults: Faults) -> Iterator[tuple[str, Interaction]]:
         """(user, review) in the order of the file."""
-        rows = self._rows(faults)
-        place, header = next(rows, (f"{self._path.name} line 1", []))
-        for name in COLUMNS:
-            if name not in header:
-                raise DataError(f"{place}: column {name!r} is missing; there must be {', '.join(COLUMNS)}")
-        for place, row in rows:
-            try:
-                if len(row) != len(header):
-                    raise BadField(f"{len(row)} fields where {len(header)} should be: {', '.join(header)}"[:200])
-                yield self._review(dict(zip(header, row, strict=True)))
-            except BadField as fault:
-                faults.bad_record(f"{place}: {fault}")
-
-    def _review(self, record: dict[str, str]) -> tuple[str, Interaction]:
-        rating = {"overall": number(record, "overall")}
-        time = {"unixReviewTime": int(number(record, "unixReviewTime", whole=True))}
-        return word(record, "reviewerID"), Interaction(
-            word(record, "asin"),
-            time=seconds(time, "unixReviewTime"),
-            rating=one_to_five(rating, "overall"),
-            text=written(field(record, "reviewText", str), field(record, "summary", str)),
-        )
-
-    def _rows(self, faults: Faults) -> Iterator[tuple[str, list[str]]]:
-        """(place, fields) of each record, header included; the place is the first of the record's lines."""
-        places: list[str] = []
-
-        def lines() -> Iterator[str]:
-            for place, line in read_lines(self._path):
-                places.append(place)
-                yield line + "\n"
-
-        rows = csv.reader(lines(), strict=True)
-        while True:
-            places.clear()
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                faults.bad_record(f"{places[0]}: not CSV ({error})")
-                continue
-            yield places[0], row
-
-
-def number(record: dict[str, str], name: str, whole: bool = False) -> float | int:
-    """A number written in plain digits.
-
-    Raises:
-      BadField: it is not.
-    """
-    text = record[name]
-    if not re.fullmatch(r"[0-9]{1,18}" if whole else r"[0-9]{1,18}(\.[0-9]{1,18})?", text):
-        raise BadField(f"field {name!r} is {text[:40]!r}; it must be a {'whole ' if whole else ''}number")
-    return int(text) if whole else float(text)
+        table = read_csv(self._path, COLUMNS, faults)
+        table = identifiers(identifiers(table, "reviewerID"), "asin")
+        table = times(ratings(table, "overall", 1, 5), "unixReviewTime")
+        for user, item, text, stars, headline, time in table.rows.select(COLUMNS).iter_rows():
+            yield user, Interaction(item, time, stars, written(text, headline))
 
 
 class AmazonInstruments2014(RecordBuilder):

@@ -25,8 +25,10 @@ import tensorflow_datasets as tfds
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.sources.amazon_2023 import interaction, product
 from data_pipelines.sources.builder import RecordBuilder, Source
-from data_pipelines.sources.checks import BadField, Faults, field, read_objects
+from data_pipelines.sources.checks import BadField, Faults, field
+from data_pipelines.sources.json_files import read_objects
 from data_pipelines.sources.reviews import in_order, source_file, word
+from data_pipelines.sources.times import Clock
 
 Review = tuple[Item, Interaction]
 
@@ -55,20 +57,21 @@ class AmazonSample:
     def _lines(self, faults: Faults) -> Iterator[tuple[str, list[Review]]]:
         """(user, reviews) of each line."""
         seen: set[str] = set()
+        clock = Clock.of(self._path, "timestamp_ms")
         for place, record in read_objects(self._path, faults):
             try:
                 category = word(record, "category")
                 user = f"{word(record, 'user_id')}/{category}"
                 if user in seen:
                     raise BadField(f"user {user} occurs a second time")
-                reviews = list(self._reviews(record, category.replace("_", " ")))
+                reviews = list(self._reviews(record, category.replace("_", " "), clock))
             except BadField as fault:
                 faults.bad_record(f"{place}: {fault}")
                 continue
             seen.add(user)
             yield user, reviews
 
-    def _reviews(self, record: dict[str, Any], category: str) -> Iterator[Review]:
+    def _reviews(self, record: dict[str, Any], category: str, clock: Clock) -> Iterator[Review]:
         named = [(f"history[{number}]", review) for number, review in enumerate(field(record, "history", list))]
         if record.get("heldout") is not None:
             named.append(("heldout", record["heldout"]))
@@ -76,7 +79,8 @@ class AmazonSample:
             if not isinstance(review, dict):
                 raise BadField(f"{name} is a {type(review).__name__}; it must be an object")
             try:
-                yield reviewed(review, category), interaction(review, "timestamp_ms", "review_full", "review_title")
+                told = interaction(review, clock, "timestamp_ms", "review_full", "review_title")
+                yield reviewed(review, category), told
             except BadField as fault:
                 raise BadField(f"{name}: {fault}") from fault
 

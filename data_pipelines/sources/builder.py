@@ -14,7 +14,7 @@ from tensorflow_datasets.core.dataset_builder import ShardBasedBuilder
 from data_pipelines.errors import DataError
 from data_pipelines.records import ITEM_FEATURES, KINDS, SPLIT, USER_FEATURES
 from data_pipelines.sources.checks import Faults
-from data_pipelines.sources.parts import Source, Tally, parts_of, read_part, stage
+from data_pipelines.sources.parts import Source, Tally, parts_of, read, read_part, reading, stage
 from data_pipelines.sources.selection import Selection
 
 
@@ -97,13 +97,18 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
         Raises:
           DataError: there is none.
         """
+        place, kind = str(self.source_dir or f"the source {self.name}"), self.builder_config.name
         if self.source is None:
-            self.source = self.open_source(dl_manager)
-        kind = self.builder_config.name
-        staged = stage(map(self.tally.count, parts_of(self.source, kind)), self._staging)
+            with reading(place):
+                self.source = self.open_source(dl_manager)
+        staged = stage(map(self.tally.count, read(parts_of(self.source, kind), place)), self._staging)
         if not staged:
             core = f" (of users with {self.cores[0]} and items with {self.cores[1]} interactions)"
-            raise DataError(f"{self.name}: no {kind} are left, nothing to learn from" + core * (max(self.cores) > 1))
+            bad = self.faults.records
+            why = f"; {len(bad)} bad records were left out, the first: {bad[0]}" if bad else ""
+            raise DataError(
+                f"{self.name}: no {kind} are left, nothing to learn from" + core * (max(self.cores) > 1) + why
+            )
         return {SPLIT: [functools.partial(read_part, part) for part in staged]}
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 import math
-import zlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, TypeVar
 
 from data_pipelines.errors import DataError
-from data_pipelines.schema import NO_TIME
 
 OnBad = Literal["refuse", "skip"]
+SAMPLE = 1000
+"""So many records at the beginning of a file show what it is: more than half bad is another layout."""
+FEW = 10
+"""Fewer bad records than this are taken for what they are."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+LARGEST_FLOAT = 3.4e38
+"""About the largest number of 32 bits, in which ratings are kept."""
 _MISSING = object()
+Record = TypeVar("Record")
 
 
 @dataclasses.dataclass
@@ -35,68 +40,33 @@ class Faults:
             raise DataError(f"{fault} (--on-bad skip leaves such records out)")
         self.records.append(fault)
 
+    def watched(self, records: Iterable[Record]) -> Iterator[Record]:
+        """The records of a file as they come, good ones and bad; a bad one is told of before the next is asked for.
 
-def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, str]]:
-    """(place, line) of a text file, plain or `.gz`, where place is `NAME line NUMBER`.
+        Raises:
+          DataError: most of the first `SAMPLE` are bad, so that the file is of another layout.
+        """
+        first, bad, number = len(self.records), 0, 0
+        for number, record in enumerate(records, start=1):
+            told = len(self.records)
+            yield record
+            bad += len(self.records) > told
+            if number == SAMPLE:
+                self.refuse_most(first, bad, number)
+        if number < SAMPLE:
+            self.refuse_most(first, bad, number)
 
-    Raises:
-      DataError: the file does not exist, is cut off, or is not text.
-    """
-    packed = path.with_name(path.name + ".gz")
-    found = path if path.exists() or not packed.exists() else packed
-    try:
-        with (
-            gzip.open(found, "rt", encoding=encoding)
-            if found.suffix == ".gz"
-            else found.open(encoding=encoding) as file
-        ):
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"{found.name} line {number}", line.rstrip("\r\n")
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{found} is damaged ({error})") from error
+    def refuse_most(self, first: int, bad: int, number: int) -> None:
+        """
+        Args:
+          first: the number of the file's first fault.
+          bad: how many of `number` records are.
 
-
-def read_objects(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of a JSON-lines file."""
-    for place, line in read_lines(path):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            faults.bad_record(f"{place}: not JSON ({error.msg} at column {error.colno})")
-            continue
-        except RecursionError:
-            faults.bad_record(f"{place}: nested too deeply")
-            continue
-        except ValueError as error:  # a whole number of thousands of digits
-            faults.bad_record(f"{place}: {error}")
-            continue
-        if not isinstance(record, dict):
-            faults.bad_record(f"{place}: a {type(record).__name__} where an object should be")
-            continue
-        yield place, record
-
-
-def read_object(path: Path, holds: str) -> dict[str, Any]:
-    """The one object of a JSON file.
-
-    Args:
-      holds: what the object is of, for messages.
-
-    Raises:
-      DataError: the file is missing or damaged, or holds something else.
-    """
-    try:
-        whole = json.loads("\n".join(line for _, line in read_lines(path)))
-    except DataError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({error}); there must be an object: {holds}") from error
-    if not isinstance(whole, dict):
-        raise DataError(f"{path} holds a {type(whole).__name__}; there must be an object: {holds}")
-    return whole
+        Raises:
+          DataError: those are most.
+        """
+        if bad >= FEW and 2 * bad > number:
+            raise DataError(f"{self.records[first]}; so are {bad} of the first {number} records, too many to leave out")
 
 
 class BadField(ValueError):
@@ -104,7 +74,7 @@ class BadField(ValueError):
 
 
 def field(record: dict[str, Any], name: str, *kinds: type, default: Any = _MISSING) -> Any:
-    """A field of one of the given types; a bool is no int.
+    """A field of one of the given types; a bool is no int, a whole float is one.
 
     Raises:
       BadField: it is missing without a default, or of another type.
@@ -112,12 +82,19 @@ def field(record: dict[str, Any], name: str, *kinds: type, default: Any = _MISSI
     value = record.get(name, default)
     if value is _MISSING:
         raise BadField(f"field {name!r} is missing")
+    if int in kinds and float not in kinds:
+        value = whole(value)
     if value is not default and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise BadField(f"field {name!r} is {shown(value)}, a {type(value).__name__}; it must be {wanted}")
     if isinstance(value, str):
         encodable(name, value)
     return value
+
+
+def whole(value: Any) -> Any:
+    """A whole float as an int, as which others may have meant it; any other value as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def shown(value: Any) -> str:
@@ -139,20 +116,19 @@ def encodable(name: str, text: str) -> None:
         raise BadField(f"field {name!r} is no valid text ({error.reason})") from error
 
 
-def seconds(record: dict[str, Any], name: str) -> int:
-    """A time in seconds since 1970, `NO_TIME` where it is missing."""
-    value = field(record, name, int, default=NO_TIME)
-    if value != NO_TIME and not 0 <= value < 2**62:
-        raise BadField(f"field {name!r} is {value}; it must be seconds since 1970")
-    return value
+def stars(record: dict[str, Any], name: str, least: float = -LARGEST_FLOAT, most: float = LARGEST_FLOAT) -> float:
+    """A rating, NaN where it is missing.
 
-
-def stars(record: dict[str, Any], name: str) -> float:
-    """A rating, NaN where it is missing."""
-    value = float(field(record, name, int, float, default=math.nan))
-    if math.isinf(value):
-        raise BadField(f"field {name!r} is {value}; it must be finite")
-    return value
+    Args:
+      least, most: the ends of the source's scale, where it has one.
+    """
+    if name not in record:
+        return math.nan
+    value = field(record, name, int, float)
+    if not least <= value <= most:  # nor is NaN
+        scale = "finite, in 32 bits" if most == LARGEST_FLOAT else f"from {least:g} to {most:g}"
+        raise BadField(f"field {name!r} is {shown(value)}; it must be {scale}")
+    return float(value)
 
 
 def texts(record: dict[str, Any], name: str) -> tuple[str, ...]:
@@ -163,3 +139,8 @@ def texts(record: dict[str, Any], name: str) -> tuple[str, ...]:
             raise BadField(f"field {name!r} holds {shown(value)}; it must hold strings only")
         encodable(name, value)
     return tuple(values)
+
+
+def plain(text: str) -> str:
+    """Text without control characters: where it has any, its words one blank apart."""
+    return " ".join(CONTROL.sub(" ", text).split()) if CONTROL.search(text) else text

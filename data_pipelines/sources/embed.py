@@ -15,6 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from data_pipelines.opening import open_picture
 from data_pipelines.sources.movielens import EMBEDDED
 
 HEIGHT, QUALITY = 96, 80
@@ -32,7 +33,7 @@ def embed(source: Path, target: Path = EMBEDDED) -> None:
     with zipfile.ZipFile(source / "posters.zip") as posters, zipfile.ZipFile(target / "posters.zip", "w") as reduced:
         there = set(posters.namelist())
         for file in (f"{movie}.jpg" for movie in movies if f"{movie}.jpg" in there):
-            picture = Image.open(io.BytesIO(posters.read(file))).convert("RGB")
+            picture = open_picture(posters.read(file))
             picture.thumbnail((HEIGHT, HEIGHT), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
             picture.save(buffer, "JPEG", quality=QUALITY, optimize=True)

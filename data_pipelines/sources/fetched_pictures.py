@@ -1,6 +1,6 @@
 """Pictures that a source names by URL: fetched many at a time into a folder, with which the next run goes on.
 
-    FOLDER/ITEM.jpg        a picture, whole and tried, whatever its format
+    FOLDER/ITEM.jpg        a picture, whole and tried, whatever its format (ITEM.png and the like will do as well)
     FOLDER/failed.jsonl    what is not asked for again: item, url, reason
 
 A picture that is there is never asked for, nor is one of whose URL it is known that it leads to none (it is gone, too
@@ -10,7 +10,7 @@ off) is asked for again as the limits say, and then by the next run.
 
 from __future__ import annotations
 
-import io
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -18,13 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
-from PIL import Image
 from tqdm import tqdm
 
 from data_pipelines.errors import DataError
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.fetching import Fetcher, Limits, Unavailable, Unusable
-from data_pipelines.sources.pictures import BROKEN
+from data_pipelines.sources.pictures import PictureFiles, try_picture
 
 BATCH = 1000
 GIVE_UP = 50
@@ -34,11 +33,9 @@ GIVE_UP = 50
 def fault_of(encoded: bytes) -> str:
     """Why bytes are not a whole picture of something; "" where they are."""
     try:
-        with Image.open(io.BytesIO(encoded)) as picture:
-            picture.load()
-            width, height = picture.size
-    except BROKEN as error:
-        return str(error) or type(error).__name__
+        width, height = try_picture(encoded)
+    except DataError as error:
+        return str(error)
     return "a single pixel, which stands for none" if width * height == 1 else ""
 
 
@@ -49,38 +46,49 @@ class FetchedPictures:
         self._folder, self._faults, self._limits = folder, faults, limits or Limits()
         self._reasons: dict[str, str] = {}
         self._failed: dict[str, str] = {}  # item -> URL
+        self._files: PictureFiles | None = None
         self._read_failures()
 
     def read(self, item: str) -> bytes:
         """The picture's bytes, or b"" (and a note) where it is missing or does not decode."""
-        if not self._folder.is_dir():
+        if not os.path.isdir(self._folder):
             note = f"{self._folder} does not exist: no item has a picture"
             if note not in self._faults.pictures:
                 self._faults.pictures.append(note)
             return b""
-        path = self._path(item)
-        if not path.exists():
-            self._faults.pictures.append(f"{item}: {self._reasons.get(item, f'{path.name} is missing')}")
+        files, stem = self._known(), _stem(item)
+        if stem not in files:
+            self._faults.pictures.append(f"{item}: {self._reasons.get(item, f'{stem}.jpg is missing')}")
             return b""
-        encoded = path.read_bytes()
-        if fault := fault_of(encoded):
-            self._faults.pictures.append(f"{path.name} is broken ({fault}); without it, it can be fetched")
+        try:
+            encoded = files.read(stem)
+            fault = fault_of(encoded)
+        except DataError as error:
+            fault = str(error)
+        if fault:
+            self._faults.pictures.append(f"{files.name(stem)} is broken ({fault}); without it, it can be fetched")
             return b""
         return encoded
+
+    def _known(self) -> PictureFiles:
+        if self._files is None:
+            self._files = PictureFiles(self._folder, self._faults)
+        return self._files
 
     def fetch(self, urls: Mapping[str, str]) -> None:
         """Fetches what is not there, of item -> URL.
 
         Raises:
-          DataError: the folder cannot be made, or `GIVE_UP` pictures one after another could not be had now; those that
-            were fetched stay.
+          DataError: the folder cannot be made or written to, or `GIVE_UP` pictures one after another could not be had
+            now; those that were fetched stay.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{self._folder} cannot be made ({error.strerror}): pictures need it") from error
         wanted = [(item, url) for item, url in urls.items() if self._failed.get(item) != url]
-        wanted = [(item, url) for item, url in wanted if not self._path(item).exists()]
+        there, self._files = self._known(), None
+        wanted = [(item, url) for item, url in wanted if _stem(item) not in there]
         in_a_row = 0
         pool = ThreadPoolExecutor(self._limits.connections, "pictures")
         with Fetcher(self._limits) as fetcher, tqdm(total=len(wanted), desc="pictures", disable=None) as progress:
@@ -109,28 +117,51 @@ class FetchedPictures:
                 raise Unusable(f"not a picture: {fault}")
         except (Unusable, Unavailable) as failure:
             return failure
-        path = self._path(item)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(encoded)
-        os.replace(partial, path)
+        except Exception as error:  # whatever a server makes of an answer, it is one picture's
+            return Unavailable(" ".join(str(error).split())[:200] or type(error).__name__)
+        path = self._folder / f"{_stem(item)}.jpg"
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            partial.write_bytes(encoded)
+            os.replace(partial, path)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return Unusable("its item's name is too long for a file")
+            partial.unlink(missing_ok=True)
+            raise self._unwritable(error) from error
         return None
+
+    def _unwritable(self, error: OSError) -> DataError:
+        return DataError(
+            f"{self._folder}: pictures cannot be written ({error.strerror}); what was fetched stays, and the same "
+            "command goes on"
+        )
 
     def _note(self, item: str, url: str, fault: Exception) -> None:
         self._reasons[item] = f"{url[:200]}: {fault}"
         if isinstance(fault, Unusable):
             line = json.dumps({"item": item, "url": url, "reason": str(fault)})
-            with (self._folder / "failed.jsonl").open("a", encoding="utf-8") as failed:
-                failed.write(f"\n{line}")  # a line that a kill cut off ends before this one
+            try:
+                with (self._folder / "failed.jsonl").open("a", encoding="utf-8") as failed:
+                    failed.write(f"\n{line}")  # a line that a kill cut off ends before this one
+            except OSError as error:
+                raise self._unwritable(error) from error
 
     def _read_failures(self) -> None:
-        path = self._folder / "failed.jsonl"
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            lines = (self._folder / "failed.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:  # there is none, or none that can be read: it will be asked for again
+            lines = []
+        for line in lines:
             try:
                 known = json.loads(line)
                 item, url, reason = str(known["item"]), str(known["url"]), str(known["reason"])
-            except (ValueError, TypeError, KeyError):  # cut off: it will be asked for again
+            except (ValueError, TypeError, KeyError, RecursionError):  # cut off: it will be asked for again
                 continue
             self._failed[item], self._reasons[item] = url, f"{url[:200]}: {reason}"
 
-    def _path(self, item: str) -> Path:
-        return self._folder / f"{quote(item, safe='')}.jpg"
+
+def _stem(item: str) -> str:
+    """The name of an item's file, without its ending; it is of this folder, and no dotfile."""
+    name = quote(item, safe="")
+    return f"%2E{name[1:]}" if name.startswith(".") else name

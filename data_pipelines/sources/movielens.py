@@ -12,10 +12,9 @@ where each `.jsonl` may be a `.jsonl.gz`. The publisher's archives are those of 
 
 from __future__ import annotations
 
-import csv
 import re
 import zipfile
-from collections import defaultdict
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,27 @@ import polars as pl
 import tensorflow_datasets as tfds
 
 from data_pipelines.errors import DataError
-from data_pipelines.schema import Interaction, Item, User
+from data_pipelines.schema import NO_TIME, Interaction, Item, User
 from data_pipelines.sources.builder import RecordBuilder, Source
-from data_pipelines.sources.checks import BadField, Faults, field, read_lines, read_objects, seconds, stars, texts
-from data_pipelines.sources.interactions import COLUMNS, Counts, Tabled, without_repeats
+from data_pipelines.sources.checks import BadField, Faults, field, plain, stars, texts, whole
+from data_pipelines.sources.columns import identifiers, ratings, times, whole_numbers
+from data_pipelines.sources.interactions import Counts, Tabled, without_repeats
 from data_pipelines.sources.interactions import core as core_of
+from data_pipelines.sources.json_files import read_objects
 from data_pipelines.sources.pictures import StoredPictures
+from data_pipelines.sources.reading import is_there, read_lines
+from data_pipelines.sources.tables import Table, by_record, read_csv, text
+from data_pipelines.sources.times import Clock
 
 EMBEDDED = Path(__file__).parent / "embedded" / "movielens"
 CORE = 5
+SCALE = 0.5, 5.0
+"""The least and the most stars."""
 
 
 def movie(movie_id: Any, title: str, year: Any, genres: tuple[str, ...], description: str, image: bytes) -> Item:
-    attributes = (("Genres", ", ".join(genres)), ("Year", str(year)), ("Title", title), ("Description", description))
+    title, year, description, genres = plain(title), plain(str(year)), plain(description), tuple(map(plain, genres))
+    attributes = (("Genres", ", ".join(genres)), ("Year", year), ("Title", title), ("Description", description))
     return Item(str(movie_id), title, attributes, genres, image)
 
 
@@ -85,12 +92,13 @@ class LocalMovieLens:
         known = {record["movie_id"] for record, _ in self._movies()}
         self._faults = catalogue
         seen: set[str] = set()
+        clock = Clock.of(self._folder / "users.jsonl", "time")
         for place, record in read_objects(self._folder / "users.jsonl", self._faults):
             try:
                 user = str(field(record, "user", int, str))
                 if user in seen:
                     raise BadField(f"user {user} occurs a second time")
-                events = list(self._events(record))
+                events = list(self._events(record, clock))
             except BadField as fault:
                 self._faults.bad_record(f"{place}: {fault}")
                 continue
@@ -105,7 +113,7 @@ class LocalMovieLens:
                     )
             yield User(user, tuple(kept))
 
-    def _events(self, record: dict[str, Any]) -> Iterator[Interaction]:
+    def _events(self, record: dict[str, Any], clock: Clock) -> Iterator[Interaction]:
         if "events" not in record:
             yield from self._sequence(record)
             return
@@ -114,13 +122,13 @@ class LocalMovieLens:
                 raise BadField(f"field 'events' holds a {type(event).__name__}; it must hold objects")
             yield Interaction(
                 str(field(event, "item_id", int)),
-                time=seconds(event, "time"),
-                rating=stars(event, "rating"),
-                text=", ".join(texts(event, "tags")),
+                time=clock.seconds(event, "time", NO_TIME),
+                rating=stars(event, "rating", *SCALE),
+                text=", ".join(map(plain, texts(event, "tags"))),
             )
 
     def _sequence(self, record: dict[str, Any]) -> Iterator[Interaction]:
-        for item in field(record, "history", list):
+        for item in map(whole, field(record, "history", list)):
             if not isinstance(item, int) or isinstance(item, bool):
                 raise BadField(f"field 'history' holds {item!r}; it must hold item ids")
             yield Interaction(str(item), split="train")
@@ -152,62 +160,58 @@ class OfficialMovieLens(Tabled):
 
     def __init__(self, folder: Path, faults: Faults, core: int):
         self._folder, self._faults = folder, faults
-        self._movies: dict[str, dict[str, str]] = {}
-        for place, record in self._read("movies", "movie title genres", "latin-1"):
-            if record["movie"] in self._movies:
-                faults.bad_record(f"{place}: movie {record['movie']} occurs a second time")
-            else:
-                self._movies[record["movie"]] = record
-        ratings = self._table()
-        kept = core_of(without_repeats(ratings, "last"), core, core)
-        super().__init__(kept, self._item, Counts.of(ratings))
+        movies = whole_numbers(self._read("movies", ("movieId", "title", "genres")), "movieId")
+        again = text("movieId").is_first_distinct()
+        movies = movies.keep(again, lambda row: f"movie {row['movieId']} occurs a second time")
+        rows = movies.rows.select(map(text, ("movieId", "title", "genres")))
+        self._movies = {movie_id: (title, genres) for movie_id, title, genres in rows.iter_rows()}
+        table = self._table()
+        super().__init__(core_of(without_repeats(table, "last"), core, core), self._item, Counts.of(table))
 
-    def _read(self, name: str, names: str, encoding: str) -> Iterator[tuple[str, dict[str, str]]]:
-        """(place, record) of NAME.dat, or of NAME.csv but for its first line."""
-        wanted = names.split()
-        for place, row in self._rows(name, encoding):
-            if len(row) == len(wanted):
-                yield place, dict(zip(wanted, row, strict=True))
-            else:
-                self._faults.bad_record(f"{place}: {len(row)} fields where {', '.join(wanted)} should be")
+    def _read(self, name: str, columns: tuple[str, ...]) -> Table:
+        """Those columns of NAME.csv, or of NAME.dat, which has them in this order, all of them and no header.
 
-    def _rows(self, name: str, encoding: str) -> Iterator[tuple[str, list[str]]]:
-        if (self._folder / f"{name}.dat").exists():
-            for place, line in read_lines(self._folder / f"{name}.dat", encoding):
-                yield place, line.split("::")
-            return
-        path = self._folder / f"{name}.csv"
-        if not path.exists():
-            raise DataError(f"{self._folder} holds neither {name}.dat nor {name}.csv: not a MovieLens archive")
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.reader(file)
-            next(rows, None)
-            for row in rows:
-                yield f"{path.name} line {rows.line_num}", row
+        Raises:
+          DataError: there is neither.
+        """
+        if not is_there(self._folder / f"{name}.dat"):
+            if not is_there(self._folder / f"{name}.csv"):
+                raise DataError(f"{self._folder} holds neither {name}.dat nor {name}.csv: not a MovieLens archive")
+            return read_csv(self._folder / f"{name}.csv", columns, self._faults)
+        lines = (line for line in read_lines(self._folder / f"{name}.dat", "latin-1") if line.text.strip())
+        records = ((line, line.text.split("::")) for line in lines)
+        return Table(f"{name}.dat", by_record(records, columns, columns, self._faults), self._faults)
 
     def _table(self) -> pl.DataFrame:
         """All ratings, with the tags that their users gave."""
-        tags: dict[tuple[str, str], list[str]] = defaultdict(list)
-        if (self._folder / "tags.csv").exists():
-            for _, record in self._read("tags", "user movie tag time", "utf-8"):
-                tags[record["user"], record["movie"]].append(record["tag"])
-        rows = []
-        for place, record in self._read("ratings", "user movie rating time", "latin-1"):
-            user, movie_id = record["user"], record["movie"]
-            try:
-                if movie_id not in self._movies:
-                    raise BadField(f"user {user}: movie {movie_id} is not in movies")
-                numbers = {"time": int(record["time"]), "rating": float(record["rating"])}
-                told = ", ".join(tags.get((user, movie_id), ()))
-                rows.append((user, movie_id, seconds(numbers, "time"), stars(numbers, "rating"), told))
-            except ValueError as fault:
-                self._faults.bad_record(f"{place}: {fault}")
-        return pl.DataFrame(rows, COLUMNS, orient="row")
+        movies = pl.Series(self._movies.keys(), dtype=pl.String).implode()
+        given = self._read("ratings", ("userId", "movieId", "rating", "timestamp"))
+        given = whole_numbers(identifiers(given, "userId"), "movieId").keep(
+            text("movieId").is_in(movies), lambda row: f"user {row['userId']}: movie {row['movieId']} is not in movies"
+        )
+        given = times(ratings(given, "rating", *SCALE), "timestamp")
+        frame = given.rows.select(
+            text("userId").alias("user"),
+            text("movieId").alias("item"),
+            pl.col("timestamp").alias("time"),
+            pl.col("rating").cast(pl.Float32),
+        )
+        if not is_there(self._folder / "tags.csv"):
+            return frame.with_columns(text=pl.lit(""))
+        tags = self._read("tags", ("userId", "movieId", "tag")).rows.select(
+            text("userId").alias("user"),
+            text("movieId").alias("item"),
+            text("tag").map_elements(plain, pl.String).alias("text"),
+        )
+        tags = tags.group_by("user", "item", maintain_order=True).agg(pl.col("text").str.join(", "))
+        return frame.join(tags, ["user", "item"], "left", maintain_order="left").with_columns(
+            pl.col("text").fill_null("")
+        )
 
     def _item(self, movie_id: str) -> Item:
-        record = self._movies[movie_id]
-        title, year = title_and_year(record["title"])
-        return movie(movie_id, title, year, genres_of(record["genres"]), "", b"")
+        known, genres = self._movies[movie_id]
+        title, year = title_and_year(known)
+        return movie(movie_id, title, year, genres_of(genres), "", b"")
 
     def items(self) -> Iterator[Item]:
         """In the order of the catalogue."""
@@ -227,7 +231,7 @@ def unzipped(archive: Path) -> Path:
         try:
             with zipfile.ZipFile(archive) as packed:
                 packed.extractall(partial)
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, RuntimeError, zlib.error, EOFError) as error:  # encrypted, unknown or cut off
             raise DataError(f"{archive} is not a whole zip archive ({error}); remove it, to fetch it again") from error
         partial.rename(folder)
     return folder
@@ -250,7 +254,7 @@ class MovielensSmall(RecordBuilder):
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
         folder = self.source_dir or EMBEDDED
-        if (folder / "ratings.csv").exists() or (folder / "ml-latest-small").is_dir():
+        if is_there(folder / "ratings.csv") or (folder / "ml-latest-small").is_dir():
             return OfficialMovieLens(unpacked(folder, ["ml-latest-small"]), self.faults, core=1)
         return LocalMovieLens(folder, "movielens-small", self.faults)
 
@@ -264,6 +268,6 @@ class Movielens1m(RecordBuilder):
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
         folder = self.source_dir or unzipped(Path(downloads.download(self.ARCHIVE)))
-        if self.source_dir is None or (folder / "ratings.dat").exists() or (folder / "ml-1m").is_dir():
+        if self.source_dir is None or is_there(folder / "ratings.dat") or (folder / "ml-1m").is_dir():
             return OfficialMovieLens(unpacked(folder, ["ml-1m"]), self.faults, CORE)
         return LocalMovieLens(folder, "movielens-1m", self.faults)

@@ -1,7 +1,7 @@
 """Netflix as LLMRec publishes it: people, films and posters, from a local folder.
 
     FOLDER/train.json, val.json, test.json     {"user": [item, …], …}
-    FOLDER/item_attribute.csv                  id,year,title a line, with or without these words as the first
+    FOLDER/item_attribute.csv                  id,year,title a line; with these words as the first line, in any order
     FOLDER/Netflix_Posters/ or .zip            ID.jpg, by the id of that line
 
 An item is the number of its line in `item_attribute.csv`, from 0 on, which is its id here too. A title may hold commas,
@@ -24,28 +24,40 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.schema import NO_TIME, Item
 from data_pipelines.sources.builder import RecordBuilder
-from data_pipelines.sources.checks import Faults, read_lines, read_object
+from data_pipelines.sources.checks import Faults, whole
 from data_pipelines.sources.interactions import Counts, Tabled
+from data_pipelines.sources.json_files import read_object
 from data_pipelines.sources.pictures import StoredPictures
+from data_pipelines.sources.reading import read_lines
 from data_pipelines.sources.reviews import clean, source_file
+from data_pipelines.sources.tables import check_header
 
 FILES = {"train": "train.json", "validation": "val.json", "test": "test.json"}
+COLUMNS: tuple[str, ...] = ("id", "year", "title")
 Film = tuple[str, str, str]
 
 
 def read_films(path: Path, faults: Faults) -> list[Film | None]:
     """(id, year, title) of each line; None for one that is not right, so that the others keep their numbers."""
     films: list[Film | None] = []
-    for place, line in read_lines(path):
-        number, year, title = [*next(csv.reader([line]), []), "", "", ""][:3]
-        title = ",".join(next(csv.reader([line]), [])[2:])
-        if not films and (number, year, title) == ("id", "year", "title"):
+    names = COLUMNS
+    for number, line in enumerate(faults.watched(line for line in read_lines(path) if line.text.strip())):
+        fields = next(csv.reader([line.text]), [])
+        if not number and not fields[0].isdigit() and re.search(r"\b(id|year|title)\b", line.text, re.IGNORECASE):
+            names = tuple(name.strip().lower() for name in fields)
+            check_header(line, names, COLUMNS)
             continue
-        year = re.sub(r"\.0$", "", year) if re.fullmatch(r"[0-9]{4}(\.0)?", year) else year
-        if re.fullmatch(r"[0-9]+", number) and re.fullmatch(r"[0-9]{4}|NULL|nan|", year) and clean(title):
-            films.append((number, year if year.isdigit() else "", clean(title)))
+        last = len(names) - 1
+        if names[last] == "title":
+            fields[last:] = [",".join(fields[last:])]  # which may have commas of its own, unquoted
+        film = dict(zip(names, fields, strict=False))
+        own_id, year, title = (film.get(name, "").strip() for name in COLUMNS)
+        year = re.sub(r"\.0$", "", year)
+        right = re.fullmatch(r"[0-9]+", own_id) and re.fullmatch(r"[0-9]{4}|NULL|nan|", year) and clean(title)
+        if right and not line.fault and len(fields) == len(names):
+            films.append((own_id, year if year.isdigit() else "", clean(title)))
         else:
-            faults.bad_record(f"{place}: {line[:60]!r}; it must be id,year,title")
+            faults.bad_record(f"{line.place}: {line.fault or repr(line.text[:60]) + '; it must be ' + ','.join(names)}")
             films.append(None)
     return films
 
@@ -53,8 +65,9 @@ def read_films(path: Path, faults: Faults) -> list[Film | None]:
 def read_histories(path: Path, films: list[Film | None], faults: Faults) -> dict[str, list[int]]:
     """User -> items, of a person's the known ones."""
     histories = {}
-    for user, items in read_object(path, "user to list of items").items():
+    for user, listed in faults.watched(read_object(path, "user to list of items", faults).items()):
         place = f"{path.name}: user {user[:40]}"
+        items = list(map(whole, listed)) if isinstance(listed, list) else listed
         if not isinstance(items, list) or not all(type(item) is int for item in items):
             faults.bad_record(f"{place}: {json.dumps(items)[:40]} is no list of item numbers")
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator
@@ -9,7 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
+from data_pipelines.errors import DataError, reason_of
 from data_pipelines.records import encode_item, encode_user
 from data_pipelines.schema import Item, User
 from data_pipelines.sources.interactions import USERS_A_PART, Tabled
@@ -108,6 +112,28 @@ def encode_part(part: pl.DataFrame) -> Iterator[dict[str, Any]]:
             yield {"user_id": row.pop("user_id"), "interactions": row}
         else:
             yield {"attributes": {"name": row.pop("name"), "text": row.pop("text")}, **row}
+
+
+@contextlib.contextmanager
+def reading(place: str) -> Iterator[None]:
+    """Whatever fails in here is said of `place`, or of the file in it: not of where records are written.
+
+    Raises:
+      DataError: something failed; those of the sources, and of downloading, stand as they are.
+    """
+    try:
+        yield
+    except (DataError, tfds.download.DownloadError, NonMatchingChecksumError):
+        raise
+    except (Exception, pl.exceptions.PanicException) as error:
+        file = getattr(error, "filename", None) or place
+        raise DataError(f"{file} could not be read ({reason_of(error)})") from error
+
+
+def read(parts: Iterator[pl.DataFrame], place: str) -> Iterator[pl.DataFrame]:
+    """The parts, `reading`."""
+    with reading(place):
+        yield from parts
 
 
 def stage(parts: Iterator[pl.DataFrame], folder: Path) -> list[tuple[int, str]]:

@@ -2,56 +2,159 @@
 
 from __future__ import annotations
 
-import io
+import os
 import zipfile
-from pathlib import Path
-
-from PIL import Image
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 
 from data_pipelines.errors import DataError
+from data_pipelines.opening import LARGEST_BYTES, open_picture
 from data_pipelines.sources.checks import Faults
 
-BROKEN = (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError)
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""Of files that are pictures, in any case; of two files of one name, the first of these counts."""
+DEPTH = 2
+"""Folders in a folder of pictures that are looked into."""
+TRIED = 1024
+"""Pixels to which a JPEG is reduced, at least, when it is tried."""
+
+
+def try_picture(encoded: bytes) -> tuple[int, int]:
+    """(width, height), of a JPEG perhaps reduced.
+
+    Raises:
+      DataError: it is no whole picture; the message is only the reason.
+    """
+    return open_picture(encoded, TRIED).size
+
+
+class PictureFiles:
+    """Files of pictures by their name without its ending, in a zip archive or a folder whose names are looked up once.
+
+    A name may begin with folders. All of them may lie in one more folder, of a given name. Archives written on Windows
+    may part folders with backslashes. What macOS and others leave beside pictures (`._1.jpg`, dotfiles) is no picture.
+    """
+
+    def __init__(self, place: Path, faults: Faults, inside: str = ""):
+        """
+        Args:
+          place: the archive or folder.
+          faults: is told of folders in it that cannot be listed.
+          inside: the name of the one more folder.
+
+        Raises:
+          DataError: it cannot be opened or listed.
+        """
+        self._place, self._archive = place, None
+        try:
+            if os.path.isdir(place):
+                found: Iterable[str] = list(_names(place, faults))
+            else:
+                self._archive = zipfile.ZipFile(place)
+                found = self._archive.namelist()
+        except OSError as error:
+            raise DataError(f"{place} cannot be read ({error.strerror or error})") from error
+        except Exception as error:  # what is no archive fails in many ways
+            raise DataError(f"{place} is not a whole zip archive ({error}); fetch it again") from error
+        ranked: dict[str, tuple[bool, int, str]] = {}
+        for name in found:
+            path = PurePosixPath(name.replace("\\", "/").lstrip("/"))
+            if path.suffix.lower() not in ENDINGS or any(part[0] == "." or part == "__MACOSX" for part in path.parts):
+                continue
+            is_inside = path.parts[0] == inside and len(path.parts) > 1
+            stem = str(PurePosixPath(*path.parts[is_inside:]).with_suffix(""))
+            candidate = is_inside, ENDINGS.index(path.suffix.lower()), name
+            ranked[stem] = min(candidate, ranked.get(stem, candidate))
+        self._files = {stem: name for stem, (_, _, name) in ranked.items()}
+
+    def __contains__(self, stem: str) -> bool:
+        return stem in self._files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def name(self, stem: str) -> str:
+        """Of the file, with all folders and its ending."""
+        return self._files[stem]
+
+    def read(self, stem: str) -> bytes:
+        """
+        Raises:
+          DataError: it cannot be read, or is too large; the message is only the reason.
+        """
+        try:
+            return self._read(self._files[stem])
+        except DataError:
+            raise
+        except Exception as error:  # zipfile and its decompressors raise errors of many classes
+            raise DataError(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
+
+    def _read(self, name: str) -> bytes:
+        path = self._place / name
+        if self._archive is None and not path.is_file():
+            raise DataError("it is no file")
+        size = self._archive.getinfo(name).file_size if self._archive else path.stat().st_size
+        if size > LARGEST_BYTES:
+            raise DataError(f"{size:,} bytes; at most {LARGEST_BYTES:,} are decoded")
+        with self._archive.open(name) if self._archive else path.open("rb") as file:
+            return file.read(LARGEST_BYTES + 1)  # for a header may say less than there is
+
+
+def _names(folder: Path, faults: Faults) -> Iterator[str]:
+    """Of all files in a folder and `DEPTH` folders down, in order."""
+
+    def tell(error: OSError) -> None:
+        if error.filename == str(folder):
+            raise error
+        faults.pictures.append(f"{error.filename} cannot be listed ({error.strerror})")
+
+    for path, folders, files in os.walk(folder, onerror=tell, followlinks=True):
+        inside = os.path.relpath(path, folder)
+        deep = 0 if inside == "." else inside.count(os.sep) + 1
+        folders[:] = sorted(name for name in folders if name[0] != "." and deep < DEPTH)
+        yield from (name if inside == "." else f"{inside}/{name}" for name in sorted(files))
 
 
 class StoredPictures:
     """Encoded pictures by name, from PATH.zip or the folder PATH, in which they may lie in a folder of that name again.
 
-    Where there is neither, that is noted and no item has a picture.
+    Where there is neither, or no picture in it, that is noted and no item has a picture.
     """
 
     def __init__(self, path: Path, faults: Faults):
         """
         Raises:
-          DataError: the archive is there and cannot be opened.
+          DataError: the archive or the folder is there and cannot be opened.
         """
         archive = path.with_name(f"{path.name}.zip")
-        self._faults, self._name = faults, archive.name if archive.exists() else path.name
-        self._root: zipfile.Path | Path | None = None
-        try:
-            if archive.exists():
-                self._root = zipfile.Path(zipfile.ZipFile(archive))
-            elif path.is_dir():
-                self._root = path
-        except (zipfile.BadZipFile, OSError) as error:
-            raise DataError(f"{archive} is not a whole zip archive ({error}); fetch it again") from error
-        if self._root is None:
+        place = archive if os.path.exists(archive) else path
+        self._faults, self._name = faults, place.name
+        self._files: PictureFiles | None = None
+        if not os.path.exists(place):
             faults.pictures.append(f"neither {archive} nor the folder {path.name} exists: no item has a picture")
-        elif (self._root / path.name).is_dir():
-            self._root /= path.name
+            return
+        self._files = PictureFiles(place, faults, path.name)
+        if not self._files:
+            faults.pictures.append(f"{place} holds no picture: no item has one")
+            self._files = None
 
     def read(self, *names: str) -> bytes:
-        """The bytes of the first of these that is there, or b"" (and a note) where none is or it does not decode."""
-        if self._root is None:
+        """The bytes of the first of these that is there, or b"" (and a note) where none is or it does not decode.
+
+        Args:
+          names: with the ending `.jpg`, in whose place any of `ENDINGS` will do.
+        """
+        if self._files is None:
             return b""
-        name = next((name for name in names if (self._root / name).is_file()), None)
-        if name is None:
+        stems = (name.removesuffix(".jpg") for name in names)
+        stem = next((stem for stem in stems if stem in self._files), None)
+        if stem is None:
             self._faults.pictures.append(f"{self._name}: {names[0]} is missing")
             return b""
         try:
-            encoded = (self._root / name).read_bytes()
-            Image.open(io.BytesIO(encoded)).load()
-        except BROKEN as error:
-            self._faults.pictures.append(f"{self._name}: {name} is broken ({error})")
+            encoded = self._files.read(stem)
+            try_picture(encoded)
+        except DataError as error:
+            self._faults.pictures.append(f"{self._name}: {self._files.name(stem)} is broken ({error})")
             return b""
         return encoded

@@ -10,10 +10,10 @@ from typing import Any
 
 from data_pipelines.errors import DataError
 from data_pipelines.schema import Interaction
-from data_pipelines.sources.checks import BadField, field
+from data_pipelines.sources.checks import CONTROL, BadField, field
+from data_pipelines.sources.reading import is_there
 
 MARKUP = re.compile(r"<[a-zA-Z/!][^<>]*>|\[\[VIDEOID:[^\[\]]*\]\]")
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def source_file(folder: Path | None, name: str, holds: str, publisher: str) -> Path:
@@ -25,7 +25,7 @@ def source_file(folder: Path | None, name: str, holds: str, publisher: str) -> P
     needed = f"{name}, {holds}, is needed in the folder that --source-dir names; for the data see {publisher}"
     if folder is None:
         raise DataError(f"this source cannot be downloaded from here: {needed}")
-    if not (folder / name).exists() and not (folder / f"{name}.gz").exists():
+    if not is_there(folder / name):
         raise DataError(f"{folder / name} does not exist: {needed}")
     return folder / name
 
@@ -47,10 +47,10 @@ def word(record: dict[str, Any], name: str) -> str:
     """An identifier: text without white space.
 
     Raises:
-      BadField: it is missing, not a string, empty, or has white space in it.
+      BadField: it is missing, not a string, empty, or has white space or control characters in it.
     """
     value = field(record, name, str)
-    if value.split() != [value]:
+    if value.split() != [value] or CONTROL.search(value):
         raise BadField(f"field {name!r} is {value[:40]!r}; it must be an identifier, without white space")
     return value
 

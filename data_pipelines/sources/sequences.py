@@ -11,6 +11,7 @@ for (a tokenizer makes two tokens of a12). The lines are taken as they stand: a 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import polars as pl
@@ -19,8 +20,10 @@ import tensorflow_datasets as tfds
 from data_pipelines.errors import DataError
 from data_pipelines.schema import NO_TIME, Item
 from data_pipelines.sources.builder import RecordBuilder
-from data_pipelines.sources.checks import Faults, read_lines, read_object
+from data_pipelines.sources.checks import Faults, whole
 from data_pipelines.sources.interactions import Counts, Tabled, core
+from data_pipelines.sources.json_files import read_object
+from data_pipelines.sources.reading import names_in, read_lines
 from data_pipelines.sources.reviews import source_file
 
 
@@ -28,12 +31,19 @@ def read_sequences(path: Path, faults: Faults) -> pl.DataFrame:
     """Columns user, item and time, which is unknown."""
     users, sequences = list[str](), list[list[str]]()
     seen: set[str] = set()
-    for place, line in read_lines(path):
-        user, *items = line.split()
-        if not items:
-            faults.bad_record(f"{place}: user {user} has no items; there must be the user, then items")
+    for line in faults.watched(line for line in read_lines(path) if line.text.strip()):
+        user, *items = line.text.split()
+        strange = [item for item in items if not re.fullmatch("[0-9]+", item)]
+        if line.fault:
+            faults.bad_record(f"{line.place}: {line.fault}")
+        elif not items:
+            faults.bad_record(
+                f"{line.place}: user {user[:40]} has no items; there must be the user, then items, blanks between them"
+            )
+        elif strange:
+            faults.bad_record(f"{line.place}: item {strange[0][:40]!r} is no whole number")
         elif user in seen:
-            faults.bad_record(f"{place}: user {user} occurs a second time")
+            faults.bad_record(f"{line.place}: user {user} occurs a second time")
         else:
             seen.add(user)
             users.append(user)
@@ -46,7 +56,8 @@ def read_sequences(path: Path, faults: Faults) -> pl.DataFrame:
 def read_attributes(path: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
     """Item -> its attributes, as words."""
     words = {}
-    for item, numbers in read_object(path, "item to list of attributes").items():
+    for item, listed in faults.watched(read_object(path, "item to list of attributes", faults).items()):
+        numbers = list(map(whole, listed)) if isinstance(listed, list) else listed
         if isinstance(numbers, list) and all(type(number) is int and number >= 0 for number in numbers):
             words[item] = tuple(str(number) for number in dict.fromkeys(numbers))
         else:
@@ -86,8 +97,11 @@ class Sequences(RecordBuilder):
         asked = self.selection.categories
         if len(asked) == 1:
             return asked[0]
-        found = () if self.source_dir is None else self.source_dir.glob("*.txt*")
-        names = sorted(path.name.removesuffix(".gz").removesuffix(".txt") for path in found)
+        names = list[str]()
+        if self.source_dir is not None:
+            found = (names_in(self.source_dir, folders=folders) for folders in (False, True))
+            texts = ([name.removesuffix(".txt") for name in those if name.endswith(".txt")] for those in found)
+            names = next(filter(None, texts), [])  # reading will say of a folder that it is one
         if asked or len(names) > 1:
             raise DataError(
                 f"one sequence file at a time, for their numbers mean different things: --categories with one of "

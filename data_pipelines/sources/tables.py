@@ -1,78 +1,198 @@
-"""Tables of text as others wrote them: read at once, every row that is refused named by its line.
+"""Tables as others wrote them: columns found by the names in the header, every row that is refused named by its line.
 
-Arrow reads the CSV, for it tells which rows have too few or too many fields; all checks are Polars expressions.
+Arrow reads a file in which nothing is quoted and all rows are whole. Any other is read a record at a time: there a bad
+record costs only itself, for reading goes on at the line after the one that it began in.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv
 
 from data_pipelines.errors import DataError
-from data_pipelines.sources.checks import Faults, read_lines
+from data_pipelines.sources.checks import SAMPLE, Faults
+from data_pipelines.sources.reading import Line, open_bytes, read_lines
+
+BLOCK = 2**24
+CHUNK = 100_000
+"""Rows that are Python's objects at a time."""
+LONGEST_FIELD = 2**27
+"""Characters; a longer field is a quote that nobody closed."""
+DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+csv.field_size_limit(LONGEST_FIELD)  # of the whole process, and 131,072 without this
 
 
-def read_csv(path: Path, columns: Sequence[str], faults: Faults, *, long_text: bool = False) -> pl.DataFrame:
-    """Columns of a CSV file with a header, plain or `.gz`, as text; and `line`, the first of the row's lines.
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of a file that are right so far.
 
-    Args:
-      long_text: quoted fields may go over several lines; if not, columns are kept as categories, each text once.
+    Attributes:
+      name: the file's.
+      rows: text, or categories of text; and `line`, the first of the row's lines.
+    """
+
+    name: str
+    rows: pl.DataFrame
+    faults: Faults
+
+    def keep(self, right: pl.Expr, tell: Callable[[dict[str, Any]], str]) -> Self:
+        """The rows for which `right` holds; of the others it is told what is wrong, by their lines.
+
+        Raises:
+          DataError: most of the first rows are wrong.
+        """
+        good = self.rows.select(right.fill_null(False)).to_series()
+        if good.all():
+            return self
+        for number, row in enumerate(self.rows.filter(~good).iter_rows(named=True)):
+            self.faults.bad_record(f"{self.name} line {row['line']}: {tell(row)}")
+            if not number:
+                sample = good[:SAMPLE]
+                self.faults.refuse_most(len(self.faults.records) - 1, int((~sample).sum()), len(sample))
+        return dataclasses.replace(self, rows=self.rows.filter(good))
+
+
+def text(column: str) -> pl.Expr:
+    """A column as text."""
+    return pl.col(column).cast(pl.String)
+
+
+def read_csv(path: Path, columns: Sequence[str], faults: Faults) -> Table:
+    """Columns of a CSV file with a header, in whatever order that has them. Rows that are empty are none.
 
     Raises:
-      DataError: the file does not exist, is damaged, or lacks a column.
+      DataError: the file cannot be read, has no header or lacks a column, or most of its rows are bad.
     """
-    place, first = next(read_lines(path), (f"{path.name} line 1", ""))
-    header = next(csv.reader([first.removeprefix("\ufeff")]), [])
-    for name in columns:
-        if name not in header:
-            raise DataError(f"{place}: column {name!r} is missing; there must be {', '.join(columns)}")
-    ragged: dict[int, tuple[int, str]] = {}  # by number of the row, which the header is the first of
-
-    def skip(row: Any) -> str:
-        ragged[row.number] = row.text.count("\n"), f"{row.actual_columns} fields where {len(header)} should be"
-        return "skip"
-
-    kind = pa.string() if long_text else pa.dictionary(pa.int32(), pa.string())
-    try:
-        table = pa.csv.read_csv(
-            path if path.exists() else path.with_name(f"{path.name}.gz"),
-            pa.csv.ReadOptions(use_threads=False),  # or rows have no numbers
-            pa.csv.ParseOptions(newlines_in_values=long_text, ignore_empty_lines=False, invalid_row_handler=skip),
-            pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(header, kind), include_columns=None if long_text else list(columns)
-            ),
-        )
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is damaged ({' '.join(str(error).split())})") from error
-    frame = pl.DataFrame(pl.from_arrow(table.unify_dictionaries()))
-    heights = np.ones(len(frame) + len(ragged), np.int64)
-    whole = np.ones(len(heights), bool)
-    for number, (more, _) in ragged.items():
-        heights[number - 2] += more
-        whole[number - 2] = False
-    if long_text:
-        heights[whole] += frame.select(pl.sum_horizontal(pl.all().str.count_matches("\n"))).to_series().to_numpy()
-    lines = 2 + np.cumsum(heights) - heights
-    for number, (_, fault) in ragged.items():
-        faults.bad_record(f"{path.name} line {lines[number - 2]}: {fault}")
-    frame = frame.select(columns).with_columns(line=pl.Series(lines[whole]))
-    return frame.filter(pl.any_horizontal(pl.col(columns).cast(pl.String) != ""))  # a line may be empty
+    header, names = next(split_records(read_lines(path)), (Line(path.name, 1, ""), []))
+    names = [name.strip() for name in names]
+    check_header(header, names, columns)
+    places = [names.index(column) for column in columns]
+    table = _by_arrow(path, header.number, len(names), dict(zip(columns, places, strict=True)))
+    if table is None:
+        records = split_records(read_lines(path))
+        next(records)  # the header
+        rows = by_record(records, names, columns, faults)
+    else:
+        rows = table
+    rows = rows.filter(pl.any_horizontal(text(column).str.strip_chars() != "" for column in columns))
+    return Table(header.file, rows, faults)
 
 
-def keep(
-    frame: pl.DataFrame, right: pl.Expr, tell: Callable[[dict[str, Any]], str], name: str, faults: Faults
+def check_header(header: Line, names: Sequence[str], columns: Sequence[str]) -> None:
+    """
+    Raises:
+      DataError: the names lack a column, or have it twice; it is said what is there instead.
+    """
+    if header.fault:
+        raise DataError(f"{header.place}: {header.fault}")
+    needed = ", ".join(columns)
+    missing = [column for column in columns if column not in names]
+    for mark, what in DELIMITERS.items():
+        if missing and {name.strip(' "') for name in header.text.split(mark)} >= set(columns):
+            raise DataError(f"{header.place}: columns are separated by {what}; there must be commas between {needed}")
+    if missing and len(missing) == len(columns):
+        seen = f"not {header.text[:60]!r}" if header.text.strip() else "and the file is empty"
+        raise DataError(f"{header.place}: column {missing[0]!r} is missing: there must be a header {needed}, {seen}")
+    if missing:
+        raise DataError(f"{header.place}: column {missing[0]!r} is missing; there must be {needed}")
+    for column in columns:
+        if names.count(column) > 1:
+            raise DataError(f"{header.place}: column {column!r} is there {names.count(column)} times; it must be once")
+
+
+def _by_arrow(path: Path, skipped: int, width: int, columns: dict[str, int]) -> pl.DataFrame | None:
+    """The rows by Arrow, columns by name and number; None where something is quoted or a row is not whole."""
+    with open_bytes(path) as (_, file):
+        if any(b'"' in block for block in iter(functools.partial(file.read, BLOCK), b"")):
+            return None
+    everything = [str(number) for number in range(width)]
+    wanted = [str(number) for number in columns.values()]
+    with open_bytes(path) as (_, file):
+        try:
+            table = pa.csv.read_csv(
+                file,
+                pa.csv.ReadOptions(skip_rows=skipped, column_names=everything),
+                pa.csv.ParseOptions(quote_char=False, ignore_empty_lines=False),
+                pa.csv.ConvertOptions(
+                    column_types=dict.fromkeys(wanted, pa.dictionary(pa.int32(), pa.string())), include_columns=wanted
+                ),
+            )
+        except pa.ArrowInvalid:  # a row with too few fields, or no row at all: `by_record` knows which
+            return None
+    rows = pl.DataFrame(pl.from_arrow(table.unify_dictionaries())).rename(
+        {str(number): name for name, number in columns.items()}
+    )
+    return rows.with_row_index("line", skipped + 1).with_columns(pl.col("line").cast(pl.Int64))
+
+
+def by_record(
+    records: Iterable[tuple[Line, list[str]]], names: Sequence[str], columns: Sequence[str], faults: Faults
 ) -> pl.DataFrame:
-    """The rows for which `right` holds; of the others it is told what is wrong, by their `line` of the file `name`."""
-    good = frame.select(right.fill_null(False)).to_series()
-    if good.all():
-        return frame
-    for row in frame.filter(~good).iter_rows(named=True):
-        faults.bad_record(f"{name} line {row['line']}: {tell(row)}")
-    return frame.filter(good)
+    """Columns, as text, and `line`, of records; bad ones are told of and left out.
+
+    Args:
+      records: (first line, fields) of each, as of `split_records`.
+      names: of the fields.
+      columns: some of the names.
+    """
+    places = [names.index(column) for column in columns]
+
+    def whole() -> Iterator[tuple[Any, ...]]:
+        for line, fields in faults.watched(records):
+            fault = line.fault
+            if not fault and len(fields) != len(names):
+                fault = f"{len(fields)} fields where {len(names)} should be: {', '.join(names)}"[:200]
+            if fault:
+                faults.bad_record(f"{line.place}: {fault}")
+            else:
+                yield *(fields[place] for place in places), line.number
+
+    schema = {**dict.fromkeys(columns, pl.String), "line": pl.Int64}
+    rows, pieces = whole(), [pl.DataFrame(schema=schema)]
+    while chunk := list(itertools.islice(rows, CHUNK)):
+        pieces.append(pl.DataFrame(chunk, schema, orient="row"))
+    return pl.concat(pieces)
+
+
+def split_records(lines: Iterator[Line]) -> Iterator[tuple[Line, list[str]]]:
+    """(its first line, fields) of each record of a CSV file; empty lines between records are left out.
+
+    What is wrong with a record is the line's `fault`. The record after it begins in the next line, whatever quotes are
+    open.
+    """
+    ahead = deque[Line]()
+
+    def following() -> Line | None:
+        return ahead.popleft() if ahead else next(lines, None)
+
+    while (first := following()) is not None:
+        if not first.text.strip():
+            continue
+        if '"' not in first.text:
+            yield first, first.text.split(",")
+            continue
+        taken = [first]
+
+        def texts(taken: list[Line] = taken) -> Iterator[str]:
+            yield taken[0].text + "\n"
+            while (line := following()) is not None:
+                taken.append(line)
+                yield line.text + "\n"
+
+        try:
+            fields = next(csv.reader(texts(), strict=True))
+            yield first._replace(fault=next((line.fault for line in taken if line.fault), "")), fields
+        except csv.Error as error:
+            ahead.extendleft(reversed(taken[1:]))
+            yield first._replace(fault=first.fault or f"not CSV ({error})"), []

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import jinja2
-from PIL import Image
 
 from data_pipelines.errors import DataError
+from data_pipelines.opening import open_picture
 from experiments.config import load_config
 from experiments.data import Records, load_records
 from experiments.report.curves import training_curves
@@ -37,7 +39,7 @@ def write_report(folder: Path, split: str = "test") -> Path:
         name=folder.name,
         evaluation=evaluation,
         curves=training_curves(read_log(folder / "metrics.jsonl")),
-        posters=posters(evaluation, records),
+        posters=posters(shown_items(evaluation), records),
         titles=records.corpus.titles,
         drawn=drawn_pictures(evaluation, folder / "evaluation"),
         stretched=config.images.fit == "stretch",
@@ -64,19 +66,24 @@ def show_figure(figure: Interval) -> str:
     return f"{figure.mean:.3f}" if abs(figure.mean) < 10 else f"{figure.mean:.1f}"
 
 
-def posters(evaluation: Evaluation, records: Records) -> dict[int, str]:
-    """The pictures of all items in the samples, as data addresses."""
+def shown_items(evaluation: Evaluation) -> set[int]:
+    """All items in the samples."""
     items = {item for sample in evaluation.samples for item in (*sample.history, sample.target, *sample.top)}
-    items |= {item for sample in evaluation.pictures for item in (*sample.history, sample.target)}
-    return {item: poster(records.read_image(item)) for item in sorted(items) if records.has_image[item]}
+    return items | {item for sample in evaluation.pictures for item in (*sample.history, sample.target)}
 
 
-def poster(encoded: bytes) -> str:
-    picture = Image.open(io.BytesIO(encoded)).convert("RGB")
-    picture.thumbnail((2 * POSTER_HEIGHT, POSTER_HEIGHT))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def posters(items: Iterable[int], records: Records) -> dict[int, str]:
+    """Pictures of items, as data addresses; an item whose picture cannot be decoded has none."""
+    found = {}
+    for item in sorted(items):
+        encoded = records.read_image(item) if records.has_image[item] else b""
+        with contextlib.suppress(DataError):
+            picture = open_picture(encoded, at_least=2 * POSTER_HEIGHT)
+            picture.thumbnail((2 * POSTER_HEIGHT, POSTER_HEIGHT))
+            buffer = io.BytesIO()
+            picture.save(buffer, "JPEG", quality=85)
+            found[item] = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return found
 
 
 def drawn_pictures(evaluation: Evaluation, folder: Path) -> dict[str, str]:
@@ -91,8 +98,8 @@ def drawn_pictures(evaluation: Evaluation, folder: Path) -> dict[str, str]:
 
 def drawn_picture(path: Path) -> str:
     try:
-        picture = Image.open(path).convert("RGB")
-    except OSError as error:
+        picture = open_picture(path.read_bytes())
+    except (OSError, DataError) as error:
         raise DataError(f"{path} is not there, or no picture: run `unimp evaluate` on this run again") from error
     picture.thumbnail((2 * DRAWN_HEIGHT, DRAWN_HEIGHT))
     buffer = io.BytesIO()

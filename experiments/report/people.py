@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from data_pipelines.errors import DataError
 from experiments.answers import OURS
-from experiments.data import Records, load_records
+from experiments.data import load_records
 from experiments.report.gather import Group, Run
-from experiments.report.page import poster
+from experiments.report.page import posters
 
 PEOPLE = 6
 SHOWN = 6
@@ -82,7 +82,3 @@ def answers_of(run: Run, numbers: dict[str, int]) -> dict[str, tuple[float, tupl
         user: (rank, tuple(numbers[item] for item in items[:SHOWN] if item in numbers))
         for user, rank, items in zip(table["user"].to_pylist(), ranks, table["items"].to_pylist(), strict=True)
     }
-
-
-def posters(items: Sequence[int], records: Records) -> dict[int, str]:
-    return {item: poster(records.read_image(item)) for item in items if records.has_image[item]}

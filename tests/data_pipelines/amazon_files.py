@@ -15,6 +15,7 @@ from data_pipelines.sources.amazon_2023 import Amazon2023
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.interactions import Tabled
 from data_pipelines.sources.selection import Selection
+from tests.data_pipelines.small import START
 
 RELEASES = {"amazon_2014": Amazon2014.RELEASE, "amazon_2018": Amazon2018.RELEASE, "amazon_2023": Amazon2023.RELEASE}
 every_release = pytest.mark.parametrize("name", RELEASES)
@@ -29,7 +30,7 @@ def review_2014(user: str, item: str, time: int = 1000, **changed: Any) -> dict[
         "reviewText": "Fine.",
         "overall": 4.0,
         "summary": "good",
-        "unixReviewTime": time,
+        "unixReviewTime": START + time,
         "reviewTime": "09 13, 2009",
     } | changed
 
@@ -48,7 +49,7 @@ def review_2023(user: str, item: str, time: int = 1000, **changed: Any) -> dict[
         "asin": f"{item}X",
         "parent_asin": item,
         "user_id": user,
-        "timestamp": time * 1000 + 923,
+        "timestamp": (START + time) * 1000 + 923,
         "helpful_vote": 0,
         "verified_purchase": True,
     } | changed
@@ -149,7 +150,8 @@ def opened(
 
 
 def met(source: Tabled) -> dict[str, list[tuple[str, int]]]:
-    return {user.user_id: [(one.item_id, one.time) for one in user.interactions] for user in source.users()}
+    """Item and time, in seconds after `START`, of each interaction of each user."""
+    return {user.user_id: [(one.item_id, one.time - START) for one in user.interactions] for user in source.users()}
 
 
 def product_of(name: str, record: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.movielens import (
     LocalMovieLens,
 )
-from tests.data_pipelines.small import picture
+from tests.data_pipelines.small import START, picture
 
 
 def movie_line(number: int, **changed: object) -> str:
@@ -24,7 +24,7 @@ def movie_line(number: int, **changed: object) -> str:
 
 
 def user_line(number: int, items: Sequence[object], **changed: object) -> str:
-    events = [{"time": 1000 + place, "item_id": item, "rating": 3.5} for place, item in enumerate(items)]
+    events = [{"time": START + place, "item_id": item, "rating": 3.5} for place, item in enumerate(items)]
     return json.dumps({"user": number, "events": events} | changed) + "\n"
 
 

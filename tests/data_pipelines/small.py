@@ -15,6 +15,8 @@ from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.tasks import TaskConfig, TaskWriter, prompt_texts
 from data_pipelines.vocabulary import Vocabulary, VocabularyConfig, attribute_texts, build_vocabulary
 
+START = 1_000_000_000
+"""A time in 2001, in seconds since 1970: a source takes none before 1990."""
 GENRES = ("Action", "Comedy", "Drama", "Sci-Fi")
 
 

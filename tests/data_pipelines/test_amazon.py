@@ -19,6 +19,7 @@ from data_pipelines.sources.amazon_reviews import AmazonInstruments2014, AmazonR
 from data_pipelines.sources.amazon_sample import Amazon2023Sample, AmazonSample
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.reviews import clean, in_order, written
+from tests.data_pipelines.small import START
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 GOOD_2014 = {
@@ -29,7 +30,7 @@ GOOD_2014 = {
     "reviewText": "Fine.",
     "overall": "5.0",
     "summary": "good",
-    "unixReviewTime": "20",
+    "unixReviewTime": str(START + 20),
     "reviewTime": "02 28, 2014",
 }
 HEADER = list(GOOD_2014)
@@ -54,7 +55,7 @@ def review(asin: str, milliseconds: int = 1000, **changed: Any) -> dict[str, Any
     return {
         "parent_asin": asin,
         "rating": 4.0,
-        "timestamp_ms": milliseconds,
+        "timestamp_ms": 1000 * START + milliseconds,
         "review_excerpt": "Fi",
         "review_full": "Fine.",
         "review_title": "good",
@@ -140,26 +141,26 @@ def test_a_review_of_2014(tmp_path: Path) -> None:
     path = write_csv(tmp_path, [row(reviewText=text, overall="3.0"), row(reviewerID="U2", asin="A0", reviewText="")])
     assert list(reviews_2014(path).items()) == [Item("A1", "A1"), Item("A0", "A0")]
     assert list(reviews_2014(path).users()) == [
-        User("U1", (Interaction("A1", 20, 3.0, 'He said "no, thanks" and left; it\u2019s 5" long'),)),
-        User("U2", (Interaction("A0", 20, 5.0, "good"),)),
+        User("U1", (Interaction("A1", START + 20, 3.0, 'He said "no, thanks" and left; it\u2019s 5" long'),)),
+        User("U2", (Interaction("A0", START + 20, 5.0, "good"),)),
     ]
 
 
 def test_users_and_items_come_as_they_first_appear_and_reviews_by_time(tmp_path: Path) -> None:
     reviews = [("U9", "A3", 7), ("U1", "A2", 5), ("U9", "A1", 4), ("U9", "A2", 7), ("U9", "A0", 7), ("U1", "A2", 3)]
-    rows = [row(reviewerID=user, asin=asin, unixReviewTime=str(time)) for user, asin, time in reviews]
+    rows = [row(reviewerID=user, asin=asin, unixReviewTime=str(START + time)) for user, asin, time in reviews]
     path = write_csv(tmp_path, rows)
     assert [item.item_id for item in reviews_2014(path).items()] == ["A3", "A2", "A1", "A0"]
     first, second = reviews_2014(path).users()
     assert (first.user_id, second.user_id) == ("U9", "U1")
     assert [one.item_id for one in first.interactions] == ["A1", "A3", "A2", "A0"]
-    assert [(one.item_id, one.time) for one in second.interactions] == [("A2", 5)]
+    assert [(one.item_id, one.time) for one in second.interactions] == [("A2", START + 5)]
 
 
 def test_columns_are_found_by_name_and_others_ignored(tmp_path: Path) -> None:
     header = ["unixReviewTime", "summary", "overall", "new", "reviewText", "asin", "reviewerID"]
-    path = write_csv(tmp_path, [["9", "s", "1", "?", "t", "A1", "U1"]], header)
-    assert list(reviews_2014(path).users()) == [User("U1", (Interaction("A1", 9, 1.0, "t"),))]
+    path = write_csv(tmp_path, [[str(START), "s", "1", "?", "t", "A1", "U1"]], header)
+    assert list(reviews_2014(path).users()) == [User("U1", (Interaction("A1", START, 1.0, "t"),))]
 
 
 def test_the_csv_may_be_gzipped(tmp_path: Path) -> None:
@@ -183,13 +184,16 @@ def test_the_csv_may_be_gzipped(tmp_path: Path) -> None:
         (row(overall="0.5"), r"field 'overall' is 0.5; it must be from 1 to 5"),
         (row(overall="6.0"), r"field 'overall' is 6.0; it must be from 1 to 5"),
         (row(unixReviewTime="02 28, 2014"), r"field 'unixReviewTime' is '02 28, 2014'; it must be a whole number"),
-        (row(unixReviewTime="-1"), r"field 'unixReviewTime' is '-1'; it must be a whole number"),
+        (row(unixReviewTime="-1"), r"field 'unixReviewTime' is -1; it must be seconds since 1970, from 1990 to next"),
+        (
+            row(unixReviewTime="1000000020000"),
+            r"field 'unixReviewTime' is 1000000020000, in milliseconds; it must be sec",
+        ),
         (row(unixReviewTime="9" * 5000), r"field 'unixReviewTime' is '9{40}'; it must be a whole number"),
         (row(reviewerID=""), r"field 'reviewerID' is ''; it must be an identifier, without white space"),
         (row(asin="A\n1"), r"field 'asin' is 'A\\n1'; it must be an identifier"),
         (row()[:-1], r"8 fields where 9 should be: reviewerID, asin"),
         ([*row(), "more"], r"10 fields where 9 should be"),
-        (row(reviewText="long" * 50_000), r"not CSV \(field larger than field limit"),
     ],
 )
 def test_a_bad_review_of_2014_is_refused_by_name_or_left_out(tmp_path: Path, bad: list[str], message: str) -> None:
@@ -224,7 +228,9 @@ def test_a_missing_column_is_told(tmp_path: Path, column: str) -> None:
         list(reviews_2014(path, Faults("skip")).items())
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"", "column 'reviewerID' is missing"), (b"\xe9,", "is damaged")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "column 'reviewerID' is missing"), (b"\xe9,", "line 1: byte 1 is 0xe9, not UTF-8")]
+)
 def test_a_file_that_is_no_csv_of_reviews_is_told(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "reviews_5core.csv").write_bytes(content)
     with pytest.raises(DataError, match=rf"reviews_5core.csv.*{message}"):
@@ -241,8 +247,8 @@ def sample(path: Path, faults: Faults | None = None) -> AmazonSample:
 def test_a_line_of_2023(tmp_path: Path) -> None:
     known = product(title="Drum  &amp; <b>Sticks</b>", brand="Pearl", price=19.5)
     history = [
-        review("B2", 1629826110674, review_full="One.<br /><br />Two &#34;three&#34;", product=known),
-        review("B1", 1629826110999, rating=1, review_full=" ", product=product(title=None, main_category=None)),
+        review("B2", 629826110674, review_full="One.<br /><br />Two &#34;three&#34;", product=known),
+        review("B1", 629826110999, rating=1, review_full=" ", product=product(title=None, main_category=None)),
     ]
     path = write_lines(tmp_path, line(history, category="Arts_Crafts_and_Sewing"))
     title = "Drum & Sticks"
@@ -292,8 +298,8 @@ def test_of_an_item_shown_twice_the_first_stands_and_of_two_reviews_the_latest(t
     path = write_lines(tmp_path, line(history), line([review("B2", product=product(title="New"))], user_id="U2"))
     assert [(item.item_id, item.title) for item in sample(path).items()] == [("B1", "A drum"), ("B2", "A drum")]
     assert [(one.item_id, one.time, one.rating) for one in next(sample(path).users()).interactions] == [
-        ("B2", 1, 4.0),
-        ("B1", 2, 2.0),
+        ("B2", START + 1, 4.0),
+        ("B1", START + 2, 2.0),
     ]
 
 
@@ -351,8 +357,8 @@ def test_a_bad_line_is_refused_by_name_or_left_out(tmp_path: Path, bad: str, mes
         (without(review("B3"), "rating"), r"field 'rating' is missing"),
         (review("B3", rating=0.0), r"field 'rating' is 0.0; it must be from 1 to 5"),
         (review("B3", rating=10**400), r"field 'rating' is 10+; it must be from 1 to 5"),
-        (review("B3", -1), r"field 'timestamp_ms' is -1; it must be milliseconds since 1970"),
-        (review("B3", 2**80), r"field 'timestamp_ms' is \d+; it must be milliseconds since 1970"),
+        (review("B3", timestamp_ms=-1), r"field 'timestamp_ms' is -1; it must be milliseconds since 1970"),
+        (review("B3", timestamp_ms=2**80), r"field 'timestamp_ms' is \d+; it must be milliseconds since 1970"),
         (review("B3", timestamp_ms=1.5), r"field 'timestamp_ms' is 1.5, a float; it must be int"),
         (review("B3", review_full=5), r"field 'review_full' is 5, a int; it must be str"),
     ],

@@ -26,7 +26,7 @@ from tests.data_pipelines.amazon_files import (
     product_of,
     write,
 )
-from tests.data_pipelines.small import picture
+from tests.data_pipelines.small import START, picture
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -61,7 +61,7 @@ def test_a_release_from_its_files_to_records(name: str, tmp_path: Path) -> None:
             ("All Beauty",),
         ),
     ]
-    reviews = (Interaction("B1", 1000, 4.0, "Fine."), Interaction("B2", 2000, 4.0, "Fine."))
+    reviews = (Interaction("B1", START + 1000, 4.0, "Fine."), Interaction("B2", START + 2000, 4.0, "Fine."))
     assert list(read_users(name, tmp_path / "data")) == [User("U1/All_Beauty", reviews)]
 
 

@@ -363,6 +363,57 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         pictures(tmp_path / "images").fetch({})
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.JPEG", "a.webp"])
+def test_pictures_of_other_endings_are_there(site: Site, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(picture(1))
+    (tmp_path / f"._{name}").write_bytes(b"litter")
+    fetched = pictures(tmp_path)
+    fetched.fetch({"a": site.url("/a", sends(picture(2)))})
+    assert fetched.read("a") == picture(1)
+    assert site.requests == 0
+
+
+@pytest.mark.parametrize("error", [AttributeError("a"), RuntimeError("two\nlines"), MemoryError(), OverflowError("x")])
+def test_whatever_an_answer_does_costs_one_picture(
+    site: Site, tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Fetcher.get
+
+    def get(self: Fetcher, url: str) -> bytes:
+        if url.endswith("/bad"):
+            raise error
+        return whole(self, url)
+
+    monkeypatch.setattr(Fetcher, "get", get)
+    faults = Faults()
+    fetched = pictures(tmp_path, faults)
+    fetched.fetch({"bad": site.url("/bad"), "good": site.url("/good", sends(picture(1)))})
+    assert [fetched.read("bad"), fetched.read("good")] == [b"", picture(1)]
+    assert faults.pictures == [f"bad: {site.url('/bad')}: {' '.join(str(error).split()) or 'MemoryError'}"]
+
+
+def test_a_name_too_long_for_a_file_costs_one_picture(site: Site, tmp_path: Path) -> None:
+    fetched, long = pictures(tmp_path), "é" * 100
+    fetched.fetch({long: site.url("/a", sends(picture(1))), "b": site.url("/b", sends(picture(2)))})
+    assert [fetched.read(long), fetched.read("b")] == [b"", picture(2)]
+
+
+@pytest.mark.parametrize("function", ["pathlib.Path.write_bytes", "os.replace"])
+def test_a_full_disk_ends_it_in_one_line_and_what_was_fetched_stays(
+    site: Site, tmp_path: Path, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path).fetch({"a": site.url("/a", sends(picture(1)))})
+
+    def no_room(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(function, no_room)
+        with pytest.raises(DataError, match=rf"^{tmp_path}: pictures cannot be written \(No space left on device\)"):
+            pictures(tmp_path).fetch({"a": site.url("/a"), "b": site.url("/b", sends(picture(2)))})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
+
+
 def test_a_source_is_prepared_with_its_pictures_and_again_without_a_request(site: Site, tmp_path: Path) -> None:
     urls = {"B1": site.url("/1", sends(status=503), sends(picture(1))), "B2": site.url("/2")}
     products = [product_2018(item, imageURLHighRes=[url]) for item, url in urls.items()]

@@ -198,9 +198,9 @@ def test_people_and_articles_below_the_core_are_left_out(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("2020-13-01,c1,0108775015,1,2", "field 't_dat' is '2020-13-01'; it must be a day since 1970"),
+        ("2020-13-01,c1,0108775015,1,2", "field 't_dat' is '2020-13-01'; it must be a day from 1990 to next year"),
         ("1.7.2020,c1,0108775015,1,2", "field 't_dat' is '1.7.2020'; it must be a day"),
-        ("1969-12-31,c1,0108775015,1,2", "field 't_dat' is '1969-12-31'; it must be a day since 1970"),
+        ("1989-12-31,c1,0108775015,1,2", "field 't_dat' is '1989-12-31'; it must be a day from 1990"),
         (",c1,0108775015,1,2", "field 't_dat' is ''; it must be a day"),
         ("2020-07-01,,0108775015,1,2", "field 'customer_id' is ''; it must be an identifier"),
         ("2020-07-01,c 1,0108775015,1,2", "field 'customer_id' is 'c 1'; it must be an identifier"),
@@ -225,7 +225,7 @@ def test_a_bad_purchase_is_refused_by_its_line_or_left_out(folder: Path, line: s
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (article("108775015"), "field 'article_id' is '108775015'; it must be ten digits"),
+        (article("108775015"), "field 'article_id' is '108775015'; it must be ten digits: a leading zero is missing"),
         (article("0108775015"), "article 0108775015 occurs a second time"),
         (article("0108775016")[:-1], "24 fields where 25 should be"),
     ],
@@ -246,7 +246,10 @@ def test_a_missing_column_is_named(folder: Path, file: str, column: str) -> None
         opened(folder)
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"", "column '.*' is missing"), (b"\xff\xfe", "is damaged")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "column '.*' is missing"), (b"\xff\xfe", "is UTF-16; UTF-8 is needed: iconv -f UTF-16 -t UTF-8")],
+)
 def test_a_file_that_is_no_table_is_told(folder: Path, content: bytes, message: str) -> None:
     (folder / "transactions_train.csv").write_bytes(content)
     with pytest.raises(DataError, match=rf"transactions_train.csv.*{message}"):
@@ -256,8 +259,11 @@ def test_a_file_that_is_no_table_is_told(folder: Path, content: bytes, message: 
 def test_text_that_is_not_utf_8_is_told(folder: Path) -> None:
     with (folder / "transactions_train.csv").open("ab") as file:
         file.write(b"2020-07-01,\xe9,0108775015,1,2\n")
-    with pytest.raises(DataError, match=r"transactions_train.csv is damaged"):
-        opened(folder, Faults("skip"))
+    with pytest.raises(DataError, match=r"^transactions_train.csv line 8: byte 12 is 0xe9, not UTF-8"):
+        opened(folder)
+    faults = Faults("skip")
+    assert opened(folder, faults).read == Counts(2, 3, 6)
+    assert len(faults.records) == 1
 
 
 @pytest.mark.parametrize("file", ["articles.csv", "transactions_train.csv"])

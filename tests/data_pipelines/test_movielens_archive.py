@@ -23,11 +23,12 @@ from data_pipelines.sources.movielens import (
     genres_of,
     title_and_year,
 )
+from tests.data_pipelines.small import START
 
 
 def ratings_dat(users: int = 6, movies: int = 6) -> list[str]:
     return [
-        f"{user}::{movie}::{1 + (user + movie) % 5}::{100 * movie}"
+        f"{user}::{movie}::{1 + (user + movie) % 5}::{START + 100 * movie}"
         for user in range(1, users + 1)
         for movie in range(1, movies + 1)
     ]
@@ -56,7 +57,12 @@ def official(folder: Path, core: int = 5, faults: Faults | None = None) -> Offic
 
 
 def test_the_1m_archive(tmp_path: Path) -> None:
-    ratings = [*ratings_dat(), "7::1::5::1", "7::2::5::2", "1::7::5::900"]  # user 7 and movie 7 are below the core
+    ratings = [
+        *ratings_dat(),
+        f"7::1::5::{START}",
+        f"7::2::5::{START}",
+        f"1::7::5::{START + 900}",
+    ]  # user 7 and movie 7 are below the core
     source = official(archive_1m(tmp_path / "ml-1m", ratings))
     items = list(source.items())
     assert [item.item_id for item in items] == ["1", "2", "3", "4", "5", "6"]
@@ -68,26 +74,26 @@ def test_the_1m_archive(tmp_path: Path) -> None:
     users = list(source.users())
     assert [user.user_id for user in users] == ["1", "2", "3", "4", "5", "6"]
     first = users[0].interactions[0]
-    assert (first.item_id, first.time, first.rating) == ("1", 100, 3.0)
+    assert (first.item_id, first.time, first.rating) == ("1", START + 100, 3.0)
 
 
 def test_ties_in_time_keep_the_files_order(tmp_path: Path) -> None:
-    ratings = [f"{user}::{movie}::4::50" for user in range(1, 6) for movie in (3, 1, 2, 5, 4)]
+    ratings = [f"{user}::{movie}::4::{START}" for user in range(1, 6) for movie in (3, 1, 2, 5, 4)]
     user = next(official(archive_1m(tmp_path / "ml-1m", ratings)).users())
     assert [one.item_id for one in user.interactions] == ["3", "1", "2", "5", "4"]
 
 
 def test_of_two_ratings_of_a_movie_the_latest_stands(tmp_path: Path) -> None:
-    ratings = [*ratings_dat(), "1::2::5::9999", "1::3::1::1"]
+    ratings = [*ratings_dat(), f"1::2::5::{START + 9999}", f"1::3::1::{START + 1}"]
     user = next(official(archive_1m(tmp_path / "ml-1m", ratings)).users())
     assert len(user.interactions) == 6
     stars = {one.item_id: (one.time, one.rating) for one in user.interactions}
-    assert stars["2"] == (9999, 5.0)
-    assert stars["3"] == (300, 5.0)  # as it was: (1 + (1 + 3) % 5) stars
+    assert stars["2"] == (START + 9999, 5.0)
+    assert stars["3"] == (START + 300, 5.0)  # as it was: (1 + (1 + 3) % 5) stars
     assert user.interactions[-1].item_id == "2"
 
 
-@pytest.mark.parametrize("row", ["1::2::five::3", "1::2::3", "1::99::3::4"])
+@pytest.mark.parametrize("row", ["1::2::five::1000000003", "1::2::3", "1::99::3::1000000004"])
 def test_a_bad_row_of_an_archive_is_refused_or_left_out(tmp_path: Path, row: str) -> None:
     folder = archive_1m(tmp_path / "ml-1m", [*ratings_dat(), row])
     with pytest.raises(DataError, match="ratings"):
@@ -97,7 +103,7 @@ def test_a_bad_row_of_an_archive_is_refused_or_left_out(tmp_path: Path, row: str
     assert len(faults.records) == 1
 
 
-@pytest.mark.parametrize("row", ["1::2::five::3", "1::99::3::4", "1::2::inf::3"])
+@pytest.mark.parametrize("row", ["1::2::five::1000000003", "1::99::3::1000000004", "1::2::inf::1000000003"])
 def test_a_bad_row_names_its_line(tmp_path: Path, row: str) -> None:
     folder = archive_1m(tmp_path / "ml-1m", [*ratings_dat(), row])
     with pytest.raises(DataError, match=r"ratings.dat line 37"):
@@ -121,7 +127,9 @@ def archive_small(folder: Path) -> Path:
         '3,"He said ""No"", twice (1960)",(no genres listed)\n',
         encoding="utf-8",
     )
-    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,1,4.0,20\n1,2,2.5,10\n2,3,0.5,30\n")
+    (folder / "ratings.csv").write_text(
+        "userId,movieId,rating,timestamp\n1,1,4.0,1000000020\n1,2,2.5,1000000010\n2,3,0.5,1000000030\n"
+    )
     (folder / "tags.csv").write_text(
         'userId,movieId,tag,timestamp\n1,1,pixar,5\n1,1,"fun, for ""all""",6\n2,1,unrated by this user,7\n'
     )

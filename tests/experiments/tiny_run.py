@@ -52,7 +52,8 @@ def write_source(folder: Path, users: int = 40, items: int = 30) -> Path:
     for user in range(users):
         met = rng.permutation(items)[: rng.integers(4, items - 5)] + 1
         events = [
-            {"time": time, "item_id": int(item), "rating": float(rng.integers(1, 6))} for time, item in enumerate(met)
+            {"time": time, "item_id": int(item), "rating": float(rng.integers(1, 6))}
+            for time, item in enumerate(met, start=1_000_000_000)
         ]
         people.append({"user": user, "events": events})
     (inside / "users.jsonl").write_text("".join(json.dumps(person) + "\n" for person in people))

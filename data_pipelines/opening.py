@@ -1,0 +1,124 @@
+"""Encoded pictures of any origin to pixels as people see them: the one place where a picture is decoded.
+
+Only `FORMATS` are decoded (others start programs, such as Ghostscript, or have decoders that few have tried). What a
+header says is checked before anything is decoded, so that one picture takes some hundred megabytes at most.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from data_pipelines.errors import DataError, reason_of
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+NAMES = "JPEG, PNG, WebP, GIF, BMP and TIFF"
+LARGEST_BYTES = 64 * 2**20
+LARGEST_PIXELS = 50_000_000
+"""Of a file, by its header."""
+DECODED_PIXELS = 25_000_000
+"""At most so many are decoded; a JPEG may be decoded at a half, a quarter or an eighth of its size."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What to do with a picture of this EXIF orientation."""
+ORIENTATION, PHOTOMETRIC, TILE_WIDTH, TILE_HEIGHT = 274, 262, 322, 323  # numbers of TIFF tags
+
+# Of damaged metadata and of large pictures, whose size is checked here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def open_picture(encoded: bytes, at_least: int | None = None) -> Image.Image:
+    """The picture in mode RGB: upright, on white where it is transparent, the first frame of several.
+
+    Greys of more than 8 bits are scaled to 8.
+
+    Args:
+      at_least: a JPEG may be decoded smaller than it is, but with both sides so long; None: in its own size.
+
+    Raises:
+      DataError: it is no picture of these formats, too large, or damaged; the message is only the reason.
+    """
+    try:
+        return _open(encoded, at_least)
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"cannot identify it: only {NAMES} are decoded") from error
+    except Exception as error:  # decoders raise errors of any class
+        raise DataError(reason_of(error)) from error
+
+
+def _open(encoded: bytes, at_least: int | None) -> Image.Image:
+    if len(encoded) > LARGEST_BYTES:
+        raise DataError(f"{len(encoded):,} bytes; at most {LARGEST_BYTES:,} are decoded")
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
+        _check_pixels(picture.width * picture.height, LARGEST_PIXELS)
+        if at_least:
+            picture.draft("RGB", (at_least, at_least))  # lets a JPEG skip detail that is thrown away later
+        _check_pixels(picture.width * picture.height, DECODED_PIXELS)
+        tags = getattr(picture, "tag_v2", {})
+        _check_pixels(tags.get(TILE_WIDTH, 0) * tags.get(TILE_HEIGHT, 0), DECODED_PIXELS)
+        picture.load()
+        transparent = picture.info.get("transparency")
+        if picture.format == "PNG" and encoded[24] == 16 and isinstance(transparent, tuple):
+            picture.info["transparency"] = tuple(value >> 8 for value in transparent)  # as its colours are now
+        if picture.mode.startswith("I") or picture.mode == "F":
+            white_is_zero = tags.get(PHOTOMETRIC) == 0
+            flat = _scaled(np.asarray(picture), transparent, white_is_zero)
+        else:
+            flat = _on_white(picture)
+        way = UPRIGHT.get(_orientation(picture))
+    return flat if way is None else flat.transpose(way)
+
+
+def _check_pixels(pixels: int, limit: int) -> None:
+    if pixels > limit:
+        raise DataError(f"{pixels:,} pixels; at most {limit:,} are decoded")
+
+
+def _orientation(picture: Image.Image) -> int:
+    """1 where it does not say; a TIFF, which Pillow turns itself, says nothing any more."""
+    try:
+        return picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged metadata does not make a picture worse
+        return 1
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    if "transparency" not in picture.info and not picture.mode.endswith(("A", "a")):
+        return picture.convert("RGB")
+    seen = picture.convert("RGBA")
+    white = Image.new("RGB", seen.size, "white")
+    white.paste(seen, mask=seen.getchannel("A"))
+    return white
+
+
+def _scaled(values: np.ndarray, transparent: object, white_is_zero: bool) -> Image.Image:
+    """Greys in RGB, of [H, W] in uint16, int32 or float32.
+
+    What stands for white is no part of the latter two: it is the least of 1 (float32 only), 255 and 65535 that no value
+    exceeds, or else the largest value; black is 0, or the least value where that is below.
+    """
+    if values.dtype.kind == "u":
+        grey = (values >> 8).astype(np.uint8)
+    else:
+        finite = np.nan_to_num(values, copy=True, nan=0, posinf=0, neginf=0).astype(np.float32)
+        black, most = min(0.0, float(finite.min())), float(finite.max())
+        scales = (1, 255, 65535) if values.dtype.kind == "f" else (255, 65535)
+        white = most if black else next((scale for scale in scales if most <= scale), most)
+        grey = np.rint((finite - black) * np.float32(255 / ((white - black) or 1))).astype(np.uint8)
+    if white_is_zero:
+        grey = 255 - grey
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")

@@ -1,0 +1,145 @@
+"""Files that others wrote, as text: unpacked, line by line, and what is no text is named with its remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+from data_pipelines.errors import DataError
+
+GZIP, UTF_8_MARK = b"\x1f\x8b", b"\xef\xbb\xbf"
+WIDE = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+"""Byte-order marks; the longer ones first."""
+NO_TEXT = {
+    GZIP: "compressed twice; gunzip it once",
+    b"PK\x03\x04": "a zip archive; unzip it",
+    b"7z\xbc\xaf": "a 7-Zip archive; unpack it",
+    b"\xfd7zXZ": "compressed by xz; unpack it with unxz",
+    b"BZh": "compressed by bzip2; unpack it with bunzip2",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it with unzstd",
+    b"PAR1": "a Parquet file; text is needed",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself; run `git lfs pull`",
+    b"<!DOCTYPE": "a web page, not the file itself; fetch it again",
+    b"<!doctype": "a web page, not the file itself; fetch it again",
+    b"<html": "a web page, not the file itself; fetch it again",
+}
+HEAD = 64
+"""So many bytes are looked at to see what a file is."""
+
+
+class Line(NamedTuple):
+    """A line of a file of text.
+
+    Attributes:
+      file: its name.
+      number: from 1 on.
+      text: without the end of the line.
+      fault: what was wrong with its bytes, or "".
+    """
+
+    file: str
+    number: int
+    text: str
+    fault: str = ""
+
+    @property
+    def place(self) -> str:
+        return f"{self.file} line {self.number}"
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file, plain or `.gz`, or something else of that name, which reading will tell of."""
+    try:
+        return path.exists() or packed(path).exists()
+    except OSError:
+        return True
+
+
+def packed(path: Path) -> Path:
+    return path.with_name(f"{path.name}.gz")
+
+
+def names_in(folder: Path, *, folders: bool = False) -> list[str]:
+    """The sorted names, without `.gz`, of the files of a folder, and with `folders` of its folders.
+
+    Names that begin with a dot are no data: macOS adds `._NAME` and `.DS_Store`.
+
+    Raises:
+      DataError: the folder cannot be read.
+    """
+    try:
+        found = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        return sorted({path.name.removesuffix(".gz") for path in found if folders or not path.is_dir()})
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror or error})") from error
+
+
+@contextlib.contextmanager
+def open_bytes(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """(the path found, its bytes) of a file, or of the file with `.gz` added; a byte-order mark is left out.
+
+    Whether the file is compressed is told by its first two bytes, not by its name.
+
+    Raises:
+      DataError: the file does not exist, cannot be read, is cut off, or is not text of one byte a letter or UTF-8.
+    """
+    found = path
+    try:
+        if not path.is_file() and packed(path).exists():
+            found = packed(path)
+        with found.open("rb") as plain:
+            compressed = plain.peek(2)[:2] == GZIP
+            file: Any = gzip.GzipFile(fileobj=plain) if compressed else plain
+            head = file.peek(HEAD)[:HEAD]
+            if wrong := _no_text(head):
+                raise DataError(f"{found} is {wrong}")
+            if head.startswith(UTF_8_MARK):
+                file.read(len(UTF_8_MARK))
+            yield found, cast(IO[bytes], file)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except IsADirectoryError as error:
+        advice = "7-Zip unpacks NAME.gz into a folder of that name: take the file out of it"
+        raise DataError(f"{found} is a folder; a file is needed ({advice})") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{found} is damaged: it is no whole gzip file ({error}); fetch it again") from error
+    except OSError as error:
+        raise DataError(f"{found} cannot be read ({error.strerror or error})") from error
+
+
+def _no_text(head: bytes) -> str:
+    """What a file that begins so is, and what to do about it; "" where it may be text."""
+    wide = next((name for mark, name in WIDE.items() if head.startswith(mark)), "")
+    if not wide and len(head) >= 4 and 3 * head.count(0) >= len(head):
+        name = "UTF-32" if 3 * head.count(0) >= 2 * len(head) else "UTF-16"
+        wide = name + ("LE" if head[0] else "BE")
+    if wide:
+        return f"{wide}; UTF-8 is needed: iconv -f {wide} -t UTF-8"
+    return next((what for mark, what in NO_TEXT.items() if head.startswith(mark)), "")
+
+
+def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[Line]:
+    r"""The lines of a file, empty ones too; they end in `\n`, `\r\n` or `\r`.
+
+    Raises:
+      DataError: as `open_bytes`.
+    """
+    with open_bytes(path) as (found, file):
+        text = io.TextIOWrapper(file, encoding, errors="surrogateescape")
+        for number, line in enumerate(text, start=1):
+            yield Line(found.name, number, line.rstrip("\n"), "" if line.isascii() else _not_utf_8(line))
+
+
+def _not_utf_8(line: str) -> str:
+    """Which byte could not be decoded; "" where all could."""
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        byte, before = ord(line[error.start]) & 0xFF, line[: error.start].encode(errors="surrogateescape")
+        return f"byte {len(before) + 1} is 0x{byte:02x}, not UTF-8; is the file latin-1? iconv -f latin1 -t utf-8"
+    return ""

@@ -1,0 +1,98 @@
+"""Times as others wrote them: their unit is told by their size, and what cannot be a time of a record is refused."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import polars as pl
+
+from data_pipelines.sources.checks import SAMPLE, BadField, Faults, field
+from data_pipelines.sources.json_files import read_objects
+
+EARLIEST = 631_152_000
+"""1990-01-01, in seconds since 1970."""
+YEAR = 366 * 24 * 60 * 60
+UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+
+
+def latest() -> int:
+    """A year from now, in seconds since 1970."""
+    return int(time.time()) + YEAR
+
+
+class Clock:
+    """The times of a file, in seconds since 1970.
+
+    The unit of the file is that in which most of its first times lie between 1990 and next year. No time fits two.
+    """
+
+    def __init__(self, times: Iterable[Any]):
+        """
+        Args:
+          times: the first of the file, bad ones too.
+        """
+        self._latest = latest()
+        counts = Counter(filter(None, map(self._unit_of, times)))
+        self.unit = counts.most_common(1)[0][0] if counts else "seconds"
+
+    @classmethod
+    def of(
+        cls, path: Path, name: str, read: Callable[[Path, Faults], Iterator[tuple[str, Any]]] = read_objects
+    ) -> Self:
+        """That of a file of records, by the field `name`, wherever in a record it is."""
+        records = itertools.islice(read(path, Faults("skip")), SAMPLE)
+        return cls(value for _, record in records for value in _values_of(record, name))
+
+    def _unit_of(self, value: Any) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        return next((unit for unit, size in UNITS.items() if EARLIEST * size <= value <= self._latest * size), None)
+
+    def seconds(self, record: dict[str, Any], name: str, default: int | None = None) -> int:
+        """The time of a record.
+
+        Args:
+          default: what a record without that field has; None: it must have it.
+
+        Raises:
+          BadField: it is missing, no whole number, before 1990 or after next year, or in another unit than most.
+        """
+        if name not in record and default is not None:
+            return default
+        value = field(record, name, int)
+        if EARLIEST * UNITS[self.unit] <= value <= self._latest * UNITS[self.unit]:
+            return value // UNITS[self.unit]
+        raise BadField(self.wrong(name, value))
+
+    def expression(self, whole: pl.Expr) -> pl.Expr:
+        """Seconds of a column of whole numbers, null where there is no time in them."""
+        size = UNITS[self.unit]
+        return pl.when(whole.is_between(EARLIEST * size, self._latest * size)).then(whole // size)
+
+    def wrong(self, name: str, value: Any) -> str:
+        """What is wrong with a field that is no time of the file."""
+        other = self._unit_of(value)
+        if other:
+            return (
+                f"field {name!r} is {value}, in {other}; it must be {self.unit} since 1970 as the file's other times, "
+                "for units may not be mixed"
+            )
+        return f"field {name!r} is {str(value)[:40]}; it must be {self.unit} since 1970, from 1990 to next year"
+
+
+def _values_of(record: Any, name: str) -> Iterator[Any]:
+    """What has that name, anywhere in a record."""
+    left = [record]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            if name in value:
+                yield value[name]
+            left.extend(value.values())
+        elif isinstance(value, list):
+            left.extend(value)
