@@ -85,7 +85,11 @@ def train(
         running.append(
             subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         )
-    told = [process.communicate(timeout=600)[0].decode() for process in running]
+    try:
+        told = [process.communicate(timeout=600)[0].decode() for process in running]
+    finally:
+        for process in running:
+            process.kill()
     assert [process.returncode for process in running] == [0] * processes, "\n\n".join(told)
     return told
 
