@@ -82,7 +82,7 @@ def check(words: Sequence[str], training: Training, devices: int | None, slices:
     """
     if any("\n" in word for word in words):
         raise ValueError("launch: a line break in an option of --train; engines take the command as one line")
-    if training.processes != ProcessesConfig():
+    if training.processes != ProcessesConfig(wait_seconds=training.processes.wait_seconds):
         raise ValueError("launch: --processes.* stands in --train; leave it out, the launched job says it")
     if devices is None:
         print("launch: how many devices there will be is not known here, and --mesh is not checked", file=sys.stderr)
