@@ -85,7 +85,7 @@ class TrainingQueries:
 
     Attributes:
       tasks: those that are asked, by index into `TASKS`.
-      notes: what is left out of the mix, and why, in lines to be shown.
+      notes: what is left out, and why, in lines to be shown.
     """
 
     def __init__(self, corpus: Corpus, config: QueryConfig, seed: int, has_codes: np.ndarray | None = None):
@@ -106,6 +106,9 @@ class TrainingQueries:
         if weights[IMAGE] and has_codes is None:
             raise ValueError(NO_CODES)
         self.notes: list[str] = []
+        if len(self.users) < corpus.num_users:
+            few = corpus.num_users - len(self.users)
+            self.notes.append(f"{few} users with fewer than two interactions to train on are not asked about")
         for task, why in unaskable(corpus, self._paintable).items():
             if weights[task]:
                 self.notes.append(f"{TASKS[task]} is left out: {why}; --queries.mix.{TASKS[task]} 0 says so")
@@ -167,7 +170,7 @@ def unaskable(corpus: Corpus, can_paint: np.ndarray) -> dict[int, str]:
     if not any(corpus.categories):
         why[SEARCH] = "no item has categories"
     if corpus.num_items < NUM_CANDIDATES:
-        why[SELECTION] = f"{corpus.num_items} items are too few for {NUM_CANDIDATES} to select from"
+        why[SELECTION] = f"it takes {NUM_CANDIDATES} items, and the catalogue has {corpus.num_items}"
     if not can_paint.any():
         why[IMAGE] = "no item has both codes of a picture and categories"
     return why

@@ -41,6 +41,15 @@ def sentencepiece_bpe() -> PreTrainedTokenizerFast:
     return fast
 
 
+def unigram() -> PreTrainedTokenizerFast:
+    """As T5's: control tokens are pieces like others to the model, and the likeliest."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz,</>|_ŒŒ漢字▁"]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -5.0) for letter in dict.fromkeys(letters))]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>")
+
+
 def neox() -> PreTrainedTokenizerFast:
     """As GPT-NeoX's: one control token for all purposes in the model, another and runs of blanks behind it."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -57,6 +66,7 @@ TOKENIZERS = {
     "trained": trained(),
     "control tokens that do not say so": trained(*(AddedToken(text, special=False) for text in CONTROLS[3:])),
     "sentencepiece": sentencepiece_bpe(),
+    "unigram": unigram(),
     "gpt-neox": neox(),
 }
 
@@ -158,7 +168,7 @@ def test_ids_with_gaps_have_a_row_each(tmp_path):
     assert vocabulary.base_size == 960
     tokens = vocabulary.encode("these films")
     assert max(tokens) == 900
-    with pytest.raises(DataError, match="base_size 576 is too small .* largest id is 900: .* must be 901 or more"):
+    with pytest.raises(DataError, match=r"base_size 576 is too small .* largest id is 900: .* must be 901 or more"):
         build_vocabulary(corpus, VocabularyConfig(tokenizer=str(tmp_path), base_size=576))
     whole = whole_tokenizer(vocabulary)
     assert whole.get_vocab()["e"] == 900
