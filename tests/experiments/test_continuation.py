@@ -3,11 +3,22 @@
 import dataclasses
 import shutil
 
+import jax
 import pytest
 
 from data_pipelines.errors import DataError
 from experiments import train as training
-from experiments.config import CHANGEABLE, FREE, differences, flat, load_config, save_config, settings, to_json
+from experiments.config import (
+    CHANGEABLE,
+    FREE,
+    differences,
+    flat,
+    load_config,
+    note_changes,
+    save_config,
+    settings,
+    to_json,
+)
 from experiments.train import open_run, train_run
 from tests.experiments.tiny_run import experiment, prepare_source
 from unimp_jax.sharding import make_mesh
@@ -25,12 +36,13 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
-    """Fewer devices take less time to compile for."""
-    import jax
-
+    """Fewer devices take less time to compile for, and so do programs that are little optimised."""
+    optimised = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
         yield
+    jax.config.update("jax_disable_most_optimizations", optimised)
 
 
 def changed(config, **groups):
@@ -79,8 +91,6 @@ def test_a_run_may_be_made_longer_and_not_shorter():
     ids=str,
 )
 def test_each_of_them_is_taken_and_noted_whole(data, tmp_path, capsys, change):
-    from experiments.config import note_changes
-
     run, ours = tmp_path / "run", config_of(data)
     _, before = open_run(ours, run)
     _, now = open_run(changed(ours, **change), run)
@@ -92,8 +102,6 @@ def test_each_of_them_is_taken_and_noted_whole(data, tmp_path, capsys, change):
 
 
 def test_a_longer_schedule_is_stated(tmp_path, capsys):
-    from experiments.config import note_changes
-
     note_changes(experiment("data", steps=4), experiment("data", steps=9), tmp_path / "config.json")
     assert "loop.steps: 4, now 9\nthe learning rate now falls from 0.01 to 0 at step 9\n" in capsys.readouterr().out
 
