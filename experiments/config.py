@@ -100,7 +100,17 @@ FREE = (
     "data.folder", "mesh", "model.attention", "model.unroll", "loader.threads", "loader.prefetch",
     "images.cache_megabytes", "loop.profile_steps", "training.cache_features", "checkpoint.keep_latest",
 )  # fmt: skip
-"""What may change between a run's start and its continuation, because no result depends on it (but for rounding)."""
+"""Fields, each with all that lies below it, on which no result depends (but for rounding)."""
+CHANGEABLE = (
+    *FREE, "model.remat", "training.accumulate", "training.guard", "guard", "objective.chunk", "loop.log_every",
+    "loop.validate_every", "loop.save_every",
+)  # fmt: skip
+"""What may change between a run's start and its continuation, on other hardware, say; `loop.steps` may also grow."""
+
+
+def among(name: str, fields: tuple[str, ...]) -> bool:
+    """Whether a dotted name is that of one of the fields, or lies below one."""
+    return any(name == field or name.startswith(f"{field}.") for field in fields)
 
 
 def save_config(config: Any, path: Path) -> None:
@@ -136,17 +146,35 @@ def to_json(config: Any) -> dict[str, Any]:
 
 def settings(config: ExperimentConfig) -> dict[str, Any]:
     """Every field on which results depend, by its dotted name."""
-    return {name: value for name, value in flat(to_json(config)).items() if not name.startswith(FREE)}
+    return {name: value for name, value in flat(to_json(config)).items() if not among(name, FREE)}
 
 
 def differences(old: C, new: C) -> list[str]:
-    """`field: old, now new` for each field on which results depend and that differs."""
-    before, after = flat(to_json(old)), flat(to_json(new))
+    """`field: old, now new` for each field that differs and must not, as a run goes on."""
     return [
-        f"{name}: {before.get(name)}, now {after.get(name)}"
-        for name in dict.fromkeys([*before, *after])
-        if before.get(name) != after.get(name) and not name.startswith(FREE)
+        f"{name}: {before}, now {after}{' (a run may be made longer, not shorter)' if name == 'loop.steps' else ''}"
+        for name, (before, after) in _changes(old, new).items()
+        if not among(name, CHANGEABLE) and not (name == "loop.steps" and after > before)
     ]
+
+
+def note_changes(old: Any, new: Any, path: Path) -> None:
+    """Writes the configuration that a run goes on with in the place of the one it had, and prints what changed."""
+    for name, (before, after) in _changes(old, new).items():
+        print(f"{name}: {before}, now {after}")
+        if name == "loop.steps":
+            optimizer = new.optimizer
+            rate = optimizer.final * optimizer.learning_rate
+            print(f"the learning rate now falls from {optimizer.learning_rate:g} to {rate:g} at step {after}")
+    if _changes(old, new):
+        save_config(new, path)
+
+
+def _changes(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """(old, new) of each field that differs."""
+    before, after = flat(to_json(old)), flat(to_json(new))
+    pairs = {name: (before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

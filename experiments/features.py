@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from unimp_jax.model.axes import mesh_axes
 from unimp_jax.processes import wait_for_all
 
 PICTURES = 64
-"""So many are encoded together, on each of the devices that images are split over."""
+"""So many are encoded together on all devices, or the next multiple of those that images are split over."""
 
 
 def tower_features(data: ExperimentData, parameters: Parameters, mesh: Mesh, folder: Path) -> FeatureStore:
@@ -48,15 +50,25 @@ def tower_features(data: ExperimentData, parameters: Parameters, mesh: Mesh, fol
 
 def encoded(data: ExperimentData, parameters: Parameters, mesh: Mesh, items: np.ndarray) -> Iterator[np.ndarray]:
     """[some items, P, C] at a time, on every process."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    axes = mesh_axes("images")
+    everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(axes))
 
     @jax.jit(out_shardings=everywhere)
     def encode(trainable: nnx.State, frozen: nnx.State, images_NHW3: jax.Array) -> jax.Array:
         return nnx.merge(parameters.graph, trainable, frozen).see(images_NHW3)
 
-    size = PICTURES * int(np.prod([mesh.shape[axis] for axis in mesh_axes("images")]))
+    shards = math.prod(mesh.shape[axis] for axis in axes)
+    size = -(-PICTURES // shards) * shards
     for start in range(0, len(items), size):
         some = items[start : start + size]
-        images = np.stack([data.images[int(item)] for item in np.resize(some, size)])
-        seen = encode(parameters.trainable, parameters.frozen, jax.device_put(images, everywhere))
+        show = functools.cache(functools.partial(_pictures, data, np.resize(some, size)))
+        images = jax.make_array_from_callback(
+            (size, *data.images.shape), split, lambda index, show=show: show(*index[0].indices(size)[:2])
+        )
+        seen = encode(parameters.trainable, parameters.frozen, images)
         yield np.asarray(seen.addressable_data(0))[: len(some)]
+
+
+def _pictures(data: ExperimentData, items: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """uint8 [stop - start, H, W, 3]; each process is asked for what its own devices look at."""
+    return np.stack([data.images[int(item)] for item in items[start:stop]])

@@ -24,7 +24,7 @@ from data_pipelines.loader import Position, Share
 from data_pipelines.queries import TASKS, held_out_queries
 from experiments.ask import Model, ask_for_items, evenly_spread
 from experiments.beginning import adopt, begin, first_vocabulary
-from experiments.config import ExperimentConfig, differences, load_config, save_config
+from experiments.config import ExperimentConfig, differences, load_config, note_changes, save_config
 from experiments.data import ExperimentData, sized_model
 from experiments.features import tower_features
 from experiments.lock import alone_in
@@ -66,6 +66,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         parameters, transformation = abstract_parameters(config, mesh), optimizer_of(config)
         state, frozen, notes = latest_or_first(config, parameters, transformation, mesh, checkpoints)
         if jax.process_index() == 0:
+            note_changes(load_config(folder / "config.json"), config, folder / "config.json")
             describe(config, data, parameters, mesh)
             note_start(folder)
         features = None
@@ -135,7 +136,9 @@ def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
     if saved.exists():
         before = load_config(saved)
         if before.start == config.start is not None and not config.start.exists():
-            config = dataclasses.replace(config, model=before.model, vocabulary=before.vocabulary)  # it did its part
+            ours = config.model  # the start did its part, and its geometry is known without it
+            model = dataclasses.replace(before.model, attention=ours.attention, remat=ours.remat, unroll=ours.unroll)
+            config = dataclasses.replace(config, model=model, vocabulary=before.vocabulary)
         else:
             config = adopt(config)
         reconfigured = differences(before, dataclasses.replace(config, model=before.model))

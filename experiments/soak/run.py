@@ -69,8 +69,8 @@ class Attempt:
         return self._printed.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
 
     def has_begun(self) -> bool:
-        """Whether it listens to SIGTERM: what it says of the run is printed after that."""
-        return "parameters train" in self.output()
+        """Whether it listens to SIGTERM: what it says of steps is printed after that."""
+        return "loss=" in self.output()
 
     def over(self, limit: float = 600.0) -> int:
         """The exit status, when it is over.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pydantic
 
-from experiments.config import FREE, ExperimentConfig, flat, to_json
+from experiments.config import ExperimentConfig, settings
 from experiments.evaluate import EvaluationConfig
 from experiments.lock import locked
 from experiments.presets import PRESETS
@@ -78,10 +78,9 @@ class Cell:
     @property
     def fingerprint(self) -> str:
         """Of all that its results depend on, wherever the sweep's folder is."""
-        config = {name: value for name, value in flat(to_json(self.config)).items() if not name.startswith(FREE)}
         adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(EvaluationConfig)
         evaluation = self.evaluation and adapter.dump_python(self.evaluation, mode="json")
-        told = json.dumps([config, self.needs, evaluation], sort_keys=True)
+        told = json.dumps([settings(self.config), self.needs, evaluation], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()
 
     def told(self, sweep: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import DataError
-from experiments.config import differences, read_config, save_config
+from experiments.config import differences, note_changes, read_config, save_config
 from experiments.lock import alone_in
 from experiments.vqgan.config import FILE, VQGANExperiment
 from experiments.vqgan.measure import likeness
@@ -62,6 +62,7 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
         else:
             begun = trainer.begin(trainer.new_model() if config.start is None else open_vqgan(config.start))
             state = jax.device_put(begun, everywhere)
+        note_changes(read_config(folder / FILE, VQGANExperiment), config, folder / FILE)
         run = run_of(config, trainer, frozen, mesh)
         with RunLog(folder, step=int(state.step), steps=config.loop.steps) as log:
             state, whole = train_vqgan(state, run, config.loop, config.guard.patience, checkpoints, log, end)

@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 
 from unimp_jax.image_tokens.discriminator import Discriminator, hinge
+from unimp_jax.training.guard import Guard, GuardConfig, judge
 
 LARGEST = 1e4
 """Of lambda, as in taming-transformers."""
@@ -22,10 +23,11 @@ LARGEST = 1e4
 
 @flax.struct.dataclass
 class Adversary:
-    """The discriminator's parameters, with its optimizer's state."""
+    """The discriminator's parameters, with its optimizer's state, and what is known of its steps so far."""
 
     parameters: Any
     optimizer: Any
+    guard: Guard
 
 
 @flax.struct.dataclass
@@ -37,17 +39,19 @@ class Verdict:
       logit: scalar, its mean for the made pictures.
       loss: scalar, the discriminator's own.
       scale: scalar, lambda.
+      left_out: bool scalar, whether the discriminator's own step was left out.
     """
 
     gradient: jax.Array
     logit: jax.Array
     loss: jax.Array
     scale: jax.Array
+    left_out: jax.Array
 
 
 def silent(made_BHW3: jax.Array) -> Verdict:
     """Before the discriminator takes part."""
-    return Verdict(jnp.zeros_like(made_BHW3), jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
+    return Verdict(jnp.zeros_like(made_BHW3), jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), jnp.zeros((), bool))
 
 
 def judge_pictures(
@@ -57,8 +61,11 @@ def judge_pictures(
     images_BHW3: jax.Array,
     made_BHW3: jax.Array,
     scale_of: Any,
+    guard: GuardConfig,
 ) -> tuple[Verdict, Adversary]:
     """(the verdict, the discriminator after a step of its own on the same pictures).
+
+    Where the discriminator's loss or gradient is no number, or far above the usual, only its count of steps changes.
 
     Args:
       scale_of: the verdict's gradient with respect to the made pictures -> lambda.
@@ -77,8 +84,13 @@ def judge_pictures(
     scale = scale_of(gradient_BHW3)
     loss, gradient = jax.value_and_grad(confusion)(adversary.parameters)
     updates, optimizer = transformation.update(gradient, adversary.optimizer, adversary.parameters)
-    after = Adversary(optax.apply_updates(adversary.parameters, updates), optimizer)
-    return Verdict(scale * gradient_BHW3, -disbelieved, loss, scale), after
+    good, seen = judge(guard, adversary.guard, loss, optax.global_norm(gradient))
+    after, optimizer = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old),
+        (optax.apply_updates(adversary.parameters, updates), optimizer),
+        (adversary.parameters, adversary.optimizer),
+    )
+    return Verdict(scale * gradient_BHW3, -disbelieved, loss, scale, ~good), Adversary(after, optimizer, seen)
 
 
 def balance(last: nnx.Conv, features_BHWC: jax.Array, of_likeness: jax.Array, of_verdict: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from unimp_jax.image_tokens.training import VQGANFigures, VQGANState
 from unimp_jax.training.checkpoint import Checkpoints
 from unimp_jax.training.log import RunLog
-from unimp_jax.training.loop import LoopConfig, TrainingError
+from unimp_jax.training.loop import LoopConfig, TrainingError, validation_is_due
 from unimp_jax.training.preemption import EndRequest
 
 
@@ -59,10 +60,26 @@ def train_vqgan(
     """
     done = int(state.step)
     batches, window = run.batches(done), list[VQGANFigures]()
+
+    def measure(step: int) -> dict[str, float]:
+        def save() -> None:
+            checkpoints.save(step, state, {})
+            checkpoints.wait()
+            log.flush()
+            print(f"asked to end: step {step} is saved; the same command goes on", flush=True)
+
+        with end.ends_after(save) if step > done else contextlib.nullcontext():
+            measured = run.validate(state.model)
+        log.write(step, "validation", measured)
+        return measured
+
+    if validation_is_due(done, config, log):
+        checkpoints.note_metrics(done, measure(done))
     for step in range(done + 1, config.steps + 1):
         if step - 1 == run.codes_after:
             state = run.place_codewords(state)
         state, figures = run.step(state, run.frozen, run.to_device(next(batches)))
+        end.listen()  # the first step is compiled when it is called
         if window:
             window[-1].loss.block_until_ready()  # no more than two batches lie on the devices
         window.append(figures)
@@ -72,16 +89,15 @@ def train_vqgan(
         logged, window = means(window), []
         log.write(step, "train", logged)
         log.progress(step, {name: f"{logged[name]:.4f}" for name in ("loss", "squared", "codes")})
-        if logged["left_out_in_a_row"] >= patience:
-            raise TrainingError(
-                f"step {step}: the last {logged['left_out_in_a_row']:.0f} steps were left out, for their loss or "
-                "gradient is no number or far above the usual; in a new folder, lower optimizer.learning_rate or raise "
-                "guard.spike"
-            )
+        for whose in ("", "discriminator_"):
+            if logged[f"{whose}left_out_in_a_row"] >= patience:
+                raise TrainingError(
+                    f"step {step}: the last {logged[f'{whose}left_out_in_a_row']:.0f} steps"
+                    f"{' of the discriminator' if whose else ''} were left out, for their loss or gradient is no "
+                    "number or far above the usual; in a new folder, lower optimizer.learning_rate or raise guard.spike"
+                )
         validates, ends = last or step % config.validate_every == 0, end.at(step)
-        measured = run.validate(state.model) if validates else None
-        if measured is not None:
-            log.write(step, "validation", measured)
+        measured = measure(step) if validates else None
         if validates or ends or step % config.save_every == 0:
             checkpoints.save(step, state, {}, measured)
         if ends and not last:
@@ -90,14 +106,14 @@ def train_vqgan(
 
 
 def means(window: list[VQGANFigures]) -> dict[str, float]:
-    """Of the steps of a line; of steps left out, how many, and how many of them were the last ones in a row."""
+    """Of the steps of a line; of steps left out, also those of the discriminator alone, how many, and how many of them
+    were the last ones in a row."""
     columns = {
         name: np.array([np.asarray(getattr(figures, name)) for figures in window], np.float64)
         for name in VQGANFigures.__dataclass_fields__
     }
-    last = columns.pop("left_out_in_a_row")[-1]
-    left_out = columns.pop("left_out").sum()
-    return {name: float(values.mean()) for name, values in columns.items()} | {
-        "steps_left_out": float(left_out),
-        "left_out_in_a_row": float(last),
-    }
+    counted = {}
+    for whose in ("", "discriminator_"):
+        counted[f"{whose}steps_left_out"] = float(columns.pop(f"{whose}left_out").sum())
+        counted[f"{whose}left_out_in_a_row"] = float(columns.pop(f"{whose}left_out_in_a_row")[-1])
+    return {name: float(values.mean()) for name, values in columns.items()} | counted

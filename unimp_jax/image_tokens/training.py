@@ -83,7 +83,7 @@ class VQGANState:
 
 @flax.struct.dataclass
 class VQGANFigures:
-    """What one step tells: scalars, float32 but for the last two.
+    """What one step tells: scalars, float32 but for the last four.
 
     Attributes:
       loss: of the autoencoder, all parts with their weights, but for the discriminator's.
@@ -97,6 +97,8 @@ class VQGANFigures:
       gradient_norm: the autoencoder's, before clipping.
       left_out: bool, whether the step was left out.
       left_out_in_a_row: int32, how many were, up to and with this one.
+      discriminator_left_out, discriminator_left_out_in_a_row: likewise, of the discriminator's steps, where the
+        autoencoder's was not left out.
     """
 
     loss: jax.Array
@@ -110,6 +112,8 @@ class VQGANFigures:
     gradient_norm: jax.Array
     left_out: jax.Array
     left_out_in_a_row: jax.Array
+    discriminator_left_out: jax.Array
+    discriminator_left_out_in_a_row: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +147,7 @@ class Trainer:
         parameters, adversary = nnx.state(model), None
         if self.loss.adversarial:
             judging = nnx.state(self.new_discriminator())
-            adversary = Adversary(judging, self.optimizer.init(judging))
+            adversary = Adversary(judging, self.optimizer.init(judging), new_guard())
         codebook = new_codebook_state(model.codebook[...])
         optimizer = self.optimizer.init(parameters)
         return VQGANState(jnp.zeros((), jnp.int32), parameters, optimizer, codebook, adversary, new_guard())
@@ -207,7 +211,7 @@ def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[
 
         return jax.lax.cond(
             state.step >= loss.adversarial_from,
-            lambda: judge_pictures(judging, trainer.optimizer, adversary, images, pictures, scale),
+            lambda: judge_pictures(judging, trainer.optimizer, adversary, images, pictures, scale, trainer.guard),
             lambda: (silent(pictures), adversary),
         )
 
@@ -230,10 +234,12 @@ def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[
         new = (nnx.state(model), optimizer, codebook, adversary)
         old = (state.model, state.optimizer, state.codebook, state.adversary)
         kept, optimizer, codebook, adversary = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
+        in_a_row = jnp.zeros((), jnp.int32) if adversary is None else adversary.guard.in_a_row
         in_use = perplexity(jnp.bincount(codes_N, length=trainer.vqgan.codes).astype(jnp.float32))
         figures = VQGANFigures(
-            total, squared, apart, cost, in_use, verdict.logit, verdict.loss, verdict.scale, norm, ~good, seen.in_a_row
-        )
+            total, squared, apart, cost, in_use, verdict.logit, verdict.loss, verdict.scale, norm, ~good, seen.in_a_row,
+            verdict.left_out & good, in_a_row,
+        )  # fmt: skip
         return VQGANState(state.step + 1, kept, optimizer, codebook, adversary, seen), figures
 
     return step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -22,6 +23,8 @@ from unimp_jax.training.reading import CheckpointError, DamagedError, read_toget
 
 DELETED = "deleted"
 """Among the checkpoints, where those go that are about to be deleted."""
+METRICS = "metrics"
+"""In a checkpoint, a folder and in it a file of JSON, as Orbax names them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,15 @@ class Checkpoints:
             self._delete()
         except Exception as error:
             raise self._failed(error) from error
+
+    def note_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds what was measured to a checkpoint that was saved before it could be; by a process of its own alone."""
+        file = self.folder / str(step) / METRICS / METRICS
+        if self._best_metric in metrics and file.exists():
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps(metrics), encoding="utf-8")
+            os.replace(partial, file)
+            self._manager.reload()
 
     def latest(self) -> int | None:
         return self._manager.latest_step()

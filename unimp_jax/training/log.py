@@ -46,6 +46,11 @@ class RunLog:
         for name, value in numbers.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
 
+    def flush(self) -> None:
+        """All that was written is in its files."""
+        if self._writes:
+            self._board.flush()
+
     def progress(self, step: int, shown: dict[str, str]) -> None:
         if self._writes:
             self._bar.set_postfix(shown, refresh=False)

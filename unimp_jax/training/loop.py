@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -14,7 +16,7 @@ import numpy as np
 from unimp_jax.batch import Batch
 from unimp_jax.training.checkpoint import Checkpoints
 from unimp_jax.training.feed import Feed
-from unimp_jax.training.log import RunLog
+from unimp_jax.training.log import RunLog, read_log
 from unimp_jax.training.preemption import EndRequest
 from unimp_jax.training.profile import Profile
 from unimp_jax.training.step import StepFigures, TrainState
@@ -60,6 +62,8 @@ class LoadedBatch(Protocol):
     def num_images(self) -> int: ...
     @property
     def fill(self) -> float: ...
+    @property
+    def left_out(self) -> Mapping[str, int]: ...  # examples, by why they could not be trained on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,17 +114,35 @@ def train(
     Raises:
       TrainingError: so many were.
     """
-    notes = notes or {"position": None, "window": []}
-    batches = run.batches(notes["position"])
+    here: dict[str, Any] = notes or {"position": None, "window": []}
+    batches = run.batches(here["position"])
     feed = Feed(batches, run.to_device)
-    window = _Window(run, notes["window"], feed)
+    window = _Window(run, here["window"], feed)
     saved = int(state.step)
     profile = Profile(config.profile_steps, log.path.parent / "profile")
+
+    def measure(step: int) -> dict[str, float]:
+        def save() -> None:
+            checkpoints.save(step, state, here | {"window": window.notes()})
+            checkpoints.wait()
+            log.flush()
+            print(f"asked to end: step {step} is saved; the same command goes on", flush=True)
+
+        with end.ends_after(save) if step > saved else contextlib.nullcontext():
+            measured = run.validate(state.trainable)
+        log.write(step, "validation", measured)
+        return measured
+
     try:
+        if validation_is_due(saved, config, log):
+            checkpoints.note_metrics(saved, measure(saved))
+        if saved < config.steps:
+            feed.fetch(None)
+        end.listen()
         for step in range(saved + 1, config.steps + 1):
             if end.at(step):
                 if step - 1 > saved:
-                    checkpoints.save(step - 1, state, notes | {"window": window.notes()})
+                    checkpoints.save(step - 1, state, here | {"window": window.notes()})
                 return state, False
             batch, arrays = feed.take()
             profile.before(step, state)
@@ -129,24 +151,23 @@ def train(
                 feed.fetch(figures.loss)
             profile.after(step, state)
             window.add(batch, figures)
-            notes = {"position": dataclasses.asdict(batch.next_position)}
+            here = {"position": dataclasses.asdict(batch.next_position)}
             if step % config.log_every == 0 or step == config.steps:
                 logged, in_a_row = window.close()
                 log.write(step, "train", logged)
                 told = {"loss": f"{logged['loss']:.4f}", "tokens/s": f"{logged['tokens_per_second']:.0f}"}
                 told["waiting for data"] = f"{logged['waiting_share']:.1%}"
                 if logged["steps_left_out"]:
-                    told["left out"] = f"{logged['steps_left_out']:.0f}"
+                    told["steps left out"] = f"{logged['steps_left_out']:.0f}"
+                told |= {name: f"{count:.0f}" for name, count in logged.items() if name.startswith("left_out/")}
                 log.progress(step, told)
                 if in_a_row >= patience:
                     raise TrainingError(_hopeless(step, in_a_row, checkpoints.latest()))
             last = step == config.steps
             validates = step % config.validate_every == 0 or last
-            measured = run.validate(state.trainable) if validates else None
-            if measured is not None:
-                log.write(step, "validation", measured)
+            measured = measure(step) if validates else None
             if validates or step % config.save_every == 0:
-                checkpoints.save(step, state, notes | {"window": window.notes()}, measured)
+                checkpoints.save(step, state, here | {"window": window.notes()}, measured)
                 saved = step
             window.resume()
     finally:
@@ -155,6 +176,13 @@ def train(
         if close is not None:
             close()
     return state, True
+
+
+def validation_is_due(step: int, config: LoopConfig, log: RunLog) -> bool:
+    """Whether the process before was asked to end while it validated at `step`: it saved and left that to this one."""
+    if not step or (step % config.validate_every and step != config.steps) or jax.process_count() > 1:
+        return False
+    return all(line["step"] != step or line["kind"] != "validation" for line in read_log(log.path))
 
 
 def _hopeless(step: int, in_a_row: int, latest: int | None) -> str:
@@ -173,6 +201,7 @@ class _Counts:
     num_examples: int
     num_images: int
     fill: float
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 class _Window:
@@ -198,7 +227,7 @@ class _Window:
 
     def add(self, batch: LoadedBatch, figures: StepFigures) -> None:
         self._figures.append(figures)
-        self._batches.append(_Counts(batch.num_examples, batch.num_images, batch.fill))
+        self._batches.append(_Counts(batch.num_examples, batch.num_images, batch.fill, dict(batch.left_out)))
         self._own += 1
 
     def resume(self) -> None:
@@ -215,6 +244,7 @@ class _Window:
         entropy = np.sum([one.task_cross_entropy for one in figures], axis=0)
         good = [one for one in figures if not one.left_out]
         run = self._run
+        examples = sum((Counter(batch.left_out) for batch in self._batches), Counter[str]())
         logged = {
             "loss": float(np.mean([one.loss for one in good])) if good else math.nan,
             "gradient_norm": float(np.mean([one.gradient_norm for one in good])) if good else math.nan,
@@ -223,6 +253,7 @@ class _Window:
                 for number, task in enumerate(run.tasks)
             },
             "steps_left_out": float(len(figures) - len(good)),
+            **{f"left_out/{kind}": float(count) for kind, count in sorted(examples.items())},
             "fill": float(np.mean([batch.fill for batch in self._batches])),
             "step_seconds": seconds / len(own),
             "waiting_share": self._feed.waited() / seconds,

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import signal
+import sys
 import threading
+import traceback
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -12,34 +18,107 @@ from jax.experimental import multihost_utils
 
 
 class EndRequest:
-    """Whether this run has been asked to end. While it is a context, SIGTERM asks; nothing else happens then.
+    """Whether this run has been asked to end.
+
+    As a context: until `listen` is called, SIGTERM ends the process at once, as it ends any program. Nothing is there
+    yet that could be lost, and a handler written in Python would not run before XLA has compiled or Orbax has read,
+    which takes minutes. From then on SIGTERM asks, and nothing else happens.
 
     Of several processes any one may be asked: all agree on the step at which they end, through JAX's preemption
-    service, which has a handler of its own.
+    service, whose own handler of SIGTERM gives way to the system's until `listen` is called.
     """
 
     def __init__(self) -> None:
         self._asked = False
         self._before: Any = None
+        self._service: int | None = None
+        self._together = jax.process_count() > 1
         self._listens = False
+
+    def listen(self) -> None:
+        """There is something to lose now."""
+        if self._listens or threading.current_thread() is not threading.main_thread():
+            return
+        self._listens = True
+        if self._together:
+            _handle_sigterm(self._service)
+        else:
+            self._before = signal.signal(signal.SIGTERM, self._ask)
 
     def at(self, step: int) -> bool:
         """To be called by all processes before each step, with the same steps."""
-        if jax.process_count() > 1:
+        if self._together:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked
 
+    @contextlib.contextmanager
+    def ends_after(self, save: Callable[[], None]) -> Iterator[None]:
+        """For what takes long between two steps: where SIGTERM comes meanwhile, `save` is called, and the process ends.
+
+        It is called by another thread, as the one that waits for XLA runs no handlers; and the process ends with 0, or
+        with 2 where saving failed. Several processes go on instead, for they can agree between steps only.
+        """
+        if not self._listens or self._together:
+            yield
+            return
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        passed, over = threading.Lock(), False
+
+        def wait() -> None:
+            signals = b""
+            while signals not in (bytes([signal.SIGTERM]), b"\0"):
+                signals = os.read(read, 1)
+            with passed:
+                if not over:
+                    _end(save)
+
+        thread = threading.Thread(target=wait, name="asked to end", daemon=True)
+        before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        thread.start()
+        if self._asked:  # before anybody waited for it
+            os.write(write, bytes([signal.SIGTERM]))
+        try:
+            yield
+        finally:
+            with passed:  # never given back by a thread that ends the process
+                over = True
+            signal.set_wakeup_fd(before)
+            os.write(write, b"\0")
+            thread.join()
+            os.close(read)
+            os.close(write)
+
     def __enter__(self) -> Self:
-        self._listens = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-        if self._listens:
-            self._before = signal.signal(signal.SIGTERM, self._ask)
+        if self._together and threading.current_thread() is threading.main_thread():
+            self._service = _handle_sigterm(None)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._listens:
+        if self._together:
+            self.listen()
+        elif self._listens:
             signal.signal(signal.SIGTERM, self._before)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+
+
+def _end(save: Callable[[], None]) -> None:
+    try:
+        save()
+    except Exception as error:
+        if os.environ.get("UNIMP_TRACEBACK"):
+            traceback.print_exc()
+        print(f"unimp: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
+    os._exit(0)
+
+
+def _handle_sigterm(handler: int | None) -> int | None:
+    """Installs a handler by its address, which Python cannot; returns the one before. None: the system's own."""
+    install = ctypes.CDLL(None).signal
+    install.argtypes, install.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    return install(signal.SIGTERM, handler)

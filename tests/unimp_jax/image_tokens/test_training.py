@@ -9,7 +9,9 @@ import optax
 import pytest
 from flax import nnx
 
-from unimp_jax.image_tokens.discriminator import DiscriminatorConfig
+from unimp_jax.image_tokens import adversary
+from unimp_jax.image_tokens.discriminator import DiscriminatorConfig, hinge
+from unimp_jax.image_tokens.loop import means
 from unimp_jax.image_tokens.quantiser import QuantiserConfig
 from unimp_jax.image_tokens.training import LossConfig, Trainer, make_step
 from unimp_jax.image_tokens.vqgan import VQGAN, VQGANConfig, from_pixels
@@ -125,6 +127,29 @@ def test_a_step_whose_loss_is_no_number_changes_nothing():
             lambda a, b: np.array_equal(a, b, equal_nan=True), getattr(before, name), getattr(after, name)
         )
         assert jax.tree.all(same)
+
+
+@pytest.mark.parametrize(("spike", "factor"), [(2.0, 0.0), (0.0, jnp.inf)], ids=["a spike", "no number"])
+def test_a_step_of_the_discriminator_that_would_do_harm_is_left_out_alone(monkeypatch, spike, factor):
+    """The autoencoder goes on, and what is known of the discriminator's steps is counted."""
+    trainer = dataclasses.replace(TRAINER, guard=GuardConfig(spike=spike, after=1))
+    state = trainer.begin(trainer.new_model())
+    usual = dataclasses.replace(state.adversary.guard, good=jnp.int32(5), usual_norm=jnp.float32(1e-9))
+    if spike:
+        state = dataclasses.replace(state, adversary=dataclasses.replace(state.adversary, guard=usual))
+    else:  # of its own loss alone
+        monkeypatch.setattr(adversary, "hinge", lambda real, made: hinge(real, made) * factor)
+    before, after, figures = stepped(trainer, state)
+    assert not figures.left_out
+    assert figures.discriminator_left_out
+    assert figures.discriminator_left_out_in_a_row == 1
+    assert after.adversary.guard.left_out == 1
+    assert after.guard.good == 1
+    for name in ("parameters", "optimizer"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(before.adversary, name), getattr(after.adversary, name))
+    assert not np.array_equal(before.model["codebook"][...], after.model["codebook"][...])
+    logged = means([jax.device_get(figures)] * 2)
+    assert (logged["discriminator_steps_left_out"], logged["discriminator_left_out_in_a_row"]) == (2, 1)
 
 
 def test_it_learns():
