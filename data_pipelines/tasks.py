@@ -116,12 +116,12 @@ class TaskWriter:
     def write(self, query: Query, *, ask: bool = False, begun: Sequence[int] = ()) -> Example:
         """The example that asks `query`, with its answer; the oldest history that does not fit the budget is left out.
 
+        Where the question and its answer alone do not fit, their texts are cut, the longest first.
+
         Args:
           ask: write the prompt only, up to and with the last `<answer>`, followed by `begun`, the beginning of an
             answer. The single answer position is then the last token, its target what truly comes there (the end, where
             that is not known).
-
-        Texts of a question and its answer that do not fit the budget are cut, the longest first.
 
         Raises:
           ValueError: the question is larger than the budget even without them, or open and not only to be asked.

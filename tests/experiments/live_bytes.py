@@ -94,4 +94,5 @@ def main(data: Path, folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 1)
+    jax.config.update("jax_disable_most_optimizations", True)  # of the compiler, which takes longer than four steps
     print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]))))

@@ -23,6 +23,7 @@ import dataclasses, signal, sys, time
 from pathlib import Path
 import jax
 jax.config.update("jax_num_cpu_devices", 1)
+jax.config.update("jax_disable_most_optimizations", True)  # of the compiler, which takes longer than four steps
 from experiments import train
 from tests.experiments.tiny_run import experiment
 from unimp_jax.training.loop import LoopConfig
