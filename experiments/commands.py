@@ -61,7 +61,8 @@ def prepare_command(
       on_bad: bad records are an error, or are left out and listed.
       beam_options: records are encoded in an Apache Beam pipeline with these options ("--runner=DirectRunner").
     """
-    print(clean_lines(prepare(source, folder, source_dir, on_bad, selection, name, beam_options)))
+    prepared = prepare(source, folder, source_dir, on_bad, selection, name, beam_options)
+    print(clean_lines(str(prepared)))
 
 
 def train_command(run: Annotated[PresetRun, tyro.conf.arg(name="")]) -> None:

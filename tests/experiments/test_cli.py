@@ -11,7 +11,7 @@ from jax.errors import JaxRuntimeError
 
 from data_pipelines.errors import DataError
 from data_pipelines.sources import SOURCES
-from experiments import cli, rival
+from experiments import cli, commands, rival
 from experiments.commands import COMMANDS, PRESETS
 from tests.experiments.tiny_run import prepare_source
 
@@ -255,6 +255,18 @@ def printed(monkeypatch, encoding: str, text: str) -> bytes:
 )
 def test_every_command_prints_on_every_terminal(monkeypatch, encoding, expected):
     assert printed(monkeypatch, encoding, "Léon \U0001f600") == expected
+
+
+def test_prepare_shows_text_of_the_data_without_its_control_characters(monkeypatch, capsys, tmp_path):
+    class Prepared:
+        def __str__(self) -> str:
+            return "40 users\nleft out:\n  line 3: \x1b[31mred"
+
+    monkeypatch.setattr(commands, "prepare", lambda *_: Prepared())
+    monkeypatch.setattr(sys, "argv", ["unimp", "prepare", "movielens_small", "--folder", str(tmp_path)])
+    monkeypatch.setattr(cli, "use_all_cores", lambda: None)
+    cli.main()
+    assert capsys.readouterr().out == "40 users\nleft out:\n  line 3: \ufffd[31mred\n"
 
 
 def test_half_a_surrogate_is_printed_as_well(monkeypatch):

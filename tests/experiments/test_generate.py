@@ -204,7 +204,7 @@ NEW = '{"history": ["3"]}'
         ([], '{"history": []}', "field 'history' is empty"),
         ([], "{}", "field 'history' is missing"),
         ([], '{"history": [[3]]}', "[3] where an object with item, rating should be"),
-        ([], '{"history": [99]}', "item '99' is not in the catalogue\n"),
+        ([], '{"history": ["xyz"]}', "item 'xyz' is not in the catalogue\n"),
         (["--user", "nobody"], "", "user 'nobody' is not in this source\n"),
         ([], '{"history": [{"rating": 3}]}', "field 'item' is missing"),
         ([], '{"history": [{"item": "3", "rating": "4"}]}', "field 'rating' is \"4\", a str; it must be int or float"),

@@ -82,6 +82,8 @@ def understood(path: Path, read: Callable[[D], G], described: D) -> G:
         AttributeError,
         LookupError,
     ) as error:  # whatever its values lead to
+        if str(error).startswith(str(path)):
+            raise
         raise WeightsError(f"{path}: {reason(error)}") from error
 
 
@@ -243,8 +245,10 @@ def open_weights(path: Path) -> Weights:
             return indexed(index)
     if (path / "model.safetensors").is_file():
         return Safetensors({"model.safetensors": path / "model.safetensors"}, str(path))
+    if (path / "pytorch_model.bin").is_file():
+        return open_weights(path / "pytorch_model.bin")
     refuse_shards_without_index(path)
-    for pattern in ("pytorch_model.bin", "*.safetensors", "*.gguf", "*.pt"):
+    for pattern in ("*.safetensors", "*.gguf", "*.pt"):
         found = sorted(path.glob(pattern))
         if len(found) == 1:
             return open_weights(found[0])
