@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, printable
 
 OnBad = Literal["refuse", "skip"]
 SAMPLE = 1000
@@ -38,7 +38,7 @@ class Faults:
     def bad_record(self, fault: str) -> None:
         if self.on_bad == "refuse":
             raise DataError(f"{fault} (--on-bad skip leaves such records out)")
-        self.records.append(fault)
+        self.records.append(printable(fault))
 
     def watched(self, records: Iterable[Record]) -> Iterator[Record]:
         """The records of a file as they come, good ones and bad; a bad one is told of before the next is asked for.

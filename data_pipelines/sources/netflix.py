@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.schema import NO_TIME, Item
 from data_pipelines.sources.builder import RecordBuilder
-from data_pipelines.sources.checks import Faults, whole
+from data_pipelines.sources.checks import BadField, Faults, encodable, whole
 from data_pipelines.sources.interactions import Counts, Tabled
 from data_pipelines.sources.json_files import read_object
 from data_pipelines.sources.pictures import StoredPictures
@@ -67,6 +67,11 @@ def read_histories(path: Path, films: list[Film | None], faults: Faults) -> dict
     histories = {}
     for user, listed in faults.watched(read_object(path, "user to list of items", faults).items()):
         place = f"{path.name}: user {user[:40]}"
+        try:
+            encodable("user", user)
+        except BadField as fault:
+            faults.bad_record(f"{path.name}: {fault}")
+            continue
         items = list(map(whole, listed)) if isinstance(listed, list) else listed
         if not isinstance(items, list) or not all(type(item) is int for item in items):
             faults.bad_record(f"{place}: {json.dumps(items)[:40]} is no list of item numbers")

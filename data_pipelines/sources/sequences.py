@@ -104,7 +104,7 @@ class Sequences(RecordBuilder):
             names = next(filter(None, texts), [])  # reading will say of a folder that it is one
         if asked or len(names) > 1:
             raise DataError(
-                f"one sequence file at a time, for their numbers mean different things: --categories with one of "
-                f"{', '.join(names) or 'the files'}"
+                f"{self.source_dir}: one sequence file at a time, for their numbers mean different things: "
+                f"--categories with one of {', '.join(names) or 'the files'}"
             )
         return names[0] if names else "NAME"
