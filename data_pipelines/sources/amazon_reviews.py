@@ -31,7 +31,7 @@ COLUMNS = ("reviewerID", "asin", "reviewText", "overall", "summary", "unixReview
 class AmazonReviews:
     """Items and users of a CSV file of reviews; both in order of their first review.
 
-    Faults are told once: users and items are read from the same lines.
+    Faults are told when users are read: items are read from the same lines, quietly, unless there is none.
     """
 
     def __init__(self, path: Path, faults: Faults):
@@ -39,19 +39,19 @@ class AmazonReviews:
 
     def items(self) -> Iterator[Item]:
         """There is no text about an item but its number, which is its title; it has no attributes."""
-        for asin in dict.fromkeys(review.item_id for _, review in self._reviews()):
+        known = dict.fromkeys(review.item_id for _, review in self._reviews(Faults("skip")))
+        for asin in known or (review.item_id for _, review in self._reviews(self._faults)):
             yield Item(asin, asin)
 
     def users(self) -> Iterator[User]:
         reviews: dict[str, list[Interaction]] = defaultdict(list)
-        for user, review in self._reviews():
+        for user, review in self._reviews(self._faults):
             reviews[user].append(review)
         for user, theirs in reviews.items():
             yield User(user, in_order(theirs))
 
-    def _reviews(self) -> Iterator[tuple[str, Interaction]]:
+    def _reviews(self, faults: Faults) -> Iterator[tuple[str, Interaction]]:
         """(user, review) in the order of the file."""
-        faults, self._faults = self._faults, Faults("skip")
         table = read_csv(self._path, COLUMNS, faults)
         table = identifiers(identifiers(table, "reviewerID"), "asin")
         table = times(ratings(table, "overall", 1, 5), "unixReviewTime")

@@ -36,7 +36,7 @@ Review = tuple[Item, Interaction]
 class AmazonSample:
     """Items, in order of their first review and as that shows them, and users, in order of the lines.
 
-    Faults are told once: users and items are read from the same lines.
+    Faults are told when users are read: items are read from the same lines, quietly, unless there is none.
     """
 
     def __init__(self, path: Path, faults: Faults):
@@ -44,19 +44,20 @@ class AmazonSample:
 
     def items(self) -> Iterator[Item]:
         known: set[str] = set()
-        for _, reviews in self._lines():
+        for _, reviews in self._lines(Faults("skip")):
             for item, _ in reviews:
                 if item.item_id not in known:
                     known.add(item.item_id)
                     yield item
+        if not known:
+            any(self._lines(self._faults))
 
     def users(self) -> Iterator[User]:
-        for user, reviews in self._lines():
+        for user, reviews in self._lines(self._faults):
             yield User(user, in_order(review for _, review in reviews))
 
-    def _lines(self) -> Iterator[tuple[str, list[Review]]]:
+    def _lines(self, faults: Faults) -> Iterator[tuple[str, list[Review]]]:
         """(user, reviews) of each line."""
-        faults, self._faults = self._faults, Faults("skip")
         seen: set[str] = set()
         clock = Clock.of(self._path, "timestamp_ms")
         for place, record in read_objects(self._path, faults):
