@@ -48,6 +48,8 @@ def read_sequences(path: Path, faults: Faults) -> pl.DataFrame:
             seen.add(user)
             users.append(user)
             sequences.append(items)
+    if not users and not faults.records:
+        raise DataError(f"{path} is empty; a line a user is needed: the user, then items")
     item_lists = pl.Series(sequences, dtype=pl.List(pl.String))
     frame = pl.DataFrame({"user": pl.Series(users, dtype=pl.String), "item": item_lists}).explode("item")
     return frame.with_columns(time=pl.lit(NO_TIME, pl.Int64))
