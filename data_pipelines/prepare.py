@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from data_pipelines.errors import DataError, reason_of
+from data_pipelines.errors import DataError, printable, reason_of
 from data_pipelines.records import KINDS, quiet_tfds
 from data_pipelines.replacing import MADE, check_place, put_in_place, workplace
 from data_pipelines.sources import find_source
@@ -67,7 +67,7 @@ class Prepared:
         ):
             if faults:
                 lines.append(f"{number:,} {kind}:")
-                lines += [f"  {fault}" for fault in faults[:5]] + (["  …"] if len(faults) > 5 else [])
+                lines += [f"  {printable(fault)}" for fault in faults[:5]] + (["  …"] if len(faults) > 5 else [])
         return "\n".join(lines)
 
 

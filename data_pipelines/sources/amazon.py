@@ -14,6 +14,7 @@ are looked at.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections import defaultdict
@@ -93,7 +94,9 @@ class Release:
     time: str
     review: Callable[[dict[str, Any], Clock], tuple[str, Interaction]]
     product: Callable[[dict[str, Any], str], Product]
-    read_products: Callable[[Path, Faults], Iterator[tuple[str, dict[str, Any]]]] = read_objects
+    read_products: Callable[[Path, Faults], Iterator[tuple[str, dict[str, Any]]]] = functools.partial(
+        read_objects, needed=False
+    )
 
     @property
     def instructions(self) -> str:

@@ -7,7 +7,7 @@ The folder holds `reviews_5core.csv` (or `.csv.gz`), with a header and in it at 
 where text may be quoted and go over several lines. What a person wrote is `reviewText`, or `summary` where that is
 empty (seven times in the published file). Of several reviews of one item by one person the latest counts; the
 published file has none. Its times are days, so that three reviews in five share theirs with another by the same
-person: those keep the order of the file.
+person: those keep the order of the file. They may be counted from 0 where only the order is known.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COLUMNS = ("reviewerID", "asin", "reviewText", "overall", "summary", "unixReview
 class AmazonReviews:
     """Items and users of a CSV file of reviews; both in order of their first review.
 
-    Faults are told when users are read: items are read from the same lines, quietly.
+    Faults are told when users are read: items are read from the same lines, quietly, unless there is none.
     """
 
     def __init__(self, path: Path, faults: Faults):
@@ -39,7 +39,8 @@ class AmazonReviews:
 
     def items(self) -> Iterator[Item]:
         """There is no text about an item but its number, which is its title; it has no attributes."""
-        for asin in dict.fromkeys(review.item_id for _, review in self._reviews(Faults("skip"))):
+        known = dict.fromkeys(review.item_id for _, review in self._reviews(Faults("skip")))
+        for asin in known or (review.item_id for _, review in self._reviews(self._faults)):
             yield Item(asin, asin)
 
     def users(self) -> Iterator[User]:
@@ -51,9 +52,9 @@ class AmazonReviews:
 
     def _reviews(self, faults: Faults) -> Iterator[tuple[str, Interaction]]:
         """(user, review) in the order of the file."""
-        table = read_csv(self._path, COLUMNS, faults)
+        table = read_csv(self._path, COLUMNS, faults).some()
         table = identifiers(identifiers(table, "reviewerID"), "asin")
-        table = times(ratings(table, "overall", 1, 5), "unixReviewTime")
+        table = times(ratings(table, "overall", 1, 5), "unixReviewTime", counted=True)
         for user, item, text, stars, headline, time in table.rows.select(COLUMNS).iter_rows():
             yield user, Interaction(item, time, stars, written(text, headline))
 

@@ -36,7 +36,7 @@ Review = tuple[Item, Interaction]
 class AmazonSample:
     """Items, in order of their first review and as that shows them, and users, in order of the lines.
 
-    Faults are told when users are read: items are read from the same lines, quietly.
+    Faults are told when users are read: items are read from the same lines, quietly, unless there is none.
     """
 
     def __init__(self, path: Path, faults: Faults):
@@ -49,6 +49,8 @@ class AmazonSample:
                 if item.item_id not in known:
                     known.add(item.item_id)
                     yield item
+        if not known:
+            any(self._lines(self._faults))
 
     def users(self) -> Iterator[User]:
         for user, reviews in self._lines(self._faults):

@@ -102,12 +102,16 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
             with reading(place):
                 self.source = self.open_source(dl_manager)
         staged = stage(map(self.tally.count, read(parts_of(self.source, kind), place)), self._staging)
-        if not staged:
+        nobody = kind == "users" and not any(self.tally.lengths)
+        if not staged or nobody:
+            what = "interactions" if nobody else kind
             core = f" (of users with {self.cores[0]} and items with {self.cores[1]} interactions)"
             bad = self.faults.records
             why = f"; {len(bad)} bad records were left out, the first: {bad[0]}" if bad else ""
             raise DataError(
-                f"{self.name}: no {kind} are left, nothing to learn from" + core * (max(self.cores) > 1) + why
+                f"{self.name}: no {what} are left of {place}, nothing to learn from"
+                + core * (max(self.cores) > 1)
+                + why
             )
         return {SPLIT: [functools.partial(read_part, part) for part in staged]}
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, printable
 
 OnBad = Literal["refuse", "skip"]
 SAMPLE = 1000
@@ -38,7 +38,7 @@ class Faults:
     def bad_record(self, fault: str) -> None:
         if self.on_bad == "refuse":
             raise DataError(f"{fault} (--on-bad skip leaves such records out)")
-        self.records.append(fault)
+        self.records.append(printable(fault))
 
     def watched(self, records: Iterable[Record]) -> Iterator[Record]:
         """The records of a file as they come, good ones and bad; a bad one is told of before the next is asked for.
@@ -76,12 +76,16 @@ class BadField(ValueError):
 def field(record: dict[str, Any], name: str, *kinds: type, default: Any = _MISSING) -> Any:
     """A field of one of the given types; a bool is no int, a whole float is one.
 
+    Where null will do for a text, NaN will: pandas writes it for what is missing.
+
     Raises:
       BadField: it is missing without a default, or of another type.
     """
     value = record.get(name, default)
     if value is _MISSING:
         raise BadField(f"field {name!r} is missing")
+    if default is None and float not in kinds and value != value:
+        return None
     if int in kinds and float not in kinds:
         value = whole(value)
     if value is not default and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):

@@ -11,7 +11,7 @@ from data_pipelines.sources.tables import Table, text
 from data_pipelines.sources.times import Clock
 
 NUMBER = r"^-?[0-9]{1,18}(\.[0-9]{1,18})?$"
-WHOLE = r"^-?[0-9]{1,18}(\.0{1,18})?$"
+WHOLE = r"^-?[0-9]{1,19}(\.0{1,18})?$"
 IDENTIFIER = r"^[^\s\x00-\x1f\x7f-\x9f]+$"
 
 
@@ -44,15 +44,19 @@ def ratings(table: Table, column: str, least: float, most: float) -> Table:
     )
 
 
-def times(table: Table, column: str) -> Table:
-    """The rows where it is a time, in seconds since 1970, whatever the file's unit, as int64."""
+def times(table: Table, column: str, *, counted: bool = False) -> Table:
+    """The rows where it is a time, in seconds since 1970, whatever the file's unit, as int64.
+
+    Args:
+      counted: as of `Clock`.
+    """
+    whole = text(column).str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
     table = table.keep(
-        text(column).str.contains(WHOLE),
+        text(column).str.contains(WHOLE) & whole.is_not_null(),
         lambda row: f"field {column!r} is {row[column][:40]!r}; it must be a whole number: seconds since 1970",
     )
-    whole = text(column).str.replace(r"\.0*$", "").cast(pl.Int64)
     rows = table.rows.with_columns(whole.alias(column))
-    clock = Clock(rows[column][:SAMPLE].to_list())
+    clock = Clock(rows[column][:SAMPLE].to_list(), counted=counted)
     seconds = clock.expression(pl.col(column))
     table = dataclasses.replace(table, rows=rows)
     table = table.keep(seconds.is_not_null(), lambda row: clock.wrong(column, row[column]))

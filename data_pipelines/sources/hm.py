@@ -42,7 +42,7 @@ def read_articles(path: Path, faults: Faults) -> pl.DataFrame:
     def wrong_id(row: dict[str, str]) -> str:
         return f"field 'article_id' is {row['article_id'][:40]!r}; it must be ten digits{_hint(row['article_id'])}"
 
-    articles = read_csv(path, ARTICLE, faults)
+    articles = read_csv(path, ARTICLE, faults).some()
     articles = articles.keep(text("article_id").str.contains(r"^[0-9]{10}$"), wrong_id)
     again = text("article_id").is_first_distinct()
     articles = articles.keep(again, lambda row: f"article {row['article_id']} occurs a second time")
@@ -61,7 +61,7 @@ def read_purchases(path: Path, articles: pl.Series, faults: Faults) -> pl.DataFr
     day, article = text("t_dat"), text("article_id")
     seconds = day.str.to_date("%Y-%m-%d", strict=False).dt.epoch("s")
     written = day.str.contains(r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")
-    purchases = read_csv(path, PURCHASE, faults)
+    purchases = read_csv(path, PURCHASE, faults).some()
     purchases = purchases.keep(written & seconds.is_between(EARLIEST, latest()), wrong_date)
     purchases = identifiers(purchases, "customer_id")
     purchases = purchases.keep(article.is_in(articles.implode()), wrong_article)

@@ -16,11 +16,14 @@ from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.reading import read_lines
 
 
-def read_objects(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_objects(path: Path, faults: Faults, *, needed: bool = True) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, object) of a file with an object a line.
 
+    Args:
+      needed: there must be at least one line.
+
     Raises:
-      DataError: the file cannot be read, or is one array.
+      DataError: the file cannot be read, is one array, or is empty; or most of its first lines are bad.
     """
     first = True
     for line in faults.watched(line for line in read_lines(path) if line.text.strip()):
@@ -40,6 +43,8 @@ def read_objects(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, An
             faults.bad_record(f"{line.place}: a {type(record).__name__} where an object should be")
         else:
             yield line.place, record
+    if first and needed:
+        raise DataError(f"{path} is empty; one object a line is needed")
 
 
 def read_object(path: Path, holds: str, faults: Faults) -> dict[str, Any]:
@@ -93,7 +98,7 @@ def _parsed(text: str) -> tuple[Any, str]:
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             return None, f"not JSON (more than one value in the line, from column {error.colno} on)"
-        if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated"):
+        if error.pos >= len(text.rstrip()) or not text.rstrip().endswith("}"):
             return None, "not JSON (the line ends within a value: it is cut off, or the value goes on in the next line)"
         return None, f"not JSON ({error.msg} at column {error.colno})"
     except RecursionError:

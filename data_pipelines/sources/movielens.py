@@ -7,7 +7,8 @@ The local layout is
     FOLDER/movielens-small/users.jsonl         user, events: [time, item_id, rating, tags]
     FOLDER/movielens-1m/{items,users}.jsonl    the same items; users: user, history, validation, test
 
-where each `.jsonl` may be a `.jsonl.gz`. The publisher's archives are those of https://grouplens.org/datasets/movielens.
+where each `.jsonl` may be a `.jsonl.gz`; times may be counted from 0 where only the order is known. The publisher's
+archives are those of https://grouplens.org/datasets/movielens.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ SCALE = 0.5, 5.0
 
 
 def movie(movie_id: Any, title: str, year: Any, genres: tuple[str, ...], description: str, image: bytes) -> Item:
-    title, year, description, genres = plain(title), plain(str(year)), plain(description), tuple(map(plain, genres))
+    title, year, genres = plain(title), plain(str(year)), tuple(map(plain, genres))
+    description = "\n".join(map(plain, description.split("\n")))
     attributes = (("Genres", ", ".join(genres)), ("Year", year), ("Title", title), ("Description", description))
     return Item(str(movie_id), title, attributes, genres, image)
 
@@ -92,7 +94,7 @@ class LocalMovieLens:
         known = {record["movie_id"] for record, _ in self._movies()}
         self._faults = catalogue
         seen: set[str] = set()
-        clock = Clock.of(self._folder / "users.jsonl", "time")
+        clock = Clock.of(self._folder / "users.jsonl", "time", counted=True)
         for place, record in read_objects(self._folder / "users.jsonl", self._faults):
             try:
                 user = str(field(record, "user", int, str))
@@ -160,7 +162,7 @@ class OfficialMovieLens(Tabled):
 
     def __init__(self, folder: Path, faults: Faults, core: int):
         self._folder, self._faults = folder, faults
-        movies = whole_numbers(self._read("movies", ("movieId", "title", "genres")), "movieId")
+        movies = whole_numbers(self._read("movies", ("movieId", "title", "genres")).some(), "movieId")
         again = text("movieId").is_first_distinct()
         movies = movies.keep(again, lambda row: f"movie {row['movieId']} occurs a second time")
         rows = movies.rows.select(map(text, ("movieId", "title", "genres")))
@@ -185,7 +187,7 @@ class OfficialMovieLens(Tabled):
     def _table(self) -> pl.DataFrame:
         """All ratings, with the tags that their users gave."""
         movies = pl.Series(self._movies.keys(), dtype=pl.String).implode()
-        given = self._read("ratings", ("userId", "movieId", "rating", "timestamp"))
+        given = self._read("ratings", ("userId", "movieId", "rating", "timestamp")).some()
         given = whole_numbers(identifiers(given, "userId"), "movieId").keep(
             text("movieId").is_in(movies), lambda row: f"user {row['userId']}: movie {row['movieId']} is not in movies"
         )

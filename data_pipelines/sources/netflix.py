@@ -22,14 +22,15 @@ from pathlib import Path
 import polars as pl
 import tensorflow_datasets as tfds
 
+from data_pipelines.errors import DataError
 from data_pipelines.schema import NO_TIME, Item
 from data_pipelines.sources.builder import RecordBuilder
-from data_pipelines.sources.checks import Faults, whole
+from data_pipelines.sources.checks import BadField, Faults, whole
 from data_pipelines.sources.interactions import Counts, Tabled
 from data_pipelines.sources.json_files import read_object
 from data_pipelines.sources.pictures import StoredPictures
 from data_pipelines.sources.reading import read_lines
-from data_pipelines.sources.reviews import clean, source_file
+from data_pipelines.sources.reviews import clean, source_file, word
 from data_pipelines.sources.tables import check_header
 
 FILES = {"train": "train.json", "validation": "val.json", "test": "test.json"}
@@ -59,6 +60,8 @@ def read_films(path: Path, faults: Faults) -> list[Film | None]:
         else:
             faults.bad_record(f"{line.place}: {line.fault or repr(line.text[:60]) + '; it must be ' + ','.join(names)}")
             films.append(None)
+    if not films:
+        raise DataError(f"{path} has no films; there must be a line a film: {','.join(COLUMNS)}")
     return films
 
 
@@ -68,6 +71,11 @@ def read_histories(path: Path, films: list[Film | None], faults: Faults) -> dict
     for user, listed in faults.watched(read_object(path, "user to list of items", faults).items()):
         place = f"{path.name}: user {user[:40]}"
         items = list(map(whole, listed)) if isinstance(listed, list) else listed
+        try:
+            word({"user": user}, "user")
+        except BadField as fault:
+            faults.bad_record(f"{path.name}: {fault}")
+            continue
         if not isinstance(items, list) or not all(type(item) is int for item in items):
             faults.bad_record(f"{place}: {json.dumps(items)[:40]} is no list of item numbers")
             continue

@@ -48,6 +48,8 @@ def read_sequences(path: Path, faults: Faults) -> pl.DataFrame:
             seen.add(user)
             users.append(user)
             sequences.append(items)
+    if not users and not faults.records:
+        raise DataError(f"{path} is empty; a line a user is needed: the user, then items")
     item_lists = pl.Series(sequences, dtype=pl.List(pl.String))
     frame = pl.DataFrame({"user": pl.Series(users, dtype=pl.String), "item": item_lists}).explode("item")
     return frame.with_columns(time=pl.lit(NO_TIME, pl.Int64))
@@ -104,7 +106,7 @@ class Sequences(RecordBuilder):
             names = next(filter(None, texts), [])  # reading will say of a folder that it is one
         if asked or len(names) > 1:
             raise DataError(
-                f"one sequence file at a time, for their numbers mean different things: --categories with one of "
-                f"{', '.join(names) or 'the files'}"
+                f"{self.source_dir}: one sequence file at a time, for their numbers mean different things: "
+                f"--categories with one of {', '.join(names) or 'the files'}"
             )
         return names[0] if names else "NAME"

@@ -46,6 +46,16 @@ class Table:
     rows: pl.DataFrame
     faults: Faults
 
+    def some(self) -> Self:
+        """Itself.
+
+        Raises:
+          DataError: it has no rows, and had no bad ones.
+        """
+        if self.rows.is_empty() and not self.faults.records:
+            raise DataError(f"{self.name} has no rows; there is nothing to learn from")
+        return self
+
     def keep(self, right: pl.Expr, tell: Callable[[dict[str, Any]], str]) -> Self:
         """The rows for which `right` holds; of the others it is told what is wrong, by their lines.
 
@@ -85,7 +95,7 @@ def read_csv(path: Path, columns: Sequence[str], faults: Faults) -> Table:
         rows = by_record(records, names, columns, faults)
     else:
         rows = table
-    rows = rows.filter(pl.any_horizontal(text(column).str.strip_chars() != "" for column in columns))
+    rows = rows.filter(pl.any_horizontal(text(column) != "" for column in columns))  # a line may be empty
     return Table(header.file, rows, faults)
 
 

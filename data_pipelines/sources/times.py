@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,24 +29,31 @@ class Clock:
     """The times of a file, in seconds since 1970.
 
     The unit of the file is that in which most of its first times lie between 1990 and next year. No time fits two.
+
+    Attributes:
+      unit: a name of `UNITS`.
     """
 
-    def __init__(self, times: Iterable[Any]):
+    def __init__(self, times: Iterable[Any], *, counted: bool = False):
         """
         Args:
           times: the first of the file, bad ones too.
+          counted: where none of these is a time in any unit, small numbers are let through as they stand: somebody has
+            counted what came after what.
         """
         self._latest = latest()
         counts = Counter(filter(None, map(self._unit_of, times)))
         self.unit = counts.most_common(1)[0][0] if counts else "seconds"
+        self._size = UNITS[self.unit]
+        self._least, self._most = EARLIEST * self._size, self._latest * self._size
+        if counted and not counts:
+            self._least, self._most = 0, EARLIEST
 
     @classmethod
-    def of(
-        cls, path: Path, name: str, read: Callable[[Path, Faults], Iterator[tuple[str, Any]]] = read_objects
-    ) -> Self:
-        """That of a file of records, by the field `name`, wherever in a record it is."""
-        records = itertools.islice(read(path, Faults("skip")), SAMPLE)
-        return cls(value for _, record in records for value in _values_of(record, name))
+    def of(cls, path: Path, name: str, *, counted: bool = False) -> Self:
+        """That of a file with a JSON object a line, by the field `name`, wherever in a record it is."""
+        records = itertools.islice(read_objects(path, Faults("skip")), SAMPLE)
+        return cls((value for _, record in records for value in _values_of(record, name)), counted=counted)
 
     def _unit_of(self, value: Any) -> str | None:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -65,14 +72,13 @@ class Clock:
         if name not in record and default is not None:
             return default
         value = field(record, name, int)
-        if EARLIEST * UNITS[self.unit] <= value <= self._latest * UNITS[self.unit]:
-            return value // UNITS[self.unit]
+        if self._least <= value <= self._most:
+            return value // self._size
         raise BadField(self.wrong(name, value))
 
     def expression(self, whole: pl.Expr) -> pl.Expr:
         """Seconds of a column of whole numbers, null where there is no time in them."""
-        size = UNITS[self.unit]
-        return pl.when(whole.is_between(EARLIEST * size, self._latest * size)).then(whole // size)
+        return pl.when(whole.is_between(self._least, self._most)).then(whole // self._size)
 
     def wrong(self, name: str, value: Any) -> str:
         """What is wrong with a field that is no time of the file."""

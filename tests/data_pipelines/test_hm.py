@@ -297,10 +297,10 @@ def test_prepared_under_a_name_of_its_own(folder: Path, tmp_path: Path) -> None:
 
 def test_that_nothing_is_left_is_told(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"^hm: no items are left, nothing to learn from \(of users with 9 and items wi"
+        DataError, match=rf"^hm: no items are left of {folder}, nothing to learn from \(of users with 9 and items wi"
     ):
         prepare("hm", tmp_path / "data", folder, selection=Selection(user_core=9))
-    with pytest.raises(DataError, match=r"^hm: no items are left, nothing to learn from$"):
+    with pytest.raises(DataError, match=r"^transactions_train.csv has no rows; there is nothing to learn from$"):
         prepare("hm", tmp_path / "data", write(folder, purchases=()))
 
 
