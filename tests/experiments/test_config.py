@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines.errors import DataError
 from data_pipelines.vocabulary import load_vocabulary
 from experiments.config import load_config, save_config, to_json
 from experiments.presets import TINY
@@ -46,3 +47,38 @@ def test_a_process_that_is_killed_leaves_no_part_of_a_vocabulary(tmp_path, monke
         vocabulary.save(folder)
         assert load_vocabulary(folder, corpus).new_tokens == vocabulary.new_tokens
         assert os.listdir(tmp_path) == ["vocabulary"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda text: text[:300], "the file: Invalid JSON: EOF while parsing an object at line 1"),
+        (lambda _: "", "the file: Invalid JSON: EOF while parsing a value"),
+        (lambda _: "\x00\x01", "the file: Invalid JSON: expected value"),
+        (lambda _: "[]", "the file: Input should be an object"),
+        (
+            lambda text: json.dumps(json.loads(text) | {"extra": 1}),
+            "extra is no field of this version: another one wrote",
+        ),
+        (
+            lambda text: text.replace('"decoder": {', '"decoder": {"more": 1, '),
+            "model.decoder.more is no field of this",
+        ),
+        (lambda text: text.replace('"seed": 0', '"seed": "x"'), "seed: Input should be a valid integer"),
+    ],
+)
+def test_a_configuration_that_is_none_is_one_line(change, told, tmp_path):
+    path = tmp_path / "config.json"
+    save_config(TINY, path)
+    path.write_text(change(json.dumps(json.loads(path.read_text()))))
+    with pytest.raises(DataError) as error:
+        load_config(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_in_the_place_of_a_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file/config\.json does not exist: is .*file the folder of a run\?"):
+        load_config(tmp_path / "file" / "config.json")
