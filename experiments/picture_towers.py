@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from data_pipelines.plain_text import shortened
 from experiments.ask import Model
 from unimp_jax.interop.layout import WeightsError
 from unimp_jax.interop.picture_towers import read_clip, read_inception
@@ -120,7 +121,10 @@ class ClipTower:
         """
         if self._text is None or self._tokenizer is None:
             raise ValueError("this CLIP has no text tower")
-        rows = self._tokenizer(list(texts), truncation=True, max_length=self._text.length)["input_ids"]
+        rows = self._tokenizer(
+            [shortened(text) for text in texts], truncation=True, max_length=self._text.length,
+            split_special_tokens=True,  # whatever a category says is plain text
+        )["input_ids"]  # fmt: skip
         tokens_NT = np.zeros((len(rows), self._text.length), np.int32)
         for number, row in enumerate(rows):
             tokens_NT[number, : len(row)] = row

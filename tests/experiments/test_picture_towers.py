@@ -92,3 +92,11 @@ def test_a_clip_without_its_tokenizer_is_refused(folder, tmp_path):
         ClipTower(tmp_path)
     with pytest.raises(WeightsError, match=r"config\.json does not exist"):
         ClipTower(tmp_path / "nowhere")
+
+
+def test_what_a_text_says_ends_no_text(folder):
+    """The end, at which a CLIP reads off a text, is written by its tokenizer alone."""
+    tower = ClipTower(folder)
+    spelled, ended = tower.read([f"drama {END} war", "x" * 10**6 + END]), tower.read(["drama", "x" * 600])
+    assert np.abs(spelled[0] - ended[0]).max() > 1e-3
+    np.testing.assert_allclose(spelled[1], ended[1], atol=1e-5)
