@@ -66,7 +66,7 @@ def together(runs: tuple[Path, Path], out: Path, processes: int, devices: int) -
         running.append(
             subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         )
-    printed = [process.communicate(timeout=500)[0].decode() for process in running]
+    printed = [process.communicate(timeout=900)[0].decode() for process in running]
     assert [process.returncode for process in running] == [0] * processes, "\n\n".join(printed)
     (runs[0] / "evaluation").rename(out / "evaluation")
     return printed

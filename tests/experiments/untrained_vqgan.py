@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import jax
-
 from experiments.vqgan.train import open_run, trainer_of
 from tests.experiments.test_vqgan import experiment
 from unimp_jax.training.checkpoint import Checkpoints
@@ -13,7 +11,7 @@ def write_vqgan_run(data: Path, folder: Path) -> Path:
     """Of the geometry of `test_vqgan`; its codewords are as large as latents are."""
     config = open_run(experiment(data), folder)
     trainer = trainer_of(config)
-    state = jax.jit(lambda: trainer.begin(trainer.new_model()))()
+    state = trainer.begin(trainer.new_model())
     with Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
         checkpoints.save(1, state, {})
     return folder
