@@ -80,10 +80,18 @@ def main(data: Path, folder: Path) -> dict[str, Any]:
     state = abstract_state(parameters.trainable, optimizer_of(sized), mesh)
     told: dict[str, Any] = {"state": nbytes(state), "frozen": nbytes(parameters.frozen)}
     restore, validation, compiled = Checkpoints.restore_latest, training.validation, training.compile_step
+    save = Checkpoints.save
+
+    def save_now(self: Checkpoints, *arguments: Any) -> None:
+        """While it is written there is a copy in the host's memory, which here is the device's."""
+        save(self, *arguments)
+        self.wait()
+
     training.peak_flops = lambda dtype: 1e12  # measuring it takes matrices of its own
     for start in ("first", "again"):
         with Watch() as watch:
             Checkpoints.restore_latest = watch.phase("restore", restore)  # type: ignore[method-assign]
+            Checkpoints.save = watch.phase("save", save_now)  # type: ignore[method-assign]
             training.validation = lambda *all_, watch=watch: watch.phase("validation", validation(*all_))
             training.compile_step = lambda *all_, watch=watch: watch.phase("step", compiled(*all_))
             training.train_run(config, folder)

@@ -14,8 +14,8 @@ from tests.experiments.tiny_run import prepare_source
 from unimp_jax.training.log import read_log
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 20
-"""Within so many a process ends: far less than the sleeps below, and more than a busy machine needs to save."""
+SECONDS = 60
+"""Within so many a process ends: half as long as it sleeps below, and longer than a busy machine takes to save."""
 # What stands for a long compilation goes on, as XLA's does, when a signal comes: no handler written in Python runs
 # before it returns.
 PROGRAM = """

@@ -1,15 +1,24 @@
 """Runs that train from what a frozen tower made of pictures, and runs that are profiled."""
 
 import dataclasses
+from collections import Counter
+from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
+from flax import nnx
 
 from data_pipelines.errors import DataError
 from data_pipelines.features import FeatureStore, check_room
 from experiments.config import TrainingConfig
+from experiments.data import sized_model
+from experiments.features import encoded
+from experiments.parameters import init_parameters
 from experiments.train import train_run
+from tests.data_pipelines.small import small_corpus, small_vocabulary
 from tests.experiments.tiny_run import experiment, prepare_source
-from unimp_jax.sharding import MeshConfig
+from unimp_jax.sharding import MeshConfig, make_mesh
 from unimp_jax.training.log import read_log
 
 TRAINS = ("resampler", "gated", "decoder", "embeddings")
@@ -34,6 +43,35 @@ def test_features_train_what_pictures_train(data, tmp_path):
     train_run(run_config(data, cached=True, mesh=MeshConfig(data=2, fsdp=4)), tmp_path / "features")
     assert len(losses(tmp_path / "features")) > 1
     assert losses(tmp_path / "features") == pytest.approx(losses(tmp_path / "pictures"), rel=1e-5)
+
+
+class Drawn:
+    """Pictures by number, each looked at as often as it is counted."""
+
+    shape = (16, 16, 3)
+
+    def __init__(self):
+        self.looked = Counter()
+
+    def __getitem__(self, item: int) -> np.ndarray:
+        self.looked[item] += 1
+        return np.full(self.shape, item, np.uint8)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=2, context=2, tensor=2)], ids=str)
+def test_as_many_pictures_are_held_at_a_time_however_many_devices_there_are(mesh):
+    """And each is decoded once, also where several devices look at it."""
+    config = sized_model(run_config("data", cached=True, mesh=mesh), small_vocabulary(small_corpus()))
+    places, drawn, items = make_mesh(mesh), Drawn(), np.arange(3, 103)
+    with jax.set_mesh(places):
+        parameters = init_parameters(config, places)
+        parts = list(encoded(SimpleNamespace(images=drawn), parameters, places, items))
+    assert [len(part) for part in parts] == [64, 36]
+    assert {drawn.looked[item] for item in range(3, 67)} == {1}
+    seen = np.concatenate(parts).astype(np.float32)
+    model = nnx.merge(parameters.graph, parameters.trainable, parameters.frozen)
+    one = model.see(np.stack([drawn[item] for item in (3, 66, 102)]))
+    np.testing.assert_allclose(seen[[0, 63, 99]], np.asarray(one, np.float32), atol=1e-5)
 
 
 def test_features_are_made_once_and_damage_is_named(data, tmp_path):
