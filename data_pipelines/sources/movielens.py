@@ -33,6 +33,7 @@ from data_pipelines.sources.interactions import core as core_of
 from data_pipelines.sources.json_files import read_objects
 from data_pipelines.sources.pictures import StoredPictures
 from data_pipelines.sources.reading import is_there, read_lines
+from data_pipelines.sources.reviews import word
 from data_pipelines.sources.tables import Table, by_record, read_csv, text
 from data_pipelines.sources.times import Clock
 
@@ -98,6 +99,7 @@ class LocalMovieLens:
         for place, record in read_objects(self._folder / "users.jsonl", self._faults):
             try:
                 user = str(field(record, "user", int, str))
+                word({"user": user}, "user")
                 if user in seen:
                     raise BadField(f"user {user} occurs a second time")
                 events = list(self._events(record, clock))

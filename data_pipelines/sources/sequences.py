@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from data_pipelines.errors import DataError
 from data_pipelines.schema import NO_TIME, Item
 from data_pipelines.sources.builder import RecordBuilder
-from data_pipelines.sources.checks import Faults, whole
+from data_pipelines.sources.checks import CONTROL, Faults, whole
 from data_pipelines.sources.interactions import Counts, Tabled, core
 from data_pipelines.sources.json_files import read_object
 from data_pipelines.sources.reading import names_in, read_lines
@@ -36,6 +36,8 @@ def read_sequences(path: Path, faults: Faults) -> pl.DataFrame:
         strange = [item for item in items if not re.fullmatch("[0-9]+", item)]
         if line.fault:
             faults.bad_record(f"{line.place}: {line.fault}")
+        elif CONTROL.search(user):
+            faults.bad_record(f"{line.place}: user {user[:40]!r} has control characters")
         elif not items:
             faults.bad_record(
                 f"{line.place}: user {user[:40]} has no items; there must be the user, then items, blanks between them"

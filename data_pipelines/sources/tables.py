@@ -87,14 +87,10 @@ def read_csv(path: Path, columns: Sequence[str], faults: Faults) -> Table:
     header, names = next(split_records(read_lines(path)), (Line(path.name, 1, ""), []))
     names = [name.strip() for name in names]
     check_header(header, names, columns)
-    places = [names.index(column) for column in columns]
-    table = _by_arrow(path, header.number, len(names), dict(zip(columns, places, strict=True)))
-    if table is None:
-        records = split_records(read_lines(path))
-        next(records)  # the header
+    rows = _by_arrow(path, header.number, names, columns)
+    if rows is None:
+        records = itertools.islice(split_records(read_lines(path)), 1, None)  # without the header
         rows = by_record(records, names, columns, faults)
-    else:
-        rows = table
     rows = rows.filter(pl.any_horizontal(text(column) != "" for column in columns))  # a line may be empty
     return Table(header.file, rows, faults)
 
@@ -121,13 +117,16 @@ def check_header(header: Line, names: Sequence[str], columns: Sequence[str]) -> 
             raise DataError(f"{header.place}: column {column!r} is there {names.count(column)} times; it must be once")
 
 
-def _by_arrow(path: Path, skipped: int, width: int, columns: dict[str, int]) -> pl.DataFrame | None:
-    """The rows by Arrow, columns by name and number; None where something is quoted or a row is not whole."""
+def _by_arrow(path: Path, skipped: int, names: Sequence[str], columns: Sequence[str]) -> pl.DataFrame | None:
+    """The rows after the first `skipped` lines, as `by_record`; None where something is quoted or a row is not whole.
+
+    Columns go by their numbers here, for names that nobody asks for may occur twice.
+    """
     with open_bytes(path) as (_, file):
         if any(b'"' in block for block in iter(functools.partial(file.read, BLOCK), b"")):
             return None
-    everything = [str(number) for number in range(width)]
-    wanted = [str(number) for number in columns.values()]
+    everything = [str(number) for number in range(len(names))]
+    wanted = [str(names.index(column)) for column in columns]
     with open_bytes(path) as (_, file):
         try:
             table = pa.csv.read_csv(
@@ -140,9 +139,7 @@ def _by_arrow(path: Path, skipped: int, width: int, columns: dict[str, int]) -> 
             )
         except pa.ArrowInvalid:  # a row with too few fields, or no row at all: `by_record` knows which
             return None
-    rows = pl.DataFrame(pl.from_arrow(table.unify_dictionaries())).rename(
-        {str(number): name for name, number in columns.items()}
-    )
+    rows = pl.DataFrame(pl.from_arrow(table.unify_dictionaries())).rename(dict(zip(wanted, columns, strict=True)))
     return rows.with_row_index("line", skipped + 1).with_columns(pl.col("line").cast(pl.Int64))
 
 

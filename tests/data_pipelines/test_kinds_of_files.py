@@ -34,13 +34,18 @@ every_table = pytest.mark.parametrize(("source", "file"), TABLES)
 every_file_in_lines = pytest.mark.parametrize(("source", "file"), IN_LINES)
 
 
+@pytest.fixture(scope="session")
+def valid(tmp_path_factory: pytest.TempPathFactory):
+    """The records of every valid folder."""
+    return {source: read_good(tmp_path_factory.mktemp("valid"), source) for source in GOOD}
+
+
 @pytest.fixture
-def good(tmp_path: Path, source: str):
+def good(valid, source: str):
     """The records of the valid folder."""
-    records = read_good(tmp_path / "good", source)
-    assert len(records[0]) in (4, 5)
-    assert len(records[1]) >= 2
-    return records
+    assert len(valid[source][0]) in (4, 5)
+    assert len(valid[source][1]) >= 2
+    return valid[source]
 
 
 def test_the_valid_files_say_what_they_say(tmp_path: Path) -> None:
