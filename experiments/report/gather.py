@@ -120,8 +120,8 @@ def gather(folders: Iterable[Path], split: str) -> tuple[list[list[Group]], list
         else:
             same.append(run)
     told: dict[tuple[str, str], list[Run]] = {}
-    for run in read:
-        for what, why in run.evaluation.left_out.items() if isinstance(run, Run) else ():
+    for run in (one for one in read if isinstance(one, Run)):
+        for what, why in run.evaluation.left_out.items():
             told.setdefault((what, why), []).append(run)
     missing += [Missing(f"{what}, of {runs[0].folder}{others(runs)}", why) for (what, why), runs in told.items()]
     if not sources:
