@@ -12,7 +12,7 @@ from typing import Self
 import grain
 import numpy as np
 
-from data_pipelines.corpus import Corpus, build_corpus, split_by_users
+from data_pipelines.corpus import VALIDATION, Corpus, build_corpus, split_by_users
 from data_pipelines.examples import Example
 from data_pipelines.features import FeatureStore
 from data_pipelines.fingerprint import FILE, Fingerprint, check_same, fingerprint, save_fingerprint
@@ -145,7 +145,10 @@ class ExperimentData:
         Raises:
           DataError, ValueError: as of `training_queries`.
         """
-        return [*self.training_queries.notes, *long_texts(self.writer, self.training_queries.tasks)]
+        notes = [*self.training_queries.notes, *long_texts(self.writer, self.training_queries.tasks)]
+        if not len(self.corpus.held_out(VALIDATION)[0]):
+            notes.append("there are no validation interactions: nothing is validated, the latest checkpoint is the best")
+        return notes
 
     def of(self, corpus: Corpus) -> Self:
         """The same with other people, who meet the same items."""
