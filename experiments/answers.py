@@ -29,7 +29,6 @@ from experiments.baselines.ratings import BiasedMean, GlobalMean
 from experiments.data import ExperimentData
 from experiments.questions import Questions
 from unimp_jax.decoding import BeamConfig
-from unimp_jax.evaluation.harness import Ranked
 from unimp_jax.evaluation.metrics import (
     RATING_FIGURES,
     SELECTION_FIGURES,
@@ -38,6 +37,7 @@ from unimp_jax.evaluation.metrics import (
     rating_errors,
     selection_counts,
 )
+from unimp_jax.evaluation.ranking import Ranked
 from unimp_jax.evaluation.texts import signatures, text_figures, text_scores
 
 OURS = "UniMP"

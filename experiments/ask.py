@@ -23,7 +23,8 @@ from data_pipelines.queries import Query
 from data_pipelines.vocabulary import NUM_CANDIDATES
 from experiments.data import ExperimentData
 from unimp_jax.decoding import BeamConfig
-from unimp_jax.evaluation.harness import Examiner, Ranked, Seen
+from unimp_jax.evaluation.harness import Examiner, Seen
+from unimp_jax.evaluation.ranking import Ranked
 from unimp_jax.sharding import put_everywhere
 
 Split = Literal["validation", "test"]

@@ -32,7 +32,7 @@ from experiments.results import Evaluation, Row, Sample, Table, save_evaluation
 from experiments.run import ALL_DEVICES, Checkpoint, load_model, open_data
 from unimp_jax.decoding import BeamConfig
 from unimp_jax.evaluation.bootstrap import figure, interval
-from unimp_jax.evaluation.harness import Ranked
+from unimp_jax.evaluation.ranking import Ranked
 from unimp_jax.sharding import MeshConfig
 
 SAMPLED_HISTORY = 10

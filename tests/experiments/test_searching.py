@@ -22,8 +22,9 @@ from tests.data_pipelines.small import picture, semantic_vocabulary, small_corpu
 from tests.experiments.tiny_run import experiment
 from tests.unimp_jax.interop.support import randomised
 from unimp_jax.decoding import BeamConfig, build_trie
-from unimp_jax.evaluation.harness import Examiner, Ranked
+from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.evaluation.metrics import ranking_metrics
+from unimp_jax.evaluation.ranking import Ranked
 from unimp_jax.model import UniMP
 from unimp_jax.sharding import MeshConfig, make_mesh
 

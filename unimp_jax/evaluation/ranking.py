@@ -5,11 +5,33 @@ Beside the letters of `unimp_jax.batch`: M queries, I items of the catalogue, w 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ranked:
+    """The best of a catalogue of I items for each of P prompts.
+
+    Attributes:
+      kept, filtered: float32 [P], the right item's rank (1 is best) among all items, and among those that the user has
+        not met. By exact scores of all items, ties counted half; or, where items were searched for, their place among
+        the k found, infinite where the right one is not found.
+      top: int32 [P, k], the best items that the user has not met, best first; -1 where there are no more; all of
+        them where the catalogue has fewer than k.
+      scores: float32 [P, k], their log-probabilities.
+      cross_entropy: float32 [P], of the right item's tokens among the whole vocabulary, in nats.
+    """
+
+    kept: np.ndarray
+    filtered: np.ndarray
+    top: np.ndarray
+    scores: np.ndarray
+    cross_entropy: np.ndarray
 
 
 @jax.jit
