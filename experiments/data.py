@@ -147,7 +147,7 @@ class ExperimentData:
         """
         notes = [*self.training_queries.notes, *long_texts(self.writer, self.training_queries.tasks)]
         if not len(self.corpus.held_out(VALIDATION)[0]):
-            notes.append("there are no validation interactions: nothing is validated, the latest checkpoint is the best")
+            notes.append("no validation interactions: nothing is validated, and the latest checkpoint is the best")
         return notes
 
     def of(self, corpus: Corpus) -> Self:

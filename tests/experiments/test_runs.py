@@ -16,15 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines.errors import DataError
+from data_pipelines.prepare import prepare
 from experiments import lock
 from experiments.baselines.sasrec import SASRecConfig
-from experiments.config import load_config, to_json
+from experiments.config import DataConfig, load_config, to_json
 from experiments.evaluate import EvaluationConfig, evaluate_run
 from experiments.report import write_report
 from experiments.results import load_evaluation
 from experiments.train import train_run
 from tests.experiments.tiny_run import experiment, prepare_source
-from unimp_jax.training.checkpoint import CheckpointError
+from unimp_jax.training.checkpoint import CheckpointConfig, CheckpointError, Checkpoints
 from unimp_jax.training.guard import GuardConfig
 from unimp_jax.training.log import read_log
 from unimp_jax.training.loop import TrainingError
@@ -275,3 +276,22 @@ def test_evaluation_and_report(data, run):
         "http://creativecommons.org", ""
     ).replace("https://matplotlib.org", "")
     assert not list(run.glob("*.partial"))
+
+
+def test_without_validation_users_a_run_trains_and_its_latest_checkpoint_is_the_best(tmp_path, capsys):
+    """As where a source prescribes its splits and has no validation part."""
+    source = tmp_path / "source" / "movielens-1m"
+    source.mkdir(parents=True)
+    films = [{"item_id": n, "title": f"Film {n}", "year": 1990, "genres": ["Drama"]} for n in range(1, 13)]
+    (source / "items.jsonl").write_text("".join(json.dumps(film) + "\n" for film in films))
+    users = [
+        {"user": n, "history": [1 + (n + k) % 12 for k in range(6)], "validation": None, "test": 1 + (n + 7) % 12}
+        for n in range(20)
+    ]
+    (source / "users.jsonl").write_text("".join(json.dumps(user) + "\n" for user in users))
+    prepare("movielens_1m", tmp_path / "data", tmp_path / "source")
+    config = experiment(tmp_path / "data", steps=4)
+    train_run(dataclasses.replace(config, data=DataConfig("movielens_1m", tmp_path / "data")), tmp_path / "run")
+    assert "no validation interactions: nothing is validated" in capsys.readouterr().out
+    with Checkpoints(tmp_path / "run" / "checkpoints", CheckpointConfig(), reads_only=True) as checkpoints:
+        assert checkpoints.best() == checkpoints.latest() == 4
