@@ -50,7 +50,7 @@ def test_a_query_with_the_names_of_tokens_is_plain_text():
         ('{"history": [{"item": "1", "item": "2"}]}', "field 'item' is there twice"),
         ('{"history": [{"item": "1", "rating": NaN}]}', "NaN where a number should be"),
         ('{"history": [{"item": "1", "rating": -Infinity}]}', "-Infinity where a number should be"),
-        ('{"history": [{"item": "1", "rating": 1e999}]}', "field 'rating' is inf; it must be finite"),
+        ('{"history": [{"item": "1", "rating": 1e999}]}', "field 'rating' is Infinity; it must be finite"),
         ('{"history": ["1"]} {"history": ["2"]}', "not JSON (more than one object, or text behind it, Extra data at"),
         ('["1", "2"]', '["1", "2"] where an object with history, query, item, candidates should be'),
         ("3", "3 where an object"),

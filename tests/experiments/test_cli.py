@@ -121,7 +121,7 @@ SYSTEM = {
         (OSError("a library's own words"), "a library's own words"),
         (TimeoutError(), "TimeoutError"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe"),  # not that of standard output
-        (DataError("a title\x1b[31m of\ntwo lines"), "a title\ufffd[31m of two lines"),
+        (DataError("a title\x1b[31m of\ntwo lines"), r"a title\x1b[31m of\ntwo lines"),
         (DataError("item " + "x" * 5000), "item " + "x" * 1994 + "…"),
         (MemoryError(), "out of memory (of this machine): what needs less is fewer --loader.rows"),
         (

@@ -37,12 +37,11 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
     """Fewer devices take less time to compile for, and so do programs that are little optimised."""
-    optimised = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
         yield
-    jax.config.update("jax_disable_most_optimizations", optimised)
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def changed(config, **groups):

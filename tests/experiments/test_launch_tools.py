@@ -63,7 +63,7 @@ FULL = SlurmConfig(
 
 
 def test_sbatch_understands_each_line(tmp_path):
-    told = sbatch(plan(FULL, job("tiny", "--mesh.data", "4", "--mesh.tensor", "8")).text, tmp_path)
+    told = sbatch(plan(FULL, job("tiny", "--mesh.data", "4", "--mesh.context", "8")).text, tmp_path)
     understood = dict(line.removeprefix("sbatch: ").split(":", 1) for line in told.splitlines() if " : " in line)
     understood = {name.strip(): value.strip() for name, value in understood.items()}
     assert understood["output"] == f"{tmp_path}/my logs/%x-%j.log"
@@ -84,7 +84,7 @@ def test_sbatch_understands_each_line(tmp_path):
     ],
 )
 def test_sbatch_refuses_a_wrong_line(tmp_path, right, wrong, message):
-    text = plan(FULL, job("tiny", "--mesh.data", "4", "--mesh.tensor", "8")).text
+    text = plan(FULL, job("tiny", "--mesh.data", "4", "--mesh.context", "8")).text
     assert right in text
     told = sbatch(text.replace(right, wrong), tmp_path)
     assert message in told
