@@ -25,10 +25,10 @@ LARGER = dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, w
 
 
 def live_bytes() -> int:
-    """Bytes of all buffers of the one device; an array and the view of it as a shard have the same."""
+    """Bytes of all buffers of one device; an array and the view of it as a shard have the same."""
     buffers = {}
     for array in jax.live_arrays():
-        with contextlib.suppress(RuntimeError):  # deleted since
+        with contextlib.suppress(RuntimeError, ValueError):  # deleted since, or on several devices
             buffers[array.unsafe_buffer_pointer()] = array.nbytes
     return sum(buffers.values())
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.experiments.tiny_run import prepare_source
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -13,6 +15,7 @@ SMALL_CHANGE = 400_000
 """Bytes: two batches, a step's figures, the answers of a validation."""
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_everything_once_on_the_devices(tmp_path):
     command = [sys.executable, "-m", "tests.experiments.live_bytes", prepare_source(tmp_path), tmp_path / "run"]
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}

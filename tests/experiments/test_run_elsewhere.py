@@ -15,6 +15,7 @@ from experiments.export import ExportConfig, export_run
 from experiments.item_ids import ItemIdsConfig, make_item_ids
 from experiments.questions import questions_of
 from experiments.run import open_model, used_here
+from tests.experiments.live_bytes import live_bytes
 from tests.experiments.test_export import IDEFICS
 from tests.experiments.tiny_run import MODEL, experiment, prepare_source
 from tests.experiments.untrained_run import write_run
@@ -116,7 +117,7 @@ class Peak:
 
     @staticmethod
     def now() -> int:
-        return sum(array.nbytes for array in jax.live_arrays())
+        return live_bytes()
 
     def watching(self, function):
         def watched(*arguments, **options):
