@@ -123,16 +123,22 @@ def _no_text(head: bytes) -> str:
     return next((what for mark, what in NO_TEXT.items() if head.startswith(mark)), "")
 
 
-def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[Line]:
+def read_lines(path: Path, other: str = "") -> Iterator[Line]:
     r"""The lines of a file, empty ones too; they end in `\n`, `\r\n` or `\r`.
+
+    Args:
+      other: the encoding, of one byte a letter, of lines that are not UTF-8; "": there is none, and they are bad.
 
     Raises:
       DataError: as `open_bytes`.
     """
     with open_bytes(path) as (found, file):
-        text = io.TextIOWrapper(file, encoding, errors="surrogateescape")
+        text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape")
         for number, line in enumerate(text, start=1):
-            yield Line(found.name, number, line.rstrip("\n"), "" if line.isascii() else _not_utf_8(line))
+            fault = "" if line.isascii() else _not_utf_8(line)
+            if fault and other:
+                line, fault = line.encode(errors="surrogateescape").decode(other), ""
+            yield Line(found.name, number, line.rstrip("\n"), fault)
 
 
 def _not_utf_8(line: str) -> str:
