@@ -74,7 +74,7 @@ def read_literals(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, A
             faults.bad_record(f"{line.place}: {fault}")
             continue
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-            reason = getattr(error, "msg", None) or str(error) or "nested too deeply"
+            reason = getattr(error, "msg", None) or str(error).partition(": <")[0] or "nested too deeply"
             faults.bad_record(f"{line.place}: not a Python literal ({reason[:100]})")
             continue
         if not isinstance(record, dict):

@@ -21,7 +21,7 @@ import pyarrow.csv
 
 from data_pipelines.errors import DataError
 from data_pipelines.sources.checks import SAMPLE, Faults
-from data_pipelines.sources.reading import Line, open_bytes, read_lines
+from data_pipelines.sources.reading import UTF_8_MARK, Line, open_bytes, read_lines
 
 BLOCK = 2**24
 CHUNK = 100_000
@@ -107,23 +107,24 @@ def check_header(header: Line, names: Sequence[str], columns: Sequence[str]) -> 
     for mark, what in DELIMITERS.items():
         if missing and {name.strip(' "') for name in header.text.split(mark)} >= set(columns):
             raise DataError(f"{header.place}: columns are separated by {what}; there must be commas between {needed}")
-    if missing and len(missing) == len(columns):
-        seen = f"not {header.text[:60]!r}" if header.text.strip() else "and the file is empty"
-        raise DataError(f"{header.place}: column {missing[0]!r} is missing: there must be a header {needed}, {seen}")
     if missing:
-        raise DataError(f"{header.place}: column {missing[0]!r} is missing; there must be {needed}")
+        what = "a header " * (len(missing) == len(columns)) + needed
+        seen = f"not {header.text[:60]!r}" if header.text.strip() else "and the file is empty"
+        raise DataError(f"{header.place}: column {missing[0]!r} is missing; there must be {what}, {seen}")
     for column in columns:
         if names.count(column) > 1:
             raise DataError(f"{header.place}: column {column!r} is there {names.count(column)} times; it must be once")
 
 
 def _by_arrow(path: Path, skipped: int, names: Sequence[str], columns: Sequence[str]) -> pl.DataFrame | None:
-    """The rows after the first `skipped` lines, as `by_record`; None where something is quoted or a row is not whole.
+    """The rows after the first `skipped` lines, as `by_record`; None where something is quoted, a row is not whole
+    or files with byte-order marks were joined.
 
     Columns go by their numbers here, for names that nobody asks for may occur twice.
     """
     with open_bytes(path) as (_, file):
-        if any(b'"' in block for block in iter(functools.partial(file.read, BLOCK), b"")):
+        blocks = iter(functools.partial(file.read, BLOCK), b"")
+        if any(b'"' in block or UTF_8_MARK in block for block in blocks):
             return None
     everything = [str(number) for number in range(len(names))]
     wanted = [str(names.index(column)) for column in columns]
