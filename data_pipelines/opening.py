@@ -112,7 +112,7 @@ def _scaled(values: np.ndarray, transparent: object, white_is_zero: bool) -> Ima
     if values.dtype.kind == "u":
         grey = (values >> 8).astype(np.uint8)
     else:
-        finite = np.nan_to_num(values, copy=True, nan=0, posinf=0, neginf=0).astype(np.float32)
+        finite = np.nan_to_num(values, copy=True, nan=0, posinf=0, neginf=0).astype(np.float32).clip(-1e30, 1e30)
         black, most = min(0.0, float(finite.min())), float(finite.max())
         scales = (1, 255, 65535) if values.dtype.kind == "f" else (255, 65535)
         white = most if black else next((scale for scale in scales if most <= scale), most)

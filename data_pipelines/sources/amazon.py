@@ -29,7 +29,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.nearest import did_you_mean
 from data_pipelines.schema import Interaction, Item
 from data_pipelines.sources.builder import RecordBuilder
-from data_pipelines.sources.checks import BadField, Faults, field, texts
+from data_pipelines.sources.checks import BadField, Faults, field, shown, texts
 from data_pipelines.sources.fetched_pictures import FetchedPictures
 from data_pipelines.sources.interactions import COLUMNS, Counts, Tabled, core, without_repeats
 from data_pipelines.sources.json_files import read_objects
@@ -235,10 +235,10 @@ def price(record: dict[str, Any]) -> str:
     """
     value = field(record, "price", int, float, str, default=None)
     if value is None or isinstance(value, str):
-        shown = clean(value or "")
-        return re.sub("[$,]", "", shown) if PRICE.fullmatch(shown) else ""
+        written = clean(value or "")
+        return re.sub("[$,]", "", written) if PRICE.fullmatch(written) else ""
     if not 0 <= value < 2**53:
-        raise BadField(f"field 'price' is {value}; it must be a price, or null")
+        raise BadField(f"field 'price' is {shown(value)}; it must be a price, or null")
     return f"{value:.2f}"
 
 

@@ -4,6 +4,7 @@
     meta_CATEGORY.json                                   asin, title, price, brand, categories, description, imUrl
 
 Times are days. Literals are parsed as data: `ast.literal_eval` makes strings, numbers and containers and calls nothing.
+Lines that are JSON are read as well, for so the publisher advises to write them anew.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from data_pipelines.schema import Interaction
 from data_pipelines.sources.amazon import AmazonBuilder, Product, Release, cleaned, price, several, text
 from data_pipelines.sources.checks import BadField, Faults, field, texts
+from data_pipelines.sources.json_files import parsed
 from data_pipelines.sources.reading import read_lines
 from data_pipelines.sources.reviews import clean, one_to_five, word, written
 from data_pipelines.sources.times import Clock
@@ -57,20 +59,22 @@ def product(record: dict[str, Any], category: str) -> Product:
 
 
 def read_literals(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, dictionary) of a file with a Python literal a line."""
+    """(place, dictionary) of a file with a Python literal, or JSON, a line."""
     for line in faults.watched(line for line in read_lines(path) if line.text.strip()):
         try:
             if line.fault:
                 raise BadField(line.fault)
             if len(line.text) > LONGEST_LITERAL:
                 raise ValueError(f"{len(line.text):,} characters; at most {LONGEST_LITERAL:,} are parsed")
-            with warnings.catch_warnings(action="ignore"):  # of escapes that Python does not know
-                record = literal(line.text)
+            record, no_json = parsed(line.text) if line.text.lstrip().startswith('{"') else (None, "it is none")
+            if no_json:
+                with warnings.catch_warnings(action="ignore"):  # of escapes that Python does not know
+                    record = literal(line.text)
         except BadField as fault:
             faults.bad_record(f"{line.place}: {fault}")
             continue
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-            reason = getattr(error, "msg", None) or str(error) or "nested too deeply"
+            reason = getattr(error, "msg", None) or str(error).partition(": <")[0] or "nested too deeply"
             faults.bad_record(f"{line.place}: not a Python literal ({reason[:100]})")
             continue
         if not isinstance(record, dict):

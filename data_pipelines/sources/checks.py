@@ -105,8 +105,10 @@ def shown(value: Any) -> str:
     """The beginning of a value, whatever it is, as JSON where that has it."""
     try:
         return json.dumps(value)[:40]
-    except (TypeError, ValueError):
+    except TypeError:
         return repr(value)[:40]
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def encodable(name: str, text: str) -> None:

@@ -20,6 +20,7 @@ def identifiers(table: Table, column: str) -> Table:
     return table.keep(
         text(column).str.contains(IDENTIFIER),
         lambda row: f"field {column!r} is {row[column][:40]!r}; it must be an identifier, without white space",
+        of=column,
     )
 
 
@@ -28,6 +29,7 @@ def whole_numbers(table: Table, column: str) -> Table:
     return table.keep(
         text(column).str.contains(r"^[0-9]+$"),
         lambda row: f"field {column!r} is {row[column][:40]!r}; it must be a whole number, in digits",
+        of=column,
     )
 
 
@@ -37,6 +39,7 @@ def ratings(table: Table, column: str, least: float, most: float) -> Table:
     table = table.keep(
         text(column).str.contains(NUMBER),
         lambda row: f"field {column!r} is {row[column][:40]!r}; it must be a number {scale}",
+        of=column,
     )
     table = dataclasses.replace(table, rows=table.rows.with_columns(text(column).cast(pl.Float64)))
     return table.keep(

@@ -62,9 +62,9 @@ def read_purchases(path: Path, articles: pl.Series, faults: Faults) -> pl.DataFr
     seconds = day.str.to_date("%Y-%m-%d", strict=False).dt.epoch("s")
     written = day.str.contains(r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")
     purchases = read_csv(path, PURCHASE, faults).some()
-    purchases = purchases.keep(written & seconds.is_between(EARLIEST, latest()), wrong_date)
+    purchases = purchases.keep(written & seconds.is_between(EARLIEST, latest()), wrong_date, of="t_dat")
     purchases = identifiers(purchases, "customer_id")
-    purchases = purchases.keep(article.is_in(articles.implode()), wrong_article)
+    purchases = purchases.keep(article.is_in(articles.implode()), wrong_article, of="article_id")
     return purchases.rows.select(user="customer_id", article="article_id", time=seconds)
 
 

@@ -27,7 +27,7 @@ def read_objects(path: Path, faults: Faults, *, needed: bool = True) -> Iterator
     """
     first = True
     for line in faults.watched(line for line in read_lines(path) if line.text.strip()):
-        record, fault = (None, line.fault) if line.fault else _parsed(line.text)
+        record, fault = (None, line.fault) if line.fault else parsed(line.text)
         if first and line.text.lstrip().startswith("["):
             raise DataError(
                 f"{line.place}: one object a line is needed; this is one array (jq -c '.[]' takes it apart)"
@@ -90,7 +90,7 @@ _REPEATED: list[str] = []
 _DECODER = _decoder(_REPEATED)
 
 
-def _parsed(text: str) -> tuple[Any, str]:
+def parsed(text: str) -> tuple[Any, str]:
     """(value, "") of a line, or (None, what is wrong with it)."""
     _REPEATED.clear()
     try:

@@ -142,13 +142,11 @@ class LocalMovieLens:
             yield Interaction(str(field(record, "test", int)), split="test")
 
 
-TITLE_AND_YEAR = re.compile(r"(.*?)\s*\((\d{4})\)\s*$")
-
-
 def title_and_year(text: str) -> tuple[str, str]:
     """`Toy Story (1995)` -> (`Toy Story`, `1995`)."""
-    match = TITLE_AND_YEAR.match(text)
-    return (match[1], match[2]) if match else (text, "")
+    title = text.rstrip()
+    year = re.fullmatch(r"\((\d{4})\)", title[-6:])
+    return (title[:-6].rstrip(), year[1]) if year else (text, "")
 
 
 def genres_of(text: str) -> tuple[str, ...]:
@@ -182,7 +180,7 @@ class OfficialMovieLens(Tabled):
             if not is_there(self._folder / f"{name}.csv"):
                 raise DataError(f"{self._folder} holds neither {name}.dat nor {name}.csv: not a MovieLens archive")
             return read_csv(self._folder / f"{name}.csv", columns, self._faults)
-        lines = (line for line in read_lines(self._folder / f"{name}.dat", "latin-1") if line.text.strip())
+        lines = (line for line in read_lines(self._folder / f"{name}.dat", other="latin-1") if line.text.strip())
         records = ((line, line.text.split("::")) for line in lines)
         return Table(f"{name}.dat", by_record(records, columns, columns, self._faults), self._faults)
 

@@ -115,6 +115,8 @@ def open_bytes(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
 def _no_text(head: bytes) -> str:
     """What a file that begins so is, and what to do about it; "" where it may be text."""
     wide = next((name for mark, name in WIDE.items() if head.startswith(mark)), "")
+    if not wide and bytes(4) in head:
+        return "no text but binary; a file of text is needed"
     if not wide and len(head) >= 4 and 3 * head.count(0) >= len(head):
         name = "UTF-32" if 3 * head.count(0) >= 2 * len(head) else "UTF-16"
         wide = name + ("LE" if head[0] else "BE")
@@ -123,16 +125,25 @@ def _no_text(head: bytes) -> str:
     return next((what for mark, what in NO_TEXT.items() if head.startswith(mark)), "")
 
 
-def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[Line]:
-    r"""The lines of a file, empty ones too; they end in `\n`, `\r\n` or `\r`.
+def read_lines(path: Path, other: str = "") -> Iterator[Line]:
+    r"""The lines of a file, empty ones too; they end in `\n`, `\r\n` or `\r`, and byte-order marks are left out.
+
+    Args:
+      other: the encoding, of one byte a letter, of lines that are not UTF-8; "": there is none, and they are bad.
 
     Raises:
       DataError: as `open_bytes`.
     """
     with open_bytes(path) as (found, file):
-        text = io.TextIOWrapper(file, encoding, errors="surrogateescape")
+        text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape")
         for number, line in enumerate(text, start=1):
-            yield Line(found.name, number, line.rstrip("\n"), "" if line.isascii() else _not_utf_8(line))
+            fault = ""
+            if not line.isascii():
+                line = line.lstrip("\ufeff")  # where files were joined
+                fault = _not_utf_8(line)
+            if fault and other:
+                line, fault = line.encode(errors="surrogateescape").decode(other), ""
+            yield Line(found.name, number, line.rstrip("\n"), fault)
 
 
 def _not_utf_8(line: str) -> str:

@@ -21,7 +21,7 @@ import pyarrow.csv
 
 from data_pipelines.errors import DataError
 from data_pipelines.sources.checks import SAMPLE, Faults
-from data_pipelines.sources.reading import Line, open_bytes, read_lines
+from data_pipelines.sources.reading import UTF_8_MARK, Line, open_bytes, read_lines
 
 BLOCK = 2**24
 CHUNK = 100_000
@@ -56,12 +56,17 @@ class Table:
             raise DataError(f"{self.name} has no rows; there is nothing to learn from")
         return self
 
-    def keep(self, right: pl.Expr, tell: Callable[[dict[str, Any]], str]) -> Self:
+    def keep(self, right: pl.Expr, tell: Callable[[dict[str, Any]], str], of: str = "") -> Self:
         """The rows for which `right` holds; of the others it is told what is wrong, by their lines.
+
+        Args:
+          of: the only column that `right` looks at, a value at a time: each different value is tried once.
 
         Raises:
           DataError: most of the first rows are wrong.
         """
+        if of and self.rows.select(pl.col(of).unique()).select(right.fill_null(False).all()).item():
+            return self
         good = self.rows.select(right.fill_null(False)).to_series()
         if good.all():
             return self
@@ -91,7 +96,7 @@ def read_csv(path: Path, columns: Sequence[str], faults: Faults) -> Table:
     if rows is None:
         records = itertools.islice(split_records(read_lines(path)), 1, None)  # without the header
         rows = by_record(records, names, columns, faults)
-    rows = rows.filter(pl.any_horizontal(text(column) != "" for column in columns))  # a line may be empty
+    rows = rows.filter(pl.any_horizontal(pl.col(column) != "" for column in columns))  # a line may be empty
     return Table(header.file, rows, faults)
 
 
@@ -107,23 +112,24 @@ def check_header(header: Line, names: Sequence[str], columns: Sequence[str]) -> 
     for mark, what in DELIMITERS.items():
         if missing and {name.strip(' "') for name in header.text.split(mark)} >= set(columns):
             raise DataError(f"{header.place}: columns are separated by {what}; there must be commas between {needed}")
-    if missing and len(missing) == len(columns):
-        seen = f"not {header.text[:60]!r}" if header.text.strip() else "and the file is empty"
-        raise DataError(f"{header.place}: column {missing[0]!r} is missing: there must be a header {needed}, {seen}")
     if missing:
-        raise DataError(f"{header.place}: column {missing[0]!r} is missing; there must be {needed}")
+        what = "a header " * (len(missing) == len(columns)) + needed
+        seen = f"not {header.text[:60]!r}" if header.text.strip() else "and the file is empty"
+        raise DataError(f"{header.place}: column {missing[0]!r} is missing; there must be {what}, {seen}")
     for column in columns:
         if names.count(column) > 1:
             raise DataError(f"{header.place}: column {column!r} is there {names.count(column)} times; it must be once")
 
 
 def _by_arrow(path: Path, skipped: int, names: Sequence[str], columns: Sequence[str]) -> pl.DataFrame | None:
-    """The rows after the first `skipped` lines, as `by_record`; None where something is quoted or a row is not whole.
+    """The rows after the first `skipped` lines, as `by_record`; None where something is quoted, a row is not whole
+    or files with byte-order marks were joined.
 
     Columns go by their numbers here, for names that nobody asks for may occur twice.
     """
     with open_bytes(path) as (_, file):
-        if any(b'"' in block for block in iter(functools.partial(file.read, BLOCK), b"")):
+        blocks = iter(functools.partial(file.read, BLOCK), b"")
+        if any(b'"' in block or UTF_8_MARK in block for block in blocks):
             return None
     everything = [str(number) for number in range(len(names))]
     wanted = [str(names.index(column)) for column in columns]

@@ -348,7 +348,7 @@ def test_a_bad_line_is_refused_by_name_or_left_out(tmp_path: Path, bad: str, mes
         (review("B3", product=product(brand=["x"])), r"field 'brand' is \[\"x\"\], a list; it must be str"),
         (review("B3", product=product(price=True)), r"field 'price' is true, a bool; it must be int or float or str"),
         (review("B3", product=product(price=-1)), r"field 'price' is -1; it must be a price, or null"),
-        (review("B3", product=product(price=float("nan"))), r"field 'price' is nan; it must be a price, or null"),
+        (review("B3", product=product(price=float("nan"))), r"field 'price' is NaN; it must be a price, or null"),
         (review("B3", product=product(price=10**400)), r"field 'price' is 10+; it must be a price, or null"),
         (review("B3", product=product(main_category="\ud800")), r"field 'main_category' is no valid text"),
         (review(""), r"field 'parent_asin' is ''; it must be an identifier"),

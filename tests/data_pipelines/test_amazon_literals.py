@@ -41,6 +41,7 @@ NO_DATA = r"(not a Python literal \(|a (int|list) where a dictionary should be)"
         "{'asin': 'B1'} {'asin': 'B2'}",
         "{[]: 1}",
         "{'asin': 'B1', 'price': " + "9" * 5000 + "}",
+        '{"asin": "B1", "price": open("MARK", "w")}',
         "{'asin': '\0'}",
         "['B1']",
         "7",

@@ -4,7 +4,15 @@ from typing import Any
 
 import pytest
 
-from tests.data_pipelines.amazon_files import PRODUCT, every_release, product_2018, product_2023, product_of
+from data_pipelines.sources.checks import BadField
+from tests.data_pipelines.amazon_files import (
+    PRODUCT,
+    every_release,
+    product_2014,
+    product_2018,
+    product_2023,
+    product_of,
+)
 
 
 @every_release
@@ -27,6 +35,12 @@ from tests.data_pipelines.amazon_files import PRODUCT, every_release, product_20
 )
 def test_a_price_is_a_number_as_text(name: str, price: Any, text: str) -> None:
     assert product_of(name, PRODUCT[name]("B1", price=price)).price == text
+
+
+def test_a_price_of_thousands_of_digits_is_told() -> None:
+    """Python reads such a number where it is written in hexadecimal, but does not write it."""
+    with pytest.raises(BadField, match=r"^field 'price' is a number of thousands of digits; it must be a price"):
+        product_of("amazon_2014", product_2014("B1", price=16**5000))
 
 
 @pytest.mark.parametrize(

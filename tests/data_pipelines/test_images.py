@@ -97,6 +97,7 @@ def test_colours_of_16_bits_are_scaled() -> None:
         (RAMP.astype(np.float32), RAMP),
         (RAMP.astype(np.float32) * 257, RAMP),
         (RAMP.astype(np.float32) - 128, RAMP),
+        (np.where(RAMP > 127, np.float32(3e38), np.float32(-3e38)), np.where(RAMP > 127, 255, 0)),
         (np.full((16, 16), np.float32(np.nan)), RAMP * 0),
         (np.where(RAMP == 7, np.float32(np.inf), RAMP.astype(np.float32)), np.where(RAMP == 7, 0, RAMP)),
         (np.zeros((16, 16), np.int32), RAMP * 0),

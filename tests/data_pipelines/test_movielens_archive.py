@@ -159,6 +159,9 @@ def test_the_small_archive(tmp_path: Path) -> None:
         ("1984 (1956) ", ("1984", "1956")),
         ("Babylon 5", ("Babylon 5", "")),
         ("(500) Days of Summer (2009)", ("(500) Days of Summer", "2009")),
+        ("(1984)", ("", "1984")),
+        ("Alien\n(1979)\n", ("Alien", "1979")),
+        (" " * 2**20 + "M", (" " * 2**20 + "M", "")),
     ],
 )
 def test_titles_carry_years(text: str, expected: tuple[str, str]) -> None:

@@ -84,6 +84,10 @@ INSTRUMENTS, CSV = "amazon_instruments_2014", "reviews_5core.csv"
 PURCHASES, FILMS, MOVIES = "transactions_train.csv", "item_attribute.csv", "movies.csv"
 BOOKS, META = "Books.jsonl", "meta_Books.jsonl"
 WHOLE_FLOATS = {BOOKS: re.sub(rb'("timestamp": \d+)', rb"\1.0", amazon("amazon_2023")[BOOKS])}
+PRODUCTS_IN_JSON = "".join(
+    json.dumps({"asin": f"B{item}", "title": "\U0001f600 d'Œuvre", "brand": None, "price": None, "new": True}) + "\n"
+    for item in (1, 2, 3, 4)
+).encode()
 NFC_AND_NFD = lines(
     *(
         json.loads(line) | {"parent_asin": item}
@@ -267,6 +271,27 @@ CASES = [
         r"movies.dat line 5: 4 fields where 3 should be: movieId, title, genres",
     ),
     Case(
+        "titles of MovieLens 1M in UTF-8",
+        "movielens_1m",
+        {**GOOD["movielens_1m"], "movies.dat": GOOD["movielens_1m"]["movies.dat"].decode("latin-1").encode()},
+        (5, 5, 25),
+        check=lambda items, users: items[1].title == "Misérables, Les",
+    ),
+    Case(
+        "a title of a megabyte of blanks",
+        SMALL,
+        changed(SMALL, MOVIES, b"Toy Story (1995)", b"Toy" + b" " * 2**20 + b"Story"),
+        ALL,
+        check=lambda items, users: items[0].title.startswith("Toy  "),
+    ),
+    Case(
+        "products of 2014 in JSON",
+        "amazon_2014",
+        {**GOOD["amazon_2014"], "meta_Books.json": PRODUCTS_IN_JSON},
+        ALL,
+        check=lambda items, users: [one.title for one in items] == ["\U0001f600 d'Œuvre"] * 4,
+    ),
+    Case(
         "one array",
         "amazon_2023",
         {**GOOD["amazon_2023"], BOOKS: b"[" + GOOD["amazon_2023"][BOOKS].strip().replace(b"\n", b", ") + b"]"},
@@ -302,7 +327,7 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_files_that_failed_are_read_or_refused(case: Case, tmp_path: Path) -> None:
     folder, data = write_files(tmp_path / "source", case.files), tmp_path / "data"
-    core = Selection(user_core=1, item_core=1) if case.source == "amazon_2023" else Selection()
+    core = Selection(user_core=1, item_core=1) if case.source in ("amazon_2014", "amazon_2023") else Selection()
     if case.refused:
         with pytest.raises(DataError, match=f"^{case.refused}") as caught:
             prepare(case.source, data, folder, selection=core)
