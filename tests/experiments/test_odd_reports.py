@@ -17,6 +17,7 @@ from experiments.data import fingerprint_of, load_records
 from experiments.report import write_reports
 from experiments.report.compare import compare
 from experiments.report.gather import gather
+from experiments.results import load_evaluation
 from tests.experiments.report_runs import with_seed, write_run
 from tests.experiments.tiny_run import experiment, prepare_source, write_source
 from unimp_jax.training.log import read_log
@@ -89,3 +90,11 @@ def test_a_log_is_read_up_to_what_a_crash_left_of_it(tmp_path):
     for rest in (b"", lines[0][:9], b"\x00" * 64, b"\xff\xfe{", "\u2028".encode(), b"5", b"{}"):
         (tmp_path / "log").write_bytes(b"\n".join([*lines, rest]))
         assert [line["step"] for line in read_log(tmp_path / "log")] == [1, 2]
+
+
+def test_a_table_without_rows_is_no_evaluation(tmp_path):
+    table = {"task": "search", "users": 1, "larger_is_better": True, "rows": []}
+    told = {"source": "x", "split": "test", "step": 1, "tables": [table], "samples": []}
+    (tmp_path / "test.json").write_text(json.dumps(told))
+    with pytest.raises(DataError, match=r"test\.json is not an evaluation: .*the table of search has no rows"):
+        load_evaluation(tmp_path / "test.json")
