@@ -12,8 +12,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipelines.errors import DataError
+
 MISTAKES = (pa.ArrowException, OSError, KeyError, TypeError, ValueError)
 """What reading a file that is damaged, or something else, may raise."""
+
+
+def check_place(path: Path) -> None:
+    """Makes the folder that the file goes into, before anything is computed for it.
+
+    Raises:
+      DataError: the file would be a folder.
+    """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name a file that is to hold the codes, such as {path / 'codes.parquet'}")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def write_code_file(path: Path, item_ids: Sequence[str], codes: np.ndarray, **described: Any) -> None:

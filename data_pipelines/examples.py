@@ -16,6 +16,10 @@ class Budget:
     images: int = 16
     answers: int = 256
 
+    def __post_init__(self) -> None:
+        if min(self.tokens, self.answers) < 1 or self.images < 0:
+            raise ValueError(f"budget: tokens and answers must be at least 1, images at least 0, not {self}")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:

@@ -51,6 +51,11 @@ def fingerprint(corpus: Corpus, has_image: np.ndarray, prompts: Sequence[str]) -
     return {name: (count, _digest(chunks)) for name, (count, chunks) in parts.items()}
 
 
+def digest_of(texts: Sequence[str]) -> tuple[int, str]:
+    """What a fingerprint says of texts."""
+    return len(texts), _digest(_texts(texts))
+
+
 def save_fingerprint(path: Path, data: Fingerprint) -> None:
     """Whole or not at all."""
     whole = path.with_name(f".{path.name}.{os.getpid()}")
@@ -71,7 +76,7 @@ def check_same(path: Path, data: Fingerprint, parts: Collection[str] = DATA_PART
         before = {name: (int(count), str(digest)) for name, (count, digest) in json.loads(path.read_bytes()).items()}
     except FileNotFoundError:
         return
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{path}: does not say what data the run was trained on ({error})") from error
     changed = []
     for name in parts:

@@ -40,6 +40,10 @@ class LoaderConfig:
     prefetch: int = 4
     """Batches made ahead."""
 
+    def __post_init__(self) -> None:
+        if min(self.rows, self.block_examples, self.threads) < 1 or self.prefetch < 0:
+            raise ValueError(f"loader: rows, block_examples and threads must be at least 1, not {self}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Position:

@@ -32,7 +32,7 @@ def main() -> None:
             args=gather_training(sys.argv[1:]),
             config=(tyro.conf.FlagConversionOff,),
         )
-        sys.stdout.flush()
+        print(end="", flush=True)  # which does nothing where standard output is closed
     except Exception as error:
         if isinstance(error, BrokenPipeError) and nobody_reads():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tells of it at its end

@@ -42,6 +42,10 @@ class DataConfig:
     split_seed: int = 0
     """By which the people are chosen."""
 
+    def __post_init__(self) -> None:
+        if self.split_seed < 0:
+            raise ValueError(f"data.split_seed {self.split_seed} must be 0 or more")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
@@ -60,8 +64,9 @@ class TrainingConfig:
     """So many users, evenly spread over all, are asked at each validation: published files are often sorted."""
 
     def __post_init__(self) -> None:
-        if self.validation_users < 1:
-            raise ValueError(f"training.validation_users {self.validation_users} must be above 0")
+        for name in ("validation_users", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} {getattr(self, name)} must be above 0")
 
 
 @dataclasses.dataclass(frozen=True)

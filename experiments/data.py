@@ -13,6 +13,7 @@ import grain
 import numpy as np
 
 from data_pipelines.corpus import VALIDATION, Corpus, build_corpus, split_by_users
+from data_pipelines.errors import DataError
 from data_pipelines.examples import Example
 from data_pipelines.features import FeatureStore
 from data_pipelines.fingerprint import FILE, Fingerprint, check_same, fingerprint, save_fingerprint
@@ -75,6 +76,22 @@ def load_records(config: DataConfig) -> Records:
 def fingerprint_of(corpus: Corpus, has_image: np.ndarray, config: ExperimentConfig) -> Fingerprint:
     said = prompt_texts(images=config.vocabulary.image_codes is not None)
     return fingerprint(corpus, has_image, [*said, *attribute_texts(corpus, config.vocabulary)])
+
+
+def records_of(run: Path, config: ExperimentConfig, items: Collection[int]) -> Records:
+    """The data of a run, to show items of it.
+
+    Args:
+      items: those that are to be shown, by index into the catalogue.
+
+    Raises:
+      DataError: the source is not prepared, or has other items than the run was trained on.
+    """
+    records = load_records(config.data)
+    check_same(run / FILE, fingerprint_of(records.corpus, records.has_image, config), ["items"])
+    if max(items, default=0) >= records.corpus.num_items:  # of a run from before there were fingerprints
+        raise DataError(f"the data is not what {run} was evaluated on: it has {records.corpus.num_items:,} items")
+    return records
 
 
 class ExperimentData:

@@ -7,6 +7,7 @@ answers and figures, from which any table can be computed anew) in the folder of
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ from unimp_jax.evaluation.ranking import Ranked
 from unimp_jax.sharding import MeshConfig
 
 SAMPLED_HISTORY = 10
+BEST = 10
+"""Items that each user's answer names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if self.users is not None and self.users < 1:
             raise ValueError(f"users {self.users} must be 1 or more")
+        if self.samples < 0 or self.seed < 0:
+            raise ValueError(f"samples {self.samples} and seed {self.seed} must be 0 or more")
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown or not self.tasks:
             raise ValueError(f"tasks {' '.join(unknown) or 'of nothing'}: one or more of {', '.join(TASKS)}")
@@ -89,9 +94,15 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     corpus = data.corpus
     everything = {task: questions_of(data, split, task, config.users) for task in asked_tasks(data, config)}
     refuse_nothing(data, split, everything)
+    if data.vocabulary.depth > 1 and config.beams < BEST:
+        raise ValueError(f"{config.beams} beams do not find the {BEST} best items: --beams {BEST} or more do")
     left_out = {task: why_none(data, split, task, none) for task, none in everything.items() if not none.queries}
     asked = {task: questions for task, questions in everything.items() if questions.queries}
     painter = open_painter(data, config.pictures.painting.vqgan) if "image" in asked else None
+    place = folder / "evaluation"
+    place.mkdir(exist_ok=True)
+    if not os.access(place, os.W_OK):  # which is better told before anybody is asked
+        raise DataError(f"{place} may not be written: it belongs to somebody else, or its disk can only be read")
     model, facts = load_model(folder, data, config.checkpoint)
     model = encode_catalogue(data, model) if config.encode_catalogue else model
     rankers, unfit = fit_rankers(corpus, config) if {*asked} - {"preference", "image"} else ([], {})
@@ -127,11 +138,9 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
         left_out=left_out,
     )
     if jax.process_index() == 0:
-        place = folder / "evaluation"
         if generated:
             shown = sample_pictures(data, generated, place, split, count=config.samples, seed=config.seed)
             evaluation = dataclasses.replace(evaluation, pictures=shown)
-        place.mkdir(parents=True, exist_ok=True)
         for task, outcome in outcomes.items():
             save_answers(outcome, place / f"{split}-{task}.parquet")
         save_evaluation(evaluation, place / f"{split}.json")  # at last: what it speaks of is there

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from data_pipelines.errors import DataError
+from data_pipelines.code_files import check_place
 from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.vocabulary import attribute_texts
 from experiments.ask import Model
@@ -49,8 +49,7 @@ def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
     """
     if not (config.images or config.text):
         raise ValueError("ids are made of images, of text or of both; neither is left")
-    if path.is_dir():
-        raise DataError(f"{path} is a folder; name a file that is to hold the ids, such as {path / 'ids.parquet'}")
+    check_place(path)
     data, model, facts = open_model(run, config.checkpoint, config.mesh)
     net = nnx.merge(model.examiner.graph, *model.parameters)
     blocks = []

@@ -51,6 +51,10 @@ class GalleryConfig:
     users: int = 1024
     """So many at most are asked, drawn by the seed."""
 
+    def __post_init__(self) -> None:
+        if self.users < 1:
+            raise ValueError(f"pictures: users {self.users} must be 1 or more")
+
 
 class Painter:
     """A VQGAN that makes pictures of codes."""

@@ -32,6 +32,10 @@ class Table:
     rows: tuple[Row, ...]
     note: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError(f"the table of {self.task} has no rows")
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:

@@ -40,6 +40,15 @@ ALL_DEVICES = MeshConfig(data=-1)
 """Each of the devices that are here holds all parameters and works on its own rows."""
 
 
+LOGGED = {
+    "token slots filled": ("fill", ".1%"),
+    "tokens a second": ("tokens_per_second", ",.0f"),
+    "share of peak": ("mfu", ".1%"),
+    "waiting for data": ("waiting_share", ".2%"),
+}
+"""What is said of a run's last line of training, as far as the line has it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Facts:
     """What to say of a checkpoint."""
@@ -107,14 +116,9 @@ def load_model(folder: Path, data: ExperimentData, checkpoint: Checkpoint) -> tu
         "interactions": f"{len(data.corpus.items):,}",
         "seed": data.config.seed,
     }
-    if lines:
-        described |= {
-            "token slots filled": f"{lines[-1]['fill']:.1%}",
-            "tokens a second": f"{lines[-1]['tokens_per_second']:,.0f}",
-            "share of peak": f"{lines[-1]['mfu']:.1%}",
-            "waiting for data": f"{lines[-1]['waiting_share']:.2%}",
-        }
-    return model, Facts(step, described)
+    last = lines[-1] if lines else {}
+    logged = {name: format(last[field], how) for name, (field, how) in LOGGED.items() if field in last}
+    return model, Facts(step, described | logged)
 
 
 def open_to_ask(

@@ -15,9 +15,13 @@ import jax
 
 
 def note_start(folder: Path) -> None:
-    """Adds this start to `started.json`, unless an earlier one was the same in all but its time."""
+    """Adds this start to `started.json`, unless an earlier one was the same in all but its time; a damaged file is
+    begun anew, for nothing but a report reads it."""
     path = folder / "started.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    try:
+        before = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        before = []
     now = this_start()
     if any({**one, "time": ""} == {**now, "time": ""} for one in before):
         return

@@ -31,6 +31,7 @@ from experiments.lock import alone_in
 from experiments.parameters import Parameters, abstract_parameters
 from experiments.starts import note_start
 from experiments.step import abstract_state, compile_step, init_state, model_flops, optimizer_of, to_device
+from experiments.vqgan.config import FILE as OF_VQGAN
 from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.processes import wait_for_all
@@ -52,10 +53,10 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         it was.
       ValueError: parts of the configuration do not fit one another.
     """
-    data, config = open_together(config, folder)
     mesh = make_mesh(config.mesh)
     check_rows(config.loader.rows, mesh, config.training.accumulate)
     check_tokens(config.budget.tokens, mesh)
+    data, config = open_together(config, folder)
     share = Share(*row_shards(mesh))
     with (
         alone_in(folder) if jax.process_index() == 0 else contextlib.nullcontext(),
@@ -132,6 +133,8 @@ def open_together(config: ExperimentConfig, folder: Path) -> tuple[ExperimentDat
 
 def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
     """The data of a new run, whose folder is made, or of the one that is there already."""
+    if (folder / OF_VQGAN).exists():
+        raise DataError(f"{folder} holds the run of a VQGAN; name another folder")
     saved, vocabulary = folder / "config.json", folder / "vocabulary"
     if saved.exists():
         before = load_config(saved)

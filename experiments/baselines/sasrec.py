@@ -45,6 +45,10 @@ class SASRecConfig:
     def __post_init__(self) -> None:
         if self.steps is None and self.seconds is None:
             raise ValueError("steps and seconds are both None: one must end the training")
+        if (self.steps is not None and self.steps < 1) or (self.seconds is not None and self.seconds <= 0):
+            raise ValueError(f"steps {self.steps} and seconds {self.seconds}, where they are told, must be above 0")
+        if self.rows < 1 or self.seed < 0 or not 0 <= self.warmup < 1:
+            raise ValueError(f"rows {self.rows} must be 1 or more, seed {self.seed} 0 or more, warmup below 1")
         if self.validations < 1:
             raise ValueError(f"validations is {self.validations}: at least the end must be validated")
 

@@ -31,6 +31,8 @@ class SASRecModelConfig:
     """Standard deviation of the first embeddings."""
 
     def __post_init__(self) -> None:
+        if min(self.max_length, self.width, self.heads, self.mlp) < 1:
+            raise ValueError(f"max_length, width, heads and mlp must be at least 1: {self}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
         if not 0 <= self.dropout < 1:

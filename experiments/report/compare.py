@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -173,7 +174,8 @@ def is_minor(figure: str) -> bool:
 def figures_of(runs: Sequence[Run], task: str, model: str, figures: Sequence[str]) -> tuple[dict[str, np.ndarray], int]:
     """(float64 [runs, M] by figure, whose means are the figures; M), of questions that all runs answered readably.
 
-    No such question makes no figures.
+    No such question makes no figures, and a figure that one of the runs was not measured by (METEOR, where WordNet is
+    not installed) is left out.
     """
     tables = [run.answers[task] for run in runs]
     prefix = f"{model}: "
@@ -206,8 +208,9 @@ def figures_of(runs: Sequence[Run], task: str, model: str, figures: Sequence[str
         here = {name: x[places] for name, x in by_name.items()}
         for figure in figures:
             made = influence if len(common) > 1 else lambda of, formula: formula(of)  # of one user, no more is known
-            found[figure].append(made(here, formulas[figure]) if figure in formulas else here[figure])
-    return {figure: np.stack(values) for figure, values in found.items()}, len(common)
+            with contextlib.suppress(KeyError):
+                found[figure].append(made(here, formulas[figure]) if figure in formulas else here[figure])
+    return {figure: np.stack(values) for figure, values in found.items() if len(values) == len(runs)}, len(common)
 
 
 def correct(lines: Sequence[Line], larger_is_better: bool) -> list[Line]:

@@ -160,11 +160,9 @@ def holds_runs(folder: Path) -> bool:
 def cells_of(path: Path) -> list[Path]:
     """The folders of a sweep's cells, whether or not they were begun."""
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        names = [cell["folder"] for cell in cells]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        return [path.parent / cell["folder"] for cell in json.loads(path.read_bytes())["cells"]]
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} lists no cells: {error!r}") from error
-    return [path.parent / name for name in names]
 
 
 def read_run(folder: Path, split: str) -> Run | Missing:
@@ -186,13 +184,23 @@ def read_run(folder: Path, split: str) -> Run | Missing:
         evaluation = load_evaluation(path)
         for table in evaluation.tables:
             answers = path.with_name(f"{split}-{table.task}.parquet")
-            if not answers.exists():
-                return Missing(str(folder), f"{answers.name} is not there: run `unimp evaluate` on this run again")
+            if not is_of_answers(answers):
+                return Missing(
+                    str(folder), f"{answers.name} is not there, or damaged: run `unimp evaluate` on this run again"
+                )
         cell = read_json(folder / "cell.json", Cell)
         starts = read_json(folder / "started.json", list[dict[str, str]])
-    except DataError as error:
+    except (DataError, OSError) as error:
         return Missing(str(folder), str(error))
     return Run(folder, cell, config, evaluation, log, starts or [])
+
+
+def is_of_answers(path: Path) -> bool:
+    """Whether a file is there that says who was asked, and about what."""
+    try:
+        return {"user", "item"} <= set(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def read_json(path: Path, kind: Any) -> Any:

@@ -14,7 +14,7 @@ import jinja2
 from data_pipelines.errors import DataError
 from data_pipelines.opening import open_picture
 from experiments.config import load_config
-from experiments.data import Records, load_records
+from experiments.data import Records, records_of
 from experiments.report.curves import training_curves
 from experiments.results import Evaluation, load_evaluation
 from unimp_jax.evaluation.bootstrap import Interval
@@ -28,11 +28,11 @@ def write_report(folder: Path, split: str = "test") -> Path:
     """Writes `report.html` beside a run's evaluation, whole or not at all, and returns where it is.
 
     Raises:
-      DataError: the folder holds no evaluated run.
+      DataError: the folder holds no evaluated run, or the data has other items by now.
     """
     config = load_config(folder / "config.json")
     evaluation = load_evaluation(folder / "evaluation" / f"{split}.json")
-    records = load_records(config.data)
+    records = records_of(folder, config, shown_items(evaluation))
     html = environment()
     html.filters["figure"] = show_figure
     page = html.get_template("page.html.jinja").render(

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from data_pipelines.errors import DataError
 from experiments.answers import OURS
-from experiments.data import load_records
+from experiments.data import records_of
 from experiments.report.gather import Group, Run
-from experiments.report.page import posters
+from experiments.report.page import posters, shown_items
 
 PEOPLE = 6
 SHOWN = 6
@@ -50,9 +50,9 @@ class People:
 
 def gather_people(groups: Sequence[Group], others: Iterable[int] = ()) -> People:
     """`others`: items whose posters and titles are needed as well."""
-    base = groups[0].runs[0]
+    base, others = groups[0].runs[0], set(others)
     try:
-        records = load_records(base.config.data)
+        records = records_of(base.folder, base.config, shown_items(base.evaluation) | others)
     except DataError as error:
         return People(why=str(error))
     why = "" if base.evaluation.samples else f"{base.folder.name} was evaluated without samples"

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines.errors import DataError
+from data_pipelines.code_files import check_place
 from data_pipelines.image_codes import ImageCodes, save_image_codes
 from experiments.run import Checkpoint
 from experiments.vqgan.config import WhichPictures
@@ -30,8 +30,7 @@ def write_codes(
       DataError: the source is not said or not prepared, or the file would be a folder.
       WeightsError: the folder holds no VQGAN.
     """
-    if path.is_dir():
-        raise DataError(f"{path} is a folder; name a file that is to hold the codes, such as {path / 'images.parquet'}")
+    check_place(path)
     data = which.beside(trained_on(folder))
     model = open_vqgan(folder, checkpoint)
     config, encode = model.config, encoder_of(model)

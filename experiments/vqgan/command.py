@@ -50,7 +50,7 @@ class EvaluateVQGAN:
     checkpoint: Checkpoint = "best"
     """Of a run: the best by validation, or the latest."""
     out: Path | None = None
-    """The folder for `evaluation.json` and `reconstructions.png`; by default the VQGAN's."""
+    """The folder for `evaluation.json` and `reconstructions.png`; by default the VQGAN's, or the one it lies in."""
     processes: ProcessesConfig = ProcessesConfig()
     """How several processes find one another, where several compute."""
 

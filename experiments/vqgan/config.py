@@ -101,8 +101,8 @@ class VQGANExperiment:
     """Of the parameters, the order of pictures and what codewords are revived with."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"batch {self.batch} must be at least 1")
+        if self.batch < 1 or self.seed < 0:
+            raise ValueError(f"batch {self.batch} must be at least 1, seed {self.seed} at least 0")
         if self.quantiser.after >= self.loop.steps:
             raise ValueError(f"quantiser: after {self.quantiser.after} must be below loop.steps {self.loop.steps}")
         if self.optimizer.weight_decay:

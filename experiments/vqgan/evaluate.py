@@ -83,15 +83,19 @@ def evaluate_vqgan(
     Args:
       folder: of a run, or any other VQGAN.
       which: pictures it is measured on, those of them that its training holds out.
-      out: where it writes; None: into the folder.
+      out: where it writes; None: into the folder, or beside the checkpoint where that is a file.
 
     Raises:
       DataError: the source is not said or not prepared.
       WeightsError: the folder holds no VQGAN.
     """
-    data, out = which.beside(trained_on(folder)), out or folder
+    trained = trained_on(folder)
+    data, out = which.beside(trained), out or (folder if folder.is_dir() else folder.parent)
+    out.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is told before anything is computed
     model = open_vqgan(folder, checkpoint)
     pictures = open_pictures(data, model.config.image_size)
+    if trained and data.source == trained.source:  # else what is held out here was learnt from there
+        pictures.check_same(folder)
     learnt, held_out = pictures.parts(data)
     images, bits = pictures.take(held_out), model.config.bits_per_image
     codes = encoder_of(model)(images)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import grain
 import numpy as np
 
 from data_pipelines.errors import DataError
+from data_pipelines.fingerprint import FILE, Fingerprint, check_same, digest_of
 from data_pipelines.images import ImageConfig, ImageStore
 from data_pipelines.records import read_items
 from experiments.vqgan.config import PictureData
@@ -30,6 +32,18 @@ class Pictures:
     item_ids: tuple[str, ...]
     shown: np.ndarray
     store: ImageStore
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Which items there are pictures of, on which hangs what is held out."""
+        return {"items with pictures": digest_of([self.item_ids[item] for item in self.shown])}
+
+    def check_same(self, run: Path) -> None:
+        """
+        Raises:
+          DataError: they are of other items than the run is trained on, some of which are held out from it.
+        """
+        check_same(run / FILE, self.fingerprint, self.fingerprint)
 
     def parts(self, config: PictureData) -> tuple[np.ndarray, np.ndarray]:
         """(items to train on, items held out), each in the catalogue's order.

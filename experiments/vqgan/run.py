@@ -46,7 +46,13 @@ def is_vqgan_run(folder: Path) -> bool:
 
 
 def trained_on(folder: Path) -> PictureData | None:
-    """Whose pictures a run learns from; None where the folder is none."""
+    """Whose pictures a run learns from; None where it is another VQGAN, which does not say so.
+
+    Raises:
+      DataError: nothing is there.
+    """
+    if not folder.exists():
+        raise DataError(f"{folder} does not exist: it should be the folder of a VQGAN")
     return read_config(folder / FILE, VQGANExperiment).data if is_vqgan_run(folder) else None
 
 

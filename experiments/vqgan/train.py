@@ -18,12 +18,14 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import DataError
+from data_pipelines.fingerprint import FILE as PICTURES_FILE
+from data_pipelines.fingerprint import save_fingerprint
 from experiments.config import differences, note_changes, read_config, save_config
 from experiments.lock import alone_in
 from experiments.vqgan.config import FILE, VQGANExperiment
 from experiments.vqgan.measure import likeness
 from experiments.vqgan.perceptual import perceptual_model
-from experiments.vqgan.pictures import open_pictures
+from experiments.vqgan.pictures import Pictures, open_pictures
 from experiments.vqgan.run import abstract_state, decoder_of, encoder_of, in_parts, open_vqgan, trainer_of
 from unimp_jax.image_tokens import from_pixels
 from unimp_jax.image_tokens.loop import VQGANRun, train_vqgan
@@ -49,11 +51,14 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
         prepared.
       ValueError: parts of the configuration do not fit one another.
     """
-    config = open_run(config, folder)
     mesh = make_mesh(MeshConfig(data=-1))
     check_rows(config.batch, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
+    config = with_start(config)
     distance, frozen = perceptual_model(config.perceptual)
+    pictures = open_pictures(config.data, config.vqgan.image_size)
+    parts = pictures.parts(config.data)
+    open_run(config, folder, pictures)
     trainer = trainer_of(config, distance)
     with alone_in(folder), EndRequest() as end, Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
         restored = checkpoints.restore_latest(abstract_state(trainer, everywhere))
@@ -63,7 +68,7 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
             begun = trainer.begin(trainer.new_model() if config.start is None else open_vqgan(config.start))
             state = jax.device_put(begun, everywhere)
         note_changes(read_config(folder / FILE, VQGANExperiment), config, folder / FILE)
-        run = run_of(config, trainer, frozen, mesh)
+        run = run_of(config, trainer, frozen, mesh, pictures, parts)
         with RunLog(folder, step=int(state.step), steps=config.loop.steps) as log:
             state, whole = train_vqgan(state, run, config.loop, config.guard.patience, checkpoints, log, end)
     if not whole:
@@ -71,10 +76,16 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
         raise SystemExit(0)
 
 
-def run_of(config: VQGANExperiment, trainer: Trainer, frozen: Any, mesh: Mesh) -> VQGANRun:
-    """What the loop drives: the step, its pictures, and the held-out ones; says what is about to run."""
-    pictures = open_pictures(config.data, config.vqgan.image_size)
-    learnt, held_out = pictures.parts(config.data)
+def run_of(
+    config: VQGANExperiment, trainer: Trainer, frozen: Any, mesh: Mesh, pictures: Pictures,
+    parts: tuple[np.ndarray, np.ndarray],
+) -> VQGANRun:  # fmt: skip
+    """What the loop drives: the step, its pictures, and the held-out ones; says what is about to run.
+
+    Args:
+      parts: as of `Pictures.parts`.
+    """
+    learnt, held_out = parts
     print(
         f"{config.data.source}: {len(learnt):,} pictures to learn from, {len(held_out):,} held out, "
         f"{config.vqgan.codes_per_image} codes or {config.vqgan.bits_per_image:.0f} bits each"
@@ -93,25 +104,31 @@ def run_of(config: VQGANExperiment, trainer: Trainer, frozen: Any, mesh: Mesh) -
     )
 
 
-def open_run(config: VQGANExperiment, folder: Path) -> VQGANExperiment:
-    """The configuration with the geometry of its start; it is saved in a new folder, compared in an old one."""
+def with_start(config: VQGANExperiment) -> VQGANExperiment:
+    """The configuration with the geometry of its start."""
+    if config.start is None:
+        return config
+    has_codes = dataclasses.replace(config.quantiser, after=0)
+    return dataclasses.replace(config, vqgan=open_vqgan(config.start).config, quantiser=has_codes)
+
+
+def open_run(config: VQGANExperiment, folder: Path, pictures: Pictures) -> None:
+    """The configuration, and what the pictures are, are saved in a new folder, compared in an old one."""
     saved = folder / FILE
-    if config.start is not None:
-        has_codes = dataclasses.replace(config.quantiser, after=0)
-        config = dataclasses.replace(config, vqgan=open_vqgan(config.start).config, quantiser=has_codes)
     if (folder / "config.json").exists():
         raise DataError(f"{folder} holds something else than a VQGAN's run; name another folder")
     if not saved.exists():
         folder.mkdir(parents=True, exist_ok=True)
+        save_fingerprint(folder / PICTURES_FILE, pictures.fingerprint)
         save_config(config, saved)
-        return config
+        return
     changed = differences(read_config(saved, VQGANExperiment), config)
     if changed:
         raise DataError(
             f"{folder} holds a run of another configuration ({'; '.join(changed[:3])}"
             f"{' …' if len(changed) > 3 else ''}); name another folder to start anew"
         )
-    return config
+    pictures.check_same(folder)
 
 
 def codewords(config: VQGANExperiment, trainer: Trainer, images: np.ndarray) -> Callable[[VQGANState], VQGANState]:

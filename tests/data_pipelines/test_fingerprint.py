@@ -83,7 +83,7 @@ def test_a_run_on_other_data_is_refused_in_one_line_that_says_what_differs(tmp_p
 def test_runs_from_before_have_none_and_a_damaged_one_is_told(tmp_path):
     now = fingerprint(CORPUS, HAS_IMAGE, ())
     check_same(tmp_path / FILE, now)
-    for content in ("", "{", "[]", '{"items": 3}', '{"items": ["x", 1]}'):
+    for content in ("", "{", "[]", '{"items": 3}', '{"items": ["x", 1]}', '{"items": [1e999, ""]}'):
         (tmp_path / FILE).write_text(content)
         with pytest.raises(DataError, match="does not say what data the run was trained on"):
             check_same(tmp_path / FILE, now)

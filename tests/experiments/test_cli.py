@@ -285,3 +285,14 @@ def test_a_reader_that_goes_ends_the_command_quietly(monkeypatch, capsys):
             cli.main()
     assert stopped.value.code == 141
     assert capsys.readouterr().err == ""
+
+
+def test_a_command_needs_no_standard_output(monkeypatch):
+    """As of a job that was started with `>&-`."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "argv", ["unimp", "loader"])
+    monkeypatch.setattr(cli, "use_all_cores", lambda: None)
+    done = []
+    monkeypatch.setitem(COMMANDS, "loader", lambda: done.append(print("x")))
+    cli.main()
+    assert done == [None]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,13 @@ def test_a_process_that_is_killed_leaves_no_part_of_a_vocabulary(tmp_path, monke
             "model.decoder.more is no field of this",
         ),
         (lambda text: text.replace('"seed": 0', '"seed": "x"'), "seed: Input should be a valid integer"),
+        (lambda text: text.replace('"accumulate": 1', '"accumulate": 0'), "training.accumulate 0 must be above 0"),
+        (lambda text: text.replace('"rows": 8', '"rows": 0'), "rows, block_examples and threads must be at least 1"),
+        (lambda text: text.replace('"answers": ', '"answers": -'), "tokens and answers must be at least 1"),
+        (lambda text: text.replace('"patch_size": ', '"patch_size": -'), "vision: every size must be at least 1"),
+        (lambda text: re.sub(r'"heads": \d+, "kv_heads"', '"heads": 0, "kv_heads"', text), "decoder: every size must"),
+        (lambda text: text.replace('"keep_latest": 2', '"keep_latest": 0'), "keep_latest 0 must be 1 or more"),
+        (lambda text: text.replace('"split_seed": 0', '"split_seed": -1'), "data.split_seed -1 must be 0 or more"),
     ],
 )
 def test_a_configuration_that_is_none_is_one_line(change, told, tmp_path):

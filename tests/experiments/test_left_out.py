@@ -81,6 +81,20 @@ def test_a_split_without_a_part_is_refused_by_the_part_that_has_questions(untest
         refuse_nothing(nobody, "validation", {"search": questions_of(nobody, "validation", "search")})
 
 
+def test_what_would_end_an_evaluation_is_told_before_anybody_is_asked(untested, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluate, "open_data", lambda folder, mesh: untested)
+    monkeypatch.setattr(evaluate, "load_model", lambda *_: pytest.fail("weights are read"))
+    (tmp_path / "evaluation").write_text("a file in the place of the folder")
+    with pytest.raises(FileExistsError):
+        evaluate_run(tmp_path, EvaluationConfig(split="validation"))
+    with pytest.raises(ValueError, match="samples 8 and seed -1 must be 0 or more"):
+        EvaluationConfig(seed=-1)
+    with pytest.raises(ValueError, match="steps 0 and seconds"):
+        SASRecConfig(steps=0)
+    with pytest.raises(ValueError, match="max_length, width, heads and mlp must be at least 1"):
+        SASRecModelConfig(heads=0)
+
+
 def test_why_users_are_left_out_is_counted_in_the_refusal():
     unrated = [
         met("train", "train", first=3) + met("test", rating=math.nan),

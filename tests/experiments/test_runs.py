@@ -206,10 +206,12 @@ def test_threads_and_mesh_may_change(data, run):
     train_run(dataclasses.replace(config, loader=loader), run)
 
 
-def test_rows_that_the_mesh_does_not_divide_are_refused_before_anything_is_compiled(data, tmp_path):
+def test_rows_that_the_mesh_does_not_divide_are_refused_before_the_run_is_made(data, tmp_path):
+    """Else the same command with other rows would be told that the folder holds another run."""
     config = experiment(data)
     with pytest.raises(ValueError, match="6 rows a batch are not a multiple of 8"):
-        train_run(dataclasses.replace(config, loader=dataclasses.replace(config.loader, rows=6)), tmp_path)
+        train_run(dataclasses.replace(config, loader=dataclasses.replace(config.loader, rows=6)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_while_saving_is_told_and_the_last_checkpoint_stays(data, tmp_path):

@@ -18,10 +18,13 @@ from PIL import Image
 
 from data_pipelines.errors import DataError
 from data_pipelines.image_codes import load_image_codes
+from data_pipelines.prepare import prepare
 from data_pipelines.records import read_items
 from experiments import lock
+from experiments.config import save_config
+from experiments.train import train_run
 from experiments.vqgan.codes import write_codes
-from experiments.vqgan.config import PictureData, VQGANExperiment, WhichPictures
+from experiments.vqgan.config import FILE, PictureData, VQGANExperiment, WhichPictures
 from experiments.vqgan.evaluate import evaluate_vqgan
 from experiments.vqgan.export import export_vqgan
 from experiments.vqgan.jpeg import compress, encode, scan_bytes
@@ -30,7 +33,8 @@ from experiments.vqgan.pictures import open_pictures
 from experiments.vqgan.presets import PRESETS
 from experiments.vqgan.run import decoder_of, encoder_of, open_vqgan
 from experiments.vqgan.train import train_vqgan_run
-from tests.experiments.tiny_run import prepare_source
+from tests.experiments import tiny_run
+from tests.experiments.tiny_run import prepare_source, write_source
 from unimp_jax.image_tokens import VQGANConfig
 from unimp_jax.image_tokens.discriminator import DiscriminatorConfig
 from unimp_jax.image_tokens.quantiser import QuantiserConfig
@@ -145,6 +149,31 @@ def test_a_run_is_measured_beside_the_mean_picture_and_jpeg(data, run):
     assert Image.open(run / "reconstructions.png").size == (6 * 16 * 2, 3 * 16 * 2)
 
 
+def test_what_is_measured_is_written_where_it_can_be(data, run, tmp_path):
+    """Into a folder that is made, or beside a checkpoint that is a file."""
+    evaluate_vqgan(run, checkpoint="latest", out=tmp_path / "some" / "where")
+    assert {path.name for path in (tmp_path / "some" / "where").iterdir()} == {
+        "evaluation.json", "reconstructions.png",
+    }  # fmt: skip
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        evaluate_vqgan(run, out=tmp_path / "file")
+    with pytest.raises(DataError, match=r"nowhere does not exist: it should be the folder of a VQGAN"):
+        write_codes(tmp_path / "nowhere", tmp_path / "codes.parquet")
+
+
+def test_pictures_that_were_held_out_are_never_learnt_from(run, tmp_path):
+    """The source was prepared anew, with fewer films: others would be held out."""
+    prepare("movielens_small", tmp_path / "data", write_source(tmp_path / "source", items=12))
+    other = WhichPictures(folder=tmp_path / "data")
+    said = r"run/data\.json\): items with pictures 29, now 11"
+    with pytest.raises(DataError, match=said):
+        train_vqgan_run(experiment(tmp_path / "data"), run)
+    with pytest.raises(DataError, match=said):
+        evaluate_vqgan(run, other)
+    assert "11 pictures of 12 items" in write_codes(run, tmp_path / "codes.parquet", other)
+
+
 def test_codes_of_a_catalogue(data, run, tmp_path):
     told = write_codes(run, tmp_path / "codes.parquet")
     item_ids = [item.item_id for item in read_items("movielens_small", data)]
@@ -191,8 +220,15 @@ def test_what_cannot_be_trained_is_refused(data, run, tmp_path, monkeypatch):
         train_vqgan_run(experiment(data, batch=3), tmp_path / "three")
     with pytest.raises(DataError, match="no prepared source"):
         train_vqgan_run(experiment(tmp_path), tmp_path / "none")
+    with pytest.raises(ValueError, match="batch 8 must be at least 1, seed -1 at least 0"):
+        experiment(data, seed=-1)
+    assert [*tmp_path.iterdir()] == [], "else the right command would find a run of another configuration"
+    with pytest.raises(DataError, match="run holds the run of a VQGAN; name another folder"):
+        train_run(tiny_run.experiment(data), run)
+    (tmp_path / "killed").mkdir()
+    save_config(experiment(data), tmp_path / "killed" / FILE)
     with pytest.raises(DataError, match="no whole checkpoint"):
-        open_vqgan(tmp_path / "none")
+        open_vqgan(tmp_path / "killed")
     with pytest.raises(ValueError, match=r"after 8 must be below loop\.steps 8"):
         experiment(data, quantiser=QuantiserConfig(after=8))
     with pytest.raises(ValueError, match="weight_decay must be 0"):

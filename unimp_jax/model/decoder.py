@@ -53,6 +53,8 @@ class DecoderConfig:
     """On the embedding and on what each layer adds, in training."""
 
     def __post_init__(self) -> None:
+        if min(self.width, self.layers, self.heads, self.num_kv_heads, self.mlp_width) < 1:
+            raise ValueError(f"decoder: every size must be at least 1, not {self}")
         if self.width % self.heads:
             raise ValueError(f"decoder: heads {self.heads} must divide width {self.width}")
         if self.heads % self.num_kv_heads:

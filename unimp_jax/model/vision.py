@@ -41,6 +41,8 @@ class VisionConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        if min(self.image_size, self.patch_size, self.width, self.heads, self.mlp_width) < 1 or self.layers < 0:
+            raise ValueError(f"vision: every size must be at least 1, not {self}")
         if self.image_size % self.patch_size:
             raise ValueError(f"vision: patch_size {self.patch_size} must divide image_size {self.image_size}")
         if self.width % self.heads:

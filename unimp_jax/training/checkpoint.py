@@ -36,6 +36,10 @@ class CheckpointConfig:
     best_metric: str = "NDCG@10"
     """The best checkpoint by this validation metric (larger is better) stays as well."""
 
+    def __post_init__(self) -> None:
+        if self.keep_latest < 1:
+            raise ValueError(f"checkpoint.keep_latest {self.keep_latest} must be 1 or more")
+
 
 class Checkpoints:
     """Checkpoints of one run, by step. Use as a context: leaving it waits until all is written."""

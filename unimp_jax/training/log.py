@@ -69,11 +69,15 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a last line that a killed process left half-written is left out."""
+    """The lines of a log, up to the first that is none: what a killed process left half-written, or a crashed machine
+    with other bytes in it."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            read = json.loads(line)
+        except ValueError:  # no JSON, or no text
             break
+        if not isinstance(read, dict) or not {"step", "kind"} <= read.keys():
+            break
+        lines.append(read)
     return lines
