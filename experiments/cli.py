@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import traceback
 
 import tyro
 
@@ -37,9 +38,13 @@ def main() -> None:
         if isinstance(error, BrokenPipeError) and nobody_reads():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tells of it at its end
             sys.exit(BROKEN_PIPE)
+        from unimp_jax.processes import leave_others
+
         line = explained(error)
         if line is None or os.environ.get("UNIMP_TRACEBACK"):
+            leave_others(1, traceback.format_exc())
             raise
+        leave_others(2, f"unimp: {line}\n")
         print(f"unimp: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

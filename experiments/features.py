@@ -16,7 +16,7 @@ from data_pipelines.features import FeatureStore, check_room, write_features
 from experiments.data import ExperimentData
 from experiments.parameters import Parameters
 from unimp_jax.model.axes import mesh_axes
-from unimp_jax.processes import wait_for_all
+from unimp_jax.processes import of_first, wait_for_all
 
 PICTURES = 64
 """So many are encoded together on all devices, or the next multiple of those that images are split over."""
@@ -28,9 +28,7 @@ def tower_features(data: ExperimentData, parameters: Parameters, mesh: Mesh, fol
     Raises:
       DataError: they are damaged, or there is no room for them.
     """
-    there = folder.exists()
-    wait_for_all("all have looked for features")
-    if not there:
+    if not of_first(folder.exists()):
         vision = data.config.model.vision
         shape, dtype = (vision.tokens_out, vision.width), data.config.model.compute_dtype
         items = np.flatnonzero(data.writer.has_image)

@@ -53,7 +53,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         it was.
       ValueError: parts of the configuration do not fit one another.
     """
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)  # before there is a folder, in which what is refused could not be changed any more
     check_rows(config.loader.rows, mesh, config.training.accumulate)
     check_tokens(config.budget.tokens, mesh)
     data, config = open_together(config, folder)
@@ -122,11 +122,12 @@ def latest_or_first(
 
 
 def open_together(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
-    """`open_run` of all processes: the first one makes the folder, and the others find it made."""
+    """`open_run` of all processes: the first makes the folder, and the others find it made, or refuse what it did."""
     if jax.process_index() == 0:
-        opened = open_run(config, folder)
-        wait_for_all("the folder of the run is made")
-        return opened
+        try:
+            return open_run(config, folder)
+        finally:
+            wait_for_all("the folder of the run is made")
     wait_for_all("the folder of the run is made")
     return open_run(config, folder)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
+import signal
 import sys
 import threading
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 
@@ -43,6 +46,8 @@ class ProcessesConfig:
 
 def join(config: ProcessesConfig) -> None:
     """Makes the processes of a run one; to be called before anything is computed. A process of its own stays so.
+
+    SIGTERM goes on to end a process at once, as JAX's preemption service would not let it, until `end_together`.
 
     Raises:
       ValueError: the others are not found, or are visible without having been joined.
@@ -90,6 +95,7 @@ def _initialize(config: ProcessesConfig, must: bool) -> None:
     watch.start()
     try:
         jax.distributed.initialize(**options, initialization_timeout=config.wait_seconds + 60)
+        _preemption_handlers.append(_handle_sigterm(None))
     except Exception as error:  # by the kind of cluster: of its metadata, its packages, its network
         nothing = isinstance(error, OSError | ImportError) or any(words in str(error) for words in NOTHING)
         if must or not nothing:
@@ -138,6 +144,51 @@ def check_joined() -> None:
             "is not set up, so a run that is asked to end would save nothing; leave out --processes.together False and "
             "JAX_ENABLE_PREEMPTION_SERVICE=0, or give --processes.coordinator, --processes.count and --processes.index"
         )
+
+
+_preemption_handlers: list[int | None] = []
+"""The address of the handler of SIGTERM that JAX's preemption service installed, once `join` has replaced it."""
+
+
+def end_together() -> None:
+    """From now on SIGTERM asks all to end at one step, which `multihost_utils.reached_preemption_sync_point` tells."""
+    if _preemption_handlers:
+        _handle_sigterm(_preemption_handlers[-1])
+
+
+def _handle_sigterm(handler: int | None) -> int | None:
+    """Installs a handler by its address, which Python cannot; returns the one before. None: the system's own."""
+    install = ctypes.CDLL(None).signal
+    install.argtypes, install.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    return install(signal.SIGTERM, handler)
+
+
+def leave_others(status: int, why: str) -> None:
+    """Prints why and ends this process, where it is one of several; does nothing where it is on its own.
+
+    Where the others fail as well, all leave JAX's distributed runtime together. Else they wait for this process in a
+    collective, and it would wait for them as long as the runtime does, for minutes. Once it is gone, the runtime ends
+    them.
+    """
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        print(why, end="", file=sys.stderr, flush=True)
+        together = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        together.start()
+        together.join(PATIENCE)
+        os._exit(status)
+
+
+PATIENCE = 10.0
+"""Seconds that a process which failed waits for others that fail, too."""
+
+
+def of_first(number: int) -> int:
+    """The number that the first process has, on every process; all must call this together.
+
+    For what is seen of a file system, which may show some processes less, or other things, than the first one.
+    """
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def wait_for_all(reason: str) -> None:

@@ -49,8 +49,10 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
     Raises:
       DataError: the folder holds a run of another configuration, or one that trains just now, or the source is not
         prepared.
-      ValueError: parts of the configuration do not fit one another.
+      ValueError: parts of the configuration do not fit one another, or there are several processes.
     """
+    if jax.process_count() > 1:
+        raise ValueError("a VQGAN is trained by one process: on one host, whose devices are all that it sees")
     mesh = make_mesh(MeshConfig(data=-1))
     check_rows(config.batch, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -65,8 +67,9 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
         if restored is not None:
             state = restored[0]
         else:
-            begun = trainer.begin(trainer.new_model() if config.start is None else open_vqgan(config.start))
-            state = jax.device_put(begun, everywhere)
+            first = trainer.new_model() if config.start is None else open_vqgan(config.start)
+            state = jax.device_put(trainer.begin(first), everywhere)
+            del first  # whose parameters would be there to the end
         note_changes(read_config(folder / FILE, VQGANExperiment), config, folder / FILE)
         run = run_of(config, trainer, frozen, mesh, pictures, parts)
         with RunLog(folder, step=int(state.step), steps=config.loop.steps) as log:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -72,9 +73,7 @@ def train(
     order: Sequence[int] = (),
 ) -> list[str]:
     """What each process prints; those `asked` are sent SIGTERM before their second step; `order` is of the devices."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     running = []
     for index in range(processes):
@@ -296,6 +295,85 @@ def test_processes_that_never_meet_end_in_one_line():
     assert ran.returncode == 2
     assert ran.stderr.startswith("unimp: processes: after 1 s not all of them have met at localhost:9; check that all")
     assert ran.stderr.count("\n") == 1
+
+
+FAILING = """
+import os, signal, sys, time, types
+from experiments import cli
+from unimp_jax import processes
+from unimp_jax.processes import ProcessesConfig, join, wait_for_all
+from unimp_jax.training.preemption import EndRequest
+processes.PATIENCE = 1.0
+def asked(port: int) -> None:
+    join(ProcessesConfig(f"localhost:{port}", 1, 0))
+    os.kill(os.getpid(), signal.SIGTERM)
+def ending(port: int, index: int) -> None:
+    join(ProcessesConfig(f"localhost:{port}", 2, index))
+    with EndRequest() as end:
+        end.listen()
+        for step in range(1001, 1100):
+            if end.at(step):
+                return print(step)
+            if (step, index) == (1001, 1):
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)  # JAX's service looks once a second whether the signal has come
+def failing(port: int, index: int) -> None:
+    join(ProcessesConfig(f"localhost:{port}", 2, index))
+    wait_for_all("both are here")
+    if index == 1:
+        raise ValueError("the disk of this host is full")
+    wait_for_all("the other one is done")
+# In the place of all commands, which take long to import.
+all_commands = {"asked": asked, "ending": ending, "failing": failing}
+sys.modules["experiments.commands"] = types.SimpleNamespace(COMMANDS=all_commands)
+sys.modules["experiments.launch"] = types.SimpleNamespace(gather_training=list)
+cli.main()
+"""
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    command = [sys.executable, "-c", FAILING, *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
+
+
+def test_sigterm_ends_a_process_that_has_joined_before_it_has_anything_to_save():
+    """JAX's preemption service would take the signal, and whoever sent it would wait in vain."""
+    process = start("asked", "--port", free_port())
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGTERM, error
+
+
+def start_two(command: str) -> tuple[list[subprocess.Popen], list[tuple[str, str]]]:
+    """Both processes, ended, and what each wrote to standard output and error."""
+    port = free_port()
+    running = [start(command, "--port", port, "--index", str(index)) for index in range(2)]
+    try:
+        return running, [process.communicate(timeout=200) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+
+
+def test_both_processes_end_at_one_step_of_a_run_that_goes_on_where_one_is_asked():
+    running, [(first, why), (second, _)] = start_two("ending")
+    assert [process.returncode for process in running] == [0, 0], why
+    assert 1001 < int(first) == int(second)
+
+
+def test_no_process_waits_for_one_that_failed():
+    running, [(_, first), (_, second)] = start_two("failing")
+    assert running[1].returncode == 2
+    assert second.endswith("unimp: the disk of this host is full\n")
+    assert running[0].returncode not in (0, None), first
 
 
 def test_half_an_address_is_refused():

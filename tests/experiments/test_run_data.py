@@ -9,10 +9,11 @@ import pytest
 from data_pipelines.errors import DataError
 from data_pipelines.examples import Budget
 from data_pipelines.fingerprint import DATA_PARTS, FILE
+from data_pipelines.loader import LoaderConfig
 from data_pipelines.prepare import prepare
 from data_pipelines.queries import QueryConfig, TaskMix
 from experiments.run import open_model, open_to_ask
-from experiments.train import open_run
+from experiments.train import open_run, train_run
 from tests.experiments.tiny_run import experiment, prepare_source, write_source
 from unimp_jax.sharding import MeshConfig
 
@@ -101,6 +102,12 @@ def test_another_configuration_is_told_before_other_data(run, fewer_users):
 def test_what_cannot_be_trained_on_is_found_before_the_run_is_made(data, tmp_path, changes, said):
     with pytest.raises(ValueError, match=said):
         open_run(experiment(data, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_that_the_devices_do_not_divide_are_refused_before_the_run_is_made(data, tmp_path):
+    with pytest.raises(ValueError, match="9 rows a batch are not a multiple of 8"):
+        train_run(experiment(data, loader=LoaderConfig(rows=9, block_examples=64)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -218,6 +218,7 @@ def test_what_cannot_be_trained_is_refused(data, run, tmp_path, monkeypatch):
         train_vqgan_run(experiment(data, batch=16), run)
     with pytest.raises(ValueError, match="3 rows a batch"):
         train_vqgan_run(experiment(data, batch=3), tmp_path / "three")
+    assert not (tmp_path / "three").exists(), "where the batch could not be changed any more"
     with pytest.raises(DataError, match="no prepared source"):
         train_vqgan_run(experiment(tmp_path), tmp_path / "none")
     with pytest.raises(ValueError, match="batch 8 must be at least 1, seed -1 at least 0"):
@@ -236,6 +237,9 @@ def test_what_cannot_be_trained_is_refused(data, run, tmp_path, monkeypatch):
     hopeless = experiment(data, guard=dataclasses.replace(experiment(data).guard, patience=2, spike=1.0001, after=0))
     with pytest.raises(TrainingError, match="were left out"):
         train_vqgan_run(hopeless, tmp_path / "hopeless")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="trained by one process"):
+        train_vqgan_run(experiment(data), run)
 
 
 def test_every_preset_is_a_configuration():

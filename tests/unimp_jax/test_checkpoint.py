@@ -46,6 +46,18 @@ def test_of_equals_the_latest_is_the_best(tmp_path, figures, best):
         assert checkpoints.best() == best
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]"])
+def test_a_checkpoint_whose_metrics_cannot_be_read_is_one_that_was_not_measured(tmp_path, content):
+    """As a machine that lost its power leaves them."""
+    save(tmp_path, {1: 0.5, 2: 0.7})
+    (tmp_path / "2" / "metrics" / "metrics").write_bytes(content)
+    for reads_only in (True, False):
+        with Checkpoints(tmp_path, CheckpointConfig(), reads_only=reads_only) as checkpoints:
+            assert (checkpoints.best(), checkpoints.latest()) == (1, 2)
+    save(tmp_path, {3: None, 4: 0.1})
+    assert steps(tmp_path) == ["1", "3", "4"]
+
+
 def test_none_is_ever_there_in_part(tmp_path, monkeypatch):
     """What gives way is moved first, and a process that is killed while it deletes leaves that to the next."""
     monkeypatch.setattr(shutil, "rmtree", lambda *arguments, **options: None)

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from unimp_jax.processes import wait_for_all
+from unimp_jax.processes import of_first, wait_for_all
 from unimp_jax.training.reading import CheckpointError, DamagedError, read_together
 
 DELETED = "deleted"
@@ -41,6 +41,16 @@ class CheckpointConfig:
             raise ValueError(f"checkpoint.keep_latest {self.keep_latest} must be 1 or more")
 
 
+class _Manager(ocp.CheckpointManager):
+    def metrics(self, step: int) -> dict[str, float] | None:
+        """What was measured at a step; None where nothing was, or what was written of it is damaged."""
+        try:
+            measured = super().metrics(step)
+        except ValueError:  # it is no JSON
+            return None
+        return measured if isinstance(measured, dict) else None
+
+
 class Checkpoints:
     """Checkpoints of one run, by step. Use as a context: leaving it waits until all is written."""
 
@@ -48,7 +58,7 @@ class Checkpoints:
         """`reads_only`: nothing in the folder is touched, for another process may be writing there."""
         self.folder, self._best_metric, self._reads_only = folder, config.best_metric, reads_only
         best = policies.BestN(get_metric_fn=self._quality, n=1, keep_checkpoints_without_metrics=False)
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(config.keep_latest), best]),
@@ -94,13 +104,19 @@ class Checkpoints:
             self._manager.reload()
 
     def latest(self) -> int | None:
-        return self._manager.latest_step()
+        """The latest step as the first process sees it (so is `best`): somebody may be writing there."""
+        return self._of_first(self._manager.latest_step())
 
     def best(self) -> int | None:
         """The step with the best metric, the latest of equals, as it stays; or the latest where none was measured."""
-        return max(
-            self._manager.all_steps(), key=lambda step: (self._quality(self._manager.metrics(step)), step), default=None
+        steps = self._manager.all_steps()
+        return self._of_first(
+            max(steps, key=lambda step: (self._quality(self._manager.metrics(step)), step), default=None)
         )
+
+    def _of_first(self, step: int | None) -> int | None:
+        found = of_first(-1 if step is None else step)
+        return None if found < 0 else found
 
     def _quality(self, metrics: dict[str, float] | None) -> float:
         return (metrics or {}).get(self._best_metric, -math.inf)

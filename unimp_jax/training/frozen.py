@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from unimp_jax.processes import wait_for_all
+from unimp_jax.processes import of_first
 from unimp_jax.training.checkpoint import abstract
 from unimp_jax.training.reading import read_together
 
@@ -20,9 +20,7 @@ def save_frozen(folder: Path, parameters: Any) -> Any:
     """
     if not jax.tree.leaves(parameters):
         return parameters
-    there = folder.exists()
-    wait_for_all("all have looked for the frozen parameters")
-    if not there:
+    if not of_first(folder.exists()):
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder.absolute(), parameters)
         return parameters

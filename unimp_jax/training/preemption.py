@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -16,6 +15,8 @@ from typing import Any, Self
 import jax
 from jax.experimental import multihost_utils
 
+from unimp_jax.processes import end_together
+
 
 class EndRequest:
     """Whether this run has been asked to end.
@@ -25,13 +26,12 @@ class EndRequest:
     which takes minutes. From then on SIGTERM asks, and nothing else happens.
 
     Of several processes any one may be asked: all agree on the step at which they end, through JAX's preemption
-    service, whose own handler of SIGTERM gives way to the system's until `listen` is called.
+    service, whose own handler of SIGTERM is not there before `listen` is called (see `unimp_jax.processes.join`).
     """
 
     def __init__(self) -> None:
         self._asked = False
         self._before: Any = None
-        self._service: int | None = None
         self._together = jax.process_count() > 1
         self._listens = False
 
@@ -41,7 +41,7 @@ class EndRequest:
             return
         self._listens = True
         if self._together:
-            _handle_sigterm(self._service)
+            end_together()
         else:
             self._before = signal.signal(signal.SIGTERM, self._ask)
 
@@ -90,16 +90,12 @@ class EndRequest:
             os.close(write)
 
     def __enter__(self) -> Self:
-        if self._together and threading.current_thread() is threading.main_thread():
-            self._service = _handle_sigterm(None)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._together:
-            self.listen()
-        elif self._listens:
+        if self._listens and not self._together:
             signal.signal(signal.SIGTERM, self._before)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -115,10 +111,3 @@ def _end(save: Callable[[], None]) -> None:
         print(f"unimp: {error}", file=sys.stderr, flush=True)
         os._exit(2)
     os._exit(0)
-
-
-def _handle_sigterm(handler: int | None) -> int | None:
-    """Installs a handler by its address, which Python cannot; returns the one before. None: the system's own."""
-    install = ctypes.CDLL(None).signal
-    install.argtypes, install.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
-    return install(signal.SIGTERM, handler)
