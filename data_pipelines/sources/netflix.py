@@ -41,7 +41,7 @@ Film = tuple[str, str, str]
 def read_films(path: Path, faults: Faults) -> list[Film | None]:
     """(id, year, title) of each line; None for one that is not right, so that the others keep their numbers."""
     films: list[Film | None] = []
-    names = COLUMNS
+    names, opened = COLUMNS, ""  # where a quote was opened and not closed
     for number, line in enumerate(faults.watched(line for line in read_lines(path) if line.text.strip())):
         fields = next(csv.reader([line.text]), [])
         if not number and not fields[0].isdigit() and re.search(r"\b(id|year|title)\b", line.text, re.IGNORECASE):
@@ -55,7 +55,14 @@ def read_films(path: Path, faults: Faults) -> list[Film | None]:
         own_id, year, title = (film.get(name, "").strip() for name in COLUMNS)
         year = re.sub(r"\.0$", "", year)
         right = re.fullmatch(r"[0-9]+", own_id) and re.fullmatch(r"[0-9]{4}|NULL|nan|", year) and clean(title)
-        if right and not line.fault and len(fields) == len(names):
+        whole_line = right and not line.fault and len(fields) == len(names)
+        if opened and not whole_line:
+            raise DataError(
+                f"{opened}: a title in quotes goes on in the next line; films are numbered by their lines, so that each "
+                "must stand on one"
+            )
+        opened = line.place if is_unclosed(line.text) else ""
+        if whole_line and not opened:
             films.append((own_id, year if year.isdigit() else "", clean(title)))
         else:
             faults.bad_record(f"{line.place}: {line.fault or repr(line.text[:60]) + '; it must be ' + ','.join(names)}")
@@ -63,6 +70,15 @@ def read_films(path: Path, faults: Faults) -> list[Film | None]:
     if not films:
         raise DataError(f"{path} has no films; there must be a line a film: {','.join(COLUMNS)}")
     return films
+
+
+def is_unclosed(line: str) -> bool:
+    """Whether a quoted field of a CSV line has no end."""
+    try:
+        next(csv.reader([line], strict=True), [])
+    except csv.Error as error:
+        return "unexpected end of data" in str(error)
+    return False
 
 
 def read_histories(path: Path, films: list[Film | None], faults: Faults) -> dict[str, list[int]]:

@@ -12,6 +12,7 @@ from data_pipelines.schema import Item
 from data_pipelines.sources import find_source
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.interactions import Counts, Tabled
+from data_pipelines.sources.netflix import read_films
 from tests.data_pipelines.small import picture
 
 FILMS = """1,2003,Dinosaur Planet
@@ -135,3 +136,12 @@ def test_records_are_written(tmp_path: Path) -> None:
     prepared = prepare("netflix", tmp_path / "data", write(tmp_path / "source"))
     assert (prepared.users, prepared.items, prepared.interactions, prepared.images) == (3, 5, 8, 2)
     assert len(prepared.bad_pictures) == 3
+
+
+def test_a_title_on_two_lines_never_shifts_the_numbers_of_later_films(tmp_path: Path) -> None:
+    path = tmp_path / "item_attribute.csv"
+    path.write_text('1,2001,One\n2,2002,"Two\nlines"\n3,2003,Three\n', encoding="utf-8")
+    with pytest.raises(DataError, match="line 2: a title in quotes goes on in the next line"):
+        read_films(path, Faults("skip"))
+    path.write_text('1,2001,One\n2,2002,"Two\n3,2003,Three\n', encoding="utf-8")
+    assert read_films(path, Faults("skip")) == [("1", "2001", "One"), None, ("3", "2003", "Three")]
