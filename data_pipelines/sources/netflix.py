@@ -58,7 +58,7 @@ def read_films(path: Path, faults: Faults) -> list[Film | None]:
         whole_line = right and not line.fault and len(fields) == len(names)
         if opened and not whole_line:
             raise DataError(
-                f"{opened}: a title in quotes goes on in the next line; films are numbered by their lines, so that each "
+                f"{opened}: a title in quotes goes on in the next line; films are numbered by line, so that each "
                 "must stand on one"
             )
         opened = line.place if is_unclosed(line.text) else ""
