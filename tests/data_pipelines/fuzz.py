@@ -190,9 +190,9 @@ def whole(data: bytes, rng: random.Random) -> bytes:
     text = data.decode("latin-1")
     rows = data.splitlines()
     return rng.choice([
-        lambda: gzip.compress(data),
-        lambda: gzip.compress(gzip.compress(data)),
-        lambda: gzip.compress(data)[:-9],
+        lambda: gzip.compress(data, mtime=0),
+        lambda: gzip.compress(gzip.compress(data, mtime=0), mtime=0),
+        lambda: gzip.compress(data, mtime=0)[:-9],
         lambda: b"\xef\xbb\xbf" + data,
         lambda: text.encode("utf-16"),
         lambda: text.encode("utf-16-le"),
