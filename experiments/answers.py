@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from data_pipelines.corpus import Corpus
 from data_pipelines.errors import DataError
-from data_pipelines.queries import Query
+from data_pipelines.tasks import Query
 from experiments.ask import Model, ask_for_items, ask_for_ratings, ask_for_reviews, ask_for_selections
 from experiments.baselines.explanations import ConstantExplanation, NearestExplanation
 from experiments.baselines.factorisation import choose_factorisation

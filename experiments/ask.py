@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from data_pipelines.corpus import Corpus
 from data_pipelines.loader import Share
-from data_pipelines.queries import Query
+from data_pipelines.tasks import Query
 from data_pipelines.vocabulary import NUM_CANDIDATES
 from experiments.data import ExperimentData
 from unimp_jax.decoding import BeamConfig

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from data_pipelines.corpus import Corpus, with_user
 from data_pipelines.errors import DataError
 from data_pipelines.nearest import did_you_mean, likeness, nearest
-from data_pipelines.queries import IMAGE, PREFERENCE, SEARCH, SELECTION, TASKS, Query
 from data_pipelines.sources.checks import BadField, field, shown, stars
+from data_pipelines.tasks import Query
 from data_pipelines.vocabulary import NUM_CANDIDATES
 from experiments.data import ExperimentData
 
@@ -188,16 +188,16 @@ def pose(data: ExperimentData, request: Request) -> tuple[ExperimentData, Query]
         near = nearest(request.user, corpus.user_ids)
         hint = "" if near is None else f"; the nearest is {near!r}"
         raise DataError(f"user {request.user!r} is not in this source{hint}")
-    task = TASKS.index(request.task)
-    if task == PREFERENCE and not len(data.vocabulary.rating_levels):
+    task = request.task
+    if task == "preference" and not len(data.vocabulary.rating_levels):
         raise DataError("this source has no ratings, so that none can be foretold")
     offsets = data.corpus.offsets
     query = Query(task, user, int(offsets[user + 1] - offsets[user]), ())
-    if task in (SEARCH, IMAGE):
+    if task in ("search", "image"):
         query = dataclasses.replace(query, words=request.query)
-    elif task == PREFERENCE:
+    elif task == "preference":
         query = dataclasses.replace(query, right=(item_of(str(request.item)),))
-    elif task == SELECTION:
+    elif task == "selection":
         query = dataclasses.replace(query, candidates=tuple(map(item_of, request.candidates)))
     return data, query
 

@@ -50,5 +50,5 @@ def with_pictures(data: Path, codes: Path) -> ExperimentConfig:
         TINY,
         data=DataConfig(SOURCE, data),
         vocabulary=dataclasses.replace(TINY.vocabulary, image_codes=codes),
-        queries=dataclasses.replace(TINY.queries, mix=dataclasses.replace(TINY.queries.mix, image=2.0)),
+        queries=dataclasses.replace(TINY.queries, mix={**TINY.queries.mix, "image": 2.0}),
     )

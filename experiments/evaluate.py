@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines.corpus import Corpus
 from data_pipelines.errors import DataError
-from data_pipelines.queries import TASKS, Query
+from data_pipelines.tasks import TASKS, Query
 from experiments.answers import Outcome, ask_items, ask_preference, ask_selections, save_answers
 from experiments.ask import Split, encode_catalogue
 from experiments.baselines.markov import choose_markov
@@ -46,7 +46,7 @@ class EvaluationConfig:
     """What is measured."""
 
     split: Split = "test"
-    tasks: tuple[str, ...] = TASKS
+    tasks: tuple[str, ...] = dataclasses.field(default_factory=lambda: tuple(TASKS))
     """Which of them are asked."""
     users: int | None = None
     """So many users, an even sample, are asked in each task; by default all."""
@@ -149,7 +149,8 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
 
 def asked_tasks(data: ExperimentData, config: EvaluationConfig) -> list[str]:
     """Those asked for, but for pictures where the run was not trained to generate any."""
-    return [task for task in TASKS if task in config.tasks and (task != "image" or data.config.queries.mix.image)]
+    mix = data.config.queries.mix
+    return [name for name, task in TASKS.items() if name in config.tasks and (not task.needs_codes or mix[name])]
 
 
 def fit_rankers(corpus: Corpus, config: EvaluationConfig) -> tuple[list[Ranker], dict[str, str]]:

@@ -19,7 +19,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from data_pipelines.corpus import Corpus
 from data_pipelines.errors import DataError
-from data_pipelines.queries import IMAGE, PREFERENCE, SELECTION, Query
+from data_pipelines.tasks import Query
 from data_pipelines.vocabulary import Vocabulary
 from experiments.ask import Model, ask_for_selections, find_items
 from experiments.asked import Request, Task, complete, pose
@@ -106,16 +106,16 @@ def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> s
         raise DataError(f"--k is {config.k}: 1 to {data.corpus.num_items}, all items of the catalogue, is right")
     beams = BeamConfig(config.beams, config.new_tokens)
     data.writer.write(query, ask=True)  # what does not fit is told before weights are read
-    painter = open_painter(data, config.painting.vqgan) if query.task == IMAGE else None
+    painter = open_painter(data, config.painting.vqgan) if query.task == "image" else None
     if painter:
         config.out.mkdir(parents=True, exist_ok=True)  # what cannot be is told before weights are read
     model = open_model()
     answer: dict[str, Any] = {"task": config.task, "user": config.user, "history": told_history(data.corpus, query)}
-    if query.task == PREFERENCE:
+    if query.task == "preference":
         answer |= rate(data, model, query, beams)
     elif painter:
         answer |= {"query": query.words, "pictures": paint(data, model, query, painter, config)}
-    elif query.task == SELECTION:
+    elif query.task == "selection":
         chosen = ask_for_selections(data, model, [query])[0]
         answer |= {"candidates": told(data.corpus, query.candidates), "chosen": told(data.corpus, chosen)}
     else:

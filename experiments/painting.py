@@ -13,7 +13,7 @@ import tyro
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from data_pipelines.queries import IMAGE, Query
+from data_pipelines.tasks import Query
 from experiments.answers import OURS, Outcome
 from experiments.ask import Model
 from experiments.data import ExperimentData
@@ -101,7 +101,7 @@ def ask_for_codes(
     codes = data.vocabulary.image_codes
     assert codes is not None
     prompts = [data.writer.write(query, ask=True) for query in queries]
-    bare = data.writer.write(Query(IMAGE, 0, 0, (), bare=True), ask=True)
+    bare = data.writer.write(Query("image", 0, 0, (), bare=True), ask=True)
     batches = data.questions(prompts, model.share, tight=True, pictures=model.encodes)
     return model.examiner.codes(
         model.parameters, batches, len(prompts), config.drawing, tokens=data.vocabulary.codes,

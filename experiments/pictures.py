@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_pipelines.errors import DataError
 from data_pipelines.images import ImageStore
-from data_pipelines.queries import Query
+from data_pipelines.tasks import Query
 from experiments.answers import Outcome, asked
 from experiments.baselines.query_match import WordMatches
 from experiments.data import ExperimentData

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from data_pipelines.errors import DataError
-from data_pipelines.queries import Query, held_out, held_out_queries
+from data_pipelines.tasks import Query
+from data_pipelines.tasks.queries import held_out, held_out_queries
 from experiments.ask import Split, evenly_spread
 from experiments.data import ExperimentData
 

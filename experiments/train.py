@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 from data_pipelines.errors import DataError
 from data_pipelines.fingerprint import DATA_PARTS, FILE
 from data_pipelines.loader import Position, Share
-from data_pipelines.queries import TASKS, held_out_queries
+from data_pipelines.tasks import TASKS
+from data_pipelines.tasks.queries import held_out_queries
 from experiments.ask import Model, ask_for_items, evenly_spread
 from experiments.beginning import adopt, begin, first_vocabulary
 from experiments.config import ExperimentConfig, differences, load_config, note_changes, save_config
@@ -80,7 +81,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
             batches=lambda position: data.training(Position(**position) if position else Position(), share, features),
             to_device=to_device(mesh),
             validate=validation(config, data, parameters.graph, frozen, mesh, share),
-            tasks=TASKS,
+            tasks=tuple(TASKS),
             flops=model_flops(config),
             peak_flops=peak_flops(config.model.compute_dtype),
             tokens=config.loader.rows * config.budget.tokens,

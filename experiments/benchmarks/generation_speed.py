@@ -31,13 +31,14 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from data_pipelines.examples import Budget, Example
 from data_pipelines.images import ImageConfig
 from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.loader import LoaderConfig
 from data_pipelines.prepare import prepare
-from data_pipelines.queries import Query, held_out_queries
-from data_pipelines.tasks import TaskConfig
+from data_pipelines.tasks import Query
+from data_pipelines.tasks.config import TaskConfig
+from data_pipelines.tasks.examples import Budget, Example
+from data_pipelines.tasks.queries import held_out_queries
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.ask import Model, encode_catalogue, seen_items
 from experiments.benchmarks.peer_inputs import export_weights, padded

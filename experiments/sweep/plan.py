@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from data_pipelines.nearest import did_you_mean
-from data_pipelines.queries import TASKS
 from data_pipelines.records import read_items
+from data_pipelines.tasks import TASKS
 from experiments.beginning import adopt
 from experiments.config import DataConfig, ExperimentConfig
 from experiments.evaluate import EvaluationConfig

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image, ImageFilter
 
-from data_pipelines.queries import held_out_queries
+from data_pipelines.tasks.queries import held_out_queries
 from experiments.answers import OURS, save_answers
 from experiments.config import ExperimentConfig
 from experiments.data import ExperimentData, Records

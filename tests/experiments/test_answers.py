@@ -33,7 +33,7 @@ def reviewed_corpus(users: int = 8, items: int = 9):
 @pytest.fixture(scope="module")
 def outcomes():
     """Preference and explanation, answered by a model of random weights: its ratings cannot always be read."""
-    from data_pipelines.tasks import prompt_texts
+    from data_pipelines.tasks.prompt import prompt_texts
     from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
     from experiments.answers import ask_preference
     from experiments.data import ExperimentData, Records

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from data_pipelines.queries import TASKS, held_out_queries
+from data_pipelines.tasks import TASKS
+from data_pipelines.tasks.queries import held_out_queries
 from experiments.config import load_config
 from experiments.export import ExportConfig, export_run, prompt_parts
 from experiments.run import open_model

@@ -11,7 +11,7 @@ import pytest
 from data_pipelines.corpus import TRAIN, Corpus, build_corpus
 from data_pipelines.errors import DataError
 from data_pipelines.schema import Interaction, Item, User
-from data_pipelines.tasks import prompt_texts
+from data_pipelines.tasks.prompt import prompt_texts
 from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
 from experiments import answers, evaluate
 from experiments.answers import OURS, ask_preference, explain, save_answers

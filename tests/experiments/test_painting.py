@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_pipelines.errors import DataError
 from data_pipelines.image_codes import ImageCodes, save_image_codes
-from data_pipelines.queries import TaskMix
+from data_pipelines.tasks.registry import default_shares
 from experiments.ask import encode_catalogue
 from experiments.config import DataConfig, load_config
 from experiments.data import load_records
@@ -58,7 +58,7 @@ def places(tmp_path_factory):
     config = dataclasses.replace(
         config,
         vocabulary=dataclasses.replace(config.vocabulary, image_codes=folder / "codes.parquet"),
-        queries=dataclasses.replace(config.queries, mix=TaskMix(image=4.0)),
+        queries=dataclasses.replace(config.queries, mix=default_shares() | {"image": 4.0}),
     )
     train_run(config, folder / "run")
     return data, folder / "codes.parquet", folder / "run", folder / "vqgan"
@@ -118,7 +118,7 @@ def test_pictures_are_codes_of_the_catalogues_vqgan_and_hang_on_seed_and_number(
 
 
 def _queries(data):
-    from data_pipelines.queries import held_out_queries
+    from data_pipelines.tasks.queries import held_out_queries
 
     return held_out_queries(data.corpus, "test", "image", data.has_codes)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.queries import held_out_queries
+from data_pipelines.tasks.queries import held_out_queries
 from experiments.answers import OURS
 from experiments.data import ExperimentData
 from experiments.evaluate import tabulate

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from data_pipelines.queries import held_out_queries
+from data_pipelines.tasks.queries import held_out_queries
 from experiments.answers import OURS, save_answers
 from experiments.data import ExperimentData, sized_model
 from experiments.evaluate import show, tabulate

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.prepare import prepare
-from data_pipelines.queries import TrainingQueries
 from data_pipelines.sources.selection import Selection
+from data_pipelines.tasks.queries import TrainingQueries
 from experiments.config import DataConfig, ExperimentConfig
 from experiments.data import ExperimentData
 from experiments.evaluate import EvaluationConfig, evaluate_run

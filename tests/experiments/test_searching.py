@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from data_pipelines.examples import Budget
 from data_pipelines.loader import QuestionBatch, question_batches
-from data_pipelines.queries import Query, held_out_queries
-from data_pipelines.tasks import TaskConfig
+from data_pipelines.tasks import Query
+from data_pipelines.tasks.config import TaskConfig
+from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.queries import held_out_queries
 from data_pipelines.vocabulary import Vocabulary
 from experiments.ask import Model, ask_for_items, ask_for_reviews, encode_catalogue, seen_items
 from experiments.data import ExperimentData, Records, sized_model
