@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from data_pipelines.corpus import Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import Query
-from experiments.ask import Model, ask_for_items, ask_for_ratings, ask_for_reviews, ask_for_selections
+from experiments.ask import ask_for_items, ask_for_ratings, ask_for_reviews, ask_for_selections
 from experiments.baselines.explanations import ConstantExplanation, NearestExplanation
 from experiments.baselines.factorisation import choose_factorisation
 from experiments.baselines.query_match import QueryMatch, WordMatches
@@ -37,6 +37,7 @@ from unimp_jax.evaluation.metrics import (
     rating_errors,
     selection_counts,
 )
+from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.evaluation.ranking import Ranked
 from unimp_jax.evaluation.texts import signatures, text_figures, text_scores
 
@@ -93,11 +94,11 @@ def asked(corpus: Corpus, queries: Sequence[Query]) -> dict[str, Any]:
 
 
 def ask_items(
-    data: ExperimentData, model: Model, rankers: Sequence[Ranker], questions: Questions, task: str, beams: int
+    data: ExperimentData, predictor: Predictor, rankers: Sequence[Ranker], questions: Questions, task: str, beams: int
 ) -> tuple[Outcome, Ranked]:
     """(outcome, our ranking) of recommendation or search."""
     corpus, queries = data.corpus, questions.queries
-    ranked = ask_for_items(data, model, queries, beams=beams)
+    ranked = ask_for_items(data, predictor, queries, beams=beams)
     figures = {OURS: rank_figures(ranked.kept, ranked.filtered)}
     answers = asked(corpus, queries) | {
         "items": [[corpus.item_ids[item] for item in row if item >= 0] for row in ranked.top],
@@ -140,13 +141,15 @@ def for_search(corpus: Corpus) -> Callable[[Ranker], Ranker]:
     return lambda ranker: QueryMatch(ranker, WordMatches(corpus.categories, query_of))
 
 
-def ask_preference(data: ExperimentData, model: Model, questions: Questions, config: BeamConfig) -> dict[str, Outcome]:
+def ask_preference(
+    data: ExperimentData, predictor: Predictor, questions: Questions, config: BeamConfig
+) -> dict[str, Outcome]:
     """Ratings, from the next token's probabilities and as written; and explanations, where people wrote any."""
     corpus, vocabulary, queries = data.corpus, data.vocabulary, questions.queries
     users = np.array([query.user for query in queries])
     events = corpus.offsets[users] + np.array([query.position for query in queries])
     items, actual = corpus.items[events], corpus.ratings[events]
-    probabilities = ask_for_ratings(data, model, queries)
+    probabilities = ask_for_ratings(data, predictor, queries)
     levels = np.array(vocabulary.rating_levels)
     predicted = {
         f"{OURS}, expected rating": probabilities @ levels,
@@ -163,7 +166,7 @@ def ask_preference(data: ExperimentData, model: Model, questions: Questions, con
     note, explanations = f"How many stars will it get?{questions.note}", {}
     wrote = np.array([bool(text.strip()) for text in texts])
     if wrote.mean() >= 0.5:  # elsewhere, a review is not what is answered
-        reviews = ask_for_reviews(data, model, queries, config)
+        reviews = ask_for_reviews(data, predictor, queries, config)
         predicted |= {f"{OURS}, written rating": reviews.ratings}
         unread = int(np.isnan(reviews.ratings).sum())
         note += f" Of {len(queries)} written answers {unread} begin with no rating, and are left out of their row."
@@ -211,12 +214,14 @@ def explain(
     return {"explanation": Outcome(note, figures, answers, text_figures)}
 
 
-def ask_selections(data: ExperimentData, model: Model, rankers: Sequence[Ranker], questions: Questions) -> Outcome:
+def ask_selections(
+    data: ExperimentData, predictor: Predictor, rankers: Sequence[Ranker], questions: Questions
+) -> Outcome:
     """What was chosen of three candidates; a baseline chooses the one it scores best."""
     corpus, queries = data.corpus, questions.queries
     right = [query.right for query in queries]
     candidates = np.array([query.candidates for query in queries])
-    chosen: dict[str, Any] = {OURS: ask_for_selections(data, model, queries)}
+    chosen: dict[str, Any] = {OURS: ask_for_selections(data, predictor, queries)}
     for ranker in rankers:
         of_candidates = np.empty(candidates.shape, np.float32)
         for part, scores in scored_batches(ranker, corpus, *moments(queries)):

@@ -9,66 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
+import grain
 import numpy as np
-from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
 from data_pipelines.corpus import Corpus
-from data_pipelines.loader import Share
+from data_pipelines.loader import QuestionBatch, Share
 from data_pipelines.tasks import Query
 from data_pipelines.vocabulary import NUM_CANDIDATES
 from experiments.data import ExperimentData
 from unimp_jax.decoding import BeamConfig
-from unimp_jax.evaluation.harness import Examiner, Seen
+from unimp_jax.evaluation.predictor import Predictor, Seen
 from unimp_jax.evaluation.ranking import Ranked
-from unimp_jax.sharding import put_everywhere
-
-Split = Literal["validation", "test"]
-PICTURES = 64  # encoded at a time
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Model:
-    """What is asked: the machinery, and the parameters (trainable, frozen) that it runs with."""
-
-    examiner: Examiner
-    parameters: tuple[Any, ...]
-    share: Share = Share()
-    latents_ILC: jax.Array | None = None
-    """Of every item's picture, where they have all been encoded (`encode_catalogue`)."""
-
-    @property
-    def encodes(self) -> bool:
-        """Whether it has to be shown pictures, not only told which."""
-        return self.latents_ILC is None
-
-
-def encode_catalogue(data: ExperimentData, model: Model) -> Model:
-    """A model that has seen every picture of the catalogue, and need not be shown one again.
-
-    The devices of the mesh share the pictures; each then holds what was made of all.
-    """
-    config, graph, mesh = data.config.model, model.examiner.graph, model.examiner.mesh
-    shape = (data.corpus.num_items, config.resampler.latents, config.vision.width)
-
-    def see(latents_ILC: jax.Array, parameters: Any, items_N: jax.Array, images_NHW3: jax.Array) -> jax.Array:
-        seen_NLC = nnx.merge(graph, *parameters).encode_images(images_NHW3[:, None])[:, 0]
-        return latents_ILC.at[items_N].set(seen_NLC)
-
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    add = jax.jit(see, donate_argnums=0, out_shardings=everywhere)
-    shown = np.flatnonzero(data.writer.has_image).astype(np.int32)
-    with jax.set_mesh(mesh):
-        latents_ILC = jax.jit(lambda: jnp.zeros(shape, config.compute_dtype), out_shardings=everywhere)()
-        for start in range(0, len(shown), PICTURES):
-            items = np.resize(shown[start : start + PICTURES], PICTURES)
-            images = np.stack([data.images[int(item)] for item in items])
-            latents_ILC = add(latents_ILC, model.parameters, *put_everywhere(mesh, (items, images)))
-    return dataclasses.replace(model, latents_ILC=latents_ILC)
+from unimp_jax.sharding import row_shards
 
 
 def seen_items(corpus: Corpus, queries: Sequence[Query]) -> Seen:
@@ -82,56 +35,62 @@ def evenly_spread(queries: Sequence[Query], count: int | None) -> list[Query]:
     return [queries[len(queries) * number // count] for number in range(count)]
 
 
-def ask_for_items(
+def prompt_batches(
     data: ExperimentData,
-    model: Model,
+    predictor: Predictor,
     queries: Sequence[Query],
-    k: int = 10,
-    beams: int = 20,
+    *,
+    begun: Sequence[tuple[int, ...]] | None = None,
+    tight: bool = False,
+) -> grain.DatasetIterator[QuestionBatch]:
+    """This process's share of batches of prompts.
+
+    Args:
+      begun: of each question, the tokens that its answer begins with.
+      tight: batches are no larger than these prompts need.
+    """
+    starts = [()] * len(queries) if begun is None else begun
+    prompts = [data.writer.write(query, ask=True, begun=start) for query, start in zip(queries, starts, strict=True)]
+    share = Share(*row_shards(predictor.mesh))
+    return data.questions(prompts, share, tight=tight, pictures=predictor.needs_images)
+
+
+def ask_for_items(
+    data: ExperimentData, predictor: Predictor, queries: Sequence[Query], k: int = 10, beams: int = 20
 ) -> Ranked:
     """The best items for recommendation or search questions, and where among them the right ones are.
 
     Where each item has a token of its own, the whole catalogue is ranked exactly; semantic ids are searched for, by so
     many `beams`.
     """
-    prompts = [data.writer.write(query, ask=True) for query in queries]
     targets = np.array([query.right[0] for query in queries], np.int32)
-    seen = seen_items(data.corpus, queries)
-    items = data.vocabulary.items
+    seen, items = seen_items(data.corpus, queries), data.vocabulary.items
     if data.vocabulary.depth == 1:
-        batches = data.questions(prompts, model.share, pictures=model.encodes)
-        return model.examiner.rank_items(
-            model.parameters, batches, item_tokens=items[:, 0], targets=targets, seen=seen, k=k,
-            latents_ILC=model.latents_ILC,
-        )  # fmt: skip
-    batches = data.questions(prompts, model.share, tight=True, pictures=model.encodes)
-    return model.examiner.search_items(
-        model.parameters, batches, trie=data.trie, item_tokens=items, targets=targets, seen=seen, k=k, beams=beams,
-        latents_ILC=model.latents_ILC,
+        batches = prompt_batches(data, predictor, queries)
+        return predictor.rank(batches, item_tokens=items[:, 0], targets=targets, seen=seen, k=k)
+    batches = prompt_batches(data, predictor, queries, tight=True)
+    return predictor.search(
+        batches, trie=data.trie, item_tokens=items, targets=targets, seen=seen, k=k, beams=beams
     )  # fmt: skip
 
 
 def find_items(
-    data: ExperimentData, model: Model, queries: Sequence[Query], k: int, beams: int, *, keep_seen: bool = False
+    data: ExperimentData, predictor: Predictor, queries: Sequence[Query], k: int, beams: int, *, keep_seen: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best items for open questions, whatever the right ones are: (int32 [P, k], -1 where there are no more, and
-    their log-probabilities, float32); with `keep_seen`, what the user has met may be among them."""
+    their log-probabilities, float32); with `keep_seen`, items of the history may be among them."""
     nothing = np.empty(0, np.int32)
     seen = (lambda _: nothing) if keep_seen else seen_items(data.corpus, queries)
-    prompts = [data.writer.write(query, ask=True) for query in queries]
-    batches = data.questions(prompts, model.share, tight=True, pictures=model.encodes)
-    return model.examiner.find(
-        model.parameters, batches, len(queries), trie=data.trie, excluded=seen, k=k, beams=beams,
-        latents_ILC=model.latents_ILC,
-    )  # fmt: skip
+    batches = prompt_batches(data, predictor, queries, tight=True)
+    return predictor.best_items(batches, len(queries), trie=data.trie, excluded=seen, k=k, beams=beams)
 
 
-def ask_for_ratings(data: ExperimentData, model: Model, queries: Sequence[Query]) -> np.ndarray:
+def ask_for_ratings(data: ExperimentData, predictor: Predictor, queries: Sequence[Query]) -> np.ndarray:
     """The probability of each rating level for preference questions: float32 [P, levels]."""
-    return _next_token(data, model, queries, [()] * len(queries), data.vocabulary.ratings)
+    return _next_token(data, predictor, queries, None, data.vocabulary.ratings)
 
 
-def ask_for_selections(data: ExperimentData, model: Model, queries: Sequence[Query]) -> list[tuple[int, ...]]:
+def ask_for_selections(data: ExperimentData, predictor: Predictor, queries: Sequence[Query]) -> list[tuple[int, ...]]:
     """The most probable valid answer to each selection question: the items chosen, one or two of the three.
 
     Answers name candidates in ascending order and end, so the probability of one is a product of at most three next
@@ -139,11 +98,11 @@ def ask_for_selections(data: ExperimentData, model: Model, queries: Sequence[Que
     """
     selections, eos = data.vocabulary.selections, data.vocabulary.eos
     followers = [np.array([eos, *selections[first + 1 :]]) for first in range(NUM_CANDIDATES)]
-    begin = np.log(_next_token(data, model, queries, [()] * len(queries), selections))
+    begin = np.log(_next_token(data, predictor, queries, None, selections))
     scores: dict[tuple[int, ...], np.ndarray] = {}
     for first in range(NUM_CANDIDATES - 1):
         begun = [(int(selections[first]),)] * len(queries)
-        follow = np.log(_next_token(data, model, queries, begun, followers[first]))
+        follow = np.log(_next_token(data, predictor, queries, begun, followers[first]))
         scores[(first,)] = begin[:, first] + follow[:, 0]
         for place, second in enumerate(range(first + 1, NUM_CANDIDATES), start=1):
             scores[first, second] = begin[:, first] + follow[:, place]
@@ -173,17 +132,15 @@ class Reviews:
     scores: np.ndarray
 
 
-def ask_for_reviews(data: ExperimentData, model: Model, queries: Sequence[Query], config: BeamConfig) -> Reviews:
+def ask_for_reviews(
+    data: ExperimentData, predictor: Predictor, queries: Sequence[Query], config: BeamConfig
+) -> Reviews:
     """Rating and explanation of preference questions, as beam search over all tokens writes them."""
     vocabulary = data.vocabulary
-    prompts = [data.writer.write(query, ask=True) for query in queries]
-    batches = data.questions(prompts, model.share, tight=True, pictures=model.encodes)
-    tokens, scores = model.examiner.answers(
-        model.parameters, batches, len(prompts), config, eos=vocabulary.eos, pad=vocabulary.pad,
-        latents_ILC=model.latents_ILC,
-    )  # fmt: skip
+    batches = prompt_batches(data, predictor, queries, tight=True)
+    tokens, scores = predictor.generate(batches, len(queries), config, eos=vocabulary.eos, pad=vocabulary.pad)
     levels = dict(zip(vocabulary.ratings.tolist(), vocabulary.rating_levels, strict=True))
-    ratings, explanations, texts = np.full(len(prompts), np.nan), [], []
+    ratings, explanations, texts = np.full(len(queries), np.nan), [], []
     for number, row in enumerate(tokens.tolist()):
         answer = row[: row.index(vocabulary.eos)] if vocabulary.eos in row else row
         if answer and answer[0] in levels:
@@ -194,13 +151,13 @@ def ask_for_reviews(data: ExperimentData, model: Model, queries: Sequence[Query]
 
 
 def _next_token(
-    data: ExperimentData, model: Model, queries: Sequence[Query], begun: Sequence[tuple[int, ...]], tokens: np.ndarray
+    data: ExperimentData,
+    predictor: Predictor,
+    queries: Sequence[Query],
+    begun: Sequence[tuple[int, ...]] | None,
+    tokens: np.ndarray,
 ) -> np.ndarray:
     """Probabilities of `tokens` among themselves: float32 [P, tokens]."""
-    prompts = [data.writer.write(query, ask=True, begun=start) for query, start in zip(queries, begun, strict=True)]
-    batches = data.questions(prompts, model.share, pictures=model.encodes)
-    logs = model.examiner.log_probabilities(
-        model.parameters, batches, tokens, len(prompts), latents_ILC=model.latents_ILC
-    )
+    logs = predictor.next_token(prompt_batches(data, predictor, queries, begun=begun), tokens, len(queries))
     weights = np.exp(logs - logs.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)

@@ -18,8 +18,8 @@ import numpy as np
 from data_pipelines.corpus import Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import TASKS, Query
+from data_pipelines.tasks.base import Split
 from experiments.answers import Outcome, ask_items, ask_preference, ask_selections, save_answers
-from experiments.ask import Split, encode_catalogue
 from experiments.baselines.markov import choose_markov
 from experiments.baselines.popularity import Popularity
 from experiments.baselines.ranker import Ranker
@@ -103,25 +103,26 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     place.mkdir(exist_ok=True)
     if not os.access(place, os.W_OK):  # which is better told before anybody is asked
         raise DataError(f"{place} may not be written: it belongs to somebody else, or its disk can only be read")
-    model, facts = load_model(folder, data, config.checkpoint)
-    model = encode_catalogue(data, model) if config.encode_catalogue else model
+    predictor, facts = load_model(folder, data, config.checkpoint)
+    if config.encode_catalogue:
+        predictor = predictor.encode_catalogue(data.writer.has_image, data.images.__getitem__)
     rankers, unfit = fit_rankers(corpus, config) if {*asked} - {"preference", "image"} else ([], {})
     left_out |= unfit
     outcomes: dict[str, Outcome] = {}
     ranked, generated = None, None
     if "recommendation" in asked:
         outcomes["recommendation"], ranked = ask_items(
-            data, model, rankers, asked["recommendation"], "recommendation", config.beams
+            data, predictor, rankers, asked["recommendation"], "recommendation", config.beams
         )
     if "search" in asked:
-        outcomes["search"], _ = ask_items(data, model, rankers, asked["search"], "search", config.beams)
+        outcomes["search"], _ = ask_items(data, predictor, rankers, asked["search"], "search", config.beams)
     if "preference" in asked:
-        outcomes |= ask_preference(data, model, asked["preference"], config.reviews)
+        outcomes |= ask_preference(data, predictor, asked["preference"], config.reviews)
     if "selection" in asked:
-        outcomes["selection"] = ask_selections(data, model, rankers, asked["selection"])
+        outcomes["selection"] = ask_selections(data, predictor, rankers, asked["selection"])
     if painter:
         try:
-            painted, generated = ask_held_out(data, model, asked["image"], painter, config.pictures, config.seed)
+            painted, generated = ask_held_out(data, predictor, asked["image"], painter, config.pictures, config.seed)
             outcomes |= painted
         except DataError as error:  # too few pictures to measure by
             left_out["image"] = str(error)

@@ -21,13 +21,14 @@ from data_pipelines.corpus import Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import Query
 from data_pipelines.vocabulary import Vocabulary
-from experiments.ask import Model, ask_for_selections, find_items
+from experiments.ask import ask_for_selections, find_items, prompt_batches
 from experiments.asked import Request, Task, complete, pose
 from experiments.data import ExperimentData
 from experiments.painting import Painter, PaintingConfig, ask_for_codes, open_painter, save_picture
 from experiments.run import Checkpoint, open_to_ask
 from experiments.terminal import cleaned, columns, fitted, padded, room
 from unimp_jax.decoding import BeamConfig
+from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.sharding import MeshConfig
 
 SHOWN = 3
@@ -109,18 +110,18 @@ def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> s
     painter = open_painter(data, config.painting.vqgan) if query.task == "image" else None
     if painter:
         config.out.mkdir(parents=True, exist_ok=True)  # what cannot be is told before weights are read
-    model = open_model()
+    predictor = open_model()
     answer: dict[str, Any] = {"task": config.task, "user": config.user, "history": told_history(data.corpus, query)}
     if query.task == "preference":
-        answer |= rate(data, model, query, beams)
+        answer |= rate(data, predictor, query, beams)
     elif painter:
-        answer |= {"query": query.words, "pictures": paint(data, model, query, painter, config)}
+        answer |= {"query": query.words, "pictures": paint(data, predictor, query, painter, config)}
     elif query.task == "selection":
-        chosen = ask_for_selections(data, model, [query])[0]
+        chosen = ask_for_selections(data, predictor, [query])[0]
         answer |= {"candidates": told(data.corpus, query.candidates), "chosen": told(data.corpus, chosen)}
     else:
         answer |= {"query": query.words} if query.words else {}
-        answer |= {"items": best_items(data, model, query, config)}
+        answer |= {"items": best_items(data, predictor, query, config)}
     return json.dumps(answer, indent=1) if config.json else show(answer)
 
 
@@ -133,10 +134,12 @@ def told_history(corpus: Corpus, query: Query) -> dict[str, Any]:
     return {"items": query.position, "latest": told(corpus, latest.tolist())}
 
 
-def best_items(data: ExperimentData, model: Model, query: Query, config: GenerateConfig) -> list[dict[str, Any]]:
+def best_items(
+    data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig
+) -> list[dict[str, Any]]:
     """Items, best first, with the probability that the model gives their names."""
     beams = max(config.beams, config.k)
-    items, scores = find_items(data, model, [query], config.k, beams, keep_seen=config.keep_seen)
+    items, scores = find_items(data, predictor, [query], config.k, beams, keep_seen=config.keep_seen)
     found = [(item, float(np.exp(score))) for item, score in zip(items[0], scores[0], strict=True)]
     return [
         {"rank": rank, **told(data.corpus, [item])[0], "probability": probability}
@@ -145,19 +148,19 @@ def best_items(data: ExperimentData, model: Model, query: Query, config: Generat
     ]
 
 
-def rate(data: ExperimentData, model: Model, query: Query, config: BeamConfig) -> dict[str, Any]:
+def rate(data: ExperimentData, predictor: Predictor, query: Query, config: BeamConfig) -> dict[str, Any]:
     """The item asked about, and what `parse_rating` finds in the best answer."""
     vocabulary = data.vocabulary
-    batches = data.questions([data.writer.write(query, ask=True)], model.share, tight=True)
-    tokens, _ = model.examiner.answers(model.parameters, batches, 1, config, eos=vocabulary.eos, pad=vocabulary.pad)
+    batches = prompt_batches(data, predictor, [query], tight=True)
+    tokens, _ = predictor.generate(batches, 1, config, eos=vocabulary.eos, pad=vocabulary.pad)
     return told(data.corpus, query.right)[0] | parse_rating(vocabulary, tokens[0])
 
 
 def paint(
-    data: ExperimentData, model: Model, query: Query, painter: Painter, config: GenerateConfig
+    data: ExperimentData, predictor: Predictor, query: Query, painter: Painter, config: GenerateConfig
 ) -> list[dict[str, Any]]:
     """Files of pictures, each with the log-probability of its codes, the most probable first."""
-    codes, scores = ask_for_codes(data, model, [query], config.painting, config.seed)
+    codes, scores = ask_for_codes(data, predictor, [query], config.painting, config.seed)
     order = np.argsort(-scores[0], kind="stable")
     painted = []
     for number, picture in enumerate(painter.paint(codes[0, order]), start=1):

@@ -15,13 +15,14 @@ from PIL import Image
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import Query
 from experiments.answers import OURS, Outcome
-from experiments.ask import Model
+from experiments.ask import prompt_batches
 from experiments.data import ExperimentData
 from experiments.picture_towers import PictureTowerConfig, open_towers
 from experiments.pictures import Generated, picture_outcomes, refuse_few
 from experiments.questions import Questions
 from experiments.vqgan.run import decoder_of, open_vqgan
 from unimp_jax.decoding import DrawingConfig
+from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.image_tokens import VQGAN
 
 
@@ -95,24 +96,21 @@ def open_painter(data: ExperimentData, folder: Path | None) -> Painter:
 
 
 def ask_for_codes(
-    data: ExperimentData, model: Model, queries: Sequence[Query], config: PaintingConfig, seed: int = 0
+    data: ExperimentData, predictor: Predictor, queries: Sequence[Query], config: PaintingConfig, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """(int32 [P, samples, h * w] codes, float32 [P, samples] log-probabilities of them) for image questions."""
     codes = data.vocabulary.image_codes
     assert codes is not None
-    prompts = [data.writer.write(query, ask=True) for query in queries]
     bare = data.writer.write(Query("image", 0, 0, (), bare=True), ask=True)
-    batches = data.questions(prompts, model.share, tight=True, pictures=model.encodes)
-    return model.examiner.codes(
-        model.parameters, batches, len(prompts), config.drawing, tokens=data.vocabulary.codes,
-        length=codes.codes_per_image, bare=bare.tokens, samples=config.samples, seed=seed,
-        latents_ILC=model.latents_ILC,
+    return predictor.sample_codes(
+        prompt_batches(data, predictor, queries, tight=True), len(queries), config.drawing,
+        tokens=data.vocabulary.codes, length=codes.codes_per_image, bare=bare.tokens, samples=config.samples, seed=seed,
     )  # fmt: skip
 
 
 def ask_for_pictures(
     data: ExperimentData,
-    model: Model,
+    predictor: Predictor,
     queries: Sequence[Query],
     painter: Painter,
     config: PaintingConfig,
@@ -121,13 +119,13 @@ def ask_for_pictures(
     """Pictures for questions whose answer is known, and the wanted ones from their codes."""
     codes = data.vocabulary.image_codes
     assert codes is not None
-    drawn, _ = ask_for_codes(data, model, queries, config, seed)
+    drawn, _ = ask_for_codes(data, predictor, queries, config, seed)
     wanted = codes.codes[[query.right[0] for query in queries]]
     return Generated(queries, {OURS: painter.paint(drawn)}, painter.paint(wanted))
 
 
 def ask_held_out(
-    data: ExperimentData, model: Model, questions: Questions, painter: Painter, config: GalleryConfig, seed: int
+    data: ExperimentData, predictor: Predictor, questions: Questions, painter: Painter, config: GalleryConfig, seed: int
 ) -> tuple[dict[str, Outcome], Generated]:
     """(tables, what was generated) for held-out image questions.
 
@@ -138,8 +136,8 @@ def ask_held_out(
     drawn = np.sort(np.random.default_rng(seed).permutation(len(asked))[: config.users])
     queries = [asked[number] for number in drawn]
     refuse_few(data, queries)
-    generated = ask_for_pictures(data, model, queries, painter, config.painting, seed)
-    tower, clip = open_towers(config.towers, model)
+    generated = ask_for_pictures(data, predictor, queries, painter, config.painting, seed)
+    tower, clip = open_towers(config.towers, predictor)
     note = questions.note + (
         f" {len(queries):,} of {len(asked):,} users, by chance." if len(asked) > len(queries) else ""
     )

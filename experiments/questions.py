@@ -6,8 +6,9 @@ import dataclasses
 
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import Query
+from data_pipelines.tasks.base import Split
 from data_pipelines.tasks.queries import held_out, held_out_queries
-from experiments.ask import Split, evenly_spread
+from experiments.ask import evenly_spread
 from experiments.data import ExperimentData
 
 

@@ -112,7 +112,7 @@ def test_items_are_ranked_by_their_probability_and_none_was_seen(places, opening
     _, query = pose(data, Request(user=USER))
     model, items = open_model(), data.vocabulary.items[:, 0]
     prompt = data.writer.write(query, ask=True)
-    scores = model.examiner.log_probabilities(model.parameters, data.questions([prompt]), items, 1)[0]
+    scores = model.next_token(data.questions([prompt]), items, 1)[0]
     seen = {event["item"] for event in history_of(data.corpus, USER)}
     order = [data.corpus.item_ids[item] for item in np.argsort(-scores, kind="stable")]
     everything = ask(places[1], user=USER, k=30, keep_seen=True)["items"]

@@ -12,7 +12,6 @@ from PIL import Image
 from data_pipelines.errors import DataError
 from data_pipelines.image_codes import ImageCodes, save_image_codes
 from data_pipelines.tasks.registry import default_shares
-from experiments.ask import encode_catalogue
 from experiments.config import DataConfig, load_config
 from experiments.data import load_records
 from experiments.evaluate import EvaluationConfig, evaluate_run
@@ -109,7 +108,9 @@ def test_pictures_are_codes_of_the_catalogues_vqgan_and_hang_on_seed_and_number(
     elsewhere, _ = ask_for_codes(data, model, queries, GUIDED)
     data.config = before
     np.testing.assert_array_equal(codes, elsewhere)
-    known, _ = ask_for_codes(data, encode_catalogue(data, model), queries, GUIDED)
+    known, _ = ask_for_codes(
+        data, model.encode_catalogue(data.writer.has_image, data.images.__getitem__), queries, GUIDED
+    )
     np.testing.assert_array_equal(codes, known)
     other, _ = ask_for_codes(data, model, queries, GUIDED, seed=1)
     assert (codes != other).any()
