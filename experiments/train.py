@@ -23,13 +23,14 @@ from data_pipelines.fingerprint import DATA_PARTS, FILE
 from data_pipelines.loader import Position, Share
 from data_pipelines.tasks import TASKS
 from data_pipelines.tasks.queries import held_out_queries
-from experiments.ask import ask_for_items, evenly_spread
 from experiments.beginning import adopt, begin, first_vocabulary
 from experiments.config import ExperimentConfig, differences, load_config, note_changes, save_config
 from experiments.data import ExperimentData, sized_model
+from experiments.evals.ranking import rank_catalogue
 from experiments.features import tower_features
 from experiments.lock import alone_in
 from experiments.parameters import Parameters, abstract_parameters
+from experiments.questions import evenly_spread
 from experiments.starts import note_start
 from experiments.step import abstract_state, compile_step, init_state, model_flops, optimizer_of, to_device
 from experiments.vqgan.config import FILE as OF_VQGAN
@@ -181,7 +182,7 @@ def validation(
     predictor = Predictor(graph, mesh, to_device(mesh), ())
 
     def validate(trainable: Any) -> dict[str, float]:
-        ranked = ask_for_items(data, predictor.with_parameters((trainable, frozen)), queries)
+        ranked = rank_catalogue(data, predictor.with_parameters((trainable, frozen)), queries)
         means = {name: float(values.mean()) for name, values in ranking_metrics(ranked.filtered).items()}
         return means | {"cross_entropy": float(ranked.cross_entropy.mean())}
 

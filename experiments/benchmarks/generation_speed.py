@@ -40,11 +40,11 @@ from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import Budget, Example
 from data_pipelines.tasks.queries import held_out_queries
 from data_pipelines.vocabulary import VocabularyConfig
-from experiments.ask import seen_items
 from experiments.benchmarks.peer_inputs import export_weights, padded
 from experiments.benchmarks.sizes import Size, geometry
 from experiments.config import DataConfig, ExperimentConfig
 from experiments.data import ExperimentData, sized_model
+from experiments.evals.ranking import seen_items
 from experiments.step import to_device
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.sharding import MeshConfig, init_model, make_mesh

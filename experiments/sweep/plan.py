@@ -10,7 +10,7 @@ from data_pipelines.records import read_items
 from data_pipelines.tasks import TASKS
 from experiments.beginning import adopt
 from experiments.config import DataConfig, ExperimentConfig
-from experiments.evaluate import EvaluationConfig
+from experiments.evals.config import EvaluationConfig
 from experiments.sweep.ablations import ABLATIONS, Ablation, Part
 from experiments.sweep.cells import Cell
 from experiments.sweep.changes import changed

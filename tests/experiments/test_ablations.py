@@ -7,7 +7,7 @@ import pytest
 
 from data_pipelines.tasks import TASKS
 from experiments.config import ExperimentConfig, flat, to_json
-from experiments.evaluate import EvaluationConfig
+from experiments.evals.config import EvaluationConfig
 from experiments.preset_run import read_training
 from experiments.presets import PRESETS
 from experiments.sweep.ablations import ABLATIONS, listed

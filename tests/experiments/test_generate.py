@@ -14,12 +14,15 @@ from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.vocabulary import build_vocabulary
 from experiments import cli
 from experiments import generate as generating
-from experiments.asked import Request, pose
 from experiments.config import load_config
 from experiments.data import ExperimentData, load_records, sized_model
+from experiments.evals.config import GenerateConfig
+from experiments.evals.ranking import best_items
+from experiments.evals.rating import parse_rating
 from experiments.export import ExportConfig, export_run
-from experiments.generate import GenerateConfig, best_items, generate, parse_rating, show
+from experiments.generate import generate, pose, show
 from experiments.parameters import init_parameters
+from experiments.request import Request
 from experiments.run import open_to_ask, to_be_asked
 from experiments.train import train_run
 from tests.experiments.test_cli import run as run_command

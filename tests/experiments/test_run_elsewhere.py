@@ -8,12 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.ask import ask_for_items, evenly_spread
 from experiments.config import load_config
-from experiments.evaluate import EvaluationConfig, evaluate_run
+from experiments.evals.config import EvaluationConfig
+from experiments.evals.ranking import rank_catalogue
+from experiments.evaluate import evaluate_run
 from experiments.export import ExportConfig, export_run
 from experiments.item_ids import ItemIdsConfig, make_item_ids
-from experiments.questions import questions_of
+from experiments.questions import evenly_spread, questions_of
 from experiments.run import open_model, used_here
 from tests.experiments.live_bytes import live_bytes
 from tests.experiments.test_export import IDEFICS
@@ -90,7 +91,7 @@ def test_a_run_of_sixteen_devices_answers_alike_on_one_and_on_two(run, monkeypat
         data, model, _ = open_model(run, "latest")
         assert data.config.loader.rows == 2 * devices
         queries = evenly_spread(questions_of(data, "test", "recommendation").queries, 12)
-        found[devices] = ask_for_items(data, model, queries)
+        found[devices] = rank_catalogue(data, model, queries)
         monkeypatch.undo()
     assert len({*found[1].top[:, 0].tolist()}) > 2, "answers hang on the history"
     np.testing.assert_array_equal(found[1].filtered, found[2].filtered)

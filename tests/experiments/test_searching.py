@@ -17,8 +17,9 @@ from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import Budget
 from data_pipelines.tasks.queries import held_out_queries
 from data_pipelines.vocabulary import Vocabulary
-from experiments.ask import ask_for_items, ask_for_reviews, seen_items
 from experiments.data import ExperimentData, Records, sized_model
+from experiments.evals.ranking import rank_catalogue, seen_items
+from experiments.evals.rating import write_reviews
 from experiments.step import to_device
 from tests.data_pipelines.small import picture, semantic_vocabulary, small_corpus, small_vocabulary
 from tests.experiments.tiny_run import experiment
@@ -209,7 +210,7 @@ def test_who_has_met_everything_is_answered_with_nothing_but_the_right_item_has_
 
 def test_prompts_without_pictures_are_answered():
     data, model = asked(3, images=False)
-    ranked = ask_for_items(data, model, questions(), beams=ITEMS)
+    ranked = rank_catalogue(data, model, questions(), beams=ITEMS)
     assert np.isfinite(ranked.cross_entropy).all()
     ranking_metrics(ranked.filtered)
     assert (ranked.top >= 0).all()
@@ -218,7 +219,7 @@ def test_prompts_without_pictures_are_answered():
 def test_a_mesh_of_devices_finds_what_one_does():
     queries = questions()
     (data, model), (other_data, other) = asked(3), asked(3, devices=2)
-    assert_close(ask_for_items(data, model, queries), ask_for_items(other_data, other, queries))
+    assert_close(rank_catalogue(data, model, queries), rank_catalogue(other_data, other, queries))
 
 
 def test_more_items_than_beams_are_refused():
@@ -229,7 +230,7 @@ def test_more_items_than_beams_are_refused():
 def test_a_broken_model_finds_nothing():
     data, model = asked(3)
     broken = model.with_parameters(jax.tree.map(lambda x: x * np.nan, model.parameters))
-    ranked = ask_for_items(data, broken, questions())
+    ranked = rank_catalogue(data, broken, questions())
     assert (ranked.filtered == np.inf).all()
     assert (ranked.top == -1).all()
     assert np.isnan(ranked.cross_entropy).all()
@@ -249,18 +250,20 @@ def test_pictures_that_were_encoded_before_give_the_answers_of_those_encoded_now
     served = model.encode_catalogue(data.writer.has_image, data.images.__getitem__)
     assert not served.needs_images
     assert served.latents_ILC.shape[0] == ITEMS
-    assert_close(ask_for_items(data, served, queries, k=K, beams=K), ask_for_items(data, model, queries, k=K, beams=K))
+    assert_close(
+        rank_catalogue(data, served, queries, k=K, beams=K), rank_catalogue(data, model, queries, k=K, beams=K)
+    )
     blind = copy.copy(served)
     blind.latents_ILC = 0 * served.latents_ILC
-    different = ask_for_items(data, blind, queries, k=K, beams=K)
-    assert (different.scores != ask_for_items(data, served, queries, k=K, beams=K).scores).any(), "pictures matter"
+    different = rank_catalogue(data, blind, queries, k=K, beams=K)
+    assert (different.scores != rank_catalogue(data, served, queries, k=K, beams=K).scores).any(), "pictures matter"
 
 
 def test_reviews_begin_with_a_rating_or_are_counted_as_unread():
     data, model = asked(1)
     queries = held_out_queries(CORPUS, "test", "preference")[:6]
     config = BeamConfig(beams=2, new_tokens=5)
-    reviews = ask_for_reviews(data, model, queries, config)
+    reviews = write_reviews(data, model, queries, config)
     names = {f"rate_{level:g}": level for level in data.vocabulary.rating_levels}
     for rating, text, explanation in zip(reviews.ratings, reviews.texts, reviews.explanations, strict=True):
         first = text.split(" ", 1)[0]
@@ -270,6 +273,6 @@ def test_reviews_begin_with_a_rating_or_are_counted_as_unread():
         else:
             assert np.isnan(rating)
             assert text == explanation
-    alone = ask_for_reviews(data, model, queries[:1], config)
+    alone = write_reviews(data, model, queries[:1], config)
     assert alone.texts == reviews.texts[:1]
     np.testing.assert_allclose(alone.scores, reviews.scores[:1], atol=1e-4)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.tasks import Query
-from experiments.ask import evenly_spread
 from experiments.config import TrainingConfig
+from experiments.questions import evenly_spread
 
 
 @given(st.integers(0, 500), st.integers(1, 200))
