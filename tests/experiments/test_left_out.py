@@ -11,10 +11,9 @@ import pytest
 from data_pipelines.corpus import TRAIN, Corpus, build_corpus
 from data_pipelines.errors import DataError
 from data_pipelines.schema import Interaction, Item, User
-from data_pipelines.tasks import prompt_texts
+from data_pipelines.tasks.prompt import prompt_texts
 from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
 from experiments import answers, evaluate
-from experiments.answers import OURS, ask_preference, explain, save_answers
 from experiments.baselines.explanations import ConstantExplanation, NearestExplanation
 from experiments.baselines.factorisation import choose_factorisation
 from experiments.baselines.markov import choose_markov
@@ -23,7 +22,10 @@ from experiments.baselines.ranker import evaluate_ranker
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.baselines.sasrec_model import SASRecModelConfig
 from experiments.data import ExperimentData, Records
-from experiments.evaluate import EvaluationConfig, evaluate_run, fit_rankers, show, tabulate
+from experiments.evals.base import OURS
+from experiments.evals.config import EvaluationConfig
+from experiments.evals.rating import explain, rate_held_out
+from experiments.evaluate import evaluate_run, fit_rankers, save_answers, show, tabulate
 from experiments.export import ExportConfig, card
 from experiments.questions import Questions, questions_of, refuse_nothing
 from experiments.report import write_reports
@@ -173,7 +175,7 @@ def test_ratings_are_asked_for_where_nobody_rated_in_training(monkeypatch):
     unrated = np.where(corpus.splits == TRAIN, np.nan, corpus.ratings).astype(np.float32)
     data.corpus = dataclasses.replace(corpus, ratings=unrated)
     monkeypatch.setattr(answers, "ask_for_ratings", lambda data, model, queries: np.ones((len(queries), 1), np.float32))
-    outcomes = ask_preference(data, None, questions, BeamConfig())
+    outcomes = rate_held_out(data, None, questions, BeamConfig())
     table = tabulate("preference", outcomes["preference"], 0)
     assert [row.model for row in table.rows] == [f"{OURS}, expected rating", f"{OURS}, most probable rating"]
     assert table.rows[0].figures["RMSE"].mean == 0
