@@ -58,7 +58,7 @@ class Base:
     @property
     def tasks(self) -> tuple[str, ...]:
         """That it is trained for."""
-        return tuple(task for task in self.source.tasks if getattr(self.config.queries.mix, task))
+        return tuple(task for task in self.source.tasks if self.config.queries.mix[task])
 
     @property
     def pictures(self) -> bool:

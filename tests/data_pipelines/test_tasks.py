@@ -174,6 +174,22 @@ def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(co
 
 
 @pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_an_answer_consists_of_the_tokens_that_its_task_names_and_the_end(task, split):
+    names = TASKS[task].answer_tokens(VOCABULARY)
+    writer = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=0, history_targets="none"), ROOMY)
+    queries = held_out_queries(CORPUS, split, task, HAS_CODES)
+    assert queries
+    for query in queries:
+        answer = writer.write(query).answer_targets
+        assert answer[-1] == VOCABULARY.eos
+        assert names is None or np.isin(answer[:-1], names).all()
+        if task == "preference":
+            assert names is None
+            assert answer[0] in VOCABULARY.ratings
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_a_history_without_ids_is_told_by_pictures_and_words_alone(task):
     """Of preference the ratings stay, without which a person's mean cannot be known."""
     config = TaskConfig(full_items=3, history_targets="none", history_ids=False)

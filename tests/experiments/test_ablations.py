@@ -131,7 +131,7 @@ def test_what_ablations_change_it_to():
     assert found["width_double"].model.decoder.head_dim == BASE.model.decoder.head_dim
     assert found["width_half"].model.decoder.width * 2 == BASE.model.decoder.width
     mix = found["search_only"].queries.mix
-    assert (mix.search, mix.recommendation, mix.preference, mix.selection) == (1, 0, 0, 0)
+    assert mix == {"recommendation": 0, "search": 1, "preference": 0, "selection": 0, "image": 0}
 
 
 @pytest.mark.parametrize("name", [name for name in SAYS if name != "semantic_ids"])

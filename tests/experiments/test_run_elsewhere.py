@@ -145,14 +145,15 @@ def parameter_bytes(run: Path) -> int:
 
 def test_parameters_are_held_once_while_a_run_is_evaluated_and_exported(run, one_device, monkeypatch, tmp_path):
     """Beside them there are a batch, what was made of it, and for evaluation the pictures' latents."""
-    from experiments import ask, export
+    from experiments import export
     from experiments import run as opened
+    from experiments.evals import ranking
     from unimp_jax.evaluation.predictor import Predictor
 
     size = parameter_bytes(run)
     assert size > 200_000
     peak = Peak(
-        monkeypatch, (opened, "load_frozen"), (opened, "to_be_asked"), (Predictor, "_program"), (ask, "seen_items")
+        monkeypatch, (opened, "load_frozen"), (opened, "to_be_asked"), (Predictor, "_program"), (ranking, "seen_items")
     )
     evaluate_run(run, EvaluationConfig(checkpoint="latest", tasks=("recommendation",), sasrec=False, users=10))
     assert size <= peak.most < 1.5 * size
