@@ -3,10 +3,13 @@
 import copy
 import dataclasses
 import functools
+import gc
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -276,3 +279,17 @@ def test_reviews_begin_with_a_rating_or_are_counted_as_unread():
     alone = write_reviews(data, model, queries[:1], config)
     assert alone.texts == reviews.texts[:1]
     np.testing.assert_allclose(alone.scores, reviews.scores[:1], atol=1e-4)
+
+
+def test_parameters_are_let_go_with_their_predictor():
+    data, model = asked(1)
+    own = model.with_parameters(jax.tree.map(jnp.copy, model.parameters))
+    ask_for = functools.partial(rank_catalogue, data, queries=questions()[:2], k=3)
+    ask_for(predictor=own)
+    leaf = weakref.ref(jax.tree.leaves(own.parameters)[0])
+    gc.disable()
+    try:
+        del own
+        assert leaf() is None
+    finally:
+        gc.enable()

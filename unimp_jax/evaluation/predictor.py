@@ -86,11 +86,11 @@ class Predictor:
           has_image: bool [I], the items that have an image.
           image: uint8 [H, W, 3], of an item.
         """
-        config, everywhere = self.model().config, NamedSharding(self.mesh, PartitionSpec())
+        graph, config, everywhere = self.graph, self.model().config, NamedSharding(self.mesh, PartitionSpec())
         shape = (len(has_image), config.resampler.latents, config.vision.width)
 
         def encode(latents_ILC: jax.Array, parameters: Any, items_N: jax.Array, images_NHW3: jax.Array) -> jax.Array:
-            encoded_NLC = nnx.merge(self.graph, *parameters).encode_images(images_NHW3[:, None])[:, 0]
+            encoded_NLC = nnx.merge(graph, *parameters).encode_images(images_NHW3[:, None])[:, 0]
             return latents_ILC.at[items_N].set(encoded_NLC)
 
         add = jax.jit(encode, donate_argnums=0, out_shardings=everywhere)
@@ -264,6 +264,7 @@ class Predictor:
 
     def _program(self, function: Callable[..., Any], static: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
         """`function` compiled, its results flattened to [B * A, …], the prompts' numbers behind them."""
+        graph = self.graph  # a program that held the predictor would keep its parameters alive
         if (function, static) not in self._programs:
 
             def run(
@@ -274,7 +275,7 @@ class Predictor:
                 constants: tuple[Any, ...],
                 facts: tuple[jax.Array, ...],
             ) -> list[jax.Array]:
-                model = nnx.merge(self.graph, *parameters)
+                model = nnx.merge(graph, *parameters)
                 latents_BNLC = None if latents_ILC is None else latents_ILC[batch.images]
                 results = function(model, batch, latents_BNLC, prompts_BA, *constants, *facts, **dict(static))
                 return [x.reshape(-1, *x.shape[2:]) for x in (*results, prompts_BA)]
