@@ -135,7 +135,7 @@ def write(
     (folder / release.reviews[pattern].format(category)).write_text(lines, encoding="utf-8")
     literal: Callable[[Any], str] = repr if name == "amazon_2014" else json.dumps
     lines = "".join(f"{record if isinstance(record, str) else literal(record)}\n" for record in products)
-    (folder / f"{release.products.format(category)}.gz").write_bytes(gzip.compress(lines.encode()))
+    (folder / f"{release.products.format(category)}.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
     return folder
 
 

@@ -41,7 +41,7 @@ def movielens_folder(folder: Path, num_users: int = 0) -> Path:
     (inside / "users.jsonl").write_text("".join(lines), encoding="utf-8")
     with zipfile.ZipFile(folder / "posters.zip", "w") as posters:
         for number in range(1, 6):
-            posters.writestr(f"{number}.jpg", picture(number))
+            posters.writestr(zipfile.ZipInfo(f"{number}.jpg"), picture(number))
     return folder
 
 

@@ -165,7 +165,7 @@ def test_columns_are_found_by_name_and_others_ignored(tmp_path: Path) -> None:
 
 def test_the_csv_may_be_gzipped(tmp_path: Path) -> None:
     path = write_csv(tmp_path, [row(reviewText="two\n\nlines"), row(asin="A2", overall="x")])
-    path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
     path.unlink()
     faults = Faults("skip")
     (user,) = reviews_2014(path, faults).users()

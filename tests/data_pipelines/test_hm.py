@@ -85,7 +85,7 @@ def write(
     (folder / "transactions_train.csv").write_text(text_of([header, *purchases]), encoding="utf-8")
     with zipfile.ZipFile(folder / "images.zip", "w") as images:
         for name, encoded in PICTURES.items():
-            images.writestr(name, encoded)
+            images.writestr(zipfile.ZipInfo(name), encoded)
     return folder
 
 
@@ -167,7 +167,7 @@ def test_products_are_articles_of_all_colours(folder: Path) -> None:
 
 def test_a_product_without_a_picture_has_its_first_articles(folder: Path) -> None:
     with zipfile.ZipFile(folder / "images.zip", "w") as images:
-        images.writestr("images/010/0108775044.jpg", picture(7))
+        images.writestr(zipfile.ZipInfo("images/010/0108775044.jpg"), picture(7))
     faults = Faults()
     top, tights = opened(folder, faults, item="product").items()
     assert (top.image, tights.image) == (picture(7), b"")

@@ -86,7 +86,7 @@ def test_byte_order_marks_of_files_that_were_joined_are_no_part_of_the_text(
 @every_file
 @pytest.mark.parametrize("named", ["plain", "gz"])
 def test_gzip_is_told_by_its_bytes(tmp_path: Path, source: str, file: str, named: str, good) -> None:
-    packed = gzip.compress(GOOD[source][file])
+    packed = gzip.compress(GOOD[source][file], mtime=0)
     if named == "plain":
         assert read_good(tmp_path, source, {file: packed}) == good
         return

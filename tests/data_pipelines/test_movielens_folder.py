@@ -183,7 +183,7 @@ def test_text_that_is_not_utf_8_is_named(folder: Path) -> None:
 def write_posters(folder: Path, posters: dict[str, bytes]) -> None:
     with zipfile.ZipFile(folder / "posters.zip", "w") as archive:
         for name, encoded in posters.items():
-            archive.writestr(name, encoded)
+            archive.writestr(zipfile.ZipInfo(name), encoded)
 
 
 def test_items_with_a_missing_or_truncated_picture_are_kept_and_listed(folder: Path) -> None:

@@ -345,7 +345,7 @@ def test_files_that_failed_are_read_or_refused(case: Case, tmp_path: Path) -> No
 def test_a_file_of_reviews_is_told_by_its_bytes_and_by_a_name_without_a_dot(tmp_path: Path) -> None:
     files = {
         "Books.jsonl.gz": GOOD["amazon_2023"][BOOKS],
-        "meta_Books.jsonl": gzip.compress(GOOD["amazon_2023"][META]),
+        "meta_Books.jsonl": gzip.compress(GOOD["amazon_2023"][META], mtime=0),
         "._Books.jsonl": b"\0\5\x16\7",
         "._meta_Books.jsonl": b"\0\5\x16\7",
     }

@@ -58,7 +58,7 @@ def write_fashion(folder: Path, customers: int = 40, products: int = 30) -> Path
     write_hm(folder, articles, purchases)
     with zipfile.ZipFile(folder / "images.zip", "w") as images:
         for number, product in enumerate(dict.fromkeys(one[:7] for one in ids)):
-            images.writestr(f"{product[:3]}/{product}.jpg", picture(number))
+            images.writestr(zipfile.ZipInfo(f"{product[:3]}/{product}.jpg"), picture(number))
     return folder
 
 

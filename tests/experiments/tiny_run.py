@@ -59,7 +59,7 @@ def write_source(folder: Path, users: int = 40, items: int = 30) -> Path:
     (inside / "users.jsonl").write_text("".join(json.dumps(person) + "\n" for person in people))
     with zipfile.ZipFile(folder / "posters.zip", "w") as posters:
         for film in films[1:]:
-            posters.writestr(f"{film['item_id']}.jpg", picture(film["item_id"]))
+            posters.writestr(zipfile.ZipInfo(f"{film['item_id']}.jpg"), picture(film["item_id"]))
     return folder
 
 
