@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.config import ExperimentConfig
 from experiments.parameters import abstract_parameters
@@ -86,6 +87,7 @@ def compile_anew(lowered: jax.stages.Lowered, slices: Slices) -> tuple[jax.stage
     """(the program, seconds it took); nothing is read from JAX's cache, which needs the hardware for it."""
     cached, start = jax.config.jax_enable_compilation_cache, time.perf_counter()
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX asks once a process whether there is one
     try:
         compiled = lowered.compile()
         return compiled, time.perf_counter() - start
@@ -93,6 +95,7 @@ def compile_anew(lowered: jax.stages.Lowered, slices: Slices) -> tuple[jax.stage
         raise _in_words(error, slices) from error
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
+        compilation_cache.reset_cache()
 
 
 def work_of(config: ExperimentConfig) -> Work:
