@@ -16,11 +16,11 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from data_pipelines.examples import Budget, Example
 from data_pipelines.images import Pictures
 from data_pipelines.packing import best_length, fill_row, pack
-from data_pipelines.queries import TrainingQueries
-from data_pipelines.tasks import TaskWriter
+from data_pipelines.tasks.examples import Budget, Example
+from data_pipelines.tasks.prompt import PromptWriter
+from data_pipelines.tasks.queries import TrainingQueries
 
 SHORTENED = "texts of a question or answer cut to fit"
 
@@ -151,7 +151,7 @@ class _PlannedIterator(grain.DatasetIterator[Planned]):
 class BlockPlanner:
     """Block number -> its rows, each a list of examples."""
 
-    def __init__(self, queries: TrainingQueries, writer: TaskWriter, config: LoaderConfig, seed: int):
+    def __init__(self, queries: TrainingQueries, writer: PromptWriter, config: LoaderConfig, seed: int):
         self._queries, self._writer, self._config, self._seed = queries, writer, config, seed
 
     def __call__(self, block: int) -> Block:
@@ -189,7 +189,7 @@ def fill_batch(
 
 def training_batches(
     queries: TrainingQueries,
-    writer: TaskWriter,
+    writer: PromptWriter,
     images: Pictures,
     config: LoaderConfig,
     *,

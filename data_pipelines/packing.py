@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.examples import Budget, Example
+from data_pipelines.tasks.examples import Budget, Example
 
 
 def pack(sizes: np.ndarray, budget: Budget) -> list[list[int]]:

@@ -14,19 +14,20 @@ from data_pipelines.prepare import prepare
 from data_pipelines.sources import SOURCES
 from data_pipelines.sources.checks import OnBad
 from data_pipelines.sources.selection import Selection
-from experiments.asked import decoded
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.check import CheckConfig, check
 from experiments.config import DataConfig
-from experiments.evaluate import EvaluationConfig, evaluate_run, show
+from experiments.evals.config import EvaluationConfig, GenerateConfig
+from experiments.evaluate import evaluate_run, show
 from experiments.export import ExportConfig, export_run
-from experiments.generate import GenerateConfig, generate
+from experiments.generate import generate
 from experiments.item_ids import ItemIdsConfig, make_item_ids
 from experiments.loader_speed import measure_loader
 from experiments.plan.command import PresetPlan, plan
 from experiments.preset_run import PresetRun
 from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.report import write_reports
+from experiments.request import decoded
 from experiments.rival import train_rival
 from experiments.sweep.command import Sweep, sweep
 from experiments.terminal import clean_lines

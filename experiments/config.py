@@ -11,11 +11,11 @@ from typing import Any, Literal, TypeVar
 import pydantic
 
 from data_pipelines.errors import DataError
-from data_pipelines.examples import Budget
 from data_pipelines.images import ImageConfig
 from data_pipelines.loader import LoaderConfig
-from data_pipelines.queries import NO_CODES, QueryConfig
-from data_pipelines.tasks import TaskConfig
+from data_pipelines.tasks.config import TaskConfig
+from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.queries import NO_CODES, QueryConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from unimp_jax.model import ModelConfig, Part
 from unimp_jax.objective import ObjectiveConfig
@@ -97,7 +97,7 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if self.training.cache_features and "vision" in self.training.trains:
             raise ValueError("training: cache_features needs a frozen tower, but vision is among what trains")
-        if self.queries.mix.image and self.vocabulary.image_codes is None and self.start is None:
+        if self.queries.needs_codes and self.vocabulary.image_codes is None and self.start is None:
             raise ValueError(NO_CODES)
 
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from data_pipelines.corpus import VALIDATION, Corpus, build_corpus, split_by_users
 from data_pipelines.errors import DataError
-from data_pipelines.examples import Example
 from data_pipelines.features import FeatureStore
 from data_pipelines.fingerprint import FILE, Fingerprint, check_same, fingerprint, save_fingerprint
 from data_pipelines.images import ImageStore
@@ -26,11 +25,12 @@ from data_pipelines.loader import (
     question_batches,
     training_batches,
 )
-from data_pipelines.queries import TrainingQueries
 from data_pipelines.records import read_items, read_users
-from data_pipelines.room import check_room, long_texts
 from data_pipelines.schema import Item
-from data_pipelines.tasks import TaskWriter, prompt_texts
+from data_pipelines.tasks.examples import Example
+from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
+from data_pipelines.tasks.queries import TrainingQueries
+from data_pipelines.tasks.room import check_room, long_texts
 from data_pipelines.vocabulary import Vocabulary, attribute_texts, build_vocabulary, load_vocabulary
 from experiments.config import DataConfig, ExperimentConfig
 from unimp_jax.decoding import Trie, build_trie
@@ -106,7 +106,7 @@ class ExperimentData:
         self.config, self.corpus, self.vocabulary = config, records.corpus, vocabulary
         self.has_image = records.has_image
         attributes = attribute_texts(records.corpus, config.vocabulary)
-        self.writer = TaskWriter(
+        self.writer = PromptWriter(
             records.corpus,
             vocabulary,
             config.tasks,

@@ -9,7 +9,8 @@ from pathlib import Path
 from data_pipelines.prepare import prepare
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.config import DataConfig, ExperimentConfig
-from experiments.evaluate import EvaluationConfig, evaluate_run, show
+from experiments.evals.config import EvaluationConfig
+from experiments.evaluate import evaluate_run, show
 from experiments.presets import TINY
 from experiments.report import write_report
 from experiments.train import train_run
@@ -50,5 +51,5 @@ def with_pictures(data: Path, codes: Path) -> ExperimentConfig:
         TINY,
         data=DataConfig(SOURCE, data),
         vocabulary=dataclasses.replace(TINY.vocabulary, image_codes=codes),
-        queries=dataclasses.replace(TINY.queries, mix=dataclasses.replace(TINY.queries.mix, image=2.0)),
+        queries=dataclasses.replace(TINY.queries, mix={**TINY.queries.mix, "image": 2.0}),
     )

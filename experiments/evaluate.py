@@ -9,76 +9,32 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data_pipelines.corpus import Corpus
 from data_pipelines.errors import DataError
-from data_pipelines.queries import TASKS, Query
-from experiments.answers import Outcome, ask_items, ask_preference, ask_selections, save_answers
-from experiments.ask import Split, encode_catalogue
+from data_pipelines.tasks import TASKS
 from experiments.baselines.markov import choose_markov
 from experiments.baselines.popularity import Popularity
 from experiments.baselines.ranker import Ranker
-from experiments.baselines.sasrec import SASRecConfig
 from experiments.baselines.sasrec_training import train_sasrec
 from experiments.data import ExperimentData
-from experiments.painting import GalleryConfig, ask_held_out, open_painter
-from experiments.pictures import sample_pictures
+from experiments.evals import EVALS
+from experiments.evals.base import Answered, Outcome, Setting, TooFewError
+from experiments.evals.config import EvaluationConfig
 from experiments.questions import questions_of, refuse_nothing, why_none
-from experiments.results import Evaluation, Row, Sample, Table, save_evaluation
-from experiments.run import ALL_DEVICES, Checkpoint, load_model, open_data
-from unimp_jax.decoding import BeamConfig
+from experiments.results import Evaluation, Row, Table, save_evaluation
+from experiments.run import load_model, open_data
 from unimp_jax.evaluation.bootstrap import figure, interval
-from unimp_jax.evaluation.ranking import Ranked
-from unimp_jax.sharding import MeshConfig
 
-SAMPLED_HISTORY = 10
 BEST = 10
 """Items that each user's answer names."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """What is measured."""
-
-    split: Split = "test"
-    tasks: tuple[str, ...] = TASKS
-    """Which of them are asked."""
-    users: int | None = None
-    """So many users, an even sample, are asked in each task; by default all."""
-    checkpoint: Checkpoint = "best"
-    """The best by validation, or the latest."""
-    beams: int = 20
-    """With which items are searched for that have semantic ids."""
-    reviews: BeamConfig = BeamConfig(beams=5, new_tokens=256)
-    """How ratings and explanations are written."""
-    pictures: GalleryConfig = GalleryConfig()
-    """How pictures are generated and measured, where the run was trained for that."""
-    encode_catalogue: bool = True
-    """Every picture is encoded once, before anybody is asked; or, where there is no room for them all, in prompts."""
-    sasrec: bool = True
-    """Whether SASRec is trained as well (the other baselines only count)."""
-    sasrec_config: SASRecConfig = SASRecConfig()
-    """Its geometry and the time it is given."""
-    samples: int = 8
-    """Users whose history and recommendations are shown."""
-    seed: int = 0
-    """Of the bootstrap and of which users are shown."""
-    mesh: MeshConfig = ALL_DEVICES
-    """How the model lies on the devices that are here, whatever it was trained on."""
-
-    def __post_init__(self) -> None:
-        if self.users is not None and self.users < 1:
-            raise ValueError(f"users {self.users} must be 1 or more")
-        if self.samples < 0 or self.seed < 0:
-            raise ValueError(f"samples {self.samples} and seed {self.seed} must be 0 or more")
-        unknown = [task for task in self.tasks if task not in TASKS]
-        if unknown or not self.tasks:
-            raise ValueError(f"tasks {' '.join(unknown) or 'of nothing'}: one or more of {', '.join(TASKS)}")
 
 
 def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
@@ -98,33 +54,25 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
         raise ValueError(f"{config.beams} beams do not find the {BEST} best items: --beams {BEST} or more do")
     left_out = {task: why_none(data, split, task, none) for task, none in everything.items() if not none.queries}
     asked = {task: questions for task, questions in everything.items() if questions.queries}
-    painter = open_painter(data, config.pictures.painting.vqgan) if "image" in asked else None
+    opened = {task: EVALS[task].open(data, config) for task in asked}
     place = folder / "evaluation"
     place.mkdir(exist_ok=True)
     if not os.access(place, os.W_OK):  # which is better told before anybody is asked
         raise DataError(f"{place} may not be written: it belongs to somebody else, or its disk can only be read")
-    model, facts = load_model(folder, data, config.checkpoint)
-    model = encode_catalogue(data, model) if config.encode_catalogue else model
-    rankers, unfit = fit_rankers(corpus, config) if {*asked} - {"preference", "image"} else ([], {})
+    predictor, facts = load_model(folder, data, config.checkpoint)
+    if config.encode_catalogue:
+        predictor = predictor.encode_catalogue(data.writer.has_image, data.images.__getitem__)
+    ranks = any(EVALS[task].needs_rankers for task in asked)
+    rankers, unfit = fit_rankers(corpus, config) if ranks else ([], {})
     left_out |= unfit
-    outcomes: dict[str, Outcome] = {}
-    ranked, generated = None, None
-    if "recommendation" in asked:
-        outcomes["recommendation"], ranked = ask_items(
-            data, model, rankers, asked["recommendation"], "recommendation", config.beams
-        )
-    if "search" in asked:
-        outcomes["search"], _ = ask_items(data, model, rankers, asked["search"], "search", config.beams)
-    if "preference" in asked:
-        outcomes |= ask_preference(data, model, asked["preference"], config.reviews)
-    if "selection" in asked:
-        outcomes["selection"] = ask_selections(data, model, rankers, asked["selection"])
-    if painter:
+    answered: dict[str, Answered] = {}
+    for task, questions in asked.items():
         try:
-            painted, generated = ask_held_out(data, model, asked["image"], painter, config.pictures, config.seed)
-            outcomes |= painted
-        except DataError as error:  # too few pictures to measure by
-            left_out["image"] = str(error)
+            setting = Setting(data, predictor, questions, rankers, config, opened[task])
+            answered[task] = EVALS[task].evaluate(setting)
+        except TooFewError as error:
+            left_out[task] = str(error)
+    outcomes = {name: outcome for one in answered.values() for name, outcome in one.outcomes.items()}
     if not outcomes:
         raise DataError(f"{data.config.data.source}: nothing is left to ask: {'; '.join(left_out.values())}")
     evaluation = Evaluation(
@@ -132,15 +80,15 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
         split=config.split,
         step=facts.step,
         tables=tuple(tabulate(task, outcome, config.seed) for task, outcome in outcomes.items()),
-        samples=sample(corpus, asked["recommendation"].queries, ranked, config) if ranked else (),
+        samples=tuple(sample for one in answered.values() for sample in one.samples),
         seconds=time.perf_counter() - start,
         facts=facts.described,
         left_out=left_out,
     )
     if jax.process_index() == 0:
-        if generated:
-            shown = sample_pictures(data, generated, place, split, count=config.samples, seed=config.seed)
-            evaluation = dataclasses.replace(evaluation, pictures=shown)
+        for one in answered.values():
+            if one.save_images:
+                evaluation = dataclasses.replace(evaluation, pictures=one.save_images(place))
         for task, outcome in outcomes.items():
             save_answers(outcome, place / f"{split}-{task}.parquet")
         save_evaluation(evaluation, place / f"{split}.json")  # at last: what it speaks of is there
@@ -149,7 +97,8 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
 
 def asked_tasks(data: ExperimentData, config: EvaluationConfig) -> list[str]:
     """Those asked for, but for pictures where the run was not trained to generate any."""
-    return [task for task in TASKS if task in config.tasks and (task != "image" or data.config.queries.mix.image)]
+    mix = data.config.queries.mix
+    return [name for name, task in TASKS.items() if name in config.tasks and (not task.needs_codes or mix[name])]
 
 
 def fit_rankers(corpus: Corpus, config: EvaluationConfig) -> tuple[list[Ranker], dict[str, str]]:
@@ -177,21 +126,23 @@ def tabulate(task: str, outcome: Outcome, seed: int) -> Table:
     return Table(task, users, outcome.larger_is_better, tuple(rows), outcome.note)
 
 
-def sample(corpus: Corpus, queries: Sequence[Query], ranked: Ranked, config: EvaluationConfig) -> tuple[Sample, ...]:
-    """Some users, drawn by the seed, as many found within the ten best as not, where there are."""
-    order = np.random.default_rng(config.seed).permutation(len(queries))
-    found = [n for n in order.tolist() if ranked.filtered[n] <= 10][: config.samples // 2]
-    missed = [n for n in order.tolist() if ranked.filtered[n] > 10][: config.samples - len(found)]
-    return tuple(
-        Sample(
-            user=corpus.user_ids[queries[n].user],
-            history=tuple(corpus.history(queries[n].user, queries[n].position)[-SAMPLED_HISTORY:].tolist()),
-            target=queries[n].right[0],
-            rank=float(ranked.filtered[n]),
-            top=tuple(item for item in ranked.top[n].tolist() if item >= 0),
-        )
-        for n in found + missed
-    )
+def save_answers(outcome: Outcome, path: Path) -> None:
+    """Parquet, a row a question: the answers, and each model's figures of the user as `MODEL: FIGURE`; whole or not at
+    all. A figure that a model has not for everyone (a rating that could not be read) is null."""
+    columns = dict(outcome.answers)
+    count = len(next(iter(columns.values())))
+    for model, per_user in outcome.figures.items():
+        there = np.isfinite(columns.get(f"{model}: rating", np.zeros(count)))
+        for name, values in per_user.items():
+            whole = np.full(count, np.nan)
+            whole[there] = values
+            columns[f"{model}: {name}"] = pa.array(whole, from_pandas=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        pq.write_table(pa.table(columns), temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def show(evaluation: Evaluation) -> str:

@@ -16,10 +16,10 @@ import pydantic
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data_pipelines.errors import DataError
-from data_pipelines.queries import held_out_queries
+from data_pipelines.tasks.base import Split
+from data_pipelines.tasks.queries import held_out_queries
 from data_pipelines.vocabulary import Vocabulary
 from data_pipelines.whole_tokenizer import whole_tokenizer
-from experiments.ask import Split
 from experiments.config import load_config, save_config
 from experiments.data import ExperimentData
 from experiments.results import Evaluation, load_evaluation

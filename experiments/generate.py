@@ -9,81 +9,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import numpy as np
-import tyro
-from tyro.constructors import PrimitiveConstructorSpec
-
-from data_pipelines.corpus import Corpus
+from data_pipelines.corpus import Corpus, with_user
 from data_pipelines.errors import DataError
-from data_pipelines.queries import IMAGE, PREFERENCE, SELECTION, Query
-from data_pipelines.vocabulary import Vocabulary
-from experiments.ask import Model, ask_for_selections, find_items
-from experiments.asked import Request, Task, complete, pose
+from data_pipelines.nearest import likeness, nearest
+from data_pipelines.tasks import Query
+from data_pipelines.vocabulary import NUM_CANDIDATES
 from experiments.data import ExperimentData
-from experiments.painting import Painter, PaintingConfig, ask_for_codes, open_painter, save_picture
-from experiments.run import Checkpoint, open_to_ask
-from experiments.terminal import cleaned, columns, fitted, padded, room
+from experiments.evals import EVALS
+from experiments.evals.base import titled
+from experiments.evals.config import GenerateConfig
+from experiments.request import FIELDS, STDIN, Request, read_request
+from experiments.run import open_to_ask
+from experiments.terminal import cleaned, fitted, room
 from unimp_jax.decoding import BeamConfig
-from unimp_jax.sharding import MeshConfig
 
 SHOWN = 3
 """So many of the latest items of a history are named."""
-
-Flag = Annotated[
-    bool,
-    PrimitiveConstructorSpec(
-        nargs=0,
-        metavar="",
-        instance_from_str=lambda _: True,
-        is_instance=lambda value: isinstance(value, bool),
-        str_from_instance=lambda value: [str(value)],
-    ),
-]
-"""An option that is named or not, and takes no value."""
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerateConfig:
-    """What is asked, and how it is answered."""
-
-    task: Task = "recommendation"
-    user: str | None = None
-    """The id of a user of the source. Their history is all that is known of them, what evaluation holds out included:
-    this is use, not measurement. Without it, a JSON object is read from standard input:
-    {"history": ["ITEM_ID", {"item": "ITEM_ID", "rating": 4.0}], "query": "…", "item": "…", "candidates": ["…"]},
-    the history oldest first, the other fields in place of the options of their names."""
-    query: str | None = None
-    """For search and image: its words, as the source writes its categories."""
-    item: str | None = None
-    """For preference: the id of the item to be rated."""
-    candidates: tuple[str, ...] = ()
-    """For selection: the ids of three items."""
-    k: int = 10
-    """So many items are named by recommendation and search."""
-    keep_seen: Flag = False
-    """They may be items of the history as well."""
-    beams: int = 10
-    """Of the search for items with semantic ids (at least k), and for what is written with a rating."""
-    new_tokens: int = 128
-    """What is written with a rating is cut off there."""
-    out: Path = Path("pictures")
-    """For image: the folder where pictures go, 1.png and so on."""
-    painting: Annotated[PaintingConfig, tyro.conf.arg(name="")] = PaintingConfig()
-    """For image: by what, how many and how."""
-    seed: int = 0
-    """For image: of what is drawn."""
-    checkpoint: Checkpoint = "best"
-    """Of a run: the best by validation, or the latest."""
-    data: Path | None = None
-    """Where the prepared records are, if not where they were in training."""
-    mesh: MeshConfig = MeshConfig(data=-1)
-    """How the model lies on the devices that are here."""
-    json: Flag = False
-    """The answer as one JSON object."""
 
 
 def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> str:
@@ -104,86 +50,19 @@ def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> s
     data, query = pose(data, request)
     if not 1 <= config.k <= data.corpus.num_items:
         raise DataError(f"--k is {config.k}: 1 to {data.corpus.num_items}, all items of the catalogue, is right")
-    beams = BeamConfig(config.beams, config.new_tokens)
+    BeamConfig(config.beams, config.new_tokens)  # refuses what cannot be before weights are read
     data.writer.write(query, ask=True)  # what does not fit is told before weights are read
-    painter = open_painter(data, config.painting.vqgan) if query.task == IMAGE else None
-    if painter:
-        config.out.mkdir(parents=True, exist_ok=True)  # what cannot be is told before weights are read
-    model = open_model()
-    answer: dict[str, Any] = {"task": config.task, "user": config.user, "history": told_history(data.corpus, query)}
-    if query.task == PREFERENCE:
-        answer |= rate(data, model, query, beams)
-    elif painter:
-        answer |= {"query": query.words, "pictures": paint(data, model, query, painter, config)}
-    elif query.task == SELECTION:
-        chosen = ask_for_selections(data, model, [query])[0]
-        answer |= {"candidates": told(data.corpus, query.candidates), "chosen": told(data.corpus, chosen)}
-    else:
-        answer |= {"query": query.words} if query.words else {}
-        answer |= {"items": best_items(data, model, query, config)}
+    evaluation = EVALS[config.task]
+    opened = evaluation.open(data, config)
+    predictor = open_model()
+    answer: dict[str, Any] = {"task": config.task, "user": config.user, "history": history_of(data.corpus, query)}
+    answer |= evaluation.answer(data, predictor, query, config, opened)
     return json.dumps(answer, indent=1) if config.json else show(answer)
 
 
-def told(corpus: Corpus, items: Iterable[int]) -> list[dict[str, Any]]:
-    return [{"item": corpus.item_ids[item], "title": corpus.titles[item]} for item in items]
-
-
-def told_history(corpus: Corpus, query: Query) -> dict[str, Any]:
+def history_of(corpus: Corpus, query: Query) -> dict[str, Any]:
     latest = corpus.history(query.user, query.position)[-SHOWN:]
-    return {"items": query.position, "latest": told(corpus, latest.tolist())}
-
-
-def best_items(data: ExperimentData, model: Model, query: Query, config: GenerateConfig) -> list[dict[str, Any]]:
-    """Items, best first, with the probability that the model gives their names."""
-    beams = max(config.beams, config.k)
-    items, scores = find_items(data, model, [query], config.k, beams, keep_seen=config.keep_seen)
-    found = [(item, float(np.exp(score))) for item, score in zip(items[0], scores[0], strict=True)]
-    return [
-        {"rank": rank, **told(data.corpus, [item])[0], "probability": probability}
-        for rank, (item, probability) in enumerate(found, start=1)
-        if item >= 0
-    ]
-
-
-def rate(data: ExperimentData, model: Model, query: Query, config: BeamConfig) -> dict[str, Any]:
-    """The item asked about, and what `parse_rating` finds in the best answer."""
-    vocabulary = data.vocabulary
-    batches = data.questions([data.writer.write(query, ask=True)], model.share, tight=True)
-    tokens, _ = model.examiner.answers(model.parameters, batches, 1, config, eos=vocabulary.eos, pad=vocabulary.pad)
-    return told(data.corpus, query.right)[0] | parse_rating(vocabulary, tokens[0])
-
-
-def paint(
-    data: ExperimentData, model: Model, query: Query, painter: Painter, config: GenerateConfig
-) -> list[dict[str, Any]]:
-    """Files of pictures, each with the log-probability of its codes, the most probable first."""
-    codes, scores = ask_for_codes(data, model, [query], config.painting, config.seed)
-    order = np.argsort(-scores[0], kind="stable")
-    painted = []
-    for number, picture in enumerate(painter.paint(codes[0, order]), start=1):
-        path = config.out / f"{number}.png"
-        save_picture(picture, path)
-        painted.append({"file": str(path), "log-probability": float(scores[0, order[number - 1]])})
-    return painted
-
-
-def parse_rating(vocabulary: Vocabulary, tokens: np.ndarray) -> dict[str, Any]:
-    """What an answer to a preference question says.
-
-    Args:
-      tokens: int32 [n]; what stands behind the end is not read.
-
-    Returns:
-      `rating`, the stars of the first token, and `explanation`, the words after it; where that is no rating, None, and
-      as `answer` all that was said; `whole`, whether the answer came to its end.
-    """
-    ends = np.flatnonzero(tokens == vocabulary.eos)
-    said = tokens[: ends[0]] if len(ends) else tokens
-    level = np.flatnonzero(np.isin(vocabulary.ratings, said[:1]))
-    words = vocabulary.decode(said[len(level) :].tolist())
-    if len(level):
-        return {"rating": vocabulary.rating_levels[level[0]], "explanation": words, "whole": bool(len(ends))}
-    return {"rating": None, "answer": words, "whole": bool(len(ends))}
+    return {"items": query.position, "latest": titled(corpus, latest.tolist())}
 
 
 def show(answer: dict[str, Any]) -> str:
@@ -196,43 +75,84 @@ def show(answer: dict[str, Any]) -> str:
     )
     counted = f"{count} item{'' if count == 1 else 's'}, the latest {latest}"
     lines = [f"{answer['task']} for {who}: {counted}", ""]
-    if "items" in answer:
-        return "\n".join([*lines, *show_items(answer["items"])])
-    if "pictures" in answer:
-        files = [f"{one['file']}  log-probability {one['log-probability']:.1f}" for one in answer["pictures"]]
-        return "\n".join([*lines, f"query  {answer['query']}", *files])
-    if "chosen" in answer:
-        chosen = [item["item"] for item in answer["chosen"]]
-        marks = ["chosen" if item["item"] in chosen else "" for item in answer["candidates"]]
-        return "\n".join(
-            [*lines, *(f"{mark:6}  {name(item)}" for mark, item in zip(marks, answer["candidates"], strict=True))]
-        )
-    cut = "" if answer["whole"] else " … (cut off: --new-tokens allows more)"
-    if answer["rating"] is None:
-        rating, words = "none: the answer does not begin with one", f"answer       {answer['answer'] or 'empty'}{cut}"
+    return "\n".join([*lines, *EVALS[answer["task"]].show(answer)])
+
+
+def complete(options: Request, text: str | None) -> Request:
+    """The options of a command line, with what the JSON object `text` says beside them where no user is named.
+
+    Raises:
+      DataError: the JSON is not as it should be; or something that the task needs is missing, or an option is given
+        that it does not know.
+    """
+    needed, meaning = EVALS[options.task].needs
+    for name in FIELDS[1:]:
+        if getattr(options, name) and name != needed:
+            others = " or ".join(task for task, one in EVALS.items() if one.needs[0] == name)
+            raise DataError(f"--{name} is for --task {others}, not for {options.task}")
+    request = options
+    if text is not None:
+        told = read_request(text)
+        given = {name: getattr(options, name) for name in FIELDS[1:] if getattr(options, name)}
+        request = dataclasses.replace(told, task=options.task, **given)
+    if needed and not getattr(request, needed):
+        beside = f' (or "{needed}" in the JSON object)' if text is not None else ""
+        raise DataError(f"--task {request.task} needs --{needed}, {meaning}{beside}")
+    if needed == "candidates" and len(set(request.candidates)) != NUM_CANDIDATES:
+        raise DataError(f"--candidates are {len(set(request.candidates))} different ids; {NUM_CANDIDATES} are needed")
+    return request
+
+
+def pose(data: ExperimentData, request: Request) -> tuple[ExperimentData, Query]:
+    """The question, about all that the person has met, and the data in which their history is.
+
+    Raises:
+      DataError: a user or an item does not exist, the history is empty, or this source has no such ratings.
+    """
+    corpus = data.corpus
+    numbers = {item_id: number for number, item_id in enumerate(corpus.item_ids)}
+
+    def item_of(item_id: str) -> int:
+        if item_id not in numbers:
+            raise DataError(f"item {item_id!r} is not in the catalogue{nearest_item(corpus, item_id)}")
+        return numbers[item_id]
+
+    if request.user is None:
+        check_ratings(request, data.vocabulary.rating_levels)
+        items, ratings = [item_of(item_id) for item_id, _ in request.history], [stars for _, stars in request.history]
+        data = data.of(with_user(corpus, STDIN, items, ratings))
+        user = data.corpus.num_users - 1
+    elif request.user in corpus.user_ids:
+        user = corpus.user_ids.index(request.user)
     else:
-        rating = f"{answer['rating']:g}"
-        words = f"explanation  {answer['explanation'] or 'none was written'}{cut}"
-    return "\n".join([*lines, name(answer), f"rating       {rating}", words])
+        near = nearest(request.user, corpus.user_ids)
+        hint = "" if near is None else f"; the nearest is {near!r}"
+        raise DataError(f"user {request.user!r} is not in this source{hint}")
+    offsets = data.corpus.offsets
+    query = Query(request.task, user, int(offsets[user + 1] - offsets[user]), ())
+    return data, EVALS[request.task].query(data, request, query, item_of)
 
 
-def show_items(items: list[dict[str, Any]]) -> list[str]:
-    """A table."""
-    if not items:
-        return ["no item is left: all of the catalogue are in the history (--keep-seen names them as well)"]
-    ids = column("item", [item["item"] for item in items], room() // 2)
-    titles = column("title", [item["title"] for item in items], room() - len("rank    probability  ") - columns(ids[0]))
-    numbers = ["rank", *(f"{item['rank']:4}" for item in items)]
-    shares = ["probability", *(f"{item['probability']:11.2%}" for item in items)]
-    return ["  ".join(cells) for cells in zip(numbers, titles, ids, shares, strict=True)]
+def check_ratings(request: Request, levels: Sequence[float]) -> None:
+    """
+    Raises:
+      DataError: a rating of the history is beyond those that can be given.
+    """
+    for item_id, rating in request.history:
+        if levels and not math.isnan(rating) and not levels[0] <= rating <= levels[-1]:
+            raise DataError(
+                f"{STDIN}: the rating of item {item_id} is {rating:g}; this source has {levels[0]:g} to {levels[-1]:g}"
+            )
 
 
-def column(head: str, texts: list[str], most: int) -> list[str]:
-    """Texts below their head, all of as many columns, `most` or what the head needs at most."""
-    cut = [head, *(fitted(text, max(most, len(head))) for text in texts)]
-    width = max(map(columns, cut))
-    return [padded(text, width) for text in cut]
-
-
-def name(item: dict[str, Any]) -> str:
-    return f"{fitted(item['title'], room())} ({item['item']})"
+def nearest_item(corpus: Corpus, text: str) -> str:
+    """What to add to a message about an id that is none: the item whose title, or else whose id, is most like it;
+    nothing where there is none."""
+    by_title, by_id = nearest(text, corpus.titles), nearest(text, corpus.item_ids)
+    if by_title is not None and (by_id is None or likeness(by_title, text) > likeness(by_id, text)):
+        number = corpus.titles.index(by_title)
+    elif by_id is not None:
+        number = corpus.item_ids.index(by_id)
+    else:
+        return ""
+    return f"; the nearest is {corpus.item_ids[number]!r} ({corpus.titles[number]})"

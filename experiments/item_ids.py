@@ -7,16 +7,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
 from tqdm import tqdm
 
 from data_pipelines.code_files import check_place
 from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.vocabulary import attribute_texts
-from experiments.ask import Model
 from experiments.data import ExperimentData
 from experiments.picture_towers import BATCH, own_tower
 from experiments.run import ALL_DEVICES, Checkpoint, open_model
+from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.interop.exporting import to_host
 from unimp_jax.model import UniMP
 from unimp_jax.semantic_ids import ResidualKMeansConfig, RQVAEConfig, SemanticIdConfig, semantic_ids
@@ -50,11 +49,11 @@ def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
     if not (config.images or config.text):
         raise ValueError("ids are made of images, of text or of both; neither is left")
     check_place(path)
-    data, model, facts = open_model(run, config.checkpoint, config.mesh)
-    net = nnx.merge(model.examiner.graph, *model.parameters)
+    data, predictor, facts = open_model(run, config.checkpoint, config.mesh)
+    net = predictor.model()
     blocks = []
     if config.images:
-        blocks.append(picture_features(model, data))
+        blocks.append(picture_features(predictor, data))
     if config.text:
         blocks.append(text_features(net, data))
     features = np.concatenate([evenly(block) for block in blocks], axis=1)
@@ -80,9 +79,9 @@ def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
     return f"{made.figures}\n{path}: ids of {layout} codes; train with --vocabulary.item-codes {path}"
 
 
-def picture_features(model: Model, data: ExperimentData) -> np.ndarray:
+def picture_features(predictor: Predictor, data: ExperimentData) -> np.ndarray:
     """float32 [I, C]; an item without a picture is given the mean of all."""
-    tower = own_tower(model)
+    tower = own_tower(predictor)
     shown = np.flatnonzero(data.writer.has_image)
     features = np.zeros((data.corpus.num_items, data.config.model.vision.width), np.float32)
     for start in tqdm(range(0, len(shown), BATCH), desc="pictures", leave=False):

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data_pipelines.plain_text import shortened
-from experiments.ask import Model
+from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.interop.layout import WeightsError
 from unimp_jax.interop.picture_towers import read_clip, read_inception
 from unimp_jax.interop.weights import reason
@@ -146,7 +146,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise WeightsError(f"{folder}: the tokenizer of this CLIP cannot be read ({reason(error)})") from error
 
 
-def open_towers(config: PictureTowerConfig, model: Model) -> tuple[PictureTower, ClipTower | None]:
+def open_towers(config: PictureTowerConfig, predictor: Predictor) -> tuple[PictureTower, ClipTower | None]:
     """(what features are taken from, what tells how well pictures fit a text).
 
     Raises:
@@ -155,11 +155,11 @@ def open_towers(config: PictureTowerConfig, model: Model) -> tuple[PictureTower,
     clip = ClipTower(config.clip) if config.clip else None
     if config.inception:
         return InceptionTower(config.inception), clip
-    return clip or own_tower(model), clip
+    return clip or own_tower(predictor), clip
 
 
-def own_tower(model: Model) -> OwnTower:
-    return OwnTower(nnx.merge(model.examiner.graph, *model.parameters).vision, model.examiner.mesh)
+def own_tower(predictor: Predictor) -> OwnTower:
+    return OwnTower(predictor.model().vision, predictor.mesh)
 
 
 def resized(images_NHW3: jax.Array, size: int) -> jax.Array:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from data_pipelines.examples import Budget
 from data_pipelines.images import ImageConfig
 from data_pipelines.loader import LoaderConfig
-from data_pipelines.queries import QueryConfig, TaskMix
-from data_pipelines.tasks import TaskConfig
+from data_pipelines.tasks.config import TaskConfig
+from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.queries import QueryConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.config import DataConfig, ExperimentConfig, TrainingConfig
 from unimp_jax.model import PARTS, presets
@@ -28,7 +28,7 @@ TINY = ExperimentConfig(
     tasks=TaskConfig(
         full_items=2, id_items=100, history_targets="next_item", history_weight=0.3, questions_show_ids=True
     ),
-    queries=QueryConfig(mix=TaskMix(recommendation=2.0, search=2.0, preference=2.0, selection=2.0)),
+    queries=QueryConfig(mix={"recommendation": 2.0, "search": 2.0, "preference": 2.0, "selection": 2.0}),
     budget=Budget(tokens=512, images=16, answers=320),
     images=ImageConfig(fit="stretch"),
     loader=LoaderConfig(rows=8, block_examples=2048),
@@ -42,7 +42,7 @@ SMALL = ExperimentConfig(
     data=DataConfig("movielens_1m"),
     vocabulary=VocabularyConfig(trained_size=512, attributes=("Genres", "Title"), attribute_words=4),
     tasks=TaskConfig(full_items=1, id_items=160, history_targets="next_item", ask_every=10),
-    queries=QueryConfig(mix=TaskMix(recommendation=8.0, search=1.0, preference=0.0, selection=0.5)),
+    queries=QueryConfig(mix={"recommendation": 8.0, "search": 1.0, "preference": 0.0, "selection": 0.5}),
     budget=Budget(tokens=512, images=10, answers=432),
     images=ImageConfig(fit="stretch"),
     loader=LoaderConfig(rows=8, block_examples=4096),
@@ -58,7 +58,7 @@ REVIEWS = ExperimentConfig(
     tasks=TaskConfig(
         full_items=0, id_items=40, history_targets="next_item", history_weight=0.3, questions_show_ids=True
     ),
-    queries=QueryConfig(mix=TaskMix(recommendation=1.0, search=1.0, preference=8.0, selection=1.0)),
+    queries=QueryConfig(mix={"recommendation": 1.0, "search": 1.0, "preference": 8.0, "selection": 1.0}),
     budget=Budget(tokens=512, images=0, answers=480),
     loader=LoaderConfig(rows=8, block_examples=2048),
     optimizer=dataclasses.replace(FROM_NOTHING, learning_rate=2e-3),
@@ -76,7 +76,7 @@ FASHION = ExperimentConfig(
         full_items=12, id_items=30, history_targets="both", recommendation_at="last_id", questions_show_ids=True,
         ask_every=5,
     ),
-    queries=QueryConfig(mix=TaskMix(recommendation=3.0, search=1.0, preference=0.0, selection=1.0)),
+    queries=QueryConfig(mix={"recommendation": 3.0, "search": 1.0, "preference": 0.0, "selection": 1.0}),
     budget=Budget(tokens=512, images=40, answers=192),
     images=ImageConfig(fit="stretch"),
     loader=LoaderConfig(rows=4, block_examples=2048),
@@ -92,7 +92,9 @@ BEAUTY = ExperimentConfig(
     vocabulary=VocabularyConfig(trained_size=2048, attribute_words=6),
     tasks=TaskConfig(full_items=12, id_items=50, history_targets="both", recommendation_at="last_id"),
     queries=QueryConfig(
-        mix=TaskMix(recommendation=1.0, search=0.0, preference=0.0, selection=0.0), window="latest", window_items=50
+        mix={"recommendation": 1.0, "search": 0.0, "preference": 0.0, "selection": 0.0},
+        window="latest",
+        window_items=50,
     ),
     budget=Budget(tokens=256, images=0, answers=80),
     loader=LoaderConfig(rows=16, block_examples=4096),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from data_pipelines.errors import DataError
-from data_pipelines.queries import Query, held_out, held_out_queries
-from experiments.ask import Split, evenly_spread
+from data_pipelines.tasks import Query
+from data_pipelines.tasks.base import Split
+from data_pipelines.tasks.queries import held_out, held_out_queries
 from experiments.data import ExperimentData
 
 
@@ -35,6 +37,12 @@ class Questions:
     def reasons(self) -> str:
         """Such as `12 users whose answer has no rating`."""
         return ", ".join(f"{count:,} user{'s' * (count != 1)} {reason}" for reason, count in self.left_out.items())
+
+
+def evenly_spread(queries: Sequence[Query], count: int | None) -> list[Query]:
+    """`count` of them in their order, or all where there are fewer; None: all."""
+    count = len(queries) if count is None else min(count, len(queries))
+    return [queries[len(queries) * number // count] for number in range(count)]
 
 
 def questions_of(data: ExperimentData, split: Split, task: str, users: int | None = None) -> Questions:

@@ -15,17 +15,15 @@ from jax.sharding import Mesh
 
 from data_pipelines.errors import DataError
 from data_pipelines.fingerprint import DATA_PARTS
-from data_pipelines.loader import Share
-from experiments.ask import Model
 from experiments.config import ExperimentConfig, load_config
 from experiments.data import ExperimentData
 from experiments.parameters import abstract_parameters, init_parameters
 from experiments.step import to_device
-from unimp_jax.evaluation.harness import Examiner
+from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.interop.importing import GEOMETRY, exported_values
 from unimp_jax.interop.placing import place
 from unimp_jax.model import PARTS
-from unimp_jax.sharding import ROWS, MeshConfig, make_mesh, row_shards
+from unimp_jax.sharding import ROWS, MeshConfig, make_mesh
 from unimp_jax.training.checkpoint import Checkpoints
 from unimp_jax.training.frozen import load_frozen
 from unimp_jax.training.log import read_log
@@ -88,7 +86,7 @@ def open_data(folder: Path, mesh: MeshConfig = ALL_DEVICES) -> ExperimentData:
 
 def open_model(
     folder: Path, checkpoint: Checkpoint, mesh: MeshConfig = ALL_DEVICES
-) -> tuple[ExperimentData, Model, Facts]:
+) -> tuple[ExperimentData, Predictor, Facts]:
     """The data, the model ready to be asked on the devices that are here, and what to say of it.
 
     Raises:
@@ -98,15 +96,15 @@ def open_model(
     return data, *load_model(folder, data, checkpoint)
 
 
-def load_model(folder: Path, data: ExperimentData, checkpoint: Checkpoint) -> tuple[Model, Facts]:
+def load_model(folder: Path, data: ExperimentData, checkpoint: Checkpoint) -> tuple[Predictor, Facts]:
     """A run's model, where `data` is open already, and what to say of it.
 
     Raises:
       DataError: the run has no whole checkpoint.
       CheckpointError: it cannot be read.
     """
-    model, step = restore(folder, data.config, checkpoint)
-    trainable, frozen = model.parameters
+    predictor, step = restore(folder, data.config, checkpoint)
+    trainable, frozen = predictor.parameters
     lines = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] == "train"]
     described = {
         "parameters that train": f"{sum(x.size for x in jax.tree.leaves(trainable)):,}",
@@ -118,12 +116,12 @@ def load_model(folder: Path, data: ExperimentData, checkpoint: Checkpoint) -> tu
     }
     last = lines[-1] if lines else {}
     logged = {name: format(last[field], how) for name, (field, how) in LOGGED.items() if field in last}
-    return model, Facts(step, described | logged)
+    return predictor, Facts(step, described | logged)
 
 
 def open_to_ask(
     folder: Path, checkpoint: Checkpoint = "best", *, records: Path | None = None, mesh: MeshConfig
-) -> tuple[ExperimentData, Callable[[], Model]]:
+) -> tuple[ExperimentData, Callable[[], Predictor]]:
     """What the folder of a run, or one that was exported, can be asked with: the data, and what then opens the model.
 
     One question fills a batch, so that none is computed for nothing.
@@ -156,7 +154,7 @@ def open_to_ask(
     return data, lambda: restore(folder, config, checkpoint)[0]
 
 
-def restore(folder: Path, config: ExperimentConfig, checkpoint: Checkpoint) -> tuple[Model, int]:
+def restore(folder: Path, config: ExperimentConfig, checkpoint: Checkpoint) -> tuple[Predictor, int]:
     """A run's model, ready to be asked, and the step that it is of. Nothing but its parameters is read.
 
     Raises:
@@ -174,7 +172,7 @@ def restore(folder: Path, config: ExperimentConfig, checkpoint: Checkpoint) -> t
     return to_be_asked(parameters.graph, mesh, (trainable, frozen)), step
 
 
-def read_exported(folder: Path, config: ExperimentConfig) -> Model:
+def read_exported(folder: Path, config: ExperimentConfig) -> Predictor:
     """The model of an exported folder, its weights read straight into their places on the mesh.
 
     Raises:
@@ -186,5 +184,5 @@ def read_exported(folder: Path, config: ExperimentConfig) -> Model:
     return to_be_asked(parameters.graph, mesh, (trainable, frozen))
 
 
-def to_be_asked(graph: nnx.GraphDef, mesh: Mesh, parameters: tuple[Any, Any]) -> Model:
-    return Model(Examiner(graph, mesh, to_device(mesh)), parameters, Share(*row_shards(mesh)))
+def to_be_asked(graph: nnx.GraphDef, mesh: Mesh, parameters: tuple[Any, Any]) -> Predictor:
+    return Predictor(graph, mesh, to_device(mesh), parameters)

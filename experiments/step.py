@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from data_pipelines.queries import TASKS
+from data_pipelines.tasks import TASKS
 from experiments.config import ExperimentConfig
 from experiments.parameters import Parameters
 from unimp_jax.batch import Batch

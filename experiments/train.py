@@ -21,14 +21,16 @@ from jax.sharding import Mesh
 from data_pipelines.errors import DataError
 from data_pipelines.fingerprint import DATA_PARTS, FILE
 from data_pipelines.loader import Position, Share
-from data_pipelines.queries import TASKS, held_out_queries
-from experiments.ask import Model, ask_for_items, evenly_spread
+from data_pipelines.tasks import TASKS
+from data_pipelines.tasks.queries import held_out_queries
 from experiments.beginning import adopt, begin, first_vocabulary
 from experiments.config import ExperimentConfig, differences, load_config, note_changes, save_config
 from experiments.data import ExperimentData, sized_model
+from experiments.evals.ranking import rank_catalogue
 from experiments.features import tower_features
 from experiments.lock import alone_in
 from experiments.parameters import Parameters, abstract_parameters
+from experiments.questions import evenly_spread
 from experiments.starts import note_start
 from experiments.step import (
     abstract_state,
@@ -40,8 +42,8 @@ from experiments.step import (
     to_device,
 )
 from experiments.vqgan.config import FILE as OF_VQGAN
-from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.evaluation.metrics import ranking_metrics
+from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.processes import wait_for_all
 from unimp_jax.sharding import row_shards
 from unimp_jax.training.checkpoint import Checkpoints
@@ -85,8 +87,8 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
             step=compile_step(config, parameters, transformation, state, mesh),
             batches=lambda position: data.training(Position(**position) if position else Position(), share, features),
             to_device=to_device(mesh),
-            validate=validation(config, data, parameters.graph, frozen, mesh, share),
-            tasks=TASKS,
+            validate=validation(config, data, parameters.graph, frozen, mesh),
+            tasks=tuple(TASKS),
             flops=model_flops(config),
             peak_flops=peak_flops(config.model.compute_dtype),
             tokens=config.loader.rows * config.budget.tokens,
@@ -207,17 +209,17 @@ def refuse_changes(before: ExperimentConfig, config: ExperimentConfig, folder: P
 
 
 def validation(
-    config: ExperimentConfig, data: ExperimentData, graph: nnx.GraphDef, frozen: Any, mesh: Mesh, share: Share
+    config: ExperimentConfig, data: ExperimentData, graph: nnx.GraphDef, frozen: Any, mesh: Mesh
 ) -> Callable[[Any], dict[str, float]]:
     """Recommendation to the validation users, with seen items filtered; no metrics where the data has no such users."""
-    examiner = Examiner(graph, mesh, to_device(mesh))
     everybody = held_out_queries(data.corpus, "validation", "recommendation")
     if not everybody:
         return lambda _: {}
     queries = evenly_spread(everybody, config.training.validation_users)
+    predictor = Predictor(graph, mesh, to_device(mesh), ())
 
     def validate(trainable: Any) -> dict[str, float]:
-        ranked = ask_for_items(data, Model(examiner, (trainable, frozen), share), queries)
+        ranked = rank_catalogue(data, predictor.with_parameters((trainable, frozen)), queries)
         means = {name: float(values.mean()) for name, values in ranking_metrics(ranked.filtered).items()}
         return means | {"cross_entropy": float(ranked.cross_entropy.mean())}
 

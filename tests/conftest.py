@@ -1,10 +1,52 @@
-"""Every test sees eight host devices, as a pod slice would show them; what was compiled once is not compiled again."""
+"""Every test sees eight host devices, as a pod slice would show them; what was compiled once is not compiled again.
+
+Tests that take more than a few seconds of processor time are marked slow, by `pytest.mark.slow` or, where only some of
+a function's cases are, by their names in `slow.txt`. `pytest --costs FILE` writes what each test took.
+"""
 
 import os
+import resource
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Compiling is most of what tests do, and level 0 takes two thirds of the time. What a program computes is the same.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 "
+    + os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "unimp_jax_tests_compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+SLOW = Path(__file__).with_name("slow.txt")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--costs", type=Path, help="append a line to this file for each test: processor seconds, name")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = set(SLOW.read_text(encoding="utf-8").splitlines())
+    for item in items:
+        if item.nodeid in slow:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    before = processor_seconds()
+    result = yield
+    if file := item.config.getoption("--costs"):
+        with file.open("a", encoding="utf-8") as costs:
+            costs.write(f"{processor_seconds() - before:.1f}\t{item.nodeid}\n")
+    return result
+
+
+def processor_seconds() -> float:
+    """What this process and those that it has waited for have used."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)

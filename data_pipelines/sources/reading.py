@@ -114,6 +114,9 @@ def open_bytes(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
 
 def _no_text(head: bytes) -> str:
     """What a file that begins so is, and what to do about it; "" where it may be text."""
+    known = next((what for mark, what in NO_TEXT.items() if head.startswith(mark)), "")
+    if known:
+        return known
     wide = next((name for mark, name in WIDE.items() if head.startswith(mark)), "")
     if not wide and bytes(4) in head:
         return "no text but binary; a file of text is needed"
@@ -122,7 +125,7 @@ def _no_text(head: bytes) -> str:
         wide = name + ("LE" if head[0] else "BE")
     if wide:
         return f"{wide}; UTF-8 is needed: iconv -f {wide} -t UTF-8"
-    return next((what for mark, what in NO_TEXT.items() if head.startswith(mark)), "")
+    return ""
 
 
 def read_lines(path: Path, other: str = "") -> Iterator[Line]:

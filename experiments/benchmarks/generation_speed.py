@@ -31,21 +31,22 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from data_pipelines.examples import Budget, Example
 from data_pipelines.images import ImageConfig
 from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.loader import LoaderConfig
 from data_pipelines.prepare import prepare
-from data_pipelines.queries import Query, held_out_queries
-from data_pipelines.tasks import TaskConfig
+from data_pipelines.tasks import Query
+from data_pipelines.tasks.config import TaskConfig
+from data_pipelines.tasks.examples import Budget, Example
+from data_pipelines.tasks.queries import held_out_queries
 from data_pipelines.vocabulary import VocabularyConfig
-from experiments.ask import Model, encode_catalogue, seen_items
 from experiments.benchmarks.peer_inputs import export_weights, padded
 from experiments.benchmarks.sizes import Size, geometry
 from experiments.config import DataConfig, ExperimentConfig
 from experiments.data import ExperimentData, sized_model
+from experiments.evals.ranking import seen_items
 from experiments.step import to_device
-from unimp_jax.evaluation.harness import Examiner
+from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.sharding import MeshConfig, init_model, make_mesh
 
 K = 10
@@ -135,14 +136,14 @@ def compare(asked: Asked, depth: int, options: Options, folder: Path) -> dict[st
     with jax.set_mesh(mesh):
         net = init_model(data.config.model, mesh, options.seed)
         graph, state = nnx.split(net)
-        model = Model(Examiner(graph, mesh, to_device(mesh)), (state,))
+        predictor = Predictor(graph, mesh, to_device(mesh), (state,))
         start = time.perf_counter()
-        served = encode_catalogue(data, model)
+        served = predictor.encode_catalogue(data.writer.has_image, data.images.__getitem__)
         jax.block_until_ready(served.latents_ILC)
         encoding = time.perf_counter() - start
         runs: dict[str, Callable[[], Any]] = {
             "ours": search(data, served, queries, prompts),
-            "ours, pictures too": search(data, model, queries, prompts),
+            "ours, pictures too": search(data, predictor, queries, prompts),
             "one by one": peer(data, net, prompts[: asked.theirs], 1, depth, folder / "one"),
             "batched": peer(data, net, prompts[: asked.theirs], options.batch, depth, folder / "batched"),
         }
@@ -187,16 +188,15 @@ def filling(prompts: list[Example], data: ExperimentData) -> list[Example]:
     return prompts[: bisect.bisect_right(counts, most, key=batches)]
 
 
-def search(data: ExperimentData, model: Model, queries: Sequence[Query], prompts: list[Example]) -> Callable[[], Any]:
+def search(
+    data: ExperimentData, predictor: Predictor, queries: Sequence[Query], prompts: list[Example]
+) -> Callable[[], Any]:
     """Ours: packed batches that are ready, on the mesh; the ten best items of every user."""
-    batches = list(data.questions(prompts, tight=True, pictures=model.encodes))
+    batches = list(data.questions(prompts, tight=True, pictures=predictor.needs_images))
     trie, seen = data.trie, seen_items(data.corpus, queries)
 
     def run() -> np.ndarray:
-        return model.examiner.find(
-            model.parameters, batches, len(queries), trie=trie, excluded=seen, k=K, beams=K,
-            latents_ILC=model.latents_ILC,
-        )[0]  # fmt: skip
+        return predictor.best_items(batches, len(queries), trie=trie, excluded=seen, k=K, beams=K)[0]
 
     return run
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_pipelines.examples import Example
 from data_pipelines.images import ImageStore
+from data_pipelines.tasks.examples import Example
 from unimp_jax.interop import idefics
 from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights

@@ -19,11 +19,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from data_pipelines.examples import Budget, Example
 from data_pipelines.images import ImageConfig
 from data_pipelines.loader import BlockPlanner, LoaderConfig, fill_batch
-from data_pipelines.queries import TrainingQueries
-from data_pipelines.task_config import LossWeights, TaskConfig
+from data_pipelines.tasks.config import TaskConfig
+from data_pipelines.tasks.examples import Budget, Example
+from data_pipelines.tasks.queries import TrainingQueries
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.benchmarks.peer_inputs import IGNORED, export_weights, labels, padded
 from experiments.benchmarks.sizes import Size, geometry
@@ -52,7 +52,7 @@ class Setting:
 
 PAPER = TaskConfig(
     full_items=5, id_items=0, history_targets="reconstruct", rated_history=False,
-    loss_weights=LossWeights(recommendation=1.0),
+    loss_weights={"recommendation": 1.0},
 )  # fmt: skip
 LONG = dataclasses.replace(PAPER, full_items=2, id_items=100)
 SHORT_ROWS, LONG_ROWS = Budget(tokens=256, images=15, answers=34), Budget(tokens=512, images=16, answers=320)

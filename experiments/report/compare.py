@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from experiments.answers import OURS
+from experiments.evals.base import OURS
 from experiments.report.gather import Group, Run
 from experiments.results import Table
 from unimp_jax.evaluation.bootstrap import Difference, Interval, paired_difference

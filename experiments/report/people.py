@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from data_pipelines.errors import DataError
-from experiments.answers import OURS
 from experiments.data import records_of
+from experiments.evals.base import OURS
 from experiments.report.gather import Group, Run
 from experiments.report.page import posters, shown_items
 

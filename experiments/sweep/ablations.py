@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from data_pipelines.queries import TASKS, TaskMix
+from data_pipelines.tasks import TASKS
 from experiments.config import ExperimentConfig
 from experiments.sweep.changes import Changes
 from unimp_jax.model import PARTS
@@ -78,7 +78,7 @@ def history(items: int) -> Callable[[ExperimentConfig], Changes]:
 
 
 def only(task: str) -> Changes:
-    return {"queries.mix": TaskMix(**{one: float(one == task) for one in TASKS})}
+    return {"queries.mix": {one: float(one == task) for one in TASKS}}
 
 
 def one_after_another(tasks: Sequence[str]) -> tuple[Part, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 import pydantic
 
 from experiments.config import ExperimentConfig, settings
-from experiments.evaluate import EvaluationConfig
+from experiments.evals.config import EvaluationConfig
 from experiments.lock import locked
 from experiments.presets import PRESETS
 from experiments.sweep.changes import options

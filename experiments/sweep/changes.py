@@ -22,14 +22,18 @@ def changed(config: Config, changes: Changes) -> Config:
     Raises:
       ValueError: what comes of it is no configuration.
     """
-    for name, value in changes.items():
-        config = _set(config, name.split("."), value)
-    return config
+    return _changed(config, {tuple(name.split(".")): value for name, value in changes.items()})
 
 
-def _set(config: Any, path: list[str], value: Any) -> Any:
-    first, *rest = path
-    return dataclasses.replace(config, **{first: _set(getattr(config, first), rest, value) if rest else value})
+def _changed(config: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:
+    """All changes at once: what lies between two of them need not make sense."""
+    values: dict[str, Any] = {}
+    for first in dict.fromkeys(path[0] for path in changes):
+        inner = config[first] if isinstance(config, Mapping) else getattr(config, first)
+        inner = changes.get((first,), inner)
+        below = {path[1:]: value for path, value in changes.items() if path[0] == first and len(path) > 1}
+        values[first] = _changed(inner, below) if below else inner
+    return {**config, **values} if isinstance(config, Mapping) else dataclasses.replace(config, **values)
 
 
 def read_changes(config: Config, changes: Mapping[str, Any]) -> Config:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from experiments.config import ExperimentConfig
-from experiments.evaluate import EvaluationConfig
+from experiments.evals.config import EvaluationConfig
 from experiments.preset_run import read_training
 from experiments.sweep.ablations import listed
 from experiments.sweep.cells import Cell, write_cells

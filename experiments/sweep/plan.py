@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from data_pipelines.nearest import did_you_mean
-from data_pipelines.queries import TASKS
 from data_pipelines.records import read_items
+from data_pipelines.tasks import TASKS
 from experiments.beginning import adopt
 from experiments.config import DataConfig, ExperimentConfig
-from experiments.evaluate import EvaluationConfig
+from experiments.evals.config import EvaluationConfig
 from experiments.sweep.ablations import ABLATIONS, Ablation, Part
 from experiments.sweep.cells import Cell
 from experiments.sweep.changes import changed
@@ -58,7 +58,7 @@ class Base:
     @property
     def tasks(self) -> tuple[str, ...]:
         """That it is trained for."""
-        return tuple(task for task in self.source.tasks if getattr(self.config.queries.mix, task))
+        return tuple(task for task in self.source.tasks if self.config.queries.mix[task])
 
     @property
     def pictures(self) -> bool:

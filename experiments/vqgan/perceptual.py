@@ -44,5 +44,5 @@ def open_tower(folder: Path) -> VisionTower:
     """The vision tower of a run, or of a CLIP in Hugging Face's form."""
     if not (folder / "vocabulary").is_dir():
         return read_clip(folder).vision
-    _, model, _ = open_model(folder, "best")
-    return nnx.merge(model.examiner.graph, *model.parameters).vision
+    _, predictor, _ = open_model(folder, "best")
+    return predictor.model().vision

@@ -8,11 +8,12 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.corpus import Corpus, build_corpus
-from data_pipelines.examples import Budget
 from data_pipelines.image_codes import ImageCodes, save_image_codes
 from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.schema import Interaction, Item, User
-from data_pipelines.tasks import TaskConfig, TaskWriter, prompt_texts
+from data_pipelines.tasks.config import TaskConfig
+from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
 from data_pipelines.vocabulary import Vocabulary, VocabularyConfig, attribute_texts, build_vocabulary
 
 START = 1_000_000_000
@@ -73,9 +74,9 @@ def small_pictures(corpus: Corpus, grid: tuple[int, int] = (3, 2), num_codes: in
     return ImageCodes(tuple(corpus.item_ids), codes, grid, num_codes, {"made by": "chance"})
 
 
-def small_writer(corpus: Corpus, vocabulary: Vocabulary, config: TaskConfig, budget: Budget) -> TaskWriter:
+def small_writer(corpus: Corpus, vocabulary: Vocabulary, config: TaskConfig, budget: Budget) -> PromptWriter:
     """Every third item has no picture."""
-    return TaskWriter(
+    return PromptWriter(
         corpus,
         vocabulary,
         config,

@@ -5,9 +5,9 @@ import pytest
 
 from data_pipelines.corpus import with_user
 from data_pipelines.errors import DataError
-from data_pipelines.examples import Budget
-from data_pipelines.queries import IMAGE, PREFERENCE, RECOMMENDATION, SEARCH, SELECTION, TASKS, Query, paintable
-from data_pipelines.tasks import TaskConfig
+from data_pipelines.tasks import TASKS, Query, TaskData
+from data_pipelines.tasks.config import TaskConfig
+from data_pipelines.tasks.examples import Budget
 from tests.data_pipelines.small import small_corpus, small_vocabulary, small_writer
 
 CORPUS = small_corpus()
@@ -30,10 +30,10 @@ def writer(config: TaskConfig = SHORT, budget: Budget = ROOMY):
 
 
 def open_question(task: int, user: int, length: int = LENGTH) -> Query:
-    fields = {SEARCH: {"words": "Comedy"}, IMAGE: {"words": "Comedy"}, SELECTION: {"candidates": (1, 2, 3)}}.get(
+    fields = {"search": {"words": "Comedy"}, "image": {"words": "Comedy"}, "selection": {"candidates": (1, 2, 3)}}.get(
         task, {}
     )
-    return Query(task, user, length, (5,) if task == PREFERENCE else (), **fields)
+    return Query(task, user, length, (5,) if task == "preference" else (), **fields)
 
 
 def test_a_new_user_stands_behind_all_others_and_changes_nothing_of_theirs():
@@ -70,7 +70,7 @@ def test_what_is_no_user_is_refused(arguments, message):
 
 
 def test_a_writer_goes_on_with_other_people_without_tokenising_anything(monkeypatch):
-    before, question = writer(), Query(RECOMMENDATION, USER, 4, (int(CORPUS.history(USER, 5)[4]),))
+    before, question = writer(), Query("recommendation", USER, 4, (int(CORPUS.history(USER, 5)[4]),))
     expected = before.write(question)
     monkeypatch.setattr(type(VOCABULARY), "encode_all", None)
     after = before.of(copied())
@@ -81,7 +81,7 @@ def test_a_writer_goes_on_with_other_people_without_tokenising_anything(monkeypa
 
 
 @pytest.mark.parametrize("every", [0, 3])
-@pytest.mark.parametrize("task", range(len(TASKS)), ids=TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_an_open_question_hangs_on_the_history_alone(task, every):
     asked = writer(TaskConfig(full_items=2, id_items=12, ask_every=every)).of(copied())
     first, second = (asked.write(open_question(task, user), ask=True) for user in (USER, NEW))
@@ -91,10 +91,10 @@ def test_an_open_question_hangs_on_the_history_alone(task, every):
     assert first.answer_targets.tolist() == [VOCABULARY.eos]
 
 
-@pytest.mark.parametrize("task", range(len(TASKS)), ids=TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_an_open_question_reads_as_one_whose_answer_is_known(task):
     """Of the same history, asked about the item that did come."""
-    can_be_asked = paintable(CORPUS, VOCABULARY.image_codes.has_codes)
+    can_be_asked = TaskData.of(CORPUS, VOCABULARY.image_codes.has_codes).can_generate
     position = next(
         p
         for p in range(3, LENGTH)
@@ -102,18 +102,18 @@ def test_an_open_question_reads_as_one_whose_answer_is_known(task):
         and not np.isnan(CORPUS.ratings[CORPUS.offsets[USER] + p])
     )
     item = int(CORPUS.items[CORPUS.offsets[USER] + position])
-    known = Query(task, USER, position, (item,), (item, 1, 2) if task == SELECTION else ())
+    known = Query(task, USER, position, (item,), (item, 1, 2) if task == "selection" else ())
     words = {"words": ", ".join(CORPUS.categories[item])}
-    fields = {SEARCH: words, IMAGE: words, SELECTION: {"candidates": known.candidates}}
-    unknown = Query(task, NEW, position, (item,) if task == PREFERENCE else (), **fields.get(task, {}))
+    fields = {"search": words, "image": words, "selection": {"candidates": known.candidates}}
+    unknown = Query(task, NEW, position, (item,) if task == "preference" else (), **fields.get(task, {}))
     tokens = [writer().of(copied(position)).write(query, ask=True).tokens for query in (known, unknown)]
     np.testing.assert_array_equal(*tokens)
 
 
 def test_a_search_is_for_any_words():
-    text = VOCABULARY.decode(writer().write(Query(SEARCH, USER, LENGTH, (), words="a blue house"), ask=True).tokens)
+    text = VOCABULARY.decode(writer().write(Query("search", USER, LENGTH, (), words="a blue house"), ask=True).tokens)
     assert "Query: a blue house What is the related item ID to the query based on the history?" in text
-    known = Query(SEARCH, USER, 4, (int(CORPUS.history(USER, 5)[4]),), words="a blue house")
+    known = Query("search", USER, 4, (int(CORPUS.history(USER, 5)[4]),), words="a blue house")
     assert "Query: a blue house What" in VOCABULARY.decode(writer().write(known).tokens)
 
 
@@ -121,11 +121,11 @@ def test_a_search_is_for_any_words():
 def test_an_open_question_leaves_room_for_an_item(tokens):
     for user in range(CORPUS.num_users):
         length = int(CORPUS.offsets[user + 1] - CORPUS.offsets[user])
-        example = writer(budget=Budget(tokens, 4, 64)).write(open_question(RECOMMENDATION, user, length), ask=True)
+        example = writer(budget=Budget(tokens, 4, 64)).write(open_question("recommendation", user, length), ask=True)
         assert len(example.tokens) + VOCABULARY.depth + 1 <= tokens
 
 
-@pytest.mark.parametrize("task", range(len(TASKS)), ids=TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_an_open_question_cannot_be_trained_on(task):
-    with pytest.raises(ValueError, match=f"the {TASKS[task]} question .* is open"):
+    with pytest.raises(ValueError, match=f"the {task} question .* is open"):
         writer().write(open_question(task, USER))

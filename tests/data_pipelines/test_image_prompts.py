@@ -10,20 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.errors import DataError
-from data_pipelines.examples import Budget
 from data_pipelines.image_codes import ImageCodes, save_image_codes
 from data_pipelines.packing import fill_row, pack
-from data_pipelines.queries import (
-    IMAGE,
-    RECOMMENDATION,
-    SEARCH,
-    Query,
-    QueryConfig,
-    TaskMix,
-    TrainingQueries,
-    held_out_queries,
-)
-from data_pipelines.tasks import TaskConfig, prompt_texts
+from data_pipelines.tasks import Query
+from data_pipelines.tasks.config import TaskConfig
+from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.prompt import prompt_texts
+from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out_queries
+from data_pipelines.tasks.registry import task_number
 from data_pipelines.vocabulary import IMAGE_CODES, Vocabulary, VocabularyConfig, build_vocabulary, load_vocabulary
 from tests.data_pipelines.small import small_corpus, small_pictures, small_vocabulary, small_writer
 
@@ -32,8 +26,8 @@ VOCABULARY = small_vocabulary(CORPUS, pictures=True)
 PICTURES = small_pictures(CORPUS)
 ROOMY = Budget(tokens=2048, images=64, answers=512)
 USER = int(np.argmax(np.diff(CORPUS.offsets)))
-MIX = QueryConfig(TaskMix(recommendation=1, search=1, preference=0, selection=0, image=2))
-ALONE = QueryConfig(TaskMix(recommendation=0, search=0, preference=0, selection=0, image=1))
+MIX = QueryConfig({"recommendation": 1, "search": 1, "preference": 0, "selection": 0, "image": 2})
+ALONE = QueryConfig({"recommendation": 0, "search": 0, "preference": 0, "selection": 0, "image": 1})
 ASKED = "What is the generated image ID to the query based on the history?"
 
 
@@ -49,7 +43,7 @@ def question(position: int = 5, **fields) -> Query:
     """About the first item that can be asked about, from `position` on."""
     items = CORPUS.history(USER, 25)
     position = next(place for place in range(position, len(items)) if can_be_asked(items[place]))
-    return Query(IMAGE, USER, position, (int(items[position]),), **fields)
+    return Query("image", USER, position, (int(items[position]),), **fields)
 
 
 def test_a_picture_is_asked_for_and_told_as_the_paper_writes_it():
@@ -79,7 +73,7 @@ def test_the_bare_question_is_the_same_for_everybody():
 
 def test_all_codes_and_the_end_are_targets_each_with_the_weight_of_the_task():
     config = TaskConfig(full_items=2, history_targets="none")
-    config = dataclasses.replace(config, loss_weights=dataclasses.replace(config.loss_weights, image=0.25))
+    config = dataclasses.replace(config, loss_weights={**config.loss_weights, "image": 0.25})
     query = question()
     example = small_writer(CORPUS, VOCABULARY, config, ROOMY).write(query)
     codes = VOCABULARY.picture(query.right[0])
@@ -105,7 +99,7 @@ def test_only_items_with_codes_and_categories_are_asked_about():
     """Others fall back to recommendation, as a search without categories does."""
     stream = queries(ALONE)
     asked = [stream[number] for number in range(1000)]
-    assert [query.task for query in asked] == [IMAGE if can_be_asked(q.right[0]) else RECOMMENDATION for q in asked]
+    assert [query.task for query in asked] == ["image" if can_be_asked(q.right[0]) else "recommendation" for q in asked]
     assert len({query.task for query in asked}) == 2
     for split in ("validation", "test"):
         held_out = held_out_queries(CORPUS, split, "image", PICTURES.has_codes)
@@ -122,8 +116,8 @@ def test_a_share_is_asked_without_history_and_query_the_same_for_whoever_asks(sh
     one, other = queries(config), queries(config)
     forwards = [one[number] for number in numbers]
     assert forwards == [other[number] for number in reversed(numbers)][::-1]
-    bare = np.array([query.bare for query in forwards if query.task == IMAGE])
-    assert not any(query.bare for query in forwards if query.task != IMAGE)
+    bare = np.array([query.bare for query in forwards if query.task == "image"])
+    assert not any(query.bare for query in forwards if query.task != "image")
     assert abs(bare.mean() - share) < 4 * 0.5 / len(bare) ** 0.5  # four standard deviations at most
     everything_asked = [dataclasses.replace(query, bare=False) for query in forwards]
     assert everything_asked == [
@@ -153,8 +147,8 @@ def test_pictures_without_codes_are_refused_and_say_what_makes_them():
 def test_where_nothing_can_be_asked_for_the_weight_counts_for_nothing():
     nothing = np.zeros(CORPUS.num_items, bool)
     stream = TrainingQueries(CORPUS, MIX, 0, nothing)
-    assert {stream[number].task for number in range(300)} == {RECOMMENDATION, SEARCH}
-    with pytest.raises(ValueError, match="nor pictures for the only tasks of the mix"):
+    assert {stream[number].task for number in range(300)} == {"recommendation", "search"}
+    with pytest.raises(ValueError, match="nor images for the only tasks of the mix"):
         TrainingQueries(CORPUS, ALONE, 0, nothing)
 
 
@@ -200,7 +194,7 @@ def test_answers_of_64_codes_are_packed_into_rows_of_512_tokens():
     assert np.mean([(row["segment_ids"] > 0).mean() for row in whole]) > 0.8
     drawn = np.isin([row["answer_targets"] for row in whole], vocabulary.codes)
     tasks = np.array([row["answer_tasks"] for row in whole])
-    assert (tasks[drawn] == IMAGE).all()
-    assert drawn.sum() == 64 * sum(example.task == IMAGE for example in examples)
+    assert (tasks[drawn] == task_number("image")).all()
+    assert drawn.sum() == 64 * sum(example.task == task_number("image") for example in examples)
     with pytest.raises(ValueError, match=r"the image question .* raise the budget"):
         small_writer(CORPUS, vocabulary, config, dataclasses.replace(budget, answers=64)).write(question())

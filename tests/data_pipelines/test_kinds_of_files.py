@@ -125,12 +125,13 @@ def test_wide_characters_are_named_with_the_remedy(tmp_path: Path, source: str, 
         (b"PK\x03\x04...", "a zip archive; unzip it"),
         (b"PAR1...", "a Parquet file"),
         (gzip.compress(gzip.compress(b"1,2\n", mtime=0), mtime=0), "compressed twice"),
+        (gzip.compress(gzip.compress(b"1,2\n", mtime=1e9), mtime=1e9), "compressed twice"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS.*git lfs pull"),
         (b"<!DOCTYPE html>\n<html>", "a web page"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500), "no text but binary"),
         (b"ratings.csv" + bytes(89) + b"0000644" + bytes(500), "no text but binary"),
     ],
-    ids=["zip", "parquet", "gzip twice", "git lfs", "web page", "excel", "tar"],
+    ids=["zip", "parquet", "gzip -n twice", "gzip twice", "git lfs", "web page", "excel", "tar"],
 )
 def test_what_is_no_text_is_named(tmp_path: Path, source: str, file: str, content: bytes, what: str) -> None:
     with pytest.raises(DataError, match=rf"{file} is {what}") as caught:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import DataError
-from data_pipelines.examples import Budget
 from data_pipelines.images import ImageConfig, ImageStore, decode
 from data_pipelines.loader import LoaderConfig, Position, Share, question_batches, training_batches
-from data_pipelines.queries import QueryConfig, TrainingQueries, held_out_queries
-from data_pipelines.tasks import TaskConfig
+from data_pipelines.tasks.config import TaskConfig
+from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out_queries
 from tests.data_pipelines.small import picture, small_corpus, small_vocabulary, small_writer
 
 CORPUS = small_corpus()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.examples import Budget, Example
 from data_pipelines.packing import best_length, fill_row, pack
+from data_pipelines.tasks.examples import Budget, Example
 
 BUDGET = Budget(tokens=64, images=6, answers=20)
 sizes = st.lists(st.tuples(st.integers(1, 64), st.integers(0, 6), st.integers(0, 20)), min_size=1, max_size=60)

@@ -11,25 +11,16 @@ from hypothesis import strategies as st
 
 from data_pipelines.corpus import Corpus, build_corpus, split_by_users, with_user
 from data_pipelines.errors import DataError
-from data_pipelines.examples import Budget, cut_longest
 from data_pipelines.images import ImageConfig, ImageStore
 from data_pipelines.loader import SHORTENED, BlockPlanner, LoaderConfig, training_batches
-from data_pipelines.queries import (
-    PREFERENCE,
-    RECOMMENDATION,
-    SEARCH,
-    SELECTION,
-    TASKS,
-    Query,
-    QueryConfig,
-    TaskMix,
-    TrainingQueries,
-    held_out,
-)
-from data_pipelines.room import check_room, lacking_room, least_budget, long_texts
 from data_pipelines.schema import Interaction, Item, User
-from data_pipelines.task_config import TaskConfig
-from data_pipelines.tasks import TaskWriter, prompt_texts
+from data_pipelines.tasks import TASKS, Query
+from data_pipelines.tasks.config import TaskConfig
+from data_pipelines.tasks.examples import Budget, cut_longest
+from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
+from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out
+from data_pipelines.tasks.registry import default_shares
+from data_pipelines.tasks.room import check_room, lacking_room, least_budget, long_texts
 from data_pipelines.vocabulary import Vocabulary, VocabularyConfig, attribute_texts, build_vocabulary
 from tests.data_pipelines.small import picture
 
@@ -64,16 +55,16 @@ OTHERS = [user_of(f"o{number}", *((number + step) % 8 for step in range(6))) for
 
 def writer_of(
     corpus: Corpus, config: TaskConfig = SHORT, budget: Budget = BUDGET, vocabulary: Vocabulary | None = None
-) -> TaskWriter:
+) -> PromptWriter:
     shown = VocabularyConfig(trained_size=320, round_to=8)
     vocabulary = vocabulary or build_vocabulary(corpus, shown, prompt_texts())
     has_image = np.arange(corpus.num_items) % 3 != 0
-    return TaskWriter(
+    return PromptWriter(
         corpus, vocabulary, config, budget, attributes=attribute_texts(corpus, shown), has_image=has_image
     )
 
 
-def assert_fits(writer: TaskWriter, query: Query) -> None:
+def assert_fits(writer: PromptWriter, query: Query) -> None:
     """An example is within its budget; its only control tokens are those that a prompt is written with."""
     example, vocabulary = writer.write(query), writer.vocabulary
     assert all(size <= room for size, room in zip(example.size, dataclasses.astuple(writer.budget), strict=True))
@@ -141,7 +132,7 @@ def test_three_blocks_are_planned_and_every_example_fits(name):
         assert_fits(writer, queries[number])
         query = queries[number]
         assert len(set(query.right)) == len(query.right)
-        assert query.task != SELECTION or set(query.right) < set(query.candidates)
+        assert query.task != "selection" or set(query.right) < set(query.candidates)
     for split, task in itertools.product(("validation", "test"), TASKS):
         found = held_out(corpus, split, task)
         assert len(found.queries) + sum(found.left_out.values()) == (corpus.splits == SPLIT[split]).sum()
@@ -154,9 +145,9 @@ SPLIT = {"validation": 1, "test": 2}
 
 def test_what_is_left_out_reaches_the_log_once():
     corpus = build_corpus(*PILLS["all users met everything"])
-    config = QueryConfig(TaskMix(recommendation=0, search=0, preference=0))
+    config = QueryConfig(default_shares() | {"recommendation": 0, "search": 0, "preference": 0})
     queries, store = TrainingQueries(corpus, config, seed=0), ImageStore(picture, 8, ImageConfig())
-    assert {queries[number].task for number in range(60)} == {RECOMMENDATION}
+    assert {queries[number].task for number in range(60)} == {"recommendation"}
     stream = training_batches(queries, writer_of(corpus), store, BLOCKS, seed=0)
     batches = list(itertools.takewhile(lambda batch: batch.next_position.block < 2, stream))
     stream.close()
@@ -172,9 +163,9 @@ def test_a_text_is_cut_only_in_questions_that_it_does_not_fit():
     writer, queries = writer_of(corpus), TrainingQueries(corpus, QueryConfig(), seed=0)
     block = BlockPlanner(queries, writer, BLOCKS, seed=0)(0)
     assert 0 < block.left_out[SHORTENED] < BLOCKS.block_examples
-    (selection, _) = long_texts(writer, [SELECTION, PREFERENCE])
+    (selection, _) = long_texts(writer, ["selection", "preference"])
     assert selection == "1 items' texts are longer than 49 tokens: they are cut in selection questions"
-    cut, whole = (writer.write(Query(SELECTION, 0, 3, (4,), candidates)) for candidates in ((4, 0, 5), (4, 5, 6)))
+    cut, whole = (writer.write(Query("selection", 0, 3, (4,), candidates)) for candidates in ((4, 0, 5), (4, 5, 6)))
     assert (cut.shortened, whole.shortened) == (True, False)
     assert len(cut.tokens) == BUDGET.tokens
     text = writer.vocabulary.decode(cut.tokens)
@@ -186,7 +177,7 @@ def test_a_text_is_cut_only_in_questions_that_it_does_not_fit():
 
 def test_a_search_for_a_megabyte_is_asked_at_once():
     writer = writer_of(build_corpus(films(8), OTHERS))
-    example = writer.write(Query(SEARCH, 0, 4, (), words="x" * 2**20 + "</s>"), ask=True)
+    example = writer.write(Query("search", 0, 4, (), words="x" * 2**20 + "</s>"), ask=True)
     assert len(example.tokens) + writer.vocabulary.depth + 1 == BUDGET.tokens
 
 
@@ -206,23 +197,25 @@ def test_the_longest_texts_are_cut_to_one_length(lengths, over):
 @pytest.mark.parametrize(
     ("task", "small", "least"),
     [
-        (SELECTION, {"images": 2}, "budget.images 2, 3 is the least"),
-        (SELECTION, {"answers": 2}, "budget.answers 2, 3 is the least"),
-        (PREFERENCE, {"images": 0, "answers": 1}, "budget.images 0, 1 is the least; budget.answers 1, 2 is the least"),
-        (RECOMMENDATION, {"answers": 1}, "budget.answers 1, 2 is the least"),
-        (SEARCH, {"tokens": 5}, "budget.tokens 5, 6 is the least"),
+        ("selection", {"images": 2}, "budget.images 2, 3 is the least"),
+        ("selection", {"answers": 2}, "budget.answers 2, 3 is the least"),
+        (
+            "preference",
+            {"images": 0, "answers": 1},
+            "budget.images 0, 1 is the least; budget.answers 1, 2 is the least",
+        ),
+        ("recommendation", {"answers": 1}, "budget.answers 1, 2 is the least"),
+        ("search", {"tokens": 5}, "budget.tokens 5, 6 is the least"),
     ],
 )
 def test_a_budget_without_room_for_a_question_is_refused_with_the_least(task, small, least):
     corpus = build_corpus(films(8), OTHERS)
     writer = writer_of(corpus, budget=dataclasses.replace(BUDGET, **small))
-    with pytest.raises(
-        ValueError, match=f"a {TASKS[task]} question does not fit: {least} .*--queries.mix.{TASKS[task]} 0"
-    ):
+    with pytest.raises(ValueError, match=f"a {task} question does not fit: {least} .*--queries.mix.{task} 0"):
         check_room(writer, [task])
     enough = writer_of(corpus, budget=least_budget(writer, task), vocabulary=writer.vocabulary)
     assert lacking_room(enough, task) == ""
-    asked = held_out(corpus, "test", TASKS[task]).queries
+    asked = held_out(corpus, "test", task).queries
     for query in asked:
         assert_fits(enough, query)
     with pytest.raises(ValueError, match="raise the budget"):
@@ -232,7 +225,7 @@ def test_a_budget_without_room_for_a_question_is_refused_with_the_least(task, sm
 def test_a_source_without_pictures_needs_no_room_for_any():
     corpus = build_corpus(films(8), OTHERS)
     writer = writer_of(corpus, dataclasses.replace(SHORT, images=False), dataclasses.replace(BUDGET, images=0))
-    check_room(writer, range(4))
+    check_room(writer, ["recommendation", "search", "preference", "selection"])
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -242,9 +235,11 @@ def test_a_catalogue_too_small_to_select_from_says_so_at_the_start(count):
     assert queries.notes == [
         f"selection is left out: it takes 3 items, and the catalogue has {count}; --queries.mix.selection 0 says so"
     ]
-    assert SELECTION not in queries.tasks
+    assert "selection" not in queries.tasks
     with pytest.raises(ValueError, match=r"enough items to select from .*--queries.mix.selection 0 says so"):
-        TrainingQueries(corpus, QueryConfig(TaskMix(0, 0, 0, 1)), seed=0)
+        TrainingQueries(
+            corpus, QueryConfig({"recommendation": 0, "search": 0, "preference": 0, "selection": 1}), seed=0
+        )
     for split in ("validation", "test"):
         found = held_out(corpus, split, "selection")
         assert (found.queries, list(found.left_out.values())) == ([], [1])
@@ -252,9 +247,11 @@ def test_a_catalogue_too_small_to_select_from_says_so_at_the_start(count):
 
 def test_a_user_who_met_all_but_one_is_asked_to_select_two_right_items_or_none():
     corpus = build_corpus(films(8), [user_of("most", *range(7))])
-    queries = TrainingQueries(corpus, QueryConfig(TaskMix(0, 0, 0, 1)), seed=0)
+    queries = TrainingQueries(
+        corpus, QueryConfig({"recommendation": 0, "search": 0, "preference": 0, "selection": 1}), seed=0
+    )
     asked = [queries[number] for number in range(100)]
-    assert {len(query.right) for query in asked if query.task == SELECTION} == {1, 2}
+    assert {len(query.right) for query in asked if query.task == "selection"} == {1, 2}
     held_out_one = {5, 6, 7}  # of training: neither of the validation, nor of the test, nor met
     assert all(set(query.candidates) - set(query.right) <= held_out_one for query in asked)
 
@@ -265,13 +262,13 @@ def test_ratings_that_are_held_out_alone_are_neither_learnt_nor_asked():
     assert queries.notes == [
         "preference is left out: no rating is among what is to train on; --queries.mix.preference 0 says so"
     ]
-    assert PREFERENCE not in {queries[number].task for number in range(200)}
+    assert "preference" not in {queries[number].task for number in range(200)}
     reason = "whose rating cannot be foretold, for no rating is among what was to train on"
     assert held_out(corpus, "test", "preference") == dataclasses.replace(
         held_out(corpus, "test", "preference"), queries=[], left_out={reason: 1}
     )
     shown = writer_of(with_user(corpus, "new", [1, 2], [5.0, 3.0]))  # with ratings that have no token
-    assert shown.write(Query(PREFERENCE, 1, 2, (3,)), ask=True).tokens[0] == shown.vocabulary.bos
+    assert shown.write(Query("preference", 1, 2, (3,)), ask=True).tokens[0] == shown.vocabulary.bos
 
 
 def test_evaluation_counts_whom_it_leaves_out_by_reason():

@@ -10,20 +10,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from data_pipelines.errors import DataError
-from data_pipelines.examples import Budget, Example
-from data_pipelines.queries import (
-    IMAGE,
-    PREFERENCE,
-    RECOMMENDATION,
-    SEARCH,
-    SELECTION,
-    TASKS,
-    Query,
-    QueryConfig,
-    TrainingQueries,
-    held_out_queries,
-)
-from data_pipelines.tasks import TaskConfig
+from data_pipelines.tasks import TASKS, Query
+from data_pipelines.tasks.config import TaskConfig
+from data_pipelines.tasks.examples import Budget, Example
+from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out_queries
 from data_pipelines.vocabulary import CODES, VocabularyConfig, build_vocabulary, load_vocabulary
 from data_pipelines.whole_tokenizer import whole_tokenizer
 from tests.data_pipelines.small import (
@@ -106,7 +96,7 @@ def test_missing_codes_are_told_before_anything_is_trained(tmp_path):
 def query_at(task: int, position: int) -> Query:
     items = CORPUS.items[CORPUS.offsets[USER] :]
     query = Query(task, USER, position, (int(items[position]),))
-    if task != SELECTION:
+    if task != "selection":
         return query
     wrong = [item for item in range(CORPUS.num_items) if item not in CORPUS.history(USER, position + 2)][:1]
     right = (int(items[position]), int(items[position + 1]))
@@ -130,11 +120,11 @@ def asked_of(example: Example) -> dict[int, int]:
 def answer_of(query: Query) -> list[int]:
     """What must stand behind the last `<answer>`, but for an explanation."""
     event = int(CORPUS.offsets[USER]) + query.position
-    if query.task == PREFERENCE:
+    if query.task == "preference":
         return [VOCABULARY.rating_token(CORPUS.ratings[event])]
-    if query.task == SELECTION:
+    if query.task == "selection":
         return [VOCABULARY.selections[0], VOCABULARY.selections[2]]
-    if query.task == IMAGE:
+    if query.task == "image":
         return VOCABULARY.codes[small_pictures(CORPUS).codes[query.right[0]]].tolist()
     return VOCABULARY.items[query.right[0]].tolist()
 
@@ -150,12 +140,12 @@ POSITION = next(filter(can_be_asked, range(7, 14)))
 LATEST = next(filter(can_be_asked, range(int(np.diff(CORPUS.offsets)[USER]) - 1, 12, -1)))
 
 
-@pytest.mark.parametrize("task", range(len(TASKS)), ids=TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_every_item_of_a_prompt_is_named_by_its_tokens_in_order(task):
     query = query_at(task, POSITION)
     example = written(query, TaskConfig(full_items=2, id_items=4, history_targets="next_item", rated_history=False))
     items = CORPUS.history(USER, POSITION)[-6:].tolist()
-    if task in (RECOMMENDATION, SEARCH):
+    if task in ("recommendation", "search"):
         items.append(query.right[0])  # the answer
     places = name_places(example.tokens)
     assert example.tokens[places].tolist() == VOCABULARY.items[items].reshape(-1).tolist()
@@ -166,7 +156,7 @@ def test_every_item_of_a_prompt_is_named_by_its_tokens_in_order(task):
         assert whole in [shown[start : start + len(whole)] for start in range(len(shown))]
 
 
-@pytest.mark.parametrize("task", range(len(TASKS)), ids=TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_an_answer_is_the_whole_name_and_the_end(task):
     query = query_at(task, POSITION)
     example = written(query, TaskConfig(full_items=2, id_items=4, history_targets="none"))
@@ -175,24 +165,24 @@ def test_an_answer_is_the_whole_name_and_the_end(task):
     assert answer[-1] == VOCABULARY.eos
     expected = answer_of(query)
     assert answer[: len(expected)] == expected
-    if task != PREFERENCE:
+    if task != "preference":
         assert answer == [*expected, VOCABULARY.eos]
     assert asked_of(example) == {start - 1 + place: token for place, token in enumerate(answer)}
 
 
-@pytest.mark.parametrize("task", [PREFERENCE, SELECTION])
+@pytest.mark.parametrize("task", ["preference", "selection"])
 def test_items_that_are_asked_about_are_named_whole_where_that_is_wanted(task):
     query = query_at(task, POSITION)
     example = written(query, TaskConfig(full_items=0, questions_show_ids=True))
     places = name_places(example.tokens).reshape(-1, DEPTH)
-    items = query.right if task == PREFERENCE else query.candidates
+    items = query.right if task == "preference" else query.candidates
     np.testing.assert_array_equal(example.tokens[places], VOCABULARY.items[list(items)])
-    if task == SELECTION:
+    if task == "selection":
         np.testing.assert_array_equal(example.tokens[places[:, 0] - 1], VOCABULARY.selections)
 
 
 def test_a_rating_stands_behind_the_whole_name():
-    query = query_at(PREFERENCE, POSITION)
+    query = query_at("preference", POSITION)
     example = written(query, TaskConfig(full_items=2, id_items=4, history_targets="next_item"))
     ratings = CORPUS.ratings[CORPUS.offsets[USER] :][POSITION - 6 : POSITION]
     assert not np.isnan(ratings).all()
@@ -221,7 +211,7 @@ SHAPES = [(0, 6), (2, 4), (6, 0), (3, 100)]
 
 
 @pytest.mark.parametrize(("full", "bare"), SHAPES)
-@pytest.mark.parametrize("task", [RECOMMENDATION, SEARCH, SELECTION])
+@pytest.mark.parametrize("task", ["recommendation", "search", "selection"])
 def test_names_foretell_their_own_next_token_and_then_the_next_item(task, full, bare):
     query = query_at(task, POSITION)
     example = written(query, TaskConfig(full_items=full, id_items=bare, history_targets="next_item"))
@@ -229,7 +219,7 @@ def test_names_foretell_their_own_next_token_and_then_the_next_item(task, full, 
 
 
 @pytest.mark.parametrize(("full", "bare"), SHAPES)
-@pytest.mark.parametrize("task", [RECOMMENDATION, SEARCH, SELECTION])
+@pytest.mark.parametrize("task", ["recommendation", "search", "selection"])
 def test_names_of_whole_items_are_reconstructed_token_by_token(task, full, bare):
     query = query_at(task, POSITION)
     example = written(query, TaskConfig(full_items=full, id_items=bare, history_targets="reconstruct"))
@@ -251,7 +241,7 @@ def test_at_the_last_id_the_answer_is_one_more_name_that_the_one_before_foretell
     config = TaskConfig(
         full_items=full, id_items=bare, history_targets="next_item", recommendation_at="last_id", ask_every=2
     )
-    query = query_at(RECOMMENDATION, POSITION)
+    query = query_at("recommendation", POSITION)
     example = written(query, config)
     places = name_places(example.tokens)
     items = [*CORPUS.history(USER, POSITION)[-(full + bare) :].tolist(), query.right[0]]
@@ -262,7 +252,7 @@ def test_at_the_last_id_the_answer_is_one_more_name_that_the_one_before_foretell
 
 
 @pytest.mark.parametrize("targets", ["next_item", "none"])
-@pytest.mark.parametrize("task", [RECOMMENDATION, SEARCH])
+@pytest.mark.parametrize("task", ["recommendation", "search"])
 def test_a_question_along_the_bare_ids_is_answered_by_a_whole_name(task, targets):
     config = TaskConfig(full_items=0, id_items=100, ask_every=5, history_targets=targets, history_weight=0.25)
     query = query_at(task, LATEST)
@@ -278,7 +268,7 @@ def test_a_question_along_the_bare_ids_is_answered_by_a_whole_name(task, targets
     answers[len(tokens) - 2] = VOCABULARY.eos
     asked = asked_of(example)
     weights = dict(zip(example.answer_positions.tolist(), example.answer_weights.tolist(), strict=True))
-    full = 2.0 if task == RECOMMENDATION else 1.0
+    full = 2.0 if task == "recommendation" else 1.0
     assert {place: asked[place] for place in answers} == answers
     assert {weights[place] for place in answers} == {full}
     others = {place: token for place, token in asked.items() if place not in answers}
@@ -291,7 +281,7 @@ def test_a_question_along_the_bare_ids_is_answered_by_a_whole_name(task, targets
 
 def test_a_prompt_with_the_beginning_of_a_name_asks_for_its_next_token():
     writer = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=1), ROOMY)
-    query = query_at(RECOMMENDATION, POSITION)
+    query = query_at("recommendation", POSITION)
     name = VOCABULARY.items[query.right[0]].tolist()
     whole = writer.write(query).tokens
     for said, target in enumerate([*name, VOCABULARY.eos]):
@@ -336,7 +326,7 @@ def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(co
             assert target == trained.tokens[place + 1]  # what truly follows, wherever a name follows at once
     length = len(asked.tokens)
     np.testing.assert_array_equal(asked.tokens, trained.tokens[:length])
-    if query.task == RECOMMENDATION and config.recommendation_at == "last_id":
+    if query.task == "recommendation" and config.recommendation_at == "last_id":
         assert asked.tokens[-1] in [*VOCABULARY.items[:, -1], VOCABULARY.bos]
     else:
         assert asked.tokens[-1] == VOCABULARY.answer

@@ -1,5 +1,6 @@
 """What prompts say, and that training and evaluation say the same."""
 
+import collections
 import dataclasses
 import itertools
 
@@ -9,20 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.corpus import TRAIN
-from data_pipelines.examples import Budget
-from data_pipelines.queries import (
-    PREFERENCE,
-    RECOMMENDATION,
-    SEARCH,
-    SELECTION,
-    TASKS,
-    Query,
-    QueryConfig,
-    TaskMix,
-    TrainingQueries,
-    held_out_queries,
-)
-from data_pipelines.tasks import TaskConfig
+from data_pipelines.tasks import TASKS, Query
+from data_pipelines.tasks.config import TaskConfig
+from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out_queries
+from data_pipelines.tasks.registry import default_shares
 from tests.data_pipelines.answers import answer_mask
 from tests.data_pipelines.small import small_corpus, small_vocabulary, small_writer
 
@@ -44,7 +36,7 @@ def query_at(task: int, position: int, **fields) -> Query:
 
 
 def test_a_recommendation_reads_as_the_paper_writes_it():
-    query = query_at(RECOMMENDATION, 4)
+    query = query_at("recommendation", 4)
     text = text_of(query, TaskConfig(full_items=1, id_items=2))
     ids = [CORPUS.item_ids[item] for item in CORPUS.history(USER, 5)]
     assert text.startswith(f"<s> item_{ids[1]} item_{ids[2]} ")
@@ -58,19 +50,19 @@ def test_a_recommendation_reads_as_the_paper_writes_it():
 def test_a_recommendation_at_the_last_id_asks_nothing():
     ids = [CORPUS.item_ids[item] for item in CORPUS.history(USER, 5)]
     config = TaskConfig(full_items=1, id_items=2, recommendation_at="last_id")
-    text = text_of(query_at(RECOMMENDATION, 4), config)
+    text = text_of(query_at("recommendation", 4), config)
     assert text.startswith(f"<s> item_{ids[1]} item_{ids[2]} ")
     assert text.endswith(f" <answer> item_{ids[3]} item_{ids[4]} </s>")
     assert text.count("<answer>") == 1
     assert "?" not in text
     bare = dataclasses.replace(config, full_items=0)
-    assert text_of(query_at(RECOMMENDATION, 4), bare) == f"<s> item_{ids[2]} item_{ids[3]} item_{ids[4]} </s>"
+    assert text_of(query_at("recommendation", 4), bare) == f"<s> item_{ids[2]} item_{ids[3]} item_{ids[4]} </s>"
 
 
 @pytest.mark.parametrize("full_items", [0, 2])
 def test_a_recommendation_at_the_last_id_is_one_more_of_what_the_history_teaches(full_items):
     config = TaskConfig(full_items=full_items, id_items=20, history_targets="next_item", recommendation_at="last_id")
-    example = small_writer(CORPUS, VOCABULARY, config, ROOMY).write(query_at(RECOMMENDATION, 7))
+    example = small_writer(CORPUS, VOCABULARY, config, ROOMY).write(query_at("recommendation", 7))
     history = VOCABULARY.items[CORPUS.history(USER, 8), 0]
     of_ids = np.flatnonzero(np.isin(example.tokens, history))
     assert example.tokens[of_ids].tolist() == history.tolist()
@@ -80,21 +72,21 @@ def test_a_recommendation_at_the_last_id_is_one_more_of_what_the_history_teaches
 
 def test_a_search_is_asked_after_the_history_wherever_recommendations_are():
     position = next(p for p in range(1, 9) if CORPUS.categories[int(CORPUS.items[CORPUS.offsets[USER] + p])])
-    query = query_at(SEARCH, position)
+    query = query_at("search", position)
     assert text_of(query, TaskConfig(recommendation_at="last_id")) == text_of(query, TaskConfig())
 
 
 def test_without_ids_there_is_no_last_id_to_answer_at():
     with pytest.raises(ValueError, match="no last id"):
         text_of(
-            query_at(RECOMMENDATION, 4),
+            query_at("recommendation", 4),
             TaskConfig(history_ids=False, history_targets="none", recommendation_at="last_id"),
         )
 
 
 def test_a_search_names_the_categories():
     position = next(p for p in range(1, 9) if CORPUS.categories[int(CORPUS.items[CORPUS.offsets[USER] + p])])
-    query = query_at(SEARCH, position)
+    query = query_at("search", position)
     words = ", ".join(CORPUS.categories[query.right[0]])
     question = f"Query: {words} What is the related item ID to the query based on the history?"
     assert question in text_of(query, TaskConfig())
@@ -103,7 +95,7 @@ def test_a_search_names_the_categories():
 def test_a_preference_is_answered_by_the_rating_and_what_was_written():
     event = next(e for e in CORPUS.texts if e not in CORPUS.offsets and not np.isnan(CORPUS.ratings[e]))
     user = int(np.searchsorted(CORPUS.offsets, event, side="right")) - 1
-    query = Query(PREFERENCE, user, event - int(CORPUS.offsets[user]), (int(CORPUS.items[event]),))
+    query = Query("preference", user, event - int(CORPUS.offsets[user]), (int(CORPUS.items[event]),))
     rating = f"rate_{CORPUS.ratings[event]:g}"
     assert text_of(query, TaskConfig()).endswith(
         f"What is the rating and explanation for the item? <answer> {rating} very good</s>"
@@ -118,14 +110,14 @@ def test_a_preference_is_answered_by_the_rating_and_what_was_written():
 def test_a_selection_names_all_right_candidates_in_order():
     first, second = CORPUS.history(USER, 6)[4:6].tolist()
     wrong = next(item for item in range(CORPUS.num_items) if item not in CORPUS.history(USER, 25))
-    query = Query(SELECTION, USER, 4, (first, second), (second, wrong, first))
+    query = Query("selection", USER, 4, (first, second), (second, wrong, first))
     assert text_of(query, TaskConfig()).endswith("for the user? <answer> s_1 s_3 </s>")
 
 
 @pytest.mark.parametrize("targets", ["reconstruct", "next_item", "both", "none"])
 def test_history_targets(targets):
     config = TaskConfig(full_items=2, id_items=3, history_targets=targets)
-    example = small_writer(CORPUS, VOCABULARY, config, ROOMY).write(query_at(RECOMMENDATION, 7))
+    example = small_writer(CORPUS, VOCABULARY, config, ROOMY).write(query_at("recommendation", 7))
     history = VOCABULARY.items[CORPUS.history(USER, 8), 0]
     asked = {int(p): int(t) for p, t in zip(example.answer_positions, example.answer_targets, strict=True)}
     last = len(example.tokens) - 2
@@ -159,7 +151,7 @@ budgets = st.builds(Budget, tokens=st.integers(160, 400), images=st.integers(3, 
 @settings(max_examples=40, deadline=None)
 @given(config=configs, budget=budgets, number=st.integers(0, 500))
 def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(config, budget, number):
-    query = TrainingQueries(CORPUS, QueryConfig(TaskMix(image=2)), seed=1, has_codes=HAS_CODES)[number]
+    query = TrainingQueries(CORPUS, QueryConfig(default_shares() | {"image": 2}), seed=1, has_codes=HAS_CODES)[number]
     writer = small_writer(CORPUS, VOCABULARY, config, budget)
     trained, asked = writer.write(query), writer.write(query, ask=True)
     assert all(size <= room for size, room in zip(trained.size, dataclasses.astuple(budget), strict=True))
@@ -171,7 +163,7 @@ def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(co
     assert not np.isin(trained.answer_targets, markers).any()
     length = len(asked.tokens)
     np.testing.assert_array_equal(asked.tokens, trained.tokens[:length])
-    if query.task == RECOMMENDATION and config.recommendation_at == "last_id":
+    if query.task == "recommendation" and config.recommendation_at == "last_id":
         assert asked.tokens[-1] in [*VOCABULARY.items[:, -1], VOCABULARY.bos]
     else:
         assert asked.tokens[-1] == VOCABULARY.answer
@@ -181,7 +173,23 @@ def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(co
     np.testing.assert_array_equal(second.tokens, trained.tokens[: length + 1])
 
 
-@pytest.mark.parametrize("task", range(len(TASKS)))
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_an_answer_consists_of_the_tokens_that_its_task_names_and_the_end(task, split):
+    names = TASKS[task].answer_tokens(VOCABULARY)
+    writer = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=0, history_targets="none"), ROOMY)
+    queries = held_out_queries(CORPUS, split, task, HAS_CODES)
+    assert queries
+    for query in queries:
+        answer = writer.write(query).answer_targets
+        assert answer[-1] == VOCABULARY.eos
+        assert names is None or np.isin(answer[:-1], names).all()
+        if task == "preference":
+            assert names is None
+            assert answer[0] in VOCABULARY.ratings
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_a_history_without_ids_is_told_by_pictures_and_words_alone(task):
     """Of preference the ratings stay, without which a person's mean cannot be known."""
     config = TaskConfig(full_items=3, history_targets="none", history_ids=False)
@@ -195,7 +203,7 @@ def test_a_history_without_ids_is_told_by_pictures_and_words_alone(task):
     )
     kept = whole.tokens[~np.isin(whole.tokens, VOCABULARY.items)]
     assert [t for t in example.tokens if t != VOCABULARY.answer] == [t for t in kept if t != VOCABULARY.answer]
-    assert np.isin(example.tokens, VOCABULARY.ratings).any() == (task == PREFERENCE)
+    assert np.isin(example.tokens, VOCABULARY.ratings).any() == (task == "preference")
     assert example.images.tolist() == whole.images.tolist()
 
 
@@ -207,7 +215,7 @@ def test_ids_cannot_be_shown_bare_or_foretold_where_they_are_not_shown(other):
 
 @pytest.mark.parametrize("number", range(40))
 def test_targets_without_bare_ids_are_the_labels_of_the_reference(number):
-    query = TrainingQueries(CORPUS, QueryConfig(TaskMix(image=2)), seed=2, has_codes=HAS_CODES)[number]
+    query = TrainingQueries(CORPUS, QueryConfig(default_shares() | {"image": 2}), seed=2, has_codes=HAS_CODES)[number]
     example = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=4), ROOMY).write(query)
     mask = answer_mask(
         example.tokens,
@@ -222,7 +230,7 @@ def test_targets_without_bare_ids_are_the_labels_of_the_reference(number):
     np.testing.assert_array_equal(written, labels)
 
 
-@pytest.mark.parametrize("task", [RECOMMENDATION, SEARCH])
+@pytest.mark.parametrize("task", ["recommendation", "search"])
 def test_the_question_is_asked_along_the_bare_ids(task):
     config = TaskConfig(full_items=0, id_items=100, ask_every=5, history_targets="next_item", history_weight=0.25)
     position = next(p for p in range(24, 12, -1) if CORPUS.categories[int(CORPUS.items[CORPUS.offsets[USER] + p])])
@@ -233,7 +241,7 @@ def test_the_question_is_asked_along_the_bare_ids(task):
     assert ids == VOCABULARY.items[history, 0].tolist()  # every item once, in order
     asked = {int(p): (int(t), float(w)) for p, t, w in
              zip(example.answer_positions, example.answer_targets, example.answer_weights, strict=True)}  # fmt: skip
-    weight = 2.0 if task == RECOMMENDATION else 1.0
+    weight = 2.0 if task == "recommendation" else 1.0
     places = np.flatnonzero(example.tokens == VOCABULARY.answer).tolist()
     assert len(places) >= 3
     for place in places:
@@ -247,7 +255,7 @@ def test_the_question_is_asked_along_the_bare_ids(task):
 
 def test_history_targets_count_what_they_are_set_to():
     config = TaskConfig(full_items=2, id_items=3, history_weight=0.25)
-    example = small_writer(CORPUS, VOCABULARY, config, ROOMY).write(query_at(RECOMMENDATION, 7))
+    example = small_writer(CORPUS, VOCABULARY, config, ROOMY).write(query_at("recommendation", 7))
     of_answer = example.answer_positions >= len(example.tokens) - 3
     assert of_answer.sum() == 2
     np.testing.assert_array_equal(example.answer_weights, np.where(of_answer, 2.0, 0.5))
@@ -255,7 +263,7 @@ def test_history_targets_count_what_they_are_set_to():
 
 def test_a_question_larger_than_the_budget_is_refused_in_words():
     with pytest.raises(ValueError, match="raise the budget"):
-        text_of(query_at(RECOMMENDATION, 3), TaskConfig(), Budget(tokens=3, images=4, answers=8))
+        text_of(query_at("recommendation", 3), TaskConfig(), Budget(tokens=3, images=4, answers=8))
 
 
 def test_training_never_sees_what_is_held_out():
@@ -281,15 +289,15 @@ def test_validation_questions_never_show_a_test_item():
 
 
 def test_each_epoch_asks_every_user_once_and_the_mix_holds():
-    mix = TaskMix(recommendation=2, search=0, preference=0, selection=2)
+    mix = {"recommendation": 2, "search": 0, "preference": 0, "selection": 2}
     queries = TrainingQueries(CORPUS, QueryConfig(mix=mix), seed=0)
     size = len(queries.users)
     for epoch in range(3):
         users = [queries[epoch * size + place].user for place in range(size)]
         assert sorted(users) == queries.users.tolist()
-    tasks = np.bincount([queries[number].task for number in range(2000)], minlength=4)
-    assert tasks[SEARCH] == tasks[PREFERENCE] == 0
-    assert abs(tasks[SELECTION] / 2000 - 0.5) < 0.05  # four standard deviations of a fair coin thrown 2,000 times
+    tasks = collections.Counter(queries[number].task for number in range(2000))
+    assert tasks["search"] == tasks["preference"] == 0
+    assert abs(tasks["selection"] / 2000 - 0.5) < 0.05  # four standard deviations of a fair coin thrown 2,000 times
 
 
 def test_the_stream_does_not_depend_on_who_reads_it():

@@ -3,9 +3,10 @@
 import pytest
 from transformers import AutoTokenizer
 
-from data_pipelines.examples import Budget
-from data_pipelines.queries import TASKS, held_out_queries
-from data_pipelines.tasks import TaskConfig
+from data_pipelines.tasks import TASKS
+from data_pipelines.tasks.config import TaskConfig
+from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.queries import held_out_queries
 from data_pipelines.vocabulary import FAKE, IMAGE
 from data_pipelines.whole_tokenizer import whole_tokenizer
 from tests.data_pipelines.small import small_corpus, small_vocabulary, small_writer

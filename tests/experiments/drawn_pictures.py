@@ -7,13 +7,13 @@ import numpy as np
 from flax import nnx
 from PIL import Image, ImageFilter
 
-from data_pipelines.queries import held_out_queries
-from experiments.answers import OURS, save_answers
+from data_pipelines.tasks.queries import held_out_queries
 from experiments.config import ExperimentConfig
 from experiments.data import ExperimentData, Records
-from experiments.evaluate import tabulate
+from experiments.evals.base import OURS
+from experiments.evals.image_metrics import Generated, image_outcomes, items_of_the_query, sample_images
+from experiments.evaluate import save_answers, tabulate
 from experiments.picture_towers import OwnTower
-from experiments.pictures import Generated, items_of_the_query, picture_outcomes, sample_pictures
 from experiments.results import load_evaluation, save_evaluation
 from unimp_jax.model.layers import DTypes
 from unimp_jax.model.stacking import Loop
@@ -38,13 +38,13 @@ def draw_pictures(folder: Path, config: ExperimentConfig, records: Records, data
         np.stack([blurred(data, item) for item in wanted]),
     )
     tower = OwnTower(VisionTower(config.model.vision, DTypes(), Loop(), nnx.Rngs(0)), make_mesh(config.mesh))
-    outcomes = picture_outcomes(data, tower, generated)
+    outcomes = image_outcomes(data, tower, generated)
     path = folder / "evaluation" / "test.json"
     evaluation = load_evaluation(path)
     for task, outcome in outcomes.items():
         save_answers(outcome, path.with_name(f"test-{task}.parquet"))
     tables = tuple(tabulate(task, outcome, 0) for task, outcome in outcomes.items())
-    samples = sample_pictures(data, generated, path.parent, "test", count=6)
+    samples = sample_images(data, generated, path.parent, "test", count=6)
     save_evaluation(dataclasses.replace(evaluation, tables=evaluation.tables + tables, pictures=samples), path)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.answers import OURS, Outcome, save_answers
 from experiments.config import ExperimentConfig, save_config
 from experiments.data import Records
-from experiments.evaluate import tabulate
+from experiments.evals.base import OURS, Outcome
+from experiments.evaluate import save_answers, tabulate
 from experiments.results import Evaluation, Sample, save_evaluation
 from unimp_jax.evaluation.metrics import (
     RATING_FIGURES,

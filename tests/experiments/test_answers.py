@@ -8,8 +8,8 @@ import pytest
 
 from data_pipelines.corpus import build_corpus
 from data_pipelines.schema import Interaction, Item, User
-from experiments.answers import explain, save_answers
-from experiments.evaluate import tabulate
+from experiments.evals.rating import explain
+from experiments.evaluate import save_answers, tabulate
 from tests.experiments import test_searching
 from unimp_jax.decoding import BeamConfig
 
@@ -33,10 +33,10 @@ def reviewed_corpus(users: int = 8, items: int = 9):
 @pytest.fixture(scope="module")
 def outcomes():
     """Preference and explanation, answered by a model of random weights: its ratings cannot always be read."""
-    from data_pipelines.tasks import prompt_texts
+    from data_pipelines.tasks.prompt import prompt_texts
     from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
-    from experiments.answers import ask_preference
     from experiments.data import ExperimentData, Records
+    from experiments.evals.rating import rate_held_out
     from experiments.questions import questions_of
 
     corpus = reviewed_corpus()
@@ -48,7 +48,7 @@ def outcomes():
     config = dataclasses.replace(data.config, tasks=tasks)
     assert vocabulary.size <= size.vocab_size + size.new_tokens, "the model has a row for every token"
     data = ExperimentData(config, records, vocabulary)
-    return ask_preference(data, model, questions_of(data, "test", "preference"), BeamConfig(beams=2, new_tokens=6))
+    return rate_held_out(data, model, questions_of(data, "test", "preference"), BeamConfig(beams=2, new_tokens=6))
 
 
 def test_ratings_that_cannot_be_read_are_counted_and_not_guessed(outcomes, tmp_path):

@@ -7,7 +7,8 @@ import types
 import pytest
 
 from data_pipelines.errors import DataError
-from experiments.asked import Request, complete, decoded, nearest_item, read_request
+from experiments.generate import complete, nearest_item
+from experiments.request import Request, decoded, read_request
 
 TEXT = '{"history": ["1", "é"]}'
 

@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 
 from data_pipelines.errors import DataError
-from data_pipelines.queries import TaskMix
 from experiments.beginning import adopt, begin
 from experiments.config import load_config
 from experiments.data import sized_model
@@ -40,7 +39,9 @@ def following(data, first, **changes):
     """Another task, less that trains, and a vocabulary and geometry that the first run's take the place of."""
     config = experiment(data, steps=4, start=first, **changes)
     training = dataclasses.replace(config.training, trains=FROZEN)
-    queries = dataclasses.replace(config.queries, mix=TaskMix(0, 1, 0, 0))
+    queries = dataclasses.replace(
+        config.queries, mix={"recommendation": 0, "search": 1, "preference": 0, "selection": 0}
+    )
     vocabulary = dataclasses.replace(config.vocabulary, trained_size=400)
     return dataclasses.replace(config, training=training, queries=queries, vocabulary=vocabulary)
 

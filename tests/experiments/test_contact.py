@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from experiments.answers import OURS
 from experiments.data import ExperimentData, load_records
+from experiments.evals.base import OURS
 from experiments.report import write_reports
 from experiments.report.compare import compare
 from experiments.report.contact import gather_asked

@@ -24,7 +24,7 @@ import jax
 told = json.loads(sys.argv[1])
 jax.config.update("jax_num_cpu_devices", told["devices"])
 from experiments.commands import evaluate_command, ids_command, vqgan_command
-from experiments.evaluate import EvaluationConfig
+from experiments.evals.config import EvaluationConfig
 from experiments.item_ids import ItemIdsConfig
 from experiments.vqgan.command import CodesOfPictures
 from unimp_jax.processes import ProcessesConfig

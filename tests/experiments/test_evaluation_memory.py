@@ -2,7 +2,6 @@
 
 import tracemalloc
 
-import jax
 import numpy as np
 import pytest
 import scipy.stats
@@ -13,9 +12,8 @@ from experiments.baselines import ranker as rankers
 from experiments.baselines.popularity import Popularity, training_counts
 from experiments.baselines.query_match import QueryMatch, WordMatches, in_order, places
 from experiments.baselines.ranker import evaluate_ranker
-from unimp_jax.evaluation.harness import Examiner
+from unimp_jax.evaluation.predictor import seen_of, targets_of
 from unimp_jax.evaluation.ranking import seen_mask
-from unimp_jax.sharding import MeshConfig, make_mesh
 
 ITEMS, USERS, LONGEST = 20_000, 4000, 20_000
 
@@ -84,20 +82,16 @@ def test_a_large_catalogue_is_scored_for_fewer_users_at_a_time(one_long_history,
 
 def test_what_the_users_of_a_batch_have_met_is_told_in_a_bit_an_item(one_long_history):
     corpus = one_long_history
-    examiner = Examiner(None, make_mesh(MeshConfig(data=-1)), None)  # type: ignore[arg-type]
     prompts = np.full((8, 4), -1, np.int32)
     prompts[0, :2], prompts[5, 0] = (USERS, 7), 12
     targets = np.arange(USERS + 1, dtype=np.int32)
-    right, seen = examiner._told(
-        QuestionBatch({}, prompts),
-        lambda user: corpus.history(user, 4 if user < USERS else LONGEST - 1),
-        ITEMS,
-        targets,
-    )
+    batch = QuestionBatch({}, prompts)
+    right = targets_of(batch, targets)
+    seen = seen_of(batch, lambda user: corpus.history(user, 4 if user < USERS else LONGEST - 1), ITEMS)
     assert seen.nbytes == 8 * 4 * ITEMS // 8
     assert right.tolist()[0] == [USERS, 7, 0, 0]
     assert right[5, 0] == 12
-    mask = np.asarray(seen_mask(jax.device_get(seen), ITEMS))
+    mask = np.asarray(seen_mask(seen, ITEMS))
     for row, slot, user, length in ((0, 0, USERS, LONGEST - 1), (0, 1, 7, 4), (5, 0, 12, 4)):
         assert np.flatnonzero(mask[row, slot]).tolist() == sorted(corpus.history(user, length).tolist())
     assert mask.sum() == LONGEST - 1 + 2 * 4, "empty slots have met nothing"

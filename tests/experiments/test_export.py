@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from data_pipelines.queries import TASKS, held_out_queries
+from data_pipelines.tasks import TASKS
+from data_pipelines.tasks.queries import held_out_queries
 from experiments.config import load_config
 from experiments.export import ExportConfig, export_run, prompt_parts
 from experiments.run import open_model
@@ -67,7 +68,7 @@ def test_stock_transformers_read_prompts_and_pictures_and_say_the_same(places, e
             with torch.no_grad():
                 expected = torch.log_softmax(theirs(**inputs).logits[0, -1], -1).numpy()
             everything = np.arange(data.vocabulary.size)
-            found = ours.examiner.log_probabilities(ours.parameters, data.questions([example]), everything, 1)[0]
+            found = ours.next_token(data.questions([example]), everything, 1)[0]
             np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
     assert theirs.generation_config.eos_token_id == data.vocabulary.eos
     answer = theirs.generate(**inputs, max_new_tokens=3)
@@ -95,7 +96,7 @@ def test_exported_weights_start_another_run(places, exported, tmp_path):
     for data, model in ((before, first), (after, second)):
         prompt = data.writer.write(query, ask=True)
         items = data.vocabulary.items[:, 0]
-        answers.append(model.examiner.log_probabilities(model.parameters, data.questions([prompt]), items, 1)[0])
+        answers.append(model.next_token(data.questions([prompt]), items, 1)[0])
     # The second run has reserved rows more, which take a little of all probabilities.
     np.testing.assert_allclose(answers[1] - answers[1].mean(), answers[0] - answers[0].mean(), atol=1e-4)
     train_run(config, tmp_path / "run")  # goes on, and finds nothing to do

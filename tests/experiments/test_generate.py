@@ -14,12 +14,15 @@ from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.vocabulary import build_vocabulary
 from experiments import cli
 from experiments import generate as generating
-from experiments.asked import Request, pose
 from experiments.config import load_config
 from experiments.data import ExperimentData, load_records, sized_model
+from experiments.evals.config import GenerateConfig
+from experiments.evals.ranking import best_items
+from experiments.evals.rating import parse_rating
 from experiments.export import ExportConfig, export_run
-from experiments.generate import GenerateConfig, best_items, generate, parse_rating, show
+from experiments.generate import generate, pose, show
 from experiments.parameters import init_parameters
+from experiments.request import Request
 from experiments.run import open_to_ask, to_be_asked
 from experiments.train import train_run
 from tests.experiments.test_cli import run as run_command
@@ -112,7 +115,7 @@ def test_items_are_ranked_by_their_probability_and_none_was_seen(places, opening
     _, query = pose(data, Request(user=USER))
     model, items = open_model(), data.vocabulary.items[:, 0]
     prompt = data.writer.write(query, ask=True)
-    scores = model.examiner.log_probabilities(model.parameters, data.questions([prompt]), items, 1)[0]
+    scores = model.next_token(data.questions([prompt]), items, 1)[0]
     seen = {event["item"] for event in history_of(data.corpus, USER)}
     order = [data.corpus.item_ids[item] for item in np.argsort(-scores, kind="stable")]
     everything = ask(places[1], user=USER, k=30, keep_seen=True)["items"]

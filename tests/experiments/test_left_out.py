@@ -11,10 +11,9 @@ import pytest
 from data_pipelines.corpus import TRAIN, Corpus, build_corpus
 from data_pipelines.errors import DataError
 from data_pipelines.schema import Interaction, Item, User
-from data_pipelines.tasks import prompt_texts
+from data_pipelines.tasks.prompt import prompt_texts
 from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
-from experiments import answers, evaluate
-from experiments.answers import OURS, ask_preference, explain, save_answers
+from experiments import evaluate
 from experiments.baselines.explanations import ConstantExplanation, NearestExplanation
 from experiments.baselines.factorisation import choose_factorisation
 from experiments.baselines.markov import choose_markov
@@ -23,7 +22,12 @@ from experiments.baselines.ranker import evaluate_ranker
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.baselines.sasrec_model import SASRecModelConfig
 from experiments.data import ExperimentData, Records
-from experiments.evaluate import EvaluationConfig, evaluate_run, fit_rankers, show, tabulate
+from experiments.evals import rating
+from experiments.evals.base import OURS, Outcome
+from experiments.evals.config import EvaluationConfig
+from experiments.evals.ranking import rank_metrics
+from experiments.evals.rating import explain, rate_held_out
+from experiments.evaluate import evaluate_run, fit_rankers, save_answers, show, tabulate
 from experiments.export import ExportConfig, card
 from experiments.questions import Questions, questions_of, refuse_nothing
 from experiments.report import write_reports
@@ -172,8 +176,10 @@ def test_ratings_are_asked_for_where_nobody_rated_in_training(monkeypatch):
     questions = questions_of(data, "test", "preference")
     unrated = np.where(corpus.splits == TRAIN, np.nan, corpus.ratings).astype(np.float32)
     data.corpus = dataclasses.replace(corpus, ratings=unrated)
-    monkeypatch.setattr(answers, "ask_for_ratings", lambda data, model, queries: np.ones((len(queries), 1), np.float32))
-    outcomes = ask_preference(data, None, questions, BeamConfig())
+    monkeypatch.setattr(
+        rating, "next_token", lambda data, model, queries, tokens: np.ones((len(queries), 1), np.float32)
+    )
+    outcomes = rate_held_out(data, None, questions, BeamConfig())
     table = tabulate("preference", outcomes["preference"], 0)
     assert [row.model for row in table.rows] == [f"{OURS}, expected rating", f"{OURS}, most probable rating"]
     assert table.rows[0].figures["RMSE"].mean == 0
@@ -208,12 +214,12 @@ def test_one_user_has_a_figure_and_no_interval():
     assert interval(np.array([0.25, 0.25])).bounds(" to ") == "0.250 to 0.250"
 
 
-def outcome_of(count: int) -> answers.Outcome:
+def outcome_of(count: int) -> Outcome:
     ranks = np.full(count, 2.0)
     asked = {"user": [f"u{n}" for n in range(count)], "position": [2] * count, "item": ["i1"] * count}
     told = {"items": [["i1", "i2"]] * count, f"{OURS}: rank, seen kept": ranks, f"{OURS}: rank, seen filtered": ranks}
-    figures = {OURS: answers.rank_figures(ranks, ranks), "Popularity": answers.rank_figures(ranks, ranks)}
-    return answers.Outcome("What comes next?", figures, asked | told)
+    figures = {OURS: rank_metrics(ranks, ranks), "Popularity": rank_metrics(ranks, ranks)}
+    return Outcome("What comes next?", figures, asked | told)
 
 
 def write_evaluated(folder: Path, config, users: int, split: str = "test") -> Path:

@@ -11,9 +11,9 @@ import pytest
 from data_pipelines.errors import DataError
 from data_pipelines.fingerprint import FILE, save_fingerprint
 from data_pipelines.prepare import prepare
-from experiments.answers import OURS
 from experiments.config import DataConfig, save_config
 from experiments.data import fingerprint_of, load_records
+from experiments.evals.base import OURS
 from experiments.report import write_reports
 from experiments.report.compare import compare
 from experiments.report.gather import gather

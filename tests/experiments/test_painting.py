@@ -11,14 +11,14 @@ from PIL import Image
 
 from data_pipelines.errors import DataError
 from data_pipelines.image_codes import ImageCodes, save_image_codes
-from data_pipelines.queries import TaskMix
-from experiments.ask import encode_catalogue
+from data_pipelines.tasks.registry import default_shares
 from experiments.config import DataConfig, load_config
 from experiments.data import load_records
-from experiments.evaluate import EvaluationConfig, evaluate_run
+from experiments.evals.config import EvaluationConfig, GalleryConfig, GenerateConfig, PaintingConfig
+from experiments.evals.image import open_painter, sample_codes
+from experiments.evaluate import evaluate_run
 from experiments.export import ExportConfig, export_run
-from experiments.generate import GenerateConfig, generate
-from experiments.painting import GalleryConfig, PaintingConfig, ask_for_codes, open_painter
+from experiments.generate import generate
 from experiments.run import open_model
 from experiments.train import train_run
 from tests.experiments.test_cli import run as run_command
@@ -58,7 +58,7 @@ def places(tmp_path_factory):
     config = dataclasses.replace(
         config,
         vocabulary=dataclasses.replace(config.vocabulary, image_codes=folder / "codes.parquet"),
-        queries=dataclasses.replace(config.queries, mix=TaskMix(image=4.0)),
+        queries=dataclasses.replace(config.queries, mix=default_shares() | {"image": 4.0}),
     )
     train_run(config, folder / "run")
     return data, folder / "codes.parquet", folder / "run", folder / "vqgan"
@@ -99,26 +99,28 @@ def test_held_out_people_are_painted_for_and_measured(places):
 def test_pictures_are_codes_of_the_catalogues_vqgan_and_hang_on_seed_and_number(opened, places):
     data, model = opened
     queries = [query for query in _queries(data)][:7]
-    codes, scores = ask_for_codes(data, model, queries, GUIDED)
+    codes, scores = sample_codes(data, model, queries, GUIDED)
     assert codes.shape == (7, 3, 16)
     assert codes.min() >= 0
     assert codes.max() < VQ.codes
     assert np.isfinite(scores).all()
     rows = dataclasses.replace(data.config, loader=dataclasses.replace(data.config.loader, rows=16))
     data.config, before = rows, data.config
-    elsewhere, _ = ask_for_codes(data, model, queries, GUIDED)
+    elsewhere, _ = sample_codes(data, model, queries, GUIDED)
     data.config = before
     np.testing.assert_array_equal(codes, elsewhere)
-    known, _ = ask_for_codes(data, encode_catalogue(data, model), queries, GUIDED)
+    known, _ = sample_codes(
+        data, model.encode_catalogue(data.writer.has_image, data.images.__getitem__), queries, GUIDED
+    )
     np.testing.assert_array_equal(codes, known)
-    other, _ = ask_for_codes(data, model, queries, GUIDED, seed=1)
+    other, _ = sample_codes(data, model, queries, GUIDED, seed=1)
     assert (codes != other).any()
     painted = open_painter(data, None).paint(codes)
     assert (painted.shape, painted.dtype) == ((7, 3, 16, 16, 3), np.uint8)
 
 
 def _queries(data):
-    from data_pipelines.queries import held_out_queries
+    from data_pipelines.tasks.queries import held_out_queries
 
     return held_out_queries(data.corpus, "test", "image", data.has_codes)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.queries import held_out_queries
-from experiments.answers import OURS
+from data_pipelines.tasks.queries import held_out_queries
 from experiments.data import ExperimentData
+from experiments.evals.base import OURS
+from experiments.evals.image_metrics import RECONSTRUCTED, Generated, image_outcomes
 from experiments.evaluate import tabulate
 from experiments.picture_towers import ClipTower, PictureTowerConfig, open_towers
-from experiments.pictures import RECONSTRUCTED, Generated, picture_outcomes
 from tests.experiments.tiny_run import experiment, prepare_source
 from unimp_jax.interop.layout import WeightsError
 
@@ -68,7 +68,7 @@ def test_a_named_clip_gives_features_and_a_score(folder, tmp_path):
     assert towers[0] is towers[1]
     queries = [q for q in held_out_queries(data.corpus, "test", "search") if data.writer.has_image[q.right[0]]]
     wanted = np.stack([data.images[query.right[0]] for query in queries])
-    outcomes = picture_outcomes(data, towers[0], Generated(queries, {OURS: wanted[:, None]}, wanted), clip=towers[1])
+    outcomes = image_outcomes(data, towers[0], Generated(queries, {OURS: wanted[:, None]}, wanted), clip=towers[1])
     table = tabulate("image", outcomes["image"], seed=0)
     assert f"CLIP, {folder} (8 features)" in table.note
     figures = {row.model: row.figures for row in table.rows}

@@ -5,21 +5,21 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from data_pipelines.queries import held_out_queries
-from experiments.answers import OURS, save_answers
+from data_pipelines.tasks.queries import held_out_queries
 from experiments.data import ExperimentData, sized_model
-from experiments.evaluate import show, tabulate
-from experiments.picture_towers import OwnTower, in_batches
-from experiments.pictures import (
+from experiments.evals.base import OURS
+from experiments.evals.image_metrics import (
     OF_THE_QUERY,
     RANDOM,
     RECONSTRUCTED,
     Generated,
+    image_outcomes,
     items_of_the_query,
-    picture_outcomes,
     random_items,
-    sample_pictures,
+    sample_images,
 )
+from experiments.evaluate import save_answers, show, tabulate
+from experiments.picture_towers import OwnTower, in_batches
 from experiments.results import Evaluation, load_evaluation, save_evaluation
 from tests.experiments.tiny_run import MODEL, experiment, prepare_source
 from unimp_jax.model.layers import DTypes
@@ -58,7 +58,7 @@ def generated(data) -> Generated:
 
 @pytest.fixture(scope="module")
 def outcomes(data, tower, generated):
-    return picture_outcomes(data, tower, generated, randoms=5)
+    return image_outcomes(data, tower, generated, randoms=5)
 
 
 def test_rows_are_ours_and_what_they_are_to_be_compared_with(outcomes, generated):
@@ -85,7 +85,7 @@ def test_rows_are_ours_and_what_they_are_to_be_compared_with(outcomes, generated
 
 
 def test_the_same_seed_draws_the_same_others(data, tower, generated, outcomes):
-    again = picture_outcomes(data, tower, generated, randoms=5)
+    again = image_outcomes(data, tower, generated, randoms=5)
     for task, outcome in outcomes.items():
         for model, values in outcome.figures.items():
             assert {name: x.tolist() for name, x in values.items()} == {
@@ -133,7 +133,7 @@ def test_batches_make_no_difference():
 
 def test_samples_are_kept_as_pictures(data, generated, outcomes, tmp_path):
     for _ in range(2):  # the second time in the place of the first
-        samples = sample_pictures(data, generated, tmp_path, "test", count=4, seed=1)
+        samples = sample_images(data, generated, tmp_path, "test", count=4, seed=1)
     assert len(samples) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["test-pictures"]
     by_user = {data.corpus.user_ids[query.user]: number for number, query in enumerate(generated.queries)}

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 
 from data_pipelines.prepare import prepare
-from data_pipelines.queries import TrainingQueries
 from data_pipelines.sources.selection import Selection
+from data_pipelines.tasks.queries import TrainingQueries
 from experiments.config import DataConfig, ExperimentConfig
 from experiments.data import ExperimentData
-from experiments.evaluate import EvaluationConfig, evaluate_run
+from experiments.evals.config import EvaluationConfig
+from experiments.evaluate import evaluate_run
 from experiments.presets import PRESETS
 from experiments.train import train_run
 from tests.data_pipelines.small import picture

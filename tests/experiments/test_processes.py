@@ -124,6 +124,7 @@ def of_two(data, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(of_one, of_two):
     """Every row is read once: the loss of a step is of all its rows, though no process has neighbouring ones."""
     assert_alike(outcome(of_two), outcome(of_one))
@@ -142,6 +143,7 @@ def test_all_processes_end_at_one_step_whichever_is_asked_and_go_on_bit_for_bit(
     assert_alike(outcome(run), outcome(of_two), tolerance=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "processes", "devices", "order"),
     [

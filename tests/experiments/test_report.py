@@ -16,9 +16,9 @@ from PIL import Image
 
 from data_pipelines.errors import DataError
 from experiments import starts
-from experiments.answers import OURS
 from experiments.config import DataConfig
 from experiments.data import load_records
+from experiments.evals.base import OURS
 from experiments.report import write_reports
 from experiments.report.compare import compare
 from experiments.report.cost import cost, mean_cost, show_count, show_flops, show_seconds

@@ -7,11 +7,11 @@ import shutil
 import pytest
 
 from data_pipelines.errors import DataError
-from data_pipelines.examples import Budget
 from data_pipelines.fingerprint import DATA_PARTS, FILE
 from data_pipelines.loader import LoaderConfig
 from data_pipelines.prepare import prepare
-from data_pipelines.queries import QueryConfig, TaskMix
+from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.queries import QueryConfig
 from experiments.run import open_model, open_to_ask
 from experiments.train import open_run, train_run
 from tests.experiments.tiny_run import experiment, prepare_source, write_source
@@ -96,7 +96,10 @@ def test_another_configuration_is_told_before_other_data(run, fewer_users):
     ("changes", "said"),
     [
         ({"budget": Budget(128, 2, 64)}, r"a selection question does not fit: budget.images 2, 3 is the least"),
-        ({"queries": QueryConfig(TaskMix(0, 0, 0, 0))}, "weights must be 0 or more, and one above 0"),
+        (
+            {"queries": QueryConfig({"recommendation": 0, "search": 0, "preference": 0, "selection": 0})},
+            "weights must be 0 or more, and one above 0",
+        ),
     ],
 )
 def test_what_cannot_be_trained_on_is_found_before_the_run_is_made(data, tmp_path, changes, said):

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.ask import ask_for_items, evenly_spread
 from experiments.config import load_config
-from experiments.evaluate import EvaluationConfig, evaluate_run
+from experiments.evals.config import EvaluationConfig
+from experiments.evals.ranking import rank_catalogue
+from experiments.evaluate import evaluate_run
 from experiments.export import ExportConfig, export_run
 from experiments.item_ids import ItemIdsConfig, make_item_ids
-from experiments.questions import questions_of
+from experiments.questions import evenly_spread, questions_of
 from experiments.run import open_model, used_here
 from tests.experiments.live_bytes import live_bytes
 from tests.experiments.test_export import IDEFICS
@@ -78,7 +79,7 @@ def test_a_run_of_sixteen_devices_opens_on_eight(run, one_device, monkeypatch):
     monkeypatch.undo()
     data, model, facts = open_model(run, "latest")
     assert facts.step == 3
-    assert dict(model.examiner.mesh.shape)["data"] == 8
+    assert dict(model.mesh.shape)["data"] == 8
     assert data.config.loader.rows == 16
     jax.tree.map(np.testing.assert_array_equal, model.parameters, alone.parameters)
 
@@ -90,7 +91,7 @@ def test_a_run_of_sixteen_devices_answers_alike_on_one_and_on_two(run, monkeypat
         data, model, _ = open_model(run, "latest")
         assert data.config.loader.rows == 2 * devices
         queries = evenly_spread(questions_of(data, "test", "recommendation").queries, 12)
-        found[devices] = ask_for_items(data, model, queries)
+        found[devices] = rank_catalogue(data, model, queries)
         monkeypatch.undo()
     assert len({*found[1].top[:, 0].tolist()}) > 2, "answers hang on the history"
     np.testing.assert_array_equal(found[1].filtered, found[2].filtered)
@@ -101,7 +102,7 @@ def test_a_run_of_sixteen_devices_answers_alike_on_one_and_on_two(run, monkeypat
 
 def test_another_mesh_is_an_option(run):
     _, model, _ = open_model(run, "latest", MeshConfig(fsdp=4, tensor=2))
-    assert dict(model.examiner.mesh.shape) == {"slice": 1, "data": 1, "fsdp": 4, "context": 1, "tensor": 2}
+    assert dict(model.mesh.shape) == {"slice": 1, "data": 1, "fsdp": 4, "context": 1, "tensor": 2}
     with pytest.raises(ValueError, match="does not make 8 devices"):
         open_model(run, "latest", MeshConfig(fsdp=16))
 
@@ -144,14 +145,15 @@ def parameter_bytes(run: Path) -> int:
 
 def test_parameters_are_held_once_while_a_run_is_evaluated_and_exported(run, one_device, monkeypatch, tmp_path):
     """Beside them there are a batch, what was made of it, and for evaluation the pictures' latents."""
-    from experiments import ask, export
+    from experiments import export
     from experiments import run as opened
-    from unimp_jax.evaluation.harness import Examiner
+    from experiments.evals import ranking
+    from unimp_jax.evaluation.predictor import Predictor
 
     size = parameter_bytes(run)
     assert size > 200_000
     peak = Peak(
-        monkeypatch, (opened, "load_frozen"), (opened, "to_be_asked"), (Examiner, "_place"), (ask, "seen_items")
+        monkeypatch, (opened, "load_frozen"), (opened, "to_be_asked"), (Predictor, "_program"), (ranking, "seen_items")
     )
     evaluate_run(run, EvaluationConfig(checkpoint="latest", tasks=("recommendation",), sasrec=False, users=10))
     assert size <= peak.most < 1.5 * size

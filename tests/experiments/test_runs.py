@@ -20,7 +20,8 @@ from data_pipelines.prepare import prepare
 from experiments import lock
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.config import DataConfig, load_config, to_json
-from experiments.evaluate import EvaluationConfig, evaluate_run
+from experiments.evals.config import EvaluationConfig
+from experiments.evaluate import evaluate_run
 from experiments.report import write_report
 from experiments.results import load_evaluation
 from experiments.train import train_run

@@ -1,29 +1,35 @@
 """Items that are searched for, against the whole catalogue scored: the same ranks, items and probabilities."""
 
+import copy
 import dataclasses
 import functools
+import gc
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from data_pipelines.examples import Budget
 from data_pipelines.loader import QuestionBatch, question_batches
-from data_pipelines.queries import Query, held_out_queries
-from data_pipelines.tasks import TaskConfig
+from data_pipelines.tasks import Query
+from data_pipelines.tasks.config import TaskConfig
+from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.queries import held_out_queries
 from data_pipelines.vocabulary import Vocabulary
-from experiments.ask import Model, ask_for_items, ask_for_reviews, encode_catalogue, seen_items
 from experiments.data import ExperimentData, Records, sized_model
+from experiments.evals.ranking import rank_catalogue, seen_items
+from experiments.evals.rating import write_reviews
 from experiments.step import to_device
 from tests.data_pipelines.small import picture, semantic_vocabulary, small_corpus, small_vocabulary
 from tests.experiments.tiny_run import experiment
 from tests.unimp_jax.interop.support import randomised
 from unimp_jax.decoding import BeamConfig, build_trie
-from unimp_jax.evaluation.harness import Examiner
 from unimp_jax.evaluation.metrics import ranking_metrics
+from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.evaluation.ranking import Ranked
 from unimp_jax.model import UniMP
 from unimp_jax.sharding import MeshConfig, make_mesh
@@ -42,7 +48,7 @@ def vocabulary(depth: int) -> Vocabulary:
 
 
 @functools.cache
-def asked(depth: int, devices: int = 1, images: bool = True) -> tuple[ExperimentData, Model]:
+def asked(depth: int, devices: int = 1, images: bool = True) -> tuple[ExperimentData, Predictor]:
     """A model of random weights, so large that answers hang on the history, and what it is asked with."""
     tasks = TaskConfig(full_items=2, id_items=8, history_targets="next_item", images=images)
     config = experiment(Path(), tasks=tasks, budget=Budget(tokens=256, images=8, answers=64))
@@ -53,7 +59,7 @@ def asked(depth: int, devices: int = 1, images: bool = True) -> tuple[Experiment
     graph, state = nnx.split(net)
     state = jax.tree.map(lambda x: 3 * x, state)
     mesh = make_mesh(MeshConfig(data=-1), jax.devices()[:devices])
-    model = Model(Examiner(graph, mesh, to_device(mesh)), (state, nnx.State({})))
+    model = Predictor(graph, mesh, to_device(mesh), (state, nnx.State({})))
     return ExperimentData(config, records, vocabulary(depth)), model
 
 
@@ -84,8 +90,7 @@ def search(
     data, model = asked(depth)
     targets = right_items(questions(task)) if targets is None else targets
     seen = met(questions(task)) if seen is None else seen
-    return model.examiner.search_items(
-        model.parameters,
+    return model.search(
         batches_of(data, task, budget),
         trie=data.trie,
         item_tokens=data.vocabulary.items,
@@ -112,8 +117,7 @@ def assert_close(one: Ranked, other: Ranked, tolerance: float = 1e-4) -> None:
 def test_ids_of_one_token_are_found_as_they_are_ranked(task):
     data, model = asked(1)
     queries = questions(task)
-    ranked = model.examiner.rank_items(
-        model.parameters,
+    ranked = model.rank(
         batches_of(data, task),
         item_tokens=data.vocabulary.items[:, 0],
         targets=right_items(queries),
@@ -137,7 +141,7 @@ def brute_force(task: str = "recommendation") -> np.ndarray:
     for step in range(names.shape[1]):
         begun = sorted({tuple(name[:step]) for name in names.tolist()})
         prompts = [data.writer.write(query, ask=True, begun=start) for query in queries for start in begun]
-        logs = model.examiner.log_probabilities(model.parameters, data.questions(prompts), tokens, len(prompts))
+        logs = model.next_token(data.questions(prompts), tokens, len(prompts))
         logs = logs.reshape(len(queries), len(begun), len(tokens))
         for item, name in enumerate(names.tolist()):
             scores[:, item] += logs[:, begun.index(tuple(name[:step])), tokens.tolist().index(name[step])]
@@ -209,7 +213,7 @@ def test_who_has_met_everything_is_answered_with_nothing_but_the_right_item_has_
 
 def test_prompts_without_pictures_are_answered():
     data, model = asked(3, images=False)
-    ranked = ask_for_items(data, model, questions(), beams=ITEMS)
+    ranked = rank_catalogue(data, model, questions(), beams=ITEMS)
     assert np.isfinite(ranked.cross_entropy).all()
     ranking_metrics(ranked.filtered)
     assert (ranked.top >= 0).all()
@@ -218,7 +222,7 @@ def test_prompts_without_pictures_are_answered():
 def test_a_mesh_of_devices_finds_what_one_does():
     queries = questions()
     (data, model), (other_data, other) = asked(3), asked(3, devices=2)
-    assert_close(ask_for_items(data, model, queries), ask_for_items(other_data, other, queries))
+    assert_close(rank_catalogue(data, model, queries), rank_catalogue(other_data, other, queries))
 
 
 def test_more_items_than_beams_are_refused():
@@ -228,8 +232,8 @@ def test_more_items_than_beams_are_refused():
 
 def test_a_broken_model_finds_nothing():
     data, model = asked(3)
-    broken = dataclasses.replace(model, parameters=jax.tree.map(lambda x: x * np.nan, model.parameters))
-    ranked = ask_for_items(data, broken, questions())
+    broken = model.with_parameters(jax.tree.map(lambda x: x * np.nan, model.parameters))
+    ranked = rank_catalogue(data, broken, questions())
     assert (ranked.filtered == np.inf).all()
     assert (ranked.top == -1).all()
     assert np.isnan(ranked.cross_entropy).all()
@@ -246,20 +250,23 @@ def test_the_trie_is_that_of_the_names():
 def test_pictures_that_were_encoded_before_give_the_answers_of_those_encoded_now(depth):
     data, model = asked(depth)
     queries = list(questions())
-    served = encode_catalogue(data, model)
-    assert not served.encodes
+    served = model.encode_catalogue(data.writer.has_image, data.images.__getitem__)
+    assert not served.needs_images
     assert served.latents_ILC.shape[0] == ITEMS
-    assert_close(ask_for_items(data, served, queries, k=K, beams=K), ask_for_items(data, model, queries, k=K, beams=K))
-    blind = dataclasses.replace(served, latents_ILC=0 * served.latents_ILC)
-    different = ask_for_items(data, blind, queries, k=K, beams=K)
-    assert (different.scores != ask_for_items(data, served, queries, k=K, beams=K).scores).any(), "pictures matter"
+    assert_close(
+        rank_catalogue(data, served, queries, k=K, beams=K), rank_catalogue(data, model, queries, k=K, beams=K)
+    )
+    blind = copy.copy(served)
+    blind.latents_ILC = 0 * served.latents_ILC
+    different = rank_catalogue(data, blind, queries, k=K, beams=K)
+    assert (different.scores != rank_catalogue(data, served, queries, k=K, beams=K).scores).any(), "pictures matter"
 
 
 def test_reviews_begin_with_a_rating_or_are_counted_as_unread():
     data, model = asked(1)
     queries = held_out_queries(CORPUS, "test", "preference")[:6]
     config = BeamConfig(beams=2, new_tokens=5)
-    reviews = ask_for_reviews(data, model, queries, config)
+    reviews = write_reviews(data, model, queries, config)
     names = {f"rate_{level:g}": level for level in data.vocabulary.rating_levels}
     for rating, text, explanation in zip(reviews.ratings, reviews.texts, reviews.explanations, strict=True):
         first = text.split(" ", 1)[0]
@@ -269,6 +276,20 @@ def test_reviews_begin_with_a_rating_or_are_counted_as_unread():
         else:
             assert np.isnan(rating)
             assert text == explanation
-    alone = ask_for_reviews(data, model, queries[:1], config)
+    alone = write_reviews(data, model, queries[:1], config)
     assert alone.texts == reviews.texts[:1]
     np.testing.assert_allclose(alone.scores, reviews.scores[:1], atol=1e-4)
+
+
+def test_parameters_are_let_go_with_their_predictor():
+    data, model = asked(1)
+    own = model.with_parameters(jax.tree.map(jnp.copy, model.parameters))
+    ask_for = functools.partial(rank_catalogue, data, queries=questions()[:2], k=3)
+    ask_for(predictor=own)
+    leaf = weakref.ref(jax.tree.leaves(own.parameters)[0])
+    gc.disable()
+    try:
+        del own
+        assert leaf() is None
+    finally:
+        gc.enable()

@@ -11,7 +11,8 @@ import pytest
 from data_pipelines.errors import DataError
 from data_pipelines.item_codes import ItemCodes, load_codes, save_codes
 from experiments.data import load_records
-from experiments.evaluate import EvaluationConfig, evaluate_run, show
+from experiments.evals.config import EvaluationConfig
+from experiments.evaluate import evaluate_run, show
 from experiments.item_ids import ItemIdsConfig, make_item_ids
 from experiments.train import open_run, train_run
 from tests.experiments.tiny_run import experiment, prepare_source

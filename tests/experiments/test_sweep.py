@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.evaluate import EvaluationConfig
+from experiments.evals.config import EvaluationConfig
 from experiments.lock import holder, is_free, locked
 from experiments.presets import PRESETS
 from experiments.sweep import devices

@@ -20,6 +20,7 @@ def data(tmp_path_factory):
     return folder / "records"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_both_sides_have_the_same_losses_step_after_step(setting, data, tmp_path):
     """The first rate is 0, the others rise: the first loss shows the forward pass, later ones all of the step."""

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.queries import RECOMMENDATION, Query
-from experiments.ask import evenly_spread
+from data_pipelines.tasks import Query
 from experiments.config import TrainingConfig
+from experiments.questions import evenly_spread
 
 
 @given(st.integers(0, 500), st.integers(1, 200))
 def test_they_are_spread_evenly_over_all(users, count):
-    queries = [Query(RECOMMENDATION, user, 3, (0,)) for user in range(users)]
+    queries = [Query("recommendation", user, 3, (0,)) for user in range(users)]
     asked = np.array([query.user for query in evenly_spread(queries, count)], int)
     assert len(asked) == min(users, count)
     gaps = np.diff([*asked, users])

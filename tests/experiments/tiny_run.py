@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.examples import Budget
 from data_pipelines.images import ImageConfig
 from data_pipelines.loader import LoaderConfig
 from data_pipelines.prepare import prepare
-from data_pipelines.queries import QueryConfig
-from data_pipelines.tasks import TaskConfig
+from data_pipelines.tasks.config import TaskConfig
+from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.queries import QueryConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.config import DataConfig, ExperimentConfig, TrainingConfig
 from tests.data_pipelines.small import picture

@@ -8,12 +8,12 @@ import optax
 import pytest
 from flax import nnx
 
-from data_pipelines.examples import Budget
 from data_pipelines.images import ImageConfig, ImageStore
 from data_pipelines.loader import fill_batch
 from data_pipelines.packing import pack
-from data_pipelines.queries import QueryConfig, TrainingQueries
-from data_pipelines.tasks import TaskConfig
+from data_pipelines.tasks.config import TaskConfig
+from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.queries import QueryConfig, TrainingQueries
 from tests.data_pipelines.small import picture, small_corpus, small_vocabulary, small_writer
 from tests.experiments.tiny_run import MODEL
 from unimp_jax.batch import Batch

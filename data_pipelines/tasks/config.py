@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
-
-@dataclasses.dataclass(frozen=True)
-class LossWeights:
-    """What an answer token of each task counts in the loss."""
-
-    recommendation: float = 2.0
-    search: float = 1.0
-    preference: float = 1.0
-    selection: float = 1.0
-    image: float = 1.0
+from data_pipelines.tasks.registry import check_names, default_loss_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +23,7 @@ class TaskConfig:
     history_weight: float = 1.0
     """What a target in the history counts in the loss, next to one of the answer asked for."""
     rated_history: bool = True
-    """In preference prediction, each id of the history is followed by the rating it was given, also a target."""
+    """In rating prediction, each id of the history is followed by the rating it was given, also a target."""
     ask_every: int = 0
     """Recommendation and search are asked along the bare ids too, before every so many-th (the first one at random),
     and answered by the item that came; 0: only at the end."""
@@ -39,7 +31,7 @@ class TaskConfig:
     """Where a recommendation is answered: after its question (as the paper), or right after the last id of the history,
     without a question, as `history_targets` next_item and both teach at every id before it."""
     history_ids: bool = True
-    """Items shown whole are named by their ids. Without, a history is told by pictures and words alone: there are no
+    """Items shown whole are named by their ids. Without, a history is told by images and words alone: there are no
     bare ids, and no targets."""
     questions_show_ids: bool = False
     """Items asked about, or offered to select from, are named by their ids as well (the paper does not)."""
@@ -49,4 +41,18 @@ class TaskConfig:
     """Whether images are shown."""
     text: bool = True
     """Whether attributes are shown."""
-    loss_weights: LossWeights = LossWeights()
+    loss_weights: Mapping[str, float] = dataclasses.field(default_factory=default_loss_weights)
+    """What an answer token of each task counts in the loss; a task that is not named counts what it does by default."""
+
+    def __post_init__(self) -> None:
+        check_names("tasks.loss_weights", self.loss_weights)
+        object.__setattr__(self, "loss_weights", default_loss_weights() | dict(self.loss_weights))
+        if self.history_weight <= 0:
+            raise ValueError(f"tasks.history_weight {self.history_weight} must be above 0; see tasks.history_targets")
+        if not self.history_ids and (self.id_items or self.history_targets != "none"):
+            raise ValueError(
+                "tasks.history_ids False leaves no ids to show bare or to predict: set tasks.id_items 0 and "
+                "tasks.history_targets none as well"
+            )
+        if not self.history_ids and self.recommendation_at == "last_id":
+            raise ValueError("tasks.history_ids False leaves no last id: set tasks.recommendation_at question")

@@ -15,12 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_pipelines.errors import DataError
 from data_pipelines.images import ImageStore
-from data_pipelines.queries import Query
-from experiments.answers import Outcome, asked
+from data_pipelines.tasks import Query
 from experiments.baselines.query_match import WordMatches
 from experiments.data import ExperimentData
+from experiments.evals.base import Outcome, TooFewError, asked
 from experiments.picture_towers import ClipTower, PictureTower
 from experiments.results import PictureSample
 from unimp_jax.evaluation.neighbours import NEIGHBOURS
@@ -68,7 +67,7 @@ class Generated:
         return self.reconstructions.shape[1]
 
 
-def picture_outcomes(
+def image_outcomes(
     data: ExperimentData,
     tower: PictureTower,
     generated: Generated,
@@ -110,11 +109,11 @@ def picture_outcomes(
 def refuse_few(data: ExperimentData, queries: Sequence[Query]) -> None:
     """
     Raises:
-      DataError: there are fewer users than precision and recall are made of, or fewer pictures than are compared.
+      TooFewError: there are fewer users than precision and recall are made of, or fewer pictures than are compared.
     """
     pictures = int(data.writer.has_image.sum())
     if len(queries) <= NEIGHBOURS or pictures < 3:
-        raise DataError(
+        raise TooFewError(
             f"{len(queries)} users and {pictures} items with pictures: more than {NEIGHBOURS} and 3 are needed"
         )
 
@@ -199,7 +198,7 @@ def see_samples(tower: PictureTower, pictures_PSHW3: np.ndarray) -> np.ndarray:
     return tower.see(pictures_PSHW3.reshape(people * samples, *shape)).reshape(people, samples, -1)
 
 
-def sample_pictures(
+def sample_images(
     data: ExperimentData, generated: Generated, folder: Path, split: str, *, count: int, seed: int = 0
 ) -> tuple[PictureSample, ...]:
     """Some users' pictures, drawn by the seed, in files of `<split>-pictures` in the folder of the evaluation."""

@@ -1,0 +1,28 @@
+"""Recommendation: which item comes next?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_pipelines.tasks.base import Query, Task, item_tokens
+from data_pipelines.tasks.texts import PromptTexts
+from data_pipelines.vocabulary import Vocabulary
+
+
+class Recommendation(Task):
+    """The answer is the id of the next item. Every interaction can be asked about."""
+
+    name = "recommendation"
+    question = "What is the next item recommended to the user?"
+    loss_weight = 2.0
+    asked_along = True
+    begins_text = True
+    continues_history = True
+
+    def answer(self, texts: PromptTexts, query: Query, shown: Sequence[np.ndarray]) -> np.ndarray:
+        return texts.vocabulary.items[query.right[0]]
+
+    def answer_tokens(self, vocabulary: Vocabulary) -> np.ndarray:
+        return item_tokens(vocabulary)

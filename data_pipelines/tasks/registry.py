@@ -1,0 +1,43 @@
+"""The tasks that are known, by name; the order is that of tables and of the numbers in `answer_tasks`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from data_pipelines.tasks.base import Task
+
+TASKS: dict[str, Task] = {}
+
+
+def register(task: Task) -> None:
+    """Makes a task known to training, evaluation, generation and reports.
+
+    Raises:
+      ValueError: another task has its name.
+    """
+    if type(TASKS.setdefault(task.name, task)) is not type(task):
+        raise ValueError(f"there is another task {task.name!r} already: give this one another name")
+
+
+def task_number(name: str) -> int:
+    """The place of a task in the registry, which marks its answers in a batch."""
+    return list(TASKS).index(name)
+
+
+def default_shares() -> dict[str, float]:
+    """How often each task is asked in training unless a configuration says otherwise."""
+    return {name: task.share for name, task in TASKS.items()}
+
+
+def default_loss_weights() -> dict[str, float]:
+    """What a token of each task's answers counts in the loss unless a configuration says otherwise."""
+    return {name: task.loss_weight for name, task in TASKS.items()}
+
+
+def check_names(field: str, names: Iterable[str]) -> None:
+    """
+    Raises:
+      ValueError: one of the names in a field of a configuration is no task.
+    """
+    if unknown := [name for name in names if name not in TASKS]:
+        raise ValueError(f"{field}: there is no task {unknown[0]!r}; there are {', '.join(TASKS)}")

@@ -1,0 +1,62 @@
+"""Whether a budget has room for every question that is asked: found before anything is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from data_pipelines.tasks.base import Query
+from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.prompt import PromptWriter
+from data_pipelines.tasks.registry import TASKS
+from data_pipelines.vocabulary import NUM_CANDIDATES
+
+
+def least_budget(writer: PromptWriter, task: str) -> Budget:
+    """What the longest question of a task takes with its answer, without a history and without texts."""
+    codes = writer.vocabulary.image_codes
+    with_image = codes.has_codes if TASKS[task].needs_codes and codes else writer.has_image
+    first = np.flatnonzero(with_image)[:NUM_CANDIDATES]
+    others = np.setdiff1d(np.arange(min(writer.corpus.num_items, 2 * NUM_CANDIDATES)), first)
+    items = tuple(np.concatenate([first, others])[:NUM_CANDIDATES].tolist())
+    candidates = items + items[:1] * (NUM_CANDIDATES - len(items))
+    right = items[: TASKS[task].num_right]
+    return Budget(*writer.blank().write(Query(task, 0, 0, right, candidates)).size)
+
+
+def lacking_room(writer: PromptWriter, task: str) -> str:
+    """Which field of the budget is too small for the questions of a task, and what would do; "": none is."""
+    budget, least = dataclasses.asdict(writer.budget), dataclasses.asdict(least_budget(writer, task))
+    small = [
+        f"budget.{name} {budget[name]}, {least[name]} is the least" for name in least if budget[name] < least[name]
+    ]
+    return "; ".join(small)
+
+
+def check_room(writer: PromptWriter, tasks: Iterable[str]) -> None:
+    """
+    Raises:
+      ValueError: the budget cannot hold a question of one of the tasks, however short texts are.
+    """
+    for task in tasks:
+        small = lacking_room(writer, task)
+        if small:
+            raise ValueError(
+                f"a {task} question does not fit: {small} (or --queries.mix.{task} 0, which leaves the task out)"
+            )
+
+
+def long_texts(writer: PromptWriter, tasks: Iterable[str]) -> list[str]:
+    """A line for each task that some items' texts are too long for: they are cut where they do not fit."""
+    lines = []
+    for name in tasks:
+        task = TASKS[name]
+        if not task.num_texts:
+            continue
+        room = (writer.budget.tokens - least_budget(writer, name).tokens) // task.num_texts
+        lengths = (writer.texts.categories if task.texts_are_categories else writer.texts.attributes).lengths
+        if too_long := int((lengths > room).sum()):
+            lines.append(f"{too_long} items' texts are longer than {room} tokens: they are cut in {name} questions")
+    return lines

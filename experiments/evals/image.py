@@ -1,0 +1,150 @@
+"""Image: the codes that a model generates for a query, what a VQGAN makes of them, and how good that is."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.errors import DataError
+from data_pipelines.tasks import Query
+from experiments.data import ExperimentData
+from experiments.evals.base import OURS, Answered, Setting, TaskEval, prompt_batches
+from experiments.evals.config import EvaluationConfig, GenerateConfig, PaintingConfig
+from experiments.evals.image_metrics import Generated, image_outcomes, refuse_few, sample_images
+from experiments.picture_towers import open_towers
+from experiments.request import Request
+from experiments.vqgan.run import decoder_of, open_vqgan
+from unimp_jax.evaluation.predictor import Predictor
+from unimp_jax.image_tokens import VQGAN
+
+
+class ImageEval(TaskEval):
+    """What does the wanted item look like?"""
+
+    task = "image"
+    needs = ("query", 'the words of what is to be seen, such as --query "Comedy, Drama"')
+
+    def open(self, data: ExperimentData, config: EvaluationConfig | GenerateConfig) -> Painter:
+        if isinstance(config, EvaluationConfig):
+            return open_painter(data, config.pictures.painting.vqgan)
+        painter = open_painter(data, config.painting.vqgan)
+        config.out.mkdir(parents=True, exist_ok=True)
+        return painter
+
+    def evaluate(self, setting: Setting) -> Answered:
+        data, config, questions = setting.data, setting.config, setting.questions
+        gallery, everybody = config.pictures, questions.queries
+        drawn = np.sort(np.random.default_rng(config.seed).permutation(len(everybody))[: gallery.users])
+        queries = [everybody[number] for number in drawn]
+        refuse_few(data, queries)
+        generated = generate_images(data, setting.predictor, queries, setting.opened, gallery.painting, config.seed)
+        tower, clip = open_towers(gallery.towers, setting.predictor)
+        fewer = len(everybody) > len(queries)
+        note = questions.note + (f" {len(queries):,} of {len(everybody):,} users, by chance." if fewer else "")
+        outcomes = image_outcomes(data, tower, generated, clip=clip, seed=config.seed, note=note)
+        save = functools.partial(
+            sample_images, data, generated, split=config.split, count=config.samples, seed=config.seed
+        )
+        return Answered(outcomes, save_images=save)
+
+    def query(self, data: ExperimentData, request: Request, query: Query, item_of: Callable[[str], int]) -> Query:
+        return dataclasses.replace(query, words=request.query)
+
+    def answer(
+        self, data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig, opened: Any
+    ) -> dict[str, Any]:
+        """Files of images, each with the log-probability of its codes, the most probable first."""
+        codes, scores = sample_codes(data, predictor, [query], config.painting, config.seed)
+        order = np.argsort(-scores[0], kind="stable")
+        images = []
+        for number, image in enumerate(opened.paint(codes[0, order]), start=1):
+            path = config.out / f"{number}.png"
+            save_image(image, path)
+            images.append({"file": str(path), "log-probability": float(scores[0, order[number - 1]])})
+        return {"query": query.words, "pictures": images}
+
+    def show(self, answer: dict[str, Any]) -> list[str]:
+        files = [f"{one['file']}  log-probability {one['log-probability']:.1f}" for one in answer["pictures"]]
+        return [f"query  {answer['query']}", *files]
+
+
+class Painter:
+    """A VQGAN that makes pictures of codes."""
+
+    def __init__(self, vqgan: VQGAN):
+        self._grid, self._size = vqgan.config.grid, vqgan.config.image_size
+        self._decode = decoder_of(vqgan)
+
+    def paint(self, codes: np.ndarray) -> np.ndarray:
+        """int32 [..., h * w] -> uint8 [..., H, W, 3]."""
+        pictures = self._decode(codes.reshape(-1, self._grid, self._grid))
+        return pictures.reshape(*codes.shape[:-1], self._size, self._size, 3)
+
+
+def open_painter(data: ExperimentData, folder: Path | None) -> Painter:
+    """
+    Args:
+      folder: of the VQGAN; None: the one that the codes say they were made with.
+
+    Raises:
+      DataError: there are no codes, or the VQGAN is not there or has others.
+    """
+    codes = data.vocabulary.image_codes
+    if codes is None:
+        raise DataError("this run knows no codes of pictures: train with --vocabulary.image-codes FILE")
+    if folder is None:
+        folder = Path(codes.facts.get("vqgan", "of which nothing is told"))
+        if not folder.exists():
+            raise DataError(f"the VQGAN that made the codes, {folder}, is not there: name its folder (vqgan)")
+    vqgan = open_vqgan(folder)
+    has, needed = (vqgan.config.grid, vqgan.config.codes), (codes.grid, codes.num_codes)
+    if ((has[0], has[0]), has[1]) != needed:
+        raise DataError(
+            f"{folder} makes pictures of {has[0]} x {has[0]} of {has[1]} codes, but those of the catalogue are "
+            f"{codes.grid[0]} x {codes.grid[1]} of {codes.num_codes}: another VQGAN made them"
+        )
+    return Painter(vqgan)
+
+
+def sample_codes(
+    data: ExperimentData, predictor: Predictor, queries: Sequence[Query], config: PaintingConfig, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(int32 [P, samples, h * w] codes, float32 [P, samples] log-probabilities of them) for image questions."""
+    codes = data.vocabulary.image_codes
+    assert codes is not None
+    bare = data.writer.write(Query("image", 0, 0, (), bare=True), ask=True)
+    return predictor.sample_codes(
+        prompt_batches(data, predictor, queries, tight=True), len(queries), config.drawing,
+        tokens=data.vocabulary.codes, length=codes.codes_per_image, bare=bare.tokens, samples=config.samples, seed=seed,
+    )  # fmt: skip
+
+
+def generate_images(
+    data: ExperimentData,
+    predictor: Predictor,
+    queries: Sequence[Query],
+    painter: Painter,
+    config: PaintingConfig,
+    seed: int = 0,
+) -> Generated:
+    """Pictures for questions whose answer is known, and the wanted ones from their codes."""
+    codes = data.vocabulary.image_codes
+    assert codes is not None
+    drawn, _ = sample_codes(data, predictor, queries, config, seed)
+    wanted = codes.codes[[query.right[0] for query in queries]]
+    return Generated(queries, {OURS: painter.paint(drawn)}, painter.paint(wanted))
+
+
+def save_image(image: np.ndarray, path: Path) -> None:
+    """A PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    Image.fromarray(image).save(partial, "PNG")
+    os.replace(partial, path)

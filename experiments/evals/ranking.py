@@ -1,0 +1,142 @@
+"""The catalogue ranked behind a question: what recommendation and search share.
+
+Where each item has a token of its own, the whole catalogue is ranked exactly by the next token's probability; semantic
+ids are searched for with beams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.corpus import Corpus
+from data_pipelines.tasks import Query
+from experiments.baselines.ranker import Ranker, rank_in_batches
+from experiments.data import ExperimentData
+from experiments.evals.base import (
+    OURS,
+    Answered,
+    Outcome,
+    PerUser,
+    Setting,
+    TaskEval,
+    asked,
+    moments,
+    prompt_batches,
+    titled,
+)
+from experiments.evals.config import GenerateConfig
+from experiments.terminal import columns, fitted, padded, room
+from unimp_jax.evaluation.metrics import ranking_metrics
+from unimp_jax.evaluation.predictor import Predictor, Seen
+from unimp_jax.evaluation.ranking import Ranked
+
+
+class RankingEval(TaskEval):
+    """Ranks the catalogue; baselines rank it as well."""
+
+    needs_rankers = True
+    asks: str
+    """What is asked, in a sentence for a table."""
+
+    def rankers(self, corpus: Corpus, rankers: Sequence[Ranker]) -> Sequence[Ranker]:
+        """The baselines as they answer this task."""
+        return rankers
+
+    def columns(self, corpus: Corpus, queries: Sequence[Query]) -> dict[str, Any]:
+        """More columns of what was asked."""
+        return {}
+
+    def evaluate(self, setting: Setting) -> Answered:
+        return Answered({self.task: self.rank(setting)[0]})
+
+    def rank(self, setting: Setting) -> tuple[Outcome, Ranked]:
+        """(the table, our ranking)."""
+        data, queries, beams = setting.data, setting.questions.queries, setting.config.beams
+        corpus = data.corpus
+        ranked = rank_catalogue(data, setting.predictor, queries, beams=beams)
+        figures = {OURS: rank_metrics(ranked.kept, ranked.filtered)}
+        answers = asked(corpus, queries) | {
+            "items": [[corpus.item_ids[item] for item in row if item >= 0] for row in ranked.top],
+            "scores": [[score for score in row if np.isfinite(score)] for row in ranked.scores.tolist()],
+            "cross entropy": ranked.cross_entropy,
+            f"{OURS}: rank, seen kept": ranked.kept,
+            f"{OURS}: rank, seen filtered": ranked.filtered,
+        }
+        targets = np.array([query.right[0] for query in queries], np.int32)
+        for ranker in self.rankers(corpus, setting.rankers):
+            kept, filtered = rank_in_batches(ranker, corpus, *moments(queries), targets)
+            figures[ranker.name] = rank_metrics(kept, filtered)
+            answers |= {f"{ranker.name}: rank, seen kept": kept, f"{ranker.name}: rank, seen filtered": filtered}
+        found = "" if data.vocabulary.depth == 1 else f" Semantic ids, searched for with {beams} beams."
+        note = f"{self.asks} Seen items filtered, but for the last columns.{found}{setting.questions.note}"
+        return Outcome(note, figures, answers | self.columns(corpus, queries)), ranked
+
+    def answer(
+        self, data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig, opened: Any
+    ) -> dict[str, Any]:
+        """Items, best first, with the probability that the model gives their ids."""
+        return {"items": best_items(data, predictor, query, config)}
+
+    def show(self, answer: dict[str, Any]) -> list[str]:
+        return show_items(answer["items"])
+
+
+def rank_metrics(kept: np.ndarray, filtered: np.ndarray) -> PerUser:
+    """Every metric of ranks with seen items filtered, then with them kept."""
+    unfiltered = ranking_metrics(kept, (10,)).items()
+    return ranking_metrics(filtered) | {f"{name} (seen kept)": values for name, values in unfiltered}
+
+
+def seen_items(corpus: Corpus, queries: Sequence[Query]) -> Seen:
+    """What each user had interacted with before the question, by the question's number."""
+    return lambda number: corpus.history(queries[number].user, queries[number].position)
+
+
+def rank_catalogue(
+    data: ExperimentData, predictor: Predictor, queries: Sequence[Query], k: int = 10, beams: int = 20
+) -> Ranked:
+    """The best items for each question, and where among them the right ones are."""
+    targets = np.array([query.right[0] for query in queries], np.int32)
+    seen, items = seen_items(data.corpus, queries), data.vocabulary.items
+    if data.vocabulary.depth == 1:
+        batches = prompt_batches(data, predictor, queries)
+        return predictor.rank(batches, item_tokens=items[:, 0], targets=targets, seen=seen, k=k)
+    batches = prompt_batches(data, predictor, queries, tight=True)
+    return predictor.search(batches, trie=data.trie, item_tokens=items, targets=targets, seen=seen, k=k, beams=beams)
+
+
+def best_items(
+    data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig
+) -> list[dict[str, Any]]:
+    """The best items for an open question, whatever the right ones are."""
+    nothing, beams = np.empty(0, np.int32), max(config.beams, config.k)
+    seen = (lambda _: nothing) if config.keep_seen else seen_items(data.corpus, [query])
+    batches = prompt_batches(data, predictor, [query], tight=True)
+    items, scores = predictor.best_items(batches, 1, trie=data.trie, excluded=seen, k=config.k, beams=beams)
+    found = [(item, float(np.exp(score))) for item, score in zip(items[0], scores[0], strict=True)]
+    return [
+        {"rank": rank, **titled(data.corpus, [item])[0], "probability": probability}
+        for rank, (item, probability) in enumerate(found, start=1)
+        if item >= 0
+    ]
+
+
+def show_items(items: list[dict[str, Any]]) -> list[str]:
+    """A table."""
+    if not items:
+        return ["no item is left: all of the catalogue are in the history (--keep-seen names them as well)"]
+    ids = column("item", [item["item"] for item in items], room() // 2)
+    titles = column("title", [item["title"] for item in items], room() - len("rank    probability  ") - columns(ids[0]))
+    numbers = ["rank", *(f"{item['rank']:4}" for item in items)]
+    shares = ["probability", *(f"{item['probability']:11.2%}" for item in items)]
+    return ["  ".join(cells) for cells in zip(numbers, titles, ids, shares, strict=True)]
+
+
+def column(head: str, texts: list[str], most: int) -> list[str]:
+    """Texts below their head, all of as many columns, `most` or what the head needs at most."""
+    cut = [head, *(fitted(text, max(most, len(head))) for text in texts)]
+    width = max(map(columns, cut))
+    return [padded(text, width) for text in cut]

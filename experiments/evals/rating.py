@@ -1,0 +1,196 @@
+"""Rating: how many stars, from the next token's probabilities and as written; and why, where users wrote it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.corpus import Corpus
+from data_pipelines.errors import DataError
+from data_pipelines.tasks import Query
+from data_pipelines.vocabulary import Vocabulary
+from experiments.baselines.explanations import ConstantExplanation, NearestExplanation
+from experiments.baselines.factorisation import choose_factorisation
+from experiments.baselines.ratings import BiasedMean, GlobalMean
+from experiments.data import ExperimentData
+from experiments.evals.base import (
+    OURS,
+    Answered,
+    Outcome,
+    Setting,
+    TaskEval,
+    asked,
+    next_token,
+    prompt_batches,
+    titled,
+)
+from experiments.evals.config import GenerateConfig
+from experiments.questions import Questions
+from experiments.request import Request
+from experiments.terminal import fitted, room
+from unimp_jax.decoding import BeamConfig
+from unimp_jax.evaluation.metrics import RATING_FIGURES, rating_errors
+from unimp_jax.evaluation.predictor import Predictor
+from unimp_jax.evaluation.texts import signatures, text_figures, text_scores
+
+
+class RatingEval(TaskEval):
+    """How many stars will an item get, and why?"""
+
+    task = "preference"
+    needs = ("item", "the id of the item to be rated")
+
+    def evaluate(self, setting: Setting) -> Answered:
+        return Answered(rate_held_out(setting.data, setting.predictor, setting.questions, setting.config.reviews))
+
+    def query(self, data: ExperimentData, request: Request, query: Query, item_of: Callable[[str], int]) -> Query:
+        if not len(data.vocabulary.rating_levels):
+            raise DataError("this source has no ratings, so that none can be predicted")
+        return dataclasses.replace(query, right=(item_of(str(request.item)),))
+
+    def answer(
+        self, data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig, opened: Any
+    ) -> dict[str, Any]:
+        """The item asked about, and what `parse_rating` finds in the best answer."""
+        vocabulary, beams = data.vocabulary, BeamConfig(config.beams, config.new_tokens)
+        batches = prompt_batches(data, predictor, [query], tight=True)
+        tokens, _ = predictor.generate(batches, 1, beams, eos=vocabulary.eos, pad=vocabulary.pad)
+        return titled(data.corpus, query.right)[0] | parse_rating(vocabulary, tokens[0])
+
+    def show(self, answer: dict[str, Any]) -> list[str]:
+        cut = "" if answer["whole"] else " … (cut off: --new-tokens allows more)"
+        item = f"{fitted(answer['title'], room())} ({answer['item']})"
+        if answer["rating"] is None:
+            words = f"answer       {answer['answer'] or 'empty'}{cut}"
+            return [item, "rating       none: the answer does not begin with one", words]
+        explanation = answer["explanation"] or "none was written"
+        return [item, f"rating       {answer['rating']:g}", f"explanation  {explanation}{cut}"]
+
+
+def rate_held_out(
+    data: ExperimentData, predictor: Predictor, questions: Questions, config: BeamConfig
+) -> dict[str, Outcome]:
+    """Ratings, from the next token's probabilities and as written; and explanations, where people wrote any."""
+    corpus, vocabulary, queries = data.corpus, data.vocabulary, questions.queries
+    users = np.array([query.user for query in queries])
+    events = corpus.offsets[users] + np.array([query.position for query in queries])
+    items, actual = corpus.items[events], corpus.ratings[events]
+    probabilities = next_token(data, predictor, queries, vocabulary.ratings)
+    levels = np.array(vocabulary.rating_levels)
+    predicted = {
+        f"{OURS}, expected rating": probabilities @ levels,
+        f"{OURS}, most probable rating": levels[probabilities.argmax(axis=1)],
+    }
+    with contextlib.suppress(DataError):  # nothing was rated in training: there is nothing to compare with
+        predicted |= {
+            "biased factorisation": choose_factorisation(corpus).predict(users, items),
+            "user and item bias": BiasedMean(corpus).predict(users, items),
+            "mean rating": GlobalMean(corpus).predict(users, items),
+        }
+    texts = [corpus.texts.get(int(event), "") for event in events]
+    answers = asked(corpus, queries) | {"rating": actual, "probabilities": probabilities.tolist(), "review": texts}
+    note, explanations = f"How many stars will it get?{questions.note}", {}
+    wrote = np.array([bool(text.strip()) for text in texts])
+    if wrote.mean() >= 0.5:  # elsewhere, a review is not what is answered
+        reviews = write_reviews(data, predictor, queries, config)
+        predicted |= {f"{OURS}, written rating": reviews.ratings}
+        unread = int(np.isnan(reviews.ratings).sum())
+        note += f" Of {len(queries)} written answers {unread} begin with no rating, and are left out of their row."
+        answers |= {"answer": reviews.texts, "explanation": reviews.explanations, "score": reviews.scores}
+        explanations = explain(corpus, users, items, wrote, texts, reviews.explanations, questions.note)
+    figures = {}
+    for name, values in predicted.items():
+        there = np.isfinite(values)
+        answers[f"{name}: rating"] = values.astype(np.float64)
+        if there.any():
+            figures[name] = rating_errors(values[there], actual[there])
+    outcome = Outcome(note, figures, answers, lambda _: RATING_FIGURES, larger_is_better=False)
+    return {"preference": outcome} | explanations
+
+
+def explain(
+    corpus: Corpus, users: np.ndarray, items: np.ndarray, wrote: np.ndarray, texts: list[str], ours: list[str],
+    sampled: str = "",
+) -> dict[str, Outcome]:  # fmt: skip
+    """The explanations of those who wrote one, beside the same text for all and the nearest person's.
+
+    Args:
+      sampled: what is to be said of who was asked, behind a blank.
+    """
+    asked = np.flatnonzero(wrote)
+    references = [texts[number] for number in asked]
+    generated = {OURS: [ours[number] for number in asked]}
+    with contextlib.suppress(DataError):  # nothing was written in training: there is nothing to compare with
+        for baseline in (NearestExplanation(corpus), ConstantExplanation(corpus)):
+            generated[baseline.name] = baseline.explain(users[asked], items[asked])
+    figures = {name: text_scores(said, references) for name, said in generated.items()}
+    answers = {
+        "user": [corpus.user_ids[user] for user in users[asked]],
+        "item": [corpus.item_ids[item] for item in items[asked]],
+        "review": references,
+        **{f"{name}: explanation": said for name, said in generated.items()},
+    }
+    silent = int((~wrote).sum())
+    left_out = f"Left out: {silent:,} who wrote nothing. " if silent else ""
+    note = (
+        f"Why?{sampled} {left_out}"
+        + "; ".join(f"{name}: {signature}" for name, signature in signatures().items())
+        + "."
+    )
+    return {"explanation": Outcome(note, figures, answers, text_figures)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reviews:
+    """What was written about P items.
+
+    Attributes:
+      ratings: float64 [P], the stars that the answer begins with; NaN where it does not begin with a rating.
+      explanations: the text behind the rating, or the whole of it where there is none.
+      texts: whole answers, for people.
+      scores: float32 [P], log-probabilities under the length penalty.
+    """
+
+    ratings: np.ndarray
+    explanations: list[str]
+    texts: list[str]
+    scores: np.ndarray
+
+
+def write_reviews(data: ExperimentData, predictor: Predictor, queries: Sequence[Query], config: BeamConfig) -> Reviews:
+    """Rating and explanation of preference questions, as beam search over all tokens writes them."""
+    vocabulary = data.vocabulary
+    batches = prompt_batches(data, predictor, queries, tight=True)
+    tokens, scores = predictor.generate(batches, len(queries), config, eos=vocabulary.eos, pad=vocabulary.pad)
+    levels = dict(zip(vocabulary.ratings.tolist(), vocabulary.rating_levels, strict=True))
+    ratings, explanations, texts = np.full(len(queries), np.nan), [], []
+    for number, row in enumerate(tokens.tolist()):
+        answer = row[: row.index(vocabulary.eos)] if vocabulary.eos in row else row
+        if answer and answer[0] in levels:
+            ratings[number] = levels[answer[0]]
+        explanations.append(vocabulary.decode(answer[1:] if answer and answer[0] in levels else answer))
+        texts.append(vocabulary.decode(answer))
+    return Reviews(ratings, explanations, texts, scores)
+
+
+def parse_rating(vocabulary: Vocabulary, tokens: np.ndarray) -> dict[str, Any]:
+    """What an answer to a preference question says.
+
+    Args:
+      tokens: int32 [n]; what stands behind the end is not read.
+
+    Returns:
+      `rating`, the stars of the first token, and `explanation`, the words after it; where that is no rating, None, and
+      as `answer` all that was said; `whole`, whether the answer came to its end.
+    """
+    ends = np.flatnonzero(tokens == vocabulary.eos)
+    said = tokens[: ends[0]] if len(ends) else tokens
+    level = np.flatnonzero(np.isin(vocabulary.ratings, said[:1]))
+    words = vocabulary.decode(said[len(level) :].tolist())
+    if len(level):
+        return {"rating": vocabulary.rating_levels[level[0]], "explanation": words, "whole": bool(len(ends))}
+    return {"rating": None, "answer": words, "whole": bool(len(ends))}

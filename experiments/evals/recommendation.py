@@ -1,0 +1,41 @@
+"""Recommendation: the catalogue ranked for what comes next, beside popularity, Markov chains and SASRec."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from experiments.evals.base import Answered, Setting
+from experiments.evals.ranking import RankingEval
+from experiments.results import Sample
+from unimp_jax.evaluation.ranking import Ranked
+
+SAMPLED_HISTORY = 10
+
+
+class RecommendationEval(RankingEval):
+    """Which item comes next?"""
+
+    task = "recommendation"
+    asks = "What comes next?"
+
+    def evaluate(self, setting: Setting) -> Answered:
+        outcome, ranked = self.rank(setting)
+        return Answered({self.task: outcome}, samples(setting, ranked))
+
+
+def samples(setting: Setting, ranked: Ranked) -> tuple[Sample, ...]:
+    """Some users, drawn by the seed, as many found within the ten best as not, where there are."""
+    corpus, queries, config = setting.data.corpus, setting.questions.queries, setting.config
+    order = np.random.default_rng(config.seed).permutation(len(queries))
+    found = [n for n in order.tolist() if ranked.filtered[n] <= 10][: config.samples // 2]
+    missed = [n for n in order.tolist() if ranked.filtered[n] > 10][: config.samples - len(found)]
+    return tuple(
+        Sample(
+            user=corpus.user_ids[queries[n].user],
+            history=tuple(corpus.history(queries[n].user, queries[n].position)[-SAMPLED_HISTORY:].tolist()),
+            target=queries[n].right[0],
+            rank=float(ranked.filtered[n]),
+            top=tuple(item for item in ranked.top[n].tolist() if item >= 0),
+        )
+        for n in found + missed
+    )

@@ -1,0 +1,92 @@
+"""Selection: the most probable valid answer to which of three items suit; baselines choose the one they score best."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.tasks import Query
+from data_pipelines.vocabulary import NUM_CANDIDATES
+from experiments.baselines.ranker import scored_batches
+from experiments.data import ExperimentData
+from experiments.evals.base import OURS, Answered, Outcome, Setting, TaskEval, asked, moments, next_token, titled
+from experiments.evals.config import GenerateConfig
+from experiments.request import Request
+from experiments.terminal import fitted, room
+from unimp_jax.evaluation.metrics import SELECTION_FIGURES, selection_counts
+from unimp_jax.evaluation.predictor import Predictor
+
+
+class SelectionEval(TaskEval):
+    """Which of three, one or two of them right?"""
+
+    task = "selection"
+    needs_rankers = True
+    needs = ("candidates", f"the ids of {NUM_CANDIDATES} items to select from")
+
+    def evaluate(self, setting: Setting) -> Answered:
+        corpus, queries = setting.data.corpus, setting.questions.queries
+        right = [query.right for query in queries]
+        candidates = np.array([query.candidates for query in queries])
+        chosen: dict[str, Any] = {OURS: select(setting.data, setting.predictor, queries)}
+        for ranker in setting.rankers:
+            of_candidates = np.empty(candidates.shape, np.float32)
+            for part, scores in scored_batches(ranker, corpus, *moments(queries)):
+                of_candidates[part] = np.take_along_axis(scores, candidates[part], axis=1)
+                del scores  # before the next ones are made
+            best = np.take_along_axis(candidates, of_candidates.argmax(axis=1)[:, None], axis=1)
+            chosen[f"{ranker.name}, best one"] = best.tolist()
+
+        def named(rows: Any) -> list[list[str]]:
+            return [[corpus.item_ids[item] for item in row] for row in rows]
+
+        answers = asked(corpus, queries) | {"right": named(right), "candidates": named(candidates)}
+        answers |= {f"{name}: chosen items": named(rows) for name, rows in chosen.items()}
+        figures = {name: selection_counts(rows, right) for name, rows in chosen.items()}
+        note = f"Which of three, one or two of them right? Micro averages.{setting.questions.note}"
+        return Answered({self.task: Outcome(note, figures, answers, lambda _: SELECTION_FIGURES)})
+
+    def query(self, data: ExperimentData, request: Request, query: Query, item_of: Callable[[str], int]) -> Query:
+        return dataclasses.replace(query, candidates=tuple(map(item_of, request.candidates)))
+
+    def answer(
+        self, data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig, opened: Any
+    ) -> dict[str, Any]:
+        chosen = select(data, predictor, [query])[0]
+        return {"candidates": titled(data.corpus, query.candidates), "chosen": titled(data.corpus, chosen)}
+
+    def show(self, answer: dict[str, Any]) -> list[str]:
+        chosen = [item["item"] for item in answer["chosen"]]
+        marks = ["chosen" if item["item"] in chosen else "" for item in answer["candidates"]]
+        return [
+            f"{mark:6}  {fitted(item['title'], room())} ({item['item']})"
+            for mark, item in zip(marks, answer["candidates"], strict=True)
+        ]
+
+
+def select(data: ExperimentData, predictor: Predictor, queries: Sequence[Query]) -> list[tuple[int, ...]]:
+    """The most probable valid answer to each selection question: the items chosen, one or two of the three.
+
+    Answers name candidates in ascending order and end, so the probability of one is a product of at most three next
+    tokens, each among those that may follow: any candidate first; then the end or a later candidate; then the end.
+    """
+    selections, eos = data.vocabulary.selections, data.vocabulary.eos
+    followers = [np.array([eos, *selections[first + 1 :]]) for first in range(NUM_CANDIDATES)]
+    begin = np.log(next_token(data, predictor, queries, selections))
+    scores: dict[tuple[int, ...], np.ndarray] = {}
+    for first in range(NUM_CANDIDATES - 1):
+        begun = [(int(selections[first]),)] * len(queries)
+        follow = np.log(next_token(data, predictor, queries, followers[first], begun))
+        scores[(first,)] = begin[:, first] + follow[:, 0]
+        for place, second in enumerate(range(first + 1, NUM_CANDIDATES), start=1):
+            scores[first, second] = begin[:, first] + follow[:, place]
+    scores[(NUM_CANDIDATES - 1,)] = begin[:, -1]  # nothing but the end can follow the last candidate
+    answers = list(scores)
+    best = np.argmax(np.stack([scores[answer] for answer in answers], axis=1), axis=1)
+    return [
+        tuple(query.candidates[place] for place in answers[number])
+        for query, number in zip(queries, best.tolist(), strict=True)
+    ]

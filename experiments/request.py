@@ -1,0 +1,127 @@
+"""What someone asks, about a user of the source or a history in JSON; every mistake is told in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from data_pipelines.errors import DataError
+from data_pipelines.nearest import did_you_mean
+from data_pipelines.sources.checks import BadField, field, shown, stars
+
+STDIN = "standard input"
+EXAMPLE = '{"history": ["ITEM_ID", {"item": "ITEM_ID", "rating": 4.0}]}'
+FIELDS = ("history", "query", "item", "candidates")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One question in ids of the source.
+
+    Attributes:
+      user: of whose history it is asked; None: `history` tells it.
+      history: (item id, stars or NaN), oldest first.
+      query: what is searched for.
+      item: whose rating is asked for.
+      candidates: what is selected from.
+    """
+
+    task: str = "recommendation"
+    user: str | None = None
+    history: tuple[tuple[str, float], ...] = ()
+    query: str | None = None
+    item: str | None = None
+    candidates: tuple[str, ...] = ()
+
+
+def read_request(text: str) -> Request:
+    """A history, and what is asked about it, from a JSON object such as `EXAMPLE`.
+
+    Raises:
+      DataError: it is none; names the field.
+    """
+    text = text.removeprefix("\ufeff").strip()
+    if not text:
+        raise DataError(f"{STDIN} is empty: name a --user, or give a history there, such as {EXAMPLE}")
+    try:
+        record = json.loads(text, object_pairs_hook=without_repeats, parse_constant=no_number)
+        check_object(record, FIELDS)
+        if record.get("history") == []:
+            raise BadField("field 'history' is empty, one item or more is needed")
+        return Request(
+            history=tuple(map(read_met, field(record, "history", list))),
+            query=field(record, "query", str, default=None),
+            item=None if record.get("item") is None else read_id(record, "item"),
+            candidates=tuple(
+                read_id({"candidates": one}, "candidates") for one in field(record, "candidates", list, default=())
+            ),
+        )
+    except json.JSONDecodeError as error:
+        where = f"{error.msg} at line {error.lineno} column {error.colno}"
+        more = "more than one object, or text behind it, " if error.msg == "Extra data" else ""
+        raise DataError(f"{STDIN}: not JSON ({more}{where}); right is {EXAMPLE}") from error
+    except RecursionError as error:
+        raise DataError(f"{STDIN}: nested too deeply; right is {EXAMPLE}") from error
+    except (ValueError, OverflowError) as error:  # BadField, and numbers of thousands of digits
+        raise DataError(f"{STDIN}: {error}; right is {EXAMPLE}") from error
+
+
+def decoded(content: bytes) -> str:
+    """JSON's text, in UTF-8, UTF-16 or UTF-32, with a mark of byte order or without.
+
+    Raises:
+      DataError: it is in another encoding.
+    """
+    try:
+        return content.decode(json.detect_encoding(content))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{STDIN} is not UTF-8 (byte 0x{content[error.start]:02x} at position {error.start}): convert it, such as "
+            "with `iconv -f latin1 -t utf-8`"
+        ) from error
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      BadField: it has a field twice.
+    """
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise BadField(f"field {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return record
+
+
+def no_number(constant: str) -> float:
+    raise BadField(f"{constant} where a number should be")
+
+
+def read_id(record: dict[str, Any], name: str) -> str:
+    """An id; one that is written as a number is its text."""
+    value = field(record, name, str, int, float)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read_met(met: Any) -> tuple[str, float]:
+    """(item id, stars or NaN) of one entry of a history."""
+    if isinstance(met, str | int | float) and not isinstance(met, bool):
+        return read_id({"history": met}, "history"), math.nan
+    check_object(met, ("item", "rating"))
+    return read_id(met, "item"), stars(met, "rating")
+
+
+def check_object(record: Any, names: Sequence[str]) -> None:
+    """
+    Raises:
+      BadField: it is no object, or has a field of another name.
+    """
+    if not isinstance(record, dict):
+        raise BadField(f"{shown(record)} where an object with {', '.join(names)} should be")
+    for name in record:
+        if name not in names:
+            raise BadField(f"there is no field {name!r}; {did_you_mean(name, names)}There are {', '.join(names)}")

@@ -1,0 +1,297 @@
+"""The predictor: one model's parameters, and batches of prompts in; log-probabilities, ranks or answers out.
+
+Whatever is asked, `Predictor` maps one function of `unimp_jax.evaluation.answering` over the batches, on the mesh.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from unimp_jax.batch import Batch
+from unimp_jax.decoding import BeamConfig, DrawingConfig, Trie
+from unimp_jax.evaluation import answering
+from unimp_jax.evaluation.ranking import Ranked, seen_bitmap
+from unimp_jax.model import UniMP
+from unimp_jax.sharding import put_everywhere, put_rows
+
+Seen = Callable[[int], np.ndarray]
+"""The items that the user of a prompt, named by its number, has interacted with: int [any]. It is called batch by
+batch, so that nothing is ever held of all users at once."""
+IMAGES = 64
+"""Images that are encoded at a time."""
+
+
+class PromptBatch(Protocol):
+    """What a data pipeline hands over (`data_pipelines.loader.QuestionBatch`)."""
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]: ...
+    @property
+    def prompts(self) -> np.ndarray: ...
+
+
+class Predictor:
+    """A model with its parameters bound, and the latents of the catalogue's images where they have been encoded.
+
+    Attributes:
+      graph: of the model.
+      mesh: the devices that it runs on.
+      parameters: its parts (trainable, frozen), which `nnx.merge` puts together.
+      latents_ILC: what tower and resampler make of the image of each of I items; None: batches hold the images.
+        Where it is there, the images of batches are the items' numbers, int32 [B, N].
+    """
+
+    def __init__(
+        self,
+        graph: nnx.GraphDef,
+        mesh: Mesh,
+        to_device: Callable[[dict[str, np.ndarray]], Batch],
+        parameters: tuple[Any, ...],
+    ):
+        """
+        Args:
+          to_device: turns a process's share of a batch into global arrays.
+        """
+        self.graph, self.mesh, self.parameters, self._to_device = graph, mesh, parameters, to_device
+        self.latents_ILC: jax.Array | None = None
+        self._programs: dict[Any, Callable[..., list[jax.Array]]] = {}
+
+    def with_parameters(self, parameters: tuple[Any, ...]) -> Self:
+        """The same model with other parameters, for which nothing is compiled again."""
+        other = copy.copy(self)
+        other.parameters, other.latents_ILC = parameters, None
+        return other
+
+    def model(self) -> UniMP:
+        """The model itself."""
+        return nnx.merge(self.graph, *self.parameters)
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether batches must hold images, and not only their items' numbers."""
+        return self.latents_ILC is None
+
+    def encode_catalogue(self, has_image: np.ndarray, image: Callable[[int], np.ndarray]) -> Self:
+        """A predictor that knows the latents of every image of the catalogue; each device then holds them all.
+
+        Args:
+          has_image: bool [I], the items that have an image.
+          image: uint8 [H, W, 3], of an item.
+        """
+        graph, config, everywhere = self.graph, self.model().config, NamedSharding(self.mesh, PartitionSpec())
+        shape = (len(has_image), config.resampler.latents, config.vision.width)
+
+        def encode(latents_ILC: jax.Array, parameters: Any, items_N: jax.Array, images_NHW3: jax.Array) -> jax.Array:
+            encoded_NLC = nnx.merge(graph, *parameters).encode_images(images_NHW3[:, None])[:, 0]
+            return latents_ILC.at[items_N].set(encoded_NLC)
+
+        add = jax.jit(encode, donate_argnums=0, out_shardings=everywhere)
+        shown = np.flatnonzero(has_image).astype(np.int32)
+        with jax.set_mesh(self.mesh):
+            latents_ILC = jax.jit(lambda: jnp.zeros(shape, config.compute_dtype), out_shardings=everywhere)()
+            for start in range(0, len(shown), IMAGES):
+                items = np.resize(shown[start : start + IMAGES], IMAGES)
+                images = np.stack([image(int(item)) for item in items])
+                latents_ILC = add(latents_ILC, self.parameters, *put_everywhere(self.mesh, (items, images)))
+        other = copy.copy(self)
+        other.latents_ILC = latents_ILC
+        return other
+
+    def next_token(self, batches: Iterable[PromptBatch], tokens: np.ndarray, num_prompts: int) -> np.ndarray:
+        """Log-probabilities of `tokens` (int [n]) as the next one, over the whole vocabulary: float32 [P, n]."""
+        (scores,) = self._map(answering.next_token, batches, num_prompts, np.asarray(tokens, np.int32))
+        return scores
+
+    def rank(
+        self,
+        batches: Iterable[PromptBatch],
+        *,
+        item_tokens: np.ndarray,
+        targets: np.ndarray,
+        seen: Seen,
+        k: int = 10,
+    ) -> Ranked:
+        """Ranks the catalogue for every prompt: one forward pass, one token an item.
+
+        Args:
+          item_tokens: int32 [I], the token of each item.
+          targets: int32 [P], the right item of each prompt.
+          seen: what each user has interacted with.
+        """
+
+        def facts(batch: PromptBatch) -> tuple[np.ndarray, ...]:
+            return targets_of(batch, targets), seen_of(batch, seen, len(item_tokens))
+
+        return Ranked(*self._map(answering.rank, batches, len(targets), item_tokens, facts=facts, k=k))
+
+    def search(
+        self,
+        batches: Iterable[PromptBatch],
+        *,
+        trie: Trie,
+        item_tokens: np.ndarray,
+        targets: np.ndarray,
+        seen: Seen,
+        k: int = 10,
+        beams: int = 10,
+    ) -> Ranked:
+        """Searches the catalogue for every prompt, for ids of several tokens: one pass, then a step for each token.
+
+        Args:
+          trie: of the items' tokens.
+          item_tokens: int32 [I, depth].
+          targets, seen: as of `rank`.
+
+        Raises:
+          ValueError: `k` is not 1 to `beams`.
+        """
+        if not 1 <= k <= beams:
+            raise ValueError(f"{beams} beams do not find the {k} best items: as many beams or more, and 1 or more, do")
+
+        def facts(batch: PromptBatch) -> tuple[np.ndarray, ...]:
+            return targets_of(batch, targets), seen_of(batch, seen, len(item_tokens))
+
+        constants = trie, item_tokens
+        return Ranked(*self._map(answering.search, batches, len(targets), *constants, facts=facts, k=k, beams=beams))
+
+    def best_items(
+        self,
+        batches: Iterable[PromptBatch],
+        num_prompts: int,
+        *,
+        trie: Trie,
+        excluded: Seen,
+        k: int = 10,
+        beams: int = 10,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best items for every prompt: (int32 [P, k], best first, -1 where there are no more; float32 scores).
+
+        Args:
+          excluded: the items that are not to be found.
+        """
+        num_items = trie.items.shape[0]
+
+        def facts(batch: PromptBatch) -> tuple[np.ndarray, ...]:
+            return (seen_of(batch, excluded, num_items),)
+
+        items, scores = self._map(answering.best_items, batches, num_prompts, trie, facts=facts, k=k, beams=beams)
+        return items, scores
+
+    def generate(
+        self, batches: Iterable[PromptBatch], num_prompts: int, config: BeamConfig, *, eos: int, pad: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best answer to every prompt by beam search: (int32 [P, n] tokens, float32 [P] scores)."""
+        tokens, scores = self._map(answering.generate, batches, num_prompts, config=config, eos=eos, pad=pad)
+        return tokens, scores
+
+    def sample_codes(
+        self,
+        batches: Iterable[PromptBatch],
+        num_prompts: int,
+        config: DrawingConfig,
+        *,
+        tokens: np.ndarray,
+        length: int,
+        bare: np.ndarray,
+        samples: int = 1,
+        seed: int = 0,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Images for every prompt: (int32 [P, samples, length] codes, float32 [P, samples] log-probabilities).
+
+        What is drawn depends on the seed and on the number of a prompt, not on how prompts lie in batches.
+
+        Args:
+          tokens: int32 [K], of each code.
+          bare: int32 [t], the question without history and query.
+        """
+        key = jax.random.key_data(jax.random.key(seed))
+        codes, scores = self._map(
+            answering.sample_codes, batches, num_prompts, tokens, bare, key, length=length, config=config,
+            samples=samples,
+        )  # fmt: skip
+        return codes, scores
+
+    def _map(
+        self,
+        function: Callable[..., tuple[jax.Array, ...]],
+        batches: Iterable[PromptBatch],
+        num_prompts: int,
+        *constants: Any,
+        facts: Callable[[PromptBatch], tuple[np.ndarray, ...]] = lambda _: (),
+        **static: Any,
+    ) -> list[np.ndarray]:
+        """What `function` makes of every prompt, in their order. While a batch is answered, the next is on its way.
+
+        Args:
+          function: takes the model, the batch, the latents of its images, the numbers of its prompts, int32 [B, A],
+            then `constants`, then `facts`; returns arrays [B, A, …].
+          facts: of a batch, arrays [B, A, …] that it does not hold.
+        """
+        program = self._program(function, tuple(static.items()))
+        constants = put_everywhere(self.mesh, constants)
+        wholes: list[np.ndarray] = []
+
+        def gather(answered: list[jax.Array]) -> None:
+            *results, prompts = jax.device_get(answered)
+            if not wholes:
+                blank = [np.nan if part.dtype == np.float32 else -1 for part in results]
+                shapes = [(num_prompts, *part.shape[1:]) for part in results]
+                wholes.extend(np.full(s, b, p.dtype) for s, b, p in zip(shapes, blank, results, strict=True))
+            used = prompts >= 0
+            for whole, part in zip(wholes, results, strict=True):
+                whole[prompts[used]] = part[used]
+
+        before = None
+        for batch in batches:
+            arrays, prompts = self._to_device(batch.arrays), put_rows(self.mesh, batch.prompts)
+            told = tuple(put_rows(self.mesh, fact) for fact in facts(batch))
+            with jax.set_mesh(self.mesh):  # by which kernels and activations are laid out, as in training
+                now = program(self.parameters, self.latents_ILC, arrays, prompts, constants, told)
+            if before is not None:
+                gather(before)
+            before = now
+        if before is not None:
+            gather(before)
+        return wholes
+
+    def _program(self, function: Callable[..., Any], static: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+        """`function` compiled, its results flattened to [B * A, …], the prompts' numbers behind them."""
+        graph = self.graph  # a program that held the predictor would keep its parameters alive
+        if (function, static) not in self._programs:
+
+            def run(
+                parameters: tuple[Any, ...],
+                latents_ILC: jax.Array | None,
+                batch: Batch,
+                prompts_BA: jax.Array,
+                constants: tuple[Any, ...],
+                facts: tuple[jax.Array, ...],
+            ) -> list[jax.Array]:
+                model = nnx.merge(graph, *parameters)
+                latents_BNLC = None if latents_ILC is None else latents_ILC[batch.images]
+                results = function(model, batch, latents_BNLC, prompts_BA, *constants, *facts, **dict(static))
+                return [x.reshape(-1, *x.shape[2:]) for x in (*results, prompts_BA)]
+
+            everywhere = NamedSharding(self.mesh, PartitionSpec())
+            self._programs[function, static] = jax.jit(run, out_shardings=everywhere)
+        return self._programs[function, static]
+
+
+def targets_of(batch: PromptBatch, targets: np.ndarray) -> np.ndarray:
+    """The right items of a batch's prompts, of empty slots 0: int32 [B, A]."""
+    return np.where(batch.prompts >= 0, targets[np.maximum(batch.prompts, 0)], 0).astype(np.int32)
+
+
+def seen_of(batch: PromptBatch, seen: Seen, num_items: int) -> np.ndarray:
+    """Bitmaps of what the users of a batch have interacted with, of empty slots nothing: uint8 [B, A, w]."""
+    nothing = np.empty(0, np.int32)
+    rows = [seen(prompt) if prompt >= 0 else nothing for prompt in batch.prompts.ravel().tolist()]
+    return seen_bitmap(rows, num_items).reshape(*batch.prompts.shape, -1)
