@@ -15,7 +15,7 @@ setup(
     packages=find_packages(include=["unimp_jax*", "data_pipelines*", "experiments*"]),
     package_data={
         "data_pipelines": ["sources/*.tsv", "sources/embedded/movielens/**/*", "sources/embedded/movielens/*"],
-        "experiments": ["*.jinja", "report/*.jinja"],
+        "experiments": ["*.jinja", "report/*.jinja", "launch/*"],
     },
     install_requires=[
         # flax up to 0.12.8 breaks on jax from 0.11.1 on, and flax 0.12.9 needs Python 3.12.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 import traceback
+from collections.abc import Sequence
 
 import tyro
 
@@ -24,7 +26,6 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # an answer is not lost because a terminal lacks a letter
     try:
         from experiments.commands import COMMANDS
-        from experiments.launch import gather_training
 
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
@@ -49,6 +50,14 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("unimp: interrupted; the same command goes on from the last checkpoint")
+
+
+def gather_training(arguments: Sequence[str]) -> list[str]:
+    """The command line with all that follows `--train` of `unimp sweep` as its one value."""
+    if arguments[:1] != ["sweep"] or "--train" not in arguments:
+        return list(arguments)
+    at = list(arguments).index("--train")
+    return [*arguments[:at], f"--train={shlex.join(arguments[at + 1 :])}"]
 
 
 def use_all_cores() -> None:

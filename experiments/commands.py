@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,16 +15,16 @@ from data_pipelines.sources import SOURCES
 from data_pipelines.sources.checks import OnBad
 from data_pipelines.sources.selection import Selection
 from experiments.baselines.sasrec import SASRecConfig
+from experiments.check import CheckConfig, check
 from experiments.config import DataConfig
 from experiments.evals.config import EvaluationConfig, GenerateConfig
 from experiments.evaluate import evaluate_run, show
 from experiments.export import ExportConfig, export_run
 from experiments.generate import generate
 from experiments.item_ids import ItemIdsConfig, make_item_ids
-from experiments.launch import Engine, launch
 from experiments.loader_speed import measure_loader
 from experiments.plan.command import PresetPlan, plan
-from experiments.preset_run import PresetRun, read_training
+from experiments.preset_run import PresetRun
 from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.report import write_reports
 from experiments.request import decoded
@@ -188,10 +187,16 @@ def plan_command(planned: Annotated[PresetPlan, tyro.conf.arg(name="")]) -> None
     plan(planned.name, planned.experiment, planned.on)
 
 
-def launch_command(engine: Annotated[Engine, tyro.conf.arg(name="")]) -> None:
-    """Write what SLURM, XPK or SkyPilot needs for a training on several hosts, and hand it over."""
-    words = shlex.split(engine.train)
-    print(launch(engine, words, read_training(words)))
+def check_command(
+    command: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="-- train PRESET ...")],
+    config: Annotated[CheckConfig, tyro.conf.arg(name="")],
+) -> None:
+    """Check a training command for so many devices, before it waits in a queue for them.
+
+    Args:
+      command: all that follows `--` is what would be run: -- train tiny --folder runs/tiny
+    """
+    check(config, command)
 
 
 def sweep_command(config: Annotated[Sweep, tyro.conf.arg(name="")]) -> None:
@@ -236,7 +241,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sasrec": sasrec_command,
     "loader": loader_command,
     "plan": plan_command,
-    "launch": launch_command,
+    "check": check_command,
     "sweep": sweep_command,
     "vqgan": vqgan_command,
     "demo": demo_command,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,11 +19,23 @@ from experiments.parameters import Parameters
 from unimp_jax.batch import Batch
 from unimp_jax.model.flops import training_step_flops
 from unimp_jax.processes import wait_for_all
-from unimp_jax.sharding import batch_sharding, put_rows
+from unimp_jax.sharding import batch_sharding, check_rows, check_tokens, make_mesh, put_rows
 from unimp_jax.training.checkpoint import abstract
 from unimp_jax.training.guard import new_guard
 from unimp_jax.training.optimizer import make_optimizer
 from unimp_jax.training.step import TrainState, make_train_step
+
+
+def make_mesh_of(config: ExperimentConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of an experiment on `devices` (by default, all there are).
+
+    Raises:
+      ValueError: the mesh does not make so many devices, or rows or tokens of a batch cannot be split over it.
+    """
+    mesh = make_mesh(config.mesh, devices)
+    check_rows(config.loader.rows, mesh, config.training.accumulate)
+    check_tokens(config.budget.tokens, mesh)
+    return mesh
 
 
 def optimizer_of(config: ExperimentConfig) -> optax.GradientTransformation:

@@ -32,12 +32,20 @@ from experiments.lock import alone_in
 from experiments.parameters import Parameters, abstract_parameters
 from experiments.questions import evenly_spread
 from experiments.starts import note_start
-from experiments.step import abstract_state, compile_step, init_state, model_flops, optimizer_of, to_device
+from experiments.step import (
+    abstract_state,
+    compile_step,
+    init_state,
+    make_mesh_of,
+    model_flops,
+    optimizer_of,
+    to_device,
+)
 from experiments.vqgan.config import FILE as OF_VQGAN
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.processes import wait_for_all
-from unimp_jax.sharding import check_rows, check_tokens, make_mesh, row_shards
+from unimp_jax.sharding import row_shards
 from unimp_jax.training.checkpoint import Checkpoints
 from unimp_jax.training.frozen import load_frozen, save_frozen
 from unimp_jax.training.log import RunLog
@@ -55,9 +63,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         it was.
       ValueError: parts of the configuration do not fit one another.
     """
-    mesh = make_mesh(config.mesh)  # before there is a folder, in which what is refused could not be changed any more
-    check_rows(config.loader.rows, mesh, config.training.accumulate)
-    check_tokens(config.budget.tokens, mesh)
+    mesh = make_mesh_of(config)  # before there is a folder, in which what is refused could not be changed any more
     data, config = open_together(config, folder)
     share = Share(*row_shards(mesh))
     with (
@@ -135,40 +141,71 @@ def open_together(config: ExperimentConfig, folder: Path) -> tuple[ExperimentDat
 
 
 def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
-    """The data of a new run, whose folder is made, or of the one that is there already."""
+    """The data of a new run, whose folder is made, or of the one that is there already; raises as `read_run` does."""
+    data, config = read_run(config, folder)
+    if jax.process_index() == 0:
+        new = not (folder / "config.json").exists()
+        if new:
+            data.vocabulary.save(folder / "vocabulary")
+        if new or not (folder / FILE).exists():
+            data.save_fingerprint(folder)
+        if new:
+            save_config(config, folder / "config.json")
+    return data, config
+
+
+def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
+    """The data and the complete configuration that training in `folder` begins or goes on with; nothing is written.
+
+    Raises:
+      DataError: the folder holds a run of another configuration or a VQGAN's, or the data is not what it was.
+      ValueError: parts of the configuration do not fit one another or the data.
+    """
+    config, before = configure(config, folder)
+    if before is None:
+        data = ExperimentData.load(config, first_vocabulary(config))
+    else:
+        reconfigured = differences(before, dataclasses.replace(config, model=before.model))
+        data = ExperimentData.load(config, folder / "vocabulary", same=() if reconfigured else DATA_PARTS)
+    config = sized_model(config, data.vocabulary)
+    if before is not None:
+        refuse_changes(before, config, folder)
+    data.check_training()
+    return data, config
+
+
+def configure(config: ExperimentConfig, folder: Path) -> tuple[ExperimentConfig, ExperimentConfig | None]:
+    """As far as it is known without the data.
+
+    Returns:
+      (the configuration with the geometry of its start, the configuration of the run that is in the folder already).
+
+    Raises:
+      DataError: the folder holds the run of a VQGAN.
+    """
     if (folder / OF_VQGAN).exists():
         raise DataError(f"{folder} holds the run of a VQGAN; name another folder")
-    saved, vocabulary = folder / "config.json", folder / "vocabulary"
-    if saved.exists():
-        before = load_config(saved)
-        if before.start == config.start is not None and not config.start.exists():
-            ours = config.model  # the start did its part, and its geometry is known without it
-            model = dataclasses.replace(before.model, attention=ours.attention, remat=ours.remat, unroll=ours.unroll)
-            config = dataclasses.replace(config, model=model, vocabulary=before.vocabulary)
-        else:
-            config = adopt(config)
-        reconfigured = differences(before, dataclasses.replace(config, model=before.model))
-        data = ExperimentData.load(config, vocabulary, same=() if reconfigured else DATA_PARTS)
-        config = sized_model(config, data.vocabulary)
-        changed = differences(before, config)
-        if changed:
-            raise DataError(
-                f"{folder} holds a run of another configuration ({'; '.join(changed[:3])}"
-                f"{' …' if len(changed) > 3 else ''}); name another folder to start anew"
-            )
-        data.check_training()
-        if jax.process_index() == 0 and not (folder / FILE).exists():
-            data.save_fingerprint(folder)
-        return data, config
-    config = adopt(config)
-    data = ExperimentData.load(config, first_vocabulary(config))
-    config = sized_model(config, data.vocabulary)
-    data.check_training()
-    if jax.process_index() == 0:
-        data.vocabulary.save(vocabulary)
-        data.save_fingerprint(folder)
-        save_config(config, saved)
-    return data, config
+    if not (folder / "config.json").exists():
+        return adopt(config), None
+    before = load_config(folder / "config.json")
+    if before.start == config.start is not None and not config.start.exists():
+        ours = config.model  # the start did its part, and its geometry is known without it
+        model = dataclasses.replace(before.model, attention=ours.attention, remat=ours.remat, unroll=ours.unroll)
+        return dataclasses.replace(config, model=model, vocabulary=before.vocabulary), before
+    return adopt(config), before
+
+
+def refuse_changes(before: ExperimentConfig, config: ExperimentConfig, folder: Path) -> None:
+    """
+    Raises:
+      DataError: the run in the folder cannot go on with this configuration.
+    """
+    changed = differences(before, config)
+    if changed:
+        raise DataError(
+            f"{folder} holds a run of another configuration ({'; '.join(changed[:3])}"
+            f"{' …' if len(changed) > 3 else ''}); name another folder to start anew"
+        )
 
 
 def validation(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.config import ExperimentConfig
-from experiments.plan.plan import Plan, make_plan, to_json
+from experiments.plan.plan import make_plan, to_json
 from experiments.plan.search import search
 from experiments.plan.show import show, table
 from experiments.presets import DESCRIPTIONS, PRESETS
@@ -21,8 +21,8 @@ from unimp_jax.planning.chips import Slices
 class PlanConfig:
     """Which hardware, and whether to look for the best way to use it."""
 
-    slices: str = "v5e-16"
-    """As clouds name them: v5e-16, v6e-256 (chips), v5p-64 (cores, two a chip)."""
+    tpu: str = "v5e-16"
+    """A slice as clouds name it: v5e-16, v6e-256 (chips), v5p-64 (cores, two a chip)."""
     num_slices: int = 1
     """So many of them; more than one need --mesh.slice."""
     search: bool = False
@@ -53,13 +53,12 @@ def plan(name: str, experiment: ExperimentConfig, config: PlanConfig) -> None:
     Raises:
       ValueError: as of `make_plan`, or libtpu is not installed.
     """
-    slices = Slices(config.slices, config.num_slices)
-    plans: list[Plan]
-    if config.search:
-        plans = search(experiment, slices, config.candidates, lambda line: print(line, flush=True))
-        print(f"{table([to_json(one) for one in plans])}\n")
-    else:
-        plans = [make_plan(experiment, slices)]
-    print(show(name, plans[0]))
+    slices = Slices(config.tpu, config.num_slices)
+    plans = (
+        search(experiment, slices, config.candidates, lambda line: print(line, flush=True))
+        if config.search
+        else [make_plan(experiment, slices)]
+    )
+    print(f"{table(plans)}\n\n{show(name, plans[0])}")
     if config.json is not None:
         config.json.write_text(json.dumps([{"preset": name, **to_json(one)} for one in plans], indent=1) + "\n")

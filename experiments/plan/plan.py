@@ -8,14 +8,22 @@ import time
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.config import ExperimentConfig
 from experiments.parameters import abstract_parameters
-from experiments.step import abstract_batch, abstract_state, batch_shape, lower_step, model_flops, optimizer_of
+from experiments.step import (
+    abstract_batch,
+    abstract_state,
+    batch_shape,
+    lower_step,
+    make_mesh_of,
+    model_flops,
+    optimizer_of,
+)
 from unimp_jax.model.flops import recomputed_flops, text_attention_flops
 from unimp_jax.planning.chips import Slices, devices
 from unimp_jax.planning.estimate import Estimate, Work, estimate
-from unimp_jax.sharding import check_rows, check_tokens, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +57,7 @@ def make_plan(config: ExperimentConfig, slices: Slices) -> Plan:
       ValueError: the mesh does not make so many devices, or rows, tokens or parameters cannot be split so.
       DoesNotFit: it needs more memory than there is.
     """
-    mesh = make_mesh(config.mesh, devices(slices))
-    check_rows(config.loader.rows, mesh, config.training.accumulate)
-    check_tokens(config.budget.tokens, mesh)
+    mesh = make_mesh_of(config, devices(slices))
     parameters, transformation = abstract_parameters(config, mesh), optimizer_of(config)
     state = abstract_state(parameters.trainable, transformation, mesh)
     with jax.set_mesh(mesh):
@@ -63,7 +69,7 @@ def make_plan(config: ExperimentConfig, slices: Slices) -> Plan:
         "optimizer": state.optimizer,
         "batch": abstract_batch(config, mesh),
     }
-    estimated = estimate(compiled, mesh, slices, work_of(config), given, len(lowered.as_text()), seconds)
+    estimated = estimate(compiled, mesh, slices, work_of(config), given, seconds)
     tokens = config.loader.rows * config.budget.tokens
     return Plan(
         slices=slices,
@@ -81,6 +87,7 @@ def compile_anew(lowered: jax.stages.Lowered, slices: Slices) -> tuple[jax.stage
     """(the program, seconds it took); nothing is read from JAX's cache, which needs the hardware for it."""
     cached, start = jax.config.jax_enable_compilation_cache, time.perf_counter()
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX asks once a process whether there is one
     try:
         compiled = lowered.compile()
         return compiled, time.perf_counter() - start
@@ -88,6 +95,7 @@ def compile_anew(lowered: jax.stages.Lowered, slices: Slices) -> tuple[jax.stage
         raise _in_words(error, slices) from error
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
+        compilation_cache.reset_cache()
 
 
 def work_of(config: ExperimentConfig) -> Work:

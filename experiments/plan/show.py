@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from experiments.plan.plan import Plan
 
@@ -55,16 +54,15 @@ def show(name: str, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def table(plans: Sequence[dict[str, Any]]) -> str:
-    """Markdown, a line a plan; plans as of `to_json`."""
+def table(plans: Sequence[Plan]) -> str:
+    """Markdown, a line a plan."""
     columns = "slices, chips, mesh, rows, remat, GiB of a device, step by roofline and compiler (s), tokens/s, MFU"
     lines = [f"| {columns.replace(', ', ' | ')} |", "|---|---:|---|---:|---|---:|---:|---:|---:|"]
     for plan in plans:
-        one = plan["estimate"]
-        seconds = one["seconds"]
+        one, seconds = plan.estimate, plan.estimate.seconds
         lines.append(
-            f"| {plan['hardware']} | {plan['chips']} | {mesh_words(plan['mesh'])} | {plan['rows']} | {plan['remat']} | "
-            f"{plan['memory_total'] / GIB:.1f} of {one['available'] / GIB:.0f} | {plan['roofline_seconds']:.3f}, "
-            f"{seconds['compiler'] + seconds['network']:.3f} | {plan['tokens_per_second']:,.0f} | {one['mfu']:.1%} |"
+            f"| {plan.slices} | {plan.slices.chips} | {mesh_words(plan.mesh)} | {plan.rows} | {plan.remat} | "
+            f"{one.memory.total / GIB:.1f} of {one.available / GIB:.0f} | {seconds.roofline:.3f}, "
+            f"{seconds.compiler + seconds.network:.3f} | {plan.tokens_per_second:,.0f} | {one.mfu:.1%} |"
         )
     return "\n".join(lines)

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from data_pipelines.errors import DataError
-from experiments import train as training
+from experiments import step as experiment_step
 from experiments.config import (
     CHANGEABLE,
     FREE,
@@ -39,7 +39,7 @@ def one_device():
     """Fewer devices take less time to compile for, and so do programs that are little optimised."""
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+        patched.setattr(experiment_step, "make_mesh", lambda config, _: make_mesh(config, jax.devices()[:1]))
         yield
     jax.config.update("jax_disable_most_optimizations", False)
 

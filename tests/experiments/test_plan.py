@@ -78,7 +78,7 @@ def test_candidates_fit_their_slices(slices):
 @needs_libtpu
 def test_a_plan_for_one_slice(tmp_path, capsys):
     file = tmp_path / "plan.json"
-    plan("tiny", TINY, PlanConfig(slices="v5e-4", json=file))
+    plan("tiny", TINY, PlanConfig(tpu="v5e-4", json=file))
     told = capsys.readouterr().out
     assert "tiny on v5e-4: mesh fsdp=4" in told
     assert "fits: " in told

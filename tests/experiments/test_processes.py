@@ -31,14 +31,14 @@ told = json.loads(sys.argv[1])
 jax.config.update("jax_num_cpu_devices", told["devices"])
 from unimp_jax.processes import ProcessesConfig, join
 join(ProcessesConfig(**told["processes"]))
-from experiments import train
+from experiments import step, train
 from experiments.data import ExperimentData
 from tests.experiments.tiny_run import experiment
 from unimp_jax.sharding import MeshConfig, make_mesh
 if told["order"]:
     laid = make_mesh(MeshConfig(**told["mesh"]))
     ordered = laid.devices.ravel()[told["order"]].reshape(laid.devices.shape)
-    train.make_mesh = lambda _: jax.sharding.Mesh(ordered, laid.axis_names, axis_types=laid.axis_types)
+    step.make_mesh = lambda *_: jax.sharding.Mesh(ordered, laid.axis_names, axis_types=laid.axis_types)
 all_batches = ExperimentData.training
 def training(*arguments):
     for number, batch in enumerate(all_batches(*arguments), start=1):
@@ -328,7 +328,6 @@ def failing(port: int, index: int) -> None:
 # In the place of all commands, which take long to import.
 all_commands = {"asked": asked, "ending": ending, "failing": failing}
 sys.modules["experiments.commands"] = types.SimpleNamespace(COMMANDS=all_commands)
-sys.modules["experiments.launch"] = types.SimpleNamespace(gather_training=list)
 cli.main()
 """
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from unimp_jax.planning.chips import Slices
 from unimp_jax.planning.program import read_program
-from unimp_jax.planning.traffic import collectives, cycles, kept_bytes, memory_bytes
+from unimp_jax.planning.traffic import Sent, collectives, cycles, kept_bytes, memory_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +54,6 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sent:
-    """Bytes that a device sends each step, by one kind of collective along some axes of the mesh."""
-
-    kind: str
-    axes: tuple[str, ...]
-    bytes: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Seconds:
     """Of a step, each as if there were nothing else.
 
@@ -98,7 +89,6 @@ class Estimate:
     Attributes:
       fits: whether it needs no more memory than a device has.
       mfu: model FLOPs over what all devices could do in `seconds.step`.
-      text_bytes: of the program before it was compiled.
     """
 
     fits: bool
@@ -108,7 +98,6 @@ class Estimate:
     work: Work
     seconds: Seconds
     mfu: float
-    text_bytes: int
     compile_seconds: float
 
 
@@ -124,8 +113,7 @@ def bytes_a_device(tree: Any) -> float:
 
 
 def estimate(
-    compiled: jax.stages.Compiled, mesh: Mesh, slices: Slices, work: Work, given: dict[str, Any], text_bytes: int,
-    compile_seconds: float,
+    compiled: jax.stages.Compiled, mesh: Mesh, slices: Slices, work: Work, given: dict[str, Any], compile_seconds: float
 ) -> Estimate:  # fmt: skip
     """
     Args:
@@ -141,10 +129,7 @@ def estimate(
         temporaries=analysis.temp_size_in_bytes - kept,
         program=float(analysis.generated_code_size_in_bytes),
     )
-    sums: dict[tuple[str, tuple[str, ...]], float] = {}
-    for one in collectives(program, mesh):
-        sums[one.kind, one.axes] = sums.get((one.kind, one.axes), 0.0) + one.bytes
-    sent = tuple(Sent(kind, axes, count) for (kind, axes), count in sorted(sums.items(), key=lambda item: -item[1]))
+    sent = tuple(collectives(program, mesh))
     across = math.fsum(one.bytes for one in sent if slices.count > 1 and "slice" in one.axes)
     within = math.fsum(one.bytes for one in sent) - across
     seconds = Seconds(
@@ -162,6 +147,5 @@ def estimate(
         work=work,
         seconds=seconds,
         mfu=work.model / mesh.size / chip.flops / seconds.step,
-        text_bytes=text_bytes,
         compile_seconds=compile_seconds,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,25 +17,23 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 
 @dataclasses.dataclass(frozen=True)
-class Collective:
-    """One exchange between devices.
+class Sent:
+    """What a device sends each step by one kind of collective along some axes of the mesh.
 
     Attributes:
       kind: of `KINDS`.
       axes: the mesh axes along which the devices lie that take part; none if that cannot be told.
-      bytes: that a device sends, in all its runs.
-      runs: a step.
+      bytes: in all runs of all these collectives.
     """
 
     kind: str
     axes: tuple[str, ...]
     bytes: float
-    runs: int
 
 
-def collectives(program: Program, mesh: Mesh) -> list[Collective]:
-    """All exchanges of a step; one that XLA has cut into a start, steps and an end is counted once."""
-    found: dict[str, Collective] = {}
+def collectives(program: Program, mesh: Mesh) -> list[Sent]:
+    """All exchanges of a step, the largest first; one that XLA has cut into a start, steps and an end counts once."""
+    found: dict[str, Sent] = {}
     for name, times in program.runs.items():
         for computation, instruction in _with_fused(program, program.computations[name]):
             kind = instruction.opcode.removesuffix("-start")
@@ -43,7 +41,7 @@ def collectives(program: Program, mesh: Mesh) -> list[Collective]:
             if kind == "send" and across:  # to other slices, through the hosts
                 kind = across.group(1).lower().replace("_", "-")
                 sent = times * _sent(kind, instruction.out[0].bytes, mesh.shape["slice"])
-                found[f"{name}/{instruction.name}"] = Collective(kind, ("slice",), sent, times)
+                found[f"{name}/{instruction.name}"] = Sent(kind, ("slice",), sent)
             if kind not in KINDS or instruction.opcode == "send":
                 continue
             group = group_of(kind, instruction.attributes, mesh.size)
@@ -56,8 +54,11 @@ def collectives(program: Program, mesh: Mesh) -> list[Collective]:
             number = instruction.attribute("channel_id")
             channel = f"{name}/{instruction.name}" if number is None else f"{kind} {number}"
             if channel not in found or found[channel].bytes < bytes_sent:
-                found[channel] = Collective(kind, axes_of(group, mesh), bytes_sent, times)
-    return list(found.values())
+                found[channel] = Sent(kind, axes_of(group, mesh), bytes_sent)
+    sums: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
+    for one in found.values():
+        sums[one.kind, one.axes] += one.bytes
+    return sorted((Sent(*key, count) for key, count in sums.items()), key=lambda one: -one.bytes)
 
 
 def _with_fused(program: Program, computation: Computation) -> Iterator[tuple[Computation, Instruction]]:
@@ -205,11 +206,3 @@ def kept_bytes(program: Program) -> float:
             if array.in_memory and trips > 1 and array.shape[:1] == (trips,) and not unchanged:
                 total += array.bytes
     return total
-
-
-def by_axes(found: list[Collective]) -> dict[tuple[str, ...], Counter[str]]:
-    """Mesh axes -> kind -> bytes."""
-    sums: dict[tuple[str, ...], Counter[str]] = {}
-    for one in found:
-        sums.setdefault(one.axes, Counter())[one.kind] += one.bytes  # type: ignore[assignment]
-    return sums

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from unimp_jax.planning.chips import Slices
 from unimp_jax.planning.program import arrays, read_program
-from unimp_jax.planning.traffic import axes_of, by_axes, collectives, group_of, kept_bytes, memory_bytes
+from unimp_jax.planning.traffic import Sent, axes_of, collectives, group_of, kept_bytes, memory_bytes
 from unimp_jax.sharding import MeshConfig, make_mesh
 
 
@@ -36,10 +36,9 @@ def test_collectives_are_counted_as_often_as_they_run(times):
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
     sharding = (NamedSharding(mesh, PartitionSpec(("data", "fsdp"))),)
     program = read_program(compiled_text(exchanging(mesh, times), (32, 8), shardings=sharding))
-    sums = by_axes(collectives(program, mesh))
+    sums = {one.axes: (one.kind, one.bytes) for one in collectives(program, mesh)}
     # A gather of 4 parts of 4 x 8 floats: each device sends its part to 3. A sum of 8 floats in a ring of 2.
-    assert sums[("fsdp",)] == {"all-gather": times * 3 * 4 * 8 * 4}
-    assert sums[("data",)] == {"all-reduce": times * 8 * 4}, sums
+    assert sums == {("fsdp",): ("all-gather", times * 3 * 4 * 8 * 4), ("data",): ("all-reduce", times * 8 * 4)}
 
 
 def test_what_crosses_slices_is_a_send():
@@ -51,7 +50,7 @@ def test_what_crosses_slices_is_a_send():
         '_xla_megascale_transfer_type="ALL_REDUCE"}\n}\n'
     )
     mesh = make_mesh(MeshConfig(slice=2, fsdp=4))
-    assert by_axes(collectives(read_program(text), mesh)) == {("slice",): {"all-reduce": 1024}}
+    assert collectives(read_program(text), mesh) == [Sent("all-reduce", ("slice",), 1024)]
 
 
 def test_loops_in_loops_multiply():
@@ -108,6 +107,7 @@ def test_permutations_lie_along_an_axis():
 
 def test_slices_by_name():
     assert (Slices("v5e-16").chips, Slices("v5p-64").chips, Slices("v5p-64", 2).chips) == (16, 32, 64)
+    assert Slices("v6e-256").chips == 256
     for wrong, says in (("v4-8", "no v4"), ("v5e-17", "v5e-16"), ("v5p-3", "v5p-8"), ("v5e", "no slice")):
         with pytest.raises(ValueError, match=says):
             Slices(wrong)

@@ -1,0 +1,206 @@
+"""`unimp check`: whether a training command could run on so many devices, before it waits in a queue for them.
+
+The functions that check it are those that training itself calls, so that a command is refused here in the words in
+which it would be refused there. Nothing is written, and no device is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import importlib.util
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from data_pipelines.records import read_items, read_users
+from experiments.config import ExperimentConfig
+from experiments.parameters import abstract_parameters
+from experiments.plan.plan import DoesNotFit, make_plan
+from experiments.plan.show import GIB, mesh_words
+from experiments.preset_run import read_training
+from experiments.step import abstract_state, make_mesh_of, optimizer_of
+from experiments.train import configure, read_run, refuse_changes
+from unimp_jax.planning.chips import Slices, devices
+from unimp_jax.planning.estimate import bytes_a_device
+from unimp_jax.sharding import mesh_sizes, row_shards
+from unimp_jax.training.checkpoint import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckConfig:
+    """What a training is to run on, and what of it can be seen from here."""
+
+    devices: int | None = None
+    """So many GPUs, or chips of TPUs, in all."""
+    hosts: int | None = None
+    """So many processes, usually one a host. None: as --processes.count of the command says, or one."""
+    tpu: str | None = None
+    """In place of --devices, a slice of TPUs as clouds name it: v5e-16, v6e-256 (chips), v5p-64 (cores, two a chip)."""
+    num_slices: int = 1
+    """So many slices of TPUs."""
+    files: bool = True
+    """Look for data, the folder of the run and a start. False: where only the hosts can see them."""
+    read_records: int = 100_000
+    """Data of at most so many users and items is read and checked as at the start of training."""
+
+
+def check(config: CheckConfig, command: Sequence[str]) -> None:
+    """Prints one line a finding.
+
+    Args:
+      command: the words of a training command, from `train` on.
+
+    Raises:
+      ValueError: training would be refused there, or does not fit into the memory of the devices.
+      DataError, OSError: likewise, for what is wrong with the data or the folder of the run.
+    """
+    if tuple(command[:1]) != ("train",):
+        raise ValueError("check: the training command comes last, after --, as in: -- train tiny --folder runs/tiny")
+    training = read_training(command[1:])
+    experiment = training.experiment
+    slices = None if config.tpu is None else Slices(config.tpu.replace("v5litepod", "v5e"), config.num_slices)
+    mesh = mesh_there(experiment, config, slices, config.hosts or training.processes.count or 1)
+    print(f"mesh: {mesh_words(dict(mesh.shape))}, which makes {mesh.size} devices")
+    print(rows_of_processes(experiment, mesh))
+    if config.files:
+        experiment = check_files(experiment, training.folder, config.read_records)
+    else:
+        print("data, folder: not looked for (--files False)")
+        if experiment.start is not None:
+            print("memory: known with the geometry of the start, which is not looked for either")
+            return
+    check_memory(experiment, training.folder if config.files else None, mesh, slices)
+
+
+@dataclasses.dataclass(frozen=True)
+class StandIn:
+    """A device that is not here, as far as a mesh looks at it."""
+
+    id: int
+    process_index: int
+    platform: str = "gpu"
+    device_kind: str = "stand-in"
+
+
+def mesh_there(experiment: ExperimentConfig, config: CheckConfig, slices: Slices | None, hosts: int) -> Mesh:
+    """The mesh that training would make: of TPUs as they lie where libtpu tells, else of devices in their order.
+
+    Raises:
+      ValueError: as of `make_mesh_of`, or no such devices can be there.
+    """
+    if (config.devices is None) == (slices is None):
+        raise ValueError("check: give either --devices N, or a slice of TPUs as in --tpu v5e-16")
+    if slices is not None and importlib.util.find_spec("libtpu") is not None:
+        return make_mesh_of(experiment, devices(slices))
+    count = (config.devices or 0) if slices is None else slices.chips
+    if min(count, hosts, config.num_slices) < 1 or count % hosts:
+        raise ValueError(f"check: {count} devices are not equally many on each of {hosts} hosts")
+    mesh_sizes(experiment.mesh, count, config.num_slices)
+    there: Any = [StandIn(number, number * hosts // count) for number in range(count)]
+    return make_mesh_of(experiment, there)
+
+
+def rows_of_processes(experiment: ExperimentConfig, mesh: Mesh) -> str:
+    rows, budget = experiment.loader.rows, experiment.budget
+    processes = {device.process_index for device in mesh.devices.flat}
+    loaded = [len(shards) * rows // count for shards, count in (row_shards(mesh, process) for process in processes)]
+    of_each = f"{max(loaded)} of them loaded by each of {len(loaded)} processes, " if len(loaded) > 1 else ""
+    at_a_time = rows // row_shards(mesh, 0)[1] // experiment.training.accumulate
+    return (
+        f"rows: {rows} a batch, {of_each}{at_a_time} at a time on a device; {budget.tokens:,} tokens, {budget.images} "
+        f"images and {budget.answers} answer tokens a row"
+    )
+
+
+def check_files(experiment: ExperimentConfig, folder: Path, read_records: int) -> ExperimentConfig:
+    """Checks what is on disk.
+
+    Returns:
+      The configuration that training would have there, with the geometry of its start; where the data has been read,
+      with the size of its vocabulary, too.
+    """
+    configured, before = configure(experiment, folder)
+    data = experiment.data
+    users, items = len(read_users(data.source, data.folder)), len(read_items(data.source, data.folder))
+    print(f"data: {data.source} in {data.folder}, {users:,} users and {items:,} items")
+    if users + items <= read_records:
+        opened, configured = read_run(experiment, folder)
+        for note in opened.check_training():
+            print(f"data: {note}")
+    else:
+        print("data: not read (--read-records); training checks that the budget has room for every question")
+        if before is not None:
+            sizes = {name: getattr(before.model.decoder, name) for name in ("vocab_size", "new_tokens")}
+            decoder = dataclasses.replace(configured.model.decoder, **sizes)
+            configured = dataclasses.replace(configured, model=dataclasses.replace(configured.model, decoder=decoder))
+            refuse_changes(before, configured, folder)
+    check_folder(folder, configured)
+    return configured
+
+
+def check_folder(folder: Path, experiment: ExperimentConfig) -> None:
+    there = existing(folder)
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "", str(there))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "", str(there))
+    latest = None
+    if (folder / "checkpoints").is_dir():
+        with Checkpoints(folder / "checkpoints", experiment.checkpoint, reads_only=True) as checkpoints:
+            latest = checkpoints.latest()
+    steps = experiment.loop.steps
+    told = (
+        f"a run of {steps:,} steps begins" if latest is None else f"the run goes on from step {latest:,} of {steps:,}"
+    )
+    print(
+        f"folder: {folder}{'' if folder.is_absolute() else ' (of the folder that each host starts in)'}, where {told}"
+    )
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or what of the path to it is there already."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def check_memory(experiment: ExperimentConfig, folder: Path | None, mesh: Mesh, slices: Slices | None) -> None:
+    """
+    Args:
+      experiment: as it is trained; the size of its vocabulary may be a guess.
+      folder: of the run, None where it is not here.
+      mesh: as of `mesh_there`.
+      slices: where the mesh is of TPUs.
+    """
+    decoder, tensor = experiment.model.decoder, mesh.shape["tensor"]
+    decoder = dataclasses.replace(decoder, vocab_size=-(-decoder.vocab_size // tensor) * tensor)
+    experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, decoder=decoder))
+    parameters = abstract_parameters(experiment, mesh)
+    state = abstract_state(parameters.trainable, optimizer_of(experiment), mesh)
+    counts = [math.fsum(x.size for x in jax.tree.leaves(tree)) for tree in (parameters.trainable, parameters.frozen)]
+    kept = (bytes_a_device(state) + bytes_a_device(parameters.frozen)) / GIB
+    print(f"parameters: {counts[0]:,.0f} train, {counts[1]:,.0f} are frozen; with moments {kept:.3f} GiB a device")
+    if folder is not None:
+        each, frozen = (bytes_in_all(tree) / GIB for tree in (state, parameters.frozen))
+        free = shutil.disk_usage(existing(folder)).free / GIB
+        most = each * (experiment.checkpoint.keep_latest + 2) + frozen  # the best one, and one that is being written
+        print(f"disk: {each:.3f} GiB a checkpoint, up to {most:.3f} GiB in all; {free:.1f} GiB are free")
+    if slices is None:
+        print("memory: of a step it is known for TPUs alone (--tpu), and with libtpu")
+    elif importlib.util.find_spec("libtpu") is None:
+        print("memory: of a step it is known where libtpu is installed: pip install 'unimp_jax[tpu]'")
+    else:
+        estimate = make_plan(experiment, slices).estimate
+        needed, available = estimate.memory.total / GIB, estimate.available / GIB
+        if not estimate.fits:
+            raise DoesNotFit(f"it does not fit {slices}: a device would need {needed:.2f} of {available:.0f} GiB")
+        print(f"memory: {needed:.2f} of {available:.0f} GiB a device, as compiled for {slices}")
+
+
+def bytes_in_all(tree: Any) -> float:
+    return math.fsum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
