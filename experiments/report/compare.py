@@ -92,10 +92,6 @@ class Comparison:
         better = "larger" if self.table.larger_is_better else "smaller"
         return f"{self.table.users:,} users; {better} is better. {self.table.note}"
 
-    def ascending(self, metrics: Sequence[str]) -> list[str]:
-        """The columns of a table that are sorted in ascending order so that the best comes first."""
-        return ["group"] if self.table.larger_is_better else ["group", *metrics]
-
     @property
     def compared(self) -> list[Line]:
         """The lines with differences to the base."""

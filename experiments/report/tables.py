@@ -34,13 +34,13 @@ class PageTable:
     """A table, whose rows have a cell for each column by its name.
 
     Attributes:
-      ascending: the columns that a first click sorts in this direction.
+      ascending: the columns of which less is better, so that a first click sorts in this direction.
       summary: the table is folded under it, and not in the Markdown.
     """
 
     id: str
     rows: list[dict[str, TableCell]]
-    ascending: Collection[str] = ("group",)
+    ascending: Collection[str] = ()
     heading: str = ""
     summary: str = ""
 
@@ -64,7 +64,7 @@ def overview_table(groups: Sequence[Group], comparisons: Iterable[Comparison]) -
         for group in groups
     ]
     ascending = [title for title, one in titles.items() if not one.table.larger_is_better]
-    return PageTable("overview-table", rows, ["group", *ascending])
+    return PageTable("overview-table", rows, ascending)
 
 
 def metrics_table(comparison: Comparison) -> PageTable:
@@ -85,7 +85,9 @@ def metrics_table(comparison: Comparison) -> PageTable:
         cells = {name: cell(line.metrics.get(name), best[name]) for name in names}
         return label(line.name, line.group, note if line.group else "baseline") | {"seeds": seeds} | cells
 
-    return PageTable(f"{comparison.task}-metrics", [*map(row, lines)], comparison.ascending(names))
+    return PageTable(
+        f"{comparison.task}-metrics", [*map(row, lines)], [] if comparison.table.larger_is_better else names
+    )
 
 
 def differences_table(comparison: Comparison, base: str) -> PageTable:
@@ -102,7 +104,9 @@ def differences_table(comparison: Comparison, base: str) -> PageTable:
     names = list(dict.fromkeys(name for line in lines for name in line.differences))
     rows = [label(line.name, line.group) | {name: cell(line.differences.get(name)) for name in names} for line in lines]
     heading = f"Differences to {base}, the same users"
-    return PageTable(f"{comparison.task}-differences", rows, comparison.ascending(names), heading)
+    return PageTable(
+        f"{comparison.task}-differences", rows, [] if comparison.table.larger_is_better else names, heading
+    )
 
 
 def cost_table(groups: Sequence[Group]) -> PageTable:

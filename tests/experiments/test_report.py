@@ -273,6 +273,11 @@ def test_the_page_needs_nothing_beside_it(page):
     assert not list(page.parent.glob("*.partial"))
 
 
+def test_a_page_written_twice_is_the_same(sweep, page):
+    before = page.read_bytes()
+    assert write_report([sweep]).read_bytes() == before
+
+
 def test_markdown_has_the_metrics_and_whole_rows(groups, page):
     text = (page.parent / "report.md").read_text(encoding="utf-8")
     tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
