@@ -26,7 +26,7 @@ from experiments.loader_speed import measure_loader
 from experiments.plan.command import PresetPlan, plan
 from experiments.preset_run import PresetRun
 from experiments.presets import DESCRIPTIONS, PRESETS
-from experiments.report import write_reports
+from experiments.report import write_report
 from experiments.request import decoded
 from experiments.rival import train_rival
 from experiments.sweep.command import Sweep, sweep
@@ -96,7 +96,7 @@ def report_command(
       split: which evaluation.
       out: the folder for the page of many; by default the one that they all lie in.
     """
-    print(write_reports(folders, split, out))
+    print(write_report(folders, split, out))
 
 
 def import_command(folder: tyro.conf.Positional[Path], config: Annotated[ImportConfig, tyro.conf.arg(name="")]) -> None:

@@ -32,7 +32,7 @@ def demo(folder: Path, data: Path) -> None:
     trained = time.perf_counter() - start
     evaluation = evaluate_run(folder, EvaluationConfig(sasrec_config=SASRecConfig(seconds=60.0)))
     print(show(evaluation))
-    page = write_report(folder)
+    page = write_report([folder])
     print(f"\n{trained:.0f} s until trained, {time.perf_counter() - start:.0f} s in all\n{page.absolute()}")
 
 

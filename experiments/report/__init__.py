@@ -1,6 +1,5 @@
-"""Self-contained pages: of a run, its curves, tables and posters; of many, how they compare."""
+"""Self-contained HTML pages of evaluated runs: metrics, learning curves and samples of one run or of many."""
 
 from experiments.report.page import write_report
-from experiments.report.report import write_reports
 
-__all__ = ["write_report", "write_reports"]
+__all__ = ["write_report"]

@@ -1,4 +1,4 @@
-"""Tables of groups of runs, one a task: figures over seeds, and differences to the base on the same questions."""
+"""Compares groups of runs at each task: metrics over seeds, and differences to the base on the same questions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
 
 from experiments.evals.base import OURS
-from experiments.report.gather import Group, Run
-from experiments.results import Table
+from experiments.report.runs import EvaluatedRun, Group
+from experiments.results import Row, Table
 from unimp_jax.evaluation.bootstrap import Difference, Interval, paired_difference
 from unimp_jax.evaluation.metrics import RATING_FIGURES, SELECTION_FIGURES
 from unimp_jax.evaluation.pictures import PICTURE_FIGURES
@@ -24,10 +25,13 @@ FORMULAS = {
     "selection": SELECTION_FIGURES,
     "image": PICTURE_FIGURES,
 }
-"""For some tasks, what makes figures of the means of columns; of others, each is the mean of the column of its name."""
+"""Tasks whose metrics are computed from the means of columns; the metrics of others are the means themselves."""
 
 HEADLINES = ("NDCG@10", "RMSE", "F1", "ROUGE-L", "closer", "Fréchet distance")
-"""What differences are drawn of, whichever a task has."""
+"""The metrics that stand for a task in the overview; a task has one of them at most."""
+
+SAME_SEEDS = ", these seeds"
+"""Ends the name of a difference that speaks of other users, but not of other seeds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +39,15 @@ class Tested(Difference):
     """A difference to the base.
 
     Attributes:
-      holm: the p-value, corrected for the number of groups that are compared with the base.
-      worse: whether it is to the group's disadvantage.
+      holm: the p-value after Holm's correction for the number of groups that are compared with the base.
+      worse: whether the difference is to the group's disadvantage.
     """
 
     holm: float = 1.0
     worse: bool = False
 
     @property
-    def sure(self) -> bool:
+    def significant(self) -> bool:
         return self.holm < 0.05
 
 
@@ -52,184 +56,147 @@ class Line:
     """A row of a task's table.
 
     Attributes:
-      name: of the group, and of the way it was asked where there are several; or of the baseline.
-      group: None for a baseline, which every run measures; it is the first run's.
-      runs: so many; 0 for a baseline.
-      users: who were asked in all of them, and whose answers could be read.
-      figures: over seeds and users; a baseline's over users.
-      differences: to the base, over seeds and users; none for the base and baselines.
-      alone: the headline's difference for these seeds as they are, over other users alone.
-      few: the group has one seed, and is taken to vary between seeds as the base does.
+      name: of the group, with the way in which it was asked if there are several; or of the baseline.
+      group: None for a baseline, whose metrics are those measured in the first run.
+      users: number of users whose answers could be read in all runs.
+      metrics: over seeds and users; over users for a single run and for a baseline.
+      differences: to the base, over seeds and users, by metric; empty for the base and for baselines.
     """
 
     name: str
     group: Group | None
     runs: int
     users: int
-    figures: dict[str, Interval]
+    metrics: dict[str, Interval]
     differences: dict[str, Tested] = dataclasses.field(default_factory=dict)
-    alone: Tested | None = None
-    few: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A task's table; `headline` is the figure that differences are drawn of, '' where there is none."""
+    """A task's table; `headline` is '' for a task that has none of `HEADLINES`."""
 
-    task: str
-    note: str
-    users: int
-    larger_is_better: bool
+    table: Table
     headline: str
     lines: tuple[Line, ...]
 
     @property
-    def names(self) -> list[str]:
-        """Of all figures."""
-        return list(dict.fromkeys(name for line in self.lines for name in line.figures))
+    def task(self) -> str:
+        return self.table.task
 
     @property
-    def tested(self) -> list[str]:
-        """Of the figures whose differences are told."""
-        return [name for name in self.names if any(name in line.differences for line in self.lines)]
+    def title(self) -> str:
+        return self.task.replace("-", " ")
+
+    @property
+    def description(self) -> str:
+        better = "larger" if self.table.larger_is_better else "smaller"
+        return f"{self.table.users:,} users; {better} is better. {self.table.note}"
 
     @property
     def compared(self) -> list[Line]:
         """The lines with differences to the base."""
         return [line for line in self.lines if line.differences]
 
-    def line_of(self, group: Group) -> Line | None:
-        """The group's first, where it has any."""
+    def first_line(self, group: Group) -> Line | None:
+        """The group's line, the first if it was asked in several ways."""
         return next((line for line in self.lines if line.group is group), None)
-
-    def best(self, name: str) -> float:
-        means = [line.figures[name].mean for line in self.lines if name in line.figures]
-        return max(means) if self.larger_is_better else min(means)
 
 
 def compare(groups: Sequence[Group]) -> list[Comparison]:
-    """One comparison a task, of groups on one source; the first group is the base."""
-    tasks = dict.fromkeys(table.task for group in groups for run in group.runs for table in run.evaluation.tables)
-    return [compare_task(task, groups) for task in tasks]
+    """Compares groups of runs on one source, task by task; the first group is the base."""
+    tasks: dict[str, dict[EvaluatedRun, Table]] = {}
+    for run in (run for group in groups for run in group.runs):
+        for table in run.evaluation.tables:
+            tasks.setdefault(table.task, {})[run] = table
+    return [compare_task(groups, tables) for tables in tasks.values()]
 
 
-def compare_task(task: str, groups: Sequence[Group]) -> Comparison:
-    tables = {run: table for group in groups for run in group.runs if (table := table_of(run, task))}
+def compare_task(groups: Sequence[Group], tables: Mapping[EvaluatedRun, Table]) -> Comparison:
+    """Compares groups at the task of the tables."""
     first = next(iter(tables.values()))
-    names = list(first.rows[0].figures)
-    headline = next((name for name in HEADLINES if name in names), "")
-    rows = [row for table in tables.values() for row in table.rows]
-    models = dict.fromkeys(row.model for row in rows if row.model.startswith(OURS))
-    lines = [line for model in models for line in lines_of(model, task, groups, tables, headline)]
+    headline = next((name for name in HEADLINES if name in first.rows[0].figures), "")
+    rows: dict[str, Row] = {}
+    for row in (row for table in tables.values() for row in table.rows):
+        rows.setdefault(row.model, row)
+    models = [name for name in rows if name.startswith(OURS)]
+    lines = [line for model in models for line in lines_of(model, groups, tables, headline)]
     lines = correct(lines, first.larger_is_better)
-    for name in dict.fromkeys(row.model for row in rows if row.model not in models):
-        row = next(row for row in rows if row.model == name)
-        lines.append(Line(name, None, 0, first.users, row.figures))
-    return Comparison(task, first.note, first.users, first.larger_is_better, headline, tuple(lines))
-
-
-def table_of(run: Run, task: str) -> Table | None:
-    return next((table for table in run.evaluation.tables if table.task == task), None)
+    baselines = [Line(name, None, 0, first.users, row.figures) for name, row in rows.items() if name not in models]
+    return Comparison(first, headline, (*lines, *baselines))
 
 
 def lines_of(
-    model: str, task: str, groups: Sequence[Group], tables: Mapping[Run, Table], headline: str
+    model: str, groups: Sequence[Group], tables: Mapping[EvaluatedRun, Table], headline: str
 ) -> Iterator[Line]:
-    """One way of asking, of all groups whose runs were asked in it."""
+    """Yields the lines of all groups that were asked in one way, `model`; their p-values are not corrected yet."""
     variant = model[len(OURS) :].strip(", ")
-    base_runs: list[Run] = []
+    base: list[EvaluatedRun] = []
     for group in groups:
         rows = {run: row for run in group.runs if run in tables for row in tables[run].rows if row.model == model}
         if not rows:
             continue
-        runs, names = list(rows), list(next(iter(rows.values())).figures)
-        values, users = figures_of(runs, task, model, names)
-        line = Line(
-            name=f"{group.name}, {variant}" if variant else group.name,
-            group=group,
-            runs=len(runs),
-            users=users,
-            figures={name: over_seeds(values_SM) for name, values_SM in values.items()},
-        )
-        if group is groups[0]:
-            base_runs = runs
-        elif base_runs:
-            major = [name for name in names if not is_minor(name)]
-            both, shared = figures_of([*runs, *base_runs], task, model, major)
-            pairs = {name: (x[: len(runs)], x[len(runs) :]) for name, x in both.items() if shared > 1}
-            line = dataclasses.replace(
-                line,
-                few=len(runs) == 1,
-                differences={name: Tested(**vars(difference_over_seeds(*pair))) for name, pair in pairs.items()},
-                alone=Tested(**vars(paired_difference(*pairs[headline]))) if headline in pairs else None,
-            )
-        yield line
+        (first, *others), task, names = rows, next(iter(tables.values())).task, list(next(iter(rows.values())).figures)
+        values, users = paired_values([first, *others], task, model, names)
+        metrics = {name: over_seeds(values_SM) for name, values_SM in values.items()} if others else rows[first].figures
+        differences: dict[str, Tested] = {}
+        if base:
+            both, shared = paired_values([*rows, *base], task, model, [name for name in names if not is_minor(name)])
+            pairs = {name: (x[: len(rows)], x[len(rows) :]) for name, x in both.items() if shared > 1}
+            differences = {name: Tested(**vars(difference_over_seeds(*pair))) for name, pair in pairs.items()}
+            if headline in pairs:
+                differences[headline + SAME_SEEDS] = Tested(**vars(paired_difference(*pairs[headline])))
+        elif group is groups[0]:
+            base = list(rows)
+        yield Line(f"{group.name}, {variant}" if variant else group.name, group, len(rows), users, metrics, differences)
 
 
-def is_minor(figure: str) -> bool:
-    """Of the shorter lists."""
-    return figure.endswith(("@3", "@5"))
+def is_minor(metric: str) -> bool:
+    """Whether a metric is one of the shorter lists, which are not tested."""
+    return metric.endswith(("@3", "@5"))
 
 
-def figures_of(runs: Sequence[Run], task: str, model: str, figures: Sequence[str]) -> tuple[dict[str, np.ndarray], int]:
-    """(float64 [runs, M] by figure, whose means are the figures; M), of questions that all runs answered readably.
+def paired_values(
+    runs: Sequence[EvaluatedRun], task: str, model: str, metrics: Sequence[str]
+) -> tuple[dict[str, np.ndarray], int]:
+    """Gathers one value a run and user of each metric, for the M questions that all runs answered readably.
 
-    No such question makes no figures, and a figure that one of the runs was not measured by (METEOR, where WordNet is
-    not installed) is left out.
+    Returns:
+      float64 [runs, M] by metric, whose means over users are the metrics of the runs, and M. A metric that one of the
+      runs was not measured by is left out; so are all where M is 0.
     """
-    tables = [run.answers[task] for run in runs]
-    prefix = f"{model}: "
-    columns = [
-        {
-            name.removeprefix(prefix): table[name].to_numpy().astype(np.float64)
-            for name, kind in zip(table.column_names, table.schema.types, strict=True)
-            if name.startswith(prefix) and str(kind) in ("double", "float", "int64")
-        }
-        for table in tables
-    ]
-    asked = [
-        np.array(
-            [f"{user}\t{item}" for user, item in zip(*table.select(["user", "item"]).to_pydict().values(), strict=True)]
-        )
-        for table in tables
-    ]
-    readable = [
-        keys[np.logical_and.reduce([np.isfinite(x) for name, x in by_name.items() if not name.startswith("rank")])]
-        for keys, by_name in zip(asked, columns, strict=True)
-    ]
-    common = functools.reduce(np.intersect1d, readable)
+    tables = []
+    for number, run in enumerate(runs):
+        table, prefix = run.answers[task], f"{model}: "
+        named = {field.name.removeprefix(prefix): field for field in table.schema if field.name.startswith(prefix)}
+        named = {name: x for name, x in named.items() if pa.types.is_primitive(x.type) and not name.startswith("rank")}
+        table = table.select(["user", "item", *(field.name for field in named.values())])
+        tables.append(table.rename_columns(["user", "item", *(f"{number} {name}" for name in named)]))
+    common = functools.reduce(lambda x, y: x.join(y, ["user", "item"], join_type="inner"), tables).drop_null()
+    common = common.sort_by([("user", "ascending"), ("item", "ascending")])
     if not len(common):
         return {}, 0
-    found: dict[str, list[np.ndarray]] = {figure: [] for figure in figures}
+    values: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
     formulas = FORMULAS.get(task, {})
-    for keys, by_name in zip(asked, columns, strict=True):
-        order = np.argsort(keys)
-        places = order[np.searchsorted(keys, common, sorter=order)]
-        here = {name: x[places] for name, x in by_name.items()}
-        for figure in figures:
-            made = influence if len(common) > 1 else lambda of, formula: formula(of)  # of one user, no more is known
-            with contextlib.suppress(KeyError):
-                found[figure].append(made(here, formulas[figure]) if figure in formulas else here[figure])
-    return {figure: np.stack(values) for figure, values in found.items() if len(values) == len(runs)}, len(common)
+    per_user = influence if len(common) > 1 else lambda columns, formula: formula(columns)  # one user is the mean
+    for number in range(len(runs)):
+        own = {
+            name.partition(" ")[2]: common[name].to_numpy().astype(np.float64)
+            for name in common.column_names
+            if name.startswith(f"{number} ")
+        }
+        for name in metrics:
+            with contextlib.suppress(KeyError):  # this run was not measured by it
+                values[name].append(per_user(own, formulas[name]) if name in formulas else own[name])
+    return {name: np.stack(x) for name, x in values.items() if len(x) == len(runs)}, len(common)
 
 
 def correct(lines: Sequence[Line], larger_is_better: bool) -> list[Line]:
-    """With Holm's correction, for each figure over all lines."""
-
-    def tested(found: dict[int, Tested]) -> dict[int, Tested]:
-        adjusted = holm([one.p_value for one in found.values()])
-        return {
-            number: dataclasses.replace(one, holm=float(p), worse=one.mean < 0 if larger_is_better else one.mean > 0)
-            for (number, one), p in zip(found.items(), adjusted, strict=True)
-        }
-
-    corrected = [dict(line.differences) for line in lines]
-    for figure in dict.fromkeys(name for line in lines for name in line.differences):
-        found = {n: line.differences[figure] for n, line in enumerate(lines) if figure in line.differences}
-        for number, one in tested(found).items():
-            corrected[number][figure] = one
-    alone = tested({number: line.alone for number, line in enumerate(lines) if line.alone})
-    return [
-        dataclasses.replace(line, differences=corrected[number], alone=alone.get(number))
-        for number, line in enumerate(lines)
-    ]
+    """Applies Holm's correction to the p-values of each difference over all lines."""
+    tested = [dict(line.differences) for line in lines]
+    for name in dict.fromkeys(name for line in lines for name in line.differences):
+        found = {number: line.differences[name] for number, line in enumerate(lines) if name in line.differences}
+        corrected = holm([one.p_value for one in found.values()])
+        for (number, one), p_value in zip(found.items(), corrected, strict=True):
+            worse = one.mean < 0 if larger_is_better else one.mean > 0
+            tested[number][name] = dataclasses.replace(one, holm=float(p_value), worse=worse)
+    return [dataclasses.replace(line, differences=found) for line, found in zip(lines, tested, strict=True)]

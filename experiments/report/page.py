@@ -1,107 +1,135 @@
-"""Gathers what a run left into one HTML file that needs nothing beside it."""
+"""Writes the page of one run or of many, and the tables of many as Markdown."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import io
+import dataclasses
 import os
-from collections.abc import Iterable
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 from data_pipelines.errors import DataError
-from data_pipelines.opening import open_picture
-from experiments.config import load_config
-from experiments.data import Records, records_of
-from experiments.report.curves import training_curves
-from experiments.results import Evaluation, load_evaluation
-from unimp_jax.evaluation.bootstrap import Interval
-from unimp_jax.training.log import read_log
+from experiments.report import charts
+from experiments.report.compare import is_minor
+from experiments.report.runs import Group, LeftOut, read_groups
+from experiments.report.samples import Samples, read_samples
+from experiments.report.section import Section, sections_of
+from experiments.report.tables import markdown_table
+from experiments.results import load_evaluation
 
-POSTER_HEIGHT = 96
-DRAWN_HEIGHT = 128
+MOST_UNFOLDED = 6
+"""With more groups, only the first users are unfolded."""
+
+READING = (
+    "Means over seeds [95 % interval for other seeds and other users; for baselines, and for groups of one seed, for "
+    "other users]. Differences are to the first group, on the same users; p over seeds and users (Student's t; of "
+    "these seeds, a randomisation test over users), after Holm's correction over the column (intervals are each for "
+    "itself); **bold** where it is below .05."
+)
 
 
-def write_report(folder: Path, split: str = "test") -> Path:
-    """Writes `report.html` beside a run's evaluation, whole or not at all, and returns where it is.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """All that is shown of one data source."""
+
+    name: str
+    groups: Sequence[Group]
+    samples: Samples
+    sections: Sequence[Section]
+
+    @property
+    def stretched(self) -> bool:
+        """Whether generated images were squeezed into squares and are shown in their own shape."""
+        return self.groups[0].runs[0].config.images.fit == "stretch"
+
+
+def write_report(folders: Sequence[Path], split: str = "test", out: Path | None = None) -> Path:
+    """Writes `report.html`, of several runs also `report.md`, each whole or not at all.
+
+    Args:
+      folders: of runs, of sweeps, or of folders of these. The first group of runs that is found on a source is the
+        base of the comparisons.
+      split: the evaluation that is read.
+      out: the folder that is written to; by default the run's, or the one in which all `folders` lie.
+
+    Returns:
+      The path of the page.
 
     Raises:
-      DataError: the folder holds no evaluated run, or the data has other items by now.
+      DataError: there is no run, or none that was evaluated. For the page of a single run also if its data or the
+        images that it generated cannot be shown, which the page of several says in their place.
     """
-    config = load_config(folder / "config.json")
-    evaluation = load_evaluation(folder / "evaluation" / f"{split}.json")
-    records = records_of(folder, config, shown_items(evaluation))
-    html = environment()
-    html.filters["figure"] = show_figure
-    page = html.get_template("page.html.jinja").render(
-        name=folder.name,
-        evaluation=evaluation,
-        curves=training_curves(read_log(folder / "metrics.jsonl")),
-        posters=posters(shown_items(evaluation), records),
-        titles=records.corpus.titles,
-        drawn=drawn_pictures(evaluation, folder / "evaluation"),
-        stretched=config.images.fit == "stretch",
-    )
-    path = folder / "report.html"
-    write_whole(path, page)
-    return path
+    if not folders:
+        raise DataError("name the folder of a run, several, or that of a sweep")
+    single = len(folders) == 1 and out is None and (folders[0] / "config.json").exists()
+    if single:
+        load_evaluation(folders[0] / "evaluation" / f"{split}.json")  # its error names the splits that there are
+    found, left_out = read_groups(folders, split)
+    sources = [read_source(groups) for groups in found]
+    if single and sources[0].samples.errors:
+        raise DataError(sources[0].samples.errors[0])
+    out = out or Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    out.mkdir(parents=True, exist_ok=True)
+    options = [] if split == "test" else ["--split", split]
+    command = shlex.join(["unimp", "report", *map(str, folders), *options])
+    facts = facts_of(sources, command)
+    page = template().render(title=out.name, facts=facts, split=split, sources=sources, left_out=left_out)
+    if not single:
+        write_whole(out / "report.md", markdown(out.name, command, sources, left_out))
+    write_whole(out / "report.html", page)
+    return out / "report.html"
 
 
-def environment() -> jinja2.Environment:
-    """Templates beside this file; what is put into them is escaped, and must be there."""
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("experiments.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
+def read_source(groups: Sequence[Group]) -> Source:
+    samples = read_samples(groups)
+    return Source(groups[0].runs[0].config.data.source, groups, samples, sections_of(groups, samples))
+
+
+def facts_of(sources: Sequence[Source], command: str) -> dict[str, Any]:
+    """What stands at the head of a page, by name."""
+    groups = [group for source in sources for group in source.groups]
+    runs = [run for group in groups for run in group.runs]
+    facts = {"source": ", ".join(source.name for source in sources)}
+    if len(runs) == 1:
+        return facts | {"checkpoint at step": runs[0].evaluation.step} | runs[0].evaluation.facts
+    return facts | {"groups": len(groups), "runs compared": len(runs), "made by": command}
+
+
+def markdown(title: str, command: str, sources: Sequence[Source], left_out: Sequence[LeftOut]) -> str:
+    """All tables of a page that are not folded."""
+    lines = [f"# {title}", "", f"`{command}`", "", READING]
+    for source in sources:
+        lines += ["", f"## {source.name}"]
+        for section in source.sections:
+            tables = [markdown_table(table) for table in section.tables if not table.summary]
+            if tables:
+                lines += ["", f"### {section.title}", "", section.note]
+            for table in tables:
+                lines += ["", *table]
+    if left_out:
+        lines += ["", "## Left out", "", *(f"- {one.name}: {one.reason}" for one in left_out)]
+    return "\n".join([*lines, ""])
+
+
+def template() -> jinja2.Template:
+    """The template of all pages; text is escaped, and a name that is not defined is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("experiments.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    environment.tests["minor"] = is_minor
+    environment.globals |= {"charts": charts, "most_unfolded": MOST_UNFOLDED}
+    return environment.get_template("page.html.jinja")
 
 
 def write_whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
-
-
-def show_figure(figure: Interval) -> str:
-    return f"{figure.mean:.3f}" if abs(figure.mean) < 10 else f"{figure.mean:.1f}"
-
-
-def shown_items(evaluation: Evaluation) -> set[int]:
-    """All items in the samples."""
-    items = {item for sample in evaluation.samples for item in (*sample.history, sample.target, *sample.top)}
-    return items | {item for sample in evaluation.pictures for item in (*sample.history, sample.target)}
-
-
-def posters(items: Iterable[int], records: Records) -> dict[int, str]:
-    """Pictures of items, as data addresses; an item whose picture cannot be decoded has none."""
-    found = {}
-    for item in sorted(items):
-        encoded = records.read_image(item) if records.has_image[item] else b""
-        with contextlib.suppress(DataError):
-            picture = open_picture(encoded, at_least=2 * POSTER_HEIGHT)
-            picture.thumbnail((2 * POSTER_HEIGHT, POSTER_HEIGHT))
-            buffer = io.BytesIO()
-            picture.save(buffer, "JPEG", quality=85)
-            found[item] = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return found
-
-
-def drawn_pictures(evaluation: Evaluation, folder: Path) -> dict[str, str]:
-    """All pictures that were generated for the samples, by name, as data addresses; nothing is lost of small ones.
-
-    Raises:
-      DataError: one is not where the evaluation left it.
-    """
-    names = [name for sample in evaluation.pictures for name in (sample.reconstruction, *sample.generated)]
-    return {name: drawn_picture(folder / name) for name in names}
-
-
-def drawn_picture(path: Path) -> str:
-    try:
-        picture = open_picture(path.read_bytes())
-    except (OSError, DataError) as error:
-        raise DataError(f"{path} is not there, or no picture: run `unimp evaluate` on this run again") from error
-    picture.thumbnail((2 * DRAWN_HEIGHT, DRAWN_HEIGHT))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,68 +1,61 @@
-"""What is said of all groups of runs on one source."""
+"""What a page shows of the groups of runs on one source, as a list of sections."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
 
-from experiments.report.bands import learning
-from experiments.report.compare import Comparison, Line, compare
-from experiments.report.contact import Asked, gather_asked
-from experiments.report.cost import Cost, mean_cost
-from experiments.report.gather import Group
-from experiments.report.people import People, gather_people
+from experiments.report import tables
+from experiments.report.charts import differences_chart, learning_curves
+from experiments.report.compare import compare
+from experiments.report.runs import Group
+from experiments.report.samples import Samples, UserSample
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """What is said of all groups on one source; `changes` are a group's settings that are not the base's."""
+    """A heading with a note, and below it tables, charts and samples of users; any of these may be none."""
 
-    source: str
-    groups: list[Group]
-    comparisons: list[Comparison]
-    curves: list[str]
-    costs: list[tuple[Group, Cost]]
-    people: People
-    asked: tuple[Asked, ...]
-    changes: list[tuple[Group, list[tuple[str, Any, Any]]]]
-
-    @property
-    def stretched(self) -> bool:
-        """Whether pictures were squeezed into squares, so that they are to be shown in their own shape."""
-        return self.groups[0].runs[0].config.images.fit == "stretch"
-
-    @property
-    def runs(self) -> int:
-        return sum(len(group.runs) for group in self.groups)
-
-    @property
-    def headlines(self) -> list[Comparison]:
-        """The tasks of an overview: those that have one figure to tell."""
-        return [comparison for comparison in self.comparisons if comparison.headline]
-
-    @property
-    def overview(self) -> list[tuple[Group, list[Line | None]]]:
-        """Each group's line of each of `headlines`, the first where it was asked in several ways."""
-        return [(group, [comparison.line_of(group) for comparison in self.headlines]) for group in self.groups]
+    id: str
+    title: str
+    note: str
+    tables: Sequence[tables.PageTable] = ()
+    charts: Sequence[str] = ()
+    users: Sequence[UserSample] = ()
 
 
-def section(groups: list[Group]) -> Section:
-    asked = gather_asked(groups)
-    return Section(
-        source=groups[0].runs[0].config.data.source,
-        groups=groups,
-        comparisons=compare(groups),
-        curves=learning(groups),
-        costs=[(group, mean_cost(group.runs)) for group in groups],
-        people=gather_people(groups, {item for one in asked for item in one.items}),
-        asked=asked,
-        changes=[(group, changes(groups[0], group)) for group in groups],
+def sections_of(groups: Sequence[Group], samples: Samples) -> list[Section]:
+    """Lists the sections of the groups on one source, in the order of the page; the first group is the base."""
+    base, comparisons, sections = groups[0].name, compare(groups), []
+    if len(groups) > 1:
+        note = f"One metric of each task, and in brackets the difference to {base}, coloured where it is significant."
+        sections.append(Section("overview", "Overview", note, [tables.overview_table(groups, comparisons)]))
+    for one in comparisons:
+        found = [tables.metrics_table(one), *([tables.differences_table(one, base)] if one.compared else [])]
+        sections.append(Section(one.task, one.title.capitalize(), one.description, found, differences_chart(one, base)))
+    note = "Means over seeds; a band reaches from the lowest to the highest seed."
+    sections.append(Section("learning", "Learning", note, charts=learning_curves(groups)))
+    note = (
+        "Of one run, the mean over seeds, with the runs that it was initialised from. Time is that of training steps "
+        "and of waiting for data, without compilation, validation and saving. Model FLOPs follow from the geometry."
     )
-
-
-def changes(base: Group, group: Group) -> list[tuple[str, Any, Any]]:
-    """(setting, the base's, the group's) where they differ; seeds and what differs between seeds aside."""
-    before, after = base.runs[0].settings, group.runs[0].settings
-    aside = {"seed", *group.uneven, *base.uneven}
-    names = [name for name in dict.fromkeys([*before, *after]) if name not in aside]
-    return [(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)]
+    sections.append(Section("cost", "Cost", note, [tables.cost_table(groups)]))
+    note = (
+        "The latest items of a history, the newest on the right; then the recommendations, the best on the left. A "
+        "green frame is the item that the user truly interacted with next."
+    )
+    if samples.error or not samples.recommendations:
+        note = f"No user is shown: {samples.error or f'{base} was evaluated without samples'}"
+    sections.append(Section("users", "Users, and what is recommended to them", note, users=samples.recommendations))
+    if samples.images:
+        note = (
+            "The latest items of a history; the wanted item's own image in a green frame, and the same decoded from "
+            "its codes (the best that could be generated); then what was generated for the query."
+        )
+        sections.append(Section("images", "Images generated for users", note, users=samples.images))
+    note = (
+        "Seeds, and the settings in which a group differs from the first. Of several groups, the first seed is shown."
+    )
+    found = [*([tables.settings_table(groups)] if len(groups) > 1 else []), tables.starts_table(groups)]
+    sections.append(Section("runs", "Runs", note, found))
+    return sections

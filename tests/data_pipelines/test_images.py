@@ -24,7 +24,7 @@ from data_pipelines.images import ImageConfig, ImageStore, decode
 from data_pipelines.opening import open_picture
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.pictures import StoredPictures
-from experiments.report.page import posters
+from experiments.report.samples import posters
 from tests.data_pipelines.small import picture
 
 RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)

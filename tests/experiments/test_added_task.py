@@ -15,7 +15,7 @@ from experiments.evals.base import OURS, Answered, Outcome, asked, next_token
 from experiments.evals.config import EvaluationConfig, GenerateConfig
 from experiments.evaluate import evaluate_run
 from experiments.generate import generate
-from experiments.report import write_reports
+from experiments.report import write_report
 from experiments.train import train_run
 from tests.experiments.tiny_run import experiment, prepare_source
 
@@ -104,7 +104,7 @@ def test_a_task_is_added_by_two_objects(category, tmp_path):
     assert 0 <= tables["category"].rows[0].figures["accuracy"].mean <= 1
     answer = generate(tmp_path / "run", GenerateConfig(task="category", user="3"), read=lambda: "")
     assert "category     " in answer
-    page = write_reports([tmp_path / "run"]).read_text(encoding="utf-8")
+    page = write_report([tmp_path / "run"]).read_text(encoding="utf-8")
     assert "Which category comes next?" in page
     assert "most common" in page
 

@@ -30,7 +30,7 @@ from experiments.evals.rating import explain, rate_held_out
 from experiments.evaluate import evaluate_run, fit_rankers, save_answers, show, tabulate
 from experiments.export import ExportConfig, card
 from experiments.questions import Questions, questions_of, refuse_nothing
-from experiments.report import write_reports
+from experiments.report import write_report
 from experiments.results import Evaluation, load_evaluation, save_evaluation
 from experiments.run import Facts
 from tests.experiments.report_runs import begin_run, with_seed
@@ -250,13 +250,13 @@ def test_the_pages_show_a_single_user_and_what_was_left_out(prepared, tmp_path, 
     told = show(loaded)
     assert "left out: search: no test questions" in told
     assert "1.0000" in told
-    page = write_reports([folder]).read_text(encoding="utf-8")
+    page = write_report([folder]).read_text(encoding="utf-8")
     assert ("no interval" in page) == (users == 1)
     assert "SASRec: no user has &lt;two&gt; interactions" in page
     other = write_evaluated(tmp_path / "base-1", with_seed(config, 1), users)
     third = write_evaluated(tmp_path / "else", dataclasses.replace(config, seed=0, budget=dataclasses.replace(
         config.budget, answers=32)), users)  # fmt: skip
-    many = write_reports([folder, other, third], out=tmp_path / "out")
+    many = write_report([folder, other, third], out=tmp_path / "out")
     assert "nan" not in many.read_text(encoding="utf-8").lower().split("<script")[0].split("<body")[-1]
     markdown = (many.parent / "report.md").read_text(encoding="utf-8")
     assert "nan" not in markdown
@@ -267,8 +267,8 @@ def test_the_pages_show_a_single_user_and_what_was_left_out(prepared, tmp_path, 
 def test_another_split_that_was_evaluated_is_named(prepared, tmp_path):
     folder = write_evaluated(tmp_path / "run", experiment(prepared), 2, split="validation")
     with pytest.raises(DataError, match=r"test\.json does not exist: .* or name another --split: validation$"):
-        write_reports([folder])
-    assert write_reports([folder], split="validation").exists()
+        write_report([folder])
+    assert write_report([folder], split="validation").exists()
 
 
 def test_an_evaluation_is_written_whole_or_not_at_all(tmp_path):

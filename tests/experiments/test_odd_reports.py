@@ -14,9 +14,9 @@ from data_pipelines.prepare import prepare
 from experiments.config import DataConfig, save_config
 from experiments.data import fingerprint_of, load_records
 from experiments.evals.base import OURS
-from experiments.report import write_reports
+from experiments.report import write_report
 from experiments.report.compare import compare
-from experiments.report.gather import gather
+from experiments.report.runs import read_groups
 from experiments.results import load_evaluation
 from tests.experiments.report_runs import with_seed, write_run
 from tests.experiments.tiny_run import experiment, prepare_source, write_source
@@ -55,9 +55,9 @@ def test_items_of_other_data_are_not_shown(base, records, fewer_items, tmp_path,
     save_config(moved, run / "config.json")
     said = "items 30, now 12" if known else "it has 12 items"
     with pytest.raises(DataError, match=f"^the data is not what .*{said}"):
-        write_reports([run])
-    page = write_reports([run], out=tmp_path / "out").read_text(encoding="utf-8")
-    assert "Nobody is shown: the data is not what" in page
+        write_report([run])
+    page = write_report([run], out=tmp_path / "out").read_text(encoding="utf-8")
+    assert "No user is shown: the data is not what" in page
 
 
 def test_runs_with_damaged_answers_are_listed(base, records, tmp_path):
@@ -66,10 +66,10 @@ def test_runs_with_damaged_answers_are_listed(base, records, tmp_path):
     file = runs["cut"] / "evaluation" / "test-selection.parquet"
     file.write_bytes(file.read_bytes()[:-9])
     pq.write_table(pa.table({"codes": [1]}), runs["else"] / "evaluation" / "test-selection.parquet")
-    (groups,), missing = gather([tmp_path], "test")
+    (groups,), left_out = read_groups([tmp_path], "test")
     assert [run.folder.name for group in groups for run in group.runs] == ["whole"]
-    why = "test-selection.parquet is not there, or damaged: run `unimp evaluate` on this run again"
-    assert [(Path(one.name).name, one.why) for one in missing] == [("cut", why), ("else", why)]
+    reason = "test-selection.parquet is not there, or damaged: run `unimp evaluate` on this run again"
+    assert [(Path(one.name).name, one.reason) for one in left_out] == [("cut", reason), ("else", reason)]
 
 
 def test_a_figure_that_one_run_lacks_is_compared_in_none(base, records, tmp_path):
@@ -77,12 +77,12 @@ def test_a_figure_that_one_run_lacks_is_compared_in_none(base, records, tmp_path
     folders = [write_run(tmp_path / f"run-{seed}", with_seed(base, seed), records) for seed in (0, 1)]
     file = folders[1] / "evaluation" / "test-recommendation.parquet"
     pq.write_table(pq.read_table(file).drop_columns([f"{OURS}: HR@10"]), file)
-    ((group,),), _ = gather([tmp_path], "test")
+    ((group,),), _ = read_groups([tmp_path], "test")
     line = compare([group])[0].lines[0]
     assert line.name == "run"
-    assert "HR@10" not in line.figures
-    assert "NDCG@10" in line.figures
-    assert write_reports([tmp_path]).exists()
+    assert "HR@10" not in line.metrics
+    assert "NDCG@10" in line.metrics
+    assert write_report([tmp_path]).exists()
 
 
 def test_a_log_is_read_up_to_what_a_crash_left_of_it(tmp_path):

@@ -1,4 +1,4 @@
-"""The comparison of many runs: what is in it, its figures, and its page in a browser."""
+"""The comparison of many runs: what is in it, its metrics, and its page in a browser."""
 
 import dataclasses
 import html.parser
@@ -19,12 +19,12 @@ from experiments import starts
 from experiments.config import DataConfig
 from experiments.data import load_records
 from experiments.evals.base import OURS
-from experiments.report import write_reports
-from experiments.report.compare import compare
-from experiments.report.cost import cost, mean_cost, show_count, show_flops, show_seconds
-from experiments.report.gather import gather
+from experiments.report import write_report
+from experiments.report.compare import SAME_SEEDS, compare
+from experiments.report.cost import cost, format_seconds, format_si, mean_cost
 from experiments.report.page import write_whole
-from experiments.report.section import changes, section
+from experiments.report.runs import changes, read_groups
+from experiments.report.tables import overview_table
 from experiments.results import load_evaluation
 from experiments.step import model_flops
 from tests.experiments.report_runs import begin_run, with_seed, write_run
@@ -82,14 +82,14 @@ def sweep(base, records, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def groups(sweep):
-    sources, _ = gather([sweep], "test")
+    sources, _ = read_groups([sweep], "test")
     assert len(sources) == 1
     return sources[0]
 
 
 @pytest.fixture(scope="module")
 def page(sweep):
-    return write_reports([sweep])
+    return write_report([sweep])
 
 
 def test_seeds_of_an_ablation_are_a_group_and_nothing_is_dropped_in_silence(sweep, groups):
@@ -98,9 +98,9 @@ def test_seeds_of_an_ablation_are_a_group_and_nothing_is_dropped_in_silence(swee
     )
     assert [group.seeds for group in groups] == [list(SEEDS)] * 3
     assert groups[1].description == "no no_<text>"
-    _, missing = gather([sweep], "test")
-    told = {one.name.rpartition("/")[2]: one.why for one in missing}
-    assert told == {
+    _, left_out = read_groups([sweep], "test")
+    reasons = {one.name.rpartition("/")[2]: one.reason for one in left_out}
+    assert reasons == {
         "slow-0": "unfinished: step 4 of 12",
         "done-0": "trained, not evaluated on test",
         "failed-0": "failed: exit status 1; no room on the device",
@@ -112,9 +112,9 @@ def test_runs_that_are_no_cells_are_grouped_by_what_differs(base, records, tmp_p
     for name, ablation, seed in (("plain-0", "base", 0), ("plain-1", "base", 1), ("blind", "no_images", 0)):
         write_run(tmp_path / name, with_seed(ablated(base, ablation), seed), records)
     shutil.copytree(tmp_path / "plain-0", tmp_path / "copy")
-    (groups,), missing = gather([tmp_path / "plain-0", tmp_path], "test")
+    (groups,), left_out = read_groups([tmp_path / "plain-0", tmp_path], "test")
     assert [(group.name, group.seeds) for group in groups] == [("plain", [0, 1]), ("blind", [0])]
-    assert [(one.name, "the same experiment and seed" in one.why) for one in missing] == [
+    assert [(one.name, "the same experiment and seed" in one.reason) for one in left_out] == [
         (str(tmp_path / "copy"), True)
     ]
     assert changes(groups[0], groups[1]) == [("tasks.images", True, False)]
@@ -125,42 +125,42 @@ def test_what_differs_between_seeds_is_no_difference_of_groups(base, records, tm
         begun = dataclasses.replace(with_seed(base, seed), start=tmp_path / f"start-{seed}")
         write_run(tmp_path / f"tuned-{seed}", begun, records, cell="tuned")
         write_run(tmp_path / f"base-{seed}", with_seed(base, seed), records, cell="base")
-    (groups,), _ = gather([tmp_path], "test")
+    (groups,), _ = read_groups([tmp_path], "test")
     tuned = groups[1]
-    assert tuned.uneven == ["start"]
+    assert tuned.varying == ["start"]
     assert changes(groups[0], tuned) == []
 
 
 def test_sources_are_kept_apart(base, records, sweep, tmp_path):
     other = dataclasses.replace(base, data=dataclasses.replace(base.data, source="elsewhere"))
     write_run(tmp_path / "other", other, records)
-    first, second = gather([sweep / "base-0", sweep / "no_images-0", tmp_path / "other"], "test")[0]
+    first, second = read_groups([sweep / "base-0", sweep / "no_images-0", tmp_path / "other"], "test")[0]
     assert ([group.name for group in first], [group.name for group in second]) == (["base", "no_images"], ["other"])
-    text = write_reports([sweep / "base-0", tmp_path / "other"], out=tmp_path / "both").read_text(encoding="utf-8")
+    text = write_report([sweep / "base-0", tmp_path / "other"], out=tmp_path / "both").read_text(encoding="utf-8")
     assert "<h2>movielens_small</h2>" in text
     assert "<h2>elsewhere</h2>" in text
-    assert "Nobody is shown: " in text
+    assert "No user is shown: " in text
     assert "unimp prepare elsewhere" in text
 
 
-def test_figures_are_means_of_the_runs_own(groups):
+def test_metrics_are_means_of_the_runs_own(groups):
     for comparison in compare(groups):
         for line in comparison.lines:
             if not line.group or "written" in line.name:
                 continue
             model = OURS + line.name.removeprefix(line.group.name)
-            for name, figure in line.figures.items():
+            for name, metric in line.metrics.items():
                 evaluations = [load_evaluation(run.folder / "evaluation" / "test.json") for run in line.group.runs]
                 tables = [next(t for t in one.tables if t.task == comparison.task) for one in evaluations]
                 own = [next(row for row in table.rows if row.model == model).figures[name].mean for table in tables]
-                assert figure.mean == pytest.approx(np.mean(own), abs=1e-12), (comparison.task, line.name, name)
-                assert figure.low < figure.mean < figure.high or len(set(own)) == 1
+                assert metric.mean == pytest.approx(np.mean(own), abs=1e-12), (comparison.task, line.name, name)
+                assert metric.low < metric.mean < metric.high or len(set(own)) == 1
 
 
 def test_an_answer_that_one_seed_could_not_read_is_left_out_for_all(groups):
     preference = next(one for one in compare(groups) if one.task == "preference")
     users = {line.name: line.users for line in preference.lines}
-    assert users["base, expected rating"] == preference.users == 40
+    assert users["base, expected rating"] == preference.table.users == 40
     assert users["base, written rating"] == users["no_images, written rating"] == 39
 
 
@@ -172,7 +172,7 @@ def test_baselines_are_shown_once_and_compared_with_nothing(groups):
 
 
 def test_of_one_seed_differences_are_scipys_paired_test_corrected_by_holm(sweep):
-    (groups,), _ = gather([sweep / f"{ablation}-0" for ablation in ABLATIONS], "test")
+    (groups,), _ = read_groups([sweep / f"{ablation}-0" for ablation in ABLATIONS], "test")
     found = compare(groups)[0].compared
 
     def values(ablation: str) -> np.ndarray:
@@ -180,15 +180,15 @@ def test_of_one_seed_differences_are_scipys_paired_test_corrected_by_holm(sweep)
         return table[f"{OURS}: NDCG@10"].to_numpy()
 
     tests = [scipy.stats.ttest_rel(values(name), values("base")) for name in list(ABLATIONS)[1:]]
-    for line, told, corrected in zip(found, tests, holm([one.pvalue for one in tests]), strict=True):
+    for line, right, corrected in zip(found, tests, holm([one.pvalue for one in tests]), strict=True):
         tested = line.differences["NDCG@10"]
-        assert (tested.low, tested.high) == pytest.approx(tuple(told.confidence_interval()))
+        assert (tested.low, tested.high) == pytest.approx(tuple(right.confidence_interval()))
         assert tested.holm == pytest.approx(corrected)
-        assert line.few
+        assert line.runs == 1
     swapped = scipy.stats.permutation_test(
         (values("no_images") - values("base"),), np.mean, permutation_type="samples", n_resamples=5000, rng=0
     )
-    assert found[1].alone.p_value == pytest.approx(swapped.pvalue, abs=0.02)
+    assert found[1].differences[f"NDCG@10{SAME_SEEDS}"].p_value == pytest.approx(swapped.pvalue, abs=0.02)
 
 
 def test_what_is_worse_is_found_to_be(groups):
@@ -197,30 +197,32 @@ def test_what_is_worse_is_found_to_be(groups):
         assert comparison.headline == name
         by_name = {line.group.name: line for line in comparison.compared}
         wordless, blind = by_name["no_<text>"], by_name["no_images"]
-        assert blind.differences[name].sure
+        assert blind.differences[name].significant
         assert blind.differences[name].worse
-        assert not wordless.differences[name].sure
+        assert not wordless.differences[name].significant
 
 
 def test_costs_by_hand(groups):
     run = groups[0].runs[1]
     found = cost(run)
-    assert found.steps == 12
-    assert found.seconds == pytest.approx(12 * 0.6)
-    assert found.tokens == pytest.approx(12 * 0.9 * 8 * 128)
-    assert found.flops == 12 * model_flops(run.config)
-    assert (found.trains, found.frozen, found.evaluation) == (12345, 678, 2.5)
-    assert mean_cost(groups[0].runs).seconds == pytest.approx(12 * 0.6)
-    assert [show_count(577602), show_flops(3.2e14), show_seconds(90), show_seconds(9000)] == [
+    assert found["steps"] == 12
+    assert found["training time"] == pytest.approx(12 * 0.6)
+    assert found["tokens"] == pytest.approx(12 * 0.9 * 8 * 128)
+    assert found["tokens/s"] == pytest.approx(0.9 * 8 * 128 / 0.6)
+    assert found["model FLOPs"] == 12 * model_flops(run.config)
+    assert [found[name] for name in ("trained parameters", "frozen parameters", "evaluation")] == [12345, 678, 2.5]
+    assert mean_cost(groups[0].runs)["training time"] == pytest.approx(12 * 0.6)
+    assert [format_si(577602), format_si(3.2e14, "FLOP"), format_seconds(90), format_seconds(9000)] == [
         "578 k", "320 TFLOP", "90 s", "2.5 h",
     ]  # fmt: skip
+    assert [format_si(x) for x in (0, 7, 999, 1000, 999_999)] == ["0", "7", "999", "1 k", "1 M"]
 
 
 def test_a_run_costs_what_it_began_with_too(base, records, tmp_path):
     begin_run(tmp_path / "first", base, steps=8)
     write_run(tmp_path / "second", dataclasses.replace(base, start=tmp_path / "first"), records)
-    (groups,), _ = gather([tmp_path / "second"], "test")
-    assert cost(groups[0].runs[0]).steps == 8 + 12
+    (groups,), _ = read_groups([tmp_path / "second"], "test")
+    assert cost(groups[0].runs[0])["steps"] == 8 + 12
 
 
 class Checked(html.parser.HTMLParser):
@@ -265,39 +267,46 @@ def test_the_page_needs_nothing_beside_it(page):
     assert {reference[1:] for reference in checked.references} <= set(checked.ids)
     assert set(re.findall(r"url\((.{5})", text)) <= {"data:", *(f"#{one[:4]}" for one in checked.ids)}
     assert text.count("data:image/jpeg;base64,") > 10
-    assert text.count("<svg role") == 4
+    assert text.count("<svg role") == 4 + 3, "the learning curves, and the differences of each task"
     assert "no_<text>" not in text
     assert "no_&lt;text&gt;" in text
     assert not list(page.parent.glob("*.partial"))
 
 
-def test_markdown_has_the_figures_and_whole_rows(groups, page):
+def test_a_page_written_twice_is_the_same(sweep, page):
+    before = page.read_bytes()
+    assert write_report([sweep]).read_bytes() == before
+
+
+def test_markdown_has_the_metrics_and_whole_rows(groups, page):
     text = (page.parent / "report.md").read_text(encoding="utf-8")
     tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
-    assert len(tables) == 1 + 3 * 2 + 1
+    assert len(tables) == 1 + 3 * 2 + 2
     for table in tables:
         assert len({row.count("|") for row in table.splitlines()}) == 1
-    figure = compare(groups)[0].lines[0].figures["NDCG@10"]
+    figure = compare(groups)[0].lines[0].metrics["NDCG@10"]
     assert f"{figure.mean:.3f} [{figure.low:.3f}, {figure.high:.3f}]" in text
     assert "failed: exit status 1; no room on the device" in text
     assert "`tasks.images` True → False" in text
 
 
 def test_the_overview_has_each_groups_headlines(sweep, page, groups):
-    found = section(groups)
-    assert [one.headline for one in found.headlines] == ["NDCG@10", "RMSE", "F1"]
-    for group, lines in found.overview:
-        assert [line.group for line in lines] == [group] * 3
-    assert "expected rating" in found.overview[0][1][1].name, "the first of the ways in which ratings are asked for"
+    comparisons = compare(groups)
+    assert [one.headline for one in comparisons] == ["NDCG@10", "RMSE", "F1"]
+    found = overview_table(groups, comparisons)
+    assert [row["group"].group for row in found.rows] == groups
+    expected = next(line for line in comparisons[1].lines if line.name == "base, expected rating")
+    shown = found.rows[0]["preference, RMSE"].value
+    assert shown == expected.metrics["RMSE"].mean, "the first of the ways of asking for ratings"
     text = (page.parent / "report.md").read_text(encoding="utf-8")
-    table = re.search(r"### Overview\n\n((?:\|.*\n)+)", text)[1].splitlines()
-    assert table[0] == "|  | recommendation, NDCG@10 | preference, RMSE | selection, F1 |"
-    worse = next(line for line in compare(groups)[0].compared if line.group.name == "no_images")
-    assert f"| no_images | {worse.figures['NDCG@10'].mean:.3f} (**\N{MINUS SIGN}" in table[-1]
+    table = re.search(r"### Overview\n\n.*\n\n((?:\|.*\n)+)", text)[1].splitlines()
+    assert table[0] == "| group | recommendation, NDCG@10 | preference, RMSE | selection, F1 |"
+    worse = next(line for line in comparisons[0].compared if line.group.name == "no_images")
+    assert f"| no_images | **{worse.metrics['NDCG@10'].mean:.3f} (\N{MINUS SIGN}" in table[-1]
     shown = page.read_text(encoding="utf-8")
     overview = shown[shown.index('id="movielens_small-overview-table"') :].split("</table>")[0]
-    assert overview.count('class="sure bad"') == table[-1].count("**") // 2 > 0
-    alone = write_reports([sweep / "base-0", sweep / "base-1"], out=page.parent / "alone").read_text(encoding="utf-8")
+    assert overview.count('class="significant worse"') == table[-1].count("**") // 2 > 0
+    alone = write_report([sweep / "base-0", sweep / "base-1"], out=page.parent / "alone").read_text(encoding="utf-8")
     assert "Overview" not in alone, "one group has nothing to be compared with"
 
 
@@ -309,14 +318,14 @@ def chromium(tmp_path, *arguments: str) -> subprocess.CompletedProcess:
 
 def order(dom: str, table: str) -> list[str]:
     body = re.search(rf'id="{table}".*?<tbody>(.*?)</tbody>', dom, flags=re.DOTALL)[1]
-    return re.findall(r'<tr[^>]*><td data-value="([^"]*)"', body)
+    return re.findall(r'<tr[^>]*>\s*<td data-value="([^"]*)"', body)
 
 
 @browser
 def test_tables_sort_in_a_browser_by_address_and_by_click(groups, page, tmp_path):
-    table = "movielens_small-recommendation-figures"
+    table = "movielens_small-recommendation-metrics"
     lines = compare(groups)[0].lines
-    means = {line.name.replace("<", "&lt;").replace(">", "&gt;"): line.figures["HR@10"].mean for line in lines}
+    means = {line.name.replace("<", "&lt;").replace(">", "&gt;"): line.metrics["HR@10"].mean for line in lines}
     best_last, best_first = (sorted(means, key=means.get, reverse=down) for down in (False, True))
     shown = chromium(tmp_path, "--dump-dom", f"{page.as_uri()}#sort={table};HR%4010;ascending")
     assert not re.findall(r"CONSOLE.*", shown.stderr)
@@ -353,7 +362,7 @@ def test_the_page_is_drawn(page, tmp_path, size):
 
 
 def test_one_run_keeps_the_page_of_one_run(sweep):
-    path = write_reports([sweep / "base-0"])
+    path = write_report([sweep / "base-0"])
     assert path == sweep / "base-0" / "report.html"
     assert "Differences to" not in path.read_text(encoding="utf-8")
     assert not (sweep / "base-0" / "report.md").exists()
@@ -361,15 +370,15 @@ def test_one_run_keeps_the_page_of_one_run(sweep):
 
 def test_mistakes_are_told(base, sweep, tmp_path):
     with pytest.raises(DataError, match=r"is .*nowhere the folder of a run\?"):
-        write_reports([tmp_path / "nowhere", sweep])
+        write_report([tmp_path / "nowhere", sweep])
     with pytest.raises(DataError, match="name the folder"):
-        write_reports([])
+        write_report([])
     begin_run(tmp_path / "young", base, steps=2)
     with pytest.raises(DataError, match=r"none of 1 runs is evaluated on test.*young: unfinished: step 2 of 12"):
-        write_reports([tmp_path])
+        write_report([tmp_path])
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(DataError, match=r"sweep\.json lists no cells"):
-        write_reports([tmp_path])
+        write_report([tmp_path])
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path):

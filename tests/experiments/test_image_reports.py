@@ -12,11 +12,10 @@ from PIL import Image
 from data_pipelines.errors import DataError
 from experiments.data import ExperimentData, load_records
 from experiments.evals.base import OURS
-from experiments.report import write_reports
-from experiments.report.compare import compare
-from experiments.report.contact import gather_asked
-from experiments.report.gather import gather
-from experiments.report.page import DRAWN_HEIGHT, drawn_picture
+from experiments.report import write_report
+from experiments.report.compare import SAME_SEEDS, compare
+from experiments.report.runs import read_groups
+from experiments.report.samples import GENERATED_HEIGHT, generated_image, read_samples
 from experiments.results import load_evaluation
 from tests.experiments.drawn_pictures import SAMPLES, draw_pictures
 from tests.experiments.report_runs import with_seed, write_run
@@ -39,7 +38,7 @@ def sweep(tmp_path_factory):
     return folder
 
 
-def pictures_on(page: str) -> list[np.ndarray]:
+def images_on(page: str) -> list[np.ndarray]:
     """The PNGs of a page, in order."""
     found = re.findall(r"data:image/png;base64,([\w+/=]+)", page)
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))) for one in found]
@@ -47,58 +46,58 @@ def pictures_on(page: str) -> list[np.ndarray]:
 
 def test_a_runs_page_shows_what_was_asked_for_and_what_came(sweep):
     run = sweep / "base-0"
-    page = write_reports([run]).read_text(encoding="utf-8")
+    page = write_report([run]).read_text(encoding="utf-8")
     samples = load_evaluation(run / "evaluation" / "test.json").pictures
-    assert "Pictures generated for people" in page
+    assert "Images generated for users" in page
     assert page.count("asked for: <b>") == len(samples) == 6
-    shown = pictures_on(page)
+    shown = images_on(page)
     names = [name for sample in samples for name in (sample.reconstruction, *sample.generated)]
     assert len(shown) == len(names) == len(samples) * (1 + SAMPLES)
     for picture, name in zip(shown, names, strict=True):
         assert (picture == np.asarray(Image.open(run / "evaluation" / name))).all()
     assert "<h2>Image distance</h2>" in page
-    assert page.count("<td>\N{EN DASH}</td>") == 3, "baselines have one picture a person, and no diversity of their own"
+    assert page.count("<td>\N{EN DASH}</td>") == 3, "baselines have one image a user, and no diversity of their own"
 
 
 def test_a_run_without_pictures_has_no_such_section(sweep):
-    assert "Pictures generated" not in write_reports([sweep / "blind-0"]).read_text(encoding="utf-8")
+    assert "Images generated" not in write_report([sweep / "blind-0"]).read_text(encoding="utf-8")
 
 
 def test_groups_pictures_stand_beside_one_another(sweep):
-    text = write_reports([sweep]).read_text(encoding="utf-8")
-    (groups,), _ = gather([sweep], "test")
-    asked = gather_asked(groups)
+    text = write_report([sweep]).read_text(encoding="utf-8")
+    (groups,), _ = read_groups([sweep], "test")
+    asked = read_samples(groups).images
     assert len(asked) == 4
-    assert all([one.group.name for one in person.answers] == ["base", "other"] for person in asked)
-    assert len(pictures_on(text)) == 4 * (1 + 2 * SAMPLES)
+    assert all([one.group.name for one in user.answers] == ["base", "other"] for user in asked)
+    assert len(images_on(text)) == 4 * (1 + 2 * SAMPLES)
     assert "src=" not in text
-    assert 'href="#movielens_small-pictures"' in text
+    assert 'href="#movielens_small-images"' in text
     titles = load_records(groups[0].runs[0].config.data).corpus.titles
-    assert all(f"met next: <b>{titles[person.target]}</b>" in text for person in asked)
+    assert all(f"next item: <b>{titles[user.question.target]}</b>" in text for user in asked)
 
 
 def test_pictures_that_are_gone_are_told(sweep, tmp_path):
     for name in ("base-0", "other-0"):
         shutil.copytree(sweep / name, tmp_path / name)
     shutil.rmtree(tmp_path / "other-0" / "evaluation" / "test-pictures")
-    assert "is not there, or no picture: run `unimp evaluate`" in write_reports([tmp_path]).read_text(encoding="utf-8")
-    with pytest.raises(DataError, match=r"test-pictures.*is not there, or no picture"):
-        write_reports([tmp_path / "other-0"])
+    assert "is not there, or no image: run `unimp evaluate`" in write_report([tmp_path]).read_text(encoding="utf-8")
+    with pytest.raises(DataError, match=r"test-pictures.*is not there, or no image"):
+        write_report([tmp_path / "other-0"])
 
 
 def test_figures_of_pictures_are_compared_as_all_others_are(sweep):
-    (groups,), _ = gather([sweep], "test")
+    (groups,), _ = read_groups([sweep], "test")
     by_task = {one.task: one for one in compare(groups)}
     image, distance = by_task["image"], by_task["image-distance"]
     assert (image.headline, distance.headline) == ("closer", "Fréchet distance")
     assert [line.name for line in image.lines][:2] == ["base", "other"]
     assert sum(line.group is None for line in image.lines) == 3
-    assert set(image.compared[0].differences) == set(image.lines[0].figures)
+    assert set(image.compared[0].differences) == {*image.lines[0].metrics, f"closer{SAME_SEEDS}"}
     evaluations = [load_evaluation(run.folder / "evaluation" / "test.json") for run in groups[0].runs]
     for comparison in (image, distance):
         tables = [next(t for t in one.tables if t.task == comparison.task) for one in evaluations]
         rows = [next(row for row in table.rows if row.model == OURS) for table in tables]
-        for name, figure in comparison.lines[0].figures.items():
+        for name, figure in comparison.lines[0].metrics.items():
             # Of a ratio of means the jackknife is off by terms of 1 / n^2.
             right = np.mean([row.figures[name].mean for row in rows])
             assert figure.mean == pytest.approx(right, rel=0.02 if name == "diversity" else 1e-9), name
@@ -106,5 +105,5 @@ def test_figures_of_pictures_are_compared_as_all_others_are(sweep):
 
 def test_large_pictures_are_shown_smaller(tmp_path):
     Image.new("RGB", (512, 512), "red").save(tmp_path / "large.png")
-    (shown,) = pictures_on(drawn_picture(tmp_path / "large.png"))
-    assert shown.shape == (DRAWN_HEIGHT, DRAWN_HEIGHT, 3)
+    (shown,) = images_on(generated_image(tmp_path / "large.png"))
+    assert shown.shape == (GENERATED_HEIGHT, GENERATED_HEIGHT, 3)
