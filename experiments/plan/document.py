@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import tyro
 
+from data_pipelines.atomic import write_json
 from experiments.config import ExperimentConfig
 from experiments.plan.plan import make_plan, to_json
 from experiments.plan.search import search
@@ -93,10 +94,7 @@ def grown(preset: ExperimentConfig, slices: Slices, mesh: MeshConfig) -> Experim
 def make_and_keep(cell: Cell, folder: Path) -> None:
     path = folder / f"{cell.name}.json"
     if not path.exists():
-        text = json.dumps(make(cell), indent=1)
-        partial = path.with_suffix(".partial")
-        partial.write_text(text)
-        partial.replace(path)
+        write_json(path, make(cell))
 
 
 def document(kept: dict[str, dict[str, Any]]) -> str:

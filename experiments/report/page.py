@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import jinja2
 
+from data_pipelines.atomic import atomic_file
 from data_pipelines.errors import DataError
 from data_pipelines.opening import open_picture
 from experiments.config import load_config
@@ -57,9 +57,8 @@ def environment() -> jinja2.Environment:
 
 
 def write_whole(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def show_figure(figure: Interval) -> str:
