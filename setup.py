@@ -38,6 +38,7 @@ setup(
         "pillow>=11",
         "requests>=2.32",
         "urllib3>=2.3",
+        "filelock>=3.30",
         "safetensors>=0.8",
         "huggingface_hub>=1",
         "ml_dtypes>=0.5",
