@@ -39,6 +39,7 @@ setup(
         "requests>=2.32",
         "urllib3>=2.3",
         "filelock>=3.30",
+        "tenacity>=9",
         "safetensors>=0.8",
         "huggingface_hub>=1",
         "ml_dtypes>=0.5",
