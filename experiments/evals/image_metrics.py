@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.atomic import atomic_folder
-from data_pipelines.images import ImageStore
+from data_pipelines.images import ImageStore, take
 from data_pipelines.tasks import Query
 from experiments.baselines.query_match import WordMatches
 from experiments.data import ExperimentData
@@ -184,7 +184,7 @@ def seen_by(tower: PictureTower, data: ExperimentData, generated: Generated, bes
     """Each item's own picture is seen once."""
     items = np.unique(np.concatenate([part.ravel() for part in beside]))
     own = ImageStore(data.images.encoded, generated.size, data.config.images)
-    features = tower.see(np.stack([own[item] for item in items.tolist()]))
+    features = tower.see(take(own, items))
     wanted_PF, alike_PF, random_PF, alike_PRF, random_PRF = (features[np.searchsorted(items, part)] for part in beside)
     rows = {name: see_samples(tower, pictures) for name, pictures in generated.pictures.items()}
     rows |= {OF_THE_QUERY: alike_PF[:, None], RANDOM: random_PF[:, None]}
