@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -205,11 +204,3 @@ def kept_bytes(program: Program) -> float:
             if array.in_memory and trips > 1 and array.shape[:1] == (trips,) and not unchanged:
                 total += array.bytes
     return total
-
-
-def by_axes(found: list[Collective]) -> dict[tuple[str, ...], Counter[str]]:
-    """Mesh axes -> kind -> bytes."""
-    sums: dict[tuple[str, ...], Counter[str]] = {}
-    for one in found:
-        sums.setdefault(one.axes, Counter())[one.kind] += one.bytes  # type: ignore[assignment]
-    return sums

@@ -1,5 +1,7 @@
 """Compiled programs, read: what is counted is what was written, loop by loop."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from unimp_jax.planning.chips import Slices
 from unimp_jax.planning.program import arrays, read_program
-from unimp_jax.planning.traffic import axes_of, by_axes, collectives, group_of, kept_bytes, memory_bytes
+from unimp_jax.planning.traffic import Collective, axes_of, collectives, group_of, kept_bytes, memory_bytes
 from unimp_jax.sharding import MeshConfig, make_mesh
 
 
@@ -29,6 +31,14 @@ def exchanging(mesh, times):
 
     spec = PartitionSpec(("data", "fsdp"))
     return jax.shard_map(each, mesh=mesh, in_specs=spec, out_specs=PartitionSpec(), check_vma=False)
+
+
+def by_axes(found: list[Collective]) -> dict[tuple[str, ...], dict[str, float]]:
+    """Mesh axes -> kind -> bytes."""
+    sums = collections.defaultdict(collections.Counter)
+    for one in found:
+        sums[one.axes][one.kind] += one.bytes
+    return sums
 
 
 @pytest.mark.parametrize("times", [5, 24])
