@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipelines.atomic import atomic_file
 from data_pipelines.errors import DataError
 
 MISTAKES = (pa.ArrowException, OSError, KeyError, TypeError, ValueError)
@@ -39,13 +39,9 @@ def write_code_file(path: Path, item_ids: Sequence[str], codes: np.ndarray, **de
     rows = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1), pa.int32()), codes.shape[1])
     table = pa.table({"item_id": pa.array(item_ids, pa.string()), "codes": rows})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        metadata = {f"unimp.{name}": json.dumps(value) for name, value in described.items()}
+    metadata = {f"unimp.{name}": json.dumps(value) for name, value in described.items()}
+    with atomic_file(path, shared=True) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_code_file(path: Path) -> pa.Table:

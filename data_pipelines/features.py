@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401  (numpy knows bfloat16 by it)
 import numpy as np
 
+from data_pipelines.atomic import atomic_folder
 from data_pipelines.errors import DataError
 
 
@@ -62,14 +62,9 @@ def write_features(
       shape, dtype: of the features of one.
       make: items -> their features, [some of them, *shape], in their order.
     """
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with (partial / "features.bin").open("wb") as file:
-        for features in make(items):
-            file.write(np.ascontiguousarray(features, np.dtype(dtype)).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    told = {"shape": shape, "dtype": dtype, "items": items.tolist()}
-    (partial / "features.json").write_text(json.dumps(told), encoding="utf-8")
-    os.replace(partial, folder)
+    with atomic_folder(folder) as partial:
+        with (partial / "features.bin").open("wb") as file:
+            for features in make(items):
+                file.write(np.ascontiguousarray(features, np.dtype(dtype)).tobytes())
+        told = {"shape": shape, "dtype": dtype, "items": items.tolist()}
+        (partial / "features.json").write_text(json.dumps(told), encoding="utf-8")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.atomic import write_json
 from data_pipelines.corpus import TRAIN, Corpus
 from data_pipelines.errors import DataError
 
@@ -57,10 +57,8 @@ def digest_of(texts: Sequence[str]) -> tuple[int, str]:
 
 
 def save_fingerprint(path: Path, data: Fingerprint) -> None:
-    """Whole or not at all."""
-    whole = path.with_name(f".{path.name}.{os.getpid()}")
-    whole.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    os.replace(whole, path)
+    """Writes a fingerprint, whole or not at all."""
+    write_json(path, data, shared=True)
 
 
 def check_same(path: Path, data: Fingerprint, parts: Collection[str] = DATA_PARTS) -> None:

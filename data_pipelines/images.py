@@ -63,6 +63,11 @@ class Pictures(Protocol):
     def __getitem__(self, item: int) -> np.ndarray: ...
 
 
+def take(images: Pictures, items: np.ndarray) -> np.ndarray:
+    """The images of some items, at least one: [N, *shape]."""
+    return np.stack([images[int(item)] for item in items])
+
+
 class ImageStore:
     """Pictures of items by index, as arrays; safe to read from many threads.
 

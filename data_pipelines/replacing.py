@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from data_pipelines.errors import DataError
 
@@ -64,7 +65,7 @@ def workplace(place: Path) -> Iterator[Path]:
     try:
         with (work / LOCK).open("x", encoding="utf-8") as lock:
             with contextlib.suppress(OSError):  # where there are no locks, nobody watches
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                lock_descriptor(lock.fileno())
             lock.write(place.name)
             lock.flush()
             (work / NEW).mkdir()
@@ -80,12 +81,12 @@ def _clean_up(place: Path) -> None:
             with (left / LOCK).open("r+", encoding="utf-8") as lock:
                 if lock.read() != place.name:
                     continue
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(left, place)
-        except BlockingIOError as error:
-            raise DataError(f"{place} is being prepared by another process: wait for it, or stop it") from error
+                if lock_descriptor(lock.fileno(), blocking=False):
+                    _remove(left, place)
+                    continue
         except (OSError, ValueError):  # of somebody else, or it cannot be locked
             continue
+        raise DataError(f"{place} is being prepared by another process: wait for it, or stop it")
 
 
 def _remove(work: Path, place: Path) -> None:

@@ -12,8 +12,6 @@ import functools
 import itertools
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from data_pipelines.atomic import atomic_folder
 from data_pipelines.corpus import TRAIN, Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.image_codes import ImageCodes, load_image_codes, save_image_codes
@@ -181,9 +180,6 @@ class Vocabulary:
 
         The folder appears whole or not at all, in place of any earlier one.
         """
-        whole = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(whole, ignore_errors=True)  # of a process that was killed
-        self.tokenizer.save_pretrained(whole)
         described = {
             "base_size": self.base_size,
             "rating_levels": self.rating_levels,
@@ -191,13 +187,13 @@ class Vocabulary:
             "item_codes": self.item_codes is not None,
             "image_codes": self.image_codes is not None,
         }
-        (whole / "new_tokens.json").write_text(json.dumps(described), encoding="utf-8")
-        if self.item_codes is not None:
-            save_codes(whole / CODES, self.item_codes)
-        if self.image_codes is not None:
-            save_image_codes(whole / IMAGE_CODES, self.image_codes)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(whole, folder)
+        with atomic_folder(folder, replaces=True) as partial:
+            self.tokenizer.save_pretrained(partial)
+            (partial / "new_tokens.json").write_text(json.dumps(described), encoding="utf-8")
+            if self.item_codes is not None:
+                save_codes(partial / CODES, self.item_codes)
+            if self.image_codes is not None:
+                save_image_codes(partial / IMAGE_CODES, self.image_codes)
 
 
 def attribute_texts(corpus: Corpus, config: VocabularyConfig) -> list[str]:

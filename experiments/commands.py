@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import tyro
@@ -22,7 +22,6 @@ from experiments.evaluate import evaluate_run, show
 from experiments.export import ExportConfig, export_run
 from experiments.generate import generate
 from experiments.item_ids import ItemIdsConfig, make_item_ids
-from experiments.loader_speed import measure_loader
 from experiments.plan.command import PresetPlan, plan
 from experiments.preset_run import PresetRun
 from experiments.presets import DESCRIPTIONS, PRESETS
@@ -39,8 +38,6 @@ from unimp_jax.interop.importing import ImportConfig, import_weights
 from unimp_jax.processes import ProcessesConfig, join
 
 PROCESSES = ProcessesConfig()
-
-Preset: Any = tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS, prefix_names=False)
 
 
 def prepare_command(
@@ -173,15 +170,6 @@ def sasrec_command(
     train_rival(data, config, folder)
 
 
-def loader_command(config: Annotated[Preset, tyro.conf.arg(name="")], batches: int = 200) -> None:
-    """Measure how fast and how full a preset's batches come.
-
-    Args:
-      batches: so many are read.
-    """
-    measure_loader(config, batches)
-
-
 def plan_command(planned: Annotated[PresetPlan, tyro.conf.arg(name="")]) -> None:
     """Compile a preset's train step for TPUs that are not at hand: does it fit, and how fast might it be?"""
     plan(planned.name, planned.experiment, planned.on)
@@ -239,7 +227,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate_command,
     "ids": ids_command,
     "sasrec": sasrec_command,
-    "loader": loader_command,
     "plan": plan_command,
     "check": check_command,
     "sweep": sweep_command,

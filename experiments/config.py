@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pydantic
 
+from data_pipelines.atomic import write_json
 from data_pipelines.errors import DataError
 from data_pipelines.images import ImageConfig
 from data_pipelines.loader import LoaderConfig
@@ -120,9 +120,7 @@ def among(name: str, fields: tuple[str, ...]) -> bool:
 
 def save_config(config: Any, path: Path) -> None:
     """Whole or not at all: half a configuration would keep a run that was killed here from going on."""
-    whole = path.with_suffix(".partial")
-    whole.write_text(json.dumps(to_json(config), indent=1), encoding="utf-8")
-    os.replace(whole, path)
+    write_json(path, to_json(config))
 
 
 def load_config(path: Path) -> ExperimentConfig:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipelines.atomic import atomic_file
 from data_pipelines.corpus import Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import TASKS
@@ -137,12 +138,8 @@ def save_answers(outcome: Outcome, path: Path) -> None:
             whole = np.full(count, np.nan)
             whole[there] = values
             columns[f"{model}: {name}"] = pa.array(whole, from_pandas=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(pa.table(columns), temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path, shared=True) as partial:
+        pq.write_table(pa.table(columns), partial)
 
 
 def show(evaluation: Evaluation) -> str:

@@ -13,13 +13,12 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.features import FeatureStore, check_room, write_features
+from data_pipelines.images import take
 from experiments.data import ExperimentData
 from experiments.parameters import Parameters
+from unimp_jax.evaluation.mapping import batch_size, map_batches
 from unimp_jax.model.axes import mesh_axes
 from unimp_jax.processes import of_first, wait_for_all
-
-PICTURES = 64
-"""So many are encoded together on all devices, or the next multiple of those that images are split over."""
 
 
 def tower_features(data: ExperimentData, parameters: Parameters, mesh: Mesh, folder: Path) -> FeatureStore:
@@ -55,18 +54,15 @@ def encoded(data: ExperimentData, parameters: Parameters, mesh: Mesh, items: np.
     def encode(trainable: nnx.State, frozen: nnx.State, images_NHW3: jax.Array) -> jax.Array:
         return nnx.merge(parameters.graph, trainable, frozen).see(images_NHW3)
 
-    shards = math.prod(mesh.shape[axis] for axis in axes)
-    size = -(-PICTURES // shards) * shards
-    for start in range(0, len(items), size):
-        some = items[start : start + size]
-        show = functools.cache(functools.partial(_pictures, data, np.resize(some, size)))
-        images = jax.make_array_from_callback(
-            (size, *data.images.shape), split, lambda index, show=show: show(*index[0].indices(size)[:2])
-        )
-        seen = encode(parameters.trainable, parameters.frozen, images)
-        yield np.asarray(seen.addressable_data(0))[: len(some)]
+    size = batch_size(math.prod(mesh.shape[axis] for axis in axes))
 
+    def see(some: np.ndarray) -> jax.Array:
+        @functools.cache
+        def show(start: int, stop: int) -> np.ndarray:  # each process is asked for what its own devices look at
+            return take(data.images, some[start:stop])
 
-def _pictures(data: ExperimentData, items: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """uint8 [stop - start, H, W, 3]; each process is asked for what its own devices look at."""
-    return np.stack([data.images[int(item)] for item in items[start:stop]])
+        shape = (size, *data.images.shape)
+        images = jax.make_array_from_callback(shape, split, lambda index: show(*index[0].indices(size)[:2]))
+        return encode(parameters.trainable, parameters.frozen, images)
+
+    return (seen for _, seen in map_batches(see, items, size))

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from data_pipelines.code_files import check_place
+from data_pipelines.images import take
 from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.vocabulary import attribute_texts
 from experiments.data import ExperimentData
-from experiments.picture_towers import BATCH, own_tower
+from experiments.picture_towers import own_tower
 from experiments.run import ALL_DEVICES, Checkpoint, open_model
+from unimp_jax.evaluation.mapping import map_batches
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.interop.exporting import to_host
 from unimp_jax.model import UniMP
@@ -84,9 +85,8 @@ def picture_features(predictor: Predictor, data: ExperimentData) -> np.ndarray:
     tower = own_tower(predictor)
     shown = np.flatnonzero(data.writer.has_image)
     features = np.zeros((data.corpus.num_items, data.config.model.vision.width), np.float32)
-    for start in tqdm(range(0, len(shown), BATCH), desc="pictures", leave=False):
-        items = shown[start : start + BATCH]
-        features[items] = tower.see(np.stack([data.images[int(item)] for item in items]))
+    for items, seen in map_batches(lambda items: tower.see(take(data.images, items)), shown, progress="pictures"):
+        features[items] = seen
     features[~data.writer.has_image] = features[shown].mean(axis=0) if len(shown) else 0
     return features
 

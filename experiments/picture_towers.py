@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data_pipelines.plain_text import shortened
+from unimp_jax.evaluation.mapping import in_batches
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.interop.layout import WeightsError
 from unimp_jax.interop.picture_towers import read_clip, read_inception
@@ -22,8 +23,6 @@ from unimp_jax.interop.weights import reason
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.vision import VisionTower
 from unimp_jax.sharding import put_everywhere
-
-BATCH = 64  # pictures at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +67,7 @@ class OwnTower:
 
     def see(self, images_NHW3: np.ndarray) -> np.ndarray:
         with jax.set_mesh(self._mesh):  # whose devices share the pictures
-            return in_batches(self._see, images_NHW3)
-
-    def _see(self, images_NHW3: np.ndarray) -> jax.Array:
-        return self._encode(self._state, put_everywhere(self._mesh, images_NHW3))
+            return in_batches(lambda images: self._encode(self._state, put_everywhere(self._mesh, images)), images_NHW3)
 
 
 class InceptionTower:
@@ -169,11 +165,3 @@ def resized(images_NHW3: jax.Array, size: int) -> jax.Array:
     shape = (len(images_NHW3), size, size, 3)
     images = jax.image.resize(images_NHW3.astype(jnp.float32), shape, "bicubic", antialias=True)
     return jnp.clip(jnp.round(images), 0, 255).astype(jnp.uint8)
-
-
-def in_batches(encode: Callable[[np.ndarray], jax.Array], rows: np.ndarray) -> np.ndarray:
-    """float32 [N, F] of N pictures or texts, so many at a time that one compilation does for all."""
-    parts = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-    size = min(BATCH, len(rows))
-    found = [np.asarray(encode(np.resize(part, (size, *rows.shape[1:]))))[: len(part)] for part in parts]
-    return np.concatenate(found)

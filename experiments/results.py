@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
+from data_pipelines.atomic import write_json
 from data_pipelines.errors import DataError
 from unimp_jax.evaluation.bootstrap import Interval
 
@@ -85,9 +84,7 @@ class Evaluation:
 def save_evaluation(evaluation: Evaluation, path: Path) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(dataclasses.asdict(evaluation), indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    write_json(path, dataclasses.asdict(evaluation))
 
 
 def load_evaluation(path: Path) -> Evaluation:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import jax
 
+from data_pipelines.atomic import write_json
+
 
 def note_start(folder: Path) -> None:
     """Adds this start to `started.json`, unless an earlier one was the same in all but its time; a damaged file is
@@ -25,9 +27,7 @@ def note_start(folder: Path) -> None:
     now = this_start()
     if any({**one, "time": ""} == {**now, "time": ""} for one in before):
         return
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps([*before, now], indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    write_json(path, [*before, now])
 
 
 def this_start() -> dict[str, str]:

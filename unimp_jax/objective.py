@@ -65,22 +65,6 @@ def _log_probability_backward(saved: tuple[jax.Array, ...], slope: jax.Array) ->
 _log_probability.defvjp(_log_probability_forward, _log_probability_backward)
 
 
-def weighted_loss(
-    logits: jax.Array, targets: jax.Array, weights: jax.Array, *, gamma: float, num_answers: jax.Array
-) -> jax.Array:
-    """Sum of weighted answer losses over `num_answers`, the answer tokens of the whole global batch: float32 scalar.
-
-    With the denominator given, micro-batches and devices just add up.
-
-    Args:
-      logits: [B, A, V].
-      targets: int32 [B, A].
-      weights: float32 [B, A], 0 where there is no answer.
-    """
-    focal, _ = token_losses(logits, targets, gamma)
-    return jnp.where(weights > 0, weights * focal, 0.0).sum() / num_answers
-
-
 def count_answers(weights: jax.Array) -> jax.Array:
     """Answer tokens in a batch, at least 1 so that a batch without answers costs 0: float32 scalar."""
     return jnp.maximum((weights > 0).sum(), 1).astype(jnp.float32)
@@ -94,14 +78,15 @@ def chunked_loss(
     head: Head, parameters: Any, hidden_BAD: jax.Array, targets_BA: jax.Array, weights_BA: jax.Array, gamma: float,
     chunk: int,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """What `weighted_loss` would give of head(parameters, hidden), without ever holding all logits.
+    """The sum of weighted answer losses of head(parameters, hidden), without ever holding all logits.
 
+    With weights that are already divided by the answers of the whole global batch, micro-batches and devices add up.
     Gradients are taken chunk by chunk while its logits are there, and scaled when the backward pass comes; so the
     head is computed once, and memory does not grow with vocabulary times answers.
 
     Args:
       head: (parameters, [B, a, D]) -> logits [B, a, V].
-      weights_BA: float32 [B, A], already divided by the answers of the whole global batch.
+      weights_BA: float32 [B, A], 0 where there is no answer.
 
     Returns:
       (the sum of weighted focal losses, float32 scalar; plain cross entropies, float32 [B, A], which pass no gradient).

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
+from data_pipelines.atomic import atomic_file
 from data_pipelines.errors import DataError
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.fetching import Fetcher, Limits, Unavailable, Unusable
@@ -120,14 +121,12 @@ class FetchedPictures:
         except Exception as error:  # whatever a server makes of an answer, it is one picture's
             return Unavailable(" ".join(str(error).split())[:200] or type(error).__name__)
         path = self._folder / f"{_stem(item)}.jpg"
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
-            partial.write_bytes(encoded)
-            os.replace(partial, path)
+            with atomic_file(path, shared=True) as partial:
+                partial.write_bytes(encoded)
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 return Unusable("its item's name is too long for a file")
-            partial.unlink(missing_ok=True)
             raise self._unwritable(error) from error
         return None
 

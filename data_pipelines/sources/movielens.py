@@ -23,6 +23,7 @@ from typing import Any
 import polars as pl
 import tensorflow_datasets as tfds
 
+from data_pipelines.atomic import atomic_folder
 from data_pipelines.errors import DataError
 from data_pipelines.schema import NO_TIME, Interaction, Item, User
 from data_pipelines.sources.builder import RecordBuilder, Source
@@ -229,13 +230,11 @@ def unzipped(archive: Path) -> Path:
     """
     folder = archive.with_name(archive.name + ".unpacked")
     if not folder.exists():
-        partial = archive.with_name(archive.name + ".partial")
         try:
-            with zipfile.ZipFile(archive) as packed:
+            with zipfile.ZipFile(archive) as packed, atomic_folder(folder) as partial:
                 packed.extractall(partial)
         except (zipfile.BadZipFile, RuntimeError, zlib.error, EOFError) as error:  # encrypted, unknown or cut off
             raise DataError(f"{archive} is not a whole zip archive ({error}); remove it, to fetch it again") from error
-        partial.rename(folder)
     return folder
 
 

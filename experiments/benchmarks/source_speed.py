@@ -2,20 +2,16 @@
 
     python -m experiments.benchmarks.source_speed --transactions 1000000 3000000 10000000
 
-As in the real files, people buy 23 articles on average, some a few and some thousands, some articles far more often
-than others, and ids of people have 64 digits; there are no pictures. The core of 8 and 5 is timed alone, in a process
-that has read the files, and `unimp prepare` with that core as a whole, in another; a process's peak is all that it ever
-had in memory, libraries included.
+As in the real files, users buy 23 articles on average, some a few and some thousands, some articles far more often than
+others, and ids of users have 64 digits; there are no images. The core of 8 and 5 is timed alone, in a process that has
+read the files, and `unimp prepare` with that core as a whole, in another; a process's peak is all that it ever had in
+memory, libraries included.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
-import dataclasses
-import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,20 +23,10 @@ from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.hm import ARTICLE, read_articles, read_purchases
 from data_pipelines.sources.interactions import codes, k_core
 from data_pipelines.sources.selection import Selection
-from experiments.benchmarks.process_memory import peak_bytes
+from experiments.benchmarks.measuring import in_own_process, peak_bytes, print_header, print_row
 
 USER_CORE, ITEM_CORE = 8, 5
 A_USER, ARTICLES, DAYS = 23, 105_542, 734
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What is measured."""
-
-    transactions: tuple[int, ...] = (1_000_000, 3_000_000, 10_000_000)
-    folder: Path | None = None
-    """Where files and records go for the time being; by default where temporary files go."""
-    seed: int = 0
 
 
 def write_files(folder: Path, transactions: int, seed: int) -> None:
@@ -67,46 +53,45 @@ def write_files(folder: Path, transactions: int, seed: int) -> None:
             pl.DataFrame(columns).write_csv(file, include_header=not part[0])
 
 
-def time_core(folder: Path) -> tuple[float, float, int]:
+def time_core(folder: str) -> tuple[float, float, int]:
     """(seconds to read, seconds for the core, peak bytes)."""
     start = time.perf_counter()
-    articles = read_articles(folder / "articles.csv", Faults())
-    purchases = read_purchases(folder / "transactions_train.csv", articles["article_id"], Faults())
+    articles = read_articles(Path(folder) / "articles.csv", Faults())
+    purchases = read_purchases(Path(folder) / "transactions_train.csv", articles["article_id"], Faults())
     read = time.perf_counter()
     k_core(codes(purchases["user"])[0], codes(purchases["article"])[0], USER_CORE, ITEM_CORE)
     return read - start, time.perf_counter() - read, peak_bytes()
 
 
-def time_prepare(folder: Path) -> tuple[float, float, int, int]:
+def time_prepare(folder: str) -> tuple[float, float, int, int]:
     """(seconds, seconds of processors, interactions that were kept, peak bytes)."""
     selection = Selection(user_core=USER_CORE, item_core=ITEM_CORE)
     start = time.process_time()
-    prepared = prepare("hm", folder / "data", folder, selection=selection)
+    prepared = prepare("hm", Path(folder) / "data", Path(folder), selection=selection)
     return prepared.seconds, time.process_time() - start, prepared.interactions, peak_bytes()
 
 
-def alone(work: Callable, folder: Path) -> tuple:
-    """What it returns in a process of its own."""
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(work, folder).result()
+def main(
+    transactions: tuple[int, ...] = (1_000_000, 3_000_000, 10_000_000), folder: Path | None = None, seed: int = 0
+) -> None:
+    """Prints a row for each number of transactions.
 
-
-def main(options: Options) -> None:
-    print("| transactions | read | core | peak | prepare | of processors | kept | kept/s | peak |")
-    print("|" + "---:|" * 9, flush=True)
-    for transactions in options.transactions:
-        with tempfile.TemporaryDirectory(dir=options.folder) as name:
-            folder = Path(name)
-            write_files(folder, transactions, options.seed)
-            read, core, core_peak = alone(time_core, folder)
-            seconds, busy, kept, peak = alone(time_prepare, folder)
-        print(
-            f"| {transactions:,} | {read:.1f} s | {core:.2f} s | {core_peak / 2**20:,.0f} MiB | {seconds:.1f} s "
-            f"| {busy:.1f} s | {kept:,} | {kept / seconds:,.0f} | {peak / 2**20:,.0f} MiB |",
-            flush=True,
-        )
+    Args:
+      folder: where files and records go for the time being; by default where temporary files go.
+    """
+    print_header(["transactions", "read", "core", "peak", "prepare", "of processors", "kept", "kept/s", "peak"])
+    for count in transactions:
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            write_files(Path(name), count, seed)
+            read, core, core_peak = in_own_process(time_core, name)
+            seconds, busy, kept, peak = in_own_process(time_prepare, name)
+        print_row(
+            [
+                f"{count:,}", f"{read:.1f} s", f"{core:.2f} s", f"{core_peak / 2**20:,.0f} MiB", f"{seconds:.1f} s",
+                f"{busy:.1f} s", f"{kept:,}", f"{kept / seconds:,.0f}", f"{peak / 2**20:,.0f} MiB",
+            ]
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    tyro.cli(main)

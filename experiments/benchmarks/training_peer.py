@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from transformers import IdeficsForVisionText2Text
 
-from experiments.benchmarks.process_memory import forget_peak, peak_bytes
+from experiments.benchmarks.measuring import CORES, forget_peak, peak_bytes, runs_a_second
 
 Inputs = dict[str, torch.Tensor]
 
@@ -77,34 +76,22 @@ def read_batches(folder: Path) -> list[Inputs]:
     return [{name: torch.from_numpy(array) for name, array in np.load(path).items()} for path in paths]
 
 
-def measure(task: Path, *, examples: int, seconds: float) -> dict[str, float]:
-    """Trains for so long, in whole passes over the task, after a first step that is not timed."""
+def measure(task: str, seconds: float, examples: int) -> dict[str, float]:
+    """Trains for so long, in whole passes over the task, after a first step that is not timed.
+
+    Args:
+      examples: of a batch, one of those that the task was cut into.
+    """
+    torch.set_num_threads(CORES)
     with contextlib.suppress(RuntimeError):
         torch.set_num_interop_threads(1)
-    idle = peak_bytes()
-    peer = Peer(task / "peer")
+    folder = Path(task) / "peer"
+    peer = Peer(folder)
     with torch.no_grad():
-        first = float(peer.loss(read_batches(task / "peer" / "first")[0]))
-    batches = read_batches(task / "peer" / str(examples))
+        loss = float(peer.loss(read_batches(folder / "first")[0]))
+    batches = read_batches(folder / str(examples))
     peer.step(batches[0])
-    before = peak_bytes()
     forget_peak()
-    passes: list[float] = []
-    while sum(passes) < seconds:
-        start = time.perf_counter()
-        for batch in batches:
-            peer.step(batch)
-        passes.append(time.perf_counter() - start)
-    answers = sum(int((batch["labels"] != peer.settings["ignored"]).sum()) for batch in batches)
-    tokens = sum(batch["input_ids"].numel() for batch in batches)
-    rate = len(passes) / sum(passes)
-    return {
-        "answers": rate * answers,
-        "examples": rate * sum(len(batch["input_ids"]) for batch in batches),
-        "fill": sum(int(batch["attention_mask"].sum()) for batch in batches) / tokens,
-        "step": 1 / rate / len(batches),
-        "loss": first,
-        "peak": peak_bytes(),
-        "whole_peak": max(before, peak_bytes()),
-        "idle": idle,
-    }
+    rate = runs_a_second(lambda: [peer.step(batch) for batch in batches], seconds)
+    answers = sum(int((batch["labels"] >= 0).sum()) for batch in batches)
+    return {"loss": loss, "answers": rate * answers, "peak": peak_bytes()}

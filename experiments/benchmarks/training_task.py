@@ -19,15 +19,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from data_pipelines.images import ImageConfig
 from data_pipelines.loader import BlockPlanner, LoaderConfig, fill_batch
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import Budget, Example
 from data_pipelines.tasks.queries import TrainingQueries
-from data_pipelines.vocabulary import VocabularyConfig
-from experiments.benchmarks.peer_inputs import IGNORED, export_weights, labels, padded
-from experiments.benchmarks.sizes import Size, geometry
-from experiments.config import DataConfig, ExperimentConfig, TrainingConfig, save_config
+from experiments.benchmarks import peer
+from experiments.config import ExperimentConfig, TrainingConfig, save_config
 from experiments.data import ExperimentData, sized_model
 from experiments.features import tower_features
 from experiments.parameters import Parameters, init_parameters
@@ -36,44 +33,45 @@ from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.sharding import MeshConfig, make_mesh
 from unimp_jax.training.optimizer import learning_rate_schedule
 
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What examples are like, and what trains."""
-
-    trains: tuple[Part, ...]
-    tasks: TaskConfig
-    budget: Budget
-    clip_patches: bool = False
-    """Pictures are as large as CLIP's."""
-    cache_features: bool = False
-    """Ours reads what the frozen tower makes of a picture from a file, written once for the catalogue."""
-
-
 PAPER = TaskConfig(
     full_items=5, id_items=0, history_targets="reconstruct", rated_history=False,
     loss_weights={"recommendation": 1.0},
 )  # fmt: skip
 LONG = dataclasses.replace(PAPER, full_items=2, id_items=100)
 SHORT_ROWS, LONG_ROWS = Budget(tokens=256, images=15, answers=34), Budget(tokens=512, images=16, answers=320)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What examples are like, and what trains.
+
+    Attributes:
+      clip_patches: images are as large as CLIP's.
+      cache_features: ours reads what the frozen tower makes of an image from a file, written once for the catalogue.
+    """
+
+    trains: tuple[Part, ...] = PARTS
+    tasks: TaskConfig = PAPER
+    budget: Budget = SHORT_ROWS
+    clip_patches: bool = False
+    cache_features: bool = False
+
+
 RECIPE = TrainingConfig().trains
 SETTINGS: dict[str, Setting] = {
-    "all": Setting(PARTS, PAPER, SHORT_ROWS),
-    "recipe": Setting(RECIPE, PAPER, SHORT_ROWS),
-    "clip": Setting(RECIPE, PAPER, SHORT_ROWS, clip_patches=True),
-    "clip, cached": Setting(RECIPE, PAPER, SHORT_ROWS, clip_patches=True, cache_features=True),
-    "histories": Setting(PARTS, LONG, LONG_ROWS),
+    "all": Setting(),
+    "recipe": Setting(RECIPE),
+    "clip": Setting(RECIPE, clip_patches=True),
+    "clip, cached": Setting(RECIPE, clip_patches=True, cache_features=True),
+    "histories": Setting(tasks=LONG, budget=LONG_ROWS),
 }
 """The paper's examples, of five films with posters and attributes and a question of one of four tasks: everything
-trains, or what the paper trains (resampler, gated blocks and embeddings); the latter also with pictures of CLIP's size,
+trains, or what the paper trains (resampler, gated blocks and embeddings); the latter also with images of CLIP's size,
 which its frozen tower reads at each step, or, for ours, once and for all. And whole histories, as the preset `tiny` has
 them: up to a hundred films by their ids alone, each a target, before two with poster and attributes."""
 
-FEATURES = "features"
-"""The folder of a task that has what the tower made of the catalogue, where it is kept."""
-
 GATE = 0.5
-"""Where gates begin here: at 0, as they truly do, nothing of a picture would be in the loss that is compared."""
+"""Where gates begin here: at 0, as they truly do, nothing of an image would be in the loss that is compared."""
 
 THEIR_MODULES: dict[Part, tuple[str, ...]] = {
     "vision": ("model.vision_model.",),
@@ -85,21 +83,14 @@ THEIR_MODULES: dict[Part, tuple[str, ...]] = {
 """How the names of a part's parameters begin in transformers."""
 
 
-def experiment(size: Size, setting: str, rows: int, data: Path, seed: int) -> ExperimentConfig:
+def experiment(size: str, setting: str, rows: int, data: Path, seed: int) -> ExperimentConfig:
     """The experiment of a setting; `rows` are of 256 tokens, or half as many of 512."""
     one = SETTINGS[setting]
-    return ExperimentConfig(
-        model=geometry(size, clip_patches=one.clip_patches),
-        data=DataConfig("movielens_small", data),
-        vocabulary=VocabularyConfig(trained_size=2048, attributes=("Genres", "Year", "Title")),
-        tasks=one.tasks,
-        budget=one.budget,
-        images=ImageConfig(fit="stretch"),
-        loader=LoaderConfig(rows=rows * SHORT_ROWS.tokens // one.budget.tokens),
-        objective=ObjectiveConfig(gamma=0.0),
+    return peer.experiment(
+        size, data, seed, clip_patches=one.clip_patches, tasks=one.tasks, budget=one.budget,
+        loader=LoaderConfig(rows=rows * SHORT_ROWS.tokens // one.budget.tokens), objective=ObjectiveConfig(gamma=0.0),
         training=TrainingConfig(trains=one.trains, cache_features=one.cache_features),
-        seed=seed,
-    )
+    )  # fmt: skip
 
 
 def askable(example: Example) -> Example:
@@ -130,7 +121,7 @@ def prepare_task(config: ExperimentConfig, folder: Path, batches: int, peer_batc
       peer_batches: examples a batch, each a way to cut them.
 
     Returns:
-      Seconds that the catalogue's features took, where they are kept.
+      Seconds that the catalogue's features took, where they are cached.
     """
     folder.mkdir()
     data = ExperimentData.load(config)
@@ -139,22 +130,23 @@ def prepare_task(config: ExperimentConfig, folder: Path, batches: int, peer_batc
     queries = TrainingQueries(data.corpus, config.queries, config.seed)
     planned = BlockPlanner(queries, data.writer, config.loader, config.seed)(0)
     rows = [[askable(example) for example in row] for row in planned.rows]
-    size = config.loader.rows
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         parameters = begin_open(config, mesh)
-        peer = export_weights(folder / "peer", config.model, parameters.trainable, parameters.frozen)
+        peer.export_weights(folder / "peer", config.model, parameters.trainable, parameters.frozen)
         start = time.perf_counter()
         cached = config.training.cache_features
-        pictures = tower_features(data, parameters, mesh, folder / FEATURES) if cached else data.images
+        images = tower_features(data, parameters, mesh, folder / "features") if cached else data.images
         made_in = time.perf_counter() - start
-    (folder / "ours").mkdir()
-    examples: list[list[Example]] = []
+    size = config.loader.rows
+    ours = [rows[start : start + size] for start in range(0, batches * size, size)]
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        for number in range(batches):
-            own = rows[number * size : (number + 1) * size]
-            examples.append([example for row in own for example in row])
-            write_arrays(folder / "ours" / f"{number}.npz", fill_batch(own, config.budget, pictures, pool))
+        save_batches(folder / "ours", [fill_batch(batch, config.budget, images, pool) for batch in ours])
+    every = [example for batch in ours for row in batch for example in row]
+    save_padded(folder / "peer" / "first", [[example for row in ours[0] for example in row]], data)
+    for count in peer_batches:
+        parts = np.array_split(np.arange(len(every)), max(round(len(every) / count), 1))
+        save_padded(folder / "peer" / str(count), [[every[one] for one in part] for part in parts], data)
     optimizer = config.optimizer
     schedule = learning_rate_schedule(optimizer, config.loop.steps)
     settings = {
@@ -165,25 +157,19 @@ def prepare_task(config: ExperimentConfig, folder: Path, batches: int, peer_batc
         "betas": [optimizer.b1, optimizer.b2],
         "eps": optimizer.eps,
         "clip": optimizer.clip,
-        "ignored": IGNORED,
-        "examples": [len(some) for some in examples],
     }
-    (peer / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-    save_padded(peer / "first", [examples[0]], data)
-    every = [example for some in examples for example in some]
-    for count in peer_batches:
-        parts = np.array_split(np.arange(len(every)), max(round(len(every) / count), 1))
-        save_padded(peer / str(count), [[every[one] for one in part] for part in parts], data)
+    (folder / "peer" / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     return made_in
 
 
 def save_padded(folder: Path, batches: Sequence[Sequence[Example]], data: ExperimentData) -> None:
+    arrays = [peer.padded(examples, data.images, "right") for examples in batches]
+    for examples, one in zip(batches, arrays, strict=True):
+        one["labels"] = peer.labels(examples, one["input_ids"].shape[1])
+    save_batches(folder, arrays)
+
+
+def save_batches(folder: Path, batches: Sequence[dict[str, np.ndarray]]) -> None:
     folder.mkdir()
-    for number, examples in enumerate(batches):
-        arrays = padded(examples, data.images, "right")
-        arrays["labels"] = labels(examples, arrays["input_ids"].shape[1])
-        write_arrays(folder / f"{number}.npz", arrays)
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    np.savez(path, allow_pickle=False, **arrays)
+    for number, arrays in enumerate(batches):
+        np.savez(folder / f"{number}.npz", allow_pickle=False, **arrays)

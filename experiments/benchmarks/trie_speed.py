@@ -10,9 +10,7 @@ a choice among the branches, and a decoding step between two of them.
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,24 +19,13 @@ import numpy as np
 import tyro
 from flax import nnx
 
+from experiments.benchmarks.measuring import print_header, print_row, timed
 from unimp_jax.batch import Batch
 from unimp_jax.decoding import Prompts, build_trie, close, read, search_items
 from unimp_jax.model import UniMP, presets
 
 SIZES = (512, 512, 512, 32)
 PROMPT = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What is timed."""
-
-    items: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
-    users: int = 32
-    """Asked at once."""
-    repeats: int = 9
-    """The median of so many is taken."""
-    seed: int = 0
 
 
 def random_ids(count: int, depth: int, rng: np.random.Generator) -> np.ndarray:
@@ -49,16 +36,10 @@ def random_ids(count: int, depth: int, rng: np.random.Generator) -> np.ndarray:
     return (rng.permutation(drawn)[:count] + tokens).astype(np.int32)
 
 
-def model() -> UniMP:
-    """`tiny`, with a table of new tokens for all codes."""
-    decoder = dataclasses.replace(presets.tiny.decoder, vocab_size=sum(SIZES))
-    return UniMP(dataclasses.replace(presets.tiny, decoder=decoder), rngs=nnx.Rngs(0))
-
-
-def prompts_of(net: UniMP, users: int, rng: np.random.Generator) -> tuple[jax.Array, Prompts]:
+def prompts_of(model: UniMP, users: int, rng: np.random.Generator) -> tuple[jax.Array, Prompts]:
     ones = np.ones((users, PROMPT), np.int32)
     last = np.full((users, 1), PROMPT - 1, np.int32)
-    size = net.config.vision.image_size
+    size = model.config.vision.image_size
     batch = Batch(
         tokens=rng.integers(0, sum(SIZES), ones.shape).astype(np.int32), segment_ids=ones,
         positions=ones * np.arange(PROMPT, dtype=np.int32), image_index=-ones,
@@ -66,50 +47,44 @@ def prompts_of(net: UniMP, users: int, rng: np.random.Generator) -> tuple[jax.Ar
         answer_positions=last, answer_targets=0 * last, answer_weights=np.ones((users, 1), np.float32),
         answer_tasks=0 * last,
     )  # fmt: skip
-    return nnx.jit(read)(net, jax.tree.map(jnp.asarray, batch))
+    return nnx.jit(read)(model, jax.tree.map(jnp.asarray, batch))
 
 
-def median(run: Callable[[], Any], repeats: int) -> float:
-    """Seconds."""
-    jax.block_until_ready(run())
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def main(
+    items: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000), users: int = 32, repeats: int = 9, seed: int = 0
+) -> None:
+    """Prints a row for each size of the catalogue, with four levels of codes, and for fewer levels.
 
-
-def main(options: Options) -> None:
-    rng = np.random.default_rng(options.seed)
-    net = model()
-    graph, state = nnx.split(net)
-    hidden, prompts = prompts_of(net, options.users, rng)
+    Args:
+      users: asked at once.
+      repeats: the median of so many is taken.
+    """
+    rng = np.random.default_rng(seed)
+    decoder = dataclasses.replace(presets.tiny.decoder, vocab_size=sum(SIZES))
+    model = UniMP(dataclasses.replace(presets.tiny, decoder=decoder), rngs=nnx.Rngs(0))
+    graph, state = nnx.split(model)
+    hidden, prompts = prompts_of(model, users, rng)
 
     @jax.jit
     def search(state: Any, hidden: Any, prompts: Any, trie: Any, excluded: Any) -> Any:
         closed = None if excluded is None else close(trie, excluded)
         return search_items(nnx.merge(graph, state), hidden, prompts, trie, closed, k=10, beams=10)
 
-    print(f"{options.users} users at once, 10 beams, {options.repeats} repeats, seed {options.seed}\n")
-    print("| items | levels | branching | trie built | search, ms a user | with 100 met items each |")
-    print("|---|---|---|---|---|---|")
-    cases = [(count, 4) for count in options.items] + [(10_000, depth) for depth in (2, 3)]
-    for count, depth in cases:
+    def milliseconds_a_user(trie: Any, excluded: Any) -> str:
+        times = timed(lambda: search(state, hidden, prompts, trie, excluded), repeats)
+        return f"{1e3 * np.median(times[:, 0]) / users:.2f}"
+
+    print(f"{users} users at once, 10 beams, {repeats} repeats, seed {seed}\n")
+    print_header(["items", "levels", "branching", "trie built", "search, ms a user", "with 100 met items each"])
+    for count, depth in [*((count, 4) for count in items), (10_000, 2), (10_000, 3)]:
         ids = random_ids(count, depth, rng)
         start = time.perf_counter()
-        trie = build_trie(ids)
-        jax.block_until_ready(trie.items)
-        building = time.perf_counter() - start
-        met = jnp.asarray(rng.integers(0, len(ids), (options.users, 1, 100)), jnp.int32)
-        free = median(lambda: search(state, hidden, prompts, trie, None), options.repeats)  # noqa: B023
-        filtered = median(lambda: search(state, hidden, prompts, trie, met), options.repeats)  # noqa: B023
-        print(
-            f"| {len(ids):,} | {depth} | {' '.join(map(str, trie.branching))} | {building:.2f} s "
-            f"| {1e3 * free / options.users:.2f} | {1e3 * filtered / options.users:.2f} |",
-            flush=True,
-        )
+        trie = jax.block_until_ready(build_trie(ids))
+        built = time.perf_counter() - start
+        met = jnp.asarray(rng.integers(0, len(ids), (users, 1, 100)), jnp.int32)
+        searched = milliseconds_a_user(trie, None), milliseconds_a_user(trie, met)
+        print_row([f"{len(ids):,}", depth, " ".join(map(str, trie.branching)), f"{built:.2f} s", *searched])
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    tyro.cli(main)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_pipelines.atomic import atomic_file
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import Query
 from experiments.data import ExperimentData
@@ -145,6 +145,5 @@ def generate_images(
 def save_image(image: np.ndarray, path: Path) -> None:
     """A PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    Image.fromarray(image).save(partial, "PNG")
-    os.replace(partial, path)
+    with atomic_file(path) as partial:
+        Image.fromarray(image).save(partial, "PNG")

@@ -7,7 +7,6 @@ picture, that of another item with the query, and the wanted picture as its code
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_pipelines.images import ImageStore
+from data_pipelines.atomic import atomic_folder
+from data_pipelines.images import ImageStore, take
 from data_pipelines.tasks import Query
 from experiments.baselines.query_match import WordMatches
 from experiments.data import ExperimentData
@@ -184,7 +184,7 @@ def seen_by(tower: PictureTower, data: ExperimentData, generated: Generated, bes
     """Each item's own picture is seen once."""
     items = np.unique(np.concatenate([part.ravel() for part in beside]))
     own = ImageStore(data.images.encoded, generated.size, data.config.images)
-    features = tower.see(np.stack([own[item] for item in items.tolist()]))
+    features = tower.see(take(own, items))
     wanted_PF, alike_PF, random_PF, alike_PRF, random_PRF = (features[np.searchsorted(items, part)] for part in beside)
     rows = {name: see_samples(tower, pictures) for name, pictures in generated.pictures.items()}
     rows |= {OF_THE_QUERY: alike_PF[:, None], RANDOM: random_PF[:, None]}
@@ -203,22 +203,18 @@ def sample_images(
 ) -> tuple[PictureSample, ...]:
     """Some users' pictures, drawn by the seed, in files of `<split>-pictures` in the folder of the evaluation."""
     name, corpus = f"{split}-pictures", data.corpus
-    partial = folder / f".{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     (pictures_PSHW3, *_) = generated.pictures.values()
     samples = []
-    for number in np.random.default_rng(seed).permutation(len(generated.queries))[:count].tolist():
-        query = generated.queries[number]
-        files = [f"{name}/{number}-{sample}.png" for sample in range(pictures_PSHW3.shape[1])]
-        reconstruction = f"{name}/{number}-wanted.png"
-        whole = [generated.reconstructions[number], *pictures_PSHW3[number]]
-        for file, picture in zip([reconstruction, *files], whole, strict=True):
-            Image.fromarray(picture).save(partial / Path(file).name)
-        history = tuple(corpus.history(query.user, query.position)[-SHOWN_HISTORY:].tolist())
-        user, target = corpus.user_ids[query.user], query.right[0]
-        words = ", ".join(corpus.categories[target])
-        samples.append(PictureSample(user, history, words, target, reconstruction, tuple(files)))
-    shutil.rmtree(folder / name, ignore_errors=True)
-    partial.rename(folder / name)
+    with atomic_folder(folder / name, replaces=True) as partial:
+        for number in np.random.default_rng(seed).permutation(len(generated.queries))[:count].tolist():
+            query = generated.queries[number]
+            files = [f"{name}/{number}-{sample}.png" for sample in range(pictures_PSHW3.shape[1])]
+            reconstruction = f"{name}/{number}-wanted.png"
+            whole = [generated.reconstructions[number], *pictures_PSHW3[number]]
+            for file, picture in zip([reconstruction, *files], whole, strict=True):
+                Image.fromarray(picture).save(partial / Path(file).name)
+            history = tuple(corpus.history(query.user, query.position)[-SHOWN_HISTORY:].tolist())
+            user, target = corpus.user_ids[query.user], query.right[0]
+            words = ", ".join(corpus.categories[target])
+            samples.append(PictureSample(user, history, words, target, reconstruction, tuple(files)))
     return tuple(samples)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from data_pipelines.atomic import atomic_file
 from data_pipelines.errors import DataError
 from experiments.report import charts
 from experiments.report.compare import is_minor
@@ -129,7 +130,5 @@ def template() -> jinja2.Template:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data_pipelines import atomic
+
 
 def write_json(path: Path, value: Any) -> None:
     """In place of what is there, making the folder; several processes may do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
-    whole.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(whole, path)
+    atomic.write_json(path, value, shared=True)
 
 
 def read_json(path: Path) -> Any:

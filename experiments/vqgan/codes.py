@@ -6,14 +6,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from data_pipelines.code_files import check_place
 from data_pipelines.image_codes import ImageCodes, save_image_codes
 from experiments.run import Checkpoint
 from experiments.vqgan.config import WhichPictures
 from experiments.vqgan.pictures import open_pictures
-from experiments.vqgan.run import PICTURES, encoder_of, open_vqgan, trained_on
+from experiments.vqgan.run import encoder_of, open_vqgan, trained_on
+from unimp_jax.evaluation.mapping import map_batches
 
 
 def write_codes(
@@ -36,9 +36,8 @@ def write_codes(
     config, encode = model.config, encoder_of(model)
     pictures = open_pictures(data, config.image_size)
     codes = np.full((len(pictures.item_ids), config.codes_per_image), -1, np.int32)
-    for start in tqdm(range(0, len(pictures.shown), PICTURES), desc="pictures", leave=False):
-        items = pictures.shown[start : start + PICTURES]
-        codes[items] = encode(pictures.take(items)).reshape(len(items), -1)
+    for items, found in map_batches(lambda items: encode(pictures.take(items)), pictures.shown, progress="pictures"):
+        codes[items] = found.reshape(len(items), -1)
     facts = {"source": data.source, "vqgan": str(folder), "fit": data.fit, "image_size": config.image_size}
     grid = (config.grid, config.grid)
     if jax.process_index() == 0:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
 
+from data_pipelines.atomic import atomic_file, write_json
 from experiments.run import Checkpoint
 from experiments.vqgan.config import WhichPictures
 from experiments.vqgan.jpeg import compress
@@ -129,18 +128,11 @@ def row(name: str, bits: float, images: np.ndarray, made: np.ndarray) -> Row:
     return Row(name, bits, {figure: interval(values) for figure, values in likeness(images, made).items()})
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    whole = path.with_suffix(".partial")
-    whole.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    whole.replace(path)
-
-
 def write_sheet(path: Path, rows: list[np.ndarray]) -> None:
     """The first pictures of each of uint8 [N, H, W, 3], a row below the other, as a PNG."""
     sheet = np.concatenate([np.concatenate([*images[:SHOWN]], axis=1) for images in rows])
     large = Image.fromarray(sheet).resize(
         (ENLARGED * sheet.shape[1], ENLARGED * sheet.shape[0]), Image.Resampling.NEAREST
     )
-    whole = path.with_suffix(".partial")
-    large.save(whole, "PNG")
-    whole.replace(path)
+    with atomic_file(path) as partial:
+        large.save(partial, "PNG")

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines.errors import DataError
 from data_pipelines.fingerprint import FILE, Fingerprint, check_same, digest_of
-from data_pipelines.images import ImageConfig, ImageStore
+from data_pipelines.images import ImageConfig, ImageStore, take
 from data_pipelines.records import read_items
 from experiments.vqgan.config import PictureData
 
@@ -60,7 +60,7 @@ class Pictures:
 
     def take(self, items: np.ndarray) -> np.ndarray:
         """uint8 [len(items), size, size, 3]."""
-        return np.stack([self.store[int(item)] for item in items])
+        return take(self.store, items)
 
     def batches(self, items: np.ndarray, size: int, seed: int, start: int) -> Iterator[np.ndarray]:
         """Endless batches, uint8 [size, …], from the one with number `start` on: all items in an order of their own

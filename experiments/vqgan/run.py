@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,13 @@ from data_pipelines.errors import DataError
 from experiments.config import read_config
 from experiments.run import ALL_DEVICES, Checkpoint
 from experiments.vqgan.config import FILE, PictureData, VQGANExperiment
+from unimp_jax.evaluation.mapping import batch_size, in_batches
 from unimp_jax.image_tokens import VQGAN, from_pixels, pixels
 from unimp_jax.image_tokens.training import Distance, Trainer, VQGANState
 from unimp_jax.interop.vqgan import read_vqgan
 from unimp_jax.sharding import batch_sharding, make_mesh, put_everywhere
 from unimp_jax.training.checkpoint import Checkpoints
 from unimp_jax.training.optimizer import make_optimizer
-
-PICTURES = 64
-"""So many are encoded or decoded together, or as many more as the devices divide."""
 
 
 def trainer_of(config: VQGANExperiment, distance: Distance | None = None) -> Trainer:
@@ -94,16 +92,12 @@ def in_parts(model: VQGAN, run: Callable[[VQGAN, jax.Array], jax.Array]) -> Call
     rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
     graph, parameters = nnx.split(model)
     parameters = put_everywhere(mesh, parameters)
-    size = -(-PICTURES // mesh.size) * mesh.size
 
     @jax.jit(out_shardings=everywhere)
     def jitted(parameters: Any, some: jax.Array) -> jax.Array:
         return run(nnx.merge(graph, parameters), jax.lax.with_sharding_constraint(some, rows))
 
-    def parts(whole: np.ndarray) -> Iterator[np.ndarray]:
-        for start in range(0, len(whole), size):
-            some = whole[start : start + size]
-            filled = put_everywhere(mesh, some[np.arange(size) % len(some)])
-            yield np.asarray(jitted(parameters, filled))[: len(some)]
+    def on_mesh(some: np.ndarray) -> jax.Array:
+        return jitted(parameters, put_everywhere(mesh, some))
 
-    return lambda whole: np.concatenate([*parts(whole)])
+    return lambda whole: in_batches(on_mesh, whole, batch_size(mesh.size))

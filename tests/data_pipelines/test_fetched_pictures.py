@@ -286,7 +286,7 @@ def test_a_list_of_failures_that_was_cut_off_is_gone_on_with(site: Site, tmp_pat
     pictures(tmp_path).fetch(urls)
     path = tmp_path / "failed.jsonl"
     path.write_bytes(path.read_bytes()[:-10])
-    (tmp_path / "c.jpg.partial").write_bytes(picture(1)[:50])
+    (tmp_path / ".c.jpg.partial").write_bytes(picture(1)[:50])
     urls["c"] = site.url("/c", sends(picture(1)))
     pictures(tmp_path).fetch(urls)
     assert site.asked == {"/a": 1, "/b": 2, "/c": 1}

@@ -12,7 +12,8 @@ from jax.errors import JaxRuntimeError
 from data_pipelines.errors import DataError
 from data_pipelines.sources import SOURCES
 from experiments import cli, commands, rival
-from experiments.commands import COMMANDS, PRESETS
+from experiments.commands import COMMANDS
+from experiments.presets import PRESETS
 from tests.experiments.tiny_run import prepare_source
 
 

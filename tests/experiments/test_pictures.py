@@ -19,9 +19,10 @@ from experiments.evals.image_metrics import (
     sample_images,
 )
 from experiments.evaluate import save_answers, show, tabulate
-from experiments.picture_towers import OwnTower, in_batches
+from experiments.picture_towers import OwnTower
 from experiments.results import Evaluation, load_evaluation, save_evaluation
 from tests.experiments.tiny_run import MODEL, experiment, prepare_source
+from unimp_jax.evaluation.mapping import in_batches, map_batches
 from unimp_jax.model.layers import DTypes
 from unimp_jax.model.stacking import Loop
 from unimp_jax.model.vision import VisionTower
@@ -129,6 +130,11 @@ def test_batches_make_no_difference():
 
     assert in_batches(double, rows).tolist() == (2 * rows).tolist()
     assert set(sizes) == {64}
+    assert [(some[:, 0].tolist(), len(found)) for some, found in map_batches(double, rows[:5], 4)] == [
+        ([0, 1, 2, 3], 4),
+        ([4], 1),
+    ]
+    assert list(map_batches(double, rows[:0])) == []
 
 
 def test_samples_are_kept_as_pictures(data, generated, outcomes, tmp_path):

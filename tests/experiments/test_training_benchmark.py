@@ -6,7 +6,6 @@ import pytest
 
 pytest.importorskip("torch")
 from data_pipelines.prepare import prepare
-from experiments.benchmarks.sizes import Size
 from experiments.benchmarks.training_ours import Ours, read_arrays
 from experiments.benchmarks.training_peer import Peer, read_batches
 from experiments.benchmarks.training_task import SETTINGS, experiment, prepare_task
@@ -24,7 +23,7 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_both_sides_have_the_same_losses_step_after_step(setting, data, tmp_path):
     """The first rate is 0, the others rise: the first loss shows the forward pass, later ones all of the step."""
-    prepare_task(experiment(Size(16, 2), setting, 16, data, seed=0), tmp_path / "task", 1, [4])
+    prepare_task(experiment("16 x 2", setting, 16, data, seed=0), tmp_path / "task", 1, [4])
     ours, theirs = Ours(tmp_path / "task"), Peer(tmp_path / "task" / "peer")
     (arrays,), (batch,) = read_arrays(tmp_path / "task" / "ours"), read_batches(tmp_path / "task" / "peer" / "first")
     found = [float(ours.step(ours.place(arrays)).loss) for _ in range(8)]

@@ -8,9 +8,19 @@ import numpy as np
 import pytest
 
 from tests.data_pipelines.answers import answer_mask
-from unimp_jax.objective import chunked_loss, count_answers, token_losses, weighted_loss
+from unimp_jax.objective import chunked_loss, count_answers, token_losses
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "unimp_loss.npz"
+
+
+def itself(_, logits):
+    """A head whose logits are what it is given."""
+    return logits
+
+
+def loss_of(logits, targets, weights, gamma):
+    """The mean of weighted losses over the answers of a batch."""
+    return chunked_loss(itself, {}, logits, targets, weights / count_answers(weights), gamma, 4)[0]
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +46,7 @@ def test_losses_and_gradients_equal_the_reference(golden, name, gamma):
     weights = np.where(labels != -100, golden["task_weights"][:, None], 0).astype(np.float32)
 
     def loss(logits):
-        return weighted_loss(
-            logits[:, :-1], np.maximum(labels, 0), weights, gamma=gamma, num_answers=count_answers(weights)
-        )
+        return loss_of(logits[:, :-1], np.maximum(labels, 0), weights, gamma)
 
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(golden["logits"]))
     np.testing.assert_allclose(value, golden[f"loss_{name}"], rtol=1e-5)
@@ -50,10 +58,10 @@ def test_micro_batches_add_up_to_the_whole(golden):
     logits = rng.normal(size=(8, 5, 11)).astype(np.float32)
     targets = rng.integers(11, size=(8, 5))
     weights = rng.choice([0.0, 1.0, 2.0], size=(8, 5)).astype(np.float32)
-    count = count_answers(weights)
-    whole = weighted_loss(logits, targets, weights, gamma=2.0, num_answers=count)
+    shares = weights / count_answers(weights)
+    whole = chunked_loss(itself, {}, logits, targets, shares, 2.0, 4)[0]
     parts = [
-        weighted_loss(logits[i : i + 2], targets[i : i + 2], weights[i : i + 2], gamma=2.0, num_answers=count)
+        chunked_loss(itself, {}, logits[i : i + 2], targets[i : i + 2], shares[i : i + 2], 2.0, 4)[0]
         for i in range(0, 8, 2)
     ]
     np.testing.assert_allclose(sum(parts), whole, rtol=1e-6)
@@ -71,7 +79,7 @@ def test_certain_answers_cost_nothing_and_pull_nowhere(gamma):
 def test_an_empty_slot_counts_nothing_even_if_its_logits_are_not_finite():
     logits = jnp.array([[[0.0, 1.0], [jnp.inf, jnp.nan]]])
     weights = jnp.array([[1.0, 0.0]])
-    value = weighted_loss(logits, jnp.array([[1, 0]]), weights, gamma=2.0, num_answers=count_answers(weights))
+    value = loss_of(logits, jnp.array([[1, 0]]), weights, 2.0)
     assert np.isfinite(value)
 
 
@@ -88,8 +96,7 @@ def test_chunks_give_the_loss_and_gradients_of_the_whole(chunk, gamma):
         return hidden @ head["table"].T + head["bias"]
 
     def plain(head, hidden):
-        count = count_answers(weights)
-        return weighted_loss(logits(head, hidden), targets, weights, gamma=gamma, num_answers=count)
+        return (weights * token_losses(logits(head, hidden), targets, gamma)[0]).sum() / count_answers(weights)
 
     def chunked(head, hidden):
         return chunked_loss(logits, head, hidden, targets, weights / count_answers(weights), gamma, chunk)[0]

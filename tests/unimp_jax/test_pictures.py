@@ -8,7 +8,7 @@ import scipy.linalg
 import scipy.stats
 
 from unimp_jax.evaluation.bootstrap import figure, interval
-from unimp_jax.evaluation.frechet import frechet_distance, frechet_values
+from unimp_jax.evaluation.frechet import frechet_values
 from unimp_jax.evaluation.neighbours import precision_and_recall
 from unimp_jax.evaluation.pictures import (
     apart,
@@ -29,6 +29,10 @@ def drawn(*shape: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
     return (rng.normal(size=shape) @ mixing * np.linspace(0.2, 2, shape[-1]) + shift).astype(np.float32)
 
 
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+    return float(frechet_values(first, second).mean())
+
+
 def by_matrix_root(first: np.ndarray, second: np.ndarray) -> float:
     """As the FID is commonly computed."""
     gap = first.mean(0, dtype=np.float64) - second.mean(0, dtype=np.float64)
@@ -36,15 +40,15 @@ def by_matrix_root(first: np.ndarray, second: np.ndarray) -> float:
     return float(gap @ gap + np.trace(one + other - 2 * scipy.linalg.sqrtm(one @ other).real))
 
 
-@pytest.mark.parametrize(("first", "second", "width"), [(300, 200, 8), (40, 90, 24)])
-def test_frechet_distance_is_that_of_scipys_matrix_root(first, second, width):
-    one, other = drawn(first, width), drawn(second, width, seed=1, shift=0.3)
+@pytest.mark.parametrize(("count", "width"), [(300, 8), (40, 24)])
+def test_frechet_distance_is_that_of_scipys_matrix_root(count, width):
+    one, other = drawn(count, width), drawn(count, width, seed=1, shift=0.3)
     assert frechet_distance(one, other) == pytest.approx(by_matrix_root(one, other), rel=1e-8)
 
 
 def test_frechet_distance_of_fewer_pictures_than_features():
     """Covariances without full rank: in the space that both sets span, nothing is lost, and the root is SciPy's."""
-    one, other = drawn(12, 64), drawn(9, 64, seed=1)
+    one, other = drawn(12, 64), drawn(12, 64, seed=1)
     basis, _ = np.linalg.qr(np.concatenate([one - one.mean(0), other - other.mean(0), [one.mean(0) - other.mean(0)]]).T)
     inside = one @ basis, other @ basis
     # The root of a singular matrix is exact to about the root of rounding errors.
@@ -61,7 +65,7 @@ def test_frechet_distance_of_known_normal_distributions():
 @hypothesis.settings(max_examples=40, deadline=None)
 def test_frechet_distance_is_a_squared_distance(seed, count, width, scale):
     rng = np.random.default_rng(seed)
-    one, other = rng.normal(size=(count, width)), rng.normal(size=(count + 3, width)) + 1
+    one, other = rng.normal(size=(count, width)), rng.normal(size=(count, width)) + 1
     turn = np.linalg.qr(rng.normal(size=(width, width)))[0]
     found = frechet_distance(one, other)
     assert found >= 0
@@ -70,8 +74,6 @@ def test_frechet_distance_is_a_squared_distance(seed, count, width, scale):
         scale**2 * found, rel=1e-7
     )
     assert frechet_distance(one, one[::-1]) == pytest.approx(0, abs=1e-9 * width)
-    values = frechet_values(one, other[:count])
-    assert values.mean() == pytest.approx(frechet_distance(one, other[:count]), rel=1e-7, abs=1e-7)
 
 
 def test_frechet_values_tell_how_the_distance_moves():
@@ -96,11 +98,11 @@ def test_intervals_of_frechet_distances_hold_the_distance_of_more_pictures():
 
 def test_frechet_distance_refuses_what_has_none():
     with pytest.raises(ValueError, match="two or more"):
-        frechet_distance(np.zeros((1, 3)), np.zeros((4, 3)))
+        frechet_values(np.zeros((1, 3)), np.zeros((1, 3)))
     with pytest.raises(ValueError, match="3 and 4 wide"):
-        frechet_distance(np.eye(3), np.eye(4))
+        frechet_values(np.eye(3), np.zeros((3, 4)))
     with pytest.raises(ValueError, match="no finite number"):
-        frechet_distance(np.full((3, 3), np.nan), np.eye(3))
+        frechet_values(np.full((3, 3), np.nan), np.eye(3))
     with pytest.raises(ValueError, match="pairs are needed"):
         frechet_values(np.eye(3), np.eye(3)[:2])
 

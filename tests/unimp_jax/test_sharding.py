@@ -10,7 +10,7 @@ from flax import nnx
 
 from tests.unimp_jax.test_model import random_batch, small_config
 from unimp_jax.model import part_of
-from unimp_jax.objective import count_answers, weighted_loss
+from unimp_jax.objective import count_answers, token_losses
 from unimp_jax.sharding import MeshConfig, batch_sharding, check_rows, check_tokens, init_model, make_mesh, row_shards
 
 ONE = MeshConfig()
@@ -43,10 +43,8 @@ def logits_and_gradients(mesh_config, devices):
 
         def loss(trainable, frozen, batch):
             logits = nnx.merge(graph, trainable, frozen)(batch)
-            count = count_answers(batch.answer_weights)
-            return weighted_loss(
-                logits, batch.answer_targets, batch.answer_weights, gamma=2.0, num_answers=count
-            ), logits
+            losses = token_losses(logits, batch.answer_targets, 2.0)[0]
+            return (batch.answer_weights * losses).sum() / count_answers(batch.answer_weights), logits
 
         (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(trainable, frozen, batch)
     return trainable, logits, gradients

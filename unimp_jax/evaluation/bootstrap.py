@@ -1,4 +1,9 @@
-"""Intervals and comparisons from figures for each user; users are what is resampled, by a seed."""
+"""Intervals and comparisons from figures for each user; users are what is resampled, by a seed.
+
+`scipy.stats.bootstrap` and `permutation_test` agree up to Monte Carlo error (tests compare them), but draw other
+resamples from a seed: every interval and p-value that was published would change. They would also resample each metric
+anew, where here all metrics of a table are of the same resampled users.
+"""
 
 from __future__ import annotations
 

@@ -25,18 +25,6 @@ class _Spread(NamedTuple):
     r_KF: np.ndarray
 
 
-def frechet_distance(first_NF: np.ndarray, second_MF: np.ndarray) -> float:
-    """Between two sets of two or more.
-
-    Raises:
-      ValueError: a set is too small, a feature is no finite number, or their widths differ.
-    """
-    first, second = _spreads(first_NF, second_MF)
-    gap_F = first.mean_F - second.mean_F
-    shared = np.linalg.svd(first.r_KF @ second.r_KF.T, compute_uv=False).sum()
-    return float(gap_F @ gap_F + (first.r_KF**2).sum() + (second.r_KF**2).sum() - 2 * shared)
-
-
 def frechet_values(first_PF: np.ndarray, second_PF: np.ndarray) -> np.ndarray:
     """One value a pair, float64 [P], whose mean is the distance between all firsts and all seconds.
 
@@ -45,7 +33,7 @@ def frechet_values(first_PF: np.ndarray, second_PF: np.ndarray) -> np.ndarray:
     there are not many more pictures than features.
 
     Raises:
-      ValueError: as of `frechet_distance`, or the two are not as many.
+      ValueError: the sets are not of as many, or are too small, a feature is no finite number, or their widths differ.
     """
     if len(first_PF) != len(second_PF):
         raise ValueError(f"{len(first_PF)} pictures against {len(second_PF)}: pairs are needed")

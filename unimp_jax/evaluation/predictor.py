@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from unimp_jax.batch import Batch
 from unimp_jax.decoding import BeamConfig, DrawingConfig, Trie
 from unimp_jax.evaluation import answering
+from unimp_jax.evaluation.mapping import padded_batches
 from unimp_jax.evaluation.ranking import Ranked, seen_bitmap
 from unimp_jax.model import UniMP
 from unimp_jax.sharding import put_everywhere, put_rows
@@ -25,8 +26,6 @@ from unimp_jax.sharding import put_everywhere, put_rows
 Seen = Callable[[int], np.ndarray]
 """The items that the user of a prompt, named by its number, has interacted with: int [any]. It is called batch by
 batch, so that nothing is ever held of all users at once."""
-IMAGES = 64
-"""Images that are encoded at a time."""
 
 
 class PromptBatch(Protocol):
@@ -97,8 +96,7 @@ class Predictor:
         shown = np.flatnonzero(has_image).astype(np.int32)
         with jax.set_mesh(self.mesh):
             latents_ILC = jax.jit(lambda: jnp.zeros(shape, config.compute_dtype), out_shardings=everywhere)()
-            for start in range(0, len(shown), IMAGES):
-                items = np.resize(shown[start : start + IMAGES], IMAGES)
+            for items, _ in padded_batches(shown):
                 images = np.stack([image(int(item)) for item in items])
                 latents_ILC = add(latents_ILC, self.parameters, *put_everywhere(self.mesh, (items, images)))
         other = copy.copy(self)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import mmap
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from data_pipelines.atomic import atomic_folder
 from unimp_jax.interop.layout import WeightsError
 
 SHARD_BYTES = 5 * 10**9
@@ -40,22 +38,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     refuse_existing(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
-    except OSError as error:
-        raise WeightsError(f"{path} could not be written: {error.strerror or error}") from error
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-        temporary.chmod(0o755)
-        temporary.rename(path)
+        with atomic_folder(path, shared=True) as temporary:
+            yield temporary
     except (OSError, SafetensorError) as error:  # the second for a full disk too
         raise WeightsError(f"{path} could not be written: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class ShardWriter:

@@ -199,11 +199,6 @@ EARLIER = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_a
 """What diffusers called the matrices of attention at first."""
 
 
-def is_diffusers(path: Path) -> bool:
-    """Whether a folder holds a `VQModel`."""
-    return (path / CONFIG).is_file() and read_json(path / CONFIG).get("_class_name") == CLASS
-
-
 def open_diffusers(path: Path) -> tuple[VQGANConfig, Weights, str]:
     """A `VQModel` folder, or a pipeline's in which there is one."""
     inside = [path / name for name in ("vqvae", "vqgan") if (path / name / CONFIG).is_file()]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-SIZE, FEATURES = 299, 2048
+SIZE = 299
 EPS = 1e-3
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -18,6 +17,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from data_pipelines.atomic import write_json
 from unimp_jax.processes import of_first, wait_for_all
 from unimp_jax.training.reading import CheckpointError, DamagedError, read_together
 
@@ -98,9 +98,7 @@ class Checkpoints:
         """Adds what was measured to a checkpoint that was saved before it could be; by a process of its own alone."""
         file = self.folder / str(step) / METRICS / METRICS
         if self._best_metric in metrics and file.exists():
-            partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(metrics), encoding="utf-8")
-            os.replace(partial, file)
+            write_json(file, metrics)
             self._manager.reload()
 
     def latest(self) -> int | None:

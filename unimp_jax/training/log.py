@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from data_pipelines.atomic import atomic_file
 
 
 class RunLog:
@@ -29,9 +30,8 @@ class RunLog:
         if not writes:
             return
         kept = [line for line in read_log(self.path) if line["step"] <= step]
-        whole = self.path.with_suffix(".partial")
-        whole.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(whole, self.path)
+        with atomic_file(self.path) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import enum
 import json
 import re
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
 import numpy as np
+import tenacity
 from jax.experimental import multihost_utils
 
 T = TypeVar("T")
@@ -95,19 +95,26 @@ def read_together(what: str, read: Callable[[], T]) -> T:
 
 
 def _attempts(read: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    for wait in (*WAITS, None):
-        try:
-            return read(), None
-        except Exception as error:
-            passes = view_of(error) == View.OUT_OF_REACH
-            # A network's file system shows to one host later what another has just written.
-            passes |= jax.process_count() > 1 and any(
-                isinstance(link, MISSING) or _MISSING.search(str(link)) for link in _chain(error)
-            )
-            if wait is None or not passes:
-                return None, error
-        time.sleep(wait)
-    raise AssertionError("the last attempt returns")
+    """What `read` returned, or the error of the last attempt."""
+    attempts = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_may_pass),
+        wait=tenacity.wait_chain(*map(tenacity.wait_fixed, WAITS)),
+        stop=tenacity.stop_after_attempt(len(WAITS) + 1),
+        reraise=True,
+    )
+    try:
+        return attempts(read), None
+    except Exception as error:
+        return None, error
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt may succeed; a file that is missing may, where it was written by another host, for a
+    network's file system shows it to this host later."""
+    if not isinstance(error, Exception):
+        return False  # asked to end
+    missing = any(isinstance(link, MISSING) or _MISSING.search(str(link)) for link in _chain(error))
+    return view_of(error) == View.OUT_OF_REACH or (missing and jax.process_count() > 1)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,0 +1,77 @@
+"""Files and folders that are written whole or not at all.
+
+What is written goes to a temporary path beside the final one, `.NAME.partial`, which is renamed once it is complete.
+After an error the temporary path is removed. A process that is killed leaves it behind, and the next one to write the
+same path takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Yields a path to write a file to; the file becomes `path` when the context ends without an error.
+
+    Args:
+      path: the final path, in a folder that exists; an earlier file there is replaced.
+      shared: whether several processes may write the file at the same time. Each then has a temporary path of its own,
+        and the last one to end determines the content.
+    """
+    temporary = _temporary(path, shared)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, replaces: bool = False, shared: bool = False) -> Iterator[Path]:
+    """Yields an empty folder to fill; it becomes `path` when the context ends without an error.
+
+    All files are flushed to the disk before the folder is renamed.
+
+    Args:
+      path: the final path; missing parents are created.
+      replaces: whether an earlier folder is removed; otherwise one that is not empty is an error.
+      shared: whether several processes may write the folder at the same time, as of `atomic_file`.
+
+    Raises:
+      OSError: the folder cannot be written, or exists and must not be replaced.
+    """
+    temporary = _temporary(path, shared)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        if replaces:
+            shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_json(path: Path, value: Any, *, shared: bool = False) -> None:
+    """Writes a value as indented JSON, whole or not at all; `shared` is that of `atomic_file`."""
+    with atomic_file(path, shared=shared) as temporary:
+        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def _temporary(path: Path, shared: bool) -> Path:
+    return path.with_name(f".{path.name}.{f'{secrets.token_hex(4)}.' if shared else ''}partial")

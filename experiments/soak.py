@@ -1,0 +1,146 @@
+"""A soak test: a run that is killed again and again must end as one that never was.
+
+    python -m experiments.soak --folder runs/soak --kills 50 --seed 0
+
+One run is left alone. Another, by the same command, is sent SIGKILL, SIGTERM or both at random moments, and is started
+again each time. In the end the latest and the best checkpoint, the log but for timings and all other files must be the
+same, bit for bit. The exit status is 1 where something differs, or where a process ends otherwise than by the signal.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from signal import SIGKILL, SIGTERM, Signals
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tyro
+
+from experiments.config import load_config
+from unimp_jax.training.checkpoint import Checkpoints
+from unimp_jax.training.log import read_log
+
+CORES = len(os.sched_getaffinity(0))
+SIGNALS = [SIGTERM], [SIGKILL], [SIGTERM, SIGKILL]
+TRAIN = (
+    "train tiny --loop.log-every 3 --loop.save-every 6 --loop.validate-every 30 --training.validation-users 32 "
+    "--training.trains resampler gated embeddings"
+)
+Process = subprocess.Popen[bytes]
+TIMINGS = re.compile(r"\w+_per_second|step_seconds|waiting_share|mfu")
+
+
+def train(run: Path, data: Path, steps: int) -> Process:
+    """Starts a process that trains in `run`; the folder above it gets what is printed and what is compiled."""
+    own = f" --folder {run} --data.folder {data} --loop.steps {steps} --loader.rows {CORES}"
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}  # each core is a device
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(run.with_name("compiled").absolute())
+    command = [sys.executable, "-u", "-m", "experiments.cli", *(TRAIN + own).split()]
+    with run.with_name("printed.txt").open("wb") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+
+def wait(process: Process, condition: Callable[[], object] = lambda: False, seconds: float = 600.0) -> None:
+    """Returns when the process is over, when the condition holds, or after so many seconds."""
+    until = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < until and not condition():
+        time.sleep(0.002)
+
+
+def end(process: Process, run: Path, allowed: Collection[int] = (0,)) -> None:
+    """Waits for the end of the process; another status than the allowed ones ends the soak."""
+    wait(process)
+    if process.poll() not in allowed:
+        process.kill()
+        printed = run.with_name("printed.txt").read_text(encoding="utf-8", errors="replace")
+        sys.exit(f"FAILED: exit status {process.wait()}, which is not of {allowed}:\n{printed}")
+
+
+def disturb(process: Process, run: Path, goal: int, start: float, signals: list[Signals]) -> None:
+    """Sends signals while the process starts, which takes `start` seconds, or, from step `goal` on, trains or saves."""
+    when = random.choice(["starting", "training", "training", "saving"])
+    wait(process, lambda: logged(run) >= goal, random.uniform(0.0, start) if when == "starting" else 600.0)
+    if when == "saving":
+        wait(process, lambda: any((run / "checkpoints").glob("*.orbax-checkpoint-tmp")))
+    time.sleep({"starting": 0.0, "training": 0.5, "saving": 0.08}[when] * random.random())
+    allowed = allowed_statuses(signals, begun=b"loss=" in run.with_name("printed.txt").read_bytes())
+    for one in signals:
+        process.send_signal(one)
+        time.sleep(random.uniform(0.0, 0.4))
+    end(process, run, allowed)
+    names = " + ".join(one.name for one in signals)
+    print(f"{names:<17} {when:<8} step {logged(run):>4}, status {process.returncode}", flush=True)
+
+
+def allowed_statuses(signals: list[Signals], begun: bool) -> set[int]:
+    """Once a run has begun, SIGTERM makes it save and end with 0; before that SIGTERM ends it as any program."""
+    asked = {0} if begun else {0, -SIGTERM}
+    return (asked if SIGTERM in signals else set()) | ({-SIGKILL} if SIGKILL in signals else set())
+
+
+def logged(run: Path) -> int:
+    """The last step in the log."""
+    return max((line["step"] for line in read_log(run / "metrics.jsonl")), default=0)
+
+
+def differences(right: Path, run: Path) -> list[str]:
+    """What is not the same at the end of two runs, or is there in one of them only."""
+    one, other = dict(contents(right)), dict(contents(run))
+    return [f"{name} differs" for name in one | other if one.get(name) != other.get(name)]
+
+
+def contents(run: Path) -> Iterator[tuple[str, Any]]:
+    """All that must be the same at the end, by name; paths without what differs from run to run, the numbers of steps,
+    names of chunks, times and machines."""
+    varies = re.compile(r"(?<=^checkpoints/)\d+|(?<=/d/)[0-9a-f]+$|(?<=^tensorboard/events).*")
+    for path in run.rglob("*"):
+        yield varies.sub("*", path.relative_to(run).as_posix()), "is there"
+    for path in (run / "config.json", *(run / "vocabulary").iterdir()):
+        yield f"the content of {path.name}", path.read_bytes()
+    for number, line in enumerate(read_log(run / "metrics.jsonl"), start=1):
+        yield f"metrics.jsonl, line {number}", {key: x for key, x in line.items() if not TIMINGS.fullmatch(key)}
+    with Checkpoints(run / "checkpoints", load_config(run / "config.json").checkpoint, reads_only=True) as checkpoints:
+        steps = {"the latest step": checkpoints.latest(), "the best step": checkpoints.best()}
+    yield from steps.items()
+    folders = {name: run / "checkpoints" / str(step) for name, step in steps.items()}
+    yield from ((f"{name}: notes", (folder / "notes" / "metadata").read_bytes()) for name, folder in folders.items())
+    for name, folder in {"frozen": run / "frozen", **{name: at / "state" for name, at in folders.items()}}.items():
+        with ocp.StandardCheckpointer() as checkpointer:
+            for path, x in jax.tree.leaves_with_path(checkpointer.restore(folder.absolute())):
+                yield f"{name}: {jax.tree_util.keystr(path)}", (x.dtype, x.shape, np.asarray(x).tobytes())
+
+
+def main(
+    folder: Path = Path("runs/soak"), data: Path = Path("data"), kills: int = 50, steps: int = 300, seed: int = 0
+) -> None:
+    """Trains `steps` steps of MovieLens small, prepared in `data`, in two runs in `folder`, and compares them."""
+    jax.config.update("jax_platforms", "cpu")  # it only compares; an accelerator is for those that train
+    jax.config.update("jax_num_cpu_devices", CORES)
+    folder.mkdir(parents=True)
+    right, run = folder / "undisturbed", folder / "disturbed"
+    for _ in range(2):  # the second time it only starts, and is over
+        begin = time.monotonic()
+        end(train(right, data, steps), right)
+    start = time.monotonic() - begin
+    random.seed(seed)
+    for kill, signals in enumerate(random.choices(SIGNALS, [9, 9, 2], k=kills), start=1):
+        at = logged(run)
+        goal = random.randint(at + 1, max(at + 1, int(0.9 * steps * kill / kills)))  # the last signal finds it running
+        disturb(train(run, data, steps), run, goal, start, signals)
+    end(train(run, data, steps), run)
+    if wrong := differences(right, run):
+        sys.exit("FAILED: " + "\n".join(wrong))
+    print(f"{kills} kills: the same bit for bit, and nothing is left behind")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)

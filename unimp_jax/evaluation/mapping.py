@@ -1,0 +1,53 @@
+"""One compiled function over many images, texts or codes, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+BATCH = 64
+"""Rows that are encoded together."""
+
+
+def batch_size(shards: int) -> int:
+    """The least multiple of `shards`, over which a mesh splits a batch, that is not below `BATCH`."""
+    return -(-BATCH // shards) * shards
+
+
+def padded_batches(rows: np.ndarray, size: int = BATCH, *, progress: str = "") -> Iterator[tuple[np.ndarray, int]]:
+    """Splits rows into batches of one size, so that one compilation serves them all.
+
+    Args:
+      rows: [N, ...].
+      progress: what a progress bar says; without it there is none.
+
+    Yields:
+      ([size, ...], how many of these count): the last batch is filled up with its own rows again.
+    """
+    for start in tqdm(range(0, len(rows), size), desc=progress, leave=False, disable=not progress):
+        part = rows[start : start + size]
+        yield np.resize(part, (size, *rows.shape[1:])), len(part)
+
+
+def map_batches(
+    function: Callable[[np.ndarray], Any], rows: np.ndarray, size: int = BATCH, *, progress: str = ""
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Calls `function` on each of the `padded_batches`.
+
+    Args:
+      function: [size, ...] -> [size, ...], on the host or a device.
+
+    Yields:
+      (some of the rows, [some, ...] what the function returns for them), in order.
+    """
+    for batch, count in padded_batches(rows, size, progress=progress):
+        yield batch[:count], np.asarray(function(batch))[:count]
+
+
+def in_batches(function: Callable[[np.ndarray], Any], rows: np.ndarray, size: int | None = None) -> np.ndarray:
+    """[N, ...], what `function` returns for N rows, at least one; by default few rows are one small batch."""
+    size = min(BATCH, len(rows)) if size is None else size
+    return np.concatenate([result for _, result in map_batches(function, rows, size)])
