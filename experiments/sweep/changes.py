@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from data_pipelines.nearest import did_you_mean
-from experiments.config import flat, to_json
+from experiments.config import adapter, flat, to_json
 
 C = TypeVar("C")
 Changes = Mapping[str, Any]
@@ -31,7 +31,7 @@ def changed(config: C, changes: Changes) -> C:
         *path, last = field.split(".")
         functools.reduce(dict.__getitem__, path, tree)[last] = value
     try:
-        return pydantic.TypeAdapter(type(config)).validate_python(tree)
+        return adapter(type(config)).validate_python(tree)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         what = ", ".join(f"{name} {value}" for name, value in changes.items())

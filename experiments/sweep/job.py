@@ -34,6 +34,7 @@ class CellJob:
 
     def __call__(self) -> str:
         signal.signal(signal.SIGTERM, lambda *_: self.stop())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the sweep too, which stops its jobs by SIGTERM
         if self.share.cores:
             os.sched_setaffinity(0, self.share.cores)
         with concurrent.futures.ThreadPoolExecutor(1) as thread:  # signals interrupt only the main thread

@@ -70,7 +70,7 @@ class Runner:
           following: called with the results that are new, at first with none, and returns the functions that follow.
         """
         before = {one: signal.signal(one, lambda *_: self.stopping.set()) for one in (signal.SIGTERM, signal.SIGINT)}
-        # Jobs inherit the blocked signal of their thread: Ctrl-C reaches the sweep alone, which stops them by SIGTERM.
+        # submitit's processes inherit the blocked signal, so that Ctrl-C does not end them before their jobs.
         block: dict[str, Any] = {"initializer": signal.pthread_sigmask, "initargs": (signal.SIG_BLOCK, {signal.SIGINT})}
         try:
             with concurrent.futures.ThreadPoolExecutor(self.jobs, **block) as threads:

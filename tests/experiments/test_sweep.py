@@ -258,8 +258,8 @@ def test_a_job_that_dies_is_a_failure_that_says_where_its_log_is(tmp_path, monke
     assert result.text.startswith(f"its job ended early: see {tmp_path / 'local'}")
 
 
-@pytest.mark.parametrize("ask", [lambda pid: os.kill(pid, signal.SIGTERM), lambda pid: os.killpg(pid, signal.SIGINT)])
-def test_asked_to_end_all_cells_save_and_end(tmp_path, ask):
+@pytest.mark.parametrize(("send", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)])
+def test_asked_to_end_all_cells_save_and_end(tmp_path, send, number):
     """By SIGTERM to the sweep, or from the keyboard, which sends SIGINT to all processes."""
     saves = "trap 'echo saved >> marks; exit 0' TERM; echo begins >> marks; while :; do sleep 0.05; done"
     for name in "ab":
@@ -267,7 +267,7 @@ def test_asked_to_end_all_cells_save_and_end(tmp_path, ask):
     cell(tmp_path / "c", WORK.format(seconds=0))
     running = sweep(tmp_path, {name: [] for name in "abc"})
     wait_for(lambda: marks(tmp_path / "a") and marks(tmp_path / "b"))
-    ask(running.pid)
+    send(running.pid, number)
     output, _ = running.communicate(timeout=300)
     assert output.splitlines()[-1] == '[["a", "ended"], ["b", "ended"], ["c", "ended"]] True'
     assert [marks(tmp_path / name) for name in "abc"] == [["begins", "saved"]] * 2 + [[]]
@@ -337,7 +337,7 @@ def test_a_job_that_is_taken_away_while_its_command_starts_leaves_nothing_behind
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess, "Popen", slow)
-    before = [(one, signal.getsignal(one)) for one in (signal.SIGUSR2, signal.SIGTERM)]
+    before = [(one, signal.getsignal(one)) for one in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)]
     signal.signal(signal.SIGUSR2, taken_away)
     try:
         with pytest.raises(KeyboardInterrupt):
