@@ -55,6 +55,7 @@ setup(
         "rouge-score>=0.1.2",
         "nltk>=3.9",
         "scikit-learn>=1.5",
+        "submitit>=1.5",  # the jobs of sweeps, on this machine and under SLURM
         "scikit-image>=0.25",  # PSNR and SSIM of reconstructed pictures
     ],
     extras_require={
@@ -63,7 +64,7 @@ setup(
         "torch": ["torch>=2.6"],  # .pt, .pth and .ckpt files, and tests against transformers
         "gguf": ["gguf>=0.17"],
         "beam": ["apache-beam>=2.60"],  # large sources, encoded by other machines
-        "sweep": ["optuna>=4.1", "submitit>=1.5"],
+        "sweep": ["optuna>=4.1"],  # the search for hyper-parameters
         "docs": ["sphinx>=8", "myst-parser>=4", "furo"],
         "dev": [
             "pytest>=8",
@@ -74,7 +75,6 @@ setup(
             "ruff>=0.12",
             "mypy>=1.15",
             "optuna>=4.1",
-            "submitit>=1.5",
         ],
     },
     entry_points={"console_scripts": ["unimp=experiments.cli:main"]},

@@ -24,7 +24,6 @@ from experiments.generate import generate
 from experiments.item_ids import ItemIdsConfig, make_item_ids
 from experiments.plan.command import PresetPlan, plan
 from experiments.preset_run import PresetRun
-from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.report import write_report
 from experiments.request import decoded
 from experiments.rival import train_rival

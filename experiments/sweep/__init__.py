@@ -1,6 +1,6 @@
-"""`unimp sweep`: many runs that differ from one another in one thing, or in what a search proposes.
+"""`unimp sweep`: many training runs that differ in one change each, or in what a hyper-parameter search proposes.
 
-A sweep is a folder of cells, each an ordinary run's folder. What is to be done in a cell stands in its `cell.json`;
-whoever does it holds its `lock`; what came of it stands in `done.json` or `failed.json`, and who began and ended what,
-in the sweep's `journal.jsonl`.
+The folder of a sweep has one folder per cell, and a cell is an ordinary run with an evaluation. `cell.json` lists the
+commands of the cell, `lock` is held while they run, and `done.json` or `failed.json` has the outcome. `sweep.json` is
+the list of cells that the report reads, and `journal.jsonl` records when each cell started and ended.
 """

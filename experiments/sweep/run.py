@@ -1,144 +1,190 @@
-"""All cells of a sweep, as many at once as there is room for, each after those that it needs."""
+"""Runs the cells of a sweep as submitit jobs, as many at the same time as there are shares of the devices."""
 
 from __future__ import annotations
 
-import dataclasses
+import concurrent.futures
+import functools
+import graphlib
+import os
+import queue
 import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from experiments.lock import holder, is_free
-from experiments.sweep.asked import AskedToEnd
-from experiments.sweep.engines import Engine, Running
-from experiments.sweep.files import read_json
-from experiments.sweep.worker import BUSY, DONE, ENDED, FAILED, is_done
+import submitit
 
-LOOK_EVERY = 0.2
-BUSY_EVERY = 2.0
-"""Seconds between looks at workers, and at cells that another sweep is at."""
-State = Literal["done", "failed", "ended", "not run"]
+from experiments.lock import is_free
+from experiments.sweep.devices import Share, kind_here, shares
+from experiments.sweep.job import CellJob, is_done, read_json
+
+if TYPE_CHECKING:
+    from experiments.sweep.command import SweepConfig
+
+POLL_SECONDS = 0.2
+NO_LIMIT_MINUTES = 10 * 366 * 24 * 60
+"""submitit ends a local job after this time."""
+MOST_TIMEOUTS = 100
+"""A job of SLURM does not queue again after so many time limits."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What became of a cell."""
+class Result(NamedTuple):
+    """The outcome of a cell; "busy" if another sweep runs it."""
 
     name: str
-    state: State
-    told: str = ""
+    state: Literal["done", "failed", "ended", "busy", "not run"]
+    text: str = ""
 
 
-class Workers:
-    """Those of one sweep that are at work."""
+class Runner:
+    """The submitit executor of a sweep, and the shares of the devices that its jobs get.
 
-    def __init__(self, folder: Path, engine: Engine):
-        self.folder, self._engine = folder, engine
-        self._running: dict[str, Running] = {}
+    Attributes:
+      stopping: set when the sweep is asked to end. Local jobs are stopped then; those of SLURM stay in the queue.
+      say: called with a line about what happens.
+    """
 
-    @property
-    def room(self) -> int:
-        return self._engine.room - len(self._running)
+    def __init__(
+        self,
+        folder: Path,
+        executor: submitit.Executor,
+        shares: Sequence[Share],
+        *,
+        local: bool = True,
+        say: Callable[[str], None] = print,
+    ):
+        self.folder, self.say, self.jobs, self.stopping = folder, say, len(shares), threading.Event()
+        self._executor, self._local = executor, local
+        self._shares: queue.SimpleQueue[Share] = queue.SimpleQueue()
+        for share in shares:
+            self._shares.put(share)
 
-    @property
-    def names(self) -> list[str]:
-        return list(self._running)
+    def walk(self, following: Callable[[list[Result]], list[Callable[[], Result]]]) -> None:
+        """Calls functions in as many threads as there are shares, until no more follow.
 
-    def start(self, name: str) -> None:
-        self._running[name] = self._engine.start(self.folder / name)
+        Meanwhile SIGTERM and SIGINT do nothing but set `stopping`.
 
-    def ended(self) -> list[tuple[str, int]]:
-        """Those that have ended since, with what they returned."""
-        found = [(name, running.status()) for name, running in self._running.items()]
-        over = [(name, status) for name, status in found if status is not None]
-        for name, _ in over:
-            del self._running[name]
-        return over
+        Args:
+          following: called with the results that are new, at first with none, and returns the functions that follow.
+        """
+        before = {one: signal.signal(one, lambda *_: self.stopping.set()) for one in (signal.SIGTERM, signal.SIGINT)}
+        # submitit's processes inherit the blocked signal, so that Ctrl-C does not end them before their jobs.
+        block: dict[str, Any] = {"initializer": signal.pthread_sigmask, "initargs": (signal.SIG_BLOCK, {signal.SIGINT})}
+        try:
+            with concurrent.futures.ThreadPoolExecutor(self.jobs, **block) as threads:
+                try:
+                    running = {threads.submit(function) for function in following([])}
+                    while running:
+                        finished, running = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
+                        results = [future.result() for future in finished]
+                        running |= {threads.submit(function) for function in following(results)}
+                except BaseException:
+                    self.stopping.set()
+                    raise
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
 
-    def end(self, name: str | None = None) -> None:
-        """Asks one to, or all of them."""
-        for running in [self._running[name]] if name is not None else list(self._running.values()):
-            running.end()
+    def run(self, name: str, prune: Callable[[], bool] = lambda: False) -> Result:
+        """Runs a cell as a job and waits for it, unless it is done; stops it once `prune` returns True."""
+        folder, share, stopped = self.folder / name, self._shares.get(), False
+        try:
+            if is_done(folder):
+                return Result(name, "done", "before, or by another sweep")
+            if self.stopping.is_set():
+                return Result(name, "ended", "before it began")
+            if not is_free(folder / "lock"):
+                time.sleep(POLL_SECONDS)
+                return Result(name, "busy")
+            self.say(f"{name} begins")
+            job = self._executor.submit(CellJob(folder.absolute(), share))
+            while not job.done():
+                if self.stopping.is_set() and not self._local:
+                    return Result(name, "ended", "for this sweep; its job stays in the queue")
+                if not stopped and (self.stopping.is_set() or prune()):
+                    stopped = True
+                    if not self._local:
+                        job.cancel(check=False)
+                if stopped and self._local:  # repeatedly, because a job that only just starts misses the signal
+                    os.kill(int(job.job_id), signal.SIGTERM)  # `job.cancel` would kill it after a second
+                time.sleep(POLL_SECONDS)
+        finally:
+            self._shares.put(share)
+        if is_done(folder):
+            return Result(name, "done", f"in {read_json(folder / 'done.json')['seconds']:.0f} s")
+        if stopped:
+            return Result(name, "ended", "before it was done")
+        if not is_free(folder / "lock"):
+            return Result(name, "busy")
+        failed = read_json(folder / "failed.json") or {"reason": f"its job ended early: see {job.paths.folder}"}
+        return Result(name, "failed", failed["reason"])
 
-    def leave(self) -> None:
-        """Does not wait for them."""
-        self._running.clear()
 
-    def end_or_leave(self) -> None:
-        if not self._engine.outlives:
-            self.end()
+def open_runner(config: SweepConfig) -> Runner:
+    """Where the cells run.
+
+    Raises:
+      ValueError: there are too few devices, there is no SLURM, or an option of it is not NAME=VALUE.
+    """
+    folder = config.folder / config.engine / "%j"
+    if config.engine == "local":
+        kind = kind_here() if config.devices == "auto" else config.devices
+        executor: submitit.Executor = submitit.LocalExecutor(folder)
+        executor.update_parameters(timeout_min=NO_LIMIT_MINUTES)
+        return Runner(config.folder, executor, shares(config.jobs, kind))
+    options = dict(option.partition("=")[::2] for option in config.slurm.options)
+    if not all(options.values()):
+        raise ValueError(f"--slurm.options {' '.join(config.slurm.options)}: NAME=VALUE each")
+    try:
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=MOST_TIMEOUTS)
+    except RuntimeError as error:
+        raise ValueError(f"--engine slurm: {error}") from error
+    executor.update_parameters(
+        job_name=f"unimp-{config.folder.absolute().name}",
+        time=config.slurm.minutes,
+        setup=list(config.slurm.setup),
+        additional_parameters=options,
+    )
+    return Runner(config.folder, executor, [Share((), {})] * config.jobs, local=False)
 
 
-def run_cells(
-    folder: Path, needs: dict[str, Sequence[str]], engine: Engine, say: Callable[[str], None] = print
-) -> tuple[list[Result], bool]:
-    """(what became of each cell, in their order; whether it was asked to end before).
+def run_cells(needs: Mapping[str, Sequence[str]], runner: Runner) -> list[Result]:
+    """Runs all cells that are not done, each after those that it needs.
 
     Args:
-      needs: cells, by the names of their folders -> those that must be done before.
-      say: is told what happens.
+      needs: for each cell, by the name of its folder, the cells that must be done before.
+
+    Returns:
+      The results in the order of the cells.
     """
     results: dict[str, Result] = {}
-    workers, later = Workers(folder, engine), dict[str, float]()
-    waiting = list(needs)
-    with AskedToEnd(workers.end_or_leave) as end:
-        while waiting or workers.names:
-            for name, status in workers.ended():
-                if status == BUSY:
-                    if name not in later:
-                        say(f"{name}: {holder(folder / name / 'lock')} is at it; waiting")
-                    later[name] = time.monotonic() + BUSY_EVERY
-                    waiting.append(name)
-                    continue
-                results[name] = result(folder / name, status)
-                say(f"[{len(results)} of {len(needs)}] {name} {results[name].state} {results[name].told}".rstrip())
-            if end.asked:
-                if engine.outlives:
-                    workers.leave()
-                waiting.clear()
-            for name in list(waiting):
-                unmet = [one for one in needs[name] if one not in results or results[one].state != "done"]
-                failed = [one for one in unmet if one in results]
-                if failed:
-                    results[name] = Result(name, "not run", f"it needs {failed[0]} ({results[failed[0]].state})")
-                elif unmet or not workers.room or time.monotonic() < later.get(name, 0.0):
-                    continue
-                elif is_done(folder / name):
-                    results[name] = Result(name, "done", "by another sweep" if name in later else "before")
-                elif name in later and not is_free(folder / name / "lock"):
-                    later[name] = time.monotonic() + BUSY_EVERY
-                    continue
-                else:
-                    workers.start(name)
-                    say(f"{name} begins")
-                waiting.remove(name)
-            time.sleep(LOOK_EVERY if workers.names or waiting else 0)
-    missing = {name: Result(name, "ended" if end.asked else "not run") for name in needs if name not in results}
-    return [{**results, **missing}[name] for name in needs], end.asked
+    order = graphlib.TopologicalSorter(needs)
+    order.prepare()
 
+    def following(new: list[Result]) -> list[Callable[[], Result]]:
+        again = [one.name for one in new if one.state == "busy"]
+        for result in new:
+            if result.state == "busy":
+                continue
+            results[result.name] = result
+            runner.say(f"[{len(results)} of {len(needs)}] {' '.join(result)}")
+            if result.state == "done":
+                order.done(result.name)
+        return [functools.partial(runner.run, name) for name in [*order.get_ready(), *again]]
 
-def result(folder: Path, status: int) -> Result:
-    if status == DONE:
-        seconds = (read_json(folder / "done.json") or {}).get("seconds", 0.0)
-        return Result(folder.name, "done", f"in {seconds:.0f} s")
-    if status == FAILED:
-        failed = read_json(folder / "failed.json") or {}
-        return Result(folder.name, "failed", failed.get("reason", "without an account"))
-    if status in (ENDED, -signal.SIGTERM, -signal.SIGINT):  # of a worker that did not listen yet
-        return Result(folder.name, "ended", "before it was done")
-    return Result(folder.name, "failed", f"its worker ended with status {status}")
+    runner.walk(following)
+    return [results.get(name, Result(name, "not run", f"it needs {' and '.join(needs[name])}")) for name in needs]
 
 
 def summary(folder: Path, results: Sequence[Result]) -> str:
-    """A table of what is not done, with the end of each failed cell's log."""
+    """Counts, a line for each cell that is not done, and the end of each failed cell's log."""
     counts = {state: sum(one.state == state for one in results) for state in ("done", "failed", "ended", "not run")}
     lines = [f"{len(results)} cells: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count)]
-    width = max((len(one.name) for one in results), default=0)
-    lines += [f"{one.name:{width}}  {one.state}  {one.told}".rstrip() for one in results if one.state != "done"]
-    for one in results:
-        failed = read_json(folder / one.name / "failed.json") if one.state == "failed" else None
-        if failed:
-            lines += ["", f"{one.name}: {failed['command']}", *(f"  {line}" for line in failed["end"])]
-            lines.append(f"  ({folder / one.name / 'log.txt'})")
+    for name, state, text in results:
+        if state != "done":
+            lines.append(f"{name}: {state}, {text}")
+        if state == "failed" and (failed := read_json(folder / name / "failed.json")):
+            lines += [f"  $ {failed['command']}", *(f"  {line}" for line in failed["end"])]
     return "\n".join(lines)

@@ -1,7 +1,10 @@
 """Ablations change what they say and nothing else, and what makes no sense is refused in words."""
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,14 +13,13 @@ from experiments.config import ExperimentConfig, flat, to_json
 from experiments.evals.config import EvaluationConfig
 from experiments.preset_run import read_training
 from experiments.presets import PRESETS
-from experiments.sweep.ablations import ABLATIONS, listed
+from experiments.sweep.ablations import ABLATIONS, list_ablations
 from experiments.sweep.cells import CODES
-from experiments.sweep.changes import changed, options, read_changes
-from experiments.sweep.plan import Base, Source, divided, look_at, plan
+from experiments.sweep.changes import changed, options
+from experiments.sweep.plan import Base, plan
 from tests.experiments.tiny_run import experiment, prepare_source
 
 EVALUATION = EvaluationConfig(checkpoint="latest", sasrec=False)
-EVERYTHING = Source(pictures=True, tasks=tuple(TASKS))
 MIX = {f"queries.mix.{task}" for task in TASKS}
 WIDTH = {f"model.decoder.{name}" for name in ("width", "heads", "mlp_width")} | {
     "model.gated.heads", "model.gated.mlp_width",
@@ -25,7 +27,7 @@ WIDTH = {f"model.decoder.{name}" for name in ("width", "heads", "mlp_width")} | 
 BASE = changed(
     PRESETS["tiny"],
     {
-        "model.decoder": dataclasses.replace(PRESETS["tiny"].model.decoder, layers=4),
+        "model.decoder.layers": 4,
         "tasks.ask_every": 10,
         "vocabulary.image_codes": Path("codes.parquet"),
         "queries.mix.image": 2.0,
@@ -76,12 +78,12 @@ AS_THE_BASE = {
 }
 
 
-def base(config: ExperimentConfig = BASE, source: Source = EVERYTHING) -> Base:
-    return Base("tiny", config, source, EVALUATION)
+def base(config: ExperimentConfig = BASE, images: bool = True, tasks: Sequence[str] = tuple(TASKS)) -> Base:
+    return Base("tiny", config, images, tasks)
 
 
 def cells(*names: str, config: ExperimentConfig = BASE, seeds: tuple[int, ...] = (3,)):
-    return plan(base(config), names, seeds)[0]
+    return plan(base(config), names, seeds, EVALUATION)[0]
 
 
 def differing(one: ExperimentConfig, other: ExperimentConfig) -> set[str]:
@@ -90,7 +92,7 @@ def differing(one: ExperimentConfig, other: ExperimentConfig) -> set[str]:
 
 
 def test_every_ablation_is_described_in_a_line():
-    lines = listed().splitlines()
+    lines = list_ablations().splitlines()
     assert len(lines) == len(ABLATIONS)
     for line in lines:
         name, description = line.split(maxsplit=1)
@@ -99,7 +101,7 @@ def test_every_ablation_is_described_in_a_line():
 
 
 def test_ablations_are_either_made_or_refused_as_they_should_be():
-    made, refused = plan(base(), (), (3,))
+    made, refused = plan(base(), (), (3,), EVALUATION)
     assert set(refused) == AS_THE_BASE
     assert set(refused.values()) == {"the base is so already"}
     assert {cell.ablation for cell in made if cell.evaluation} == {"base", *SAYS}
@@ -154,19 +156,18 @@ def test_parts_that_ablations_share_are_trained_once():
     ]  # fmt: skip
 
 
-def test_a_curriculum_asks_only_for_what_the_base_trains_for():
-    config = changed(BASE, {"queries.mix.preference": 0.0})
-    made, _ = plan(base(config), ["curriculum"], [0])
+def test_a_curriculum_has_only_the_tasks_of_the_base():
+    made, _ = plan(base(tasks=["recommendation", "search", "selection", "image"]), ["curriculum"], [0], EVALUATION)
     assert [cell.ablation for cell in made] == [
         "curriculum_1_recommendation", "curriculum_2_search", "curriculum_3_selection", "curriculum_4_image",
         "curriculum",
     ]  # fmt: skip
-    assert made[-1].config.queries.mix == config.queries.mix
+    assert made[-1].config.queries.mix == BASE.queries.mix
 
 
 def test_semantic_ids_come_from_the_cell_of_the_base(tmp_path):
     named_by, own = cells("semantic_ids")
-    assert (named_by.ablation, own.needs) == ("base", (named_by.name,))
+    assert (named_by.ablation, own.needs) == ("base", [named_by.name])
     assert own.experiment(tmp_path).vocabulary.item_codes == tmp_path / own.name / CODES
     (ids, _), (train, _), _ = own.commands(tmp_path)
     assert ids[:3] == ["ids", str(tmp_path / named_by.name), str(tmp_path / own.name / CODES)]
@@ -184,38 +185,42 @@ def test_the_command_line_of_a_cell_says_its_configuration(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "source", "message"),
+    ("name", "changes", "limits", "message"),
     [
-        ("no_image", {}, EVERYTHING, "did you mean 'no_images'"),
-        ("no_images", {}, Source(pictures=False, tasks=tuple(TASKS)), "its source has none"),
-        ("all_images", {"budget.images": 0}, EVERYTHING, "shows no pictures"),
-        ("gamma_2", {}, EVERYTHING, "the base is so already"),
-        ("cross_every_4", {"model.decoder": PRESETS["tiny"].model.decoder}, EVERYTHING, "must divide decoder.layers 2"),
-        ("preference_only", {}, Source(True, tuple(TASKS)[:2]), "cannot be asked it"),
-        ("search_only", {"queries.mix.search": 0.0}, EVERYTHING, "does not train for search"),
-        ("curriculum", {}, Source(True, tuple(TASKS)[:1]), "trains for recommendation alone"),
-        ("semantic_ids", {"vocabulary.item_codes": Path("ids.parquet")}, EVERYTHING, "by codes already"),
-        ("trained_tower", {"training.trains": ("gated",), "training.cache_features": True}, EVERYTHING, "frozen tower"),
-        ("curriculum", {"loop.steps": 4}, EVERYTHING, "4 steps cannot be divided among 6 parts"),
-        ("width_half", {"model.decoder.mlp_width": 191}, EVERYTHING, "mlp_width 191 cannot be multiplied by 0.5"),
+        ("no_image", {}, {}, "did you mean 'no_images'"),
+        ("no_images", {}, {"images": False}, "shows no images, or its source has none"),
+        ("all_images", {}, {"images": False}, "shows no images"),
+        ("gamma_2", {}, {}, "the base is so already"),
+        ("cross_every_4", {"model.decoder.layers": 2}, {}, "must divide decoder.layers 2"),
+        (
+            "preference_only",
+            {},
+            {"tasks": list(TASKS)[:2]},
+            "does not train for preference .* or its source does not allow it",
+        ),
+        ("curriculum", {}, {"tasks": list(TASKS)[:1]}, "trains for recommendation alone"),
+        ("semantic_ids", {"vocabulary.item_codes": Path("ids.parquet")}, {}, "have semantic ids already"),
+        ("trained_tower", {"training.trains": ("gated",), "training.cache_features": True}, {}, "frozen tower"),
+        ("curriculum", {"loop.steps": 4}, {}, "4 steps cannot be divided among 6 stages"),
+        ("width_half", {"model.decoder.mlp_width": 191}, {}, "mlp_width 191 cannot be multiplied by 0.5"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_words(name, changes, source, message):
+def test_what_makes_no_sense_is_refused_in_words(name, changes, limits, message):
     with pytest.raises(ValueError, match=message):
-        plan(base(changed(BASE, changes), source), [name], [0])
+        plan(base(changed(BASE, changes), **limits), [name], [0], EVALUATION)
 
 
 @pytest.mark.parametrize("seeds", [(), (1, 1)])
 def test_seeds_are_some_and_no_two_alike(seeds):
     with pytest.raises(ValueError, match="no two alike"):
-        plan(base(), ["base"], seeds)
+        plan(base(), ["base"], seeds, EVALUATION)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_most_ablations_make_sense_on_every_preset(preset):
     config = dataclasses.replace(PRESETS[preset], start=None)
-    source = Source(config.budget.images > 0, TASKS)
-    made, refused = plan(Base(preset, config, source, EVALUATION), (), (0,))
+    tasks = [task for task in TASKS if config.queries.mix[task]]
+    made, refused = plan(Base(preset, config, config.budget.images > 0, tasks), (), (0,), EVALUATION)
     measured = {cell.ablation for cell in made if cell.evaluation}
     assert measured | set(refused) == set(ABLATIONS)
     assert len(measured) >= 22
@@ -223,32 +228,52 @@ def test_most_ablations_make_sense_on_every_preset(preset):
 
 def test_geometry_that_a_start_decides_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.sweep.plan.adopt", lambda config: dataclasses.replace(config, model=BASE.model))
-    with pytest.raises(ValueError, match="with which the base begins"):
+    with pytest.raises(ValueError, match="from which the base starts"):
         cells("layers_double", config=dataclasses.replace(BASE, start=tmp_path))
 
 
-def test_a_source_is_looked_at(tmp_path):
-    data = prepare_source(tmp_path)
-    assert look_at(experiment(data).data) == Source(pictures=True, tasks=tuple(TASKS))
+@pytest.mark.parametrize(
+    ("changes", "images", "missing"),
+    [
+        ({}, True, set()),
+        ({"budget.images": 0}, False, set()),
+        ({"tasks.images": False}, False, set()),
+        ({"queries.mix.search": 0.0}, True, {"search"}),
+    ],
+)
+def test_a_base_has_the_images_and_tasks_of_its_configuration(tmp_path, changes, images, missing):
+    config = changed(experiment(prepare_source(tmp_path)), changes)
+    found = Base.open("tiny", config)
+    assert found == Base("tiny", config, images, [task for task in TASKS if task not in {"image", *missing}])
+
+
+def test_a_base_has_no_images_and_tasks_that_its_source_has_not(tmp_path, monkeypatch):
+    config = experiment(prepare_source(tmp_path))
+    counts = config.data.folder / config.data.source / "prepared.json"
+    counts.write_text(json.dumps({"rated": 0, "images": 0}))
+    items = [SimpleNamespace(categories=[], image="a.png")]
+    monkeypatch.setattr("experiments.sweep.plan.read_items", lambda source, folder: items)
+    found = Base.open("tiny", config)
+    assert (found.images, found.tasks) == (False, ["recommendation", "selection"])
 
 
 def test_steps_are_divided_evenly():
-    for steps in range(5, 40):
-        parts = divided(steps, 5)
-        assert sum(parts) == steps
-        assert max(parts) - min(parts) <= 1
+    for steps in range(6, 40):
+        stages = [cell.config.loop.steps for cell in cells("curriculum", config=changed(BASE, {"loop.steps": steps}))]
+        assert sum(stages) == steps
+        assert max(stages) - min(stages) <= 1
 
 
 def test_fields_are_changed_by_name_and_told_as_options():
     changes = {"optimizer.learning-rate": 0.01, "loader.packed": "False", "training.trains": ["gated"], "mesh.data": -1}
-    config = read_changes(PRESETS["small"], changes)
+    config = changed(PRESETS["small"], changes)
     assert config.training.trains == ("gated",)
     assert options(PRESETS["small"], config) == [
         "--loader.packed", "False", "--optimizer.learning-rate", "0.01", "--training.trains", "gated",
     ]  # fmt: skip
     moved = changed(config, {"mesh.data": 2})
     assert options(moved, config) == ["--mesh.data=-1"]
-    with pytest.raises(ValueError, match=r"did you mean optimizer\.learning_rate"):
-        read_changes(config, {"optimiser.learning_rate": 1})
+    with pytest.raises(ValueError, match=r"did you mean 'optimizer\.learning_rate'"):
+        changed(config, {"optimiser.learning_rate": 1})
     with pytest.raises(ValueError, match="must be above 0"):
-        read_changes(config, {"optimizer.learning_rate": -1})
+        changed(config, {"optimizer.learning_rate": -1})
