@@ -136,7 +136,7 @@ class Vocabulary:
         first = self.tokenizer.convert_ids_to_tokens(self.encode("a").tolist())[0]
         return "" if first[0] in "Ġ▁" else " "
 
-    def picture(self, item: int) -> np.ndarray:
+    def image_tokens(self, item: int) -> np.ndarray:
         """The tokens of an item's picture, row by row: int32 [h * w].
 
         Raises:

@@ -183,12 +183,12 @@ class ExperimentData:
         )
 
     def questions(
-        self, prompts: Sequence[Example], share: Share = Share(), *, tight: bool = False, pictures: bool = True
+        self, prompts: Sequence[Example], share: Share = Share(), *, tight: bool = False, with_images: bool = True
     ) -> grain.DatasetIterator[QuestionBatch]:
         """Batches of one shape whatever the task, so that one compiled function asks them all; or, `tight`, no
         larger than these prompts need, for answers of many tokens."""
         budget = dataclasses.replace(self.config.budget, answers=PROMPTS_A_ROW)
-        images = self.images if pictures else None
+        images = self.images if with_images else None
         return question_batches(prompts, budget, images, self.config.loader, share, tight=tight)
 
     @property

@@ -49,7 +49,7 @@ class Product:
 
     Attributes:
       categories: most general first.
-      picture: a URL.
+      image_url: where the main image is.
     """
 
     title: str = ""
@@ -57,7 +57,7 @@ class Product:
     price: str = ""
     brand: str = ""
     description: str = ""
-    picture: str = ""
+    image_url: str = ""
 
     def item(self, item_id: str, image: bytes) -> Item:
         attributes = (
@@ -126,7 +126,7 @@ def open_release(
     products = _products(release, folder, files, reviews, faults)
     pictures = FetchedPictures(folder / "images", faults)
     if selection.fetch_images:
-        pictures.fetch({item: product.picture for item, product in products.items() if product.picture})
+        pictures.fetch({item: product.image_url for item, product in products.items() if product.image_url})
     return Tabled(reviews, lambda item: products[item].item(item, pictures.read(item)), read)
 
 

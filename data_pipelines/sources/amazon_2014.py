@@ -54,7 +54,7 @@ def product(record: dict[str, Any], category: str) -> Product:
         price=price(record),
         brand=clean(text(record, "brand")),
         description=clean(" ".join(several(record, "description"))),
-        picture=text(record, "imUrl").strip(),
+        image_url=text(record, "imUrl").strip(),
     )
 
 

@@ -34,7 +34,7 @@ def product(record: dict[str, Any], category: str) -> Product:
         price=price(record),
         brand=clean(text(record, "brand")),
         description=clean(" ".join(several(record, "description"))),
-        picture=urls[0].strip() if urls else "",
+        image_url=urls[0].strip() if urls else "",
     )
 
 

@@ -63,11 +63,11 @@ def product(record: dict[str, Any], category: str, brand: str = "store") -> Prod
         price=price(record),
         brand=clean(text(record, brand)) or clean(known),
         description=clean(" ".join(several(record, "description"))),
-        picture=picture(record),
+        image_url=image_url(record),
     )
 
 
-def picture(record: dict[str, Any]) -> str:
+def image_url(record: dict[str, Any]) -> str:
     """The URL of the main picture, or of the first; "" where there is none.
 
     Raises:

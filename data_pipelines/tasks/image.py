@@ -47,7 +47,7 @@ class Image(Task):
 
     def answer(self, texts: PromptTexts, query: Query, shown: Sequence[np.ndarray]) -> np.ndarray:
         check_codes(texts.vocabulary)
-        return texts.vocabulary.picture(query.right[0])
+        return texts.vocabulary.image_tokens(query.right[0])
 
     def open_answer(self, vocabulary: Vocabulary) -> np.ndarray:
         return np.full(check_codes(vocabulary), vocabulary.eos, np.int32)

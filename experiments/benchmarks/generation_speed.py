@@ -134,7 +134,7 @@ def filling(prompts: list[Example], data: ExperimentData) -> list[Example]:
     """As many of the first prompts as fill whole batches, as all but the last of a long evaluation are."""
 
     def batches(count: int) -> int:
-        return len(list(data.questions(prompts[:count], tight=True, pictures=False)))
+        return len(list(data.questions(prompts[:count], tight=True, with_images=False)))
 
     most = batches(len(prompts)) - 1 or 1
     return prompts[: bisect.bisect_right(range(1, len(prompts) + 1), most, key=batches)]
@@ -144,7 +144,7 @@ def search(
     data: ExperimentData, predictor: Predictor, queries: Sequence[Query], prompts: list[Example]
 ) -> Callable[[], Any]:
     """Ours: packed batches that are ready, on the mesh; the ten best items of every user."""
-    batches = list(data.questions(prompts, tight=True, pictures=predictor.needs_images))
+    batches = list(data.questions(prompts, tight=True, with_images=predictor.needs_images))
     trie, seen = data.trie, seen_items(data.corpus, queries)
 
     def run() -> np.ndarray:

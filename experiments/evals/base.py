@@ -163,7 +163,7 @@ def prompt_batches(
     starts = [()] * len(queries) if begun is None else begun
     prompts = [data.writer.write(query, ask=True, begun=start) for query, start in zip(queries, starts, strict=True)]
     share = Share(*row_shards(predictor.mesh))
-    return data.questions(prompts, share, tight=tight, pictures=predictor.needs_images)
+    return data.questions(prompts, share, tight=tight, with_images=predictor.needs_images)
 
 
 def next_token(

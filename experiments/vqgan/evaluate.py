@@ -92,14 +92,14 @@ def evaluate_vqgan(
     data, out = which.beside(trained), out or (folder if folder.is_dir() else folder.parent)
     out.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is told before anything is computed
     model = open_vqgan(folder, checkpoint)
-    pictures = open_pictures(data, model.config.image_size)
+    store = open_pictures(data, model.config.image_size)
     if trained and data.source == trained.source:  # else what is held out here was learnt from there
-        pictures.check_same(folder)
-    learnt, held_out = pictures.parts(data)
-    images, bits = pictures.take(held_out), model.config.bits_per_image
+        store.check_same(folder)
+    learnt, held_out = store.parts(data)
+    images, bits = store.take(held_out), model.config.bits_per_image
     codes = encoder_of(model)(images)
     made, jpeg = decoder_of(model)(codes), compress(images, bits)
-    mean = mean_picture(pictures.take(learnt))
+    mean = mean_picture(store.take(learnt))
     counts_K = np.bincount(codes.reshape(-1), minlength=model.config.codes)
     found = Reconstructions(
         source=data.source,

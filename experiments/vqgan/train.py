@@ -100,7 +100,7 @@ def run_of(
         step=jax.jit(make_step(trainer), donate_argnums=0, out_shardings=(everywhere, None)),
         frozen=jax.device_put(frozen, everywhere),
         batches=lambda done: pictures.batches(learnt, config.batch, config.seed, done),
-        to_device=lambda images: jax.device_put(images, batch_sharding(mesh)),
+        to_device=lambda pixels: jax.device_put(pixels, batch_sharding(mesh)),
         codes_after=config.quantiser.after if config.start is None else None,
         place_codewords=lambda state: jax.device_put(place(state), everywhere),
         validate=validation(trainer, pictures.take(held_out[:VALIDATION])),

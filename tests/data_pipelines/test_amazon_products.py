@@ -93,7 +93,7 @@ LARGE, SMALL = {"large": "l1", "thumb": "t1", "hi_res": "h1"}, {"large": None, "
     ],
 )
 def test_one_picture_is_chosen(name: str, changed: dict[str, Any], url: str) -> None:
-    assert product_of(name, PRODUCT[name]("B1", **changed)).picture == url
+    assert product_of(name, PRODUCT[name]("B1", **changed)).image_url == url
 
 
 def test_a_title_that_is_a_script_is_none() -> None:

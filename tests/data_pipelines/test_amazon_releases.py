@@ -270,7 +270,7 @@ def test_pictures_are_fetched_when_asked_for(name: str, tmp_path: Path, monkeypa
     assert asked == []
     assert prepared.bad_pictures == [f"{folder / 'images'} does not exist: no item has a picture"]
     prepare(name, tmp_path / "data", folder, selection=Selection(user_core=1, item_core=1, fetch_images=True))
-    assert asked == [{"B1": product_of(name, PRODUCT[name]("B1")).picture}]
+    assert asked == [{"B1": product_of(name, PRODUCT[name]("B1")).image_url}]
 
 
 @every_release

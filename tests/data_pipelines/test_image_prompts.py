@@ -76,7 +76,7 @@ def test_all_codes_and_the_end_are_targets_each_with_the_weight_of_the_task():
     config = dataclasses.replace(config, loss_weights={**config.loss_weights, "image": 0.25})
     query = question()
     example = small_writer(CORPUS, VOCABULARY, config, ROOMY).write(query)
-    codes = VOCABULARY.picture(query.right[0])
+    codes = VOCABULARY.image_tokens(query.right[0])
     np.testing.assert_array_equal(example.answer_targets, [*codes, VOCABULARY.eos])
     np.testing.assert_array_equal(example.answer_weights, np.full(len(codes) + 1, 0.25, np.float32))
     start = int(np.flatnonzero(example.tokens == VOCABULARY.answer)[-1])
@@ -139,7 +139,7 @@ def test_pictures_without_codes_are_refused_and_say_what_makes_them():
         small_writer(CORPUS, small_vocabulary(CORPUS), TaskConfig(), ROOMY).write(question())
     without = next(item for item in range(CORPUS.num_items) if not PICTURES.has_codes[item])
     with pytest.raises(ValueError, match=f"item number {without} is not known in codes"):
-        VOCABULARY.picture(without)
+        VOCABULARY.image_tokens(without)
     with pytest.raises(ValueError, match="a share, 0 to 1"):
         QueryConfig(bare_images=1.5)
 

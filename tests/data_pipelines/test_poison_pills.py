@@ -322,16 +322,16 @@ histories = st.lists(
     st.lists(histories, min_size=1, max_size=4).filter(lambda people: any(len(history) >= 4 for history in people)),
     st.integers(40, 400),
 )
-def test_any_source_can_be_trained_on_and_asked_about(described, people, tokens):
+def test_any_source_can_be_trained_on_and_asked_about(described, histories, tokens):
     items = [
         Item(f"i{number}", title, (("Title", title),), tuple(categories))
         for number, (title, categories) in enumerate(described)
     ]
-    users = [
+    made = [
         User(f"u{number}", tuple(Interaction(f"i{item}", rating=rating, text=text) for item, rating, text in history))
-        for number, history in enumerate(people)
+        for number, history in enumerate(histories)
     ]
-    corpus = build_corpus(items, users)
+    corpus = build_corpus(items, made)
     writer = writer_of(corpus, budget=dataclasses.replace(BUDGET, tokens=tokens))
     queries = TrainingQueries(corpus, QueryConfig(), seed=0)
     for number in range(20):

@@ -19,15 +19,15 @@ WORDS = ("good strings", "a loud amplifier", "it broke at once", "very good valu
 def reviewed_corpus(users: int = 8, items: int = 9):
     """Everybody writes about everything they met."""
     rng = np.random.default_rng(0)
-    people = []
+    made = []
     for number in range(users):
         met = rng.permutation(items)[:6]
         events = [
             Interaction(f"i{item}", time=int(time), rating=float(rng.integers(1, 6)), text=WORDS[int(item + time) % 5])
             for time, item in enumerate(met)
         ]
-        people.append(User(f"u{number}", tuple(events)))
-    return build_corpus([Item(f"i{n}", f"Thing {n}") for n in range(items)], people)
+        made.append(User(f"u{number}", tuple(events)))
+    return build_corpus([Item(f"i{n}", f"Thing {n}") for n in range(items)], made)
 
 
 @pytest.fixture(scope="module")

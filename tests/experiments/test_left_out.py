@@ -44,13 +44,13 @@ SHORT = SASRecConfig(model=SASRecModelConfig(max_length=8, width=16, layers=1), 
 
 def corpus_of(*users: list[tuple], items: int = 6) -> Corpus:
     """Of each user, (item, split, rating, text) in the order of time."""
-    people = [
+    made = [
         User(
             f"u{n}", tuple(Interaction(f"i{i}", split=split, rating=stars, text=text) for i, split, stars, text in met)
         )
         for n, met in enumerate(users)
     ]
-    return build_corpus([Item(f"i{n}", f"Thing {n}", categories=(f"kind {n % 2}",)) for n in range(items)], people)
+    return build_corpus([Item(f"i{n}", f"Thing {n}", categories=(f"kind {n % 2}",)) for n in range(items)], made)
 
 
 def met(*splits: str, rating: float = 4.0, text: str = "", first: int = 0) -> list[tuple]:
@@ -190,8 +190,8 @@ def test_ratings_are_asked_for_where_nobody_rated_in_training(monkeypatch):
     [("", [OURS]), ("!!! …", [OURS, "Nearest text", "Constant text"]), ("a", [OURS, "Nearest text", "Constant text"])],
 )
 def test_explanations_stand_alone_where_nobody_wrote_in_training(training, models):
-    people = [[(0, "train", 3.0, training), (1, "train", 3.0, training), (2, "test", 3.0, "good")]] * 2
-    corpus = corpus_of(*people, [(0, "train", 3.0, ""), (3, "test", 3.0, "")])
+    histories = [[(0, "train", 3.0, training), (1, "train", 3.0, training), (2, "test", 3.0, "good")]] * 2
+    corpus = corpus_of(*histories, [(0, "train", 3.0, ""), (3, "test", 3.0, "")])
     users, positions = corpus.held_out(2)
     texts = [corpus.texts.get(int(event), "") for event in corpus.offsets[users] + positions]
     wrote = np.array([bool(text) for text in texts])

@@ -57,9 +57,9 @@ def test_a_tenth_is_asked_at_the_end_and_a_tenth_validated(lengths: list[int], s
     corpus = split_by_users(whole, seed)
     asked = {split: [p for p in purposes(corpus) if split in p] for split in (VALIDATION, TEST)}
     assert [len(asked[split]) for split in asked] == [able // 10, able // 10]
-    for split, people in asked.items():
-        assert all(p == (SHOWN,) * (len(p) - 1) + (split,) and len(p) >= 2 for p in people)
-        assert len(corpus.held_out(split)[0]) == len(people)
+    for split, rows in asked.items():
+        assert all(p == (SHOWN,) * (len(p) - 1) + (split,) and len(p) >= 2 for p in rows)
+        assert len(corpus.held_out(split)[0]) == len(rows)
     assert all(set(p) == {TRAIN} for p in purposes(corpus) if not {VALIDATION, TEST} & {*p})
     assert split_by_users(whole, seed).splits.tolist() == corpus.splits.tolist()
 

@@ -48,15 +48,15 @@ def write_source(folder: Path, users: int = 40, items: int = 30) -> Path:
         for n in range(1, items + 1)
     ]
     (inside / "items.jsonl").write_text("".join(json.dumps(film) + "\n" for film in films))
-    people = []
+    lines = []
     for user in range(users):
         met = rng.permutation(items)[: rng.integers(4, items - 5)] + 1
         events = [
             {"time": time, "item_id": int(item), "rating": float(rng.integers(1, 6))}
             for time, item in enumerate(met, start=1_000_000_000)
         ]
-        people.append({"user": user, "events": events})
-    (inside / "users.jsonl").write_text("".join(json.dumps(person) + "\n" for person in people))
+        lines.append({"user": user, "events": events})
+    (inside / "users.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with zipfile.ZipFile(folder / "posters.zip", "w") as posters:
         for film in films[1:]:
             posters.writestr(zipfile.ZipInfo(f"{film['item_id']}.jpg"), picture(film["item_id"]))

@@ -179,7 +179,7 @@ def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[
     loss = trainer.loss
 
     def make(parameters: Any, images: jax.Array, number: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Made]:
-        """((pictures, what codes cost), how they came about)."""
+        """((made_BHWC, what codes cost), how they came about)."""
         model = nnx.merge(graph, parameters)
         latents_BhwZ = model.encode(images)
         latents_NZ = latents_BhwZ.reshape(-1, latents_BhwZ.shape[-1])
@@ -188,22 +188,22 @@ def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[
         return (model.decoder.conv_out(features), quantised.loss), Made(latents_NZ, quantised, features)
 
     def unlikeness(
-        pictures: jax.Array, images: jax.Array, frozen: Any
+        made_BHWC: jax.Array, images: jax.Array, frozen: Any
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """(the weighted sum, (mean squared difference, perceptual distance))."""
-        squared, apart = jnp.square(pictures - images).mean(), jnp.zeros(())
-        total = loss.absolute * jnp.abs(pictures - images).mean() + loss.squared * squared
+        squared, apart = jnp.square(made_BHWC - images).mean(), jnp.zeros(())
+        total = loss.absolute * jnp.abs(made_BHWC - images).mean() + loss.squared * squared
         if trainer.distance is not None and loss.perceptual:
-            apart = trainer.distance(frozen, pictures, images)
+            apart = trainer.distance(frozen, made_BHWC, images)
             total = total + loss.perceptual * apart
         return total, (squared, apart)
 
     def contest(
-        state: VQGANState, images: jax.Array, pictures: jax.Array, made: Made, pulled: jax.Array
+        state: VQGANState, images: jax.Array, made_BHWC: jax.Array, made: Made, pulled: jax.Array
     ) -> tuple[Verdict, Any]:
         """The discriminator's verdict, and itself after the step; `pulled` is the gradient of unlikeness."""
         if state.adversary is None:
-            return silent(pictures), None
+            return silent(made_BHWC), None
         adversary, last = state.adversary, nnx.merge(graph, state.model).decoder.conv_out
 
         def scale(of_verdict: jax.Array) -> jax.Array:
@@ -211,16 +211,16 @@ def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[
 
         return jax.lax.cond(
             state.step >= loss.adversarial_from,
-            lambda: judge_pictures(judging, trainer.optimizer, adversary, images, pictures, scale, trainer.guard),
-            lambda: (silent(pictures), adversary),
+            lambda: judge_pictures(judging, trainer.optimizer, adversary, images, made_BHWC, scale, trainer.guard),
+            lambda: (silent(made_BHWC), adversary),
         )
 
     def step(state: VQGANState, frozen: Any, pixels: jax.Array) -> tuple[VQGANState, VQGANFigures]:
         images = from_pixels(pixels)
         forward = functools.partial(make, images=images, number=state.step)
-        (pictures, cost), pull, made = jax.vjp(forward, state.model, has_aux=True)
-        (unlike, (squared, apart)), pulled = jax.value_and_grad(unlikeness, has_aux=True)(pictures, images, frozen)
-        verdict, adversary = contest(state, images, pictures, made, pulled)
+        (made_BHWC, cost), pull, made = jax.vjp(forward, state.model, has_aux=True)
+        (unlike, (squared, apart)), pulled = jax.value_and_grad(unlikeness, has_aux=True)(made_BHWC, images, frozen)
+        verdict, adversary = contest(state, images, made_BHWC, made, pulled)
         total = unlike + loss.codes * cost
         (gradient,) = pull((pulled + loss.adversarial * verdict.gradient, jnp.float32(loss.codes)))
         norm = optax.global_norm(gradient)

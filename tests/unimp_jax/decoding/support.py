@@ -75,9 +75,9 @@ def rows_of(
             places[row, segment - 1], weights[row, segment - 1] = start + length - 1, 1
             start, shown = start + length, shown + count
     nothing = np.zeros((B, slots), np.int32)
-    pictures = rng.normal(size=(B, images, size, size, 3)).astype(np.float32)
+    pixels = rng.normal(size=(B, images, size, size, 3)).astype(np.float32)
     batch = Batch(
-        **arrays, images=pictures, image_segment_ids=segments, answer_positions=places, answer_targets=nothing,
+        **arrays, images=pixels, image_segment_ids=segments, answer_positions=places, answer_targets=nothing,
         answer_weights=weights.astype(np.float32), answer_tasks=nothing,
     )  # fmt: skip
     return jax.tree.map(jnp.asarray, batch)

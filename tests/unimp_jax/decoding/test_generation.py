@@ -43,9 +43,9 @@ def theirs(folder, batch, new: int, **options) -> np.ndarray:
         tokens[number, where] = np.asarray(alone.tokens[0])[used]
         attended[number, where] = 1
         mask[number, where] = np.asarray(alone.image_index[0])[used][:, None] == np.arange(images)
-    pictures = np.moveaxis(np.asarray(batch.images), -1, 2)[asked[:, 0]]
+    pixels = np.moveaxis(np.asarray(batch.images), -1, 2)[asked[:, 0]]
     written = net.generate(
-        input_ids=torch.tensor(tokens), attention_mask=torch.tensor(attended), pixel_values=torch.tensor(pictures),
+        input_ids=torch.tensor(tokens), attention_mask=torch.tensor(attended), pixel_values=torch.tensor(pixels),
         image_attention_mask=torch.tensor(mask), do_sample=False, max_new_tokens=new, pad_token_id=PAD, **options,
     )[:, length:].numpy()  # fmt: skip
     return np.pad(written, ((0, 0), (0, new - written.shape[1])), constant_values=PAD)

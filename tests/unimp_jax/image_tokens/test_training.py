@@ -30,14 +30,14 @@ TRAINER = Trainer(
 )
 
 
-def pictures(seed=0):
+def random_pictures(seed=0):
     return np.random.default_rng(seed).integers(0, 256, (4, 16, 16, 3), np.uint8)
 
 
 def stepped(trainer, state=None, images=None):
     """(before, after, figures) of a step."""
     before = trainer.begin(trainer.new_model()) if state is None else state
-    return before, *jax.jit(make_step(trainer))(before, {}, pictures() if images is None else images)
+    return before, *jax.jit(make_step(trainer))(before, {}, random_pictures() if images is None else images)
 
 
 def moved(before, after):
@@ -51,7 +51,7 @@ def test_one_pass_gives_the_gradients_of_the_whole_loss(adaptive):
     trainer = dataclasses.replace(TRAINER, loss=dataclasses.replace(TRAINER.loss, adaptive=adaptive))
     before, after, figures = stepped(trainer)
     graph, judging = nnx.graphdef(trainer.new_model()), nnx.graphdef(trainer.new_discriminator())
-    images = from_pixels(pictures())
+    images = from_pixels(random_pictures())
 
     def reconstructed(parameters):
         model = nnx.merge(graph, parameters)
@@ -106,7 +106,9 @@ def test_dead_codes_are_revived_and_used_ones_are_not():
     far = state.model["codebook"][...].at[3:].add(100.0)
     state.model["codebook"][...] = far
     _, after, _ = stepped(trainer, state)
-    latents = nnx.merge(nnx.graphdef(trainer.new_model()), state.model).encode(from_pixels(pictures())).reshape(-1, 3)
+    latents = (
+        nnx.merge(nnx.graphdef(trainer.new_model()), state.model).encode(from_pixels(random_pictures())).reshape(-1, 3)
+    )
     words = np.asarray(after.model["codebook"][...])
     for word in words[3:]:
         assert np.abs(np.asarray(latents) - word).sum(axis=1).min() < 1e-5
@@ -161,7 +163,7 @@ def test_it_learns():
     )
     step, state, errors = jax.jit(make_step(trainer)), trainer.begin(trainer.new_model()), []
     for _ in range(60):
-        state, figures = step(state, {}, np.repeat(pictures()[:, :2, :2], 8, axis=1).repeat(8, axis=2))
+        state, figures = step(state, {}, np.repeat(random_pictures()[:, :2, :2], 8, axis=1).repeat(8, axis=2))
         errors.append(float(figures.squared))
     assert errors[-1] < 0.5 * errors[0]
 

@@ -72,10 +72,10 @@ def random_inputs(config: ModelConfig, rows=2, length=11, images=3, seed=0):
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, config.decoder.vocab_size + config.decoder.new_tokens, (rows, length), dtype=np.int32)
     tokens[:, -1] = config.decoder.vocab_size + config.decoder.new_tokens - 1
-    pictures = rng.normal(size=(rows, images, 3, config.vision.image_size, config.vision.image_size))
+    pixels = rng.normal(size=(rows, images, 3, config.vision.image_size, config.vision.image_size))
     index = np.sort(rng.integers(0, images, (rows, length), dtype=np.int32), axis=1)
     index[:, :2] = -1
-    return tokens, pictures.astype(np.float32), index
+    return tokens, pixels.astype(np.float32), index
 
 
 def our_logits(model: UniMP, tokens, pictures, index) -> np.ndarray:

@@ -59,9 +59,9 @@ def reference_features(pictures: np.ndarray) -> np.ndarray:
     reference.load_state_dict_from_url = load  # in the place of the download
     torch.nn.Module.load_state_dict.__defaults__ = (False, False)
     model = reference.InceptionV3([3]).eval()
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    scaled = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
-        return model(images)[0].squeeze(3).squeeze(2).numpy()
+        return model(scaled)[0].squeeze(3).squeeze(2).numpy()
 
 
 if __name__ == "__main__":
