@@ -56,7 +56,7 @@ setup(
         "nltk>=3.9",
         "scikit-learn>=1.5",
         "submitit>=1.5",  # the jobs of sweeps, on this machine and under SLURM
-        "scikit-image>=0.25",  # PSNR and SSIM of reconstructed pictures
+        "scikit-image>=0.25",  # PSNR and SSIM of reconstructed images
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],

@@ -1,4 +1,4 @@
-"""A few codes for each item in a Parquet file: what semantic ids and the codes of pictures are kept in."""
+"""A few codes for each item in a Parquet file: what semantic ids and the codes of images are kept in."""
 
 from __future__ import annotations
 

@@ -84,14 +84,14 @@ class Corpus:
 
 
 def split_by_users(corpus: Corpus, seed: int) -> Corpus:
-    """The corpus with other people to train on than to ask: of those with two interactions or more, a tenth (rounded
+    """The corpus with other users to train on than to ask: of those with two interactions or more, a tenth (rounded
     down) for validation and as many for test, chosen by the seed, and everybody else to train on.
 
     Of somebody held out, the last interaction is asked about and all before it are shown; of the others every one is to
     train on, whatever the source prescribes.
 
     Raises:
-      DataError: there are fewer than ten such people.
+      DataError: there are fewer than ten such users.
     """
     lengths = np.diff(corpus.offsets)
     able = np.flatnonzero(lengths >= 2)
@@ -107,7 +107,7 @@ def split_by_users(corpus: Corpus, seed: int) -> Corpus:
 
 
 def with_user(corpus: Corpus, user_id: str, items: Sequence[int], ratings: Sequence[float]) -> Corpus:
-    """The corpus with one person more, the last, of whose history nothing is held out.
+    """The corpus with one user more, the last, of whose history nothing is held out.
 
     Args:
       items: what they met, oldest first.

@@ -1,4 +1,4 @@
-"""What a frozen tower makes of each picture, computed once and read from a file from then on."""
+"""What a frozen tower makes of each image, computed once and read from a file from then on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_pipelines.errors import DataError
 
 
 class FeatureStore:
-    """Features of items by index, in the place of their pictures."""
+    """Features of items by index, in the place of their images."""
 
     def __init__(self, folder: Path):
         """
@@ -40,12 +40,12 @@ class FeatureStore:
 def check_room(folder: Path, count: int, shape: tuple[int, ...], dtype: str) -> None:
     """
     Raises:
-      DataError: the disk has no room for the features of so many pictures.
+      DataError: the disk has no room for the features of so many images.
     """
     needed = count * int(np.prod(shape)) * np.dtype(dtype).itemsize
     room = shutil.disk_usage(folder.parent).free
     if needed > room:
-        raise DataError(f"{folder}: the features of {count} pictures need {needed:,} bytes, {room:,} are free")
+        raise DataError(f"{folder}: the features of {count} images need {needed:,} bytes, {room:,} are free")
 
 
 def write_features(
@@ -58,7 +58,7 @@ def write_features(
     """Makes the folder, whole or not at all.
 
     Args:
-      items: int [S], those that have a picture.
+      items: int [S], those that have an image.
       shape, dtype: of the features of one.
       make: items -> their features, [some of them, *shape], in their order.
     """

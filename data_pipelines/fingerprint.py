@@ -16,9 +16,9 @@ from data_pipelines.errors import DataError
 
 FILE = "data.json"
 Fingerprint = dict[str, tuple[int, str]]
-"""By what people call a part of the data: how many there are, and the SHA-256 of all of them in their order."""
+"""By what users call a part of the data: how many there are, and the SHA-256 of all of them in their order."""
 DATA_PARTS = (
-    "items", "texts of items", "pictures", "users", "interactions", "known times", "ratings", "held-out interactions",
+    "items", "texts of items", "images", "users", "interactions", "known times", "ratings", "held-out interactions",
     "reviews", "texts of prompts",
 )  # fmt: skip
 
@@ -39,7 +39,7 @@ def fingerprint(corpus: Corpus, has_image: np.ndarray, prompts: Sequence[str]) -
             sum(map(len, of_items)),
             [*_array(list(map(len, of_items))), *_texts(list(itertools.chain.from_iterable(of_items)))],
         ),
-        "pictures": (int(has_image.sum()), _array(has_image)),
+        "images": (int(has_image.sum()), _array(has_image)),
         "users": (corpus.num_users, _texts(corpus.user_ids)),
         "interactions": (len(corpus.items), [*_array(corpus.offsets), *_array(corpus.items)]),
         "known times": (int((times >= 0).sum()), [times.tobytes()]),

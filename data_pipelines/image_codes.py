@@ -1,4 +1,4 @@
-"""The pictures of a catalogue as codes of a VQGAN, in a file beside the items."""
+"""The images of a catalogue as codes of a VQGAN, in a file beside the items."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from data_pipelines.errors import DataError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageCodes:
-    """I items, and the picture of each in h * w codes.
+    """I items, and the image of each in h * w codes.
 
     Attributes:
       item_ids: I strings, no two alike.
-      codes: int32 [I, h * w], row by row of the picture; -1 throughout for an item without one.
+      codes: int32 [I, h * w], row by row of the image; -1 throughout for an item without one.
       grid: (h, w).
       num_codes: the codebook's size: codes are below it.
       facts: how the codes came to be, anything that JSON can say.
@@ -49,7 +49,7 @@ class ImageCodes:
 
     @property
     def has_codes(self) -> np.ndarray:
-        """Which items have a picture: bool [I]."""
+        """Which items have an image: bool [I]."""
         return (self.codes != -1).any(axis=1)
 
     def tokens(self) -> list[str]:
@@ -58,7 +58,7 @@ class ImageCodes:
 
 
 def save_image_codes(path: Path, codes: ImageCodes, facts: dict[str, Any] | None = None) -> None:
-    """Parquet with the columns `item_id` and `codes`, whole or not at all, of the items that have a picture.
+    """Parquet with the columns `item_id` and `codes`, whole or not at all, of the items that have an image.
 
     Args:
       facts: in place of the codes' own.
@@ -70,7 +70,7 @@ def save_image_codes(path: Path, codes: ImageCodes, facts: dict[str, Any] | None
 
 
 def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:
-    """The codes of these items, in this order; a file may hold others too, and an item without a picture is not there.
+    """The codes of these items, in this order; a file may hold others too, and an item without an image is not there.
 
     Raises:
       DataError: the file is missing or damaged, or has none of the items.
@@ -79,7 +79,7 @@ def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:
         table = read_code_file(path)
         grid, num_codes, facts = (told(table, name) for name in ("grid", "num_codes", "facts"))
         if grid is None or num_codes is None:
-            raise ValueError("nothing says how many codes a picture has, and of how many")
+            raise ValueError("nothing says how many codes an image has, and of how many")
         height, width = map(int, grid)
         codes = code_rows(table, height * width)
         whole = ImageCodes(

@@ -1,4 +1,4 @@
-"""Encoded pictures to arrays of one size, each decoded once as long as it stays in a bounded cache."""
+"""Encoded images to arrays of one size, each decoded once as long as it stays in a bounded cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_pipelines.errors import DataError
-from data_pipelines.opening import open_picture
+from data_pipelines.opening import open_image
 
 logger = logging.getLogger(__name__)
 
@@ -22,39 +22,39 @@ Fit = Literal["crop", "stretch", "pad"]
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
-    """How a picture becomes a square."""
+    """How an image becomes a square."""
 
     fit: Fit = "crop"
-    """Cut the middle out (as CLIP does), squeeze the whole picture, or leave black beside it."""
+    """Cut the middle out (as CLIP does), squeeze the whole image, or leave black beside it."""
     cache_megabytes: int = 1024
-    """Decoded pictures are kept up to so much memory."""
+    """Decoded images are kept up to so much memory."""
 
 
 def decode(encoded: bytes, size: int, fit: Fit) -> np.ndarray:
     """uint8 [size, size, 3], bicubic.
 
     Raises:
-      DataError: the bytes are not a whole picture.
+      DataError: the bytes are not a whole image.
     """
     try:
-        picture = open_picture(encoded, at_least=2 * size)
+        image = open_image(encoded, at_least=2 * size)
     except DataError as error:
-        raise DataError(f"not a readable picture ({error})") from error
+        raise DataError(f"not a readable image ({error})") from error
     if fit == "crop":
-        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     elif fit == "pad":
-        width, height = picture.size
+        width, height = image.size
         inner = max(1, round(width / height * size)), max(1, round(height / width * size))
         inner = min(inner[0], size), min(inner[1], size)
-        picture, resized = Image.new("RGB", (size, size)), picture.resize(inner, Image.Resampling.BICUBIC)
-        picture.paste(resized, (round((size - inner[0]) * 0.5), round((size - inner[1]) * 0.5)))
+        image, resized = Image.new("RGB", (size, size)), image.resize(inner, Image.Resampling.BICUBIC)
+        image.paste(resized, (round((size - inner[0]) * 0.5), round((size - inner[1]) * 0.5)))
     else:
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(picture, np.uint8)
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image, np.uint8)
 
 
-class Pictures(Protocol):
-    """What stands for the picture of an item: an array of always the same shape and type."""
+class Images(Protocol):
+    """What stands for the image of an item: an array of always the same shape and type."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -63,19 +63,19 @@ class Pictures(Protocol):
     def __getitem__(self, item: int) -> np.ndarray: ...
 
 
-def take(images: Pictures, items: np.ndarray) -> np.ndarray:
+def take(images: Images, items: np.ndarray) -> np.ndarray:
     """The images of some items, at least one: [N, *shape]."""
     return np.stack([images[int(item)] for item in items])
 
 
 class ImageStore:
-    """Pictures of items by index, as arrays; safe to read from many threads.
+    """Images of items by index, as arrays; safe to read from many threads.
 
-    A picture that cannot be decoded is black, and that is logged: it must not end a run that is under way.
+    An image that cannot be decoded is black, and that is logged: it must not end a run that is under way.
     """
 
     def __init__(self, read: Callable[[int], bytes], size: int, config: ImageConfig):
-        """`read(item)` returns the encoded picture of an item."""
+        """`read(item)` returns the encoded image of an item."""
         self._read, self.size, self._fit = read, size, config.fit
         self._capacity = config.cache_megabytes * 2**20 // (size * size * 3)
         self._cache: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
@@ -83,7 +83,7 @@ class ImageStore:
         self.shape, self.dtype = (size, size, 3), np.dtype(np.uint8)
 
     def encoded(self, item: int) -> bytes:
-        """The picture as its source has it."""
+        """The image as its source has it."""
         return self._read(item)
 
     def __getitem__(self, item: int) -> np.ndarray:
@@ -94,12 +94,12 @@ class ImageStore:
                 return self._cache[item]
         encoded = self._read(item)
         try:
-            picture = decode(encoded, self.size, self._fit)
+            image = decode(encoded, self.size, self._fit)
         except DataError as error:
             logger.warning("item %d: %s; it is shown black", item, error)
-            picture = np.zeros(self.shape, self.dtype)
+            image = np.zeros(self.shape, self.dtype)
         with self._lock:
-            self._cache[item] = picture
+            self._cache[item] = image
             while len(self._cache) > self._capacity:
                 self._cache.popitem(last=False)
-        return picture
+        return image

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from data_pipelines.images import Pictures
+from data_pipelines.images import Images
 from data_pipelines.packing import best_length, fill_row, pack
 from data_pipelines.tasks.examples import Budget, Example
 from data_pipelines.tasks.prompt import PromptWriter
@@ -36,7 +36,7 @@ class LoaderConfig:
     packed: bool = True
     """Several examples a row; or, for comparison, one a row, padded."""
     threads: int = 2
-    """Threads that decode pictures."""
+    """Threads that decode images."""
     prefetch: int = 4
     """Batches made ahead."""
 
@@ -169,7 +169,7 @@ class BlockPlanner:
 
 
 def fill_batch(
-    rows: Sequence[Sequence[Example]], budget: Budget, images: Pictures | None, pool: concurrent.futures.Executor
+    rows: Sequence[Sequence[Example]], budget: Budget, images: Images | None, pool: concurrent.futures.Executor
 ) -> dict[str, np.ndarray]:
     """The arrays of `unimp_jax.batch.Batch` for these rows; without `images`, `images` are the numbers of the items
     shown, int32 [B, N], 0 in empty slots."""
@@ -190,7 +190,7 @@ def fill_batch(
 def training_batches(
     queries: TrainingQueries,
     writer: PromptWriter,
-    images: Pictures,
+    images: Images,
     config: LoaderConfig,
     *,
     seed: int,
@@ -233,7 +233,7 @@ class QuestionBatch:
 def question_batches(
     prompts: Sequence[Example],
     budget: Budget,
-    images: Pictures | None,
+    images: Images | None,
     config: LoaderConfig,
     share: Share = Share(),
     *,
@@ -243,7 +243,7 @@ def question_batches(
 
     Args:
       budget: its `answers` bounds the prompts that share a row.
-      images: None: of pictures, only which items they are of (as of `fill_batch`).
+      images: None: of images, only which items they are of (as of `fill_batch`).
       tight: rows of the length that leaves the fewest tokens empty (the more of them a batch, if shorter than the
         budget's), with as many images and answer slots as the fullest of them needs.
     """

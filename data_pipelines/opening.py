@@ -1,7 +1,7 @@
-"""Encoded pictures of any origin to pixels as people see them: the one place where a picture is decoded.
+"""Encoded images of any origin to pixels as users see them: the one place where an image is decoded.
 
 Only `FORMATS` are decoded (others start programs, such as Ghostscript, or have decoders that few have tried). What a
-header says is checked before anything is decoded, so that one picture takes some hundred megabytes at most.
+header says is checked before anything is decoded, so that one image takes some hundred megabytes at most.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What to do with a picture of this EXIF orientation."""
+"""What to do with an image of this EXIF orientation."""
 ORIENTATION, PHOTOMETRIC, TILE_WIDTH, TILE_HEIGHT = 274, 262, 322, 323  # numbers of TIFF tags
 
-# Of damaged metadata and of large pictures, whose size is checked here.
+# Of damaged metadata and of large images, whose size is checked here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def open_picture(encoded: bytes, at_least: int | None = None) -> Image.Image:
-    """The picture in mode RGB: upright, on white where it is transparent, the first frame of several.
+def open_image(encoded: bytes, at_least: int | None = None) -> Image.Image:
+    """The image in mode RGB: upright, on white where it is transparent, the first frame of several.
 
     Greys of more than 8 bits are scaled to 8.
 
@@ -46,7 +46,7 @@ def open_picture(encoded: bytes, at_least: int | None = None) -> Image.Image:
       at_least: a JPEG may be decoded smaller than it is, but with both sides so long; None: in its own size.
 
     Raises:
-      DataError: it is no picture of these formats, too large, or damaged; the message is only the reason.
+      DataError: it is no image of these formats, too large, or damaged; the message is only the reason.
     """
     try:
         return _open(encoded, at_least)
@@ -61,23 +61,23 @@ def open_picture(encoded: bytes, at_least: int | None = None) -> Image.Image:
 def _open(encoded: bytes, at_least: int | None) -> Image.Image:
     if len(encoded) > LARGEST_BYTES:
         raise DataError(f"{len(encoded):,} bytes; at most {LARGEST_BYTES:,} are decoded")
-    with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
-        _check_pixels(picture.width * picture.height, LARGEST_PIXELS)
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        _check_pixels(image.width * image.height, LARGEST_PIXELS)
         if at_least:
-            picture.draft("RGB", (at_least, at_least))  # lets a JPEG skip detail that is thrown away later
-        _check_pixels(picture.width * picture.height, DECODED_PIXELS)
-        tags = getattr(picture, "tag_v2", {})
+            image.draft("RGB", (at_least, at_least))  # lets a JPEG skip detail that is thrown away later
+        _check_pixels(image.width * image.height, DECODED_PIXELS)
+        tags = getattr(image, "tag_v2", {})
         _check_pixels(tags.get(TILE_WIDTH, 0) * tags.get(TILE_HEIGHT, 0), DECODED_PIXELS)
-        picture.load()
-        transparent = picture.info.get("transparency")
-        if picture.format == "PNG" and encoded[24] == 16 and isinstance(transparent, tuple):
-            picture.info["transparency"] = tuple(value >> 8 for value in transparent)  # as its colours are now
-        if picture.mode.startswith("I") or picture.mode == "F":
+        image.load()
+        transparent = image.info.get("transparency")
+        if image.format == "PNG" and encoded[24] == 16 and isinstance(transparent, tuple):
+            image.info["transparency"] = tuple(value >> 8 for value in transparent)  # as its colours are now
+        if image.mode.startswith("I") or image.mode == "F":
             white_is_zero = tags.get(PHOTOMETRIC) == 0
-            flat = _scaled(np.asarray(picture), transparent, white_is_zero)
+            flat = _scaled(np.asarray(image), transparent, white_is_zero)
         else:
-            flat = _on_white(picture)
-        way = UPRIGHT.get(_orientation(picture))
+            flat = _on_white(image)
+        way = UPRIGHT.get(_orientation(image))
     return flat if way is None else flat.transpose(way)
 
 
@@ -86,18 +86,18 @@ def _check_pixels(pixels: int, limit: int) -> None:
         raise DataError(f"{pixels:,} pixels; at most {limit:,} are decoded")
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     """1 where it does not say; a TIFF, which Pillow turns itself, says nothing any more."""
     try:
-        return picture.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged metadata does not make a picture worse
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged metadata does not make an image worse
         return 1
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
-    if "transparency" not in picture.info and not picture.mode.endswith(("A", "a")):
-        return picture.convert("RGB")
-    seen = picture.convert("RGBA")
+def _on_white(image: Image.Image) -> Image.Image:
+    if "transparency" not in image.info and not image.mode.endswith(("A", "a")):
+        return image.convert("RGB")
+    seen = image.convert("RGBA")
     white = Image.new("RGB", seen.size, "white")
     white.paste(seen, mask=seen.getchannel("A"))
     return white

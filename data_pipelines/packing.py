@@ -112,7 +112,7 @@ def best_length(sizes: np.ndarray, budget: Budget, *, step: int = 16, sample: in
 
 
 def fill_row(examples: Sequence[Example], budget: Budget) -> dict[str, np.ndarray]:
-    """The arrays of one row (see `unimp_jax.batch.Batch` for their meaning), but for the pictures themselves.
+    """The arrays of one row (see `unimp_jax.batch.Batch` for their meaning), but for the images themselves.
 
     Returns:
       `tokens`, `segment_ids`, `positions`, `image_index`: int32 [T]; `image_items` (the item shown, -1 for none) and

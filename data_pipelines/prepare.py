@@ -44,14 +44,14 @@ class Prepared:
     never_evaluated: int
     """Users with fewer than two interactions: nobody can be asked what comes next."""
     bad_records: list[str]
-    bad_pictures: list[str]
+    bad_images: list[str]
     seconds: float
 
     def __str__(self) -> str:
         lengths = ", ".join(f"{name} {length}" for name, length in self.history_lengths.items())
         lines = [
             f"{self.name}: {self.users:,} users, {self.items:,} items, {self.interactions:,} interactions "
-            f"({self.rated:,} rated), {self.images:,} pictures, in {self.seconds:.1f} s",
+            f"({self.rated:,} rated), {self.images:,} images, in {self.seconds:.1f} s",
             f"interactions a user: {lengths}",
         ]
         if self.read and self.read != Counts(self.users, self.items, self.interactions):
@@ -63,7 +63,7 @@ class Prepared:
             lines.append(f"{self.never_evaluated} users have fewer than 2 interactions and are never asked about")
         for number, kind, faults in (
             (len(self.bad_records), "records left out", self.bad_records),
-            (self.items - self.images, "items without picture", self.bad_pictures),
+            (self.items - self.images, "items without image", self.bad_images),
         ):
             if faults:
                 lines.append(f"{number:,} {kind}:")
@@ -164,6 +164,6 @@ def _account(
         history_lengths={name: int(np.percentile(lengths, p)) for name, p in percentiles.items()},
         never_evaluated=int((lengths < 2).sum()),
         bad_records=faults.records,
-        bad_pictures=faults.pictures,
+        bad_images=faults.images,
         seconds=time.perf_counter() - start,
     )

@@ -17,14 +17,14 @@ Split = Literal["", "train", "validation", "test"]
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """Something a person can be shown.
+    """Something a user can be shown.
 
     Attributes:
       item_id: the source's own id, unique in the source.
-      title: what a person would call it.
+      title: what a user would call it.
       attributes: (name, text) pairs in the order in which a prompt shows them; an empty text is shown as "Unknown".
-      categories: the words a person would search by (genres, product type, colour), most general first.
-      image: one encoded picture (JPEG or PNG bytes), or b"" where there is none.
+      categories: the words a user would search by (genres, product type, colour), most general first.
+      image: one encoded image (JPEG or PNG bytes), or b"" where there is none.
     """
 
     item_id: str
@@ -36,13 +36,13 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Interaction:
-    """One person met one item.
+    """One user met one item.
 
     Attributes:
       item_id: an `Item.item_id` of the same source.
       time: seconds since 1970, or `NO_TIME`; where times tie or are absent, the source's order stands.
       rating: in stars as the source has it, or NaN.
-      text: what the person wrote (a review, tags), or "".
+      text: what the user wrote (a review, tags), or "".
       split: the split a source prescribes; "" leaves it to chronological leave-one-out.
     """
 
@@ -55,7 +55,7 @@ class Interaction:
 
 @dataclasses.dataclass(frozen=True)
 class User:
-    """A person and all their interactions, oldest first."""
+    """A user and all their interactions, oldest first."""
 
     user_id: str
     interactions: tuple[Interaction, ...]

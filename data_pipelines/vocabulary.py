@@ -1,7 +1,7 @@
 """Every token the model reads or writes: a base tokenizer's, and the ones of this catalogue behind them.
 
 Ids below `base_size` are the tokenizer's own. The new ones follow, in embedding rows of their own and in this order:
-markers, selection tokens, rating tokens, item tokens, codes of pictures, and reserved rows up to a round number. What a
+markers, selection tokens, rating tokens, item tokens, codes of images, and reserved rows up to a round number. What a
 tokenizer already has of them, as OpenFlamingo's and Idefics' have `<image>`, keeps its id and its trained row.
 """
 
@@ -57,7 +57,7 @@ class VocabularyConfig:
     """Semantic ids, as `unimp ids` writes them: an item is named by a few tokens that similar items share; None: each
     item has a token of its own."""
     image_codes: Path | None = None
-    """The codes of pictures, as `unimp vqgan codes` writes them: each code has a token, and pictures can be asked for
+    """The codes of images, as `unimp vqgan codes` writes them: each code has a token, and images can be asked for
     (queries.mix.image)."""
     round_to: int = 64
     """Base rows and new tokens are each padded with reserved ones to a multiple of this, so that meshes divide them."""
@@ -77,14 +77,14 @@ class Vocabulary:
       new_tokens: the strings of the ids from base_size on, reserved ones included.
       bos, eos, pad: base ids (bos is a new token where the tokenizer has none; padding is masked, so its id is free).
       image, answer, end_of_chunk: the markers' ids.
-      image_marker: the ids that stand for a picture: `image`, between two of another where the tokenizer has that.
+      image_marker: the ids that stand for an image: `image`, between two of another where the tokenizer has that.
       selections: int32 [3], the ids of s_1, s_2, s_3.
       rating_levels: the stars that can be given, ascending.
       ratings: int32 [levels], the ids of their tokens.
       items: int32 [I, depth], the ids that name each item (depth 1: one token an item).
-      codes: int32 [K], the ids of a picture's codes; K is 0 where there are none.
+      codes: int32 [K], the ids of an image's codes; K is 0 where there are none.
       item_codes: the semantic ids behind `items`, where they are that.
-      image_codes: the pictures of the items in codes, where they are known so.
+      image_codes: the images of the items in codes, where they are known so.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -137,14 +137,14 @@ class Vocabulary:
         return "" if first[0] in "Ġ▁" else " "
 
     def image_tokens(self, item: int) -> np.ndarray:
-        """The tokens of an item's picture, row by row: int32 [h * w].
+        """The tokens of an item's image, row by row: int32 [h * w].
 
         Raises:
-          ValueError: its picture is not known in codes.
+          ValueError: its image is not known in codes.
         """
         known = self.image_codes
         if known is None or known.codes[item, 0] < 0:
-            raise ValueError(f"the picture of item number {item} is not known in codes")
+            raise ValueError(f"the image of item number {item} is not known in codes")
         return self.codes[known.codes[item]]
 
     def rating_token(self, rating: float) -> int:
@@ -158,7 +158,7 @@ class Vocabulary:
         return added | {self.base_size + number: name for number, name in enumerate(self.new_tokens)}
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text for people: names and words, with blanks between them."""
+        """Text for users: names and words, with blanks between them."""
         names = {id: name for id, name in self._names.items() if id not in self.tokenizer.all_special_ids}
         words: list[str] = []
         for is_named, group in itertools.groupby(map(int, tokens), names.__contains__):
@@ -247,9 +247,9 @@ def build_vocabulary(corpus: Corpus, config: VocabularyConfig, prompt_texts: Seq
     least = table_size(tokenizer)
     base_size = config.base_size or least + -least % config.round_to
     names = load_codes(config.item_codes, corpus.item_ids) if config.item_codes else None
-    pictures = load_image_codes(config.image_codes, corpus.item_ids) if config.image_codes else None
+    images = load_image_codes(config.image_codes, corpus.item_ids) if config.image_codes else None
     return _extend(
-        tokenizer, corpus, rating_levels(corpus, config), names, pictures, base_size=base_size, round_to=config.round_to
+        tokenizer, corpus, rating_levels(corpus, config), names, images, base_size=base_size, round_to=config.round_to
     )
 
 
@@ -280,7 +280,7 @@ def rating_levels(corpus: Corpus, config: VocabularyConfig) -> list[float]:
 
 def _extend(
     tokenizer: PreTrainedTokenizerBase, corpus: Corpus, rating_levels: Sequence[float], codes: ItemCodes | None,
-    pictures: ImageCodes | None, *, base_size: int, round_to: int,
+    images: ImageCodes | None, *, base_size: int, round_to: int,
 ) -> Vocabulary:  # fmt: skip
     if base_size < table_size(tokenizer):
         raise DataError(
@@ -292,10 +292,10 @@ def _extend(
     selections = [f"s_{number + 1}" for number in range(NUM_CANDIDATES)]
     ratings = [f"rate_{level:g}" for level in rating_levels]
     items = codes.tokens() if codes else [f"item_{item_id}" for item_id in corpus.item_ids]
-    of_pictures = pictures.tokens() if pictures else []
+    of_images = images.tokens() if images else []
     begin = ["<s>"] if tokenizer.bos_token_id is None else []
     known = tokenizer.get_added_vocab()
-    names = [IMAGE, ANSWER, END_OF_CHUNK, *begin, *selections, *ratings, *items, *of_pictures]
+    names = [IMAGE, ANSWER, END_OF_CHUNK, *begin, *selections, *ratings, *items, *of_images]
     new = [name for name in names if name not in known]
     new += [f"<reserved_{number}>" for number in range(-len(new) % round_to)]
     ids = known | {name: base_size + number for number, name in enumerate(new)}
@@ -318,9 +318,9 @@ def _extend(
         rating_levels=tuple(rating_levels),
         ratings=ids_of(ratings),
         items=ids_of(items)[codes.token_numbers()] if codes else ids_of(items)[:, None],
-        codes=ids_of(of_pictures),
+        codes=ids_of(of_images),
         item_codes=codes,
-        image_codes=pictures,
+        image_codes=images,
     )
 
 
@@ -331,12 +331,12 @@ def load_vocabulary(folder: Path, corpus: Corpus) -> Vocabulary:
         tokenizer = read_tokenizer(str(folder))
         new_tokens, levels, base_size = tuple(saved["new_tokens"]), saved["rating_levels"], saved["base_size"]
         has_codes = saved.get("item_codes", (folder / CODES).exists())
-        has_pictures = saved.get("image_codes", False)
+        has_images = saved.get("image_codes", False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: not a saved vocabulary ({str(error).splitlines()[0]})") from error
     codes = load_codes(folder / CODES, corpus.item_ids) if has_codes else None
-    pictures = load_image_codes(folder / IMAGE_CODES, corpus.item_ids) if has_pictures else None
-    vocabulary = _extend(tokenizer, corpus, levels, codes, pictures, base_size=base_size, round_to=1)
+    images = load_image_codes(folder / IMAGE_CODES, corpus.item_ids) if has_images else None
+    vocabulary = _extend(tokenizer, corpus, levels, codes, images, base_size=base_size, round_to=1)
     names = vocabulary.new_tokens
     if new_tokens[: len(names)] != names or not all(name.startswith("<reserved_") for name in new_tokens[len(names) :]):
         raise DataError(f"{folder}: was made for another catalogue; prepare the same source, or train anew")

@@ -17,7 +17,7 @@ def whole_tokenizer(vocabulary: Vocabulary) -> PreTrainedTokenizerBase:
     """The base tokenizer, with reserved tokens up to `base_size`, and the new tokens behind them under their ids.
 
     `Vocabulary.text` is the inverse: the tokenizer gives the tokens of such a text. Blanks before new tokens are free.
-    Idefics' processor puts `<fake_token_around_image>` around pictures; a vocabulary without it passes it over.
+    Idefics' processor puts `<fake_token_around_image>` around images; a vocabulary without it passes it over.
 
     Raises:
       DataError: the tokenizer does not give a new token the id it must have.

@@ -64,7 +64,7 @@ def adopt_run(config: ExperimentConfig, start: Path) -> ExperimentConfig:
     """The experiment with the geometry and the vocabulary of a run; what prompts say of items stays its own choice.
 
     Raises:
-      ValueError: it needs codes of pictures that the run does not know.
+      ValueError: it needs codes of images that the run does not know.
     """
     before = load_config(start / "config.json")
     ours, theirs = config.model, before.model

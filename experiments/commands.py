@@ -122,7 +122,7 @@ def export_command(
 def generate_command(
     folder: tyro.conf.Positional[Path], config: Annotated[GenerateConfig, tyro.conf.arg(name="")]
 ) -> None:
-    """Answer for one person: what to recommend, what matches a search, how they would rate it, which of three.
+    """Answer for one user: what to recommend, what matches a search, how they would rate it, which of three.
 
     Args:
       folder: of a run, or made by `unimp export` for transformers.
@@ -194,7 +194,7 @@ def sweep_command(config: Annotated[Sweep, tyro.conf.arg(name="")]) -> None:
 
 
 def vqgan_command(command: Annotated[VQGANCommand, tyro.conf.arg(name="")]) -> None:
-    """Train and measure a VQGAN, or turn a catalogue's pictures into its codes."""
+    """Train and measure a VQGAN, or turn a catalogue's images into its codes."""
     say_once(run_vqgan(command))
 
 

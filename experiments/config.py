@@ -42,9 +42,9 @@ class DataConfig:
     """Where `unimp prepare` has put it."""
     split: Literal["time", "users"] = "time"
     """What is held out: the last two interactions of everybody, or those that the source prescribes; or, as in the
-    paper, the last one of a tenth of the people for validation and of a tenth for test, of whom nothing is learnt."""
+    paper, the last one of a tenth of the users for validation and of a tenth for test, of whom nothing is learnt."""
     split_seed: int = 0
-    """By which the people are chosen."""
+    """By which the users are chosen."""
 
     def __post_init__(self) -> None:
         if self.split_seed < 0:
@@ -62,8 +62,8 @@ class TrainingConfig:
     guard: GuardConfig = GuardConfig()
     """Which steps are left out."""
     cache_features: bool = False
-    """The frozen tower sees each picture once, at the start; its output, kept in the folder of the run (2 bytes a
-    channel and patch), takes the place of pictures in training."""
+    """The frozen tower sees each image once, at the start; its output, kept in the folder of the run (2 bytes a
+    channel and patch), takes the place of images in training."""
     validation_users: int = 512
     """So many users, evenly spread over all, are asked at each validation: published files are often sorted."""
 

@@ -41,12 +41,12 @@ PROMPTS_A_ROW = 16
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Records:
-    """A prepared source: its interactions in memory, its pictures read when asked for.
+    """A prepared source: its interactions in memory, its images read when asked for.
 
     Attributes:
       corpus: who met what.
       has_image: bool [I].
-      read_image: item index -> encoded picture.
+      read_image: item index -> encoded image.
     """
 
     corpus: Corpus
@@ -99,7 +99,7 @@ class ExperimentData:
 
     Attributes:
       corpus, vocabulary, writer, images: see their classes.
-      has_image: bool [I], the items that have a picture, whether it is shown or not.
+      has_image: bool [I], the items that have an image, whether it is shown or not.
     """
 
     def __init__(self, config: ExperimentConfig, records: Records, vocabulary: Vocabulary):
@@ -168,7 +168,7 @@ class ExperimentData:
         return notes
 
     def of(self, corpus: Corpus) -> Self:
-        """The same with other people, who meet the same items."""
+        """The same with other users, who meet the same items."""
         other = copy.copy(self)
         other.corpus, other.writer = corpus, self.writer.of(corpus)
         return other
@@ -176,10 +176,10 @@ class ExperimentData:
     def training(
         self, start: Position = Position(), share: Share = Share(), features: FeatureStore | None = None
     ) -> grain.DatasetIterator[TrainingBatch]:
-        """`features`: in the place of pictures."""
-        config, pictures = self.config, self.images if features is None else features
+        """`features`: in the place of images."""
+        config, images = self.config, self.images if features is None else features
         return training_batches(
-            self.training_queries, self.writer, pictures, config.loader, seed=config.seed, start=start, share=share
+            self.training_queries, self.writer, images, config.loader, seed=config.seed, start=start, share=share
         )
 
     def questions(
@@ -193,7 +193,7 @@ class ExperimentData:
 
     @property
     def has_codes(self) -> np.ndarray | None:
-        """Which items have their picture in codes, bool [I]; None: there are none."""
+        """Which items have their image in codes, bool [I]; None: there are none."""
         codes = self.vocabulary.image_codes
         return None if codes is None else codes.has_codes
 

@@ -15,7 +15,7 @@ from experiments.presets import TINY
 from experiments.report import write_report
 from experiments.train import train_run
 from experiments.vqgan.codes import write_codes
-from experiments.vqgan.config import PictureData
+from experiments.vqgan.config import ImageData
 from experiments.vqgan.presets import DEMO
 from experiments.vqgan.train import train_vqgan_run
 
@@ -28,7 +28,7 @@ def demo(folder: Path, data: Path) -> None:
     if not (data / SOURCE).exists():
         print(prepare(SOURCE, data))
     codes = posters_in_codes(folder, data)
-    train_run(with_pictures(data, codes), folder)
+    train_run(with_images(data, codes), folder)
     trained = time.perf_counter() - start
     evaluation = evaluate_run(folder, EvaluationConfig(sasrec_config=SASRecConfig(seconds=60.0)))
     print(show(evaluation))
@@ -40,13 +40,13 @@ def posters_in_codes(folder: Path, data: Path) -> Path:
     """A VQGAN trained on the posters, in the folder, and beside it the file of what it makes of them."""
     vqgan, codes = folder / "vqgan", folder / "codes.parquet"
     if not codes.exists():
-        train_vqgan_run(dataclasses.replace(DEMO, data=PictureData(SOURCE, data)), vqgan)
+        train_vqgan_run(dataclasses.replace(DEMO, data=ImageData(SOURCE, data)), vqgan)
         print(write_codes(vqgan, codes))
     return codes
 
 
-def with_pictures(data: Path, codes: Path) -> ExperimentConfig:
-    """`tiny`, which is asked for pictures as often as for anything else."""
+def with_images(data: Path, codes: Path) -> ExperimentConfig:
+    """`tiny`, which is asked for images as often as for anything else."""
     return dataclasses.replace(
         TINY,
         data=DataConfig(SOURCE, data),

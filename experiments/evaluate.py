@@ -1,7 +1,7 @@
 """`unimp evaluate`: all tasks of a run on held-out data, beside baselines that answer the very same questions.
 
 Leaves `evaluation/<split>.json` (tables and samples) and `evaluation/<split>-<task>.parquet` (each user's question, all
-answers and figures, from which any table can be computed anew) in the folder of the run.
+answers and metrics, from which any table can be computed anew) in the folder of the run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from experiments.evals.config import EvaluationConfig
 from experiments.questions import questions_of, refuse_nothing, why_none
 from experiments.results import Evaluation, Row, Table, save_evaluation
 from experiments.run import load_model, open_data
-from unimp_jax.evaluation.bootstrap import figure, interval
+from unimp_jax.evaluation.bootstrap import interval, metric
 
 BEST = 10
 """Items that each user's answer names."""
@@ -89,7 +89,7 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     if jax.process_index() == 0:
         for one in answered.values():
             if one.save_images:
-                evaluation = dataclasses.replace(evaluation, pictures=one.save_images(place))
+                evaluation = dataclasses.replace(evaluation, images=one.save_images(place))
         for task, outcome in outcomes.items():
             save_answers(outcome, place / f"{split}-{task}.parquet")
         save_evaluation(evaluation, place / f"{split}.json")  # at last: what it speaks of is there
@@ -97,7 +97,7 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
 
 
 def asked_tasks(data: ExperimentData, config: EvaluationConfig) -> list[str]:
-    """Those asked for, but for pictures where the run was not trained to generate any."""
+    """Those asked for, but for images where the run was not trained to generate any."""
     mix = data.config.queries.mix
     return [name for name, task in TASKS.items() if name in config.tasks and (not task.needs_codes or mix[name])]
 
@@ -116,23 +116,23 @@ def fit_rankers(corpus: Corpus, config: EvaluationConfig) -> tuple[list[Ranker],
 def tabulate(task: str, outcome: Outcome, seed: int) -> Table:
     """Means (or RMSE, F1, BLEU, … of means) with bootstrap intervals over users."""
     rows = []
-    for model, per_user in outcome.figures.items():
+    for model, per_user in outcome.metrics.items():
         if outcome.formulas:
             formulas = outcome.formulas(per_user)
-            figures = {name: figure(per_user, formula, seed=seed) for name, formula in formulas.items()}
+            metrics = {name: metric(per_user, formula, seed=seed) for name, formula in formulas.items()}
         else:
-            figures = {name: interval(values, seed=seed) for name, values in per_user.items()}
-        rows.append(Row(model, figures))
+            metrics = {name: interval(values, seed=seed) for name, values in per_user.items()}
+        rows.append(Row(model, metrics))
     users = len(next(iter(outcome.answers.values())))
     return Table(task, users, outcome.larger_is_better, tuple(rows), outcome.note)
 
 
 def save_answers(outcome: Outcome, path: Path) -> None:
-    """Parquet, a row a question: the answers, and each model's figures of the user as `MODEL: FIGURE`; whole or not at
-    all. A figure that a model has not for everyone (a rating that could not be read) is null."""
+    """Parquet, a row a question: the answers, and each model's metrics of the user as `MODEL: METRIC`; whole or not at
+    all. A metric that a model has not for everyone (a rating that could not be read) is null."""
     columns = dict(outcome.answers)
     count = len(next(iter(columns.values())))
-    for model, per_user in outcome.figures.items():
+    for model, per_user in outcome.metrics.items():
         there = np.isfinite(columns.get(f"{model}: rating", np.zeros(count)))
         for name, values in per_user.items():
             whole = np.full(count, np.nan)
@@ -146,13 +146,13 @@ def show(evaluation: Evaluation) -> str:
     """The tables as text for a terminal."""
     lines = [f"{evaluation.source}, {evaluation.split}, step {evaluation.step}"]
     for table in evaluation.tables:
-        names = {name: name.replace(" (seen kept)", "*") for name in table.rows[0].figures}
+        names = {name: name.replace(" (seen kept)", "*") for name in table.rows[0].metrics}
         width = max(len(row.model) for row in table.rows)
         lines += ["", f"{table.task} ({table.users} users). {table.note}"]
         lines.append(" ".join([" " * width, *(f"{head:>9}" for head in names.values())]))
         for row in table.rows:
-            told = [f"{row.figures[name].mean:.4f}" if name in row.figures else "-" for name in names]
-            cells = [f"{figure:>{max(9, len(head))}}" for figure, head in zip(told, names.values(), strict=True)]
+            told = [f"{row.metrics[name].mean:.4f}" if name in row.metrics else "-" for name in names]
+            cells = [f"{metric:>{max(9, len(head))}}" for metric, head in zip(told, names.values(), strict=True)]
             lines.append(" ".join([f"{row.model:{width}}", *cells]))
     return "\n".join([*lines, "", "* seen items kept", *show_left_out(evaluation.left_out)])
 

@@ -1,6 +1,6 @@
 """`unimp export`: a run as a folder that stock transformers, or open-flamingo, loads.
 
-Both have weights, tokenizer, picture and generation settings, and a card that says what the model is.
+Both have weights, tokenizer, image and generation settings, and a card that says what the model is.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from unimp_jax.sharding import MeshConfig
 Format = Literal["idefics", "open_flamingo"]
 
 SPLITS: tuple[Split, ...] = ("test", "validation")
-"""Of the first that there is, the card shows a prompt and the figures."""
+"""Of the first that there is, the card shows a prompt and the metrics."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +117,14 @@ def token_ids(vocabulary: Vocabulary) -> dict[str, int]:
 
 
 def write_settings(folder: Path, data: ExperimentData, format: Format) -> None:
-    """How pictures are read, and how answers are generated."""
+    """How images are read, and how answers are generated."""
     size = data.config.model.vision.image_size
-    pictures: dict[str, Any] = {
+    images: dict[str, Any] = {
         "image_mean": [float(f"{x:.8f}") for x in CLIP_MEAN],
         "image_std": [float(f"{x:.8f}") for x in CLIP_DEVIATION],
     }
     if format == "idefics":
-        pictures |= {
+        images |= {
             "image_processor_type": "IdeficsImageProcessor",
             "processor_class": "IdeficsProcessor",
             "image_size": size,
@@ -132,19 +132,19 @@ def write_settings(folder: Path, data: ExperimentData, format: Format) -> None:
         }
     else:
         crops = data.config.images.fit == "crop"
-        pictures |= {
+        images |= {
             "image_processor_type": "CLIPImageProcessor",
             "do_center_crop": crops,
             "crop_size": {"height": size, "width": size},
             "size": {"shortest_edge": size} if crops else {"height": size, "width": size},
         }
-    write_json(folder / "preprocessor_config.json", pictures)
+    write_json(folder / "preprocessor_config.json", images)
     longest = max(64, data.config.tasks.explanation_words * 4)
     write_json(folder / "generation_config.json", token_ids(data.vocabulary) | {"max_new_tokens": longest})
 
 
 def prompt_parts(vocabulary: Vocabulary, tokens: list[int]) -> list[str | None]:
-    """A prompt as a processor takes it: texts, and None for each picture; without the first token, which it adds."""
+    """A prompt as a processor takes it: texts, and None for each image; without the first token, which it adds."""
     assert tokens[0] == vocabulary.bos
     joint = tuple(vocabulary.image_marker)
     parts: list[str | None] = []
@@ -164,7 +164,7 @@ def card(run: Path, name: str, data: ExperimentData, facts: Facts, config: Expor
     shown = [
         f"images[{sum(p is None for p in parts[:n])}]" if part is None else repr(part) for n, part in enumerate(parts)
     ]
-    # Templates of our own, filled with our own figures and written as Markdown: nothing to escape.
+    # Templates of our own, filled with our own metrics and written as Markdown: nothing to escape.
     loader = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=False)
     return loader.get_template("model_card.md.jinja").render(
         name=name,
@@ -177,6 +177,6 @@ def card(run: Path, name: str, data: ExperimentData, facts: Facts, config: Expor
         prompt=shown,
         items=len(data.vocabulary.items),
         tokens=data.vocabulary.size,
-        pictures=data.config.images.fit,
+        images=data.config.images.fit,
         every=data.config.model.gated.every,
     )

@@ -1,4 +1,4 @@
-"""The frozen tower's output for the catalogue: made once a run, and read in the place of pictures."""
+"""The frozen tower's output for the catalogue: made once a run, and read in the place of images."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`unimp generate`: the answer of a run, or of what was exported of it, about one person, with titles.
+"""`unimp generate`: the answer of a run, or of what was exported of it, about one user, with titles.
 
 Recommendation and search name the best items, preference a rating and what is written with it, selection the ones
-chosen of three, image the files of pictures. Nothing is measured here, so all that is known of the person is their
+chosen of three, image the files of images. Nothing is measured here, so all that is known of the user is their
 history.
 """
 
@@ -33,7 +33,7 @@ SHOWN = 3
 
 
 def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> str:
-    """The answer, for people or as JSON.
+    """The answer, for users or as JSON.
 
     Args:
       folder: of a run, or made by `unimp export`.
@@ -104,7 +104,7 @@ def complete(options: Request, text: str | None) -> Request:
 
 
 def pose(data: ExperimentData, request: Request) -> tuple[ExperimentData, Query]:
-    """The question, about all that the person has met, and the data in which their history is.
+    """The question, about all that the user has met, and the data in which their history is.
 
     Raises:
       DataError: a user or an item does not exist, the history is empty, or this source has no such ratings.

@@ -13,7 +13,7 @@ from data_pipelines.images import take
 from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.vocabulary import attribute_texts
 from experiments.data import ExperimentData
-from experiments.picture_towers import own_tower
+from experiments.feature_extractors import own_tower
 from experiments.run import ALL_DEVICES, Checkpoint, open_model
 from unimp_jax.evaluation.mapping import map_batches
 from unimp_jax.evaluation.predictor import Predictor
@@ -28,7 +28,7 @@ class ItemIdsConfig:
     """What semantic ids are made of, and how."""
 
     images: bool = True
-    """The vision tower's features of an item's picture, the mean over patches."""
+    """The vision tower's features of an item's image, the mean over patches."""
     text: bool = True
     """The embeddings of the words of its attributes, their mean."""
     ids: SemanticIdConfig = SemanticIdConfig(
@@ -54,7 +54,7 @@ def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
     net = predictor.model()
     blocks = []
     if config.images:
-        blocks.append(picture_features(predictor, data))
+        blocks.append(image_features(predictor, data))
     if config.text:
         blocks.append(text_features(net, data))
     features = np.concatenate([evenly(block) for block in blocks], axis=1)
@@ -72,20 +72,20 @@ def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
         "text": config.text,
         "method": config.ids.method,
         "seed": config.ids.seed,
-        "figures": dataclasses.asdict(made.figures),
+        "metrics": dataclasses.asdict(made.metrics),
     }
     if jax.process_index() == 0:
         save_codes(path, ItemCodes(tuple(data.corpus.item_ids), made.ids, sizes), described)
     layout = " + ".join(map(str, sizes))
-    return f"{made.figures}\n{path}: ids of {layout} codes; train with --vocabulary.item-codes {path}"
+    return f"{made.metrics}\n{path}: ids of {layout} codes; train with --vocabulary.item-codes {path}"
 
 
-def picture_features(predictor: Predictor, data: ExperimentData) -> np.ndarray:
-    """float32 [I, C]; an item without a picture is given the mean of all."""
+def image_features(predictor: Predictor, data: ExperimentData) -> np.ndarray:
+    """float32 [I, C]; an item without an image is given the mean of all."""
     tower = own_tower(predictor)
     shown = np.flatnonzero(data.writer.has_image)
     features = np.zeros((data.corpus.num_items, data.config.model.vision.width), np.float32)
-    for items, seen in map_batches(lambda items: tower.see(take(data.images, items)), shown, progress="pictures"):
+    for items, seen in map_batches(lambda items: tower.see(take(data.images, items)), shown, progress="images"):
         features[items] = seen
     features[~data.writer.has_image] = features[shown].mean(axis=0) if len(shown) else 0
     return features

@@ -65,7 +65,7 @@ def refuse_nothing(data: ExperimentData, split: Split, asked: dict[str, Question
       DataError: no task has a question.
     """
     if not asked:
-        raise DataError("this run was not trained to generate pictures (queries.mix.image): name other --tasks")
+        raise DataError("this run was not trained to generate images (queries.mix.image): name other --tasks")
     if not any(questions.queries for questions in asked.values()):
         told = dict.fromkeys(why_none(data, split, task, questions) for task, questions in asked.items())
         raise DataError(f"{data.config.data.source}: {'; '.join(told)}")

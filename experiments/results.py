@@ -15,10 +15,10 @@ from unimp_jax.evaluation.bootstrap import Interval
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One model's figures by name: means over users with 95 % bootstrap intervals."""
+    """One model's metrics by name: means over users with 95 % bootstrap intervals."""
 
     model: str
-    figures: dict[str, Interval]
+    metrics: dict[str, Interval]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureSample:
-    """What one user asked to see and what was generated; items by index into the catalogue, pictures by the names of
+class ImageSample:
+    """What one user asked to see and what was generated; items by index into the catalogue, images by the names of
     PNG files, relative to the folder of the evaluation.
 
     Attributes:
-      reconstruction: the wanted item's picture as its codes give it back, the best that could be generated.
+      reconstruction: the wanted item's image as its codes give it back, the best that could be generated.
     """
 
     user: str
@@ -76,7 +76,7 @@ class Evaluation:
     seconds: float = 0.0
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What a reader may want to know of the run: parameters, seed, data, machine."""
-    pictures: tuple[PictureSample, ...] = ()
+    images: tuple[ImageSample, ...] = ()
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
     """Why a task, or a baseline, is in no table."""
 

@@ -37,5 +37,5 @@ def train_rival(data: DataConfig, config: SASRecConfig, folder: Path) -> None:
     outcome: dict[str, Any] = evaluate_ranker(ranker, corpus, "test")
     np.savez_compressed(folder / "test.npz", **outcome)
     for kind in ("filtered", "kept"):
-        figures = {name: interval(values) for name, values in ranking_metrics(outcome[kind]).items()}
-        print(f"seen {kind}: " + ", ".join(f"{n} {i.mean:.4f} [{i.bounds(', ')}]" for n, i in figures.items()))
+        metrics = {name: interval(values) for name, values in ranking_metrics(outcome[kind]).items()}
+        print(f"seen {kind}: " + ", ".join(f"{n} {i.mean:.4f} [{i.bounds(', ')}]" for n, i in metrics.items()))

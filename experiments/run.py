@@ -109,7 +109,7 @@ def load_model(folder: Path, data: ExperimentData, checkpoint: Checkpoint) -> tu
     described = {
         "parameters that train": f"{sum(x.size for x in jax.tree.leaves(trainable)):,}",
         "frozen parameters": f"{sum(x.size for x in jax.tree.leaves(frozen)):,}",
-        "people": f"{data.corpus.num_users:,}",
+        "users": f"{data.corpus.num_users:,}",
         "items": f"{data.corpus.num_items:,}",
         "interactions": f"{len(data.corpus.items):,}",
         "seed": data.config.seed,

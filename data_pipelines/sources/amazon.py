@@ -2,12 +2,12 @@
 
 A folder holds, for each category, its reviews and the products that they are of, one a line, plain or `.gz`. Of reviews
 the publisher has the whole and the 5-core: where both are there, the 5-core is read, unless a core of less than 5 is
-asked for. A person who reviewed in two categories is two users, `USER_ID/CATEGORY`; a product in two categories is one
+asked for. A user who reviewed in two categories is two users, `USER_ID/CATEGORY`; a product in two categories is one
 item, as the first of them describes it (so of products that a file describes twice, as 2018's do). Of several reviews
 of one item by one user the latest counts, at its time. The core is taken of what all categories hold together.
 
-The paper drops a product that is not described. Here it stays, for people did buy it: called by its id, without a
-picture, with the category of its reviews and nothing else. Of products that nobody in the core reviewed only the ids
+The paper drops a product that is not described. Here it stays, for users did buy it: called by its id, without a
+image, with the category of its reviews and nothing else. Of products that nobody in the core reviewed only the ids
 are looked at.
 """
 
@@ -30,7 +30,7 @@ from data_pipelines.nearest import did_you_mean
 from data_pipelines.schema import Interaction, Item
 from data_pipelines.sources.builder import RecordBuilder
 from data_pipelines.sources.checks import BadField, Faults, field, shown, texts
-from data_pipelines.sources.fetched_pictures import FetchedPictures
+from data_pipelines.sources.fetched_images import FetchedImages
 from data_pipelines.sources.interactions import COLUMNS, Counts, Tabled, core, without_repeats
 from data_pipelines.sources.json_files import read_objects
 from data_pipelines.sources.parts import Source
@@ -115,7 +115,7 @@ def open_release(
       cores: least interactions of a user, and of an item.
 
     Raises:
-      DataError: files are missing or bad, or pictures that were to be fetched cannot be.
+      DataError: files are missing or bad, or images that were to be fetched cannot be.
     """
     if folder is None:
         raise DataError(f"this source cannot be downloaded from here: {release.instructions}")
@@ -124,10 +124,10 @@ def open_release(
     read = Counts.of(reviews)
     reviews = core(without_repeats(reviews, "last"), *cores)
     products = _products(release, folder, files, reviews, faults)
-    pictures = FetchedPictures(folder / "images", faults)
+    images = FetchedImages(folder / "images", faults)
     if selection.fetch_images:
-        pictures.fetch({item: product.image_url for item, product in products.items() if product.image_url})
-    return Tabled(reviews, lambda item: products[item].item(item, pictures.read(item)), read)
+        images.fetch({item: product.image_url for item, product in products.items() if product.image_url})
+    return Tabled(reviews, lambda item: products[item].item(item, images.read(item)), read)
 
 
 def review_files(release: Release, folder: Path, categories: Iterable[str], cores: tuple[int, int]) -> dict[str, Path]:

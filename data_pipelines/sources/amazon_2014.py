@@ -98,7 +98,7 @@ def literal(text: str) -> Any:
 
 
 class Amazon2014(AmazonBuilder):
-    """Amazon Reviews 2014, any categories: ratings, times, texts, products and pictures by URL, from a local folder."""
+    """Amazon Reviews 2014, any categories: ratings, times, texts, products and images by URL, from a local folder."""
 
     name = "amazon_2014"
     RELEASE = Release(

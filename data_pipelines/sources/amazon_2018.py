@@ -5,7 +5,7 @@
                                          imageURL
 
 A title that holds a page's script is none, as the publisher advises; a price that is none is unknown; a main category
-that is a picture is what the picture says in place of itself.
+that is an image is what the image says in place of itself.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def product(record: dict[str, Any], category: str) -> Product:
       BadField: a field is wrong.
     """
     title, main = text(record, "title"), text(record, "main_cat")
-    picture = ALTERNATIVE.search(main)
+    image = ALTERNATIVE.search(main)
     urls = (*several(record, "imageURLHighRes"), *several(record, "imageURL"))
     return Product(
         title="" if "getTime" in title else clean(title),
-        categories=cleaned(several(record, "category")) or cleaned([picture[1] if picture else main, category])[:1],
+        categories=cleaned(several(record, "category")) or cleaned([image[1] if image else main, category])[:1],
         price=price(record),
         brand=clean(text(record, "brand")),
         description=clean(" ".join(several(record, "description"))),
@@ -39,7 +39,7 @@ def product(record: dict[str, Any], category: str) -> Product:
 
 
 class Amazon2018(AmazonBuilder):
-    """Amazon Reviews 2018, any categories: ratings, times, texts, products and pictures by URL, from a local folder."""
+    """Amazon Reviews 2018, any categories: ratings, times, texts, products and images by URL, from a local folder."""
 
     name = "amazon_2018"
     RELEASE = Release(

@@ -4,7 +4,7 @@
     meta_CATEGORY.jsonl    parent_asin, title, price, store, categories, main_category, description, details,
                            images: a list of variant, thumb, large, hi_res (or lists of them)
 
-A brand is the store, or what the details say; the picture is the main one, of its middle size.
+A brand is the store, or what the details say; the image is the main one, of its middle size.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def product(record: dict[str, Any], category: str, brand: str = "store") -> Prod
 
 
 def image_url(record: dict[str, Any]) -> str:
-    """The URL of the main picture, or of the first; "" where there is none.
+    """The URL of the main image, or of the first; "" where there is none.
 
     Raises:
       BadField: what should say so does not.
@@ -84,7 +84,7 @@ def image_url(record: dict[str, Any]) -> str:
 
 
 def rows_of(columns: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the publisher's loader for Hugging Face has as a list a field, {"large": [...], ...}, an object a picture.
+    """What the publisher's loader for Hugging Face has as a list a field, {"large": [...], ...}, an object an image.
 
     Raises:
       BadField: the fields are no lists of one length.
@@ -95,7 +95,7 @@ def rows_of(columns: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class Amazon2023(AmazonBuilder):
-    """Amazon Reviews 2023, any categories: ratings, times, texts, products and pictures by URL, from a local folder."""
+    """Amazon Reviews 2023, any categories: ratings, times, texts, products and images by URL, from a local folder."""
 
     name = "amazon_2023"
     RELEASE = Release(

@@ -4,10 +4,10 @@ The folder holds `reviews_5core.csv` (or `.csv.gz`), with a header and in it at 
 
     reviewerID, asin, reviewText, overall, summary, unixReviewTime
 
-where text may be quoted and go over several lines. What a person wrote is `reviewText`, or `summary` where that is
-empty (seven times in the published file). Of several reviews of one item by one person the latest counts; the
+where text may be quoted and go over several lines. What a user wrote is `reviewText`, or `summary` where that is
+empty (seven times in the published file). Of several reviews of one item by one user the latest counts; the
 published file has none. Its times are days, so that three reviews in five share theirs with another by the same
-person: those keep the order of the file. They may be counted from 0 where only the order is known.
+user: those keep the order of the file. They may be counted from 0 where only the order is known.
 """
 
 from __future__ import annotations

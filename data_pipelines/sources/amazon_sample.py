@@ -1,4 +1,4 @@
-"""A sample of Amazon Reviews 2023: a few whole reviews a person, with titles and prices beside them.
+"""A sample of Amazon Reviews 2023: a few whole reviews a user, with titles and prices beside them.
 
 The folder holds `users.jsonl` (or `.jsonl.gz`), an object a line:
 
@@ -7,9 +7,9 @@ The folder holds `users.jsonl` (or `.jsonl.gz`), an object a line:
                product: title, brand, price, main_category
     heldout    one more review, the last in time
 
-A line is what one person reviewed in one category. The same person may have lines in other categories (the 691 lines
-are of 354 people), so that a user here is `USER_ID/CATEGORY`. The review held out is the last of the five that a line
-has, so that leave-one-out holds it out again. What a person wrote is `review_full`, or `review_title` where that is
+A line is what one user reviewed in one category. The same user may have lines in other categories (the 691 lines
+are of 354 users), so that a user here is `USER_ID/CATEGORY`. The review held out is the last of the five that a line
+has, so that leave-one-out holds it out again. What a user wrote is `review_full`, or `review_title` where that is
 empty. Of several reviews of one item in a line the latest counts (three lines of the sample have two). Any of a
 product's texts may be null, which a prompt shows as "Unknown"; a main category that is null is the line's category.
 """
@@ -108,7 +108,7 @@ class Amazon2023Sample(RecordBuilder):
 
     name = "amazon_2023_sample"
     PUBLISHER = "https://amazon-reviews-2023.github.io"
-    DESCRIPTION = f"A sample of Amazon Reviews 2023, people with a few reviews in one category; {PUBLISHER}"
+    DESCRIPTION = f"A sample of Amazon Reviews 2023, users with a few reviews in one category; {PUBLISHER}"
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
         holds = "an object a line with user_id, category, history and heldout"

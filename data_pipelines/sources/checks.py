@@ -28,12 +28,12 @@ class Faults:
     """What was wrong with a source.
 
     With `refuse`, the first bad record is an error and nothing is prepared; with `skip`, bad records are left out and
-    listed. Missing and broken pictures never stop anything: their items stay, without a picture, and are listed.
+    listed. Missing and broken images never stop anything: their items stay, without an image, and are listed.
     """
 
     on_bad: OnBad = "refuse"
     records: list[str] = dataclasses.field(default_factory=list)
-    pictures: list[str] = dataclasses.field(default_factory=list)
+    images: list[str] = dataclasses.field(default_factory=list)
 
     def bad_record(self, fault: str) -> None:
         if self.on_bad == "refuse":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_pipelines.opening import open_picture
+from data_pipelines.opening import open_image
 from data_pipelines.sources.movielens import EMBEDDED
 
 HEIGHT, QUALITY = 96, 80
@@ -33,10 +33,10 @@ def embed(source: Path, target: Path = EMBEDDED) -> None:
     with zipfile.ZipFile(source / "posters.zip") as posters, zipfile.ZipFile(target / "posters.zip", "w") as reduced:
         there = set(posters.namelist())
         for file in (f"{movie}.jpg" for movie in movies if f"{movie}.jpg" in there):
-            picture = open_picture(posters.read(file))
-            picture.thumbnail((HEIGHT, HEIGHT), Image.Resampling.LANCZOS)
+            image = open_image(posters.read(file))
+            image.thumbnail((HEIGHT, HEIGHT), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
-            picture.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+            image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
             reduced.writestr(zipfile.ZipInfo(file, (1980, 1, 1, 0, 0, 0)), buffer.getvalue())
 
 

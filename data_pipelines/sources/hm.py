@@ -1,11 +1,11 @@
-"""H&M: two years of purchases, with a picture and a description of what was bought, from a local folder.
+"""H&M: two years of purchases, with an image and a description of what was bought, from a local folder.
 
     FOLDER/articles.csv               a line an article: ids, names and words for what it is
     FOLDER/transactions_train.csv     a line a purchase: t_dat, customer_id, article_id, price, sales_channel_id
     FOLDER/images.zip or images/      010/0108775015.jpg: the first three digits of the article, the article
 
 where the `.csv` may be a `.csv.gz`. An article is a product (its first seven digits) in a colour; items are either. A
-picture may also be named by the product: an article that has none of its own has its product's, a product that has none
+image may also be named by the product: an article that has none of its own has its product's, a product that has none
 has its first article's. Purchases are dated to the day, at whose first second (UTC) they count; within a day the order
 of the file stands. What somebody bought before is not counted again.
 """
@@ -21,8 +21,8 @@ from data_pipelines.schema import Item
 from data_pipelines.sources.builder import RecordBuilder
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.columns import identifiers
+from data_pipelines.sources.images import StoredImages
 from data_pipelines.sources.interactions import Counts, Tabled, core, without_repeats
-from data_pipelines.sources.pictures import StoredPictures
 from data_pipelines.sources.reviews import clean, source_file
 from data_pipelines.sources.tables import read_csv, text
 from data_pipelines.sources.times import EARLIEST, latest
@@ -77,12 +77,12 @@ def _hint(article_id: str) -> str:
 class Catalogue:
     """Items of H&M by id, each of one article or of all those of a product."""
 
-    def __init__(self, articles: pl.DataFrame, item: pl.Expr, pictures: StoredPictures):
+    def __init__(self, articles: pl.DataFrame, item: pl.Expr, images: StoredImages):
         grouped = articles.drop("line").group_by(item.alias("item"), maintain_order=True)
         things = grouped.agg(pl.all().unique(maintain_order=True))
         self._rows = {name: row for row, name in enumerate(things["item"])}
         self._things = things.drop("item")
-        self._pictures = pictures
+        self._images = images
 
     def __call__(self, item_id: str) -> Item:
         """What differs among a product's articles is told of all of them, but for the name and the description; it is
@@ -105,12 +105,12 @@ class Catalogue:
                 ("Description", description),
             ),
             tuple(values[kind][0] for kind in KINDS if len(values[kind]) == 1),
-            self._pictures.read(*(f"{name[:3]}/{name}.jpg" for name in names)),
+            self._images.read(*(f"{name[:3]}/{name}.jpg" for name in names)),
         )
 
 
 class HM(RecordBuilder):
-    """H&M Personalized Fashion Recommendations: purchases, texts and pictures, from a local folder."""
+    """H&M Personalized Fashion Recommendations: purchases, texts and images, from a local folder."""
 
     name = "hm"
     PUBLISHER = "https://www.kaggle.com/competitions/h-and-m-personalized-fashion-recommendations"
@@ -120,7 +120,7 @@ class HM(RecordBuilder):
     def open_source(self, downloads: tfds.download.DownloadManager) -> Tabled:
         articles_csv = source_file(self.source_dir, "articles.csv", "the articles", self.PUBLISHER)
         purchases_csv = source_file(self.source_dir, "transactions_train.csv", "the purchases", self.PUBLISHER)
-        pictures = StoredPictures(articles_csv.with_name("images"), self.faults)
+        images = StoredImages(articles_csv.with_name("images"), self.faults)
         articles = read_articles(articles_csv, self.faults)
         purchases = read_purchases(purchases_csv, articles["article_id"], self.faults)
         as_product = self.selection.item == "product"
@@ -130,4 +130,4 @@ class HM(RecordBuilder):
         ]
         frame = purchases.select("user", id_of[0].alias("item"), "time")
         kept = core(without_repeats(frame, "first"), *self.cores)
-        return Tabled(kept, Catalogue(articles, id_of[1], pictures), Counts.of(frame))
+        return Tabled(kept, Catalogue(articles, id_of[1], images), Counts.of(frame))

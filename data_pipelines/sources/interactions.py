@@ -25,7 +25,7 @@ ABSENT = {"rating": pl.lit(math.nan, pl.Float32), "text": pl.lit(""), "split": p
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What the files of a source hold, before anything is dropped: people, the items they met, and how often."""
+    """What the files of a source hold, before anything is dropped: users, the items they met, and how often."""
 
     users: int
     items: int

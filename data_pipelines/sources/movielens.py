@@ -29,10 +29,10 @@ from data_pipelines.schema import NO_TIME, Interaction, Item, User
 from data_pipelines.sources.builder import RecordBuilder, Source
 from data_pipelines.sources.checks import BadField, Faults, field, plain, stars, texts, whole
 from data_pipelines.sources.columns import identifiers, ratings, times, whole_numbers
+from data_pipelines.sources.images import StoredImages
 from data_pipelines.sources.interactions import Counts, Tabled, without_repeats
 from data_pipelines.sources.interactions import core as core_of
 from data_pipelines.sources.json_files import read_objects
-from data_pipelines.sources.pictures import StoredPictures
 from data_pipelines.sources.reading import is_there, read_lines
 from data_pipelines.sources.reviews import word
 from data_pipelines.sources.tables import Table, by_record, read_csv, text
@@ -62,7 +62,7 @@ class LocalMovieLens:
         self._folder, self._faults = folder / name, faults
         if not self._folder.is_dir():
             raise DataError(f"{self._folder} does not exist; expected {name}/items.jsonl and {name}/users.jsonl there")
-        self._pictures = StoredPictures(folder / "posters", faults)
+        self._images = StoredImages(folder / "posters", faults)
 
     def _movies(self) -> Iterator[tuple[dict[str, Any], bool]]:
         """Each movie's fields, and whether it says it has a poster."""
@@ -88,7 +88,7 @@ class LocalMovieLens:
 
     def items(self) -> Iterator[Item]:
         for record, poster in self._movies():
-            yield movie(**record, image=self._pictures.read(f"{record['movie_id']}.jpg") if poster else b"")
+            yield movie(**record, image=self._images.read(f"{record['movie_id']}.jpg") if poster else b"")
 
     def users(self) -> Iterator[User]:
         quietly = Faults("skip")

@@ -1,4 +1,4 @@
-"""Netflix as LLMRec publishes it: people, films and posters, from a local folder.
+"""Netflix as LLMRec publishes it: users, films and posters, from a local folder.
 
     FOLDER/train.json, val.json, test.json     {"user": [item, …], …}
     FOLDER/item_attribute.csv                  id,year,title a line; with these words as the first line, in any order
@@ -6,8 +6,8 @@
 
 An item is the number of its line in `item_attribute.csv`, from 0 on, which is its id here too. A title may hold commas,
 quoted or not; a year may be missing. What is held out is what the publisher holds out, in `val.json` and `test.json`.
-Where that is several items of a person, the first of each file is asked for and the others are left out: they are right
-answers too, that must neither be learnt nor stand in the history that is shown. An item that a person has in several
+Where that is several items of a user, the first of each file is asked for and the others are left out: they are right
+answers too, that must neither be learnt nor stand in the history that is shown. An item that a user has in several
 files counts as test before validation, and as either before training. There are no times: a history is as the file has
 it. The publisher's pickled matrices say the same again, and are not read.
 """
@@ -26,9 +26,9 @@ from data_pipelines.errors import DataError
 from data_pipelines.schema import NO_TIME, Item
 from data_pipelines.sources.builder import RecordBuilder
 from data_pipelines.sources.checks import BadField, Faults, whole
+from data_pipelines.sources.images import StoredImages
 from data_pipelines.sources.interactions import Counts, Tabled
 from data_pipelines.sources.json_files import read_object
-from data_pipelines.sources.pictures import StoredPictures
 from data_pipelines.sources.reading import read_lines
 from data_pipelines.sources.reviews import clean, source_file, word
 from data_pipelines.sources.tables import check_header
@@ -82,7 +82,7 @@ def is_unclosed(line: str) -> bool:
 
 
 def read_histories(path: Path, films: list[Film | None], faults: Faults) -> dict[str, list[int]]:
-    """User -> items, of a person's the known ones."""
+    """User -> items, of a user's the known ones."""
     histories = {}
     for user, listed in faults.watched(read_object(path, "user to list of items", faults).items()):
         place = f"{path.name}: user {user[:40]}"
@@ -132,14 +132,14 @@ class Netflix(RecordBuilder):
         }
         films = read_films(films_csv, self.faults)
         files = {split: read_histories(path, films, self.faults) for split, path in paths.items()}
-        pictures = StoredPictures(films_csv.with_name("Netflix_Posters"), self.faults)
+        images = StoredImages(films_csv.with_name("Netflix_Posters"), self.faults)
 
         def item_of(item_id: str) -> Item:
             film = films[int(item_id)]
             assert film is not None  # or it would be in no history
             number, year, title = film
-            picture = pictures.read(f"{number}.jpg")
-            return Item(item_id, title, (("Title", title), ("Release Date", year)), (), picture)
+            image = images.read(f"{number}.jpg")
+            return Item(item_id, title, (("Title", title), ("Release Date", year)), (), image)
 
         met = [(user, item) for histories in files.values() for user, items in histories.items() for item in items]
         read = Counts(len({user for user, _ in met}), len({item for _, item in met}), len(met))

@@ -19,8 +19,8 @@ from data_pipelines.schema import Item, User
 from data_pipelines.sources.interactions import USERS_A_PART, Tabled
 
 ITEMS_A_PART = 16384
-PICTURES_A_PART = 64 * 2**20
-"""Bytes; a part ends with the picture that reaches them."""
+IMAGES_A_PART = 64 * 2**20
+"""Bytes; a part ends with the image that reaches them."""
 TEXTS = pl.List(pl.String)
 ITEM_COLUMNS: dict[str, Any] = {
     "item_id": pl.String,
@@ -85,13 +85,13 @@ class Tally:
 
 
 def _item_batches(items: Iterator[Item]) -> Iterator[list[Item]]:
-    batch, pictures = list[Item](), 0
+    batch, images = list[Item](), 0
     for item in items:
         batch.append(item)
-        pictures += len(item.image)
-        if len(batch) == ITEMS_A_PART or pictures >= PICTURES_A_PART:
+        images += len(item.image)
+        if len(batch) == ITEMS_A_PART or images >= IMAGES_A_PART:
             yield batch
-            batch, pictures = [], 0
+            batch, images = [], 0
     if batch:
         yield batch
 

@@ -1,4 +1,4 @@
-"""What sources of product reviews share: where their file is, what a review says, and the order of a person's."""
+"""What sources of product reviews share: where their file is, what a review says, and the order of a user's."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def clean(text: str) -> str:
 
 
 def written(text: str, headline: str) -> str:
-    """What a person wrote, as one line: the review itself, or its headline where the review is empty."""
+    """What a user wrote, as one line: the review itself, or its headline where the review is empty."""
     return clean(text) or clean(headline)
 
 
@@ -68,7 +68,7 @@ def one_to_five(record: dict[str, Any], name: str) -> float:
 
 
 def in_order(reviews: Iterable[Interaction]) -> tuple[Interaction, ...]:
-    """A person's reviews, oldest first, ties as they stand; of several of one item the latest counts, at its time."""
+    """A user's reviews, oldest first, ties as they stand; of several of one item the latest counts, at its time."""
     latest: dict[str, Interaction] = {}
     for review in sorted(reviews, key=lambda review: review.time):
         latest.pop(review.item_id, None)  # so that it goes to the end

@@ -14,10 +14,10 @@ class Selection:
     """Of products, one or more, merged: Amazon's, and the sequence files'. By default all whose files lie in the
     folder."""
     user_core: int | None = None
-    """People with fewer interactions are left out, and with them items; by default what the source is known by."""
+    """Users with fewer interactions are left out, and with them items; by default what the source is known by."""
     item_core: int | None = None
-    """Items with fewer interactions are left out, and with them people."""
+    """Items with fewer interactions are left out, and with them users."""
     item: Literal["article", "product"] = "article"
     """What H&M's customers buy: an article, or the product, whose articles are its colours."""
     fetch_images: bool = False
-    """Pictures that are known by URL are fetched."""
+    """Images that are known by URL are fetched."""

@@ -1,11 +1,11 @@
-"""The sequence files that S3-Rec made known: a person's items in order of time, a person a line; no times, no texts.
+"""The sequence files that S3-Rec made known: a user's items in order of time, a user a line; no times, no texts.
 
     FOLDER/NAME.txt                       user item item …
     FOLDER/NAME_item2attributes.json      {"item": [attribute, …], …}, of the items that have any
 
 The NAME is the only category of the selection, or the only `.txt` file of the folder. Items and attributes are numbers
 without a meaning of their own: an item's title is its number, attribute 12 is the word 12, by which it can be searched
-for (a tokenizer makes two tokens of a12). The lines are taken as they stand: a person who met an item twice did so.
+for (a tokenizer makes two tokens of a12). The lines are taken as they stand: a user who met an item twice did so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What prompts are made of: pieces of tokens with their pictures and targets, and the whole examples."""
+"""What prompts are made of: pieces of tokens with their images and targets, and the whole examples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Example:
 
     Attributes:
       tokens: int32 [t].
-      images: int32 [n], the items whose pictures the markers stand for, in order.
+      images: int32 [n], the items whose images the markers stand for, in order.
       image_positions: int32 [n], where these markers are, ascending. What an item is called may read like a marker:
         only who writes an example knows which are.
       answer_positions: int32 [a], where a target is predicted.
@@ -73,7 +73,7 @@ class Ragged:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Piece:
-    """A run of tokens, the items whose pictures it shows, and what it predicts where.
+    """A run of tokens, the items whose images it shows, and what it predicts where.
 
     Attributes:
       shown_at: int32 [n], where the markers of `images` are, counted from the piece's first token.

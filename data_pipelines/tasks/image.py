@@ -27,11 +27,11 @@ class Image(Task):
     texts_are_categories = True
 
     def unavailable(self, data: TaskData) -> str:
-        return "" if data.can_generate.any() else "no item has both codes of a picture and categories"
+        return "" if data.can_generate.any() else "no item has both codes of an image and categories"
 
     def missing(self, data: TaskData, event: int) -> str:
         can_generate = data.can_generate[int(data.corpus.items[event])]
-        return "" if can_generate else "whose answer has no codes of a picture, or no categories"
+        return "" if can_generate else "whose answer has no codes of an image, or no categories"
 
     def sample(self, data: TaskData, user: int, position: int, last: int, rng: np.random.Generator) -> Query | None:
         query = super().sample(data, user, position, last, rng)
@@ -63,5 +63,5 @@ def check_codes(vocabulary: Vocabulary) -> int:
       ValueError: the vocabulary has no codes of images.
     """
     if vocabulary.image_codes is None:
-        raise ValueError("a picture is asked for, but the vocabulary knows none (vocabulary.image_codes)")
+        raise ValueError("an image is asked for, but the vocabulary knows none (vocabulary.image_codes)")
     return vocabulary.image_codes.codes_per_image

@@ -81,7 +81,7 @@ def evaluate_ranker(ranker: Ranker, corpus: Corpus, split: Split, batch: int = B
 
     Returns:
       `users`, `positions`, `targets`: int32 [M]; `kept`, `filtered`: float32 [M], the right item's rank with seen
-      items kept and filtered. `unimp_jax.evaluation.metrics.ranking_metrics` makes figures of ranks.
+      items kept and filtered. `unimp_jax.evaluation.metrics.ranking_metrics` makes metrics of ranks.
     """
     users, positions = corpus.held_out(SPLITS[split])
     targets = corpus.targets(users, positions)

@@ -1,6 +1,6 @@
 """SASRec trained with softmax cross entropy over the whole catalogue at every position: the rival to beat.
 
-No negatives are sampled (the weakness of most published SASRec figures), no slot is padding, and the learning rate
+No negatives are sampled (the weakness of most published SASRec metrics), no slot is padding, and the learning rate
 follows the part of the budget that is spent, be it steps or seconds, so a short run ends as annealed as a long one.
 """
 

@@ -20,7 +20,7 @@ from experiments.data import ExperimentData
 from experiments.evals.config import EvaluationConfig, GenerateConfig
 from experiments.questions import Questions
 from experiments.request import Request
-from experiments.results import PictureSample, Sample
+from experiments.results import ImageSample, Sample
 from unimp_jax.evaluation.metrics import Means
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.sharding import row_shards
@@ -40,14 +40,14 @@ class Outcome:
 
     Attributes:
       note: what was asked, in a sentence or two.
-      figures: for each model, values of its users by name, of whose means metrics are made.
+      metrics: for each model, values of its users by name, of whose means metrics are made.
       formulas: for each model, what makes metrics of these means; a model that is not there is described by the means.
       answers: columns, one value a question: who was asked what, and what was answered.
       larger_is_better: of all metrics.
     """
 
     note: str
-    figures: dict[str, PerUser]
+    metrics: dict[str, PerUser]
     answers: dict[str, Any]
     formulas: Callable[[PerUser], Formulas] | None = None
     larger_is_better: bool = True
@@ -83,7 +83,7 @@ class Answered:
 
     outcomes: dict[str, Outcome]
     samples: tuple[Sample, ...] = ()
-    save_images: Callable[[Path], tuple[PictureSample, ...]] | None = None
+    save_images: Callable[[Path], tuple[ImageSample, ...]] | None = None
 
 
 class TaskEval(abc.ABC):

@@ -13,7 +13,7 @@ from data_pipelines.tasks import TASKS
 from data_pipelines.tasks.base import Split
 from data_pipelines.tasks.registry import check_names
 from experiments.baselines.sasrec import SASRecConfig
-from experiments.picture_towers import PictureTowerConfig
+from experiments.feature_extractors import FeatureExtractorConfig
 from experiments.run import ALL_DEVICES, Checkpoint
 from unimp_jax.decoding import BeamConfig, DrawingConfig
 from unimp_jax.sharding import MeshConfig
@@ -53,13 +53,13 @@ class GalleryConfig:
     """How images are generated for held-out users, and measured."""
 
     painting: Annotated[PaintingConfig, tyro.conf.arg(name="")] = PaintingConfig()
-    towers: Annotated[PictureTowerConfig, tyro.conf.arg(name="")] = PictureTowerConfig()
+    towers: Annotated[FeatureExtractorConfig, tyro.conf.arg(name="")] = FeatureExtractorConfig()
     users: int = 1024
     """So many at most are asked, drawn by the seed."""
 
     def __post_init__(self) -> None:
         if self.users < 1:
-            raise ValueError(f"pictures: users {self.users} must be 1 or more")
+            raise ValueError(f"images: users {self.users} must be 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class EvaluationConfig:
     """With which items are searched for that have semantic ids."""
     reviews: BeamConfig = BeamConfig(beams=5, new_tokens=256)
     """How ratings and explanations are written."""
-    pictures: GalleryConfig = GalleryConfig()
+    images: GalleryConfig = GalleryConfig()
     """How images are generated and measured, where the run was trained for that."""
     encode_catalogue: bool = True
     """Every image is encoded once, before anybody is asked; or, where there is no room for them all, in prompts."""
@@ -127,7 +127,7 @@ class GenerateConfig:
     """Of the search for items with semantic ids (at least k), and for what is written with a rating."""
     new_tokens: int = 128
     """What is written with a rating is cut off there."""
-    out: Path = Path("pictures")
+    out: Path = Path("images")
     """For image: the folder where images go, 1.png and so on."""
     painting: Annotated[PaintingConfig, tyro.conf.arg(name="")] = PaintingConfig()
     """For image: by what, how many and how."""

@@ -18,7 +18,7 @@ from experiments.data import ExperimentData
 from experiments.evals.base import OURS, Answered, Setting, TaskEval, prompt_batches
 from experiments.evals.config import EvaluationConfig, GenerateConfig, PaintingConfig
 from experiments.evals.image_metrics import Generated, image_outcomes, refuse_few, sample_images
-from experiments.picture_towers import open_towers
+from experiments.feature_extractors import open_towers
 from experiments.request import Request
 from experiments.vqgan.run import decoder_of, open_vqgan
 from unimp_jax.evaluation.predictor import Predictor
@@ -33,14 +33,14 @@ class ImageEval(TaskEval):
 
     def open(self, data: ExperimentData, config: EvaluationConfig | GenerateConfig) -> Painter:
         if isinstance(config, EvaluationConfig):
-            return open_painter(data, config.pictures.painting.vqgan)
+            return open_painter(data, config.images.painting.vqgan)
         painter = open_painter(data, config.painting.vqgan)
         config.out.mkdir(parents=True, exist_ok=True)
         return painter
 
     def evaluate(self, setting: Setting) -> Answered:
         data, config, questions = setting.data, setting.config, setting.questions
-        gallery, everybody = config.pictures, questions.queries
+        gallery, everybody = config.images, questions.queries
         drawn = np.sort(np.random.default_rng(config.seed).permutation(len(everybody))[: gallery.users])
         queries = [everybody[number] for number in drawn]
         refuse_few(data, queries)
@@ -68,15 +68,15 @@ class ImageEval(TaskEval):
             path = config.out / f"{number}.png"
             save_image(image, path)
             images.append({"file": str(path), "log-probability": float(scores[0, order[number - 1]])})
-        return {"query": query.words, "pictures": images}
+        return {"query": query.words, "images": images}
 
     def show(self, answer: dict[str, Any]) -> list[str]:
-        files = [f"{one['file']}  log-probability {one['log-probability']:.1f}" for one in answer["pictures"]]
+        files = [f"{one['file']}  log-probability {one['log-probability']:.1f}" for one in answer["images"]]
         return [f"query  {answer['query']}", *files]
 
 
 class Painter:
-    """A VQGAN that makes pictures of codes."""
+    """A VQGAN that makes images of codes."""
 
     def __init__(self, vqgan: VQGAN):
         self._grid, self._size = vqgan.config.grid, vqgan.config.image_size
@@ -84,8 +84,8 @@ class Painter:
 
     def paint(self, codes: np.ndarray) -> np.ndarray:
         """int32 [..., h * w] -> uint8 [..., H, W, 3]."""
-        pictures = self._decode(codes.reshape(-1, self._grid, self._grid))
-        return pictures.reshape(*codes.shape[:-1], self._size, self._size, 3)
+        images = self._decode(codes.reshape(-1, self._grid, self._grid))
+        return images.reshape(*codes.shape[:-1], self._size, self._size, 3)
 
 
 def open_painter(data: ExperimentData, folder: Path | None) -> Painter:
@@ -98,7 +98,7 @@ def open_painter(data: ExperimentData, folder: Path | None) -> Painter:
     """
     codes = data.vocabulary.image_codes
     if codes is None:
-        raise DataError("this run knows no codes of pictures: train with --vocabulary.image-codes FILE")
+        raise DataError("this run knows no codes of images: train with --vocabulary.image-codes FILE")
     if folder is None:
         folder = Path(codes.facts.get("vqgan", "of which nothing is told"))
         if not folder.exists():
@@ -107,7 +107,7 @@ def open_painter(data: ExperimentData, folder: Path | None) -> Painter:
     has, needed = (vqgan.config.grid, vqgan.config.codes), (codes.grid, codes.num_codes)
     if ((has[0], has[0]), has[1]) != needed:
         raise DataError(
-            f"{folder} makes pictures of {has[0]} x {has[0]} of {has[1]} codes, but those of the catalogue are "
+            f"{folder} makes images of {has[0]} x {has[0]} of {has[1]} codes, but those of the catalogue are "
             f"{codes.grid[0]} x {codes.grid[1]} of {codes.num_codes}: another VQGAN made them"
         )
     return Painter(vqgan)
@@ -134,7 +134,7 @@ def generate_images(
     config: PaintingConfig,
     seed: int = 0,
 ) -> Generated:
-    """Pictures for questions whose answer is known, and the wanted ones from their codes."""
+    """Images for questions whose answer is known, and the wanted ones from their codes."""
     codes = data.vocabulary.image_codes
     assert codes is not None
     drawn, _ = sample_codes(data, predictor, queries, config, seed)

@@ -1,7 +1,7 @@
-"""Generated pictures beside what they could have been: figures of every user, and some users' to look at.
+"""Generated images beside what they could have been: metrics of every user, and some users' to look at.
 
 All are looked at in the size of the generated ones, by the same tower. Beside the model's stand a random item's
-picture, that of another item with the query, and the wanted picture as its codes give it back.
+image, that of another item with the query, and the wanted image as its codes give it back.
 """
 
 from __future__ import annotations
@@ -20,45 +20,43 @@ from data_pipelines.tasks import Query
 from experiments.baselines.query_match import WordMatches
 from experiments.data import ExperimentData
 from experiments.evals.base import Outcome, TooFewError, asked
-from experiments.picture_towers import ClipTower, PictureTower
-from experiments.results import PictureSample
-from unimp_jax.evaluation.neighbours import NEIGHBOURS
-from unimp_jax.evaluation.pictures import (
+from experiments.feature_extractors import ClipTower, FeatureExtractor
+from experiments.results import ImageSample
+from unimp_jax.evaluation.images import (
     SAME_QUERY,
     clip_score,
-    picture_distances,
-    picture_figures,
-    picture_scores,
+    image_distances,
+    image_metrics,
+    image_scores,
     sign_test,
 )
+from unimp_jax.evaluation.neighbours import NEIGHBOURS
 
 SHOWN_HISTORY = 10
-RECONSTRUCTED = "the wanted picture from its codes"
+RECONSTRUCTED = "the wanted image from its codes"
 OF_THE_QUERY = "another item of the query"
 RANDOM = "a random item"
-QUESTION = "Which picture, given its item's categories as a query?"
+QUESTION = "Which image, given its item's categories as a query?"
 MEANINGS = (
-    "Closer: to the wanted picture than to each of {0} random items', ties as half; closer, same query: than to each "
-    "of {0} with the query. Precision and recall: of each one's first picture, by 3 nearest neighbours. Diversity: the "
-    "distance between pictures of people with the same query; own diversity: between those of one."
+    "Closer: to the wanted image than to each of {0} random items', ties as half; closer, same query: than to each "
+    "of {0} with the query. Precision and recall: of each one's first image, by 3 nearest neighbours. Diversity: the "
+    "distance between images of users with the same query; own diversity: between those of one."
 )
-DISTANCES = (
-    "Fréchet distance: of each one's first picture, all together. Distance to wanted: of all pictures, one by one."
-)
+DISTANCES = "Fréchet distance: of each one's first image, all together. Distance to wanted: of all images, one by one."
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generated:
-    """Pictures of P questions, uint8, all of one size.
+    """Images of P questions, uint8, all of one size.
 
     Attributes:
-      queries: P, whose right items have pictures.
-      pictures: for each way of asking, by a name that begins with `OURS`, [P, S, H, W, 3].
-      reconstructions: [P, H, W, 3], the wanted items' pictures, encoded and decoded.
+      queries: P, whose right items have images.
+      images: for each way of asking, by a name that begins with `OURS`, [P, S, H, W, 3].
+      reconstructions: [P, H, W, 3], the wanted items' images, encoded and decoded.
     """
 
     queries: Sequence[Query]
-    pictures: Mapping[str, np.ndarray]
+    images: Mapping[str, np.ndarray]
     reconstructions: np.ndarray
 
     @property
@@ -69,7 +67,7 @@ class Generated:
 
 def image_outcomes(
     data: ExperimentData,
-    tower: PictureTower,
+    tower: FeatureExtractor,
     generated: Generated,
     *,
     clip: ClipTower | None = None,
@@ -77,31 +75,31 @@ def image_outcomes(
     seed: int = 0,
     note: str = "",
 ) -> dict[str, Outcome]:
-    """`image`, of whose figures more is better, and `image-distance`, of whose less is.
+    """`image`, of whose metrics more is better, and `image-distance`, of whose less is.
 
     Args:
       tower, clip: as `open_towers` opens them.
-      randoms: items whose pictures each generated one is compared with, drawn by the seed for each user.
+      randoms: items whose images each generated one is compared with, drawn by the seed for each user.
       note: more to say of who was asked.
     """
     beside = draw_beside(data, generated.queries, randoms, seed)
     words = [", ".join(data.corpus.categories[item]) for item in beside.wanted_P]
     seen = seen_by(tower, data, generated, beside)
     others = (seen.random_PRF, seen.alike_PRF)
-    scores = {name: picture_scores(x_PSF, seen.wanted_PF, *others, words) for name, x_PSF in seen.rows.items()}
+    scores = {name: image_scores(x_PSF, seen.wanted_PF, *others, words) for name, x_PSF in seen.rows.items()}
     if clip and clip.reads:
         query_PF = clip.read(words)
         for name, x_PSF in (seen if clip is tower else seen_by(clip, data, generated, beside)).rows.items():
             scores[name]["CLIP score"] = clip_score(x_PSF, query_PF)
-    distances = {name: picture_distances(x_PSF, seen.wanted_PF) for name, x_PSF in seen.rows.items()}
+    distances = {name: image_distances(x_PSF, seen.wanted_PF) for name, x_PSF in seen.rows.items()}
     answers = asked(data.corpus, generated.queries) | {"query": words}
     how = f"{generated.size} x {generated.size} pixels, seen by {tower.name}.{note}"
     signs = " ".join(
-        tell_signs(f"{name}, {figure},", scores[name][figure])
-        for name in generated.pictures for figure in ("closer", SAME_QUERY)
+        tell_signs(f"{name}, {metric},", scores[name][metric])
+        for name in generated.images for metric in ("closer", SAME_QUERY)
     )  # fmt: skip
     return {
-        "image": Outcome(f"{QUESTION} {how} {MEANINGS.format(randoms)} {signs}", scores, answers, picture_figures),
+        "image": Outcome(f"{QUESTION} {how} {MEANINGS.format(randoms)} {signs}", scores, answers, image_metrics),
         "image-distance": Outcome(f"{how} {DISTANCES}", distances, answers, larger_is_better=False),
     }
 
@@ -109,23 +107,23 @@ def image_outcomes(
 def refuse_few(data: ExperimentData, queries: Sequence[Query]) -> None:
     """
     Raises:
-      TooFewError: there are fewer users than precision and recall are made of, or fewer pictures than are compared.
+      TooFewError: there are fewer users than precision and recall are made of, or fewer images than are compared.
     """
-    pictures = int(data.writer.has_image.sum())
-    if len(queries) <= NEIGHBOURS or pictures < 3:
+    images = int(data.writer.has_image.sum())
+    if len(queries) <= NEIGHBOURS or images < 3:
         raise TooFewError(
-            f"{len(queries)} users and {pictures} items with pictures: more than {NEIGHBOURS} and 3 are needed"
+            f"{len(queries)} users and {images} items with images: more than {NEIGHBOURS} and 3 are needed"
         )
 
 
 def tell_signs(name: str, shares: np.ndarray) -> str:
     found = sign_test(shares)
     chance = "< .001" if found.p_value < 0.001 else f"= {found.p_value:.3f}"
-    return f"{name} is above chance for {found.above:,} people and below for {found.below:,} (sign test, p {chance})."
+    return f"{name} is above chance for {found.above:,} users and below for {found.below:,} (sign test, p {chance})."
 
 
 class Beside(NamedTuple):
-    """Items whose own pictures stand beside P people's generated ones: wanted; of the query, and any, to be rows of the
+    """Items whose own images stand beside P users's generated ones: wanted; of the query, and any, to be rows of the
     table; and of both kinds, to be compared with."""
 
     wanted_P: np.ndarray
@@ -144,7 +142,7 @@ def draw_beside(data: ExperimentData, queries: Sequence[Query], randoms: int, se
 
 
 def random_items(has_image: np.ndarray, wanted_P: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Items with a picture that are not the wanted one: int64 [P, count]."""
+    """Items with an image that are not the wanted one: int64 [P, count]."""
     shown = np.flatnonzero(has_image)
     drawn_PR = rng.integers(0, len(shown) - 1, (len(wanted_P), count))
     return shown[drawn_PR + (drawn_PR >= np.searchsorted(shown, wanted_P)[:, None])]
@@ -171,7 +169,7 @@ def items_of_the_query(
 
 
 class Seen(NamedTuple):
-    """Features that a tower makes: by row of the table, [P, S, F]; of the wanted items' pictures; and of others', those
+    """Features that a tower makes: by row of the table, [P, S, F]; of the wanted items' images; and of others', those
     of the query and any."""
 
     rows: dict[str, np.ndarray]
@@ -180,41 +178,41 @@ class Seen(NamedTuple):
     random_PRF: np.ndarray
 
 
-def seen_by(tower: PictureTower, data: ExperimentData, generated: Generated, beside: Beside) -> Seen:
-    """Each item's own picture is seen once."""
+def seen_by(tower: FeatureExtractor, data: ExperimentData, generated: Generated, beside: Beside) -> Seen:
+    """Each item's own image is seen once."""
     items = np.unique(np.concatenate([part.ravel() for part in beside]))
     own = ImageStore(data.images.encoded, generated.size, data.config.images)
     features = tower.see(take(own, items))
     wanted_PF, alike_PF, random_PF, alike_PRF, random_PRF = (features[np.searchsorted(items, part)] for part in beside)
-    rows = {name: see_samples(tower, pictures) for name, pictures in generated.pictures.items()}
+    rows = {name: see_samples(tower, images) for name, images in generated.images.items()}
     rows |= {OF_THE_QUERY: alike_PF[:, None], RANDOM: random_PF[:, None]}
     rows[RECONSTRUCTED] = tower.see(generated.reconstructions)[:, None]
     return Seen(rows, wanted_PF, alike_PRF, random_PRF)
 
 
-def see_samples(tower: PictureTower, pictures_PSHW3: np.ndarray) -> np.ndarray:
+def see_samples(tower: FeatureExtractor, images_PSHW3: np.ndarray) -> np.ndarray:
     """float32 [P, S, F]."""
-    people, samples, *shape = pictures_PSHW3.shape
-    return tower.see(pictures_PSHW3.reshape(people * samples, *shape)).reshape(people, samples, -1)
+    users, samples, *shape = images_PSHW3.shape
+    return tower.see(images_PSHW3.reshape(users * samples, *shape)).reshape(users, samples, -1)
 
 
 def sample_images(
     data: ExperimentData, generated: Generated, folder: Path, split: str, *, count: int, seed: int = 0
-) -> tuple[PictureSample, ...]:
-    """Some users' pictures, drawn by the seed, in files of `<split>-pictures` in the folder of the evaluation."""
-    name, corpus = f"{split}-pictures", data.corpus
-    (pictures_PSHW3, *_) = generated.pictures.values()
+) -> tuple[ImageSample, ...]:
+    """Some users' images, drawn by the seed, in files of `<split>-images` in the folder of the evaluation."""
+    name, corpus = f"{split}-images", data.corpus
+    (images_PSHW3, *_) = generated.images.values()
     samples = []
     with atomic_folder(folder / name, replaces=True) as partial:
         for number in np.random.default_rng(seed).permutation(len(generated.queries))[:count].tolist():
             query = generated.queries[number]
-            files = [f"{name}/{number}-{sample}.png" for sample in range(pictures_PSHW3.shape[1])]
+            files = [f"{name}/{number}-{sample}.png" for sample in range(images_PSHW3.shape[1])]
             reconstruction = f"{name}/{number}-wanted.png"
-            whole = [generated.reconstructions[number], *pictures_PSHW3[number]]
-            for file, picture in zip([reconstruction, *files], whole, strict=True):
-                Image.fromarray(picture).save(partial / Path(file).name)
+            whole = [generated.reconstructions[number], *images_PSHW3[number]]
+            for file, image in zip([reconstruction, *files], whole, strict=True):
+                Image.fromarray(image).save(partial / Path(file).name)
             history = tuple(corpus.history(query.user, query.position)[-SHOWN_HISTORY:].tolist())
             user, target = corpus.user_ids[query.user], query.right[0]
             words = ", ".join(corpus.categories[target])
-            samples.append(PictureSample(user, history, words, target, reconstruction, tuple(files)))
+            samples.append(ImageSample(user, history, words, target, reconstruction, tuple(files)))
     return tuple(samples)

@@ -57,7 +57,7 @@ class RankingEval(TaskEval):
         data, queries, beams = setting.data, setting.questions.queries, setting.config.beams
         corpus = data.corpus
         ranked = rank_catalogue(data, setting.predictor, queries, beams=beams)
-        figures = {OURS: rank_metrics(ranked.kept, ranked.filtered)}
+        metrics = {OURS: rank_metrics(ranked.kept, ranked.filtered)}
         answers = asked(corpus, queries) | {
             "items": [[corpus.item_ids[item] for item in row if item >= 0] for row in ranked.top],
             "scores": [[score for score in row if np.isfinite(score)] for row in ranked.scores.tolist()],
@@ -68,11 +68,11 @@ class RankingEval(TaskEval):
         targets = np.array([query.right[0] for query in queries], np.int32)
         for ranker in self.rankers(corpus, setting.rankers):
             kept, filtered = rank_in_batches(ranker, corpus, *moments(queries), targets)
-            figures[ranker.name] = rank_metrics(kept, filtered)
+            metrics[ranker.name] = rank_metrics(kept, filtered)
             answers |= {f"{ranker.name}: rank, seen kept": kept, f"{ranker.name}: rank, seen filtered": filtered}
         found = "" if data.vocabulary.depth == 1 else f" Semantic ids, searched for with {beams} beams."
         note = f"{self.asks} Seen items filtered, but for the last columns.{found}{setting.questions.note}"
-        return Outcome(note, figures, answers | self.columns(corpus, queries)), ranked
+        return Outcome(note, metrics, answers | self.columns(corpus, queries)), ranked
 
     def answer(
         self, data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig, opened: Any

@@ -33,9 +33,9 @@ from experiments.questions import Questions
 from experiments.request import Request
 from experiments.terminal import fitted, room
 from unimp_jax.decoding import BeamConfig
-from unimp_jax.evaluation.metrics import RATING_FIGURES, rating_errors
+from unimp_jax.evaluation.metrics import RATING_METRICS, rating_errors
 from unimp_jax.evaluation.predictor import Predictor
-from unimp_jax.evaluation.texts import signatures, text_figures, text_scores
+from unimp_jax.evaluation.texts import signatures, text_metrics, text_scores
 
 
 class RatingEval(TaskEval):
@@ -74,7 +74,7 @@ class RatingEval(TaskEval):
 def rate_held_out(
     data: ExperimentData, predictor: Predictor, questions: Questions, config: BeamConfig
 ) -> dict[str, Outcome]:
-    """Ratings, from the next token's probabilities and as written; and explanations, where people wrote any."""
+    """Ratings, from the next token's probabilities and as written; and explanations, where users wrote any."""
     corpus, vocabulary, queries = data.corpus, data.vocabulary, questions.queries
     users = np.array([query.user for query in queries])
     events = corpus.offsets[users] + np.array([query.position for query in queries])
@@ -102,13 +102,13 @@ def rate_held_out(
         note += f" Of {len(queries)} written answers {unread} begin with no rating, and are left out of their row."
         answers |= {"answer": reviews.texts, "explanation": reviews.explanations, "score": reviews.scores}
         explanations = explain(corpus, users, items, wrote, texts, reviews.explanations, questions.note)
-    figures = {}
+    metrics = {}
     for name, values in predicted.items():
         there = np.isfinite(values)
         answers[f"{name}: rating"] = values.astype(np.float64)
         if there.any():
-            figures[name] = rating_errors(values[there], actual[there])
-    outcome = Outcome(note, figures, answers, lambda _: RATING_FIGURES, larger_is_better=False)
+            metrics[name] = rating_errors(values[there], actual[there])
+    outcome = Outcome(note, metrics, answers, lambda _: RATING_METRICS, larger_is_better=False)
     return {"preference": outcome} | explanations
 
 
@@ -116,7 +116,7 @@ def explain(
     corpus: Corpus, users: np.ndarray, items: np.ndarray, wrote: np.ndarray, texts: list[str], ours: list[str],
     sampled: str = "",
 ) -> dict[str, Outcome]:  # fmt: skip
-    """The explanations of those who wrote one, beside the same text for all and the nearest person's.
+    """The explanations of those who wrote one, beside the same text for all and the nearest user's.
 
     Args:
       sampled: what is to be said of who was asked, behind a blank.
@@ -127,7 +127,7 @@ def explain(
     with contextlib.suppress(DataError):  # nothing was written in training: there is nothing to compare with
         for baseline in (NearestExplanation(corpus), ConstantExplanation(corpus)):
             generated[baseline.name] = baseline.explain(users[asked], items[asked])
-    figures = {name: text_scores(said, references) for name, said in generated.items()}
+    metrics = {name: text_scores(said, references) for name, said in generated.items()}
     answers = {
         "user": [corpus.user_ids[user] for user in users[asked]],
         "item": [corpus.item_ids[item] for item in items[asked]],
@@ -141,7 +141,7 @@ def explain(
         + "; ".join(f"{name}: {signature}" for name, signature in signatures().items())
         + "."
     )
-    return {"explanation": Outcome(note, figures, answers, text_figures)}
+    return {"explanation": Outcome(note, metrics, answers, text_metrics)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -151,7 +151,7 @@ class Reviews:
     Attributes:
       ratings: float64 [P], the stars that the answer begins with; NaN where it does not begin with a rating.
       explanations: the text behind the rating, or the whole of it where there is none.
-      texts: whole answers, for people.
+      texts: whole answers, for users.
       scores: float32 [P], log-probabilities under the length penalty.
     """
 

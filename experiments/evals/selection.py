@@ -16,7 +16,7 @@ from experiments.evals.base import OURS, Answered, Outcome, Setting, TaskEval, a
 from experiments.evals.config import GenerateConfig
 from experiments.request import Request
 from experiments.terminal import fitted, room
-from unimp_jax.evaluation.metrics import SELECTION_FIGURES, selection_counts
+from unimp_jax.evaluation.metrics import SELECTION_METRICS, selection_counts
 from unimp_jax.evaluation.predictor import Predictor
 
 
@@ -45,9 +45,9 @@ class SelectionEval(TaskEval):
 
         answers = asked(corpus, queries) | {"right": named(right), "candidates": named(candidates)}
         answers |= {f"{name}: chosen items": named(rows) for name, rows in chosen.items()}
-        figures = {name: selection_counts(rows, right) for name, rows in chosen.items()}
+        metrics = {name: selection_counts(rows, right) for name, rows in chosen.items()}
         note = f"Which of three, one or two of them right? Micro averages.{setting.questions.note}"
-        return Answered({self.task: Outcome(note, figures, answers, lambda _: SELECTION_FIGURES)})
+        return Answered({self.task: Outcome(note, metrics, answers, lambda _: SELECTION_METRICS)})
 
     def query(self, data: ExperimentData, request: Request, query: Query, item_of: Callable[[str], int]) -> Query:
         return dataclasses.replace(query, candidates=tuple(map(item_of, request.candidates)))

@@ -115,10 +115,10 @@ def guessed_bytes(config: ExperimentConfig) -> float:
         "dots_with_batch": of_layer * decoder.layers + of_block * model.groups,
         "none": 2.5 * (of_layer * decoder.layers + of_block * model.groups),
     }[model.remat]
-    pictures = rows * budget.images / mesh.context
-    of_tower = pictures * vision.patches * (4 * vision.width + 2 * vision.mlp_width / mesh.tensor) * 2
-    of_tower += pictures * vision.heads / mesh.tensor * vision.patches**2 * 6
-    of_resampler = pictures * model.resampler.layers * vision.width * model.resampler.latents * 2
+    images = rows * budget.images / mesh.context
+    of_tower = images * vision.patches * (4 * vision.width + 2 * vision.mlp_width / mesh.tensor) * 2
+    of_tower += images * vision.heads / mesh.tensor * vision.patches**2 * 6
+    of_resampler = images * model.resampler.layers * vision.width * model.resampler.latents * 2
     of_resampler *= {"full": 1, "dots": 12, "dots_with_batch": 12, "none": 30}[model.remat]
     logits = rows * min(config.objective.chunk, budget.answers) * decoder.vocab_size / mesh.tensor * 8
     shards = mesh.fsdp * mesh.tensor

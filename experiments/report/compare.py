@@ -14,16 +14,16 @@ from experiments.evals.base import OURS
 from experiments.report.runs import EvaluatedRun, Group
 from experiments.results import Row, Table
 from unimp_jax.evaluation.bootstrap import Difference, Interval, paired_difference
-from unimp_jax.evaluation.metrics import RATING_FIGURES, SELECTION_FIGURES
-from unimp_jax.evaluation.pictures import PICTURE_FIGURES
+from unimp_jax.evaluation.images import IMAGE_METRICS
+from unimp_jax.evaluation.metrics import RATING_METRICS, SELECTION_METRICS
 from unimp_jax.evaluation.repeats import difference_over_seeds, holm, influence, over_seeds
-from unimp_jax.evaluation.texts import TEXT_FIGURES
+from unimp_jax.evaluation.texts import TEXT_METRICS
 
 FORMULAS = {
-    "preference": RATING_FIGURES,
-    "explanation": TEXT_FIGURES,
-    "selection": SELECTION_FIGURES,
-    "image": PICTURE_FIGURES,
+    "preference": RATING_METRICS,
+    "explanation": TEXT_METRICS,
+    "selection": SELECTION_METRICS,
+    "image": IMAGE_METRICS,
 }
 """Tasks whose metrics are computed from the means of columns; the metrics of others are the means themselves."""
 
@@ -114,14 +114,14 @@ def compare(groups: Sequence[Group]) -> list[Comparison]:
 def compare_task(groups: Sequence[Group], tables: Mapping[EvaluatedRun, Table]) -> Comparison:
     """Compares groups at the task of the tables."""
     first = next(iter(tables.values()))
-    headline = next((name for name in HEADLINES if name in first.rows[0].figures), "")
+    headline = next((name for name in HEADLINES if name in first.rows[0].metrics), "")
     rows: dict[str, Row] = {}
     for row in (row for table in tables.values() for row in table.rows):
         rows.setdefault(row.model, row)
     models = [name for name in rows if name.startswith(OURS)]
     lines = [line for model in models for line in lines_of(model, groups, tables, headline)]
     lines = correct(lines, first.larger_is_better)
-    baselines = [Line(name, None, 0, first.users, row.figures) for name, row in rows.items() if name not in models]
+    baselines = [Line(name, None, 0, first.users, row.metrics) for name, row in rows.items() if name not in models]
     return Comparison(first, headline, (*lines, *baselines))
 
 
@@ -135,9 +135,9 @@ def lines_of(
         rows = {run: row for run in group.runs if run in tables for row in tables[run].rows if row.model == model}
         if not rows:
             continue
-        (first, *others), task, names = rows, next(iter(tables.values())).task, list(next(iter(rows.values())).figures)
+        (first, *others), task, names = rows, next(iter(tables.values())).task, list(next(iter(rows.values())).metrics)
         values, users = paired_values([first, *others], task, model, names)
-        metrics = {name: over_seeds(values_SM) for name, values_SM in values.items()} if others else rows[first].figures
+        metrics = {name: over_seeds(values_SM) for name, values_SM in values.items()} if others else rows[first].metrics
         differences: dict[str, Tested] = {}
         if base:
             both, shared = paired_values([*rows, *base], task, model, [name for name in names if not is_minor(name)])

@@ -13,11 +13,11 @@ from typing import Any
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from data_pipelines.opening import open_picture
+from data_pipelines.opening import open_image
 from experiments.data import Records, records_of
 from experiments.evals.base import OURS
 from experiments.report.runs import EvaluatedRun, Group
-from experiments.results import PictureSample, Sample
+from experiments.results import ImageSample, Sample
 
 POSTER_HEIGHT, GENERATED_HEIGHT = 96, 128
 LIMITS = (6, 4, 6)
@@ -46,7 +46,7 @@ class Answer:
 class UserSample:
     """One user's question, with the groups' answers; `decoded` is the wanted image, decoded from its codes."""
 
-    question: Sample | PictureSample
+    question: Sample | ImageSample
     history: tuple[int, ...]
     answers: tuple[Answer, ...]
     decoded: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ def read_samples(groups: Sequence[Group]) -> Samples:
     """Reads the questions of the base, the first group, and the answers of all groups to them."""
     base = groups[0].runs[0]
     recommended = base.evaluation.samples
-    generated = next((group.runs[0].evaluation.pictures for group in groups if group.runs[0].evaluation.pictures), ())
+    generated = next((group.runs[0].evaluation.images for group in groups if group.runs[0].evaluation.images), ())
     items = {item for one in recommended for item in (*one.history, one.target, *one.top)}
     items |= {item for one in generated for item in (*one.history, one.target)}
     try:
@@ -110,12 +110,12 @@ def ranked_items(run: EvaluatedRun, records: Records, most: int) -> dict[str, tu
     }
 
 
-def image_sample(question: PictureSample, groups: Sequence[Group], most: int) -> UserSample:
+def image_sample(question: ImageSample, groups: Sequence[Group], most: int) -> UserSample:
     """What the groups generated for a user; `decoded` is empty if the image is gone."""
     answers, decoded = [], tuple[str, ...]()
     for group in groups:
         folder = group.runs[0].folder / "evaluation"
-        own = next((one for one in group.runs[0].evaluation.pictures if one.user == question.user), None)
+        own = next((one for one in group.runs[0].evaluation.images if one.user == question.user), None)
         if own is None:
             continue
         try:
@@ -132,7 +132,7 @@ def posters(items: Iterable[int], records: Records) -> dict[int, str]:
     for item in sorted(items):
         encoded = records.read_image(item) if records.has_image[item] else b""
         with contextlib.suppress(DataError):
-            image = open_picture(encoded, at_least=2 * POSTER_HEIGHT)
+            image = open_image(encoded, at_least=2 * POSTER_HEIGHT)
             found[item] = data_uri(image, POSTER_HEIGHT, "jpeg", quality=85)
     return found
 
@@ -144,7 +144,7 @@ def generated_image(path: Path) -> str:
       DataError: it is not where the evaluation left it.
     """
     try:
-        return data_uri(open_picture(path.read_bytes()), GENERATED_HEIGHT, "png", optimize=True)
+        return data_uri(open_image(path.read_bytes()), GENERATED_HEIGHT, "png", optimize=True)
     except (OSError, DataError) as error:
         raise DataError(f"{path} is not there, or no image: run `unimp evaluate` on this run again") from error
 

@@ -1,1 +1,1 @@
-"""VQGANs trained on the pictures of a prepared source, measured, and used to turn a catalogue's pictures into codes."""
+"""VQGANs trained on the images of a prepared source, measured, and used to turn a catalogue's images into codes."""

@@ -10,7 +10,7 @@ import tyro
 
 from experiments.run import Checkpoint
 from experiments.vqgan.codes import write_codes
-from experiments.vqgan.config import VQGANExperiment, WhichPictures
+from experiments.vqgan.config import VQGANExperiment, WhichImages
 from experiments.vqgan.evaluate import evaluate_vqgan
 from experiments.vqgan.presets import DESCRIPTIONS, PRESETS
 from experiments.vqgan.train import train_vqgan_run
@@ -35,18 +35,18 @@ Preset: Any = tyro.extras.subcommand_type_from_defaults(
 
 @dataclasses.dataclass(frozen=True)
 class TrainVQGAN:
-    """Train a VQGAN on the pictures of a source, or go on training it; then measure it on held-out ones."""
+    """Train a VQGAN on the images of a source, or go on training it; then measure it on held-out ones."""
 
     run: Annotated[Preset, tyro.conf.arg(name="")]
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateVQGAN:
-    """Measure a VQGAN on held-out pictures, beside the mean picture and JPEG at equal bits."""
+    """Measure a VQGAN on held-out images, beside the mean image and JPEG at equal bits."""
 
     vqgan: tyro.conf.Positional[Path]
     """The folder of a run, of a VQModel of diffusers, or a checkpoint of taming-transformers."""
-    data: WhichPictures = WhichPictures()
+    data: WhichImages = WhichImages()
     checkpoint: Checkpoint = "best"
     """Of a run: the best by validation, or the latest."""
     out: Path | None = None
@@ -56,14 +56,14 @@ class EvaluateVQGAN:
 
 
 @dataclasses.dataclass(frozen=True)
-class CodesOfPictures:
-    """Turn a catalogue's pictures into codes, for runs with --vocabulary.image-codes FILE."""
+class CodesOfImages:
+    """Turn a catalogue's images into codes, for runs with --vocabulary.image-codes FILE."""
 
     vqgan: tyro.conf.Positional[Path]
     """The folder of a run, of a VQModel of diffusers, or a checkpoint of taming-transformers."""
     file: tyro.conf.Positional[Path]
     """Is written; Parquet."""
-    data: WhichPictures = WhichPictures()
+    data: WhichImages = WhichImages()
     checkpoint: Checkpoint = "best"
     """Of a run: the best by validation, or the latest."""
     processes: ProcessesConfig = ProcessesConfig()
@@ -73,11 +73,11 @@ class CodesOfPictures:
 VQGANCommand = (
     Annotated[TrainVQGAN, tyro.conf.subcommand("train", prefix_name=False)]
     | Annotated[EvaluateVQGAN, tyro.conf.subcommand("evaluate", prefix_name=False)]
-    | Annotated[CodesOfPictures, tyro.conf.subcommand("codes", prefix_name=False)]
+    | Annotated[CodesOfImages, tyro.conf.subcommand("codes", prefix_name=False)]
 )
 
 
-def run_vqgan(command: TrainVQGAN | EvaluateVQGAN | CodesOfPictures) -> str:
+def run_vqgan(command: TrainVQGAN | EvaluateVQGAN | CodesOfImages) -> str:
     """Returns what to tell the user."""
     if isinstance(command, TrainVQGAN):
         train_vqgan_run(command.run.experiment, command.run.folder)

@@ -21,50 +21,50 @@ FILE = "vqgan.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureData:
-    """Which pictures, and how they become squares."""
+class ImageData:
+    """Which images, and how they become squares."""
 
     source: str = "movielens_small"
     """A source that `unimp prepare` has prepared, by its own name or the one it was given."""
     folder: Path = Path("data")
     """Where `unimp prepare` has put it."""
     fit: Fit = "stretch"
-    """Cut the middle out, squeeze the whole picture, or leave black beside it."""
+    """Cut the middle out, squeeze the whole image, or leave black beside it."""
     held_out: float = 0.1
-    """The part of the pictures that nothing is learnt from."""
+    """The part of the images that nothing is learnt from."""
     held_out_seed: int = 0
     """By which it is chosen."""
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
-            raise ValueError(f"data: held_out {self.held_out} is a part of the pictures, above 0 and below 1")
+            raise ValueError(f"data: held_out {self.held_out} is a part of the images, above 0 and below 1")
 
 
 @dataclasses.dataclass(frozen=True)
-class WhichPictures:
-    """Which pictures a VQGAN is used on; what is not said is as in its training."""
+class WhichImages:
+    """Which images a VQGAN is used on; what is not said is as in its training."""
 
     source: str | None = None
     """A source that `unimp prepare` has prepared. It must be named where the VQGAN was not trained here."""
     folder: Path | None = None
     """Where `unimp prepare` has put it."""
     fit: Fit | None = None
-    """How pictures become squares."""
+    """How images become squares."""
 
-    def beside(self, trained: PictureData | None) -> PictureData:
+    def beside(self, trained: ImageData | None) -> ImageData:
         """
         Raises:
           DataError: neither says of which source.
         """
         if trained is None and self.source is None:
-            raise DataError("the VQGAN is no run, which would say whose pictures: name a source with --data.source")
+            raise DataError("the VQGAN is no run, which would say whose images: name a source with --data.source")
         said = {name: value for name, value in vars(self).items() if value is not None}
-        return dataclasses.replace(trained or PictureData(), **said)
+        return dataclasses.replace(trained or ImageData(), **said)
 
 
 @dataclasses.dataclass(frozen=True)
 class PerceptualConfig:
-    """Whose features tell how alike pictures look. Neither: only pixels do."""
+    """Whose features tell how alike images look. Neither: only pixels do."""
 
     tower: Path | None = None
     """The vision tower of a run's folder, or of a folder with CLIP in Hugging Face's form."""
@@ -82,7 +82,7 @@ class VQGANExperiment:
     """Everything that the training of a VQGAN depends on."""
 
     vqgan: VQGANConfig = VQGANConfig()
-    data: PictureData = PictureData()
+    data: ImageData = ImageData()
     loss: LossConfig = LossConfig()
     perceptual: PerceptualConfig = PerceptualConfig()
     quantiser: QuantiserConfig = QuantiserConfig()
@@ -93,12 +93,12 @@ class VQGANExperiment:
     loop: LoopConfig = LoopConfig(steps=100_000, log_every=50, validate_every=5000, save_every=1000)
     checkpoint: CheckpointConfig = CheckpointConfig(best_metric="PSNR")
     batch: int = 8
-    """Pictures of a step, all devices together."""
+    """Images of a step, all devices together."""
     start: Path | None = None
     """A VQGAN to begin with, and to take the geometry from: a run, a VQModel folder, or a checkpoint of
     taming-transformers."""
     seed: int = 0
-    """Of the parameters, the order of pictures and what codewords are revived with."""
+    """Of the parameters, the order of images and what codewords are revived with."""
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.seed < 0:

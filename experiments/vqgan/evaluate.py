@@ -1,4 +1,4 @@
-"""`unimp vqgan evaluate`: held-out pictures beside what their codes say of them, the mean picture and JPEG."""
+"""`unimp vqgan evaluate`: held-out images beside what their codes say of them, the mean image and JPEG."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from PIL import Image
 
 from data_pipelines.atomic import atomic_file, write_json
 from experiments.run import Checkpoint
-from experiments.vqgan.config import WhichPictures
+from experiments.vqgan.config import WhichImages
+from experiments.vqgan.images import open_images
 from experiments.vqgan.jpeg import compress
 from experiments.vqgan.measure import likeness
-from experiments.vqgan.pictures import open_pictures
 from experiments.vqgan.run import decoder_of, encoder_of, open_vqgan, trained_on
 from unimp_jax.evaluation.bootstrap import Interval, interval
 from unimp_jax.image_tokens.quantiser import perplexity
 
 SHOWN = 16
-"""Pictures of the sheet, the first that were held out."""
+"""Images of the sheet, the first that were held out."""
 ENLARGED = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One way of sending pictures.
+    """One way of sending images.
 
     Attributes:
-      bits: of a picture, on average.
+      bits: of an image, on average.
     """
 
     name: str
     bits: float
-    figures: dict[str, Interval]
+    metrics: dict[str, Interval]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reconstructions:
-    """How like held-out pictures are what was made of them.
+    """How like held-out images are what was made of them.
 
     Attributes:
-      pictures: how many were held out.
+      images: how many were held out.
       used: codes that any of them has.
       perplexity: how many codes there are as if all were used alike.
       jpeg_bits: of a whole JPEG file of the last row, on average.
     """
 
     source: str
-    pictures: int
+    images: int
     codes: int
     used: int
     perplexity: float
@@ -57,23 +57,23 @@ class Reconstructions:
     rows: tuple[Row, ...]
 
     def __str__(self) -> str:
-        names = list(self.rows[0].figures)
+        names = list(self.rows[0].metrics)
         lines = [
-            f"{self.source}: {self.pictures} held-out pictures; {self.used} of {self.codes} codes used, perplexity "
+            f"{self.source}: {self.images} held-out images; {self.used} of {self.codes} codes used, perplexity "
             f"{self.perplexity:.0f}. Bits of JPEG are those of coefficients; a whole file has {self.jpeg_bits:,.0f}.",
             "",
-            f"| | bits a picture | {' | '.join(names)} |",
+            f"| | bits an image | {' | '.join(names)} |",
             f"|---|---{'|---' * len(names)}|",
         ]
         for row in self.rows:
-            told = [f"{f.mean:.3f} [{f.bounds(', ')}]" for f in row.figures.values()]
+            told = [f"{f.mean:.3f} [{f.bounds(', ')}]" for f in row.metrics.values()]
             lines.append(f"| {row.name} | {row.bits:.0f} | {' | '.join(told)} |")
         return "\n".join(lines)
 
 
 def evaluate_vqgan(
     folder: Path,
-    which: WhichPictures = WhichPictures(),
+    which: WhichImages = WhichImages(),
     checkpoint: Checkpoint = "best",
     out: Path | None = None,
 ) -> str:
@@ -81,7 +81,7 @@ def evaluate_vqgan(
 
     Args:
       folder: of a run, or any other VQGAN.
-      which: pictures it is measured on, those of them that its training holds out.
+      which: images it is measured on, those of them that its training holds out.
       out: where it writes; None: into the folder, or beside the checkpoint where that is a file.
 
     Raises:
@@ -92,44 +92,44 @@ def evaluate_vqgan(
     data, out = which.beside(trained), out or (folder if folder.is_dir() else folder.parent)
     out.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is told before anything is computed
     model = open_vqgan(folder, checkpoint)
-    store = open_pictures(data, model.config.image_size)
+    store = open_images(data, model.config.image_size)
     if trained and data.source == trained.source:  # else what is held out here was learnt from there
         store.check_same(folder)
     learnt, held_out = store.parts(data)
     images, bits = store.take(held_out), model.config.bits_per_image
     codes = encoder_of(model)(images)
     made, jpeg = decoder_of(model)(codes), compress(images, bits)
-    mean = mean_picture(store.take(learnt))
+    mean = mean_image(store.take(learnt))
     counts_K = np.bincount(codes.reshape(-1), minlength=model.config.codes)
     found = Reconstructions(
         source=data.source,
-        pictures=len(images),
+        images=len(images),
         codes=model.config.codes,
         used=int((counts_K > 0).sum()),
         perplexity=float(perplexity(counts_K.astype(np.float32))),
         jpeg_bits=float(jpeg.whole_bits.mean()),
         rows=(
             row("VQGAN", bits, images, made),
-            row("the mean picture", 0, images, np.broadcast_to(mean, images.shape)),
+            row("the mean image", 0, images, np.broadcast_to(mean, images.shape)),
             row("JPEG, tables not counted", float(jpeg.scan_bits.mean()), images, jpeg.images),
         ),
     )
     if jax.process_index() == 0:
         write_json(out / "evaluation.json", dataclasses.asdict(found))
         write_sheet(out / "reconstructions.png", [images, made, jpeg.images])
-    return f"{found}\n\nabove: pictures, middle: VQGAN, below: JPEG: {out / 'reconstructions.png'}"
+    return f"{found}\n\nabove: images, middle: VQGAN, below: JPEG: {out / 'reconstructions.png'}"
 
 
-def mean_picture(images: np.ndarray) -> np.ndarray:
+def mean_image(images: np.ndarray) -> np.ndarray:
     return np.round(images.mean(axis=0)).astype(np.uint8)
 
 
 def row(name: str, bits: float, images: np.ndarray, made: np.ndarray) -> Row:
-    return Row(name, bits, {figure: interval(values) for figure, values in likeness(images, made).items()})
+    return Row(name, bits, {metric: interval(values) for metric, values in likeness(images, made).items()})
 
 
 def write_sheet(path: Path, rows: list[np.ndarray]) -> None:
-    """The first pictures of each of uint8 [N, H, W, 3], a row below the other, as a PNG."""
+    """The first images of each of uint8 [N, H, W, 3], a row below the other, as a PNG."""
     sheet = np.concatenate([np.concatenate([*images[:SHOWN]], axis=1) for images in rows])
     large = Image.fromarray(sheet).resize(
         (ENLARGED * sheet.shape[1], ENLARGED * sheet.shape[0]), Image.Resampling.NEAREST

@@ -1,4 +1,4 @@
-"""JPEG at as few bits as codes take: what a picture would look like that was sent so."""
+"""JPEG at as few bits as codes take: what an image would look like that was sent so."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LARGEST_QUALITY = 95
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Compressed:
-    """Pictures that were JPEGs.
+    """Images that were JPEGs.
 
     Attributes:
       images: uint8 [N, H, W, 3], decoded.
@@ -30,7 +30,7 @@ class Compressed:
 
 
 def compress(images: np.ndarray, bits: float) -> Compressed:
-    """Each picture of uint8 [N, H, W, 3] as the JPEG with the highest PSNR whose coefficients take at most so many
+    """Each image of uint8 [N, H, W, 3] as the JPEG with the highest PSNR whose coefficients take at most so many
     bits: of its own size, or shrunk to a half, a quarter, … and enlarged again, which at few bits is far better.
 
     Tables and headers, hundreds of bytes that could be agreed upon beforehand, are not counted: without that no JPEG is
@@ -46,7 +46,7 @@ def compress(images: np.ndarray, bits: float) -> Compressed:
 
 
 def best_jpeg(image: np.ndarray, bits: float) -> tuple[np.ndarray, bytes]:
-    """(decoded, the file) of one picture."""
+    """(decoded, the file) of one image."""
     found, size = list[tuple[np.ndarray, bytes]](), len(image)
     while size >= 8:
         file = finest_jpeg(np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)), bits)

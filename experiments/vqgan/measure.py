@@ -1,4 +1,4 @@
-"""How like a picture is what its codes say: PSNR and SSIM, beside the mean picture and JPEG."""
+"""How like an image is what its codes say: PSNR and SSIM, beside the mean image and JPEG."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 
 def likeness(images: np.ndarray, made: np.ndarray) -> dict[str, np.ndarray]:
-    """A figure a picture, float64 [N] each: PSNR in dB, and SSIM over windows of 7 x 7, the mean of three colours.
+    """A metric an image, float64 [N] each: PSNR in dB, and SSIM over windows of 7 x 7, the mean of three colours.
 
     Args:
       images, made: uint8 [N, H, W, 3].

@@ -1,4 +1,4 @@
-"""The perceptual model of a training, opened: how far two pictures are apart in its features."""
+"""The perceptual model of a training, opened: how far two images are apart in its features."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from experiments.run import open_model
 from experiments.vqgan.config import PerceptualConfig
 from unimp_jax.image_tokens.perceptual import tower_distance
 from unimp_jax.image_tokens.training import Distance
+from unimp_jax.interop.feature_extractors import read_clip
 from unimp_jax.interop.lpips import read_lpips
-from unimp_jax.interop.picture_towers import read_clip
 from unimp_jax.model.vision import VisionTower
 
 

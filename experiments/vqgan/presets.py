@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from experiments.vqgan.config import PictureData, VQGANExperiment
+from experiments.vqgan.config import ImageData, VQGANExperiment
 from unimp_jax.image_tokens.quantiser import QuantiserConfig
 from unimp_jax.image_tokens.training import LossConfig
 from unimp_jax.image_tokens.vqgan import VQGANConfig
@@ -17,7 +17,7 @@ SMALL = VQGANConfig(
     code_width=32,
 )  # fmt: skip
 """64 x 64 pixels as 8 x 8 codes; few channels where pixels are many, which is where the time goes. Norms of one channel
-each would take the mean of every channel away, and with it a picture's colour."""
+each would take the mean of every channel away, and with it an image's colour."""
 
 QUICK = OptimizerConfig(
     learning_rate=2e-3, warmup=0.05, final=0.02, weight_decay=0.0, decay="matrices", b1=0.9, b2=0.99
@@ -27,7 +27,7 @@ PIXELS = LossConfig(absolute=0.0, squared=1.0, perceptual=0.0, adversarial=0.0)
 
 POSTERS = VQGANExperiment(
     vqgan=SMALL,
-    data=PictureData("movielens_1m"),
+    data=ImageData("movielens_1m"),
     loss=PIXELS,
     quantiser=QuantiserConfig(after=500, average=0.98, revive_every=50),
     optimizer=QUICK,
@@ -36,12 +36,12 @@ POSTERS = VQGANExperiment(
     batch=8,
 )
 
-PRODUCTS = dataclasses.replace(POSTERS, data=PictureData("hm-products"))
+PRODUCTS = dataclasses.replace(POSTERS, data=ImageData("hm-products"))
 
 DEMO = dataclasses.replace(
     POSTERS,
     vqgan=dataclasses.replace(SMALL, image_size=32, widths=(16, 32, 64), codes=256),
-    data=PictureData("movielens_small"),
+    data=ImageData("movielens_small"),
     quantiser=dataclasses.replace(POSTERS.quantiser, after=100),
     loop=LoopConfig(steps=500, log_every=25, validate_every=250, save_every=250),
 )

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from data_pipelines.errors import DataError
 from experiments.config import read_config
 from experiments.run import ALL_DEVICES, Checkpoint
-from experiments.vqgan.config import FILE, PictureData, VQGANExperiment
+from experiments.vqgan.config import FILE, ImageData, VQGANExperiment
 from unimp_jax.evaluation.mapping import batch_size, in_batches
 from unimp_jax.image_tokens import VQGAN, from_pixels, pixels
 from unimp_jax.image_tokens.training import Distance, Trainer, VQGANState
@@ -43,8 +43,8 @@ def is_vqgan_run(folder: Path) -> bool:
     return (folder / FILE).is_file()
 
 
-def trained_on(folder: Path) -> PictureData | None:
-    """Whose pictures a run learns from; None where it is another VQGAN, which does not say so.
+def trained_on(folder: Path) -> ImageData | None:
+    """Whose images a run learns from; None where it is another VQGAN, which does not say so.
 
     Raises:
       DataError: nothing is there.
@@ -77,12 +77,12 @@ def open_vqgan(folder: Path, checkpoint: Checkpoint = "best") -> VQGAN:
 
 
 def encoder_of(model: VQGAN) -> Callable[[np.ndarray], np.ndarray]:
-    """Pictures, uint8 [N, H, W, 3] -> codes, int32 [N, h, w]."""
+    """Images, uint8 [N, H, W, 3] -> codes, int32 [N, h, w]."""
     return in_parts(model, lambda model, images: model.codes(from_pixels(images)))
 
 
 def decoder_of(model: VQGAN) -> Callable[[np.ndarray], np.ndarray]:
-    """Codes, int32 [N, h, w] -> pictures, uint8 [N, H, W, 3]."""
+    """Codes, int32 [N, h, w] -> images, uint8 [N, H, W, 3]."""
     return in_parts(model, lambda model, codes: pixels(model.decode(codes)))
 
 

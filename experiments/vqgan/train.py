@@ -18,14 +18,14 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import DataError
-from data_pipelines.fingerprint import FILE as PICTURES_FILE
+from data_pipelines.fingerprint import FILE as IMAGES_FILE
 from data_pipelines.fingerprint import save_fingerprint
 from experiments.config import differences, note_changes, read_config, save_config
 from experiments.lock import alone_in
 from experiments.vqgan.config import FILE, VQGANExperiment
+from experiments.vqgan.images import Images, open_images
 from experiments.vqgan.measure import likeness
 from experiments.vqgan.perceptual import perceptual_model
-from experiments.vqgan.pictures import Pictures, open_pictures
 from experiments.vqgan.run import abstract_state, decoder_of, encoder_of, in_parts, open_vqgan, trainer_of
 from unimp_jax.image_tokens import from_pixels
 from unimp_jax.image_tokens.loop import VQGANRun, train_vqgan
@@ -40,7 +40,7 @@ from unimp_jax.training.preemption import EndRequest
 LATENTS = 16
 """For each code, of which k-means makes the first codebook."""
 VALIDATION = 256
-"""Held-out pictures, at most, that a validation looks at."""
+"""Held-out images, at most, that a validation looks at."""
 
 
 def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
@@ -58,9 +58,9 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
     everywhere = NamedSharding(mesh, PartitionSpec())
     config = with_start(config)
     distance, frozen = perceptual_model(config.perceptual)
-    pictures = open_pictures(config.data, config.vqgan.image_size)
-    parts = pictures.parts(config.data)
-    open_run(config, folder, pictures)
+    images = open_images(config.data, config.vqgan.image_size)
+    parts = images.parts(config.data)
+    open_run(config, folder, images)
     trainer = trainer_of(config, distance)
     with alone_in(folder), EndRequest() as end, Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
         restored = checkpoints.restore_latest(abstract_state(trainer, everywhere))
@@ -71,7 +71,7 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
             state = jax.device_put(trainer.begin(first), everywhere)
             del first  # whose parameters would be there to the end
         note_changes(read_config(folder / FILE, VQGANExperiment), config, folder / FILE)
-        run = run_of(config, trainer, frozen, mesh, pictures, parts)
+        run = run_of(config, trainer, frozen, mesh, images, parts)
         with RunLog(folder, step=int(state.step), steps=config.loop.steps) as log:
             state, whole = train_vqgan(state, run, config.loop, config.guard.patience, checkpoints, log, end)
     if not whole:
@@ -80,30 +80,30 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
 
 
 def run_of(
-    config: VQGANExperiment, trainer: Trainer, frozen: Any, mesh: Mesh, pictures: Pictures,
+    config: VQGANExperiment, trainer: Trainer, frozen: Any, mesh: Mesh, images: Images,
     parts: tuple[np.ndarray, np.ndarray],
 ) -> VQGANRun:  # fmt: skip
-    """What the loop drives: the step, its pictures, and the held-out ones; says what is about to run.
+    """What the loop drives: the step, its images, and the held-out ones; says what is about to run.
 
     Args:
-      parts: as of `Pictures.parts`.
+      parts: as of `Images.parts`.
     """
     learnt, held_out = parts
     print(
-        f"{config.data.source}: {len(learnt):,} pictures to learn from, {len(held_out):,} held out, "
+        f"{config.data.source}: {len(learnt):,} images to learn from, {len(held_out):,} held out, "
         f"{config.vqgan.codes_per_image} codes or {config.vqgan.bits_per_image:.0f} bits each"
     )
     everywhere = NamedSharding(mesh, PartitionSpec())
     few = -(-LATENTS * config.vqgan.codes // config.vqgan.codes_per_image)
-    place = codewords(config, trainer, pictures.take(np.random.default_rng(config.seed).permutation(learnt)[:few]))
+    place = codewords(config, trainer, images.take(np.random.default_rng(config.seed).permutation(learnt)[:few]))
     return VQGANRun(
         step=jax.jit(make_step(trainer), donate_argnums=0, out_shardings=(everywhere, None)),
         frozen=jax.device_put(frozen, everywhere),
-        batches=lambda done: pictures.batches(learnt, config.batch, config.seed, done),
+        batches=lambda done: images.batches(learnt, config.batch, config.seed, done),
         to_device=lambda pixels: jax.device_put(pixels, batch_sharding(mesh)),
         codes_after=config.quantiser.after if config.start is None else None,
         place_codewords=lambda state: jax.device_put(place(state), everywhere),
-        validate=validation(trainer, pictures.take(held_out[:VALIDATION])),
+        validate=validation(trainer, images.take(held_out[:VALIDATION])),
     )
 
 
@@ -115,14 +115,14 @@ def with_start(config: VQGANExperiment) -> VQGANExperiment:
     return dataclasses.replace(config, vqgan=open_vqgan(config.start).config, quantiser=has_codes)
 
 
-def open_run(config: VQGANExperiment, folder: Path, pictures: Pictures) -> None:
-    """The configuration, and what the pictures are, are saved in a new folder, compared in an old one."""
+def open_run(config: VQGANExperiment, folder: Path, images: Images) -> None:
+    """The configuration, and what the images are, are saved in a new folder, compared in an old one."""
     saved = folder / FILE
     if (folder / "config.json").exists():
         raise DataError(f"{folder} holds something else than a VQGAN's run; name another folder")
     if not saved.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        save_fingerprint(folder / PICTURES_FILE, pictures.fingerprint)
+        save_fingerprint(folder / IMAGES_FILE, images.fingerprint)
         save_config(config, saved)
         return
     changed = differences(read_config(saved, VQGANExperiment), config)
@@ -131,11 +131,11 @@ def open_run(config: VQGANExperiment, folder: Path, pictures: Pictures) -> None:
             f"{folder} holds a run of another configuration ({'; '.join(changed[:3])}"
             f"{' …' if len(changed) > 3 else ''}); name another folder to start anew"
         )
-    pictures.check_same(folder)
+    images.check_same(folder)
 
 
 def codewords(config: VQGANExperiment, trainer: Trainer, images: np.ndarray) -> Callable[[VQGANState], VQGANState]:
-    """Puts the centres of what a model makes of pictures in the place of its codewords."""
+    """Puts the centres of what a model makes of images in the place of its codewords."""
     graph = nnx.graphdef(nnx.eval_shape(trainer.new_model))
     centres = ResidualKMeansConfig(levels=1, codes=config.vqgan.codes, iterations=10, scaling="none", seed=config.seed)
 
@@ -149,12 +149,12 @@ def codewords(config: VQGANExperiment, trainer: Trainer, images: np.ndarray) -> 
 
 
 def validation(trainer: Trainer, images: np.ndarray) -> Callable[[Any], dict[str, float]]:
-    """How like held-out pictures are what their codes say."""
+    """How like held-out images are what their codes say."""
     graph = nnx.graphdef(nnx.eval_shape(trainer.new_model))
 
     def validate(parameters: Any) -> dict[str, float]:
         model = nnx.merge(graph, parameters)
-        figures = likeness(images, decoder_of(model)(encoder_of(model)(images)))
-        return {name: float(values.mean()) for name, values in figures.items()}
+        metrics = likeness(images, decoder_of(model)(encoder_of(model)(images)))
+        return {name: float(values.mean()) for name, values in metrics.items()}
 
     return validate

@@ -47,8 +47,8 @@ LONGEST_MESSAGE = 1500
 
 def release(name: str) -> Callable[[Path], object]:
     def build(folder: Path) -> None:
-        people, items = ("U1", "U2", "U3"), ("B1", "B2", "B3", "B4")
-        pairs = ((user, item) for user in people for item in items)
+        users, items = ("U1", "U2", "U3"), ("B1", "B2", "B3", "B4")
+        pairs = ((user, item) for user in users for item in items)
         reviews = [amazon_files.REVIEW[name](*pair, 60 * number) for number, pair in enumerate(pairs)]
         amazon_files.write(folder, name, reviews, [amazon_files.PRODUCT[name](item) for item in items])
         packed = next(folder.glob("*.gz"))

@@ -9,7 +9,7 @@ from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.movielens import (
     LocalMovieLens,
 )
-from tests.data_pipelines.small import START, picture
+from tests.data_pipelines.small import START, image
 
 
 def movie_line(number: int, **changed: object) -> str:
@@ -29,7 +29,7 @@ def user_line(number: int, items: Sequence[object], **changed: object) -> str:
 
 
 def movielens_folder(folder: Path, num_users: int = 0) -> Path:
-    """movielens-small of six films, five of them with a picture, and three users with 4, 1 and no interaction.
+    """movielens-small of six films, five of them with an image, and three users with 4, 1 and no interaction.
 
     With `num_users`, so many users with four interactions each instead.
     """
@@ -41,7 +41,7 @@ def movielens_folder(folder: Path, num_users: int = 0) -> Path:
     (inside / "users.jsonl").write_text("".join(lines), encoding="utf-8")
     with zipfile.ZipFile(folder / "posters.zip", "w") as posters:
         for number in range(1, 6):
-            posters.writestr(zipfile.ZipInfo(f"{number}.jpg"), picture(number))
+            posters.writestr(zipfile.ZipInfo(f"{number}.jpg"), image(number))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""A small catalogue and its people, made by a seed, with every awkwardness that a real one has."""
+"""A small catalogue and its users, made by a seed, with every awkwardness that a real one has."""
 
 import io
 import tempfile
@@ -21,7 +21,7 @@ START = 1_000_000_000
 GENRES = ("Action", "Comedy", "Drama", "Sci-Fi")
 
 
-def picture(seed: int, size: int = 24) -> bytes:
+def image(seed: int, size: int = 24) -> bytes:
     """An encoded PNG of one colour."""
     colour = tuple(np.random.default_rng(seed).integers(256, size=3).tolist())
     buffer = io.BytesIO()
@@ -57,25 +57,25 @@ def small_corpus(num_items: int = 40, num_users: int = 30, seed: int = 0) -> Cor
     return build_corpus(items, users)
 
 
-def small_vocabulary(corpus: Corpus, *, pictures: bool = False) -> Vocabulary:
-    """With `pictures`, they are known as `small_pictures`."""
+def small_vocabulary(corpus: Corpus, *, images: bool = False) -> Vocabulary:
+    """With `images`, they are known as `small_images`."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "images.parquet" if pictures else None
+        path = Path(folder) / "images.parquet" if images else None
         if path:
-            save_image_codes(path, small_pictures(corpus))
+            save_image_codes(path, small_images(corpus))
         config = VocabularyConfig(trained_size=400, round_to=8, image_codes=path)
-        return build_vocabulary(corpus, config, prompt_texts(images=pictures))
+        return build_vocabulary(corpus, config, prompt_texts(images=images))
 
 
-def small_pictures(corpus: Corpus, grid: tuple[int, int] = (3, 2), num_codes: int = 11) -> ImageCodes:
-    """Random codes; every third item has no picture."""
+def small_images(corpus: Corpus, grid: tuple[int, int] = (3, 2), num_codes: int = 11) -> ImageCodes:
+    """Random codes; every third item has no image."""
     codes = np.random.default_rng(0).integers(num_codes, size=(corpus.num_items, grid[0] * grid[1])).astype(np.int32)
     codes[::3] = -1
     return ImageCodes(tuple(corpus.item_ids), codes, grid, num_codes, {"made by": "chance"})
 
 
 def small_writer(corpus: Corpus, vocabulary: Vocabulary, config: TaskConfig, budget: Budget) -> PromptWriter:
-    """Every third item has no picture."""
+    """Every third item has no image."""
     return PromptWriter(
         corpus,
         vocabulary,
@@ -94,10 +94,10 @@ def small_codes(corpus: Corpus, sizes: tuple[int, ...] = (4, 3, 6), seed: int = 
 
 
 def semantic_vocabulary(corpus: Corpus) -> Vocabulary:
-    """As `small_vocabulary` with pictures, with items named by `small_codes`."""
+    """As `small_vocabulary` with images, with items named by `small_codes`."""
     with tempfile.TemporaryDirectory() as folder:
-        names, pictures = Path(folder) / "ids.parquet", Path(folder) / "images.parquet"
+        names, images = Path(folder) / "ids.parquet", Path(folder) / "images.parquet"
         save_codes(names, small_codes(corpus))
-        save_image_codes(pictures, small_pictures(corpus))
-        config = VocabularyConfig(trained_size=400, round_to=8, item_codes=names, image_codes=pictures)
+        save_image_codes(images, small_images(corpus))
+        config = VocabularyConfig(trained_size=400, round_to=8, item_codes=names, image_codes=images)
         return build_vocabulary(corpus, config, prompt_texts(images=True))

@@ -1,4 +1,4 @@
-"""A small folder of every source, without pictures, all of it valid; tests change a byte here and a line there."""
+"""A small folder of every source, without images, all of it valid; tests change a byte here and a line there."""
 
 import csv
 import io

@@ -277,7 +277,7 @@ def test_a_line_of_2023(tmp_path: Path) -> None:
     ]
 
 
-def test_a_person_is_a_user_in_each_category(tmp_path: Path) -> None:
+def test_a_user_is_a_user_in_each_category(tmp_path: Path) -> None:
     path = write_lines(tmp_path, line([review("B1")]), line([review("B2")], category="Software"))
     assert [user.user_id for user in sample(path).users()] == ["U1/Musical_Instruments", "U1/Software"]
 
@@ -413,7 +413,7 @@ def test_the_real_files(tmp_path: Path, source: str, folder: str, counts: tuple[
         pytest.skip(f"the shared folder {folder} is not beside the checkout")
     prepared = prepare(source, tmp_path, SHARED / folder)
     assert (prepared.users, prepared.items, prepared.interactions, prepared.rated) == counts
-    assert prepared.bad_records == prepared.bad_pictures == []
+    assert prepared.bad_records == prepared.bad_images == []
     corpus = build_corpus(read_items(source, tmp_path), read_users(source, tmp_path))
     assert len(corpus.texts) == prepared.interactions
     assert not any("\n" in text or "<br" in text for text in corpus.texts.values())

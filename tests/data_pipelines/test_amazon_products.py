@@ -92,7 +92,7 @@ LARGE, SMALL = {"large": "l1", "thumb": "t1", "hi_res": "h1"}, {"large": None, "
         ("amazon_2023", {"images": []}, ""),
     ],
 )
-def test_one_picture_is_chosen(name: str, changed: dict[str, Any], url: str) -> None:
+def test_one_image_is_chosen(name: str, changed: dict[str, Any], url: str) -> None:
     assert product_of(name, PRODUCT[name]("B1", **changed)).image_url == url
 
 

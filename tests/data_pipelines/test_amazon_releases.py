@@ -26,7 +26,7 @@ from tests.data_pipelines.amazon_files import (
     product_of,
     write,
 )
-from tests.data_pipelines.small import START, picture
+from tests.data_pipelines.small import START, image
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -36,10 +36,10 @@ def test_a_release_from_its_files_to_records(name: str, tmp_path: Path) -> None:
     review, product = REVIEW[name], PRODUCT[name]
     folder = write(tmp_path / "source", name, [review("U1", "B1"), review("U1", "B2", 2000)], [product("B1")])
     (folder / "images").mkdir()
-    (folder / "images" / "B1.jpg").write_bytes(picture(1))
+    (folder / "images" / "B1.jpg").write_bytes(image(1))
     prepared = prepare(name, tmp_path / "data", folder, selection=Selection(user_core=1, item_core=1))
     assert (prepared.users, prepared.items, prepared.interactions, prepared.rated, prepared.images) == (1, 2, 2, 2, 1)
-    assert prepared.bad_pictures == ["B2: B2.jpg is missing"]
+    assert prepared.bad_images == ["B2: B2.jpg is missing"]
     assert list(read_items(name, tmp_path / "data")) == [
         Item(
             "B1",
@@ -52,7 +52,7 @@ def test_a_release_from_its_files_to_records(name: str, tmp_path: Path) -> None:
                 ("Description", "It's a thing."),
             ),
             ("Beauty", "Hair Care"),
-            picture(1),
+            image(1),
         ),
         Item(  # of which only the reviews say anything
             "B2",
@@ -78,7 +78,7 @@ def test_reviews_are_in_order_of_time_and_of_two_of_an_item_the_latest_counts(na
 
 
 @every_release
-def test_a_person_is_a_user_in_each_category_and_a_product_one_item(name: str, tmp_path: Path) -> None:
+def test_a_user_is_a_user_in_each_category_and_a_product_one_item(name: str, tmp_path: Path) -> None:
     review, product = REVIEW[name], PRODUCT[name]
     write(tmp_path, name, [review("U1", "B1"), review("U1", "B2")], [product("B1", title="First")], "Toys")
     write(tmp_path, name, [review("U1", "B1")], [product("B1", title="Second"), product("B2", title="Late")], "Books")
@@ -253,13 +253,13 @@ def test_the_whole_is_read_where_the_core_is_not_enough(name: str, tmp_path: Pat
     assert opened(tmp_path, name, (1, 1)).read.users == 1
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- images --------------------------------------------------------------------------------------------------------
 
 
 @every_release
-def test_pictures_are_fetched_when_asked_for(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_fetched_when_asked_for(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, str]] = []
-    fetch = "data_pipelines.sources.fetched_pictures.FetchedPictures.fetch"
+    fetch = "data_pipelines.sources.fetched_images.FetchedImages.fetch"
     monkeypatch.setattr(fetch, lambda self, urls: asked.append(dict(urls)))
     bare = PRODUCT[name]("B2", **{"amazon_2014": {"imUrl": None}}.get(name, {"images": [], "imageURL": []}))
     bare.pop("imageURLHighRes", None)
@@ -268,7 +268,7 @@ def test_pictures_are_fetched_when_asked_for(name: str, tmp_path: Path, monkeypa
     lowest = Selection(user_core=1, item_core=1)
     prepared = prepare(name, tmp_path / "data", folder, selection=lowest)
     assert asked == []
-    assert prepared.bad_pictures == [f"{folder / 'images'} does not exist: no item has a picture"]
+    assert prepared.bad_images == [f"{folder / 'images'} does not exist: no item has an image"]
     prepare(name, tmp_path / "data", folder, selection=Selection(user_core=1, item_core=1, fetch_images=True))
     assert asked == [{"B1": product_of(name, PRODUCT[name]("B1")).image_url}]
 

@@ -11,7 +11,7 @@ from data_pipelines.tasks.examples import Budget
 from tests.data_pipelines.small import small_corpus, small_vocabulary, small_writer
 
 CORPUS = small_corpus()
-VOCABULARY = small_vocabulary(CORPUS, pictures=True)
+VOCABULARY = small_vocabulary(CORPUS, images=True)
 ROOMY = Budget(tokens=2048, images=64, answers=512)
 SHORT = TaskConfig(full_items=2, id_items=8)
 USER = int(np.argmax(np.diff(CORPUS.offsets)))
@@ -69,7 +69,7 @@ def test_what_is_no_user_is_refused(arguments, message):
     assert isinstance(error.value, DataError) == ("u3" in message or "nothing" in message)
 
 
-def test_a_writer_goes_on_with_other_people_without_tokenising_anything(monkeypatch):
+def test_a_writer_goes_on_with_other_users_without_tokenising_anything(monkeypatch):
     before, question = writer(), Query("recommendation", USER, 4, (int(CORPUS.history(USER, 5)[4]),))
     expected = before.write(question)
     monkeypatch.setattr(type(VOCABULARY), "encode_all", None)

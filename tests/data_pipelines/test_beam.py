@@ -33,7 +33,7 @@ def test_parts_on_disk_hold_the_same_records(tmp_path: Path, monkeypatch: pytest
         assert [len(user["interactions"]["time"]) for user in whole] == [4, 1, 0]
 
 
-def test_people_of_a_table_come_in_the_same_columns_as_others(tmp_path: Path) -> None:
+def test_users_of_a_table_come_in_the_same_columns_as_others(tmp_path: Path) -> None:
     source = opened(write(tmp_path / "source"))
     (part,) = parts_of(source, "users")
     assert dict(part.schema) == parts.USER_COLUMNS

@@ -21,7 +21,7 @@ interactions = st.builds(
     rating=st.sampled_from([math.nan, 0.5, 3.0, 5.0]),
     text=st.sampled_from(["", "good"]),
 )
-people = st.lists(st.lists(interactions, max_size=6), min_size=1, max_size=5).filter(any)
+users = st.lists(st.lists(interactions, max_size=6), min_size=1, max_size=5).filter(any)
 
 
 def users_of(histories: list[list[Interaction]]) -> list[User]:
@@ -33,7 +33,7 @@ def met(*items: str, splits: tuple[str, ...] = ()) -> tuple[Interaction, ...]:
     return tuple(Interaction(item, split=split) for item, split in zip(items, splits, strict=True))
 
 
-@given(people)
+@given(users)
 def test_arrays_hold_what_the_records_say_in_stable_order_of_time(histories: list[list[Interaction]]) -> None:
     corpus = build_corpus(ITEMS, users_of(histories))
     kept = [(f"u{number}", history) for number, history in enumerate(histories) if history]
@@ -49,7 +49,7 @@ def test_arrays_hold_what_the_records_say_in_stable_order_of_time(histories: lis
             assert corpus.texts.get(event, "") == interaction.text
 
 
-@given(people)
+@given(users)
 def test_validation_and_test_never_meet_and_close_each_history(histories: list[list[Interaction]]) -> None:
     corpus = build_corpus(ITEMS, users_of(histories))
     for user in range(corpus.num_users):

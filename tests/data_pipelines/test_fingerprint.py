@@ -55,7 +55,7 @@ def test_each_part_is_told_from_all_others(corpus, differs):
 def test_the_same_data_is_the_same_and_order_counts():
     assert said(small_corpus()) == ""
     assert said(changed("ratings", int(np.flatnonzero(np.isnan(CORPUS.ratings))[0]), -np.nan)) == ""
-    assert said(CORPUS, ~HAS_IMAGE) == "pictures 26, 14"
+    assert said(CORPUS, ~HAS_IMAGE) == "images 26, 14"
     assert said(CORPUS, prompts=("ab", "")) == "texts of prompts 2, 2"
     assert said(dataclasses.replace(CORPUS, user_ids=CORPUS.user_ids[::-1])) == "users 30, 30"
 

@@ -1,4 +1,4 @@
-"""H&M in the publisher's format: two CSV files and pictures, by article or by product, in a zip archive or a folder."""
+"""H&M in the publisher's format: two CSV files and images, by article or by product, in a zip archive or a folder."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from data_pipelines.sources import find_source
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.interactions import Counts, Tabled
 from data_pipelines.sources.selection import Selection
-from tests.data_pipelines.small import picture
+from tests.data_pipelines.small import image
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "hm-july-2020"
 HEADER = [
@@ -67,7 +67,7 @@ PURCHASES = (
     purchase("03", "c2", "0111565001"),
     purchase("02", "c1", "0108775015"),
 )
-PICTURES = {"010/0108775015.jpg": picture(1), "010/0108775.jpg": picture(2), "011/0111565001.jpg": picture(3)[:-30]}
+IMAGES = {"010/0108775015.jpg": image(1), "010/0108775.jpg": image(2), "011/0111565001.jpg": image(3)[:-30]}
 
 
 def text_of(rows: Sequence[Sequence[str]]) -> str:
@@ -84,7 +84,7 @@ def write(
     header = ["t_dat", "customer_id", "article_id", "price", "sales_channel_id"]
     (folder / "transactions_train.csv").write_text(text_of([header, *purchases]), encoding="utf-8")
     with zipfile.ZipFile(folder / "images.zip", "w") as images:
-        for name, encoded in PICTURES.items():
+        for name, encoded in IMAGES.items():
             images.writestr(zipfile.ZipInfo(name), encoded)
     return folder
 
@@ -126,16 +126,16 @@ def test_articles_are_what_the_paper_shows_of_them(folder: Path) -> None:
             ("Description", "Jersey top with narrow shoulder straps."),
         ),
         ("Ladieswear", "Garment Upper body", "Vest top", "Black"),
-        picture(1),
+        image(1),
     )
     tights = items["0111565001"]
     assert tights.title == '"20 den", 1p'
     assert dict(tights.attributes)["Description"] == 'Tights, "semi- shiny".'
     assert dict(tights.attributes)["Section"] == dict(items["0108775044"].attributes)["Description"] == ""
-    assert items["0108775044"].image == picture(2)  # its product's, for it has none of its own
+    assert items["0108775044"].image == image(2)  # its product's, for it has none of its own
     assert tights.image == b""
-    assert len(faults.pictures) == 1
-    assert "011/0111565001.jpg is broken" in faults.pictures[0]
+    assert len(faults.images) == 1
+    assert "011/0111565001.jpg is broken" in faults.images[0]
 
 
 def test_purchases_keep_their_order_in_a_day_and_count_once(folder: Path) -> None:
@@ -156,7 +156,7 @@ def test_purchases_keep_their_order_in_a_day_and_count_once(folder: Path) -> Non
 def test_products_are_articles_of_all_colours(folder: Path) -> None:
     source = opened(folder, item="product")
     top, tights = source.items()
-    assert (top.item_id, top.image) == ("0108775", picture(2))
+    assert (top.item_id, top.image) == ("0108775", image(2))
     assert dict(top.attributes)["Color"] == "Black, White"
     assert dict(top.attributes)["Description"] == "Jersey top with narrow shoulder straps."
     assert top.categories == ("Ladieswear", "Garment Upper body", "Vest top")  # of no one colour
@@ -165,27 +165,27 @@ def test_products_are_articles_of_all_colours(folder: Path) -> None:
     assert source.read == Counts(2, 2, 6)
 
 
-def test_a_product_without_a_picture_has_its_first_articles(folder: Path) -> None:
+def test_a_product_without_an_image_has_its_first_articles(folder: Path) -> None:
     with zipfile.ZipFile(folder / "images.zip", "w") as images:
-        images.writestr(zipfile.ZipInfo("images/010/0108775044.jpg"), picture(7))
+        images.writestr(zipfile.ZipInfo("images/010/0108775044.jpg"), image(7))
     faults = Faults()
     top, tights = opened(folder, faults, item="product").items()
-    assert (top.image, tights.image) == (picture(7), b"")
-    assert faults.pictures == ["images.zip: 011/0111565.jpg is missing"]
+    assert (top.image, tights.image) == (image(7), b"")
+    assert faults.images == ["images.zip: 011/0111565.jpg is missing"]
 
 
-def test_pictures_may_lie_in_a_folder_or_nowhere(folder: Path) -> None:
+def test_images_may_lie_in_a_folder_or_nowhere(folder: Path) -> None:
     (folder / "images.zip").unlink()
     faults = Faults()
     assert not any(item.image for item in opened(folder, faults).items())
-    assert len(faults.pictures) == 1
-    assert "images.zip nor the folder images exists" in faults.pictures[0]
+    assert len(faults.images) == 1
+    assert "images.zip nor the folder images exists" in faults.images[0]
     (folder / "images" / "010").mkdir(parents=True)
-    (folder / "images" / "010" / "0108775044.jpg").write_bytes(picture(4))
-    assert [item.image for item in opened(folder).items()] == [picture(4), b"", b""]
+    (folder / "images" / "010" / "0108775044.jpg").write_bytes(image(4))
+    assert [item.image for item in opened(folder).items()] == [image(4), b"", b""]
 
 
-def test_people_and_articles_below_the_core_are_left_out(folder: Path) -> None:
+def test_users_and_articles_below_the_core_are_left_out(folder: Path) -> None:
     source = opened(folder, user_core=3)
     assert histories(source) == {"c2": ["0108775044", "0108775015", "0111565001"]}
     assert histories(opened(folder, user_core=2, item_core=2)) == {

@@ -1,4 +1,4 @@
-"""A file of pictures as codes: read as it was written, items without a picture told apart, mistakes named."""
+"""A file of images as codes: read as it was written, items without an image told apart, mistakes named."""
 
 import json
 
@@ -31,7 +31,7 @@ def catalogues(draw) -> ImageCodes:
 @given(codes=catalogues(), data=st.data())
 def test_what_is_written_is_read_in_the_order_that_is_asked_for(codes, data, tmp_path_factory):
     path = tmp_path_factory.mktemp("codes") / "deep" / "images.parquet"
-    save_image_codes(path, codes, {"made of": "pictures"})
+    save_image_codes(path, codes, {"made of": "images"})
     order = data.draw(st.permutations(range(len(codes.item_ids))))
     asked = order[: data.draw(st.integers(0, len(order)))]
     if asked and not codes.has_codes[asked].any():
@@ -39,13 +39,13 @@ def test_what_is_written_is_read_in_the_order_that_is_asked_for(codes, data, tmp
             load_image_codes(path, [codes.item_ids[item] for item in asked])
         return
     read = load_image_codes(path, [codes.item_ids[item] for item in asked])
-    assert (read.grid, read.num_codes, read.facts) == (codes.grid, codes.num_codes, {"made of": "pictures"})
+    assert (read.grid, read.num_codes, read.facts) == (codes.grid, codes.num_codes, {"made of": "images"})
     assert read.item_ids == tuple(codes.item_ids[item] for item in asked)
     assert read.codes.dtype == np.int32
     np.testing.assert_array_equal(read.codes, codes.codes[asked])
 
 
-def test_an_item_without_a_picture_is_not_in_the_file_and_has_no_codes(tmp_path):
+def test_an_item_without_an_image_is_not_in_the_file_and_has_no_codes(tmp_path):
     path = tmp_path / "images.parquet"
     save_image_codes(path, CODES, {"made by": "hand"})
     assert pq.read_table(path)["item_id"].to_pylist() == [NAMES[0], *NAMES[2:]]
@@ -55,7 +55,7 @@ def test_an_item_without_a_picture_is_not_in_the_file_and_has_no_codes(tmp_path)
     assert (read.codes[~read.has_codes] == -1).all()
 
 
-def test_every_code_has_a_token_and_every_picture_as_many_as_the_grid():
+def test_every_code_has_a_token_and_every_image_as_many_as_the_grid():
     assert CODES.tokens() == [f"img_{code}" for code in range(7)]
     assert CODES.codes_per_image == 6
 
@@ -71,12 +71,12 @@ def test_every_code_has_a_token_and_every_picture_as_many_as_the_grid():
         ([[0, 1], [1, 0]], (2,), 2, "a height and a width"),
     ],
 )
-def test_codes_of_no_picture_are_refused(rows, grid, num_codes, message):
+def test_codes_of_no_image_are_refused(rows, grid, num_codes, message):
     with pytest.raises(DataError, match=message):
         ImageCodes(("one", "other"), np.array(rows, np.int32), grid, num_codes)
 
 
-def test_two_pictures_of_one_item_are_refused():
+def test_two_images_of_one_item_are_refused():
     with pytest.raises(DataError, match="two rows"):
         ImageCodes(("one", "one"), np.zeros((2, 1), np.int32), (1, 1), 2)
 

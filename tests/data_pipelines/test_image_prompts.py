@@ -1,4 +1,4 @@
-"""Pictures as answers: what prompts say, what falls back, what guidance is given, and that long answers fit rows."""
+"""Images as answers: what prompts say, what falls back, what guidance is given, and that long answers fit rows."""
 
 import dataclasses
 import tempfile
@@ -19,11 +19,11 @@ from data_pipelines.tasks.prompt import prompt_texts
 from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out_queries
 from data_pipelines.tasks.registry import task_number
 from data_pipelines.vocabulary import IMAGE_CODES, Vocabulary, VocabularyConfig, build_vocabulary, load_vocabulary
-from tests.data_pipelines.small import small_corpus, small_pictures, small_vocabulary, small_writer
+from tests.data_pipelines.small import small_corpus, small_images, small_vocabulary, small_writer
 
 CORPUS = small_corpus()
-VOCABULARY = small_vocabulary(CORPUS, pictures=True)
-PICTURES = small_pictures(CORPUS)
+VOCABULARY = small_vocabulary(CORPUS, images=True)
+IMAGES = small_images(CORPUS)
 ROOMY = Budget(tokens=2048, images=64, answers=512)
 USER = int(np.argmax(np.diff(CORPUS.offsets)))
 MIX = QueryConfig({"recommendation": 1, "search": 1, "preference": 0, "selection": 0, "image": 2})
@@ -32,11 +32,11 @@ ASKED = "What is the generated image ID to the query based on the history?"
 
 
 def queries(config: QueryConfig = MIX, seed: int = 0) -> TrainingQueries:
-    return TrainingQueries(CORPUS, config, seed, PICTURES.has_codes)
+    return TrainingQueries(CORPUS, config, seed, IMAGES.has_codes)
 
 
 def can_be_asked(item: int) -> bool:
-    return bool(PICTURES.has_codes[item]) and bool(CORPUS.categories[item])
+    return bool(IMAGES.has_codes[item]) and bool(CORPUS.categories[item])
 
 
 def question(position: int = 5, **fields) -> Query:
@@ -46,14 +46,14 @@ def question(position: int = 5, **fields) -> Query:
     return Query("image", USER, position, (int(items[position]),), **fields)
 
 
-def test_a_picture_is_asked_for_and_told_as_the_paper_writes_it():
+def test_an_image_is_asked_for_and_told_as_the_paper_writes_it():
     query = question()
     example = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=1), ROOMY).write(query)
     before = int(CORPUS.history(USER, query.position)[-1])
     item = query.right[0]
     attributes = " ".join(f"{name} {text or 'Unknown'}" for name, text in CORPUS.attributes[before])
     marker = "<image> " if before % 3 else ""
-    codes = " ".join(f"img_{code}" for code in PICTURES.codes[item])
+    codes = " ".join(f"img_{code}" for code in IMAGES.codes[item])
     assert VOCABULARY.decode(example.tokens) == (
         f"<s> {marker}{attributes} <answer> item_{CORPUS.item_ids[before]} <|endofchunk|> "
         f"Query: {', '.join(CORPUS.categories[item])} {ASKED} <answer> {codes} </s>"
@@ -68,7 +68,7 @@ def test_the_bare_question_is_the_same_for_everybody():
     assert not len(asked[0].images)
     trained = writer.write(question(bare=True))
     np.testing.assert_array_equal(trained.tokens[: len(asked[0].tokens)], asked[0].tokens)
-    assert len(trained.answer_targets) == PICTURES.codes_per_image + 1
+    assert len(trained.answer_targets) == IMAGES.codes_per_image + 1
 
 
 def test_all_codes_and_the_end_are_targets_each_with_the_weight_of_the_task():
@@ -102,7 +102,7 @@ def test_only_items_with_codes_and_categories_are_asked_about():
     assert [query.task for query in asked] == ["image" if can_be_asked(q.right[0]) else "recommendation" for q in asked]
     assert len({query.task for query in asked}) == 2
     for split in ("validation", "test"):
-        held_out = held_out_queries(CORPUS, split, "image", PICTURES.has_codes)
+        held_out = held_out_queries(CORPUS, split, "image", IMAGES.has_codes)
         assert held_out
         assert all(can_be_asked(query.right[0]) and not query.bare for query in held_out)
         everybody = held_out_queries(CORPUS, split, "recommendation")
@@ -125,19 +125,19 @@ def test_a_share_is_asked_without_history_and_query_the_same_for_whoever_asks(sh
     ]  # of whom, and about what, does not hang on the share
 
 
-def test_without_pictures_in_the_mix_nothing_is_asked_otherwise_than_before():
+def test_without_images_in_the_mix_nothing_is_asked_otherwise_than_before():
     config = QueryConfig()
     with_codes, without = queries(config), TrainingQueries(CORPUS, config, 0)
     assert [with_codes[number] for number in range(500)] == [without[number] for number in range(500)]
 
 
-def test_pictures_without_codes_are_refused_and_say_what_makes_them():
+def test_images_without_codes_are_refused_and_say_what_makes_them():
     with pytest.raises(ValueError, match=r"queries\.mix\.image .* vocabulary\.image_codes .* `unimp vqgan codes`"):
         TrainingQueries(CORPUS, MIX, 0)
     assert not held_out_queries(CORPUS, "test", "image")
     with pytest.raises(ValueError, match="the vocabulary knows none"):
         small_writer(CORPUS, small_vocabulary(CORPUS), TaskConfig(), ROOMY).write(question())
-    without = next(item for item in range(CORPUS.num_items) if not PICTURES.has_codes[item])
+    without = next(item for item in range(CORPUS.num_items) if not IMAGES.has_codes[item])
     with pytest.raises(ValueError, match=f"item number {without} is not known in codes"):
         VOCABULARY.image_tokens(without)
     with pytest.raises(ValueError, match="a share, 0 to 1"):
@@ -161,14 +161,14 @@ def test_the_vocabulary_has_a_token_for_each_code_behind_all_others():
     assert names[: names.index("img_0")] == [name for name in plain.new_tokens if not name.startswith("<reserved_")]
 
 
-def test_saving_and_loading_keep_the_pictures(tmp_path):
+def test_saving_and_loading_keep_the_images(tmp_path):
     VOCABULARY.save(tmp_path / "vocabulary")
     assert (tmp_path / "vocabulary" / IMAGE_CODES).is_file()
     loaded = load_vocabulary(tmp_path / "vocabulary", CORPUS)
     assert loaded.new_tokens == VOCABULARY.new_tokens
-    assert loaded.image_codes.facts == PICTURES.facts
+    assert loaded.image_codes.facts == IMAGES.facts
     np.testing.assert_array_equal(loaded.codes, VOCABULARY.codes)
-    np.testing.assert_array_equal(loaded.image_codes.codes, PICTURES.codes)
+    np.testing.assert_array_equal(loaded.image_codes.codes, IMAGES.codes)
     (tmp_path / "vocabulary" / IMAGE_CODES).unlink()
     with pytest.raises(DataError, match="does not exist"):
         load_vocabulary(tmp_path / "vocabulary", CORPUS)

@@ -1,4 +1,4 @@
-"""What a picture looks like once it is decoded, by its pixels, and what of pictures is refused."""
+"""What an image looks like once it is decoded, by its pixels, and what of images is refused."""
 
 import io
 import logging
@@ -21,11 +21,11 @@ from PIL import Image, ImageOps
 from data_pipelines import opening
 from data_pipelines.errors import DataError
 from data_pipelines.images import ImageConfig, ImageStore, decode
-from data_pipelines.opening import open_picture
+from data_pipelines.opening import open_image
 from data_pipelines.sources.checks import Faults
-from data_pipelines.sources.pictures import StoredPictures
+from data_pipelines.sources.images import StoredImages
 from experiments.report.samples import posters
-from tests.data_pipelines.small import picture
+from tests.data_pipelines.small import image
 
 RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -38,7 +38,7 @@ def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def pixels(encoded: bytes) -> np.ndarray:
-    opened = open_picture(encoded)
+    opened = open_image(encoded)
     assert opened.mode == "RGB"
     return np.asarray(opened)
 
@@ -65,7 +65,7 @@ def png(width: int, height: int, depth: int, kind: int, rows: bytes, *chunks: tu
     )
 
 
-# --- as people see it ------------------------------------------------------------------------------------------------
+# --- as users see it ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -119,14 +119,14 @@ def test_greys_of_16_bits_whose_white_is_zero() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_a_picture_is_turned_as_its_camera_says(kind: str, orientation: int) -> None:
+def test_an_image_is_turned_as_its_camera_says(kind: str, orientation: int) -> None:
     upright = red_above_blue()
     back = {6: 8, 8: 6}.get(orientation, orientation)
     way = opening.UPRIGHT.get(back)
     stored = upright if way is None else upright.transpose(way)
     exif = Image.Exif()
     exif[opening.ORIENTATION] = orientation
-    found = open_picture(saved(stored, kind, exif=exif))
+    found = open_image(saved(stored, kind, exif=exif))
     assert found.size == (40, 60)
     assert np.abs(np.asarray(found, int)[:24] - RED).max() <= 8
     assert np.abs(np.asarray(found, int)[36:] - BLUE).max() <= 8
@@ -204,7 +204,7 @@ def test_of_several_frames_it_is_the_first(kind: str) -> None:
 
 @pytest.mark.parametrize("size", [(1, 400), (400, 1), (3, 65000), (1, 1)])
 @pytest.mark.parametrize("fit", ["crop", "stretch", "pad"])
-def test_narrow_pictures_become_squares(size: tuple[int, int], fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_narrow_images_become_squares(size: tuple[int, int], fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(ImageOps, "pad")  # before Pillow 12.3 it makes them 0 wide
     found = decode(saved(Image.new("RGB", size, RED)), 16, fit)
     assert found.shape == (16, 16, 3)
@@ -213,7 +213,7 @@ def test_narrow_pictures_become_squares(size: tuple[int, int], fit: Any, monkeyp
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from(["crop", "stretch", "pad"]), st.integers(1, 20))
-def test_good_pictures_look_as_pillow_makes_them(width: int, height: int, fit: Any, size: int) -> None:
+def test_good_images_look_as_pillow_makes_them(width: int, height: int, fit: Any, size: int) -> None:
     noise = np.random.default_rng(width * 100 + height).integers(256, size=(height, width, 3), dtype=np.uint8)
     encoded = saved(Image.fromarray(noise), "JPEG", quality=80)
     before = Image.open(io.BytesIO(encoded))
@@ -243,22 +243,22 @@ def test_other_formats_are_not_decoded(kind: str, monkeypatch: pytest.MonkeyPatc
     encoded = made_by_pillow(kind)
     monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program was started"))
     with pytest.raises(DataError, match="only JPEG, PNG, WebP, GIF, BMP and TIFF are decoded"):
-        open_picture(encoded)
+        open_image(encoded)
 
 
 TELL = """
 import sys
 from data_pipelines.errors import DataError
-from data_pipelines.opening import open_picture
+from data_pipelines.opening import open_image
 for path in sys.argv[1:]:
     try:
-        open_picture(open(path, "rb").read())
+        open_image(open(path, "rb").read())
     except DataError as error:
         print(error)
 """
 
 
-def test_a_picture_of_too_many_pixels_is_refused_by_its_header_and_without_a_warning(tmp_path: Path) -> None:
+def test_an_image_of_too_many_pixels_is_refused_by_its_header_and_without_a_warning(tmp_path: Path) -> None:
     """Nothing is decoded, for nothing is there; Pillow would warn from 9,460 x 9,460 on."""
     paths = []
     for width, height in ((5001, 5000), (9800, 9800), (20_000, 20_000)):
@@ -275,23 +275,23 @@ def test_a_picture_of_too_many_pixels_is_refused_by_its_header_and_without_a_war
 def test_a_large_jpeg_is_decoded_smaller() -> None:
     large = saved(Image.new("L", (6000, 4800), 90), "JPEG")
     with pytest.raises(DataError, match=r"28,800,000 pixels; at most 25,000,000 are decoded"):
-        open_picture(large)
-    assert open_picture(large, at_least=224).size == (750, 600)
+        open_image(large)
+    assert open_image(large, at_least=224).size == (750, 600)
     assert (decode(large, 16, "crop") == 90).all()
 
 
-def test_a_tile_larger_than_its_picture_is_refused() -> None:
+def test_a_tile_larger_than_its_image_is_refused() -> None:
     tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: 60_000, 323: 60_000, 324: 8, 325: 1}
     entries = b"".join(struct.pack("<HHII", number, 4, 1, value) for number, value in tags.items())
     whole = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
     with pytest.raises(DataError, match="3,600,000,000 pixels"):
-        open_picture(whole)
+        open_image(whole)
 
 
 def test_too_many_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "LARGEST_BYTES", 100)
     with pytest.raises(DataError, match="bytes; at most 100 are decoded"):
-        open_picture(picture(1) + bytes(100))
+        open_image(image(1) + bytes(100))
 
 
 @pytest.mark.parametrize(
@@ -303,36 +303,36 @@ def test_whatever_a_decoder_raises_is_named(error: Exception, monkeypatch: pytes
 
     monkeypatch.setattr(Image, "open", raises)
     with pytest.raises(DataError, match=f"^{str(error) or type(error).__name__}$"):
-        open_picture(picture(1))
+        open_image(image(1))
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.data())
-def test_damaged_pictures_are_pictures_or_refused(data: st.DataObject) -> None:
+def test_damaged_images_are_images_or_refused(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]))
     whole = bytearray(saved(Image.fromarray(RAMP), kind))
     for place in data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=4)):
         whole[place] = data.draw(st.integers(0, 255))
     try:
-        assert open_picture(bytes(whole[: data.draw(st.integers(1, len(whole)))])).mode == "RGB"
+        assert open_image(bytes(whole[: data.draw(st.integers(1, len(whole)))])).mode == "RGB"
     except DataError as error:
         assert len(str(error).splitlines()) == 1  # noqa: PT017
 
 
-def test_a_picture_that_cannot_be_decoded_is_black_and_told_and_ends_no_run(caplog: pytest.LogCaptureFixture) -> None:
-    store = ImageStore([picture(1), b"none"].__getitem__, 8, ImageConfig())
+def test_an_image_that_cannot_be_decoded_is_black_and_told_and_ends_no_run(caplog: pytest.LogCaptureFixture) -> None:
+    store = ImageStore([image(1), b"none"].__getitem__, 8, ImageConfig())
     with caplog.at_level(logging.WARNING):
         assert store[0].any()
         assert not store[1].any()
         assert not store[1].any()
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("item 1: not a readable picture (cannot identify it")
+    assert caplog.messages[0].startswith("item 1: not a readable image (cannot identify it")
 
 
-def test_a_report_does_without_a_picture_that_cannot_be_decoded() -> None:
+def test_a_report_does_without_an_image_that_cannot_be_decoded() -> None:
     class Read:
         has_image = (True, True, False)
-        read_image = staticmethod([picture(1), b"none", b""].__getitem__)
+        read_image = staticmethod([image(1), b"none", b""].__getitem__)
 
     read: Any = Read()
     found = posters({2, 1, 0}, read)
@@ -386,13 +386,13 @@ FLAGS, METHOD, SIZE = 6, 8, 22
         (SIZE, b"\x05\0\0\0", "CRC|truncated|cannot identify"),
     ],
 )
-def test_whatever_an_archive_raises_costs_one_picture(tmp_path: Path, offset: int, value: bytes, reason: str) -> None:
-    path = archive(tmp_path / "posters.zip", {f"{number}.jpg": picture(number) for number in (1, 2, 3)})
+def test_whatever_an_archive_raises_costs_one_image(tmp_path: Path, offset: int, value: bytes, reason: str) -> None:
+    path = archive(tmp_path / "posters.zip", {f"{number}.jpg": image(number) for number in (1, 2, 3)})
     patched(path, "2.jpg", offset, value)
     faults = Faults()
-    stored = StoredPictures(tmp_path / "posters", faults)
-    assert [stored.read(f"{number}.jpg") for number in (1, 2, 3)] == [picture(1), b"", picture(3)]
-    (told,) = faults.pictures
+    stored = StoredImages(tmp_path / "posters", faults)
+    assert [stored.read(f"{number}.jpg") for number in (1, 2, 3)] == [image(1), b"", image(3)]
+    (told,) = faults.images
     assert told.startswith("posters.zip: 2.jpg is broken (")
     assert re.search(reason, told), told
 
@@ -414,38 +414,38 @@ LITTER = ("__MACOSX/images/010/._1.jpg", "__MACOSX/10.jpg", "010/._11.jpg", ".12
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_names_are_found_whatever_made_them(tmp_path: Path, packed: bool) -> None:
-    members = {name: picture(number) for number, name in enumerate(NAMES)}
+    members = {name: image(number) for number, name in enumerate(NAMES)}
     members |= dict.fromkeys(LITTER, b"litter")
     if packed:
         archive(tmp_path / "images.zip", members)
     else:
         files(tmp_path / "images", members)
     faults = Faults()
-    stored = StoredPictures(tmp_path / "images", faults)
-    assert [stored.read(name) for name in NAMES.values()] == [picture(number) for number in range(len(NAMES))]
-    assert faults.pictures == []
+    stored = StoredImages(tmp_path / "images", faults)
+    assert [stored.read(name) for name in NAMES.values()] == [image(number) for number in range(len(NAMES))]
+    assert faults.images == []
     for number in (10, 11, 12, 13, 14, 15):
         assert stored.read(f"{number}.jpg", f"010/{number}.jpg") == b""
-    assert len(faults.pictures) == 6
+    assert len(faults.images) == 6
 
 
 def test_a_jpeg_comes_before_others_of_its_name_and_the_outer_before_the_inner(tmp_path: Path) -> None:
-    members = {"1.png": picture(1), "1.jpg": picture(2), "posters/2.jpg": picture(3), "2.jpg": picture(4)}
+    members = {"1.png": image(1), "1.jpg": image(2), "posters/2.jpg": image(3), "2.jpg": image(4)}
     archive(tmp_path / "posters.zip", members)
-    stored = StoredPictures(tmp_path / "posters", Faults())
-    assert [stored.read("1.jpg"), stored.read("2.jpg")] == [picture(2), picture(4)]
+    stored = StoredImages(tmp_path / "posters", Faults())
+    assert [stored.read("1.jpg"), stored.read("2.jpg")] == [image(2), image(4)]
 
 
 def test_names_are_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files(tmp_path / "images", {f"01{number}/1.jpg": picture(number) for number in range(3)})
-    stored = StoredPictures(tmp_path / "images", Faults())
+    files(tmp_path / "images", {f"01{number}/1.jpg": image(number) for number in range(3)})
+    stored = StoredImages(tmp_path / "images", Faults())
     monkeypatch.setattr("os.walk", lambda *_, **__: pytest.fail("listed again"))
     monkeypatch.setattr("os.scandir", lambda *_: pytest.fail("listed again"))
-    assert [stored.read(f"01{number}/1.jpg") for number in range(3)] == [picture(number) for number in range(3)]
+    assert [stored.read(f"01{number}/1.jpg") for number in range(3)] == [image(number) for number in range(3)]
 
 
-def test_a_file_that_cannot_be_read_costs_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = files(tmp_path / "posters", {"1.jpg": picture(1), "2.jpg": picture(2), "4.jpg": picture(4)})
+def test_a_file_that_cannot_be_read_costs_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = files(tmp_path / "posters", {"1.jpg": image(1), "2.jpg": image(2), "4.jpg": image(4)})
     (folder / "3.jpg").symlink_to(folder / "nowhere.jpg")
     (folder / "4.jpg").unlink()
     os.mkfifo(folder / "4.jpg")
@@ -458,19 +458,19 @@ def test_a_file_that_cannot_be_read_costs_one_picture(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(Path, "open", refuses)
     faults = Faults()
-    stored = StoredPictures(folder, faults)
-    assert [stored.read(f"{number}.jpg") for number in (1, 2, 3, 4)] == [picture(1), b"", b"", b""]
-    assert faults.pictures == [
+    stored = StoredImages(folder, faults)
+    assert [stored.read(f"{number}.jpg") for number in (1, 2, 3, 4)] == [image(1), b"", b"", b""]
+    assert faults.images == [
         "posters: 2.jpg is broken (Permission denied)",
         "posters: 3.jpg is broken (it is no file)",
         "posters: 4.jpg is broken (it is no file)",
     ]
 
 
-def test_a_folder_in_a_folder_that_cannot_be_listed_costs_its_pictures(
+def test_a_folder_in_a_folder_that_cannot_be_listed_costs_its_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = files(tmp_path / "images", {"010/1.jpg": picture(1), "011/2.jpg": picture(2)})
+    folder = files(tmp_path / "images", {"010/1.jpg": image(1), "011/2.jpg": image(2)})
     scandir = os.scandir
 
     def refuses(path: Any) -> Any:
@@ -480,30 +480,30 @@ def test_a_folder_in_a_folder_that_cannot_be_listed_costs_its_pictures(
 
     monkeypatch.setattr("os.scandir", refuses)
     faults = Faults()
-    stored = StoredPictures(folder, faults)
-    assert [stored.read("010/1.jpg"), stored.read("011/2.jpg")] == [b"", picture(2)]
-    assert faults.pictures == [f"{folder / '010'} cannot be listed (Permission denied)", "images: 010/1.jpg is missing"]
+    stored = StoredImages(folder, faults)
+    assert [stored.read("010/1.jpg"), stored.read("011/2.jpg")] == [b"", image(2)]
+    assert faults.images == [f"{folder / '010'} cannot be listed (Permission denied)", "images: 010/1.jpg is missing"]
 
 
 def test_a_folder_in_itself_ends(tmp_path: Path) -> None:
-    folder = files(tmp_path / "posters", {"1.jpg": picture(1)})
+    folder = files(tmp_path / "posters", {"1.jpg": image(1)})
     (folder / "again").symlink_to(folder)
-    assert StoredPictures(folder, Faults()).read("1.jpg") == picture(1)
+    assert StoredImages(folder, Faults()).read("1.jpg") == image(1)
 
 
-def test_an_archive_without_pictures_is_told_once(tmp_path: Path) -> None:
+def test_an_archive_without_images_is_told_once(tmp_path: Path) -> None:
     path = archive(tmp_path / "posters.zip", {"1.txt": b"", "__MACOSX/._1.jpg": b""})
     faults = Faults()
-    stored = StoredPictures(tmp_path / "posters", faults)
+    stored = StoredImages(tmp_path / "posters", faults)
     assert stored.read("1.jpg") == stored.read("2.jpg") == b""
-    assert faults.pictures == [f"{path} holds no picture: no item has one"]
+    assert faults.images == [f"{path} holds no image: no item has one"]
 
 
 @pytest.mark.parametrize("whole", [b"", b"Rar!\x1a\x07\0", b"<html>", b"PK\x05\x06" + bytes(3)])
 def test_what_is_no_archive_is_refused(tmp_path: Path, whole: bytes) -> None:
     (tmp_path / "posters.zip").write_bytes(whole)
     with pytest.raises(DataError, match=r"posters.zip is not a whole zip archive .*; fetch it again"):
-        StoredPictures(tmp_path / "posters", Faults())
+        StoredImages(tmp_path / "posters", Faults())
 
 
 @pytest.mark.parametrize("error", [NotImplementedError("several disks"), MemoryError(), OverflowError("x"), OSError()])
@@ -513,27 +513,27 @@ def test_whatever_opening_an_archive_raises_is_refused(
     def raises(*_: object) -> None:
         raise error
 
-    archive(tmp_path / "posters.zip", {"1.jpg": picture(1)})
+    archive(tmp_path / "posters.zip", {"1.jpg": image(1)})
     monkeypatch.setattr(zipfile, "ZipFile", raises)
     with pytest.raises(DataError, match=r"posters.zip (is not a whole zip archive|cannot be read)"):
-        StoredPictures(tmp_path / "posters", Faults())
+        StoredImages(tmp_path / "posters", Faults())
 
 
 @settings(deadline=None, max_examples=100)
 @given(data=st.data())
-def test_a_damaged_archive_is_refused_or_costs_pictures(
+def test_a_damaged_archive_is_refused_or_costs_images(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("damaged")
-    members = {f"{number}.jpg": picture(number, 4) for number in (1, 2)}
+    members = {f"{number}.jpg": image(number, 4) for number in (1, 2)}
     whole = bytearray(archive(folder / "posters.zip", members, compression=zipfile.ZIP_DEFLATED).read_bytes())
     for place in data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=3)):
         whole[place] = data.draw(st.integers(0, 255))
     (folder / "posters.zip").write_bytes(whole)
     try:
-        stored = StoredPictures(folder / "posters", Faults())
+        stored = StoredImages(folder / "posters", Faults())
     except DataError as error:
         assert "posters.zip" in str(error)  # noqa: PT017
         return
     for number in (1, 2):
-        assert stored.read(f"{number}.jpg") in (b"", picture(number, 4))
+        assert stored.read(f"{number}.jpg") in (b"", image(number, 4))

@@ -1,4 +1,4 @@
-"""Tables of interactions: cores, repeats, and the order in which people and what they met are read."""
+"""Tables of interactions: cores, repeats, and the order in which users and what they met are read."""
 
 import math
 
@@ -100,7 +100,7 @@ def test_where_a_time_is_unknown_the_order_of_the_table_stands() -> None:
     assert [one.item_id for one in second.interactions] == ["d", "c"]
 
 
-def test_people_come_by_first_appearance_and_their_items_by_time_ties_as_they_stand() -> None:
+def test_users_come_by_first_appearance_and_their_items_by_time_ties_as_they_stand() -> None:
     frame = table(*MET)
     source = Tabled(frame, lambda item: Item(item, item.upper()), Counts(9, 9, 9))
     assert list(source.items()) == [Item("a", "A"), Item("b", "B")]

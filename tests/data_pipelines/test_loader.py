@@ -12,7 +12,7 @@ from data_pipelines.loader import LoaderConfig, Position, Share, question_batche
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import Budget
 from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out_queries
-from tests.data_pipelines.small import picture, small_corpus, small_vocabulary, small_writer
+from tests.data_pipelines.small import image, small_corpus, small_vocabulary, small_writer
 
 CORPUS = small_corpus()
 VOCABULARY = small_vocabulary(CORPUS)
@@ -22,7 +22,7 @@ CONFIG = LoaderConfig(rows=4, block_examples=40)
 
 
 def images() -> ImageStore:
-    return ImageStore(picture, 8, ImageConfig())
+    return ImageStore(image, 8, ImageConfig())
 
 
 def batches(count: int, config: LoaderConfig = CONFIG, start: Position = Position(), share: Share = Share()):
@@ -85,7 +85,7 @@ def test_rows_that_processes_cannot_share_are_refused():
         batches(1, share=Share((0,), 3))
 
 
-def test_the_pictures_lie_where_their_items_are_shown():
+def test_the_images_lie_where_their_items_are_shown():
     (batch,) = batches(1)
     arrays = batch.arrays
     store = images()
@@ -93,7 +93,7 @@ def test_the_pictures_lie_where_their_items_are_shown():
         shown = arrays["image_segment_ids"][row] > 0
         assert (arrays["images"][row][~shown] == 0).all()
         colours = {store[item].tobytes() for item in range(CORPUS.num_items) if item % 3}
-        assert all(picture.tobytes() in colours for picture in arrays["images"][row][shown])
+        assert all(image.tobytes() in colours for image in arrays["images"][row][shown])
 
 
 @pytest.mark.parametrize("tight", [False, True])
@@ -124,18 +124,18 @@ def test_tight_rows_are_no_longer_than_they_must_be_and_as_many_as_fit_a_batch()
 
 
 @pytest.mark.parametrize("fit", ["crop", "stretch", "pad"])
-def test_pictures_become_squares(fit):
-    assert decode(picture(1, 30), 16, fit).shape == (16, 16, 3)
+def test_images_become_squares(fit):
+    assert decode(image(1, 30), 16, fit).shape == (16, 16, 3)
 
 
-@pytest.mark.parametrize("broken", [b"", b"not a picture", picture(1)[:40]])
-def test_broken_pictures_are_named(broken):
-    with pytest.raises(DataError, match="not a readable picture"):
+@pytest.mark.parametrize("broken", [b"", b"not an image", image(1)[:40]])
+def test_broken_images_are_named(broken):
+    with pytest.raises(DataError, match="not a readable image"):
         decode(broken, 16, "crop")
 
 
 def test_the_cache_is_bounded_and_changes_nothing():
-    store = ImageStore(picture, 512, ImageConfig(cache_megabytes=1))
+    store = ImageStore(image, 512, ImageConfig(cache_megabytes=1))
     first = [store[item].copy() for item in range(4)]
     assert len(store._cache) == 1
     for item in range(4):

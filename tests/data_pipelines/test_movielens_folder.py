@@ -18,7 +18,7 @@ from data_pipelines.sources.movielens import (
     EMBEDDED,
 )
 from tests.data_pipelines.movielens_files import local, movie_line, movielens_folder, rewrite, user_line
-from tests.data_pipelines.small import START, picture
+from tests.data_pipelines.small import START, image
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "movielens"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared MovieLens folder is not beside the checkout")
@@ -39,7 +39,7 @@ def test_an_item_of_a_folder(folder: Path) -> None:
         "Stadt, Die (Œuvre)",
         (("Genres", "Action, Sci-Fi"), ("Year", "1992"), ("Title", "Stadt, Die (Œuvre)"), ("Description", "D")),
         ("Action", "Sci-Fi"),
-        picture(2),
+        image(2),
     )
 
 
@@ -177,7 +177,7 @@ def test_text_that_is_not_utf_8_is_named(folder: Path) -> None:
         list(local(folder).items())
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- images --------------------------------------------------------------------------------------------------------
 
 
 def write_posters(folder: Path, posters: dict[str, bytes]) -> None:
@@ -186,25 +186,25 @@ def write_posters(folder: Path, posters: dict[str, bytes]) -> None:
             archive.writestr(zipfile.ZipInfo(name), encoded)
 
 
-def test_items_with_a_missing_or_truncated_picture_are_kept_and_listed(folder: Path) -> None:
-    write_posters(folder, {"1.jpg": picture(1), "2.jpg": picture(2)[:-30], "3.jpg": b"", "4.jpg": picture(4)})
+def test_items_with_a_missing_or_truncated_image_are_kept_and_listed(folder: Path) -> None:
+    write_posters(folder, {"1.jpg": image(1), "2.jpg": image(2)[:-30], "3.jpg": b"", "4.jpg": image(4)})
     faults = Faults()
     read = list(local(folder, faults).items())
     assert [bool(item.image) for item in read] == [True, False, False, True, False, False]
-    told = "\n".join(faults.pictures)
-    assert len(faults.pictures) == 4
+    told = "\n".join(faults.images)
+    assert len(faults.images) == 4
     assert "2.jpg is broken" in told
     assert "3.jpg is broken" in told
     assert "5.jpg is missing" in told
 
 
-def test_bytes_that_rot_in_the_zip_cost_one_picture(folder: Path) -> None:
+def test_bytes_that_rot_in_the_zip_cost_one_image(folder: Path) -> None:
     packed = bytearray((folder / "posters.zip").read_bytes())
-    packed[packed.index(picture(3)) + 40] ^= 0xFF
+    packed[packed.index(image(3)) + 40] ^= 0xFF
     (folder / "posters.zip").write_bytes(packed)
     faults = Faults()
     assert [item.item_id for item in local(folder, faults).items() if not item.image] == ["3", "6"]
-    assert "3.jpg is broken" in faults.pictures[0]
+    assert "3.jpg is broken" in faults.images[0]
 
 
 def test_a_truncated_zip_is_named(folder: Path) -> None:
@@ -222,14 +222,14 @@ def test_a_missing_zip_is_told(folder: Path) -> None:
     except DataError as error:
         assert "posters.zip" in str(error)  # noqa: PT017 (either way of telling will do)
     else:
-        assert "posters.zip" in "\n".join(faults.pictures)
+        assert "posters.zip" in "\n".join(faults.images)
 
 
 def test_an_item_that_says_it_has_no_poster_misses_none(folder: Path) -> None:
     rewrite(folder, "items.jsonl", movie_line(6, poster=False))
     faults = Faults()
     assert next(local(folder, faults).items()).image == b""
-    assert faults.pictures == []
+    assert faults.images == []
 
 
 # --- real data -------------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_the_embedded_data(tmp_path: Path) -> None:
     assert (EMBEDDED / "movielens-small" / "LICENSE-ml-latest-small.txt").is_file()
     prepared = prepare("movielens_small", tmp_path)
     assert (prepared.users, prepared.items, prepared.interactions, prepared.images) == (671, 3160, 67_006, 3160)
-    assert prepared.bad_records == prepared.bad_pictures == []
+    assert prepared.bad_records == prepared.bad_images == []
     assert held_out_apart("movielens_small", tmp_path) == (669, 670)  # one has two interactions, one has one
 
 

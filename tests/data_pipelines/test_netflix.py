@@ -13,7 +13,7 @@ from data_pipelines.sources import find_source
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.interactions import Counts, Tabled
 from data_pipelines.sources.netflix import read_films
-from tests.data_pipelines.small import picture
+from tests.data_pipelines.small import image
 
 FILMS = """1,2003,Dinosaur Planet
 2,2004.0,"Isle of Man TT, 2004 Review"
@@ -34,7 +34,7 @@ def write(folder: Path, films: str = FILMS, **files: object) -> Path:
     posters = folder / "Netflix_Posters"
     posters.mkdir(exist_ok=True)
     for number in (1, 2, 5):
-        (posters / f"{number}.jpg").write_bytes(picture(number)[: None if number != 5 else -30])
+        (posters / f"{number}.jpg").write_bytes(image(number)[: None if number != 5 else -30])
     return folder
 
 
@@ -54,7 +54,7 @@ def test_an_item_is_its_line_and_its_poster_that_of_its_id(tmp_path: Path, heade
     faults = Faults()
     items = {item.item_id: item for item in opened(write(tmp_path, header + FILMS), faults).items()}
     assert items["0"] == Item(
-        "0", "Dinosaur Planet", (("Title", "Dinosaur Planet"), ("Release Date", "2003")), (), picture(1)
+        "0", "Dinosaur Planet", (("Title", "Dinosaur Planet"), ("Release Date", "2003")), (), image(1)
     )
     assert {number: item.title for number, item in items.items()} == {
         "0": "Dinosaur Planet",
@@ -66,8 +66,8 @@ def test_an_item_is_its_line_and_its_poster_that_of_its_id(tmp_path: Path, heade
     years = [dict(items[number].attributes)["Release Date"] for number in "01234"]
     assert years == ["2003", "2004", "", "1995", ""]
     assert [bool(items[number].image) for number in "01234"] == [True, True, False, False, False]
-    told = "\n".join(faults.pictures)
-    assert len(faults.pictures) == 3
+    told = "\n".join(faults.images)
+    assert len(faults.images) == 3
     assert "5.jpg is broken" in told
     assert "8.jpg is missing" in told
 
@@ -122,7 +122,7 @@ def test_a_bad_film_is_refused_or_left_out_and_the_others_keep_their_numbers(tmp
     titles = {item.item_id: item.title for item in opened(tmp_path, faults).items()}
     assert "1" not in titles
     assert titles["2"] == "Character"
-    assert len(faults.records) == 3  # the film, and two people who saw it
+    assert len(faults.records) == 3  # the film, and two users who saw it
 
 
 @pytest.mark.parametrize("file", ["train.json", "val.json", "test.json", "item_attribute.csv"])
@@ -135,7 +135,7 @@ def test_a_missing_file_is_named_with_its_publisher(tmp_path: Path, file: str) -
 def test_records_are_written(tmp_path: Path) -> None:
     prepared = prepare("netflix", tmp_path / "data", write(tmp_path / "source"))
     assert (prepared.users, prepared.items, prepared.interactions, prepared.images) == (3, 5, 8, 2)
-    assert len(prepared.bad_pictures) == 3
+    assert len(prepared.bad_images) == 3
 
 
 def test_a_title_on_two_lines_never_shifts_the_numbers_of_later_films(tmp_path: Path) -> None:

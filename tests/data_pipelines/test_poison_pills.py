@@ -1,4 +1,4 @@
-"""No record ends a run: whatever items are called and people did, examples fit, and what is left out is counted."""
+"""No record ends a run: whatever items are called and users did, examples fit, and what is left out is counted."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out
 from data_pipelines.tasks.registry import default_shares
 from data_pipelines.tasks.room import check_room, lacking_room, least_budget, long_texts
 from data_pipelines.vocabulary import Vocabulary, VocabularyConfig, attribute_texts, build_vocabulary
-from tests.data_pipelines.small import picture
+from tests.data_pipelines.small import image
 
 BUDGET = Budget(tokens=160, images=6, answers=48)
 SHORT = TaskConfig(full_items=2, id_items=10, history_targets="next_item")
@@ -116,7 +116,7 @@ PILLS: dict[str, tuple[list[Item], list[User]]] = {
         films(8), [user_of("u", *range(6), texts=("漢" * 10**5, "word " * 10**5, "", "x" * 10**6, "", ""))],
     ),
     "no texts at all": ([Item(f"i{number}", "") for number in range(8)], OTHERS),
-    "people with one interaction": (films(8), [*OTHERS, *(user_of(f"one{n}", n) for n in range(5)), User("none", ())]),
+    "users with one interaction": (films(8), [*OTHERS, *(user_of(f"one{n}", n) for n in range(5)), User("none", ())]),
 }  # fmt: skip
 
 
@@ -146,7 +146,7 @@ SPLIT = {"validation": 1, "test": 2}
 def test_what_is_left_out_reaches_the_log_once():
     corpus = build_corpus(*PILLS["all users met everything"])
     config = QueryConfig(default_shares() | {"recommendation": 0, "search": 0, "preference": 0})
-    queries, store = TrainingQueries(corpus, config, seed=0), ImageStore(picture, 8, ImageConfig())
+    queries, store = TrainingQueries(corpus, config, seed=0), ImageStore(image, 8, ImageConfig())
     assert {queries[number].task for number in range(60)} == {"recommendation"}
     stream = training_batches(queries, writer_of(corpus), store, BLOCKS, seed=0)
     batches = list(itertools.takewhile(lambda batch: batch.next_position.block < 2, stream))
@@ -222,7 +222,7 @@ def test_a_budget_without_room_for_a_question_is_refused_with_the_least(task, sm
         list(map(writer.write, asked))
 
 
-def test_a_source_without_pictures_needs_no_room_for_any():
+def test_a_source_without_images_needs_no_room_for_any():
     corpus = build_corpus(films(8), OTHERS)
     writer = writer_of(corpus, dataclasses.replace(SHORT, images=False), dataclasses.replace(BUDGET, images=0))
     check_room(writer, ["recommendation", "search", "preference", "selection"])
@@ -285,7 +285,7 @@ def test_evaluation_counts_whom_it_leaves_out_by_reason():
     assert held_out(corpus, "test", "selection").left_out == {
         "who met so much of the catalogue that nothing wrong is left to offer": 1
     }
-    assert held_out(corpus, "test", "image").left_out == {"whose answer has no codes of a picture, or no categories": 4}
+    assert held_out(corpus, "test", "image").left_out == {"whose answer has no codes of an image, or no categories": 4}
     alone = build_corpus(items, [*users, User("alone", (Interaction("i0", split="test"),))])
     assert held_out(alone, "test", "recommendation").left_out == {"without a history before their answer": 1}
 
@@ -319,7 +319,7 @@ histories = st.lists(
 @settings(max_examples=12, deadline=None)
 @given(
     st.lists(st.tuples(titles, st.lists(titles, max_size=2)), min_size=5, max_size=6),
-    st.lists(histories, min_size=1, max_size=4).filter(lambda people: any(len(history) >= 4 for history in people)),
+    st.lists(histories, min_size=1, max_size=4).filter(lambda users: any(len(history) >= 4 for history in users)),
     st.integers(40, 400),
 )
 def test_any_source_can_be_trained_on_and_asked_about(described, histories, tokens):
@@ -341,7 +341,7 @@ def test_any_source_can_be_trained_on_and_asked_about(described, histories, toke
             assert_fits(writer, query)
 
 
-def test_too_few_people_to_learn_from_are_told_in_one_line():
+def test_too_few_users_to_learn_from_are_told_in_one_line():
     with pytest.raises(DataError, match="no user has two interactions to train on"):
         TrainingQueries(build_corpus(films(8), [user_of("u", 0, 1, 2)]), QueryConfig(), seed=0)
     with pytest.raises(DataError, match="1 users have two interactions or more: a split by users needs ten"):

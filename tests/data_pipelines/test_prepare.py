@@ -346,20 +346,20 @@ def test_what_fails_while_writing_is_said_of_the_folder(
 # --- the account -----------------------------------------------------------------------------------------------------
 
 
-def test_as_many_items_are_without_a_picture_as_it_says(tmp_path: Path, data: Path) -> None:
+def test_as_many_items_are_without_an_image_as_it_says(tmp_path: Path, data: Path) -> None:
     reviews = [review_2023("U1", f"B{number}") for number in range(6)]
     folder = write(tmp_path / "source", "amazon_2023", reviews, [product_2023(f"B{number}") for number in range(6)])
     selection = Selection(user_core=1, item_core=1)
     prepared = prepare("amazon_2023", data, folder, selection=selection)
-    assert prepared.bad_pictures == [f"{folder / 'images'} does not exist: no item has a picture"]
-    assert "6 items without picture:" in str(prepared).splitlines()
+    assert prepared.bad_images == [f"{folder / 'images'} does not exist: no item has an image"]
+    assert "6 items without image:" in str(prepared).splitlines()
     saved = json.loads((data / "amazon_2023" / "prepared.json").read_text())
     assert saved["items"] - saved["images"] == 6
 
 
-def test_of_a_source_without_pictures_nothing_is_said(tmp_path: Path, data: Path) -> None:
+def test_of_a_source_without_images_nothing_is_said(tmp_path: Path, data: Path) -> None:
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "Beauty.txt").write_text("1 1 2 3\n")
     (folder / "Beauty_item2attributes.json").write_text("{}")
-    assert "picture:" not in str(prepare("sequences", data, folder))
+    assert "image:" not in str(prepare("sequences", data, folder))

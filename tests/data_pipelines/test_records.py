@@ -94,9 +94,9 @@ def test_records_are_read_by_number_and_in_order(source: Path, tmp_path: Path) -
     assert not read[5].image
     with pytest.raises(IndexError):
         read[6]
-    people = read_users("movielens_small", tmp_path / "data")
-    assert [len(user.interactions) for user in people] == [4, 1, 0]
-    assert math.isclose(people[0].interactions[0].rating, 3.5)
+    users = read_users("movielens_small", tmp_path / "data")
+    assert [len(user.interactions) for user in users] == [4, 1, 0]
+    assert math.isclose(users[0].interactions[0].rating, 3.5)
 
 
 def test_a_source_that_is_not_prepared_names_the_command(tmp_path: Path) -> None:

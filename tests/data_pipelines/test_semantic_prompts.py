@@ -20,7 +20,7 @@ from tests.data_pipelines.small import (
     semantic_vocabulary,
     small_codes,
     small_corpus,
-    small_pictures,
+    small_images,
     small_vocabulary,
     small_writer,
 )
@@ -53,7 +53,7 @@ def test_codes_of_another_level_or_other_things_have_other_tokens():
         assert not one & other
     assert min(NAMING) >= VOCABULARY.base_size
     assert max(NAMING) < VOCABULARY.size
-    assert VOCABULARY.size < small_vocabulary(CORPUS, pictures=True).size  # which is what codes are for
+    assert VOCABULARY.size < small_vocabulary(CORPUS, images=True).size  # which is what codes are for
 
 
 def test_saving_and_loading_change_nothing(tmp_path):
@@ -125,7 +125,7 @@ def answer_of(query: Query) -> list[int]:
     if query.task == "selection":
         return [VOCABULARY.selections[0], VOCABULARY.selections[2]]
     if query.task == "image":
-        return VOCABULARY.codes[small_pictures(CORPUS).codes[query.right[0]]].tolist()
+        return VOCABULARY.codes[small_images(CORPUS).codes[query.right[0]]].tolist()
     return VOCABULARY.items[query.right[0]].tolist()
 
 

@@ -38,7 +38,7 @@ def opened(folder: Path | None, faults: Faults | None = None, **selection: objec
     return source
 
 
-def test_a_line_is_a_person_and_a_number_an_attribute(tmp_path: Path) -> None:
+def test_a_line_is_a_user_and_a_number_an_attribute(tmp_path: Path) -> None:
     source = opened(write(tmp_path))
     assert list(source.items()) == [
         Item("3", "3", (("Attributes", "12 7"),), ("12", "7")),
@@ -62,7 +62,7 @@ def test_items_met_again_are_met_again(tmp_path: Path) -> None:
     assert [one.item_id for one in user.interactions] == ["4", "4", "5", "4"]
 
 
-def test_people_below_the_core_are_left_out(tmp_path: Path) -> None:
+def test_users_below_the_core_are_left_out(tmp_path: Path) -> None:
     source = opened(write(tmp_path), user_core=2, item_core=2)
     assert [[one.item_id for one in user.interactions] for user in source.users()] == [["3", "2"], ["2", "3"]]
 

@@ -1,4 +1,4 @@
-"""Files that made people file bug reports: each is read rightly, or refused in one line that says what would be right.
+"""Files that made users file bug reports: each is read rightly, or refused in one line that says what would be right.
 
 The kinds that these are members of are tried on every source in `test_kinds_of_files`.
 """
@@ -152,7 +152,7 @@ CASES = [
         1,
     ),
     Case(
-        "pictures as Hugging Face has them",
+        "images as Hugging Face has them",
         "amazon_2023",
         records_of("amazon_2023", META, images=HF_IMAGES, price="9.99", details='{"Brand": "Pearl"}', store=None),
         ALL,
@@ -314,7 +314,7 @@ CASES = [
         1,
     ),
     Case(
-        "a person whose name is no text",
+        "a user whose name is no text",
         "netflix",
         changed("netflix", "test.json", b'"0"', rb'"\ud83d"'),
         (2, 4, 6),

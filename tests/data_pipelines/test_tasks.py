@@ -19,7 +19,7 @@ from tests.data_pipelines.answers import answer_mask
 from tests.data_pipelines.small import small_corpus, small_vocabulary, small_writer
 
 CORPUS = small_corpus()
-VOCABULARY = small_vocabulary(CORPUS, pictures=True)
+VOCABULARY = small_vocabulary(CORPUS, images=True)
 HAS_CODES = VOCABULARY.image_codes.has_codes
 ROOMY = Budget(tokens=2048, images=64, answers=512)
 USER = int(np.argmax(np.diff(CORPUS.offsets)))
@@ -190,8 +190,8 @@ def test_an_answer_consists_of_the_tokens_that_its_task_names_and_the_end(task, 
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_history_without_ids_is_told_by_pictures_and_words_alone(task):
-    """Of preference the ratings stay, without which a person's mean cannot be known."""
+def test_a_history_without_ids_is_told_by_images_and_words_alone(task):
+    """Of preference the ratings stay, without which a user's mean cannot be known."""
     config = TaskConfig(full_items=3, history_targets="none", history_ids=False)
     item_at = CORPUS.items[CORPUS.offsets[USER] :]
     query = query_at(task, next(position for position in range(6, 12) if HAS_CODES[item_at[position]]))

@@ -18,7 +18,7 @@ from data_pipelines.vocabulary import (
 from tests.data_pipelines.small import small_corpus, small_vocabulary
 
 CORPUS = small_corpus()
-VOCABULARY = small_vocabulary(CORPUS, pictures=True)
+VOCABULARY = small_vocabulary(CORPUS, images=True)
 
 
 def test_no_two_things_share_a_token():
@@ -63,7 +63,7 @@ def test_a_vocabulary_of_another_catalogue_is_refused(tmp_path):
 
 
 def test_training_a_tokenizer_twice_gives_the_same():
-    again = small_vocabulary(CORPUS, pictures=True)
+    again = small_vocabulary(CORPUS, images=True)
     assert again.tokenizer.get_vocab() == VOCABULARY.tokenizer.get_vocab()
 
 

@@ -12,7 +12,7 @@ from data_pipelines.whole_tokenizer import whole_tokenizer
 from tests.data_pipelines.small import small_corpus, small_vocabulary, small_writer
 
 CORPUS = small_corpus()
-VOCABULARY = small_vocabulary(CORPUS, pictures=True)
+VOCABULARY = small_vocabulary(CORPUS, images=True)
 WRITER = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=2, id_items=8), Budget(512, 16, 128))
 
 
@@ -30,7 +30,7 @@ def test_prompts_have_the_same_tokens(task, tokenizer):
     assert queries
     for query in queries:
         tokens = WRITER.write(query, ask=task != "image").tokens
-        tokens = tokens[tokens != VOCABULARY.eos]  # of a picture, which is told in tokens of its own
+        tokens = tokens[tokens != VOCABULARY.eos]  # of an image, which is told in tokens of its own
         text = VOCABULARY.text(tokens)
         with_fakes = text.replace(IMAGE, FAKE + IMAGE + FAKE)
         with_blanks = VOCABULARY.decode(tokens).replace("<s> ", "<s>")

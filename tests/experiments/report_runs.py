@@ -1,4 +1,4 @@
-"""Folders of runs that were never run: drawn figures, written by the writers that runs use."""
+"""Folders of runs that were never run: drawn metrics, written by the writers that runs use."""
 
 import contextlib
 import dataclasses
@@ -14,8 +14,8 @@ from experiments.evals.base import OURS, Outcome
 from experiments.evaluate import save_answers, tabulate
 from experiments.results import Evaluation, Sample, save_evaluation
 from unimp_jax.evaluation.metrics import (
-    RATING_FIGURES,
-    SELECTION_FIGURES,
+    RATING_METRICS,
+    SELECTION_METRICS,
     ranking_metrics,
     rating_errors,
     selection_counts,
@@ -85,36 +85,36 @@ def target_of(records: Records, user: int) -> int:
 
 
 def answer(config: ExperimentConfig, records: Records, worse: float) -> dict[str, Outcome]:
-    """A person is hard or easy for all runs; a seed adds a little, and chance the rest."""
+    """A user is hard or easy for all runs; a seed adds a little, and chance the rest."""
     corpus = records.corpus
-    people = np.arange(corpus.num_users)
-    ease = np.random.default_rng(99).normal(1.2, 0.8, len(people))
+    users = np.arange(corpus.num_users)
+    ease = np.random.default_rng(99).normal(1.2, 0.8, len(users))
     rng = np.random.default_rng((config.seed, int(1000 * (worse + 1))))
-    logs = ease + worse + rng.normal(0, 0.05) + rng.normal(0, 0.3, len(people))
+    logs = ease + worse + rng.normal(0, 0.05) + rng.normal(0, 0.3, len(users))
     ranks = np.clip(np.round(np.exp(logs)), 1, corpus.num_items).astype(np.float32)
     asked = {
-        "user": [corpus.user_ids[user] for user in people],
-        "position": [3 for _ in people],
-        "item": [corpus.item_ids[target_of(records, user)] for user in people],
+        "user": [corpus.user_ids[user] for user in users],
+        "position": [3 for _ in users],
+        "item": [corpus.item_ids[target_of(records, user)] for user in users],
     }
-    tops = [[corpus.item_ids[item] for item in rng.permutation(corpus.num_items)[:SHOWN]] for _ in people]
+    tops = [[corpus.item_ids[item] for item in rng.permutation(corpus.num_items)[:SHOWN]] for _ in users]
     popular = ranking_metrics(np.clip(np.round(np.exp(ease + 1)), 1, corpus.num_items))
     ranked = {"items": tops, f"{OURS}: rank, seen kept": ranks, f"{OURS}: rank, seen filtered": ranks}
-    stars = np.full(len(people), 3.0)
-    guesses = stars + worse + rng.normal(0, 0.5, len(people))
-    read = np.where(people == 5, np.nan, guesses) if config.seed == 0 else guesses
+    stars = np.full(len(users), 3.0)
+    guesses = stars + worse + rng.normal(0, 0.5, len(users))
+    read = np.where(users == 5, np.nan, guesses) if config.seed == 0 else guesses
     predicted = {f"{OURS}, expected rating": guesses, f"{OURS}, written rating": read, "mean rating": stars + 1}
     rated = {f"{name}: rating": values for name, values in predicted.items()}
     errors = {name: rating_errors(x[np.isfinite(x)], stars[np.isfinite(x)]) for name, x in predicted.items()}
-    right = [(0,) if user % 2 else (0, 1) for user in people]
-    chosen = [(int(rng.random() < 0.3 + worse / 4),) for _ in people]
+    right = [(0,) if user % 2 else (0, 1) for user in users]
+    chosen = [(int(rng.random() < 0.3 + worse / 4),) for _ in users]
     return {
         "recommendation": Outcome(
             "What comes next?", {OURS: ranking_metrics(ranks), "Popularity": popular}, asked | ranked
         ),
-        "preference": Outcome("How many stars?", errors, asked | rated, lambda _: RATING_FIGURES, False),
+        "preference": Outcome("How many stars?", errors, asked | rated, lambda _: RATING_METRICS, False),
         "selection": Outcome(
-            "Which?", {OURS: selection_counts(chosen, right)}, asked | {"right": right}, lambda _: SELECTION_FIGURES
+            "Which?", {OURS: selection_counts(chosen, right)}, asked | {"right": right}, lambda _: SELECTION_METRICS
         ),
     }
 

@@ -62,10 +62,10 @@ class NextCategoryEval(TaskEval):
         chosen = tokens[next_token(data, setting.predictor, queries, tokens).argmax(axis=1)]
         (common, _), *_ = collections.Counter(right.tolist()).most_common(1)
         answers = {OURS: chosen, "most common": np.full(len(queries), common)}
-        figures = {name: {"accuracy": (row == right).astype(float)} for name, row in answers.items()}
+        metrics = {name: {"accuracy": (row == right).astype(float)} for name, row in answers.items()}
         columns = {f"{name}: category": [names[token] for token in row.tolist()] for name, row in answers.items()}
         note = f"Which category comes next?{setting.questions.note}"
-        return Answered({self.task: Outcome(note, figures, asked(data.corpus, queries) | columns)})
+        return Answered({self.task: Outcome(note, metrics, asked(data.corpus, queries) | columns)})
 
     def answer(self, data, predictor, query, config, opened):
         names = self.names(data)
@@ -101,7 +101,7 @@ def test_a_task_is_added_by_two_objects(category, tmp_path):
     tables = {table.task: table for table in evaluation.tables}
     assert list(tables) == ["selection", "category"]
     assert tables["category"].rows[0].model == OURS
-    assert 0 <= tables["category"].rows[0].figures["accuracy"].mean <= 1
+    assert 0 <= tables["category"].rows[0].metrics["accuracy"].mean <= 1
     answer = generate(tmp_path / "run", GenerateConfig(task="category", user="3"), read=lambda: "")
     assert "category     " in answer
     page = write_report([tmp_path / "run"]).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What everybody answered, in a file: from it, the figures of the tables can be computed anew."""
+"""What everybody answered, in a file: from it, the metrics of the tables can be computed anew."""
 
 import dataclasses
 
@@ -62,7 +62,7 @@ def test_ratings_that_cannot_be_read_are_counted_and_not_guessed(outcomes, tmp_p
     assert len(squared) == (8 - unread if unread < 8 else 0)
     table = tabulate("preference", outcome, 0)
     expected = np.array(answers["UniMP, expected rating: rating"]) - np.array(answers["rating"])
-    assert table.rows[0].figures["RMSE"].mean == pytest.approx(np.sqrt(np.mean(expected**2)))
+    assert table.rows[0].metrics["RMSE"].mean == pytest.approx(np.sqrt(np.mean(expected**2)))
     assert not table.larger_is_better
     assert {row.model for row in table.rows} >= {"mean rating", "user and item bias", "biased factorisation"}
 
@@ -71,22 +71,22 @@ def test_explanations_stand_beside_their_baselines(outcomes, tmp_path):
     outcome = outcomes["explanation"]
     table = tabulate("explanation", outcome, 0)
     assert len(table.rows) == 3
-    assert {"BLEU", "ROUGE-1", "ROUGE-2", "ROUGE-L"} <= set(table.rows[0].figures)
+    assert {"BLEU", "ROUGE-1", "ROUGE-2", "ROUGE-L"} <= set(table.rows[0].metrics)
     assert "sacrebleu" in outcome.note
     save_answers(outcome, tmp_path / "explanation.parquet")
     answers = pq.read_table(tmp_path / "explanation.parquet").to_pydict()
     assert len(answers["review"]) == table.users == 8
     assert all(text in WORDS for text in answers["review"])
     rouge = np.mean(answers["UniMP: ROUGE-L"])
-    assert table.rows[0].figures["ROUGE-L"].mean == pytest.approx(rouge)
+    assert table.rows[0].metrics["ROUGE-L"].mean == pytest.approx(rouge)
 
 
-def test_a_text_that_is_the_persons_own_scores_best():
+def test_a_text_that_is_the_users_own_scores_best():
     corpus = reviewed_corpus()
     users, positions = corpus.held_out(2)
     events = corpus.offsets[users] + positions
     texts = [corpus.texts[int(event)] for event in events]
     found = explain(corpus, users, corpus.items[events], np.ones(len(users), bool), texts, texts)
-    figures = {row.model: row.figures for row in tabulate("explanation", found["explanation"], 0).rows}
-    assert figures["UniMP"]["ROUGE-L"].mean == pytest.approx(1)
-    assert all(figures["UniMP"]["ROUGE-L"].mean > figures[name]["ROUGE-L"].mean for name in figures if name != "UniMP")
+    metrics = {row.model: row.metrics for row in tabulate("explanation", found["explanation"], 0).rows}
+    assert metrics["UniMP"]["ROUGE-L"].mean == pytest.approx(1)
+    assert all(metrics["UniMP"]["ROUGE-L"].mean > metrics[name]["ROUGE-L"].mean for name in metrics if name != "UniMP")

@@ -26,7 +26,7 @@ jax.config.update("jax_num_cpu_devices", told["devices"])
 from experiments.commands import evaluate_command, ids_command, vqgan_command
 from experiments.evals.config import EvaluationConfig
 from experiments.item_ids import ItemIdsConfig
-from experiments.vqgan.command import CodesOfPictures
+from experiments.vqgan.command import CodesOfImages
 from unimp_jax.processes import ProcessesConfig
 from unimp_jax.semantic_ids import ResidualKMeansConfig, SemanticIdConfig
 joined = ProcessesConfig(**told["processes"])
@@ -36,7 +36,7 @@ evaluate_command(run, EvaluationConfig(checkpoint="latest", tasks=tasks, sasrec=
 few = SemanticIdConfig(levels=2, codes=8, last=8, residual_kmeans=ResidualKMeansConfig(scaling="none"))
 alone = ProcessesConfig(together=False)  # they have joined
 ids_command(run, out / "ids.parquet", ItemIdsConfig(ids=few, checkpoint="latest"), alone)
-vqgan_command(CodesOfPictures(Path(told["vqgan"]), out / "codes.parquet", checkpoint="latest", processes=alone))
+vqgan_command(CodesOfImages(Path(told["vqgan"]), out / "codes.parquet", checkpoint="latest", processes=alone))
 """
 
 
@@ -89,7 +89,7 @@ def test_two_processes_find_what_one_finds(runs, tmp_path):
     for task in one:
         for row, other in zip(one[task], two[task], strict=True):
             assert row["model"] == other["model"]
-            means = [[figure["mean"] for figure in found["figures"].values()] for found in (row, other)]
+            means = [[metric["mean"] for metric in found["metrics"].values()] for found in (row, other)]
             np.testing.assert_allclose(*means, atol=1e-5)
     scores = [
         pq.read_table(tmp_path / name / "evaluation" / "test-recommendation.parquet")["scores"].to_pylist()
@@ -99,4 +99,4 @@ def test_two_processes_find_what_one_finds(runs, tmp_path):
     np.testing.assert_allclose(*map(np.concatenate, scores), atol=1e-4, rtol=1e-4)
     for name in ("ids.parquet", "codes.parquet"):
         assert pq.read_table(tmp_path / "one" / name).equals(pq.read_table(tmp_path / "two" / name)), name
-    assert "29 pictures of 30 items" in alone
+    assert "29 images of 30 items" in alone

@@ -47,7 +47,7 @@ def exported(places, tmp_path_factory):
     return folder
 
 
-def test_stock_transformers_read_prompts_and_pictures_and_say_the_same(places, exported):
+def test_stock_transformers_read_prompts_and_images_and_say_the_same(places, exported):
     torch = pytest.importorskip("torch")
     from transformers import AutoProcessor, IdeficsForVisionText2Text
 
@@ -58,11 +58,11 @@ def test_stock_transformers_read_prompts_and_pictures_and_say_the_same(places, e
     for task in TASKS:
         for query in held_out_queries(data.corpus, "test", task)[:3]:
             example = data.writer.write(query, ask=True)
-            pictures = iter(
+            images = iter(
                 [Image.open(io.BytesIO(data.images.encoded(int(item)))).convert("RGB") for item in example.images]
             )
             parts = prompt_parts(data.vocabulary, example.tokens.tolist())
-            prompt = [next(pictures) if part is None else part for part in parts]
+            prompt = [next(images) if part is None else part for part in parts]
             inputs = processor(text=[prompt], add_end_of_utterance_token=False, return_tensors="pt")
             assert inputs["input_ids"][0].tolist() == example.tokens.tolist()
             with torch.no_grad():

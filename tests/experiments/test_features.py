@@ -1,4 +1,4 @@
-"""Runs that train from what a frozen tower made of pictures, and runs that are profiled."""
+"""Runs that train from what a frozen tower made of images, and runs that are profiled."""
 
 import dataclasses
 from collections import Counter
@@ -38,15 +38,15 @@ def losses(folder):
     return [line["loss"] for line in read_log(folder / "metrics.jsonl") if line["kind"] == "train"]
 
 
-def test_features_train_what_pictures_train(data, tmp_path):
-    train_run(run_config(data, cached=False), tmp_path / "pictures")
+def test_features_train_what_images_train(data, tmp_path):
+    train_run(run_config(data, cached=False), tmp_path / "images")
     train_run(run_config(data, cached=True, mesh=MeshConfig(data=2, fsdp=4)), tmp_path / "features")
     assert len(losses(tmp_path / "features")) > 1
-    assert losses(tmp_path / "features") == pytest.approx(losses(tmp_path / "pictures"), rel=1e-5)
+    assert losses(tmp_path / "features") == pytest.approx(losses(tmp_path / "images"), rel=1e-5)
 
 
 class Drawn:
-    """Pictures by number, each looked at as often as it is counted."""
+    """Images by number, each looked at as often as it is counted."""
 
     shape = (16, 16, 3)
 
@@ -59,7 +59,7 @@ class Drawn:
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=2, context=2, tensor=2)], ids=str)
-def test_as_many_pictures_are_held_at_a_time_however_many_devices_there_are(mesh):
+def test_as_many_images_are_held_at_a_time_however_many_devices_there_are(mesh):
     """And each is decoded once, also where several devices look at it."""
     config = sized_model(run_config("data", cached=True, mesh=mesh), small_vocabulary(small_corpus()))
     places, drawn, items = make_mesh(mesh), Drawn(), np.arange(3, 103)

@@ -1,4 +1,4 @@
-"""Generated pictures on the pages: of one run, and of several beside one another."""
+"""Generated images on the pages: of one run, and of several beside one another."""
 
 import base64
 import io
@@ -17,12 +17,12 @@ from experiments.report.compare import SAME_SEEDS, compare
 from experiments.report.runs import read_groups
 from experiments.report.samples import GENERATED_HEIGHT, generated_image, read_samples
 from experiments.results import load_evaluation
-from tests.experiments.drawn_pictures import SAMPLES, draw_pictures
+from tests.experiments.drawn_images import SAMPLES, draw_images
 from tests.experiments.report_runs import with_seed, write_run
 from tests.experiments.tiny_run import experiment, prepare_source
 
 GROUPS = {"base": (0, 1), "other": (0, 1), "blind": (0,)}
-"""Seeds; the last asks for no pictures."""
+"""Seeds; the last asks for no images."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def sweep(tmp_path_factory):
         for seed in seeds:
             run = write_run(folder / f"{name}-{seed}", with_seed(config, seed), records, cell=name)
             if name != "blind":
-                draw_pictures(run, with_seed(config, seed + 10 * number), records, data)
+                draw_images(run, with_seed(config, seed + 10 * number), records, data)
     return folder
 
 
@@ -47,23 +47,23 @@ def images_on(page: str) -> list[np.ndarray]:
 def test_a_runs_page_shows_what_was_asked_for_and_what_came(sweep):
     run = sweep / "base-0"
     page = write_report([run]).read_text(encoding="utf-8")
-    samples = load_evaluation(run / "evaluation" / "test.json").pictures
+    samples = load_evaluation(run / "evaluation" / "test.json").images
     assert "Images generated for users" in page
     assert page.count("asked for: <b>") == len(samples) == 6
     shown = images_on(page)
     names = [name for sample in samples for name in (sample.reconstruction, *sample.generated)]
     assert len(shown) == len(names) == len(samples) * (1 + SAMPLES)
-    for picture, name in zip(shown, names, strict=True):
-        assert (picture == np.asarray(Image.open(run / "evaluation" / name))).all()
+    for image, name in zip(shown, names, strict=True):
+        assert (image == np.asarray(Image.open(run / "evaluation" / name))).all()
     assert "<h2>Image distance</h2>" in page
     assert page.count("<td>\N{EN DASH}</td>") == 3, "baselines have one image a user, and no diversity of their own"
 
 
-def test_a_run_without_pictures_has_no_such_section(sweep):
+def test_a_run_without_images_has_no_such_section(sweep):
     assert "Images generated" not in write_report([sweep / "blind-0"]).read_text(encoding="utf-8")
 
 
-def test_groups_pictures_stand_beside_one_another(sweep):
+def test_groups_images_stand_beside_one_another(sweep):
     text = write_report([sweep]).read_text(encoding="utf-8")
     (groups,), _ = read_groups([sweep], "test")
     asked = read_samples(groups).images
@@ -76,16 +76,16 @@ def test_groups_pictures_stand_beside_one_another(sweep):
     assert all(f"next item: <b>{titles[user.question.target]}</b>" in text for user in asked)
 
 
-def test_pictures_that_are_gone_are_told(sweep, tmp_path):
+def test_images_that_are_gone_are_told(sweep, tmp_path):
     for name in ("base-0", "other-0"):
         shutil.copytree(sweep / name, tmp_path / name)
-    shutil.rmtree(tmp_path / "other-0" / "evaluation" / "test-pictures")
+    shutil.rmtree(tmp_path / "other-0" / "evaluation" / "test-images")
     assert "is not there, or no image: run `unimp evaluate`" in write_report([tmp_path]).read_text(encoding="utf-8")
-    with pytest.raises(DataError, match=r"test-pictures.*is not there, or no image"):
+    with pytest.raises(DataError, match=r"test-images.*is not there, or no image"):
         write_report([tmp_path / "other-0"])
 
 
-def test_figures_of_pictures_are_compared_as_all_others_are(sweep):
+def test_metrics_of_images_are_compared_as_all_others_are(sweep):
     (groups,), _ = read_groups([sweep], "test")
     by_task = {one.task: one for one in compare(groups)}
     image, distance = by_task["image"], by_task["image-distance"]
@@ -97,13 +97,13 @@ def test_figures_of_pictures_are_compared_as_all_others_are(sweep):
     for comparison in (image, distance):
         tables = [next(t for t in one.tables if t.task == comparison.task) for one in evaluations]
         rows = [next(row for row in table.rows if row.model == OURS) for table in tables]
-        for name, figure in comparison.lines[0].metrics.items():
+        for name, metric in comparison.lines[0].metrics.items():
             # Of a ratio of means the jackknife is off by terms of 1 / n^2.
-            right = np.mean([row.figures[name].mean for row in rows])
-            assert figure.mean == pytest.approx(right, rel=0.02 if name == "diversity" else 1e-9), name
+            right = np.mean([row.metrics[name].mean for row in rows])
+            assert metric.mean == pytest.approx(right, rel=0.02 if name == "diversity" else 1e-9), name
 
 
-def test_large_pictures_are_shown_smaller(tmp_path):
+def test_large_images_are_shown_smaller(tmp_path):
     Image.new("RGB", (512, 512), "red").save(tmp_path / "large.png")
     (shown,) = images_on(generated_image(tmp_path / "large.png"))
     assert shown.shape == (GENERATED_HEIGHT, GENERATED_HEIGHT, 3)

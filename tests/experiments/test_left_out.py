@@ -68,7 +68,7 @@ VALIDATED = [met("train", "train", "validation", first=n) for n in range(4)]
 
 @pytest.fixture(scope="module")
 def untested() -> ExperimentData:
-    """Four people, of whom no test question is held out."""
+    """Four users, of whom no test question is held out."""
     return data_of(corpus_of(*VALIDATED))
 
 
@@ -78,7 +78,7 @@ def test_a_split_without_a_part_is_refused_by_the_part_that_has_questions(untest
     monkeypatch.setattr(evaluate, "load_model", lambda *_: pytest.fail("weights are read"))
     with pytest.raises(DataError, match=r"^movielens_small: no test questions; --split validation has 4$"):
         evaluate_run(Path(), EvaluationConfig())
-    with pytest.raises(DataError, match=r"was not trained to generate pictures \(queries\.mix\.image\)"):
+    with pytest.raises(DataError, match=r"was not trained to generate images \(queries\.mix\.image\)"):
         evaluate_run(Path(), EvaluationConfig(tasks=("image",)))
     nobody = data_of(corpus_of(met("train", "train")))
     with pytest.raises(DataError, match=r"^movielens_small: no validation questions$"):
@@ -182,7 +182,7 @@ def test_ratings_are_asked_for_where_nobody_rated_in_training(monkeypatch):
     outcomes = rate_held_out(data, None, questions, BeamConfig())
     table = tabulate("preference", outcomes["preference"], 0)
     assert [row.model for row in table.rows] == [f"{OURS}, expected rating", f"{OURS}, most probable rating"]
-    assert table.rows[0].figures["RMSE"].mean == 0
+    assert table.rows[0].metrics["RMSE"].mean == 0
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_explanations_stand_alone_where_nobody_wrote_in_training(training, model
     texts = [corpus.texts.get(int(event), "") for event in corpus.offsets[users] + positions]
     wrote = np.array([bool(text) for text in texts])
     outcome = explain(corpus, users, corpus.targets(users, positions), wrote, texts, ["good"] * 3)["explanation"]
-    assert list(outcome.figures) == models
+    assert list(outcome.metrics) == models
     assert "Left out: 1 who wrote nothing." in outcome.note
     assert tabulate("explanation", outcome, 0).users == 2
     if training:
@@ -204,7 +204,7 @@ def test_explanations_stand_alone_where_nobody_wrote_in_training(training, model
         assert ConstantExplanation(corpus).text == training
 
 
-def test_one_user_has_a_figure_and_no_interval():
+def test_one_user_has_a_metric_and_no_interval():
     found = interval(np.array([0.25]))
     assert found.mean == 0.25
     assert math.isnan(found.low)
@@ -218,8 +218,8 @@ def outcome_of(count: int) -> Outcome:
     ranks = np.full(count, 2.0)
     asked = {"user": [f"u{n}" for n in range(count)], "position": [2] * count, "item": ["i1"] * count}
     told = {"items": [["i1", "i2"]] * count, f"{OURS}: rank, seen kept": ranks, f"{OURS}: rank, seen filtered": ranks}
-    figures = {OURS: rank_metrics(ranks, ranks), "Popularity": rank_metrics(ranks, ranks)}
-    return Outcome("What comes next?", figures, asked | told)
+    metrics = {OURS: rank_metrics(ranks, ranks), "Popularity": rank_metrics(ranks, ranks)}
+    return Outcome("What comes next?", metrics, asked | told)
 
 
 def write_evaluated(folder: Path, config, users: int, split: str = "test") -> Path:
@@ -246,7 +246,7 @@ def test_the_pages_show_a_single_user_and_what_was_left_out(prepared, tmp_path, 
     config = experiment(prepared)
     folder = write_evaluated(tmp_path / "base-0", config, users)
     loaded = load_evaluation(folder / "evaluation" / "test.json")
-    assert math.isnan(loaded.tables[0].rows[0].figures["HR@10"].low) == (users == 1)
+    assert math.isnan(loaded.tables[0].rows[0].metrics["HR@10"].low) == (users == 1)
     told = show(loaded)
     assert "left out: search: no test questions" in told
     assert "1.0000" in told

@@ -12,7 +12,7 @@ from tests.experiments.tiny_run import prepare_source
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_CHANGE = 400_000
-"""Bytes: two batches, a step's figures, the answers of a validation."""
+"""Bytes: two batches, a step's metrics, the answers of a validation."""
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def test_runs_with_damaged_answers_are_listed(base, records, tmp_path):
     assert [(Path(one.name).name, one.reason) for one in left_out] == [("cut", reason), ("else", reason)]
 
 
-def test_a_figure_that_one_run_lacks_is_compared_in_none(base, records, tmp_path):
+def test_a_metric_that_one_run_lacks_is_compared_in_none(base, records, tmp_path):
     """As METEOR, where one of two machines has no WordNet."""
     folders = [write_run(tmp_path / f"run-{seed}", with_seed(base, seed), records) for seed in (0, 1)]
     file = folders[1] / "evaluation" / "test-recommendation.parquet"

@@ -1,4 +1,4 @@
-"""Pictures asked of a run: files for one person, tables and samples for those held out, and what cannot be painted."""
+"""Images asked of a run: files for one user, tables and samples for those held out, and what cannot be painted."""
 
 import dataclasses
 import json
@@ -76,9 +76,9 @@ def test_the_task_is_trained_with_the_others(places):
     assert named, "the log tells a task's loss by its name"
 
 
-def test_held_out_people_are_painted_for_and_measured(places):
+def test_held_out_users_are_painted_for_and_measured(places):
     config = EvaluationConfig(
-        checkpoint="latest", sasrec=False, samples=3, pictures=GalleryConfig(painting=GUIDED, users=12)
+        checkpoint="latest", sasrec=False, samples=3, images=GalleryConfig(painting=GUIDED, users=12)
     )
     evaluation = evaluate_run(places[2], config)
     tables = {table.task: table for table in evaluation.tables}
@@ -86,9 +86,9 @@ def test_held_out_people_are_painted_for_and_measured(places):
     assert tables["image"].users == 12
     ours = tables["image"].rows[0]
     assert ours.model == "UniMP"
-    assert 0 <= ours.figures["closer"].mean <= 1
-    assert len(evaluation.pictures) == 3
-    for sample in evaluation.pictures:
+    assert 0 <= ours.metrics["closer"].mean <= 1
+    assert len(evaluation.images) == 3
+    for sample in evaluation.images:
         for name in (sample.reconstruction, *sample.generated):
             assert Image.open(places[2] / "evaluation" / name).size == (16, 16)
         assert len(sample.generated) == 3
@@ -96,7 +96,7 @@ def test_held_out_people_are_painted_for_and_measured(places):
     assert len(answers) == 12
 
 
-def test_pictures_are_codes_of_the_catalogues_vqgan_and_hang_on_seed_and_number(opened, places):
+def test_images_are_codes_of_the_catalogues_vqgan_and_hang_on_seed_and_number(opened, places):
     data, model = opened
     queries = [query for query in _queries(data)][:7]
     codes, scores = sample_codes(data, model, queries, GUIDED)
@@ -125,18 +125,18 @@ def _queries(data):
     return held_out_queries(data.corpus, "test", "image", data.has_codes)
 
 
-def test_a_run_and_its_export_paint_the_same_for_one_person(places, tmp_path):
+def test_a_run_and_its_export_paint_the_same_for_one_user(places, tmp_path):
     export_run(places[2], tmp_path / "exported", ExportConfig(checkpoint="latest"))
     painted = {}
     for name, folder in (("run", places[2]), ("exported", tmp_path / "exported")):
         config = GenerateConfig(
-            task="image", user=USER, query="Comedy, Drama", out=tmp_path / name / "pictures", painting=GUIDED,
+            task="image", user=USER, query="Comedy, Drama", out=tmp_path / name / "images", painting=GUIDED,
             checkpoint="latest", json=True,
         )  # fmt: skip
         answer = json.loads(generate(folder, config, lambda: ""))
-        files = [tmp_path / name / "pictures" / f"{number}.png" for number in (1, 2, 3)]
-        assert [one["file"] for one in answer["pictures"]] == list(map(str, files))
-        scores = [one["log-probability"] for one in answer["pictures"]]
+        files = [tmp_path / name / "images" / f"{number}.png" for number in (1, 2, 3)]
+        assert [one["file"] for one in answer["images"]] == list(map(str, files))
+        scores = [one["log-probability"] for one in answer["images"]]
         assert scores == sorted(scores, reverse=True)
         painted[name] = np.stack([np.asarray(Image.open(file)) for file in files])
         assert sorted(path.name for path in files[0].parent.iterdir()) == ["1.png", "2.png", "3.png"]
@@ -152,7 +152,7 @@ def test_a_run_and_its_export_paint_the_same_for_one_person(places, tmp_path):
         ([], '--task image needs --query, the words of what is to be seen, such as --query "Comedy, Drama"'),
         (["--query", "Drama", "--samples", "0"], "samples 0 must be 1 or more"),
         (["--query", "Drama", "--guidance=-1"], "guidance -1.0 must be 0 or more"),
-        (["--query", "Drama", "--vqgan", "OTHER"], "makes pictures of 8 x 8 of 11 codes, but those of the catalogue"),
+        (["--query", "Drama", "--vqgan", "OTHER"], "makes images of 8 x 8 of 11 codes, but those of the catalogue"),
         (["--query", "Drama", "--vqgan", "NOWHERE"], "NOWHERE"),
     ],
 )
@@ -173,11 +173,11 @@ def test_a_vqgan_that_is_gone_is_asked_for(opened, monkeypatch):
     with pytest.raises(DataError, match="the VQGAN that made the codes, moved/away, is not there"):
         open_painter(data, None)
     monkeypatch.setattr(data, "vocabulary", dataclasses.replace(data.vocabulary, image_codes=None))
-    with pytest.raises(DataError, match="knows no codes of pictures"):
+    with pytest.raises(DataError, match="knows no codes of images"):
         open_painter(data, None)
 
 
-def test_pictures_without_codes_are_refused_before_a_folder_is_made(places):
+def test_images_without_codes_are_refused_before_a_folder_is_made(places):
     config = load_config(places[2] / "config.json")
     with pytest.raises(ValueError, match=r"vocabulary\.image_codes names no file"):
         dataclasses.replace(config, vocabulary=dataclasses.replace(config.vocabulary, image_codes=None))

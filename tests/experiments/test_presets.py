@@ -25,7 +25,7 @@ from experiments.evals.config import EvaluationConfig
 from experiments.evaluate import evaluate_run
 from experiments.presets import PRESETS
 from experiments.train import train_run
-from tests.data_pipelines.small import picture
+from tests.data_pipelines.small import image
 from tests.data_pipelines.test_hm import article, purchase
 from tests.data_pipelines.test_hm import write as write_hm
 from tests.experiments.tiny_run import write_source
@@ -38,7 +38,7 @@ KINDS = ("Vest top", "Trousers", "Dress")
 
 
 def write_fashion(folder: Path, customers: int = 40, products: int = 30) -> Path:
-    """H&M's files, of products that come in two colours and have a picture each."""
+    """H&M's files, of products that come in two colours and have an image each."""
     rng = np.random.default_rng(0)
     ids = [f"0{100000 + product}0{colour:02}" for product in range(products) for colour in (1, 2)]
     articles = [
@@ -58,7 +58,7 @@ def write_fashion(folder: Path, customers: int = 40, products: int = 30) -> Path
     write_hm(folder, articles, purchases)
     with zipfile.ZipFile(folder / "images.zip", "w") as images:
         for number, product in enumerate(dict.fromkeys(one[:7] for one in ids)):
-            images.writestr(zipfile.ZipInfo(f"{product[:3]}/{product}.jpg"), picture(number))
+            images.writestr(zipfile.ZipInfo(f"{product[:3]}/{product}.jpg"), image(number))
     return folder
 
 
@@ -98,7 +98,7 @@ def small_experiment(preset: str, data: DataConfig) -> ExperimentConfig:
 
 
 def digest(data: ExperimentData, config: ExperimentConfig) -> list[str]:
-    """A digest of each of the first training examples: its tokens, pictures and targets."""
+    """A digest of each of the first training examples: its tokens, images and targets."""
     queries = TrainingQueries(data.corpus, config.queries, config.seed, data.has_codes)
     digests = []
     for number in range(EXAMPLES):
@@ -129,10 +129,10 @@ def computed(preset: str, folder: Path) -> dict[str, Any]:
             if name != "kind"
         },
         "tables": {
-            f"{table.task}: {row.model}: {name}": figure.mean
+            f"{table.task}: {row.model}: {name}": metric.mean
             for table in evaluation.tables
             for row in table.rows
-            for name, figure in row.figures.items()
+            for name, metric in row.metrics.items()
         },
     }
 

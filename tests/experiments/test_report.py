@@ -152,7 +152,7 @@ def test_metrics_are_means_of_the_runs_own(groups):
             for name, metric in line.metrics.items():
                 evaluations = [load_evaluation(run.folder / "evaluation" / "test.json") for run in line.group.runs]
                 tables = [next(t for t in one.tables if t.task == comparison.task) for one in evaluations]
-                own = [next(row for row in table.rows if row.model == model).figures[name].mean for table in tables]
+                own = [next(row for row in table.rows if row.model == model).metrics[name].mean for table in tables]
                 assert metric.mean == pytest.approx(np.mean(own), abs=1e-12), (comparison.task, line.name, name)
                 assert metric.low < metric.mean < metric.high or len(set(own)) == 1
 
@@ -284,8 +284,8 @@ def test_markdown_has_the_metrics_and_whole_rows(groups, page):
     assert len(tables) == 1 + 3 * 2 + 2
     for table in tables:
         assert len({row.count("|") for row in table.splitlines()}) == 1
-    figure = compare(groups)[0].lines[0].metrics["NDCG@10"]
-    assert f"{figure.mean:.3f} [{figure.low:.3f}, {figure.high:.3f}]" in text
+    metric = compare(groups)[0].lines[0].metrics["NDCG@10"]
+    assert f"{metric.mean:.3f} [{metric.low:.3f}, {metric.high:.3f}]" in text
     assert "failed: exit status 1; no room on the device" in text
     assert "`tasks.images` True → False" in text
 
@@ -350,14 +350,14 @@ def test_tables_sort_in_a_browser_by_address_and_by_click(groups, page, tmp_path
 @browser
 @pytest.mark.parametrize("size", ["1280,2400", "500,1600"])
 def test_the_page_is_drawn(page, tmp_path, size):
-    picture = tmp_path / "page.png"
-    done = chromium(tmp_path, f"--screenshot={picture}", f"--window-size={size}", page.as_uri())
-    assert picture.exists(), done.stderr
-    pixels = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
+    image = tmp_path / "page.png"
+    done = chromium(tmp_path, f"--screenshot={image}", f"--window-size={size}", page.as_uri())
+    assert image.exists(), done.stderr
+    pixels = np.asarray(Image.open(image).convert("RGB")).reshape(-1, 3)
     colours, counts = np.unique(pixels, axis=0, return_counts=True)
     assert len(colours) > 100
     assert 0.01 < 1 - counts.max() / counts.sum() < 0.9
-    written = (np.abs(np.asarray(Image.open(picture).convert("L"), int) - 255) > 100).any(axis=1)
+    written = (np.abs(np.asarray(Image.open(image).convert("L"), int) - 255) > 100).any(axis=1)
     assert written.mean() > 0.3
 
 

@@ -51,7 +51,7 @@ def reordered_items(tmp_path_factory):
 def test_a_run_says_what_it_is_trained_on(run, data):
     written = json.loads((run / FILE).read_text())
     assert tuple(written) == DATA_PARTS
-    assert (written["users"][0], written["items"][0], written["pictures"][0]) == (40, 30, 29)
+    assert (written["users"][0], written["items"][0], written["images"][0]) == (40, 30, 29)
     before = (run / FILE).read_bytes()
     open_run(experiment(data), run)
     assert (run / FILE).read_bytes() == before
@@ -73,7 +73,7 @@ def test_it_is_not_examined_on_other_data(run, fewer_users, tmp_path):
         open_model(tmp_path / "run", "latest")
 
 
-def test_other_people_can_ask_it_about_the_same_items(run, fewer_users, reordered_items):
+def test_other_users_can_ask_it_about_the_same_items(run, fewer_users, reordered_items):
     opened, _ = open_to_ask(run, "latest", records=fewer_users, mesh=MeshConfig(data=-1))
     assert opened.corpus.num_users == 37
     with pytest.raises(DataError, match=r"not what this run was trained on .*: 30 items, now others; prepare"):
@@ -117,10 +117,10 @@ def test_rows_that_the_devices_do_not_divide_are_refused_before_the_run_is_made(
 def test_what_is_left_out_is_told_once_at_the_start(tmp_path):
     source = write_source(tmp_path / "source", items=30)
     file = source / "movielens-small" / "users.jsonl"
-    people = [json.loads(line) for line in file.read_text().splitlines()]
-    for person in people:
-        person["events"] = [{**event, "item_id": 1 + event["item_id"] % 2} for event in person["events"]]
-    file.write_text("".join(json.dumps(person) + "\n" for person in people))
+    users = [json.loads(line) for line in file.read_text().splitlines()]
+    for user in users:
+        user["events"] = [{**event, "item_id": 1 + event["item_id"] % 2} for event in user["events"]]
+    file.write_text("".join(json.dumps(user) + "\n" for user in users))
     (source / "movielens-small" / "items.jsonl").write_text(
         "".join(json.dumps({"item_id": n, "title": "x y" * 90, "year": 1990, "genres": []}) + "\n" for n in (1, 2))
     )

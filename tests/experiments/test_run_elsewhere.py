@@ -144,7 +144,7 @@ def parameter_bytes(run: Path) -> int:
 
 
 def test_parameters_are_held_once_while_a_run_is_evaluated_and_exported(run, one_device, monkeypatch, tmp_path):
-    """Beside them there are a batch, what was made of it, and for evaluation the pictures' latents."""
+    """Beside them there are a batch, what was made of it, and for evaluation the images' latents."""
     from experiments import export
     from experiments import run as opened
     from experiments.evals import ranking

@@ -257,17 +257,17 @@ def test_evaluation_and_report(data, run):
     assert [table.task for table in evaluation.tables] == ["recommendation", "search", "preference", "selection"]
     for table in evaluation.tables:
         for row in table.rows:
-            for figure in row.figures.values():
-                assert figure.low <= figure.mean <= figure.high
+            for metric in row.metrics.values():
+                assert metric.low <= metric.mean <= metric.high
     assert load_evaluation(run / "evaluation" / "test.json") == evaluation
     for table in evaluation.tables:
         answers = pq.read_table(run / "evaluation" / f"test-{table.task}.parquet").to_pydict()
         assert len(answers["user"]) == len(set(answers["user"])) == table.users
         if table.task in ("recommendation", "search"):
-            figures = table.rows[0].figures
-            assert np.mean(answers["UniMP: HR@10"]) == pytest.approx(figures["HR@10"].mean)
+            metrics = table.rows[0].metrics
+            assert np.mean(answers["UniMP: HR@10"]) == pytest.approx(metrics["HR@10"].mean)
             assert np.mean(np.array(answers["UniMP: rank, seen filtered"]) <= 10) == pytest.approx(
-                figures["HR@10"].mean
+                metrics["HR@10"].mean
             )
             assert all(len(set(items)) == len(items) > 0 for items in answers["items"])
     (start,) = json.loads((run / "started.json").read_text())

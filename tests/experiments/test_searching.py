@@ -24,7 +24,7 @@ from experiments.data import ExperimentData, Records, sized_model
 from experiments.evals.ranking import rank_catalogue, seen_items
 from experiments.evals.rating import write_reviews
 from experiments.step import to_device
-from tests.data_pipelines.small import picture, semantic_vocabulary, small_corpus, small_vocabulary
+from tests.data_pipelines.small import image, semantic_vocabulary, small_corpus, small_vocabulary
 from tests.experiments.tiny_run import experiment
 from tests.unimp_jax.interop.support import randomised
 from unimp_jax.decoding import BeamConfig, build_trie
@@ -54,7 +54,7 @@ def asked(depth: int, devices: int = 1, images: bool = True) -> tuple[Experiment
     config = experiment(Path(), tasks=tasks, budget=Budget(tokens=256, images=8, answers=64))
     config = dataclasses.replace(config, loader=dataclasses.replace(config.loader, rows=2 * devices))
     config = sized_model(config, vocabulary(depth))
-    records = Records(CORPUS, np.arange(ITEMS) % 3 != 0, picture)
+    records = Records(CORPUS, np.arange(ITEMS) % 3 != 0, image)
     net = randomised(UniMP(config.model, rngs=nnx.Rngs(0)), deviation=0.5)
     graph, state = nnx.split(net)
     state = jax.tree.map(lambda x: 3 * x, state)
@@ -211,7 +211,7 @@ def test_who_has_met_everything_is_answered_with_nothing_but_the_right_item_has_
     assert (found.filtered == 1).all()
 
 
-def test_prompts_without_pictures_are_answered():
+def test_prompts_without_images_are_answered():
     data, model = asked(3, images=False)
     ranked = rank_catalogue(data, model, questions(), beams=ITEMS)
     assert np.isfinite(ranked.cross_entropy).all()
@@ -247,7 +247,7 @@ def test_the_trie_is_that_of_the_names():
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_pictures_that_were_encoded_before_give_the_answers_of_those_encoded_now(depth):
+def test_images_that_were_encoded_before_give_the_answers_of_those_encoded_now(depth):
     data, model = asked(depth)
     queries = list(questions())
     served = model.encode_catalogue(data.writer.has_image, data.images.__getitem__)
@@ -259,7 +259,7 @@ def test_pictures_that_were_encoded_before_give_the_answers_of_those_encoded_now
     blind = copy.copy(served)
     blind.latents_ILC = 0 * served.latents_ILC
     different = rank_catalogue(data, blind, queries, k=K, beams=K)
-    assert (different.scores != rank_catalogue(data, served, queries, k=K, beams=K).scores).any(), "pictures matter"
+    assert (different.scores != rank_catalogue(data, served, queries, k=K, beams=K).scores).any(), "images matter"
 
 
 def test_reviews_begin_with_a_rating_or_are_counted_as_unread():

@@ -64,7 +64,7 @@ def codes(run, tmp_path_factory):
     return path, make_item_ids(run, path, ItemIdsConfig(ids=FEW))
 
 
-def test_every_item_is_named_and_the_figures_are_told(codes, item_ids):
+def test_every_item_is_named_and_the_metrics_are_told(codes, item_ids):
     path, told = codes
     made = load_codes(path, item_ids)
     assert made.sizes == (8, 8, 8)
@@ -76,7 +76,7 @@ def test_every_item_is_named_and_the_figures_are_told(codes, item_ids):
     assert (facts["source"], facts["method"], facts["images"], facts["text"]) == (
         "movielens_small", "residual_kmeans", True, True,
     )  # fmt: skip
-    assert facts["figures"]["items"] == len(item_ids)
+    assert facts["metrics"]["items"] == len(item_ids)
 
 
 def test_the_same_run_gives_the_same_ids(run, codes, item_ids, tmp_path):
@@ -87,7 +87,7 @@ def test_the_same_run_gives_the_same_ids(run, codes, item_ids, tmp_path):
     )
 
 
-def test_pictures_and_words_both_say_something(run, codes, item_ids, tmp_path):
+def test_images_and_words_both_say_something(run, codes, item_ids, tmp_path):
     of_both = load_codes(codes[0], item_ids).codes
     alone = []
     for kind in ("images", "text"):
@@ -130,17 +130,17 @@ def test_items_that_are_searched_for_are_evaluated_beside_baselines(semantic_run
     for table in evaluation.tables:
         assert len(table.rows) > 1
         for row in table.rows:
-            for figure in row.figures.values():
-                assert np.isfinite([figure.low, figure.mean, figure.high]).all()
-                assert figure.low <= figure.mean <= figure.high
-    assert evaluation.tables[0].rows[0].figures["HR@10"].mean > 0  # ten of thirty items, most of them met before
+            for metric in row.metrics.values():
+                assert np.isfinite([metric.low, metric.mean, metric.high]).all()
+                assert metric.low <= metric.mean <= metric.high
+    assert evaluation.tables[0].rows[0].metrics["HR@10"].mean > 0  # ten of thirty items, most of them met before
     for sample in evaluation.samples:
         assert len(sample.top) == len(set(sample.top))
         assert not set(sample.top) & set(sample.history)
     assert "recommendation" in show(evaluation)
 
 
-def test_validation_figures_are_logged(semantic_run):
+def test_validation_metrics_are_logged(semantic_run):
     validated = [line for line in read_log(semantic_run / "metrics.jsonl") if line["kind"] == "validation"]
     assert validated
     assert all(np.isfinite(line["cross_entropy"]) and 0 <= line["NDCG@10"] <= 1 for line in validated)

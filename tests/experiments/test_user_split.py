@@ -1,4 +1,4 @@
-"""The split by people: of those held out nothing is learnt, by the model's training or by any baseline."""
+"""The split by users: of those held out nothing is learnt, by the model's training or by any baseline."""
 
 import dataclasses
 from pathlib import Path
@@ -34,7 +34,7 @@ def purposes(corpus: Corpus) -> list[tuple[int, ...]]:
 
 
 def changed(corpus: Corpus) -> Corpus:
-    """The same but for everything that people held out met, gave and wrote."""
+    """The same but for everything that users held out met, gave and wrote."""
     theirs = corpus.splits != TRAIN
     return dataclasses.replace(
         corpus,
@@ -70,7 +70,7 @@ def test_another_seed_holds_out_others(corpus: Corpus) -> None:
     assert other.splits.tolist() != corpus.splits.tolist()
 
 
-def test_training_asks_only_people_to_train_on(corpus: Corpus) -> None:
+def test_training_asks_only_users_to_train_on(corpus: Corpus) -> None:
     queries = TrainingQueries(corpus, QueryConfig(), seed=0)
     asked = {queries[number].user for number in range(3 * len(queries.users))}
     able = {user for user, splits in enumerate(purposes(corpus)) if set(splits) == {TRAIN} and len(splits) >= 2}
@@ -97,7 +97,7 @@ def test_selection_still_has_two_right_items_for_some(corpus: Corpus) -> None:
         assert corpus.history(query.user, query.position).tolist() == theirs[query.user][:-2].tolist()
 
 
-def test_no_baseline_learns_from_people_held_out(corpus: Corpus) -> None:
+def test_no_baseline_learns_from_users_held_out(corpus: Corpus) -> None:
     other = changed(corpus)
     assert not np.array_equal(other.items, corpus.items)
     one = np.zeros(1, np.int32)
@@ -115,7 +115,7 @@ def test_no_baseline_learns_from_people_held_out(corpus: Corpus) -> None:
     assert other.rating_levels == corpus.rating_levels
 
 
-def test_baselines_are_measured_on_people_held_out(corpus: Corpus) -> None:
+def test_baselines_are_measured_on_users_held_out(corpus: Corpus) -> None:
     found = evaluate_ranker(Popularity(corpus), corpus, "test")
     assert found["users"].tolist() == [user for user, splits in enumerate(purposes(corpus)) if TEST in splits]
     assert np.isfinite(found["filtered"]).all()

@@ -24,12 +24,12 @@ from experiments import lock
 from experiments.config import save_config
 from experiments.train import train_run
 from experiments.vqgan.codes import write_codes
-from experiments.vqgan.config import FILE, PictureData, VQGANExperiment, WhichPictures
+from experiments.vqgan.config import FILE, ImageData, VQGANExperiment, WhichImages
 from experiments.vqgan.evaluate import evaluate_vqgan
 from experiments.vqgan.export import export_vqgan
+from experiments.vqgan.images import open_images
 from experiments.vqgan.jpeg import compress, encode, scan_bytes
 from experiments.vqgan.measure import likeness
-from experiments.vqgan.pictures import open_pictures
 from experiments.vqgan.presets import PRESETS
 from experiments.vqgan.run import decoder_of, encoder_of, open_vqgan
 from experiments.vqgan.train import train_vqgan_run
@@ -55,10 +55,10 @@ train_vqgan_run(experiment(Path(sys.argv[1])), Path(sys.argv[2]))
 
 
 def experiment(data: Path, **changes) -> VQGANExperiment:
-    """All that a step can do, on a few pictures."""
+    """All that a step can do, on a few images."""
     config = VQGANExperiment(
         vqgan=VQGANConfig(16, (8, 8, 8), 1, (), False, 8, 4, codes=16, code_width=4),
-        data=PictureData("movielens_small", data, held_out=0.2),
+        data=ImageData("movielens_small", data, held_out=0.2),
         loss=LossConfig(perceptual=0.0, adversarial_from=3),
         quantiser=QuantiserConfig(after=2, average=0.9, revive_every=2),
         discriminator=DiscriminatorConfig(width=4, layers=1),
@@ -92,7 +92,7 @@ def start(data: Path, folder: Path) -> subprocess.Popen:
 
 
 def outcome(folder: Path):
-    """The figures of every step and validation, and the bytes of all that is saved of the last step."""
+    """The metrics of every step and validation, and the bytes of all that is saved of the last step."""
     with ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore((folder / "checkpoints" / str(STEPS) / "state").absolute())
     return read_log(folder / "metrics.jsonl"), [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
@@ -127,25 +127,23 @@ def test_asked_to_end_it_saves_and_goes_on(data, tmp_path, run):
     assert b"the same command goes on" in output or (tmp_path / "run" / "checkpoints" / str(STEPS)).exists()
 
 
-def test_a_run_is_measured_beside_the_mean_picture_and_jpeg(data, run):
+def test_a_run_is_measured_beside_the_mean_image_and_jpeg(data, run):
     told = evaluate_vqgan(run, checkpoint="latest")
     found = json.loads((run / "evaluation.json").read_text())
     names = [row["name"] for row in found["rows"]]
-    assert names == ["VQGAN", "the mean picture", "JPEG, tables not counted"]
-    assert found["pictures"] == 6  # of 29
+    assert names == ["VQGAN", "the mean image", "JPEG, tables not counted"]
+    assert found["images"] == 6  # of 29
     assert [row["bits"] for row in found["rows"][:2]] == [16 * 4, 0]
     assert found["rows"][2]["bits"] <= 16 * 4
     assert 1 <= found["used"] <= 16
     for row in found["rows"]:
         assert f"| {row['name']} |" in told
-        assert row["figures"]["PSNR"]["low"] <= row["figures"]["PSNR"]["mean"] <= row["figures"]["PSNR"]["high"]
-    pictures = open_pictures(experiment(data).data, 16)
-    learnt, held_out = pictures.parts(experiment(data).data)
-    mean = np.round(pictures.take(learnt).mean(axis=0)).astype(np.uint8)
-    psnr = [
-        10 * np.log10(255**2 / np.square(picture - mean.astype(float)).mean()) for picture in pictures.take(held_out)
-    ]
-    assert found["rows"][1]["figures"]["PSNR"]["mean"] == pytest.approx(np.mean(psnr))
+        assert row["metrics"]["PSNR"]["low"] <= row["metrics"]["PSNR"]["mean"] <= row["metrics"]["PSNR"]["high"]
+    images = open_images(experiment(data).data, 16)
+    learnt, held_out = images.parts(experiment(data).data)
+    mean = np.round(images.take(learnt).mean(axis=0)).astype(np.uint8)
+    psnr = [10 * np.log10(255**2 / np.square(image - mean.astype(float)).mean()) for image in images.take(held_out)]
+    assert found["rows"][1]["metrics"]["PSNR"]["mean"] == pytest.approx(np.mean(psnr))
     assert Image.open(run / "reconstructions.png").size == (6 * 16 * 2, 3 * 16 * 2)
 
 
@@ -162,16 +160,16 @@ def test_what_is_measured_is_written_where_it_can_be(data, run, tmp_path):
         write_codes(tmp_path / "nowhere", tmp_path / "codes.parquet")
 
 
-def test_pictures_that_were_held_out_are_never_learnt_from(run, tmp_path):
+def test_images_that_were_held_out_are_never_learnt_from(run, tmp_path):
     """The source was prepared anew, with fewer films: others would be held out."""
     prepare("movielens_small", tmp_path / "data", write_source(tmp_path / "source", items=12))
-    other = WhichPictures(folder=tmp_path / "data")
-    said = r"run/data\.json\): items with pictures 29, now 11"
+    other = WhichImages(folder=tmp_path / "data")
+    said = r"run/data\.json\): items with images 29, now 11"
     with pytest.raises(DataError, match=said):
         train_vqgan_run(experiment(tmp_path / "data"), run)
     with pytest.raises(DataError, match=said):
         evaluate_vqgan(run, other)
-    assert "11 pictures of 12 items" in write_codes(run, tmp_path / "codes.parquet", other)
+    assert "11 images of 12 items" in write_codes(run, tmp_path / "codes.parquet", other)
 
 
 def test_codes_of_a_catalogue(data, run, tmp_path):
@@ -181,9 +179,9 @@ def test_codes_of_a_catalogue(data, run, tmp_path):
     assert codes.grid == (4, 4)
     assert codes.num_codes == 16
     assert codes.has_codes.tolist() == [False] + [True] * 29  # the first film has no poster
-    assert "29 pictures of 30 items" in told
-    pictures = open_pictures(PictureData("movielens_small", data), 16)
-    again = encoder_of(open_vqgan(run))(pictures.take(pictures.shown))
+    assert "29 images of 30 items" in told
+    images = open_images(ImageData("movielens_small", data), 16)
+    again = encoder_of(open_vqgan(run))(images.take(images.shown))
     assert np.array_equal(codes.codes[1:], again.reshape(29, 16))
 
 
@@ -196,8 +194,8 @@ def test_what_is_exported_is_the_same_vqgan(data, run, tmp_path):
     assert np.array_equal(decoder_of(one)(codes), decoder_of(other)(codes))
     with pytest.raises(DataError, match=r"--data\.source"):
         write_codes(tmp_path / "exported", tmp_path / "codes.parquet")
-    told = write_codes(tmp_path / "exported", tmp_path / "codes.parquet", WhichPictures("movielens_small", data))
-    assert "29 pictures" in told
+    told = write_codes(tmp_path / "exported", tmp_path / "codes.parquet", WhichImages("movielens_small", data))
+    assert "29 images" in told
 
 
 def test_a_run_begins_with_another_vqgan(data, run, tmp_path):
@@ -248,22 +246,22 @@ def test_every_preset_is_a_configuration():
 
 
 def test_a_batch_is_a_function_of_its_number(data):
-    pictures = open_pictures(experiment(data).data, 16)
-    learnt, held_out = pictures.parts(experiment(data).data)
+    images = open_images(experiment(data).data, 16)
+    learnt, held_out = images.parts(experiment(data).data)
     assert not set(learnt) & set(held_out)
     assert sorted([*learnt, *held_out]) == list(range(1, 30))
-    whole = pictures.batches(learnt, 5, seed=3, start=0)
+    whole = images.batches(learnt, 5, seed=3, start=0)
     first = [next(whole) for _ in range(12)]
-    later = pictures.batches(learnt, 5, seed=3, start=7)
+    later = images.batches(learnt, 5, seed=3, start=7)
     assert all(np.array_equal(next(later), batch) for batch in first[7:])
 
 
 def test_likeness():
     images = np.random.default_rng(0).integers(0, 200, (2, 16, 16, 3), np.uint8)
-    figures = likeness(images, np.stack([images[0], images[1] + 10]))
-    assert figures["PSNR"][1] == pytest.approx(10 * np.log10(255**2 / 100))
-    assert figures["PSNR"][0] > 60
-    assert figures["SSIM"][0] == 1
+    metrics = likeness(images, np.stack([images[0], images[1] + 10]))
+    assert metrics["PSNR"][1] == pytest.approx(10 * np.log10(255**2 / 100))
+    assert metrics["PSNR"][0] > 60
+    assert metrics["SSIM"][0] == 1
 
 
 def test_jpeg_is_as_good_as_the_bits_allow():

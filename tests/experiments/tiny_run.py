@@ -15,7 +15,7 @@ from data_pipelines.tasks.examples import Budget
 from data_pipelines.tasks.queries import QueryConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.config import DataConfig, ExperimentConfig, TrainingConfig
-from tests.data_pipelines.small import picture
+from tests.data_pipelines.small import image
 from unimp_jax.model import (
     PARTS,
     DecoderConfig,
@@ -59,7 +59,7 @@ def write_source(folder: Path, users: int = 40, items: int = 30) -> Path:
     (inside / "users.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with zipfile.ZipFile(folder / "posters.zip", "w") as posters:
         for film in films[1:]:
-            posters.writestr(zipfile.ZipInfo(f"{film['item_id']}.jpg"), picture(film["item_id"]))
+            posters.writestr(zipfile.ZipInfo(f"{film['item_id']}.jpg"), image(film["item_id"]))
     return folder
 
 

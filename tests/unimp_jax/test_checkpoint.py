@@ -17,11 +17,11 @@ from unimp_jax.training.step import TrainState
 STATE = {"weights": jnp.arange(4.0)}
 
 
-def save(folder, figures: dict[int, float | None]) -> None:
+def save(folder, metrics: dict[int, float | None]) -> None:
     """One process that saves these steps, each with what was measured."""
     with Checkpoints(folder, CheckpointConfig()) as checkpoints:
-        for step, figure in figures.items():
-            checkpoints.save(step, STATE, {}, None if figure is None else {"NDCG@10": figure})
+        for step, metric in metrics.items():
+            checkpoints.save(step, STATE, {}, None if metric is None else {"NDCG@10": metric})
 
 
 def steps(folder) -> list[str]:
@@ -38,10 +38,10 @@ def test_the_best_one_is_known_and_kept_by_later_processes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("figures", "best"), [({1: 0.5, 2: 0.5, 3: 0.1, 4: 0.1}, 2), ({1: None, 2: None}, 2), ({}, None)]
+    ("metrics", "best"), [({1: 0.5, 2: 0.5, 3: 0.1, 4: 0.1}, 2), ({1: None, 2: None}, 2), ({}, None)]
 )
-def test_of_equals_the_latest_is_the_best(tmp_path, figures, best):
-    save(tmp_path, figures)
+def test_of_equals_the_latest_is_the_best(tmp_path, metrics, best):
+    save(tmp_path, metrics)
     with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
         assert checkpoints.best() == best
 

@@ -63,15 +63,15 @@ def test_a_step_without_a_gradient_changes_neither_parameters_nor_optimizer(pack
         )
     )
     first = TrainState(np.int32(0), trainable, transformation.init(trainable), new_guard())
-    bad, figures = step(first, frozen, broken(packed))
-    assert figures.left_out
-    assert figures.left_out_in_a_row == 1
-    assert not np.isfinite(figures.gradient_norm)
-    assert not figures.task_answers.any()
+    bad, metrics = step(first, frozen, broken(packed))
+    assert metrics.left_out
+    assert metrics.left_out_in_a_row == 1
+    assert not np.isfinite(metrics.gradient_norm)
+    assert not metrics.task_answers.any()
     assert bad.step == 1
     jax.tree.map(np.testing.assert_array_equal, (bad.trainable, bad.optimizer), (first.trainable, first.optimizer))
-    after, figures = step(bad, frozen, packed)
-    assert not figures.left_out
+    after, metrics = step(bad, frozen, packed)
+    assert not metrics.left_out
     assert after.guard.left_out == 1
     straight, _ = step(dataclasses.replace(first, step=np.int32(1)), frozen, packed)
     jax.tree.map(np.testing.assert_array_equal, after.trainable, straight.trainable)

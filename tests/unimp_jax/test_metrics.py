@@ -1,4 +1,4 @@
-"""Ranks and figures against brute force, SciPy, and formulas written out again."""
+"""Ranks and metrics against brute force, SciPy, and formulas written out again."""
 
 import math
 
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from unimp_jax.evaluation import bootstrap
 from unimp_jax.evaluation.metrics import (
-    RATING_FIGURES,
-    SELECTION_FIGURES,
+    RATING_METRICS,
+    SELECTION_METRICS,
     ranking_metrics,
     rating_errors,
     selection_counts,
@@ -119,23 +119,23 @@ def test_ndcg_is_that_of_discounted_gains_over_the_whole_list() -> None:
             assert ranking_metrics(np.array([rank]))[f"NDCG@{k}"][0] == pytest.approx(right, abs=1e-15)
 
 
-def test_rating_figures() -> None:
+def test_rating_metrics() -> None:
     errors = rating_errors(np.array([4.0, 3.0, 5.0]), np.array([5.0, 3.0, 1.0]))
-    assert bootstrap.figure(errors, RATING_FIGURES["RMSE"]).mean == pytest.approx(math.sqrt((1 + 0 + 16) / 3))
-    assert bootstrap.figure(errors, RATING_FIGURES["MAE"]).mean == pytest.approx(5 / 3)
+    assert bootstrap.metric(errors, RATING_METRICS["RMSE"]).mean == pytest.approx(math.sqrt((1 + 0 + 16) / 3))
+    assert bootstrap.metric(errors, RATING_METRICS["MAE"]).mean == pytest.approx(5 / 3)
     with pytest.raises(ValueError, match="not finite"):
         rating_errors(np.array([np.nan]), np.array([3.0]))
     with pytest.raises(ValueError, match=r"\(1,\) predicted ratings for \(2,\)"):
         rating_errors(np.array([1.0]), np.array([3.0, 2.0]))
 
 
-def test_selection_figures_are_micro() -> None:
+def test_selection_metrics_are_micro() -> None:
     """Over all (user, candidate) decisions: 3 true positives, 1 false positive, 2 false negatives."""
     counts = selection_counts([[7], [1, 2], [5], []], [[7, 8], [2, 1], [4], []])
-    found = {name: bootstrap.figure(counts, formula).mean for name, formula in SELECTION_FIGURES.items()}
+    found = {name: bootstrap.metric(counts, formula).mean for name, formula in SELECTION_METRICS.items()}
     assert found == pytest.approx({"recall": 3 / 5, "precision": 3 / 4, "F1": 6 / 9})
     nothing = selection_counts([[], []], [[1], [2]])
-    assert bootstrap.figure(nothing, SELECTION_FIGURES["precision"]).mean == 0
+    assert bootstrap.metric(nothing, SELECTION_METRICS["precision"]).mean == 0
 
 
 def test_interval_is_that_of_scipy() -> None:
@@ -158,7 +158,7 @@ def test_interval_covers_the_truth_as_often_as_it_says() -> None:
 def test_rmse_interval_is_the_root_of_the_mean_square_interval() -> None:
     """Percentiles keep their place under a monotone formula, but for interpolation; a seed draws the same users."""
     errors = rating_errors(np.random.default_rng(0).normal(size=5000), np.zeros(5000))
-    root, square = bootstrap.figure(errors, RATING_FIGURES["RMSE"]), bootstrap.interval(errors["squared"])
+    root, square = bootstrap.metric(errors, RATING_METRICS["RMSE"]), bootstrap.interval(errors["squared"])
     np.testing.assert_allclose([root.low**2, root.high**2], [square.low, square.high], rtol=1e-4)
 
 

@@ -8,7 +8,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unimp_jax.evaluation.metrics import RATING_FIGURES, SELECTION_FIGURES
+from unimp_jax.evaluation.metrics import RATING_METRICS, SELECTION_METRICS
 from unimp_jax.evaluation.repeats import difference_over_seeds, holm, influence, over_seeds
 
 
@@ -82,8 +82,8 @@ def test_influence_on_a_mean_is_the_value(values):
     np.testing.assert_allclose(found, values, atol=1e-9)
 
 
-@pytest.mark.parametrize("figure", ["RMSE", "F1"])
-def test_influence_has_the_figure_as_mean_and_the_bootstraps_spread(figure):
+@pytest.mark.parametrize("metric", ["RMSE", "F1"])
+def test_influence_has_the_metric_as_mean_and_the_bootstraps_spread(metric):
     rng = np.random.default_rng(0)
     right = rng.integers(1, 3, 400).astype(float)
     columns = {
@@ -92,7 +92,7 @@ def test_influence_has_the_figure_as_mean_and_the_bootstraps_spread(figure):
         "chosen": rng.integers(1, 3, 400).astype(float),
         "hits": rng.binomial(1, 0.6, 400).astype(float),
     }
-    formula = (RATING_FIGURES | SELECTION_FIGURES)[figure]
+    formula = (RATING_METRICS | SELECTION_METRICS)[metric]
     found = influence(columns, formula)
     whole = formula({name: column.mean(keepdims=True) for name, column in columns.items()})[0]
     assert found.mean() == pytest.approx(whole)

@@ -1,4 +1,4 @@
-"""Figures of generated texts against the libraries' own, on the whole and on resamples of users."""
+"""Metrics of generated texts against the libraries' own, on the whole and on resamples of users."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from nltk.translate.meteor_score import meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 
 from unimp_jax.evaluation import bootstrap, texts
-from unimp_jax.evaluation.texts import TEXT_FIGURES, meteor, signatures, text_figures, text_scores
+from unimp_jax.evaluation.texts import TEXT_METRICS, meteor, signatures, text_metrics, text_scores
 
 WORDS = ["a", "funny", "film,", "films", "with", "moving", "scenes", "and", "the", "Best", "ending.", "7", "naïve", "!"]
 
@@ -36,9 +36,9 @@ def drawn_texts(num_texts: int, seed: int, longest: int = 12) -> list[str]:
 
 
 def whole(values: dict[str, np.ndarray], chosen: np.ndarray, name: str) -> float:
-    """The figure over some users, as `bootstrap.figure` computes it of a resample."""
+    """The metric over some users, as `bootstrap.metric` computes it of a resample."""
     means = {column: value[chosen].mean(keepdims=True) for column, value in values.items()}
-    return float(TEXT_FIGURES[name](means)[0])
+    return float(TEXT_METRICS[name](means)[0])
 
 
 @pytest.mark.parametrize("longest", [3, 12])
@@ -51,7 +51,7 @@ def test_bleu_of_any_resample_is_the_corpus_bleu_of_its_texts(longest: int) -> N
     for chosen in [np.arange(30), *(rng.integers(0, 30, 30) for _ in range(20))]:
         right = sacrebleu.corpus_bleu([generated[user] for user in chosen], [[written[user] for user in chosen]])
         assert whole(values, chosen, "BLEU") == pytest.approx(right.score, rel=1e-12)
-    found = bootstrap.figure(values, TEXT_FIGURES["BLEU"], resamples=200)
+    found = bootstrap.metric(values, TEXT_METRICS["BLEU"], resamples=200)
     assert found.mean == pytest.approx(sacrebleu.corpus_bleu(generated, [written]).score, rel=1e-12)
     assert found.low < found.mean < found.high
 
@@ -59,7 +59,7 @@ def test_bleu_of_any_resample_is_the_corpus_bleu_of_its_texts(longest: int) -> N
 def test_bleu_keeps_the_shape_of_its_means() -> None:
     values = text_scores(drawn_texts(6, 0), drawn_texts(6, 1))
     means = {name: np.tile(value.mean(), (2, 3)) for name, value in values.items()}
-    found = TEXT_FIGURES["BLEU"](means)
+    found = TEXT_METRICS["BLEU"](means)
     assert found.shape == (2, 3)
     assert (found == found[0, 0]).all()
 
@@ -72,7 +72,7 @@ def test_rouge_is_that_of_rouge_score() -> None:
         right = scorer.score(*pair)
         for name, key in (("ROUGE-1", "rouge1"), ("ROUGE-2", "rouge2"), ("ROUGE-L", "rougeL")):
             assert values[name][user] == right[key].fmeasure
-    assert bootstrap.figure(values, TEXT_FIGURES["ROUGE-L"]).mean == pytest.approx(values["ROUGE-L"].mean())
+    assert bootstrap.metric(values, TEXT_METRICS["ROUGE-L"]).mean == pytest.approx(values["ROUGE-L"].mean())
 
 
 def test_perfect_answers_score_highest_and_empty_ones_0() -> None:
@@ -95,7 +95,7 @@ def test_meteor_is_that_of_nltk(wordnet_installed: None) -> None:
     ]
     assert values["METEOR"].tolist() == right
     assert values["METEOR"][3] == 0
-    assert set(text_figures(values)) == set(TEXT_FIGURES)
+    assert set(text_metrics(values)) == set(TEXT_METRICS)
     assert meteor("dog", "frump") == 0.5  # synonyms; one chunk for one match costs half
     assert "wordnet:3" in signatures()["METEOR"]
 
@@ -103,7 +103,7 @@ def test_meteor_is_that_of_nltk(wordnet_installed: None) -> None:
 def test_without_wordnet_meteor_is_left_out_and_said_to_be() -> None:
     values = text_scores(["a film"], ["a film"])
     assert "METEOR" not in values
-    assert set(text_figures(values)) == set(TEXT_FIGURES) - {"METEOR"}
+    assert set(text_metrics(values)) == set(TEXT_METRICS) - {"METEOR"}
     assert signatures()["METEOR"].startswith("left out: WordNet not found")
 
 

@@ -14,7 +14,7 @@ from data_pipelines.packing import pack
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import Budget
 from data_pipelines.tasks.queries import QueryConfig, TrainingQueries
-from tests.data_pipelines.small import picture, small_corpus, small_vocabulary, small_writer
+from tests.data_pipelines.small import image, small_corpus, small_vocabulary, small_writer
 from tests.experiments.tiny_run import MODEL
 from unimp_jax.batch import Batch
 from unimp_jax.model import PARTS, UniMP
@@ -41,7 +41,7 @@ class Threadless:
 
 def batch_of(rows, count: int) -> Batch:
     rows = [*rows, *[[]] * (count - len(rows))]
-    images = ImageStore(picture, CONFIG.vision.image_size, ImageConfig())
+    images = ImageStore(image, CONFIG.vision.image_size, ImageConfig())
     return Batch(**fill_batch(rows, BUDGET, images, Threadless))
 
 
@@ -67,7 +67,7 @@ def open_gates(model: UniMP) -> UniMP:
 
 
 def one_step(batch: Batch, *, mesh: MeshConfig = MeshConfig(), devices: int = 1, accumulate: int = 1, trains=PARTS):
-    """(state after one step, figures, gradient-shaped update), by a plain optimizer whose update is the gradient."""
+    """(state after one step, metrics, gradient-shaped update), by a plain optimizer whose update is the gradient."""
     the_mesh = make_mesh(mesh, jax.devices()[:devices])
     model = open_gates(init_model(CONFIG, the_mesh, seed=0))
     graph, trainable, frozen = nnx.split(model, lambda path, _: path[0] in trains, ...)
@@ -79,8 +79,8 @@ def one_step(batch: Batch, *, mesh: MeshConfig = MeshConfig(), devices: int = 1,
     with jax.set_mesh(the_mesh):
         placed = jax.device_put(batch, batch_sharding(the_mesh))
         state = TrainState(np.int32(0), trainable, transformation.init(trainable), new_guard())
-        after, figures = jax.jit(step)(state, frozen, placed)
-    return jax.device_get(after.trainable), jax.device_get(figures)
+        after, metrics = jax.jit(step)(state, frozen, placed)
+    return jax.device_get(after.trainable), jax.device_get(metrics)
 
 
 def assert_close(one, other, tolerance=1e-5):
@@ -91,8 +91,8 @@ def assert_close(one, other, tolerance=1e-5):
 
 def test_packed_rows_and_one_example_a_row_give_the_same_loss_and_gradients(examples, packed):
     alone = batch_of([[example] for example in examples], len(examples))
-    (packed_update, packed_figures), (alone_update, alone_figures) = one_step(packed), one_step(alone)
-    assert_close(packed_figures, alone_figures)
+    (packed_update, packed_metrics), (alone_update, alone_metrics) = one_step(packed), one_step(alone)
+    assert_close(packed_metrics, alone_metrics)
     assert_close(packed_update, alone_update)
 
 
@@ -122,8 +122,8 @@ def test_only_what_trains_has_gradients(packed):
     assert set(trainable) == {"gated", "embeddings"}
 
 
-def test_task_figures_add_up(examples, packed):
-    _, figures = one_step(packed)
+def test_task_metrics_add_up(examples, packed):
+    _, metrics = one_step(packed)
     answers = np.bincount([e.task for e in examples for _ in e.answer_positions], minlength=4)
-    np.testing.assert_array_equal(figures.task_answers, answers)
-    assert (figures.task_cross_entropy[answers > 0] > 0).all()
+    np.testing.assert_array_equal(metrics.task_answers, answers)
+    assert (metrics.task_cross_entropy[answers > 0] > 0).all()

@@ -1,4 +1,4 @@
-"""Answers: greedy, sampled, by beam search, as items of a catalogue, or as codes of pictures."""
+"""Answers: greedy, sampled, by beam search, as items of a catalogue, or as codes of images."""
 
 from unimp_jax.decoding.beam import BeamConfig, beam_search
 from unimp_jax.decoding.cache import Prompts, nothing_said, read, say

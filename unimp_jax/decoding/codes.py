@@ -1,4 +1,4 @@
-"""Pictures drawn code by code: every token is a code, and there are exactly as many as a picture has.
+"""Images drawn code by code: every token is a code, and there are exactly as many as an image has.
 
 Classifier-free guidance (Ho and Salimans, arXiv:2207.12598) draws from  bare + s (asked - bare),  the logits behind the
 prompt and behind the question alone, without history and query. Both continue with the same drawn codes.
@@ -38,10 +38,10 @@ class DrawingConfig:
 
 @flax.struct.dataclass
 class Drawn:
-    """W pictures for each prompt.
+    """W images for each prompt.
 
     Attributes:
-      codes_BAWn: int32, numbers of codes, row by row of the picture.
+      codes_BAWn: int32, numbers of codes, row by row of the image.
       scores_BAW: float32, the sum of the codes' log-probabilities among all codes, guided, whatever the temperature.
     """
 

@@ -1,4 +1,4 @@
-"""Intervals and comparisons from figures for each user; users are what is resampled, by a seed.
+"""Intervals and comparisons from metrics for each user; users are what is resampled, by a seed.
 
 `scipy.stats.bootstrap` and `permutation_test` agree up to Monte Carlo error (tests compare them), but draw other
 resamples from a seed: every interval and p-value that was published would change. They would also resample each metric
@@ -19,7 +19,7 @@ CHUNK = 1 << 22  # resampled users held at once
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A figure and the percentile bootstrap interval around it, NaN where there is one user, who tells of no other."""
+    """A metric and the percentile bootstrap interval around it, NaN where there is one user, who tells of no other."""
 
     mean: float
     low: float
@@ -43,10 +43,10 @@ class Difference(Interval):
 
 def interval(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = 0.95) -> Interval:
     """The mean of one value a user, float [M], or [seeds, M], averaged over seeds first: users are resampled."""
-    return figure({"": values}, lambda means: means[""], seed=seed, resamples=resamples, confidence=confidence)
+    return metric({"": values}, lambda means: means[""], seed=seed, resamples=resamples, confidence=confidence)
 
 
-def figure(
+def metric(
     values: dict[str, np.ndarray],
     formula: Callable[[dict[str, np.ndarray]], np.ndarray],
     *,
@@ -54,11 +54,11 @@ def figure(
     resamples: int = RESAMPLES,
     confidence: float = 0.95,
 ) -> Interval:
-    """A figure computed from means over users, such as RMSE, the root of a mean.
+    """A metric computed from means over users, such as RMSE, the root of a mean.
 
     Args:
       values: for each name, one value a user: float [M], or [seeds, M].
-      formula: turns the means, arrays of any one shape by name, into the figure (`metrics.RATING_FIGURES`, …).
+      formula: turns the means, arrays of any one shape by name, into the metric (`metrics.RATING_METRICS`, …).
 
     Raises:
       ValueError: no users, names with unequal numbers of users, or a value that is NaN.
@@ -118,7 +118,7 @@ def _per_user(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def _resampled_means(columns_CM: np.ndarray, seed: int, resamples: int) -> Iterator[np.ndarray]:
-    """float64 [C, some of the R resamples]; the same seed draws the same users for every figure."""
+    """float64 [C, some of the R resamples]; the same seed draws the same users for every metric."""
     rng = np.random.default_rng((seed, 0))
     num_users = columns_CM.shape[1]
     for size in _parts(resamples, num_users):

@@ -4,7 +4,7 @@ Taken as normal distributions with means m and covariances S, two sets are |m1 -
 apart (Dowson and Landau 1982); of Inception's features that is the FID (arXiv:1706.08500). No root of a product of
 covariances is taken here, whose smallest eigenvalues rounding turns negative. With centred features over the root of
 n - 1 parted into Q R, S = R^T R, and tr (S1 S2)^(1/2) is the sum of the singular values of R1 R2^T. That also holds,
-exactly, where there are fewer pictures than features.
+exactly, where there are fewer images than features.
 
 The distance is biased upwards in small sets (arXiv:1911.07023), so that only sets of one size compare.
 """
@@ -30,13 +30,13 @@ def frechet_values(first_PF: np.ndarray, second_PF: np.ndarray) -> np.ndarray:
 
     A value tells how the distance moves with the weight of its pair (the first derivative, by both sets' means and
     covariances), so that a mean's interval and tests are the distance's (the delta method). They are too narrow where
-    there are not many more pictures than features.
+    there are not many more images than features.
 
     Raises:
       ValueError: the sets are not of as many, or are too small, a feature is no finite number, or their widths differ.
     """
     if len(first_PF) != len(second_PF):
-        raise ValueError(f"{len(first_PF)} pictures against {len(second_PF)}: pairs are needed")
+        raise ValueError(f"{len(first_PF)} images against {len(second_PF)}: pairs are needed")
     first, second = _spreads(first_PF, second_PF)
     gap_F, count = first.mean_F - second.mean_F, len(first_PF)
     u_KL, singular_L, vt_LK = np.linalg.svd(first.r_KF @ second.r_KF.T, full_matrices=False)
@@ -57,7 +57,7 @@ def _spreads(first_NF: np.ndarray, second_MF: np.ndarray) -> tuple[_Spread, _Spr
 def _spread(features_NF: np.ndarray) -> _Spread:
     features_NF = np.asarray(features_NF, np.float64)
     if features_NF.ndim != 2 or len(features_NF) < 2:
-        raise ValueError(f"features are of shape {features_NF.shape}: two or more pictures' are needed")
+        raise ValueError(f"features are of shape {features_NF.shape}: two or more images' are needed")
     if not np.isfinite(features_NF).all():
         raise ValueError("a feature is no finite number")
     mean_F = features_NF.mean(axis=0)

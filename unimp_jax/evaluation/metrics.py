@@ -1,6 +1,6 @@
-"""Figures for each user, from which every mean, interval and comparison is computed.
+"""Metrics for each user, from which every mean, interval and comparison is computed.
 
-Each function returns arrays by name with one value a user; `unimp_jax.evaluation.bootstrap` turns them into figures.
+Each function returns arrays by name with one value a user; `unimp_jax.evaluation.bootstrap` turns them into metrics.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def ranking_metrics(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict
 
 
 def rating_errors(predicted: np.ndarray, actual: np.ndarray) -> dict[str, np.ndarray]:
-    """Squared and absolute errors in stars, float64 [M]; `RATING_FIGURES` makes RMSE and MAE of their means.
+    """Squared and absolute errors in stars, float64 [M]; `RATING_METRICS` makes RMSE and MAE of their means.
 
     Raises:
       ValueError: a rating is not finite; an answer that cannot be read is no rating.
@@ -53,7 +53,7 @@ def rating_errors(predicted: np.ndarray, actual: np.ndarray) -> dict[str, np.nda
 
 
 def selection_counts(chosen: Sequence[Collection[int]], right: Sequence[Collection[int]]) -> dict[str, np.ndarray]:
-    """How many were chosen rightly, chosen, and right, float64 [M]; `SELECTION_FIGURES` makes micro figures of them.
+    """How many were chosen rightly, chosen, and right, float64 [M]; `SELECTION_METRICS` makes micro metrics of them.
 
     Micro: counts are summed over users before they are divided, so a user with two right items weighs twice.
     """
@@ -67,11 +67,11 @@ def selection_counts(chosen: Sequence[Collection[int]], right: Sequence[Collecti
 
 Means = dict[str, np.ndarray]
 
-RATING_FIGURES: dict[str, Callable[[Means], np.ndarray]] = {
+RATING_METRICS: dict[str, Callable[[Means], np.ndarray]] = {
     "RMSE": lambda means: np.sqrt(means["squared"]),
     "MAE": lambda means: means["absolute"],
 }
-SELECTION_FIGURES: dict[str, Callable[[Means], np.ndarray]] = {
+SELECTION_METRICS: dict[str, Callable[[Means], np.ndarray]] = {
     "recall": lambda means: _ratio(means["hits"], means["right"]),
     "precision": lambda means: _ratio(means["hits"], means["chosen"]),
     "F1": lambda means: _ratio(2 * means["hits"], means["chosen"] + means["right"]),

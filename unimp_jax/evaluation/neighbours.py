@@ -1,7 +1,7 @@
-"""Improved precision and recall of a set of pictures (arXiv:1904.06991).
+"""Improved precision and recall of a set of images (arXiv:1904.06991).
 
-The k nearest neighbours of real pictures tell where pictures are real. Precision is the share of generated pictures
-that lie there, recall the share of real pictures that lie where generated ones do.
+The k nearest neighbours of real images tell where images are real. Precision is the share of generated images
+that lie there, recall the share of real images that lie where generated ones do.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ BLOCK = 512  # rows of distances held at once
 def precision_and_recall(
     generated_NF: np.ndarray, real_MF: np.ndarray, k: int = NEIGHBOURS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each picture's part in them, 0 or 1: (float64 [N], whose mean is precision; float64 [M], whose mean is recall).
+    """Each image's part in them, 0 or 1: (float64 [N], whose mean is precision; float64 [M], whose mean is recall).
 
-    Both depend on how many pictures there are, so that only sets of one size compare.
+    Both depend on how many images there are, so that only sets of one size compare.
 
     Raises:
-      ValueError: a set has no more than k pictures.
+      ValueError: a set has no more than k images.
     """
     return lies_within(generated_NF, real_MF, k), lies_within(real_MF, generated_NF, k)
 
@@ -29,7 +29,7 @@ def precision_and_recall(
 def lies_within(points_NF: np.ndarray, centres_MF: np.ndarray, k: int) -> np.ndarray:
     """1 where a point is no farther from one of the centres than that one's k-th nearest other centre, else 0."""
     if len(centres_MF) <= k:
-        raise ValueError(f"{len(centres_MF)} pictures have no {k} neighbours each: {k + 1} or more are needed")
+        raise ValueError(f"{len(centres_MF)} images have no {k} neighbours each: {k + 1} or more are needed")
     points_NF, centres_MF = np.asarray(points_NF, np.float64), np.asarray(centres_MF, np.float64)
     blocks = [centres_MF[start : start + BLOCK] for start in range(0, len(centres_MF), BLOCK)]
     # The nearest centre of all is the centre itself.

@@ -1,4 +1,4 @@
-"""Figures of runs repeated with other seeds, of the same users: do they hold for other seeds and other users?
+"""Metrics of runs repeated with other seeds, of the same users: do they hold for other seeds and other users?
 
 Seeds and users are crossed: each run answers every user. A value is taken as the sum of a seed's effect, a user's and a
 rest; the variance of the mean follows from the mean squares of these, its degrees of freedom from Satterthwaite's
@@ -6,7 +6,7 @@ formula, the interval from Student's t. A bootstrap over three seeds would under
 normal's tails for those of two degrees of freedom; one over users alone leaves it out. Seeds of two groups of runs are
 not paired (the same seed starts other parameters where the model differs), users are.
 
-With one seed nothing can be known of others: a figure then speaks of other users alone. In a difference, a group of one
+With one seed nothing can be known of others: a metric then speaks of other users alone. In a difference, a group of one
 seed is taken to vary between seeds as the other group does; where both have one, it speaks of other users alone, too.
 """
 
@@ -22,9 +22,9 @@ from unimp_jax.evaluation.bootstrap import Difference, Interval
 
 
 def influence(columns: dict[str, np.ndarray], formula: Callable[[dict[str, np.ndarray]], np.ndarray]) -> np.ndarray:
-    """One value a user whose mean is the figure that `formula` makes of the means of `columns`, float [M] each.
+    """One value a user whose mean is the metric that `formula` makes of the means of `columns`, float [M] each.
 
-    A user's value tells how the figure moves when the user is left out (the jackknife), so that RMSE or F1 is compared
+    A user's value tells how the metric moves when the user is left out (the jackknife), so that RMSE or F1 is compared
     as a mean is. Of a mean they are the values themselves.
 
     Raises:

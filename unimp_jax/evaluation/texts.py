@@ -34,7 +34,7 @@ BLEU_COLUMNS = (
 
 
 def text_scores(generated: Sequence[str], written: Sequence[str]) -> dict[str, np.ndarray]:
-    """What `TEXT_FIGURES` needs to know of each user's generated text and the one that was written.
+    """What `TEXT_METRICS` needs to know of each user's generated text and the one that was written.
 
     An empty generated text scores 0.
 
@@ -70,9 +70,9 @@ def meteor(generated: str, written: str) -> float:
     return single_meteor_score(wordpunct_tokenize(written), wordpunct_tokenize(generated), wordnet=wordnet)
 
 
-def text_figures(values: dict[str, np.ndarray]) -> dict[str, Callable[[Means], np.ndarray]]:
-    """Those of `TEXT_FIGURES` that `values`, made by `text_scores`, have something for."""
-    return {name: formula for name, formula in TEXT_FIGURES.items() if name == "BLEU" or name in values}
+def text_metrics(values: dict[str, np.ndarray]) -> dict[str, Callable[[Means], np.ndarray]]:
+    """Those of `TEXT_METRICS` that `values`, made by `text_scores`, have something for."""
+    return {name: formula for name, formula in TEXT_METRICS.items() if name == "BLEU" or name in values}
 
 
 def signatures() -> dict[str, str]:
@@ -137,7 +137,7 @@ def _corpus_bleu(means: Means) -> np.ndarray:
     return np.array(scores, np.float64).reshape(columns[0].shape)
 
 
-TEXT_FIGURES: dict[str, Callable[[Means], np.ndarray]] = {
+TEXT_METRICS: dict[str, Callable[[Means], np.ndarray]] = {
     "BLEU": _corpus_bleu,
     "ROUGE-1": lambda means: means["ROUGE-1"],
     "ROUGE-2": lambda means: means["ROUGE-2"],

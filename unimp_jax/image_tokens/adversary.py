@@ -1,4 +1,4 @@
-"""What the discriminator adds to a step: the gradient of its verdict on pictures, and its own learning.
+"""What the discriminator adds to a step: the gradient of its verdict on images, and its own learning.
 
 The verdict's weight is scaled by  lambda = |g_likeness| / (|g_verdict| + 1e-4),  norms of the gradients with respect to
 the kernel of the VQGAN's last layer (arXiv:2012.09841, equation 7), so that neither drowns the other.
@@ -35,8 +35,8 @@ class Verdict:
     """What the discriminator says of a batch, float32.
 
     Attributes:
-      gradient: [B, H, W, 3], of the scaled verdict with respect to the made pictures.
-      logit: scalar, its mean for the made pictures.
+      gradient: [B, H, W, 3], of the scaled verdict with respect to the made images.
+      logit: scalar, its mean for the made images.
       loss: scalar, the discriminator's own.
       scale: scalar, lambda.
       left_out: bool scalar, whether the discriminator's own step was left out.
@@ -54,7 +54,7 @@ def silent(made_BHW3: jax.Array) -> Verdict:
     return Verdict(jnp.zeros_like(made_BHW3), jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), jnp.zeros((), bool))
 
 
-def judge_pictures(
+def judge_images(
     graph: nnx.GraphDef[Discriminator],
     transformation: optax.GradientTransformation,
     adversary: Adversary,
@@ -63,12 +63,12 @@ def judge_pictures(
     scale_of: Any,
     guard: GuardConfig,
 ) -> tuple[Verdict, Adversary]:
-    """(the verdict, the discriminator after a step of its own on the same pictures).
+    """(the verdict, the discriminator after a step of its own on the same images).
 
     Where the discriminator's loss or gradient is no number, or far above the usual, only its count of steps changes.
 
     Args:
-      scale_of: the verdict's gradient with respect to the made pictures -> lambda.
+      scale_of: the verdict's gradient with respect to the made images -> lambda.
     """
 
     def logits(parameters: Any, images_BHW3: jax.Array) -> jax.Array:
@@ -94,7 +94,7 @@ def judge_pictures(
 
 
 def balance(last: nnx.Conv, features_BHWC: jax.Array, of_likeness: jax.Array, of_verdict: jax.Array) -> jax.Array:
-    """Lambda, from two gradients with respect to the pictures that the last layer makes of features."""
+    """Lambda, from two gradients with respect to the images that the last layer makes of features."""
     graph, parameters = nnx.split(last)
     _, pull = jax.vjp(lambda parameters: nnx.merge(graph, parameters)(features_BHWC), parameters)
 

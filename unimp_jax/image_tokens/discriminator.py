@@ -1,6 +1,6 @@
-"""PatchGAN (Isola et al. 2017, arXiv:1611.07004): whether each patch of a picture is real, and the hinge loss on that.
+"""PatchGAN (Isola et al. 2017, arXiv:1611.07004): whether each patch of an image is real, and the hinge loss on that.
 
-As pix2pix and taming-transformers have it: convolutions of 4 x 4 that halve the picture `layers` times, with batch norm
+As pix2pix and taming-transformers have it: convolutions of 4 x 4 that halve the image `layers` times, with batch norm
 and leaky ReLU, and two more that do not. Norms use the statistics of the batch, which is all of them on every device.
 """
 
@@ -23,7 +23,7 @@ class DiscriminatorConfig:
     width: int = 64
     """Channels of the first convolution; they double up to eight times as many."""
     layers: int = 3
-    """Times that a picture is halved."""
+    """Times that an image is halved."""
 
     def __post_init__(self) -> None:
         if min(self.width, self.layers) < 1:
@@ -44,7 +44,7 @@ class BatchNorm(nnx.Module):
 
 
 class Discriminator(nnx.Module):
-    """Pictures to a logit a patch, above 0 where it looks real."""
+    """Images to a logit a patch, above 0 where it looks real."""
 
     def __init__(self, config: DiscriminatorConfig, *, rngs: nnx.Rngs):
         widths = [config.width * min(2**n, 8) for n in range(config.layers + 1)]
@@ -71,5 +71,5 @@ class Discriminator(nnx.Module):
 
 
 def hinge(real: jax.Array, made: jax.Array) -> jax.Array:
-    """What the discriminator minimises, of its logits for real pictures and for made ones."""
+    """What the discriminator minimises, of its logits for real images and for made ones."""
     return 0.5 * (nnx.relu(1 - real).mean() + nnx.relu(1 + made).mean())

@@ -1,6 +1,6 @@
 """The layers of a VQGAN: residual blocks, attention over places, and the way to half the size and back.
 
-H, W are rows and columns of a picture at any resolution, C its channels; all is float32.
+H, W are rows and columns of an image at any resolution, C its channels; all is float32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def conv(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Conv:
 
 
 class GroupNorm(nnx.Module):
-    """Each picture's channels, in groups, to mean 0 and variance 1."""
+    """Each image's channels, in groups, to mean 0 and variance 1."""
 
     def __init__(self, channels: int, groups: int):
         self.groups = groups
@@ -51,7 +51,7 @@ class ResidualBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Each place of a picture attends to all of it, with one head as wide as the channels."""
+    """Each place of an image attends to all of it, with one head as wide as the channels."""
 
     def __init__(self, channels: int, groups: int, rngs: nnx.Rngs):
         self.norm = GroupNorm(channels, groups)
@@ -95,7 +95,7 @@ class Level(nnx.Module):
 
 
 def halving(channels: int, rngs: nnx.Rngs) -> nnx.Conv:
-    """To half the height and width; a row and a column of zeros are put behind the picture, none before it."""
+    """To half the height and width; a row and a column of zeros are put behind the image, none before it."""
     return nnx.Conv(channels, channels, (3, 3), strides=2, padding=((0, 1), (0, 1)), rngs=rngs)
 
 

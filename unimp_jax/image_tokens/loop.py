@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from unimp_jax.image_tokens.training import VQGANFigures, VQGANState
+from unimp_jax.image_tokens.training import VQGANMetrics, VQGANState
 from unimp_jax.training.checkpoint import Checkpoints
 from unimp_jax.training.log import RunLog
 from unimp_jax.training.loop import LoopConfig, TrainingError, validation_is_due
@@ -24,14 +24,14 @@ class VQGANRun:
     Attributes:
       step: the compiled step.
       frozen: the perceptual model's parameters.
-      batches: steps done -> batches of pictures from there on, uint8 [B, H, W, 3].
+      batches: steps done -> batches of images from there on, uint8 [B, H, W, 3].
       to_device: such a batch on the devices.
       codes_after: steps done when codewords are placed; None: there are some.
       place_codewords: the state with codewords in it.
-      validate: the VQGAN's parameters -> figures, among them the one that tells the best checkpoint.
+      validate: the VQGAN's parameters -> metrics, among them the one that tells the best checkpoint.
     """
 
-    step: Callable[[VQGANState, Any, jax.Array], tuple[VQGANState, VQGANFigures]]
+    step: Callable[[VQGANState, Any, jax.Array], tuple[VQGANState, VQGANMetrics]]
     frozen: Any
     batches: Callable[[int], Iterator[np.ndarray]]
     to_device: Callable[[np.ndarray], jax.Array]
@@ -59,7 +59,7 @@ def train_vqgan(
       TrainingError: so many were.
     """
     done = int(state.step)
-    batches, window = run.batches(done), list[VQGANFigures]()
+    batches, window = run.batches(done), list[VQGANMetrics]()
 
     def measure(step: int) -> dict[str, float]:
         def save() -> None:
@@ -78,11 +78,11 @@ def train_vqgan(
     for step in range(done + 1, config.steps + 1):
         if step - 1 == run.codes_after:
             state = run.place_codewords(state)
-        state, figures = run.step(state, run.frozen, run.to_device(next(batches)))
+        state, metrics = run.step(state, run.frozen, run.to_device(next(batches)))
         end.listen()  # the first step is compiled when it is called
         if window:
             window[-1].loss.block_until_ready()  # no more than two batches lie on the devices
-        window.append(figures)
+        window.append(metrics)
         last = step == config.steps
         if step % config.log_every and not last:
             continue
@@ -105,12 +105,12 @@ def train_vqgan(
     return state, True
 
 
-def means(window: list[VQGANFigures]) -> dict[str, float]:
+def means(window: list[VQGANMetrics]) -> dict[str, float]:
     """Of the steps of a line; of steps left out, also those of the discriminator alone, how many, and how many of them
     were the last ones in a row."""
     columns = {
-        name: np.array([np.asarray(getattr(figures, name)) for figures in window], np.float64)
-        for name in VQGANFigures.__dataclass_fields__
+        name: np.array([np.asarray(getattr(metrics, name)) for metrics in window], np.float64)
+        for name in VQGANMetrics.__dataclass_fields__
     }
     counted = {}
     for whose in ("", "discriminator_"):

@@ -1,8 +1,8 @@
-"""How far pictures are apart in the features of a frozen model: LPIPS on VGG-16, or a vision tower's patches.
+"""How far images are apart in the features of a frozen model: LPIPS on VGG-16, or a vision tower's patches.
 
-LPIPS (Zhang et al. 2018, arXiv:1801.03924): at five depths, features of both pictures are scaled to length 1 at each
+LPIPS (Zhang et al. 2018, arXiv:1801.03924): at five depths, features of both images are scaled to length 1 at each
 place; squared differences, weighted by channel, are summed over channels and depths and averaged over places. Of a
-tower it is the last hidden state, unweighted. Pictures are float [B, H, W, 3] from -1 to 1; distances are means over B.
+tower it is the last hidden state, unweighted. Images are float [B, H, W, 3] from -1 to 1; distances are means over B.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unimp_jax.model.vision import CLIP_DEVIATION, CLIP_MEAN, VisionTower
 
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 SCALE = np.array([0.458, 0.448, 0.450], np.float32)
-"""Of VGG's pictures, as LPIPS states them for pixels from -1 to 1."""
+"""Of VGG's images, as LPIPS states them for pixels from -1 to 1."""
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """(channels, convolutions) of VGG-16; between two stages height and width are halved."""
 

@@ -1,8 +1,8 @@
 """One step of training a VQGAN as a pure function: autoencoder, codebook and discriminator.
 
-Esser et al. 2020 (arXiv:2012.09841, section 3.1): a picture that codes say is to be like the one they were taken of, in
+Esser et al. 2020 (arXiv:2012.09841, section 3.1): an image that codes say is to be like the one they were taken of, in
 pixels and in the features of a perceptual model; codes are to cost little; and a discriminator is to take it for real.
-Gradients of all of these with respect to the picture are added before any reaches the autoencoder, in one pass.
+Gradients of all of these with respect to the image are added before any reaches the autoencoder, in one pass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from unimp_jax.image_tokens.adversary import Adversary, Verdict, balance, judge_pictures, silent
+from unimp_jax.image_tokens.adversary import Adversary, Verdict, balance, judge_images, silent
 from unimp_jax.image_tokens.discriminator import Discriminator, DiscriminatorConfig
 from unimp_jax.image_tokens.quantiser import (
     CodebookState,
@@ -33,7 +33,7 @@ from unimp_jax.image_tokens.vqgan import VQGAN, VQGANConfig, from_pixels
 from unimp_jax.training.guard import Guard, GuardConfig, judge, new_guard
 
 Distance = Callable[[Any, jax.Array, jax.Array], jax.Array]
-"""(a perceptual model's parameters, pictures, pictures) -> how far they are apart, a scalar; pictures from -1 to 1."""
+"""(a perceptual model's parameters, images, images) -> how far they are apart, a scalar; images from -1 to 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class VQGANState:
 
 
 @flax.struct.dataclass
-class VQGANFigures:
+class VQGANMetrics:
     """What one step tells: scalars, float32 but for the last four.
 
     Attributes:
@@ -158,9 +158,9 @@ class Made:
     """A batch on its way through the autoencoder.
 
     Attributes:
-      latents: float32 [N, Z], of all places of all pictures.
+      latents: float32 [N, Z], of all places of all images.
       quantised: what stands for them.
-      features: float32 [B, H, W, C], what the last layer made the pictures of.
+      features: float32 [B, H, W, C], what the last layer made the images of.
     """
 
     latents: jax.Array
@@ -168,8 +168,8 @@ class Made:
     features: jax.Array
 
 
-def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[VQGANState, VQGANFigures]]:
-    """(state, the perceptual model's parameters, pictures, uint8 [B, H, W, 3]) -> (state, figures); to be jitted with
+def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[VQGANState, VQGANMetrics]]:
+    """(state, the perceptual model's parameters, images, uint8 [B, H, W, 3]) -> (state, metrics); to be jitted with
     the state donated.
 
     A step that the guard leaves out changes nothing but what is counted.
@@ -211,11 +211,11 @@ def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[
 
         return jax.lax.cond(
             state.step >= loss.adversarial_from,
-            lambda: judge_pictures(judging, trainer.optimizer, adversary, images, made_BHWC, scale, trainer.guard),
+            lambda: judge_images(judging, trainer.optimizer, adversary, images, made_BHWC, scale, trainer.guard),
             lambda: (silent(made_BHWC), adversary),
         )
 
-    def step(state: VQGANState, frozen: Any, pixels: jax.Array) -> tuple[VQGANState, VQGANFigures]:
+    def step(state: VQGANState, frozen: Any, pixels: jax.Array) -> tuple[VQGANState, VQGANMetrics]:
         images = from_pixels(pixels)
         forward = functools.partial(make, images=images, number=state.step)
         (made_BHWC, cost), pull, made = jax.vjp(forward, state.model, has_aux=True)
@@ -236,11 +236,11 @@ def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[
         kept, optimizer, codebook, adversary = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
         in_a_row = jnp.zeros((), jnp.int32) if adversary is None else adversary.guard.in_a_row
         in_use = perplexity(jnp.bincount(codes_N, length=trainer.vqgan.codes).astype(jnp.float32))
-        figures = VQGANFigures(
+        metrics = VQGANMetrics(
             total, squared, apart, cost, in_use, verdict.logit, verdict.loss, verdict.scale, norm, ~good, seen.in_a_row,
             verdict.left_out & good, in_a_row,
         )  # fmt: skip
-        return VQGANState(state.step + 1, kept, optimizer, codebook, adversary, seen), figures
+        return VQGANState(state.step + 1, kept, optimizer, codebook, adversary, seen), metrics
 
     return step
 

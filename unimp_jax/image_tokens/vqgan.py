@@ -1,4 +1,4 @@
-"""VQGAN (Esser et al. 2021, arXiv:2012.09841): a picture as a grid of codes, and the picture that a grid of codes says.
+"""VQGAN (Esser et al. 2021, arXiv:2012.09841): an image as a grid of codes, and the image that a grid of codes says.
 
 The computation is that of taming-transformers, and of `VQModel` in diffusers, with which weights are exchanged
 (`unimp_jax.interop.vqgan`). Further letters: h, w rows and columns of codes; Z channels of a codeword; K codes.
@@ -48,7 +48,7 @@ class VQGANConfig:
             raise ValueError(f"vqgan: groups {self.groups} must divide all widths, and does not divide {wrong[0]}")
         if self.image_size % self.downscale:
             raise ValueError(
-                f"vqgan: {len(self.widths)} widths shrink a picture {self.downscale} times, "
+                f"vqgan: {len(self.widths)} widths shrink an image {self.downscale} times, "
                 f"which must divide image_size {self.image_size}"
             )
         if not set(self.attention_levels) <= set(range(len(self.widths))):
@@ -73,12 +73,12 @@ class VQGANConfig:
 
     @property
     def bits_per_image(self) -> float:
-        """What the codes of a picture take, all codes being as long."""
+        """What the codes of an image take, all codes being as long."""
         return self.codes_per_image * float(np.log2(self.codes))
 
 
 class Encoder(nnx.Module):
-    """A picture to a grid of latents."""
+    """An image to a grid of latents."""
 
     def __init__(self, config: VQGANConfig, rngs: nnx.Rngs):
         widths, groups = config.widths, config.groups
@@ -101,7 +101,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A grid of latents to a picture. Levels are numbered as the encoder's, 0 the finest, and run from the last."""
+    """A grid of latents to an image. Levels are numbered as the encoder's, 0 the finest, and run from the last."""
 
     def __init__(self, config: VQGANConfig, rngs: nnx.Rngs):
         widths, groups = config.widths, config.groups
@@ -117,7 +117,7 @@ class Decoder(nnx.Module):
         self.conv_out = conv(widths[0], 3, rngs)
 
     def features(self, x_BhwL: jax.Array) -> jax.Array:
-        """[B, H, W, widths[0]], of which `conv_out` makes the picture."""
+        """[B, H, W, widths[0]], of which `conv_out` makes the image."""
         x = self.levels[-1](self.middle(self.conv_in(x_BhwL)))
         for number in reversed(range(len(self.doublings))):
             x = self.levels[number](self.doublings[number](doubled(x)))
@@ -128,7 +128,7 @@ class Decoder(nnx.Module):
 
 
 class VQGAN(nnx.Module):
-    """Encoder, codebook and decoder. Pictures are float, -1 black and 1 white, colours last."""
+    """Encoder, codebook and decoder. Images are float, -1 black and 1 white, colours last."""
 
     def __init__(self, config: VQGANConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -143,13 +143,11 @@ class VQGAN(nnx.Module):
         """Latents, float32 [B, h, w, Z], as they are before codes are taken for them.
 
         Raises:
-          ValueError: pictures are not of three colours, or height and width are no multiples of `config.downscale`.
+          ValueError: images are not of three colours, or height and width are no multiples of `config.downscale`.
         """
         shape, shrinks = images_BHW3.shape, self.config.downscale
         if len(shape) != 4 or shape[3] != 3 or shape[1] % shrinks or shape[2] % shrinks:
-            raise ValueError(
-                f"pictures are {shape}: [pictures, height, width, 3], both multiples of {shrinks}, is right"
-            )
+            raise ValueError(f"images are {shape}: [images, height, width, 3], both multiples of {shrinks}, is right")
         return self.to_code(self.encoder(images_BHW3))
 
     def codes(self, images_BHW3: jax.Array) -> jax.Array:
@@ -157,7 +155,7 @@ class VQGAN(nnx.Module):
         return nearest_codes(self.encode(images_BHW3), self.codebook[...])
 
     def decode(self, codes_Bhw: jax.Array) -> jax.Array:
-        """The picture that codes say: float32 [B, H, W, 3]; about -1 to 1, see `pixels`."""
+        """The image that codes say: float32 [B, H, W, 3]; about -1 to 1, see `pixels`."""
         return self.decoder.conv_out(self.features(self.codebook[...][codes_Bhw]))
 
     def features(self, codewords_BhwZ: jax.Array) -> jax.Array:
@@ -166,7 +164,7 @@ class VQGAN(nnx.Module):
 
 
 def pixels(images: jax.Array) -> jax.Array:
-    """Pictures as a VQGAN makes them, float about -1 to 1, to uint8."""
+    """Images as a VQGAN makes them, float about -1 to 1, to uint8."""
     return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from unimp_jax.feature_extractors import CLIPConfig, TextConfig
 from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
 from unimp_jax.interop.weights import Weights
 from unimp_jax.model import VisionConfig
-from unimp_jax.picture_towers import CLIPConfig, TextConfig
 
 
 def last_norm(name: str, config: VisionConfig) -> dict[str, np.ndarray]:
@@ -63,7 +63,7 @@ def transformers_clip_whole(root: str, config: CLIPConfig) -> Table:
     """A `CLIPModel`, or its vision tower alone, with what stands behind it; `root` as of `transformers_clip`."""
     entries = [*transformers_clip(root), *norm(f"{root}post_layernorm", "vision_norm")]
     if config.width:
-        entries.append(entry("visual_projection.weight", "picture_projection/kernel", "o i -> i o"))
+        entries.append(entry("visual_projection.weight", "image_projection/kernel", "o i -> i o"))
     if config.text is None:
         return entries
     return [

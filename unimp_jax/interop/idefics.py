@@ -1,4 +1,4 @@
-"""Hugging Face's Idefics (IdeficsForVisionText2Text): a LLaMA that looks at pictures."""
+"""Hugging Face's Idefics (IdeficsForVisionText2Text): a LLaMA that looks at images."""
 
 from __future__ import annotations
 

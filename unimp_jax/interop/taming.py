@@ -50,7 +50,7 @@ def diffusers_name(key: str, levels: int) -> str:
 def open_taming(path: Path, image_size: int | None) -> tuple[VQGANConfig, Weights, str]:
     """(geometry, weights under diffusers' names, the layout of attention's matrices).
 
-    The geometry is read off the arrays, all but the size of pictures: that is `image_size`, or what a configuration
+    The geometry is read off the arrays, all but the size of images: that is `image_size`, or what a configuration
     beside the checkpoint says (a single `.yaml`), or 256.
 
     Raises:

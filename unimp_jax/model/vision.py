@@ -66,7 +66,7 @@ class VisionConfig:
 
 
 class BlockConfig(Protocol):
-    """What a block must be told; a tower that reads has the same blocks (`unimp_jax.picture_towers`)."""
+    """What a block must be told; a tower that reads has the same blocks (`unimp_jax.feature_extractors`)."""
 
     @property
     def width(self) -> int: ...

@@ -9,12 +9,12 @@ import numpy as np
 
 from unimp_jax.semantic_ids import residual_kmeans, rq_vae
 from unimp_jax.semantic_ids.collisions import residual_distances, resolve
-from unimp_jax.semantic_ids.figures import CodebookFigures, describe
+from unimp_jax.semantic_ids.metrics import CodebookMetrics, describe
 from unimp_jax.semantic_ids.residual_kmeans import Quantised, ResidualKMeansConfig
 from unimp_jax.semantic_ids.rq_vae import RQVAEConfig
 
 __all__ = [
-    "CodebookFigures",
+    "CodebookMetrics",
     "Quantised",
     "RQVAEConfig",
     "ResidualKMeansConfig",
@@ -54,7 +54,7 @@ class SemanticIds:
 
     ids: np.ndarray  # int32 [I, levels + 1], all distinct
     quantised: Quantised
-    figures: CodebookFigures
+    metrics: CodebookMetrics
 
 
 def semantic_ids(features: np.ndarray, config: SemanticIdConfig) -> SemanticIds:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unimp_jax.semantic_ids.figures import unexplained
+from unimp_jax.semantic_ids.metrics import unexplained
 
 CHUNK = 16384  # points whose distances to all centres are held at once
 Arrays = tuple[jax.Array, ...]

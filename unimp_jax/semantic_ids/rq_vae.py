@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 
 from unimp_jax.semantic_ids import residual_kmeans as kmeans
-from unimp_jax.semantic_ids.figures import unexplained
+from unimp_jax.semantic_ids.metrics import unexplained
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where figures go as a run makes them: a JSON-lines file that can be trusted, TensorBoard, and a progress bar."""
+"""Where metrics go as a run makes them: a JSON-lines file that can be trusted, TensorBoard, and a progress bar."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class RunLog:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)
 
-    def write(self, step: int, kind: str, figures: dict[str, float]) -> None:
-        """One line of figures; what is not a number is left out."""
+    def write(self, step: int, kind: str, metrics: dict[str, float]) -> None:
+        """One line of metrics; what is not a number is left out."""
         if not self._writes:
             return
-        numbers = {name: float(value) for name, value in figures.items() if not math.isnan(value)}
+        numbers = {name: float(value) for name, value in metrics.items() if not math.isnan(value)}
         self._file.write(json.dumps({"step": step, "kind": kind, **numbers}) + "\n")
         self._file.flush()
         for name, value in numbers.items():

@@ -19,7 +19,7 @@ from unimp_jax.training.feed import Feed
 from unimp_jax.training.log import RunLog, read_log
 from unimp_jax.training.preemption import EndRequest
 from unimp_jax.training.profile import Profile
-from unimp_jax.training.step import StepFigures, TrainState
+from unimp_jax.training.step import StepMetrics, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +74,14 @@ class Run:
       step: the compiled train step.
       batches: (position notes of a checkpoint, or None for the beginning) -> batches from there on.
       to_device: a process's share of a batch -> global arrays.
-      validate: trainable parameters -> figures, among them the metric that tells the best checkpoint.
+      validate: trainable parameters -> metrics, among them the metric that tells the best checkpoint.
       tasks: the tasks' names, for the log.
       flops: of a step, all devices, by `unimp_jax.model.flops`.
       peak_flops: a second, all devices together.
       tokens: token slots of a global batch.
     """
 
-    step: Callable[[TrainState, Any, Batch], tuple[TrainState, StepFigures]]
+    step: Callable[[TrainState, Any, Batch], tuple[TrainState, StepMetrics]]
     batches: Callable[[dict[str, int] | None], Iterator[Any]]
     to_device: Callable[[dict[str, np.ndarray]], Batch]
     validate: Callable[[Any], dict[str, float]]
@@ -146,11 +146,11 @@ def train(
                 return state, False
             batch, arrays = feed.take()
             profile.before(step, state)
-            state, figures = run.step(state, frozen, arrays)
+            state, metrics = run.step(state, frozen, arrays)
             if step < config.steps:
-                feed.fetch(figures.loss)
+                feed.fetch(metrics.loss)
             profile.after(step, state)
-            window.add(batch, figures)
+            window.add(batch, metrics)
             here = {"position": dataclasses.asdict(batch.next_position)}
             if step % config.log_every == 0 or step == config.steps:
                 logged, in_a_row = window.close()
@@ -210,8 +210,8 @@ class _Window:
     def __init__(self, run: Run, notes: Sequence[dict[str, Any]], feed: Feed):
         """`notes`: of the steps that an interrupted process had not yet logged."""
         self._run, self._feed = run, feed
-        self._figures = [
-            StepFigures(**{name: np.asarray(x, np.float32) for name, x in note["figures"].items()}) for note in notes
+        self._metrics = [
+            StepMetrics(**{name: np.asarray(x, np.float32) for name, x in note["metrics"].items()}) for note in notes
         ]
         self._batches = [_Counts(**note["batch"]) for note in notes]
         self._own = 0  # of them, done by this process
@@ -219,30 +219,30 @@ class _Window:
 
     def notes(self) -> list[dict[str, Any]]:
         """What has not been logged yet, as JSON has it."""
-        figures = jax.device_get(self._figures)
+        metrics = jax.device_get(self._metrics)
         return [
-            {"figures": {name: np.asarray(x).tolist() for name, x in vars(one).items()}, "batch": vars(batch)}
-            for one, batch in zip(figures, self._batches, strict=True)
+            {"metrics": {name: np.asarray(x).tolist() for name, x in vars(one).items()}, "batch": vars(batch)}
+            for one, batch in zip(metrics, self._batches, strict=True)
         ]
 
-    def add(self, batch: LoadedBatch, figures: StepFigures) -> None:
-        self._figures.append(figures)
+    def add(self, batch: LoadedBatch, metrics: StepMetrics) -> None:
+        self._metrics.append(metrics)
         self._batches.append(_Counts(batch.num_examples, batch.num_images, batch.fill, dict(batch.left_out)))
         self._own += 1
 
     def resume(self) -> None:
         """Validation and saving do not count as time of a step."""
-        if not self._figures:
+        if not self._metrics:
             self._since = time.perf_counter()
 
     def close(self) -> tuple[dict[str, float], int]:
-        """(the figures since the last call, how many steps in a row have been left out); waits until all are done."""
-        figures = jax.device_get(self._figures)
+        """(the metrics since the last call, how many steps in a row have been left out); waits until all are done."""
+        metrics = jax.device_get(self._metrics)
         seconds = time.perf_counter() - self._since
         own = self._batches[len(self._batches) - self._own :]
-        answers = np.sum([one.task_answers for one in figures], axis=0)
-        entropy = np.sum([one.task_cross_entropy for one in figures], axis=0)
-        good = [one for one in figures if not one.left_out]
+        answers = np.sum([one.task_answers for one in metrics], axis=0)
+        entropy = np.sum([one.task_cross_entropy for one in metrics], axis=0)
+        good = [one for one in metrics if not one.left_out]
         run = self._run
         examples = sum((Counter(batch.left_out) for batch in self._batches), Counter[str]())
         logged = {
@@ -252,7 +252,7 @@ class _Window:
                 f"cross_entropy/{task}": float(entropy[number] / answers[number]) if answers[number] else math.nan
                 for number, task in enumerate(run.tasks)
             },
-            "steps_left_out": float(len(figures) - len(good)),
+            "steps_left_out": float(len(metrics) - len(good)),
             **{f"left_out/{kind}": float(count) for kind, count in sorted(examples.items())},
             "fill": float(np.mean([batch.fill for batch in self._batches])),
             "step_seconds": seconds / len(own),
@@ -260,10 +260,10 @@ class _Window:
             "tokens_per_second": sum(batch.fill for batch in own) * run.tokens / seconds,
             "examples_per_second": sum(batch.num_examples for batch in own) / seconds,
             "images_per_second": sum(batch.num_images for batch in own) / seconds,
-            "answers_per_second": float(np.sum([one.task_answers for one in figures[-len(own) :]])) / seconds,
+            "answers_per_second": float(np.sum([one.task_answers for one in metrics[-len(own) :]])) / seconds,
             "mfu": run.flops * len(own) / seconds / run.peak_flops,
         }
-        in_a_row = int(figures[-1].left_out_in_a_row)
-        self._figures, self._batches, self._own = [], [], 0
+        in_a_row = int(metrics[-1].left_out_in_a_row)
+        self._metrics, self._batches, self._own = [], [], 0
         self._since = time.perf_counter()
         return logged, in_a_row

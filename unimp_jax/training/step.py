@@ -34,7 +34,7 @@ class TrainState:
 
 
 @flax.struct.dataclass
-class StepFigures:
+class StepMetrics:
     """What one step tells; arrays, so that nothing waits for them.
 
     Attributes:
@@ -62,8 +62,8 @@ def microbatches(batch: Batch, count: int) -> Batch:
 def make_train_step(
     graph: nnx.GraphDef, transformation: optax.GradientTransformation, *, objective: ObjectiveConfig, num_tasks: int,
     accumulate: int, seed: int, guard: GuardConfig,
-) -> Callable[[TrainState, Any, Batch], tuple[TrainState, StepFigures]]:  # fmt: skip
-    """(state, frozen parameters, batch) -> (state, figures); to be jitted with the state donated.
+) -> Callable[[TrainState, Any, Batch], tuple[TrainState, StepMetrics]]:  # fmt: skip
+    """(state, frozen parameters, batch) -> (state, metrics); to be jitted with the state donated.
 
     Gradients are taken of `state.trainable` alone. With `accumulate` > 1 the batch is worked through in so many parts,
     one after the other; the loss is normalised over all of it all the same. A step that `guard` leaves out changes
@@ -87,7 +87,7 @@ def make_train_step(
         )
         return loss, per_task(plain_BA, batch, num_tasks)
 
-    def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, StepFigures]:
+    def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, StepMetrics]:
         num_answers = count_answers(batch.answer_weights)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradient_of = jax.value_and_grad(losses, has_aux=True)
@@ -113,8 +113,8 @@ def make_train_step(
             lambda new, old: jnp.where(good, new, old), after, (state.trainable, state.optimizer)
         )
         entropy, answers = (jnp.where(good, x, 0) for x in tasks)
-        figures = StepFigures(loss, norm, entropy, answers, ~good, seen.in_a_row)
-        return TrainState(state.step + 1, trainable, optimizer, seen), figures
+        metrics = StepMetrics(loss, norm, entropy, answers, ~good, seen.in_a_row)
+        return TrainState(state.step + 1, trainable, optimizer, seen), metrics
 
     return train_step
 

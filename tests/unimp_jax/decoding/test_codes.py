@@ -1,4 +1,4 @@
-"""Codes of pictures: no other token, exactly so many, and what recomputing the whole prefix says, guided or not."""
+"""Codes of images: no other token, exactly so many, and what recomputing the whole prefix says, guided or not."""
 
 import dataclasses
 

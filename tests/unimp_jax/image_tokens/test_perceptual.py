@@ -56,7 +56,7 @@ def lpips_of_torch(vgg, linear, one, other):
     return sum(distances).mean()
 
 
-def pictures(size):
+def images(size):
     return np.random.default_rng(0).uniform(-1, 1, (2, 2, size, size, 3)).astype(np.float32)
 
 
@@ -71,7 +71,7 @@ def test_lpips_from_its_two_files_and_from_a_taming_checkpoint(weights, tmp_path
         inside[f"{root}net.slice{slices[int(number)]}.{number}.{kind}"] = array
     inside |= {f"{root}{key}": array for key, array in linear.items()}
     torch.save({"state_dict": inside | {"encoder.conv_in.bias": torch.zeros(3)}}, tmp_path / "last.ckpt")
-    one, other = pictures(32)
+    one, other = images(32)
     expected = lpips_of_torch(vgg, linear, *(torch.tensor(x).permute(0, 3, 1, 2) for x in (one, other)))
     for files in (("vgg16.pth", "vgg.pth"), ("last.ckpt",)):
         model = read_lpips([tmp_path / file for file in files])
@@ -82,10 +82,10 @@ def test_lpips_from_its_two_files_and_from_a_taming_checkpoint(weights, tmp_path
         read_lpips([tmp_path / "vgg.pth", tmp_path / "vgg.pth"])
 
 
-def test_distance_in_a_tower_is_0_of_equal_pictures_and_has_a_gradient():
+def test_distance_in_a_tower_is_0_of_equal_images_and_has_a_gradient():
     config = VisionConfig(image_size=16, patch_size=8, width=8, layers=1, heads=2, mlp_width=8)
     tower = VisionTower(config, DTypes(), Loop(), nnx.Rngs(0))
-    one, other = pictures(32)
+    one, other = images(32)
     assert tower_distance(tower, one, one) == 0
     distance, gradient = jax.value_and_grad(lambda one: tower_distance(tower, one, other))(one)
     assert distance > 0

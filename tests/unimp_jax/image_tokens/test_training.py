@@ -30,14 +30,14 @@ TRAINER = Trainer(
 )
 
 
-def random_pictures(seed=0):
+def random_images(seed=0):
     return np.random.default_rng(seed).integers(0, 256, (4, 16, 16, 3), np.uint8)
 
 
 def stepped(trainer, state=None, images=None):
-    """(before, after, figures) of a step."""
+    """(before, after, metrics) of a step."""
     before = trainer.begin(trainer.new_model()) if state is None else state
-    return before, *jax.jit(make_step(trainer))(before, {}, random_pictures() if images is None else images)
+    return before, *jax.jit(make_step(trainer))(before, {}, random_images() if images is None else images)
 
 
 def moved(before, after):
@@ -49,9 +49,9 @@ def moved(before, after):
 def test_one_pass_gives_the_gradients_of_the_whole_loss(adaptive):
     """Against the loss written down as the paper has it, its parts differentiated one by one."""
     trainer = dataclasses.replace(TRAINER, loss=dataclasses.replace(TRAINER.loss, adaptive=adaptive))
-    before, after, figures = stepped(trainer)
+    before, after, metrics = stepped(trainer)
     graph, judging = nnx.graphdef(trainer.new_model()), nnx.graphdef(trainer.new_discriminator())
-    images = from_pixels(random_pictures())
+    images = from_pixels(random_images())
 
     def reconstructed(parameters):
         model = nnx.merge(graph, parameters)
@@ -75,7 +75,7 @@ def test_one_pass_gives_the_gradients_of_the_whole_loss(adaptive):
     of_cost = jax.grad(lambda parameters: reconstructed(parameters)[1])(before.model)
     whole = jax.tree.map(lambda a, b, c: a + weight * b + c, of_likeness, of_verdict, of_cost)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), moved(before.model, after.model), whole)
-    assert figures.scale == pytest.approx(scale if adaptive else 1, rel=1e-4)
+    assert metrics.scale == pytest.approx(scale if adaptive else 1, rel=1e-4)
 
     def confusion(parameters):
         critic = nnx.merge(judging, parameters)
@@ -95,8 +95,8 @@ def test_the_discriminator_waits_for_its_step():
     _, without, _ = stepped(none)
     assert without.adversary is None
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.model, without.model)
-    _, second, figures = stepped(late, after)
-    assert figures.scale > 0
+    _, second, metrics = stepped(late, after)
+    assert metrics.scale > 0
     assert not jax.tree.all(jax.tree.map(np.array_equal, after.adversary.parameters, second.adversary.parameters))
 
 
@@ -107,7 +107,7 @@ def test_dead_codes_are_revived_and_used_ones_are_not():
     state.model["codebook"][...] = far
     _, after, _ = stepped(trainer, state)
     latents = (
-        nnx.merge(nnx.graphdef(trainer.new_model()), state.model).encode(from_pixels(random_pictures())).reshape(-1, 3)
+        nnx.merge(nnx.graphdef(trainer.new_model()), state.model).encode(from_pixels(random_images())).reshape(-1, 3)
     )
     words = np.asarray(after.model["codebook"][...])
     for word in words[3:]:
@@ -121,8 +121,8 @@ def test_a_step_whose_loss_is_no_number_changes_nothing():
     trainer = dataclasses.replace(TRAINER, quantiser=QuantiserConfig(average=0.9, revive_every=1))
     state = trainer.begin(trainer.new_model())
     state.model["decoder"]["conv_out"]["bias"][...] = jnp.full(3, jnp.nan)
-    before, after, figures = stepped(trainer, state)
-    assert figures.left_out
+    before, after, metrics = stepped(trainer, state)
+    assert metrics.left_out
     assert after.step == 1
     for name in ("model", "codebook", "adversary"):
         same = jax.tree.map(
@@ -141,16 +141,16 @@ def test_a_step_of_the_discriminator_that_would_do_harm_is_left_out_alone(monkey
         state = dataclasses.replace(state, adversary=dataclasses.replace(state.adversary, guard=usual))
     else:  # of its own loss alone
         monkeypatch.setattr(adversary, "hinge", lambda real, made: hinge(real, made) * factor)
-    before, after, figures = stepped(trainer, state)
-    assert not figures.left_out
-    assert figures.discriminator_left_out
-    assert figures.discriminator_left_out_in_a_row == 1
+    before, after, metrics = stepped(trainer, state)
+    assert not metrics.left_out
+    assert metrics.discriminator_left_out
+    assert metrics.discriminator_left_out_in_a_row == 1
     assert after.adversary.guard.left_out == 1
     assert after.guard.good == 1
     for name in ("parameters", "optimizer"):
         jax.tree.map(np.testing.assert_array_equal, getattr(before.adversary, name), getattr(after.adversary, name))
     assert not np.array_equal(before.model["codebook"][...], after.model["codebook"][...])
-    logged = means([jax.device_get(figures)] * 2)
+    logged = means([jax.device_get(metrics)] * 2)
     assert (logged["discriminator_steps_left_out"], logged["discriminator_left_out_in_a_row"]) == (2, 1)
 
 
@@ -163,8 +163,8 @@ def test_it_learns():
     )
     step, state, errors = jax.jit(make_step(trainer)), trainer.begin(trainer.new_model()), []
     for _ in range(60):
-        state, figures = step(state, {}, np.repeat(random_pictures()[:, :2, :2], 8, axis=1).repeat(8, axis=2))
-        errors.append(float(figures.squared))
+        state, metrics = step(state, {}, np.repeat(random_images()[:, :2, :2], 8, axis=1).repeat(8, axis=2))
+        errors.append(float(metrics.squared))
     assert errors[-1] < 0.5 * errors[0]
 
 

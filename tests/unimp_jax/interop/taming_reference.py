@@ -65,7 +65,7 @@ def random_state(widths: tuple[int, ...], blocks: int, attends: tuple[int, ...],
 
 
 class Taming:
-    """Pictures are [B, 3, H, W]."""
+    """Images are [B, 3, H, W]."""
 
     def __init__(self, state: State):
         self.state = state

@@ -68,7 +68,7 @@ each_geometry = pytest.mark.parametrize("config", GEOMETRIES.values(), ids=GEOME
 
 
 def random_inputs(config: ModelConfig, rows=2, length=11, images=3, seed=0):
-    """Tokens, pictures, and of each token the picture that most recently precedes it, -1 for the first few."""
+    """Tokens, images, and of each token the image that most recently precedes it, -1 for the first few."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, config.decoder.vocab_size + config.decoder.new_tokens, (rows, length), dtype=np.int32)
     tokens[:, -1] = config.decoder.vocab_size + config.decoder.new_tokens - 1
@@ -78,19 +78,19 @@ def random_inputs(config: ModelConfig, rows=2, length=11, images=3, seed=0):
     return tokens, pixels.astype(np.float32), index
 
 
-def our_logits(model: UniMP, tokens, pictures, index) -> np.ndarray:
+def our_logits(model: UniMP, tokens, images, index) -> np.ndarray:
     ones = np.ones_like(tokens)
-    there = np.ones(pictures.shape[:2], np.int32)
-    batch = batch_of(tokens, ones, ones * np.arange(tokens.shape[1]), index, np.moveaxis(pictures, 2, -1), there)
+    there = np.ones(images.shape[:2], np.int32)
+    batch = batch_of(tokens, ones, ones * np.arange(tokens.shape[1]), index, np.moveaxis(images, 2, -1), there)
     return np.asarray(all_logits(model, batch))
 
 
-def their_logits(model, tokens, pictures, index) -> np.ndarray:
-    mask = (index[:, :, None] == np.arange(pictures.shape[1])).astype(np.int64)
+def their_logits(model, tokens, images, index) -> np.ndarray:
+    mask = (index[:, :, None] == np.arange(images.shape[1])).astype(np.int64)
     with torch.no_grad():
         out = model.eval()(
             input_ids=torch.tensor(tokens, dtype=torch.long),
-            pixel_values=torch.tensor(pictures),
+            pixel_values=torch.tensor(images),
             image_attention_mask=torch.tensor(mask),
             use_cache=False,
         )
@@ -147,10 +147,10 @@ def test_our_export_gives_our_logits(config, tmp_path):
     folder = export(tmp_path / "exported", ours)
     theirs, info = IdeficsForVisionText2Text.from_pretrained(folder, output_loading_info=True)
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    tokens, pictures, index = random_inputs(config)
-    found = our_logits(ours, tokens, pictures, index)
-    check(their_logits(theirs, tokens, pictures, index), found)
-    assert np.abs(our_logits(ours, tokens, 0 * pictures, index) - found).max() > 1e-2, "pictures matter"
+    tokens, images, index = random_inputs(config)
+    found = our_logits(ours, tokens, images, index)
+    check(their_logits(theirs, tokens, images, index), found)
+    assert np.abs(our_logits(ours, tokens, 0 * images, index) - found).max() > 1e-2, "images matter"
 
 
 @pytest.mark.parametrize("shard_bytes", [SHARD_BYTES, 30_000], ids=["one file", "shards"])

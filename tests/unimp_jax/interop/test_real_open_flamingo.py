@@ -80,21 +80,21 @@ def test_export_loads_and_gives_the_same_logits(make, every, tmp_path):
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, VOCABULARY, (2, 14), dtype=np.int32)
     tokens[0, [1, 5, 9]] = tokens[1, [0, 4, 11]] = MEDIA
-    pictures = rng.normal(size=(2, 3, 3, 16, 16)).astype(np.float32)
+    images = rng.normal(size=(2, 3, 3, 16, 16)).astype(np.float32)
     with torch.no_grad():
         expected = theirs(
-            torch.tensor(pictures)[:, :, None],
+            torch.tensor(images)[:, :, None],
             torch.tensor(tokens, dtype=torch.long),
             attention_mask=torch.ones(tokens.shape, dtype=torch.long),
         ).logits.numpy()
     ones, there = np.ones_like(tokens), np.ones((2, 3), np.int32)
     index = np.cumsum(tokens == MEDIA, axis=1, dtype=np.int32) - 1
-    batch = batch_of(tokens, ones, ones * np.arange(14), index, np.moveaxis(pictures, 2, -1), there)
+    batch = batch_of(tokens, ones, ones * np.arange(14), index, np.moveaxis(images, 2, -1), there)
     assert expected.std() > 0.05, "the tolerance is far below what there is to see"
     found = np.asarray(all_logits(ours, batch))
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
     blind = np.asarray(all_logits(ours, batch.replace(images=np.zeros_like(batch.images))))
-    assert np.abs(blind - found).max() > 1e-2, "pictures matter"
+    assert np.abs(blind - found).max() > 1e-2, "images matter"
 
 
 @pytest.mark.parametrize("shard_bytes", [SHARD_BYTES, 300_000], ids=["one file", "shards"])

@@ -15,10 +15,10 @@ from transformers import AutoTokenizer
 from tests.unimp_jax.interop.support import write_config
 from tests.unimp_jax.interop.test_bad_input import LAST, LLAMA, arrays, refused, save_tokenizer
 from unimp_jax.interop.checked import check_arrays, read_finite
+from unimp_jax.interop.feature_extractors import read_clip, read_inception
 from unimp_jax.interop.importing import ImportConfig, add_flamingo_tokens, import_weights
 from unimp_jax.interop.layout import WeightsError
 from unimp_jax.interop.lpips import read_lpips
-from unimp_jax.interop.picture_towers import read_clip, read_inception
 from unimp_jax.interop.vqgan import read_vqgan
 from unimp_jax.interop.weights import open_weights, read_json
 from unimp_jax.model import DecoderConfig

@@ -1,4 +1,4 @@
-"""VQGANs of diffusers and taming-transformers: the same codes, latents and pictures, in both directions."""
+"""VQGANs of diffusers and taming-transformers: the same codes, latents and images, in both directions."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def random_model(config):
         if parameter.ndim == 1:
             parameter.data += 0.3 * torch.randn_like(parameter)
     with torch.no_grad():
-        latents = model.encode(torch.from_numpy(random_pictures(config)).permute(0, 3, 1, 2)).latents
+        latents = model.encode(torch.from_numpy(random_images(config)).permute(0, 3, 1, 2)).latents
     model.quantize.embedding.weight.data = some_of(latents.permute(0, 2, 3, 1), config.codes)
     return model.eval()
 
@@ -55,12 +55,12 @@ def some_of(latents, count):
     return drawn + 0.01 * torch.randn_like(drawn)
 
 
-def random_pictures(config, count=3):
+def random_images(config, count=3):
     return np.random.default_rng(0).uniform(-1, 1, (count, config.image_size, config.image_size, 3)).astype(np.float32)
 
 
 def theirs(model, images):
-    """(latents [B, h, w, Z], codes [B, h, w], decoded pictures [B, H, W, 3]) of diffusers' model."""
+    """(latents [B, h, w, Z], codes [B, h, w], decoded images [B, H, W, 3]) of diffusers' model."""
     with torch.no_grad():
         latents = model.encode(torch.from_numpy(images).permute(0, 3, 1, 2)).latents
         codes = model.quantize(latents)[2][2]
@@ -70,7 +70,7 @@ def theirs(model, images):
 
 
 def assert_equal(model: VQGAN, images, expected):
-    """Ours says the same of pictures as theirs."""
+    """Ours says the same of images as theirs."""
     graph, state = nnx.split(model)
 
     @jax.jit
@@ -95,14 +95,14 @@ def test_import_from_diffusers(config, tmp_path):
     ours, unused = read_vqgan(tmp_path / "ours")
     assert ours.config == config
     assert not unused
-    images = random_pictures(config)
+    images = random_images(config)
     assert_equal(ours, images, theirs(model, images))
 
 
 @geometries
 def test_export_to_diffusers(config, tmp_path):
     ours = VQGAN(config, rngs=nnx.Rngs(3))
-    images = random_pictures(config)
+    images = random_images(config)
     ours.codebook[...] = jnp.asarray(some_of(torch.from_numpy(np.array(ours.encode(images))), config.codes))
     write_vqgan(tmp_path / "ours", ours)
     model, loading = diffusers.VQModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
@@ -128,7 +128,7 @@ def test_attention_as_diffusers_named_it_at_first(tmp_path):
         state = {key.replace(f".{now}.", f".{then}."): array for key, array in state.items()}
     torch.save(state, file)
     ours, unused = read_vqgan(tmp_path / "pipeline")
-    images = random_pictures(config)
+    images = random_images(config)
     assert not unused
     assert_equal(ours, images, theirs(model, images))
 
@@ -147,7 +147,7 @@ def save_as_lightning(path, state, monkeypatch):
 @pytest.mark.parametrize("attends", [(), (1,)])
 def test_import_from_taming(attends, tmp_path, monkeypatch):
     state = random_state((32, 64), 2, attends, latents=6, codes=40, width=4)
-    images = random_pictures(GEOMETRIES[0])
+    images = random_images(GEOMETRIES[0])
     latents = Taming(state).encode(torch.from_numpy(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     state["quantize.embedding.weight"] = some_of(latents, 40)
     save_as_lightning(tmp_path / "last.ckpt", state, monkeypatch)

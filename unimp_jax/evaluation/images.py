@@ -1,6 +1,6 @@
-"""Figures of generated pictures for each user, from features that some tower makes of them.
+"""Metrics of generated images for each user, from features that some tower makes of them.
 
-Letters: P people, who asked a question each; S pictures generated for one; R pictures that nobody asked for, to compare
+Letters: P users, who asked a question each; S images generated for one; R images that nobody asked for, to compare
 with; F features. Distances are Euclidean.
 """
 
@@ -21,23 +21,23 @@ PerUser = dict[str, np.ndarray]
 SAME_QUERY = "closer, same query"
 
 
-def picture_scores(
+def image_scores(
     generated_PSF: np.ndarray,
     wanted_PF: np.ndarray,
     random_PRF: np.ndarray,
     alike_PRF: np.ndarray,
     queries: Sequence[str],
 ) -> PerUser:
-    """What `picture_figures` makes figures of; of all, more is better.
+    """What `image_metrics` makes metrics of; of all, more is better.
 
     Args:
-      generated_PSF: of the pictures generated for each question.
-      wanted_PF: of the picture of the item that each person truly met.
-      random_PRF, alike_PRF: of the pictures of R other items, drawn for each; among all, and among those of the query.
+      generated_PSF: of the images generated for each question.
+      wanted_PF: of the image of the item that each user truly met.
+      random_PRF, alike_PRF: of the images of R other items, drawn for each; among all, and among those of the query.
       queries: what each asked for.
 
     Returns:
-      float64 [P] by name. Sets, for precision and recall, are each person's first picture and all the wanted ones, so
+      float64 [P] by name. Sets, for precision and recall, are each user's first image and all the wanted ones, so
       that they are of one size whatever S is.
     """
     precision_P, recall_P = precision_and_recall(generated_PSF[:, 0], wanted_PF)
@@ -53,25 +53,25 @@ def picture_scores(
     return scores | ({"own diversity": apart(generated_PSF)} if generated_PSF.shape[1] > 1 else {})
 
 
-def picture_distances(generated_PSF: np.ndarray, wanted_PF: np.ndarray) -> PerUser:
-    """Figures of which less is better: float64 [P] by name, whose means they are."""
+def image_distances(generated_PSF: np.ndarray, wanted_PF: np.ndarray) -> PerUser:
+    """Metrics of which less is better: float64 [P] by name, whose means they are."""
     return {
         "Fréchet distance": frechet_values(generated_PSF[:, 0], wanted_PF),
         "distance to wanted": _distances(generated_PSF, wanted_PF[:, None]).mean(axis=(1, 2)),
     }
 
 
-def picture_figures(scores: PerUser) -> dict[str, Callable[[Means], np.ndarray]]:
-    """Those of `PICTURE_FIGURES` that `scores`, made by `picture_scores`, have something for."""
+def image_metrics(scores: PerUser) -> dict[str, Callable[[Means], np.ndarray]]:
+    """Those of `IMAGE_METRICS` that `scores`, made by `image_scores`, have something for."""
     there = {*scores, "diversity"} if scores["with others"].any() else {*scores}
-    return {name: formula for name, formula in PICTURE_FIGURES.items() if name in there}
+    return {name: formula for name, formula in IMAGE_METRICS.items() if name in there}
 
 
 def _mean(name: str) -> Callable[[Means], np.ndarray]:
     return lambda means: means[name]
 
 
-PICTURE_FIGURES: dict[str, Callable[[Means], np.ndarray]] = {
+IMAGE_METRICS: dict[str, Callable[[Means], np.ndarray]] = {
     "closer": _mean("closer"),
     SAME_QUERY: _mean(SAME_QUERY),
     "precision": _mean("precision"),
@@ -84,7 +84,7 @@ PICTURE_FIGURES: dict[str, Callable[[Means], np.ndarray]] = {
 
 
 def closer(generated_PSF: np.ndarray, wanted_PF: np.ndarray, others_PRF: np.ndarray) -> np.ndarray:
-    """How often a person's generated pictures lie closer to the wanted one than to another, ties as half.
+    """How often a user's generated images lie closer to the wanted one than to another, ties as half.
 
     Returns:
       float64 [P], the share of all S x R comparisons; by chance 1/2.
@@ -96,37 +96,37 @@ def closer(generated_PSF: np.ndarray, wanted_PF: np.ndarray, others_PRF: np.ndar
 
 
 def apart(generated_PSF: np.ndarray) -> np.ndarray:
-    """The mean distance between two pictures of one person: float64 [P].
+    """The mean distance between two images of one user: float64 [P].
 
     Raises:
       ValueError: there is but one.
     """
     samples = generated_PSF.shape[1]
     if samples < 2:
-        raise ValueError("one picture a person has no distance to another: two or more are needed")
+        raise ValueError("one image a user has no distance to another: two or more are needed")
     return _distances(generated_PSF, generated_PSF).sum(axis=(1, 2)) / (samples * (samples - 1))
 
 
 def apart_from_others(generated_PSF: np.ndarray, queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """How far a person's pictures are from those of others with the same query, on average, and 1 (float64 [P] each); 0
-    and 0 where there is no other. The sum of the former over that of the latter is the diversity of a query's pictures
-    across people; compared with `apart`, it tells how much is due to who asks."""
+    """How far a user's images are from those of others with the same query, on average, and 1 (float64 [P] each); 0
+    and 0 where there is no other. The sum of the former over that of the latter is the diversity of a query's images
+    across users; compared with `apart`, it tells how much is due to who asks."""
     total_P, shared_P = np.zeros(len(queries)), np.zeros(len(queries))
     for query in dict.fromkeys(queries):
-        people = np.array([person for person, other in enumerate(queries) if other == query])
-        if len(people) < 2:
+        users = np.array([user for user, other in enumerate(queries) if other == query])
+        if len(users) < 2:
             continue
-        pictures = generated_PSF[people].reshape(-1, generated_PSF.shape[-1])
-        for person in people:
-            own_SF = generated_PSF[person]
+        images = generated_PSF[users].reshape(-1, generated_PSF.shape[-1])
+        for user in users:
+            own_SF = generated_PSF[user]
             within = cdist(own_SF, own_SF).sum()
-            total_P[person] = (cdist(own_SF, pictures).sum() - within) / (len(own_SF) ** 2 * (len(people) - 1))
-        shared_P[people] = 1
+            total_P[user] = (cdist(own_SF, images).sum() - within) / (len(own_SF) ** 2 * (len(users) - 1))
+        shared_P[users] = 1
     return total_P, shared_P
 
 
 def clip_score(generated_PSF: np.ndarray, query_PF: np.ndarray) -> np.ndarray:
-    """100 max(cosine, 0) of CLIP's embeddings of picture and query, averaged over a person's pictures: float64 [P]
+    """100 max(cosine, 0) of CLIP's embeddings of image and query, averaged over a user's images: float64 [P]
     (arXiv:2104.08718, scaled to 100 as libraries do)."""
     cosine_PS = np.einsum("psf,pf->ps", _unit(generated_PSF), _unit(query_PF))
     return 100 * np.maximum(cosine_PS, 0).mean(axis=1)
@@ -134,7 +134,7 @@ def clip_score(generated_PSF: np.ndarray, query_PF: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class SignTest:
-    """How many people lie above chance and how many below, and the two-sided p-value if both were as likely."""
+    """How many users lie above chance and how many below, and the two-sided p-value if both were as likely."""
 
     above: int
     below: int
@@ -142,14 +142,14 @@ class SignTest:
 
 
 def sign_test(shares: np.ndarray, chance: float = 0.5) -> SignTest:
-    """Of one share a person; those exactly at chance are left out."""
+    """Of one share a user; those exactly at chance are left out."""
     above, below = int((shares > chance).sum()), int((shares < chance).sum())
     p_value = scipy.stats.binomtest(above, above + below).pvalue if above + below else 1.0
     return SignTest(above, below, float(p_value))
 
 
 def _distances(first_PNF: np.ndarray, second_PMF: np.ndarray) -> np.ndarray:
-    """Of each person's pictures: float64 [P, N, M]."""
+    """Of each user's images: float64 [P, N, M]."""
     return np.stack([cdist(*pair) for pair in zip(first_PNF, second_PMF, strict=True)])
 
 

@@ -1,4 +1,4 @@
-"""Towers that pictures are measured by, from the files that others publish: a CLIP folder, or Inception's weights."""
+"""Towers that images are measured by, from the files that others publish: a CLIP folder, or Inception's weights."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from flax import nnx
 
+from unimp_jax.feature_extractors import CLIP, Inception
+from unimp_jax.feature_extractors.inception import units
 from unimp_jax.interop.clip import clip_config, transformers_clip_whole, vision_root
 from unimp_jax.interop.filling import filled
 from unimp_jax.interop.layout import Table, entry
 from unimp_jax.interop.weights import open_weights, read_json, understood
-from unimp_jax.picture_towers import CLIP, Inception
-from unimp_jax.picture_towers.inception import units
 
 
 def read_clip(folder: Path) -> CLIP:

@@ -1,10 +1,10 @@
-"""Pictures that a source names by URL: fetched many at a time into a folder, with which the next run goes on.
+"""Images that a source names by URL: fetched many at a time into a folder, with which the next run goes on.
 
-    FOLDER/ITEM.jpg        a picture, whole and tried, whatever its format (ITEM.png and the like will do as well)
+    FOLDER/ITEM.jpg        an image, whole and tried, whatever its format (ITEM.png and the like will do as well)
     FOLDER/failed.jsonl    what is not asked for again: item, url, reason
 
-A picture that is there is never asked for, nor is one of whose URL it is known that it leads to none (it is gone, too
-large, or no picture). What may be otherwise next time (no connection, a server that is busy or refuses, a picture cut
+An image that is there is never asked for, nor is one of whose URL it is known that it leads to none (it is gone, too
+large, or no image). What may be otherwise next time (no connection, a server that is busy or refuses, an image cut
 off) is asked for again as the limits say, and then by the next run.
 """
 
@@ -24,42 +24,42 @@ from data_pipelines.atomic import atomic_file
 from data_pipelines.errors import DataError
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.fetching import Fetcher, Limits, Unavailable, Unusable
-from data_pipelines.sources.pictures import PictureFiles, try_picture
+from data_pipelines.sources.images import ImageFiles, try_image
 
 BATCH = 1000
 GIVE_UP = 50
-"""So many pictures one after another that could not be had now: nothing more is asked for."""
+"""So many images one after another that could not be had now: nothing more is asked for."""
 
 
 def fault_of(encoded: bytes) -> str:
-    """Why bytes are not a whole picture of something; "" where they are."""
+    """Why bytes are not a whole image of something; "" where they are."""
     try:
-        width, height = try_picture(encoded)
+        width, height = try_image(encoded)
     except DataError as error:
         return str(error)
     return "a single pixel, which stands for none" if width * height == 1 else ""
 
 
-class FetchedPictures:
-    """Encoded pictures by item, from a folder of files; where it is missing, that is noted and no item has one."""
+class FetchedImages:
+    """Encoded images by item, from a folder of files; where it is missing, that is noted and no item has one."""
 
     def __init__(self, folder: Path, faults: Faults, limits: Limits | None = None):
         self._folder, self._faults, self._limits = folder, faults, limits or Limits()
         self._reasons: dict[str, str] = {}
         self._failed: dict[str, str] = {}  # item -> URL
-        self._files: PictureFiles | None = None
+        self._files: ImageFiles | None = None
         self._read_failures()
 
     def read(self, item: str) -> bytes:
-        """The picture's bytes, or b"" (and a note) where it is missing or does not decode."""
+        """The image's bytes, or b"" (and a note) where it is missing or does not decode."""
         if not os.path.isdir(self._folder):
-            note = f"{self._folder} does not exist: no item has a picture"
-            if note not in self._faults.pictures:
-                self._faults.pictures.append(note)
+            note = f"{self._folder} does not exist: no item has an image"
+            if note not in self._faults.images:
+                self._faults.images.append(note)
             return b""
         files, stem = self._known(), _stem(item)
         if stem not in files:
-            self._faults.pictures.append(f"{item}: {self._reasons.get(item, f'{stem}.jpg is missing')}")
+            self._faults.images.append(f"{item}: {self._reasons.get(item, f'{stem}.jpg is missing')}")
             return b""
         try:
             encoded = files.read(stem)
@@ -67,32 +67,32 @@ class FetchedPictures:
         except DataError as error:
             fault = str(error)
         if fault:
-            self._faults.pictures.append(f"{files.name(stem)} is broken ({fault}); without it, it can be fetched")
+            self._faults.images.append(f"{files.name(stem)} is broken ({fault}); without it, it can be fetched")
             return b""
         return encoded
 
-    def _known(self) -> PictureFiles:
+    def _known(self) -> ImageFiles:
         if self._files is None:
-            self._files = PictureFiles(self._folder, self._faults)
+            self._files = ImageFiles(self._folder, self._faults)
         return self._files
 
     def fetch(self, urls: Mapping[str, str]) -> None:
         """Fetches what is not there, of item -> URL.
 
         Raises:
-          DataError: the folder cannot be made or written to, or `GIVE_UP` pictures one after another could not be had
+          DataError: the folder cannot be made or written to, or `GIVE_UP` images one after another could not be had
             now; those that were fetched stay.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{self._folder} cannot be made ({error.strerror}): pictures need it") from error
+            raise DataError(f"{self._folder} cannot be made ({error.strerror}): images need it") from error
         wanted = [(item, url) for item, url in urls.items() if self._failed.get(item) != url]
         there, self._files = self._known(), None
         wanted = [(item, url) for item, url in wanted if _stem(item) not in there]
         in_a_row = 0
-        pool = ThreadPoolExecutor(self._limits.connections, "pictures")
-        with Fetcher(self._limits) as fetcher, tqdm(total=len(wanted), desc="pictures", disable=None) as progress:
+        pool = ThreadPoolExecutor(self._limits.connections, "images")
+        with Fetcher(self._limits) as fetcher, tqdm(total=len(wanted), desc="images", disable=None) as progress:
             try:
                 for start in range(0, len(wanted), BATCH):
                     batch = wanted[start : start + BATCH]
@@ -104,21 +104,21 @@ class FetchedPictures:
                             self._note(item, url, fault)
                         if in_a_row == GIVE_UP:
                             raise DataError(
-                                f"{in_a_row} pictures one after another could not be fetched, at last "
+                                f"{in_a_row} images one after another could not be fetched, at last "
                                 f"{self._reasons[item]}; what was fetched stays, and the same command goes on"
                             )
             finally:
                 pool.shutdown(cancel_futures=True)
 
     def _keep(self, fetcher: Fetcher, item: str, url: str) -> Unusable | Unavailable | None:
-        """Puts one picture into the folder, or returns why not."""
+        """Puts one image into the folder, or returns why not."""
         try:
             encoded = fetcher.get(url)
             if fault := fault_of(encoded):
-                raise Unusable(f"not a picture: {fault}")
+                raise Unusable(f"not an image: {fault}")
         except (Unusable, Unavailable) as failure:
             return failure
-        except Exception as error:  # whatever a server makes of an answer, it is one picture's
+        except Exception as error:  # whatever a server makes of an answer, it is one image's
             return Unavailable(" ".join(str(error).split())[:200] or type(error).__name__)
         path = self._folder / f"{_stem(item)}.jpg"
         try:
@@ -132,7 +132,7 @@ class FetchedPictures:
 
     def _unwritable(self, error: OSError) -> DataError:
         return DataError(
-            f"{self._folder}: pictures cannot be written ({error.strerror}); what was fetched stays, and the same "
+            f"{self._folder}: images cannot be written ({error.strerror}); what was fetched stays, and the same "
             "command goes on"
         )
 

@@ -3,7 +3,7 @@
 `tests/golden/inception.npz` was written by this file, with pytorch-fid 0.3.0 and torchvision 0.28.0 on torch 2.13.0:
 
     pip install --no-deps --target reference pytorch-fid==0.3.0 torchvision==0.28.0
-    PYTHONPATH=reference python -m tests.unimp_jax.picture_towers.inception_reference tests/golden/inception.npz
+    PYTHONPATH=reference python -m tests.unimp_jax.feature_extractors.inception_reference tests/golden/inception.npz
 
 They stay out of the environment of the tests. torchvision comes as a build for CUDA; beside a torch for CPUs it lacks
 its operators, of which Inception needs none, and what finds it installed (transformers) fails.
@@ -35,14 +35,14 @@ def random_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarra
     return weights
 
 
-def random_pictures() -> np.ndarray:
+def random_images() -> np.ndarray:
     """uint8 [2, 20, 20, 3]: noise, and a gradient."""
     noise = np.random.default_rng(0).integers(0, 256, (20, 20, 3))
     gradient = np.add.outer(np.arange(20) * 9, np.arange(60) * 1).reshape(20, 20, 3)
     return np.stack([noise, gradient]).astype(np.uint8)
 
 
-def reference_features(pictures: np.ndarray) -> np.ndarray:
+def reference_features(images: np.ndarray) -> np.ndarray:
     """float32 [N, 2048], by pytorch-fid's own class."""
     import torch
 
@@ -59,10 +59,10 @@ def reference_features(pictures: np.ndarray) -> np.ndarray:
     reference.load_state_dict_from_url = load  # in the place of the download
     torch.nn.Module.load_state_dict.__defaults__ = (False, False)
     model = reference.InceptionV3([3]).eval()
-    scaled = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    scaled = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         return model(scaled)[0].squeeze(3).squeeze(2).numpy()
 
 
 if __name__ == "__main__":
-    np.savez_compressed(Path(sys.argv[1]), features=reference_features(random_pictures()))
+    np.savez_compressed(Path(sys.argv[1]), features=reference_features(random_images()))

@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class CodebookFigures:
+class CodebookMetrics:
     """What `describe` finds; tuples have a value for each learned level."""
 
     items: int
@@ -41,8 +41,8 @@ class CodebookFigures:
 
 def describe(
     codes: np.ndarray, final: np.ndarray, *, size: int = 512, errors: Sequence[float] | None = None
-) -> CodebookFigures:
-    """Figures of learned codes, and of the ids that `resolve` made of them.
+) -> CodebookMetrics:
+    """Metrics of learned codes, and of the ids that `resolve` made of them.
 
     Args:
       codes: int [I, L], each below `size`.
@@ -62,7 +62,7 @@ def describe(
     shares_LK = counts_LK / num_items
     entropy_L = -(shares_LK * np.log(np.where(shares_LK > 0, shares_LK, 1))).sum(axis=1)
     _, groups = np.unique(codes, axis=0, return_counts=True)
-    return CodebookFigures(
+    return CodebookMetrics(
         items=num_items,
         used=tuple((counts_LK > 0).mean(axis=1).tolist()),
         perplexity=tuple(np.exp(entropy_L).tolist()),

@@ -1,4 +1,4 @@
-"""Pictures of a source: from a zip archive or a folder, each tried before it is kept."""
+"""Images of a source: from a zip archive or a folder, each tried before it is kept."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from data_pipelines.errors import DataError
-from data_pipelines.opening import LARGEST_BYTES, open_picture
+from data_pipelines.opening import LARGEST_BYTES, open_image
 from data_pipelines.sources.checks import Faults
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Of files that are pictures, in any case; of two files of one name, the first of these counts."""
+"""Of files that are images, in any case; of two files of one name, the first of these counts."""
 DEPTH = 2
-"""Folders in a folder of pictures that are looked into."""
+"""Folders in a folder of images that are looked into."""
 TRIED = 1024
 """Pixels to which a JPEG is reduced, at least, when it is tried."""
 
 
-def try_picture(encoded: bytes) -> tuple[int, int]:
+def try_image(encoded: bytes) -> tuple[int, int]:
     """(width, height), of a JPEG perhaps reduced.
 
     Raises:
-      DataError: it is no whole picture; the message is only the reason.
+      DataError: it is no whole image; the message is only the reason.
     """
-    return open_picture(encoded, TRIED).size
+    return open_image(encoded, TRIED).size
 
 
-class PictureFiles:
-    """Files of pictures by their name without its ending, in a zip archive or a folder whose names are looked up once.
+class ImageFiles:
+    """Files of images by their name without its ending, in a zip archive or a folder whose names are looked up once.
 
     A name may begin with folders. All of them may lie in one more folder, of a given name. Archives written on Windows
-    may part folders with backslashes. What macOS and others leave beside pictures (`._1.jpg`, dotfiles) is no picture.
+    may part folders with backslashes. What macOS and others leave beside images (`._1.jpg`, dotfiles) is no image.
     """
 
     def __init__(self, place: Path, faults: Faults, inside: str = ""):
@@ -106,7 +106,7 @@ def _names(folder: Path, faults: Faults) -> Iterator[str]:
     def tell(error: OSError) -> None:
         if error.filename == str(folder):
             raise error
-        faults.pictures.append(f"{error.filename} cannot be listed ({error.strerror})")
+        faults.images.append(f"{error.filename} cannot be listed ({error.strerror})")
 
     for path, folders, files in os.walk(folder, onerror=tell, followlinks=True):
         inside = os.path.relpath(path, folder)
@@ -115,10 +115,10 @@ def _names(folder: Path, faults: Faults) -> Iterator[str]:
         yield from (name if inside == "." else f"{inside}/{name}" for name in sorted(files))
 
 
-class StoredPictures:
-    """Encoded pictures by name, from PATH.zip or the folder PATH, in which they may lie in a folder of that name again.
+class StoredImages:
+    """Encoded images by name, from PATH.zip or the folder PATH, in which they may lie in a folder of that name again.
 
-    Where there is neither, or no picture in it, that is noted and no item has a picture.
+    Where there is neither, or no image in it, that is noted and no item has an image.
     """
 
     def __init__(self, path: Path, faults: Faults):
@@ -129,13 +129,13 @@ class StoredPictures:
         archive = path.with_name(f"{path.name}.zip")
         place = archive if os.path.exists(archive) else path
         self._faults, self._name = faults, place.name
-        self._files: PictureFiles | None = None
+        self._files: ImageFiles | None = None
         if not os.path.exists(place):
-            faults.pictures.append(f"neither {archive} nor the folder {path.name} exists: no item has a picture")
+            faults.images.append(f"neither {archive} nor the folder {path.name} exists: no item has an image")
             return
-        self._files = PictureFiles(place, faults, path.name)
+        self._files = ImageFiles(place, faults, path.name)
         if not self._files:
-            faults.pictures.append(f"{place} holds no picture: no item has one")
+            faults.images.append(f"{place} holds no image: no item has one")
             self._files = None
 
     def read(self, *names: str) -> bytes:
@@ -149,12 +149,12 @@ class StoredPictures:
         stems = (name.removesuffix(".jpg") for name in names)
         stem = next((stem for stem in stems if stem in self._files), None)
         if stem is None:
-            self._faults.pictures.append(f"{self._name}: {names[0]} is missing")
+            self._faults.images.append(f"{self._name}: {names[0]} is missing")
             return b""
         try:
             encoded = self._files.read(stem)
-            try_picture(encoded)
+            try_image(encoded)
         except DataError as error:
-            self._faults.pictures.append(f"{self._name}: {self._files.name(stem)} is broken ({error})")
+            self._faults.images.append(f"{self._name}: {self._files.name(stem)} is broken ({error})")
             return b""
         return encoded

@@ -1,4 +1,4 @@
-"""Figures against those worked out by hand, and all of it together."""
+"""Metrics against those worked out by hand, and all of it together."""
 
 import dataclasses
 
@@ -12,30 +12,30 @@ from unimp_jax.semantic_ids import (
     describe,
     semantic_ids,
 )
-from unimp_jax.semantic_ids.figures import unexplained
+from unimp_jax.semantic_ids.metrics import unexplained
 
 CODES = np.array([[0, 1], [0, 1], [0, 1], [1, 2], [1, 3], [1, 0], [1, 0], [1, 1]])
 
 
-def test_figures_are_those_worked_out_by_hand() -> None:
+def test_metrics_are_those_worked_out_by_hand() -> None:
     ids = np.concatenate([CODES, np.zeros((8, 1), int)], axis=1)
     ids[2] = [0, 0, 0]
-    figures = describe(CODES, ids, size=4, errors=[0.5, 0.25])
-    assert figures.items == 8
-    assert figures.used == (0.5, 1.0)
+    metrics = describe(CODES, ids, size=4, errors=[0.5, 0.25])
+    assert metrics.items == 8
+    assert metrics.used == (0.5, 1.0)
     # Shares 3/8 and 5/8; 2/8, 4/8, 1/8 and 1/8, of which the entropy is 1.75 bits.
-    assert figures.perplexity == pytest.approx((np.exp(-(3 * np.log(3 / 8) + 5 * np.log(5 / 8)) / 8), 2**1.75))
-    assert figures.colliding == 5 / 8
-    assert figures.largest == 3
-    assert figures.moved == 1
-    assert figures.errors == (0.5, 0.25)
-    assert str(figures) == (
+    assert metrics.perplexity == pytest.approx((np.exp(-(3 * np.log(3 / 8) + 5 * np.log(5 / 8)) / 8), 2**1.75))
+    assert metrics.colliding == 5 / 8
+    assert metrics.largest == 3
+    assert metrics.moved == 1
+    assert metrics.errors == (0.5, 0.25)
+    assert str(metrics) == (
         "level    used  perplexity   error\n"
         "    0   50.0%         1.9  0.5000\n"
         "    1  100.0%         3.4  0.2500\n"
         "8 items: 62.50% share their codes, at most 3 the same; 1 moved"
     )
-    assert "error" not in str(dataclasses.replace(figures, errors=None))
+    assert "error" not in str(dataclasses.replace(metrics, errors=None))
 
 
 def test_unexplained() -> None:
@@ -61,9 +61,9 @@ def test_both_methods_give_distinct_ids(method: str) -> None:
     assert found.ids.dtype == np.int32
     assert len(np.unique(found.ids, axis=0)) == 100
     assert found.ids.max(axis=0).tolist() <= [7, 7, 11]
-    assert found.figures.largest >= 30
-    assert found.figures.moved >= 18
-    assert found.figures.errors == found.quantised.errors
+    assert found.metrics.largest >= 30
+    assert found.metrics.moved >= 18
+    assert found.metrics.errors == found.quantised.errors
     assert (found.quantised.losses is None) == (method == "residual_kmeans")
     np.testing.assert_array_equal(found.ids, semantic_ids(x_IF, config).ids)
 

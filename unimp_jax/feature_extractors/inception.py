@@ -162,7 +162,7 @@ class Convolution(nnx.Module):
 
 
 class Inception(nnx.Module):
-    """Pictures in, 2,048 features out."""
+    """Images in, 2,048 features out."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.units = nnx.Dict({name: Convolution(*unit, rngs) for name, unit in units().items()})

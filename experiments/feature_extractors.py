@@ -1,4 +1,4 @@
-"""Which tower pictures are looked at with when they are compared: the run's own, or one whose weights a user names."""
+"""Which tower images are looked at with when they are compared: the run's own, or one whose weights a user names."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from data_pipelines.plain_text import shortened
 from unimp_jax.evaluation.mapping import in_batches
 from unimp_jax.evaluation.predictor import Predictor
+from unimp_jax.interop.feature_extractors import read_clip, read_inception
 from unimp_jax.interop.layout import WeightsError
-from unimp_jax.interop.picture_towers import read_clip, read_inception
 from unimp_jax.interop.weights import reason
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.vision import VisionTower
@@ -26,18 +26,18 @@ from unimp_jax.sharding import put_everywhere
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureTowerConfig:
-    """By which features pictures are compared; as it stands, by those of the run's own vision tower."""
+class FeatureExtractorConfig:
+    """By which features images are compared; as it stands, by those of the run's own vision tower."""
 
     inception: Path | None = None
     """Weights of Inception v3 as the FID has it (`pt_inception-2015-12-05-6726825d.pth`, or the same as safetensors):
     features are its 2,048 pooled ones."""
     clip: Path | None = None
-    """A folder with a CLIP model: features are its embeddings, unless `inception` is named, and how well pictures fit
+    """A folder with a CLIP model: features are its embeddings, unless `inception` is named, and how well images fit
     the query (CLIP score) is measured as well."""
 
 
-class PictureTower(Protocol):
+class FeatureExtractor(Protocol):
     """Attributes:
     name: what a report calls it.
     """
@@ -45,12 +45,12 @@ class PictureTower(Protocol):
     name: str
 
     def see(self, images_NHW3: np.ndarray) -> np.ndarray:
-        """Features, float32 [N, F], of pictures of any one size, uint8."""
+        """Features, float32 [N, F], of images of any one size, uint8."""
         ...
 
 
 class OwnTower:
-    """The run's vision tower, the mean over patches of what it makes of a picture."""
+    """The run's vision tower, the mean over patches of what it makes of an image."""
 
     def __init__(self, vision: VisionTower, mesh: Mesh):
         config = vision.config
@@ -66,7 +66,7 @@ class OwnTower:
         self._encode = encode
 
     def see(self, images_NHW3: np.ndarray) -> np.ndarray:
-        with jax.set_mesh(self._mesh):  # whose devices share the pictures
+        with jax.set_mesh(self._mesh):  # whose devices share the images
             return in_batches(lambda images: self._encode(self._state, put_everywhere(self._mesh, images)), images_NHW3)
 
 
@@ -88,7 +88,7 @@ class InceptionTower:
 
 
 class ClipTower:
-    """A CLIP: embeddings of pictures and, where it reads, of texts, of length 1."""
+    """A CLIP: embeddings of images and, where it reads, of texts, of length 1."""
 
     def __init__(self, folder: Path):
         """
@@ -142,8 +142,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise WeightsError(f"{folder}: the tokenizer of this CLIP cannot be read ({reason(error)})") from error
 
 
-def open_towers(config: PictureTowerConfig, predictor: Predictor) -> tuple[PictureTower, ClipTower | None]:
-    """(what features are taken from, what tells how well pictures fit a text).
+def open_towers(config: FeatureExtractorConfig, predictor: Predictor) -> tuple[FeatureExtractor, ClipTower | None]:
+    """(what features are taken from, what tells how well images fit a text).
 
     Raises:
       WeightsError: what is named cannot be read whole.

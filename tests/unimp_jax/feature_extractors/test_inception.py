@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from tests.unimp_jax.picture_towers.inception_reference import random_pictures, random_weights
+from tests.unimp_jax.feature_extractors.inception_reference import random_images, random_weights
+from unimp_jax.feature_extractors import Inception
+from unimp_jax.interop.feature_extractors import inception_table, read_inception
 from unimp_jax.interop.filling import pieces_of
 from unimp_jax.interop.layout import WeightsError
-from unimp_jax.interop.picture_towers import inception_table, read_inception
-from unimp_jax.picture_towers import Inception
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "inception.npz"
 
@@ -33,7 +33,7 @@ def file(weights, tmp_path_factory) -> Path:
 
 def test_features_are_the_reference_implementations(file):
     expected = np.load(GOLDEN)["features"]
-    found = np.asarray(nnx.jit(lambda model, images: model(images))(read_inception(file), random_pictures()))
+    found = np.asarray(nnx.jit(lambda model, images: model(images))(read_inception(file), random_images()))
     assert found.shape == expected.shape == (2, 2048)
     # Sums of up to 3,456 products, one behind the other in some twenty layers, in another order.
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

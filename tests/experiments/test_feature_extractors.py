@@ -1,4 +1,4 @@
-"""Towers that a user names: opened from files, and in the figures of generated pictures."""
+"""Towers that a user names: opened from files, and in the metrics of generated images."""
 
 import json
 import string
@@ -12,7 +12,7 @@ from experiments.data import ExperimentData
 from experiments.evals.base import OURS
 from experiments.evals.image_metrics import RECONSTRUCTED, Generated, image_outcomes
 from experiments.evaluate import tabulate
-from experiments.picture_towers import ClipTower, PictureTowerConfig, open_towers
+from experiments.feature_extractors import ClipTower, FeatureExtractorConfig, open_towers
 from tests.experiments.tiny_run import experiment, prepare_source
 from unimp_jax.interop.layout import WeightsError
 
@@ -64,20 +64,20 @@ def test_a_clip_sees_and_reads_as_in_transformers(folder):
 
 def test_a_named_clip_gives_features_and_a_score(folder, tmp_path):
     data = ExperimentData.load(experiment(prepare_source(tmp_path)))
-    towers = open_towers(PictureTowerConfig(clip=folder), None)
+    towers = open_towers(FeatureExtractorConfig(clip=folder), None)
     assert towers[0] is towers[1]
     queries = [q for q in held_out_queries(data.corpus, "test", "search") if data.writer.has_image[q.right[0]]]
     wanted = np.stack([data.images[query.right[0]] for query in queries])
     outcomes = image_outcomes(data, towers[0], Generated(queries, {OURS: wanted[:, None]}, wanted), clip=towers[1])
     table = tabulate("image", outcomes["image"], seed=0)
     assert f"CLIP, {folder} (8 features)" in table.note
-    figures = {row.model: row.figures for row in table.rows}
-    assert figures[OURS]["CLIP score"] == figures[RECONSTRUCTED]["CLIP score"], "the same pictures"
+    metrics = {row.model: row.metrics for row in table.rows}
+    assert metrics[OURS]["CLIP score"] == metrics[RECONSTRUCTED]["CLIP score"], "the same images"
     features, words = (
         towers[0].see(wanted),
         towers[1].read([", ".join(data.corpus.categories[q.right[0]]) for q in queries]),
     )
-    assert figures[OURS]["CLIP score"].mean == pytest.approx(
+    assert metrics[OURS]["CLIP score"].mean == pytest.approx(
         100 * np.maximum((features * words).sum(1), 0).mean(), abs=1e-3
     )
 

@@ -1,4 +1,4 @@
-"""CLIP whole (arXiv:2103.00020): pictures and words to embeddings whose angle tells how well they fit."""
+"""CLIP whole (arXiv:2103.00020): images and words to embeddings whose angle tells how well they fit."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class CLIPConfig:
 
     Attributes:
       vision: with the class token in its output, which is what is embedded.
-      text: None where only pictures are seen.
+      text: None where only images are seen.
       width: of embeddings; None: they are as the vision tower makes them.
     """
 
@@ -52,7 +52,7 @@ class CLIPConfig:
         if not self.vision.class_token_out:
             raise ValueError("clip: the vision tower's class_token_out must be True: that token is the embedding")
         if self.text and self.width is None:
-            raise ValueError("clip: pictures and words meet in a space of their own, whose width is not given")
+            raise ValueError("clip: images and words meet in a space of their own, whose width is not given")
 
 
 class TextTower(nnx.Module):
@@ -83,21 +83,21 @@ class TextTower(nnx.Module):
 
 
 class CLIP(nnx.Module):
-    """Embeddings of pictures and words, each of length 1."""
+    """Embeddings of images and words, each of length 1."""
 
     def __init__(self, config: CLIPConfig, rngs: nnx.Rngs):
         self.config, dtypes, loop = config, DTypes(), Loop()
         vision, text = config.vision, config.text
         self.vision = VisionTower(vision, dtypes, loop, rngs)
         self.vision_norm = Norm("layer_norm", {"norm": vision.width}, eps=vision.norm_eps, bias=True, dtypes=dtypes)
-        self.picture_projection = projection(vision.width, config.width, dtypes, rngs) if config.width else None
+        self.image_projection = projection(vision.width, config.width, dtypes, rngs) if config.width else None
         self.text = TextTower(text, dtypes, loop, rngs) if text else None
         self.text_projection = projection(text.width, config.width, dtypes, rngs) if text and config.width else None
 
     def see(self, images_BHW3: jax.Array) -> jax.Array:
         """float32 [B, F] from uint8 of the tower's size."""
         x_BC = self.vision_norm(self.vision(images_BHW3)[:, 0])
-        return unit(x_BC if self.picture_projection is None else self.picture_projection(x_BC))
+        return unit(x_BC if self.image_projection is None else self.image_projection(x_BC))
 
     def read(self, tokens_BT: jax.Array, last_B: jax.Array) -> jax.Array:
         """float32 [B, F] of texts; see `TextTower`.

@@ -1,4 +1,4 @@
-"""Figures of generated pictures: against SciPy's matrix root, the jackknife, brute force, and known answers."""
+"""Metrics of generated images: against SciPy's matrix root, the jackknife, brute force, and known answers."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -7,19 +7,19 @@ import pytest
 import scipy.linalg
 import scipy.stats
 
-from unimp_jax.evaluation.bootstrap import figure, interval
+from unimp_jax.evaluation.bootstrap import interval, metric
 from unimp_jax.evaluation.frechet import frechet_values
-from unimp_jax.evaluation.neighbours import precision_and_recall
-from unimp_jax.evaluation.pictures import (
+from unimp_jax.evaluation.images import (
     apart,
     apart_from_others,
     clip_score,
     closer,
-    picture_distances,
-    picture_figures,
-    picture_scores,
+    image_distances,
+    image_metrics,
+    image_scores,
     sign_test,
 )
+from unimp_jax.evaluation.neighbours import precision_and_recall
 
 
 def drawn(*shape: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
@@ -46,7 +46,7 @@ def test_frechet_distance_is_that_of_scipys_matrix_root(count, width):
     assert frechet_distance(one, other) == pytest.approx(by_matrix_root(one, other), rel=1e-8)
 
 
-def test_frechet_distance_of_fewer_pictures_than_features():
+def test_frechet_distance_of_fewer_images_than_features():
     """Covariances without full rank: in the space that both sets span, nothing is lost, and the root is SciPy's."""
     one, other = drawn(12, 64), drawn(12, 64, seed=1)
     basis, _ = np.linalg.qr(np.concatenate([one - one.mean(0), other - other.mean(0), [one.mean(0) - other.mean(0)]]).T)
@@ -86,7 +86,7 @@ def test_frechet_values_tell_how_the_distance_moves():
     assert jackknife == pytest.approx(values, abs=0.02 * values.std())
 
 
-def test_intervals_of_frechet_distances_hold_the_distance_of_more_pictures():
+def test_intervals_of_frechet_distances_hold_the_distance_of_more_images():
     whole = frechet_distance(drawn(200_000, 4), drawn(200_000, 4, seed=1, shift=0.5))
     held = 0
     for seed in range(2, 42):
@@ -129,7 +129,7 @@ def test_precision_and_recall_of_known_sets():
     real = drawn(100, 4)
     assert [part.mean() for part in precision_and_recall(real, real)] == [1, 1]
     assert [part.mean() for part in precision_and_recall(real + 1000, real)] == [0, 0]
-    one_mode = np.repeat(real[:1], 100, axis=0)  # the same real picture again and again
+    one_mode = np.repeat(real[:1], 100, axis=0)  # the same real image again and again
     precision, recall = precision_and_recall(one_mode, real)
     assert (precision.mean(), recall.mean()) == (1, 0.01)
     with pytest.raises(ValueError, match="4 or more"):
@@ -154,8 +154,8 @@ def test_diversity_by_hand():
 
 
 def test_clip_score_by_hand():
-    pictures = np.array([[[2.0, 0.0], [0.0, 3.0]], [[-1.0, 0.0], [-1.0, 0.0]]])
-    assert clip_score(pictures, np.array([[1.0, 0.0], [1.0, 0.0]])) == pytest.approx([50, 0])
+    images = np.array([[[2.0, 0.0], [0.0, 3.0]], [[-1.0, 0.0], [-1.0, 0.0]]])
+    assert clip_score(images, np.array([[1.0, 0.0], [1.0, 0.0]])) == pytest.approx([50, 0])
 
 
 def test_sign_test_is_scipys_of_those_not_at_chance():
@@ -169,16 +169,16 @@ def test_scores_and_distances_have_a_value_for_everyone():
     generated, wanted = drawn(30, 3, 5), drawn(30, 5, seed=1)
     others = drawn(30, 4, 5, seed=2), drawn(30, 4, 5, seed=3)
     queries = [f"query {n % 7}" for n in range(29)] + ["nobody else's"]
-    scores = picture_scores(generated, wanted, *others, queries)
+    scores = image_scores(generated, wanted, *others, queries)
     assert {values.shape for values in scores.values()} == {(30,)}
-    figures = {name: figure(scores, formula) for name, formula in picture_figures(scores).items()}
-    assert list(figures) == ["closer", "closer, same query", "precision", "recall", "diversity", "own diversity"]
+    metrics = {name: metric(scores, formula) for name, formula in image_metrics(scores).items()}
+    assert list(metrics) == ["closer", "closer, same query", "precision", "recall", "diversity", "own diversity"]
     assert scores["closer, same query"] == pytest.approx(closer(generated, wanted, others[1]))
     total = apart_from_others(generated, queries)[0]
-    assert figures["diversity"].mean == pytest.approx(total[:29].mean())
-    assert "own diversity" not in picture_scores(generated[:, :1], wanted, *others, queries)
-    alone = picture_scores(generated, wanted, *others, list(map(str, range(30))))
-    assert "diversity" not in picture_figures(alone)
-    distances = picture_distances(generated, wanted)
+    assert metrics["diversity"].mean == pytest.approx(total[:29].mean())
+    assert "own diversity" not in image_scores(generated[:, :1], wanted, *others, queries)
+    alone = image_scores(generated, wanted, *others, list(map(str, range(30))))
+    assert "diversity" not in image_metrics(alone)
+    distances = image_distances(generated, wanted)
     assert distances["Fréchet distance"].mean() == pytest.approx(by_matrix_root(generated[:, 0], wanted), rel=1e-6)
     assert distances["distance to wanted"][7] == pytest.approx(np.linalg.norm(generated[7] - wanted[7], axis=1).mean())

@@ -1,4 +1,4 @@
-"""Pictures measured beside baselines, and kept to be looked at. Nothing is trained; what was "generated" is known."""
+"""Images measured beside baselines, and kept to be looked at. Nothing is trained; what was "generated" is known."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from experiments.evals.image_metrics import (
     sample_images,
 )
 from experiments.evaluate import save_answers, show, tabulate
-from experiments.picture_towers import OwnTower
+from experiments.feature_extractors import OwnTower
 from experiments.results import Evaluation, load_evaluation, save_evaluation
 from tests.experiments.tiny_run import MODEL, experiment, prepare_source
 from unimp_jax.evaluation.mapping import in_batches, map_batches
@@ -64,11 +64,11 @@ def outcomes(data, tower, generated):
 
 def test_rows_are_ours_and_what_they_are_to_be_compared_with(outcomes, generated):
     table = tabulate("image", outcomes["image"], seed=0)
-    rows = {row.model: row.figures for row in table.rows}
+    rows = {row.model: row.metrics for row in table.rows}
     assert list(rows) == [OURS, f"{OURS}, noise", OF_THE_QUERY, RANDOM, RECONSTRUCTED]
     assert rows[OURS]["closer"].mean > 0.9
     assert rows[RECONSTRUCTED]["closer"].mean > 0.95
-    assert rows[RANDOM]["closer"].mean == pytest.approx(0.5, abs=0.15), "40 people, 5 comparisons each"
+    assert rows[RANDOM]["closer"].mean == pytest.approx(0.5, abs=0.15), "40 users, 5 comparisons each"
     assert rows[RECONSTRUCTED]["precision"].mean == rows[RECONSTRUCTED]["recall"].mean == 1
     assert rows[f"{OURS}, noise"]["precision"].mean < 0.2
     assert "own diversity" in rows[OURS]
@@ -78,7 +78,7 @@ def test_rows_are_ours_and_what_they_are_to_be_compared_with(outcomes, generated
     assert rows[OF_THE_QUERY]["closer, same query"].mean == pytest.approx(0.5, abs=0.15)
     assert rows[OURS]["closer, same query"].mean > 0.9
     distances = tabulate("image-distance", outcomes["image-distance"], seed=0)
-    found = {row.model: row.figures["Fréchet distance"].mean for row in distances.rows}
+    found = {row.model: row.metrics["Fréchet distance"].mean for row in distances.rows}
     assert found[RECONSTRUCTED] == pytest.approx(0, abs=1e-6)
     assert found[OURS] < found[RANDOM] < found[f"{OURS}, noise"]
     assert not distances.larger_is_better
@@ -88,13 +88,13 @@ def test_rows_are_ours_and_what_they_are_to_be_compared_with(outcomes, generated
 def test_the_same_seed_draws_the_same_others(data, tower, generated, outcomes):
     again = image_outcomes(data, tower, generated, randoms=5)
     for task, outcome in outcomes.items():
-        for model, values in outcome.figures.items():
+        for model, values in outcome.metrics.items():
             assert {name: x.tolist() for name, x in values.items()} == {
-                name: x.tolist() for name, x in again[task].figures[model].items()
+                name: x.tolist() for name, x in again[task].metrics[model].items()
             }
 
 
-def test_others_have_pictures_and_are_not_what_is_wanted(data, generated):
+def test_others_have_images_and_are_not_what_is_wanted(data, generated):
     wanted = np.array([query.right[0] for query in generated.queries])
     drawn = random_items(data.writer.has_image, wanted, 200, np.random.default_rng(0))
     assert (drawn != wanted[:, None]).all()
@@ -113,7 +113,7 @@ def test_others_have_pictures_and_are_not_what_is_wanted(data, generated):
         assert {shared[other] for other in others} == {max(shared)}
 
 
-def test_pictures_of_another_size_are_seen_as_pillow_would_make_them(tower):
+def test_images_of_another_size_are_seen_as_pillow_would_make_them(tower):
     """JAX's and Pillow's bicubic filters differ in rounding: by a level or two of 255."""
     smooth = Image.effect_mandelbrot((48, 48), (-2, -1.5, 1, 1.5), 60).convert("RGB").resize((24, 24))
     small = np.asarray(smooth.resize((16, 16), Image.Resampling.BICUBIC))
@@ -137,11 +137,11 @@ def test_batches_make_no_difference():
     assert list(map_batches(double, rows[:0])) == []
 
 
-def test_samples_are_kept_as_pictures(data, generated, outcomes, tmp_path):
+def test_samples_are_kept_as_images(data, generated, outcomes, tmp_path):
     for _ in range(2):  # the second time in the place of the first
         samples = sample_images(data, generated, tmp_path, "test", count=4, seed=1)
     assert len(samples) == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["test-pictures"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["test-images"]
     by_user = {data.corpus.user_ids[query.user]: number for number, query in enumerate(generated.queries)}
     for sample in samples:
         number = by_user[sample.user]
@@ -150,10 +150,10 @@ def test_samples_are_kept_as_pictures(data, generated, outcomes, tmp_path):
         assert sample.query == ", ".join(data.corpus.categories[sample.target])
         assert sample.history[-1] == data.corpus.history(query.user, query.position)[-1]
         shown = [np.asarray(Image.open(tmp_path / name)) for name in sample.generated]
-        assert (np.stack(shown) == generated.pictures[OURS][number]).all()
+        assert (np.stack(shown) == generated.images[OURS][number]).all()
         assert (np.asarray(Image.open(tmp_path / sample.reconstruction)) == generated.reconstructions[number]).all()
     tables = tuple(tabulate(task, outcome, 0) for task, outcome in outcomes.items())
-    evaluation = Evaluation("movielens_small", "test", 1, tables, (), pictures=samples)
+    evaluation = Evaluation("movielens_small", "test", 1, tables, (), images=samples)
     save_evaluation(evaluation, tmp_path / "test.json")
     assert load_evaluation(tmp_path / "test.json") == evaluation
     assert "Fréchet distance" in show(evaluation)

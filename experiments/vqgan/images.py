@@ -1,4 +1,4 @@
-"""The pictures of a prepared source, to train on and to measure on."""
+"""The images of a prepared source, to train on and to measure on."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from data_pipelines.errors import DataError
 from data_pipelines.fingerprint import FILE, Fingerprint, check_same, digest_of
 from data_pipelines.images import ImageConfig, ImageStore, take
 from data_pipelines.records import read_items
-from experiments.vqgan.config import PictureData
+from experiments.vqgan.config import ImageData
 
 THREADS = 2
-"""That decode pictures; a batch ahead is ready."""
+"""That decode images; a batch ahead is ready."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pictures:
-    """A catalogue's pictures.
+class Images:
+    """A catalogue's images.
 
     Attributes:
       item_ids: of all items, in the catalogue's order.
-      shown: int64 [S], the items that have a picture.
+      shown: int64 [S], the items that have an image.
       store: item -> uint8 [size, size, 3].
     """
 
@@ -35,8 +35,8 @@ class Pictures:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Which items there are pictures of, on which hangs what is held out."""
-        return {"items with pictures": digest_of([self.item_ids[item] for item in self.shown])}
+        """Which items there are images of, on which hangs what is held out."""
+        return {"items with images": digest_of([self.item_ids[item] for item in self.shown])}
 
     def check_same(self, run: Path) -> None:
         """
@@ -45,7 +45,7 @@ class Pictures:
         """
         check_same(run / FILE, self.fingerprint, self.fingerprint)
 
-    def parts(self, config: PictureData) -> tuple[np.ndarray, np.ndarray]:
+    def parts(self, config: ImageData) -> tuple[np.ndarray, np.ndarray]:
         """(items to train on, items held out), each in the catalogue's order.
 
         Raises:
@@ -53,7 +53,7 @@ class Pictures:
         """
         count = round(config.held_out * len(self.shown))
         if not 0 < count < len(self.shown):
-            raise DataError(f"{len(self.shown)} pictures: too few to hold out {config.held_out:.0%} of them")
+            raise DataError(f"{len(self.shown)} images: too few to hold out {config.held_out:.0%} of them")
         chosen = np.zeros(len(self.shown), bool)
         chosen[np.random.default_rng(config.held_out_seed).permutation(len(self.shown))[:count]] = True
         return self.shown[~chosen], self.shown[chosen]
@@ -70,14 +70,14 @@ class Pictures:
         return iter(drawn[start:].map(self.take).to_iter_dataset(options))
 
 
-def open_pictures(config: PictureData, size: int) -> Pictures:
+def open_images(config: ImageData, size: int) -> Images:
     """
     Raises:
-      DataError: the source is not prepared, or has no pictures.
+      DataError: the source is not prepared, or has no images.
     """
     items = read_items(config.source, config.folder)
     item_ids, has_image = zip(*((item.item_id, bool(item.image)) for item in items), strict=True)
     shown = np.flatnonzero(has_image)
     if not len(shown):
-        raise DataError(f"{config.source} has no pictures")
-    return Pictures(item_ids, shown, ImageStore(lambda item: items[item].image, size, ImageConfig(config.fit)))
+        raise DataError(f"{config.source} has no images")
+    return Images(item_ids, shown, ImageStore(lambda item: items[item].image, size, ImageConfig(config.fit)))

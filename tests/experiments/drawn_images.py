@@ -1,4 +1,4 @@
-"""Pictures that no model generated, in a run's folder: of other items with the query, blurred as codes would do it."""
+"""Images that no model generated, in a run's folder: of other items with the query, blurred as codes would do it."""
 
 import dataclasses
 from pathlib import Path
@@ -13,22 +13,22 @@ from experiments.data import ExperimentData, Records
 from experiments.evals.base import OURS
 from experiments.evals.image_metrics import Generated, image_outcomes, items_of_the_query, sample_images
 from experiments.evaluate import save_answers, tabulate
-from experiments.picture_towers import OwnTower
+from experiments.feature_extractors import OwnTower
 from experiments.results import load_evaluation, save_evaluation
 from unimp_jax.model.layers import DTypes
 from unimp_jax.model.stacking import Loop
 from unimp_jax.model.vision import VisionTower
 from unimp_jax.sharding import make_mesh
 
-SIZE, SAMPLES, PEOPLE = 64, 4, 40
+SIZE, SAMPLES, USERS = 64, 4, 40
 
 
-def draw_pictures(folder: Path, config: ExperimentConfig, records: Records, data: ExperimentData) -> None:
+def draw_images(folder: Path, config: ExperimentConfig, records: Records, data: ExperimentData) -> None:
     """Adds the image task to an evaluation that is there."""
     queries = [
         query for query in held_out_queries(records.corpus, "test", "search") if records.has_image[query.right[0]]
     ]
-    queries = queries[:PEOPLE]
+    queries = queries[:USERS]
     wanted = np.array([query.right[0] for query in queries])
     rng = np.random.default_rng((config.seed, 7))
     _, alike = items_of_the_query(data, wanted, SAMPLES, rng)
@@ -45,9 +45,9 @@ def draw_pictures(folder: Path, config: ExperimentConfig, records: Records, data
         save_answers(outcome, path.with_name(f"test-{task}.parquet"))
     tables = tuple(tabulate(task, outcome, 0) for task, outcome in outcomes.items())
     samples = sample_images(data, generated, path.parent, "test", count=6)
-    save_evaluation(dataclasses.replace(evaluation, tables=evaluation.tables + tables, pictures=samples), path)
+    save_evaluation(dataclasses.replace(evaluation, tables=evaluation.tables + tables, images=samples), path)
 
 
 def blurred(data: ExperimentData, item: int) -> np.ndarray:
-    picture = Image.fromarray(data.images[int(item)]).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-    return np.asarray(picture.filter(ImageFilter.GaussianBlur(1)))
+    image = Image.fromarray(data.images[int(item)]).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(1)))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from unimp_jax.feature_extractors import CLIPConfig
+from unimp_jax.interop.feature_extractors import read_clip
 from unimp_jax.interop.layout import WeightsError
-from unimp_jax.interop.picture_towers import read_clip
 from unimp_jax.model import VisionConfig
 from unimp_jax.model.vision import CLIP_DEVIATION, CLIP_MEAN
-from unimp_jax.picture_towers import CLIPConfig
 
 torch = pytest.importorskip("torch", reason="transformers' CLIP runs on torch")
 transformers = pytest.importorskip("transformers")
@@ -28,12 +28,12 @@ ENDS = np.array([4, 6], np.int32)
 
 
 @pytest.fixture
-def pictures() -> np.ndarray:
+def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 
 
-def as_torch(pictures: np.ndarray):
-    normalised = (pictures / np.float32(255) - CLIP_MEAN) / CLIP_DEVIATION
+def as_torch(images: np.ndarray):
+    normalised = (images / np.float32(255) - CLIP_MEAN) / CLIP_DEVIATION
     return torch.from_numpy(normalised.astype(np.float32)).permute(0, 3, 1, 2)
 
 
@@ -52,7 +52,7 @@ def unit(x) -> np.ndarray:
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_embeddings_of_pictures_and_words_are_transformers(pictures, tmp_path, activation):
+def test_embeddings_of_images_and_words_are_transformers(images, tmp_path, activation):
     config = transformers.CLIPConfig(
         text_config=TEXT | {"hidden_act": activation}, vision_config=VISION | {"hidden_act": activation},
         projection_dim=24,
@@ -61,20 +61,20 @@ def test_embeddings_of_pictures_and_words_are_transformers(pictures, tmp_path, a
     ours = read_clip(written(theirs, tmp_path / "clip"))
     inputs = {"input_ids": torch.from_numpy(TOKENS).long(), "attention_mask": torch.from_numpy(TOKENS < 59).long()}
     with torch.no_grad():
-        said = theirs(pixel_values=as_torch(pictures), **inputs)
-    np.testing.assert_allclose(nnx.jit(type(ours).see)(ours, pictures), unit(said.image_embeds), atol=1e-5)
+        said = theirs(pixel_values=as_torch(images), **inputs)
+    np.testing.assert_allclose(nnx.jit(type(ours).see)(ours, images), unit(said.image_embeds), atol=1e-5)
     np.testing.assert_allclose(nnx.jit(type(ours).read)(ours, TOKENS, ENDS), unit(said.text_embeds), atol=1e-5)
 
 
 @pytest.mark.parametrize("projected", [True, False])
-def test_a_vision_tower_alone_sees(pictures, tmp_path, projected):
+def test_a_vision_tower_alone_sees(images, tmp_path, projected):
     kind = transformers.CLIPVisionModelWithProjection if projected else transformers.CLIPVisionModel
     theirs = kind(transformers.CLIPVisionConfig(**VISION))
     ours = read_clip(written(theirs, tmp_path / "clip"))
     with torch.no_grad():
-        said = theirs(pixel_values=as_torch(pictures))
+        said = theirs(pixel_values=as_torch(images))
     expected = unit(said.image_embeds if projected else said.pooler_output)
-    np.testing.assert_allclose(ours.see(pictures), expected, atol=1e-5)
+    np.testing.assert_allclose(ours.see(images), expected, atol=1e-5)
     with pytest.raises(ValueError, match="no text tower"):
         ours.read(TOKENS, ENDS)
 
