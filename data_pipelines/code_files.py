@@ -34,7 +34,7 @@ def write_code_file(path: Path, item_ids: Sequence[str], codes: np.ndarray, **de
 
     Args:
       codes: int32 [I, n].
-      described: what is told of the codes, anything that JSON can say.
+      described: facts about the codes, anything that JSON can say.
     """
     rows = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1), pa.int32()), codes.shape[1])
     table = pa.table({"item_id": pa.array(item_ids, pa.string()), "codes": rows})
@@ -45,7 +45,7 @@ def write_code_file(path: Path, item_ids: Sequence[str], codes: np.ndarray, **de
 
 
 def read_code_file(path: Path) -> pa.Table:
-    """The two columns, and in the schema what is told of them.
+    """The two columns, and in the schema the facts about them.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -55,8 +55,8 @@ def read_code_file(path: Path) -> pa.Table:
         return file.read(columns=["item_id", "codes"])
 
 
-def told(table: pa.Table, name: str) -> Any:
-    """What the file tells under this name; None: nothing."""
+def stored_fact(table: pa.Table, name: str) -> Any:
+    """The fact that the file holds under this name; None: there is none."""
     text = (table.schema.metadata or {}).get(f"unimp.{name}".encode())
     return None if text is None else json.loads(text)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.code_files import MISTAKES, code_rows, read_code_file, told, write_code_file
+from data_pipelines.code_files import MISTAKES, code_rows, read_code_file, stored_fact, write_code_file
 from data_pipelines.errors import DataError
 
 
@@ -65,8 +65,8 @@ def save_image_codes(path: Path, codes: ImageCodes, facts: dict[str, Any] | None
     """
     rows = np.flatnonzero(codes.has_codes)
     item_ids = [codes.item_ids[row] for row in rows]
-    told_of = codes.facts if facts is None else facts
-    write_code_file(path, item_ids, codes.codes[rows], grid=codes.grid, num_codes=codes.num_codes, facts=told_of)
+    described = codes.facts if facts is None else facts
+    write_code_file(path, item_ids, codes.codes[rows], grid=codes.grid, num_codes=codes.num_codes, facts=described)
 
 
 def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:
@@ -77,7 +77,7 @@ def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:
     """
     try:
         table = read_code_file(path)
-        grid, num_codes, facts = (told(table, name) for name in ("grid", "num_codes", "facts"))
+        grid, num_codes, facts = (stored_fact(table, name) for name in ("grid", "num_codes", "facts"))
         if grid is None or num_codes is None:
             raise ValueError("nothing says how many codes an image has, and of how many")
         height, width = map(int, grid)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.code_files import MISTAKES, code_rows, read_code_file, told, write_code_file
+from data_pipelines.code_files import MISTAKES, code_rows, read_code_file, stored_fact, write_code_file
 from data_pipelines.errors import DataError
 
 LETTERS = string.ascii_lowercase
@@ -67,7 +67,7 @@ def load_codes(path: Path, item_ids: Sequence[str]) -> ItemCodes:
     """
     try:
         table = read_code_file(path)
-        described = told(table, "sizes")
+        described = stored_fact(table, "sizes")
         if described is None:
             raise ValueError("nothing says how many codes each level has")
         sizes = tuple(map(int, described))

@@ -1,9 +1,9 @@
 """Batches without end to train on, batches of questions to evaluate on; Grain maps, batches and prefetches.
 
 Training examples come in blocks. A block is planned whole: its questions are drawn, written and packed, its rows
-shuffled. A batch is the next `rows` rows, across blocks. All of this depends on the seed alone, so a position is two
-numbers, (block, row): it is the same for any number of processes, threads and devices, and any batch size can go on
-from it. Every process plans every block (microseconds an example) and fills only its own rows.
+shuffled. A batch is the next `batch_size` rows, across blocks. All of this depends on the seed alone, so a position is
+two numbers, (block, row): it is the same for any number of processes, threads and devices, and any batch size can go
+on from it. Every process plans every block (microseconds an example) and fills only its own rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from data_pipelines.images import Images
 from data_pipelines.packing import best_length, fill_row, pack
-from data_pipelines.tasks.examples import Budget, Example
+from data_pipelines.tasks.examples import Example, RowShape
 from data_pipelines.tasks.prompt import PromptWriter
 from data_pipelines.tasks.queries import TrainingQueries
 
@@ -29,7 +29,7 @@ SHORTENED = "texts of a question or answer cut to fit"
 class LoaderConfig:
     """How batches are made."""
 
-    rows: int = 8
+    batch_size: int = 8
     """Rows of a global batch, over all processes and accumulation steps."""
     block_examples: int = 4096
     """Examples planned together; more fill rows better and take longer to plan."""
@@ -41,8 +41,8 @@ class LoaderConfig:
     """Batches made ahead."""
 
     def __post_init__(self) -> None:
-        if min(self.rows, self.block_examples, self.threads) < 1 or self.prefetch < 0:
-            raise ValueError(f"loader: rows, block_examples and threads must be at least 1, not {self}")
+        if min(self.batch_size, self.block_examples, self.threads) < 1 or self.prefetch < 0:
+            raise ValueError(f"loader: batch_size, block_examples and threads must be at least 1, not {self}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,26 +54,26 @@ class Position:
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class ProcessShard:
     """Which rows of every global batch this process fills: of `count` equal shards, those named, in ascending order."""
 
     shards: tuple[int, ...] = (0,)
     count: int = 1
 
-    def of(self, rows: int) -> np.ndarray:
+    def of(self, batch_size: int) -> np.ndarray:
         """The numbers of its rows of a batch of so many, in ascending order: int64 [n].
 
         Raises:
           ValueError: shards would not be equal.
         """
-        if rows % self.count:
-            raise ValueError(f"{rows} rows of a batch cannot be cut into {self.count} equal shards")
-        return np.arange(rows).reshape(self.count, -1)[list(self.shards)].ravel()
+        if batch_size % self.count:
+            raise ValueError(f"{batch_size} rows of a batch cannot be cut into {self.count} equal shards")
+        return np.arange(batch_size).reshape(self.count, -1)[list(self.shards)].ravel()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainingBatch:
-    """A process's share of a global batch, and where the stream goes on after it.
+    """A process's shard of a global batch, and where the stream goes on after it.
 
     Attributes:
       arrays: by the names of `unimp_jax.batch.Batch`.
@@ -112,29 +112,29 @@ Planned = tuple[list[list[Example]], Position, collections.Counter[str]]
 class _PlannedBatches(grain.IterDataset[Planned]):
     """Examples of each row of each global batch, from a position on."""
 
-    def __init__(self, plan: BlockPlanner, rows: int, start: Position):
+    def __init__(self, plan: BlockPlanner, batch_size: int, start: Position):
         super().__init__()
-        self._plan, self._rows, self._start = plan, rows, start
+        self._plan, self._batch_size, self._start = plan, batch_size, start
 
     def __iter__(self) -> grain.DatasetIterator[Planned]:
-        return _PlannedIterator(self._plan, self._rows, self._start)
+        return _PlannedIterator(self._plan, self._batch_size, self._start)
 
 
 class _PlannedIterator(grain.DatasetIterator[Planned]):
-    def __init__(self, plan: BlockPlanner, rows: int, start: Position):
+    def __init__(self, plan: BlockPlanner, batch_size: int, start: Position):
         super().__init__()
-        self._plan, self._rows, self._position = plan, rows, start
+        self._plan, self._batch_size, self._position = plan, batch_size, start
         self._block: Block | None = None
 
     def __next__(self) -> Planned:
         rows: list[list[Example]] = []
         left_out: collections.Counter[str] = collections.Counter()
-        while len(rows) < self._rows:
+        while len(rows) < self._batch_size:
             if self._block is None:
                 self._block = self._plan(self._position.block)
             if not self._position.row:
                 left_out += self._block.left_out
-            taken = self._block.rows[self._position.row : self._position.row + self._rows - len(rows)]
+            taken = self._block.rows[self._position.row : self._position.row + self._batch_size - len(rows)]
             rows += taken
             self._position = Position(self._position.block, self._position.row + len(taken))
             if self._position.row >= len(self._block.rows):
@@ -159,7 +159,7 @@ class BlockPlanner:
         queries = [self._queries[number] for number in range(block * size, (block + 1) * size)]
         examples = [self._writer.write(query) for query in queries]
         if self._config.packed:
-            rows = pack(np.array([example.size for example in examples]), self._writer.budget)
+            rows = pack(np.array([example.size for example in examples]), self._writer.row_shape)
         else:
             rows = [[example] for example in range(size)]
         order = np.random.default_rng((self._seed, 2, block)).permutation(len(rows))
@@ -169,11 +169,11 @@ class BlockPlanner:
 
 
 def fill_batch(
-    rows: Sequence[Sequence[Example]], budget: Budget, images: Images | None, pool: concurrent.futures.Executor
+    rows: Sequence[Sequence[Example]], row_shape: RowShape, images: Images | None, pool: concurrent.futures.Executor
 ) -> dict[str, np.ndarray]:
     """The arrays of `unimp_jax.batch.Batch` for these rows; without `images`, `images` are the numbers of the items
     shown, int32 [B, N], 0 in empty slots."""
-    filled = [fill_row(row, budget) for row in rows]
+    filled = [fill_row(row, row_shape) for row in rows]
     arrays = {name: np.stack([row[name] for row in filled]) for name in filled[0]}
     shown = arrays.pop("image_items")
     if images is None:
@@ -195,25 +195,25 @@ def training_batches(
     *,
     seed: int,
     start: Position = Position(),
-    share: Share = Share(),
+    shard: ProcessShard = ProcessShard(),
 ) -> grain.DatasetIterator[TrainingBatch]:
-    """This process's share of every global batch from `start` on, without end."""
-    own = share.of(config.rows)
+    """This process's shard of every global batch from `start` on, without end."""
+    own = shard.of(config.batch_size)
     pool = concurrent.futures.ThreadPoolExecutor(config.threads, thread_name_prefix="decode")
 
     def fill(planned: Planned) -> TrainingBatch:
         rows, next_position, left_out = planned
         examples = [example for row in rows for example in row]
         return TrainingBatch(
-            arrays=fill_batch([rows[row] for row in own], writer.budget, images, pool),
+            arrays=fill_batch([rows[row] for row in own], writer.row_shape, images, pool),
             next_position=next_position,
             num_examples=len(examples),
             num_images=sum(len(example.images) for example in examples),
-            fill=sum(len(example.tokens) for example in examples) / (len(rows) * writer.budget.tokens),
+            fill=sum(len(example.tokens) for example in examples) / (len(rows) * writer.row_shape.tokens),
             left_out=dict(left_out),
         )
 
-    batches = _PlannedBatches(BlockPlanner(queries, writer, config, seed), config.rows, start).map(fill)
+    batches = _PlannedBatches(BlockPlanner(queries, writer, config, seed), config.batch_size, start).map(fill)
     return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch))
 
 
@@ -232,41 +232,41 @@ class QuestionBatch:
 
 def question_batches(
     prompts: Sequence[Example],
-    budget: Budget,
+    row_shape: RowShape,
     images: Images | None,
     config: LoaderConfig,
-    share: Share = Share(),
+    shard: ProcessShard = ProcessShard(),
     *,
     tight: bool = False,
 ) -> grain.DatasetIterator[QuestionBatch]:
     """All prompts, packed, each asked once; the last batch is completed with empty rows.
 
     Args:
-      budget: its `answers` bounds the prompts that share a row.
+      row_shape: its `answers` bounds the prompts that share a row.
       images: None: of images, only which items they are of (as of `fill_batch`).
       tight: rows of the length that leaves the fewest tokens empty (the more of them a batch, if shorter than the
-        budget's), with as many images and answer slots as the fullest of them needs.
+        row shape's), with as many images and answer slots as the fullest of them needs.
     """
     sizes = np.array([prompt.size for prompt in prompts]).reshape(-1, 3)
-    rows_a_batch = config.rows
+    rows_a_batch = config.batch_size
     if tight and prompts:
-        shortened = dataclasses.replace(budget, tokens=best_length(sizes, budget))
+        shortened = dataclasses.replace(row_shape, tokens=best_length(sizes, row_shape))
         rows = pack(sizes, shortened)
-        rows_a_batch *= min(budget.tokens // shortened.tokens, -(-len(rows) // config.rows))
+        rows_a_batch *= min(row_shape.tokens // shortened.tokens, -(-len(rows) // config.batch_size))
         most = np.array([sizes[row, 1:].sum(axis=0) for row in rows]).max(axis=0).tolist()
-        budget = dataclasses.replace(shortened, images=most[0], answers=most[1])
+        row_shape = dataclasses.replace(shortened, images=most[0], answers=most[1])
     else:
-        rows = pack(sizes, budget)
-    own = share.of(rows_a_batch)
+        rows = pack(sizes, row_shape)
+    own = shard.of(rows_a_batch)
     rows += [[] for _ in range(-len(rows) % rows_a_batch)]
     pool = concurrent.futures.ThreadPoolExecutor(config.threads, thread_name_prefix="decode")
 
     def fill(planned: Sequence[list[int]]) -> QuestionBatch:
-        asked = np.full((len(planned), budget.answers), -1, np.int32)
+        asked = np.full((len(planned), row_shape.answers), -1, np.int32)
         for row, numbers in enumerate(planned):
             asked[row, : len(numbers)] = numbers
         examples = [[prompts[number] for number in numbers] for numbers in planned]
-        return QuestionBatch(fill_batch(examples, budget, images, pool), asked)
+        return QuestionBatch(fill_batch(examples, row_shape, images, pool), asked)
 
     starts = range(0, len(rows), rows_a_batch)
     batches = grain.MapDataset.source([[rows[start + row] for row in own] for start in starts])

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.tasks.examples import Budget, Example
+from data_pipelines.tasks.examples import Example, RowShape
 
 
-def pack(sizes: np.ndarray, budget: Budget) -> list[list[int]]:
+def pack(sizes: np.ndarray, row_shape: RowShape) -> list[list[int]]:
     """Best-fit decreasing under three budgets at once.
 
     The examples are taken longest first, and each goes into the row that it leaves the fewest free tokens in, among
@@ -31,12 +31,12 @@ def pack(sizes: np.ndarray, budget: Budget) -> list[list[int]]:
     Raises:
       ValueError: an example is larger than a row.
     """
-    limits = np.array([budget.tokens, budget.images, budget.answers])
+    limits = np.array([row_shape.tokens, row_shape.images, row_shape.answers])
     too_large = np.flatnonzero((sizes > limits).any(axis=1))
     if len(too_large):
-        raise ValueError(f"example {too_large[0]} of size {sizes[too_large[0]].tolist()} does not fit {budget}")
+        raise ValueError(f"example {too_large[0]} of size {sizes[too_large[0]].tolist()} does not fit {row_shape}")
     rows: list[list[int]] = []
-    open_rows = _OpenRows(budget, sizes.min(axis=0, initial=max(limits)).tolist())
+    open_rows = _OpenRows(row_shape, sizes.min(axis=0, initial=max(limits)).tolist())
     order = np.argsort(-sizes[:, 0], kind="stable")
     for example, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
         row, free = open_rows.take(size) or (len(rows), limits.tolist())
@@ -55,14 +55,14 @@ class _OpenRows:
     be looked at for.
     """
 
-    def __init__(self, budget: Budget, smallest: list[int]):
+    def __init__(self, row_shape: RowShape, smallest: list[int]):
         """
         Args:
           smallest: the fewest tokens, images and answers of any example; a row with less is closed.
         """
         self._smallest = smallest
-        self._heaps: list[dict[tuple[int, int], list[int]]] = [{} for _ in range(budget.tokens + 1)]
-        self._images, self._answers = np.full((2, budget.tokens + 1), -1)
+        self._heaps: list[dict[tuple[int, int], list[int]]] = [{} for _ in range(row_shape.tokens + 1)]
+        self._images, self._answers = np.full((2, row_shape.tokens + 1), -1)
 
     def put(self, row: int, free: list[int]) -> None:
         if any(room < least for room, least in zip(free, self._smallest, strict=True)):
@@ -97,21 +97,21 @@ class _OpenRows:
             self._answers[tokens] = max((answers for _, answers in heaps), default=-1)
 
 
-def best_length(sizes: np.ndarray, budget: Budget, *, step: int = 16, sample: int = 512) -> int:
+def best_length(sizes: np.ndarray, row_shape: RowShape, *, step: int = 16, sample: int = 512) -> int:
     """The row length that leaves the fewest tokens empty, of the multiples of `step` that hold the longest example, and
-    of the budget's; of equal ones the shortest, since attention grows with a row's length.
+    of the row shape's; of equal ones the shortest, since attention grows with a row's length.
 
     Args:
       sizes: int [E, 3], as of `pack`, E at least 1.
       sample: so many examples, evenly taken, are packed to find it.
     """
     some = sizes[:: -(-len(sizes) // sample)]
-    lengths = [*range(-(-int(sizes[:, 0].max()) // step) * step, budget.tokens, step), budget.tokens]
-    tokens = [length * len(pack(some, dataclasses.replace(budget, tokens=length))) for length in lengths]
+    lengths = [*range(-(-int(sizes[:, 0].max()) // step) * step, row_shape.tokens, step), row_shape.tokens]
+    tokens = [length * len(pack(some, dataclasses.replace(row_shape, tokens=length))) for length in lengths]
     return lengths[int(np.argmin(tokens))]
 
 
-def fill_row(examples: Sequence[Example], budget: Budget) -> dict[str, np.ndarray]:
+def fill_row(examples: Sequence[Example], row_shape: RowShape) -> dict[str, np.ndarray]:
     """The arrays of one row (see `unimp_jax.batch.Batch` for their meaning), but for the images themselves.
 
     Returns:
@@ -119,7 +119,7 @@ def fill_row(examples: Sequence[Example], budget: Budget) -> dict[str, np.ndarra
       `image_segment_ids`: int32 [N]; `answer_positions`, `answer_targets`, `answer_tasks`: int32 [A];
       `answer_weights`: float32 [A].
     """
-    T, N, A = budget.tokens, budget.images, budget.answers
+    T, N, A = row_shape.tokens, row_shape.images, row_shape.answers
     row = {
         "tokens": np.zeros(T, np.int32),
         "segment_ids": np.zeros(T, np.int32),

@@ -135,7 +135,7 @@ def prepare(
 
 
 def _beam(options: str | None) -> dict[str, Any]:
-    """What TFDS is told of a pipeline."""
+    """How a pipeline is described to TFDS."""
     if options is None:
         return {}
     try:

@@ -108,14 +108,14 @@ def mesh_there(experiment: ExperimentConfig, config: CheckConfig, slices: Slices
 
 
 def rows_of_processes(experiment: ExperimentConfig, mesh: Mesh) -> str:
-    rows, budget = experiment.loader.rows, experiment.budget
+    rows, row_shape = experiment.loader.batch_size, experiment.row_shape
     processes = {device.process_index for device in mesh.devices.flat}
     loaded = [len(shards) * rows // count for shards, count in (row_shards(mesh, process) for process in processes)]
     of_each = f"{max(loaded)} of them loaded by each of {len(loaded)} processes, " if len(loaded) > 1 else ""
     at_a_time = rows // row_shards(mesh, 0)[1] // experiment.training.accumulate
     return (
-        f"rows: {rows} a batch, {of_each}{at_a_time} at a time on a device; {budget.tokens:,} tokens, {budget.images} "
-        f"images and {budget.answers} answer tokens a row"
+        f"rows: {rows} a batch, {of_each}{at_a_time} at a time on a device; {row_shape.tokens:,} tokens, "
+        f"{row_shape.images} images and {row_shape.answers} answer tokens a row"
     )
 
 
@@ -135,7 +135,7 @@ def check_files(experiment: ExperimentConfig, folder: Path, read_records: int) -
         for note in opened.check_training():
             print(f"data: {note}")
     else:
-        print("data: not read (--read-records); training checks that the budget has room for every question")
+        print("data: not read (--read-records); training checks that a row has room for every question")
         if before is not None:
             sizes = {name: getattr(before.model.decoder, name) for name in ("vocab_size", "new_tokens")}
             decoder = dataclasses.replace(configured.model.decoder, **sizes)

@@ -16,7 +16,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.images import ImageConfig
 from data_pipelines.loader import LoaderConfig
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import NO_CODES, QueryConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from unimp_jax.model import ModelConfig, Part
@@ -82,7 +82,7 @@ class ExperimentConfig:
     vocabulary: VocabularyConfig = VocabularyConfig()
     tasks: TaskConfig = TaskConfig()
     queries: QueryConfig = QueryConfig()
-    budget: Budget = Budget()
+    row_shape: RowShape = RowShape()
     images: ImageConfig = ImageConfig()
     loader: LoaderConfig = LoaderConfig()
     mesh: MeshConfig = MeshConfig(data=-1)
@@ -105,14 +105,14 @@ class ExperimentConfig:
             raise ValueError(NO_CODES)
 
 
-FREE = (
+WITHOUT_EFFECT = (
     "data.folder", "mesh", "model.attention", "model.unroll", "loader.threads", "loader.prefetch",
     "images.cache_megabytes", "loop.profile_steps", "training.cache_features", "checkpoint.keep_latest",
 )  # fmt: skip
 """Fields, each with all that lies below it, on which no result depends (but for rounding)."""
 CHANGEABLE = (
-    *FREE, "model.remat", "training.accumulate", "training.guard", "guard", "objective.chunk", "loop.log_every",
-    "loop.validate_every", "loop.save_every",
+    *WITHOUT_EFFECT, "model.remat", "training.accumulate", "training.guard", "guard", "objective.chunk",
+    "loop.log_every", "loop.validate_every", "loop.save_every",
 )  # fmt: skip
 """What may change between a run's start and its continuation, on other hardware, say; `loop.steps` may also grow."""
 
@@ -158,7 +158,7 @@ def to_json(config: Any) -> dict[str, Any]:
 
 def settings(config: ExperimentConfig) -> dict[str, Any]:
     """Every field on which results depend, by its dotted name."""
-    return {name: value for name, value in flat(to_json(config)).items() if not among(name, FREE)}
+    return {name: value for name, value in flat(to_json(config)).items() if not among(name, WITHOUT_EFFECT)}
 
 
 def differences(old: C, new: C) -> list[str]:

@@ -19,8 +19,8 @@ from data_pipelines.fingerprint import FILE, Fingerprint, check_same, fingerprin
 from data_pipelines.images import ImageStore
 from data_pipelines.loader import (
     Position,
+    ProcessShard,
     QuestionBatch,
-    Share,
     TrainingBatch,
     question_batches,
     training_batches,
@@ -110,7 +110,7 @@ class ExperimentData:
             records.corpus,
             vocabulary,
             config.tasks,
-            config.budget,
+            config.row_shape,
             attributes=attributes,
             has_image=records.has_image,
         )
@@ -147,7 +147,7 @@ class ExperimentData:
     def training_queries(self) -> TrainingQueries:
         """
         Raises:
-          DataError, ValueError: there is nothing to ask in training, or the budget has no room for it.
+          DataError, ValueError: there is nothing to ask in training, or a row has no room for it.
         """
         queries = TrainingQueries(self.corpus, self.config.queries, self.config.seed, self.has_codes)
         check_room(self.writer, queries.tasks)
@@ -174,22 +174,27 @@ class ExperimentData:
         return other
 
     def training(
-        self, start: Position = Position(), share: Share = Share(), features: FeatureStore | None = None
+        self, start: Position = Position(), shard: ProcessShard = ProcessShard(), features: FeatureStore | None = None
     ) -> grain.DatasetIterator[TrainingBatch]:
         """`features`: in the place of images."""
         config, images = self.config, self.images if features is None else features
         return training_batches(
-            self.training_queries, self.writer, images, config.loader, seed=config.seed, start=start, share=share
+            self.training_queries, self.writer, images, config.loader, seed=config.seed, start=start, shard=shard
         )
 
     def questions(
-        self, prompts: Sequence[Example], share: Share = Share(), *, tight: bool = False, with_images: bool = True
+        self,
+        prompts: Sequence[Example],
+        shard: ProcessShard = ProcessShard(),
+        *,
+        tight: bool = False,
+        with_images: bool = True,
     ) -> grain.DatasetIterator[QuestionBatch]:
         """Batches of one shape whatever the task, so that one compiled function asks them all; or, `tight`, no
         larger than these prompts need, for answers of many tokens."""
-        budget = dataclasses.replace(self.config.budget, answers=PROMPTS_A_ROW)
+        row_shape = dataclasses.replace(self.config.row_shape, answers=PROMPTS_A_ROW)
         images = self.images if with_images else None
-        return question_batches(prompts, budget, images, self.config.loader, share, tight=tight)
+        return question_batches(prompts, row_shape, images, self.config.loader, shard, tight=tight)
 
     @property
     def has_codes(self) -> np.ndarray | None:

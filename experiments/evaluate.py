@@ -146,7 +146,7 @@ def show(evaluation: Evaluation) -> str:
     """The tables as text for a terminal."""
     lines = [f"{evaluation.source}, {evaluation.split}, step {evaluation.step}"]
     for table in evaluation.tables:
-        names = {name: name.replace(" (seen kept)", "*") for name in table.rows[0].metrics}
+        names = {name: name.replace(" (unfiltered)", "*") for name in table.rows[0].metrics}
         width = max(len(row.model) for row in table.rows)
         lines += ["", f"{table.task} ({table.users} users). {table.note}"]
         lines.append(" ".join([" " * width, *(f"{head:>9}" for head in names.values())]))
@@ -154,7 +154,7 @@ def show(evaluation: Evaluation) -> str:
             told = [f"{row.metrics[name].mean:.4f}" if name in row.metrics else "-" for name in names]
             cells = [f"{metric:>{max(9, len(head))}}" for metric, head in zip(told, names.values(), strict=True)]
             lines.append(" ".join([f"{row.model:{width}}", *cells]))
-    return "\n".join([*lines, "", "* seen items kept", *show_left_out(evaluation.left_out)])
+    return "\n".join([*lines, "", "* unfiltered", *show_left_out(evaluation.left_out)])
 
 
 def show_left_out(left_out: Mapping[str, str]) -> list[str]:

@@ -76,7 +76,7 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
         described: dict[str, Any] = {}
     else:
         described = idefics.described_as(geometry) | token_ids(data.vocabulary) | {"dtype": config.dtype}
-        described["max_position_embeddings"] = data.config.budget.tokens
+        described["max_position_embeddings"] = data.config.row_shape.tokens
         table = idefics.table(geometry)
     with whole_folder(folder) as temporary:
         shard_bytes = int(config.shard_gigabytes * 10**9)

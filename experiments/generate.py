@@ -1,6 +1,6 @@
 """`unimp generate`: the answer of a run, or of what was exported of it, about one user, with titles.
 
-Recommendation and search name the best items, preference a rating and what is written with it, selection the ones
+Recommendation and search name the best items, rating a rating and what is written with it, selection the ones
 chosen of three, image the files of images. Nothing is measured here, so all that is known of the user is their
 history.
 """
@@ -51,7 +51,7 @@ def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> s
     if not 1 <= config.k <= data.corpus.num_items:
         raise DataError(f"--k is {config.k}: 1 to {data.corpus.num_items}, all items of the catalogue, is right")
     BeamConfig(config.beams, config.new_tokens)  # refuses what cannot be before weights are read
-    data.writer.write(query, ask=True)  # what does not fit is told before weights are read
+    data.writer.write(query, ask=True)  # what does not fit is reported before weights are read
     evaluation = EVALS[config.task]
     opened = evaluation.open(data, config)
     predictor = open_model()

@@ -30,8 +30,8 @@ REMEDIES = {
     errno.ESTALE: "the file server no longer knows it: the same command goes on once it is mounted anew",
 }
 MEMORY = (
-    "out of memory ({}): what needs less is fewer --loader.rows, --training.accumulate 2 or more, --model.remat full, "
-    "a larger --mesh.fsdp, or more devices"
+    "out of memory ({}): what needs less is fewer --loader.batch-size, --training.accumulate 2 or more, "
+    "--model.remat full, a larger --mesh.fsdp, or more devices"
 )
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from data_pipelines.images import ImageConfig
 from data_pipelines.loader import LoaderConfig
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import QueryConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.config import DataConfig, ExperimentConfig, TrainingConfig
@@ -28,10 +28,10 @@ TINY = ExperimentConfig(
     tasks=TaskConfig(
         full_items=2, id_items=100, history_targets="next_item", history_weight=0.3, questions_show_ids=True
     ),
-    queries=QueryConfig(mix={"recommendation": 2.0, "search": 2.0, "preference": 2.0, "selection": 2.0}),
-    budget=Budget(tokens=512, images=16, answers=320),
+    queries=QueryConfig(mix={"recommendation": 2.0, "search": 2.0, "rating": 2.0, "selection": 2.0}),
+    row_shape=RowShape(tokens=512, images=16, answers=320),
     images=ImageConfig(fit="stretch"),
-    loader=LoaderConfig(rows=8, block_examples=2048),
+    loader=LoaderConfig(batch_size=8, block_examples=2048),
     optimizer=FROM_NOTHING,
     training=TrainingConfig(trains=PARTS),
     loop=LoopConfig(steps=1000, log_every=20, validate_every=200, save_every=200),
@@ -42,10 +42,10 @@ SMALL = ExperimentConfig(
     data=DataConfig("movielens_1m"),
     vocabulary=VocabularyConfig(trained_size=512, attributes=("Genres", "Title"), attribute_words=4),
     tasks=TaskConfig(full_items=1, id_items=160, history_targets="next_item", ask_every=10),
-    queries=QueryConfig(mix={"recommendation": 8.0, "search": 1.0, "preference": 0.0, "selection": 0.5}),
-    budget=Budget(tokens=512, images=10, answers=432),
+    queries=QueryConfig(mix={"recommendation": 8.0, "search": 1.0, "rating": 0.0, "selection": 0.5}),
+    row_shape=RowShape(tokens=512, images=10, answers=432),
     images=ImageConfig(fit="stretch"),
-    loader=LoaderConfig(rows=8, block_examples=4096),
+    loader=LoaderConfig(batch_size=8, block_examples=4096),
     optimizer=FROM_NOTHING,
     training=TrainingConfig(trains=PARTS),
     loop=LoopConfig(steps=7000, log_every=25, validate_every=500, save_every=500),
@@ -58,9 +58,9 @@ REVIEWS = ExperimentConfig(
     tasks=TaskConfig(
         full_items=0, id_items=40, history_targets="next_item", history_weight=0.3, questions_show_ids=True
     ),
-    queries=QueryConfig(mix={"recommendation": 1.0, "search": 1.0, "preference": 8.0, "selection": 1.0}),
-    budget=Budget(tokens=512, images=0, answers=480),
-    loader=LoaderConfig(rows=8, block_examples=2048),
+    queries=QueryConfig(mix={"recommendation": 1.0, "search": 1.0, "rating": 8.0, "selection": 1.0}),
+    row_shape=RowShape(tokens=512, images=0, answers=480),
+    loader=LoaderConfig(batch_size=8, block_examples=2048),
     optimizer=dataclasses.replace(FROM_NOTHING, learning_rate=2e-3),
     objective=ObjectiveConfig(gamma=0.0),
     training=TrainingConfig(trains=PARTS),
@@ -76,10 +76,10 @@ FASHION = ExperimentConfig(
         full_items=12, id_items=30, history_targets="both", recommendation_at="last_id", questions_show_ids=True,
         ask_every=5,
     ),
-    queries=QueryConfig(mix={"recommendation": 3.0, "search": 1.0, "preference": 0.0, "selection": 1.0}),
-    budget=Budget(tokens=512, images=40, answers=192),
+    queries=QueryConfig(mix={"recommendation": 3.0, "search": 1.0, "rating": 0.0, "selection": 1.0}),
+    row_shape=RowShape(tokens=512, images=40, answers=192),
     images=ImageConfig(fit="stretch"),
-    loader=LoaderConfig(rows=4, block_examples=2048),
+    loader=LoaderConfig(batch_size=4, block_examples=2048),
     optimizer=FROM_NOTHING,
     objective=ObjectiveConfig(gamma=0.0),
     training=TrainingConfig(trains=PARTS, validation_users=3000, guard=GuardConfig(spike=0)),
@@ -92,12 +92,12 @@ BEAUTY = ExperimentConfig(
     vocabulary=VocabularyConfig(trained_size=2048, attribute_words=6),
     tasks=TaskConfig(full_items=12, id_items=50, history_targets="both", recommendation_at="last_id"),
     queries=QueryConfig(
-        mix={"recommendation": 1.0, "search": 0.0, "preference": 0.0, "selection": 0.0},
+        mix={"recommendation": 1.0, "search": 0.0, "rating": 0.0, "selection": 0.0},
         window="latest",
         window_items=50,
     ),
-    budget=Budget(tokens=256, images=0, answers=80),
-    loader=LoaderConfig(rows=16, block_examples=4096),
+    row_shape=RowShape(tokens=256, images=0, answers=80),
+    loader=LoaderConfig(batch_size=16, block_examples=4096),
     optimizer=dataclasses.replace(FROM_NOTHING, learning_rate=5e-3),
     objective=ObjectiveConfig(gamma=0.0, chunk=8),
     training=TrainingConfig(trains=PARTS, validation_users=4096),
@@ -110,8 +110,8 @@ def as_published(model: str) -> ExperimentConfig:
     return ExperimentConfig(
         model=getattr(presets, model),
         tasks=TaskConfig(full_items=5, id_items=0, history_targets="reconstruct", rated_history=False),
-        loader=LoaderConfig(rows=64, threads=16),
-        budget=Budget(tokens=1024, images=24, answers=256),
+        loader=LoaderConfig(batch_size=64, threads=16),
+        row_shape=RowShape(tokens=1024, images=24, answers=256),
         objective=ObjectiveConfig(chunk=256),  # all at once: the head's gradient crosses the mesh once
         loop=LoopConfig(steps=20_000, log_every=10, validate_every=1000, save_every=500),
     )
@@ -121,9 +121,9 @@ SMOL = ExperimentConfig(
     model=presets.smol,
     vocabulary=VocabularyConfig(attributes=("Genres", "Year", "Title")),
     tasks=TaskConfig(full_items=3, id_items=0, history_targets="next_item"),
-    budget=Budget(tokens=256, images=12, answers=64),
+    row_shape=RowShape(tokens=256, images=12, answers=64),
     images=ImageConfig(fit="stretch"),
-    loader=LoaderConfig(rows=2, block_examples=512),
+    loader=LoaderConfig(batch_size=2, block_examples=512),
     optimizer=dataclasses.replace(FROM_NOTHING, warmup=0.1, decay="gated"),
     training=TrainingConfig(trains=("vision", "resampler", "gated", "embeddings"), validation_users=64),
     loop=LoopConfig(steps=60, log_every=5, validate_every=60, save_every=60),

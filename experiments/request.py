@@ -1,4 +1,4 @@
-"""What someone asks, about a user of the source or a history in JSON; every mistake is told in one line."""
+"""What someone asks, about a user of the source or a history in JSON; every mistake is reported in one line."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def train_rival(data: DataConfig, config: SASRecConfig, folder: Path) -> None:
     corpus = load_records(data).corpus
     if not len(corpus.held_out(TEST)[0]):
         raise DataError(f"{data.source} has no test questions: nobody would be ranked for")
-    folder.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is told before anything is trained
+    folder.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is reported before anything is trained
 
     def say(record: Record) -> None:
         print(", ".join(f"{name} {value:.4g}" for name, value in record.items()), flush=True)
@@ -36,6 +36,6 @@ def train_rival(data: DataConfig, config: SASRecConfig, folder: Path) -> None:
     ranker.save(folder)
     outcome: dict[str, Any] = evaluate_ranker(ranker, corpus, "test")
     np.savez_compressed(folder / "test.npz", **outcome)
-    for kind in ("filtered", "kept"):
+    for kind in ("filtered", "unfiltered"):
         metrics = {name: interval(values) for name, values in ranking_metrics(outcome[kind]).items()}
         print(f"seen {kind}: " + ", ".join(f"{n} {i.mean:.4f} [{i.bounds(', ')}]" for n, i in metrics.items()))

@@ -64,12 +64,12 @@ def used_here(config: ExperimentConfig, mesh: MeshConfig) -> ExperimentConfig:
     shape = make_mesh(mesh).shape
     shards = math.prod(shape[axis] for axis in ROWS)
     trained = math.prod(getattr(config.mesh, axis) for axis in ROWS)  # below 0: on all devices that there were
-    rows = config.loader.rows // config.training.accumulate
+    rows = config.loader.batch_size // config.training.accumulate
     rows = min(rows, rows // trained * shards) if trained > 0 else rows
     return dataclasses.replace(
         config,
         mesh=mesh,
-        loader=dataclasses.replace(config.loader, rows=max(1, -(-rows // shards)) * shards),
+        loader=dataclasses.replace(config.loader, batch_size=max(1, -(-rows // shards)) * shards),
         model=dataclasses.replace(config.model, attention="auto", remat="none"),
     )
 
@@ -146,7 +146,7 @@ def open_to_ask(
     config = dataclasses.replace(
         used_here(config, mesh),
         data=dataclasses.replace(config.data, folder=records or config.data.folder),
-        loader=dataclasses.replace(config.loader, rows=math.prod(shards[axis] for axis in ROWS)),
+        loader=dataclasses.replace(config.loader, batch_size=math.prod(shards[axis] for axis in ROWS)),
     )
     data = ExperimentData.load(config, described / "vocabulary", same=["items"])
     if exported:

@@ -41,7 +41,7 @@ TIMINGS = re.compile(r"\w+_per_second|step_seconds|waiting_share|mfu")
 
 def train(run: Path, data: Path, steps: int) -> Process:
     """Starts a process that trains in `run`; the folder above it gets what is printed and what is compiled."""
-    own = f" --folder {run} --data.folder {data} --loop.steps {steps} --loader.rows {CORES}"
+    own = f" --folder {run} --data.folder {data} --loop.steps {steps} --loader.batch-size {CORES}"
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}  # each core is a device
     environment["JAX_COMPILATION_CACHE_DIR"] = str(run.with_name("compiled").absolute())
     command = [sys.executable, "-u", "-m", "experiments.cli", *(TRAIN + own).split()]

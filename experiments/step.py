@@ -33,8 +33,8 @@ def make_mesh_of(config: ExperimentConfig, devices: Sequence[jax.Device] | None 
       ValueError: the mesh does not make so many devices, or rows or tokens of a batch cannot be split over it.
     """
     mesh = make_mesh(config.mesh, devices)
-    check_rows(config.loader.rows, mesh, config.training.accumulate)
-    check_tokens(config.budget.tokens, mesh)
+    check_rows(config.loader.batch_size, mesh, config.training.accumulate)
+    check_tokens(config.row_shape.tokens, mesh)
     return mesh
 
 
@@ -76,8 +76,8 @@ def decays(config: ExperimentConfig, path: Any, parameter: jax.Array) -> bool:
 
 def batch_shape(config: ExperimentConfig) -> tuple[int, int, int, int]:
     """(B, T, N, A) of a global batch."""
-    budget = config.budget
-    return config.loader.rows, budget.tokens, budget.images, budget.answers
+    row_shape = config.row_shape
+    return config.loader.batch_size, row_shape.tokens, row_shape.images, row_shape.answers
 
 
 def model_flops(config: ExperimentConfig) -> float:

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.errors import DataError
 from data_pipelines.fingerprint import DATA_PARTS, FILE
-from data_pipelines.loader import Position, Share
+from data_pipelines.loader import Position, ProcessShard
 from data_pipelines.tasks import TASKS
 from data_pipelines.tasks.queries import held_out_queries
 from experiments.beginning import adopt, begin, first_vocabulary
@@ -65,7 +65,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
     """
     mesh = make_mesh_of(config)  # before there is a folder, in which what is refused could not be changed any more
     data, config = open_together(config, folder)
-    share = Share(*row_shards(mesh))
+    shard = ProcessShard(*row_shards(mesh))
     with (
         alone_in(folder) if jax.process_index() == 0 else contextlib.nullcontext(),
         EndRequest() as end,
@@ -85,13 +85,13 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
             )
         run = Run(
             step=compile_step(config, parameters, transformation, state, mesh),
-            batches=lambda position: data.training(Position(**position) if position else Position(), share, features),
+            batches=lambda position: data.training(Position(**position) if position else Position(), shard, features),
             to_device=to_device(mesh),
             validate=validation(config, data, parameters.graph, frozen, mesh),
             tasks=tuple(TASKS),
             flops=model_flops(config),
             peak_flops=peak_flops(config.model.compute_dtype),
-            tokens=config.loader.rows * config.budget.tokens,
+            tokens=config.loader.batch_size * config.row_shape.tokens,
         )
         done, main = int(state.step), jax.process_index() == 0
         with RunLog(folder, step=done, steps=config.loop.steps, writes=main) as log:

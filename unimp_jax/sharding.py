@@ -211,7 +211,7 @@ def check_tokens(tokens: int, mesh: Mesh) -> None:
     if tokens % mesh.shape["context"]:
         raise ValueError(
             f"{tokens} tokens a row are not a multiple of context={mesh.shape['context']}; "
-            f"make budget.tokens {tokens + -tokens % mesh.shape['context']}"
+            f"make row_shape.tokens {tokens + -tokens % mesh.shape['context']}"
         )
 
 

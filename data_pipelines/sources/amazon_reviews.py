@@ -31,7 +31,7 @@ COLUMNS = ("reviewerID", "asin", "reviewText", "overall", "summary", "unixReview
 class AmazonReviews:
     """Items and users of a CSV file of reviews; both in order of their first review.
 
-    Faults are told when users are read: items are read from the same lines, quietly, unless there is none.
+    Faults are reported when users are read: items are read from the same lines, quietly, unless there is none.
     """
 
     def __init__(self, path: Path, faults: Faults):

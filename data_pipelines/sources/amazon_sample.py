@@ -36,7 +36,7 @@ Review = tuple[Item, Interaction]
 class AmazonSample:
     """Items, in order of their first review and as that shows them, and users, in order of the lines.
 
-    Faults are told when users are read: items are read from the same lines, quietly, unless there is none.
+    Faults are reported when users are read: items are read from the same lines, quietly, unless there is none.
     """
 
     def __init__(self, path: Path, faults: Faults):

@@ -41,7 +41,7 @@ class Faults:
         self.records.append(printable(fault))
 
     def watched(self, records: Iterable[Record]) -> Iterator[Record]:
-        """The records of a file as they come, good ones and bad; a bad one is told of before the next is asked for.
+        """The records of a file as they come, good ones and bad; a bad one is reported before the next is asked for.
 
         Raises:
           DataError: most of the first `SAMPLE` are bad, so that the file is of another layout.

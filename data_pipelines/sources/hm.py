@@ -85,8 +85,8 @@ class Catalogue:
         self._images = images
 
     def __call__(self, item_id: str) -> Item:
-        """What differs among a product's articles is told of all of them, but for the name and the description; it is
-        in a category if all its articles are."""
+        """What differs among a product's articles is listed for all of them, but for the name and the description; it
+        is in a category if all its articles are."""
         thing = self._things.row(self._rows[item_id], named=True)
         values = {column: [text for value in of if (text := clean(value))] for column, of in thing.items()}
         name, description = ((values[column] or [""])[0] for column in ("prod_name", "detail_desc"))

@@ -39,7 +39,7 @@ class ImageFiles:
         """
         Args:
           place: the archive or folder.
-          faults: is told of folders in it that cannot be listed.
+          faults: to which folders in it that cannot be listed are added.
           inside: the name of the one more folder.
 
         Raises:

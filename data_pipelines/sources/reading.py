@@ -83,7 +83,7 @@ def names_in(folder: Path, *, folders: bool = False) -> list[str]:
 def open_bytes(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
     """(the path found, its bytes) of a file, or of the file with `.gz` added; a byte-order mark is left out.
 
-    Whether the file is compressed is told by its first two bytes, not by its name.
+    Whether the file is compressed is decided by its first two bytes, not by its name.
 
     Raises:
       DataError: the file does not exist, cannot be read, is cut off, or is not text of one byte a letter or UTF-8.

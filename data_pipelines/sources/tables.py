@@ -57,7 +57,7 @@ class Table:
         return self
 
     def keep(self, right: pl.Expr, tell: Callable[[dict[str, Any]], str], of: str = "") -> Self:
-        """The rows for which `right` holds; of the others it is told what is wrong, by their lines.
+        """The rows for which `right` holds; of the others it is reported what is wrong, by their lines.
 
         Args:
           of: the only column that `right` looks at, a value at a time: each different value is tried once.
@@ -152,7 +152,7 @@ def _by_arrow(path: Path, skipped: int, names: Sequence[str], columns: Sequence[
 def by_record(
     records: Iterable[tuple[Line, list[str]]], names: Sequence[str], columns: Sequence[str], faults: Faults
 ) -> pl.DataFrame:
-    """Columns, as text, and `line`, of records; bad ones are told of and left out.
+    """Columns, as text, and `line`, of records; bad ones are reported and left out.
 
     Args:
       records: (first line, fields) of each, as of `split_records`.

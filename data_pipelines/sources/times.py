@@ -1,4 +1,4 @@
-"""Times as others wrote them: their unit is told by their size, and what cannot be a time of a record is refused."""
+"""Times as others wrote them: their unit is inferred from their size; what cannot be a time of a record is refused."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Query:
         question has none, but for a rating: there it is the item asked about.
       candidates: for selection, the three items to select from.
       words: what is searched for, where it is not the categories of the right item.
-      bare: for image, whether the history and what is searched for are left out.
+      unconditional: for image, whether the history and what is searched for are left out.
       instead_of: the question that this one replaces, in words that are counted in the log.
     """
 
@@ -40,7 +40,7 @@ class Query:
     right: tuple[int, ...]
     candidates: tuple[int, ...] = ()
     words: str | None = None
-    bare: bool = False
+    unconditional: bool = False
     instead_of: str = ""
 
 
@@ -51,22 +51,22 @@ class TaskData:
     Attributes:
       corpus: the interactions.
       can_generate: bool [I], the items whose image can be asked for: those that have codes, and categories to ask by.
-      bare_images: the share of image questions that are asked without a history and a query.
+      unconditional_rate: the share of image questions that are asked without a history and a query.
     """
 
     corpus: Corpus
     can_generate: np.ndarray
-    bare_images: float = 0.0
+    unconditional_rate: float = 0.0
 
     @classmethod
-    def of(cls, corpus: Corpus, has_codes: np.ndarray | None, bare_images: float = 0.0) -> TaskData:
+    def of(cls, corpus: Corpus, has_codes: np.ndarray | None, unconditional_rate: float = 0.0) -> TaskData:
         """
         Args:
           has_codes: bool [I], the items whose image is known as codes; None: there are no codes.
         """
         has_categories = np.array([bool(words) for words in corpus.categories], bool)
         none = np.zeros(corpus.num_items, bool)
-        return cls(corpus, none if has_codes is None else has_codes & has_categories, bare_images)
+        return cls(corpus, none if has_codes is None else has_codes & has_categories, unconditional_rate)
 
     def event(self, user: int, position: int) -> int:
         """The number of an interaction among those of all users."""

@@ -31,7 +31,7 @@ class TaskConfig:
     """Where a recommendation is answered: after its question (as the paper), or right after the last id of the history,
     without a question, as `history_targets` next_item and both teach at every id before it."""
     history_ids: bool = True
-    """Items shown whole are named by their ids. Without, a history is told by images and words alone: there are no
+    """Items shown whole are named by their ids. Without, a history consists of images and words alone: there are no
     bare ids, and no targets."""
     questions_show_ids: bool = False
     """Items asked about, or offered to select from, are named by their ids as well (the paper does not)."""

@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
+class RowShape:
     """What fits into a row: the fixed sizes of a batch's arrays."""
 
     tokens: int = 1024
@@ -18,7 +18,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if min(self.tokens, self.answers) < 1 or self.images < 0:
-            raise ValueError(f"budget: tokens and answers must be at least 1, images at least 0, not {self}")
+            raise ValueError(f"row_shape: tokens and answers must be at least 1, images at least 0, not {self}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Example:
       answer_targets: int32 [a].
       answer_weights: float32 [a].
       task: an index into `TASKS`.
-      shortened: whether texts of the question or of the answer are cut because the budget has no room for them whole.
+      shortened: whether texts of the question or of the answer are cut because a row has no room for them whole.
     """
 
     tokens: np.ndarray

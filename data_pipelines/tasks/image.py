@@ -37,13 +37,13 @@ class Image(Task):
         query = super().sample(data, user, position, last, rng)
         if not isinstance(query, Query):
             return None
-        return dataclasses.replace(query, bare=rng.random() < data.bare_images)
+        return dataclasses.replace(query, unconditional=rng.random() < data.unconditional_rate)
 
     def texts(self, texts: PromptTexts, query: Query) -> list[np.ndarray]:
-        return [] if query.bare else [texts.query_words(query.words, query.right)]
+        return [] if query.unconditional else [texts.query_words(query.words, query.right)]
 
     def prompt(self, texts: PromptTexts, query: Query, shown: Sequence[np.ndarray]) -> list[Segment]:
-        return [] if query.bare else [Segment(texts.query), Segment(shown[0])]
+        return [] if query.unconditional else [Segment(texts.query), Segment(shown[0])]
 
     def answer(self, texts: PromptTexts, query: Query, shown: Sequence[np.ndarray]) -> np.ndarray:
         check_codes(texts.vocabulary)

@@ -23,7 +23,7 @@ import numpy as np
 from data_pipelines.corpus import Corpus
 from data_pipelines.tasks.base import Query
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Budget, Example, Piece, cut_longest, int32
+from data_pipelines.tasks.examples import Example, Piece, RowShape, cut_longest, int32
 from data_pipelines.tasks.history import History, continues_history, up_to_last_id
 from data_pipelines.tasks.registry import TASKS, task_number
 from data_pipelines.tasks.texts import QUERY, SELECT, PromptTexts
@@ -43,7 +43,7 @@ class PromptWriter:
         corpus: Corpus,
         vocabulary: Vocabulary,
         config: TaskConfig,
-        budget: Budget,
+        row_shape: RowShape,
         *,
         attributes: Sequence[str],
         has_image: np.ndarray,
@@ -53,14 +53,14 @@ class PromptWriter:
           attributes: what a prompt says of each item (`vocabulary.attribute_texts`).
           has_image: bool [I], the items that have an image.
         """
-        self.vocabulary, self.config, self.budget = vocabulary, config, budget
+        self.vocabulary, self.config, self.row_shape = vocabulary, config, row_shape
         self.texts = PromptTexts(
             corpus,
             vocabulary,
             attributes=attributes if config.text else [""] * corpus.num_items,
             has_image=has_image & config.images,
             explanation_words=config.explanation_words,
-            explanation_tokens=max(budget.answers - 2, 0),  # beside the rating and the end
+            explanation_tokens=max(row_shape.answers - 2, 0),  # beside the rating and the end
             show_ids=config.questions_show_ids,
         )
         self._questions = {
@@ -93,11 +93,11 @@ class PromptWriter:
     def blank(self) -> Self:
         """A writer with room for everything, of items without texts: it writes the least that a question takes."""
         other = copy.copy(self)
-        other.budget, other.texts = Budget(*[sys.maxsize] * 3), self.texts.blank()
+        other.row_shape, other.texts = RowShape(*[sys.maxsize] * 3), self.texts.blank()
         return other
 
     def write(self, query: Query, *, ask: bool = False, begun: Sequence[int] = ()) -> Example:
-        """The example that asks `query`, with its answer; the oldest history that does not fit the budget is left out.
+        """The example that asks `query`, with its answer; the oldest history that does not fit the row is left out.
 
         Where the question and its answer alone do not fit, their texts are cut, the longest first.
 
@@ -107,19 +107,21 @@ class PromptWriter:
             that is not known).
 
         Raises:
-          ValueError: the question is larger than the budget even without them, or open and not only to be asked.
+          ValueError: the question is larger than a row even without them, or open and not only to be asked.
         """
         task = TASKS[query.task]
         if not ask and task.is_open(self.corpus, query):
             raise ValueError(f"the {query.task} question {query} is open: it has no answer to write")
         texts = task.texts(self.texts, query)
         question, answer = self._question(query, texts), self._answer(query, texts)
-        over = 1 + len(question.tokens) + len(answer) - self.budget.tokens
+        over = 1 + len(question.tokens) + len(answer) - self.row_shape.tokens
         if over > 0:
             texts = cut_longest(texts, over)
             question, answer = self._question(query, texts), self._answer(query, texts)
         left = self._room(query, question, answer)
-        history = [] if query.bare else History(self.texts, self.config, query, self._whole_question).pieces(left)
+        history = (
+            [] if query.unconditional else History(self.texts, self.config, query, self._whole_question).pieces(left)
+        )
         if history and continues_history(query, self.config):
             history[-1] = up_to_last_id(history[-1], self.vocabulary.end_of_chunk)
         pieces = [Piece(int32(self.vocabulary.bos)), *history, question]
@@ -154,12 +156,12 @@ class PromptWriter:
         Raises:
           ValueError: there is not even room for the question and its answer.
         """
-        left = np.array([self.budget.tokens, self.budget.images, self.budget.answers])
+        left = np.array([self.row_shape.tokens, self.row_shape.images, self.row_shape.answers])
         left -= [1 + len(question.tokens) + len(answer), len(question.images), len(answer)]
-        if left.min() < 0 and not query.bare:
+        if left.min() < 0 and not query.unconditional:
             raise ValueError(
-                f"the {query.task} question of user {self.corpus.user_ids[query.user]} exceeds {self.budget} "
-                f"(left: {left.tolist()}); raise the budget or show fewer attribute words"
+                f"the {query.task} question of user {self.corpus.user_ids[query.user]} exceeds {self.row_shape} "
+                f"(left: {left.tolist()}); raise row_shape or show fewer attribute words"
             )
         return left
 

@@ -30,15 +30,15 @@ class QueryConfig:
     """Where a user's random window ends: at any interaction, or only where a full window lies before it."""
     window_items: int = 0
     """For `latest`: how many items make a full window."""
-    bare_images: float = 0.1
+    unconditional_rate: float = 0.1
     """This share of the image questions is asked without history and query, which guidance needs in decoding
     (classifier-free, arXiv:2207.12598)."""
 
     def __post_init__(self) -> None:
         check_names("queries.mix", self.mix)
         object.__setattr__(self, "mix", {name: float(self.mix.get(name, 0.0)) for name in TASKS})
-        if not 0 <= self.bare_images <= 1:
-            raise ValueError(f"queries.bare_images {self.bare_images} must be a share, 0 to 1")
+        if not 0 <= self.unconditional_rate <= 1:
+            raise ValueError(f"queries.unconditional_rate {self.unconditional_rate} must be a share, 0 to 1")
 
     @property
     def needs_codes(self) -> bool:
@@ -64,7 +64,7 @@ class TrainingQueries:
           has_codes: bool [I], the items whose image is known as codes; None: there are no codes.
         """
         self.corpus, self.config, self.seed = corpus, config, seed
-        self._data = TaskData.of(corpus, has_codes, config.bare_images)
+        self._data = TaskData.of(corpus, has_codes, config.unconditional_rate)
         starts = corpus.offsets[:-1]
         self._num_train = np.add.reduceat((corpus.splits == TRAIN).astype(np.int64), starts)
         self.users = np.flatnonzero(self._num_train >= 2)

@@ -16,7 +16,7 @@ from data_pipelines.vocabulary import Vocabulary
 class Rating(Task):
     """The item is shown with its image and attributes; the answer is a rating token and the user's explanation."""
 
-    name = "preference"
+    name = "rating"
     question = "What is the rating and explanation for the item?"
     rated_history = True
     num_texts = 1
@@ -26,7 +26,7 @@ class Rating(Task):
 
     def missing(self, data: TaskData, event: int) -> str:
         if not data.corpus.rating_levels:
-            return "whose rating cannot be foretold, for no rating is among what was to train on"
+            return "whose rating cannot be predicted, for no rating is among what was to train on"
         return "whose answer has no rating" if np.isnan(data.corpus.ratings[event]) else ""
 
     def is_open(self, corpus: Corpus, query: Query) -> bool:

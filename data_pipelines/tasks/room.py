@@ -1,4 +1,4 @@
-"""Whether a budget has room for every question that is asked: found before anything is compiled."""
+"""Whether a row has room for every question that is asked: found before anything is compiled."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from data_pipelines.tasks.base import Query
-from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.prompt import PromptWriter
 from data_pipelines.tasks.registry import TASKS
 from data_pipelines.vocabulary import NUM_CANDIDATES
 
 
-def least_budget(writer: PromptWriter, task: str) -> Budget:
+def least_row_shape(writer: PromptWriter, task: str) -> RowShape:
     """What the longest question of a task takes with its answer, without a history and without texts."""
     codes = writer.vocabulary.image_codes
     with_image = codes.has_codes if TASKS[task].needs_codes and codes else writer.has_image
@@ -23,14 +23,16 @@ def least_budget(writer: PromptWriter, task: str) -> Budget:
     items = tuple(np.concatenate([first, others])[:NUM_CANDIDATES].tolist())
     candidates = items + items[:1] * (NUM_CANDIDATES - len(items))
     right = items[: TASKS[task].num_right]
-    return Budget(*writer.blank().write(Query(task, 0, 0, right, candidates)).size)
+    return RowShape(*writer.blank().write(Query(task, 0, 0, right, candidates)).size)
 
 
 def lacking_room(writer: PromptWriter, task: str) -> str:
-    """Which field of the budget is too small for the questions of a task, and what would do; "": none is."""
-    budget, least = dataclasses.asdict(writer.budget), dataclasses.asdict(least_budget(writer, task))
+    """Which field of the row shape is too small for the questions of a task, and what would do; "": none is."""
+    row_shape, least = dataclasses.asdict(writer.row_shape), dataclasses.asdict(least_row_shape(writer, task))
     small = [
-        f"budget.{name} {budget[name]}, {least[name]} is the least" for name in least if budget[name] < least[name]
+        f"row_shape.{name} {row_shape[name]}, {least[name]} is the least"
+        for name in least
+        if row_shape[name] < least[name]
     ]
     return "; ".join(small)
 
@@ -38,7 +40,7 @@ def lacking_room(writer: PromptWriter, task: str) -> str:
 def check_room(writer: PromptWriter, tasks: Iterable[str]) -> None:
     """
     Raises:
-      ValueError: the budget cannot hold a question of one of the tasks, however short texts are.
+      ValueError: a row cannot hold a question of one of the tasks, however short texts are.
     """
     for task in tasks:
         small = lacking_room(writer, task)
@@ -55,7 +57,7 @@ def long_texts(writer: PromptWriter, tasks: Iterable[str]) -> list[str]:
         task = TASKS[name]
         if not task.num_texts:
             continue
-        room = (writer.budget.tokens - least_budget(writer, name).tokens) // task.num_texts
+        room = (writer.row_shape.tokens - least_row_shape(writer, name).tokens) // task.num_texts
         lengths = (writer.texts.categories if task.texts_are_categories else writer.texts.attributes).lengths
         if too_long := int((lengths > room).sum()):
             lines.append(f"{too_long} items' texts are longer than {room} tokens: they are cut in {name} questions")

@@ -61,29 +61,29 @@ def scored_batches(
 def rank_in_batches(
     ranker: Ranker, corpus: Corpus, users: np.ndarray, positions: np.ndarray, targets: np.ndarray, batch: int = BATCH
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The right item's rank with seen items (kept, filtered): float32 [M] each. Scores and what was seen are held of
+    """The right item's rank with seen items (unfiltered, filtered): float32 [M] each. Scores and what was seen are held of
     some users at a time.
 
     Args:
       users, positions, targets: int32 [M], moments of histories, and the right item of each.
     """
-    kept, filtered = (np.full(len(users), np.nan, np.float32) for _ in range(2))
+    unfiltered, filtered = (np.full(len(users), np.nan, np.float32) for _ in range(2))
     for part, scores in scored_batches(ranker, corpus, users, positions, batch):
         moments = zip(users[part].tolist(), positions[part].tolist(), strict=True)
         seen = seen_bitmap([corpus.history(*moment) for moment in moments], corpus.num_items)
-        kept[part], filtered[part] = jax.device_get(ranks(scores, targets[part], seen))
+        unfiltered[part], filtered[part] = jax.device_get(ranks(scores, targets[part], seen))
         del scores  # before the next ones are made
-    return kept, filtered
+    return unfiltered, filtered
 
 
 def evaluate_ranker(ranker: Ranker, corpus: Corpus, split: Split, batch: int = BATCH) -> dict[str, np.ndarray]:
     """Ranks the right item in the whole catalogue for every user that the split asks about, `batch` users at a time.
 
     Returns:
-      `users`, `positions`, `targets`: int32 [M]; `kept`, `filtered`: float32 [M], the right item's rank with seen
-      items kept and filtered. `unimp_jax.evaluation.metrics.ranking_metrics` makes metrics of ranks.
+      `users`, `positions`, `targets`: int32 [M]; `unfiltered`, `filtered`: float32 [M], the right item's rank with seen
+      items unfiltered and filtered. `unimp_jax.evaluation.metrics.ranking_metrics` makes metrics of ranks.
     """
     users, positions = corpus.held_out(SPLITS[split])
     targets = corpus.targets(users, positions)
-    kept, filtered = rank_in_batches(ranker, corpus, users, positions, targets, batch)
-    return {"users": users, "positions": positions, "targets": targets, "kept": kept, "filtered": filtered}
+    unfiltered, filtered = rank_in_batches(ranker, corpus, users, positions, targets, batch)
+    return {"users": users, "positions": positions, "targets": targets, "unfiltered": unfiltered, "filtered": filtered}

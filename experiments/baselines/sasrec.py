@@ -30,7 +30,7 @@ class SASRecConfig:
     """End after so many steps, …"""
     seconds: float | None = 300.0
     """… or after so much time, validation included and compilation not, whichever comes first."""
-    rows: int = 16
+    batch_size: int = 16
     """Rows of `max_length` transitions in a batch."""
     learning_rate: float = 4e-3
     """Peak, reached after `warmup` and followed by a cosine down to 0."""
@@ -46,9 +46,11 @@ class SASRecConfig:
         if self.steps is None and self.seconds is None:
             raise ValueError("steps and seconds are both None: one must end the training")
         if (self.steps is not None and self.steps < 1) or (self.seconds is not None and self.seconds <= 0):
-            raise ValueError(f"steps {self.steps} and seconds {self.seconds}, where they are told, must be above 0")
-        if self.rows < 1 or self.seed < 0 or not 0 <= self.warmup < 1:
-            raise ValueError(f"rows {self.rows} must be 1 or more, seed {self.seed} 0 or more, warmup below 1")
+            raise ValueError(f"steps {self.steps} and seconds {self.seconds}, where they are given, must be above 0")
+        if self.batch_size < 1 or self.seed < 0 or not 0 <= self.warmup < 1:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be 1 or more, seed {self.seed} 0 or more, warmup below 1"
+            )
         if self.validations < 1:
             raise ValueError(f"validations is {self.validations}: at least the end must be validated")
 

@@ -38,7 +38,7 @@ def train_sasrec(
       ValueError: the loss is no longer finite.
     """
     ranker = SASRecRanker(corpus, config)
-    batches = training_batches(corpus, config.model.max_length, config.rows, config.seed)
+    batches = training_batches(corpus, config.model.max_length, config.batch_size, config.seed)
     optimizer = make_optimizer(config)
     parameters, key = ranker.parameters, jax.random.key(config.seed, impl="rbg")
     state = jax.jit(optimizer.init)(parameters)

@@ -9,8 +9,8 @@ reference does) and in batches, padded on the left; the faster of the two is wha
 the whole vocabulary; ours is constrained to the catalogue, so it alone is sure to answer with ten items that the user
 has not met.
 
-Ours is timed twice: as it serves a catalogue, whose images have been encoded once beforehand (that time is told), and
-with the images of each prompt encoded anew, as transformers has to.
+Ours is timed twice: as it serves a catalogue, whose images have been encoded once beforehand (that time is reported),
+and with the images of each prompt encoded anew, as transformers has to.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.loader import LoaderConfig
 from data_pipelines.tasks import Query
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Budget, Example
+from data_pipelines.tasks.examples import Example, RowShape
 from data_pipelines.tasks.queries import held_out_queries
 from experiments.benchmarks import peer
 from experiments.benchmarks.measuring import CORES, print_header, print_row, runs_a_second
@@ -82,7 +82,7 @@ def open_data(size: str, depth: int, options: Options, folder: Path) -> Experime
     """The data, with random ids of the layout where an item has more than one token."""
     config = peer.experiment(
         size, options.data, options.seed, tasks=TaskConfig(full_items=5, id_items=0),
-        budget=Budget(tokens=TOKENS, images=32, answers=64), loader=LoaderConfig(rows=ASKED[size][0]),
+        row_shape=RowShape(tokens=TOKENS, images=32, answers=64), loader=LoaderConfig(batch_size=ASKED[size][0]),
     )  # fmt: skip
     data = ExperimentData.load(config)
     if depth > 1:

@@ -1,6 +1,6 @@
 """How fast a preset's training batches come when nothing waits for them, and how full they are.
 
-python -m experiments.benchmarks.loader_speed small --loader.rows 4
+python -m experiments.benchmarks.loader_speed small --loader.batch-size 4
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def main(config: Annotated[Preset, tyro.conf.arg(name="")], batches: int = 200) 
     for name, count in zip(("examples", "images", "tokens"), counts[:3], strict=True):
         print(f"{name + ' a second':22}{count / seconds:12.0f}")
     print(f"{'batches a second':22}{batches / seconds:12.1f}")
-    slots = batches * config.loader.rows
+    slots = batches * config.loader.batch_size
     print(f"{'filled token slots':22}{np.mean(fills):12.3f}")
-    print(f"{'filled image slots':22}{counts[1] / (slots * config.budget.images):12.3f}")
-    print(f"{'filled answer slots':22}{counts[3] / (slots * config.budget.answers):12.3f}")
+    print(f"{'filled image slots':22}{counts[1] / (slots * config.row_shape.images):12.3f}")
+    print(f"{'filled answer slots':22}{counts[3] / (slots * config.row_shape.answers):12.3f}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.loader import BlockPlanner, LoaderConfig, fill_batch
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Budget, Example
+from data_pipelines.tasks.examples import Example, RowShape
 from data_pipelines.tasks.queries import TrainingQueries
 from experiments.benchmarks import peer
 from experiments.config import ExperimentConfig, TrainingConfig, save_config
@@ -38,7 +38,7 @@ PAPER = TaskConfig(
     loss_weights={"recommendation": 1.0},
 )  # fmt: skip
 LONG = dataclasses.replace(PAPER, full_items=2, id_items=100)
-SHORT_ROWS, LONG_ROWS = Budget(tokens=256, images=15, answers=34), Budget(tokens=512, images=16, answers=320)
+SHORT_ROWS, LONG_ROWS = RowShape(tokens=256, images=15, answers=34), RowShape(tokens=512, images=16, answers=320)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Setting:
 
     trains: tuple[Part, ...] = PARTS
     tasks: TaskConfig = PAPER
-    budget: Budget = SHORT_ROWS
+    row_shape: RowShape = SHORT_ROWS
     clip_patches: bool = False
     cache_features: bool = False
 
@@ -63,7 +63,7 @@ SETTINGS: dict[str, Setting] = {
     "recipe": Setting(RECIPE),
     "clip": Setting(RECIPE, clip_patches=True),
     "clip, cached": Setting(RECIPE, clip_patches=True, cache_features=True),
-    "histories": Setting(tasks=LONG, budget=LONG_ROWS),
+    "histories": Setting(tasks=LONG, row_shape=LONG_ROWS),
 }
 """The paper's examples, of five films with posters and attributes and a question of one of four tasks: everything
 trains, or what the paper trains (resampler, gated blocks and embeddings); the latter also with images of CLIP's size,
@@ -87,8 +87,9 @@ def experiment(size: str, setting: str, rows: int, data: Path, seed: int) -> Exp
     """The experiment of a setting; `rows` are of 256 tokens, or half as many of 512."""
     one = SETTINGS[setting]
     return peer.experiment(
-        size, data, seed, clip_patches=one.clip_patches, tasks=one.tasks, budget=one.budget,
-        loader=LoaderConfig(rows=rows * SHORT_ROWS.tokens // one.budget.tokens), objective=ObjectiveConfig(gamma=0.0),
+        size, data, seed, clip_patches=one.clip_patches, tasks=one.tasks, row_shape=one.row_shape,
+        loader=LoaderConfig(batch_size=rows * SHORT_ROWS.tokens // one.row_shape.tokens),
+        objective=ObjectiveConfig(gamma=0.0),
         training=TrainingConfig(trains=one.trains, cache_features=one.cache_features),
     )  # fmt: skip
 
@@ -138,10 +139,10 @@ def prepare_task(config: ExperimentConfig, folder: Path, batches: int, peer_batc
         cached = config.training.cache_features
         images = tower_features(data, parameters, mesh, folder / "features") if cached else data.images
         made_in = time.perf_counter() - start
-    size = config.loader.rows
+    size = config.loader.batch_size
     ours = [rows[start : start + size] for start in range(0, batches * size, size)]
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        save_batches(folder / "ours", [fill_batch(batch, config.budget, images, pool) for batch in ours])
+        save_batches(folder / "ours", [fill_batch(batch, config.row_shape, images, pool) for batch in ours])
     every = [example for batch in ours for row in batch for example in row]
     save_padded(folder / "peer" / "first", [[example for row in ours[0] for example in row]], data)
     for count in peer_batches:

@@ -4,7 +4,7 @@
 
 A random model is written as IdeficsForVisionText2Text has it, in shards, then imported, put on the device, and exported
 again, each in a process of its own. What each needs beyond the parameters that the device holds and beyond a process
-that does nothing but start is told as a multiple of the largest shard.
+that does nothing but start is reported as a multiple of the largest shard.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 
 from data_pipelines.corpus import Corpus
 from data_pipelines.errors import DataError
-from data_pipelines.loader import QuestionBatch, Share
+from data_pipelines.loader import ProcessShard, QuestionBatch
 from data_pipelines.tasks import Query
 from experiments.baselines.ranker import Ranker
 from experiments.data import ExperimentData
@@ -154,7 +154,7 @@ def prompt_batches(
     begun: Sequence[tuple[int, ...]] | None = None,
     tight: bool = False,
 ) -> grain.DatasetIterator[QuestionBatch]:
-    """This process's share of batches of prompts.
+    """This process's shard of batches of prompts.
 
     Args:
       begun: of each question, the tokens that its answer begins with.
@@ -162,8 +162,8 @@ def prompt_batches(
     """
     starts = [()] * len(queries) if begun is None else begun
     prompts = [data.writer.write(query, ask=True, begun=start) for query, start in zip(queries, starts, strict=True)]
-    share = Share(*row_shards(predictor.mesh))
-    return data.questions(prompts, share, tight=tight, with_images=predictor.needs_images)
+    shard = ProcessShard(*row_shards(predictor.mesh))
+    return data.questions(prompts, shard, tight=tight, with_images=predictor.needs_images)
 
 
 def next_token(

@@ -15,7 +15,7 @@ from data_pipelines.tasks.registry import check_names
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.feature_extractors import FeatureExtractorConfig
 from experiments.run import ALL_DEVICES, Checkpoint
-from unimp_jax.decoding import BeamConfig, DrawingConfig
+from unimp_jax.decoding import BeamConfig, CodeSamplingConfig
 from unimp_jax.sharding import MeshConfig
 
 Flag = Annotated[
@@ -32,7 +32,7 @@ Flag = Annotated[
 
 
 @dataclasses.dataclass(frozen=True)
-class PaintingConfig:
+class ImageGenerationConfig:
     """How images are generated."""
 
     vqgan: Path | None = None
@@ -40,7 +40,7 @@ class PaintingConfig:
     the codes of the catalogue, where it was then."""
     samples: int = 4
     """Images of each question."""
-    drawing: Annotated[DrawingConfig, tyro.conf.arg(name="")] = DrawingConfig()
+    sampling: Annotated[CodeSamplingConfig, tyro.conf.arg(name="")] = CodeSamplingConfig()
     """How codes are drawn."""
 
     def __post_init__(self) -> None:
@@ -49,11 +49,11 @@ class PaintingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class GalleryConfig:
+class ImageEvaluationConfig:
     """How images are generated for held-out users, and measured."""
 
-    painting: Annotated[PaintingConfig, tyro.conf.arg(name="")] = PaintingConfig()
-    towers: Annotated[FeatureExtractorConfig, tyro.conf.arg(name="")] = FeatureExtractorConfig()
+    generation: Annotated[ImageGenerationConfig, tyro.conf.arg(name="")] = ImageGenerationConfig()
+    extractors: Annotated[FeatureExtractorConfig, tyro.conf.arg(name="")] = FeatureExtractorConfig()
     users: int = 1024
     """So many at most are asked, drawn by the seed."""
 
@@ -77,7 +77,7 @@ class EvaluationConfig:
     """With which items are searched for that have semantic ids."""
     reviews: BeamConfig = BeamConfig(beams=5, new_tokens=256)
     """How ratings and explanations are written."""
-    images: GalleryConfig = GalleryConfig()
+    images: ImageEvaluationConfig = ImageEvaluationConfig()
     """How images are generated and measured, where the run was trained for that."""
     encode_catalogue: bool = True
     """Every image is encoded once, before anybody is asked; or, where there is no room for them all, in prompts."""
@@ -116,12 +116,12 @@ class GenerateConfig:
     query: str | None = None
     """For search and image: its words, as the source writes its categories."""
     item: str | None = None
-    """For preference: the id of the item to be rated."""
+    """For rating: the id of the item to be rated."""
     candidates: tuple[str, ...] = ()
     """For selection: the ids of three items."""
     k: int = 10
     """So many items are named by recommendation and search."""
-    keep_seen: Flag = False
+    unfiltered: Flag = False
     """They may be items of the history as well."""
     beams: int = 10
     """Of the search for items with semantic ids (at least k), and for what is written with a rating."""
@@ -129,7 +129,7 @@ class GenerateConfig:
     """What is written with a rating is cut off there."""
     out: Path = Path("images")
     """For image: the folder where images go, 1.png and so on."""
-    painting: Annotated[PaintingConfig, tyro.conf.arg(name="")] = PaintingConfig()
+    generation: Annotated[ImageGenerationConfig, tyro.conf.arg(name="")] = ImageGenerationConfig()
     """For image: by what, how many and how."""
     seed: int = 0
     """For image: of what is drawn."""

@@ -16,7 +16,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.tasks import Query
 from experiments.data import ExperimentData
 from experiments.evals.base import OURS, Answered, Setting, TaskEval, prompt_batches
-from experiments.evals.config import EvaluationConfig, GenerateConfig, PaintingConfig
+from experiments.evals.config import EvaluationConfig, GenerateConfig, ImageGenerationConfig
 from experiments.evals.image_metrics import Generated, image_outcomes, refuse_few, sample_images
 from experiments.feature_extractors import open_towers
 from experiments.request import Request
@@ -31,21 +31,21 @@ class ImageEval(TaskEval):
     task = "image"
     needs = ("query", 'the words of what is to be seen, such as --query "Comedy, Drama"')
 
-    def open(self, data: ExperimentData, config: EvaluationConfig | GenerateConfig) -> Painter:
+    def open(self, data: ExperimentData, config: EvaluationConfig | GenerateConfig) -> ImageGenerator:
         if isinstance(config, EvaluationConfig):
-            return open_painter(data, config.images.painting.vqgan)
-        painter = open_painter(data, config.painting.vqgan)
+            return open_image_generator(data, config.images.generation.vqgan)
+        generator = open_image_generator(data, config.generation.vqgan)
         config.out.mkdir(parents=True, exist_ok=True)
-        return painter
+        return generator
 
     def evaluate(self, setting: Setting) -> Answered:
         data, config, questions = setting.data, setting.config, setting.questions
-        gallery, everybody = config.images, questions.queries
-        drawn = np.sort(np.random.default_rng(config.seed).permutation(len(everybody))[: gallery.users])
+        settings, everybody = config.images, questions.queries
+        drawn = np.sort(np.random.default_rng(config.seed).permutation(len(everybody))[: settings.users])
         queries = [everybody[number] for number in drawn]
         refuse_few(data, queries)
-        generated = generate_images(data, setting.predictor, queries, setting.opened, gallery.painting, config.seed)
-        tower, clip = open_towers(gallery.towers, setting.predictor)
+        generated = generate_images(data, setting.predictor, queries, setting.opened, settings.generation, config.seed)
+        tower, clip = open_towers(settings.extractors, setting.predictor)
         fewer = len(everybody) > len(queries)
         note = questions.note + (f" {len(queries):,} of {len(everybody):,} users, by chance." if fewer else "")
         outcomes = image_outcomes(data, tower, generated, clip=clip, seed=config.seed, note=note)
@@ -61,10 +61,10 @@ class ImageEval(TaskEval):
         self, data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig, opened: Any
     ) -> dict[str, Any]:
         """Files of images, each with the log-probability of its codes, the most probable first."""
-        codes, scores = sample_codes(data, predictor, [query], config.painting, config.seed)
+        codes, scores = sample_codes(data, predictor, [query], config.generation, config.seed)
         order = np.argsort(-scores[0], kind="stable")
         images = []
-        for number, image in enumerate(opened.paint(codes[0, order]), start=1):
+        for number, image in enumerate(opened.decode(codes[0, order]), start=1):
             path = config.out / f"{number}.png"
             save_image(image, path)
             images.append({"file": str(path), "log-probability": float(scores[0, order[number - 1]])})
@@ -75,20 +75,20 @@ class ImageEval(TaskEval):
         return [f"query  {answer['query']}", *files]
 
 
-class Painter:
+class ImageGenerator:
     """A VQGAN that makes images of codes."""
 
     def __init__(self, vqgan: VQGAN):
         self._grid, self._size = vqgan.config.grid, vqgan.config.image_size
         self._decode = decoder_of(vqgan)
 
-    def paint(self, codes: np.ndarray) -> np.ndarray:
+    def decode(self, codes: np.ndarray) -> np.ndarray:
         """int32 [..., h * w] -> uint8 [..., H, W, 3]."""
         images = self._decode(codes.reshape(-1, self._grid, self._grid))
         return images.reshape(*codes.shape[:-1], self._size, self._size, 3)
 
 
-def open_painter(data: ExperimentData, folder: Path | None) -> Painter:
+def open_image_generator(data: ExperimentData, folder: Path | None) -> ImageGenerator:
     """
     Args:
       folder: of the VQGAN; None: the one that the codes say they were made with.
@@ -100,7 +100,7 @@ def open_painter(data: ExperimentData, folder: Path | None) -> Painter:
     if codes is None:
         raise DataError("this run knows no codes of images: train with --vocabulary.image-codes FILE")
     if folder is None:
-        folder = Path(codes.facts.get("vqgan", "of which nothing is told"))
+        folder = Path(codes.facts.get("vqgan", "of which nothing is reported"))
         if not folder.exists():
             raise DataError(f"the VQGAN that made the codes, {folder}, is not there: name its folder (vqgan)")
     vqgan = open_vqgan(folder)
@@ -110,19 +110,20 @@ def open_painter(data: ExperimentData, folder: Path | None) -> Painter:
             f"{folder} makes images of {has[0]} x {has[0]} of {has[1]} codes, but those of the catalogue are "
             f"{codes.grid[0]} x {codes.grid[1]} of {codes.num_codes}: another VQGAN made them"
         )
-    return Painter(vqgan)
+    return ImageGenerator(vqgan)
 
 
 def sample_codes(
-    data: ExperimentData, predictor: Predictor, queries: Sequence[Query], config: PaintingConfig, seed: int = 0
+    data: ExperimentData, predictor: Predictor, queries: Sequence[Query], config: ImageGenerationConfig, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """(int32 [P, samples, h * w] codes, float32 [P, samples] log-probabilities of them) for image questions."""
     codes = data.vocabulary.image_codes
     assert codes is not None
-    bare = data.writer.write(Query("image", 0, 0, (), bare=True), ask=True)
+    unconditional = data.writer.write(Query("image", 0, 0, (), unconditional=True), ask=True)
     return predictor.sample_codes(
-        prompt_batches(data, predictor, queries, tight=True), len(queries), config.drawing,
-        tokens=data.vocabulary.codes, length=codes.codes_per_image, bare=bare.tokens, samples=config.samples, seed=seed,
+        prompt_batches(data, predictor, queries, tight=True), len(queries), config.sampling,
+        tokens=data.vocabulary.codes, length=codes.codes_per_image, unconditional=unconditional.tokens,
+        samples=config.samples, seed=seed,
     )  # fmt: skip
 
 
@@ -130,8 +131,8 @@ def generate_images(
     data: ExperimentData,
     predictor: Predictor,
     queries: Sequence[Query],
-    painter: Painter,
-    config: PaintingConfig,
+    generator: ImageGenerator,
+    config: ImageGenerationConfig,
     seed: int = 0,
 ) -> Generated:
     """Images for questions whose answer is known, and the wanted ones from their codes."""
@@ -139,7 +140,7 @@ def generate_images(
     assert codes is not None
     drawn, _ = sample_codes(data, predictor, queries, config, seed)
     wanted = codes.codes[[query.right[0] for query in queries]]
-    return Generated(queries, {OURS: painter.paint(drawn)}, painter.paint(wanted))
+    return Generated(queries, {OURS: generator.decode(drawn)}, generator.decode(wanted))
 
 
 def save_image(image: np.ndarray, path: Path) -> None:

@@ -57,19 +57,19 @@ class RankingEval(TaskEval):
         data, queries, beams = setting.data, setting.questions.queries, setting.config.beams
         corpus = data.corpus
         ranked = rank_catalogue(data, setting.predictor, queries, beams=beams)
-        metrics = {OURS: rank_metrics(ranked.kept, ranked.filtered)}
+        metrics = {OURS: rank_metrics(ranked.unfiltered, ranked.filtered)}
         answers = asked(corpus, queries) | {
             "items": [[corpus.item_ids[item] for item in row if item >= 0] for row in ranked.top],
             "scores": [[score for score in row if np.isfinite(score)] for row in ranked.scores.tolist()],
             "cross entropy": ranked.cross_entropy,
-            f"{OURS}: rank, seen kept": ranked.kept,
-            f"{OURS}: rank, seen filtered": ranked.filtered,
+            f"{OURS}: rank, unfiltered": ranked.unfiltered,
+            f"{OURS}: rank, filtered": ranked.filtered,
         }
         targets = np.array([query.right[0] for query in queries], np.int32)
         for ranker in self.rankers(corpus, setting.rankers):
-            kept, filtered = rank_in_batches(ranker, corpus, *moments(queries), targets)
-            metrics[ranker.name] = rank_metrics(kept, filtered)
-            answers |= {f"{ranker.name}: rank, seen kept": kept, f"{ranker.name}: rank, seen filtered": filtered}
+            unfiltered, filtered = rank_in_batches(ranker, corpus, *moments(queries), targets)
+            metrics[ranker.name] = rank_metrics(unfiltered, filtered)
+            answers |= {f"{ranker.name}: rank, unfiltered": unfiltered, f"{ranker.name}: rank, filtered": filtered}
         found = "" if data.vocabulary.depth == 1 else f" Semantic ids, searched for with {beams} beams."
         note = f"{self.asks} Seen items filtered, but for the last columns.{found}{setting.questions.note}"
         return Outcome(note, metrics, answers | self.columns(corpus, queries)), ranked
@@ -84,10 +84,10 @@ class RankingEval(TaskEval):
         return show_items(answer["items"])
 
 
-def rank_metrics(kept: np.ndarray, filtered: np.ndarray) -> PerUser:
-    """Every metric of ranks with seen items filtered, then with them kept."""
-    unfiltered = ranking_metrics(kept, (10,)).items()
-    return ranking_metrics(filtered) | {f"{name} (seen kept)": values for name, values in unfiltered}
+def rank_metrics(unfiltered: np.ndarray, filtered: np.ndarray) -> PerUser:
+    """Every metric of ranks with seen items filtered, then unfiltered."""
+    without_filter = ranking_metrics(unfiltered, (10,)).items()
+    return ranking_metrics(filtered) | {f"{name} (unfiltered)": values for name, values in without_filter}
 
 
 def seen_items(corpus: Corpus, queries: Sequence[Query]) -> Seen:
@@ -113,7 +113,7 @@ def best_items(
 ) -> list[dict[str, Any]]:
     """The best items for an open question, whatever the right ones are."""
     nothing, beams = np.empty(0, np.int32), max(config.beams, config.k)
-    seen = (lambda _: nothing) if config.keep_seen else seen_items(data.corpus, [query])
+    seen = (lambda _: nothing) if config.unfiltered else seen_items(data.corpus, [query])
     batches = prompt_batches(data, predictor, [query], tight=True)
     items, scores = predictor.best_items(batches, 1, trie=data.trie, excluded=seen, k=config.k, beams=beams)
     found = [(item, float(np.exp(score))) for item, score in zip(items[0], scores[0], strict=True)]
@@ -127,7 +127,7 @@ def best_items(
 def show_items(items: list[dict[str, Any]]) -> list[str]:
     """A table."""
     if not items:
-        return ["no item is left: all of the catalogue are in the history (--keep-seen names them as well)"]
+        return ["no item is left: all of the catalogue are in the history (--unfiltered names them as well)"]
     ids = column("item", [item["item"] for item in items], room() // 2)
     titles = column("title", [item["title"] for item in items], room() - len("rank    probability  ") - columns(ids[0]))
     numbers = ["rank", *(f"{item['rank']:4}" for item in items)]

@@ -41,7 +41,7 @@ from unimp_jax.evaluation.texts import signatures, text_metrics, text_scores
 class RatingEval(TaskEval):
     """How many stars will an item get, and why?"""
 
-    task = "preference"
+    task = "rating"
     needs = ("item", "the id of the item to be rated")
 
     def evaluate(self, setting: Setting) -> Answered:
@@ -109,7 +109,7 @@ def rate_held_out(
         if there.any():
             metrics[name] = rating_errors(values[there], actual[there])
     outcome = Outcome(note, metrics, answers, lambda _: RATING_METRICS, larger_is_better=False)
-    return {"preference": outcome} | explanations
+    return {"rating": outcome} | explanations
 
 
 def explain(
@@ -162,7 +162,7 @@ class Reviews:
 
 
 def write_reviews(data: ExperimentData, predictor: Predictor, queries: Sequence[Query], config: BeamConfig) -> Reviews:
-    """Rating and explanation of preference questions, as beam search over all tokens writes them."""
+    """Rating and explanation of rating questions, as beam search over all tokens writes them."""
     vocabulary = data.vocabulary
     batches = prompt_batches(data, predictor, queries, tight=True)
     tokens, scores = predictor.generate(batches, len(queries), config, eos=vocabulary.eos, pad=vocabulary.pad)
@@ -178,7 +178,7 @@ def write_reviews(data: ExperimentData, predictor: Predictor, queries: Sequence[
 
 
 def parse_rating(vocabulary: Vocabulary, tokens: np.ndarray) -> dict[str, Any]:
-    """What an answer to a preference question says.
+    """What an answer to a rating question says.
 
     Args:
       tokens: int32 [n]; what stands behind the end is not read.

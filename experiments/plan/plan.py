@@ -70,12 +70,12 @@ def make_plan(config: ExperimentConfig, slices: Slices) -> Plan:
         "batch": abstract_batch(config, mesh),
     }
     estimated = estimate(compiled, mesh, slices, work_of(config), given, seconds)
-    tokens = config.loader.rows * config.budget.tokens
+    tokens = config.loader.batch_size * config.row_shape.tokens
     return Plan(
         slices=slices,
         mesh=dict(mesh.shape),
-        rows=config.loader.rows,
-        tokens=config.budget.tokens,
+        rows=config.loader.batch_size,
+        tokens=config.row_shape.tokens,
         remat=config.model.remat,
         attention=config.model.attention,
         estimate=estimated,
@@ -116,7 +116,7 @@ def _in_words(error: Exception, slices: Slices) -> Exception:
     told = f"{needs.group(1)} of {needs.group(2)}" if needs else "more than there is"
     return DoesNotFit(
         f"it does not fit {slices}: a device would need {told}; split more (mesh.fsdp, mesh.tensor), keep less "
-        "(model.remat full), or take fewer rows (loader.rows)"
+        "(model.remat full), or take fewer rows (loader.batch_size)"
     )
 
 

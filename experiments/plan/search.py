@@ -36,7 +36,7 @@ def search(
     for candidate in itertools.islice(candidates(config, slices), 4 * count):
         if len(plans) == count:
             break
-        words = f"{candidate.mesh} rows={candidate.loader.rows} remat={candidate.model.remat}"
+        words = f"{candidate.mesh} rows={candidate.loader.batch_size} remat={candidate.model.remat}"
         try:
             plan = make_plan(candidate, slices)
         except ValueError as error:  # it does not fit, or the torus or the geometry cannot be cut into such a mesh
@@ -46,7 +46,7 @@ def search(
         if plan.estimate.fits:
             plans.append(plan)
     if not plans:
-        raise DoesNotFit(f"no candidate fits {slices}: lower budget.tokens, or take larger slices")
+        raise DoesNotFit(f"no candidate fits {slices}: lower row_shape.tokens, or take larger slices")
     return sorted(plans, key=lambda plan: -plan.tokens_per_second)
 
 
@@ -63,10 +63,10 @@ def candidates(config: ExperimentConfig, slices: Slices) -> Iterator[ExperimentC
                     config,
                     mesh=mesh,
                     model=dataclasses.replace(config.model, remat=remat),
-                    loader=dataclasses.replace(config.loader, rows=rows * shards),
+                    loader=dataclasses.replace(config.loader, batch_size=rows * shards),
                 )
                 if guessed_bytes(candidate) <= 0.85 * slices.chip.memory:
-                    fitting.append((guessed_seconds(candidate, slices) / candidate.loader.rows, candidate))
+                    fitting.append((guessed_seconds(candidate, slices) / candidate.loader.batch_size, candidate))
             guessed += fitting[-2:]
     return (candidate for _, candidate in sorted(guessed, key=lambda pair: pair[0]))
 
@@ -76,7 +76,7 @@ def meshes(config: ExperimentConfig, slices: Slices) -> Iterator[MeshConfig]:
     chips, decoder = slices.chips_each, config.model.decoder
     for tensor, context in itertools.product((1, 2, 4, 8), (1, 2)):
         heads = math.gcd(decoder.heads, decoder.num_kv_heads, config.model.gated.heads, config.model.vision.heads)
-        if heads % tensor or config.budget.tokens % (context * 128) or chips % (tensor * context):
+        if heads % tensor or config.row_shape.tokens % (context * 128) or chips % (tensor * context):
             continue
         rows = chips // (tensor * context)
         for fsdp in {rows, min(rows, 16)}:
@@ -101,11 +101,11 @@ def part_counts(model: ModelConfig) -> Counter[str]:
 
 def guessed_bytes(config: ExperimentConfig) -> float:
     """Of a device, roughly: parameters, moments and gradients; what each policy keeps of a layer; a layer at work."""
-    mesh, model, budget = config.mesh, config.model, config.budget
+    mesh, model, row_shape = config.mesh, config.model, config.row_shape
     decoder, gated, vision = model.decoder, model.gated, model.vision
     trains, frozen = parameter_counts(config)
-    rows = config.loader.rows / (mesh.slice * mesh.data * mesh.fsdp) / config.training.accumulate
-    tokens = rows * budget.tokens / mesh.context
+    rows = config.loader.batch_size / (mesh.slice * mesh.data * mesh.fsdp) / config.training.accumulate
+    tokens = rows * row_shape.tokens / mesh.context
     of_layer = 2 * decoder.width + 3 * decoder.head_dim * decoder.heads / mesh.tensor
     of_layer += 2 * decoder.mlp_width / mesh.tensor
     of_block = 2 * decoder.width + 2 * gated.hidden_width(decoder.width) / mesh.tensor
@@ -115,12 +115,12 @@ def guessed_bytes(config: ExperimentConfig) -> float:
         "dots_with_batch": of_layer * decoder.layers + of_block * model.groups,
         "none": 2.5 * (of_layer * decoder.layers + of_block * model.groups),
     }[model.remat]
-    images = rows * budget.images / mesh.context
+    images = rows * row_shape.images / mesh.context
     of_tower = images * vision.patches * (4 * vision.width + 2 * vision.mlp_width / mesh.tensor) * 2
     of_tower += images * vision.heads / mesh.tensor * vision.patches**2 * 6
     of_resampler = images * model.resampler.layers * vision.width * model.resampler.latents * 2
     of_resampler *= {"full": 1, "dots": 12, "dots_with_batch": 12, "none": 30}[model.remat]
-    logits = rows * min(config.objective.chunk, budget.answers) * decoder.vocab_size / mesh.tensor * 8
+    logits = rows * min(config.objective.chunk, row_shape.answers) * decoder.vocab_size / mesh.tensor * 8
     shards = mesh.fsdp * mesh.tensor
     return (14 * trains + 2 * frozen) / shards + 2 * tokens * kept + max(of_tower, 2 * tokens * of_layer) + (
         of_resampler + logits + 2 * (trains + frozen) / decoder.layers / mesh.tensor
@@ -140,7 +140,7 @@ def guessed_seconds(config: ExperimentConfig, slices: Slices) -> float:
     compute = (work.model + work.again) / slices.chips / (SHARE_OF_PEAK[config.model.remat] * chip.flops)
     again = 1 if config.model.remat == "none" else 2
     gathered = 2 * (trains + frozen) * (again + 1) / mesh.tensor * (1 - 1 / mesh.fsdp) + 2 * trains / mesh.tensor
-    tokens = config.loader.rows * config.budget.tokens / slices.chips * mesh.tensor
+    tokens = config.loader.batch_size * config.row_shape.tokens / slices.chips * mesh.tensor
     exchanged = 2 * tokens * decoder.width * 4 * (again + 1) * decoder.layers * (1 - 1 / mesh.tensor)
     rings = (gathered * config.training.accumulate + exchanged) / chip.ring_bandwidth
     copied = 4 * trains / mesh.fsdp / mesh.tensor

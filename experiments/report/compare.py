@@ -20,7 +20,7 @@ from unimp_jax.evaluation.repeats import difference_over_seeds, holm, influence,
 from unimp_jax.evaluation.texts import TEXT_METRICS
 
 FORMULAS = {
-    "preference": RATING_METRICS,
+    "rating": RATING_METRICS,
     "explanation": TEXT_METRICS,
     "selection": SELECTION_METRICS,
     "image": IMAGE_METRICS,

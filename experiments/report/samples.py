@@ -103,7 +103,7 @@ def ranked_items(run: EvaluatedRun, records: Records, most: int) -> dict[str, tu
     if table is None:
         return {}
     numbers = {item: number for number, item in enumerate(records.corpus.item_ids)}
-    columns = (table[name].to_pylist() for name in ("user", f"{OURS}: rank, seen filtered", "items"))
+    columns = (table[name].to_pylist() for name in ("user", f"{OURS}: rank, filtered", "items"))
     return {
         user: (rank, tuple(numbers[item] for item in items[:most] if item in numbers))
         for user, rank, items in zip(*columns, strict=True)

@@ -51,7 +51,7 @@ class Ablation:
 
 
 HISTORY_TARGETS, RECOMMENDATION_AT, ATTEND = "tasks.history_targets", "tasks.recommendation_at", "model.gated.attend"
-NO_IMAGES: Changes = {"training.cache_features": False, "tasks.images": False, "budget.images": 0}
+NO_IMAGES: Changes = {"training.cache_features": False, "tasks.images": False, "row_shape.images": 0}
 IDS_ONLY: Changes = {**NO_IMAGES, "tasks.text": False, "tasks.questions_show_ids": True}
 
 

@@ -12,7 +12,7 @@ CHIP_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
 """Number of TPU chips of a host that one process can have -> their arrangement, as libtpu expects it."""
 
 
-class Share(NamedTuple):
+class DeviceShare(NamedTuple):
     """The cores and the environment variables of one cell; no cores are no restriction."""
 
     cores: tuple[int, ...]
@@ -39,7 +39,7 @@ def devices(kind: Kind) -> list[str]:
     return [str(number) for number in range(max(len(glob.glob(pattern)) for pattern in patterns))]
 
 
-def shares(jobs: int, kind: Kind) -> list[Share]:
+def shares(jobs: int, kind: Kind) -> list[DeviceShare]:
     """One share for each of the jobs.
 
     Raises:
@@ -66,5 +66,5 @@ def shares(jobs: int, kind: Kind) -> list[Share]:
         else:
             bounds = {"TPU_CHIPS_PER_PROCESS_BOUNDS": CHIP_BOUNDS[each], "TPU_PROCESS_BOUNDS": "1,1,1"}
             environment |= {"TPU_VISIBLE_CHIPS": own, **bounds, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-        made.append(Share(tuple(all_cores[job * cores_each :][:cores_each]), environment))
+        made.append(DeviceShare(tuple(all_cores[job * cores_each :][:cores_each]), environment))
     return made

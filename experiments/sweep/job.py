@@ -19,7 +19,7 @@ from typing import Any
 
 from data_pipelines.atomic import write_json
 from experiments.lock import locked
-from experiments.sweep.devices import Share
+from experiments.sweep.devices import DeviceShare
 
 LOG_LINES = 20
 """How many of the last lines of its log a failed cell records."""
@@ -28,7 +28,7 @@ LOG_LINES = 20
 class CellJob:
     """What submitit pickles, and calls in a process of its own."""
 
-    def __init__(self, folder: Path, share: Share):
+    def __init__(self, folder: Path, share: DeviceShare):
         self.folder, self.share, self._stopped = folder, share, False
         self._process: subprocess.Popen[bytes] | None = None
         self._work: concurrent.futures.Future[str] | None = None

@@ -43,8 +43,8 @@ class Base:
         items = read_items(config.data.source, config.data.folder)
         first = [items[number] for number in range(min(len(items), INSPECTED_ITEMS))]
         counts = read_json(config.data.folder / config.data.source / "prepared.json") or {}
-        shown = config.tasks.images and config.budget.images > 0
-        impossible = {"preference"} if counts.get("rated") == 0 else set()
+        shown = config.tasks.images and config.row_shape.images > 0
+        impossible = {"rating"} if counts.get("rated") == 0 else set()
         if not any(item.categories for item in first):
             impossible.add("search")
         return cls(

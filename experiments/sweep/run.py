@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import submitit
 
 from experiments.lock import is_free
-from experiments.sweep.devices import Share, kind_here, shares
+from experiments.sweep.devices import DeviceShare, kind_here, shares
 from experiments.sweep.job import CellJob, is_done, read_json
 
 if TYPE_CHECKING:
@@ -50,14 +50,14 @@ class Runner:
         self,
         folder: Path,
         executor: submitit.Executor,
-        shares: Sequence[Share],
+        shares: Sequence[DeviceShare],
         *,
         local: bool = True,
         say: Callable[[str], None] = print,
     ):
         self.folder, self.say, self.jobs, self.stopping = folder, say, len(shares), threading.Event()
         self._executor, self._local = executor, local
-        self._shares: queue.SimpleQueue[Share] = queue.SimpleQueue()
+        self._shares: queue.SimpleQueue[DeviceShare] = queue.SimpleQueue()
         for share in shares:
             self._shares.put(share)
 
@@ -147,7 +147,7 @@ def open_runner(config: SweepConfig) -> Runner:
         setup=list(config.slurm.setup),
         additional_parameters=options,
     )
-    return Runner(config.folder, executor, [Share((), {})] * config.jobs, local=False)
+    return Runner(config.folder, executor, [DeviceShare((), {})] * config.jobs, local=False)
 
 
 def run_cells(needs: Mapping[str, Sequence[str]], runner: Runner) -> list[Result]:

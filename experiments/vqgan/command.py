@@ -1,4 +1,4 @@
-"""What `unimp vqgan` is told, and what it does with it."""
+"""What `unimp vqgan` is reported, and what it does with it."""
 
 from __future__ import annotations
 

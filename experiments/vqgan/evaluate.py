@@ -90,7 +90,7 @@ def evaluate_vqgan(
     """
     trained = trained_on(folder)
     data, out = which.beside(trained), out or (folder if folder.is_dir() else folder.parent)
-    out.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is told before anything is computed
+    out.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is reported before anything is computed
     model = open_vqgan(folder, checkpoint)
     store = open_images(data, model.config.image_size)
     if trained and data.source == trained.source:  # else what is held out here was learnt from there

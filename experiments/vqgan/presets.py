@@ -13,7 +13,7 @@ from unimp_jax.training.loop import LoopConfig
 from unimp_jax.training.optimizer import OptimizerConfig
 
 SMALL = VQGANConfig(
-    image_size=64, widths=(8, 16, 32, 64), blocks=1, attention_levels=(), latent_channels=64, groups=2, codes=512,
+    image_size=64, channels=(8, 16, 32, 64), blocks=1, attention_levels=(), latent_channels=64, groups=2, codes=512,
     code_width=32,
 )  # fmt: skip
 """64 x 64 pixels as 8 x 8 codes; few channels where pixels are many, which is where the time goes. Norms of one channel
@@ -40,7 +40,7 @@ PRODUCTS = dataclasses.replace(POSTERS, data=ImageData("hm-products"))
 
 DEMO = dataclasses.replace(
     POSTERS,
-    vqgan=dataclasses.replace(SMALL, image_size=32, widths=(16, 32, 64), codes=256),
+    vqgan=dataclasses.replace(SMALL, image_size=32, channels=(16, 32, 64), codes=256),
     data=ImageData("movielens_small"),
     quantiser=dataclasses.replace(POSTERS.quantiser, after=100),
     loop=LoopConfig(steps=500, log_every=25, validate_every=250, save_every=250),

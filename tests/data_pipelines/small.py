@@ -12,7 +12,7 @@ from data_pipelines.image_codes import ImageCodes, save_image_codes
 from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
 from data_pipelines.vocabulary import Vocabulary, VocabularyConfig, attribute_texts, build_vocabulary
 
@@ -74,13 +74,13 @@ def small_images(corpus: Corpus, grid: tuple[int, int] = (3, 2), num_codes: int 
     return ImageCodes(tuple(corpus.item_ids), codes, grid, num_codes, {"made by": "chance"})
 
 
-def small_writer(corpus: Corpus, vocabulary: Vocabulary, config: TaskConfig, budget: Budget) -> PromptWriter:
+def small_writer(corpus: Corpus, vocabulary: Vocabulary, config: TaskConfig, row_shape: RowShape) -> PromptWriter:
     """Every third item has no image."""
     return PromptWriter(
         corpus,
         vocabulary,
         config,
-        budget,
+        row_shape,
         attributes=attribute_texts(corpus, VocabularyConfig()),
         has_image=np.arange(corpus.num_items) % 3 != 0,
     )

@@ -122,7 +122,7 @@ def test_reviews_are_in_order_of_time_and_of_two_of_an_item_the_latest_counts() 
         ("amazon_2023_sample", "users.jsonl", "amazon-reviews-2023.github.io"),
     ],
 )
-def test_what_is_needed_is_told(tmp_path: Path, source: str, file: str, publisher: str) -> None:
+def test_what_is_needed_is_reported(tmp_path: Path, source: str, file: str, publisher: str) -> None:
     with pytest.raises(DataError, match=rf"cannot be downloaded from here: {file}, .*--source-dir.*{publisher}"):
         prepare(source, tmp_path / "data")
     with pytest.raises(DataError, match=rf"{file} does not exist: .*{publisher}"):
@@ -212,7 +212,7 @@ def test_a_bad_review_of_2014_is_refused_by_name_or_left_out(tmp_path: Path, bad
 
 
 @pytest.mark.parametrize("ending", ['U2,A2,,,"never closed\nU3,A3', 'U2,A2,,,"closed" too early,5.0,s,20,'])
-def test_quotes_that_do_not_match_are_told(tmp_path: Path, ending: str) -> None:
+def test_quotes_that_do_not_match_are_reported(tmp_path: Path, ending: str) -> None:
     path = write_csv(tmp_path, [row()])
     path.write_text(path.read_text() + ending)
     with pytest.raises(DataError, match=r"^reviews_5core.csv line 3: not CSV"):
@@ -221,7 +221,7 @@ def test_quotes_that_do_not_match_are_told(tmp_path: Path, ending: str) -> None:
 
 
 @pytest.mark.parametrize("column", ["reviewerID", "asin", "reviewText", "overall", "summary", "unixReviewTime"])
-def test_a_missing_column_is_told(tmp_path: Path, column: str) -> None:
+def test_a_missing_column_is_reported(tmp_path: Path, column: str) -> None:
     header = [name for name in HEADER if name != column]
     path = write_csv(tmp_path, [["x"] * len(header)], header)
     with pytest.raises(DataError, match=rf"reviews_5core.csv line 1: column '{column}' is missing; there must be rev"):
@@ -231,7 +231,7 @@ def test_a_missing_column_is_told(tmp_path: Path, column: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"), [(b"", "column 'reviewerID' is missing"), (b"\xe9,", "line 1: byte 1 is 0xe9, not UTF-8")]
 )
-def test_a_file_that_is_no_csv_of_reviews_is_told(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_no_csv_of_reviews_is_reported(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "reviews_5core.csv").write_bytes(content)
     with pytest.raises(DataError, match=rf"reviews_5core.csv.*{message}"):
         prepare("amazon_instruments_2014", tmp_path / "data", tmp_path)
@@ -363,7 +363,7 @@ def test_a_bad_line_is_refused_by_name_or_left_out(tmp_path: Path, bad: str, mes
         (review("B3", review_full=5), r"field 'review_full' is 5, a int; it must be str"),
     ],
 )
-def test_a_bad_review_of_2023_is_told_by_its_place(tmp_path: Path, bad: dict[str, Any], message: str) -> None:
+def test_a_bad_review_of_2023_is_reported_by_its_place(tmp_path: Path, bad: dict[str, Any], message: str) -> None:
     path = write_lines(tmp_path, line([review("B1")]), line([review("B2"), bad], user_id="U2"))
     with pytest.raises(DataError, match=rf"^users.jsonl line 2: history\[1\]: {message}"):
         list(sample(path).users())
@@ -389,7 +389,7 @@ def test_a_bad_review_of_2023_is_told_by_its_place(tmp_path: Path, bad: dict[str
         ),
     ],
 )
-def test_records_are_written_and_faults_told_once(
+def test_records_are_written_and_faults_reported_once(
     tmp_path: Path, source: str, write: Callable[[Path], Path], told: str
 ) -> None:
     write(tmp_path)

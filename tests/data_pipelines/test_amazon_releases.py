@@ -292,7 +292,7 @@ def test_the_source_is_found_by_name(name: str) -> None:
         ("amazon_2023", "CATEGORY.jsonl.gz, and meta_CATEGORY.jsonl.gz", "amazon_2023/raw/review_categories"),
     ],
 )
-def test_what_is_needed_is_told(name: str, files: str, where: str, tmp_path: Path) -> None:
+def test_what_is_needed_is_reported(name: str, files: str, where: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"cannot be downloaded from here: for each category {files}.*{where}") as told:
         prepare(name, tmp_path / "data")
     assert RELEASES[name].publisher in str(told.value)

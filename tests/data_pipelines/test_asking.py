@@ -7,12 +7,12 @@ from data_pipelines.corpus import with_user
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import TASKS, Query, TaskData
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.examples import RowShape
 from tests.data_pipelines.small import small_corpus, small_vocabulary, small_writer
 
 CORPUS = small_corpus()
 VOCABULARY = small_vocabulary(CORPUS, images=True)
-ROOMY = Budget(tokens=2048, images=64, answers=512)
+ROOMY = RowShape(tokens=2048, images=64, answers=512)
 SHORT = TaskConfig(full_items=2, id_items=8)
 USER = int(np.argmax(np.diff(CORPUS.offsets)))
 NEW = CORPUS.num_users
@@ -25,15 +25,15 @@ def copied(length: int = LENGTH):
     return with_user(CORPUS, "new", CORPUS.items[start : start + length], CORPUS.ratings[start : start + length])
 
 
-def writer(config: TaskConfig = SHORT, budget: Budget = ROOMY):
-    return small_writer(CORPUS, VOCABULARY, config, budget)
+def writer(config: TaskConfig = SHORT, row_shape: RowShape = ROOMY):
+    return small_writer(CORPUS, VOCABULARY, config, row_shape)
 
 
 def open_question(task: int, user: int, length: int = LENGTH) -> Query:
     fields = {"search": {"words": "Comedy"}, "image": {"words": "Comedy"}, "selection": {"candidates": (1, 2, 3)}}.get(
         task, {}
     )
-    return Query(task, user, length, (5,) if task == "preference" else (), **fields)
+    return Query(task, user, length, (5,) if task == "rating" else (), **fields)
 
 
 def test_a_new_user_stands_behind_all_others_and_changes_nothing_of_theirs():
@@ -105,7 +105,7 @@ def test_an_open_question_reads_as_one_whose_answer_is_known(task):
     known = Query(task, USER, position, (item,), (item, 1, 2) if task == "selection" else ())
     words = {"words": ", ".join(CORPUS.categories[item])}
     fields = {"search": words, "image": words, "selection": {"candidates": known.candidates}}
-    unknown = Query(task, NEW, position, (item,) if task == "preference" else (), **fields.get(task, {}))
+    unknown = Query(task, NEW, position, (item,) if task == "rating" else (), **fields.get(task, {}))
     tokens = [writer().of(copied(position)).write(query, ask=True).tokens for query in (known, unknown)]
     np.testing.assert_array_equal(*tokens)
 
@@ -121,7 +121,9 @@ def test_a_search_is_for_any_words():
 def test_an_open_question_leaves_room_for_an_item(tokens):
     for user in range(CORPUS.num_users):
         length = int(CORPUS.offsets[user + 1] - CORPUS.offsets[user])
-        example = writer(budget=Budget(tokens, 4, 64)).write(open_question("recommendation", user, length), ask=True)
+        example = writer(row_shape=RowShape(tokens, 4, 64)).write(
+            open_question("recommendation", user, length), ask=True
+        )
         assert len(example.tokens) + VOCABULARY.depth + 1 <= tokens
 
 

@@ -40,7 +40,7 @@ def test_users_of_a_table_come_in_the_same_columns_as_others(tmp_path: Path) -> 
     assert str(list(encode_part(part))) == str([encode_user(user) for user in source.users()])
 
 
-def test_without_beam_it_is_told_what_to_install(tmp_path: Path) -> None:
+def test_without_beam_it_is_reported_what_to_install(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['apache_beam'] = None; from pathlib import Path\n"
         "from data_pipelines.prepare import prepare\n"

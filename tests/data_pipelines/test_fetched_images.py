@@ -233,7 +233,7 @@ def pixel() -> bytes:
     return buffer.getvalue()
 
 
-def test_images_are_fetched_once_and_failures_are_told(site: Site, tmp_path: Path) -> None:
+def test_images_are_fetched_once_and_failures_are_reported(site: Site, tmp_path: Path) -> None:
     urls = {
         "good": site.url("/good", sends(image(1))),
         "late": site.url("/late", sends(status=500), sends(image(2))),
@@ -331,7 +331,7 @@ def test_a_site_that_fails_throughout_is_left_alone_and_gone_on_with_later(
     assert site.asked["/0"] == asked["/0"] == 1
 
 
-def test_without_a_folder_that_is_told_once(tmp_path: Path) -> None:
+def test_without_a_folder_that_is_reported_once(tmp_path: Path) -> None:
     faults = Faults()
     stored = FetchedImages(tmp_path / "images", faults)
     assert stored.read("a") == stored.read("b") == b""
@@ -357,7 +357,7 @@ def test_an_item_cannot_name_a_file_elsewhere(site: Site, tmp_path: Path) -> Non
     assert {path.parent for path in tmp_path.rglob("*.jpg")} == {folder}
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "images").write_text("a file")
     with pytest.raises(DataError, match="images cannot be made"):
         images(tmp_path / "images").fetch({})

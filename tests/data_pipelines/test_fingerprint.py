@@ -1,4 +1,4 @@
-"""Other data is told from the same data, part by part."""
+"""Other data is reported from the same data, part by part."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def said(corpus: Corpus, has_image: np.ndarray = HAS_IMAGE, prompts: tuple[str, 
         (dataclasses.replace(CORPUS, texts=CORPUS.texts | {int(next(iter(CORPUS.texts))): "other"}), "reviews"),
     ],
 )
-def test_each_part_is_told_from_all_others(corpus, differs):
+def test_each_part_is_reported_from_all_others(corpus, differs):
     assert said(corpus).startswith(differs)
     assert ";" not in said(corpus)
 
@@ -80,7 +80,7 @@ def test_a_run_on_other_data_is_refused_in_one_line_that_says_what_differs(tmp_p
     check_same(path, now, ["items"])  # enough to be asked
 
 
-def test_runs_from_before_have_none_and_a_damaged_one_is_told(tmp_path):
+def test_runs_from_before_have_none_and_a_damaged_one_is_reported(tmp_path):
     now = fingerprint(CORPUS, HAS_IMAGE, ())
     check_same(tmp_path / FILE, now)
     for content in ("", "{", "[]", '{"items": 3}', '{"items": ["x", 1]}', '{"items": [1e999, ""]}'):

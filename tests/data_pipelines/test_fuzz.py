@@ -70,7 +70,7 @@ def test_damage_is_by_the_seed_and_damages(tmp_path: Path) -> None:
         (fuzz.TooLong(), "it took more than 20 s"),
     ],
 )
-def test_what_is_no_right_end_is_told(
+def test_what_is_no_right_end_is_reported(
     error: BaseException, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ends(*_: object) -> None:
@@ -80,7 +80,7 @@ def test_what_is_no_right_end_is_told(
     assert fuzz.outcome(0, tmp_path)[1].startswith(wrong)
 
 
-def test_a_batch_is_told_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_reported_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["fuzz", "--first", "7", "--count", "1"])
     monkeypatch.setattr(fuzz, "outcome", lambda number, folder: ("hm", f"{number} {folder.is_dir()}"))
     fuzz.main()

@@ -250,13 +250,13 @@ def test_a_missing_column_is_named(folder: Path, file: str, column: str) -> None
     ("content", "message"),
     [(b"", "column '.*' is missing"), (b"\xff\xfe", "is UTF-16; UTF-8 is needed: iconv -f UTF-16 -t UTF-8")],
 )
-def test_a_file_that_is_no_table_is_told(folder: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_no_table_is_reported(folder: Path, content: bytes, message: str) -> None:
     (folder / "transactions_train.csv").write_bytes(content)
     with pytest.raises(DataError, match=rf"transactions_train.csv.*{message}"):
         opened(folder)
 
 
-def test_text_that_is_not_utf_8_is_told(folder: Path) -> None:
+def test_text_that_is_not_utf_8_is_reported(folder: Path) -> None:
     with (folder / "transactions_train.csv").open("ab") as file:
         file.write(b"2020-07-01,\xe9,0108775015,1,2\n")
     with pytest.raises(DataError, match=r"^transactions_train.csv line 8: byte 12 is 0xe9, not UTF-8"):
@@ -295,7 +295,7 @@ def test_prepared_under_a_name_of_its_own(folder: Path, tmp_path: Path) -> None:
         prepare("hm", data, folder, name="../x")
 
 
-def test_that_nothing_is_left_is_told(folder: Path, tmp_path: Path) -> None:
+def test_that_nothing_is_left_is_reported(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=rf"^hm: no items are left of {folder}, nothing to learn from \(of users with 9 and items wi"
     ):

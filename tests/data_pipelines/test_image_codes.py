@@ -1,4 +1,4 @@
-"""A file of images as codes: read as it was written, items without an image told apart, mistakes named."""
+"""A file of images as codes: read as it was written, items without an image distinguished, mistakes named."""
 
 import json
 
@@ -81,7 +81,7 @@ def test_two_images_of_one_item_are_refused():
         ImageCodes(("one", "one"), np.zeros((2, 1), np.int32), (1, 1), 2)
 
 
-def test_a_file_that_is_missing_cut_or_of_another_kind_is_told(tmp_path):
+def test_a_file_that_is_missing_cut_or_of_another_kind_is_reported(tmp_path):
     path = tmp_path / "images.parquet"
     with pytest.raises(DataError, match=r"images.parquet does not exist: `unimp vqgan codes`"):
         load_image_codes(path, NAMES)

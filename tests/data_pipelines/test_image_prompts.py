@@ -14,7 +14,7 @@ from data_pipelines.image_codes import ImageCodes, save_image_codes
 from data_pipelines.packing import fill_row, pack
 from data_pipelines.tasks import Query
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.prompt import prompt_texts
 from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out_queries
 from data_pipelines.tasks.registry import task_number
@@ -24,10 +24,10 @@ from tests.data_pipelines.small import small_corpus, small_images, small_vocabul
 CORPUS = small_corpus()
 VOCABULARY = small_vocabulary(CORPUS, images=True)
 IMAGES = small_images(CORPUS)
-ROOMY = Budget(tokens=2048, images=64, answers=512)
+ROOMY = RowShape(tokens=2048, images=64, answers=512)
 USER = int(np.argmax(np.diff(CORPUS.offsets)))
-MIX = QueryConfig({"recommendation": 1, "search": 1, "preference": 0, "selection": 0, "image": 2})
-ALONE = QueryConfig({"recommendation": 0, "search": 0, "preference": 0, "selection": 0, "image": 1})
+MIX = QueryConfig({"recommendation": 1, "search": 1, "rating": 0, "selection": 0, "image": 2})
+ALONE = QueryConfig({"recommendation": 0, "search": 0, "rating": 0, "selection": 0, "image": 1})
 ASKED = "What is the generated image ID to the query based on the history?"
 
 
@@ -46,7 +46,7 @@ def question(position: int = 5, **fields) -> Query:
     return Query("image", USER, position, (int(items[position]),), **fields)
 
 
-def test_an_image_is_asked_for_and_told_as_the_paper_writes_it():
+def test_an_image_is_asked_for_and_reported_as_the_paper_writes_it():
     query = question()
     example = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=1), ROOMY).write(query)
     before = int(CORPUS.history(USER, query.position)[-1])
@@ -88,7 +88,7 @@ def test_all_codes_and_the_end_are_targets_each_with_the_weight_of_the_task():
 def test_what_is_asked_is_what_was_trained_on_within_any_budget(number, seed, tokens, answers):
     query = queries(ALONE, seed)[number]
     config = TaskConfig(full_items=2, id_items=8, history_targets="next_item")
-    writer = small_writer(CORPUS, VOCABULARY, config, Budget(tokens, 4, answers))
+    writer = small_writer(CORPUS, VOCABULARY, config, RowShape(tokens, 4, answers))
     trained, asked = writer.write(query), writer.write(query, ask=True)
     np.testing.assert_array_equal(asked.tokens, trained.tokens[: len(asked.tokens)])
     assert asked.tokens[-1] == VOCABULARY.answer
@@ -104,24 +104,24 @@ def test_only_items_with_codes_and_categories_are_asked_about():
     for split in ("validation", "test"):
         held_out = held_out_queries(CORPUS, split, "image", IMAGES.has_codes)
         assert held_out
-        assert all(can_be_asked(query.right[0]) and not query.bare for query in held_out)
+        assert all(can_be_asked(query.right[0]) and not query.unconditional for query in held_out)
         everybody = held_out_queries(CORPUS, split, "recommendation")
         assert [q.user for q in held_out] == [q.user for q in everybody if can_be_asked(q.right[0])]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_a_share_is_asked_without_history_and_query_the_same_for_whoever_asks(share):
-    config = dataclasses.replace(MIX, bare_images=share)
+    config = dataclasses.replace(MIX, unconditional_rate=share)
     numbers = list(range(2000))
     one, other = queries(config), queries(config)
     forwards = [one[number] for number in numbers]
     assert forwards == [other[number] for number in reversed(numbers)][::-1]
-    bare = np.array([query.bare for query in forwards if query.task == "image"])
-    assert not any(query.bare for query in forwards if query.task != "image")
+    bare = np.array([query.unconditional for query in forwards if query.task == "image"])
+    assert not any(query.unconditional for query in forwards if query.task != "image")
     assert abs(bare.mean() - share) < 4 * 0.5 / len(bare) ** 0.5  # four standard deviations at most
-    everything_asked = [dataclasses.replace(query, bare=False) for query in forwards]
+    everything_asked = [dataclasses.replace(query, unconditional=False) for query in forwards]
     assert everything_asked == [
-        dataclasses.replace(query, bare=False) for query in map(queries().__getitem__, numbers)
+        dataclasses.replace(query, unconditional=False) for query in map(queries().__getitem__, numbers)
     ]  # of whom, and about what, does not hang on the share
 
 
@@ -141,7 +141,7 @@ def test_images_without_codes_are_refused_and_say_what_makes_them():
     with pytest.raises(ValueError, match=f"item number {without} is not known in codes"):
         VOCABULARY.image_tokens(without)
     with pytest.raises(ValueError, match="a share, 0 to 1"):
-        QueryConfig(bare_images=1.5)
+        QueryConfig(unconditional_rate=1.5)
 
 
 def test_where_nothing_can_be_asked_for_the_weight_counts_for_nothing():
@@ -183,18 +183,18 @@ def of_64_codes() -> Vocabulary:
 
 
 def test_answers_of_64_codes_are_packed_into_rows_of_512_tokens():
-    vocabulary, budget = of_64_codes(), Budget(tokens=512, images=16, answers=320)
+    vocabulary, row_shape = of_64_codes(), RowShape(tokens=512, images=16, answers=320)
     config = TaskConfig(full_items=2, id_items=100, history_targets="next_item")
-    writer = small_writer(CORPUS, vocabulary, config, budget)
+    writer = small_writer(CORPUS, vocabulary, config, row_shape)
     stream = queries()
     examples = [writer.write(stream[number]) for number in range(200)]
-    rows = pack(np.array([example.size for example in examples]), budget)
+    rows = pack(np.array([example.size for example in examples]), row_shape)
     assert sorted(number for row in rows for number in row) == list(range(200))
-    whole = [fill_row([examples[number] for number in row], budget) for row in rows]
+    whole = [fill_row([examples[number] for number in row], row_shape) for row in rows]
     assert np.mean([(row["segment_ids"] > 0).mean() for row in whole]) > 0.8
     drawn = np.isin([row["answer_targets"] for row in whole], vocabulary.codes)
     tasks = np.array([row["answer_tasks"] for row in whole])
     assert (tasks[drawn] == task_number("image")).all()
     assert drawn.sum() == 64 * sum(example.task == task_number("image") for example in examples)
-    with pytest.raises(ValueError, match=r"the image question .* raise the budget"):
-        small_writer(CORPUS, vocabulary, config, dataclasses.replace(budget, answers=64)).write(question())
+    with pytest.raises(ValueError, match=r"the image question .* raise row_shape"):
+        small_writer(CORPUS, vocabulary, config, dataclasses.replace(row_shape, answers=64)).write(question())

@@ -319,7 +319,9 @@ def test_damaged_images_are_images_or_refused(data: st.DataObject) -> None:
         assert len(str(error).splitlines()) == 1  # noqa: PT017
 
 
-def test_an_image_that_cannot_be_decoded_is_black_and_told_and_ends_no_run(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_image_that_cannot_be_decoded_is_black_and_reported_and_ends_no_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     store = ImageStore([image(1), b"none"].__getitem__, 8, ImageConfig())
     with caplog.at_level(logging.WARNING):
         assert store[0].any()
@@ -491,7 +493,7 @@ def test_a_folder_in_itself_ends(tmp_path: Path) -> None:
     assert StoredImages(folder, Faults()).read("1.jpg") == image(1)
 
 
-def test_an_archive_without_images_is_told_once(tmp_path: Path) -> None:
+def test_an_archive_without_images_is_reported_once(tmp_path: Path) -> None:
     path = archive(tmp_path / "posters.zip", {"1.txt": b"", "__MACOSX/._1.jpg": b""})
     faults = Faults()
     stored = StoredImages(tmp_path / "posters", faults)

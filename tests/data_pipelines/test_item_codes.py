@@ -118,16 +118,16 @@ def test_the_file_that_the_mistakes_below_are_made_in_is_right(tmp_path):
         (["abc"] * 4, {"kind": pa.string()}, "is of string"),
     ],
 )
-def test_wrong_codes_are_told_with_the_file_they_stand_in(tmp_path, rows, changes, words):
+def test_wrong_codes_are_reported_with_the_file_they_stand_in(tmp_path, rows, changes, words):
     refused(write(tmp_path / "ids.parquet", rows, **changes), words)
 
 
-def test_an_item_without_codes_is_told_with_how_many_others_lack_them(tmp_path):
+def test_an_item_without_codes_is_reported_with_how_many_others_lack_them(tmp_path):
     save_codes(tmp_path / "ids.parquet", CODES)
     refused(tmp_path / "ids.parquet", "2 of the items", "'new'", item_ids=(*NAMES, "new", "newer"))
 
 
-def test_a_missing_file_is_told_with_the_command_that_makes_one(tmp_path):
+def test_a_missing_file_is_reported_with_the_command_that_makes_one(tmp_path):
     refused(tmp_path / "ids.parquet", "does not exist", "`unimp ids`")
 
 
@@ -136,7 +136,7 @@ def test_a_folder_is_no_file(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 3, 0.5, -1])
-def test_a_truncated_file_is_told(tmp_path, kept):
+def test_a_truncated_file_is_reported(tmp_path, kept):
     path = tmp_path / "ids.parquet"
     save_codes(path, CODES)
     whole = path.read_bytes()
@@ -144,12 +144,12 @@ def test_a_truncated_file_is_told(tmp_path, kept):
     refused(path, "not a file of item codes")
 
 
-def test_a_file_that_is_no_parquet_is_told(tmp_path):
+def test_a_file_that_is_no_parquet_is_reported(tmp_path):
     (tmp_path / "ids.csv").write_text("item_id,codes\n" * 100)
     refused(tmp_path / "ids.csv", "not a file of item codes")
 
 
-def test_parquet_of_something_else_is_told(tmp_path):
+def test_parquet_of_something_else_is_reported(tmp_path):
     path = tmp_path / "ids.parquet"
     pq.write_table(pa.table({"item_id": NAMES, "codes": ROWS}), path)
     refused(path, "nothing says how many codes each level has")
@@ -161,7 +161,7 @@ def test_parquet_of_something_else_is_told(tmp_path):
 
 @settings(max_examples=100, deadline=None)
 @given(place=st.integers(0, 10_000), change=st.integers(1, 255))
-def test_one_damaged_byte_is_told_or_leaves_valid_codes(place, change, tmp_path_factory):
+def test_one_damaged_byte_is_reported_or_leaves_valid_codes(place, change, tmp_path_factory):
     path = tmp_path_factory.mktemp("codes") / "ids.parquet"
     save_codes(path, CODES)
     damaged = bytearray(path.read_bytes())

@@ -85,7 +85,7 @@ def test_byte_order_marks_of_files_that_were_joined_are_no_part_of_the_text(
 
 @every_file
 @pytest.mark.parametrize("named", ["plain", "gz"])
-def test_gzip_is_told_by_its_bytes(tmp_path: Path, source: str, file: str, named: str, good) -> None:
+def test_gzip_is_reported_by_its_bytes(tmp_path: Path, source: str, file: str, named: str, good) -> None:
     packed = gzip.compress(GOOD[source][file], mtime=0)
     if named == "plain":
         assert read_good(tmp_path, source, {file: packed}) == good
@@ -237,7 +237,7 @@ def test_an_empty_file_is_named(tmp_path: Path, source: str, file: str) -> None:
         (lambda text: text.replace(b"}\n{", b"}{", 1), r"line \d+: not JSON \(more than one value in the line, from"),
     ],
 )
-def test_json_that_is_not_an_object_a_line_is_told(tmp_path: Path, source: str, change, message: str) -> None:
+def test_json_that_is_not_an_object_a_line_is_reported(tmp_path: Path, source: str, change, message: str) -> None:
     file = TIMES[source]
     with pytest.raises(DataError, match=rf"^{Path(file).name} {message}"):
         read_good(tmp_path, source, {file: change(GOOD[source][file])})
@@ -269,7 +269,7 @@ def test_columns_are_found_by_name_in_any_order(tmp_path: Path, source: str, fil
 
 @every_table
 @pytest.mark.parametrize(("mark", "what"), [(";", "semicolons"), ("\t", "tabs")])
-def test_other_marks_between_columns_are_told(tmp_path: Path, source: str, file: str, mark: str, what: str) -> None:
+def test_other_marks_between_columns_are_reported(tmp_path: Path, source: str, file: str, mark: str, what: str) -> None:
     text = io.StringIO()
     csv.writer(text, delimiter=mark, lineterminator="\n").writerows(rows_of(source, file))
     with pytest.raises(DataError, match=rf"^{file} line 1: columns are separated by {what}; there must be commas"):
@@ -277,7 +277,7 @@ def test_other_marks_between_columns_are_told(tmp_path: Path, source: str, file:
 
 
 @every_table
-def test_a_header_that_is_not_there_or_not_right_is_told(tmp_path: Path, source: str, file: str) -> None:
+def test_a_header_that_is_not_there_or_not_right_is_reported(tmp_path: Path, source: str, file: str) -> None:
     header, *rows = rows_of(source, file)
     first = header.index({"hm": "article_id", "amazon_instruments_2014": "asin"}.get(source, "movieId"))
     for names, message in (

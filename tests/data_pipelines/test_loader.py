@@ -8,26 +8,28 @@ import pytest
 
 from data_pipelines.errors import DataError
 from data_pipelines.images import ImageConfig, ImageStore, decode
-from data_pipelines.loader import LoaderConfig, Position, Share, question_batches, training_batches
+from data_pipelines.loader import LoaderConfig, Position, ProcessShard, question_batches, training_batches
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out_queries
 from tests.data_pipelines.small import image, small_corpus, small_vocabulary, small_writer
 
 CORPUS = small_corpus()
 VOCABULARY = small_vocabulary(CORPUS)
-BUDGET = Budget(tokens=256, images=12, answers=64)
-WRITER = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=2, id_items=10), BUDGET)
-CONFIG = LoaderConfig(rows=4, block_examples=40)
+ROW_SHAPE = RowShape(tokens=256, images=12, answers=64)
+WRITER = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=2, id_items=10), ROW_SHAPE)
+CONFIG = LoaderConfig(batch_size=4, block_examples=40)
 
 
 def images() -> ImageStore:
     return ImageStore(image, 8, ImageConfig())
 
 
-def batches(count: int, config: LoaderConfig = CONFIG, start: Position = Position(), share: Share = Share()):
+def batches(
+    count: int, config: LoaderConfig = CONFIG, start: Position = Position(), shard: ProcessShard = ProcessShard()
+):
     stream = training_batches(
-        TrainingQueries(CORPUS, QueryConfig(), seed=0), WRITER, images(), config, seed=0, start=start, share=share
+        TrainingQueries(CORPUS, QueryConfig(), seed=0), WRITER, images(), config, seed=0, start=start, shard=shard
     )
     taken = list(itertools.islice(stream, count))
     stream.close()
@@ -52,7 +54,7 @@ def test_it_goes_on_exactly_from_any_position():
 def test_processes_share_what_one_would_read(shares):
     """Whichever shards they have: a host's devices need not work on neighbouring rows."""
     whole, count = batches(12), max(map(max, shares)) + 1
-    read = [batches(12, share=Share(shards, count)) for shards in shares]
+    read = [batches(12, shard=ProcessShard(shards, count)) for shards in shares]
     for step, batch in enumerate(whole):
         parts = [process[step] for process in read]
         for shards, part in zip(shares, parts, strict=True):
@@ -63,7 +65,7 @@ def test_processes_share_what_one_would_read(shares):
 
 def test_neither_threads_nor_batch_size_change_the_stream():
     rows = np.concatenate([batch.arrays["tokens"] for batch in batches(12)])
-    other = batches(6, dataclasses.replace(CONFIG, rows=8, threads=7, prefetch=1))
+    other = batches(6, dataclasses.replace(CONFIG, batch_size=8, threads=7, prefetch=1))
     np.testing.assert_array_equal(rows, np.concatenate([batch.arrays["tokens"] for batch in other]))
 
 
@@ -71,7 +73,7 @@ def test_every_example_of_a_block_is_read_once():
     queries = TrainingQueries(CORPUS, QueryConfig(), seed=0)
     expected = sorted(tuple(WRITER.write(queries[number]).tokens.tolist()) for number in range(40))
     seen = []
-    for batch in batches(30, dataclasses.replace(CONFIG, rows=1)):
+    for batch in batches(30, dataclasses.replace(CONFIG, batch_size=1)):
         arrays = batch.arrays
         for segment in range(1, arrays["segment_ids"].max() + 1):
             seen.append(tuple(arrays["tokens"][arrays["segment_ids"] == segment].tolist()))
@@ -82,7 +84,7 @@ def test_every_example_of_a_block_is_read_once():
 
 def test_rows_that_processes_cannot_share_are_refused():
     with pytest.raises(ValueError, match="4 rows of a batch cannot be cut into 3 equal shards"):
-        batches(1, share=Share((0,), 3))
+        batches(1, shard=ProcessShard((0,), 3))
 
 
 def test_the_images_lie_where_their_items_are_shown():
@@ -101,7 +103,7 @@ def test_every_question_is_asked_once(tight):
     queries = held_out_queries(CORPUS, "test", "recommendation")
     prompts = [WRITER.write(query, ask=True) for query in queries]
     asked = []
-    for batch in question_batches(prompts, dataclasses.replace(BUDGET, answers=3), images(), CONFIG, tight=tight):
+    for batch in question_batches(prompts, dataclasses.replace(ROW_SHAPE, answers=3), images(), CONFIG, tight=tight):
         used = batch.prompts >= 0
         np.testing.assert_array_equal(used, batch.arrays["answer_weights"] > 0)
         for prompt, target in zip(batch.prompts[used], batch.arrays["answer_targets"][used], strict=True):
@@ -113,13 +115,13 @@ def test_every_question_is_asked_once(tight):
 def test_tight_rows_are_no_longer_than_they_must_be_and_as_many_as_fit_a_batch():
     queries = held_out_queries(CORPUS, "test", "recommendation")
     prompts = [WRITER.write(query, ask=True) for query in queries]
-    budget = dataclasses.replace(BUDGET, tokens=10 * max(len(prompt.tokens) for prompt in prompts))
-    batches = list(question_batches(prompts, budget, images(), CONFIG, tight=True))
+    row_shape = dataclasses.replace(ROW_SHAPE, tokens=10 * max(len(prompt.tokens) for prompt in prompts))
+    batches = list(question_batches(prompts, row_shape, images(), CONFIG, tight=True))
     rows, length = batches[0].arrays["tokens"].shape
     assert all(batch.arrays["tokens"].shape == (rows, length) for batch in batches)
     assert rows % CONFIG.rows == 0
-    assert rows * length <= CONFIG.rows * budget.tokens
-    (alone,) = question_batches(prompts[:1], budget, images(), CONFIG, tight=True)
+    assert rows * length <= CONFIG.rows * row_shape.tokens
+    (alone,) = question_batches(prompts[:1], row_shape, images(), CONFIG, tight=True)
     assert alone.arrays["tokens"].shape == (CONFIG.rows, -(-len(prompts[0].tokens) // 16) * 16)
 
 

@@ -214,7 +214,7 @@ def test_a_truncated_zip_is_named(folder: Path) -> None:
         local(folder)
 
 
-def test_a_missing_zip_is_told(folder: Path) -> None:
+def test_a_missing_zip_is_reported(folder: Path) -> None:
     (folder / "posters.zip").unlink()
     faults = Faults()
     try:

@@ -9,33 +9,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.packing import best_length, fill_row, pack
-from data_pipelines.tasks.examples import Budget, Example
+from data_pipelines.tasks.examples import Example, RowShape
 
-BUDGET = Budget(tokens=64, images=6, answers=20)
+ROW_SHAPE = RowShape(tokens=64, images=6, answers=20)
 sizes = st.lists(st.tuples(st.integers(1, 64), st.integers(0, 6), st.integers(0, 20)), min_size=1, max_size=60)
 
 
 @given(sizes)
 def test_every_example_lies_in_one_row_and_no_budget_is_exceeded(sizes):
     table = np.array(sizes)
-    rows = pack(table, BUDGET)
+    rows = pack(table, ROW_SHAPE)
     assert sorted(number for row in rows for number in row) == list(range(len(sizes)))
     for row in rows:
-        assert (table[row].sum(0) <= dataclasses.astuple(BUDGET)).all()
+        assert (table[row].sum(0) <= dataclasses.astuple(ROW_SHAPE)).all()
 
 
 @given(sizes)
 def test_no_row_could_have_taken_in_what_a_later_row_was_opened_for(sizes):
     table = np.array(sizes)
-    rows = pack(table, BUDGET)
+    rows = pack(table, ROW_SHAPE)
     for earlier in range(len(rows)):
         for later in rows[earlier + 1 :]:
             first = table[later[0]]
             before = [n for n in rows[earlier] if (-table[n, 0], n) < (-first[0], later[0])]
-            assert (table[before].sum(0) + first > dataclasses.astuple(BUDGET)).any()
+            assert (table[before].sum(0) + first > dataclasses.astuple(ROW_SHAPE)).any()
 
 
-def plainly_packed(sizes: np.ndarray, budget: Budget) -> list[list[int]]:
+def plainly_packed(sizes: np.ndarray, row_shape: RowShape) -> list[list[int]]:
     """Best-fit decreasing by a look at every row."""
     rows: list[list[int]] = []
     free: list[np.ndarray] = []
@@ -43,7 +43,7 @@ def plainly_packed(sizes: np.ndarray, budget: Budget) -> list[list[int]]:
         fitting = [row for row, room in enumerate(free) if (room >= sizes[example]).all()]
         if not fitting:
             rows.append([])
-            free.append(np.array(dataclasses.astuple(budget)))
+            free.append(np.array(dataclasses.astuple(row_shape)))
         row = min(fitting, key=lambda row: (free[row][0], row)) if fitting else len(rows) - 1
         rows[row].append(example)
         free[row] -= sizes[example]
@@ -57,14 +57,14 @@ narrow = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 3), st.integers(0
 @given(sizes | narrow)
 def test_rows_are_those_that_a_look_at_every_row_finds(sizes):
     table = np.array(sizes).reshape(-1, 3)
-    assert pack(table, BUDGET) == plainly_packed(table, BUDGET)
+    assert pack(table, ROW_SHAPE) == plainly_packed(table, ROW_SHAPE)
 
 
 def test_a_hundred_thousand_prompts_are_packed_in_seconds():
     rng, count = np.random.default_rng(0), 100_000
     table = np.stack([rng.integers(20, 500, count), rng.integers(0, 6, count), np.ones(count, int)], axis=1)
     start = time.process_time()
-    rows = pack(table, Budget(512, 16, 16))
+    rows = pack(table, RowShape(512, 16, 16))
     assert time.process_time() - start < 15  # a million in under a minute on a core of its own
     assert sum(map(len, rows)) == count
     assert table[:, 0].sum() / (len(rows) * 512) > 0.9
@@ -72,7 +72,7 @@ def test_a_hundred_thousand_prompts_are_packed_in_seconds():
 
 def test_what_fits_no_row_is_refused():
     with pytest.raises(ValueError, match=r"example 1 .* does not fit"):
-        pack(np.array([[3, 0, 0], [65, 0, 0]]), BUDGET)
+        pack(np.array([[3, 0, 0], [65, 0, 0]]), ROW_SHAPE)
 
 
 @given(sizes)
@@ -80,9 +80,9 @@ def test_the_best_length_wastes_no_more_than_any_other(sizes):
     table = np.array(sizes)
 
     def tokens(length: int) -> int:
-        return length * len(pack(table, dataclasses.replace(BUDGET, tokens=length)))
+        return length * len(pack(table, dataclasses.replace(ROW_SHAPE, tokens=length)))
 
-    best = best_length(table, BUDGET)
+    best = best_length(table, ROW_SHAPE)
     others = [length for length in (16, 32, 48, 64) if length >= table[:, 0].max()]
     assert best in others
     assert tokens(best) == min(map(tokens, others))
@@ -110,7 +110,7 @@ def examples(draw):
 @settings(deadline=None)
 @given(st.lists(examples(), max_size=5))
 def test_a_row_gives_back_its_examples(row):
-    arrays = fill_row(row, Budget(tokens=64, images=64, answers=64))
+    arrays = fill_row(row, RowShape(tokens=64, images=64, answers=64))
     for segment, example in enumerate(row, start=1):
         here = np.flatnonzero(arrays["segment_ids"] == segment)
         np.testing.assert_array_equal(arrays["tokens"][here], example.tokens)
@@ -142,4 +142,4 @@ def test_images_that_drift_from_their_markers_are_refused():
         task=0,
     )
     with pytest.raises(ValueError, match="1 image markers and 2 images"):
-        fill_row([example], BUDGET)
+        fill_row([example], ROW_SHAPE)

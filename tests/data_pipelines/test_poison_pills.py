@@ -16,17 +16,17 @@ from data_pipelines.loader import SHORTENED, BlockPlanner, LoaderConfig, trainin
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.tasks import TASKS, Query
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Budget, cut_longest
+from data_pipelines.tasks.examples import RowShape, cut_longest
 from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
 from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out
 from data_pipelines.tasks.registry import default_shares
-from data_pipelines.tasks.room import check_room, lacking_room, least_budget, long_texts
+from data_pipelines.tasks.room import check_room, lacking_room, least_row_shape, long_texts
 from data_pipelines.vocabulary import Vocabulary, VocabularyConfig, attribute_texts, build_vocabulary
 from tests.data_pipelines.small import image
 
-BUDGET = Budget(tokens=160, images=6, answers=48)
+ROW_SHAPE = RowShape(tokens=160, images=6, answers=48)
 SHORT = TaskConfig(full_items=2, id_items=10, history_targets="next_item")
-BLOCKS = LoaderConfig(rows=2, block_examples=60)
+BLOCKS = LoaderConfig(batch_size=2, block_examples=60)
 NOTHING_LEFT = "selection where nothing is left unmet"
 UNBROKEN = "".join(np.random.default_rng(0).choice(list("qwertzuiop"), 1600))
 CONTROLS = "</s> <s> <pad> <image> <|endofchunk|> <answer> s_1 rate_5 item_3"
@@ -54,20 +54,20 @@ OTHERS = [user_of(f"o{number}", *((number + step) % 8 for step in range(6))) for
 
 
 def writer_of(
-    corpus: Corpus, config: TaskConfig = SHORT, budget: Budget = BUDGET, vocabulary: Vocabulary | None = None
+    corpus: Corpus, config: TaskConfig = SHORT, row_shape: RowShape = ROW_SHAPE, vocabulary: Vocabulary | None = None
 ) -> PromptWriter:
     shown = VocabularyConfig(trained_size=320, round_to=8)
     vocabulary = vocabulary or build_vocabulary(corpus, shown, prompt_texts())
     has_image = np.arange(corpus.num_items) % 3 != 0
     return PromptWriter(
-        corpus, vocabulary, config, budget, attributes=attribute_texts(corpus, shown), has_image=has_image
+        corpus, vocabulary, config, row_shape, attributes=attribute_texts(corpus, shown), has_image=has_image
     )
 
 
 def assert_fits(writer: PromptWriter, query: Query) -> None:
-    """An example is within its budget; its only control tokens are those that a prompt is written with."""
+    """An example is within its row shape; its only control tokens are those that a prompt is written with."""
     example, vocabulary = writer.write(query), writer.vocabulary
-    assert all(size <= room for size, room in zip(example.size, dataclasses.astuple(writer.budget), strict=True))
+    assert all(size <= room for size, room in zip(example.size, dataclasses.astuple(writer.row_shape), strict=True))
     tokens = example.tokens
     assert tokens[0] == vocabulary.bos
     assert np.flatnonzero(tokens == vocabulary.eos).tolist() == [len(tokens) - 1]
@@ -145,7 +145,7 @@ SPLIT = {"validation": 1, "test": 2}
 
 def test_what_is_left_out_reaches_the_log_once():
     corpus = build_corpus(*PILLS["all users met everything"])
-    config = QueryConfig(default_shares() | {"recommendation": 0, "search": 0, "preference": 0})
+    config = QueryConfig(default_shares() | {"recommendation": 0, "search": 0, "rating": 0})
     queries, store = TrainingQueries(corpus, config, seed=0), ImageStore(image, 8, ImageConfig())
     assert {queries[number].task for number in range(60)} == {"recommendation"}
     stream = training_batches(queries, writer_of(corpus), store, BLOCKS, seed=0)
@@ -163,11 +163,11 @@ def test_a_text_is_cut_only_in_questions_that_it_does_not_fit():
     writer, queries = writer_of(corpus), TrainingQueries(corpus, QueryConfig(), seed=0)
     block = BlockPlanner(queries, writer, BLOCKS, seed=0)(0)
     assert 0 < block.left_out[SHORTENED] < BLOCKS.block_examples
-    (selection, _) = long_texts(writer, ["selection", "preference"])
+    (selection, _) = long_texts(writer, ["selection", "rating"])
     assert selection == "1 items' texts are longer than 49 tokens: they are cut in selection questions"
     cut, whole = (writer.write(Query("selection", 0, 3, (4,), candidates)) for candidates in ((4, 0, 5), (4, 5, 6)))
     assert (cut.shortened, whole.shortened) == (True, False)
-    assert len(cut.tokens) == BUDGET.tokens
+    assert len(cut.tokens) == ROW_SHAPE.tokens
     text = writer.vocabulary.decode(cut.tokens)
     assert "Genres Drama Title d" in text
     assert f"Genres Drama Title {UNBROKEN[:9]}" in text
@@ -178,7 +178,7 @@ def test_a_text_is_cut_only_in_questions_that_it_does_not_fit():
 def test_a_search_for_a_megabyte_is_asked_at_once():
     writer = writer_of(build_corpus(films(8), OTHERS))
     example = writer.write(Query("search", 0, 4, (), words="x" * 2**20 + "</s>"), ask=True)
-    assert len(example.tokens) + writer.vocabulary.depth + 1 == BUDGET.tokens
+    assert len(example.tokens) + writer.vocabulary.depth + 1 == ROW_SHAPE.tokens
 
 
 @given(st.lists(st.integers(0, 30), max_size=5), st.integers(0, 160))
@@ -197,35 +197,35 @@ def test_the_longest_texts_are_cut_to_one_length(lengths, over):
 @pytest.mark.parametrize(
     ("task", "small", "least"),
     [
-        ("selection", {"images": 2}, "budget.images 2, 3 is the least"),
-        ("selection", {"answers": 2}, "budget.answers 2, 3 is the least"),
+        ("selection", {"images": 2}, "row_shape.images 2, 3 is the least"),
+        ("selection", {"answers": 2}, "row_shape.answers 2, 3 is the least"),
         (
-            "preference",
+            "rating",
             {"images": 0, "answers": 1},
-            "budget.images 0, 1 is the least; budget.answers 1, 2 is the least",
+            "row_shape.images 0, 1 is the least; row_shape.answers 1, 2 is the least",
         ),
-        ("recommendation", {"answers": 1}, "budget.answers 1, 2 is the least"),
-        ("search", {"tokens": 5}, "budget.tokens 5, 6 is the least"),
+        ("recommendation", {"answers": 1}, "row_shape.answers 1, 2 is the least"),
+        ("search", {"tokens": 5}, "row_shape.tokens 5, 6 is the least"),
     ],
 )
 def test_a_budget_without_room_for_a_question_is_refused_with_the_least(task, small, least):
     corpus = build_corpus(films(8), OTHERS)
-    writer = writer_of(corpus, budget=dataclasses.replace(BUDGET, **small))
+    writer = writer_of(corpus, row_shape=dataclasses.replace(ROW_SHAPE, **small))
     with pytest.raises(ValueError, match=f"a {task} question does not fit: {least} .*--queries.mix.{task} 0"):
         check_room(writer, [task])
-    enough = writer_of(corpus, budget=least_budget(writer, task), vocabulary=writer.vocabulary)
+    enough = writer_of(corpus, row_shape=least_row_shape(writer, task), vocabulary=writer.vocabulary)
     assert lacking_room(enough, task) == ""
     asked = held_out(corpus, "test", task).queries
     for query in asked:
         assert_fits(enough, query)
-    with pytest.raises(ValueError, match="raise the budget"):
+    with pytest.raises(ValueError, match="raise row_shape"):
         list(map(writer.write, asked))
 
 
 def test_a_source_without_images_needs_no_room_for_any():
     corpus = build_corpus(films(8), OTHERS)
-    writer = writer_of(corpus, dataclasses.replace(SHORT, images=False), dataclasses.replace(BUDGET, images=0))
-    check_room(writer, ["recommendation", "search", "preference", "selection"])
+    writer = writer_of(corpus, dataclasses.replace(SHORT, images=False), dataclasses.replace(ROW_SHAPE, images=0))
+    check_room(writer, ["recommendation", "search", "rating", "selection"])
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -237,9 +237,7 @@ def test_a_catalogue_too_small_to_select_from_says_so_at_the_start(count):
     ]
     assert "selection" not in queries.tasks
     with pytest.raises(ValueError, match=r"enough items to select from .*--queries.mix.selection 0 says so"):
-        TrainingQueries(
-            corpus, QueryConfig({"recommendation": 0, "search": 0, "preference": 0, "selection": 1}), seed=0
-        )
+        TrainingQueries(corpus, QueryConfig({"recommendation": 0, "search": 0, "rating": 0, "selection": 1}), seed=0)
     for split in ("validation", "test"):
         found = held_out(corpus, split, "selection")
         assert (found.queries, list(found.left_out.values())) == ([], [1])
@@ -248,7 +246,7 @@ def test_a_catalogue_too_small_to_select_from_says_so_at_the_start(count):
 def test_a_user_who_met_all_but_one_is_asked_to_select_two_right_items_or_none():
     corpus = build_corpus(films(8), [user_of("most", *range(7))])
     queries = TrainingQueries(
-        corpus, QueryConfig({"recommendation": 0, "search": 0, "preference": 0, "selection": 1}), seed=0
+        corpus, QueryConfig({"recommendation": 0, "search": 0, "rating": 0, "selection": 1}), seed=0
     )
     asked = [queries[number] for number in range(100)]
     assert {len(query.right) for query in asked if query.task == "selection"} == {1, 2}
@@ -260,15 +258,15 @@ def test_ratings_that_are_held_out_alone_are_neither_learnt_nor_asked():
     corpus = build_corpus(*PILLS["rated where it is held out alone"])
     queries = TrainingQueries(corpus, QueryConfig(), seed=0)
     assert queries.notes == [
-        "preference is left out: no rating is among what is to train on; --queries.mix.preference 0 says so"
+        "rating is left out: no rating is among what is to train on; --queries.mix.rating 0 says so"
     ]
-    assert "preference" not in {queries[number].task for number in range(200)}
-    reason = "whose rating cannot be foretold, for no rating is among what was to train on"
-    assert held_out(corpus, "test", "preference") == dataclasses.replace(
-        held_out(corpus, "test", "preference"), queries=[], left_out={reason: 1}
+    assert "rating" not in {queries[number].task for number in range(200)}
+    reason = "whose rating cannot be predicted, for no rating is among what was to train on"
+    assert held_out(corpus, "test", "rating") == dataclasses.replace(
+        held_out(corpus, "test", "rating"), queries=[], left_out={reason: 1}
     )
     shown = writer_of(with_user(corpus, "new", [1, 2], [5.0, 3.0]))  # with ratings that have no token
-    assert shown.write(Query("preference", 1, 2, (3,)), ask=True).tokens[0] == shown.vocabulary.bos
+    assert shown.write(Query("rating", 1, 2, (3,)), ask=True).tokens[0] == shown.vocabulary.bos
 
 
 def test_evaluation_counts_whom_it_leaves_out_by_reason():
@@ -280,7 +278,7 @@ def test_evaluation_counts_whom_it_leaves_out_by_reason():
     ]  # fmt: skip
     corpus = build_corpus(items, users)
     assert held_out(corpus, "test", "recommendation").left_out == {}
-    assert held_out(corpus, "test", "preference").left_out == {"whose answer has no rating": 1}
+    assert held_out(corpus, "test", "rating").left_out == {"whose answer has no rating": 1}
     assert held_out(corpus, "test", "search").left_out == {"whose answer has no categories to search by": 1}
     assert held_out(corpus, "test", "selection").left_out == {
         "who met so much of the catalogue that nothing wrong is left to offer": 1
@@ -332,7 +330,7 @@ def test_any_source_can_be_trained_on_and_asked_about(described, histories, toke
         for number, history in enumerate(histories)
     ]
     corpus = build_corpus(items, made)
-    writer = writer_of(corpus, budget=dataclasses.replace(BUDGET, tokens=tokens))
+    writer = writer_of(corpus, row_shape=dataclasses.replace(ROW_SHAPE, tokens=tokens))
     queries = TrainingQueries(corpus, QueryConfig(), seed=0)
     for number in range(20):
         assert_fits(writer, queries[number])
@@ -341,7 +339,7 @@ def test_any_source_can_be_trained_on_and_asked_about(described, histories, toke
             assert_fits(writer, query)
 
 
-def test_too_few_users_to_learn_from_are_told_in_one_line():
+def test_too_few_users_to_learn_from_are_reported_in_one_line():
     with pytest.raises(DataError, match="no user has two interactions to train on"):
         TrainingQueries(build_corpus(films(8), [user_of("u", 0, 1, 2)]), QueryConfig(), seed=0)
     with pytest.raises(DataError, match="1 users have two interactions or more: a split by users needs ten"):

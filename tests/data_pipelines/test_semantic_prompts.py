@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import TASKS, Query
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Budget, Example
+from data_pipelines.tasks.examples import Example, RowShape
 from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out_queries
 from data_pipelines.vocabulary import CODES, VocabularyConfig, build_vocabulary, load_vocabulary
 from data_pipelines.whole_tokenizer import whole_tokenizer
@@ -30,7 +30,7 @@ VOCABULARY = semantic_vocabulary(CORPUS)
 DEPTH = 3
 HAS_CODES = VOCABULARY.image_codes.has_codes
 NAMING = frozenset(VOCABULARY.items.reshape(-1).tolist())
-ROOMY = Budget(tokens=2048, images=64, answers=512)
+ROOMY = RowShape(tokens=2048, images=64, answers=512)
 USER = int(np.argmax(np.diff(CORPUS.offsets)))
 
 
@@ -69,7 +69,7 @@ def test_saving_and_loading_change_nothing(tmp_path):
     np.testing.assert_array_equal(load_vocabulary(tmp_path / "again", CORPUS).items, VOCABULARY.items)
 
 
-def test_a_saved_vocabulary_whose_codes_are_gone_is_told_with_their_file(tmp_path):
+def test_a_saved_vocabulary_whose_codes_are_gone_is_reported_with_their_file(tmp_path):
     VOCABULARY.save(tmp_path)
     (tmp_path / CODES).unlink()
     with pytest.raises(DataError, match=f"{CODES} does not exist"):
@@ -88,7 +88,7 @@ def test_a_catalogue_with_an_item_that_has_no_codes_is_refused(tmp_path):
         load_vocabulary(tmp_path, small_corpus(num_items=41))
 
 
-def test_missing_codes_are_told_before_anything_is_trained(tmp_path):
+def test_missing_codes_are_reported_before_anything_is_trained(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.parquet does not exist"):
         build_vocabulary(CORPUS, VocabularyConfig(trained_size=400, item_codes=tmp_path / "nowhere.parquet"))
 
@@ -103,8 +103,8 @@ def query_at(task: int, position: int) -> Query:
     return dataclasses.replace(query, right=right, candidates=(right[1], *wrong, right[0]))
 
 
-def written(query: Query, config: TaskConfig, budget: Budget = ROOMY) -> Example:
-    return small_writer(CORPUS, VOCABULARY, config, budget).write(query)
+def written(query: Query, config: TaskConfig, row_shape: RowShape = ROOMY) -> Example:
+    return small_writer(CORPUS, VOCABULARY, config, row_shape).write(query)
 
 
 def name_places(tokens: np.ndarray) -> np.ndarray:
@@ -120,7 +120,7 @@ def asked_of(example: Example) -> dict[int, int]:
 def answer_of(query: Query) -> list[int]:
     """What must stand behind the last `<answer>`, but for an explanation."""
     event = int(CORPUS.offsets[USER]) + query.position
-    if query.task == "preference":
+    if query.task == "rating":
         return [VOCABULARY.rating_token(CORPUS.ratings[event])]
     if query.task == "selection":
         return [VOCABULARY.selections[0], VOCABULARY.selections[2]]
@@ -165,24 +165,24 @@ def test_an_answer_is_the_whole_name_and_the_end(task):
     assert answer[-1] == VOCABULARY.eos
     expected = answer_of(query)
     assert answer[: len(expected)] == expected
-    if task != "preference":
+    if task != "rating":
         assert answer == [*expected, VOCABULARY.eos]
     assert asked_of(example) == {start - 1 + place: token for place, token in enumerate(answer)}
 
 
-@pytest.mark.parametrize("task", ["preference", "selection"])
+@pytest.mark.parametrize("task", ["rating", "selection"])
 def test_items_that_are_asked_about_are_named_whole_where_that_is_wanted(task):
     query = query_at(task, POSITION)
     example = written(query, TaskConfig(full_items=0, questions_show_ids=True))
     places = name_places(example.tokens).reshape(-1, DEPTH)
-    items = query.right if task == "preference" else query.candidates
+    items = query.right if task == "rating" else query.candidates
     np.testing.assert_array_equal(example.tokens[places], VOCABULARY.items[list(items)])
     if task == "selection":
         np.testing.assert_array_equal(example.tokens[places[:, 0] - 1], VOCABULARY.selections)
 
 
 def test_a_rating_stands_behind_the_whole_name():
-    query = query_at("preference", POSITION)
+    query = query_at("rating", POSITION)
     example = written(query, TaskConfig(full_items=2, id_items=4, history_targets="next_item"))
     ratings = CORPUS.ratings[CORPUS.offsets[USER] :][POSITION - 6 : POSITION]
     assert not np.isnan(ratings).all()
@@ -193,7 +193,7 @@ def test_a_rating_stands_behind_the_whole_name():
             assert asked[last] == example.tokens[last + 1] == VOCABULARY.rating_token(rating)
 
 
-def foretold(example: Example, following: int) -> dict[int, int]:
+def predicted(example: Example, following: int) -> dict[int, int]:
     """Each token of the names in a history foretells the next one, the last the first of `following`."""
     places = name_places(example.tokens)
     last = int(np.flatnonzero(example.tokens == VOCABULARY.answer)[-1])
@@ -215,7 +215,7 @@ SHAPES = [(0, 6), (2, 4), (6, 0), (3, 100)]
 def test_names_foretell_their_own_next_token_and_then_the_next_item(task, full, bare):
     query = query_at(task, POSITION)
     example = written(query, TaskConfig(full_items=full, id_items=bare, history_targets="next_item"))
-    assert asked_of(example) == foretold(example, query.right[0]) | asked_in_answer(example)
+    assert asked_of(example) == predicted(example, query.right[0]) | asked_in_answer(example)
 
 
 @pytest.mark.parametrize(("full", "bare"), SHAPES)
@@ -228,7 +228,7 @@ def test_names_of_whole_items_are_reconstructed_token_by_token(task, full, bare)
     expected = asked_in_answer(example)
     for start in chunks:
         expected |= {start + place: int(example.tokens[start + place + 1]) for place in range(DEPTH)}
-    following = foretold(example, query.right[0])
+    following = predicted(example, query.right[0])
     bare_ids = {p: t for p, t in following.items() if not chunks or p < chunks[0]}
     assert len(bare_ids) == DEPTH * min(bare, POSITION - full)
     assert asked_of(example) == expected | bare_ids
@@ -275,7 +275,7 @@ def test_a_question_along_the_bare_ids_is_answered_by_a_whole_name(task, targets
     if targets == "none":
         assert not others
         return
-    assert others == {p: t for p, t in foretold(example, query.right[0]).items() if p not in answers}
+    assert others == {p: t for p, t in predicted(example, query.right[0]).items() if p not in answers}
     assert {weights[place] for place in others} == {full * 0.25}
 
 
@@ -303,16 +303,16 @@ configs = st.builds(
     images=st.booleans(),
     text=st.booleans(),
 )
-budgets = st.builds(Budget, tokens=st.integers(160, 400), images=st.integers(3, 8), answers=st.integers(6, 60))
+row_shapes = st.builds(RowShape, tokens=st.integers(160, 400), images=st.integers(3, 8), answers=st.integers(6, 60))
 
 
 @settings(max_examples=60, deadline=None)
-@given(config=configs, budget=budgets, number=st.integers(0, 500))
-def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(config, budget, number):
+@given(config=configs, row_shape=row_shapes, number=st.integers(0, 500))
+def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(config, row_shape, number):
     query = TrainingQueries(CORPUS, QueryConfig(), seed=1)[number]
-    writer = small_writer(CORPUS, VOCABULARY, config, budget)
+    writer = small_writer(CORPUS, VOCABULARY, config, row_shape)
     trained, asked = writer.write(query), writer.write(query, ask=True)
-    assert all(size <= room for size, room in zip(trained.size, dataclasses.astuple(budget), strict=True))
+    assert all(size <= room for size, room in zip(trained.size, dataclasses.astuple(row_shape), strict=True))
     assert trained.tokens[0] == VOCABULARY.bos
     assert trained.tokens[-1] == VOCABULARY.eos
     assert (trained.tokens == VOCABULARY.image).sum() == len(trained.images)
@@ -337,15 +337,15 @@ def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(co
 @settings(max_examples=40, deadline=None)
 @given(
     config=configs.map(lambda config: dataclasses.replace(config, ask_every=0, history_targets="next_item")),
-    budget=budgets,
+    row_shape=row_shapes,
     number=st.integers(0, 500),
 )
-def test_what_a_budget_leaves_of_a_history_still_foretells_what_comes_next(config, budget, number):
+def test_what_a_budget_leaves_of_a_history_still_foretells_what_comes_next(config, row_shape, number):
     config = dataclasses.replace(config, rated_history=False, questions_show_ids=False, recommendation_at="question")
     query = TrainingQueries(CORPUS, QueryConfig(), seed=3)[number]
-    example = small_writer(CORPUS, VOCABULARY, config, budget).write(query)
-    assert asked_of(example) == foretold(example, query.right[0]) | asked_in_answer(example)
-    shown = example.tokens[list(foretold(example, 0))].reshape(-1, DEPTH)
+    example = small_writer(CORPUS, VOCABULARY, config, row_shape).write(query)
+    assert asked_of(example) == predicted(example, query.right[0]) | asked_in_answer(example)
+    shown = example.tokens[list(predicted(example, 0))].reshape(-1, DEPTH)
     latest = CORPUS.history(query.user, query.position)[query.position - len(shown) :]
     np.testing.assert_array_equal(shown, VOCABULARY.items[latest])
 
@@ -361,7 +361,7 @@ def tokenizer(tmp_path_factory):
 @pytest.mark.parametrize("task", TASKS)
 def test_a_tokenizer_for_strangers_gives_the_same_tokens(task, tokenizer):
     config = TaskConfig(full_items=2, id_items=8, questions_show_ids=True)
-    writer = small_writer(CORPUS, VOCABULARY, config, Budget(512, 16, 128))
+    writer = small_writer(CORPUS, VOCABULARY, config, RowShape(512, 16, 128))
     queries = held_out_queries(CORPUS, "test", task, HAS_CODES)[:20]
     assert queries
     for query in queries:

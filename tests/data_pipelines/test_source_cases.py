@@ -342,7 +342,7 @@ def test_files_that_failed_are_read_or_refused(case: Case, tmp_path: Path) -> No
     assert case.check(list(read_items(case.source, data)), list(read_users(case.source, data)))
 
 
-def test_a_file_of_reviews_is_told_by_its_bytes_and_by_a_name_without_a_dot(tmp_path: Path) -> None:
+def test_a_file_of_reviews_is_reported_by_its_bytes_and_by_a_name_without_a_dot(tmp_path: Path) -> None:
     files = {
         "Books.jsonl.gz": GOOD["amazon_2023"][BOOKS],
         "meta_Books.jsonl": gzip.compress(GOOD["amazon_2023"][META], mtime=0),
@@ -354,7 +354,7 @@ def test_a_file_of_reviews_is_told_by_its_bytes_and_by_a_name_without_a_dot(tmp_
     assert (prepared.users, prepared.items, prepared.interactions) == ALL
 
 
-def test_what_is_left_of_a_file_that_is_all_bad_is_told_with_its_first_fault(tmp_path: Path) -> None:
+def test_what_is_left_of_a_file_that_is_all_bad_is_reported_with_its_first_fault(tmp_path: Path) -> None:
     files = {**GOOD["sequences"], "Toys.txt": b"user items\n"}
     with pytest.raises(
         DataError, match=r"^sequences: no items are left.*; 1 bad records were left out, the first: Toys.txt"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_pipelines.corpus import TRAIN
 from data_pipelines.tasks import TASKS, Query
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out_queries
 from data_pipelines.tasks.registry import default_shares
 from tests.data_pipelines.answers import answer_mask
@@ -21,12 +21,12 @@ from tests.data_pipelines.small import small_corpus, small_vocabulary, small_wri
 CORPUS = small_corpus()
 VOCABULARY = small_vocabulary(CORPUS, images=True)
 HAS_CODES = VOCABULARY.image_codes.has_codes
-ROOMY = Budget(tokens=2048, images=64, answers=512)
+ROOMY = RowShape(tokens=2048, images=64, answers=512)
 USER = int(np.argmax(np.diff(CORPUS.offsets)))
 
 
-def text_of(query: Query, config: TaskConfig, budget: Budget = ROOMY) -> str:
-    example = small_writer(CORPUS, VOCABULARY, config, budget).write(query)
+def text_of(query: Query, config: TaskConfig, row_shape: RowShape = ROOMY) -> str:
+    example = small_writer(CORPUS, VOCABULARY, config, row_shape).write(query)
     return VOCABULARY.decode(example.tokens)
 
 
@@ -92,10 +92,10 @@ def test_a_search_names_the_categories():
     assert question in text_of(query, TaskConfig())
 
 
-def test_a_preference_is_answered_by_the_rating_and_what_was_written():
+def test_a_rating_is_answered_by_the_rating_and_what_was_written():
     event = next(e for e in CORPUS.texts if e not in CORPUS.offsets and not np.isnan(CORPUS.ratings[e]))
     user = int(np.searchsorted(CORPUS.offsets, event, side="right")) - 1
-    query = Query("preference", user, event - int(CORPUS.offsets[user]), (int(CORPUS.items[event]),))
+    query = Query("rating", user, event - int(CORPUS.offsets[user]), (int(CORPUS.items[event]),))
     rating = f"rate_{CORPUS.ratings[event]:g}"
     assert text_of(query, TaskConfig()).endswith(
         f"What is the rating and explanation for the item? <answer> {rating} very good</s>"
@@ -145,16 +145,16 @@ configs = st.builds(
     images=st.booleans(),
     text=st.booleans(),
 )
-budgets = st.builds(Budget, tokens=st.integers(160, 400), images=st.integers(3, 8), answers=st.integers(8, 40))
+row_shapes = st.builds(RowShape, tokens=st.integers(160, 400), images=st.integers(3, 8), answers=st.integers(8, 40))
 
 
 @settings(max_examples=40, deadline=None)
-@given(config=configs, budget=budgets, number=st.integers(0, 500))
-def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(config, budget, number):
+@given(config=configs, row_shape=row_shapes, number=st.integers(0, 500))
+def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(config, row_shape, number):
     query = TrainingQueries(CORPUS, QueryConfig(default_shares() | {"image": 2}), seed=1, has_codes=HAS_CODES)[number]
-    writer = small_writer(CORPUS, VOCABULARY, config, budget)
+    writer = small_writer(CORPUS, VOCABULARY, config, row_shape)
     trained, asked = writer.write(query), writer.write(query, ask=True)
-    assert all(size <= room for size, room in zip(trained.size, dataclasses.astuple(budget), strict=True))
+    assert all(size <= room for size, room in zip(trained.size, dataclasses.astuple(row_shape), strict=True))
     assert trained.tokens[0] == VOCABULARY.bos
     assert trained.tokens[-1] == VOCABULARY.eos
     assert (trained.tokens == VOCABULARY.image).sum() == len(trained.images)
@@ -184,14 +184,14 @@ def test_an_answer_consists_of_the_tokens_that_its_task_names_and_the_end(task, 
         answer = writer.write(query).answer_targets
         assert answer[-1] == VOCABULARY.eos
         assert names is None or np.isin(answer[:-1], names).all()
-        if task == "preference":
+        if task == "rating":
             assert names is None
             assert answer[0] in VOCABULARY.ratings
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_history_without_ids_is_told_by_images_and_words_alone(task):
-    """Of preference the ratings stay, without which a user's mean cannot be known."""
+def test_a_history_without_ids_is_reported_by_images_and_words_alone(task):
+    """Of rating the ratings stay, without which a user's mean cannot be known."""
     config = TaskConfig(full_items=3, history_targets="none", history_ids=False)
     item_at = CORPUS.items[CORPUS.offsets[USER] :]
     query = query_at(task, next(position for position in range(6, 12) if HAS_CODES[item_at[position]]))
@@ -203,12 +203,12 @@ def test_a_history_without_ids_is_told_by_images_and_words_alone(task):
     )
     kept = whole.tokens[~np.isin(whole.tokens, VOCABULARY.items)]
     assert [t for t in example.tokens if t != VOCABULARY.answer] == [t for t in kept if t != VOCABULARY.answer]
-    assert np.isin(example.tokens, VOCABULARY.ratings).any() == (task == "preference")
+    assert np.isin(example.tokens, VOCABULARY.ratings).any() == (task == "rating")
     assert example.images.tolist() == whole.images.tolist()
 
 
 @pytest.mark.parametrize("other", [{"history_targets": "next_item"}, {"history_targets": "none", "id_items": 2}])
-def test_ids_cannot_be_shown_bare_or_foretold_where_they_are_not_shown(other):
+def test_ids_cannot_be_shown_bare_or_predicted_where_they_are_not_shown(other):
     with pytest.raises(ValueError, match="history_ids False leaves no ids"):
         small_writer(CORPUS, VOCABULARY, TaskConfig(history_ids=False, **other), ROOMY)
 
@@ -262,8 +262,8 @@ def test_history_targets_count_what_they_are_set_to():
 
 
 def test_a_question_larger_than_the_budget_is_refused_in_words():
-    with pytest.raises(ValueError, match="raise the budget"):
-        text_of(query_at("recommendation", 3), TaskConfig(), Budget(tokens=3, images=4, answers=8))
+    with pytest.raises(ValueError, match="raise row_shape"):
+        text_of(query_at("recommendation", 3), TaskConfig(), RowShape(tokens=3, images=4, answers=8))
 
 
 def test_training_never_sees_what_is_held_out():
@@ -289,14 +289,14 @@ def test_validation_questions_never_show_a_test_item():
 
 
 def test_each_epoch_asks_every_user_once_and_the_mix_holds():
-    mix = {"recommendation": 2, "search": 0, "preference": 0, "selection": 2}
+    mix = {"recommendation": 2, "search": 0, "rating": 0, "selection": 2}
     queries = TrainingQueries(CORPUS, QueryConfig(mix=mix), seed=0)
     size = len(queries.users)
     for epoch in range(3):
         users = [queries[epoch * size + place].user for place in range(size)]
         assert sorted(users) == queries.users.tolist()
     tasks = collections.Counter(queries[number].task for number in range(2000))
-    assert tasks["search"] == tasks["preference"] == 0
+    assert tasks["search"] == tasks["rating"] == 0
     assert abs(tasks["selection"] / 2000 - 0.5) < 0.05  # four standard deviations of a fair coin thrown 2,000 times
 
 

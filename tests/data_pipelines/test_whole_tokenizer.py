@@ -5,7 +5,7 @@ from transformers import AutoTokenizer
 
 from data_pipelines.tasks import TASKS
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import held_out_queries
 from data_pipelines.vocabulary import FAKE, IMAGE
 from data_pipelines.whole_tokenizer import whole_tokenizer
@@ -13,7 +13,7 @@ from tests.data_pipelines.small import small_corpus, small_vocabulary, small_wri
 
 CORPUS = small_corpus()
 VOCABULARY = small_vocabulary(CORPUS, images=True)
-WRITER = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=2, id_items=8), Budget(512, 16, 128))
+WRITER = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=2, id_items=8), RowShape(512, 16, 128))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_prompts_have_the_same_tokens(task, tokenizer):
     assert queries
     for query in queries:
         tokens = WRITER.write(query, ask=task != "image").tokens
-        tokens = tokens[tokens != VOCABULARY.eos]  # of an image, which is told in tokens of its own
+        tokens = tokens[tokens != VOCABULARY.eos]  # of an image, which is reported in tokens of its own
         text = VOCABULARY.text(tokens)
         with_fakes = text.replace(IMAGE, FAKE + IMAGE + FAKE)
         with_blanks = VOCABULARY.decode(tokens).replace("<s> ", "<s>")

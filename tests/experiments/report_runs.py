@@ -34,7 +34,7 @@ def write_run(folder: Path, config: ExperimentConfig, records: Records, *, worse
     """
     begin_run(folder, config, steps=config.loop.steps, worse=worse, cell=cell)
     outcomes = answer(config, records, worse)
-    ranks = outcomes["recommendation"].answers[f"{OURS}: rank, seen filtered"]
+    ranks = outcomes["recommendation"].answers[f"{OURS}: rank, filtered"]
     tops = outcomes["recommendation"].answers["items"]
     numbers = {item: number for number, item in enumerate(records.corpus.item_ids)}
     samples = tuple(
@@ -99,7 +99,7 @@ def answer(config: ExperimentConfig, records: Records, worse: float) -> dict[str
     }
     tops = [[corpus.item_ids[item] for item in rng.permutation(corpus.num_items)[:SHOWN]] for _ in users]
     popular = ranking_metrics(np.clip(np.round(np.exp(ease + 1)), 1, corpus.num_items))
-    ranked = {"items": tops, f"{OURS}: rank, seen kept": ranks, f"{OURS}: rank, seen filtered": ranks}
+    ranked = {"items": tops, f"{OURS}: rank, unfiltered": ranks, f"{OURS}: rank, filtered": ranks}
     stars = np.full(len(users), 3.0)
     guesses = stars + worse + rng.normal(0, 0.5, len(users))
     read = np.where(users == 5, np.nan, guesses) if config.seed == 0 else guesses
@@ -112,7 +112,7 @@ def answer(config: ExperimentConfig, records: Records, worse: float) -> dict[str
         "recommendation": Outcome(
             "What comes next?", {OURS: ranking_metrics(ranks), "Popularity": popular}, asked | ranked
         ),
-        "preference": Outcome("How many stars?", errors, asked | rated, lambda _: RATING_METRICS, False),
+        "rating": Outcome("How many stars?", errors, asked | rated, lambda _: RATING_METRICS, False),
         "selection": Outcome(
             "Which?", {OURS: selection_counts(chosen, right)}, asked | {"right": right}, lambda _: SELECTION_METRICS
         ),

@@ -35,11 +35,11 @@ BASE = changed(
     },
 )
 SAYS: dict[str, set[str]] = {
-    "no_images": {"tasks.images", "budget.images"},
+    "no_images": {"tasks.images", "row_shape.images"},
     "no_text": {"tasks.text"},
-    "ids_only": {"tasks.images", "tasks.text", "budget.images"},
+    "ids_only": {"tasks.images", "tasks.text", "row_shape.images"},
     "text_only": {
-        "tasks.images", "budget.images", "tasks.id_items", "tasks.full_items", "tasks.history_targets",
+        "tasks.images", "row_shape.images", "tasks.id_items", "tasks.full_items", "tasks.history_targets",
         "tasks.history_ids", "tasks.questions_show_ids", "tasks.ask_every",
     },
     "no_reconstruction": {"tasks.history_targets"},
@@ -113,8 +113,8 @@ def test_an_ablation_changes_what_it_says_and_nothing_else(name):
     cell = cells(name)[-1]
     assert cell.ablation == name
     assert differing(BASE, cell.config) == SAYS[name]
-    assert cell.config.budget.tokens == BASE.budget.tokens
-    assert cell.config.loader.rows == BASE.loader.rows
+    assert cell.config.row_shape.tokens == BASE.row_shape.tokens
+    assert cell.config.loader.batch_size == BASE.loader.batch_size
 
 
 def test_without_ids_recommendations_are_asked_for_even_where_the_base_answers_at_the_last_id():
@@ -133,7 +133,7 @@ def test_what_ablations_change_it_to():
     assert found["width_double"].model.decoder.head_dim == BASE.model.decoder.head_dim
     assert found["width_half"].model.decoder.width * 2 == BASE.model.decoder.width
     mix = found["search_only"].queries.mix
-    assert mix == {"recommendation": 0, "search": 1, "preference": 0, "selection": 0, "image": 0}
+    assert mix == {"recommendation": 0, "search": 1, "rating": 0, "selection": 0, "image": 0}
 
 
 @pytest.mark.parametrize("name", [name for name in SAYS if name != "semantic_ids"])
@@ -193,10 +193,10 @@ def test_the_command_line_of_a_cell_says_its_configuration(name, tmp_path):
         ("gamma_2", {}, {}, "the base is so already"),
         ("cross_every_4", {"model.decoder.layers": 2}, {}, "must divide decoder.layers 2"),
         (
-            "preference_only",
+            "rating_only",
             {},
             {"tasks": list(TASKS)[:2]},
-            "does not train for preference .* or its source does not allow it",
+            "does not train for rating .* or its source does not allow it",
         ),
         ("curriculum", {}, {"tasks": list(TASKS)[:1]}, "trains for recommendation alone"),
         ("semantic_ids", {"vocabulary.item_codes": Path("ids.parquet")}, {}, "have semantic ids already"),
@@ -220,7 +220,7 @@ def test_seeds_are_some_and_no_two_alike(seeds):
 def test_most_ablations_make_sense_on_every_preset(preset):
     config = dataclasses.replace(PRESETS[preset], start=None)
     tasks = [task for task in TASKS if config.queries.mix[task]]
-    made, refused = plan(Base(preset, config, config.budget.images > 0, tasks), (), (0,), EVALUATION)
+    made, refused = plan(Base(preset, config, config.row_shape.images > 0, tasks), (), (0,), EVALUATION)
     measured = {cell.ablation for cell in made if cell.evaluation}
     assert measured | set(refused) == set(ABLATIONS)
     assert len(measured) >= 22
@@ -236,7 +236,7 @@ def test_geometry_that_a_start_decides_is_refused(tmp_path, monkeypatch):
     ("changes", "images", "missing"),
     [
         ({}, True, set()),
-        ({"budget.images": 0}, False, set()),
+        ({"row_shape.images": 0}, False, set()),
         ({"tasks.images": False}, False, set()),
         ({"queries.mix.search": 0.0}, True, {"search"}),
     ],
@@ -264,7 +264,7 @@ def test_steps_are_divided_evenly():
         assert max(stages) - min(stages) <= 1
 
 
-def test_fields_are_changed_by_name_and_told_as_options():
+def test_fields_are_changed_by_name_and_reported_as_options():
     changes = {"optimizer.learning-rate": 0.01, "loader.packed": "False", "training.trains": ["gated"], "mesh.data": -1}
     config = changed(PRESETS["small"], changes)
     assert config.training.trains == ("gated",)

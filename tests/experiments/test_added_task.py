@@ -94,7 +94,7 @@ def test_a_task_is_added_by_two_objects(category, tmp_path):
     config = dataclasses.replace(config, queries=dataclasses.replace(config.queries, mix=mix))
     queries = TrainingQueries(ExperimentData.load(config).corpus, config.queries, seed=0)
     drawn = collections.Counter(queries[number].task for number in range(600))
-    assert {"category", "recommendation", "search", "preference", "selection"} == set(drawn)
+    assert {"category", "recommendation", "search", "rating", "selection"} == set(drawn)
     assert abs(drawn["category"] / 600 - 2 / 6) < 0.08  # four standard deviations
     train_run(config, tmp_path / "run")
     evaluation = evaluate_run(tmp_path / "run", EvaluationConfig(tasks=("category", "selection"), sasrec=False))

@@ -32,7 +32,7 @@ def reviewed_corpus(users: int = 8, items: int = 9):
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """Preference and explanation, answered by a model of random weights: its ratings cannot always be read."""
+    """Rating and explanation, answered by a model of random weights: its ratings cannot always be read."""
     from data_pipelines.tasks.prompt import prompt_texts
     from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
     from experiments.data import ExperimentData, Records
@@ -48,19 +48,19 @@ def outcomes():
     config = dataclasses.replace(data.config, tasks=tasks)
     assert vocabulary.size <= size.vocab_size + size.new_tokens, "the model has a row for every token"
     data = ExperimentData(config, records, vocabulary)
-    return rate_held_out(data, model, questions_of(data, "test", "preference"), BeamConfig(beams=2, new_tokens=6))
+    return rate_held_out(data, model, questions_of(data, "test", "rating"), BeamConfig(beams=2, new_tokens=6))
 
 
 def test_ratings_that_cannot_be_read_are_counted_and_not_guessed(outcomes, tmp_path):
-    outcome = outcomes["preference"]
-    save_answers(outcome, tmp_path / "preference.parquet")
-    answers = pq.read_table(tmp_path / "preference.parquet").to_pydict()
+    outcome = outcomes["rating"]
+    save_answers(outcome, tmp_path / "rating.parquet")
+    answers = pq.read_table(tmp_path / "rating.parquet").to_pydict()
     written = np.array(answers["UniMP, written rating: rating"], float)
     unread = int(np.isnan(written).sum())
     assert f"Of 8 written answers {unread} begin with no rating" in outcome.note
     squared = [x for x in answers.get("UniMP, written rating: squared", []) if x is not None]
     assert len(squared) == (8 - unread if unread < 8 else 0)
-    table = tabulate("preference", outcome, 0)
+    table = tabulate("rating", outcome, 0)
     expected = np.array(answers["UniMP, expected rating: rating"]) - np.array(answers["rating"])
     assert table.rows[0].metrics["RMSE"].mean == pytest.approx(np.sqrt(np.mean(expected**2)))
     assert not table.larger_is_better

@@ -76,7 +76,7 @@ def test_mistakes_name_standard_input_and_say_what_is_right(text, told):
 
 
 @pytest.mark.parametrize("text", ["", " \n", "\ufeff"])
-def test_nothing_is_told(text):
+def test_nothing_is_reported(text):
     with pytest.raises(DataError, match=r"^standard input is empty: name a --user"):
         complete(Request(), text)
 

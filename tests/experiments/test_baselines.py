@@ -80,7 +80,10 @@ def test_evaluation_ranks_every_user_in_the_whole_catalogue(corpus: Corpus, batc
         target = corpus.items[corpus.offsets[user] + position]
         scores = [(user * 7 + position * 3 + item * 5) % 11 for item in range(corpus.num_items)]
         seen = set(corpus.history(user, position).tolist()) - {target}
-        for name, open_items in (("kept", range(20)), ("filtered", [item for item in range(20) if item not in seen])):
+        for name, open_items in (
+            ("unfiltered", range(20)),
+            ("filtered", [item for item in range(20) if item not in seen]),
+        ):
             others = [scores[item] for item in open_items if item != target]
             right = 1 + sum(x > scores[target] for x in others) + sum(x == scores[target] for x in others) / 2
             assert found[name][number] == right
@@ -113,7 +116,7 @@ def test_markov_is_the_formula_of_its_page(corpus: Corpus, config: MarkovConfig)
 
 def test_markov_chooses_on_validation_and_finds_the_circle() -> None:
     chain = choose_markov(circle(), [MarkovConfig(last=1), MarkovConfig(last=3)])
-    assert (evaluate_ranker(chain, circle(), "test")["kept"] == 1).all()
+    assert (evaluate_ranker(chain, circle(), "test")["unfiltered"] == 1).all()
 
 
 def test_query_match_orders_by_words_then_by_the_base(corpus: Corpus) -> None:
@@ -240,9 +243,9 @@ def test_sasrec_scores_do_not_depend_on_padding(corpus: Corpus) -> None:
 
 def test_sasrec_learns_the_circle_by_steps_and_by_seconds(tmp_path: Path) -> None:
     corpus = circle()
-    config = SASRecConfig(model=SMALL, steps=150, seconds=60.0, rows=8, learning_rate=0.02, validations=15)
+    config = SASRecConfig(model=SMALL, steps=150, seconds=60.0, batch_size=8, learning_rate=0.02, validations=15)
     ranker = train_sasrec(corpus, config)
-    assert (evaluate_ranker(ranker, corpus, "test")["kept"] == 1).mean() > 0.9
+    assert (evaluate_ranker(ranker, corpus, "test")["unfiltered"] == 1).mean() > 0.9
     assert [record["step"] for record in ranker.curve] == [*range(10, 151, 10)]
     ranks = evaluate_ranker(ranker, corpus, "validation")["filtered"]
     ndcg = np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0).mean()
@@ -269,7 +272,7 @@ def test_nothing_is_learned_from_held_out_interactions(corpus: Corpus) -> None:
     """Other held-out answers, the same fits (asked about validation, whose history holds none of them)."""
     other = without_held_out(corpus)
     users, positions = corpus.held_out(VALIDATION)
-    config = SASRecConfig(model=SMALL, steps=3, rows=4, validations=1)
+    config = SASRecConfig(model=SMALL, steps=3, batch_size=4, validations=1)
     pairs = [
         (Popularity(corpus), Popularity(other)),
         (Markov(corpus), Markov(other)),

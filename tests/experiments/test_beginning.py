@@ -39,9 +39,7 @@ def following(data, first, **changes):
     """Another task, less that trains, and a vocabulary and geometry that the first run's take the place of."""
     config = experiment(data, steps=4, start=first, **changes)
     training = dataclasses.replace(config.training, trains=FROZEN)
-    queries = dataclasses.replace(
-        config.queries, mix={"recommendation": 0, "search": 1, "preference": 0, "selection": 0}
-    )
+    queries = dataclasses.replace(config.queries, mix={"recommendation": 0, "search": 1, "rating": 0, "selection": 0})
     vocabulary = dataclasses.replace(config.vocabulary, trained_size=400)
     return dataclasses.replace(config, training=training, queries=queries, vocabulary=vocabulary)
 

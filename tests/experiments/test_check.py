@@ -72,12 +72,12 @@ def test_nothing_is_written(data, tmp_path):
 
 REFUSED = [
     ("--mesh.fsdp 3 --mesh.data 1", "fsdp=3 does not make 8 devices"),
-    ("--loader.rows 9", "9 rows a batch are not a multiple of 8: slice=1 x data=8 x fsdp=1 x accumulate=1"),
+    ("--loader.batch-size 9", "9 rows a batch are not a multiple of 8: slice=1 x data=8 x fsdp=1 x accumulate=1"),
     ("--training.accumulate 3", "8 rows a batch are not a multiple of 24"),
     ("--mesh.tensor 8", "cannot be split over tensor=8; choose a tensor that divides"),
-    ("--mesh.context 8 --budget.tokens 500", "500 tokens a row are not a multiple of context=8"),
+    ("--mesh.context 8 --row_shape.tokens 500", "500 tokens a row are not a multiple of context=8"),
     ("--data.source hm", "holds no prepared source 'hm': run `unimp prepare hm"),
-    ("--budget.tokens 8", "question does not fit: budget.tokens 8"),
+    ("--row_shape.tokens 8", "question does not fit: row_shape.tokens 8"),
     ("--start {folder}/nowhere", "nowhere"),
     ("--vocabulary.base-size 100", "base_size 100 is too small for the tokenizer"),
 ]
@@ -153,9 +153,9 @@ def test_it_says_from_which_step_a_run_goes_on(data, tmp_path, capsys):
 
 
 def test_large_data_are_counted_and_not_read(data, tmp_path, capsys):
-    """A budget that has no room is then found by training alone."""
+    """A row that has no room is then found by training alone."""
     config = dataclasses.replace(ON_8, read_records=69)
-    check(config, words(data, tmp_path / "run", "--budget.tokens 8"))
+    check(config, words(data, tmp_path / "run", "--row_shape.tokens 8"))
     assert "40 users and 30 items\ndata: not read (--read-records)" in capsys.readouterr().out
     with pytest.raises(DataError, match="holds no prepared source"):
         check(config, words(tmp_path / "nowhere", tmp_path / "run"))
@@ -174,7 +174,10 @@ def test_files_that_only_hosts_see_are_not_looked_for(tmp_path, capsys):
     ("options", "message"),
     [
         ("--devices 8 -- train tiny --mesh.fsdp 3 --mesh.data 1", "fsdp=3 does not make 8 devices"),
-        ("--devices 12 --files False -- train tiny --mesh.tensor 3 --loader.rows 4", "cannot be split over tensor=3"),
+        (
+            "--devices 12 --files False -- train tiny --mesh.tensor 3 --loader.batch-size 4",
+            "cannot be split over tensor=3",
+        ),
         ("--tpu v5p-16 --num-slices 2 -- train tiny", "slice=1 is not a multiple of the 2 slices there are"),
         ("--devices 16 --num-slices 2 -- train tiny", "slice=1 is not a multiple of the 2 slices there are"),
         ("--tpu v4-16 -- train tiny", "there is no v4; known are v5e, v5p, v6e"),
@@ -187,7 +190,7 @@ def test_files_that_only_hosts_see_are_not_looked_for(tmp_path, capsys):
         ("--devices 8", "the training command comes last, after --"),
     ],
 )
-def test_mistakes_are_told_in_one_line(monkeypatch, capsys, without_libtpu, options, message):
+def test_mistakes_are_reported_in_one_line(monkeypatch, capsys, without_libtpu, options, message):
     code, _, err = run(monkeypatch, capsys, "check", *shlex.split(options))
     assert code == 2
     assert err.startswith("unimp: ")
@@ -206,7 +209,7 @@ def test_a_misspelt_option_of_training_is_refused_with_the_right_one(monkeypatch
 )
 def test_slices_have_as_many_devices_as_chips(without_libtpu, capsys, tpu, chips):
     """As XPK counts them, too."""
-    check(CheckConfig(tpu=tpu, files=False), ["train", "tiny", "--loader.rows", "256"])
+    check(CheckConfig(tpu=tpu, files=False), ["train", "tiny", "--loader.batch-size", "256"])
     told = capsys.readouterr().out
     assert f"mesh: data={chips}, which makes {chips} devices\n" in told
     assert "memory: of a step it is known where libtpu is installed: pip install 'unimp_jax[tpu]'" in told

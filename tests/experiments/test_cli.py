@@ -72,7 +72,7 @@ def test_a_wrong_value_is_refused_with_the_right_ones(monkeypatch, capsys):
         (["ids", "nowhere", "ids.parquet"], "is nowhere the folder of a run?"),
     ],
 )
-def test_mistakes_are_told_in_one_line(monkeypatch, capsys, tmp_path, arguments, message):
+def test_mistakes_are_reported_in_one_line(monkeypatch, capsys, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     code, text = run(monkeypatch, capsys, *arguments)
     assert code == 2
@@ -124,7 +124,7 @@ SYSTEM = {
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe"),  # not that of standard output
         (DataError("a title\x1b[31m of\ntwo lines"), r"a title\x1b[31m of\ntwo lines"),
         (DataError("item " + "x" * 5000), "item " + "x" * 1994 + "…"),
-        (MemoryError(), "out of memory (of this machine): what needs less is fewer --loader.rows"),
+        (MemoryError(), "out of memory (of this machine): what needs less is fewer --loader.batch-size"),
         (
             JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nBufferAssignment"),
             "out of memory (RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes. BufferAssignment): w",
@@ -217,7 +217,7 @@ def test_odd_paths_are_one_line(monkeypatch, capsys, tmp_path, data, command, pl
 
 
 @pytest.mark.parametrize("place", ["file", "below a file", "circle", "proc", "long"])
-def test_what_cannot_be_written_is_told_before_anything_is_trained(monkeypatch, capsys, tmp_path, data, place):
+def test_what_cannot_be_written_is_reported_before_anything_is_trained(monkeypatch, capsys, tmp_path, data, place):
     monkeypatch.setattr(rival, "train_sasrec", lambda *_: pytest.fail("trained"))
     path = str(odd_places(tmp_path)[place])
     code, text = run(

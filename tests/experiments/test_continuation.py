@@ -64,8 +64,8 @@ def test_fields_are_named_whole():
         assert any(name == field or name.startswith(f"{field}.") for name in names), field
     ours = experiment("data")
     assert differences(ours, changed(ours, model={"attention": "xla"}, mesh={"data": 2})) == []
-    assert differences(ours, changed(ours, loader={"rows": 16})) == ["loader.rows: 8, now 16"]
-    assert "training.guard.spike" in settings(ours)  # runs that differ in it are told apart in tables
+    assert differences(ours, changed(ours, loader={"batch_size": 16})) == ["loader.batch_size: 8, now 16"]
+    assert "training.guard.spike" in settings(ours)  # runs that differ in it are distinguished in tables
 
 
 def test_a_run_may_be_made_longer_and_not_shorter():

@@ -59,7 +59,7 @@ def test_one_long_history_costs_what_a_batch_of_scores_costs(one_long_history):
     for user in (0, 1, USERS - 1, USERS):
         target, history = found["targets"][user], corpus.history(user, found["positions"][user])
         unseen = np.setdiff1d(np.arange(ITEMS), np.setdiff1d(history, [target]))
-        assert found["kept"][user] == scipy.stats.rankdata(-counts)[target]
+        assert found["unfiltered"][user] == scipy.stats.rankdata(-counts)[target]
         assert found["filtered"][user] == scipy.stats.rankdata(-counts[unseen])[unseen == target][0]
 
 
@@ -80,7 +80,7 @@ def test_a_large_catalogue_is_scored_for_fewer_users_at_a_time(one_long_history,
         np.testing.assert_array_equal(parts[name], values)
 
 
-def test_what_the_users_of_a_batch_have_met_is_told_in_a_bit_an_item(one_long_history):
+def test_what_the_users_of_a_batch_have_met_is_reported_in_a_bit_an_item(one_long_history):
     corpus = one_long_history
     prompts = np.full((8, 4), -1, np.int32)
     prompts[0, :2], prompts[5, 0] = (USERS, 7), 12

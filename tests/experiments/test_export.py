@@ -25,7 +25,7 @@ DECODER = dataclasses.replace(MODEL.decoder, norm="rms_norm", bias=False, mlp="s
 IDEFICS = dataclasses.replace(
     MODEL,
     vision=dataclasses.replace(MODEL.vision, class_token_out=True),
-    resampler=dataclasses.replace(MODEL.resampler, mlp="relu", mlp_multiple=4),
+    resampler=dataclasses.replace(MODEL.resampler, mlp="relu", mlp_ratio=4),
     decoder=DECODER,
     gated=blocks_of(DECODER, every=2),
 )
@@ -106,8 +106,8 @@ def test_open_flamingo_has_every_key_of_its_geometry(places, tmp_path):
     """What its own class makes of such an export is tested in tests/unimp_jax/interop."""
     flamingo = dataclasses.replace(
         MODEL,
-        resampler=dataclasses.replace(MODEL.resampler, mlp_multiple=4),
-        gated=dataclasses.replace(MODEL.gated, mlp_multiple=4),
+        resampler=dataclasses.replace(MODEL.resampler, mlp_ratio=4),
+        gated=dataclasses.replace(MODEL.gated, mlp_ratio=4),
         decoder=dataclasses.replace(MODEL.decoder, tie_embeddings=False),
     )
     train_run(experiment(places[0], steps=2, model=flamingo), tmp_path / "run")

@@ -35,7 +35,7 @@ USER = "5"
 ASKED = {
     "recommendation": {"k": 5},
     "search": {"k": 5, "query": "Comedy, Drama"},
-    "preference": {"item": "3", "new_tokens": 6, "beams": 3},
+    "rating": {"item": "3", "new_tokens": 6, "beams": 3},
     "selection": {"candidates": ("1", "2", "3")},
 }
 
@@ -118,7 +118,7 @@ def test_items_are_ranked_by_their_probability_and_none_was_seen(places, opening
     scores = model.next_token(data.questions([prompt]), items, 1)[0]
     seen = {event["item"] for event in history_of(data.corpus, USER)}
     order = [data.corpus.item_ids[item] for item in np.argsort(-scores, kind="stable")]
-    everything = ask(places[1], user=USER, k=30, keep_seen=True)["items"]
+    everything = ask(places[1], user=USER, k=30, unfiltered=True)["items"]
     assert [item["item"] for item in everything] == order
     np.testing.assert_allclose([item["probability"] for item in everything], np.exp(np.sort(scores)[::-1]), rtol=1e-4)
     unseen = ask(places[1], user=USER, k=30)["items"]
@@ -146,7 +146,7 @@ def test_items_with_semantic_ids_are_searched_for(places, tmp_path):
     met = [data.corpus.item_ids[item] for item in (0, 7, 29)]
     data, query = pose(data, Request(history=tuple((item_id, float("nan")) for item_id in met)))
     found = {
-        keep: best_items(data, model, query, GenerateConfig(k=30, keep_seen=keep)) for keep in (True, False)
+        keep: best_items(data, model, query, GenerateConfig(k=30, unfiltered=keep)) for keep in (True, False)
     }  # beams as wide as the catalogue search exactly
     assert len(found[True]) == 30
     expected = [item["item"] for item in found[True] if item["item"] not in met]
@@ -165,7 +165,7 @@ def test_what_an_answer_says_is_read_to_its_end(places, opening):
     assert parsed(rating, eos) == {"rating": 4.0, "explanation": "", "whole": True}
     assert parsed(*words, rating, eos) == {"rating": None, "answer": "Film Comedy rate_4", "whole": True}
     assert parsed(eos, eos) == {"rating": None, "answer": "", "whole": True}
-    asked = {"task": "preference", "user": None, "title": "Film 3", "item": "3"}
+    asked = {"task": "rating", "user": None, "title": "Film 3", "item": "3"}
     asked["history"] = {"items": 1, "latest": [{"item": "1", "title": "Film 1"}]}
     shown = show(asked | parsed(rating, *words))
     assert "the given history: 1 item, the latest Film 1" in shown
@@ -218,16 +218,16 @@ NEW = '{"history": ["3"]}'
             'needs --query, the words searched for, such as --query "Comedy, Drama" (or "query"',
         ),
         (["--task", "search", "--user", USER], "", 'such as --query "Comedy, Drama"'),
-        (["--task", "preference"], NEW, "needs --item, the id of the item to be rated"),
-        (["--task", "preference", "--item", "31"], NEW, "item '31' is not in the catalogue; the nearest is '3"),
+        (["--task", "rating"], NEW, "needs --item, the id of the item to be rated"),
+        (["--task", "rating", "--item", "31"], NEW, "item '31' is not in the catalogue; the nearest is '3"),
         (["--task", "selection"], NEW, "needs --candidates, the ids of 3 items"),
         (["--task", "selection", "--candidates", "1", "2", "1"], NEW, "2 different ids; 3 are needed"),
-        (["--item", "3"], NEW, "--item is for --task preference, not for recommendation"),
+        (["--item", "3"], NEW, "--item is for --task rating, not for recommendation"),
         (["--k", "31"], NEW, "--k is 31: 1 to 30, all items of the catalogue"),
         (["--beams", "0"], NEW, "beams and new_tokens must be at least 1"),
     ],
 )
-def test_mistakes_are_told_in_one_line(places, monkeypatch, capsys, arguments, text, message):
+def test_mistakes_are_reported_in_one_line(places, monkeypatch, capsys, arguments, text, message):
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
     code, told = run_command(monkeypatch, capsys, "generate", str(places[1]), *arguments)
     assert code == 2
@@ -277,7 +277,7 @@ def test_titles_that_would_steer_a_terminal(places, opening, monkeypatch):
 
 
 def test_the_command_prints_titles(places, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["unimp", "generate", str(places[2]), "--user", USER, "--k", "3", "--keep-seen"])
+    monkeypatch.setattr(sys, "argv", ["unimp", "generate", str(places[2]), "--user", USER, "--k", "3", "--unfiltered"])
     monkeypatch.setattr(cli, "use_all_cores", lambda: None)
     cli.main()
     printed = capsys.readouterr().out

@@ -76,7 +76,7 @@ def test_groups_images_stand_beside_one_another(sweep):
     assert all(f"next item: <b>{titles[user.question.target]}</b>" in text for user in asked)
 
 
-def test_images_that_are_gone_are_told(sweep, tmp_path):
+def test_images_that_are_gone_are_reported(sweep, tmp_path):
     for name in ("base-0", "other-0"):
         shutil.copytree(sweep / name, tmp_path / name)
     shutil.rmtree(tmp_path / "other-0" / "evaluation" / "test-images")

@@ -1,4 +1,4 @@
-"""Parts that are empty or tiny: what cannot be asked or compared is left out and told, and nothing ends empty."""
+"""Parts that are empty or tiny: what cannot be asked or compared is left out and reported, and nothing ends empty."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ from unimp_jax.decoding import BeamConfig
 from unimp_jax.evaluation.bootstrap import interval
 from unimp_jax.evaluation.repeats import over_seeds
 
-SHORT = SASRecConfig(model=SASRecModelConfig(max_length=8, width=16, layers=1), steps=2, rows=2, validations=1)
+SHORT = SASRecConfig(model=SASRecModelConfig(max_length=8, width=16, layers=1), steps=2, batch_size=2, validations=1)
 
 
 def corpus_of(*users: list[tuple], items: int = 6) -> Corpus:
@@ -85,7 +85,7 @@ def test_a_split_without_a_part_is_refused_by_the_part_that_has_questions(untest
         refuse_nothing(nobody, "validation", {"search": questions_of(nobody, "validation", "search")})
 
 
-def test_what_would_end_an_evaluation_is_told_before_anybody_is_asked(untested, monkeypatch, tmp_path):
+def test_what_would_end_an_evaluation_is_reported_before_anybody_is_asked(untested, monkeypatch, tmp_path):
     monkeypatch.setattr(evaluate, "open_data", lambda folder, mesh: untested)
     monkeypatch.setattr(evaluate, "load_model", lambda *_: pytest.fail("weights are read"))
     (tmp_path / "evaluation").write_text("a file in the place of the folder")
@@ -105,12 +105,12 @@ def test_why_users_are_left_out_is_counted_in_the_refusal():
         [*met("train"), (1, "test", math.nan, "")],
     ]
     data = data_of(corpus_of(*unrated))
-    asked = {"preference": questions_of(data, "test", "preference")}
+    asked = {"rating": questions_of(data, "test", "rating")}
     with pytest.raises(DataError, match=r"no test questions \(2 users whose answer has no rating\)$"):
         refuse_nothing(data, "test", asked)
 
 
-def test_an_even_sample_is_asked_and_told(untested):
+def test_an_even_sample_is_asked_and_reported(untested):
     some = questions_of(untested, "validation", "recommendation", users=2)
     assert [query.user for query in some.queries] == [0, 2]
     assert some.note == " An even sample of 2 of 4 users."
@@ -173,14 +173,14 @@ def test_ratings_are_asked_for_where_nobody_rated_in_training(monkeypatch):
     """The run knows its levels from other data."""
     corpus = corpus_of(*[met("train", "train", "test", first=n) for n in range(4)])
     data = data_of(corpus)
-    questions = questions_of(data, "test", "preference")
+    questions = questions_of(data, "test", "rating")
     unrated = np.where(corpus.splits == TRAIN, np.nan, corpus.ratings).astype(np.float32)
     data.corpus = dataclasses.replace(corpus, ratings=unrated)
     monkeypatch.setattr(
         rating, "next_token", lambda data, model, queries, tokens: np.ones((len(queries), 1), np.float32)
     )
     outcomes = rate_held_out(data, None, questions, BeamConfig())
-    table = tabulate("preference", outcomes["preference"], 0)
+    table = tabulate("rating", outcomes["rating"], 0)
     assert [row.model for row in table.rows] == [f"{OURS}, expected rating", f"{OURS}, most probable rating"]
     assert table.rows[0].metrics["RMSE"].mean == 0
 
@@ -217,7 +217,7 @@ def test_one_user_has_a_metric_and_no_interval():
 def outcome_of(count: int) -> Outcome:
     ranks = np.full(count, 2.0)
     asked = {"user": [f"u{n}" for n in range(count)], "position": [2] * count, "item": ["i1"] * count}
-    told = {"items": [["i1", "i2"]] * count, f"{OURS}: rank, seen kept": ranks, f"{OURS}: rank, seen filtered": ranks}
+    told = {"items": [["i1", "i2"]] * count, f"{OURS}: rank, unfiltered": ranks, f"{OURS}: rank, filtered": ranks}
     metrics = {OURS: rank_metrics(ranks, ranks), "Popularity": rank_metrics(ranks, ranks)}
     return Outcome("What comes next?", metrics, asked | told)
 
@@ -254,8 +254,8 @@ def test_the_pages_show_a_single_user_and_what_was_left_out(prepared, tmp_path, 
     assert ("no interval" in page) == (users == 1)
     assert "SASRec: no user has &lt;two&gt; interactions" in page
     other = write_evaluated(tmp_path / "base-1", with_seed(config, 1), users)
-    third = write_evaluated(tmp_path / "else", dataclasses.replace(config, seed=0, budget=dataclasses.replace(
-        config.budget, answers=32)), users)  # fmt: skip
+    third = write_evaluated(tmp_path / "else", dataclasses.replace(config, seed=0, row_shape=dataclasses.replace(
+        config.row_shape, answers=32)), users)  # fmt: skip
     many = write_report([folder, other, third], out=tmp_path / "out")
     assert "nan" not in many.read_text(encoding="utf-8").lower().split("<script")[0].split("<body")[-1]
     markdown = (many.parent / "report.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 
-from data_pipelines.loader import Share
+from data_pipelines.loader import ProcessShard
 from unimp_jax.planning.chips import Slices, devices
 from unimp_jax.sharding import MeshConfig, batch_sharding, local_rows, make_mesh, put_rows, row_shards
 
@@ -55,7 +55,7 @@ def assert_rows_are_where_they_are_needed(mesh: Mesh, rows: int) -> None:
     readers: dict[int, set[int]] = {row: set() for row in range(rows)}
     for process in {device.process_index for device in needed}:
         shards, count = row_shards(mesh, process)
-        loaded = Share(shards, count).of(rows)
+        loaded = ProcessShard(shards, count).of(rows)
         assert (np.diff(loaded) > 0).all()
         for row in loaded.tolist():
             readers[row].add(process)
@@ -105,7 +105,7 @@ def test_a_host_of_tpus_has_rows_that_are_no_neighbours():
         ("fsdp=16", 1, "fsdp=16 does not make 32 devices"),
     ],
 )
-def test_tpus_that_a_mesh_does_not_fit_are_told(mesh, count, says):
+def test_tpus_that_a_mesh_does_not_fit_are_reported(mesh, count, says):
     with pytest.raises(ValueError, match=says):
         make_mesh(sizes_of(mesh), devices(Slices("v5p-64", count)))
 

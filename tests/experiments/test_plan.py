@@ -70,7 +70,7 @@ def test_candidates_fit_their_slices(slices):
     for candidate in found:
         mesh = dataclasses.asdict(candidate.mesh)
         assert np.prod(list(mesh.values())) == slices.chips
-        assert candidate.loader.rows % (mesh["slice"] * mesh["data"] * mesh["fsdp"]) == 0
+        assert candidate.loader.batch_size % (mesh["slice"] * mesh["data"] * mesh["fsdp"]) == 0
         assert guessed_bytes(candidate) < slices.chip.memory
     assert len(set(meshes(preset, slices))) == len(list(meshes(preset, slices)))
 

@@ -92,7 +92,7 @@ def small_experiment(preset: str, data: DataConfig) -> ExperimentConfig:
     return dataclasses.replace(
         config,
         data=data,
-        loader=dataclasses.replace(config.loader, rows=8, block_examples=128),
+        loader=dataclasses.replace(config.loader, batch_size=8, block_examples=128),
         loop=dataclasses.replace(config.loop, steps=STEPS, log_every=1, validate_every=STEPS, save_every=STEPS),
     )
 

@@ -254,7 +254,7 @@ def test_jax_is_asked_what_it_detects():
     assert [json.loads(line) for line in ran.stdout.splitlines()] == [case[2] for case in cases]
 
 
-def test_processes_that_a_launcher_started_and_jax_does_not_find_are_told(monkeypatch):
+def test_processes_that_a_launcher_started_and_jax_does_not_find_are_reported(monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     monkeypatch.setattr(jax.distributed, "initialize", fails(ImportError("No module named 'mpi4py'")))
     with pytest.raises(ValueError, match=r"could not be joined .*No module named 'mpi4py'.*--processes.together False"):

@@ -158,9 +158,9 @@ def test_metrics_are_means_of_the_runs_own(groups):
 
 
 def test_an_answer_that_one_seed_could_not_read_is_left_out_for_all(groups):
-    preference = next(one for one in compare(groups) if one.task == "preference")
-    users = {line.name: line.users for line in preference.lines}
-    assert users["base, expected rating"] == preference.table.users == 40
+    rating = next(one for one in compare(groups) if one.task == "rating")
+    users = {line.name: line.users for line in rating.lines}
+    assert users["base, expected rating"] == rating.table.users == 40
     assert users["base, written rating"] == users["no_images, written rating"] == 39
 
 
@@ -192,8 +192,8 @@ def test_of_one_seed_differences_are_scipys_paired_test_corrected_by_holm(sweep)
 
 
 def test_what_is_worse_is_found_to_be(groups):
-    recommendation, preference, _ = compare(groups)
-    for comparison, name in ((recommendation, "NDCG@10"), (preference, "RMSE")):
+    recommendation, rating, _ = compare(groups)
+    for comparison, name in ((recommendation, "NDCG@10"), (rating, "RMSE")):
         assert comparison.headline == name
         by_name = {line.group.name: line for line in comparison.compared}
         wordless, blind = by_name["no_<text>"], by_name["no_images"]
@@ -296,11 +296,11 @@ def test_the_overview_has_each_groups_headlines(sweep, page, groups):
     found = overview_table(groups, comparisons)
     assert [row["group"].group for row in found.rows] == groups
     expected = next(line for line in comparisons[1].lines if line.name == "base, expected rating")
-    shown = found.rows[0]["preference, RMSE"].value
+    shown = found.rows[0]["rating, RMSE"].value
     assert shown == expected.metrics["RMSE"].mean, "the first of the ways of asking for ratings"
     text = (page.parent / "report.md").read_text(encoding="utf-8")
     table = re.search(r"### Overview\n\n.*\n\n((?:\|.*\n)+)", text)[1].splitlines()
-    assert table[0] == "| group | recommendation, NDCG@10 | preference, RMSE | selection, F1 |"
+    assert table[0] == "| group | recommendation, NDCG@10 | rating, RMSE | selection, F1 |"
     worse = next(line for line in comparisons[0].compared if line.group.name == "no_images")
     assert f"| no_images | **{worse.metrics['NDCG@10'].mean:.3f} (\N{MINUS SIGN}" in table[-1]
     shown = page.read_text(encoding="utf-8")
@@ -368,7 +368,7 @@ def test_one_run_keeps_the_page_of_one_run(sweep):
     assert not (sweep / "base-0" / "report.md").exists()
 
 
-def test_mistakes_are_told(base, sweep, tmp_path):
+def test_mistakes_are_reported(base, sweep, tmp_path):
     with pytest.raises(DataError, match=r"is .*nowhere the folder of a run\?"):
         write_report([tmp_path / "nowhere", sweep])
     with pytest.raises(DataError, match="name the folder"):

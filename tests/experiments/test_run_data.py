@@ -10,7 +10,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.fingerprint import DATA_PARTS, FILE
 from data_pipelines.loader import LoaderConfig
 from data_pipelines.prepare import prepare
-from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import QueryConfig
 from experiments.run import open_model, open_to_ask
 from experiments.train import open_run, train_run
@@ -87,7 +87,7 @@ def test_a_run_from_before_is_taken_and_says_so_from_then_on(run, data, tmp_path
     assert (tmp_path / "run" / FILE).read_bytes() == (run / FILE).read_bytes()
 
 
-def test_another_configuration_is_told_before_other_data(run, fewer_users):
+def test_another_configuration_is_reported_before_other_data(run, fewer_users):
     with pytest.raises(DataError, match=r"another configuration .*seed: 0, now 1"):
         open_run(experiment(fewer_users, seed=1), run)
 
@@ -95,9 +95,9 @@ def test_another_configuration_is_told_before_other_data(run, fewer_users):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"budget": Budget(128, 2, 64)}, r"a selection question does not fit: budget.images 2, 3 is the least"),
+        ({"row_shape": RowShape(128, 2, 64)}, r"a selection question does not fit: row_shape.images 2, 3 is the least"),
         (
-            {"queries": QueryConfig({"recommendation": 0, "search": 0, "preference": 0, "selection": 0})},
+            {"queries": QueryConfig({"recommendation": 0, "search": 0, "rating": 0, "selection": 0})},
             "weights must be 0 or more, and one above 0",
         ),
     ],
@@ -110,11 +110,11 @@ def test_what_cannot_be_trained_on_is_found_before_the_run_is_made(data, tmp_pat
 
 def test_rows_that_the_devices_do_not_divide_are_refused_before_the_run_is_made(data, tmp_path):
     with pytest.raises(ValueError, match="9 rows a batch are not a multiple of 8"):
-        train_run(experiment(data, loader=LoaderConfig(rows=9, block_examples=64)), tmp_path / "run")
+        train_run(experiment(data, loader=LoaderConfig(batch_size=9, block_examples=64)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_left_out_is_told_once_at_the_start(tmp_path):
+def test_what_is_left_out_is_reported_once_at_the_start(tmp_path):
     source = write_source(tmp_path / "source", items=30)
     file = source / "movielens-small" / "users.jsonl"
     users = [json.loads(line) for line in file.read_text().splitlines()]
@@ -126,7 +126,7 @@ def test_what_is_left_out_is_told_once_at_the_start(tmp_path):
     )
     prepare("movielens_small", tmp_path / "data", source)
     config = experiment(tmp_path / "data")
-    config = dataclasses.replace(config, budget=Budget(40, 8, 64))
+    config = dataclasses.replace(config, row_shape=RowShape(40, 8, 64))
     opened, _ = open_run(config, tmp_path / "run")
     assert opened.check_training()[:2] == [
         "search is left out: no item has categories; --queries.mix.search 0 says so",

@@ -65,12 +65,12 @@ def test_rows_are_what_the_devices_here_divide(trained, rows, accumulate, mesh, 
     config = experiment(Path(), mesh=trained)
     config = dataclasses.replace(
         config,
-        loader=dataclasses.replace(config.loader, rows=rows),
+        loader=dataclasses.replace(config.loader, batch_size=rows),
         training=dataclasses.replace(config.training, accumulate=accumulate),
         model=dataclasses.replace(MODEL, attention="cudnn", remat="full"),
     )
     used = used_here(config, mesh)
-    assert (used.mesh, used.loader.rows) == (mesh, expected)
+    assert (used.mesh, used.loader.batch_size) == (mesh, expected)
     assert (used.model.attention, used.model.remat) == ("auto", "none")
 
 
@@ -80,7 +80,7 @@ def test_a_run_of_sixteen_devices_opens_on_eight(run, one_device, monkeypatch):
     data, model, facts = open_model(run, "latest")
     assert facts.step == 3
     assert dict(model.mesh.shape)["data"] == 8
-    assert data.config.loader.rows == 16
+    assert data.config.loader.batch_size == 16
     jax.tree.map(np.testing.assert_array_equal, model.parameters, alone.parameters)
 
 
@@ -89,7 +89,7 @@ def test_a_run_of_sixteen_devices_answers_alike_on_one_and_on_two(run, monkeypat
     for devices in (1, 2):
         only(monkeypatch, devices)
         data, model, _ = open_model(run, "latest")
-        assert data.config.loader.rows == 2 * devices
+        assert data.config.loader.batch_size == 2 * devices
         queries = evenly_spread(questions_of(data, "test", "recommendation").queries, 12)
         found[devices] = rank_catalogue(data, model, queries)
         monkeypatch.undo()

@@ -17,7 +17,7 @@ from flax import nnx
 from data_pipelines.loader import QuestionBatch, question_batches
 from data_pipelines.tasks import Query
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import held_out_queries
 from data_pipelines.vocabulary import Vocabulary
 from experiments.data import ExperimentData, Records, sized_model
@@ -37,7 +37,7 @@ from unimp_jax.sharding import MeshConfig, make_mesh
 CORPUS = small_corpus()
 ITEMS = CORPUS.num_items
 K, NARROW = 20, 4
-ALONE = Budget(tokens=256, images=8, answers=1)
+ALONE = RowShape(tokens=256, images=8, answers=1)
 TOGETHER = dataclasses.replace(ALONE, answers=4)
 VOCABULARIES = {1: small_vocabulary, 3: semantic_vocabulary}
 
@@ -51,8 +51,8 @@ def vocabulary(depth: int) -> Vocabulary:
 def asked(depth: int, devices: int = 1, images: bool = True) -> tuple[ExperimentData, Predictor]:
     """A model of random weights, so large that answers hang on the history, and what it is asked with."""
     tasks = TaskConfig(full_items=2, id_items=8, history_targets="next_item", images=images)
-    config = experiment(Path(), tasks=tasks, budget=Budget(tokens=256, images=8, answers=64))
-    config = dataclasses.replace(config, loader=dataclasses.replace(config.loader, rows=2 * devices))
+    config = experiment(Path(), tasks=tasks, row_shape=RowShape(tokens=256, images=8, answers=64))
+    config = dataclasses.replace(config, loader=dataclasses.replace(config.loader, batch_size=2 * devices))
     config = sized_model(config, vocabulary(depth))
     records = Records(CORPUS, np.arange(ITEMS) % 3 != 0, image)
     net = randomised(UniMP(config.model, rngs=nnx.Rngs(0)), deviation=0.5)
@@ -78,20 +78,20 @@ def met(queries: tuple[Query, ...]) -> list[np.ndarray]:
     return [np.append(seen(row), right[row : row + 1] if row % 3 == 0 else []).astype(int) for row in range(len(right))]
 
 
-def batches_of(data: ExperimentData, task: str, budget: Budget = TOGETHER) -> Iterator[QuestionBatch]:
+def batches_of(data: ExperimentData, task: str, row_shape: RowShape = TOGETHER) -> Iterator[QuestionBatch]:
     prompts = [data.writer.write(query, ask=True) for query in questions(task)]
-    return question_batches(prompts, budget, data.images, data.config.loader)
+    return question_batches(prompts, row_shape, data.images, data.config.loader)
 
 
 def search(
-    depth: int, task: str = "recommendation", budget: Budget = TOGETHER, *, k: int = K, beams: int = ITEMS,
+    depth: int, task: str = "recommendation", row_shape: RowShape = TOGETHER, *, k: int = K, beams: int = ITEMS,
     targets: np.ndarray | None = None, seen: Sequence[np.ndarray] | None = None,
 ) -> Ranked:  # fmt: skip
     data, model = asked(depth)
     targets = right_items(questions(task)) if targets is None else targets
     seen = met(questions(task)) if seen is None else seen
     return model.search(
-        batches_of(data, task, budget),
+        batches_of(data, task, row_shape),
         trie=data.trie,
         item_tokens=data.vocabulary.items,
         targets=targets.astype(np.int32),
@@ -189,7 +189,7 @@ def test_narrow_beams_find_items_that_are_new_to_the_user_at_their_true_probabil
 def test_prompts_that_share_a_row_are_answered_as_they_are_alone():
     data, _ = asked(3)
     assert max((batch.prompts >= 0).sum(axis=1).max() for batch in batches_of(data, "recommendation")) > 1
-    assert_close(search(3), search(3, budget=ALONE))
+    assert_close(search(3), search(3, row_shape=ALONE))
 
 
 @pytest.mark.parametrize(("depth", "k", "beams"), [(1, K, ITEMS), (3, K, ITEMS), (3, NARROW, NARROW)])
@@ -264,7 +264,7 @@ def test_images_that_were_encoded_before_give_the_answers_of_those_encoded_now(d
 
 def test_reviews_begin_with_a_rating_or_are_counted_as_unread():
     data, model = asked(1)
-    queries = held_out_queries(CORPUS, "test", "preference")[:6]
+    queries = held_out_queries(CORPUS, "test", "rating")[:6]
     config = BeamConfig(beams=2, new_tokens=5)
     reviews = write_reviews(data, model, queries, config)
     names = {f"rate_{level:g}": level for level in data.vocabulary.rating_levels}

@@ -64,7 +64,7 @@ def codes(run, tmp_path_factory):
     return path, make_item_ids(run, path, ItemIdsConfig(ids=FEW))
 
 
-def test_every_item_is_named_and_the_metrics_are_told(codes, item_ids):
+def test_every_item_is_named_and_the_metrics_are_reported(codes, item_ids):
     path, told = codes
     made = load_codes(path, item_ids)
     assert made.sizes == (8, 8, 8)
@@ -104,7 +104,7 @@ def test_an_autoencoder_names_all_items_too(run, item_ids, tmp_path):
     assert "8 + 8 + 8 codes" in told
 
 
-def test_mistakes_are_told_and_nothing_is_written(run, tmp_path):
+def test_mistakes_are_reported_and_nothing_is_written(run, tmp_path):
     with pytest.raises(ValueError, match="neither is left"):
         make_item_ids(run, tmp_path / "ids", ItemIdsConfig(images=False, text=False))
     with pytest.raises(DataError, match="is a folder; name a file"):
@@ -126,7 +126,7 @@ def semantic_run(data, codes, tmp_path_factory):
 
 def test_items_that_are_searched_for_are_evaluated_beside_baselines(semantic_run):
     evaluation = evaluate_run(semantic_run, EvaluationConfig(sasrec=False, beams=10))
-    assert [table.task for table in evaluation.tables] == ["recommendation", "search", "preference", "selection"]
+    assert [table.task for table in evaluation.tables] == ["recommendation", "search", "rating", "selection"]
     for table in evaluation.tables:
         assert len(table.rows) > 1
         for row in table.rows:

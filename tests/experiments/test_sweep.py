@@ -21,16 +21,16 @@ from experiments.presets import PRESETS
 from experiments.sweep.cells import Cell, write_cells
 from experiments.sweep.changes import changed
 from experiments.sweep.command import AblationsConfig, SlurmConfig
-from experiments.sweep.devices import Share, shares
+from experiments.sweep.devices import DeviceShare, shares
 from experiments.sweep.job import CellJob, is_done, note, read_json
 from experiments.sweep.run import Runner, open_runner, run_cells, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
-FREE = Share((), {})
+FREE = DeviceShare((), {})
 WORK = "echo begins >> marks; sleep {seconds}; echo ends >> marks; touch there"
-WORKER = "import sys; from pathlib import Path; from experiments.sweep.devices import Share\n"
-WORKER += "from experiments.sweep.job import CellJob; print(CellJob(Path(sys.argv[1]), Share((), {}))())"
+WORKER = "import sys; from pathlib import Path; from experiments.sweep.devices import DeviceShare\n"
+WORKER += "from experiments.sweep.job import CellJob; print(CellJob(Path(sys.argv[1]), DeviceShare((), {}))())"
 SWEEP = """
 import json, submitit, sys
 from pathlib import Path
@@ -352,7 +352,7 @@ def test_a_job_that_is_taken_away_while_its_command_starts_leaves_nothing_behind
     assert events(tmp_path) == {("a", "starts"): 1, ("a", "ended"): 1}
 
 
-def test_slurm_that_is_not_there_is_told(tmp_path, monkeypatch):
+def test_slurm_that_is_not_there_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ValueError, match="srun"):
         open_runner(AblationsConfig(folder=tmp_path, engine="slurm"))
@@ -413,7 +413,7 @@ def test_a_folder_with_other_cells_is_refused(tmp_path):
         write_cells(tmp_path, [made(**{"loop.steps": 7})])
 
 
-def test_a_damaged_file_is_told(tmp_path):
+def test_a_damaged_file_is_reported(tmp_path):
     (tmp_path / "done.json").write_text("{")
     with pytest.raises(ValueError, match=r"done\.json is damaged"):
         is_done(tmp_path)

@@ -14,7 +14,7 @@ from data_pipelines.atomic import write_json
 from experiments.lock import locked
 from experiments.presets import PRESETS
 from experiments.sweep.command import SearchConfig
-from experiments.sweep.devices import Share
+from experiments.sweep.devices import DeviceShare
 from experiments.sweep.job import CellJob, read_json
 from experiments.sweep.run import Runner
 from experiments.sweep.search import Search, read_space
@@ -84,7 +84,7 @@ def quality(chosen: dict[str, str]) -> float:
 
 def search(folder: Path, executor: AtOnce, trials: int = 6, base=TINY, space=SPACE, **options) -> Search:
     """One that was run, by cancellable jobs."""
-    runner = Runner(folder, executor, [Share((), {})], local=False, say=lambda line: None)
+    runner = Runner(folder, executor, [DeviceShare((), {})], local=False, say=lambda line: None)
     found = Search(SearchConfig(base="tiny", space=space, trials=trials, **options), base, runner)
     found.results = found.run()
     return found
@@ -139,7 +139,7 @@ def test_a_trial_that_was_killed_while_it_was_proposed_fails(tmp_path):
     assert "killed while it was proposed" in found.results[0].text
 
 
-def test_trials_that_fail_are_told_and_others_go_on(tmp_path):
+def test_trials_that_fail_are_reported_and_others_go_on(tmp_path):
     found = search(tmp_path, AtOnce(lambda name: "failed" if name == "trial-0001" else "done"), 3)
     assert states(found) == ["COMPLETE", "FAIL", "COMPLETE"]
     assert [one.state for one in found.results] == ["done", "failed", "done"]

@@ -118,7 +118,7 @@ def test_the_check_at_its_head_is_of_its_training_and_passes(name, tmp_path, mon
     assert "mesh: slice=" in capsys.readouterr().out
 
 
-def test_slurm_is_told_to_signal_ahead_and_to_requeue():
+def test_slurm_is_reported_to_signal_ahead_and_to_requeue():
     lines = re.findall(r"^#SBATCH (.*)$", (FOLDER / "slurm.sbatch").read_text(), re.MULTILINE)
     assert all(re.fullmatch(r"--[a-z-]+(=\S+)?", line) for line in lines)
     assert {"--signal=TERM@300", "--requeue", "--open-mode=append", "--exclusive"} <= set(lines)

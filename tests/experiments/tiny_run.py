@@ -11,7 +11,7 @@ from data_pipelines.images import ImageConfig
 from data_pipelines.loader import LoaderConfig
 from data_pipelines.prepare import prepare
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import QueryConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.config import DataConfig, ExperimentConfig, TrainingConfig
@@ -30,8 +30,8 @@ from unimp_jax.training.optimizer import OptimizerConfig
 
 MODEL = ModelConfig(
     vision=VisionConfig(image_size=16, patch_size=8, width=16, layers=1, heads=2, mlp_width=32),
-    resampler=ResamplerConfig(layers=1, heads=2, head_dim=8, latents=4, mlp_multiple=2),
-    gated=GatedCrossAttentionConfig(every=2, heads=2, head_dim=8, mlp_multiple=2),
+    resampler=ResamplerConfig(layers=1, heads=2, head_dim=8, latents=4, mlp_ratio=2),
+    gated=GatedCrossAttentionConfig(every=2, heads=2, head_dim=8, mlp_ratio=2),
     decoder=DecoderConfig(width=32, layers=2, heads=4, mlp_width=64, tie_embeddings=True, dropout=0.1),
     compute_dtype="float32",
 )
@@ -76,9 +76,9 @@ def experiment(data: Path, *, steps: int = 12, **changes) -> ExperimentConfig:
         vocabulary=VocabularyConfig(trained_size=320, attribute_words=4),
         tasks=TaskConfig(full_items=2, id_items=8, history_targets="next_item"),
         queries=QueryConfig(),
-        budget=Budget(tokens=128, images=8, answers=64),
+        row_shape=RowShape(tokens=128, images=8, answers=64),
         images=ImageConfig(fit="stretch"),
-        loader=LoaderConfig(rows=8, block_examples=64),
+        loader=LoaderConfig(batch_size=8, block_examples=64),
         mesh=MeshConfig(data=-1),
         optimizer=OptimizerConfig(learning_rate=1e-2, decay="matrices"),
         training=TrainingConfig(trains=PARTS),

@@ -32,8 +32,8 @@ def small_config(attend_to="last_image", groups=2, **decoder) -> ModelConfig:
     decoder = {"vocab_size": 40, "new_tokens": 8, "width": 32, "heads": 4, "mlp_width": 48} | decoder
     return ModelConfig(
         vision=VisionConfig(image_size=8, patch_size=4, width=16, layers=2, heads=4, mlp_width=32),
-        resampler=ResamplerConfig(layers=2, heads=4, head_dim=8, latents=3, mlp_multiple=2),
-        gated=GatedCrossAttentionConfig(every=2, heads=4, head_dim=8, mlp_multiple=2, attend=attend_to),
+        resampler=ResamplerConfig(layers=2, heads=4, head_dim=8, latents=3, mlp_ratio=2),
+        gated=GatedCrossAttentionConfig(every=2, heads=4, head_dim=8, mlp_ratio=2, attend=attend_to),
         decoder=DecoderConfig(layers=2 * groups, **decoder),
         compute_dtype="float32",
     )

@@ -51,7 +51,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (ValueError("item and on-disk value metadata tree structures do not match"), View.OF_ANOTHER_CONFIGURATION),
     ],
 )
-def test_errors_are_told_apart(error, view):
+def test_errors_are_distinguished(error, view):
     assert view_of(error) == view
 
 
@@ -90,7 +90,7 @@ def test_an_error_that_passes_is_waited_for(saved, monkeypatch):
     assert [folder.parent.name for folder in tried] == ["2", "2", "2"]
 
 
-def test_one_that_stays_is_told_and_nothing_is_set_aside(saved, monkeypatch):
+def test_one_that_stays_is_reported_and_nothing_is_set_aside(saved, monkeypatch):
     failing(monkeypatch, STALE, times=99)
     with pytest.raises(CheckpointError, match=r"step 2 is out of reach .*Stale file handle.*3 attempts") as told:
         restored(saved)

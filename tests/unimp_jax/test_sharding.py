@@ -132,7 +132,7 @@ def test_every_process_loads_the_rows_that_its_devices_work_on(monkeypatch, mesh
 def test_tokens_that_context_does_not_divide_are_refused():
     mesh = make_mesh(MeshConfig(data=2, context=4))
     check_tokens(64, mesh)
-    with pytest.raises(ValueError, match=r"66 tokens a row are not a multiple of context=4; make budget.tokens 68"):
+    with pytest.raises(ValueError, match=r"66 tokens a row are not a multiple of context=4; make row_shape.tokens 68"):
         check_tokens(66, mesh)
 
 

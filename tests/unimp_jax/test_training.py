@@ -12,7 +12,7 @@ from data_pipelines.images import ImageConfig, ImageStore
 from data_pipelines.loader import fill_batch
 from data_pipelines.packing import pack
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Budget
+from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import QueryConfig, TrainingQueries
 from tests.data_pipelines.small import image, small_corpus, small_vocabulary, small_writer
 from tests.experiments.tiny_run import MODEL
@@ -25,7 +25,7 @@ from unimp_jax.training.step import TrainState, make_train_step
 
 CORPUS = small_corpus()
 VOCABULARY = small_vocabulary(CORPUS)
-BUDGET = Budget(tokens=192, images=8, answers=64)
+ROW_SHAPE = RowShape(tokens=192, images=8, answers=64)
 DECODER = dataclasses.replace(
     MODEL.decoder, vocab_size=VOCABULARY.base_size, new_tokens=len(VOCABULARY.new_tokens), dropout=0.0
 )
@@ -42,19 +42,21 @@ class Threadless:
 def batch_of(rows, count: int) -> Batch:
     rows = [*rows, *[[]] * (count - len(rows))]
     images = ImageStore(image, CONFIG.vision.image_size, ImageConfig())
-    return Batch(**fill_batch(rows, BUDGET, images, Threadless))
+    return Batch(**fill_batch(rows, ROW_SHAPE, images, Threadless))
 
 
 @pytest.fixture(scope="module")
 def examples():
-    writer = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=2, id_items=6, history_targets="next_item"), BUDGET)
+    writer = small_writer(
+        CORPUS, VOCABULARY, TaskConfig(full_items=2, id_items=6, history_targets="next_item"), ROW_SHAPE
+    )
     queries = TrainingQueries(CORPUS, QueryConfig(), seed=0)
     return [writer.write(queries[number]) for number in range(16)]
 
 
 @pytest.fixture(scope="module")
 def packed(examples):
-    rows = pack(np.array([example.size for example in examples]), BUDGET)
+    rows = pack(np.array([example.size for example in examples]), ROW_SHAPE)
     assert len(rows) <= ROWS
     return batch_of([[examples[n] for n in row] for row in rows], ROWS)
 

@@ -1,7 +1,11 @@
 """Images drawn code by code: every token is a code, and there are exactly as many as an image has.
 
-Classifier-free guidance (Ho and Salimans, arXiv:2207.12598) draws from  bare + s (asked - bare),  the logits behind the
-prompt and behind the question alone, without history and query. Both continue with the same drawn codes.
+Classifier-free guidance (Ho and Salimans, arXiv:2207.12598) draws from
+
+    unconditional + s (conditional - unconditional),
+
+the logits behind the question without history and query, and those behind the whole prompt. Both continue with the
+same drawn codes.
 """
 
 from __future__ import annotations
@@ -18,11 +22,11 @@ from unimp_jax.decoding.sampling import SamplingConfig, draw, log_probabilities
 from unimp_jax.model import UniMP
 
 ROUND_TO = 16
-"""The bare question is padded to a multiple of so many tokens, so that meshes divide it."""
+"""The unconditional question is padded to a multiple of so many tokens, so that meshes divide it."""
 
 
 @dataclasses.dataclass(frozen=True)
-class DrawingConfig:
+class CodeSamplingConfig:
     """How codes are drawn."""
 
     guidance: float = 1.0
@@ -37,7 +41,7 @@ class DrawingConfig:
 
 
 @flax.struct.dataclass
-class Drawn:
+class SampledCodes:
     """W images for each prompt.
 
     Attributes:
@@ -57,11 +61,11 @@ class _Branch:
     said: Said
 
 
-def draw_codes(
-    model: UniMP, batch: Batch, tokens_K: jax.Array, length: int, config: DrawingConfig = DrawingConfig(), *,
+def sample_image_codes(
+    model: UniMP, batch: Batch, tokens_K: jax.Array, length: int, config: CodeSamplingConfig = CodeSamplingConfig(), *,
     bare_T: jax.Array, key: jax.Array | None = None, numbers_BA: jax.Array | None = None, samples: int = 1,
     latents_BNLC: jax.Array | None = None,
-) -> Drawn:  # fmt: skip
+) -> SampledCodes:  # fmt: skip
     """Continues each prompt by `length` codes, `samples` times; jittable but for arrays.
 
     Args:
@@ -80,22 +84,22 @@ def draw_codes(
     prompts = [prompt for _, prompt in heard]
     numbers_BA = jnp.arange(B * A).reshape(B, A) if numbers_BA is None else numbers_BA
 
-    def choose(step: jax.Array | int, branches: list[_Branch], drawn: Drawn) -> tuple[jax.Array, Drawn]:
-        logits_BAWK, *bare = [model.logits_of(branch.hidden_BAWD, tokens_K) for branch in branches]
-        if bare:
-            logits_BAWK = guided(logits_BAWK, bare[0], config.guidance)
+    def choose(step: jax.Array | int, branches: list[_Branch], drawn: SampledCodes) -> tuple[jax.Array, SampledCodes]:
+        logits_BAWK, *unconditional = [model.logits_of(branch.hidden_BAWD, tokens_K) for branch in branches]
+        if unconditional:
+            logits_BAWK = guided(logits_BAWK, unconditional[0], config.guidance)
         code_BAW = _draw(logits_BAWK, config.sampling, key, numbers_BA, step)
         log_p_BAW = log_probabilities(logits_BAWK, code_BAW[..., None])[..., 0]
-        return code_BAW, Drawn(drawn.codes_BAWn.at[..., step].set(code_BAW), drawn.scores_BAW + log_p_BAW)
+        return code_BAW, SampledCodes(drawn.codes_BAWn.at[..., step].set(code_BAW), drawn.scores_BAW + log_p_BAW)
 
-    def one_more(step: jax.Array, state: tuple[list[_Branch], Drawn]) -> tuple[list[_Branch], Drawn]:
+    def one_more(step: jax.Array, state: tuple[list[_Branch], SampledCodes]) -> tuple[list[_Branch], SampledCodes]:
         branches, drawn = state
         code_BAW, drawn = choose(step, branches, drawn)
         token_BAW = tokens_K[code_BAW]
         said = [say(model, p, b.said, token_BAW, step) for p, b in zip(prompts, branches, strict=True)]
         return [_Branch(*one) for one in said], drawn
 
-    nothing = Drawn(jnp.zeros((B, A, samples, length), jnp.int32), jnp.zeros((B, A, samples), jnp.float32))
+    nothing = SampledCodes(jnp.zeros((B, A, samples, length), jnp.int32), jnp.zeros((B, A, samples), jnp.float32))
     branches = [
         _Branch(jnp.repeat(hidden_BAD[:, :, None], samples, axis=2), nothing_said(model.config, p, samples, length - 1))
         for hidden_BAD, p in heard
@@ -104,9 +108,9 @@ def draw_codes(
     return choose(length - 1, branches, drawn)[1]
 
 
-def guided(asked: jax.Array, bare: jax.Array, guidance: float) -> jax.Array:
-    """Logits that differ from the bare question's `guidance` times as much as those of the whole prompt do."""
-    return bare + guidance * (asked - bare)
+def guided(conditional: jax.Array, unconditional: jax.Array, guidance: float) -> jax.Array:
+    """Logits that differ from the unconditional question's `guidance` times as much as those of the whole prompt do."""
+    return unconditional + guidance * (conditional - unconditional)
 
 
 def _draw(

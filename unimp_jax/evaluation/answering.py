@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from unimp_jax.batch import Batch
 from unimp_jax.decoding import (
     BeamConfig,
-    DrawingConfig,
+    CodeSamplingConfig,
     Trie,
     beam_search,
     close_all,
-    draw_codes,
     path_scores,
     read,
+    sample_image_codes,
     search_items,
 )
 from unimp_jax.evaluation.ranking import ranks, seen_mask, top_items
@@ -48,11 +48,11 @@ def rank(
     (scores_BAI,) = next_token(model, batch, latents_BNLC, prompts_BA, tokens_I)
     scores_MI, targets_M = scores_BAI.reshape(-1, tokens_I.shape[0]), targets_BA.reshape(-1)
     seen_Mw = seen_BAw.reshape(-1, seen_BAw.shape[-1])
-    kept_M, filtered_M = ranks(scores_MI, targets_M, seen_Mw)
+    unfiltered_M, filtered_M = ranks(scores_MI, targets_M, seen_Mw)
     entropy_M = -jnp.take_along_axis(scores_MI, targets_M[:, None], axis=1)[:, 0]
     top_Mk = top_items(scores_MI, seen_Mw, k)
     best_Mk = jnp.take_along_axis(scores_MI, jnp.maximum(top_Mk, 0), axis=1)
-    results = kept_M, filtered_M, top_Mk, jnp.where(top_Mk >= 0, best_Mk, -jnp.inf), entropy_M
+    results = unfiltered_M, filtered_M, top_Mk, jnp.where(top_Mk >= 0, best_Mk, -jnp.inf), entropy_M
     return jax.tree.map(lambda x_M: x_M.reshape(*targets_BA.shape, *x_M.shape[1:]), results)
 
 
@@ -75,7 +75,7 @@ def search(
     is_target_BAI = jnp.arange(num_items) == targets_BA[..., None]
     hidden_BAD, prompts = read(model, batch, latents_BNLC)
     others = close_all(trie, seen_BAI & ~is_target_BAI)  # the right item is never filtered
-    kept = search_items(model, hidden_BAD, prompts, trie, None, k=k, beams=beams)
+    unfiltered = search_items(model, hidden_BAD, prompts, trie, None, k=k, beams=beams)
     found = search_items(model, hidden_BAD, prompts, trie, others, k=k + 1, beams=beams)  # one to spare
     entropy_BA = -path_scores(model, hidden_BAD, prompts, tokens_In[targets_BA][:, :, None])[..., 0]
 
@@ -91,7 +91,7 @@ def search(
         return jnp.take_along_axis(jnp.where(shown_BAk, x_BAk, blank), order_BAk, axis=-1)
 
     top_BAk, scores_BAk = best(found.items_BAk, -1), best(found.scores_BAk, -jnp.inf)
-    return place(kept.items_BAk), place(found.items_BAk), top_BAk, scores_BAk, entropy_BA
+    return place(unfiltered.items_BAk), place(found.items_BAk), top_BAk, scores_BAk, entropy_BA
 
 
 def best_items(
@@ -137,11 +137,11 @@ def sample_codes(
     key: jax.Array,
     *,
     length: int,
-    config: DrawingConfig,
+    config: CodeSamplingConfig,
     samples: int,
 ) -> tuple[jax.Array, ...]:
     """Images as codes: (int32 [B, A, samples, length], their log-probabilities, float32 [B, A, samples])."""
-    drawn = draw_codes(
+    drawn = sample_image_codes(
         model, batch, tokens_K, length, config, bare_T=bare_T, key=jax.random.wrap_key_data(key),
         numbers_BA=prompts_BA, samples=samples, latents_BNLC=latents_BNLC,
     )  # fmt: skip

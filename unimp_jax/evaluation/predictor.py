@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unimp_jax.batch import Batch
-from unimp_jax.decoding import BeamConfig, DrawingConfig, Trie
+from unimp_jax.decoding import BeamConfig, CodeSamplingConfig, Trie
 from unimp_jax.evaluation import answering
 from unimp_jax.evaluation.mapping import padded_batches
 from unimp_jax.evaluation.ranking import Ranked, seen_bitmap
@@ -194,11 +194,11 @@ class Predictor:
         self,
         batches: Iterable[PromptBatch],
         num_prompts: int,
-        config: DrawingConfig,
+        config: CodeSamplingConfig,
         *,
         tokens: np.ndarray,
         length: int,
-        bare: np.ndarray,
+        unconditional: np.ndarray,
         samples: int = 1,
         seed: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -208,11 +208,11 @@ class Predictor:
 
         Args:
           tokens: int32 [K], of each code.
-          bare: int32 [t], the question without history and query.
+          unconditional: int32 [t], the question without history and query.
         """
         key = jax.random.key_data(jax.random.key(seed))
         codes, scores = self._map(
-            answering.sample_codes, batches, num_prompts, tokens, bare, key, length=length, config=config,
+            answering.sample_codes, batches, num_prompts, tokens, unconditional, key, length=length, config=config,
             samples=samples,
         )  # fmt: skip
         return codes, scores

@@ -18,7 +18,7 @@ class Ranked:
     """The best of a catalogue of I items for each of P prompts.
 
     Attributes:
-      kept, filtered: float32 [P], the right item's rank (1 is best) among all items, and among those that the user has
+      unfiltered, filtered: float32 [P], the right item's rank (1 is best) among all items, and among those that the user has
         not met. By exact scores of all items, ties counted half; or, where items were searched for, their place among
         the k found, infinite where the right one is not found.
       top: int32 [P, k], the best items that the user has not met, best first; -1 where there are no more; all of
@@ -27,7 +27,7 @@ class Ranked:
       cross_entropy: float32 [P], of the right item's tokens among the whole vocabulary, in nats.
     """
 
-    kept: np.ndarray
+    unfiltered: np.ndarray
     filtered: np.ndarray
     top: np.ndarray
     scores: np.ndarray
@@ -48,7 +48,7 @@ def ranks(scores_MI: jax.Array, targets_M: jax.Array, seen_Mw: jax.Array) -> tup
       seen_Mw: uint8 [M, w], the items that each user has met (`seen_bitmap`).
 
     Returns:
-      (kept, filtered), float32 [M] each: the rank among all items, and among those not seen. The right item itself
+      (unfiltered, filtered), float32 [M] each: the rank among all items, and among those not seen. The right item itself
       is never filtered, seen or not.
     """
     target_scores_M1 = jnp.take_along_axis(scores_MI, targets_M[:, None], axis=1)
@@ -56,9 +56,9 @@ def ranks(scores_MI: jax.Array, targets_M: jax.Array, seen_Mw: jax.Array) -> tup
     half_ranks_MI = jnp.where(jnp.isnan(scores_MI), jnp.nan, half_ranks_MI).astype(jnp.float32)
     is_target_MI = jnp.arange(scores_MI.shape[1]) == targets_M[:, None]
     hidden_MI = seen_mask(seen_Mw, scores_MI.shape[1]) & ~is_target_MI & ~jnp.isnan(scores_MI)
-    kept_M = 0.5 + half_ranks_MI.sum(axis=1)  # the right item ties with itself: one half of its own 1
+    unfiltered_M = 0.5 + half_ranks_MI.sum(axis=1)  # the right item ties with itself: one half of its own 1
     filtered_M = 0.5 + jnp.where(hidden_MI, 0.0, half_ranks_MI).sum(axis=1)
-    return kept_M, filtered_M
+    return unfiltered_M, filtered_M
 
 
 def top_items(scores_MI: jax.Array, seen_Mw: jax.Array, k: int) -> jax.Array:

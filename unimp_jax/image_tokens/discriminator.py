@@ -20,13 +20,13 @@ LEAK = 0.2
 class DiscriminatorConfig:
     """Geometry."""
 
-    width: int = 64
+    channels: int = 64
     """Channels of the first convolution; they double up to eight times as many."""
     layers: int = 3
     """Times that an image is halved."""
 
     def __post_init__(self) -> None:
-        if min(self.width, self.layers) < 1:
+        if min(self.channels, self.layers) < 1:
             raise ValueError(f"discriminator: width and layers must be at least 1: {self}")
 
 
@@ -47,7 +47,7 @@ class Discriminator(nnx.Module):
     """Images to a logit a patch, above 0 where it looks real."""
 
     def __init__(self, config: DiscriminatorConfig, *, rngs: nnx.Rngs):
-        widths = [config.width * min(2**n, 8) for n in range(config.layers + 1)]
+        widths = [config.channels * min(2**n, 8) for n in range(config.layers + 1)]
         drawn = nnx.initializers.normal(0.02)
 
         def conv(inputs: int, outputs: int, strides: int, bias: bool) -> nnx.Conv:

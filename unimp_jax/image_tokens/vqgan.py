@@ -23,7 +23,7 @@ class VQGANConfig:
 
     image_size: int = 256
     """Pixels, height and width."""
-    widths: tuple[int, ...] = (128, 128, 256, 256, 512)
+    channels: tuple[int, ...] = (128, 128, 256, 256, 512)
     """Channels at each resolution; each after the first is half the one before."""
     blocks: int = 2
     """Residual blocks at a resolution of the encoder; the decoder has one more."""
@@ -34,33 +34,33 @@ class VQGANConfig:
     latent_channels: int = 256
     """Of the encoder's output and the decoder's input."""
     groups: int = 32
-    """Of the norms; divides all widths."""
+    """Of the norms; divides all channels."""
     codes: int = 1024
     code_width: int = 256
     """Channels of a codeword."""
 
     def __post_init__(self) -> None:
-        sizes = (self.blocks, self.latent_channels, self.groups, self.codes, self.code_width, *self.widths)
-        if not self.widths or min(sizes) < 1:
+        sizes = (self.blocks, self.latent_channels, self.groups, self.codes, self.code_width, *self.channels)
+        if not self.channels or min(sizes) < 1:
             raise ValueError(f"vqgan: all sizes must be at least 1, and there must be a width: {self}")
-        wrong = [width for width in self.widths if width % self.groups]
+        wrong = [width for width in self.channels if width % self.groups]
         if wrong:
-            raise ValueError(f"vqgan: groups {self.groups} must divide all widths, and does not divide {wrong[0]}")
+            raise ValueError(f"vqgan: groups {self.groups} must divide all channels, and does not divide {wrong[0]}")
         if self.image_size % self.downscale:
             raise ValueError(
-                f"vqgan: {len(self.widths)} widths shrink an image {self.downscale} times, "
+                f"vqgan: {len(self.channels)} channels shrink an image {self.downscale} times, "
                 f"which must divide image_size {self.image_size}"
             )
-        if not set(self.attention_levels) <= set(range(len(self.widths))):
+        if not set(self.attention_levels) <= set(range(len(self.channels))):
             raise ValueError(
-                f"vqgan: attention_levels {self.attention_levels} must be among 0 … {len(self.widths) - 1}, "
+                f"vqgan: attention_levels {self.attention_levels} must be among 0 … {len(self.channels) - 1}, "
                 "one for each width"
             )
 
     @property
     def downscale(self) -> int:
         """Pixels, high and wide, that a code stands for."""
-        return 2 ** (len(self.widths) - 1)
+        return 2 ** (len(self.channels) - 1)
 
     @property
     def grid(self) -> int:
@@ -81,17 +81,17 @@ class Encoder(nnx.Module):
     """An image to a grid of latents."""
 
     def __init__(self, config: VQGANConfig, rngs: nnx.Rngs):
-        widths, groups = config.widths, config.groups
-        self.conv_in = conv(3, widths[0], rngs)
-        inputs = (widths[0], *widths[:-1])
+        channels, groups = config.channels, config.groups
+        self.conv_in = conv(3, channels[0], rngs)
+        inputs = (channels[0], *channels[:-1])
         self.levels = nnx.List([
             Level(before, width, config.blocks, groups, level in config.attention_levels, rngs)
-            for level, (before, width) in enumerate(zip(inputs, widths, strict=True))
+            for level, (before, width) in enumerate(zip(inputs, channels, strict=True))
         ])  # fmt: skip
-        self.halvings = nnx.List([halving(width, rngs) for width in widths[:-1]])
-        self.middle = Middle(widths[-1], groups, config.middle_attention, rngs)
-        self.norm_out = GroupNorm(widths[-1], groups)
-        self.conv_out = conv(widths[-1], config.latent_channels, rngs)
+        self.halvings = nnx.List([halving(width, rngs) for width in channels[:-1]])
+        self.middle = Middle(channels[-1], groups, config.middle_attention, rngs)
+        self.norm_out = GroupNorm(channels[-1], groups)
+        self.conv_out = conv(channels[-1], config.latent_channels, rngs)
 
     def __call__(self, images_BHW3: jax.Array) -> jax.Array:
         x = self.levels[0](self.conv_in(images_BHW3))
@@ -104,20 +104,20 @@ class Decoder(nnx.Module):
     """A grid of latents to an image. Levels are numbered as the encoder's, 0 the finest, and run from the last."""
 
     def __init__(self, config: VQGANConfig, rngs: nnx.Rngs):
-        widths, groups = config.widths, config.groups
-        self.conv_in = conv(config.latent_channels, widths[-1], rngs)
-        self.middle = Middle(widths[-1], groups, config.middle_attention, rngs)
-        inputs = (*widths[1:], widths[-1])
+        channels, groups = config.channels, config.groups
+        self.conv_in = conv(config.latent_channels, channels[-1], rngs)
+        self.middle = Middle(channels[-1], groups, config.middle_attention, rngs)
+        inputs = (*channels[1:], channels[-1])
         self.levels = nnx.List([
             Level(before, width, config.blocks + 1, groups, level in config.attention_levels, rngs)
-            for level, (before, width) in enumerate(zip(inputs, widths, strict=True))
+            for level, (before, width) in enumerate(zip(inputs, channels, strict=True))
         ])  # fmt: skip
-        self.doublings = nnx.List([conv(width, width, rngs) for width in widths[1:]])
-        self.norm_out = GroupNorm(widths[0], groups)
-        self.conv_out = conv(widths[0], 3, rngs)
+        self.doublings = nnx.List([conv(width, width, rngs) for width in channels[1:]])
+        self.norm_out = GroupNorm(channels[0], groups)
+        self.conv_out = conv(channels[0], 3, rngs)
 
     def features(self, x_BhwL: jax.Array) -> jax.Array:
-        """[B, H, W, widths[0]], of which `conv_out` makes the image."""
+        """[B, H, W, channels[0]], of which `conv_out` makes the image."""
         x = self.levels[-1](self.middle(self.conv_in(x_BhwL)))
         for number in reversed(range(len(self.doublings))):
             x = self.levels[number](self.doublings[number](doubled(x)))

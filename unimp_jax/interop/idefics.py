@@ -116,7 +116,7 @@ def described_as(config: ModelConfig) -> dict[str, Any]:
     wanted = {
         "vision.class_token_out": (vision.class_token_out, True),
         "resampler.mlp": (resampler.mlp, "relu"),
-        "resampler.mlp_multiple": (resampler.mlp_multiple, 4),
+        "resampler.mlp_ratio": (resampler.mlp_ratio, 4),
         "gated.place": (gated.place, "before_first"),
         "gated.heads": (gated.heads, decoder.heads),
         "gated.head_dim": (gated.head_dim, decoder.head_dim),

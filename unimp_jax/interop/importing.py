@@ -270,7 +270,7 @@ def inferred(weights: Weights, heads: int) -> dict[str, Any]:
         (inner, _), (hidden, width) = weights.shape(query), weights.shape(up)
         if inner % heads:
             raise WeightsError(f"{weights.name}: {query} has {inner} rows, not a multiple of heads {heads}")
-        return {"heads": heads, "head_dim": inner // heads, "mlp_multiple": hidden // width}
+        return {"heads": heads, "head_dim": inner // heads, "mlp_ratio": hidden // width}
 
     return {
         "resampler": ResamplerConfig(

@@ -128,7 +128,7 @@ def refuse(config: ModelConfig) -> None:
         "vision.class_token": (config.vision.class_token, True),
         "vision.class_token_out": (config.vision.class_token_out, False),
         "resampler.mlp": (config.resampler.mlp, "gelu"),
-        "resampler.mlp_multiple": (config.resampler.mlp_multiple, 4),
+        "resampler.mlp_ratio": (config.resampler.mlp_ratio, 4),
         "resampler.qk_norm": (config.resampler.qk_norm, False),
         "gated.place": (config.gated.place, "before_last"),
         "gated.mlp": (config.gated.mlp, "gelu"),

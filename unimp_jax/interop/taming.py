@@ -64,7 +64,7 @@ def open_taming(path: Path, image_size: int | None) -> tuple[VQGANConfig, Weight
         raise WeightsError(f"{path}: neither a folder with a VQModel nor a VQGAN of taming-transformers")
     size = image_size or size_beside(path) or USUAL_SIZE
     config = understood(path, lambda weights: geometry(weights, size), weights)
-    return config, Renamed(weights, lambda key: diffusers_name(key, len(config.widths))), ATTENTION
+    return config, Renamed(weights, lambda key: diffusers_name(key, len(config.channels))), ATTENTION
 
 
 def geometry(weights: Weights, image_size: int) -> VQGANConfig:
@@ -74,7 +74,7 @@ def geometry(weights: Weights, image_size: int) -> VQGANConfig:
     codes, code_width = weights.shape("quantize.embedding.weight")
     return VQGANConfig(
         image_size=image_size,
-        widths=tuple(weights.shape(f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(levels)),
+        channels=tuple(weights.shape(f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(levels)),
         blocks=count(keys, r"encoder\.down\.0\.block\.(\d+)\."),
         attention_levels=tuple(level for level in range(levels) if f"encoder.down.{level}.attn.0.q.weight" in keys),
         middle_attention="encoder.mid.attn_1.q.weight" in keys,

@@ -28,7 +28,7 @@ CLASS = "VQModel"
 
 def table(config: VQGANConfig, attention: str = "o i -> i o") -> Table:
     """diffusers' names; `attention` is the layout of the matrices in attention."""
-    last = len(config.widths) - 1
+    last = len(config.channels) - 1
     entries = [
         entry("quantize.embedding.weight", "codebook", "k z -> k z"),
         *pointwise("quant_conv", "to_code"),
@@ -44,9 +44,9 @@ def table(config: VQGANConfig, attention: str = "o i -> i o") -> Table:
         ]
         if config.middle_attention:
             entries += attends(f"{part}.mid_block.attentions.0", f"{part}/middle/attention", attention)
-    for level, width in enumerate(config.widths):
+    for level, width in enumerate(config.channels):
         down, up = f"encoder.down_blocks.{level}", f"decoder.up_blocks.{last - level}"
-        before, after = config.widths[max(level - 1, 0)], config.widths[min(level + 1, last)]
+        before, after = config.channels[max(level - 1, 0)], config.channels[min(level + 1, last)]
         for theirs, ours, blocks, inputs in (
             (down, f"encoder/levels/{level}", config.blocks, before),
             (up, f"decoder/levels/{level}", config.blocks + 1, after),
@@ -149,10 +149,10 @@ FIXED = {"in_channels": 3, "out_channels": 3, "act_fn": "silu", "norm_type": "gr
 
 def described_as(config: VQGANConfig) -> dict[str, Any]:
     """The `config.json` of diffusers."""
-    attentive = [ATTENTIVE if level in config.attention_levels else "" for level in range(len(config.widths))]
+    attentive = [ATTENTIVE if level in config.attention_levels else "" for level in range(len(config.channels))]
     return FIXED | {
         "_class_name": CLASS,
-        "block_out_channels": list(config.widths),
+        "block_out_channels": list(config.channels),
         "down_block_types": [f"{attn}{DOWN}" for attn in attentive],
         "up_block_types": [f"{attn}{UP}" for attn in reversed(attentive)],
         "layers_per_block": config.blocks,
@@ -184,7 +184,7 @@ def described_by(described: dict[str, Any]) -> VQGANConfig:
     latents = described.get("latent_channels", 3)
     return VQGANConfig(
         image_size=described.get("sample_size", 32),
-        widths=tuple(described.get("block_out_channels", (64,))),
+        channels=tuple(described.get("block_out_channels", (64,))),
         blocks=described.get("layers_per_block", 1),
         attention_levels=attentive,
         middle_attention=described.get("mid_block_add_attention", True),

@@ -182,7 +182,7 @@ class Renamed(View):
             if other == key:
                 continue
             if not {weights.kind(other), weights.kind(key)} <= set(FLOATS):
-                continue  # which is told when one of them is to be used
+                continue  # which is reported when one of them is to be used
             if weights.shape(other) != weights.shape(key) or not same(weights.read(other), weights.read(key)):
                 raise WeightsError(f"{weights.name}: {key} should be a copy of {other}, and differs")
         super().__init__(arrays, weights.name)

@@ -49,7 +49,7 @@ def partition_spec(names: tuple[str | None, ...]) -> PartitionSpec:
     return PartitionSpec(*(mesh_axes(name) or None for name in names))
 
 
-FREE = "free"
+UNCONSTRAINED = "unconstrained"
 """In the place of an axis' name: the compiler may choose."""
 
 
@@ -78,7 +78,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
     Args:
       x: any array.
-      names: a logical name for each axis, None for one that is kept whole, or `FREE`.
+      names: a logical name for each axis, None for one that is kept whole, or `UNCONSTRAINED`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -92,7 +92,7 @@ def fitting_spec(shape: tuple[int, ...], names: Sequence[str | None]) -> Partiti
     mesh = jax.sharding.get_abstract_mesh()
     parts: list[Any] = []
     for size, name in zip(shape, names, strict=True):
-        if name == FREE:
+        if name == UNCONSTRAINED:
             parts.append(PartitionSpec.UNCONSTRAINED)
             continue
         axes, shards = [], 1

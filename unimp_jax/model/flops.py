@@ -45,7 +45,7 @@ def resampler_image(config: ModelConfig) -> tuple[Forward, Forward]:
     """Of one image, all layers: (what works on latents, what works on patch tokens and is no deeper than they are)."""
     resampler, width, patches = config.resampler, config.vision.width, config.vision.tokens_out
     inner, latents = resampler.heads * resampler.head_dim, resampler.latents
-    own = 2 * latents * width * (4 * inner + (3 if resampler.mlp == "swiglu" else 2) * resampler.mlp_multiple * width)
+    own = 2 * latents * width * (4 * inner + (3 if resampler.mlp == "swiglu" else 2) * resampler.mlp_ratio * width)
     if resampler.looks_directly(width):
         into_and_out = 2 * latents * width * 2 * inner
         direct = Forward(4 * patches * latents * resampler.heads * width)

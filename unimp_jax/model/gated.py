@@ -24,7 +24,7 @@ class GatedCrossAttentionConfig:
     """Of a group's layers, the one that the block stands before: the last (OpenFlamingo) or the first (Idefics)."""
     heads: int = 8
     head_dim: int = 64
-    mlp_multiple: int = 4
+    mlp_ratio: int = 4
     """Width inside the MLP, over the decoder's width, where `mlp_width` does not say it."""
     mlp_width: int | None = None
     mlp: MLPKind = "gelu"
@@ -39,7 +39,7 @@ class GatedCrossAttentionConfig:
     that precede it."""
 
     def __post_init__(self) -> None:
-        if min(self.every, self.heads, self.head_dim, self.mlp_multiple, self.mlp_width or 1) < 1:
+        if min(self.every, self.heads, self.head_dim, self.mlp_ratio, self.mlp_width or 1) < 1:
             raise ValueError(f"gated: every size must be at least 1, not {self}")
 
     @property
@@ -49,7 +49,7 @@ class GatedCrossAttentionConfig:
 
     def hidden_width(self, width: int) -> int:
         """Width inside the MLP of a decoder so wide."""
-        return self.mlp_width or self.mlp_multiple * width
+        return self.mlp_width or self.mlp_ratio * width
 
 
 class GatedCrossAttention(nnx.Module):

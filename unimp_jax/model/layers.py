@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimp_jax.model.axes import FREE, constrain, gathered, splits
+from unimp_jax.model.axes import UNCONSTRAINED, constrain, gathered, splits
 from unimp_jax.model.kernels import platform
 
 Sizes = dict[str, int]
@@ -134,7 +134,7 @@ class MLP(nnx.Module):
         self.down = Linear(wide, width, bias=bias, dtypes=dtypes, rngs=rngs, scale=down_scale)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        up = constrain(self.up(x_BTD), FREE, FREE, "mlp")
+        up = constrain(self.up(x_BTD), UNCONSTRAINED, UNCONSTRAINED, "mlp")
         if self.gate is not None:
             return self.down(jax.nn.silu(self.gate(x_BTD)) * up)
         return self.down(jax.nn.relu(up) if self.kind == "relu" else jax.nn.gelu(up, approximate=False))

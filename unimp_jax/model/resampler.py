@@ -24,7 +24,7 @@ class ResamplerConfig:
     head_dim: int = 64
     latents: int = 64
     """Vectors that stand for an image."""
-    mlp_multiple: int = 4
+    mlp_ratio: int = 4
     """Width inside the MLP, over the width."""
     mlp: MLPKind = "gelu"
     """relu in Idefics."""
@@ -32,7 +32,7 @@ class ResamplerConfig:
     """Queries and keys are normalised, head by head."""
 
     def __post_init__(self) -> None:
-        if min(self.layers, self.heads, self.head_dim, self.latents, self.mlp_multiple) < 1:
+        if min(self.layers, self.heads, self.head_dim, self.latents, self.mlp_ratio) < 1:
             raise ValueError(f"resampler: every size must be at least 1, not {self}")
 
     def looks_directly(self, width: int) -> bool:
@@ -53,7 +53,7 @@ class ResamplerLayer(nnx.Module):
         self.value = Linear(embed, heads, bias=False, dtypes=dtypes, rngs=rngs)
         self.out = Linear(heads, embed, bias=False, dtypes=dtypes, rngs=rngs)
         self.mlp_norm = Norm("layer_norm", {"norm": width}, eps=1e-5, bias=True, dtypes=dtypes)
-        self.mlp = MLP(config.mlp, embed, config.mlp_multiple * width, bias=False, dtypes=dtypes, rngs=rngs)
+        self.mlp = MLP(config.mlp, embed, config.mlp_ratio * width, bias=False, dtypes=dtypes, rngs=rngs)
 
         def qk_norm() -> Norm | None:
             head = {"head_dim": config.head_dim}

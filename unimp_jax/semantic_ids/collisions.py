@@ -64,7 +64,9 @@ def resolve(codes: np.ndarray, last: int = 32, *, size: int = 512, distances: Di
             f"raise last to {-(-num_items // size**levels)} or more, or use more codes or levels"
         )
     if num_ids >= 2**62:
-        raise ValueError(f"{levels} levels of {size} codes and one of {last}: more than 2^62 ids cannot be told apart")
+        raise ValueError(
+            f"{levels} levels of {size} codes and one of {last}: more than 2^62 ids cannot be distinguished"
+        )
 
     surplus = _surplus(codes_IL, last, size, distances)
     if len(surplus):

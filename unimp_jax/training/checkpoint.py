@@ -169,8 +169,8 @@ class Checkpoints:
     def restore_latest(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
         """(state, notes) of the latest step that can be read, None where there is no checkpoint.
 
-        A damaged one is told on standard error and set aside in `damaged/` beside the checkpoints, once an earlier one
-        has been read in its place. All processes read the same step.
+        A damaged one is reported on standard error and set aside in `damaged/` beside the checkpoints, once an earlier
+        one has been read in its place. All processes read the same step.
 
         Raises:
           CheckpointError: all are damaged, or the latest whole one is out of reach or of another configuration.

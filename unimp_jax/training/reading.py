@@ -1,4 +1,4 @@
-"""Reading what was saved: errors that pass are waited for, damage is told apart, and all processes take one view."""
+"""Reading what was saved: errors that pass are waited for, damage is distinguished, and all processes take one view."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from unimp_jax.batch import Batch
 from unimp_jax.model import DecoderConfig, GatedCrossAttentionConfig, ModelConfig, UniMP
 
 
-def told_apart(model: UniMP, factor: float) -> UniMP:
+def distinguished(model: UniMP, factor: float) -> UniMP:
     """All weights so many times as large, so that what is said depends on what was said."""
     graph, state = nnx.split(randomised(model, deviation=0.5))
     return nnx.merge(graph, jax.tree.map(lambda x: factor * x, state))
@@ -42,7 +42,7 @@ GEOMETRIES = {"idefics": IDEFICS, "neox, all images": NEOX, "mpt": MPT}
 @functools.cache
 def model(name: str = "idefics") -> UniMP:
     """Layer norms make larger weights chaotic: float32 would no longer tell right from wrong."""
-    return told_apart(UniMP(GEOMETRIES[name], rngs=nnx.Rngs(0)), 3.0 if name == "idefics" else 1.5)
+    return distinguished(UniMP(GEOMETRIES[name], rngs=nnx.Rngs(0)), 3.0 if name == "idefics" else 1.5)
 
 
 def rows_of(

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unimp_jax.decoding.support import jitted, longer, model, next_logits, prompts
 from unimp_jax.batch import Batch
-from unimp_jax.decoding import DrawingConfig, SamplingConfig, draw_codes
+from unimp_jax.decoding import CodeSamplingConfig, SamplingConfig, sample_image_codes
 from unimp_jax.decoding.codes import _alone
 from unimp_jax.sharding import MeshConfig, batch_sharding, make_mesh
 
@@ -21,7 +21,8 @@ GREEDY = SamplingConfig()
 
 def drawn(net, batch, config, **options):
     return jitted(
-        net, lambda net, batch: draw_codes(net, batch, jnp.asarray(CODES), LENGTH, config, bare_T=BARE, **options)
+        net,
+        lambda net, batch: sample_image_codes(net, batch, jnp.asarray(CODES), LENGTH, config, bare_T=BARE, **options),
     )(batch)
 
 
@@ -54,7 +55,7 @@ def slots(batch) -> list[tuple[int, int]]:
 def test_with_the_cache_as_recomputed_from_whole_prefixes(geometry, guidance):
     net = model(geometry)
     batch = prompts("packed", net.config)
-    found = drawn(net, batch, DrawingConfig(guidance, GREEDY))
+    found = drawn(net, batch, CodeSamplingConfig(guidance, GREEDY))
     for row, slot in slots(batch):
         codes = found.codes_BAWn[row, slot, 0]
         logits_nK = recomputed(net, batch, row, slot, codes, guidance)
@@ -67,7 +68,7 @@ def test_with_the_cache_as_recomputed_from_whole_prefixes(geometry, guidance):
 def test_what_is_drawn_are_codes_and_scores_say_how_probable():
     net, guidance = model(), 3.0
     batch = prompts("packed", net.config)
-    config = DrawingConfig(guidance, SamplingConfig(temperature=1.5, top_k=5))
+    config = CodeSamplingConfig(guidance, SamplingConfig(temperature=1.5, top_k=5))
     found = drawn(net, batch, config, key=jax.random.key(0), samples=4)
     assert found.codes_BAWn.shape == (*batch.answer_weights.shape, 4, LENGTH)
     assert found.codes_BAWn.min() >= 0
@@ -87,7 +88,7 @@ def test_a_guidance_of_1_is_none():
     batch = prompts("packed", net.config)
     sampling = SamplingConfig(temperature=1.0)
     plain, nearly = (
-        drawn(net, batch, DrawingConfig(guidance, sampling), key=jax.random.key(1), samples=3)
+        drawn(net, batch, CodeSamplingConfig(guidance, sampling), key=jax.random.key(1), samples=3)
         for guidance in (1.0, 1.0 + 1e-7)
     )
     asked = np.asarray(batch.answer_weights) > 0
@@ -102,7 +103,7 @@ def test_a_prompt_draws_the_same_wherever_it_lies():
     numbers = np.full(batch.answer_weights.shape, -1, np.int32)
     for number, (row, slot) in enumerate(slots(batch)):
         numbers[row, slot] = 10 + number
-    config = DrawingConfig(2.0, SamplingConfig(temperature=1.0))
+    config = CodeSamplingConfig(2.0, SamplingConfig(temperature=1.0))
     packed = drawn(net, batch, config, key=jax.random.key(2), samples=2, numbers_BA=jnp.asarray(numbers))
     for number, (row, slot) in enumerate(slots(batch)):
         alone = longer(batch, row, slot, [])
@@ -114,7 +115,7 @@ def test_samples_are_as_frequent_as_they_are_probable():
     """2,000 samples of the first code: a frequency deviates by 3 standard errors, 0.034, once in 400 times."""
     net = model()
     batch = prompts("single", net.config)
-    config = DrawingConfig(1.5, SamplingConfig(temperature=2.0))
+    config = CodeSamplingConfig(1.5, SamplingConfig(temperature=2.0))
     found = drawn(net, batch, config, key=jax.random.key(0), samples=2000)
     expected = jax.nn.softmax(recomputed(net, batch, 0, 0, found.codes_BAWn[0, 0, 0], 1.5)[0] / 2.0)
     frequency = np.bincount(found.codes_BAWn[0, 0, :, 0], minlength=len(CODES)) / 2000
@@ -124,7 +125,7 @@ def test_samples_are_as_frequent_as_they_are_probable():
 def test_on_a_mesh_it_draws_what_one_device_draws():
     net = model()
     batch = jax.tree.map(lambda x: jnp.concatenate([x] * 4), prompts("packed", net.config))
-    config = DrawingConfig(2.0, SamplingConfig(temperature=1.0))
+    config = CodeSamplingConfig(2.0, SamplingConfig(temperature=1.0))
     alone = drawn(net, batch, config, key=jax.random.key(0))
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
@@ -136,6 +137,6 @@ def test_on_a_mesh_it_draws_what_one_device_draws():
 
 def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(ValueError, match="needs a key"):
-        draw_codes(model(), prompts("single", model().config), jnp.asarray(CODES), 2, bare_T=jnp.asarray(BARE))
+        sample_image_codes(model(), prompts("single", model().config), jnp.asarray(CODES), 2, bare_T=jnp.asarray(BARE))
     with pytest.raises(ValueError, match="guidance -1 must be 0 or more"):
-        DrawingConfig(guidance=-1)
+        CodeSamplingConfig(guidance=-1)

@@ -171,7 +171,7 @@ def test_it_learns():
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: VQGANConfig(widths=(10,)), "groups 32 must divide"),
+        (lambda: VQGANConfig(channels=(10,)), "groups 32 must divide"),
         (lambda: VQGANConfig(image_size=100), "must divide image_size 100"),
         (lambda: VQGANConfig(attention_levels=(5,)), "attention_levels"),
         (lambda: VQGANConfig(blocks=0), "at least 1"),

@@ -202,7 +202,7 @@ def test_missing_array(language, tmp_path):
     assert f"1 arrays are missing that the geometry asks for: {LAST}" in said
 
 
-def test_unused_arrays_are_told(language, tmp_path):
+def test_unused_arrays_are_reported(language, tmp_path):
     shard = shard_with(language, LAST)
     more = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32) for layer in (0, 1)}
     save_file(load_file(shard) | more, shard)

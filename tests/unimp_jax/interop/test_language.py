@@ -111,7 +111,7 @@ def test_a_whole_clip_gives_its_tower(tmp_path):
     shake(theirs)
     theirs.save_pretrained(tmp_path / "theirs")
     said = check_tower(tmp_path, theirs.vision_model, class_token=False)
-    assert "text_model.encoder.layers" in said, "what is not read is told"
+    assert "text_model.encoder.layers" in said, "what is not read is reported"
 
 
 def check_tower(folder, theirs, class_token: bool) -> str:

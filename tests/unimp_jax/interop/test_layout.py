@@ -101,7 +101,7 @@ def geometries(draw, family: str) -> ModelConfig:
     }
     decoders["idefics"] = decoders["llama"] | {"new_tokens": draw(st.integers(0, 2))}
     decoder = DecoderConfig(**shared, **decoders[family])
-    gated = {"every": every, "heads": draw(small), "head_dim": draw(small), "mlp_multiple": draw(small)}
+    gated = {"every": every, "heads": draw(small), "head_dim": draw(small), "mlp_ratio": draw(small)}
     resampler = {"layers": draw(small), "heads": draw(small), "head_dim": draw(small), "latents": draw(small)}
     if family == "idefics":
         gated |= {"place": "before_first", "mlp": "swiglu", "norm": "rms_norm", "qk_norm": draw(st.booleans())}

@@ -160,7 +160,7 @@ def test_torch_files_with_code_are_refused_without_the_advice_to_run_it(holds, t
 
 
 @pytest.mark.parametrize("content", [b"\x80\x02garbage\xff", b"\x00" * 50, b"\x80\x05\x95\xff\xff\xff" + bytes(99)])
-def test_bytes_that_are_no_torch_file_are_told_without_advice(content, tmp_path):
+def test_bytes_that_are_no_torch_file_are_reported_without_advice(content, tmp_path):
     pytest.importorskip("torch")
     (tmp_path / "x.bin").write_bytes(content)
     with pytest.raises(WeightsError, match=r"x\.bin: truncated, or with more in it than tensors") as error:

@@ -32,7 +32,7 @@ GEOMETRIES = [
     VQGANConfig(8, (6, 12), 1, (), False, 3, 3, codes=7, code_width=3),
     VQGANConfig(16, (12,), 3, (0,), True, 4, 2, codes=9, code_width=2),
 ]
-geometries = pytest.mark.parametrize("config", GEOMETRIES, ids=lambda config: f"{len(config.widths)} levels")
+geometries = pytest.mark.parametrize("config", GEOMETRIES, ids=lambda config: f"{len(config.channels)} levels")
 
 
 def random_model(config):
@@ -165,7 +165,7 @@ def test_import_from_taming(attends, tmp_path, monkeypatch):
 configs = st.builds(
     VQGANConfig,
     image_size=st.just(64),
-    widths=st.lists(st.sampled_from([4, 8, 12]), min_size=1, max_size=3).map(tuple),
+    channels=st.lists(st.sampled_from([4, 8, 12]), min_size=1, max_size=3).map(tuple),
     blocks=st.integers(1, 3),
     attention_levels=st.just(()),
     middle_attention=st.booleans(),
@@ -180,7 +180,7 @@ configs = st.builds(
 @given(configs)
 def test_every_parameter_has_one_place(config):
     """The table of names is a bijection, and a geometry survives being described."""
-    for attentive in ((), tuple(range(len(config.widths)))):
+    for attentive in ((), tuple(range(len(config.channels)))):
         check_places(dataclasses.replace(config, attention_levels=attentive))
 
 

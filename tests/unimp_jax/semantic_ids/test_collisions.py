@@ -108,7 +108,7 @@ def test_bad_shapes(codes: np.ndarray, last: int) -> None:
 def test_codes_out_of_range() -> None:
     with pytest.raises(ValueError, match="are 0 to 1"):
         resolve(np.array([[2]]), size=2, distances=never)
-    with pytest.raises(ValueError, match="cannot be told apart"):
+    with pytest.raises(ValueError, match="cannot be distinguished"):
         resolve(np.zeros((1, 7)), size=512, distances=never)
 
 

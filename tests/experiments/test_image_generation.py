@@ -1,4 +1,4 @@
-"""Images asked of a run: files for one user, tables and samples for those held out, and what cannot be painted."""
+"""Images asked of a run: files for one user, tables and samples for those held out, and what cannot be generated."""
 
 import dataclasses
 import json
@@ -14,8 +14,8 @@ from data_pipelines.image_codes import ImageCodes, save_image_codes
 from data_pipelines.tasks.registry import default_shares
 from experiments.config import DataConfig, load_config
 from experiments.data import load_records
-from experiments.evals.config import EvaluationConfig, GalleryConfig, GenerateConfig, PaintingConfig
-from experiments.evals.image import open_painter, sample_codes
+from experiments.evals.config import EvaluationConfig, GenerateConfig, ImageEvaluationConfig, ImageGenerationConfig
+from experiments.evals.image import open_image_generator, sample_codes
 from experiments.evaluate import evaluate_run
 from experiments.export import ExportConfig, export_run
 from experiments.generate import generate
@@ -24,15 +24,15 @@ from experiments.train import train_run
 from tests.experiments.test_cli import run as run_command
 from tests.experiments.test_export import IDEFICS
 from tests.experiments.tiny_run import experiment, prepare_source
-from unimp_jax.decoding import DrawingConfig
+from unimp_jax.decoding import CodeSamplingConfig
 from unimp_jax.image_tokens import VQGAN, VQGANConfig
 from unimp_jax.interop.vqgan import write_vqgan
 
 VQ = VQGANConfig(
-    image_size=16, widths=(8, 8, 8), blocks=1, attention_levels=(), middle_attention=False, latent_channels=8,
+    image_size=16, channels=(8, 8, 8), blocks=1, attention_levels=(), middle_attention=False, latent_channels=8,
     groups=4, codes=11, code_width=6,
 )  # fmt: skip
-GUIDED = PaintingConfig(samples=3, drawing=DrawingConfig(guidance=2.0))
+GUIDED = ImageGenerationConfig(samples=3, sampling=CodeSamplingConfig(guidance=2.0))
 USER = "5"
 
 
@@ -76,13 +76,13 @@ def test_the_task_is_trained_with_the_others(places):
     assert named, "the log tells a task's loss by its name"
 
 
-def test_held_out_users_are_painted_for_and_measured(places):
+def test_held_out_users_are_generated_for_and_measured(places):
     config = EvaluationConfig(
-        checkpoint="latest", sasrec=False, samples=3, images=GalleryConfig(painting=GUIDED, users=12)
+        checkpoint="latest", sasrec=False, samples=3, images=ImageEvaluationConfig(generation=GUIDED, users=12)
     )
     evaluation = evaluate_run(places[2], config)
     tables = {table.task: table for table in evaluation.tables}
-    assert list(tables) == ["recommendation", "search", "preference", "selection", "image", "image-distance"]
+    assert list(tables) == ["recommendation", "search", "rating", "selection", "image", "image-distance"]
     assert tables["image"].users == 12
     ours = tables["image"].rows[0]
     assert ours.model == "UniMP"
@@ -104,7 +104,7 @@ def test_images_are_codes_of_the_catalogues_vqgan_and_hang_on_seed_and_number(op
     assert codes.min() >= 0
     assert codes.max() < VQ.codes
     assert np.isfinite(scores).all()
-    rows = dataclasses.replace(data.config, loader=dataclasses.replace(data.config.loader, rows=16))
+    rows = dataclasses.replace(data.config, loader=dataclasses.replace(data.config.loader, batch_size=16))
     data.config, before = rows, data.config
     elsewhere, _ = sample_codes(data, model, queries, GUIDED)
     data.config = before
@@ -115,8 +115,8 @@ def test_images_are_codes_of_the_catalogues_vqgan_and_hang_on_seed_and_number(op
     np.testing.assert_array_equal(codes, known)
     other, _ = sample_codes(data, model, queries, GUIDED, seed=1)
     assert (codes != other).any()
-    painted = open_painter(data, None).paint(codes)
-    assert (painted.shape, painted.dtype) == ((7, 3, 16, 16, 3), np.uint8)
+    generated = open_image_generator(data, None).decode(codes)
+    assert (generated.shape, generated.dtype) == ((7, 3, 16, 16, 3), np.uint8)
 
 
 def _queries(data):
@@ -125,12 +125,12 @@ def _queries(data):
     return held_out_queries(data.corpus, "test", "image", data.has_codes)
 
 
-def test_a_run_and_its_export_paint_the_same_for_one_user(places, tmp_path):
+def test_a_run_and_its_export_generate_the_same_for_one_user(places, tmp_path):
     export_run(places[2], tmp_path / "exported", ExportConfig(checkpoint="latest"))
-    painted = {}
+    generated = {}
     for name, folder in (("run", places[2]), ("exported", tmp_path / "exported")):
         config = GenerateConfig(
-            task="image", user=USER, query="Comedy, Drama", out=tmp_path / name / "images", painting=GUIDED,
+            task="image", user=USER, query="Comedy, Drama", out=tmp_path / name / "images", generation=GUIDED,
             checkpoint="latest", json=True,
         )  # fmt: skip
         answer = json.loads(generate(folder, config, lambda: ""))
@@ -138,9 +138,9 @@ def test_a_run_and_its_export_paint_the_same_for_one_user(places, tmp_path):
         assert [one["file"] for one in answer["images"]] == list(map(str, files))
         scores = [one["log-probability"] for one in answer["images"]]
         assert scores == sorted(scores, reverse=True)
-        painted[name] = np.stack([np.asarray(Image.open(file)) for file in files])
+        generated[name] = np.stack([np.asarray(Image.open(file)) for file in files])
         assert sorted(path.name for path in files[0].parent.iterdir()) == ["1.png", "2.png", "3.png"]
-    np.testing.assert_array_equal(painted["run"], painted["exported"])
+    np.testing.assert_array_equal(generated["run"], generated["exported"])
     text = generate(places[2], dataclasses.replace(config, json=False), lambda: "")
     assert text.startswith(f"image for user {USER}: ")
     assert f"query  Comedy, Drama\n{files[0]}  log-probability -" in text
@@ -156,7 +156,7 @@ def test_a_run_and_its_export_paint_the_same_for_one_user(places, tmp_path):
         (["--query", "Drama", "--vqgan", "NOWHERE"], "NOWHERE"),
     ],
 )
-def test_mistakes_are_told_in_one_line(places, tmp_path, monkeypatch, capsys, options, message):
+def test_mistakes_are_reported_in_one_line(places, tmp_path, monkeypatch, capsys, options, message):
     write_random_vqgan(tmp_path / "OTHER", dataclasses.replace(VQ, image_size=32))
     monkeypatch.chdir(tmp_path)
     asked = ["generate", str(places[2]), "--task", "image", "--user", USER, *options]
@@ -171,10 +171,10 @@ def test_a_vqgan_that_is_gone_is_asked_for(opened, monkeypatch):
     codes = dataclasses.replace(data.vocabulary.image_codes, facts={"vqgan": "moved/away"})
     monkeypatch.setattr(data, "vocabulary", dataclasses.replace(data.vocabulary, image_codes=codes))
     with pytest.raises(DataError, match="the VQGAN that made the codes, moved/away, is not there"):
-        open_painter(data, None)
+        open_image_generator(data, None)
     monkeypatch.setattr(data, "vocabulary", dataclasses.replace(data.vocabulary, image_codes=None))
     with pytest.raises(DataError, match="knows no codes of images"):
-        open_painter(data, None)
+        open_image_generator(data, None)
 
 
 def test_images_without_codes_are_refused_before_a_folder_is_made(places):
