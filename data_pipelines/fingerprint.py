@@ -72,6 +72,9 @@ def check_same(path: Path, data: Fingerprint, parts: Collection[str] = DATA_PART
     """
     try:
         before = {name: (int(count), str(digest)) for name, (count, digest) in json.loads(path.read_bytes()).items()}
+        before = {
+            ("images" if name == "pictures" else name): value for name, value in before.items()
+        }  # its former name
     except FileNotFoundError:
         return
     except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:

@@ -19,6 +19,7 @@ from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import NO_CODES, QueryConfig
 from data_pipelines.vocabulary import VocabularyConfig
+from experiments.former_names import with_current_names
 from unimp_jax.model import ModelConfig, Part
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.sharding import MeshConfig
@@ -138,8 +139,8 @@ def load_config(path: Path) -> ExperimentConfig:
 def read_config(path: Path, kind: type[C]) -> C:
     """A configuration of one kind; raises as `load_config` does."""
     try:
-        content = path.read_bytes()
-        config = adapter(kind).validate_json(content)
+        saved = with_current_names(adapter(dict[str, Any]).validate_json(path.read_bytes()))
+        config = adapter(kind).validate_json(json.dumps(saved))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{path} does not exist: is {path.parent} the folder of a run?") from error
     except pydantic.ValidationError as error:
@@ -147,7 +148,7 @@ def read_config(path: Path, kind: type[C]) -> C:
         place = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{path}: {place or 'the file'}: {first['msg']}") from error
     known = flat(to_json(config))
-    if unknown := [name for name in flat(json.loads(content)) if name not in known]:
+    if unknown := [name for name in flat(saved) if name not in known]:
         raise DataError(f"{path}: {unknown[0]} is no field of this version: another one wrote the file; use that one")
     return config
 

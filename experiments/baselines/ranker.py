@@ -61,8 +61,8 @@ def scored_batches(
 def rank_in_batches(
     ranker: Ranker, corpus: Corpus, users: np.ndarray, positions: np.ndarray, targets: np.ndarray, batch: int = BATCH
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The right item's rank with seen items (unfiltered, filtered): float32 [M] each. Scores and what was seen are held of
-    some users at a time.
+    """The right item's rank with seen items (unfiltered, filtered): float32 [M] each. Scores and what was seen are held
+    of some users at a time.
 
     Args:
       users, positions, targets: int32 [M], moments of histories, and the right item of each.

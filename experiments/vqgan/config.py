@@ -92,7 +92,7 @@ class VQGANExperiment:
     guard: GuardConfig = GuardConfig()
     loop: LoopConfig = LoopConfig(steps=100_000, log_every=50, validate_every=5000, save_every=1000)
     checkpoint: CheckpointConfig = CheckpointConfig(best_metric="PSNR")
-    batch: int = 8
+    batch_size: int = 8
     """Images of a step, all devices together."""
     start: Path | None = None
     """A VQGAN to begin with, and to take the geometry from: a run, a VQModel folder, or a checkpoint of
@@ -101,8 +101,8 @@ class VQGANExperiment:
     """Of the parameters, the order of images and what codewords are revived with."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.seed < 0:
-            raise ValueError(f"batch {self.batch} must be at least 1, seed {self.seed} at least 0")
+        if self.batch_size < 1 or self.seed < 0:
+            raise ValueError(f"batch_size {self.batch_size} must be at least 1, seed {self.seed} at least 0")
         if self.quantiser.after >= self.loop.steps:
             raise ValueError(f"quantiser: after {self.quantiser.after} must be below loop.steps {self.loop.steps}")
         if self.optimizer.weight_decay:

@@ -33,7 +33,7 @@ POSTERS = VQGANExperiment(
     optimizer=QUICK,
     loop=LoopConfig(steps=3000, log_every=25, validate_every=500, save_every=250),
     checkpoint=CheckpointConfig(best_metric="PSNR"),
-    batch=8,
+    batch_size=8,
 )
 
 PRODUCTS = dataclasses.replace(POSTERS, data=ImageData("hm-products"))

@@ -54,7 +54,7 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
     if jax.process_count() > 1:
         raise ValueError("a VQGAN is trained by one process: on one host, whose devices are all that it sees")
     mesh = make_mesh(MeshConfig(data=-1))
-    check_rows(config.batch, mesh)
+    check_rows(config.batch_size, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     config = with_start(config)
     distance, frozen = perceptual_model(config.perceptual)
@@ -99,7 +99,7 @@ def run_of(
     return VQGANRun(
         step=jax.jit(make_step(trainer), donate_argnums=0, out_shardings=(everywhere, None)),
         frozen=jax.device_put(frozen, everywhere),
-        batches=lambda done: images.batches(learnt, config.batch, config.seed, done),
+        batches=lambda done: images.batches(learnt, config.batch_size, config.seed, done),
         to_device=lambda pixels: jax.device_put(pixels, batch_sharding(mesh)),
         codes_after=config.quantiser.after if config.start is None else None,
         place_codewords=lambda state: jax.device_put(place(state), everywhere),

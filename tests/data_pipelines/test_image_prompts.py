@@ -60,13 +60,13 @@ def test_an_image_is_asked_for_and_reported_as_the_paper_writes_it():
     )
 
 
-def test_the_bare_question_is_the_same_for_everybody():
+def test_the_unconditional_question_is_the_same_for_everybody():
     writer = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=3, id_items=9), ROOMY)
-    asked = [writer.write(question(position, bare=True), ask=True) for position in (5, 9)]
+    asked = [writer.write(question(position, unconditional=True), ask=True) for position in (5, 9)]
     assert VOCABULARY.decode(asked[0].tokens) == f"<s> {ASKED} <answer>"
     np.testing.assert_array_equal(asked[0].tokens, asked[1].tokens)
     assert not len(asked[0].images)
-    trained = writer.write(question(bare=True))
+    trained = writer.write(question(unconditional=True))
     np.testing.assert_array_equal(trained.tokens[: len(asked[0].tokens)], asked[0].tokens)
     assert len(trained.answer_targets) == IMAGES.codes_per_image + 1
 

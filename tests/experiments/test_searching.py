@@ -106,7 +106,7 @@ def within(ranks: np.ndarray) -> np.ndarray:
 
 
 def assert_close(one: Ranked, other: Ranked, tolerance: float = 1e-4) -> None:
-    np.testing.assert_array_equal(one.kept, other.kept)
+    np.testing.assert_array_equal(one.unfiltered, other.unfiltered)
     np.testing.assert_array_equal(one.filtered, other.filtered)
     np.testing.assert_array_equal(one.top, other.top)
     np.testing.assert_allclose(one.scores, other.scores, atol=tolerance, rtol=tolerance)
@@ -124,10 +124,12 @@ def test_ids_of_one_token_are_found_as_they_are_ranked(task):
         seen=met(queries).__getitem__,
         k=K,
     )
-    assert np.isfinite(ranked.kept).all()
+    assert np.isfinite(ranked.unfiltered).all()
     found = search(1, task)
     assert len(set(found.top[:, 0].tolist())) > 2  # answers hang on the prompt
-    assert_close(found, dataclasses.replace(ranked, kept=within(ranked.kept), filtered=within(ranked.filtered)))
+    assert_close(
+        found, dataclasses.replace(ranked, unfiltered=within(ranked.unfiltered), filtered=within(ranked.filtered))
+    )
 
 
 @functools.cache
@@ -167,9 +169,11 @@ def ranked_plainly(scores: np.ndarray, targets: np.ndarray, seen: Sequence[np.nd
 def test_beams_as_wide_as_the_catalogue_find_what_scoring_every_item_ranks(task):
     queries = questions(task)
     plain = ranked_plainly(brute_force(task), right_items(queries), met(queries))
-    assert min(plain.kept) <= K < max(plain.kept)
+    assert min(plain.unfiltered) <= K < max(plain.unfiltered)
     found = search(3, task)
-    assert_close(found, dataclasses.replace(plain, kept=within(plain.kept), filtered=within(plain.filtered)))
+    assert_close(
+        found, dataclasses.replace(plain, unfiltered=within(plain.unfiltered), filtered=within(plain.filtered))
+    )
 
 
 def test_narrow_beams_find_items_that_are_new_to_the_user_at_their_true_probabilities():

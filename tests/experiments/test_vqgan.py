@@ -61,10 +61,10 @@ def experiment(data: Path, **changes) -> VQGANExperiment:
         data=ImageData("movielens_small", data, held_out=0.2),
         loss=LossConfig(perceptual=0.0, adversarial_from=3),
         quantiser=QuantiserConfig(after=2, average=0.9, revive_every=2),
-        discriminator=DiscriminatorConfig(width=4, layers=1),
+        discriminator=DiscriminatorConfig(channels=4, layers=1),
         optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, decay="matrices"),
         loop=LoopConfig(steps=STEPS, log_every=1, validate_every=4, save_every=2),
-        batch=8,
+        batch_size=8,
     )
     return dataclasses.replace(config, **changes)
 
@@ -213,9 +213,9 @@ def test_what_cannot_be_trained_is_refused(data, run, tmp_path, monkeypatch):
     with lock.alone_in(run), pytest.raises(DataError, match="is trained in by process"):
         train_vqgan_run(experiment(data), run)
     with pytest.raises(DataError, match=r"another configuration \(batch: 8, now 16\)"):
-        train_vqgan_run(experiment(data, batch=16), run)
+        train_vqgan_run(experiment(data, batch_size=16), run)
     with pytest.raises(ValueError, match="3 rows a batch"):
-        train_vqgan_run(experiment(data, batch=3), tmp_path / "three")
+        train_vqgan_run(experiment(data, batch_size=3), tmp_path / "three")
     assert not (tmp_path / "three").exists(), "where the batch could not be changed any more"
     with pytest.raises(DataError, match="no prepared source"):
         train_vqgan_run(experiment(tmp_path), tmp_path / "none")

@@ -18,9 +18,9 @@ class Ranked:
     """The best of a catalogue of I items for each of P prompts.
 
     Attributes:
-      unfiltered, filtered: float32 [P], the right item's rank (1 is best) among all items, and among those that the user has
-        not met. By exact scores of all items, ties counted half; or, where items were searched for, their place among
-        the k found, infinite where the right one is not found.
+      unfiltered, filtered: float32 [P], the right item's rank (1 is best) among all items, and among those that the
+        user has not met. By exact scores of all items, ties counted half; or, where items were searched for, their
+        place among the k found, infinite where the right one is not found.
       top: int32 [P, k], the best items that the user has not met, best first; -1 where there are no more; all of
         them where the catalogue has fewer than k.
       scores: float32 [P, k], their log-probabilities.
@@ -48,8 +48,8 @@ def ranks(scores_MI: jax.Array, targets_M: jax.Array, seen_Mw: jax.Array) -> tup
       seen_Mw: uint8 [M, w], the items that each user has met (`seen_bitmap`).
 
     Returns:
-      (unfiltered, filtered), float32 [M] each: the rank among all items, and among those not seen. The right item itself
-      is never filtered, seen or not.
+      (unfiltered, filtered), float32 [M] each: the rank among all items, and among those not seen. The right item
+      itself is never filtered, seen or not.
     """
     target_scores_M1 = jnp.take_along_axis(scores_MI, targets_M[:, None], axis=1)
     half_ranks_MI = (scores_MI > target_scores_M1) + 0.5 * (scores_MI == target_scores_M1)

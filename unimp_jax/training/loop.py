@@ -211,7 +211,10 @@ class _Window:
         """`notes`: of the steps that an interrupted process had not yet logged."""
         self._run, self._feed = run, feed
         self._metrics = [
-            StepMetrics(**{name: np.asarray(x, np.float32) for name, x in note["metrics"].items()}) for note in notes
+            StepMetrics(
+                **{name: np.asarray(x, np.float32) for name, x in (note.get("metrics") or note["figures"]).items()}
+            )
+            for note in notes  # "figures" is what checkpoints of earlier versions call them
         ]
         self._batches = [_Counts(**note["batch"]) for note in notes]
         self._own = 0  # of them, done by this process

@@ -22,7 +22,7 @@ TRAINER = Trainer(
     VQGANConfig(16, (4, 8), 1, (), False, 4, 2, codes=12, code_width=3),
     LossConfig(absolute=1.0, squared=0.5, perceptual=0.0, adversarial=0.7, adversarial_from=0),
     QuantiserConfig(revive_every=100),
-    DiscriminatorConfig(width=2, layers=1),
+    DiscriminatorConfig(channels=2, layers=1),
     GuardConfig(),
     optax.sgd(RATE),
     steps=10,
