@@ -11,7 +11,7 @@ from experiments.baselines.sasrec import SASRecConfig
 from experiments.config import DataConfig, ExperimentConfig
 from experiments.evals.config import EvaluationConfig
 from experiments.evaluate import evaluate_run, show
-from experiments.presets import TINY
+from experiments.presets import PRESETS
 from experiments.report import write_report
 from experiments.train import train_run
 from experiments.vqgan.codes import write_codes
@@ -48,8 +48,8 @@ def posters_in_codes(folder: Path, data: Path) -> Path:
 def with_images(data: Path, codes: Path) -> ExperimentConfig:
     """`tiny`, which is asked for images as often as for anything else."""
     return dataclasses.replace(
-        TINY,
+        PRESETS["tiny"],
         data=DataConfig(SOURCE, data),
-        vocabulary=dataclasses.replace(TINY.vocabulary, image_codes=codes),
-        queries=dataclasses.replace(TINY.queries, mix={**TINY.queries.mix, "image": 2.0}),
+        vocabulary=dataclasses.replace(PRESETS["tiny"].vocabulary, image_codes=codes),
+        queries=dataclasses.replace(PRESETS["tiny"].queries, mix={**PRESETS["tiny"].queries.mix, "image": 2.0}),
     )

@@ -12,9 +12,11 @@ from data_pipelines.errors import DataError
 from data_pipelines.vocabulary import load_vocabulary
 from experiments.config import load_config, read_config, save_config, to_json
 from experiments.former_names import FORMER_NAMES
-from experiments.presets import TINY
+from experiments.presets import PRESETS
 from experiments.vqgan.presets import REFERENCE
 from tests.data_pipelines.small import small_corpus, small_vocabulary
+
+TINY = PRESETS["tiny"]
 
 
 class KilledError(BaseException):

@@ -13,7 +13,7 @@ import pytest
 
 from data_pipelines.prepare import prepare
 from experiments.config import save_config
-from experiments.presets import TINY
+from experiments.presets import PRESETS
 from experiments.soak import allowed_statuses, differences
 from unimp_jax.training.checkpoint import CheckpointConfig, Checkpoints
 
@@ -26,7 +26,7 @@ def made(folder: Path, *, weight: float = 1.0, seconds: float = 1.0) -> Path:
     (folder / "vocabulary" / "tokenizer.json").write_text("{}")
     (folder / "tensorboard").mkdir()
     (folder / "tensorboard" / f"events.out.tfevents.{seconds}.here").write_text("")
-    save_config(TINY, folder / "config.json")
+    save_config(PRESETS["tiny"], folder / "config.json")
     lines = [{"step": step, "kind": "train", "loss": 1.0 / step, "step_seconds": seconds} for step in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with Checkpoints(folder / "checkpoints", CheckpointConfig()) as checkpoints:
