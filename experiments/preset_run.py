@@ -1,4 +1,4 @@
-"""What `unimp train` is reported: a preset, each field of which is an option, a folder, and how processes meet."""
+"""The options of `unimp train`: a preset, each field of which is an option, a folder, and how processes meet."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Table:
         return self
 
     def keep(self, right: pl.Expr, tell: Callable[[dict[str, Any]], str], of: str = "") -> Self:
-        """The rows for which `right` holds; of the others it is reported what is wrong, by their lines.
+        """The rows for which `right` holds; for the others, what is wrong is reported by their lines.
 
         Args:
           of: the only column that `right` looks at, a value at a time: each different value is tried once.

@@ -100,7 +100,7 @@ def open_image_generator(data: ExperimentData, folder: Path | None) -> ImageGene
     if codes is None:
         raise DataError("this run knows no codes of images: train with --vocabulary.image-codes FILE")
     if folder is None:
-        folder = Path(codes.facts.get("vqgan", "of which nothing is reported"))
+        folder = Path(codes.facts.get("vqgan", "unknown"))
         if not folder.exists():
             raise DataError(f"the VQGAN that made the codes, {folder}, is not there: name its folder (vqgan)")
     vqgan = open_vqgan(folder)

@@ -1,4 +1,4 @@
-"""What `unimp vqgan` is reported, and what it does with it."""
+"""The options of `unimp vqgan`, and what they do."""
 
 from __future__ import annotations
 
