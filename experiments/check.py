@@ -20,13 +20,13 @@ import jax
 from jax.sharding import Mesh
 
 from data_pipelines.records import read_items, read_users
-from experiments.config import ExperimentConfig
+from experiments.config import ExperimentConfig, refuse_changes
 from experiments.parameters import abstract_parameters
 from experiments.plan.plan import DoesNotFit, make_plan
 from experiments.plan.show import GIB, mesh_words
 from experiments.preset_run import read_training
 from experiments.step import abstract_state, make_mesh_of, optimizer_of
-from experiments.train import configure, read_run, refuse_changes
+from experiments.train import configure, read_run
 from unimp_jax.planning.chips import Slices, devices
 from unimp_jax.planning.estimate import bytes_a_device
 from unimp_jax.sharding import mesh_sizes, row_shards

@@ -61,7 +61,7 @@ class TrainingConfig:
     accumulate: int = 1
     """Parts that a batch is worked through in, one after the other."""
     guard: GuardConfig = GuardConfig()
-    """Which steps are left out."""
+    """Which steps are skipped."""
     cache_features: bool = False
     """The frozen tower sees each image once, at the start; its output, kept in the folder of the run (2 bytes a
     channel and patch), takes the place of images in training."""
@@ -169,6 +169,20 @@ def differences(old: C, new: C) -> list[str]:
         for name, (before, after) in _changes(old, new).items()
         if not among(name, CHANGEABLE) and not (name == "loop.steps" and after > before)
     ]
+
+
+def refuse_changes(old: C, new: C, folder: Path) -> None:
+    """Checks that the run in a folder can go on with another configuration.
+
+    Raises:
+      DataError: it cannot.
+    """
+    changed = differences(old, new)
+    if changed:
+        raise DataError(
+            f"{folder} holds a run of another configuration ({'; '.join(changed[:3])}"
+            f"{' …' if len(changed) > 3 else ''}); name another folder to start anew"
+        )
 
 
 def note_changes(old: Any, new: Any, path: Path) -> None:

@@ -22,8 +22,9 @@ from data_pipelines.vocabulary import Vocabulary
 from data_pipelines.whole_tokenizer import whole_tokenizer
 from experiments.config import load_config, save_config
 from experiments.data import ExperimentData
+from experiments.restore import Checkpoint
 from experiments.results import Evaluation, load_evaluation
-from experiments.run import ALL_DEVICES, EXPERIMENT, Checkpoint, Facts, open_model
+from experiments.run import ALL_DEVICES, EXPERIMENT, Facts, open_model
 from unimp_jax.interop import idefics, open_flamingo
 from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights

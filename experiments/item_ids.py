@@ -14,7 +14,8 @@ from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.vocabulary import attribute_texts
 from experiments.data import ExperimentData
 from experiments.feature_extractors import own_tower
-from experiments.run import ALL_DEVICES, Checkpoint, open_model
+from experiments.restore import Checkpoint
+from experiments.run import ALL_DEVICES, open_model
 from unimp_jax.evaluation.mapping import map_batches
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.interop.exporting import to_host

@@ -40,7 +40,7 @@ def explained(error: Exception) -> str | None:
     from jax.errors import JaxRuntimeError
 
     from unimp_jax.training.checkpoint import CheckpointError
-    from unimp_jax.training.loop import TrainingError
+    from unimp_jax.training.guard import TrainingError
 
     if isinstance(error, OSError):
         return fitted(clean(of_system(error)), LINE)

@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from flax import nnx
@@ -18,17 +18,14 @@ from data_pipelines.fingerprint import DATA_PARTS
 from experiments.config import ExperimentConfig, load_config
 from experiments.data import ExperimentData
 from experiments.parameters import abstract_parameters, init_parameters
+from experiments.restore import Checkpoint, restore_parameters
 from experiments.step import to_device
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.interop.importing import GEOMETRY, exported_values
 from unimp_jax.interop.placing import place
 from unimp_jax.model import PARTS
 from unimp_jax.sharding import ROWS, MeshConfig, make_mesh
-from unimp_jax.training.checkpoint import Checkpoints
-from unimp_jax.training.frozen import load_frozen
 from unimp_jax.training.log import read_log
-
-Checkpoint = Literal["best", "latest"]
 
 EXPERIMENT = "unimp"
 """In an exported folder: the experiment and its vocabulary, which nothing but this project reads."""
@@ -155,21 +152,15 @@ def open_to_ask(
 
 
 def restore(folder: Path, config: ExperimentConfig, checkpoint: Checkpoint) -> tuple[Predictor, int]:
-    """A run's model, ready to be asked, and the step that it is of. Nothing but its parameters is read.
+    """Returns (the model of a run, the step of its checkpoint); nothing but parameters is read.
 
     Raises:
       DataError: the run has no whole checkpoint.
       CheckpointError: it cannot be read.
     """
     mesh = make_mesh(config.mesh)
-    parameters = abstract_parameters(config, mesh)
-    with Checkpoints(folder / "checkpoints", config.checkpoint, reads_only=True) as checkpoints:
-        step = checkpoints.best() if checkpoint == "best" else checkpoints.latest()
-        if step is None:
-            raise DataError(f"{folder} has no whole checkpoint yet: run `unimp train` on it first")
-        trainable = checkpoints.restore_parameters(step, parameters.trainable)
-    frozen = load_frozen(folder / "frozen", parameters.frozen)
-    return to_be_asked(parameters.graph, mesh, (trainable, frozen)), step
+    parameters, step = restore_parameters(folder, checkpoint, abstract_parameters(config, mesh), config.checkpoint)
+    return to_be_asked(parameters.graph, mesh, (parameters.trainable, parameters.frozen)), step
 
 
 def read_exported(folder: Path, config: ExperimentConfig) -> Predictor:

@@ -42,29 +42,31 @@ def optimizer_of(config: ExperimentConfig) -> optax.GradientTransformation:
     return make_optimizer(config.optimizer, config.loop.steps, functools.partial(decays, config))
 
 
-def abstract_state(trainable: Any, transformation: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shapes, types and shardings of a state, from those of the parameters; moments lie where their parameters do."""
+def abstract_state(trainable: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns shapes, dtypes and shardings of a state; moments have the shardings of their parameters."""
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def like(x: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+    def like(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    step, guard, optimizer = jax.eval_shape(
-        lambda: (jnp.zeros((), jnp.int32), new_guard(), transformation.init(trainable))
+    step, guard, optimizer_state = jax.eval_shape(
+        lambda: (jnp.zeros((), jnp.int32), new_guard(), optimizer.init(trainable))
     )
-    optimizer = optax.tree_map_params(
-        transformation, like, optimizer, jax.tree.map(lambda x: x.sharding, trainable),
+    optimizer_state = optax.tree_map_params(
+        optimizer, like, optimizer_state, jax.tree.map(lambda x: x.sharding, trainable),
         transform_non_params=lambda x: like(x, everywhere),
     )  # fmt: skip
     step, guard = jax.tree.map(lambda x: like(x, everywhere), (step, guard))
-    return TrainState(step, abstract(trainable), optimizer, guard)
+    return TrainState(step, abstract(trainable), optimizer_state, guard)
 
 
-def init_state(trainable: Any, transformation: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Step 0."""
-    places = jax.tree.map(lambda x: x.sharding, abstract_state(trainable, transformation, mesh))
-    step, guard = jax.jit(lambda: (jnp.zeros((), jnp.int32), new_guard()), out_shardings=(places.step, places.guard))()
-    return TrainState(step, trainable, jax.jit(transformation.init, out_shardings=places.optimizer)(trainable), guard)
+def init_state(trainable: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns the state of step 0."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(trainable, optimizer, mesh))
+    step, guard = jax.jit(
+        lambda: (jnp.zeros((), jnp.int32), new_guard()), out_shardings=(shardings.step, shardings.guard)
+    )()
+    return TrainState(step, trainable, jax.jit(optimizer.init, out_shardings=shardings.optimizer)(trainable), guard)
 
 
 def decays(config: ExperimentConfig, path: Any, parameter: jax.Array) -> bool:
@@ -94,14 +96,14 @@ def to_device(mesh: Mesh) -> Callable[[dict[str, np.ndarray]], Batch]:
 def lower_step(
     config: ExperimentConfig,
     parameters: Parameters,
-    transformation: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     state: TrainState,
     mesh: Mesh,
 ) -> jax.stages.Lowered:
     """The train step for its one batch shape, with the state donated; arrays may be abstract."""
     step = make_train_step(
         parameters.graph,
-        transformation,
+        optimizer,
         objective=config.objective,
         num_tasks=len(TASKS),
         accumulate=config.training.accumulate,
@@ -116,13 +118,13 @@ def lower_step(
 def compile_step(
     config: ExperimentConfig,
     parameters: Parameters,
-    transformation: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     state: TrainState,
     mesh: Mesh,
 ) -> Callable[..., Any]:
     """The train step, compiled ahead."""
     start = time.perf_counter()
-    compiled = lower_step(config, parameters, transformation, state, mesh).compile()
+    compiled = lower_step(config, parameters, optimizer, state, mesh).compile()
     if jax.process_index() == 0:
         print(f"train step compiled in {time.perf_counter() - start:.1f} s")
     # Some processes compile faster than others, and the first exchange between them does not wait for long.

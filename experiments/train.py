@@ -20,18 +20,18 @@ from jax.sharding import Mesh
 
 from data_pipelines.errors import DataError
 from data_pipelines.fingerprint import DATA_PARTS, FILE
-from data_pipelines.loader import Position, ProcessShard
+from data_pipelines.loader import Position, ProcessShard, TrainingBatch
 from data_pipelines.tasks import TASKS
 from data_pipelines.tasks.queries import held_out_queries
-from experiments.beginning import adopt, begin, first_vocabulary
-from experiments.config import ExperimentConfig, differences, load_config, note_changes, save_config
+from experiments.config import ExperimentConfig, differences, load_config, note_changes, refuse_changes, save_config
 from experiments.data import ExperimentData, sized_model
 from experiments.evals.ranking import rank_catalogue
 from experiments.features import tower_features
+from experiments.init import initial_parameters, vocabulary_of_start, with_start
 from experiments.lock import alone_in
 from experiments.parameters import Parameters, abstract_parameters
+from experiments.provenance import note_provenance
 from experiments.questions import evenly_spread
-from experiments.starts import note_start
 from experiments.step import (
     abstract_state,
     compile_step,
@@ -48,11 +48,15 @@ from unimp_jax.processes import wait_for_all
 from unimp_jax.sharding import row_shards
 from unimp_jax.training.checkpoint import Checkpoints
 from unimp_jax.training.frozen import load_frozen, save_frozen
+from unimp_jax.training.guard import SkipLimit
 from unimp_jax.training.log import RunLog
-from unimp_jax.training.loop import Run, train
+from unimp_jax.training.loop import train
+from unimp_jax.training.metrics import TrainingSummary
 from unimp_jax.training.peak import peak_flops
-from unimp_jax.training.preemption import EndRequest
+from unimp_jax.training.preemption import EndRequest, print_saved
+from unimp_jax.training.prefetch import LoadedBatch, Prefetcher
 from unimp_jax.training.step import TrainState
+from unimp_jax.training.window import Window
 
 
 def train_run(config: ExperimentConfig, folder: Path) -> None:
@@ -64,7 +68,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
       ValueError: parts of the configuration do not fit one another.
     """
     mesh = make_mesh_of(config)  # before there is a folder, in which what is refused could not be changed any more
-    data, config = open_together(config, folder)
+    data, config = open_run(config, folder)
     shard = ProcessShard(*row_shards(mesh))
     with (
         alone_in(folder) if jax.process_index() == 0 else contextlib.nullcontext(),
@@ -72,78 +76,98 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         jax.set_mesh(mesh),
         Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints,
     ):
-        parameters, transformation = abstract_parameters(config, mesh), optimizer_of(config)
-        state, frozen, notes = latest_or_first(config, parameters, transformation, mesh, checkpoints)
+        parameters, optimizer = abstract_parameters(config, mesh), optimizer_of(config)
+        state, frozen, notes = restore_or_init(config, parameters, optimizer, mesh, checkpoints)
         if jax.process_index() == 0:
             note_changes(load_config(folder / "config.json"), config, folder / "config.json")
             describe(config, data, parameters, mesh)
-            note_start(folder)
+            note_provenance(folder)
         features = None
         if config.training.cache_features:
             features = tower_features(
                 data, Parameters(parameters.graph, state.trainable, frozen), mesh, folder / "features"
             )
-        run = Run(
-            step=compile_step(config, parameters, transformation, state, mesh),
-            batches=lambda position: data.training(Position(**position) if position else Position(), shard, features),
-            to_device=to_device(mesh),
-            validate=validation(config, data, parameters.graph, frozen, mesh),
+        step = compile_step(config, parameters, optimizer, state, mesh)
+        summary = TrainingSummary(
             tasks=tuple(TASKS),
             flops=model_flops(config),
             peak_flops=peak_flops(config.model.compute_dtype),
             tokens=config.loader.batch_size * config.row_shape.tokens,
         )
+        position = Position() if notes is None else Position(**notes["position"])
         done, main = int(state.step), jax.process_index() == 0
-        with RunLog(folder, step=done, steps=config.loop.steps, writes=main) as log:
-            state, whole = train(
-                state, notes, frozen, run, config.loop, config.training.guard.patience, checkpoints, log, end
+        with (
+            RunLog(folder, step=done, steps=config.loop.steps, writes=main) as log,
+            contextlib.closing(data.training(position, shard, features)) as batches,
+        ):
+            state, finished = train(
+                state,
+                lambda state, batch: step(state, frozen, batch),
+                Prefetcher(map(loaded, batches), to_device(mesh)),
+                validation(config, data, parameters.graph, frozen, mesh),
+                config=config.loop,
+                window=Window(summary, notes),
+                limit=SkipLimit(config.training.guard.patience, "training.guard.spike"),
+                checkpoints=checkpoints,
+                log=log,
+                end=end,
             )
-    if not whole:
-        step = int(state.step)
-        print(f"asked to end: {f'step {step} is saved' if step else 'no step was done'}; the same command goes on")
+    if not finished:
+        print_saved(int(state.step))
         raise SystemExit(0)
 
 
-def latest_or_first(
+def loaded(batch: TrainingBatch) -> LoadedBatch:
+    """Returns what the loop reads of a batch."""
+    counts = {name: getattr(batch, name) for name in ("num_examples", "num_images", "fill", "left_out")}
+    return LoadedBatch(batch.arrays, dataclasses.asdict(batch.next_position), counts)
+
+
+def restore_or_init(
     config: ExperimentConfig,
     parameters: Parameters,
-    transformation: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     mesh: Mesh,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, Any, dict[str, Any] | None]:
-    """(state, frozen parameters, the checkpoint's notes; None at step 0), of the latest checkpoint where there is one.
+    """Restores the latest checkpoint, or initialises the state of step 0 where there is none.
 
     At no moment is anything on the devices twice.
 
     Args:
-      parameters: abstract, and read onto in the place of real ones where there is a checkpoint.
+      parameters: shapes, dtypes and shardings.
+
+    Returns:
+      (state, frozen parameters, the checkpoint's notes or None at step 0).
 
     Raises:
       CheckpointError: what is there cannot be read.
     """
     folder = checkpoints.folder.parent / "frozen"
-    restored = checkpoints.restore_latest(abstract_state(parameters.trainable, transformation, mesh))
+    restored = checkpoints.restore_latest(abstract_state(parameters.trainable, optimizer, mesh))
     if restored is not None:
         return restored[0], load_frozen(folder, parameters.frozen), restored[1]
-    first = begin(config, mesh)
-    return init_state(first.trainable, transformation, mesh), save_frozen(folder, first.frozen), None
-
-
-def open_together(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
-    """`open_run` of all processes: the first makes the folder, and the others find it made, or refuse what it did."""
-    if jax.process_index() == 0:
-        try:
-            return open_run(config, folder)
-        finally:
-            wait_for_all("the folder of the run is made")
-    wait_for_all("the folder of the run is made")
-    return open_run(config, folder)
+    first = initial_parameters(config, mesh)
+    return init_state(first.trainable, optimizer, mesh), save_frozen(folder, first.frozen), None
 
 
 def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
-    """The data of a new run, whose folder is made, or of the one that is there already; raises as `read_run` does."""
-    data, config = read_run(config, folder)
-    if jax.process_index() == 0:
+    """Opens the folder of a run, or makes it where there is none.
+
+    All processes must call this together: the first one makes the folder, and the others wait for that.
+
+    Returns:
+      As `read_run`.
+
+    Raises:
+      DataError, ValueError: as of `read_run`.
+    """
+    made = "the folder of the run is made"
+    if jax.process_index() != 0:
+        wait_for_all(made)
+        return read_run(config, folder)
+    try:
+        data, config = read_run(config, folder)
         new = not (folder / "config.json").exists()
         if new:
             data.vocabulary.save(folder / "vocabulary")
@@ -151,7 +175,9 @@ def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
             data.save_fingerprint(folder)
         if new:
             save_config(config, folder / "config.json")
-    return data, config
+        return data, config
+    finally:
+        wait_for_all(made)
 
 
 def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
@@ -163,7 +189,7 @@ def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
     """
     config, before = configure(config, folder)
     if before is None:
-        data = ExperimentData.load(config, first_vocabulary(config))
+        data = ExperimentData.load(config, vocabulary_of_start(config))
     else:
         reconfigured = differences(before, dataclasses.replace(config, model=before.model))
         data = ExperimentData.load(config, folder / "vocabulary", same=() if reconfigured else DATA_PARTS)
@@ -186,31 +212,18 @@ def configure(config: ExperimentConfig, folder: Path) -> tuple[ExperimentConfig,
     if (folder / OF_VQGAN).exists():
         raise DataError(f"{folder} holds the run of a VQGAN; name another folder")
     if not (folder / "config.json").exists():
-        return adopt(config), None
+        return with_start(config), None
     before = load_config(folder / "config.json")
     if before.start == config.start is not None and not config.start.exists():
         ours = config.model  # the start did its part, and its geometry is known without it
         model = dataclasses.replace(before.model, attention=ours.attention, remat=ours.remat, unroll=ours.unroll)
         return dataclasses.replace(config, model=model, vocabulary=before.vocabulary), before
-    return adopt(config), before
-
-
-def refuse_changes(before: ExperimentConfig, config: ExperimentConfig, folder: Path) -> None:
-    """
-    Raises:
-      DataError: the run in the folder cannot go on with this configuration.
-    """
-    changed = differences(before, config)
-    if changed:
-        raise DataError(
-            f"{folder} holds a run of another configuration ({'; '.join(changed[:3])}"
-            f"{' …' if len(changed) > 3 else ''}); name another folder to start anew"
-        )
+    return with_start(config), before
 
 
 def validation(
     config: ExperimentConfig, data: ExperimentData, graph: nnx.GraphDef, frozen: Any, mesh: Mesh
-) -> Callable[[Any], dict[str, float]]:
+) -> Callable[[TrainState], dict[str, float]]:
     """Recommendation to the validation users, with seen items filtered; no metrics where the data has no such users."""
     everybody = held_out_queries(data.corpus, "validation", "recommendation")
     if not everybody:
@@ -218,8 +231,8 @@ def validation(
     queries = evenly_spread(everybody, config.training.validation_users)
     predictor = Predictor(graph, mesh, to_device(mesh), ())
 
-    def validate(trainable: Any) -> dict[str, float]:
-        ranked = rank_catalogue(data, predictor.with_parameters((trainable, frozen)), queries)
+    def validate(state: TrainState) -> dict[str, float]:
+        ranked = rank_catalogue(data, predictor.with_parameters((state.trainable, frozen)), queries)
         means = {name: float(values.mean()) for name, values in ranking_metrics(ranked.filtered).items()}
         return means | {"cross_entropy": float(ranked.cross_entropy.mean())}
 

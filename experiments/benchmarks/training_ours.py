@@ -27,10 +27,10 @@ class Ours:
         self.mesh = make_mesh(MeshConfig(data=-1))
         with jax.set_mesh(self.mesh):
             parameters = begin_open(self.config, self.mesh)
-            transformation = optimizer_of(self.config)
-            self.state = init_state(parameters.trainable, transformation, self.mesh)
+            optimizer = optimizer_of(self.config)
+            self.state = init_state(parameters.trainable, optimizer, self.mesh)
             self.frozen, self.graph = parameters.frozen, parameters.graph
-            self.compiled = compile_step(self.config, parameters, transformation, self.state, self.mesh)
+            self.compiled = compile_step(self.config, parameters, optimizer, self.state, self.mesh)
         self.place = to_device(self.mesh)
 
     def step(self, batch: Any) -> Any:

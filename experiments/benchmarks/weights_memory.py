@@ -22,7 +22,6 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.beginning import begin
 from experiments.benchmarks.measuring import (
     HOST_ALONE,
     forget_peak,
@@ -32,6 +31,7 @@ from experiments.benchmarks.measuring import (
     print_row,
 )
 from experiments.config import ExperimentConfig
+from experiments.init import initial_parameters
 from experiments.parameters import Parameters
 from unimp_jax.interop import idefics
 from unimp_jax.interop.clip import last_norm
@@ -136,7 +136,7 @@ def run_export(folder: str, shard_bytes: int) -> Measured:
     parameters, config = begun(folder)
     exported, unread = Path(folder) / "exported", last_norm(idefics.LAST_NORM, config.vision)
     exported.mkdir()
-    ctypes.CDLL(None).malloc_trim(0)  # what beginning took and freed is the system's again
+    ctypes.CDLL(None).malloc_trim(0)  # what initialisation freed is returned to the system
     arrays = named(parameters.trainable, parameters.frozen)
     return measured(
         lambda: write_weights(exported, arrays, config, idefics.table(config), unread=unread, shard_bytes=shard_bytes)
@@ -149,7 +149,7 @@ def begun(folder: str) -> tuple[Parameters, ModelConfig]:
     model = read_start(start).geometry.of_model(ModelConfig(compute_dtype="float32"))
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
-        parameters = begin(ExperimentConfig(model, start=start), mesh)
+        parameters = initial_parameters(ExperimentConfig(model, start=start), mesh)
         jax.block_until_ready((parameters.trainable, parameters.frozen))
     return parameters, model
 

@@ -14,7 +14,8 @@ from data_pipelines.tasks.base import Split
 from data_pipelines.tasks.registry import check_names
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.feature_extractors import FeatureExtractorConfig
-from experiments.run import ALL_DEVICES, Checkpoint
+from experiments.restore import Checkpoint
+from experiments.run import ALL_DEVICES
 from unimp_jax.decoding import BeamConfig, CodeSamplingConfig
 from unimp_jax.sharding import MeshConfig
 

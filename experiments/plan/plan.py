@@ -58,10 +58,10 @@ def make_plan(config: ExperimentConfig, slices: Slices) -> Plan:
       DoesNotFit: it needs more memory than there is.
     """
     mesh = make_mesh_of(config, devices(slices))
-    parameters, transformation = abstract_parameters(config, mesh), optimizer_of(config)
-    state = abstract_state(parameters.trainable, transformation, mesh)
+    parameters, optimizer = abstract_parameters(config, mesh), optimizer_of(config)
+    state = abstract_state(parameters.trainable, optimizer, mesh)
     with jax.set_mesh(mesh):
-        lowered = lower_step(config, parameters, transformation, state, mesh)
+        lowered = lower_step(config, parameters, optimizer, state, mesh)
         compiled, seconds = compile_anew(lowered, slices)
     given = {
         "trainable": state.trainable,

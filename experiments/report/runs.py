@@ -41,7 +41,7 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluatedRun:
-    """A run that was evaluated, read from its folder; `starts` is what `experiments.starts` noted."""
+    """A run that was evaluated, read from its folder; `starts` is what `experiments.provenance` noted."""
 
     folder: Path
     cell: SweepCell | None

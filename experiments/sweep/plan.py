@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from data_pipelines.nearest import did_you_mean
 from data_pipelines.records import read_items
 from data_pipelines.tasks import TASKS
-from experiments.beginning import adopt
 from experiments.config import ExperimentConfig
 from experiments.evals.config import EvaluationConfig
+from experiments.init import with_start
 from experiments.sweep.ablations import ABLATIONS, Ablation
 from experiments.sweep.cells import Cell
 from experiments.sweep.changes import changed
@@ -102,7 +102,7 @@ def cells_of(ablation: Ablation, base: Base, seed: int, evaluation: EvaluationCo
     if len(stages) == 1 and not ablation.needs_ids and ablation.name != "base":
         if config == base.config:
             raise ValueError("the base is so already")
-        if adopt(config) == adopt(base.config):
+        if with_start(config) == with_start(base.config):
             raise ValueError(f"the geometry is that of {base.config.start}, from which the base starts")
     cells = cells_of(ABLATIONS["base"], base, seed, evaluation) if ablation.needs_ids else []
     ids_of = cells[0].name if cells else None

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.code_files import check_place
 from data_pipelines.image_codes import ImageCodes, save_image_codes
-from experiments.run import Checkpoint
+from experiments.restore import Checkpoint
 from experiments.vqgan.config import WhichImages
 from experiments.vqgan.images import open_images
 from experiments.vqgan.run import encoder_of, open_vqgan, trained_on

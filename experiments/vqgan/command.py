@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.run import Checkpoint
+from experiments.restore import Checkpoint
 from experiments.vqgan.codes import write_codes
 from experiments.vqgan.config import VQGANExperiment, WhichImages
 from experiments.vqgan.evaluate import evaluate_vqgan

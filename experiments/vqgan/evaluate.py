@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.atomic import atomic_file, write_json
-from experiments.run import Checkpoint
+from experiments.restore import Checkpoint
 from experiments.vqgan.config import WhichImages
 from experiments.vqgan.images import open_images
 from experiments.vqgan.jpeg import compress

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.run import Checkpoint
+from experiments.restore import Checkpoint
 from experiments.vqgan.run import open_vqgan
 from unimp_jax.interop.vqgan import write_vqgan
 

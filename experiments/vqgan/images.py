@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import grain
@@ -62,7 +61,7 @@ class Images:
         """uint8 [len(items), size, size, 3]."""
         return take(self.store, items)
 
-    def batches(self, items: np.ndarray, size: int, seed: int, start: int) -> Iterator[np.ndarray]:
+    def batches(self, items: np.ndarray, size: int, seed: int, start: int) -> grain.DatasetIterator[np.ndarray]:
         """Endless batches, uint8 [size, …], from the one with number `start` on: all items in an order of their own
         each time round."""
         drawn = grain.MapDataset.source(items).seed(seed).shuffle().repeat().batch(size)

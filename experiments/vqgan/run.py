@@ -13,7 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from data_pipelines.errors import DataError
 from experiments.config import read_config
-from experiments.run import ALL_DEVICES, Checkpoint
+from experiments.restore import Checkpoint, step_of
+from experiments.run import ALL_DEVICES
 from experiments.vqgan.config import FILE, ImageData, VQGANExperiment
 from unimp_jax.evaluation.mapping import batch_size, in_batches
 from unimp_jax.image_tokens import VQGAN, from_pixels, pixels
@@ -33,10 +34,10 @@ def trainer_of(config: VQGANExperiment, distance: Distance | None = None) -> Tra
     )  # fmt: skip
 
 
-def abstract_state(trainer: Trainer, place: jax.sharding.Sharding) -> VQGANState:
-    """Shapes and types of a state, all of which lies at one place."""
+def abstract_state(trainer: Trainer, sharding: jax.sharding.Sharding) -> VQGANState:
+    """Returns the shapes and dtypes of a state, all of it in one sharding."""
     shapes = jax.eval_shape(lambda: trainer.begin(trainer.new_model()))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
 def is_vqgan_run(folder: Path) -> bool:
@@ -68,9 +69,7 @@ def open_vqgan(folder: Path, checkpoint: Checkpoint = "best") -> VQGAN:
     config = read_config(folder / FILE, VQGANExperiment)
     trainer = trainer_of(config)
     with Checkpoints(folder / "checkpoints", config.checkpoint, reads_only=True) as checkpoints:
-        step = checkpoints.best() if checkpoint == "best" else checkpoints.latest()
-        if step is None:
-            raise DataError(f"{folder} has no whole checkpoint yet: run `unimp vqgan train` on it first")
+        step = step_of(checkpoints, checkpoint, "unimp vqgan train")
         everywhere = NamedSharding(make_mesh(ALL_DEVICES), PartitionSpec())
         parameters = checkpoints.restore_parameters(step, abstract_state(trainer, everywhere).model, "model")
     return nnx.merge(nnx.graphdef(nnx.eval_shape(trainer.new_model)), parameters)

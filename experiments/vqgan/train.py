@@ -6,7 +6,9 @@ The folder holds `vqgan.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from data_pipelines.errors import DataError
 from data_pipelines.fingerprint import FILE as IMAGES_FILE
 from data_pipelines.fingerprint import save_fingerprint
-from experiments.config import differences, note_changes, read_config, save_config
+from experiments.config import note_changes, read_config, refuse_changes, save_config
 from experiments.lock import alone_in
 from experiments.vqgan.config import FILE, VQGANExperiment
 from experiments.vqgan.images import Images, open_images
@@ -28,14 +30,18 @@ from experiments.vqgan.measure import likeness
 from experiments.vqgan.perceptual import perceptual_model
 from experiments.vqgan.run import abstract_state, decoder_of, encoder_of, in_parts, open_vqgan, trainer_of
 from unimp_jax.image_tokens import from_pixels
-from unimp_jax.image_tokens.loop import VQGANRun, train_vqgan
+from unimp_jax.image_tokens.metrics import VQGANMetrics, VQGANSummary
 from unimp_jax.image_tokens.training import Trainer, VQGANState, make_step, with_codewords
 from unimp_jax.semantic_ids import ResidualKMeansConfig
 from unimp_jax.semantic_ids.residual_kmeans import residual_kmeans
 from unimp_jax.sharding import MeshConfig, batch_sharding, check_rows, make_mesh
-from unimp_jax.training.checkpoint import Checkpoints
+from unimp_jax.training.checkpoint import Checkpoints, abstract
+from unimp_jax.training.guard import SkipLimit
 from unimp_jax.training.log import RunLog
-from unimp_jax.training.preemption import EndRequest
+from unimp_jax.training.loop import train
+from unimp_jax.training.preemption import EndRequest, print_saved
+from unimp_jax.training.prefetch import LoadedBatch, Prefetcher
+from unimp_jax.training.window import Window
 
 LATENTS = 16
 """For each code, of which k-means makes the first codebook."""
@@ -63,48 +69,82 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
     open_run(config, folder, images)
     trainer = trainer_of(config, distance)
     with alone_in(folder), EndRequest() as end, Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
-        restored = checkpoints.restore_latest(abstract_state(trainer, everywhere))
-        if restored is not None:
-            state = restored[0]
-        else:
-            first = trainer.new_model() if config.start is None else open_vqgan(config.start)
-            state = jax.device_put(trainer.begin(first), everywhere)
-            del first  # whose parameters would be there to the end
+        state, notes = restore_or_init(config, trainer, everywhere, checkpoints)
         note_changes(read_config(folder / FILE, VQGANExperiment), config, folder / FILE)
-        run = run_of(config, trainer, frozen, mesh, images, parts)
-        with RunLog(folder, step=int(state.step), steps=config.loop.steps) as log:
-            state, whole = train_vqgan(state, run, config.loop, config.guard.patience, checkpoints, log, end)
-    if not whole:
-        print(f"asked to end: step {int(state.step)} is saved; the same command goes on")
+        learnt, held_out = parts
+        print(
+            f"{config.data.source}: {len(learnt):,} images to learn from, {len(held_out):,} held out, "
+            f"{config.vqgan.codes_per_image} codes or {config.vqgan.bits_per_image:.0f} bits each"
+        )
+        few = -(-LATENTS * config.vqgan.codes // config.vqgan.codes_per_image)
+        first = images.take(np.random.default_rng(config.seed).permutation(learnt)[:few])
+        done = int(state.step)
+        with (
+            RunLog(folder, step=done, steps=config.loop.steps) as log,
+            contextlib.closing(images.batches(learnt, config.batch_size, config.seed, done)) as batches,
+        ):
+            state, finished = train(
+                state,
+                train_step(config, trainer, state, jax.device_put(frozen, everywhere), mesh, first),
+                Prefetcher(map(loaded, batches), lambda pixels: jax.device_put(pixels, batch_sharding(mesh))),
+                validation(trainer, images.take(held_out[:VALIDATION])),
+                config=config.loop,
+                window=Window(VQGANSummary(), notes),
+                limit=SkipLimit(config.guard.patience, "guard.spike"),
+                checkpoints=checkpoints,
+                log=log,
+                end=end,
+            )
+    if not finished:
+        print_saved(int(state.step))
         raise SystemExit(0)
 
 
-def run_of(
-    config: VQGANExperiment, trainer: Trainer, frozen: Any, mesh: Mesh, images: Images,
-    parts: tuple[np.ndarray, np.ndarray],
-) -> VQGANRun:  # fmt: skip
-    """What the loop drives: the step, its images, and the held-out ones; says what is about to run.
+def loaded(pixels: np.ndarray) -> LoadedBatch:
+    """Returns what the loop reads of a batch, which is a function of the number of steps done."""
+    return LoadedBatch(pixels, position=None, counts={})
+
+
+def restore_or_init(
+    config: VQGANExperiment, trainer: Trainer, sharding: NamedSharding, checkpoints: Checkpoints
+) -> tuple[VQGANState, dict[str, Any] | None]:
+    """Restores the latest checkpoint, or initialises the state of step 0 where there is none.
+
+    Returns:
+      (state, the checkpoint's notes or None at step 0).
+
+    Raises:
+      CheckpointError: what is there cannot be read.
+    """
+    restored = checkpoints.restore_latest(abstract_state(trainer, sharding))
+    if restored is not None:
+        return restored
+    model = trainer.new_model() if config.start is None else open_vqgan(config.start)
+    return jax.device_put(trainer.begin(model), sharding), None
+
+
+def train_step(
+    config: VQGANExperiment, trainer: Trainer, state: VQGANState, frozen: Any, mesh: Mesh, pixels: np.ndarray
+) -> Callable[[VQGANState, jax.Array], tuple[VQGANState, VQGANMetrics]]:
+    """Compiles the step from `state` on; before the step with number `quantiser.after` it places the codewords.
 
     Args:
-      parts: as of `Images.parts`.
+      frozen: the parameters of the perceptual model.
+      pixels: uint8 [N, H, W, 3], of which the codewords are made.
     """
-    learnt, held_out = parts
-    print(
-        f"{config.data.source}: {len(learnt):,} images to learn from, {len(held_out):,} held out, "
-        f"{config.vqgan.codes_per_image} codes or {config.vqgan.bits_per_image:.0f} bits each"
-    )
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    few = -(-LATENTS * config.vqgan.codes // config.vqgan.codes_per_image)
-    place = codewords(config, trainer, images.take(np.random.default_rng(config.seed).permutation(learnt)[:few]))
-    return VQGANRun(
-        step=jax.jit(make_step(trainer), donate_argnums=0, out_shardings=(everywhere, None)),
-        frozen=jax.device_put(frozen, everywhere),
-        batches=lambda done: images.batches(learnt, config.batch_size, config.seed, done),
-        to_device=lambda pixels: jax.device_put(pixels, batch_sharding(mesh)),
-        codes_after=config.quantiser.after if config.start is None else None,
-        place_codewords=lambda state: jax.device_put(place(state), everywhere),
-        validate=validation(trainer, images.take(held_out[:VALIDATION])),
-    )
+    everywhere, size = NamedSharding(mesh, PartitionSpec()), config.vqgan.image_size
+    batch = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8, sharding=batch_sharding(mesh))
+    jitted = jax.jit(make_step(trainer), donate_argnums=0, out_shardings=(everywhere, None))
+    compiled = jitted.lower(abstract(state), abstract(frozen), batch).compile()
+    place, after = codewords(config, trainer, pixels), config.quantiser.after if config.start is None else None
+    numbers = itertools.count(int(state.step))
+
+    def step(state: VQGANState, batch: jax.Array) -> tuple[VQGANState, VQGANMetrics]:
+        if next(numbers) == after:
+            state = jax.device_put(place(state), everywhere)
+        return compiled(state, frozen, batch)
+
+    return step
 
 
 def with_start(config: VQGANExperiment) -> VQGANExperiment:
@@ -125,12 +165,7 @@ def open_run(config: VQGANExperiment, folder: Path, images: Images) -> None:
         save_fingerprint(folder / IMAGES_FILE, images.fingerprint)
         save_config(config, saved)
         return
-    changed = differences(read_config(saved, VQGANExperiment), config)
-    if changed:
-        raise DataError(
-            f"{folder} holds a run of another configuration ({'; '.join(changed[:3])}"
-            f"{' …' if len(changed) > 3 else ''}); name another folder to start anew"
-        )
+    refuse_changes(read_config(saved, VQGANExperiment), config, folder)
     images.check_same(folder)
 
 
@@ -148,12 +183,12 @@ def codewords(config: VQGANExperiment, trainer: Trainer, images: np.ndarray) -> 
     return place
 
 
-def validation(trainer: Trainer, images: np.ndarray) -> Callable[[Any], dict[str, float]]:
+def validation(trainer: Trainer, images: np.ndarray) -> Callable[[VQGANState], dict[str, float]]:
     """How like held-out images are what their codes say."""
     graph = nnx.graphdef(nnx.eval_shape(trainer.new_model))
 
-    def validate(parameters: Any) -> dict[str, float]:
-        model = nnx.merge(graph, parameters)
+    def validate(state: VQGANState) -> dict[str, float]:
+        model = nnx.merge(graph, state.model)
         metrics = likeness(images, decoder_of(model)(encoder_of(model)(images)))
         return {name: float(values.mean()) for name, values in metrics.items()}
 

@@ -39,9 +39,8 @@ def compile_for(seconds):
     time.sleep(seconds)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 train.compile_step = slowly("compiling", train.compile_step)
-train.latest_or_first = slowly("restoring", train.latest_or_first)
-asked = train.ask_for_items
-train.ask_for_items = slowly("validating", asked)
+train.restore_or_init = slowly("restoring", train.restore_or_init)
+train.rank_catalogue = slowly("validating", train.rank_catalogue)
 loop = LoopConfig(steps=4, log_every=1, validate_every=3, save_every=4)
 train.train_run(dataclasses.replace(experiment(Path(sys.argv[1])), loop=loop), Path(sys.argv[2]))
 """

@@ -27,9 +27,8 @@ from experiments.results import load_evaluation
 from experiments.train import train_run
 from tests.experiments.tiny_run import experiment, prepare_source
 from unimp_jax.training.checkpoint import CheckpointConfig, CheckpointError, Checkpoints
-from unimp_jax.training.guard import GuardConfig
+from unimp_jax.training.guard import GuardConfig, TrainingError
 from unimp_jax.training.log import read_log
-from unimp_jax.training.loop import TrainingError
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
@@ -155,7 +154,7 @@ def test_a_run_that_makes_no_sense_any_more_stops_at_its_last_good_checkpoint(da
     guard = GuardConfig(spike=1.0000001, memory=0.0, after=4, patience=3)
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, guard=guard))
     # from the fifth step on, a norm above the one before is a spike, and stays one, as that one does not move
-    with pytest.raises(TrainingError, match=r"the last 3 steps were left out.*learning_rate"):
+    with pytest.raises(TrainingError, match=r"the last 3 steps were skipped.*learning_rate"):
         train_run(dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=200)), tmp_path)
     left_out = [line["steps_left_out"] for line in read_log(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
     assert left_out[-3:] == [1, 1, 1]

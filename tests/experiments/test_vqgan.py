@@ -39,8 +39,9 @@ from unimp_jax.image_tokens import VQGANConfig
 from unimp_jax.image_tokens.discriminator import DiscriminatorConfig
 from unimp_jax.image_tokens.quantiser import QuantiserConfig
 from unimp_jax.image_tokens.training import LossConfig
+from unimp_jax.training.guard import TrainingError
 from unimp_jax.training.log import read_log
-from unimp_jax.training.loop import LoopConfig, TrainingError
+from unimp_jax.training.loop import LoopConfig
 from unimp_jax.training.optimizer import OptimizerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,7 +234,7 @@ def test_what_cannot_be_trained_is_refused(data, run, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="weight_decay must be 0"):
         experiment(data, optimizer=OptimizerConfig())
     hopeless = experiment(data, guard=dataclasses.replace(experiment(data).guard, patience=2, spike=1.0001, after=0))
-    with pytest.raises(TrainingError, match="were left out"):
+    with pytest.raises(TrainingError, match="were skipped"):
         train_vqgan_run(hopeless, tmp_path / "hopeless")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="trained by one process"):

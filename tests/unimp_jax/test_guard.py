@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -13,6 +14,7 @@ from unimp_jax.batch import Batch
 from unimp_jax.model import PARTS
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.sharding import MeshConfig, init_model, make_mesh
+from unimp_jax.training.checkpoint import CheckpointConfig, Checkpoints, abstract
 from unimp_jax.training.guard import GuardConfig, judge, new_guard
 from unimp_jax.training.step import TrainState, make_train_step
 
@@ -23,15 +25,15 @@ def judged(config: GuardConfig, norms, losses=None) -> list[bool]:
         good, guard = judge(config, guard, np.float32(losses[number] if losses else 1.0), np.float32(norm))
         verdicts.append(bool(good))
     assert int(guard.good) == sum(verdicts)
-    assert int(guard.left_out) == len(verdicts) - sum(verdicts)
+    assert int(guard.skipped) == len(verdicts) - sum(verdicts)
     return verdicts
 
 
-def test_what_is_no_number_is_left_out():
+def test_what_is_no_number_is_skipped():
     assert judged(GuardConfig(), [1, np.nan, np.inf, 1], [1, 1, 1, np.nan]) == [True, False, False, False]
 
 
-def test_a_spike_is_left_out_once_the_usual_is_known():
+def test_a_spike_is_skipped_once_the_usual_is_known():
     config = GuardConfig(spike=3.0, memory=0.5, after=3)
     assert judged(config, [1, 50, 1, 1, 1, 60, 2]) == [True, True, True, True, True, False, True]
     assert judged(dataclasses.replace(config, spike=0.0), [1, 1, 1, 1, 1e6]) == [True] * 5
@@ -42,7 +44,18 @@ def test_the_running_mean_is_of_good_steps_alone():
     for norm in (4.0, 4.0, np.nan, 100.0, 5.0):
         _, guard = judge(config, guard, np.float32(1), np.float32(norm))
     assert float(guard.usual_norm) == pytest.approx(0.9 * 4 + 0.1 * 5)
-    assert (int(guard.good), int(guard.left_out), int(guard.in_a_row)) == (3, 2, 0)
+    assert (int(guard.good), int(guard.skipped), int(guard.consecutive_skips)) == (3, 2, 0)
+
+
+def test_a_guard_of_an_earlier_version_is_restored(tmp_path):
+    saved = {"usual_norm": jnp.float32(2), "good": jnp.int32(7), "left_out": jnp.int32(3), "in_a_row": jnp.int32(1)}
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        checkpoints.save(1, {"guard": saved}, {})
+        checkpoints.wait()
+        restored, _ = checkpoints.restore(1, abstract({"guard": new_guard()}))
+    guard = restored["guard"]
+    assert (float(guard.usual_norm), int(guard.good), int(guard.skipped)) == (2, 7, 3)
+    assert int(guard.consecutive_skips) == 1
 
 
 def broken(batch: Batch) -> Batch:
@@ -64,14 +77,14 @@ def test_a_step_without_a_gradient_changes_neither_parameters_nor_optimizer(pack
     )
     first = TrainState(np.int32(0), trainable, transformation.init(trainable), new_guard())
     bad, metrics = step(first, frozen, broken(packed))
-    assert metrics.left_out
-    assert metrics.left_out_in_a_row == 1
+    assert metrics.skipped
+    assert metrics.consecutive_skips == 1
     assert not np.isfinite(metrics.gradient_norm)
     assert not metrics.task_answers.any()
     assert bad.step == 1
     jax.tree.map(np.testing.assert_array_equal, (bad.trainable, bad.optimizer), (first.trainable, first.optimizer))
     after, metrics = step(bad, frozen, packed)
-    assert not metrics.left_out
-    assert after.guard.left_out == 1
+    assert not metrics.skipped
+    assert after.guard.skipped == 1
     straight, _ = step(dataclasses.replace(first, step=np.int32(1)), frozen, packed)
     jax.tree.map(np.testing.assert_array_equal, after.trainable, straight.trainable)

@@ -1,24 +1,20 @@
-"""Lines of the log: what was left out is summed by kind, also over a restart."""
+"""Rows of the log: examples left out are summed by reason, also over a restart."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from unimp_jax.training.feed import Feed
-from unimp_jax.training.loop import Run, _Window
-from unimp_jax.training.step import StepMetrics
+from unimp_jax.training.metrics import StepMetrics, TrainingSummary
+from unimp_jax.training.prefetch import LoadedBatch
+from unimp_jax.training.window import Window
 
-RUN = Run(None, None, None, None, tasks=("search", "selection"), flops=1.0, peak_flops=1.0, tokens=64)
+SUMMARY = TrainingSummary(tasks=("search", "selection"), flops=1.0, peak_flops=1.0, tokens=64)
 
 
-@dataclasses.dataclass
-class Loaded:
-    left_out: dict[str, int]
-    num_examples: int = 3
-    num_images: int = 2
-    fill: float = 0.5
+def loaded(left_out: dict[str, int], block: int = 0) -> LoadedBatch:
+    counts = {"num_examples": 3, "num_images": 2, "fill": 0.5, "left_out": left_out}
+    return LoadedBatch({}, {"block": block, "row": 0}, counts)
 
 
 def metrics(loss: float) -> StepMetrics:
@@ -26,31 +22,44 @@ def metrics(loss: float) -> StepMetrics:
     return StepMetrics(np.float32(loss), one, np.ones(2, np.float32), np.ones(2, np.float32), np.bool_(False), 0 * one)
 
 
-def window(notes=()) -> _Window:
-    return _Window(RUN, notes, Feed(iter(()), None))
-
-
 def test_examples_left_out_are_summed_by_kind_over_a_restart():
-    before = window()
-    before.add(Loaded({"a title too long": 2}), metrics(1.0))
-    before.add(Loaded({}), metrics(2.0))
-    after = window(json.loads(json.dumps(before.notes())))
-    after.add(Loaded({"a title too long": 1, "met everything": 4}), metrics(6.0))
-    logged, in_a_row = after.close()
+    before = Window(SUMMARY)
+    before.add(loaded({"a title too long": 2}), metrics(1.0))
+    before.add(loaded({}), metrics(2.0))
+    after = Window(SUMMARY, json.loads(json.dumps(before.notes())))
+    after.add(loaded({"a title too long": 1, "met everything": 4}), metrics(6.0))
+    logged, skips = after.close(waited=0.0)
     assert {name: x for name, x in logged.items() if name.startswith("left_out/")} == {
         "left_out/a title too long": 3.0,
         "left_out/met everything": 4.0,
     }
-    assert (logged["loss"], logged["steps_left_out"], in_a_row) == (3.0, 0.0, 0)
+    assert (logged["loss"], logged["steps_left_out"], skips) == (3.0, 0.0, {"": 0})
 
 
 def test_notes_of_checkpoints_that_knew_of_none_are_read():
-    before = window()
-    before.add(Loaded({}), metrics(1.0))
-    (note,) = before.notes()
-    del note["batch"]["left_out"]
-    after = window([note])
-    after.add(Loaded({}), metrics(2.0))
-    logged, _ = after.close()
+    before = Window(SUMMARY)
+    before.add(loaded({}), metrics(1.0))
+    notes = before.notes()
+    del notes["window"][0]["counts"]["left_out"]
+    after = Window(SUMMARY, notes)
+    after.add(loaded({}), metrics(2.0))
+    logged, _ = after.close(waited=0.0)
     assert logged["loss"] == pytest.approx(1.5)
     assert not any(name.startswith("left_out/") for name in logged)
+
+
+def test_a_checkpoint_continues_with_the_batch_after_the_last_one():
+    window = Window(SUMMARY, {"position": {"block": 1, "row": 0}, "window": []})
+    assert window.notes() == {"position": {"block": 1, "row": 0}, "window": []}
+    window.add(loaded({}, block=2), metrics(1.0))
+    assert window.notes()["position"] == {"block": 2, "row": 0}
+    window.close(waited=0.0)
+    assert window.notes() == {"position": {"block": 2, "row": 0}, "window": []}
+
+
+def test_steps_that_an_earlier_version_had_not_logged_are_not_in_the_row():
+    old = {"metrics": {"loss": 5.0, "left_out": False}, "batch": {"fill": 1.0}}
+    window = Window(SUMMARY, {"position": {"block": 1, "row": 0}, "window": [old]})
+    window.add(loaded({}), metrics(2.0))
+    row, _ = window.close(waited=0.0)
+    assert row["loss"] == 2.0

@@ -23,7 +23,7 @@ LARGEST = 1e4
 
 @flax.struct.dataclass
 class Adversary:
-    """The discriminator's parameters, with its optimizer's state, and what is known of its steps so far."""
+    """The discriminator's parameters, its optimizer's state, and what the guard knows of its steps so far."""
 
     parameters: Any
     optimizer: Any
@@ -39,14 +39,14 @@ class Verdict:
       logit: scalar, its mean for the made images.
       loss: scalar, the discriminator's own.
       scale: scalar, lambda.
-      left_out: bool scalar, whether the discriminator's own step was left out.
+      skipped: bool scalar, whether the discriminator's own step was skipped.
     """
 
     gradient: jax.Array
     logit: jax.Array
     loss: jax.Array
     scale: jax.Array
-    left_out: jax.Array
+    skipped: jax.Array
 
 
 def silent(made_BHW3: jax.Array) -> Verdict:
@@ -56,7 +56,7 @@ def silent(made_BHW3: jax.Array) -> Verdict:
 
 def judge_images(
     graph: nnx.GraphDef[Discriminator],
-    transformation: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     adversary: Adversary,
     images_BHW3: jax.Array,
     made_BHW3: jax.Array,
@@ -83,14 +83,14 @@ def judge_images(
     disbelieved, gradient_BHW3 = jax.value_and_grad(disbelief)(made_BHW3)
     scale = scale_of(gradient_BHW3)
     loss, gradient = jax.value_and_grad(confusion)(adversary.parameters)
-    updates, optimizer = transformation.update(gradient, adversary.optimizer, adversary.parameters)
+    updates, optimizer_state = optimizer.update(gradient, adversary.optimizer, adversary.parameters)
     good, seen = judge(guard, adversary.guard, loss, optax.global_norm(gradient))
-    after, optimizer = jax.tree.map(
+    after, optimizer_state = jax.tree.map(
         lambda new, old: jnp.where(good, new, old),
-        (optax.apply_updates(adversary.parameters, updates), optimizer),
+        (optax.apply_updates(adversary.parameters, updates), optimizer_state),
         (adversary.parameters, adversary.optimizer),
     )
-    return Verdict(scale * gradient_BHW3, -disbelieved, loss, scale, ~good), Adversary(after, optimizer, seen)
+    return Verdict(scale * gradient_BHW3, -disbelieved, loss, scale, ~good), Adversary(after, optimizer_state, seen)
 
 
 def balance(last: nnx.Conv, features_BHWC: jax.Array, of_likeness: jax.Array, of_verdict: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from flax import nnx
 
 from unimp_jax.image_tokens.adversary import Adversary, Verdict, balance, judge_images, silent
 from unimp_jax.image_tokens.discriminator import Discriminator, DiscriminatorConfig
+from unimp_jax.image_tokens.metrics import VQGANMetrics
 from unimp_jax.image_tokens.quantiser import (
     CodebookState,
     Quantised,
@@ -70,7 +71,7 @@ class VQGANState:
       model, optimizer: the VQGAN's parameters, and the optimizer's state for them.
       codebook: what is known of codewords.
       adversary: None where there is no discriminator.
-      guard: what is known of the steps so far.
+      guard: what it knows of the steps so far.
     """
 
     step: jax.Array
@@ -79,41 +80,6 @@ class VQGANState:
     codebook: CodebookState
     adversary: Adversary | None
     guard: Guard
-
-
-@flax.struct.dataclass
-class VQGANMetrics:
-    """What one step tells: scalars, float32 but for the last four.
-
-    Attributes:
-      loss: of the autoencoder, all parts with their weights, but for the discriminator's.
-      squared: the mean squared difference of pixels, from -1 to 1.
-      perceptual: the distance between features.
-      codes: what codes cost.
-      perplexity: how many codes are in use in the batch.
-      verdict: the discriminator's mean logit for what was made.
-      discriminator: its own loss.
-      scale: by which its verdict was multiplied.
-      gradient_norm: the autoencoder's, before clipping.
-      left_out: bool, whether the step was left out.
-      left_out_in_a_row: int32, how many were, up to and with this one.
-      discriminator_left_out, discriminator_left_out_in_a_row: likewise, of the discriminator's steps, where the
-        autoencoder's was not left out.
-    """
-
-    loss: jax.Array
-    squared: jax.Array
-    perceptual: jax.Array
-    codes: jax.Array
-    perplexity: jax.Array
-    verdict: jax.Array
-    discriminator: jax.Array
-    scale: jax.Array
-    gradient_norm: jax.Array
-    left_out: jax.Array
-    left_out_in_a_row: jax.Array
-    discriminator_left_out: jax.Array
-    discriminator_left_out_in_a_row: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +138,7 @@ def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[
     """(state, the perceptual model's parameters, images, uint8 [B, H, W, 3]) -> (state, metrics); to be jitted with
     the state donated.
 
-    A step that the guard leaves out changes nothing but what is counted.
+    A step that the guard skips changes nothing but what is counted.
     """
     graph = nnx.graphdef(nnx.eval_shape(trainer.new_model))
     judging = nnx.graphdef(nnx.eval_shape(trainer.new_discriminator))
@@ -234,11 +200,11 @@ def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[
         new = (nnx.state(model), optimizer, codebook, adversary)
         old = (state.model, state.optimizer, state.codebook, state.adversary)
         kept, optimizer, codebook, adversary = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
-        in_a_row = jnp.zeros((), jnp.int32) if adversary is None else adversary.guard.in_a_row
+        skips = jnp.zeros((), jnp.int32) if adversary is None else adversary.guard.consecutive_skips
         in_use = perplexity(jnp.bincount(codes_N, length=trainer.vqgan.codes).astype(jnp.float32))
         metrics = VQGANMetrics(
-            total, squared, apart, cost, in_use, verdict.logit, verdict.loss, verdict.scale, norm, ~good, seen.in_a_row,
-            verdict.left_out & good, in_a_row,
+            total, squared, apart, cost, in_use, verdict.logit, verdict.loss, verdict.scale, norm, ~good,
+            seen.consecutive_skips, verdict.skipped & good, skips,
         )  # fmt: skip
         return VQGANState(state.step + 1, kept, optimizer, codebook, adversary, seen), metrics
 

@@ -1,4 +1,4 @@
-"""Where metrics go as a run makes them: a JSON-lines file that can be trusted, TensorBoard, and a progress bar."""
+"""The log of a run: a file of JSON lines, TensorBoard, and a progress bar."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_pipelines.atomic import atomic_file
 
 
 class RunLog:
-    """The log of one run, continued at a step: what was logged after that step is forgotten, for it comes again."""
+    """The log of one run, continued at a step: what was logged after that step is removed, because it comes again."""
 
     def __init__(self, folder: Path, *, step: int, steps: int, writes: bool = True):
         """
@@ -25,7 +25,7 @@ class RunLog:
           steps: the last step.
           writes: False on all processes but one.
         """
-        self._writes = writes
+        self._writes, self.folder = writes, folder
         self.path = folder / "metrics.jsonl"
         if not writes:
             return
@@ -37,7 +37,7 @@ class RunLog:
         self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)
 
     def write(self, step: int, kind: str, metrics: dict[str, float]) -> None:
-        """One line of metrics; what is not a number is left out."""
+        """Writes one row of metrics, without those that are NaN."""
         if not self._writes:
             return
         numbers = {name: float(value) for name, value in metrics.items() if not math.isnan(value)}
@@ -47,11 +47,12 @@ class RunLog:
             self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def flush(self) -> None:
-        """All that was written is in its files."""
+        """Writes to disk what TensorBoard's writer still holds in memory."""
         if self._writes:
             self._board.flush()
 
     def progress(self, step: int, shown: dict[str, str]) -> None:
+        """Moves the progress bar to a step and shows some values beside it."""
         if self._writes:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(step - self._bar.n)
@@ -69,8 +70,7 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log, up to the first that is none: what a killed process left half-written, or a crashed machine
-    with other bytes in it."""
+    """Reads the rows of a log, up to the first damaged line, which a killed process or a crashed machine left."""
     lines = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:

@@ -51,7 +51,7 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 def make_optimizer(
     config: OptimizerConfig, steps: int, decays: Callable[[Any, jax.Array], bool]
 ) -> optax.GradientTransformation:
-    """The transformation; `decays(path, parameter)` says whether weight decay applies to a parameter."""
+    """Returns the optimizer; `decays(path, parameter)` says whether weight decay applies to a parameter."""
 
     def mask(parameters: Any) -> Any:
         return jax.tree_util.tree_map_with_path(decays, parameters)

@@ -102,6 +102,12 @@ class EndRequest:
         self._asked = True
 
 
+def print_saved(step: int) -> None:
+    """Says that a run ends because it was asked to, after a step that is saved; 0: before the first."""
+    saved = f"step {step} is saved" if step else "no step was done"
+    print(f"asked to end: {saved}; the same command goes on", flush=True)
+
+
 def _end(save: Callable[[], None]) -> None:
     try:
         save()

@@ -1,34 +1,50 @@
-"""A profile of some steps, as TensorBoard and xprof read it."""
+"""A profile of some steps, which TensorBoard and xprof read."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import jax
 
 
 class Profile:
-    """Starts before the first of the steps asked for and ends when the last is done."""
+    """Starts before the first of the steps asked for and ends when the last is done.
+
+    Leaving it as a context writes the profile, also where training ends before the last of its steps.
+    """
 
     def __init__(self, steps: tuple[int, int] | None, folder: Path):
         self._steps, self._folder, self._on = steps, folder, False
 
     def before(self, step: int, state: Any) -> None:
-        """`state`: what the step waits for, so that nothing else is in the profile."""
+        """To be called before each step.
+
+        Args:
+          step: its number.
+          state: what the step depends on; it is waited for, so that no other step is in the profile.
+        """
         if self._steps is not None and step == self._steps[0]:
             jax.block_until_ready(state)
             jax.profiler.start_trace(self._folder)
             self._on = True
 
     def after(self, step: int, state: Any) -> None:
-        """`state`: what the step gives."""
+        """To be called after each step, with the state that it returns."""
         if self._on and self._steps is not None and step == self._steps[1]:
             jax.block_until_ready(state)
-            self.end()
+            self._end()
 
-    def end(self) -> None:
-        """Writes it, also where training ends before the last of its steps."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         if self._on:
             jax.profiler.stop_trace()
             self._on = False

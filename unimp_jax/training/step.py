@@ -1,4 +1,4 @@
-"""One step of training as a pure function: state and batch in, state and figures out."""
+"""One step of training as a pure function: state and batch in, state and metrics out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from flax import nnx
 from unimp_jax.batch import Batch
 from unimp_jax.objective import ObjectiveConfig, chunked_loss, count_answers
 from unimp_jax.training.guard import Guard, GuardConfig, judge
+from unimp_jax.training.metrics import StepMetrics
 
 
 @flax.struct.dataclass
@@ -24,7 +25,7 @@ class TrainState:
       step: int32 scalar, optimizer steps done.
       trainable: the parameters that train.
       optimizer: the optimizer's state, for those alone.
-      guard: what is known of the steps so far.
+      guard: what it knows of the steps so far.
     """
 
     step: jax.Array
@@ -33,40 +34,19 @@ class TrainState:
     guard: Guard
 
 
-@flax.struct.dataclass
-class StepMetrics:
-    """What one step tells; arrays, so that nothing waits for them.
-
-    Attributes:
-      loss: float32 scalar, the objective.
-      gradient_norm: float32 scalar, before clipping.
-      task_cross_entropy: float32 [tasks], the sum of plain cross entropies (nats) of each task's answer tokens.
-      task_answers: float32 [tasks], the number of those tokens.
-      left_out: bool scalar, whether the step was left out (its `task_*` are 0 then).
-      left_out_in_a_row: int32 scalar, how many were, up to and with this one.
-    """
-
-    loss: jax.Array
-    gradient_norm: jax.Array
-    task_cross_entropy: jax.Array
-    task_answers: jax.Array
-    left_out: jax.Array
-    left_out_in_a_row: jax.Array
-
-
 def microbatches(batch: Batch, count: int) -> Batch:
     """[B, …] -> [count, B / count, …], each with rows from all over the batch, so that every device keeps its share."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def make_train_step(
-    graph: nnx.GraphDef, transformation: optax.GradientTransformation, *, objective: ObjectiveConfig, num_tasks: int,
+    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, *, objective: ObjectiveConfig, num_tasks: int,
     accumulate: int, seed: int, guard: GuardConfig,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, StepMetrics]]:  # fmt: skip
-    """(state, frozen parameters, batch) -> (state, metrics); to be jitted with the state donated.
+    """Makes the function (state, frozen parameters, batch) -> (state, metrics), to be jitted with the state donated.
 
     Gradients are taken of `state.trainable` alone. With `accumulate` > 1 the batch is worked through in so many parts,
-    one after the other; the loss is normalised over all of it all the same. A step that `guard` leaves out changes
+    one after the other; the loss is normalised over all of it all the same. A step that `guard` skips changes
     neither parameters nor optimizer.
     """
 
@@ -107,14 +87,14 @@ def make_train_step(
             ((loss, tasks), gradient), _ = jax.lax.scan(part, nothing, parts)
         norm = optax.global_norm(gradient)
         good, seen = judge(guard, state.guard, loss, norm)
-        updates, optimizer = transformation.update(gradient, state.optimizer, state.trainable)
-        after = (optax.apply_updates(state.trainable, updates), optimizer)
-        trainable, optimizer = jax.tree.map(
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
+        after = (optax.apply_updates(state.trainable, updates), optimizer_state)
+        trainable, optimizer_state = jax.tree.map(
             lambda new, old: jnp.where(good, new, old), after, (state.trainable, state.optimizer)
         )
         entropy, answers = (jnp.where(good, x, 0) for x in tasks)
-        metrics = StepMetrics(loss, norm, entropy, answers, ~good, seen.in_a_row)
-        return TrainState(state.step + 1, trainable, optimizer, seen), metrics
+        metrics = StepMetrics(loss, norm, entropy, answers, ~good, seen.consecutive_skips)
+        return TrainState(state.step + 1, trainable, optimizer_state, seen), metrics
 
     return train_step
 

@@ -1,4 +1,4 @@
-"""A step of training: its gradients, the discriminator's weight, dead codes, and steps that are left out."""
+"""A step of training: its gradients, the discriminator's weight, dead codes, and steps that are skipped."""
 
 import dataclasses
 
@@ -11,11 +11,12 @@ from flax import nnx
 
 from unimp_jax.image_tokens import adversary
 from unimp_jax.image_tokens.discriminator import DiscriminatorConfig, hinge
-from unimp_jax.image_tokens.loop import means
+from unimp_jax.image_tokens.metrics import VQGANSummary
 from unimp_jax.image_tokens.quantiser import QuantiserConfig
 from unimp_jax.image_tokens.training import LossConfig, Trainer, make_step
 from unimp_jax.image_tokens.vqgan import VQGAN, VQGANConfig, from_pixels
 from unimp_jax.training.guard import GuardConfig
+from unimp_jax.training.window import Steps
 
 RATE = 0.125
 TRAINER = Trainer(
@@ -122,7 +123,7 @@ def test_a_step_whose_loss_is_no_number_changes_nothing():
     state = trainer.begin(trainer.new_model())
     state.model["decoder"]["conv_out"]["bias"][...] = jnp.full(3, jnp.nan)
     before, after, metrics = stepped(trainer, state)
-    assert metrics.left_out
+    assert metrics.skipped
     assert after.step == 1
     for name in ("model", "codebook", "adversary"):
         same = jax.tree.map(
@@ -132,7 +133,7 @@ def test_a_step_whose_loss_is_no_number_changes_nothing():
 
 
 @pytest.mark.parametrize(("spike", "factor"), [(2.0, 0.0), (0.0, jnp.inf)], ids=["a spike", "no number"])
-def test_a_step_of_the_discriminator_that_would_do_harm_is_left_out_alone(monkeypatch, spike, factor):
+def test_a_step_of_the_discriminator_that_would_do_harm_is_skipped_alone(monkeypatch, spike, factor):
     """The autoencoder goes on, and what is known of the discriminator's steps is counted."""
     trainer = dataclasses.replace(TRAINER, guard=GuardConfig(spike=spike, after=1))
     state = trainer.begin(trainer.new_model())
@@ -142,15 +143,15 @@ def test_a_step_of_the_discriminator_that_would_do_harm_is_left_out_alone(monkey
     else:  # of its own loss alone
         monkeypatch.setattr(adversary, "hinge", lambda real, made: hinge(real, made) * factor)
     before, after, metrics = stepped(trainer, state)
-    assert not metrics.left_out
-    assert metrics.discriminator_left_out
-    assert metrics.discriminator_left_out_in_a_row == 1
-    assert after.adversary.guard.left_out == 1
+    assert not metrics.skipped
+    assert metrics.discriminator_skipped
+    assert metrics.discriminator_consecutive_skips == 1
+    assert after.adversary.guard.skipped == 1
     assert after.guard.good == 1
     for name in ("parameters", "optimizer"):
         jax.tree.map(np.testing.assert_array_equal, getattr(before.adversary, name), getattr(after.adversary, name))
     assert not np.array_equal(before.model["codebook"][...], after.model["codebook"][...])
-    logged = means([jax.device_get(metrics)] * 2)
+    logged = VQGANSummary().row(Steps([jax.device_get(metrics)] * 2, [{}, {}], own=2, seconds=1.0, waited=0.0))
     assert (logged["discriminator_steps_left_out"], logged["discriminator_left_out_in_a_row"]) == (2, 1)
 
 

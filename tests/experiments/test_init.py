@@ -1,4 +1,4 @@
-"""A run that begins with another run's model: its parameters and its vocabulary, and what then trains of them."""
+"""A run that starts with another run's model: its parameters and its vocabulary, and what then trains of them."""
 
 import dataclasses
 import json
@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from data_pipelines.errors import DataError
-from experiments.beginning import adopt, begin
 from experiments.config import load_config
 from experiments.data import sized_model
+from experiments.init import initial_parameters, with_start
 from experiments.run import restore
 from experiments.train import open_run, train_run
 from tests.experiments.tiny_run import experiment, prepare_source
@@ -52,7 +52,7 @@ def leaves(*states) -> dict:
 def test_all_parameters_are_the_first_runs(data, first, tmp_path):
     _, config = open_run(following(data, first), tmp_path / "run")
     mesh = make_mesh(config.mesh)
-    parameters = begin(config, mesh)
+    parameters = initial_parameters(config, mesh)
     assert {path[0] for path in leaves(parameters.trainable)} == set(FROZEN)
     last, step = restore(first, load_config(first / "config.json"), "latest")
     assert step == 4
@@ -69,7 +69,7 @@ def test_the_geometry_and_the_vocabulary_are_the_first_runs(data, first, tmp_pat
     assert config.vocabulary == before.vocabulary
     saved = [json.loads((run / "vocabulary" / "new_tokens.json").read_text()) for run in (first, tmp_path / "run")]
     assert saved[0] == saved[1]
-    assert sized_model(adopt(following(data, first)), opened.vocabulary).model == before.model
+    assert sized_model(with_start(following(data, first)), opened.vocabulary).model == before.model
 
 
 def test_it_trains_on_and_goes_on_without_the_first_run(data, first, tmp_path):

@@ -1,9 +1,11 @@
-"""What a run begins with: parameters drawn by the seed, imported ones, or those of another run."""
+"""The parameters that a run starts with: drawn by the seed, pretrained ones that were imported, or another run's."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 from jax.sharding import Mesh
@@ -11,24 +13,23 @@ from jax.sharding import Mesh
 from data_pipelines.errors import DataError
 from experiments.config import ExperimentConfig, load_config
 from experiments.parameters import Parameters, abstract_parameters, init_parameters
+from experiments.restore import restore_parameters
 from unimp_jax.interop.placing import place
 from unimp_jax.interop.start import Geometry, read_start, start_values
-from unimp_jax.training.checkpoint import Checkpoints
-from unimp_jax.training.frozen import load_frozen
 
 
 def is_run(start: Path) -> bool:
-    """Whether a start is the folder of a run."""
+    """Returns whether a start is the folder of a run."""
     return (start / "config.json").is_file() and (start / "vocabulary").is_dir()
 
 
-def first_vocabulary(config: ExperimentConfig) -> Path | None:
-    """The vocabulary of the run that is begun with; None: it is built."""
+def vocabulary_of_start(config: ExperimentConfig) -> Path | None:
+    """Returns the folder of the vocabulary where the start is a run; None: the vocabulary is built from the data."""
     return config.start / "vocabulary" if config.start is not None and is_run(config.start) else None
 
 
-def adopt(config: ExperimentConfig) -> ExperimentConfig:
-    """The experiment with the geometry, the tokenizer and the base rows of its start.
+def with_start(config: ExperimentConfig) -> ExperimentConfig:
+    """Returns the experiment with the geometry, the tokenizer and the base rows of its start.
 
     What is a choice of training, not of geometry, stays the experiment's: dropout, which images a token sees, and
     whether the class token is shown to a resampler that is new.
@@ -41,7 +42,7 @@ def adopt(config: ExperimentConfig) -> ExperimentConfig:
     if config.start is None:
         return config
     if is_run(config.start):
-        return adopt_run(config, config.start)
+        return with_start_run(config, config.start)
     geometry = read_start(config.start).geometry
     ours, vocabulary = config.model, config.vocabulary
     vision, gated, decoder = geometry.vision, geometry.gated, geometry.decoder
@@ -60,8 +61,8 @@ def adopt(config: ExperimentConfig) -> ExperimentConfig:
     return dataclasses.replace(config, model=geometry.of_model(ours), vocabulary=vocabulary)
 
 
-def adopt_run(config: ExperimentConfig, start: Path) -> ExperimentConfig:
-    """The experiment with the geometry and the vocabulary of a run; what prompts say of items stays its own choice.
+def with_start_run(config: ExperimentConfig, start: Path) -> ExperimentConfig:
+    """Returns the experiment with the geometry and the vocabulary of a run, but its own choice of item attributes.
 
     Raises:
       ValueError: it needs codes of images that the run does not know.
@@ -86,8 +87,8 @@ def adopt_run(config: ExperimentConfig, start: Path) -> ExperimentConfig:
     return dataclasses.replace(config, model=geometry.of_model(ours), vocabulary=vocabulary)
 
 
-def begin(config: ExperimentConfig, mesh: Mesh) -> Parameters:
-    """The parameters of step 0; where there is a start, its values are written in place.
+def initial_parameters(config: ExperimentConfig, mesh: Mesh) -> Parameters:
+    """Returns the parameters of step 0; where there is a start, its values are written in place.
 
     Raises:
       WeightsError, CheckpointError: the start is damaged, or of another geometry.
@@ -96,7 +97,7 @@ def begin(config: ExperimentConfig, mesh: Mesh) -> Parameters:
     if config.start is None:
         return init_parameters(config, mesh)
     if is_run(config.start):
-        return begin_with_run(config, config.start, mesh)
+        return parameters_of_run(config, config.start, mesh)
     # A start fills the parts it has, but for rows of the embeddings that only the model has.
     filled = [part for part in read_start(config.start).geometry.parts if part != "embeddings"]
     parameters = init_parameters(config, mesh, filled)
@@ -105,22 +106,22 @@ def begin(config: ExperimentConfig, mesh: Mesh) -> Parameters:
     return dataclasses.replace(parameters, trainable=trainable, frozen=frozen)
 
 
-def begin_with_run(config: ExperimentConfig, start: Path, mesh: Mesh) -> Parameters:
-    """The parameters of a run's latest checkpoint, divided into what trains here and what does not.
+def parameters_of_run(config: ExperimentConfig, start: Path, mesh: Mesh) -> Parameters:
+    """Returns the parameters of a run's latest checkpoint, divided into what trains here and what does not.
 
-    Each is read in the type and the place that it has here, and is nowhere else.
+    Each is read in the dtype and the sharding that it has here, and is nowhere else.
     """
     here = abstract_parameters(config, mesh)
-    places = dict([*nnx.to_flat_state(here.trainable), *nnx.to_flat_state(here.frozen)])
+    arrays = dict([*nnx.to_flat_state(here.trainable), *nnx.to_flat_state(here.frozen)])
     there = abstract_parameters(dataclasses.replace(load_config(start / "config.json"), mesh=config.mesh), mesh)
+    there = with_values(there, arrays)
+    read, _ = restore_parameters(start, "latest", there, config.checkpoint)
+    return with_values(here, dict([*nnx.to_flat_state(read.trainable), *nnx.to_flat_state(read.frozen)]))
+
+
+def with_values(parameters: Parameters, values: Mapping[Any, Any]) -> Parameters:
+    """Returns the parameters, divided as they are, with other values by their paths."""
     trainable, frozen = (
-        nnx.map_state(lambda path, _: places[path], state) for state in (there.trainable, there.frozen)
+        nnx.map_state(lambda path, _: values[path], state) for state in (parameters.trainable, parameters.frozen)
     )
-    with Checkpoints(start / "checkpoints", config.checkpoint, reads_only=True) as checkpoints:
-        step = checkpoints.latest()
-        if step is None:
-            raise DataError(f"{start} has no whole checkpoint yet: run `unimp train` on it first")
-        read = nnx.to_flat_state(checkpoints.restore_parameters(step, trainable))
-    values = dict([*read, *nnx.to_flat_state(load_frozen(start / "frozen", frozen))])
-    ours = (nnx.map_state(lambda path, _: values[path], state) for state in (here.trainable, here.frozen))
-    return Parameters(here.graph, *ours)
+    return Parameters(parameters.graph, trainable, frozen)

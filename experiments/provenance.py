@@ -1,4 +1,4 @@
-"""How a run was started: by which command, on what, with which versions; so that a report can say so."""
+"""The provenance of a run: by which commands it was started, on which machines, with which versions."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ import jax
 from data_pipelines.atomic import write_json
 
 
-def note_start(folder: Path) -> None:
-    """Adds this start to `started.json`, unless an earlier one was the same in all but its time; a damaged file is
-    begun anew, for nothing but a report reads it."""
+def note_provenance(folder: Path) -> None:
+    """Adds the running command to `started.json`, unless an earlier entry is the same in all but its time.
+
+    A damaged file is replaced, because nothing but a report reads it.
+    """
     path = folder / "started.json"
     try:
         before = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
         before = []
-    now = this_start()
+    now = provenance()
     if any({**one, "time": ""} == {**now, "time": ""} for one in before):
         return
     write_json(path, [*before, now])
 
 
-def this_start() -> dict[str, str]:
+def provenance() -> dict[str, str]:
+    """Returns the command, the machine and the versions of this process."""
     devices = jax.devices()
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -42,8 +45,8 @@ def this_start() -> dict[str, str]:
 
 
 def processor() -> str:
-    """As the maker names it, where the system tells."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
+    """Returns the name of the processor's model, where the system knows it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,54 @@
+"""Restores the parameters of a run from one of its checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from data_pipelines.errors import DataError
+from experiments.parameters import Parameters
+from unimp_jax.training.checkpoint import CheckpointConfig, Checkpoints
+from unimp_jax.training.frozen import load_frozen
+
+Checkpoint = Literal["best", "latest"]
+
+
+def step_of(checkpoints: Checkpoints, which: Checkpoint, command: str) -> int:
+    """Returns the step of a checkpoint.
+
+    Args:
+      checkpoints: those of a run.
+      which: the best by validation, or the latest.
+      command: the command that trains such runs, for the message.
+
+    Raises:
+      DataError: the run has no whole checkpoint.
+    """
+    step = checkpoints.best() if which == "best" else checkpoints.latest()
+    if step is None:
+        raise DataError(f"{checkpoints.folder.parent} has no whole checkpoint yet: run `{command}` on it first")
+    return step
+
+
+def restore_parameters(
+    run: Path, which: Checkpoint, parameters: Parameters, config: CheckpointConfig
+) -> tuple[Parameters, int]:
+    """Reads parameters, and nothing else of a checkpoint, straight into their shardings.
+
+    Args:
+      run: the folder of the run.
+      which: the best checkpoint by validation, or the latest.
+      parameters: shapes, dtypes and shardings, divided into what trains and what does not as in that run.
+      config: how the best checkpoint is determined.
+
+    Returns:
+      (the parameters, the step of the checkpoint).
+
+    Raises:
+      DataError: the run has no whole checkpoint.
+      CheckpointError: it cannot be read, or is of another geometry.
+    """
+    with Checkpoints(run / "checkpoints", config, reads_only=True) as checkpoints:
+        step = step_of(checkpoints, which, "unimp train")
+        trainable = checkpoints.restore_parameters(step, parameters.trainable)
+    return Parameters(parameters.graph, trainable, load_frozen(run / "frozen", parameters.frozen)), step

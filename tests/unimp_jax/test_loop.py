@@ -1,0 +1,122 @@
+"""The loop, around a step that adds numbers: interrupted anywhere, it logs and saves what it would have without."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unimp_jax.training.checkpoint import CheckpointConfig, Checkpoints, abstract
+from unimp_jax.training.guard import SkipLimit, TrainingError
+from unimp_jax.training.log import RunLog, read_log
+from unimp_jax.training.loop import LoopConfig, train
+from unimp_jax.training.preemption import EndRequest
+from unimp_jax.training.prefetch import LoadedBatch, Prefetcher
+from unimp_jax.training.window import Window
+
+CONFIG = LoopConfig(steps=10, log_every=3, validate_every=6, save_every=3)
+
+
+@flax.struct.dataclass
+class State:
+    step: jax.Array
+    total: jax.Array
+
+
+@flax.struct.dataclass
+class Metrics:
+    loss: jax.Array
+    skips: jax.Array
+
+
+class Summary:
+    metrics = Metrics
+
+    def row(self, steps):
+        return {
+            "loss": float(np.mean([one.loss for one in steps.metrics])),
+            "rows": sum(c["rows"] for c in steps.counts),
+        }
+
+    def progress(self, row):
+        return {"loss": str(row["loss"])}
+
+    def consecutive_skips(self, last):
+        return {" of the sum": int(last.skips)}
+
+
+class EndBefore(EndRequest):
+    """A request that comes between two steps."""
+
+    def __init__(self, step: int):
+        super().__init__()
+        self._step = step
+
+    def at(self, step: int) -> bool:
+        return step == self._step
+
+
+@jax.jit
+def add(state, number):
+    return State(state.step + 1, state.total + number), Metrics(number / 7, jnp.maximum(number - 5, 0))
+
+
+def run(folder, end=0, config=CONFIG, patience=9):
+    """(the last state, whether all steps are done), from the latest checkpoint on."""
+    validated = []
+
+    def validate(state):
+        validated.append(int(state.step))
+        return {"NDCG@10": float(state.total)}
+
+    with Checkpoints(folder / "checkpoints", CheckpointConfig()) as checkpoints, EndBefore(end) as request:
+        state = State(jnp.int32(0), jnp.float32(0))
+        state, notes = checkpoints.restore_latest(abstract(state)) or (state, None)
+        first = 1 if notes is None else notes["position"]
+        batches = (LoadedBatch(np.float32(n), n + 1, {"rows": n % 2}) for n in range(first, config.steps + 1))
+        with RunLog(folder, step=int(state.step), steps=config.steps) as log:
+            return train(
+                state, add, Prefetcher(batches, jnp.asarray), validate,
+                config=config, window=Window(Summary(), notes), limit=SkipLimit(patience, "guard.spike"),
+                checkpoints=checkpoints, log=log, end=request,
+            )  # fmt: skip
+
+
+def test_it_logs_validates_and_saves_when_it_should(tmp_path):
+    state, finished = run(tmp_path)
+    assert (int(state.step), float(state.total), finished) == (10, 55.0, True)
+    rows = [(row["step"], row["kind"]) for row in read_log(tmp_path / "metrics.jsonl")]
+    assert rows == [
+        (3, "train"), (6, "train"), (6, "validation"), (9, "train"), (10, "train"), (10, "validation"),
+    ]  # fmt: skip
+    with Checkpoints(tmp_path / "checkpoints", CheckpointConfig(), reads_only=True) as checkpoints:
+        assert (checkpoints.best(), checkpoints.latest()) == (10, 10)
+
+
+@pytest.mark.parametrize("ends", [(1,), (2, 5), (4, 5, 6), (8, 10)])
+def test_asked_to_end_between_any_steps_it_continues_with_the_same_rows(tmp_path, ends):
+    run(tmp_path / "undisturbed")
+    for end in ends:
+        state, finished = run(tmp_path / "disturbed", end)
+        assert (int(state.step), finished) == (end - 1, False)
+    state, finished = run(tmp_path / "disturbed")
+    assert (float(state.total), finished) == (55.0, True)
+    logs = [read_log(tmp_path / name / "metrics.jsonl") for name in ("undisturbed", "disturbed")]
+    assert logs[0] == logs[1]
+
+
+def test_it_stops_after_so_many_consecutive_skips_and_keeps_what_was_saved(tmp_path):
+    """The numbers from 6 on count as skips."""
+    message = (
+        r"step 9: the last 4 steps of the sum were skipped.*checkpoint of step 6 holds none of them.*raise guard\.spike"
+    )
+    with pytest.raises(TrainingError, match=message):
+        run(tmp_path, patience=4)
+    assert read_log(tmp_path / "metrics.jsonl")[-1]["step"] == 9
+
+
+def test_before_anything_is_saved_it_says_so():
+    limit = SkipLimit(3, "guard.spike")
+    limit.check(5, {"": 2}, lambda: None)
+    with pytest.raises(TrainingError, match=r"step 6: the last 3 steps were skipped.*nothing was saved yet"):
+        limit.check(6, {"": 3}, lambda: None)

@@ -1,0 +1,100 @@
+"""The metrics of UniMP's steps, and the rows of the log that sum them up."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import numpy as np
+
+from unimp_jax.training.window import Steps
+
+
+@flax.struct.dataclass
+class StepMetrics:
+    """What one step measures; arrays, so that nothing waits for them.
+
+    Attributes:
+      loss: float32 scalar, the objective.
+      gradient_norm: float32 scalar, before clipping.
+      task_cross_entropy: float32 [tasks], the sum of plain cross entropies (nats) of each task's answer tokens.
+      task_answers: float32 [tasks], the number of those tokens.
+      skipped: bool scalar, whether the step was skipped (its `task_*` are 0 then).
+      consecutive_skips: int32 scalar, how many steps were skipped in succession, up to and with this one.
+    """
+
+    loss: jax.Array
+    gradient_norm: jax.Array
+    task_cross_entropy: jax.Array
+    task_answers: jax.Array
+    skipped: jax.Array
+    consecutive_skips: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSummary:
+    """Sums UniMP's steps up (`unimp_jax.training.window.Summary`).
+
+    A batch's counts are `num_examples`, `num_images`, `fill` (the part of the token slots that hold a token) and
+    `left_out` (how many examples could not be trained on as they were drawn, by reason).
+
+    Attributes:
+      tasks: the names of the tasks.
+      flops: of a step on all devices, by `unimp_jax.model.flops`.
+      peak_flops: FLOP/s of all devices together.
+      tokens: token slots of a global batch.
+    """
+
+    tasks: Sequence[str]
+    flops: float
+    peak_flops: float
+    tokens: int
+    metrics = StepMetrics
+
+    def row(self, steps: Steps) -> dict[str, float]:
+        """Means over the steps that were not skipped, and the throughput of the steps that this process did."""
+        good = [one for one in steps.metrics if not one.skipped]
+        answers = np.sum([one.task_answers for one in steps.metrics], axis=0)
+        entropy = np.sum([one.task_cross_entropy for one in steps.metrics], axis=0)
+        left_out = sum((Counter(counts.get("left_out", {})) for counts in steps.counts), Counter[str]())
+        return {
+            "loss": float(np.mean([one.loss for one in good])) if good else math.nan,
+            "gradient_norm": float(np.mean([one.gradient_norm for one in good])) if good else math.nan,
+            **{
+                f"cross_entropy/{task}": float(entropy[number] / answers[number]) if answers[number] else math.nan
+                for number, task in enumerate(self.tasks)
+            },
+            "steps_left_out": float(len(steps.metrics) - len(good)),
+            **{f"left_out/{reason}": float(count) for reason, count in sorted(left_out.items())},
+            "fill": float(np.mean([counts["fill"] for counts in steps.counts])),
+            **self.throughput(steps),
+        }
+
+    def throughput(self, steps: Steps) -> dict[str, float]:
+        """How fast the process's own steps were."""
+        metrics, counts, seconds = steps.metrics[-steps.own :], steps.counts[-steps.own :], steps.seconds
+        return {
+            "step_seconds": seconds / steps.own,
+            "waiting_share": steps.waited / seconds,
+            "tokens_per_second": sum(one["fill"] for one in counts) * self.tokens / seconds,
+            "examples_per_second": sum(one["num_examples"] for one in counts) / seconds,
+            "images_per_second": sum(one["num_images"] for one in counts) / seconds,
+            "answers_per_second": float(np.sum([one.task_answers for one in metrics])) / seconds,
+            "mfu": self.flops * steps.own / seconds / self.peak_flops,
+        }
+
+    def progress(self, row: dict[str, float]) -> dict[str, str]:
+        """Returns what is shown beside the progress bar."""
+        shown = {"loss": f"{row['loss']:.4f}", "tokens/s": f"{row['tokens_per_second']:.0f}"}
+        shown["waiting for data"] = f"{row['waiting_share']:.1%}"
+        if row["steps_left_out"]:
+            shown["steps skipped"] = f"{row['steps_left_out']:.0f}"
+        return shown | {name: f"{count:.0f}" for name, count in row.items() if name.startswith("left_out/")}
+
+    def consecutive_skips(self, last: StepMetrics) -> dict[str, int]:
+        """Returns the count after the last step."""
+        return {"": int(last.consecutive_skips)}
