@@ -20,9 +20,9 @@ from data_pipelines.records import KINDS, quiet_tfds
 from data_pipelines.replacing import MADE, check_place, put_in_place, workplace
 from data_pipelines.sources import find_source
 from data_pipelines.sources.checks import Faults, OnBad
-from data_pipelines.sources.interactions import Counts
-from data_pipelines.sources.parts import Source, Tally
 from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.source import Counts, Source
+from data_pipelines.sources.staging import Tally
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _account(
         name=name,
         source=source,
         selection=selection,
-        read=getattr(opened, "read", None),
+        read=opened.read if opened else None,
         users=len(lengths),
         items=tally.items,
         interactions=int(lengths.sum()),

@@ -22,8 +22,7 @@ from data_pipelines.corpus import Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import TASKS
 from experiments.baselines.markov import choose_markov
-from experiments.baselines.popularity import Popularity
-from experiments.baselines.ranker import Ranker
+from experiments.baselines.ranker import Popularity, Ranker
 from experiments.baselines.sasrec_training import train_sasrec
 from experiments.data import ExperimentData
 from experiments.evals import EVALS

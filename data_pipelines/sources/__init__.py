@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from data_pipelines.errors import DataError
 from data_pipelines.nearest import did_you_mean
-from data_pipelines.sources.amazon_2014 import Amazon2014
-from data_pipelines.sources.amazon_2018 import Amazon2018
-from data_pipelines.sources.amazon_2023 import Amazon2023
-from data_pipelines.sources.amazon_reviews import AmazonInstruments2014
-from data_pipelines.sources.amazon_sample import Amazon2023Sample
+from data_pipelines.sources.amazon_releases import Amazon2014, Amazon2018, Amazon2023
+from data_pipelines.sources.amazon_reviews import Amazon2023Sample, AmazonInstruments2014
 from data_pipelines.sources.builder import RecordBuilder
 from data_pipelines.sources.hm import HM
 from data_pipelines.sources.movielens import Movielens1m, MovielensSmall

@@ -14,33 +14,64 @@ are looked at.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 import tensorflow_datasets as tfds
 
 from data_pipelines.errors import DataError
 from data_pipelines.nearest import did_you_mean
-from data_pipelines.schema import Interaction, Item
+from data_pipelines.schema import Item
 from data_pipelines.sources.builder import RecordBuilder
-from data_pipelines.sources.checks import BadField, Faults, field, shown, texts
+from data_pipelines.sources.checks import BadField, clean, field, shown, stars, text, texts, word
 from data_pipelines.sources.fetched_images import FetchedImages
-from data_pipelines.sources.interactions import COLUMNS, Counts, Tabled, core, without_repeats
-from data_pipelines.sources.json_files import read_objects
-from data_pipelines.sources.parts import Source
-from data_pipelines.sources.reading import names_in
-from data_pipelines.sources.reviews import clean, word
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.json_files import from_json, read_objects
+from data_pipelines.sources.reading import is_there, names_in
+from data_pipelines.sources.source import COLUMNS, Counts, Source, core, without_repeats
+from data_pipelines.sources.tables import frame_of
 from data_pipelines.sources.times import Clock
 
-CHUNK = 100_000
 PRICE = re.compile(r"(from )?\$?\d[\d,]*(\.\d+)?( ?- ?\$?\d[\d,]*(\.\d+)?)?")
+Review = tuple[str, str, int, float, str]
+"""A row of `COLUMNS`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReviewFields:
+    """What the fields of a review are called: whose it is, of what, when, in stars, and its words."""
+
+    user: str
+    item: str
+    time: str
+    rating: str
+    text: str
+    headline: str
+
+    def read(self, record: dict[str, Any], user: str, clock: Clock) -> Review:
+        """
+        Args:
+          user: what the user is called here.
+          clock: of the file.
+
+        Raises:
+          BadField: a field is missing or wrong.
+        """
+        return (
+            user,
+            word(record, self.item),
+            clock.seconds(record, self.time),
+            stars(record, self.rating, 1, 5, needed=True),
+            written(text(record, self.text), text(record, self.headline)),
+        )
+
+
+def written(text: str, headline: str) -> str:
+    """What a user wrote, as one line: the review itself, or its headline where the review is empty."""
+    return clean(text) or clean(headline)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +91,7 @@ class Product:
     image_url: str = ""
 
     def item(self, item_id: str, image: bytes) -> Item:
+        """The product as an item."""
         attributes = (
             ("Category", ", ".join(self.categories)),
             ("Price", self.price),
@@ -70,150 +102,124 @@ class Product:
         return Item(item_id, self.title or item_id, attributes, self.categories, image)
 
 
-@dataclasses.dataclass(frozen=True)
-class Release:
-    """How a release is laid out, and what its lines say.
+class AmazonBuilder(RecordBuilder):
+    """The builder of a release, from a local folder: a subclass says how the release is laid out.
 
     Attributes:
-      publisher: a URL to read about it.
-      reviews: names of a category's reviews, {} for the category; of the 5-core, where it is published, and the whole.
-      products: the name of a category's products.
-      where: the URLs that all of them are at.
-      item_id: the field of a product that names it.
-      time: the field of a review that says when.
-      review: (user id, interaction) of a line of reviews, given the clock of the file; raises `BadField`.
-      product: the product of a line, given the category to fall back on; raises `BadField`.
-      read_products: (place, record) of each line of a file of products.
+      REVIEWS: names of a category's reviews, {} for the category; of the 5-core, where it is published, and the whole.
+      PRODUCTS: the name of a category's products.
+      WHERE: the URLs that all of them are at.
+      FIELDS: of a review; a product has its id in the same field.
+      decode_product: the record of a line of products.
     """
 
-    publisher: str
-    reviews: tuple[str, ...]
-    products: str
-    where: tuple[str, ...]
-    item_id: str
-    time: str
-    review: Callable[[dict[str, Any], Clock], tuple[str, Interaction]]
-    product: Callable[[dict[str, Any], str], Product]
-    read_products: Callable[[Path, Faults], Iterator[tuple[str, dict[str, Any]]]] = functools.partial(
-        read_objects, needed=False
-    )
+    SELECTS = ("categories", "user_core", "item_core", "fetch_images")
+    DEFAULT_CORE = (8, 5)
+    REVIEWS: ClassVar[tuple[str, ...]]
+    PRODUCTS: ClassVar[str]
+    WHERE: ClassVar[tuple[str, ...]]
+    FIELDS: ClassVar[ReviewFields]
+    decode_product = staticmethod(from_json)
+
+    @classmethod
+    def product(cls, record: dict[str, Any], category: str) -> Product:
+        """What a record of a product says; subclasses say how.
+
+        Args:
+          category: the product's, where the record has none.
+
+        Raises:
+          BadField: a field is wrong.
+        """
+        raise TypeError(f"{cls.__name__} does not say how it reads a product")
 
     @property
     def instructions(self) -> str:
-        names = " or ".join(f"{name.format('CATEGORY')}.gz" for name in self.reviews)
+        """Which files are needed, and where they are."""
+        names = " or ".join(f"{name.format('CATEGORY')}.gz" for name in self.REVIEWS)
         return (
-            f"for each category {names}, and {self.products.format('CATEGORY')}.gz, are needed (unpacked will do) in "
-            f"the folder that --source-dir names; fetch them from {' and '.join(self.where)} (see {self.publisher})"
+            f"for each category {names}, and {self.PRODUCTS.format('CATEGORY')}.gz, are needed (unpacked will do) in "
+            f"the folder that --source-dir names; fetch them from {' and '.join(self.WHERE)} (see {self.PUBLISHER})"
         )
 
+    def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
+        """
+        Raises:
+          DataError: files are missing or bad, or images that were to be fetched cannot be.
+        """
+        if self.source_dir is None:
+            raise DataError(f"this source cannot be downloaded from here: {self.instructions}")
+        files = self._files(self.source_dir)
+        reviews = frame_of(self._reviews(files), COLUMNS)
+        read = Counts.of(reviews)
+        reviews = core(without_repeats(reviews, "last"), *self.cores)
+        products = self._products(self.source_dir, files, reviews)
+        images = FetchedImages(self.source_dir / "images", self.faults)
+        if self.selection.fetch_images:
+            images.fetch({item: product.image_url for item, product in products.items() if product.image_url})
+        return Source(reviews, lambda item: products[item].item(item, images.read(item)), read)
 
-def open_release(
-    release: Release, folder: Path | None, selection: Selection, cores: tuple[int, int], faults: Faults
-) -> Tabled:
-    """
-    Args:
-      cores: least interactions of a user, and of an item.
+    def _files(self, folder: Path) -> dict[str, Path]:
+        """The file of reviews of each category, all of the folder where none is named; without `.gz`.
 
-    Raises:
-      DataError: files are missing or bad, or images that were to be fetched cannot be.
-    """
-    if folder is None:
-        raise DataError(f"this source cannot be downloaded from here: {release.instructions}")
-    files = review_files(release, folder, selection.categories, cores)
-    reviews = table(_rows(release, files, faults))
-    read = Counts.of(reviews)
-    reviews = core(without_repeats(reviews, "last"), *cores)
-    products = _products(release, folder, files, reviews, faults)
-    images = FetchedImages(folder / "images", faults)
-    if selection.fetch_images:
-        images.fetch({item: product.image_url for item, product in products.items() if product.image_url})
-    return Tabled(reviews, lambda item: products[item].item(item, images.read(item)), read)
+        Raises:
+          DataError: there are none, or a category has no reviews or no products; the message says what is needed.
+        """
+        patterns = {name: re.escape(name).replace(r"\{\}", "(?!meta_)(.+)") for name in self.REVIEWS}
+        found: dict[str, dict[str, Path]] = defaultdict(dict)  # category -> which of `REVIEWS` -> its file
+        for name in names_in(folder, "|".join(patterns.values())):
+            kind, match = next((kind, match) for kind in patterns if (match := re.fullmatch(patterns[kind], name)))
+            found[match[1]][kind] = folder / name
+        if not found:
+            raise DataError(f"{folder} holds no reviews: {self.instructions}")
+        for category in self.selection.categories or found:
+            if category not in found:
+                hint, there_are = did_you_mean(category, found), ", ".join(found)
+                raise DataError(
+                    f"{folder} holds no reviews of category {category!r}; {hint}It holds those of {there_are}; "
+                    + self.instructions
+                )
+            if not is_there(folder / self.PRODUCTS.format(category)):
+                raise DataError(f"{folder / self.PRODUCTS.format(category)} does not exist: {self.instructions}")
+        which = 0 if min(self.cores) >= 5 else -1
+        return {
+            category: [found[category][kind] for kind in self.REVIEWS if kind in found[category]][which]
+            for category in self.selection.categories or found
+        }
 
+    def _reviews(self, files: dict[str, Path]) -> Iterator[Review]:
+        for category, path in files.items():
+            clock = Clock.of(path, self.FIELDS.time)
 
-def review_files(release: Release, folder: Path, categories: Iterable[str], cores: tuple[int, int]) -> dict[str, Path]:
-    """The file of reviews of each category, all of the folder where none is named; without `.gz`.
+            def review(record: dict[str, Any], category: str = category, clock: Clock = clock) -> Review:
+                return self.FIELDS.read(record, f"{word(record, self.FIELDS.user)}/{category}", clock)
 
-    Raises:
-      DataError: there are none, or a category has no reviews or no products; the message says what is needed.
-    """
-    there = names_in(folder, folders=True)
-    found = _by_category(release, names_in(folder))
-    if not found or not found.keys() >= set(categories):
-        found = _by_category(release, there)  # reading will say of a folder that it is one
-    if not found:
-        raise DataError(f"{folder} holds no reviews: {release.instructions}")
-    files = {}
-    for category in dict.fromkeys(categories) or found:
-        if category not in found:
-            hint, there_are = did_you_mean(category, found), ", ".join(found)
-            raise DataError(
-                f"{folder} holds no reviews of category {category!r}; {hint}It holds those of {there_are}; "
-                + release.instructions
-            )
-        if release.products.format(category) not in there:
-            raise DataError(f"{folder / release.products.format(category)} does not exist: {release.instructions}")
-        names = [found[category][pattern] for pattern in release.reviews if pattern in found[category]]
-        files[category] = folder / names[0 if min(cores) >= 5 else -1]
-    return files
+            yield from (found for _, found in read_objects(path, self.faults, review))
 
+    def _products(self, folder: Path, categories: Iterable[str], reviews: pl.DataFrame) -> dict[str, Product]:
+        """The product of each item that is reviewed."""
+        firsts = reviews.select("item", "user").unique("item", keep="first", maintain_order=True)
+        fallback = {item: user.rpartition("/")[2] for item, user in firsts.iter_rows()}
+        known: dict[str, Product] = {}
+        for category in categories:
 
-def _by_category(release: Release, names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Category -> pattern -> name of a file of reviews."""
-    found: dict[str, dict[str, str]] = defaultdict(dict)
-    for name in names:
-        for pattern in release.reviews:
-            if match := re.fullmatch(re.escape(pattern).replace(r"\{\}", "(?!meta_)(.+)"), name):
-                found[match[1]][pattern] = name
-                break
-    return found
-
-
-def _rows(release: Release, files: dict[str, Path], faults: Faults) -> Iterator[tuple[str, str, int, float, str]]:
-    for category, path in files.items():
-        clock = Clock.of(path, release.time)
-        for place, record in read_objects(path, faults):
-            try:
-                user, review = release.review(record, clock)
-            except BadField as fault:
-                faults.bad_record(f"{place}: {fault}")
-                continue
-            yield f"{user}/{category}", review.item_id, review.time, review.rating, review.text
-
-
-def table(rows: Iterator[tuple[str, str, int, float, str]]) -> pl.DataFrame:
-    """Rows of `COLUMNS` as a table, gathered in pieces, so that few are Python's objects at a time."""
-    pieces = [pl.DataFrame(schema=COLUMNS)]
-    while chunk := list(itertools.islice(rows, CHUNK)):
-        pieces.append(pl.DataFrame(chunk, schema=COLUMNS, orient="row"))
-    return pl.concat(pieces)
-
-
-def _products(
-    release: Release, folder: Path, categories: Iterable[str], reviews: pl.DataFrame, faults: Faults
-) -> dict[str, Product]:
-    """The product of each item that is reviewed."""
-    firsts = reviews.select("item", "user").unique("item", keep="first", maintain_order=True)
-    fallback = {item: user.rpartition("/")[2] for item, user in firsts.iter_rows()}
-    known: dict[str, Product] = {}
-    for category in categories:
-        for place, record in release.read_products(folder / release.products.format(category), faults):
-            try:
-                item = word(record, release.item_id)
+            def keep(record: dict[str, Any], category: str = category) -> None:
+                item = word(record, self.FIELDS.item)
                 if item in fallback and item not in known:
-                    known[item] = release.product(record, spaced(category))
-            except BadField as fault:
-                faults.bad_record(f"{place}: {fault}")
-    return {item: known.get(item) or Product(categories=(spaced(category),)) for item, category in fallback.items()}
+                    known[item] = self.product(record, spaced(category))
+
+            path = folder / self.PRODUCTS.format(category)
+            for _ in read_objects(path, self.faults, keep, self.decode_product, needed=False):
+                pass
+        return {item: known.get(item) or Product(categories=(spaced(category),)) for item, category in fallback.items()}
+
+
+# --- what fields of products say -------------------------------------------------------------------------------------
 
 
 def spaced(category: str) -> str:
     """`Musical_Instruments` in words."""
     return category.replace("_", " ")
-
-
-def text(record: dict[str, Any], name: str) -> str:
-    """A text, "" where it is missing or null."""
-    return field(record, name, str, default=None) or ""
 
 
 def several(record: dict[str, Any], name: str) -> tuple[str, ...]:
@@ -242,12 +248,6 @@ def price(record: dict[str, Any]) -> str:
     return f"{value:.2f}"
 
 
-class AmazonBuilder(RecordBuilder):
-    """The builder of a release, from a local folder."""
-
-    RELEASE: Release
-    SELECTS = ("categories", "user_core", "item_core", "fetch_images")
-    DEFAULT_CORE = (8, 5)
-
-    def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
-        return open_release(self.RELEASE, self.source_dir, self.selection, self.cores, self.faults)
+def description(record: dict[str, Any]) -> str:
+    """The pieces of a description as one text."""
+    return clean(" ".join(several(record, "description")))

@@ -1,71 +1,132 @@
-"""Amazon Reviews 2014, the 5-core of musical instruments: ratings, times and whole texts, nothing about the items.
-
-The folder holds `reviews_5core.csv` (or `.csv.gz`), with a header and in it at least
-
-    reviewerID, asin, reviewText, overall, summary, unixReviewTime
-
-where text may be quoted and go over several lines. What a user wrote is `reviewText`, or `summary` where that is
-empty (seven times in the published file). Of several reviews of one item by one user the latest counts; the
-published file has none. Its times are days, so that three reviews in five share theirs with another by the same
-user: those keep the order of the file. They may be counted from 0 where only the order is known.
-"""
+"""Two small files of Amazon's reviews: the 5-core of musical instruments (2014) as a table, and a sample of 2023."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import dataclasses
+import itertools
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
+import polars as pl
 import tensorflow_datasets as tfds
 
-from data_pipelines.schema import Interaction, Item, User
-from data_pipelines.sources.builder import RecordBuilder, Source
-from data_pipelines.sources.checks import Faults
-from data_pipelines.sources.columns import identifiers, ratings, times
-from data_pipelines.sources.reviews import in_order, source_file, written
-from data_pipelines.sources.tables import read_csv
+from data_pipelines.schema import Item
+from data_pipelines.sources.amazon import Review, spaced, written
+from data_pipelines.sources.amazon_releases import FIELDS_2014, FIELDS_2023, Amazon2023
+from data_pipelines.sources.builder import RecordBuilder
+from data_pipelines.sources.checks import BadField, field, word
+from data_pipelines.sources.json_files import read_objects
+from data_pipelines.sources.source import ALL_COLUMNS, COLUMNS, Source, without_repeats
+from data_pipelines.sources.tables import frame_of, read_csv
+from data_pipelines.sources.times import Clock
 
-COLUMNS = ("reviewerID", "asin", "reviewText", "overall", "summary", "unixReviewTime")
-
-
-class AmazonReviews:
-    """Items and users of a CSV file of reviews; both in order of their first review.
-
-    Faults are reported when users are read: items are read from the same lines, quietly, unless there is none.
-    """
-
-    def __init__(self, path: Path, faults: Faults):
-        self._path, self._faults = path, faults
-
-    def items(self) -> Iterator[Item]:
-        """There is no text about an item but its number, which is its title; it has no attributes."""
-        known = dict.fromkeys(review.item_id for _, review in self._reviews(Faults("skip")))
-        for asin in known or (review.item_id for _, review in self._reviews(self._faults)):
-            yield Item(asin, asin)
-
-    def users(self) -> Iterator[User]:
-        reviews: dict[str, list[Interaction]] = defaultdict(list)
-        for user, review in self._reviews(self._faults):
-            reviews[user].append(review)
-        for user, theirs in reviews.items():
-            yield User(user, in_order(theirs))
-
-    def _reviews(self, faults: Faults) -> Iterator[tuple[str, Interaction]]:
-        """(user, review) in the order of the file."""
-        table = read_csv(self._path, COLUMNS, faults).some()
-        table = identifiers(identifiers(table, "reviewerID"), "asin")
-        table = times(ratings(table, "overall", 1, 5), "unixReviewTime", counted=True)
-        for user, item, text, stars, headline, time in table.rows.select(COLUMNS).iter_rows():
-            yield user, Interaction(item, time, stars, written(text, headline))
+FIELDS_OF_SAMPLE = dataclasses.replace(FIELDS_2023, time="timestamp_ms", text="review_full", headline="review_title")
 
 
 class AmazonInstruments2014(RecordBuilder):
-    """Amazon Reviews 2014, musical instruments, 5-core: ratings, times and texts, from a local folder."""
+    """Amazon Reviews 2014, musical instruments, 5-core: ratings, times and texts, from a local folder.
+
+    The folder holds `reviews_5core.csv` (or `.csv.gz`), with a header and in it at least
+
+        reviewerID, asin, reviewText, overall, summary, unixReviewTime
+
+    where text may be quoted and go over several lines. What a user wrote is `reviewText`, or `summary` where that is
+    empty (seven times in the published file). Of several reviews of one item by one user the latest counts; the
+    published file has none. Its times are days, so that three reviews in five share theirs with another by the same
+    user: those keep the order of the file. They may be counted from 0 where only the order is known. There is no text
+    about an item but its number, which is its title; it has no attributes.
+    """
 
     name = "amazon_instruments_2014"
     PUBLISHER = "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html"
     DESCRIPTION = f"Amazon Reviews 2014, musical instruments, 5-core; {PUBLISHER}"
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
-        holds = f"the 5-core reviews of musical instruments as CSV with columns {', '.join(COLUMNS)}"
-        return AmazonReviews(source_file(self.source_dir, "reviews_5core.csv", holds, self.PUBLISHER), self.faults)
+        names = FIELDS_2014
+        columns = (names.user, names.item, names.text, names.rating, names.headline, names.time)
+        holds = f"the 5-core reviews of musical instruments as CSV with columns {', '.join(columns)}"
+        table = read_csv(self.file("reviews_5core.csv", holds), columns, self.faults)
+        table = table.identifiers(names.user, names.item).ratings(names.rating, 1, 5).times(names.time, counted=True)
+        reviews = (
+            (user, item, time, stars, written(text, headline))
+            for user, item, text, stars, headline, time in table.rows.select(columns).iter_rows()
+        )
+        frame = frame_of(reviews, COLUMNS)
+        item_ids = frame["item"].unique(maintain_order=True)
+        frame = frame.with_row_index().sort(pl.col("index").min().over("user"), "index").drop("index")  # user by user
+        return Source(without_repeats(frame, "last"), lambda asin: Item(asin, asin), item_ids=item_ids)
+
+
+class Amazon2023Sample(RecordBuilder):
+    """A sample of Amazon Reviews 2023: ratings, times, texts, titles and prices, from a local folder.
+
+    The folder holds `users.jsonl` (or `.jsonl.gz`), an object a line:
+
+        user_id, category
+        history    a list of reviews: parent_asin, rating, timestamp_ms, review_full, review_title,
+                   product: title, brand, price, main_category
+        heldout    one more review, the last in time
+
+    A line is what one user reviewed in one category. The same user may have lines in other categories (the 691
+    lines are of 354 users), so that a user here is `USER_ID/CATEGORY`. The review held out is the last of the five
+    that a line has, so that leave-one-out holds it out again. What a user wrote is `review_full`, or `review_title`
+    where that is empty. Of several reviews of one item in a line the latest counts (three lines of the sample have
+    two). Any of a product's texts may be null, which a prompt shows as "Unknown"; a main category that is null is the
+    line's category. An item is as its first review shows it.
+    """
+
+    name = "amazon_2023_sample"
+    PUBLISHER = "https://amazon-reviews-2023.github.io"
+    DESCRIPTION = f"A sample of Amazon Reviews 2023, users with a few reviews in one category; {PUBLISHER}"
+
+    def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
+        path = self.file("users.jsonl", "an object a line with user_id, category, history and heldout")
+        clock = Clock.of(path, FIELDS_OF_SAMPLE.time)
+        users: set[str] = set()
+        items: dict[str, Item] = {}
+
+        def read(record: dict[str, Any]) -> tuple[str, list[tuple[Review, Item]]]:
+            category = word(record, "category")
+            user = f"{word(record, 'user_id')}/{category}"
+            if user in users:
+                raise BadField(f"user {user} occurs a second time")
+            reviews = list(reviews_of(record, user, spaced(category), clock))
+            users.add(user)
+            return user, reviews
+
+        def rows() -> Iterator[tuple[Any, ...]]:
+            for _, (user, reviews) in read_objects(path, self.faults, read):
+                for review, item in reviews:
+                    items.setdefault(item.item_id, item)
+                    yield *review, ""
+                if not reviews:
+                    yield user, *itertools.repeat(None, 5)
+
+        frame = frame_of(rows(), ALL_COLUMNS)
+        return Source(without_repeats(frame, "last"), items.__getitem__, item_ids=list(items))
+
+
+def reviews_of(record: dict[str, Any], user: str, category: str, clock: Clock) -> Iterator[tuple[Review, Item]]:
+    """Each review of a line, and the product that it is of.
+
+    Raises:
+      BadField: a field is missing or wrong; the message says of which review.
+    """
+    named = [(f"history[{number}]", review) for number, review in enumerate(field(record, "history", list))]
+    if record.get("heldout") is not None:
+        named.append(("heldout", record["heldout"]))
+    for name, review in named:
+        if not isinstance(review, dict):
+            raise BadField(f"{name} is a {type(review).__name__}; it must be an object")
+        try:
+            row = FIELDS_OF_SAMPLE.read(review, user, clock)
+            product = Amazon2023.product(field(review, "product", dict), category, brand="brand")
+        except BadField as fault:
+            raise BadField(f"{name}: {fault}") from fault
+        attributes = (
+            ("Category", ", ".join(product.categories)),
+            ("Brand", product.brand),
+            ("Price", product.price),
+            ("Title", product.title),
+        )
+        yield row, Item(row[1], product.title, attributes, product.categories)

@@ -14,20 +14,24 @@ from tensorflow_datasets.core.dataset_builder import ShardBasedBuilder
 from data_pipelines.errors import DataError
 from data_pipelines.records import ITEM_FEATURES, KINDS, SPLIT, USER_FEATURES
 from data_pipelines.sources.checks import Faults
-from data_pipelines.sources.parts import Source, Tally, parts_of, read, read_part, reading, stage
+from data_pipelines.sources.reading import is_there
 from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.source import Source
+from data_pipelines.sources.staging import Tally, parts_of, read_part, reading, stage
 
 
 class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes a `Source` as ArrayRecord; a data set is a subclass with a name, a description and `open_source`.
 
-    Records go to disk in parts first, in the columns of `parts`, and each part becomes a shard, here or by Beam: memory
-    is bounded by the part, order is kept, and no shuffling is undone (TFDS's own needs TensorFlow from 1 GB on).
+    Records go to disk in parts first, in the columns of `staging`, and each part becomes a shard, here or by Beam:
+    memory is bounded by the part, order is kept, and no shuffling is undone (TFDS's own needs TensorFlow from 1 GB on).
     """
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=kind) for kind in KINDS]  # noqa: RUF012  (TFDS's own attribute)
     DESCRIPTION = ""
+    PUBLISHER = ""
+    """A URL to read about it."""
     SELECTS: tuple[str, ...] = ()
     """The fields of `Selection` that it knows."""
     DEFAULT_CORE = (1, 1)
@@ -65,14 +69,31 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
     @property
     def cores(self) -> tuple[int, int]:
         """(user_core, item_core)."""
-        chosen = (self.selection.user_core, self.selection.item_core)
-        user_core, item_core = (
-            core if own is None else own for own, core in zip(chosen, self.DEFAULT_CORE, strict=True)
+        user_core, item_core = self.selection.user_core, self.selection.item_core
+        return (
+            self.DEFAULT_CORE[0] if user_core is None else user_core,
+            self.DEFAULT_CORE[1] if item_core is None else item_core,
         )
-        return user_core, item_core
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
+        """Reads the source's files; subclasses say how."""
         raise TypeError(f"{type(self).__name__} does not say how it opens its source")
+
+    def file(self, name: str, holds: str) -> Path:
+        """A file of a source that cannot be downloaded from here, plain or `.gz`.
+
+        Args:
+          holds: what it holds, in words.
+
+        Raises:
+          DataError: no folder was given, or it lacks the file; the message says what is needed and who publishes it.
+        """
+        needed = f"{name}, {holds}, is needed in the folder that --source-dir names; for the data see {self.PUBLISHER}"
+        if self.source_dir is None:
+            raise DataError(f"this source cannot be downloaded from here: {needed}")
+        if not is_there(self.source_dir / name):
+            raise DataError(f"{self.source_dir / name} does not exist: {needed}")
+        return self.source_dir / name
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = ITEM_FEATURES if self.builder_config.name == "items" else USER_FEATURES
@@ -101,7 +122,7 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
         if self.source is None:
             with reading(place):
                 self.source = self.open_source(dl_manager)
-        staged = stage(map(self.tally.count, read(parts_of(self.source, kind), place)), self._staging)
+        staged = stage(map(self.tally.count, parts_of(self.source, kind)), self._staging, place)
         nobody = kind == "users" and not any(self.tally.lengths)
         if not staged or nobody:
             what = "interactions" if nobody else kind
@@ -117,4 +138,5 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
 
 
 def option(name: str) -> str:
+    """The command line's name of a field of `Selection`."""
     return "--" + name.replace("_", "-")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import math
 import re
@@ -17,6 +18,7 @@ SAMPLE = 1000
 FEW = 10
 """Fewer bad records than this are taken for what they are."""
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+MARKUP = re.compile(r"<[a-zA-Z/!][^<>]*>|\[\[VIDEOID:[^\[\]]*\]\]")
 LARGEST_FLOAT = 3.4e38
 """About the largest number of 32 bits, in which ratings are kept."""
 _MISSING = object()
@@ -36,6 +38,7 @@ class Faults:
     images: list[str] = dataclasses.field(default_factory=list)
 
     def bad_record(self, fault: str) -> None:
+        """Lists a bad record, or raises `DataError` where none is to be left out."""
         if self.on_bad == "refuse":
             raise DataError(f"{fault} (--on-bad skip leaves such records out)")
         self.records.append(printable(fault))
@@ -73,6 +76,9 @@ class BadField(ValueError):
     """A field that is missing or of the wrong type."""
 
 
+# --- fields of records -----------------------------------------------------------------------------------------------
+
+
 def field(record: dict[str, Any], name: str, *kinds: type, default: Any = _MISSING) -> Any:
     """A field of one of the given types; a bool is no int, a whole float is one.
 
@@ -92,7 +98,7 @@ def field(record: dict[str, Any], name: str, *kinds: type, default: Any = _MISSI
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise BadField(f"field {name!r} is {shown(value)}, a {type(value).__name__}; it must be {wanted}")
     if isinstance(value, str):
-        encodable(name, value)
+        _check_encodable(name, value)
     return value
 
 
@@ -111,24 +117,43 @@ def shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
-def encodable(name: str, text: str) -> None:
-    """
-    Raises:
-      BadField: the text cannot be written as UTF-8.
-    """
+def _check_encodable(name: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise BadField(f"field {name!r} is no valid text ({error.reason})") from error
 
 
-def stars(record: dict[str, Any], name: str, least: float = -LARGEST_FLOAT, most: float = LARGEST_FLOAT) -> float:
-    """A rating, NaN where it is missing.
+def word(record: dict[str, Any], name: str) -> str:
+    """An identifier: text without white space.
+
+    Raises:
+      BadField: it is missing, not a string, empty, or has white space or control characters in it.
+    """
+    value = field(record, name, str)
+    if value.split() != [value] or CONTROL.search(value):
+        raise BadField(f"field {name!r} is {value[:40]!r}; it must be an identifier, without white space")
+    return value
+
+
+def stars(
+    record: dict[str, Any],
+    name: str,
+    least: float = -LARGEST_FLOAT,
+    most: float = LARGEST_FLOAT,
+    *,
+    needed: bool = False,
+) -> float:
+    """A rating.
 
     Args:
       least, most: the ends of the source's scale, where it has one.
+      needed: it must be there; otherwise it is NaN where it is missing.
+
+    Raises:
+      BadField: it is missing, no number, or not on the scale.
     """
-    if name not in record:
+    if name not in record and not needed:
         return math.nan
     value = field(record, name, int, float)
     if not least <= value <= most:  # nor is NaN
@@ -137,16 +162,32 @@ def stars(record: dict[str, Any], name: str, least: float = -LARGEST_FLOAT, most
     return float(value)
 
 
+def text(record: dict[str, Any], name: str) -> str:
+    """A text, "" where it is missing or null."""
+    return field(record, name, str, default=None) or ""
+
+
 def texts(record: dict[str, Any], name: str) -> tuple[str, ...]:
     """A list of strings, () where it is missing."""
     values = field(record, name, list, default=())
     for value in values:
         if not isinstance(value, str):
             raise BadField(f"field {name!r} holds {shown(value)}; it must hold strings only")
-        encodable(name, value)
+        _check_encodable(name, value)
     return tuple(values)
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
 
 
 def plain(text: str) -> str:
     """Text without control characters: where it has any, its words one blank apart."""
     return " ".join(CONTROL.sub(" ", text).split()) if CONTROL.search(text) else text
+
+
+def clean(text: str) -> str:
+    """Text of a web page as one line, its words one blank apart.
+
+    Tags and marks of videos are left out; entities become what they stand for.
+    """
+    return " ".join(CONTROL.sub(" ", html.unescape(MARKUP.sub(" ", text))).split())

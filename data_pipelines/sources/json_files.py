@@ -7,19 +7,72 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data_pipelines.errors import DataError
-from data_pipelines.sources.checks import Faults
-from data_pipelines.sources.reading import read_lines
+from data_pipelines.sources.checks import BadField, Faults
+from data_pipelines.sources.reading import Line, read_lines
+
+Parsed = TypeVar("Parsed")
 
 
-def read_objects(path: Path, faults: Faults, *, needed: bool = True) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of a file with an object a line.
+def from_json(text: str) -> dict[str, Any]:
+    """The object that a line says.
+
+    Raises:
+      BadField: it is no JSON, no object, or has a key twice.
+    """
+    try:
+        record = _DECODER.decode(text)
+    except BadField:
+        raise
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            raise BadField(f"not JSON (more than one value in the line, from column {error.colno} on)") from error
+        if error.pos >= len(text.rstrip()) or not text.rstrip().endswith("}"):
+            raise BadField(
+                "not JSON (the line ends within a value: it is cut off, or the value goes on in the next line)"
+            ) from error
+        raise BadField(f"not JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError as error:
+        raise BadField("nested too deeply") from error
+    except ValueError as error:  # a whole number of thousands of digits
+        raise BadField(f"not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise BadField(f"a {type(record).__name__} where an object should be")
+    return record
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise BadField(f"field {_repeated(pairs)[0][:40]!r} occurs a second time")
+    return record
+
+
+def _repeated(pairs: list[tuple[str, Any]]) -> list[str]:
+    """The keys that an object has twice."""
+    return [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
+def read_objects(
+    path: Path,
+    faults: Faults,
+    parse: Callable[[dict[str, Any]], Parsed],
+    decode: Callable[[str], dict[str, Any]] = from_json,
+    *,
+    needed: bool = True,
+) -> Iterator[tuple[str, Parsed]]:
+    """(place, what is made of it) of each object of a file that has one a line.
 
     Args:
+      parse: what is made of an object; where it raises `BadField`, the record is bad.
+      decode: the object that a line says; raises `BadField`.
       needed: there must be at least one line.
 
     Raises:
@@ -27,28 +80,35 @@ def read_objects(path: Path, faults: Faults, *, needed: bool = True) -> Iterator
     """
     first = True
     for line in faults.watched(line for line in read_lines(path) if line.text.strip()):
-        record, fault = (None, line.fault) if line.fault else parsed(line.text)
-        if first and line.text.lstrip().startswith("["):
-            raise DataError(
-                f"{line.place}: one object a line is needed; this is one array (jq -c '.[]' takes it apart)"
-            )
-        if first and line.text.split() == ["{"]:
-            raise DataError(
-                f"{line.place}: one object a line is needed; this one goes over several (jq -c . joins them)"
-            )
+        if first and decode is from_json:
+            _refuse_other_layouts(line)
         first = False
-        if fault:
+        try:
+            if line.fault:
+                raise BadField(line.fault)
+            record = parse(decode(line.text))
+        except BadField as fault:
             faults.bad_record(f"{line.place}: {fault}")
-        elif not isinstance(record, dict):
-            faults.bad_record(f"{line.place}: a {type(record).__name__} where an object should be")
         else:
             yield line.place, record
     if first and needed:
         raise DataError(f"{path} is empty; one object a line is needed")
 
 
+def _refuse_other_layouts(line: Line) -> None:
+    """
+    Raises:
+      DataError: the first line begins an array, or an object of several lines.
+    """
+    needed = f"{line.place}: one object a line is needed"
+    if line.text.lstrip().startswith("["):
+        raise DataError(f"{needed}; this is one array (jq -c '.[]' takes it apart)")
+    if line.text.split() == ["{"]:
+        raise DataError(f"{needed}; this one goes over several (jq -c . joins them)")
+
+
 def read_object(path: Path, holds: str, faults: Faults) -> dict[str, Any]:
-    """The one object of a JSON file; of a key that occurs twice the first is bad, as it is said of records.
+    """The one object of a JSON file; of a key that occurs twice the first value counts, and the second is a bad record.
 
     Args:
       holds: what the object is of, for messages.
@@ -61,50 +121,21 @@ def read_object(path: Path, holds: str, faults: Faults) -> dict[str, Any]:
         if line.fault:
             raise DataError(f"{line.place}: {line.fault}")
         lines.append(line.text)
-    repeated: list[str] = []
+    twice: list[str] = []
+
+    def first(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        record = dict(pairs)
+        if len(record) == len(pairs):
+            return record
+        twice.extend(_repeated(pairs))
+        return dict(reversed(pairs))
+
     try:
-        whole = _decoder(repeated).decode("\n".join(lines))
+        found = json.loads("\n".join(lines), object_pairs_hook=first)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}); there must be an object: {holds}") from error
-    if not isinstance(whole, dict):
-        raise DataError(f"{path} holds a {type(whole).__name__}; there must be an object: {holds}")
-    for key in repeated:
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds a {type(found).__name__}; there must be an object: {holds}")
+    for key in twice:
         faults.bad_record(f"{path.name}: key {key[:40]!r} occurs a second time")
-    return whole
-
-
-def _decoder(repeated: list[str]) -> json.JSONDecoder:
-    """A decoder that notes the keys that an object has twice, of which it keeps the first value."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-            return dict(reversed(pairs))
-        return found
-
-    return json.JSONDecoder(object_pairs_hook=once)
-
-
-_REPEATED: list[str] = []
-_DECODER = _decoder(_REPEATED)
-
-
-def parsed(text: str) -> tuple[Any, str]:
-    """(value, "") of a line, or (None, what is wrong with it)."""
-    _REPEATED.clear()
-    try:
-        record = _DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
-            return None, f"not JSON (more than one value in the line, from column {error.colno} on)"
-        if error.pos >= len(text.rstrip()) or not text.rstrip().endswith("}"):
-            return None, "not JSON (the line ends within a value: it is cut off, or the value goes on in the next line)"
-        return None, f"not JSON ({error.msg} at column {error.colno})"
-    except RecursionError:
-        return None, "nested too deeply"
-    except ValueError as error:  # a whole number of thousands of digits
-        return None, f"not JSON ({error})"
-    if _REPEATED:
-        return None, f"field {_REPEATED[0][:40]!r} occurs a second time"
-    return record, ""
+    return found

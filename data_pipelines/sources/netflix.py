@@ -25,12 +25,11 @@ import tensorflow_datasets as tfds
 from data_pipelines.errors import DataError
 from data_pipelines.schema import NO_TIME, Item
 from data_pipelines.sources.builder import RecordBuilder
-from data_pipelines.sources.checks import BadField, Faults, whole
+from data_pipelines.sources.checks import BadField, Faults, clean, whole, word
 from data_pipelines.sources.images import StoredImages
-from data_pipelines.sources.interactions import Counts, Tabled
 from data_pipelines.sources.json_files import read_object
 from data_pipelines.sources.reading import read_lines
-from data_pipelines.sources.reviews import clean, source_file, word
+from data_pipelines.sources.source import Counts, Source
 from data_pipelines.sources.tables import check_header
 
 FILES = {"train": "train.json", "validation": "val.json", "test": "test.json"}
@@ -124,12 +123,9 @@ class Netflix(RecordBuilder):
     PUBLISHER = "https://github.com/HKUDS/LLMRec"
     DESCRIPTION = f"Netflix, as LLMRec publishes it; {PUBLISHER}"
 
-    def open_source(self, downloads: tfds.download.DownloadManager) -> Tabled:
-        films_csv = source_file(self.source_dir, "item_attribute.csv", "id,year,title a line", self.PUBLISHER)
-        paths = {
-            split: source_file(self.source_dir, name, "users to lists of items", self.PUBLISHER)
-            for split, name in FILES.items()
-        }
+    def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
+        films_csv = self.file("item_attribute.csv", "id,year,title a line")
+        paths = {split: self.file(name, "users to lists of items") for split, name in FILES.items()}
         films = read_films(films_csv, self.faults)
         files = {split: read_histories(path, films, self.faults) for split, path in paths.items()}
         images = StoredImages(films_csv.with_name("Netflix_Posters"), self.faults)
@@ -143,4 +139,4 @@ class Netflix(RecordBuilder):
 
         met = [(user, item) for histories in files.values() for user, items in histories.items() for item in items]
         read = Counts(len({user for user, _ in met}), len({item for _, item in met}), len(met))
-        return Tabled(split_histories(files), item_of, read)
+        return Source(split_histories(files), item_of, read)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,19 +65,25 @@ def packed(path: Path) -> Path:
     return path.with_name(f"{path.name}.gz")
 
 
-def names_in(folder: Path, *, folders: bool = False) -> list[str]:
-    """The sorted names, without `.gz`, of the files of a folder, and with `folders` of its folders.
+def names_in(folder: Path, wanted: str) -> list[str]:
+    """The sorted names, without `.gz`, of the files of a folder that are of a pattern; where there is none, of its
+    folders, of which reading will say what they are.
 
     Names that begin with a dot are no data: macOS adds `._NAME` and `.DS_Store`.
+
+    Args:
+      wanted: a regular expression for the whole name.
 
     Raises:
       DataError: the folder cannot be read.
     """
     try:
-        found = [path for path in folder.iterdir() if not path.name.startswith(".")]
-        return sorted({path.name.removesuffix(".gz") for path in found if folders or not path.is_dir()})
+        found = [path for path in folder.iterdir() if re.fullmatch(wanted, path.name.removesuffix(".gz"))]
+        found = [path for path in found if not path.name.startswith(".")]
+        files = [path for path in found if not path.is_dir()]
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror or error})") from error
+    return sorted({path.name.removesuffix(".gz") for path in files or found})
 
 
 @contextlib.contextmanager

@@ -21,10 +21,9 @@ from data_pipelines.errors import DataError
 from data_pipelines.schema import NO_TIME, Item
 from data_pipelines.sources.builder import RecordBuilder
 from data_pipelines.sources.checks import CONTROL, Faults, whole
-from data_pipelines.sources.interactions import Counts, Tabled, core
 from data_pipelines.sources.json_files import read_object
 from data_pipelines.sources.reading import names_in, read_lines
-from data_pipelines.sources.reviews import source_file
+from data_pipelines.sources.source import Counts, Source, core
 
 
 def read_sequences(path: Path, faults: Faults) -> pl.DataFrame:
@@ -78,12 +77,10 @@ class Sequences(RecordBuilder):
     DESCRIPTION = f"Sequences of items with attributes; {PUBLISHER}"
     SELECTS = ("categories", "user_core", "item_core")
 
-    def open_source(self, downloads: tfds.download.DownloadManager) -> Tabled:
+    def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
         name = self._name()
-        path = source_file(self.source_dir, f"{name}.txt", "a line a user: the user, then items", self.PUBLISHER)
-        attributes_json = source_file(
-            self.source_dir, f"{name}_item2attributes.json", "items to lists of attributes", self.PUBLISHER
-        )
+        path = self.file(f"{name}.txt", "a line a user: the user, then items")
+        attributes_json = self.file(f"{name}_item2attributes.json", "items to lists of attributes")
         attributes = read_attributes(attributes_json, self.faults)
         frame = read_sequences(path, self.faults)
 
@@ -91,7 +88,7 @@ class Sequences(RecordBuilder):
             words = attributes.get(item_id, ())
             return Item(item_id, item_id, (("Attributes", " ".join(words)),), words)
 
-        return Tabled(core(frame, *self.cores), item_of, Counts.of(frame))
+        return Source(core(frame, *self.cores), item_of, Counts.of(frame))
 
     def _name(self) -> str:
         """
@@ -101,14 +98,11 @@ class Sequences(RecordBuilder):
         asked = self.selection.categories
         if len(asked) == 1:
             return asked[0]
-        names = list[str]()
-        if self.source_dir is not None:
-            found = (names_in(self.source_dir, folders=folders) for folders in (False, True))
-            texts = ([name.removesuffix(".txt") for name in those if name.endswith(".txt")] for those in found)
-            names = next(filter(None, texts), [])  # reading will say of a folder that it is one
+        names = names_in(self.source_dir, r".*\.txt") if self.source_dir else []
         if asked or len(names) > 1:
+            those = ", ".join(name.removesuffix(".txt") for name in names) or "the files"
             raise DataError(
                 f"{self.source_dir}: one sequence file at a time, for their numbers mean different things: "
-                f"--categories with one of {', '.join(names) or 'the files'}"
+                f"--categories with one of {those}"
             )
-        return names[0] if names else "NAME"
+        return names[0].removesuffix(".txt") if names else "NAME"

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ import pyarrow.csv
 from data_pipelines.errors import DataError
 from data_pipelines.sources.checks import SAMPLE, Faults
 from data_pipelines.sources.reading import UTF_8_MARK, Line, open_bytes, read_lines
+from data_pipelines.sources.times import Clock
 
 BLOCK = 2**24
 CHUNK = 100_000
@@ -29,13 +30,31 @@ CHUNK = 100_000
 LONGEST_FIELD = 2**27
 """Characters; a longer field is a quote that nobody closed."""
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+NUMBER = r"^-?[0-9]{1,18}(\.[0-9]{1,18})?$"
+WHOLE = r"^-?[0-9]{1,19}(\.0{1,18})?$"
+IDENTIFIER = r"^[^\s\x00-\x1f\x7f-\x9f]+$"
 
 csv.field_size_limit(LONGEST_FIELD)  # of the whole process, and 131,072 without this
 
 
+def text(column: str) -> pl.Expr:
+    """A column as text."""
+    return pl.col(column).cast(pl.String)
+
+
+def frame_of(rows: Iterator[tuple[Any, ...]], schema: Mapping[str, Any]) -> pl.DataFrame:
+    """Rows as a table, gathered in pieces, so that few are Python's objects at a time."""
+    pieces = [pl.DataFrame(schema=schema)]
+    while chunk := list(itertools.islice(rows, CHUNK)):
+        pieces.append(pl.DataFrame(chunk, schema, orient="row"))
+    return pl.concat(pieces)
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of a file that are right so far.
+    """Rows of a file that are right so far. Its methods leave out those that are not, and tell of them by their lines.
+
+    All of them raise `DataError` where most of the first rows are wrong.
 
     Attributes:
       name: the file's.
@@ -46,24 +65,16 @@ class Table:
     rows: pl.DataFrame
     faults: Faults
 
-    def some(self) -> Self:
-        """Itself.
-
-        Raises:
-          DataError: it has no rows, and had no bad ones.
-        """
-        if self.rows.is_empty() and not self.faults.records:
-            raise DataError(f"{self.name} has no rows; there is nothing to learn from")
-        return self
+    def with_columns(self, **columns: pl.Expr) -> Self:
+        """Itself with other columns."""
+        return dataclasses.replace(self, rows=self.rows.with_columns(**columns))
 
     def keep(self, right: pl.Expr, tell: Callable[[dict[str, Any]], str], of: str = "") -> Self:
-        """The rows for which `right` holds; for the others, what is wrong is reported by their lines.
+        """The rows for which `right` holds.
 
         Args:
+          tell: what is wrong with any other row.
           of: the only column that `right` looks at, a value at a time: each different value is tried once.
-
-        Raises:
-          DataError: most of the first rows are wrong.
         """
         if of and self.rows.select(pl.col(of).unique()).select(right.fill_null(False).all()).item():
             return self
@@ -77,17 +88,68 @@ class Table:
                 self.faults.refuse_most(len(self.faults.records) - 1, int((~sample).sum()), len(sample))
         return dataclasses.replace(self, rows=self.rows.filter(good))
 
+    def written_as(
+        self, column: str, right: str | pl.Expr, must_be: str, hint: Callable[[str], str] = lambda value: ""
+    ) -> Self:
+        """The rows in which a column is written so.
 
-def text(column: str) -> pl.Expr:
-    """A column as text."""
-    return pl.col(column).cast(pl.String)
+        Args:
+          right: a regular expression, or what holds of the right values.
+          must_be: what is right, in words.
+          hint: what to do about a value that is wrong.
+        """
+
+        def tell(row: dict[str, Any]) -> str:
+            return f"field {column!r} is {row[column][:40]!r}; it must be {must_be}{hint(row[column])}"
+
+        return self.keep(text(column).str.contains(right) if isinstance(right, str) else right, tell, of=column)
+
+    def distinct(self, column: str, what: str) -> Self:
+        """The first row of each value; `what` names a value in words."""
+        return self.keep(text(column).is_first_distinct(), lambda row: f"{what} {row[column]} occurs a second time")
+
+    def identifiers(self, *columns: str) -> Self:
+        """The rows in which these columns are text without white space."""
+        table = self
+        for column in columns:
+            table = table.written_as(column, IDENTIFIER, "an identifier, without white space")
+        return table
+
+    def whole_numbers(self, column: str) -> Self:
+        """The rows where it is a whole number in digits, which stays text; 1.0 is none, for others may write 1."""
+        return self.written_as(column, r"^[0-9]+$", "a whole number, in digits")
+
+    def ratings(self, column: str, least: float, most: float) -> Self:
+        """The rows where it is a number on the scale, as float64."""
+        scale = f"from {least:g} to {most:g}"
+        table = self.written_as(column, NUMBER, f"a number {scale}")
+        return table.with_columns(**{column: text(column).cast(pl.Float64)}).keep(
+            pl.col(column).is_between(least, most), lambda row: f"field {column!r} is {row[column]}; it must be {scale}"
+        )
+
+    def times(self, column: str, *, counted: bool = False) -> Self:
+        """The rows where it is a time, in seconds since 1970, whatever the file's unit, as int64.
+
+        Args:
+          counted: as of `Clock`.
+        """
+        whole = text(column).str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
+        right = text(column).str.contains(WHOLE) & whole.is_not_null()
+        table = self.written_as(column, right, "a whole number: seconds since 1970").with_columns(**{column: whole})
+        clock = Clock(table.rows[column][:SAMPLE].to_list(), counted=counted)
+        seconds = clock.expression(pl.col(column))
+        table = table.keep(seconds.is_not_null(), lambda row: clock.wrong(column, row[column]))
+        return table.with_columns(**{column: seconds})
 
 
-def read_csv(path: Path, columns: Sequence[str], faults: Faults) -> Table:
+def read_csv(path: Path, columns: Sequence[str], faults: Faults, *, needed: bool = True) -> Table:
     """Columns of a CSV file with a header, in whatever order that has them. Rows that are empty are none.
 
+    Args:
+      needed: there must be a row.
+
     Raises:
-      DataError: the file cannot be read, has no header or lacks a column, or most of its rows are bad.
+      DataError: the file cannot be read, has no header, lacks a column or a row, or most of its rows are bad.
     """
     header, names = next(split_records(read_lines(path)), (Line(path.name, 1, ""), []))
     names = [name.strip() for name in names]
@@ -95,9 +157,26 @@ def read_csv(path: Path, columns: Sequence[str], faults: Faults) -> Table:
     rows = _by_arrow(path, header.number, names, columns)
     if rows is None:
         records = itertools.islice(split_records(read_lines(path)), 1, None)  # without the header
-        rows = by_record(records, names, columns, faults)
+        rows = _by_record(records, names, columns, faults)
     rows = rows.filter(pl.any_horizontal(pl.col(column) != "" for column in columns))  # a line may be empty
-    return Table(header.file, rows, faults)
+    return _table(header.file, rows, faults, needed)
+
+
+def read_dat(path: Path, columns: Sequence[str], faults: Faults) -> Table:
+    """All columns of a file without a header, between colons, in UTF-8 or latin-1.
+
+    Raises:
+      DataError: the file cannot be read, has no row, or most of its rows are bad.
+    """
+    lines = (line for line in read_lines(path, other="latin-1") if line.text.strip())
+    rows = _by_record(((line, line.text.split("::")) for line in lines), columns, columns, faults)
+    return _table(path.name, rows, faults, needed=True)
+
+
+def _table(name: str, rows: pl.DataFrame, faults: Faults, needed: bool) -> Table:
+    if needed and rows.is_empty() and not faults.records:
+        raise DataError(f"{name} has no rows; there is nothing to learn from")
+    return Table(name, rows, faults)
 
 
 def check_header(header: Line, names: Sequence[str], columns: Sequence[str]) -> None:
@@ -122,7 +201,7 @@ def check_header(header: Line, names: Sequence[str], columns: Sequence[str]) -> 
 
 
 def _by_arrow(path: Path, skipped: int, names: Sequence[str], columns: Sequence[str]) -> pl.DataFrame | None:
-    """The rows after the first `skipped` lines, as `by_record`; None where something is quoted, a row is not whole
+    """The rows after the first `skipped` lines, as `_by_record`; None where something is quoted, a row is not whole
     or files with byte-order marks were joined.
 
     Columns go by their numbers here, for names that nobody asks for may occur twice.
@@ -131,25 +210,24 @@ def _by_arrow(path: Path, skipped: int, names: Sequence[str], columns: Sequence[
         blocks = iter(functools.partial(file.read, BLOCK), b"")
         if any(b'"' in block or UTF_8_MARK in block for block in blocks):
             return None
-    everything = [str(number) for number in range(len(names))]
     wanted = [str(names.index(column)) for column in columns]
     with open_bytes(path) as (_, file):
         try:
             table = pa.csv.read_csv(
                 file,
-                pa.csv.ReadOptions(skip_rows=skipped, column_names=everything),
+                pa.csv.ReadOptions(skip_rows=skipped, column_names=list(map(str, range(len(names))))),
                 pa.csv.ParseOptions(quote_char=False, ignore_empty_lines=False),
                 pa.csv.ConvertOptions(
                     column_types=dict.fromkeys(wanted, pa.dictionary(pa.int32(), pa.string())), include_columns=wanted
                 ),
             )
-        except pa.ArrowInvalid:  # a row with too few fields, or no row at all: `by_record` knows which
+        except pa.ArrowInvalid:  # a row with too few fields, or no row at all: `_by_record` knows which
             return None
     rows = pl.DataFrame(pl.from_arrow(table.unify_dictionaries())).rename(dict(zip(wanted, columns, strict=True)))
     return rows.with_row_index("line", skipped + 1).with_columns(pl.col("line").cast(pl.Int64))
 
 
-def by_record(
+def _by_record(
     records: Iterable[tuple[Line, list[str]]], names: Sequence[str], columns: Sequence[str], faults: Faults
 ) -> pl.DataFrame:
     """Columns, as text, and `line`, of records; bad ones are reported and left out.
@@ -171,11 +249,7 @@ def by_record(
             else:
                 yield *(fields[place] for place in places), line.number
 
-    schema = {**dict.fromkeys(columns, pl.String), "line": pl.Int64}
-    rows, pieces = whole(), [pl.DataFrame(schema=schema)]
-    while chunk := list(itertools.islice(rows, CHUNK)):
-        pieces.append(pl.DataFrame(chunk, schema, orient="row"))
-    return pl.concat(pieces)
+    return frame_of(whole(), {**dict.fromkeys(columns, pl.String), "line": pl.Int64})
 
 
 def split_records(lines: Iterator[Line]) -> Iterator[tuple[Line, list[str]]]:

@@ -52,8 +52,8 @@ class Clock:
     @classmethod
     def of(cls, path: Path, name: str, *, counted: bool = False) -> Self:
         """That of a file with a JSON object a line, by the field `name`, wherever in a record it is."""
-        records = itertools.islice(read_objects(path, Faults("skip")), SAMPLE)
-        return cls((value for _, record in records for value in _values_of(record, name)), counted=counted)
+        found = read_objects(path, Faults("skip"), lambda record: list(_values_of(record, name)))
+        return cls((time for _, times in itertools.islice(found, SAMPLE) for time in times), counted=counted)
 
     def _unit_of(self, value: Any) -> str | None:
         if isinstance(value, bool) or not isinstance(value, int | float):

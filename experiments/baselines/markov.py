@@ -19,8 +19,7 @@ import numpy as np
 import scipy.sparse
 
 from data_pipelines.corpus import TRAIN, Corpus
-from experiments.baselines.popularity import training_counts
-from experiments.baselines.ranker import evaluate_ranker
+from experiments.baselines.ranker import evaluate_ranker, training_counts
 from unimp_jax.evaluation.metrics import ranking_metrics
 
 

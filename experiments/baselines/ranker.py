@@ -1,4 +1,4 @@
-"""What every baseline is: something that scores the whole catalogue for moments in users' histories."""
+"""What every baseline is: something that scores the whole catalogue for moments in users' histories; the simplest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import jax
 import numpy as np
 
-from data_pipelines.corpus import SPLITS, Corpus
+from data_pipelines.corpus import SPLITS, TRAIN, Corpus
 from unimp_jax.evaluation.ranking import ranks, seen_bitmap
 
 Split = Literal["validation", "test"]
@@ -34,6 +34,23 @@ class Ranker(Protocol):
           float32 [M, num_items], larger is better.
         """
         ...
+
+
+def training_counts(corpus: Corpus) -> np.ndarray:
+    """How often each item was met in training: int64 [num_items]."""
+    return np.bincount(corpus.items[corpus.splits == TRAIN], minlength=corpus.num_items)
+
+
+class Popularity:
+    """Scores an item by its number of training interactions."""
+
+    name = "Popularity"
+
+    def __init__(self, corpus: Corpus):
+        self._scores_I = training_counts(corpus).astype(np.float32)
+
+    def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        return np.tile(self._scores_I, (len(users), 1))
 
 
 def padded_histories(

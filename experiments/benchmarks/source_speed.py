@@ -21,8 +21,8 @@ import tyro
 from data_pipelines.prepare import prepare
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.hm import ARTICLE, read_articles, read_purchases
-from data_pipelines.sources.interactions import codes, k_core
 from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.source import codes, k_core
 from experiments.benchmarks.measuring import in_own_process, peak_bytes, print_header, print_row
 
 USER_CORE, ITEM_CORE = 8, 5

@@ -14,8 +14,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.tasks import Query
 from data_pipelines.vocabulary import Vocabulary
 from experiments.baselines.explanations import ConstantExplanation, NearestExplanation
-from experiments.baselines.factorisation import choose_factorisation
-from experiments.baselines.ratings import BiasedMean, GlobalMean
+from experiments.baselines.ratings import BIASES, BiasedFactorisation, GlobalMean, choose_factorisation
 from experiments.data import ExperimentData
 from experiments.evals.base import (
     OURS,
@@ -88,7 +87,7 @@ def rate_held_out(
     with contextlib.suppress(DataError):  # nothing was rated in training: there is nothing to compare with
         predicted |= {
             "biased factorisation": choose_factorisation(corpus).predict(users, items),
-            "user and item bias": BiasedMean(corpus).predict(users, items),
+            "user and item bias": BiasedFactorisation(corpus, BIASES).predict(users, items),
             "mean rating": GlobalMean(corpus).predict(users, items),
         }
     texts = [corpus.texts.get(int(event), "") for event in events]

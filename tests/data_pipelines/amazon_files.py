@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.sources.amazon import open_release
-from data_pipelines.sources.amazon_2014 import Amazon2014
-from data_pipelines.sources.amazon_2018 import Amazon2018
-from data_pipelines.sources.amazon_2023 import Amazon2023
+from data_pipelines.sources.amazon import AmazonBuilder
+from data_pipelines.sources.amazon_releases import Amazon2014, Amazon2018, Amazon2023
 from data_pipelines.sources.checks import Faults
-from data_pipelines.sources.interactions import Tabled
 from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.source import Source
 from tests.data_pipelines.small import START
 
-RELEASES = {"amazon_2014": Amazon2014.RELEASE, "amazon_2018": Amazon2018.RELEASE, "amazon_2023": Amazon2023.RELEASE}
+RELEASES: dict[str, type[AmazonBuilder]] = {
+    "amazon_2014": Amazon2014,
+    "amazon_2018": Amazon2018,
+    "amazon_2023": Amazon2023,
+}
 every_release = pytest.mark.parametrize("name", RELEASES)
 
 
@@ -132,10 +134,10 @@ def write(
     release = RELEASES[name]
     folder.mkdir(exist_ok=True)
     lines = "".join(f"{as_text(record)}\n" for record in reviews)
-    (folder / release.reviews[pattern].format(category)).write_text(lines, encoding="utf-8")
+    (folder / release.REVIEWS[pattern].format(category)).write_text(lines, encoding="utf-8")
     literal: Callable[[Any], str] = repr if name == "amazon_2014" else json.dumps
     lines = "".join(f"{record if isinstance(record, str) else literal(record)}\n" for record in products)
-    (folder / f"{release.products.format(category)}.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
+    (folder / f"{release.PRODUCTS.format(category)}.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
     return folder
 
 
@@ -145,11 +147,13 @@ def opened(
     cores: tuple[int, int] = (1, 1),
     faults: Faults | None = None,
     categories: tuple[str, ...] = (),
-) -> Tabled:
-    return open_release(RELEASES[name], folder, Selection(categories=categories), cores, faults or Faults())
+) -> Source:
+    selection = Selection(categories=categories, user_core=cores[0], item_core=cores[1])
+    builder = RELEASES[name](config="items", data_dir="unused", source_dir=folder, faults=faults, selection=selection)
+    return builder.open_source(None)
 
 
-def met(source: Tabled) -> dict[str, list[tuple[str, int]]]:
+def met(source: Source) -> dict[str, list[tuple[str, int]]]:
     """Item and time, in seconds after `START`, of each interaction of each user."""
     return {user.user_id: [(one.item_id, one.time - START) for one in user.interactions] for user in source.users()}
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines.sources.checks import Faults
-from data_pipelines.sources.movielens import (
-    LocalMovieLens,
-)
+from data_pipelines.sources.movielens import local_movielens
+from data_pipelines.sources.source import Source
 from tests.data_pipelines.small import START, image
 
 
@@ -45,8 +44,8 @@ def movielens_folder(folder: Path, num_users: int = 0) -> Path:
     return folder
 
 
-def local(folder: Path, faults: Faults | None = None, name: str = "movielens-small") -> LocalMovieLens:
-    return LocalMovieLens(folder, name, faults or Faults())
+def local(folder: Path, faults: Faults | None = None, name: str = "movielens-small") -> Source:
+    return local_movielens(folder, name, faults or Faults())
 
 
 def rewrite(folder: Path, file: str, text: str | bytes) -> None:

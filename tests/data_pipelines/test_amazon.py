@@ -15,10 +15,11 @@ from data_pipelines.prepare import prepare
 from data_pipelines.records import read_items, read_users
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.sources import find_source
-from data_pipelines.sources.amazon_reviews import AmazonInstruments2014, AmazonReviews
-from data_pipelines.sources.amazon_sample import Amazon2023Sample, AmazonSample
-from data_pipelines.sources.checks import Faults
-from data_pipelines.sources.reviews import clean, in_order, written
+from data_pipelines.sources.amazon import written
+from data_pipelines.sources.amazon_reviews import Amazon2023Sample, AmazonInstruments2014
+from data_pipelines.sources.builder import RecordBuilder
+from data_pipelines.sources.checks import Faults, clean
+from data_pipelines.sources.source import Source
 from tests.data_pipelines.small import START
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -107,12 +108,18 @@ def test_a_review_without_text_is_its_headline() -> None:
     assert written("", "") == ""
 
 
-def test_reviews_are_in_order_of_time_and_of_two_of_an_item_the_latest_counts() -> None:
-    reviews = [Interaction(item, time) for item, time in [("a", 5), ("b", 3), ("c", 5), ("b", 9), ("a", 1), ("d", 5)]]
-    assert [(one.item_id, one.time) for one in in_order(reviews)] == [("a", 5), ("c", 5), ("d", 5), ("b", 9)]
-    tied = [Interaction("a", 1, rating=1), Interaction("b", 1), Interaction("a", 1, rating=2)]
-    assert [one.item_id for one in in_order(tied)] == ["b", "a"]
-    assert in_order(tied)[1].rating == 2
+def test_reviews_are_in_order_of_time_and_of_two_of_an_item_the_latest_counts(tmp_path: Path) -> None:
+    def kept(*reviews: tuple[str, int]) -> list[tuple[str, int, float]]:
+        rows = [
+            row(asin=item, unixReviewTime=str(START + time), overall=str(1 + number % 5))
+            for number, (item, time) in enumerate(reviews)
+        ]
+        (user,) = reviews_2014(write_csv(tmp_path, rows)).users()
+        return [(one.item_id, one.time - START, one.rating) for one in user.interactions]
+
+    found = kept(("a", 5), ("b", 3), ("c", 5), ("b", 9), ("a", 1), ("d", 5))
+    assert [one[:2] for one in found] == [("a", 5), ("c", 5), ("d", 5), ("b", 9)]
+    assert kept(("a", 1), ("b", 1), ("a", 1)) == [("b", 1, 2.0), ("a", 1, 3.0)]
 
 
 @pytest.mark.parametrize(
@@ -129,11 +136,15 @@ def test_what_is_needed_is_reported(tmp_path: Path, source: str, file: str, publ
         prepare(source, tmp_path / "data", tmp_path)
 
 
+def opened(builder: type[RecordBuilder], path: Path, faults: Faults | None) -> Source:
+    return builder(config="items", data_dir="unused", source_dir=path.parent, faults=faults).open_source(None)
+
+
 # --- 2014 ------------------------------------------------------------------------------------------------------------
 
 
-def reviews_2014(path: Path, faults: Faults | None = None) -> AmazonReviews:
-    return AmazonReviews(path, faults or Faults())
+def reviews_2014(path: Path, faults: Faults | None = None) -> Source:
+    return opened(AmazonInstruments2014, path, faults)
 
 
 def test_a_review_of_2014(tmp_path: Path) -> None:
@@ -155,6 +166,12 @@ def test_users_and_items_come_as_they_first_appear_and_reviews_by_time(tmp_path:
     assert (first.user_id, second.user_id) == ("U9", "U1")
     assert [one.item_id for one in first.interactions] == ["A1", "A3", "A2", "A0"]
     assert [(one.item_id, one.time) for one in second.interactions] == [("A2", START + 5)]
+
+
+def test_users_come_as_they_first_appear_though_their_first_review_is_superseded(tmp_path: Path) -> None:
+    reviews = [("U9", "A1", 4), ("U1", "A2", 5), ("U9", "A1", 7)]
+    rows = [row(reviewerID=user, asin=asin, unixReviewTime=str(START + time)) for user, asin, time in reviews]
+    assert [user.user_id for user in reviews_2014(write_csv(tmp_path, rows)).users()] == ["U9", "U1"]
 
 
 def test_columns_are_found_by_name_and_others_ignored(tmp_path: Path) -> None:
@@ -205,10 +222,11 @@ def test_a_bad_review_of_2014_is_refused_by_name_or_left_out(tmp_path: Path, bad
     with pytest.raises(DataError, match=r"line 5: .*--on-bad skip"):
         prepare("amazon_instruments_2014", tmp_path / "data", tmp_path)
     faults = Faults("skip")
-    (user,) = reviews_2014(path, faults).users()
+    source = reviews_2014(path, faults)
+    (user,) = source.users()
     assert [one.item_id for one in user.interactions] == ["A1", "A3"]
-    assert [item.item_id for item in reviews_2014(path, faults).items()] == ["A1", "A3"]
-    assert len(faults.records) == 1  # told once, though the file is read for items and for users
+    assert [item.item_id for item in source.items()] == ["A1", "A3"]
+    assert len(faults.records) == 1  # told once, for items and for users
 
 
 @pytest.mark.parametrize("ending", ['U2,A2,,,"never closed\nU3,A3', 'U2,A2,,,"closed" too early,5.0,s,20,'])
@@ -240,8 +258,8 @@ def test_a_file_that_is_no_csv_of_reviews_is_reported(tmp_path: Path, content: b
 # --- 2023 ------------------------------------------------------------------------------------------------------------
 
 
-def sample(path: Path, faults: Faults | None = None) -> AmazonSample:
-    return AmazonSample(path, faults or Faults())
+def sample(path: Path, faults: Faults | None = None) -> Source:
+    return opened(Amazon2023Sample, path, faults)
 
 
 def test_a_line_of_2023(tmp_path: Path) -> None:
@@ -334,8 +352,9 @@ def test_a_bad_line_is_refused_by_name_or_left_out(tmp_path: Path, bad: str, mes
         list(sample(path).users())
     assert len(str(caught.value).splitlines()) == 1
     faults = Faults("skip")
-    assert [user.user_id for user in sample(path, faults).users()] == ["U1/Musical_Instruments"]
-    assert [item.item_id for item in sample(path, faults).items()] == ["B1"]
+    source = sample(path, faults)
+    assert [user.user_id for user in source.users()] == ["U1/Musical_Instruments"]
+    assert [item.item_id for item in source.items()] == ["B1"]
     assert len(faults.records) == 1
 
 
@@ -397,7 +416,9 @@ def test_records_are_written_and_faults_reported_once(
     assert (prepared.users, prepared.items, prepared.interactions, prepared.images) == (1, 2, 2, 0)
     assert len(prepared.bad_records) == 1
     assert told in prepared.bad_records[0]
-    reader = find_source(source)(config="items", data_dir=str(tmp_path / "unused"), source_dir=tmp_path)
+    reader = find_source(source)(
+        config="items", data_dir=str(tmp_path / "unused"), source_dir=tmp_path, faults=Faults("skip")
+    )
     assert list(read_items(source, tmp_path / "data")) == list(reader.open_source(None).items())
 
 

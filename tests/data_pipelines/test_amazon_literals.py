@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.errors import DataError
-from data_pipelines.sources.amazon_2014 import LONGEST_LITERAL, read_literals
+from data_pipelines.sources.amazon_releases import LONGEST_LITERAL, from_literal
 from data_pipelines.sources.checks import Faults
+from data_pipelines.sources.json_files import read_objects
 from tests.data_pipelines.amazon_files import opened, product_2014, review_2014, write
 
 
@@ -84,4 +85,5 @@ def test_what_python_writes_is_read_back(
 ) -> None:
     path = tmp_path_factory.mktemp("literals") / "meta.json"
     path.write_text("".join(f"{record!r}\n" for record in records), encoding="utf-8")
-    assert [record for _, record in read_literals(path, Faults())] == records
+    found = read_objects(path, Faults(), dict, from_literal, needed=False)
+    assert [record for _, record in found] == records

@@ -12,8 +12,7 @@ from data_pipelines.prepare import prepare
 from data_pipelines.records import read_items, read_users
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.sources import find_source
-from data_pipelines.sources.amazon import Release
-from data_pipelines.sources.amazon_reviews import AmazonReviews
+from data_pipelines.sources.amazon_reviews import AmazonInstruments2014
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.selection import Selection
 from tests.data_pipelines.amazon_files import (
@@ -129,7 +128,7 @@ def test_text_is_clean_and_a_review_without_is_its_headline(name: str, tmp_path:
 
 @every_release
 def test_what_a_product_does_not_say_is_empty(name: str, tmp_path: Path) -> None:
-    key = RELEASES[name].item_id
+    key = RELEASES[name].FIELDS.item
     nulls = {field: None for field in PRODUCT[name]("B2") if field != key} | {key: "B2"}
     write(tmp_path, name, [REVIEW[name]("U1", item) for item in ("B1", "B2")], [{key: "B1"}, nulls])
     empty = (("Category", "All Beauty"), ("Price", ""), ("Brand", ""), ("Title", ""), ("Description", ""))
@@ -174,7 +173,7 @@ def bad_reviews(name: str) -> list[tuple[Any, str]]:
 )
 def test_a_bad_review_is_refused_by_name_or_left_out(name: str, bad: Any, message: str, tmp_path: Path) -> None:
     folder = write(tmp_path, name, [REVIEW[name]("U1", "B1"), bad, REVIEW[name]("U1", "B3")])
-    file = RELEASES[name].reviews[0].format("All_Beauty")
+    file = RELEASES[name].REVIEWS[0].format("All_Beauty")
     with pytest.raises(DataError, match=rf"^{file} line 2: .*{message}") as caught:
         opened(folder, name)
     assert len(str(caught.value).splitlines()) == 1
@@ -227,7 +226,7 @@ def test_of_products_that_nobody_reviewed_only_the_ids_are_looked_at(name: str, 
 @every_release
 def test_a_file_that_is_cut_off_is_named(name: str, tmp_path: Path) -> None:
     folder = write(tmp_path, name, [REVIEW[name](f"U{number}", "B1") for number in range(100)], [PRODUCT[name]("B1")])
-    path = folder / RELEASES[name].reviews[0].format("All_Beauty")
+    path = folder / RELEASES[name].REVIEWS[0].format("All_Beauty")
     packed = gzip.compress(path.read_bytes(), mtime=0)
     path.unlink()
     path.with_name(f"{path.name}.gz").write_bytes(packed)
@@ -236,7 +235,7 @@ def test_a_file_that_is_cut_off_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"{path.name}.gz is damaged"):
         opened(folder, name)
     path.with_name(f"{path.name}.gz").write_bytes(packed)
-    products = folder / f"{RELEASES[name].products.format('All_Beauty')}.gz"
+    products = folder / f"{RELEASES[name].PRODUCTS.format('All_Beauty')}.gz"
     products.write_bytes(products.read_bytes()[:-12])
     with pytest.raises(DataError, match=rf"{products.name} is damaged"):
         prepare(name, tmp_path / "data", folder, "skip")
@@ -249,7 +248,7 @@ def test_the_whole_is_read_where_the_core_is_not_enough(name: str, tmp_path: Pat
     assert opened(tmp_path, name, (5, 5)).read.users == 1
     assert opened(tmp_path, name, (4, 5)).read.users == 2
     assert opened(tmp_path, name, (5, 1)).read.users == 2
-    (tmp_path / RELEASES[name].reviews[1].format("All_Beauty")).unlink()
+    (tmp_path / RELEASES[name].REVIEWS[1].format("All_Beauty")).unlink()
     assert opened(tmp_path, name, (1, 1)).read.users == 1
 
 
@@ -277,8 +276,7 @@ def test_images_are_fetched_when_asked_for(name: str, tmp_path: Path, monkeypatc
 def test_the_source_is_found_by_name(name: str) -> None:
     builder = find_source(name)
     assert builder.name == name
-    release: Release = RELEASES[name]
-    assert release.publisher in builder.DESCRIPTION
+    assert RELEASES[name].PUBLISHER in builder.DESCRIPTION
 
 
 # --- what is missing -------------------------------------------------------------------------------------------------
@@ -295,14 +293,14 @@ def test_the_source_is_found_by_name(name: str) -> None:
 def test_what_is_needed_is_reported(name: str, files: str, where: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"cannot be downloaded from here: for each category {files}.*{where}") as told:
         prepare(name, tmp_path / "data")
-    assert RELEASES[name].publisher in str(told.value)
+    assert RELEASES[name].PUBLISHER in str(told.value)
     assert len(str(told.value).splitlines()) == 1
     with pytest.raises(DataError, match=rf"holds no reviews: for each category {files}"):
         prepare(name, tmp_path / "data", tmp_path)
     write(tmp_path, name, [REVIEW[name]("U1", "B1")], category="Video_Games")
     with pytest.raises(DataError, match=r"no reviews of category 'VideoGames'; did you mean 'Video_Games'\? It holds"):
         prepare(name, tmp_path / "data", tmp_path, selection=Selection(categories=("VideoGames",)))
-    (tmp_path / f"{RELEASES[name].products.format('Video_Games')}.gz").unlink()
+    (tmp_path / f"{RELEASES[name].PRODUCTS.format('Video_Games')}.gz").unlink()
     with pytest.raises(DataError, match=rf"meta_Video_Games.jsonl? does not exist: for each category {files}"):
         prepare(name, tmp_path / "data", tmp_path)
 
@@ -326,9 +324,10 @@ def test_the_reviews_of_musical_instruments_are_the_same_as_lines_of_json(tmp_pa
             for row in csv.DictReader(file)
         ]
     folder = write(tmp_path / "source", "amazon_2014", rows, category="Musical_Instruments")
+    reader = AmazonInstruments2014(config="items", data_dir="unused", source_dir=real.parent)
     for cores in ((1, 1), (5, 5)):  # they are a 5-core
         found = opened(folder, "amazon_2014", cores)
-        for user, wanted in zip(found.users(), AmazonReviews(real, Faults()).users(), strict=True):
+        for user, wanted in zip(found.users(), reader.open_source(None).users(), strict=True):
             assert user.user_id == f"{wanted.user_id}/Musical_Instruments"
             assert user.interactions == wanted.interactions
     assert vars(found.read) == {"users": 1429, "items": 900, "interactions": 10_261}

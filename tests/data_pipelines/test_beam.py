@@ -3,41 +3,53 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
-from data_pipelines.records import encode_item, encode_user, read_items, read_users
-from data_pipelines.sources import parts
-from data_pipelines.sources.parts import encode_part, parts_of, read_part, stage
+from data_pipelines.records import USER_FEATURES, read_items, read_users
+from data_pipelines.schema import Interaction, Item
+from data_pipelines.sources import source as sources
+from data_pipelines.sources import staging
 from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.staging import encode_part, parts_of, read_part, stage
 from tests.data_pipelines.movielens_files import local, movielens_folder
 from tests.data_pipelines.test_hm import opened, write
 
 
+def item_of(record: dict[str, Any]) -> Item:
+    attributes = tuple(zip(record["attributes"]["name"], record["attributes"]["text"], strict=True))
+    return Item(record["item_id"], record["title"], attributes, tuple(record["categories"]), record["image"])
+
+
 @pytest.mark.parametrize("kind", ["items", "users"])
 def test_parts_on_disk_hold_the_same_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(parts, "ITEMS_A_PART", 2)
-    monkeypatch.setattr(parts, "USERS_A_PART", 2)
+    monkeypatch.setattr(staging, "ITEMS_A_PART", 2)
+    monkeypatch.setattr(sources, "USERS_A_PART", 2)
     source = local(movielens_folder(tmp_path / "source"))
-    staged = stage(parts_of(source, kind), tmp_path / "staged")
+    staged = stage(parts_of(source, kind), tmp_path / "staged", "the source")
     records = [record for part in staged for record in read_part(part)]
     assert len(staged) == {"items": 3, "users": 2}[kind]
     assert [number for number, _ in records] == list(range(len(records)))
     whole = [record for part in parts_of(source, kind) for record in encode_part(part)]
     assert str([record for _, record in records]) == str(whole)  # NaN is no equal of itself
     if kind == "items":
-        assert whole == [encode_item(item) for item in source.items()]
+        assert [item_of(record) for record in whole] == list(source.items())
     else:
         assert [len(user["interactions"]["time"]) for user in whole] == [4, 1, 0]
 
 
-def test_users_of_a_table_come_in_the_same_columns_as_others(tmp_path: Path) -> None:
+def test_users_of_a_source_come_in_the_columns_of_the_record_format(tmp_path: Path) -> None:
     source = opened(write(tmp_path / "source"))
     (part,) = parts_of(source, "users")
-    assert dict(part.schema) == parts.USER_COLUMNS
-    assert str(list(encode_part(part))) == str([encode_user(user) for user in source.users()])
+    records, users = list(encode_part(part)), list(source.users())
+    assert [record["user_id"] for record in records] == [user.user_id for user in users]
+    for record, user in zip(records, users, strict=True):
+        assert list(record["interactions"]) == list(USER_FEATURES["interactions"])
+        columns = zip(*record["interactions"].values(), strict=True)
+        assert str([Interaction(*row) for row in columns]) == str(list(user.interactions))
 
 
 def test_without_beam_it_is_reported_what_to_install(tmp_path: Path) -> None:
@@ -58,7 +70,7 @@ def test_records_of_a_pipeline_are_the_same(tmp_path: Path, source: str, monkeyp
     folder = write(tmp_path / "source") if source == "hm" else movielens_folder(tmp_path / "source", num_users=9000)
     selection = Selection(item="product") if source == "hm" else Selection()
     here = prepare(source, tmp_path / "data", folder, selection=selection)
-    monkeypatch.setattr(parts, "ITEMS_A_PART", 1)
+    monkeypatch.setattr(staging, "ITEMS_A_PART", 1)
     there = prepare(
         source,
         tmp_path / "data",

@@ -15,8 +15,8 @@ from data_pipelines.records import read_items, read_users
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.sources import find_source
 from data_pipelines.sources.checks import Faults
-from data_pipelines.sources.interactions import Counts, Tabled
 from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.source import Counts, Source
 from tests.data_pipelines.small import image
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "hm-july-2020"
@@ -94,7 +94,7 @@ def folder(tmp_path: Path) -> Path:
     return write(tmp_path / "source")
 
 
-def opened(folder: Path, faults: Faults | None = None, **selection: object) -> Tabled:
+def opened(folder: Path, faults: Faults | None = None, **selection: object) -> Source:
     builder = find_source("hm")(
         config="items",
         data_dir=str(folder / "unused"),
@@ -103,11 +103,11 @@ def opened(folder: Path, faults: Faults | None = None, **selection: object) -> T
         selection=Selection(**selection),  # type: ignore[arg-type]
     )
     source = builder.open_source(None)
-    assert isinstance(source, Tabled)
+    assert isinstance(source, Source)
     return source
 
 
-def histories(source: Tabled) -> dict[str, list[str]]:
+def histories(source: Source) -> dict[str, list[str]]:
     return {user.user_id: [one.item_id for one in user.interactions] for user in source.users()}
 
 

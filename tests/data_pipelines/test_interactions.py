@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.schema import NO_TIME, Interaction, Item, User
-from data_pipelines.sources import interactions
-from data_pipelines.sources.interactions import COLUMNS, Counts, Tabled, codes, core, k_core, without_repeats
+from data_pipelines.sources import source as interactions
+from data_pipelines.sources.source import COLUMNS, Counts, Source, codes, core, k_core, without_repeats
 
 ids = st.integers(0, 7)
 rows = st.lists(st.tuples(ids, ids), max_size=60)
@@ -95,14 +95,14 @@ def test_of_repeats_the_first_or_the_last_in_time_stays() -> None:
 def test_where_a_time_is_unknown_the_order_of_the_table_stands() -> None:
     frame = table(("u", "b", 30), ("u", "a", NO_TIME), ("u", "b", 10), ("v", "c", 9), ("v", "d", 8))
     assert without_repeats(frame, "first")["rating"].to_list() == [0, 1, 3, 4]
-    first, second = Tabled(frame, Item, Counts.of(frame)).users()
+    first, second = Source(frame, Item, Counts.of(frame)).users()
     assert [one.item_id for one in first.interactions] == ["b", "a", "b"]
     assert [one.item_id for one in second.interactions] == ["d", "c"]
 
 
 def test_users_come_by_first_appearance_and_their_items_by_time_ties_as_they_stand() -> None:
     frame = table(*MET)
-    source = Tabled(frame, lambda item: Item(item, item.upper()), Counts(9, 9, 9))
+    source = Source(frame, lambda item: Item(item, item.upper()), Counts(9, 9, 9))
     assert list(source.items()) == [Item("a", "A"), Item("b", "B")]
     first, second = source.users()
     assert [(one.rating, one.time) for one in first.interactions] == [(3, 10), (4, 10), (2, 20), (0, 30), (5, 30)]
@@ -112,7 +112,7 @@ def test_users_come_by_first_appearance_and_their_items_by_time_ties_as_they_sta
 
 def test_columns_may_be_absent_or_categories() -> None:
     frame = table(*MET).drop("rating", "text").with_columns(pl.col("user").cast(pl.Categorical), split=pl.lit("test"))
-    first = next(Tabled(frame, Item, Counts.of(frame)).users()).interactions[0]
+    first = next(Source(frame, Item, Counts.of(frame)).users()).interactions[0]
     assert (first.item_id, first.time, first.text, first.split) == ("a", 10, "", "test")
     assert math.isnan(first.rating)
     assert core(frame, 2, 1)["user"].unique().to_list() == ["u"]
@@ -125,7 +125,7 @@ def test_histories_are_the_sorted_rows_of_each_user(met: list[tuple[str, str, in
     frame = table(*met)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interactions, "USERS_A_PART", 2)
-        users = list(Tabled(frame, Item, Counts.of(frame)).users())
+        users = list(Source(frame, Item, Counts.of(frame)).users())
     assert [user.user_id for user in users] == list(dict.fromkeys(user for user, _, _ in met))
     for user in users:
         theirs = [(item, time, float(row)) for row, (who, item, time) in enumerate(met) if who == user.user_id]

@@ -19,10 +19,11 @@ from data_pipelines.records import read_items
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.movielens import (
     Movielens1m,
-    OfficialMovieLens,
     genres_of,
+    official_movielens,
     title_and_year,
 )
+from data_pipelines.sources.source import Source
 from tests.data_pipelines.small import START
 
 
@@ -52,8 +53,8 @@ def archive_1m(folder: Path, ratings: list[str]) -> Path:
     return folder
 
 
-def official(folder: Path, core: int = 5, faults: Faults | None = None) -> OfficialMovieLens:
-    return OfficialMovieLens(folder, faults or Faults(), core)
+def official(folder: Path, core: int = 5, faults: Faults | None = None) -> Source:
+    return official_movielens(folder, faults or Faults(), core)
 
 
 def test_the_1m_archive(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def test_an_item_of_a_folder(folder: Path) -> None:
     rewrite(
         folder, "items.jsonl", movie_line(2, title="Stadt, Die (Œuvre)", genres=["Action", "Sci-Fi"], description="D")
     )
+    rewrite(folder, "users.jsonl", user_line(1, [2]))
     (item,) = local(folder).items()
     assert item == Item(
         "2",
@@ -108,6 +109,7 @@ GOOD = user_line(1, [1])
     ],
 )
 def test_a_bad_line_is_refused_by_name_or_left_out(folder: Path, file: str, line: str, message: str) -> None:
+    rewrite(folder, "users.jsonl", GOOD)
     rewrite(folder, file, (GOOD if file == "users.jsonl" else movie_line(1)) + line)
 
     def read(faults: Faults) -> list[Item] | list[User]:
@@ -227,6 +229,7 @@ def test_a_missing_zip_is_reported(folder: Path) -> None:
 
 def test_an_item_that_says_it_has_no_poster_misses_none(folder: Path) -> None:
     rewrite(folder, "items.jsonl", movie_line(6, poster=False))
+    rewrite(folder, "users.jsonl", user_line(1, [6]))
     faults = Faults()
     assert next(local(folder, faults).items()).image == b""
     assert faults.images == []

@@ -11,8 +11,8 @@ from data_pipelines.prepare import prepare
 from data_pipelines.schema import Item
 from data_pipelines.sources import find_source
 from data_pipelines.sources.checks import Faults
-from data_pipelines.sources.interactions import Counts, Tabled
 from data_pipelines.sources.netflix import read_films
+from data_pipelines.sources.source import Counts, Source
 from tests.data_pipelines.small import image
 
 FILMS = """1,2003,Dinosaur Planet
@@ -38,14 +38,14 @@ def write(folder: Path, films: str = FILMS, **files: object) -> Path:
     return folder
 
 
-def opened(folder: Path, faults: Faults | None = None) -> Tabled:
+def opened(folder: Path, faults: Faults | None = None) -> Source:
     builder = find_source("netflix")(config="items", data_dir="unused", source_dir=folder, faults=faults)
     source = builder.open_source(None)
-    assert isinstance(source, Tabled)
+    assert isinstance(source, Source)
     return source
 
 
-def split_of(source: Tabled) -> dict[str, list[tuple[str, str]]]:
+def split_of(source: Source) -> dict[str, list[tuple[str, str]]]:
     return {user.user_id: [(one.item_id, one.split) for one in user.interactions] for user in source.users()}
 
 

@@ -21,9 +21,9 @@ from data_pipelines.prepare import prepare
 from data_pipelines.records import read_items, read_users
 from data_pipelines.replacing import LOCK, put_in_place, workplace
 from data_pipelines.schema import Item
-from data_pipelines.sources import parts
-from data_pipelines.sources.movielens import LocalMovieLens
+from data_pipelines.sources import staging
 from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.source import Source
 from tests.data_pipelines.amazon_files import product_2023, review_2023, write
 from tests.data_pipelines.movielens_files import movielens_folder, user_line
 
@@ -295,7 +295,7 @@ def test_a_folder_that_only_looks_left_behind_is_not_cleaned_up(tmp_path: Path) 
 
 
 def raising(error: BaseException, after: int = 0) -> Any:
-    def items(self: LocalMovieLens) -> Iterator[Item]:
+    def items(self: Source) -> Iterator[Item]:
         yield from (Item(str(number), "a title") for number in range(after))
         raise error
 
@@ -309,14 +309,14 @@ def raising(error: BaseException, after: int = 0) -> Any:
         (RuntimeError("two\nlines"), r"^{source} could not be read \(two lines\)$"),
         (MemoryError(), r"^{source} could not be read \(MemoryError\)$"),
         (OSError(5, "Input/output error", "/x/movies.csv"), r"^/x/movies.csv could not be read \(Input/output "),
-        (parts.pl.exceptions.PanicException("overflow"), r"^{source} could not be read \(overflow\)$"),
+        (staging.pl.exceptions.PanicException("overflow"), r"^{source} could not be read \(overflow\)$"),
     ],
 )  # fmt: skip
 def test_what_fails_while_reading_is_said_of_the_source(
     source: Path, data: Path, error: BaseException, message: str, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LocalMovieLens, "items", raising(error, after))
-    monkeypatch.setattr(parts, "ITEMS_A_PART", 1)
+    monkeypatch.setattr(Source, "items", raising(error, after))
+    monkeypatch.setattr(staging, "ITEMS_A_PART", 1)
     refused(message.format(source=re.escape(str(source))), data, source)
     assert names(data) == []
 
@@ -327,19 +327,19 @@ def test_what_fails_while_the_source_is_opened_is_said_of_it(
     def fails(*_: Any, **__: Any) -> None:
         raise KeyError("title")
 
-    monkeypatch.setattr(LocalMovieLens, "__init__", fails)
+    monkeypatch.setattr(Source, "__init__", fails)
     refused(rf"^{source} could not be read \('title'\)$", data, source)
 
 
 def test_a_bug_while_reading_the_embedded_source_names_it(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LocalMovieLens, "items", raising(RuntimeError("x")))
+    monkeypatch.setattr(Source, "items", raising(RuntimeError("x")))
     refused(rf"^the source {NAME} could not be read \(x\)$", data)
 
 
 def test_what_fails_while_writing_is_said_of_the_folder(
     source: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts.pl.DataFrame, "write_parquet", no_room)
+    monkeypatch.setattr(staging.pl.DataFrame, "write_parquet", no_room)
     refused(rf"^{data}: records could not be written", data, source)
 
 

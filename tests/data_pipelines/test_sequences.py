@@ -11,8 +11,8 @@ from data_pipelines.prepare import prepare
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.sources import find_source
 from data_pipelines.sources.checks import Faults
-from data_pipelines.sources.interactions import Counts, Tabled, core
 from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.source import Counts, Source, core
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "amazon-2014"
 
@@ -25,7 +25,7 @@ def write(folder: Path, name: str = "Toys", lines: str = "7 3 1 2\n5 2 3\n6 9\n"
     return folder
 
 
-def opened(folder: Path | None, faults: Faults | None = None, **selection: object) -> Tabled:
+def opened(folder: Path | None, faults: Faults | None = None, **selection: object) -> Source:
     builder = find_source("sequences")(
         config="items",
         data_dir="unused",
@@ -34,7 +34,7 @@ def opened(folder: Path | None, faults: Faults | None = None, **selection: objec
         selection=Selection(**selection),  # type: ignore[arg-type]
     )
     source = builder.open_source(None)
-    assert isinstance(source, Tabled)
+    assert isinstance(source, Source)
     return source
 
 

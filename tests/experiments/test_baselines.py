@@ -16,14 +16,18 @@ from data_pipelines.errors import DataError
 from data_pipelines.schema import Interaction, Item, User
 from experiments.baselines.full_softmax import full_softmax
 from experiments.baselines.markov import Markov, MarkovConfig, choose_markov
-from experiments.baselines.popularity import Popularity
 from experiments.baselines.query_match import QueryMatch, WordMatches
-from experiments.baselines.ranker import evaluate_ranker, padded_histories
-from experiments.baselines.ratings import BiasedMean, BiasedMeanConfig, GlobalMean
+from experiments.baselines.ranker import Popularity, evaluate_ranker, padded_histories
+from experiments.baselines.ratings import BIASES, BiasedFactorisation, FactorisationConfig, GlobalMean
 from experiments.baselines.sasrec import SASRecConfig, SASRecRanker
 from experiments.baselines.sasrec_model import SASRecModelConfig
-from experiments.baselines.sasrec_training import learning_rate, spent_part, train_sasrec
-from experiments.baselines.sequences import training_batches, training_rows
+from experiments.baselines.sasrec_training import (
+    learning_rate,
+    spent_part,
+    train_sasrec,
+    training_batches,
+    training_rows,
+)
 from tests.data_pipelines.small import small_corpus
 
 
@@ -136,9 +140,9 @@ def test_query_match_orders_by_words_then_by_the_base(corpus: Corpus) -> None:
         QueryMatch(base, lambda users, positions: np.zeros(3)).scores(users, positions)
 
 
-def test_biased_mean_solves_the_ridge_regression(corpus: Corpus) -> None:
-    config = BiasedMeanConfig(user_ridge=2.0, item_ridge=0.5, tolerance=1e-12)
-    found = BiasedMean(corpus, config)
+def test_a_factorisation_of_rank_0_solves_the_ridge_regression(corpus: Corpus) -> None:
+    config = FactorisationConfig(rank=0, user_ridge=2.0, item_ridge=0.5, sweeps=200)
+    found = BiasedFactorisation(corpus, config)
     events = np.flatnonzero((corpus.splits == TRAIN) & ~np.isnan(corpus.ratings))
     users = np.searchsorted(corpus.offsets, events, side="right") - 1
     design = np.zeros((len(events), corpus.num_users + corpus.num_items))
@@ -155,7 +159,7 @@ def test_biased_mean_solves_the_ridge_regression(corpus: Corpus) -> None:
 
 def test_sources_without_ratings_are_refused() -> None:
     with pytest.raises(DataError, match="no training interaction has a rating"):
-        BiasedMean(circle())
+        BiasedFactorisation(circle(), BIASES)
 
 
 def test_rows_hold_every_training_transition_once_and_no_padding_but_the_last(corpus: Corpus) -> None:
@@ -280,7 +284,7 @@ def test_nothing_is_learned_from_held_out_interactions(corpus: Corpus) -> None:
     ]
     for one, two in pairs:
         np.testing.assert_array_equal(one.scores(users, positions), two.scores(users, positions))
-    one, two = BiasedMean(corpus), BiasedMean(other)
+    one, two = BiasedFactorisation(corpus, BIASES), BiasedFactorisation(other, BIASES)
     assert (one.users == two.users).all()
     assert GlobalMean(corpus).mean == GlobalMean(other).mean
 

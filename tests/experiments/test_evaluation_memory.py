@@ -9,9 +9,8 @@ import scipy.stats
 from data_pipelines.corpus import TEST, TRAIN, Corpus
 from data_pipelines.loader import QuestionBatch
 from experiments.baselines import ranker as rankers
-from experiments.baselines.popularity import Popularity, training_counts
 from experiments.baselines.query_match import QueryMatch, WordMatches, in_order, places
-from experiments.baselines.ranker import evaluate_ranker
+from experiments.baselines.ranker import Popularity, evaluate_ranker, training_counts
 from unimp_jax.evaluation.predictor import seen_of, targets_of
 from unimp_jax.evaluation.ranking import seen_mask
 

@@ -15,10 +15,10 @@ from data_pipelines.tasks.prompt import prompt_texts
 from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
 from experiments import evaluate
 from experiments.baselines.explanations import ConstantExplanation, NearestExplanation
-from experiments.baselines.factorisation import choose_factorisation
 from experiments.baselines.markov import choose_markov
 from experiments.baselines.query_match import QueryMatch, WordMatches
 from experiments.baselines.ranker import evaluate_ranker
+from experiments.baselines.ratings import choose_factorisation
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.baselines.sasrec_model import SASRecModelConfig
 from experiments.data import ExperimentData, Records

@@ -14,10 +14,9 @@ from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out_queries
 from experiments.baselines.explanations import training_texts
 from experiments.baselines.markov import transition_counts
-from experiments.baselines.popularity import Popularity
-from experiments.baselines.ranker import evaluate_ranker
+from experiments.baselines.ranker import Popularity, evaluate_ranker
 from experiments.baselines.ratings import training_ratings
-from experiments.baselines.sequences import training_rows
+from experiments.baselines.sasrec_training import training_rows
 from experiments.config import DataConfig
 from experiments.data import load_records
 from tests.data_pipelines.small import small_corpus, small_vocabulary

@@ -1,11 +1,11 @@
-"""Interactions of a whole source as one table: cores, repeats, and the source that such a table is."""
+"""A source: all its interactions as one table, of which cores are taken and repeats left out, and its items."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, Self
 
 import numpy as np
@@ -19,6 +19,7 @@ COLUMNS = {"user": pl.String, "item": pl.String, "time": pl.Int64, "rating": pl.
 
 User and item may be categories. Rating and text may be absent, where all are unknown; where the source prescribes them,
 there is `split`, a string."""
+ALL_COLUMNS = {**COLUMNS, "split": pl.String}
 USERS_A_PART = 4096
 ABSENT = {"rating": pl.lit(math.nan, pl.Float32), "text": pl.lit(""), "split": pl.lit("")}
 
@@ -117,20 +118,31 @@ def _times(frame: pl.DataFrame) -> pl.Series:
     return frame.select(pl.when(unknown).then(NO_TIME).otherwise("time").alias("time"))["time"]
 
 
-class Tabled:
-    """A source that is a table of interactions, and a function that knows the items.
+class Source:
+    """What a data set is to the rest: a table of interactions, and a function that knows the items.
 
     Attributes:
-      frame: as of `COLUMNS`.
-      read: what the files held.
+      frame: as of `COLUMNS`; a user without interactions is a row of `ALL_COLUMNS` in which all others are null.
+      read: what the files held, where that is known.
     """
 
-    def __init__(self, frame: pl.DataFrame, item_of: Callable[[str], Item], read: Counts):
-        self.frame, self.read, self._item_of = frame, read, item_of
+    def __init__(
+        self,
+        frame: pl.DataFrame,
+        item_of: Callable[[str], Item],
+        read: Counts | None = None,
+        item_ids: Iterable[str] | None = None,
+    ):
+        """
+        Args:
+          item_of: the item of an id.
+          item_ids: all items, in order; None: those met, in order of first appearance.
+        """
+        self.frame, self.read, self._item_of, self._item_ids = frame, read, item_of, item_ids
 
     def items(self) -> Iterator[Item]:
-        """Those met, in order of first appearance."""
-        return map(self._item_of, codes(self.frame["item"])[1])
+        """All items."""
+        return map(self._item_of, codes(self.frame["item"])[1] if self._item_ids is None else self._item_ids)
 
     def users(self) -> Iterator[User]:
         """In order of first appearance; a user's interactions in order of time, ties as they stand."""
@@ -150,4 +162,5 @@ class Tabled:
             part = self.frame[rows[start:end]].with_columns(columns)
             texts = (pl.col(name).cast(pl.String).alias(f"{name}_id") for name in ("user", "item"))
             history = part.select(*texts, "time", "rating", "text", "split")
-            yield history.group_by("user_id", maintain_order=True).agg(pl.all())
+            history = history.group_by("user_id", maintain_order=True).agg(pl.all())
+            yield history.with_columns(pl.exclude("user_id").list.drop_nulls())

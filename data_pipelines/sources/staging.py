@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import polars as pl
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from data_pipelines.errors import DataError, reason_of
-from data_pipelines.records import encode_item, encode_user
-from data_pipelines.schema import Item, User
-from data_pipelines.sources.interactions import USERS_A_PART, Tabled
+from data_pipelines.schema import Item
+from data_pipelines.sources.source import Source
 
 ITEMS_A_PART = 16384
 IMAGES_A_PART = 64 * 2**20
@@ -30,34 +28,35 @@ ITEM_COLUMNS: dict[str, Any] = {
     "categories": TEXTS,
     "image": pl.Binary,
 }
-USER_COLUMNS: dict[str, Any] = {
-    "user_id": pl.String,
-    "item_id": TEXTS,
-    "time": pl.List(pl.Int64),
-    "rating": pl.List(pl.Float32),
-    "text": TEXTS,
-    "split": TEXTS,
-}
-
-
-class Source(Protocol):
-    """What a data set is to the rest: its items and its users. It may say what its files held: `read`, `Counts`."""
-
-    def items(self) -> Iterator[Item]: ...
-
-    def users(self) -> Iterator[User]: ...
 
 
 def parts_of(source: Source, kind: str) -> Iterator[pl.DataFrame]:
-    """All items or all users: a row a record, with `ITEM_COLUMNS` or `USER_COLUMNS`."""
-    if kind == "items":
-        for items in _item_batches(source.items()):
-            yield _table([item | item["attributes"] for item in map(encode_item, items)], ITEM_COLUMNS)
-    elif isinstance(source, Tabled):
-        yield from source.histories()
-    else:
-        for users in _batched(source.users(), USERS_A_PART):
-            yield _table([user | user["interactions"] for user in map(encode_user, users)], USER_COLUMNS)
+    """All items or all users: a row a record, with `ITEM_COLUMNS` or the columns of `Source.histories`."""
+    return source.histories() if kind == "users" else map(_table_of, _batches(source.items()))
+
+
+def _table_of(items: list[Item]) -> pl.DataFrame:
+    columns = (
+        [item.item_id for item in items],
+        [item.title for item in items],
+        [[name for name, _ in item.attributes] for item in items],
+        [[text for _, text in item.attributes] for item in items],
+        [list(item.categories) for item in items],
+        [item.image for item in items],
+    )
+    return pl.DataFrame(dict(zip(ITEM_COLUMNS, columns, strict=True)), ITEM_COLUMNS)
+
+
+def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
+    batch, images = list[Item](), 0
+    for item in items:
+        batch.append(item)
+        images += len(item.image)
+        if len(batch) == ITEMS_A_PART or images >= IMAGES_A_PART:
+            yield batch
+            batch, images = [], 0
+    if batch:
+        yield batch
 
 
 @dataclasses.dataclass
@@ -82,27 +81,6 @@ class Tally:
             self.items += len(part)
             self.images += int((part["image"].bin.size() > 0).sum())
         return part
-
-
-def _item_batches(items: Iterator[Item]) -> Iterator[list[Item]]:
-    batch, images = list[Item](), 0
-    for item in items:
-        batch.append(item)
-        images += len(item.image)
-        if len(batch) == ITEMS_A_PART or images >= IMAGES_A_PART:
-            yield batch
-            batch, images = [], 0
-    if batch:
-        yield batch
-
-
-def _batched(users: Iterator[User], size: int) -> Iterator[list[User]]:
-    while batch := list(itertools.islice(users, size)):
-        yield batch
-
-
-def _table(rows: list[dict[str, Any]], columns: dict[str, Any]) -> pl.DataFrame:
-    return pl.DataFrame({name: [row[name] for row in rows] for name in columns}, columns)
 
 
 def encode_part(part: pl.DataFrame) -> Iterator[dict[str, Any]]:
@@ -130,22 +108,19 @@ def reading(place: str) -> Iterator[None]:
         raise DataError(f"{file} could not be read ({reason_of(error)})") from error
 
 
-def read(parts: Iterator[pl.DataFrame], place: str) -> Iterator[pl.DataFrame]:
-    """The parts, `reading`."""
-    with reading(place):
-        yield from parts
-
-
-def stage(parts: Iterator[pl.DataFrame], folder: Path) -> list[tuple[int, str]]:
-    """Writes parts as Parquet files; (number of its first record, path) of each."""
+def stage(parts: Iterator[pl.DataFrame], folder: Path, place: str) -> list[tuple[int, str]]:
+    """Writes parts, `reading` them, as Parquet files; (number of its first record, path) of each."""
     folder.mkdir(parents=True)
-    staged, first = [], 0
-    for number, part in enumerate(parts):
-        path = folder / f"{number:05}.parquet"
+    staged, first = list[tuple[int, str]](), 0
+    while True:
+        with reading(place):
+            part = next(parts, None)
+        if part is None:
+            return staged
+        path = folder / f"{len(staged):05}.parquet"
         part.write_parquet(path, compression="lz4")
         staged.append((first, str(path)))
         first += len(part)
-    return staged
 
 
 def read_part(staged: tuple[int, str]) -> Iterator[tuple[int, dict[str, Any]]]:
