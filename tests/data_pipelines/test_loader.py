@@ -119,10 +119,10 @@ def test_tight_rows_are_no_longer_than_they_must_be_and_as_many_as_fit_a_batch()
     batches = list(question_batches(prompts, row_shape, images(), CONFIG, tight=True))
     rows, length = batches[0].arrays["tokens"].shape
     assert all(batch.arrays["tokens"].shape == (rows, length) for batch in batches)
-    assert rows % CONFIG.rows == 0
-    assert rows * length <= CONFIG.rows * row_shape.tokens
+    assert rows % CONFIG.batch_size == 0
+    assert rows * length <= CONFIG.batch_size * row_shape.tokens
     (alone,) = question_batches(prompts[:1], row_shape, images(), CONFIG, tight=True)
-    assert alone.arrays["tokens"].shape == (CONFIG.rows, -(-len(prompts[0].tokens) // 16) * 16)
+    assert alone.arrays["tokens"].shape == (CONFIG.batch_size, -(-len(prompts[0].tokens) // 16) * 16)
 
 
 @pytest.mark.parametrize("fit", ["crop", "stretch", "pad"])
