@@ -10,7 +10,7 @@ from data_pipelines.errors import DataError
 from experiments import step as experiment_step
 from experiments.config import (
     CHANGEABLE,
-    FREE,
+    WITHOUT_EFFECT,
     differences,
     flat,
     load_config,
@@ -60,7 +60,7 @@ def config_of(data):
 
 def test_fields_are_named_whole():
     names = flat(to_json(experiment("data")))
-    for field in (*FREE, *(field for field in CHANGEABLE if field != "guard")):
+    for field in (*WITHOUT_EFFECT, *(field for field in CHANGEABLE if field != "guard")):
         assert any(name == field or name.startswith(f"{field}.") for name in names), field
     ours = experiment("data")
     assert differences(ours, changed(ours, model={"attention": "xla"}, mesh={"data": 2})) == []
