@@ -6,14 +6,19 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data_pipelines.errors import DataError
 
+if TYPE_CHECKING:  # it takes a second or more to import
+    from transformers import PreTrainedTokenizerBase
+
 LONGEST = 512
 """Characters of a word, and of a text without a limit of words: a tokenizer's work grows with the square of them."""
+GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""The classes of tokenizers that transformers saves so (from version 5 on, and before)."""
 LONG_RUNS = re.compile(rf"(\S{{{LONGEST}}})\S+|(\s{{{LONGEST}}})\s+")
 
 
@@ -38,6 +43,12 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
       DataError: there is none, or it cannot be read; no code that comes with it is run.
     """
     try:
+        if is_generic(Path(name)):
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast.from_pretrained(name)
+        from transformers import AutoTokenizer
+
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # whatever the many kinds of tokenizers raise: of another kind, damaged, not installed
         said = str(error).strip().splitlines()
@@ -47,6 +58,18 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
                 "there is a sentencepiece file alone; `save_pretrained` of its fast tokenizer writes tokenizer.json"
             )
         raise DataError(f"no tokenizer at {name!r}: {reason}") from error
+
+
+def is_generic(folder: Path) -> bool:
+    """Whether the tokenizer of a folder is all in its `tokenizer.json`, and belongs to no kind of model.
+
+    `AutoTokenizer` reads it alike, but takes seconds to import (and PyTorch, where that is installed).
+    """
+    file = folder / "tokenizer_config.json"
+    if not file.is_file() or not (folder / "tokenizer.json").is_file() or (folder / "config.json").exists():
+        return False
+    described = json.loads(file.read_text(encoding="utf-8"))
+    return described.get("tokenizer_class") in GENERIC and "auto_map" not in described
 
 
 def table_size(tokenizer: PreTrainedTokenizerBase) -> int:

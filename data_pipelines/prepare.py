@@ -18,8 +18,8 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from data_pipelines.errors import DataError, printable, reason_of
 from data_pipelines.records import KINDS, quiet_tfds
 from data_pipelines.replacing import MADE, check_place, put_in_place, workplace
-from data_pipelines.sources import find_source
 from data_pipelines.sources.checks import Faults, OnBad
+from data_pipelines.sources.registry import find_source
 from data_pipelines.sources.selection import Selection
 from data_pipelines.sources.source import Counts, Source
 from data_pipelines.sources.staging import Tally

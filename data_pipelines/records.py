@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.errors import DataError
 from data_pipelines.schema import Interaction, Item, User
@@ -58,14 +58,24 @@ def encode_item(item: Item) -> dict[str, Any]:
     }
 
 
-def decode_item(record: dict[str, Any]) -> Item:
-    attributes = record["attributes"]
+def columns(serialized: bytes) -> dict[str, Sequence[Any]]:
+    """The values of a record by name, such as `interactions/time`, as TFDS writes them.
+
+    TFDS's own decoding gives the same in four times the time, in which it checks shapes and makes arrays.
+    """
+    features = tf_example_pb2.Example.FromString(serialized).features.feature
+    return {name: getattr(one, kind).value for name, one in features.items() if (kind := one.WhichOneof("kind"))}
+
+
+def decode_item(serialized: bytes) -> Item:
+    values = columns(serialized)
+    names, texts = values.get("attributes/name", ()), values.get("attributes/text", ())
     return Item(
-        item_id=record["item_id"].decode(),
-        title=record["title"].decode(),
-        attributes=tuple((n.decode(), t.decode()) for n, t in zip(attributes["name"], attributes["text"], strict=True)),
-        categories=tuple(word.decode() for word in record["categories"]),
-        image=record["image"],
+        item_id=values["item_id"][0].decode(),
+        title=values["title"][0].decode(),
+        attributes=tuple((name.decode(), text.decode()) for name, text in zip(names, texts, strict=True)),
+        categories=tuple(word.decode() for word in values.get("categories", ())),
+        image=values["image"][0],
     )
 
 
@@ -78,15 +88,14 @@ def encode_user(user: User) -> dict[str, Any]:
     }
 
 
-def decode_user(record: dict[str, Any]) -> User:
-    columns = record["interactions"]
-    rows = zip(*(columns[name] for name in ("item_id", "time", "rating", "text", "split")), strict=True)
+def decode_user(serialized: bytes) -> User:
+    values = columns(serialized)
+    names = ("item_id", "time", "rating", "text", "split")
+    rows = zip(*(values.get(f"interactions/{name}", ()) for name in names), strict=True)
     return User(
-        user_id=record["user_id"].decode(),
+        user_id=values["user_id"][0].decode(),
         interactions=tuple(
-            Interaction(
-                item.decode(), int(time), math.nan if np.isnan(rating) else float(rating), text.decode(), split.decode()
-            )
+            Interaction(item.decode(), time, rating, text.decode(), split.decode())
             for item, time, rating, text, split in rows
         ),
     )
@@ -95,11 +104,13 @@ def decode_user(record: dict[str, Any]) -> User:
 class Records(Sequence[Record], Generic[Record]):
     """Prepared records by number, each read from disk when asked for."""
 
-    def __init__(self, folder: Path, decode: Any):
+    def __init__(self, folder: Path, decode: Callable[[bytes], Record]):
         self._folder: Path = folder
         self._decode = decode
         with quiet_tfds():
-            self._source = tfds.builder_from_directory(str(folder)).as_data_source(SPLIT)
+            self._source = tfds.builder_from_directory(str(folder)).as_data_source(
+                SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+            )
 
     def __len__(self) -> int:
         return len(self._source)

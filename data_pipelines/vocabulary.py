@@ -14,10 +14,10 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from data_pipelines.atomic import atomic_folder
 from data_pipelines.corpus import TRAIN, Corpus
@@ -25,6 +25,9 @@ from data_pipelines.errors import DataError
 from data_pipelines.image_codes import ImageCodes, load_image_codes, save_image_codes
 from data_pipelines.item_codes import ItemCodes, load_codes, save_codes
 from data_pipelines.plain_text import PlainText, read_tokenizer, shortened, table_size, without_long_words
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 IMAGE, ANSWER, END_OF_CHUNK = "<image>", "<answer>", "<|endofchunk|>"
 FAKE = "<fake_token_around_image>"  # which Idefics was pretrained with
@@ -221,6 +224,8 @@ def train_tokenizer(texts: Sequence[str], size: int, whole: Sequence[str] = ()) 
 
     Each of the texts in `whole` is one token.
     """
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()

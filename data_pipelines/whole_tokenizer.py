@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Tokenizer, normalizers
-from transformers import PreTrainedTokenizerBase
 
 from data_pipelines.errors import DataError
 from data_pipelines.plain_text import table_size
 from data_pipelines.vocabulary import FAKE, Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def whole_tokenizer(vocabulary: Vocabulary) -> PreTrainedTokenizerBase:

@@ -14,9 +14,10 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
+import tyro
 from jax.sharding import Mesh
 
 from data_pipelines.records import read_items, read_users
@@ -49,6 +50,18 @@ class CheckConfig:
     """Look for data, the folder of the run and a start. False: where only the hosts can see them."""
     read_records: int = 100_000
     """Data of at most so many users and items is read and checked as at the start of training."""
+
+
+def check_command(
+    command: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="-- train PRESET ...")],
+    config: Annotated[CheckConfig, tyro.conf.arg(name="")],
+) -> None:
+    """Check a training command for so many devices, before it waits in a queue for them.
+
+    Args:
+      command: all that follows `--` is what would be run: -- train tiny --folder runs/tiny
+    """
+    check(config, command)
 
 
 def check(config: CheckConfig, command: Sequence[str]) -> None:

@@ -1,39 +1,56 @@
-"""The `unimp` command: every field of every configuration is an option, and a mistake is answered in one line."""
+"""The `unimp` command: every field of every configuration is an option, and a mistake is answered in one line.
+
+Of the commands only the one that is asked for is imported, and nothing heavy before it: `unimp --help` is printed from
+the table below.
+"""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import io
 import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import tyro
-
+from data_pipelines.errors import DataError
+from data_pipelines.nearest import did_you_mean
 from experiments.mistakes import explained, nobody_reads
 
 BROKEN_PIPE = 128 + 13
 """The status of a command whose reader has gone, as shells count it."""
+COMMANDS = {
+    "prepare": ("experiments.prepare", "Turn a source's own files into records."),
+    "train": ("experiments.train", "Train a preset, every field of which is an option; or go on training it."),
+    "evaluate": ("experiments.evaluate", "Measure a run on all tasks, beside baselines."),
+    "report": ("experiments.report.command", "Write one page of a run that was evaluated, or of many."),
+    "import": ("experiments.import_weights", "Make published weights a start for `unimp train PRESET --start FOLDER`."),
+    "export": ("experiments.export", "Write a run as a folder that other programs load."),
+    "generate": ("experiments.generate", "Answer one user's question with a trained model."),
+    "ids": ("experiments.item_ids", "Name items by a few tokens that similar items share."),
+    "sasrec": ("experiments.rival", "Train the strongest baseline alone, for a comparison at equal time."),
+    "plan": ("experiments.plan.command", "Compile a preset's train step for TPUs that are not at hand."),
+    "check": ("experiments.check", "Check a training command for so many devices, before it waits in a queue."),
+    "sweep": (
+        "experiments.sweep.command",
+        "Train and evaluate many runs: ablations, or a search for hyper-parameters.",
+    ),
+    "vqgan": ("experiments.vqgan.command", "Train and measure a VQGAN, or turn a catalogue's images into its codes."),
+    "demo": ("experiments.demo", "Prepare MovieLens, train `tiny`, evaluate it beside baselines, and report on it."),
+}
+"""Command -> (its module, one line of help). The function in the module is `COMMAND_command`."""
 
 
 def main() -> None:
     """Runs one subcommand; what the user or the machine is at fault for ends in one line on standard error and status
     2, what the program is at fault for in a traceback."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it is here for its tokenizers, and needs no torch
-    use_all_cores()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an answer is not lost because a terminal lacks a letter
     try:
-        from experiments.commands import COMMANDS
-
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="unimp",
-            description="UniMP in JAX.",
-            args=gather_training(sys.argv[1:]),
-            config=(tyro.conf.FlagConversionOff,),
-        )
+        run_command(sys.argv[1:])
         print(end="", flush=True)  # which does nothing where standard output is closed
     except Exception as error:
         if isinstance(error, BrokenPipeError) and nobody_reads():
@@ -52,9 +69,62 @@ def main() -> None:
         sys.exit("unimp: interrupted; the same command goes on from the last checkpoint")
 
 
-def gather_training(arguments: Sequence[str]) -> list[str]:
-    """The command line with all that follows `--train` of `unimp sweep` as its one value."""
-    if arguments[:1] != ["sweep"] or "--train" not in arguments:
+def run_command(arguments: Sequence[str]) -> None:
+    """Reads what stands before the command, then lets the command read what follows it.
+
+    Raises:
+      DataError: there is no such command.
+      SystemExit: after help, or where options are wrong.
+    """
+    first = next((at for at, word in enumerate(arguments) if not word.startswith("-")), len(arguments))
+    parser = argparse.ArgumentParser(
+        prog="unimp",
+        description="UniMP in JAX.",
+        epilog="\n".join(
+            ["commands:"]
+            + [f"  {name:10}{about}" for name, (_, about) in COMMANDS.items()]
+            + ["", "`unimp COMMAND --help` lists the options of a command."]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--no-compilation-cache",
+        action="store_true",
+        help="do not keep compiled programs in the user's cache folder, nor use those that are kept there",
+    )
+    parser.add_argument("command", metavar="COMMAND")
+    options = parser.parse_args(arguments[: first + 1])
+    name = options.command
+    if name not in COMMANDS:
+        raise DataError(f"there is no command {name!r}; {did_you_mean(name, COMMANDS)}There are {', '.join(COMMANDS)}")
+    configure_jax(compilation_cache=not options.no_compilation_cache)
+    import tyro
+
+    tyro.cli(
+        load(name),
+        prog=f"unimp {name}",
+        args=gather_training(name, arguments[first + 1 :]),
+        config=(tyro.conf.FlagConversionOff,),
+    )
+
+
+def load(name: str) -> Callable[..., None]:
+    """The function of a command, whose parameters are its options."""
+    return getattr(importlib.import_module(COMMANDS[name][0]), f"{name}_command")
+
+
+def configure_jax(*, compilation_cache: bool) -> None:
+    """Sets how JAX is used by all commands, before any of them imports it."""
+    from experiments.compilation_cache import use_compilation_cache
+
+    use_compilation_cache(compilation_cache)
+    use_all_cores()
+
+
+def gather_training(name: str, arguments: Sequence[str]) -> list[str]:
+    """The options of a command, with all that follows `--train` of `unimp sweep` as its one value."""
+    if name != "sweep" or "--train" not in arguments:
         return list(arguments)
     at = list(arguments).index("--train")
     return [*arguments[:at], f"--train={shlex.join(arguments[at + 1 :])}"]

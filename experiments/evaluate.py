@@ -11,11 +11,13 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tyro
 
 from data_pipelines.atomic import atomic_file
 from data_pipelines.corpus import Corpus
@@ -32,9 +34,25 @@ from experiments.questions import questions_of, refuse_nothing, why_none
 from experiments.results import Evaluation, Row, Table, save_evaluation
 from experiments.run import load_model, open_data
 from unimp_jax.evaluation.bootstrap import interval, metric
+from unimp_jax.processes import ProcessesConfig, join, print_once
 
 BEST = 10
 """Items that each user's answer names."""
+
+
+def evaluate_command(
+    folder: tyro.conf.Positional[Path],
+    config: Annotated[EvaluationConfig, tyro.conf.arg(name="")],
+    processes: ProcessesConfig = ProcessesConfig(),
+) -> None:
+    """Measure a run on all tasks, beside baselines.
+
+    Args:
+      folder: the folder of the run.
+      processes: how several find one another, where several compute.
+    """
+    join(processes)
+    print_once(show(evaluate_run(folder, config)))
 
 
 def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import pydantic
+import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data_pipelines.errors import DataError
@@ -25,6 +26,8 @@ from experiments.data import ExperimentData
 from experiments.restore import Checkpoint
 from experiments.results import Evaluation, load_evaluation
 from experiments.run import ALL_DEVICES, EXPERIMENT, Facts, open_model
+from experiments.vqgan.export import export_vqgan
+from experiments.vqgan.run import is_vqgan_run
 from unimp_jax.interop import idefics, open_flamingo
 from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights
@@ -55,6 +58,21 @@ class ExportConfig:
     """No file of weights is larger, but one that holds a single array."""
     mesh: MeshConfig = ALL_DEVICES
     """How the model lies on the devices that are here, whatever it was trained on."""
+
+
+def export_command(
+    run: tyro.conf.Positional[Path],
+    folder: tyro.conf.Positional[Path],
+    config: Annotated[ExportConfig, tyro.conf.arg(name="")],
+) -> None:
+    """Write a run as a folder that other programs load: transformers or open-flamingo; diffusers for a VQGAN.
+
+    Args:
+      run: the folder of the run.
+      folder: is made.
+    """
+    vqgan = is_vqgan_run(run)
+    print(export_vqgan(run, folder, config.checkpoint) if vqgan else export_run(run, folder, config))
 
 
 def export_run(run: Path, folder: Path, config: ExportConfig) -> str:

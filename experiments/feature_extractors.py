@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data_pipelines.plain_text import shortened
 from unimp_jax.evaluation.mapping import in_batches
@@ -23,6 +22,9 @@ from unimp_jax.interop.weights import reason
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.vision import VisionTower
 from unimp_jax.sharding import put_everywhere
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +138,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):  # or transformers makes one up
         raise WeightsError(f"{folder}: this CLIP reads, and has no tokenizer beside it (tokenizer.json or vocab.json)")
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # of many kinds, by tokenizer

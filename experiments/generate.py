@@ -10,9 +10,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from data_pipelines.corpus import Corpus, with_user
 from data_pipelines.errors import DataError
@@ -23,13 +26,33 @@ from experiments.data import ExperimentData
 from experiments.evals import EVALS
 from experiments.evals.base import titled
 from experiments.evals.config import GenerateConfig
-from experiments.request import FIELDS, STDIN, Request, read_request
+from experiments.request import FIELDS, STDIN, Request, decoded, read_request
 from experiments.run import open_to_ask
 from experiments.terminal import cleaned, fitted, room
 from unimp_jax.decoding import BeamConfig
 
 SHOWN = 3
 """So many of the latest items of a history are named."""
+
+
+def generate_command(
+    folder: tyro.conf.Positional[Path], config: Annotated[GenerateConfig, tyro.conf.arg(name="")]
+) -> None:
+    """Answer one user's question with a trained model: what to recommend, what matches a search, how they would rate
+    an item, which of three suits them.
+
+    Args:
+      folder: of a run, or made by `unimp export` for transformers.
+    """
+    print(generate(folder, config, read_input))
+
+
+def read_input() -> str:
+    """Standard input; nothing where that is a keyboard, for nobody types JSON, or closed."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    content = getattr(sys.stdin, "buffer", None)
+    return sys.stdin.read() if content is None else decoded(content.read())
 
 
 def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> str:

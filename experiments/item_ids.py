@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import numpy as np
+import tyro
 
 from data_pipelines.code_files import check_place
 from data_pipelines.images import take
@@ -20,6 +22,7 @@ from unimp_jax.evaluation.mapping import map_batches
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.interop.exporting import to_host
 from unimp_jax.model import UniMP
+from unimp_jax.processes import ProcessesConfig, join, print_once
 from unimp_jax.semantic_ids import ResidualKMeansConfig, RQVAEConfig, SemanticIdConfig, semantic_ids
 from unimp_jax.sharding import MeshConfig
 
@@ -39,6 +42,23 @@ class ItemIdsConfig:
     """The best by validation, or the latest."""
     mesh: MeshConfig = ALL_DEVICES
     """How the model lies on the devices that are here, whatever it was trained on."""
+
+
+def ids_command(
+    run: tyro.conf.Positional[Path],
+    file: tyro.conf.Positional[Path],
+    config: Annotated[ItemIdsConfig, tyro.conf.arg(name="")],
+    processes: ProcessesConfig = ProcessesConfig(),
+) -> None:
+    """Name items by a few tokens that similar items share, for runs with --vocabulary.item-codes FILE.
+
+    Args:
+      run: the folder of the run whose model looks at the items.
+      file: is written; Parquet.
+      processes: how several find one another, where several compute.
+    """
+    join(processes)
+    print_once(make_item_ids(run, file, config))
 
 
 def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:

@@ -37,16 +37,18 @@ MEMORY = (
 
 def explained(error: Exception) -> str | None:
     """One line about an error; None where the program itself is at fault, and its traceback is what helps."""
+    if isinstance(error, OSError):
+        return fitted(clean(of_system(error)), LINE)
+    if isinstance(error, ValueError):
+        return fitted(clean(str(error)), LINE) or type(error).__name__
     from jax.errors import JaxRuntimeError
 
     from unimp_jax.training.checkpoint import CheckpointError
     from unimp_jax.training.guard import TrainingError
 
-    if isinstance(error, OSError):
-        return fitted(clean(of_system(error)), LINE)
     if isinstance(error, MemoryError) or (isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
         return MEMORY.format(clean(str(error))[:SHOWN] or "of this machine")
-    if isinstance(error, ValueError | CheckpointError | TrainingError):
+    if isinstance(error, CheckpointError | TrainingError):
         return fitted(clean(str(error)), LINE) or type(error).__name__
     return None
 

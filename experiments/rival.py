@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 
 from data_pipelines.corpus import TEST
 from data_pipelines.errors import DataError
@@ -16,6 +17,20 @@ from experiments.config import DataConfig
 from experiments.data import load_records
 from unimp_jax.evaluation.bootstrap import interval
 from unimp_jax.evaluation.metrics import ranking_metrics
+
+
+def sasrec_command(
+    folder: tyro.conf.Positional[Path],
+    data: DataConfig = DataConfig("movielens_1m"),
+    config: Annotated[SASRecConfig, tyro.conf.arg(name="")] = SASRecConfig(),
+) -> None:
+    """Train the strongest baseline alone, for a comparison at equal time.
+
+    Args:
+      folder: where its curve, parameters and test ranks go.
+      data: what it is trained on.
+    """
+    train_rival(data, config, folder)
 
 
 def train_rival(data: DataConfig, config: SASRecConfig, folder: Path) -> None:

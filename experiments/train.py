@@ -11,10 +11,11 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import optax
+import tyro
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -30,6 +31,7 @@ from experiments.features import tower_features
 from experiments.init import initial_parameters, vocabulary_of_start, with_start
 from experiments.lock import alone_in
 from experiments.parameters import Parameters, abstract_parameters
+from experiments.preset_run import PresetRun
 from experiments.provenance import note_provenance
 from experiments.questions import evenly_spread
 from experiments.step import (
@@ -44,7 +46,7 @@ from experiments.step import (
 from experiments.vqgan.config import FILE as OF_VQGAN
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.evaluation.predictor import Predictor
-from unimp_jax.processes import wait_for_all
+from unimp_jax.processes import join, wait_for_all
 from unimp_jax.sharding import row_shards
 from unimp_jax.training.checkpoint import Checkpoints
 from unimp_jax.training.frozen import load_frozen, save_frozen
@@ -57,6 +59,12 @@ from unimp_jax.training.preemption import EndRequest, print_saved
 from unimp_jax.training.prefetch import LoadedBatch, Prefetcher
 from unimp_jax.training.step import TrainState
 from unimp_jax.training.window import Window
+
+
+def train_command(run: Annotated[PresetRun, tyro.conf.arg(name="")]) -> None:
+    """Train a preset, every field of which is an option; or go on training it."""
+    join(run.processes)
+    train_run(run.experiment, run.folder)
 
 
 def train_run(config: ExperimentConfig, folder: Path) -> None:

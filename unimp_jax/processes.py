@@ -195,3 +195,9 @@ def wait_for_all(reason: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(reason)
+
+
+def print_once(text: str) -> None:
+    """Prints on the first of several processes."""
+    if jax.process_index() == 0:
+        print(text)

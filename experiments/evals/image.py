@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -17,12 +17,13 @@ from data_pipelines.tasks import Query
 from experiments.data import ExperimentData
 from experiments.evals.base import OURS, Answered, Setting, TaskEval, prompt_batches
 from experiments.evals.config import EvaluationConfig, GenerateConfig, ImageGenerationConfig
-from experiments.evals.image_metrics import Generated, image_outcomes, refuse_few, sample_images
-from experiments.feature_extractors import open_towers
 from experiments.request import Request
 from experiments.vqgan.run import decoder_of, open_vqgan
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.image_tokens import VQGAN
+
+if TYPE_CHECKING:
+    from experiments.evals.image_metrics import Generated
 
 
 class ImageEval(TaskEval):
@@ -39,6 +40,10 @@ class ImageEval(TaskEval):
         return generator
 
     def evaluate(self, setting: Setting) -> Answered:
+        # What measures images takes seconds to import, and answers need none of it.
+        from experiments.evals.image_metrics import image_outcomes, refuse_few, sample_images
+        from experiments.feature_extractors import open_towers
+
         data, config, questions = setting.data, setting.config, setting.questions
         settings, everybody = config.images, questions.queries
         drawn = np.sort(np.random.default_rng(config.seed).permutation(len(everybody))[: settings.users])
@@ -136,6 +141,8 @@ def generate_images(
     seed: int = 0,
 ) -> Generated:
     """Images for questions whose answer is known, and the wanted ones from their codes."""
+    from experiments.evals.image_metrics import Generated
+
     codes = data.vocabulary.image_codes
     assert codes is not None
     drawn, _ = sample_codes(data, predictor, queries, config, seed)

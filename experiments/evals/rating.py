@@ -34,7 +34,6 @@ from experiments.terminal import fitted, room
 from unimp_jax.decoding import BeamConfig
 from unimp_jax.evaluation.metrics import RATING_METRICS, rating_errors
 from unimp_jax.evaluation.predictor import Predictor
-from unimp_jax.evaluation.texts import signatures, text_metrics, text_scores
 
 
 class RatingEval(TaskEval):
@@ -120,6 +119,9 @@ def explain(
     Args:
       sampled: what is to be said of who was asked, behind a blank.
     """
+    # Scikit-learn, NLTK and sacreBLEU, which nothing else needs, take seconds to import.
+    from unimp_jax.evaluation.texts import signatures, text_metrics, text_scores
+
     asked = np.flatnonzero(wrote)
     references = [texts[number] for number in asked]
     generated = {OURS: [ours[number] for number in asked]}

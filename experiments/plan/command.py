@@ -62,3 +62,8 @@ def plan(name: str, experiment: ExperimentConfig, config: PlanConfig) -> None:
     print(f"{table(plans)}\n\n{show(name, plans[0])}")
     if config.json is not None:
         config.json.write_text(json.dumps([{"preset": name, **to_json(one)} for one in plans], indent=1) + "\n")
+
+
+def plan_command(planned: Annotated[PresetPlan, tyro.conf.arg(name="")]) -> None:
+    """Compile a preset's train step for TPUs that are not at hand: does it fit, and how fast might it be?"""
+    plan(planned.name, planned.experiment, planned.on)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -87,6 +88,13 @@ Sweep = (
     Annotated[AblationsConfig, tyro.conf.subcommand("ablations", prefix_name=False)]
     | Annotated[SearchConfig, tyro.conf.subcommand("search", prefix_name=False)]
 )
+
+
+def sweep_command(config: Annotated[Sweep, tyro.conf.arg(name="")]) -> None:
+    """Train and evaluate many runs: ablations, or a search for hyper-parameters."""
+    status = sweep(config)
+    if status:
+        sys.exit(status)
 
 
 def sweep(config: AblationsConfig | SearchConfig) -> int:

@@ -14,7 +14,7 @@ from experiments.vqgan.config import VQGANExperiment, WhichImages
 from experiments.vqgan.evaluate import evaluate_vqgan
 from experiments.vqgan.presets import DESCRIPTIONS, PRESETS
 from experiments.vqgan.train import train_vqgan_run
-from unimp_jax.processes import ProcessesConfig, join
+from unimp_jax.processes import ProcessesConfig, join, print_once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,3 +86,8 @@ def run_vqgan(command: TrainVQGAN | EvaluateVQGAN | CodesOfImages) -> str:
     if isinstance(command, EvaluateVQGAN):
         return evaluate_vqgan(command.vqgan, command.data, command.checkpoint, command.out)
     return write_codes(command.vqgan, command.file, command.data, command.checkpoint)
+
+
+def vqgan_command(command: Annotated[VQGANCommand, tyro.conf.arg(name="")]) -> None:
+    """Train and measure a VQGAN, or turn a catalogue's images into its codes."""
+    print_once(run_vqgan(command))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.schema import Item, User
-from data_pipelines.sources import find_source
 from data_pipelines.sources.checks import Faults
+from data_pipelines.sources.registry import find_source
 from data_pipelines.sources.selection import Selection
 from tests.data_pipelines.amazon_files import PRODUCT, REVIEW
 from tests.data_pipelines.small import START

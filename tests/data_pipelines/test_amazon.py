@@ -14,11 +14,11 @@ from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.records import read_items, read_users
 from data_pipelines.schema import Interaction, Item, User
-from data_pipelines.sources import find_source
 from data_pipelines.sources.amazon import written
 from data_pipelines.sources.amazon_reviews import Amazon2023Sample, AmazonInstruments2014
 from data_pipelines.sources.builder import RecordBuilder
 from data_pipelines.sources.checks import Faults, clean
+from data_pipelines.sources.registry import find_source
 from data_pipelines.sources.source import Source
 from tests.data_pipelines.small import START
 

@@ -11,9 +11,9 @@ from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.records import read_items, read_users
 from data_pipelines.schema import Interaction, Item, User
-from data_pipelines.sources import find_source
 from data_pipelines.sources.amazon_reviews import AmazonInstruments2014
 from data_pipelines.sources.checks import Faults
+from data_pipelines.sources.registry import find_source
 from data_pipelines.sources.selection import Selection
 from tests.data_pipelines.amazon_files import (
     PRODUCT,

@@ -12,7 +12,7 @@ from data_pipelines.corpus import build_corpus
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.records import read_items, read_users
-from data_pipelines.sources import SOURCES
+from data_pipelines.sources.registry import SOURCES
 from data_pipelines.sources.selection import Selection
 from tests.data_pipelines import fuzz
 

@@ -9,9 +9,9 @@ from data_pipelines.corpus import TEST, TRAIN, VALIDATION, build_corpus
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.schema import Item
-from data_pipelines.sources import find_source
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.netflix import read_films
+from data_pipelines.sources.registry import find_source
 from data_pipelines.sources.source import Counts, Source
 from tests.data_pipelines.small import image
 

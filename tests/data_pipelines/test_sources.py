@@ -3,10 +3,10 @@
 import pytest
 
 from data_pipelines.errors import DataError
-from data_pipelines.sources import SOURCES, find_source
 from data_pipelines.sources.movielens import (
     Movielens1m,
 )
+from data_pipelines.sources.registry import SOURCES, find_source
 
 
 def test_sources_are_found_by_name_and_a_wrong_name_by_its_nearest() -> None:

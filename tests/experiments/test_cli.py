@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 from jax.errors import JaxRuntimeError
 
 from data_pipelines.errors import DataError
-from data_pipelines.sources import SOURCES
-from experiments import cli, commands, rival
-from experiments.commands import COMMANDS
+from data_pipelines.sources.registry import SOURCES
+from experiments import cli, prepare, rival
+from experiments.cli import COMMANDS
 from experiments.presets import PRESETS
 from tests.experiments.tiny_run import prepare_source
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int | str | None, str]:
@@ -31,7 +34,40 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int | str | None, str]:
 def test_every_command_explains_itself(monkeypatch, capsys, command):
     code, text = run(monkeypatch, capsys, command, "--help")
     assert code == 0
-    assert "usage: unimp" in text
+    assert f"usage: unimp {command}" in text
+    assert " ".join(COMMANDS[command][1].rstrip(".").split()) in " ".join(cli.load(command).__doc__.split())
+
+
+def test_help_names_all_commands_and_imports_none_of_them():
+    heavy = "jax flax optax orbax grain transformers polars pyarrow torch tensorflow_datasets scipy tyro pydantic"
+    program = f"""
+import sys
+from experiments import cli
+sys.argv = ["unimp", "--help"]
+try:
+    cli.main()
+finally:
+    print("imported:", *set("{heavy}".split()) & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    told, _, imported = done.stdout.partition("imported:")
+    assert imported.split() == []
+    for name, (_, about) in COMMANDS.items():
+        assert f"  {name:10}{about}\n" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian", "tiny"], "there is no command 'trian'; did you mean 'train'? There are prepare, train, "),
+        ([], "the following arguments are required: COMMAND"),
+        (["--no-compile-cache", "train", "tiny"], "unrecognized arguments: --no-compile-cache"),
+    ],
+)
+def test_what_is_no_command_is_refused(monkeypatch, capsys, arguments, message):
+    code, text = run(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert message in text.splitlines()[-1]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -86,13 +122,13 @@ def test_mistakes_are_reported_in_one_line(monkeypatch, capsys, tmp_path, argume
 
 @pytest.fixture
 def fails(monkeypatch):
-    """`unimp loader` raises what is given."""
+    """`unimp demo` raises what is given."""
 
     def give(error: BaseException) -> None:
         def command() -> None:
             raise error
 
-        monkeypatch.setitem(COMMANDS, "loader", command)
+        monkeypatch.setattr(cli, "load", lambda _: command)
 
     return give
 
@@ -134,7 +170,7 @@ SYSTEM = {
 )
 def test_what_the_machine_refuses_is_one_line(monkeypatch, capsys, fails, error, told):
     fails(error)
-    code, text = run(monkeypatch, capsys, "loader")
+    code, text = run(monkeypatch, capsys, "demo")
     assert code == 2
     assert text.startswith(f"unimp: {told}")
     assert text.count("\n") == 1
@@ -145,7 +181,7 @@ def test_what_the_machine_refuses_is_one_line(monkeypatch, capsys, fails, error,
 )
 def test_bugs_keep_their_traceback(monkeypatch, capsys, fails, error):
     fails(error)
-    monkeypatch.setattr(sys, "argv", ["unimp", "loader"])
+    monkeypatch.setattr(sys, "argv", ["unimp", "demo"])
     monkeypatch.setattr(cli, "use_all_cores", lambda: None)
     with pytest.raises(type(error)):
         cli.main()
@@ -154,7 +190,7 @@ def test_bugs_keep_their_traceback(monkeypatch, capsys, fails, error):
 def test_all_errors_keep_it_where_that_is_asked_for(monkeypatch, fails):
     fails(FileNotFoundError(errno.ENOENT, "No such file", "a"))
     monkeypatch.setenv("UNIMP_TRACEBACK", "1")
-    monkeypatch.setattr(sys, "argv", ["unimp", "loader"])
+    monkeypatch.setattr(sys, "argv", ["unimp", "demo"])
     monkeypatch.setattr(cli, "use_all_cores", lambda: None)
     with pytest.raises(FileNotFoundError):
         cli.main()
@@ -162,7 +198,7 @@ def test_all_errors_keep_it_where_that_is_asked_for(monkeypatch, fails):
 
 def test_an_interruption_is_one_line(monkeypatch, capsys, fails):
     fails(KeyboardInterrupt())
-    code, _ = run(monkeypatch, capsys, "loader")
+    code, _ = run(monkeypatch, capsys, "demo")
     assert code == "unimp: interrupted; the same command goes on from the last checkpoint"
 
 
@@ -243,9 +279,9 @@ def test_a_folder_that_may_not_be_written(monkeypatch, capsys, tmp_path, data):
 def printed(monkeypatch, encoding: str, text: str) -> bytes:
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", stream)
-    monkeypatch.setattr(sys, "argv", ["unimp", "loader"])
+    monkeypatch.setattr(sys, "argv", ["unimp", "demo"])
     monkeypatch.setattr(cli, "use_all_cores", lambda: None)
-    monkeypatch.setitem(COMMANDS, "loader", lambda: print(text))
+    monkeypatch.setattr(cli, "load", lambda _: lambda: print(text))
     cli.main()
     return stream.buffer.getvalue()
 
@@ -263,7 +299,7 @@ def test_prepare_shows_text_of_the_data_without_its_control_characters(monkeypat
         def __str__(self) -> str:
             return "40 users\nleft out:\n  line 3: \x1b[31mred"
 
-    monkeypatch.setattr(commands, "prepare", lambda *_: Prepared())
+    monkeypatch.setattr(prepare, "prepare", lambda *_: Prepared())
     monkeypatch.setattr(sys, "argv", ["unimp", "prepare", "movielens_small", "--folder", str(tmp_path)])
     monkeypatch.setattr(cli, "use_all_cores", lambda: None)
     cli.main()
@@ -279,9 +315,9 @@ def test_a_reader_that_goes_ends_the_command_quietly(monkeypatch, capsys):
     os.close(reading)
     with open(writing, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        monkeypatch.setattr(sys, "argv", ["unimp", "loader"])
+        monkeypatch.setattr(sys, "argv", ["unimp", "demo"])
         monkeypatch.setattr(cli, "use_all_cores", lambda: None)
-        monkeypatch.setitem(COMMANDS, "loader", lambda: print("x" * 10_000))
+        monkeypatch.setattr(cli, "load", lambda _: lambda: print("x" * 10_000))
         with pytest.raises(SystemExit) as stopped:
             cli.main()
     assert stopped.value.code == 141
@@ -291,9 +327,9 @@ def test_a_reader_that_goes_ends_the_command_quietly(monkeypatch, capsys):
 def test_a_command_needs_no_standard_output(monkeypatch):
     """As of a job that was started with `>&-`."""
     monkeypatch.setattr(sys, "stdout", None)
-    monkeypatch.setattr(sys, "argv", ["unimp", "loader"])
+    monkeypatch.setattr(sys, "argv", ["unimp", "demo"])
     monkeypatch.setattr(cli, "use_all_cores", lambda: None)
     done = []
-    monkeypatch.setitem(COMMANDS, "loader", lambda: done.append(print("x")))
+    monkeypatch.setattr(cli, "load", lambda _: lambda: done.append(print("x")))
     cli.main()
     assert done == [None]

@@ -23,10 +23,10 @@ from pathlib import Path
 import jax
 told = json.loads(sys.argv[1])
 jax.config.update("jax_num_cpu_devices", told["devices"])
-from experiments.commands import evaluate_command, ids_command, vqgan_command
 from experiments.evals.config import EvaluationConfig
-from experiments.item_ids import ItemIdsConfig
-from experiments.vqgan.command import CodesOfImages
+from experiments.evaluate import evaluate_command
+from experiments.item_ids import ItemIdsConfig, ids_command
+from experiments.vqgan.command import CodesOfImages, vqgan_command
 from unimp_jax.processes import ProcessesConfig
 from unimp_jax.semantic_ids import ResidualKMeansConfig, SemanticIdConfig
 joined = ProcessesConfig(**told["processes"])

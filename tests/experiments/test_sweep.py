@@ -421,7 +421,7 @@ def test_a_damaged_file_is_reported(tmp_path):
 
 def test_commands_start_without_what_only_sweeps_need():
     program = (
-        "import sys, experiments.commands; sys.exit(bool({'optuna', 'submitit', 'sqlalchemy'} & set(sys.modules)))"
+        "import sys, experiments.sweep.command; sys.exit(bool({'optuna', 'submitit', 'sqlalchemy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT).returncode == 0
 

@@ -6,10 +6,9 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from unimp_jax.interop import idefics, open_flamingo
 from unimp_jax.interop.clip import transformers_clip, vision_config, vision_root
@@ -29,6 +28,9 @@ from unimp_jax.model import (
     ResamplerConfig,
     VisionConfig,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENIZERS = ("tokenizer*", "*.model", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 """The files that a tokenizer may be read from."""
@@ -307,6 +309,8 @@ def load_tokenizer(config: ImportConfig) -> PreTrainedTokenizerBase | None:
     if not arguments:
         for file in sorted({file for pattern in TOKENIZERS for file in path.glob(pattern)}):
             refuse_stand_in(file, "other")
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **arguments)
     except Exception as error:  # of many kinds, by tokenizer

@@ -4,16 +4,18 @@ scores (splash, on TPUs) or computed by cuDNN (on NVIDIA GPUs)."""
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jax.sharding import NamedSharding, PartitionSpec
 
 from unimp_jax.model.axes import fitting_spec, splits
 from unimp_jax.model.positions import alibi_slopes
+
+if TYPE_CHECKING:  # Pallas takes long to import, and only TPUs need it
+    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SplashAttentionKernel
 
 Kernel = Literal["xla", "splash", "cudnn"]
 
@@ -63,10 +65,12 @@ def splash(
     kernel = _splash_kernel(queries_BT.shape[1], keys_BS.shape[1], H, causal)
 
     def each(
-        kernel: splash_attention_kernel.SplashAttentionKernel, q: jax.Array, k: jax.Array, v: jax.Array,
+        kernel: SplashAttentionKernel, q: jax.Array, k: jax.Array, v: jax.Array,
         queries: jax.Array, keys: jax.Array,
     ) -> jax.Array:  # fmt: skip
-        segments = splash_attention_kernel.SegmentIds(queries, keys)
+        from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds
+
+        segments = SegmentIds(queries, keys)
         heads_first = (x.swapaxes(1, 2) for x in (q, k, v))
         return jax.vmap(kernel)(*heads_first, segments).swapaxes(1, 2)
 
@@ -91,7 +95,9 @@ def _filled(x_BT: jax.Array) -> jax.Array:
     return jnp.pad(x_BT, [(0, 0), (0, more), *[(0, 0)] * (x_BT.ndim - 2)]) if more else x_BT
 
 
-def _splash_kernel(tokens: int, keys: int, heads: int, causal: bool) -> splash_attention_kernel.SplashAttentionKernel:
+def _splash_kernel(tokens: int, keys: int, heads: int, causal: bool) -> SplashAttentionKernel:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
     parts = splits("sequence")
     q = next(size for size in BLOCKS if tokens % (parts * size) == 0)
     kv = next(size for size in BLOCKS if keys % size == 0)

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from data_pipelines.atomic import atomic_file
@@ -29,6 +28,8 @@ class RunLog:
         self.path = folder / "metrics.jsonl"
         if not writes:
             return
+        from tensorboardX import SummaryWriter
+
         kept = [line for line in read_log(self.path) if line["step"] <= step]
         with atomic_file(self.path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

@@ -1,0 +1,20 @@
+"""`unimp import`: the options of `unimp_jax.interop.importing`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.terminal import clean_lines
+from unimp_jax.interop.importing import ImportConfig, import_weights
+
+
+def import_command(folder: tyro.conf.Positional[Path], config: Annotated[ImportConfig, tyro.conf.arg(name="")]) -> None:
+    """Make published weights a start for `unimp train PRESET --start FOLDER`.
+
+    Args:
+      folder: is made, and holds the weights, their geometry and their tokenizer.
+    """
+    print(f"{clean_lines(import_weights(config, folder))}\ntrain from it: unimp train PRESET --start {folder}")
