@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
 import logging
-import threading
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -77,10 +76,8 @@ class ImageStore:
     def __init__(self, read: Callable[[int], bytes], size: int, config: ImageConfig):
         """`read(item)` returns the encoded image of an item."""
         self._read, self.size, self._fit = read, size, config.fit
-        self._capacity = config.cache_megabytes * 2**20 // (size * size * 3)
-        self._cache: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
-        self._lock = threading.Lock()
         self.shape, self.dtype = (size, size, 3), np.dtype(np.uint8)
+        self._decoded = functools.lru_cache(config.cache_megabytes * 2**20 // (size * size * 3))(self._decode)
 
     def encoded(self, item: int) -> bytes:
         """The image as its source has it."""
@@ -88,18 +85,11 @@ class ImageStore:
 
     def __getitem__(self, item: int) -> np.ndarray:
         """uint8 [size, size, 3]."""
-        with self._lock:
-            if item in self._cache:
-                self._cache.move_to_end(item)
-                return self._cache[item]
-        encoded = self._read(item)
+        return self._decoded(item)
+
+    def _decode(self, item: int) -> np.ndarray:
         try:
-            image = decode(encoded, self.size, self._fit)
+            return decode(self._read(item), self.size, self._fit)
         except DataError as error:
             logger.warning("item %d: %s; it is shown black", item, error)
-            image = np.zeros(self.shape, self.dtype)
-        with self._lock:
-            self._cache[item] = image
-            while len(self._cache) > self._capacity:
-                self._cache.popitem(last=False)
-        return image
+            return np.zeros(self.shape, self.dtype)

@@ -45,19 +45,6 @@ USER_FEATURES = {
 }
 
 
-def encode_item(item: Item) -> dict[str, Any]:
-    return {
-        "item_id": item.item_id,
-        "title": item.title,
-        "attributes": {
-            "name": [name for name, _ in item.attributes],
-            "text": [text for _, text in item.attributes],
-        },
-        "categories": list(item.categories),
-        "image": item.image,
-    }
-
-
 def columns(serialized: bytes) -> dict[str, Sequence[Any]]:
     """The values of a record by name, such as `interactions/time`, as TFDS writes them.
 
@@ -77,15 +64,6 @@ def decode_item(serialized: bytes) -> Item:
         categories=tuple(word.decode() for word in values.get("categories", ())),
         image=values["image"][0],
     )
-
-
-def encode_user(user: User) -> dict[str, Any]:
-    return {
-        "user_id": user.user_id,
-        "interactions": {
-            name: [getattr(one, name) for one in user.interactions] for name in USER_FEATURES["interactions"]
-        },
-    }
 
 
 def decode_user(serialized: bytes) -> User:

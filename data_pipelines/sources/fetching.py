@@ -83,15 +83,11 @@ class Fetcher:
                     wait = retry.get_retry_after(response.raw)
                 if status not in BUSY or (wait or 0) > self._limits.longest_wait:
                     raise Unavailable(fault)
-            except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema) as error:
-                raise Unusable(str(error)) from error
-            except requests.exceptions.InvalidSchema as error:
+            except ValueError as error:  # an address that is none
                 raise Unusable(str(error)) from error
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 cause = getattr(error.args[0] if error.args else None, "reason", None) or error
                 fault = " ".join(str(cause).split())[:200]
-            except ValueError as error:  # of an address in brackets that is none
-                raise Unusable(str(error)) from error
             try:
                 retry = retry.increment(error=Unavailable(fault))
             except urllib3.exceptions.MaxRetryError as error:

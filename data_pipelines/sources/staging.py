@@ -32,10 +32,11 @@ ITEM_COLUMNS: dict[str, Any] = {
 
 def parts_of(source: Source, kind: str) -> Iterator[pl.DataFrame]:
     """All items or all users: a row a record, with `ITEM_COLUMNS` or the columns of `Source.histories`."""
-    return source.histories() if kind == "users" else map(_table_of, _batches(source.items()))
+    return source.histories() if kind == "users" else map(table_of, _batches(source.items()))
 
 
-def _table_of(items: list[Item]) -> pl.DataFrame:
+def table_of(items: list[Item]) -> pl.DataFrame:
+    """A row an item, with `ITEM_COLUMNS`."""
     columns = (
         [item.item_id for item in items],
         [item.title for item in items],
