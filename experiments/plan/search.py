@@ -13,7 +13,7 @@ from experiments.config import ExperimentConfig
 from experiments.plan.plan import DoesNotFit, Plan, make_plan, work_of
 from unimp_jax.interop.layout import abstract_parameters
 from unimp_jax.model import ModelConfig
-from unimp_jax.model.stacking import Remat
+from unimp_jax.model.layers import Remat
 from unimp_jax.planning.chips import Slices
 from unimp_jax.sharding import MeshConfig
 

@@ -15,8 +15,7 @@ from experiments.evals.image_metrics import Generated, image_outcomes, items_of_
 from experiments.evaluate import save_answers, tabulate
 from experiments.feature_extractors import OwnTower
 from experiments.results import load_evaluation, save_evaluation
-from unimp_jax.model.layers import DTypes
-from unimp_jax.model.stacking import Loop
+from unimp_jax.model.layers import DTypes, Loop
 from unimp_jax.model.vision import VisionTower
 from unimp_jax.sharding import make_mesh
 

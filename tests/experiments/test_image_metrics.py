@@ -23,8 +23,7 @@ from experiments.feature_extractors import OwnTower
 from experiments.results import Evaluation, load_evaluation, save_evaluation
 from tests.experiments.tiny_run import MODEL, experiment, prepare_source
 from unimp_jax.evaluation.mapping import in_batches, map_batches
-from unimp_jax.model.layers import DTypes
-from unimp_jax.model.stacking import Loop
+from unimp_jax.model.layers import DTypes, Loop
 from unimp_jax.model.vision import VisionTower
 from unimp_jax.sharding import MeshConfig, make_mesh
 

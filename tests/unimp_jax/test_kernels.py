@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unimp_jax.model.attention import attend, attention, segments
-from unimp_jax.model.kernels import cudnn, kernel_for, platform, with_alibi
-from unimp_jax.model.positions import alibi, alibi_slopes
+from unimp_jax.model.attention import alibi, alibi_slopes, attend, attention, kernel_for, segment_mask
+from unimp_jax.model.axes import platform
+from unimp_jax.model.kernels import cudnn, with_alibi
 from unimp_jax.sharding import MeshConfig, make_mesh
 
 
@@ -26,7 +26,7 @@ def packed_rows(rng, B, T):
 
 
 def causal_mask(ids):
-    return segments(ids, ids, "xla", causal=True).mask_BTS
+    return segment_mask(ids, ids, "xla", causal=True).mask_BTS
 
 
 def assert_equal_with_gradients(one, other, arguments, atol):
@@ -46,10 +46,10 @@ def test_splash_equals_plain_attention_of_packed_rows(use_alibi, H, K, h):
     ids, positions = packed_rows(rng, 2, 256)
     costs = positions if use_alibi else None
     bias = alibi(positions, positions, H) if use_alibi else None
-    sees = segments(ids, ids, "splash", causal=True, alibi_BT=costs)
-    assert sees.mask_BTS is None
+    mask = segment_mask(ids, ids, "splash", causal=True, alibi_positions_BT=costs)
+    assert mask.mask_BTS is None
     assert_equal_with_gradients(
-        lambda *x: attention(*x, sees),
+        lambda *x: attention(*x, mask),
         lambda *x: attend(*x, causal_mask(ids), bias),
         qkv(rng, 2, 256, 256, H, K, h),
         atol=1e-4,  # sums in another order; ALiBi adds numbers of up to 100 that cancel in the softmax
@@ -60,10 +60,10 @@ def test_splash_equals_plain_attention_to_images():
     rng = np.random.default_rng(2)
     images = jnp.asarray(np.sort(rng.integers(-1, 4, (2, 128)), axis=1), jnp.int32)
     keys = jnp.broadcast_to(jnp.repeat(jnp.arange(1, 5), 64), (2, 256))
-    mask = jnp.repeat(images[..., None] == jnp.arange(4), 64, axis=-1)
-    sees = segments(images + 1, keys, "splash")
+    array = jnp.repeat(images[..., None] == jnp.arange(4), 64, axis=-1)
+    mask = segment_mask(images + 1, keys, "splash")
     assert_equal_with_gradients(
-        lambda *x: attention(*x, sees), lambda *x: attend(*x, mask), qkv(rng, 2, 128, 256, 2, 2, 16), atol=1e-5
+        lambda *x: attention(*x, mask), lambda *x: attend(*x, array), qkv(rng, 2, 128, 256, 2, 2, 16), atol=1e-5
     )
 
 
@@ -74,7 +74,9 @@ def test_splash_on_a_mesh_equals_one_device(mesh):
     arguments = qkv(rng, 8, 256, 256, 4, 4, 8)
     with jax.set_mesh(make_mesh(MeshConfig(**mesh))):
         assert_equal_with_gradients(
-            jax.jit(lambda *x: attention(*x, segments(ids, ids, "splash", causal=True, alibi_BT=positions))),
+            jax.jit(
+                lambda *x: attention(*x, segment_mask(ids, ids, "splash", causal=True, alibi_positions_BT=positions))
+            ),
             jax.jit(lambda *x: attend(*x, causal_mask(ids), alibi(positions, positions, 4))),
             arguments,
             atol=1e-4,  # as above
@@ -83,18 +85,18 @@ def test_splash_on_a_mesh_equals_one_device(mesh):
 
 def test_splash_of_rows_of_any_length():
     ids = packed_rows(np.random.default_rng(7), 2, 100)[0]
-    sees = segments(ids, ids, "splash", causal=True)
+    mask = segment_mask(ids, ids, "splash", causal=True)
     assert_equal_with_gradients(
-        lambda *x: attention(*x, sees), lambda *x: attend(*x, causal_mask(ids)),
+        lambda *x: attention(*x, mask), lambda *x: attend(*x, causal_mask(ids)),
         qkv(np.random.default_rng(7), 2, 100, 100, 2, 1, 8), atol=1e-5,
     )  # fmt: skip
 
 
 def test_where_splash_has_no_tiles_xla_does_it():
     ids = jnp.ones((2, 192), jnp.int32)
-    assert segments(ids, ids[:, :0], "splash").kernel == "xla"
+    assert segment_mask(ids, ids[:, :0], "splash").kernel == "xla"
     with jax.set_mesh(make_mesh(MeshConfig(context=8))):
-        assert segments(ids, ids, "splash").kernel == "xla"
+        assert segment_mask(ids, ids, "splash").kernel == "xla"
 
 
 @pytest.mark.parametrize("use_alibi", [False, True])
@@ -117,10 +119,10 @@ def test_cudnn_equals_plain_attention(use_alibi):
     rng = np.random.default_rng(5)
     ids, positions = packed_rows(rng, 2, 256)
     arguments = tuple(x.astype(jnp.bfloat16) for x in qkv(rng, 2, 256, 256, 4, 4, 64))
-    sees = segments(ids, ids, "cudnn", causal=True, alibi_BT=positions if use_alibi else None)
-    plain = sees._replace(kernel="xla")
+    mask = segment_mask(ids, ids, "cudnn", causal=True, alibi_positions_BT=positions if use_alibi else None)
+    plain = mask._replace(kernel="xla")
     exact = attention(*arguments, plain).astype(jnp.float32)
-    np.testing.assert_allclose(attention(*arguments, sees).astype(jnp.float32), exact, atol=0.05)  # bfloat16's 8 bits
+    np.testing.assert_allclose(attention(*arguments, mask).astype(jnp.float32), exact, atol=0.05)  # bfloat16's 8 bits
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -128,7 +130,7 @@ def test_alibi_in_channels_is_exact(dtype):
     """In bfloat16 too: slopes and positions are cut into parts that it can hold."""
     positions = jnp.asarray([[0, 1, 255, 256, 257, 1023, 2047, 65535]], jnp.int32)
     nothing = jnp.zeros((1, 8, 12, 2), dtype)
-    q, k = with_alibi(nothing, nothing, positions)
+    q, k = with_alibi(nothing, nothing, positions, alibi_slopes(12))
     exact = (x.astype(jnp.float32) for x in (q, k))
     product = jnp.einsum("bthc,bshc->bhts", *exact, precision="highest")
     expected = alibi_slopes(12)[:, None, None] * positions[:, None, None].astype(np.float32)

@@ -20,7 +20,8 @@ from unimp_jax.model import (
     VisionConfig,
     part_of,
 )
-from unimp_jax.model.attention import attend, causal_attend, segments
+from unimp_jax.model.attention import attend, segment_mask
+from unimp_jax.model.cpu import attend_in_blocks
 from unimp_jax.model.flops import training_step_flops
 from unimp_jax.model.presets import PRESETS
 
@@ -233,8 +234,8 @@ def test_blocks_of_queries_change_nothing():
     q, k, v = (jnp.asarray(rng.normal(size=(1, 256, heads, 4)), jnp.float32) for heads in (2, 1, 1))
     ids = jnp.asarray(np.repeat([1, 2, 3, 0], [100, 90, 50, 16])[None])
     bias = jnp.asarray(rng.normal(size=(1, 2, 256, 256)), jnp.float32)
-    mask = segments(ids, ids, "xla", causal=True).mask_BTS
-    np.testing.assert_allclose(causal_attend(q, k, v, mask, bias), attend(q, k, v, mask, bias), atol=1e-5)
+    mask = segment_mask(ids, ids, "xla", causal=True).mask_BTS
+    np.testing.assert_allclose(attend_in_blocks(attend, q, k, v, mask, bias), attend(q, k, v, mask, bias), atol=1e-5)
 
 
 @pytest.mark.parametrize("trains", [{"resampler", "gated", "embeddings"}, {"vision"}, set(PARTS)])

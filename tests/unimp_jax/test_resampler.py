@@ -1,4 +1,4 @@
-"""Both orders in which latents look at patch tokens are the same attention, and the cheaper one is chosen."""
+"""Both orders in which latents attend to patch tokens are the same attention, and the cheaper one is chosen."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from unimp_jax.model.layers import DTypes
+from unimp_jax.model.layers import DTypes, Loop
 from unimp_jax.model.resampler import Resampler, ResamplerConfig
-from unimp_jax.model.stacking import Loop
 
 WIDTH = 16
 
@@ -36,7 +35,7 @@ def test_both_orders_give_the_same_and_the_same_gradients(layers, heads, head_di
         np.testing.assert_allclose(x, y, atol=1e-4 * max(1.0, float(jnp.abs(y).max())))
 
 
-def test_few_latents_look_directly_and_normalised_keys_cannot():
-    assert ResamplerConfig(heads=4, head_dim=16, latents=16).looks_directly(64)
-    assert not ResamplerConfig(heads=4, head_dim=16, latents=64).looks_directly(64)
-    assert not ResamplerConfig(heads=4, head_dim=16, latents=16, qk_norm=True).looks_directly(64)
+def test_few_latents_attend_directly_and_normalised_keys_cannot():
+    assert ResamplerConfig(heads=4, head_dim=16, latents=16).attends_directly(64)
+    assert not ResamplerConfig(heads=4, head_dim=16, latents=64).attends_directly(64)
+    assert not ResamplerConfig(heads=4, head_dim=16, latents=16, qk_norm=True).attends_directly(64)

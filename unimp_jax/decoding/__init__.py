@@ -1,32 +1,28 @@
-"""Answers: greedy, sampled, by beam search, as items of a catalogue, or as codes of images."""
+"""Prefill and KV cache: beam search, over all tokens or along a catalogue's trie, and sampled codes of images."""
 
-from unimp_jax.decoding.beam import BeamConfig, beam_search
-from unimp_jax.decoding.cache import Prompts, nothing_said, read, say
-from unimp_jax.decoding.catalogue import Found, find_items, path_scores, search_items
-from unimp_jax.decoding.codes import CodeSamplingConfig, SampledCodes, sample_image_codes
-from unimp_jax.decoding.sampling import Answers, SamplingConfig, generate
-from unimp_jax.decoding.trie import PAST, Trie, build_trie, close, close_all
+from unimp_jax.decoding.beam import Answers, BeamConfig, beam_search
+from unimp_jax.decoding.cache import AnswerCache, PromptCache, decode_step, empty_cache, prefill
+from unimp_jax.decoding.catalogue import Found, path_scores, search_items
+from unimp_jax.decoding.sampling import CodeSamplingConfig, SampledCodes, SamplingConfig, sample_codes
+from unimp_jax.decoding.trie import PAST, Trie, build_trie
 
 __all__ = [
     "PAST",
+    "AnswerCache",
     "Answers",
     "BeamConfig",
     "CodeSamplingConfig",
     "Found",
-    "Prompts",
+    "PromptCache",
     "SampledCodes",
     "SamplingConfig",
     "Trie",
     "beam_search",
     "build_trie",
-    "close",
-    "close_all",
-    "find_items",
-    "generate",
-    "nothing_said",
+    "decode_step",
+    "empty_cache",
     "path_scores",
-    "read",
-    "sample_image_codes",
-    "say",
+    "prefill",
+    "sample_codes",
     "search_items",
 ]

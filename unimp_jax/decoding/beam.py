@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from unimp_jax.batch import Batch
-from unimp_jax.decoding.cache import Prompts, Said, nothing_said, read, say
-from unimp_jax.decoding.sampling import Answers
+from unimp_jax.decoding.cache import AnswerCache, decode_step, empty_cache, prefill
 from unimp_jax.model import UniMP
 
 WORST = -1e9
@@ -34,6 +33,19 @@ class BeamConfig:
     def __post_init__(self) -> None:
         if self.beams < 1 or self.new_tokens < 1:
             raise ValueError(f"beam search: beams and new_tokens must be at least 1, not {self}")
+
+
+@flax.struct.dataclass
+class Answers:
+    """W answers to each prompt.
+
+    Attributes:
+      tokens_BAWn: int32, the end included where one came, padding behind it.
+      scores_BAW: float32, the sum of the tokens' log-probabilities under the length penalty.
+    """
+
+    tokens_BAWn: jax.Array
+    scores_BAW: jax.Array
 
 
 @flax.struct.dataclass
@@ -62,15 +74,15 @@ def beam_search(
     model: UniMP, batch: Batch, config: BeamConfig, *, eos: int | None, pad: int = 0,
     latents_BNLC: jax.Array | None = None,
 ) -> Answers:  # fmt: skip
-    """The best answers to each prompt, best first, scores under the length penalty; jittable but for `batch`.
+    """The best answers to each prompt, best first; jittable but for `batch`.
 
     Args:
-      batch, latents_BNLC: as of `unimp_jax.decoding.cache.read`.
+      batch, latents_BNLC: as of `unimp_jax.decoding.cache.prefill`.
       eos: what ends an answer; None: only its length does.
       pad: what stands behind the end.
     """
-    hidden_BAD, prompts = read(model, batch, latents_BNLC)
-    B, A = prompts.asked_BA.shape
+    hidden_BAD, prompts = prefill(model, batch, latents_BNLC)
+    B, A = prompts.used_BA.shape
     W, n = config.beams, config.new_tokens
     scores_BAW = jnp.full((B, A, W), WORST).at[..., 0].set(0.0)  # all beams begin equal, so only one counts
     tokens_BAWn = jnp.full((B, A, W, n), pad, jnp.int32)
@@ -80,30 +92,27 @@ def beam_search(
         scores_BAW=scores_BAW,
         answers=Answers(tokens_BAWn, jnp.full((B, A, W), WORST)),
         finished_BAW=jnp.zeros((B, A, W), bool),
-        hopeful_BA=prompts.asked_BA,
+        hopeful_BA=prompts.used_BA,
         parents_BAW=jnp.zeros((B, A, W), jnp.int32),
     )
     search = _extend(search, model.logits(jnp.repeat(hidden_BAD[:, :, None], W, axis=2)), config, eos)
 
-    def go_on(state: tuple[_Search, Said]) -> jax.Array:
+    def go_on(state: tuple[_Search, AnswerCache]) -> jax.Array:
         search, _ = state
         going_BA = search.hopeful_BA
         if config.early_stopping is True:
             going_BA &= ~search.finished_BAW.all(-1)
         return (search.step < n) & going_BA.any()
 
-    def one_more(state: tuple[_Search, Said]) -> tuple[_Search, Said]:
-        search, said = state
-        hidden_BAWD, said = _say_last(model, prompts, said, search)
-        return _extend(search, model.logits(hidden_BAWD), config, eos), said
+    def one_more(state: tuple[_Search, AnswerCache]) -> tuple[_Search, AnswerCache]:
+        search, cache = state
+        last_BAW = jax.lax.dynamic_index_in_dim(search.tokens_BAWn, search.step - 1, -1, keepdims=False)
+        cache = cache.reorder(search.parents_BAW)
+        hidden_BAWD, cache = decode_step(model, prompts, cache, last_BAW, search.step - 1)
+        return _extend(search, model.logits(hidden_BAWD), config, eos), cache
 
-    said = nothing_said(model.config, prompts, W, n - 1)
-    return jax.lax.while_loop(go_on, one_more, (search, said))[0].answers
-
-
-def _say_last(model: UniMP, prompts: Prompts, said: Said, search: _Search) -> tuple[jax.Array, Said]:
-    last_BAW = jax.lax.dynamic_index_in_dim(search.tokens_BAWn, search.step - 1, -1, keepdims=False)
-    return say(model, prompts, said.follow(search.parents_BAW), last_BAW, search.step - 1)
+    cache = empty_cache(model.config, prompts, W, n - 1)
+    return jax.lax.while_loop(go_on, one_more, (search, cache))[0].answers
 
 
 def _extend(search: _Search, logits_BAWV: jax.Array, config: BeamConfig, eos: int | None) -> _Search:
@@ -144,19 +153,22 @@ def _extend(search: _Search, logits_BAWV: jax.Array, config: BeamConfig, eos: in
 def top_candidates(scores_BAWC: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The best of all beams' candidates: (scores, places in the beam, candidate numbers), [B, A, count] each.
 
-    Equal ones in the order in which they lie. Best of each beam first, so that no sort sees all W C of them; where
-    there are fewer than `count`, -inf fills up.
+    Equal ones in the order in which they lie; where there are fewer than `count`, -inf fills up.
     """
     B, A, W, C = scores_BAWC.shape
-    each = min(count, C)
-    best_BAWc, number_BAWc = jax.lax.top_k(scores_BAWC, each)
-    fill = ((0, 0), (0, 0), (0, max(count - W * each, 0)))
-    best_BAc = jnp.pad(best_BAWc.reshape(B, A, W * each), fill, constant_values=-jnp.inf)
-    scores_BAk, index_BAk = jax.lax.top_k(best_BAc, count)
-    numbers_BAk = take(jnp.pad(number_BAWc.reshape(B, A, W * each), fill), index_BAk)
-    return scores_BAk, jnp.minimum(index_BAk // each, W - 1), numbers_BAk
+    fill = ((0, 0), (0, 0), (0, max(count - W * C, 0)))
+    scores_BAk, index_BAk = jax.lax.top_k(
+        jnp.pad(scores_BAWC.reshape(B, A, W * C), fill, constant_values=-jnp.inf), count
+    )
+    index_BAk = jnp.minimum(index_BAk, W * C - 1)
+    return scores_BAk, index_BAk // C, index_BAk % C
 
 
 def take(x: jax.Array, places_BAk: jax.Array) -> Any:
-    """[B, A, W, …] -> [B, A, k, …]."""
+    """What lies at places of the beam: [B, A, W, …] -> [B, A, k, …]."""
     return jnp.take_along_axis(x, places_BAk.reshape(*places_BAk.shape, *[1] * (x.ndim - 3)), axis=2)
+
+
+def log_probabilities(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """log softmax(logits) at `tokens` alone: float32 [..., n] from [..., V] and int32 [..., n] (or [1, …, n])."""
+    return jnp.take_along_axis(logits, tokens, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)

@@ -1,4 +1,9 @@
-"""One token after another, the most probable one or one drawn: greedy decoding and sampling."""
+"""Images sampled code by code: every token is a code, and there are exactly as many as an image has.
+
+Classifier-free guidance (Ho and Salimans, arXiv:2207.12598) samples from  u + s (c - u),  c the logits behind the
+prompt and u the unconditional ones, behind the question alone, without history and query. Both continue with the same
+sampled codes.
+"""
 
 from __future__ import annotations
 
@@ -10,96 +15,119 @@ import jax
 import jax.numpy as jnp
 
 from unimp_jax.batch import Batch
-from unimp_jax.decoding.cache import nothing_said, read, say
+from unimp_jax.decoding.beam import log_probabilities
+from unimp_jax.decoding.cache import AnswerCache, PromptCache, decode_step, empty_cache, prefill
 from unimp_jax.model import UniMP
+
+ROUND_TO = 16
+"""The unconditional prompt is padded to a multiple of so many tokens, so that meshes divide it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is chosen; as it stands, greedily."""
+    """How the next code is chosen; as it stands, greedily."""
 
     temperature: float = 0.0
-    """What logits are divided by before one is drawn; 0: the most probable token."""
+    """What logits are divided by before one is drawn; 0: the most probable code."""
     top_k: int = 0
-    """Draw among the so many most probable tokens; 0: among all."""
+    """Draw among the so many most probable codes; 0: among all."""
     top_p: float = 1.0
-    """Draw among the most probable tokens that together have at least this probability (nucleus, arXiv:1904.09751)."""
+    """Draw among the most probable codes that together have at least this probability (nucleus, arXiv:1904.09751)."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"sampling: temperature and top_k must be at least 0, top_p in (0, 1], not {self}")
 
 
+@dataclasses.dataclass(frozen=True)
+class CodeSamplingConfig:
+    """How the codes of an image are sampled."""
+
+    guidance: float = 1.0
+    """How far what history and query say is gone beyond: 1 draws from what the model says, without guidance; more than
+    1 exaggerates what the question alone would not have led to; 0 asks the question alone."""
+    sampling: SamplingConfig = SamplingConfig(temperature=1.0)
+    """How each code is chosen by the guided logits."""
+
+    def __post_init__(self) -> None:
+        if self.guidance < 0:
+            raise ValueError(f"guidance {self.guidance} must be 0 or more")
+
+
 @flax.struct.dataclass
-class Answers:
-    """What was said to each prompt, W times.
+class SampledCodes:
+    """W images for each prompt.
 
     Attributes:
-      tokens_BAWn: int32, the end included where one came, padding behind it.
-      scores_BAW: float32, the sum of the tokens' log-probabilities under the model, whatever the temperature.
+      codes_BAWn: int32, numbers of codes, row by row of the image.
+      scores_BAW: float32, the sum of the codes' log-probabilities among all codes, guided, whatever the temperature.
     """
 
-    tokens_BAWn: jax.Array
+    codes_BAWn: jax.Array
     scores_BAW: jax.Array
 
 
-def generate(
-    model: UniMP, batch: Batch, new_tokens: int, sampling: SamplingConfig = SamplingConfig(), *,
-    key: jax.Array | None = None, samples: int = 1, eos: int | None = None, pad: int = 0,
+def sample_codes(
+    model: UniMP, batch: Batch, tokens_K: jax.Array, length: int, config: CodeSamplingConfig = CodeSamplingConfig(), *,
+    bare_T: jax.Array, key: jax.Array | None = None, numbers_BA: jax.Array | None = None, samples: int = 1,
     latents_BNLC: jax.Array | None = None,
-) -> Answers:  # fmt: skip
-    """Continues each prompt, all `samples` of it from the same cache; jittable but for `batch` and `key`.
+) -> SampledCodes:  # fmt: skip
+    """Continues each prompt by `length` codes, `samples` times; jittable but for arrays.
 
     Args:
-      batch, latents_BNLC: as of `unimp_jax.decoding.cache.read`.
-      new_tokens: at most so many.
-      key: of what is drawn; needed where the temperature is above 0.
-      eos: what ends an answer; None: nothing does.
-      pad: what stands behind the end.
+      batch, latents_BNLC: as of `unimp_jax.decoding.cache.prefill`.
+      tokens_K: int32, the token of each code.
+      bare_T: int32, the question without history and query, the same for all prompts; read where there is guidance.
+      key: of the randomness; needed where the temperature is above 0.
+      numbers_BA: int32, by which each prompt has randomness of its own, wherever it lies; None: by its slot.
     """
-    if sampling.temperature and key is None:
+    if config.sampling.temperature and key is None:
         raise ValueError("sampling at a temperature above 0 needs a key")
-    hidden_BAD, prompts = read(model, batch, latents_BNLC)
-    B, A = prompts.asked_BA.shape
-    said = nothing_said(model.config, prompts, samples, new_tokens - 1)
+    read = [prefill(model, batch, latents_BNLC)]
+    B, A = batch.answer_positions.shape
+    if config.guidance != 1:
+        read.append(_for_all_slots(*prefill(model, prompt_without_images(bare_T, B)), A))
+    prompts = [prompt for _, prompt in read]
+    numbers_BA = jnp.arange(B * A).reshape(B, A) if numbers_BA is None else numbers_BA
 
-    def choose(step: jax.Array | int, hidden_BAWD: jax.Array, answers: Answers, ended_BAW: jax.Array) -> Any:
-        logits_BAWV = model.logits(hidden_BAWD)
-        drawn_BAW = draw(logits_BAWV, sampling, None if key is None else jax.random.fold_in(key, step))
-        token_BAW = jnp.where(ended_BAW, pad, drawn_BAW)
-        log_p_BAW = log_probabilities(logits_BAWV, token_BAW[..., None])[..., 0]
-        answers = Answers(
-            answers.tokens_BAWn.at[..., step].set(token_BAW),
-            answers.scores_BAW + jnp.where(ended_BAW, 0.0, log_p_BAW),
-        )
-        return answers, ended_BAW | (token_BAW == eos) if eos is not None else ended_BAW
+    def choose(step: jax.Array | int, hidden: list[jax.Array], sampled: SampledCodes) -> tuple[jax.Array, SampledCodes]:
+        logits_BAWK, *unconditional = [model.embeddings.logits_of(hidden_BAWD, tokens_K) for hidden_BAWD in hidden]
+        if unconditional:
+            logits_BAWK = unconditional[0] + config.guidance * (logits_BAWK - unconditional[0])
+        code_BAW = _choose(logits_BAWK, config.sampling, key, numbers_BA, step)
+        scores_BAW = sampled.scores_BAW + log_probabilities(logits_BAWK, code_BAW[..., None])[..., 0]
+        return code_BAW, SampledCodes(sampled.codes_BAWn.at[..., step].set(code_BAW), scores_BAW)
 
-    def go_on(state: tuple[Any, ...]) -> jax.Array:
-        step, _, _, ended_BAW = state
-        return (step < new_tokens) & ~ended_BAW.all()
+    def one_more(step: jax.Array, state: tuple[list[jax.Array], list[AnswerCache], SampledCodes]) -> Any:
+        hidden, caches, sampled = state
+        code_BAW, sampled = choose(step, hidden, sampled)
+        steps = [decode_step(model, *pair, tokens_K[code_BAW], step) for pair in zip(prompts, caches, strict=True)]
+        return [hidden_BAWD for hidden_BAWD, _ in steps], [cache for _, cache in steps], sampled
 
-    def one_more(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        step, said, answers, ended_BAW = state
-        token_BAW = jax.lax.dynamic_index_in_dim(answers.tokens_BAWn, step - 1, -1, keepdims=False)
-        hidden_BAWD, said = say(model, prompts, said, token_BAW, step - 1)
-        return step + 1, said, *choose(step, hidden_BAWD, answers, ended_BAW)
-
-    nothing = Answers(jnp.full((B, A, samples, new_tokens), pad, jnp.int32), jnp.zeros((B, A, samples), jnp.float32))
-    nobody_BAW = jnp.repeat(~prompts.asked_BA[..., None], samples, axis=-1)
-    hidden_BAWD = jnp.repeat(hidden_BAD[:, :, None], samples, axis=2)
-    first = choose(0, hidden_BAWD, nothing, nobody_BAW)
-    return jax.lax.while_loop(go_on, one_more, (jnp.int32(1), said, *first))[2]
+    nothing = SampledCodes(jnp.zeros((B, A, samples, length), jnp.int32), jnp.zeros((B, A, samples), jnp.float32))
+    hidden = [jnp.repeat(hidden_BAD[:, :, None], samples, axis=2) for hidden_BAD, _ in read]
+    caches = [empty_cache(model.config, prompt, samples, length - 1) for prompt in prompts]
+    hidden, _, sampled = jax.lax.fori_loop(0, length - 1, one_more, (hidden, caches, nothing))
+    return choose(length - 1, hidden, sampled)[1]
 
 
-def draw(logits: jax.Array, sampling: SamplingConfig, key: jax.Array | None) -> jax.Array:
-    """The next tokens: int32 [...] from float32 [..., V]."""
-    if sampling.temperature == 0 or key is None:
-        return logits.argmax(-1).astype(jnp.int32)
-    return jax.random.categorical(key, kept_logits(logits, sampling), axis=-1).astype(jnp.int32)
+def _choose(
+    logits_BAWK: jax.Array, sampling: SamplingConfig, key: jax.Array | None, numbers_BA: jax.Array,
+    step: jax.Array | int,
+) -> jax.Array:  # fmt: skip
+    """int32 [B, A, W]; a prompt's randomness depends on its number and the step alone."""
+    if key is None or sampling.temperature == 0:
+        return logits_BAWK.argmax(-1).astype(jnp.int32)
+
+    def of_prompt(logits_WK: jax.Array, number: jax.Array) -> jax.Array:
+        own = jax.random.fold_in(jax.random.fold_in(key, number), step)
+        return jax.random.categorical(own, kept_logits(logits_WK, sampling), axis=-1).astype(jnp.int32)
+
+    return jax.vmap(jax.vmap(of_prompt))(logits_BAWK, jnp.maximum(numbers_BA, 0))
 
 
 def kept_logits(logits: jax.Array, sampling: SamplingConfig) -> jax.Array:
-    """Logits over the temperature, -inf where a token is not among those to draw from: float32 [..., V]."""
+    """Logits over the temperature, -inf where a code is not among those to sample from: float32 [..., V]."""
     logits = logits / sampling.temperature
     if sampling.top_k:
         least = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]))[0][..., -1:]
@@ -107,12 +135,37 @@ def kept_logits(logits: jax.Array, sampling: SamplingConfig) -> jax.Array:
     if sampling.top_p < 1:
         descending = jnp.sort(logits, axis=-1, descending=True)
         weights = jax.nn.softmax(descending, axis=-1)
-        before = jnp.cumsum(weights, axis=-1) - weights  # what is more probable; the first token always stays
+        before = jnp.cumsum(weights, axis=-1) - weights  # what is more probable; the first always stays
         least = jnp.where(before < sampling.top_p, descending, jnp.inf).min(-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
     return logits
 
 
-def log_probabilities(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    """log softmax(logits) at `tokens` alone: float32 [..., n] from [..., V] and int32 [..., n] (or [1, …, n])."""
-    return jnp.take_along_axis(logits, tokens, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+def prompt_without_images(tokens_t: jax.Array, rows: int) -> Batch:
+    """One prompt, the same in all rows."""
+    length = tokens_t.shape[0]
+    padding = -length % ROUND_TO
+
+    def row(x_t: jax.Array, filling: int = 0) -> jax.Array:
+        return jnp.tile(jnp.pad(x_t.astype(jnp.int32), (0, padding), constant_values=filling), (rows, 1))
+
+    none = jnp.zeros((rows, 1), jnp.int32)
+    return Batch(
+        tokens=row(tokens_t),
+        segment_ids=row(jnp.ones(length)),
+        positions=row(jnp.arange(length)),
+        image_index=row(jnp.full(length, -1), -1),
+        images=jnp.zeros((rows, 0), jnp.int32),
+        image_segment_ids=jnp.zeros((rows, 0), jnp.int32),
+        answer_positions=none + length - 1,
+        answer_targets=none,
+        answer_weights=jnp.ones((rows, 1), jnp.float32),
+        answer_tasks=none,
+    )
+
+
+def _for_all_slots(hidden_B1D: jax.Array, prompts: PromptCache, slots: int) -> tuple[jax.Array, PromptCache]:
+    """The one prompt of each row for so many slots."""
+    names = ("mask_BAT", "image_mask_BAS", "lengths_BA", "used_BA")
+    repeated = {name: jnp.repeat(getattr(prompts, name), slots, axis=1) for name in names}
+    return jnp.repeat(hidden_B1D, slots, axis=1), dataclasses.replace(prompts, **repeated)

@@ -1,51 +1,49 @@
-"""What is asked of one batch of prompts: pure functions of a model, jittable, with results [B, A, …].
+"""What one batch of prompts is answered with: pure functions of a model, jittable, with results [B, A, …].
 
-Each takes the model, the batch, the latents of its images (None: the batch holds the images), the numbers of its
-prompts, and then what it needs beside; `unimp_jax.evaluation.predictor` maps them over batches.
+`unimp_jax.evaluation.predictor` maps them over batches.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
+from unimp_jax import decoding
 from unimp_jax.batch import Batch
-from unimp_jax.decoding import (
-    BeamConfig,
-    CodeSamplingConfig,
-    Trie,
-    beam_search,
-    close_all,
-    path_scores,
-    read,
-    sample_image_codes,
-    search_items,
-)
+from unimp_jax.decoding import BeamConfig, CodeSamplingConfig, Trie, beam_search, path_scores, prefill, search_items
 from unimp_jax.evaluation.ranking import ranks, seen_mask, top_items
 from unimp_jax.model import UniMP
 
+Results = tuple[jax.Array, ...]
 
-def next_token(
-    model: UniMP, batch: Batch, latents_BNLC: jax.Array | None, prompts_BA: jax.Array, tokens_n: jax.Array
-) -> tuple[jax.Array, ...]:
+
+class Prompts(NamedTuple):
+    """One batch of them.
+
+    Attributes:
+      batch: prompts that end at its answer positions.
+      latents_BNLC: of its images; None: the batch holds the images.
+      numbers_BA: int32, of the prompts, -1 for an empty slot.
+    """
+
+    batch: Batch
+    latents_BNLC: jax.Array | None
+    numbers_BA: jax.Array
+
+
+def next_token(model: UniMP, prompts: Prompts, tokens_n: jax.Array) -> Results:
     """Log-probabilities of `tokens_n` as the next one, over the whole vocabulary: float32 [B, A, n]."""
-    logits_BAV = model.logits(read(model, batch, latents_BNLC)[0])
-    return (jax.nn.log_softmax(logits_BAV)[..., tokens_n],)
+    hidden_BAD, _ = prefill(model, prompts.batch, prompts.latents_BNLC)
+    return (jax.nn.log_softmax(model.logits(hidden_BAD))[..., tokens_n],)
 
 
 def rank(
-    model: UniMP,
-    batch: Batch,
-    latents_BNLC: jax.Array | None,
-    prompts_BA: jax.Array,
-    tokens_I: jax.Array,
-    targets_BA: jax.Array,
-    seen_BAw: jax.Array,
-    *,
-    k: int,
-) -> tuple[jax.Array, ...]:
+    model: UniMP, prompts: Prompts, tokens_I: jax.Array, targets_BA: jax.Array, seen_BAw: jax.Array, *, k: int
+) -> Results:
     """The fields of `unimp_jax.evaluation.ranking.Ranked`, by exact scores of all items of one token."""
-    (scores_BAI,) = next_token(model, batch, latents_BNLC, prompts_BA, tokens_I)
+    (scores_BAI,) = next_token(model, prompts, tokens_I)
     scores_MI, targets_M = scores_BAI.reshape(-1, tokens_I.shape[0]), targets_BA.reshape(-1)
     seen_Mw = seen_BAw.reshape(-1, seen_BAw.shape[-1])
     unfiltered_M, filtered_M = ranks(scores_MI, targets_M, seen_Mw)
@@ -57,27 +55,18 @@ def rank(
 
 
 def search(
-    model: UniMP,
-    batch: Batch,
-    latents_BNLC: jax.Array | None,
-    prompts_BA: jax.Array,
-    trie: Trie,
-    tokens_In: jax.Array,
-    targets_BA: jax.Array,
-    seen_BAw: jax.Array,
-    *,
-    k: int,
-    beams: int,
-) -> tuple[jax.Array, ...]:
+    model: UniMP, prompts: Prompts, trie: Trie, tokens_In: jax.Array, targets_BA: jax.Array, seen_BAw: jax.Array, *,
+    k: int, beams: int,
+) -> Results:  # fmt: skip
     """The fields of `unimp_jax.evaluation.ranking.Ranked`, of the items that beams find by their ids' tokens."""
     num_items = tokens_In.shape[0]
     seen_BAI = seen_mask(seen_BAw, num_items)
     is_target_BAI = jnp.arange(num_items) == targets_BA[..., None]
-    hidden_BAD, prompts = read(model, batch, latents_BNLC)
-    others = close_all(trie, seen_BAI & ~is_target_BAI)  # the right item is never filtered
-    unfiltered = search_items(model, hidden_BAD, prompts, trie, None, k=k, beams=beams)
-    found = search_items(model, hidden_BAD, prompts, trie, others, k=k + 1, beams=beams)  # one to spare
-    entropy_BA = -path_scores(model, hidden_BAD, prompts, tokens_In[targets_BA][:, :, None])[..., 0]
+    read = prefill(model, prompts.batch, prompts.latents_BNLC)
+    others_BAI = seen_BAI & ~is_target_BAI  # the right item is never filtered
+    unfiltered = search_items(model, *read, trie, None, k=k, beams=beams)
+    found = search_items(model, *read, trie, others_BAI, k=k + 1, beams=beams)  # one to spare
+    entropy_BA = -path_scores(model, *read, tokens_In[targets_BA][:, :, None])[..., 0]
 
     def place(items_BAk: jax.Array) -> jax.Array:
         hits_BAk = items_BAk[..., :k] == targets_BA[..., None]
@@ -94,55 +83,27 @@ def search(
     return place(unfiltered.items_BAk), place(found.items_BAk), top_BAk, scores_BAk, entropy_BA
 
 
-def best_items(
-    model: UniMP,
-    batch: Batch,
-    latents_BNLC: jax.Array | None,
-    prompts_BA: jax.Array,
-    trie: Trie,
-    excluded_BAw: jax.Array,
-    *,
-    k: int,
-    beams: int,
-) -> tuple[jax.Array, ...]:
+def best_items(model: UniMP, prompts: Prompts, trie: Trie, excluded_BAw: jax.Array, *, k: int, beams: int) -> Results:
     """The best items that are not excluded: (int32 [B, A, k], -1 where there are no more; float32 scores)."""
-    hidden_BAD, prompts = read(model, batch, latents_BNLC)
-    closed = close_all(trie, seen_mask(excluded_BAw, trie.items.shape[0]))
-    found = search_items(model, hidden_BAD, prompts, trie, closed, k=k, beams=beams)
+    read = prefill(model, prompts.batch, prompts.latents_BNLC)
+    excluded_BAI = seen_mask(excluded_BAw, trie.items.shape[0])
+    found = search_items(model, *read, trie, excluded_BAI, k=k, beams=beams)
     return found.items_BAk, found.scores_BAk
 
 
-def generate(
-    model: UniMP,
-    batch: Batch,
-    latents_BNLC: jax.Array | None,
-    prompts_BA: jax.Array,
-    *,
-    config: BeamConfig,
-    eos: int,
-    pad: int,
-) -> tuple[jax.Array, ...]:
+def generate(model: UniMP, prompts: Prompts, *, config: BeamConfig, eos: int, pad: int) -> Results:
     """The best answer of beam search: (int32 [B, A, n] tokens, float32 [B, A] scores)."""
-    answers = beam_search(model, batch, config, eos=eos, pad=pad, latents_BNLC=latents_BNLC)
+    answers = beam_search(model, prompts.batch, config, eos=eos, pad=pad, latents_BNLC=prompts.latents_BNLC)
     return answers.tokens_BAWn[:, :, 0], answers.scores_BAW[:, :, 0]
 
 
 def sample_codes(
-    model: UniMP,
-    batch: Batch,
-    latents_BNLC: jax.Array | None,
-    prompts_BA: jax.Array,
-    tokens_K: jax.Array,
-    bare_T: jax.Array,
-    key: jax.Array,
-    *,
-    length: int,
-    config: CodeSamplingConfig,
-    samples: int,
-) -> tuple[jax.Array, ...]:
+    model: UniMP, prompts: Prompts, tokens_K: jax.Array, bare_T: jax.Array, key: jax.Array, *, length: int,
+    config: CodeSamplingConfig, samples: int,
+) -> Results:  # fmt: skip
     """Images as codes: (int32 [B, A, samples, length], their log-probabilities, float32 [B, A, samples])."""
-    drawn = sample_image_codes(
-        model, batch, tokens_K, length, config, bare_T=bare_T, key=jax.random.wrap_key_data(key),
-        numbers_BA=prompts_BA, samples=samples, latents_BNLC=latents_BNLC,
+    sampled = decoding.sample_codes(
+        model, prompts.batch, tokens_K, length, config, bare_T=bare_T, key=jax.random.wrap_key_data(key),
+        numbers_BA=prompts.numbers_BA, samples=samples, latents_BNLC=prompts.latents_BNLC,
     )  # fmt: skip
-    return drawn.codes_BAWn, drawn.scores_BAW
+    return sampled.codes_BAWn, sampled.scores_BAW

@@ -49,12 +49,9 @@ class Predictor:
     """
 
     def __init__(
-        self,
-        graph: nnx.GraphDef,
-        mesh: Mesh,
-        to_device: Callable[[dict[str, np.ndarray]], Batch],
+        self, graph: nnx.GraphDef, mesh: Mesh, to_device: Callable[[dict[str, np.ndarray]], Batch],
         parameters: tuple[Any, ...],
-    ):
+    ):  # fmt: skip
         """
         Args:
           to_device: turns a process's share of a batch into global arrays.
@@ -93,10 +90,9 @@ class Predictor:
             return latents_ILC.at[items_N].set(encoded_NLC)
 
         add = jax.jit(encode, donate_argnums=0, out_shardings=everywhere)
-        shown = np.flatnonzero(has_image).astype(np.int32)
         with jax.set_mesh(self.mesh):
             latents_ILC = jax.jit(lambda: jnp.zeros(shape, config.compute_dtype), out_shardings=everywhere)()
-            for items, _ in padded_batches(shown):
+            for items, _ in padded_batches(np.flatnonzero(has_image).astype(np.int32)):
                 images = np.stack([image(int(item)) for item in items])
                 latents_ILC = add(latents_ILC, self.parameters, *put_everywhere(self.mesh, (items, images)))
         other = copy.copy(self)
@@ -109,13 +105,7 @@ class Predictor:
         return scores
 
     def rank(
-        self,
-        batches: Iterable[PromptBatch],
-        *,
-        item_tokens: np.ndarray,
-        targets: np.ndarray,
-        seen: Seen,
-        k: int = 10,
+        self, batches: Iterable[PromptBatch], *, item_tokens: np.ndarray, targets: np.ndarray, seen: Seen, k: int = 10
     ) -> Ranked:
         """Ranks the catalogue for every prompt: one forward pass, one token an item.
 
@@ -131,16 +121,9 @@ class Predictor:
         return Ranked(*self._map(answering.rank, batches, len(targets), item_tokens, facts=facts, k=k))
 
     def search(
-        self,
-        batches: Iterable[PromptBatch],
-        *,
-        trie: Trie,
-        item_tokens: np.ndarray,
-        targets: np.ndarray,
-        seen: Seen,
-        k: int = 10,
-        beams: int = 10,
-    ) -> Ranked:
+        self, batches: Iterable[PromptBatch], *, trie: Trie, item_tokens: np.ndarray, targets: np.ndarray, seen: Seen,
+        k: int = 10, beams: int = 10,
+    ) -> Ranked:  # fmt: skip
         """Searches the catalogue for every prompt, for ids of several tokens: one pass, then a step for each token.
 
         Args:
@@ -161,24 +144,17 @@ class Predictor:
         return Ranked(*self._map(answering.search, batches, len(targets), *constants, facts=facts, k=k, beams=beams))
 
     def best_items(
-        self,
-        batches: Iterable[PromptBatch],
-        num_prompts: int,
-        *,
-        trie: Trie,
-        excluded: Seen,
-        k: int = 10,
+        self, batches: Iterable[PromptBatch], num_prompts: int, *, trie: Trie, excluded: Seen, k: int = 10,
         beams: int = 10,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """The best items for every prompt: (int32 [P, k], best first, -1 where there are no more; float32 scores).
 
         Args:
           excluded: the items that are not to be found.
         """
-        num_items = trie.items.shape[0]
 
         def facts(batch: PromptBatch) -> tuple[np.ndarray, ...]:
-            return (seen_of(batch, excluded, num_items),)
+            return (seen_of(batch, excluded, trie.items.shape[0]),)
 
         items, scores = self._map(answering.best_items, batches, num_prompts, trie, facts=facts, k=k, beams=beams)
         return items, scores
@@ -191,20 +167,12 @@ class Predictor:
         return tokens, scores
 
     def sample_codes(
-        self,
-        batches: Iterable[PromptBatch],
-        num_prompts: int,
-        config: CodeSamplingConfig,
-        *,
-        tokens: np.ndarray,
-        length: int,
-        unconditional: np.ndarray,
-        samples: int = 1,
-        seed: int = 0,
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, batches: Iterable[PromptBatch], num_prompts: int, config: CodeSamplingConfig, *, tokens: np.ndarray,
+        length: int, unconditional: np.ndarray, samples: int = 1, seed: int = 0,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Images for every prompt: (int32 [P, samples, length] codes, float32 [P, samples] log-probabilities).
 
-        What is drawn depends on the seed and on the number of a prompt, not on how prompts lie in batches.
+        What is sampled depends on the seed and on the number of a prompt, not on how prompts lie in batches.
 
         Args:
           tokens: int32 [K], of each code.
@@ -225,12 +193,11 @@ class Predictor:
         *constants: Any,
         facts: Callable[[PromptBatch], tuple[np.ndarray, ...]] = lambda _: (),
         **static: Any,
-    ) -> list[np.ndarray]:
+    ) -> tuple[np.ndarray, ...]:
         """What `function` makes of every prompt, in their order. While a batch is answered, the next is on its way.
 
         Args:
-          function: takes the model, the batch, the latents of its images, the numbers of its prompts, int32 [B, A],
-            then `constants`, then `facts`; returns arrays [B, A, …].
+          function: takes the model, `answering.Prompts`, then `constants`, then `facts`; returns arrays [B, A, …].
           facts: of a batch, arrays [B, A, …] that it does not hold.
         """
         program = self._program(function, tuple(static.items()))
@@ -258,7 +225,7 @@ class Predictor:
             before = now
         if before is not None:
             gather(before)
-        return wholes
+        return tuple(wholes)
 
     def _program(self, function: Callable[..., Any], static: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
         """`function` compiled, its results flattened to [B * A, …], the prompts' numbers behind them."""
@@ -266,16 +233,13 @@ class Predictor:
         if (function, static) not in self._programs:
 
             def run(
-                parameters: tuple[Any, ...],
-                latents_ILC: jax.Array | None,
-                batch: Batch,
-                prompts_BA: jax.Array,
-                constants: tuple[Any, ...],
-                facts: tuple[jax.Array, ...],
-            ) -> list[jax.Array]:
+                parameters: tuple[Any, ...], latents_ILC: jax.Array | None, batch: Batch, prompts_BA: jax.Array,
+                constants: tuple[Any, ...], facts: tuple[jax.Array, ...],
+            ) -> list[jax.Array]:  # fmt: skip
                 model = nnx.merge(graph, *parameters)
                 latents_BNLC = None if latents_ILC is None else latents_ILC[batch.images]
-                results = function(model, batch, latents_BNLC, prompts_BA, *constants, *facts, **dict(static))
+                prompts = answering.Prompts(batch, latents_BNLC, prompts_BA)
+                results = function(model, prompts, *constants, *facts, **dict(static))
                 return [x.reshape(-1, *x.shape[2:]) for x in (*results, prompts_BA)]
 
             everywhere = NamedSharding(self.mesh, PartitionSpec())

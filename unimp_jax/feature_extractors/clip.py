@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimp_jax.model.layers import DTypes, Linear, Norm, normal
-from unimp_jax.model.stacking import Loop, scan, stack
+from unimp_jax.model.layers import DTypes, Linear, Loop, Norm, normal, scan, stack
 from unimp_jax.model.vision import VisionBlock, VisionConfig, VisionTower
 
 

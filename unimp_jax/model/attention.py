@@ -1,25 +1,121 @@
-"""Attention: `attention`, the one function that the model calls, and what it is made of."""
+"""Attention: positions (rotary and ALiBi), masks of packed rows, and `attention`, which every part of the model calls.
+
+What is computed by kernels made for one kind of hardware is in `unimp_jax.model.kernels`.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from unimp_jax.model.axes import splits
-from unimp_jax.model.kernels import Kernel, cudnn, cudnn_fits, splash, splash_fits
-from unimp_jax.model.positions import alibi
+from unimp_jax.model import cpu, kernels
+from unimp_jax.model.axes import platform
+
+Kernel = Literal["xla", "splash", "cudnn"]
 
 MASKED = -1e30
 """A score that no softmax notices, yet finite, so that a row without a single key has no NaN in its gradient."""
 
 
 class KeysValues(NamedTuple):
-    """What tokens, or latents of images, show to those that look at them: [B, S, K, h] each."""
+    """Keys and values, [B, S, K, h] each, of text or of the latents of images."""
 
     keys: jax.Array
     values: jax.Array
+
+
+class SegmentMask(NamedTuple):
+    """An attention mask given as segment ids, so that a kernel need not read an array; made by `segment_mask`.
+
+    Attributes:
+      query_segment_ids_BT, key_segment_ids_BS: int32; a query attends to the keys with its id, to none where it is 0.
+      causal: queries and keys are the same tokens, and none attends to a later one.
+      alibi_positions: int32 [B, T] and [B, S], positions of queries and keys for ALiBi; None: there is none.
+      kernel: what computes attention.
+      mask_BTS: the same mask as an array, for kernels that read one.
+    """
+
+    query_segment_ids_BT: jax.Array
+    key_segment_ids_BS: jax.Array
+    causal: bool
+    alibi_positions: tuple[jax.Array, jax.Array] | None
+    kernel: Kernel
+    mask_BTS: jax.Array | None
+
+
+Mask: TypeAlias = jax.Array | SegmentMask
+"""An attention mask: bool [B, T, S], which XLA alone works with, or segments."""
+
+
+def kernel_for(wanted: Literal["auto", "xla", "splash", "cudnn"]) -> Kernel:
+    """The kernel asked for, or the one made for this platform."""
+    made_for: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn", "cpu": "xla"}
+    return made_for[platform()] if wanted == "auto" else wanted
+
+
+def segment_mask(
+    query_segment_ids_BT: jax.Array, key_segment_ids_BS: jax.Array, kernel: Kernel, *, causal: bool = False,
+    alibi_positions_BT: jax.Array | None = None, query_positions_BA: jax.Array | None = None,
+) -> SegmentMask:  # fmt: skip
+    """A mask for the kernel wanted, or for XLA where splash has no tiles for so many tokens or keys.
+
+    Args:
+      query_segment_ids_BT, key_segment_ids_BS: as of `SegmentMask`.
+      causal: queries and keys are the same tokens, and none attends to a later one.
+      alibi_positions_BT: int32, positions of these tokens, for ALiBi.
+      query_positions_BA: int32, where in the row the only tokens stand that are queries; None: all tokens are.
+    """
+    T, S = query_segment_ids_BT.shape[1], key_segment_ids_BS.shape[1]
+    alibi_positions = None if alibi_positions_BT is None else (alibi_positions_BT, alibi_positions_BT)
+    if query_positions_BA is None and kernel == "splash" and kernels.splash_fits(T, S):
+        return SegmentMask(query_segment_ids_BT, key_segment_ids_BS, causal, alibi_positions, kernel, None)
+    rows = jnp.arange(T)[None] if query_positions_BA is None else query_positions_BA
+    if query_positions_BA is not None:
+        query_segment_ids_BT = jnp.take_along_axis(query_segment_ids_BT, query_positions_BA, axis=1)
+        if alibi_positions_BT is not None:
+            alibi_positions = (jnp.take_along_axis(alibi_positions_BT, query_positions_BA, axis=1), alibi_positions_BT)
+    mask_BTS = query_segment_ids_BT[:, :, None] == key_segment_ids_BS[:, None, :]
+    mask_BTS &= (query_segment_ids_BT > 0)[:, :, None]
+    if causal:
+        mask_BTS &= jnp.arange(S) <= rows[..., None]
+    in_blocks = causal and query_positions_BA is None
+    kernel = "xla" if kernel == "splash" or query_positions_BA is not None else kernel
+    return SegmentMask(query_segment_ids_BT, key_segment_ids_BS, in_blocks, alibi_positions, kernel, mask_BTS)
+
+
+def last_image_mask(image_index_BT: jax.Array, num_images: int) -> jax.Array:
+    """bool [B, T, N]: a token attends to the image that most recently precedes it."""
+    return image_index_BT[:, :, None] == jnp.arange(num_images)
+
+
+def earlier_images_mask(
+    image_index_BT: jax.Array, segment_ids_BT: jax.Array, image_segment_ids_BN: jax.Array
+) -> jax.Array:
+    """bool [B, T, N]: a token attends to all images of its segment up to the one that most recently precedes it."""
+    same_BTN = segment_ids_BT[:, :, None] == image_segment_ids_BN[:, None, :]
+    earlier_BTN = jnp.arange(image_segment_ids_BN.shape[1]) <= image_index_BT[:, :, None]
+    return same_BTN & (segment_ids_BT > 0)[:, :, None] & earlier_BTN
+
+
+def attention(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask: Mask) -> jax.Array:
+    """What `attend` gives, by the kernel that the mask names."""
+    if not isinstance(mask, SegmentMask):
+        return attend(q_BTHh, k_BSKh, v_BSKh, mask)
+    if mask.mask_BTS is None:
+        return kernels.splash(
+            q_BTHh, k_BSKh, v_BSKh, mask.query_segment_ids_BT, mask.key_segment_ids_BS, causal=mask.causal,
+            alibi=None if mask.alibi_positions is None else (mask.alibi_positions[1], alibi_slopes(q_BTHh.shape[2])),
+        )  # fmt: skip
+    bias = None if mask.alibi_positions is None else alibi(*mask.alibi_positions, q_BTHh.shape[2])
+    if mask.kernel == "cudnn" and kernels.cudnn_fits(q_BTHh, k_BSKh):
+        return kernels.cudnn(q_BTHh, k_BSKh, v_BSKh, mask.mask_BTS, bias)
+    if mask.causal:
+        return cpu.attend_in_blocks(attend, q_BTHh, k_BSKh, v_BSKh, mask.mask_BTS, bias)
+    return attend(q_BTHh, k_BSKh, v_BSKh, mask.mask_BTS, bias)
 
 
 def attend(
@@ -30,7 +126,7 @@ def attend(
     Args:
       q_BTHh: queries, not yet scaled; H is a multiple of K, and query heads that share a key head lie together.
       k_BSKh, v_BSKh: keys and values; S may be 0.
-      mask_BTS: bool, which keys a query sees; a query that sees none gives exactly 0. None: every query sees all.
+      mask_BTS: bool, the keys that a query attends to; where there are none, it gives exactly 0. None: all keys.
       bias: float32, added to the scores, of a shape that broadcasts with [B, H, T, S].
 
     Returns:
@@ -40,102 +136,50 @@ def attend(
     S, K = k_BSKh.shape[1:3]
     if S == 0:
         return jnp.zeros_like(q_BTHh)
-    q_BKgTh = (q_BTHh * h**-0.5).reshape(B, T, K, H // K, h).transpose(0, 2, 3, 1, 4)
-    k_BKSh, v_BKSh = k_BSKh.swapaxes(1, 2), v_BSKh.swapaxes(1, 2)
-    scores = jnp.einsum("bkgth,bksh->bkgts", q_BKgTh, k_BKSh, preferred_element_type=jnp.float32)
+    q_BKgTh = jnp.einsum("btkgh->bkgth", (q_BTHh * h**-0.5).reshape(B, T, K, H // K, h))
+    scores = jnp.einsum("bkgth,bskh->bkgts", q_BKgTh, k_BSKh, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + jnp.broadcast_to(bias, (B, H, T, S)).reshape(scores.shape)
     if mask_BTS is not None:
         scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1, keepdims=True)
-    out = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v_BSKh.dtype), v_BKSh, preferred_element_type=jnp.float32)
-    # Divided here, where there are h numbers a query, not S.
-    out_BTHh = (out / total).astype(v_BSKh.dtype).transpose(0, 3, 1, 2, 4).reshape(B, T, H, h)
+    out = jnp.einsum("bkgts,bskh->bkgth", weights.astype(v_BSKh.dtype), v_BSKh, preferred_element_type=jnp.float32)
+    out = (out / total).astype(v_BSKh.dtype)  # divided here, where there are h numbers a query, not S
+    out_BTHh = jnp.einsum("bkgth->btkgh", out).reshape(B, T, H, h)
     if mask_BTS is not None:
         out_BTHh = jnp.where(mask_BTS.any(-1)[..., None, None], out_BTHh, 0)
     return out_BTHh
 
 
-class Segments(NamedTuple):
-    """Who sees whom, said in numbers, so that a kernel need not read a mask; made by `segments`.
+def rotary_angles(positions_BT: jax.Array, width: int, base: float) -> tuple[jax.Array, jax.Array]:
+    """(cos, sin), float32 [B, T, width / 2], of position * base^(-2i / width) (RoFormer, arXiv:2104.09864, eq. 15)."""
+    frequencies = base ** (-np.arange(0, width, 2, dtype=np.float32) / width)
+    angles = positions_BT[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
 
-    Attributes:
-      queries_BT, keys_BS: int32; a query sees the keys with its number, and none where that is 0.
-      causal: of those keys, it sees the ones up to its own place.
-      alibi_BT: int32, positions of the tokens, which are queries and keys, whose distance costs; None: it does not.
-      kernel: what computes attention.
-      mask_BTS: the same as an array, for kernels that read one.
+
+def rotate(x_BTHh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns the first 2r of h channels, channel i together with channel i + r (GPT-NeoX's and LLaMA's layout)."""
+    cos, sin = (a[:, :, None].astype(x_BTHh.dtype) for a in angles)
+    r = cos.shape[-1]
+    a, b, rest = jnp.split(x_BTHh, [r, 2 * r], axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+    """float32 [H], positive: head i of H has 2^(-8 i / H) (arXiv:2108.12409).
+
+    Where H is no power of two: of the next one's slopes, first every other one, from the second on.
     """
-
-    queries_BT: jax.Array
-    keys_BS: jax.Array
-    causal: bool
-    alibi_BT: jax.Array | None
-    kernel: Kernel
-    mask_BTS: jax.Array | None
+    power = 2 ** math.ceil(math.log2(heads))
+    slopes = 2.0 ** (-np.arange(1, power + 1) * 8 / power)
+    if power != heads:
+        slopes = np.concatenate([slopes[1::2], slopes[::2]])[:heads]
+    return slopes.astype(np.float32)
 
 
-def segments(
-    queries_BT: jax.Array, keys_BS: jax.Array, kernel: Kernel, *, causal: bool = False,
-    alibi_BT: jax.Array | None = None,
-) -> Segments:  # fmt: skip
-    """`Segments` for the kernel wanted, or for XLA where splash has no tiles for so many tokens or keys."""
-    T, S = queries_BT.shape[1], keys_BS.shape[1]
-    if kernel == "splash" and splash_fits(T, S):
-        return Segments(queries_BT, keys_BS, causal, alibi_BT, kernel, None)
-    mask_BTS = (queries_BT[:, :, None] == keys_BS[:, None, :]) & (queries_BT > 0)[:, :, None]
-    mask_BTS = mask_BTS & jnp.tri(T, S, dtype=bool) if causal else mask_BTS
-    return Segments(queries_BT, keys_BS, causal, alibi_BT, "xla" if kernel == "splash" else kernel, mask_BTS)
-
-
-def attention(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, sees: jax.Array | Segments) -> jax.Array:
-    """What `attend` gives, by the kernel that `sees` asks for.
-
-    Args:
-      q_BTHh, k_BSKh, v_BSKh: as of `attend`.
-      sees: segments, or a mask, bool [B, T, S], which XLA alone works with.
-    """
-    if not isinstance(sees, Segments):
-        return attend(q_BTHh, k_BSKh, v_BSKh, sees)
-    if sees.mask_BTS is None:
-        return splash(
-            q_BTHh, k_BSKh, v_BSKh, sees.queries_BT, sees.keys_BS, causal=sees.causal, positions_BS=sees.alibi_BT
-        )
-    bias = None if sees.alibi_BT is None else alibi(sees.alibi_BT, sees.alibi_BT, q_BTHh.shape[2])
-    if sees.kernel == "cudnn" and cudnn_fits(q_BTHh, k_BSKh):
-        return cudnn(q_BTHh, k_BSKh, v_BSKh, sees.mask_BTS, bias)
-    return (causal_attend if sees.causal else attend)(q_BTHh, k_BSKh, v_BSKh, sees.mask_BTS, bias)
-
-
-def causal_attend(
-    q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask_BTT: jax.Array, bias: jax.Array | None = None
-) -> jax.Array:
-    """`attend` where the mask lets no query see a later key: long rows in four blocks of queries, each with the keys
-    up to its end, which saves 3 of 8 parts of the work; whole ones where the tokens of a row lie on several devices."""
-    T = q_BTHh.shape[1]
-    if T < 128 or T % 4 or splits("sequence") > 1:
-        return attend(q_BTHh, k_BTKh, v_BTKh, mask_BTT, bias)
-    # Split, so that gradients of the blocks are laid side by side, not each padded to a whole row and added up.
-    q_blocks, k_blocks, v_blocks = (jax.lax.split(x, [T // 4] * 4, axis=1) for x in (q_BTHh, k_BTKh, v_BTKh))
-    outs = []
-    for number, q_block in enumerate(q_blocks, start=1):
-        rows, end = slice((number - 1) * T // 4, number * T // 4), number * T // 4
-        keys, values = (jnp.concatenate(blocks[:number], axis=1) for blocks in (k_blocks, v_blocks))
-        part = None if bias is None else bias[:, :, rows, :end]
-        outs.append(attend(q_block, keys, values, mask_BTT[:, rows, :end], part))
-    return jnp.concatenate(outs, axis=1)
-
-
-def last_image_mask(image_index_BT: jax.Array, num_images: int) -> jax.Array:
-    """bool [B, T, N]: a token sees the image that most recently precedes it."""
-    return image_index_BT[:, :, None] == jnp.arange(num_images)
-
-
-def earlier_images_mask(
-    image_index_BT: jax.Array, segment_ids_BT: jax.Array, image_segment_ids_BN: jax.Array
-) -> jax.Array:
-    """bool [B, T, N]: a token sees all images of its segment up to the one that most recently precedes it."""
-    same_BTN = segment_ids_BT[:, :, None] == image_segment_ids_BN[:, None, :]
-    earlier_BTN = jnp.arange(image_segment_ids_BN.shape[1]) <= image_index_BT[:, :, None]
-    return same_BTN & (segment_ids_BT > 0)[:, :, None] & earlier_BTN
+def alibi(query_positions_BT: jax.Array, key_positions_BS: jax.Array, heads: int) -> jax.Array:
+    """float32 [B, H, T, S], added to scores: minus slope times distance, for keys before their query."""
+    behind_BTS = (key_positions_BS[:, None, :] - query_positions_BT[:, :, None]).astype(jnp.float32)
+    return alibi_slopes(heads)[:, None, None] * behind_BTS[:, None]

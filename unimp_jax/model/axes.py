@@ -1,10 +1,10 @@
-"""Names for the axes of parameters and activations, and the mesh axis that carries each."""
+"""Names for the axes of parameters and activations, and the mesh axes that each is split over."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 from flax import nnx
@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("slice", "data", "fsdp"),  # rows; of activations, rows, tokens and heads are split, never the width
-    "sequence": "context",  # tokens of a row: each device's queries look at the gathered keys of the whole row
+    "sequence": "context",  # tokens of a row: each device's queries attend to the gathered keys of the whole row
     "images": ("slice", "data", "fsdp", "context"),
     "embed": "fsdp",
     "vision_embed": "fsdp",
@@ -34,6 +34,9 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 """Logical axis -> mesh axis (or axes); None is kept whole."""
 
 
+Name: TypeAlias = Any
+"""Of an activation's axis: a logical name, None to keep it whole, `PartitionSpec.UNCONSTRAINED` for XLA to choose."""
+
 GATHERED = ("embed", "vision_embed")
 """Axes of parameters that are split where they are kept, and whole where they are used."""
 
@@ -49,14 +52,17 @@ def partition_spec(names: tuple[str | None, ...]) -> PartitionSpec:
     return PartitionSpec(*(mesh_axes(name) or None for name in names))
 
 
-UNCONSTRAINED = "unconstrained"
-"""In the place of an axis' name: the compiler may choose."""
-
-
 def splits(name: str) -> int:
     """Over how many devices of the mesh of the context a logical axis is split; without a mesh, 1."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape.get(axis, 1) for axis in mesh_axes(name))
+
+
+def platform() -> Literal["tpu", "gpu", "cpu"]:
+    """What the mesh of the context is made of, else what JAX computes on by default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    kind = device.device_kind if device is not None else jax.devices()[0].device_kind
+    return "tpu" if kind.startswith("TPU") else "gpu" if kind.startswith("NVIDIA") else "cpu"
 
 
 def gathered(parameter: nnx.Param, dtype: str) -> jax.Array:
@@ -73,27 +79,22 @@ def gathered(parameter: nnx.Param, dtype: str) -> jax.Array:
     return constrain(kept, *[None if name in GATHERED else name for name in names])
 
 
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Says how an activation lies on the mesh of the context (`jax.set_mesh`); without a mesh it does nothing.
-
-    Args:
-      x: any array.
-      names: a logical name for each axis, None for one that is kept whole, or `UNCONSTRAINED`.
-    """
+def constrain(x: jax.Array, *names: Name) -> jax.Array:
+    """Says how an activation lies on the mesh of the context (`jax.set_mesh`); without a mesh it does nothing."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, fitting_spec(x.shape, names))
 
 
-def fitting_spec(shape: tuple[int, ...], names: Sequence[str | None]) -> PartitionSpec:
+def fitting_spec(shape: tuple[int, ...], names: Sequence[Name]) -> PartitionSpec:
     """How an array lies on the mesh of the context: each axis is split over as many of its mesh axes, from the first
     on, as divide its size."""
     mesh = jax.sharding.get_abstract_mesh()
     parts: list[Any] = []
     for size, name in zip(shape, names, strict=True):
-        if name == UNCONSTRAINED:
-            parts.append(PartitionSpec.UNCONSTRAINED)
+        if name is PartitionSpec.UNCONSTRAINED:
+            parts.append(name)
             continue
         axes, shards = [], 1
         for axis in mesh_axes(name):

@@ -1,4 +1,4 @@
-"""The causal decoder: GPT-NeoX, MPT or LLaMA, by configuration."""
+"""The causal decoder, with its embeddings and output head: GPT-NeoX, MPT or LLaMA, by configuration."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimp_jax.model.attention import KeysValues, attend, attention, segments
-from unimp_jax.model.axes import constrain
-from unimp_jax.model.kernels import Kernel
-from unimp_jax.model.layers import MLP, DTypes, Linear, MLPKind, Norm, NormKind, Sizes, dropout
-from unimp_jax.model.positions import alibi, rotary_angles, rotate
-from unimp_jax.model.stacking import stack
+from unimp_jax.batch import Batch
+from unimp_jax.model import cpu
+from unimp_jax.model.attention import Kernel, KeysValues, attention, rotary_angles, rotate, segment_mask
+from unimp_jax.model.axes import constrain, gathered
+from unimp_jax.model.layers import MLP, DTypes, Linear, MLPKind, Norm, NormKind, Sizes, dropout, normal, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,50 +87,40 @@ class TextContext(NamedTuple):
     """What a layer needs to know of the tokens it reads.
 
     Attributes:
-      angles: (cos, sin) for rotary positions, each [B, T, r], else None.
-      attend: (queries [B, T, H, h], keys [B, T, K, h], values [B, T, K, h]) of these tokens -> [B, T, H, h]; it knows
-        who sees whom, and what there is to be seen besides.
-      places_BA: int32, the tokens whose result is wanted, which alone have queries then; None: all.
+      angles: (cos, sin) of rotary positions, each [B, T, r], else None.
+      attend: (queries [B, A, H, h], keys [B, T, K, h], values [B, T, K, h]) of these tokens -> [B, A, H, h]; it knows
+        the attention mask, and what there is to attend to besides.
+      query_positions_BA: int32, where in the row the only tokens stand that are queries, whose hidden states alone
+        are computed; None: all.
     """
 
     angles: tuple[jax.Array, jax.Array] | None
     attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-    places_BA: jax.Array | None = None
+    query_positions_BA: jax.Array | None = None
 
-    def wanted(self, x: jax.Array) -> jax.Array:
+    def of_queries(self, x: jax.Array) -> jax.Array:
         """[B, T, d] -> [B, A, d]."""
-        return x if self.places_BA is None else jnp.take_along_axis(x, self.places_BA[..., None], axis=1)
+        if self.query_positions_BA is None:
+            return x
+        return jnp.take_along_axis(x, self.query_positions_BA[..., None], axis=1)
 
 
 def angles_of(config: DecoderConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+    """What turns queries and keys, where positions are rotary."""
     if config.position != "rotary":
         return None
     return rotary_angles(positions_BT, config.rotary_width, config.rotary_base)
 
 
 def text_context(
-    config: DecoderConfig, positions_BT: jax.Array, segment_ids_BT: jax.Array, kernel: Kernel
+    config: DecoderConfig, batch: Batch, kernel: Kernel, query_positions_BA: jax.Array | None = None
 ) -> TextContext:
-    """Of whole rows: a token sees those before it in its segment."""
-    costs = positions_BT if config.position == "alibi" else None
-    sees = segments(segment_ids_BT, segment_ids_BT, kernel, causal=True, alibi_BT=costs)
-    return TextContext(angles_of(config, positions_BT), functools.partial(attention, sees=sees))
-
-
-def answer_context(
-    config: DecoderConfig, positions_BT: jax.Array, segment_ids_BT: jax.Array, places_BA: jax.Array
-) -> TextContext:
-    """The same where nothing is wanted but what some tokens come to: in the last layer, before an answer."""
-    at_places = jnp.take_along_axis(segment_ids_BT, places_BA, axis=1)
-    same_BAT = (at_places[..., None] == segment_ids_BT[:, None]) & (at_places > 0)[..., None]
-    mask_BAT = same_BAT & (jnp.arange(segment_ids_BT.shape[1]) <= places_BA[..., None])
-
-    def look(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        queries_BA = jnp.take_along_axis(positions_BT, places_BA, axis=1)
-        bias = alibi(queries_BA, positions_BT, config.heads) if config.position == "alibi" else None
-        return attend(query, key, value, mask_BAT, bias)
-
-    return TextContext(angles_of(config, positions_BT), look, places_BA)
+    """Of whole rows: a token attends to itself and to those before it in its segment."""
+    mask = segment_mask(
+        batch.segment_ids, batch.segment_ids, kernel, causal=True, query_positions_BA=query_positions_BA,
+        alibi_positions_BT=batch.positions if config.position == "alibi" else None,
+    )  # fmt: skip
+    return TextContext(angles_of(config, batch.positions), functools.partial(attention, mask=mask), query_positions_BA)
 
 
 class SelfAttention(nnx.Module):
@@ -154,12 +143,12 @@ class SelfAttention(nnx.Module):
         self.query_norm, self.key_norm = qk_norm(heads), qk_norm(kv_heads)
 
     def __call__(self, x_BTD: jax.Array, context: TextContext) -> tuple[jax.Array, KeysValues]:
-        query, key, value = self.query(context.wanted(x_BTD)), self.key(x_BTD), self.value(x_BTD)
+        query, key, value = self.query(context.of_queries(x_BTD)), self.key(x_BTD), self.value(x_BTD)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if context.angles is not None:
             cos, sin = context.angles
-            query, key = rotate(query, (context.wanted(cos), context.wanted(sin))), rotate(key, context.angles)
+            query, key = rotate(query, (context.of_queries(cos), context.of_queries(sin))), rotate(key, context.angles)
         query = constrain(query, "batch", "sequence", "heads", None)
         key, value = (constrain(x, "batch", None, "kv_heads", None) for x in (key, value))
         return self.out(context.attend(query, key, value)), KeysValues(key, value)
@@ -180,10 +169,10 @@ class DecoderLayer(nnx.Module):
         )  # fmt: skip
 
     def __call__(self, x_BTD: jax.Array, context: TextContext, key: jax.Array | None) -> tuple[jax.Array, KeysValues]:
-        """The text after this layer where it is wanted, and what it shows to later tokens; with a key, with dropout."""
+        """The queries' hidden states after this layer, and all tokens' keys and values; with a key, with dropout."""
         keys = (None, None) if key is None else jax.random.split(key)
         attended, own = self.attention(self.attention_norm(x_BTD), context)
-        before = context.wanted(x_BTD)
+        before = context.of_queries(x_BTD)
         after = before + dropout(attended, self.dropout, keys[0])
         wide = self.mlp(self.mlp_norm(before if self.parallel else after))
         return constrain(after + dropout(wide, self.dropout, keys[1]), "batch", "sequence", None), own
@@ -198,3 +187,48 @@ class Decoder(nnx.Module):
 
         self.layers = stack(group, groups, rngs)
         self.norm = Norm(config.norm, {"norm": config.width}, eps=config.norm_eps, bias=config.bias, dtypes=dtypes)
+
+
+class Embeddings(nnx.Module):
+    """Embedding and output head. New tokens have tables of their own, so that the base ones can stay as they are."""
+
+    def __init__(self, config: DecoderConfig, dtypes: DTypes, rngs: nnx.Rngs):
+        self.vocab_size, self.dtype = config.vocab_size, dtypes.compute
+        base = {"vocab": config.vocab_size, "embed": config.width}
+        new = {"new_vocab": config.new_tokens, "embed": config.width}
+        tied = config.tie_embeddings
+        self.base = normal(rngs, base, 0.02, dtypes)
+        self.new = normal(rngs, new, 0.02, dtypes) if config.new_tokens else None
+        self.base_head = None if tied else normal(rngs, base, 0.02, dtypes)
+        self.new_head = normal(rngs, new, 0.02, dtypes) if config.new_tokens and not tied else None
+
+    def embed(self, tokens_BT: jax.Array) -> jax.Array:
+        """int32 [B, T] -> [B, T, D]."""
+        return self._rows(self.base, self.new, tokens_BT)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., V], base tokens first."""
+        weights = [gathered(table, self.dtype) for table in self._head if table is not None]
+        rows = hidden.reshape(-1, hidden.shape[-1]) if cpu.of_matrices() else hidden
+        parts = [jnp.einsum("...d,vd->...v", rows, w, preferred_element_type=jnp.float32) for w in weights]
+        logits = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+        return logits.reshape(*hidden.shape[:-1], -1)
+
+    def logits_of(self, hidden: jax.Array, tokens_V: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., V], of the tokens that are named (int32 [V]) alone."""
+        rows_VD = self._rows(*self._head, tokens_V)
+        return jnp.einsum("...d,vd->...v", hidden, rows_VD, preferred_element_type=jnp.float32)
+
+    @property
+    def _head(self) -> tuple[nnx.Param, nnx.Param | None]:
+        """The tables of the output head, those of base tokens and of new ones."""
+        return (self.base, self.new) if self.base_head is None else (self.base_head, self.new_head)
+
+    def _rows(self, base: nnx.Param, new: nnx.Param | None, tokens: jax.Array) -> jax.Array:
+        """int32 [...] -> [..., D], from a pair of tables."""
+        if new is None:
+            return base[...][tokens].astype(self.dtype)
+        is_new = tokens >= self.vocab_size
+        of_base = base[...][jnp.where(is_new, 0, tokens)]
+        of_new = new[...][jnp.where(is_new, tokens - self.vocab_size, 0)]
+        return jnp.where(is_new[..., None], of_new, of_base).astype(self.dtype)

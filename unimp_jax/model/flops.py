@@ -46,7 +46,7 @@ def resampler_image(config: ModelConfig) -> tuple[Forward, Forward]:
     resampler, width, patches = config.resampler, config.vision.width, config.vision.tokens_out
     inner, latents = resampler.heads * resampler.head_dim, resampler.latents
     own = 2 * latents * width * (4 * inner + (3 if resampler.mlp == "swiglu" else 2) * resampler.mlp_ratio * width)
-    if resampler.looks_directly(width):
+    if resampler.attends_directly(width):
         into_and_out = 2 * latents * width * 2 * inner
         direct = Forward(4 * patches * latents * resampler.heads * width)
         return Forward(own + into_and_out, 4 * latents**2 * inner) * resampler.layers, direct * resampler.layers
@@ -74,10 +74,10 @@ def decoder_row(config: ModelConfig, tokens: int) -> Forward:
 def last_decoder_row(config: ModelConfig, tokens: int, answers: int) -> Forward:
     """Of one row, the last layer, where keys and values are of all tokens and the rest is of answers alone."""
     decoder = config.decoder
-    shown = 4 * tokens * decoder.width * decoder.num_kv_heads * decoder.head_dim
+    keys_values = 4 * tokens * decoder.width * decoder.num_kv_heads * decoder.head_dim
     mlp = (3 if decoder.mlp == "swiglu" else 2) * decoder.mlp_width
     return Forward(
-        shown + 2 * answers * decoder.width * (2 * decoder.width + mlp), 4 * answers * tokens * decoder.width
+        keys_values + 2 * answers * decoder.width * (2 * decoder.width + mlp), 4 * answers * tokens * decoder.width
     )
 
 

@@ -1,4 +1,4 @@
-"""Gated cross-attention (Flamingo, arXiv:2204.14198, section 2.2): text looks at images before a decoder layer."""
+"""Gated cross-attention (Flamingo, arXiv:2204.14198, section 2.2): text attends to images before a decoder layer."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from unimp_jax.model.attention import KeysValues, Segments, attention
+from unimp_jax.model.attention import KeysValues, Mask, attention
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.layers import MLP, DTypes, Linear, MLPKind, Norm, NormKind, constant
 
 
 @dataclasses.dataclass(frozen=True)
 class GatedCrossAttentionConfig:
-    """Geometry of the gated blocks, and what a token sees."""
+    """Geometry of the gated blocks, and which images a token attends to."""
 
     every: int = 1
     """A block stands in each group of so many decoder layers; divides their number."""
@@ -76,22 +76,22 @@ class GatedCrossAttention(nnx.Module):
 
         self.query_norm, self.key_norm = qk_norm(), qk_norm()
 
-    def shown(self, latents_BSC: jax.Array) -> KeysValues:
-        """What latents of images, image after image, show to text; S may be 0."""
+    def keys_values(self, latents_BSC: jax.Array) -> KeysValues:
+        """Keys and values of the latents of a row's images, image after image; S may be 0."""
         key = self.key(latents_BSC)
         return KeysValues(key if self.key_norm is None else self.key_norm(key), self.value(latents_BSC))
 
-    def __call__(self, x_BTD: jax.Array, images: KeysValues, sees: jax.Array | Segments) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, images: KeysValues, mask: Mask) -> jax.Array:
         """
         Args:
           x_BTD: the text.
-          images: what is `shown`, of all of a row's images.
-          sees: which latents a token sees, segments or bool [B, T, S]; where none, attention adds exactly 0.
+          images: the `keys_values` of all of a row's images.
+          mask: which latents a token attends to; where none, attention adds exactly 0.
         """
         if images.keys.shape[1]:
             query = self.query(self.norm(x_BTD))
             query = query if self.query_norm is None else self.query_norm(query)
-            x_BTD = x_BTD + gate(self.attention_gate, x_BTD) * self.out(attention(query, *images, sees))
+            x_BTD = x_BTD + gate(self.attention_gate, x_BTD) * self.out(attention(query, *images, mask))
         x_BTD = x_BTD + gate(self.mlp_gate, x_BTD) * self.mlp(self.mlp_norm(x_BTD))
         return constrain(x_BTD, "batch", "sequence", None)
 

@@ -1,5 +1,5 @@
-"""Attention among segments by kernels made for one kind of hardware: what `attention.attend` gives, never holding all
-scores (splash, on TPUs) or computed by cuDNN (on NVIDIA GPUs)."""
+"""What `attention.attend` gives, by kernels made for one kind of hardware: splash on TPUs, which never holds all
+scores, and cuDNN on NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -11,28 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from unimp_jax.model.axes import fitting_spec, splits
-from unimp_jax.model.positions import alibi_slopes
+from unimp_jax.model.axes import fitting_spec, platform, splits
 
 if TYPE_CHECKING:  # Pallas takes long to import, and only TPUs need it
     from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SplashAttentionKernel
 
-Kernel = Literal["xla", "splash", "cudnn"]
-
 BLOCKS = (512, 384, 256, 128)
 """Sides of the tiles that splash works in; lengths are filled up to a multiple of one."""
-
-
-def platform() -> str:
-    """tpu, gpu or cpu: what the mesh of the context is made of, else JAX's default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    kind = device.device_kind if device is not None else jax.devices()[0].device_kind
-    return "tpu" if kind.startswith("TPU") else "gpu" if kind.startswith("NVIDIA") else "cpu"
-
-
-def kernel_for(wanted: Literal["auto", "xla", "splash", "cudnn"]) -> Kernel:
-    """The kernel asked for, or the one made for this platform."""
-    return {"tpu": "splash", "gpu": "cudnn", "cpu": "xla"}[platform()] if wanted == "auto" else wanted  # type: ignore[return-value]
 
 
 def splash_fits(tokens: int, keys: int) -> bool:
@@ -42,55 +27,51 @@ def splash_fits(tokens: int, keys: int) -> bool:
 
 
 def splash(
-    q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, queries_BT: jax.Array, keys_BS: jax.Array, *,
-    causal: bool, positions_BS: jax.Array | None,
+    q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, query_segment_ids_BT: jax.Array,
+    key_segment_ids_BS: jax.Array, *, causal: bool, alibi: tuple[jax.Array, np.ndarray] | None,
 ) -> jax.Array:  # fmt: skip
     """Splash attention (JAX's Pallas kernel) on each device's rows, heads and tokens.
 
     Args:
       q_BTHh, k_BSKh, v_BSKh: as of `attend`.
-      queries_BT, keys_BS: int32, a query sees the keys with its number, none where that is 0.
-      causal: of those, only the ones up to its own place.
-      positions_BS: int32, below 2^16; adds ALiBi for these positions.
+      query_segment_ids_BT, key_segment_ids_BS, causal: as of `attention.SegmentMask`.
+      alibi: adds ALiBi for positions, int32 [B, S] below 2^16, with slopes, float32 [H].
 
     Returns:
       [B, T, H, h].
     """
     T, H, h = q_BTHh.shape[1:]
     q_BTHh = q_BTHh * h**-0.5
-    if positions_BS is not None:
-        q_BTHh, k_BSKh = with_alibi(q_BTHh, k_BSKh, positions_BS)
-    q_BTHh, queries_BT = _filled(q_BTHh), _filled(queries_BT)
-    k_BSKh, v_BSKh, keys_BS = _filled(k_BSKh), _filled(v_BSKh), _filled(keys_BS)
+    if alibi is not None:
+        q_BTHh, k_BSKh = with_alibi(q_BTHh, k_BSKh, *alibi)
+    q_BTHh, queries_BT = _padded(q_BTHh), _padded(query_segment_ids_BT)
+    k_BSKh, v_BSKh, keys_BS = _padded(k_BSKh), _padded(v_BSKh), _padded(key_segment_ids_BS)
     kernel = _splash_kernel(queries_BT.shape[1], keys_BS.shape[1], H, causal)
 
+    arguments = (q_BTHh, k_BSKh, v_BSKh, queries_BT, keys_BS)
+
     def each(
-        kernel: SplashAttentionKernel, q: jax.Array, k: jax.Array, v: jax.Array,
-        queries: jax.Array, keys: jax.Array,
-    ) -> jax.Array:  # fmt: skip
+        kernel: SplashAttentionKernel, q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array
+    ) -> jax.Array:
         from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds
 
-        segments = SegmentIds(queries, keys)
+        segment_ids = SegmentIds(queries, keys)
         heads_first = (x.swapaxes(1, 2) for x in (q, k, v))
-        return jax.vmap(kernel)(*heads_first, segments).swapaxes(1, 2)
+        return jax.vmap(kernel)(*heads_first, segment_ids).swapaxes(1, 2)
 
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
-        names: list[tuple[str | None, ...]] = [
-            ("batch", "sequence", "heads", None),
-            *[("batch", None, "kv_heads", None)] * 2,
-        ]
-        names += [("batch", "sequence"), ("batch", None)]
-        shapes = [x.shape for x in (q_BTHh, k_BSKh, v_BSKh, queries_BT, keys_BS)]
-        specs = tuple(fitting_spec(shape, name) for shape, name in zip(shapes, names, strict=True))
+        query, key = ("batch", "sequence", "heads", None), ("batch", None, "kv_heads", None)
+        names = (query, key, key, query[:2], key[:2])
+        specs = tuple(fitting_spec(x.shape, name) for x, name in zip(arguments, names, strict=True))
         tiles = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(specs[0][2], specs[0][1])))
         each = jax.shard_map(each, in_specs=(tiles, *specs), out_specs=specs[0], check_vma=False)
-    out_BTHh = each(kernel, q_BTHh, k_BSKh, v_BSKh, queries_BT, keys_BS)
+    out_BTHh = each(kernel, *arguments)
     return jnp.where((queries_BT > 0)[..., None, None], out_BTHh, 0)[:, :T]
 
 
-def _filled(x_BT: jax.Array) -> jax.Array:
-    """With zeros up to whole tiles; the number 0 sees nothing, and is seen by nothing that counts."""
+def _padded(x_BT: jax.Array) -> jax.Array:
+    """With zeros up to whole tiles; segment 0 attends to nothing, and nothing that counts to it."""
     more = -x_BT.shape[1] % BLOCKS[-1]
     return jnp.pad(x_BT, [(0, 0), (0, more), *[(0, 0)] * (x_BT.ndim - 2)]) if more else x_BT
 
@@ -111,14 +92,16 @@ def _splash_kernel(tokens: int, keys: int, heads: int, causal: bool) -> SplashAt
     )
 
 
-def with_alibi(q_BTHh: jax.Array, k_BSKh: jax.Array, positions_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+def with_alibi(
+    q_BTHh: jax.Array, k_BSKh: jax.Array, positions_BS: jax.Array, slopes_H: np.ndarray
+) -> tuple[jax.Array, jax.Array]:
     """Queries and keys with six more channels, whose product is slope times the key's position.
 
     A softmax does not notice that the query's own position is not taken off. Slopes are cut into three bfloat16
     numbers and positions into two, so that nothing is rounded away whatever the type of q and k.
     """
     B, T, H, _ = q_BTHh.shape
-    slopes_H3 = _three_parts(alibi_slopes(H))
+    slopes_H3 = _three_parts(slopes_H)
     high_BS, low_BS = positions_BS // 256, positions_BS % 256
     of_heads_H6 = np.concatenate([slopes_H3 * 256, slopes_H3], axis=1)
     of_keys_BS6 = jnp.repeat(jnp.stack([high_BS, low_BS], axis=-1), 3, axis=-1).astype(k_BSKh.dtype)

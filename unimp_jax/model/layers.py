@@ -1,17 +1,19 @@
-"""The few layers that every part is made of, each with named axes."""
+"""The few layers that every part is made of, each with named axes, and stacks of equal layers, run by a scan."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
-from unimp_jax.model.axes import UNCONSTRAINED, constrain, gathered, splits
-from unimp_jax.model.kernels import platform
+from unimp_jax.model import cpu
+from unimp_jax.model.axes import constrain, gathered
 
 Sizes = dict[str, int]
 """Logical axis name -> size, in the order of the array's axes."""
@@ -58,27 +60,8 @@ class Linear(nnx.Module):
         self.bias = constant(0.0, outputs, dtypes) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = product(x.astype(self.dtype), gathered(self.kernel, self.dtype), self.contracted)
+        y = cpu.matmul(x.astype(self.dtype), gathered(self.kernel, self.dtype), self.contracted)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
-
-
-def product(x: jax.Array, kernel: jax.Array, contracted: int) -> jax.Array:
-    """`jnp.tensordot(x, kernel, contracted)`, on CPUs as a product of two matrices."""
-    if not of_matrices():
-        return jnp.tensordot(x, kernel, contracted)
-    rows, inside, outputs = x.shape[: x.ndim - contracted], kernel.shape[:contracted], kernel.shape[contracted:]
-    y = x.reshape(-1, math.prod(inside)) @ kernel.reshape(math.prod(inside), -1)
-    return y.reshape(*rows, *outputs)
-
-
-def of_matrices() -> bool:
-    """Whether products are better taken of two matrices, as their gradients are then, too.
-
-    On CPUs, XLA would first write operands of a product over several axes transposed, which takes longer than the
-    product; on TPUs, by its own estimates, it is the reshaped ones that cost. Where the tokens of a row lie on several
-    devices, rows and tokens cannot become one axis.
-    """
-    return platform() == "cpu" and splits("sequence") == 1
 
 
 class Norm(nnx.Module):
@@ -134,7 +117,7 @@ class MLP(nnx.Module):
         self.down = Linear(wide, width, bias=bias, dtypes=dtypes, rngs=rngs, scale=down_scale)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        up = constrain(self.up(x_BTD), UNCONSTRAINED, UNCONSTRAINED, "mlp")
+        up = constrain(self.up(x_BTD), *[PartitionSpec.UNCONSTRAINED] * 2, "mlp")
         if self.gate is not None:
             return self.down(jax.nn.silu(self.gate(x_BTD)) * up)
         return self.down(jax.nn.relu(up) if self.kind == "relu" else jax.nn.gelu(up, approximate=False))
@@ -146,3 +129,72 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         return x
     keep = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+Remat = Literal["none", "full", "dots", "dots_with_batch"]
+"""What a scanned layer keeps for its backward pass: everything; its input alone; also the products with weights; also
+those of attention."""
+
+POLICIES: dict[str, Callable[..., Any]] = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots_with_batch": jax.checkpoint_policies.dots_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """How a stack is run: what its backward pass keeps of a layer, and how many layers are unrolled at a time."""
+
+    remat: Remat = "none"
+    unroll: int = 1
+
+
+M = TypeVar("M")
+
+
+def stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
+    """`count` modules as one, each parameter with a leading axis "layers"."""
+
+    @nnx.split_rngs(splits=count)
+    @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: None, "axis_names": "layers"})
+    def make_all(rngs: nnx.Rngs) -> M:
+        return make(rngs)
+
+    return make_all(rngs)
+
+
+def unstack(modules: M, count: int) -> list[M]:
+    """The modules of a stack, one by one."""
+    graph, state = nnx.split(modules)
+    return [nnx.merge(graph, jax.tree.map(lambda x: x[i], state)) for i in range(count)]  # noqa: B023
+
+
+def scan(
+    body: Callable[..., Any], carry: Any, modules: Any, *slices: Any, loop: Loop = Loop(),
+    last: Callable[..., Any] | None = None,
+) -> tuple[Any, Any]:  # fmt: skip
+    """(carry, outs[i]) = body(carry, modules[i], *slices[i]) for each i: (carry, outs).
+
+    The body is traced once, so that a program does not grow with depth, unless all of it is unrolled. `nnx.scan` would
+    write all parameters out of the loop again, frozen ones too; here they only go in.
+
+    Args:
+      last: takes the place of `body` in the last step, where all is unrolled; its carry may be of another shape.
+    """
+    graph, state = nnx.split(modules)
+    xs = (state, *slices)
+    length = jax.tree.leaves(xs)[0].shape[0]
+
+    def step_of(body: Callable[..., Any]) -> Callable[..., Any]:
+        def step(carry: Any, xs: tuple[Any, ...]) -> tuple[Any, Any]:
+            return body(carry, nnx.merge(graph, xs[0]), *xs[1:])
+
+        if loop.remat == "none":
+            return step
+        # Between turns nothing can be found to be the same; within one, what is computed again would be.
+        return jax.checkpoint(step, policy=POLICIES[loop.remat], prevent_cse=loop.unroll > 1)
+
+    if loop.unroll < length:
+        return jax.lax.scan(step_of(body), carry, xs, unroll=loop.unroll)
+    return cpu.unrolled([*[step_of(body)] * (length - 1), step_of(last or body)], carry, xs)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from unimp_jax.model import cpu
 from unimp_jax.model.attention import attend
-from unimp_jax.model.axes import constrain, gathered
-from unimp_jax.model.layers import MLP, DTypes, Linear, MLPKind, Norm, normal
-from unimp_jax.model.stacking import Loop, scan, stack
+from unimp_jax.model.axes import constrain
+from unimp_jax.model.layers import MLP, DTypes, Linear, Loop, MLPKind, Norm, normal, scan, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +34,8 @@ class ResamplerConfig:
         if min(self.layers, self.heads, self.head_dim, self.latents, self.mlp_ratio) < 1:
             raise ValueError(f"resampler: every size must be at least 1, not {self}")
 
-    def looks_directly(self, width: int) -> bool:
-        """Whether latents look at patch tokens themselves, in the place of keys and values made of them: where that
+    def attends_directly(self, width: int) -> bool:
+        """Whether latents attend to patch tokens themselves, in the place of keys and values made of them: where that
         takes a tenth fewer operations or less still, L C a head and patch token in the place of C h + L h."""
         return not self.qk_norm and 10 * self.latents * width <= 9 * self.head_dim * (self.latents + width)
 
@@ -60,50 +59,23 @@ class ResamplerLayer(nnx.Module):
             return Norm("layer_norm", head, eps=1e-5, bias=True, dtypes=dtypes) if config.qk_norm else None
 
         self.query_norm, self.key_norm = qk_norm(), qk_norm()
-        self.direct = config.looks_directly(width)
+        self.direct = config.attends_directly(width)
 
     def __call__(self, latents_BLC: jax.Array, media_BPC: jax.Array) -> jax.Array:
         """`media_BPC` are standardised."""
         normed = self.latents_norm(latents_BLC)
-        look = self.look_directly if self.direct else self.look
-        latents_BLC = latents_BLC + self.out(look(normed, media_BPC))
+        attended = cpu.attend_directly(self, normed, media_BPC) if self.direct else self.attend(normed, media_BPC)
+        latents_BLC = latents_BLC + self.out(attended)
         return constrain(latents_BLC + self.mlp(self.mlp_norm(latents_BLC)), "images", None, None)
 
-    def look(self, normed_BLC: jax.Array, media_BPC: jax.Array) -> jax.Array:
+    def attend(self, normed_BLC: jax.Array, media_BPC: jax.Array) -> jax.Array:
         """Attention of latents to patch tokens and latents: [B, L, H, h]."""
         media_BPC = self.media_norm.scaled(media_BPC).astype(normed_BLC.dtype)
-        seen = jnp.concatenate([media_BPC, normed_BLC], axis=1)
-        query, key = self.query(normed_BLC), self.key(seen)
+        both = jnp.concatenate([media_BPC, normed_BLC], axis=1)
+        query, key = self.query(normed_BLC), self.key(both)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        return attend(query, key, self.value(seen), None)
-
-    def look_directly(self, normed_BLC: jax.Array, media_BPC: jax.Array) -> jax.Array:
-        """The same in another order: q (x W)^T is (q W^T) x^T, and a (x W) is (a x) W.
-
-        Where the tower is frozen, no gradient passes through anything as large as the patch tokens.
-        """
-        f32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-        dtype, media_BPC = normed_BLC.dtype, media_BPC.astype(normed_BLC.dtype)
-        scale_C, bias_C = self.media_norm.scale_and_bias()
-        key_CHh, value_CHh = gathered(self.key.kernel, dtype), gathered(self.value.kernel, dtype)
-        query_BLHh = self.query(normed_BLC)
-        query_BLHh = query_BLHh * query_BLHh.shape[-1] ** -0.5
-
-        asked_BHLC = f32("blhd,chd->bhlc", query_BLHh, key_CHh)
-        to_media = f32("bhlc,bpc->bhlp", (asked_BHLC * scale_C).astype(dtype), media_BPC)
-        to_media += (asked_BHLC * bias_C).sum(-1, keepdims=True)
-        to_latents = f32("blhd,bmhd->bhlm", query_BLHh, self.key(normed_BLC))
-        largest = jnp.maximum(to_media.max(-1, keepdims=True), to_latents.max(-1, keepdims=True))
-        media_weights, latent_weights = (jnp.exp(x - jax.lax.stop_gradient(largest)) for x in (to_media, to_latents))
-        of_media, of_latents = (x.sum(-1, keepdims=True) for x in (media_weights, latent_weights))
-
-        seen_BHLC = f32("bhlp,bpc->bhlc", media_weights.astype(dtype), media_BPC) * scale_C + of_media * bias_C
-        seen_BHLC = (seen_BHLC / (of_media + of_latents)).astype(dtype)
-        latent_weights = (latent_weights / (of_media + of_latents)).astype(dtype)
-        out_BLHh = f32("bhlc,chd->blhd", seen_BHLC, value_CHh)
-        out_BLHh += f32("bhlm,bmhd->blhd", latent_weights, self.value(normed_BLC))
-        return out_BLHh.astype(dtype)
+        return attend(query, key, self.value(both), None)
 
 
 class Resampler(nnx.Module):

@@ -12,15 +12,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unimp_jax.batch import Batch
-from unimp_jax.model.attention import KeysValues, Segments, earlier_images_mask, last_image_mask, segments
+from unimp_jax.model.attention import (
+    Kernel,
+    KeysValues,
+    Mask,
+    earlier_images_mask,
+    kernel_for,
+    last_image_mask,
+    segment_mask,
+)
 from unimp_jax.model.axes import constrain, splits
-from unimp_jax.model.decoder import Decoder, DecoderConfig, DecoderLayer, TextContext, answer_context, text_context
-from unimp_jax.model.embeddings import Embeddings
+from unimp_jax.model.decoder import Decoder, DecoderConfig, DecoderLayer, Embeddings, TextContext, text_context
 from unimp_jax.model.gated import GatedCrossAttention, GatedCrossAttentionConfig
-from unimp_jax.model.kernels import Kernel, kernel_for
-from unimp_jax.model.layers import DTypes, dropout
+from unimp_jax.model.layers import DTypes, Loop, Remat, dropout, scan, stack, unstack
 from unimp_jax.model.resampler import Resampler, ResamplerConfig
-from unimp_jax.model.stacking import Loop, Remat, scan, stack, unstack
 from unimp_jax.model.vision import VisionConfig, VisionTower
 
 
@@ -42,9 +47,9 @@ class ModelConfig:
     remat: Remat = "none"
     """What the backward pass keeps of each layer or group, and what it computes again."""
     unroll: int = 1
-    """So many layers or groups are written out a turn of their loop, up to all, for a larger program: fewer copies of
-    what is kept for the backward pass, which on CPUs is a fifth of a step; and where all are, the last layer computes
-    only what answers are read from."""
+    """So many layers or groups of a loop are unrolled at a time, for a larger program: fewer copies of what is kept for
+    the backward pass, which on CPUs is a fifth of a step. Where all are, the last layer computes only the hidden states
+    that answers are read from."""
 
     def __post_init__(self) -> None:
         if self.decoder.layers % self.gated.every:
@@ -62,8 +67,7 @@ class ModelConfig:
 
     @property
     def last_layer_apart(self) -> bool:
-        """Whether the last layer is not in a loop, where to be done apart it would need a copy of all the others'
-        parameters."""
+        """Whether the last layer is in no loop, and so can be computed for answers alone."""
         return self.unroll >= self.groups
 
     @property
@@ -127,48 +131,55 @@ class UniMP(nnx.Module):
         latents = self.resampler(self.see(flat) if flat.ndim == 4 else constrain(flat, "images", None, None))
         return constrain(latents.reshape(B, N, *latents.shape[1:]), "batch", None, None, None)
 
-    def hidden(
+    def forward(
         self,
         batch: Batch,
         dropout_key: jax.Array | None = None,
         latents_BNLC: jax.Array | None = None,
-        places_BA: jax.Array | None = None,
-    ) -> jax.Array:
-        """[B, T, D], after the final norm; or [B, A, D], of the tokens at int32 `places_BA` alone.
+        *,
+        answers_only: bool = False,
+        cached: bool = False,
+    ) -> tuple[jax.Array, Any]:
+        """All of the model but the output head.
 
-        With a key, and `decoder.dropout` above 0, with dropout. `latents_BNLC` are the images', where they are at hand.
+        Args:
+          dropout_key: with it, and `decoder.dropout` above 0, there is dropout.
+          latents_BNLC: of the images, where they are at hand; `batch.images` itself is not read then.
+          answers_only: hidden states are wanted at `batch.answer_positions` alone.
+          cached: keys and values are wanted, too.
+
+        Returns:
+          (hidden states after the final norm, [B, T, D] or [B, A, D]; keys and values of the text, [G, E, B, K, T, h],
+          and of the images, [G, B, S, H, h]; else None).
         """
         config, rate = self.config, self.config.decoder.dropout
         latents_BNLC = self.encode_images(batch.images) if latents_BNLC is None else latents_BNLC
         B, N, L, C = latents_BNLC.shape
         latents_BSC = latents_BNLC.reshape(B, N * L, C)
-        sees_images = self.sees_images(batch)
-        context = text_context(config.decoder, batch.positions, batch.segment_ids, self.kernel)
+        latent_mask, answers_BA = self.latent_mask(batch), batch.answer_positions
+        contexts = [text_context(config.decoder, batch, self.kernel)] * config.gated.every
 
         def key_for(number: jax.Array | int) -> jax.Array | None:
             return None if dropout_key is None or rate == 0 else jax.random.fold_in(dropout_key, number)
 
-        def group(
-            contexts: list[TextContext], x_BTD: jax.Array, modules: Group, number: jax.Array
-        ) -> tuple[jax.Array, None]:
-            images = modules[0].shown(latents_BSC)
+        def group(contexts: list[TextContext], x_BTD: jax.Array, modules: Group, number: jax.Array) -> Any:
+            images = modules[0].keys_values(latents_BSC)
             keyed = [(context, key_for(number + i)) for i, context in enumerate(contexts)]
-            return self.group(x_BTD, modules, images, sees_images, keyed)[0], None
+            x_BTD, text = self.group(x_BTD, modules, images, latent_mask, keyed)
+            return x_BTD, (jax.tree.map(lambda x: x.swapaxes(2, 3), text), images) if cached else None
 
+        last = None
+        fewer = answers_only and answers_BA.shape[1] < batch.tokens.shape[1]
+        if fewer and config.last_layer_apart and splits("sequence") == 1:
+            answer_context = text_context(config.decoder, batch, self.kernel, answers_BA)
+            last = functools.partial(group, [*contexts[1:], answer_context])
         x_BTD = dropout(self.embed(batch.tokens), rate, key_for(config.decoder.layers))
         first_layers = jnp.arange(config.groups) * config.gated.every
-        contexts = [context] * config.gated.every
-        last = None
-        if places_BA is not None:
-            places = answer_context(config.decoder, batch.positions, batch.segment_ids, places_BA)
-            last = functools.partial(group, [*contexts[1:], places])
         every = functools.partial(group, contexts)
-        x_BTD, _ = scan(every, x_BTD, self.groups, first_layers, loop=config.loop, last=last)
-        return self.decoder.norm(x_BTD)
-
-    def embed(self, tokens_BT: jax.Array) -> jax.Array:
-        """int32 [B, T] -> [B, T, D]."""
-        return constrain(self.embeddings.embed(tokens_BT), "batch", "sequence", None)
+        x_BTD, cache = scan(every, x_BTD, self.groups, first_layers, loop=config.loop, last=last)
+        if answers_only and last is None:
+            x_BTD = jnp.take_along_axis(x_BTD, answers_BA[..., None], axis=1)
+        return self.decoder.norm(x_BTD), cache
 
     @property
     def groups(self) -> Group:
@@ -180,64 +191,61 @@ class UniMP(nnx.Module):
         x_BTD: jax.Array,
         modules: Group,
         images: KeysValues,
-        sees_images: jax.Array | Segments,
+        latent_mask: Mask,
         contexts: Sequence[tuple[TextContext, jax.Array | None]],
-    ) -> tuple[jax.Array, list[KeysValues]]:
+    ) -> tuple[jax.Array, KeysValues]:
         """A gated block and the decoder layers around it, each with its context and its key for dropout.
 
         Returns:
-          The text after it, and what each layer's tokens show to later ones.
+          The text after it, and keys and values of each layer, [E, B, T, K, h].
         """
         gated, layers = modules
-        shown = []
+        text = []
         for i, (layer, (context, key)) in enumerate(zip(unstack(layers, len(contexts)), contexts, strict=True)):
             if i == self.config.gated.block_layer:
-                x_BTD = gated(x_BTD, images, sees_images)
+                x_BTD = gated(x_BTD, images, latent_mask)
             x_BTD, own = layer(x_BTD, context, key)
-            shown.append(own)
-        return x_BTD, shown
+            text.append(own)
+        return x_BTD, jax.tree.map(lambda *x: jnp.stack(x), *text)
 
     @property
     def kernel(self) -> Kernel:
         """What computes attention here."""
         return kernel_for(self.config.attention)
 
-    def sees_images(self, batch: Batch) -> jax.Array | Segments:
-        """Which latents of its row's images a token looks at: segments, or bool [B, T, N * L]."""
+    def image_mask(self, batch: Batch) -> jax.Array:
+        """bool [B, T, N]: which images of its row a token attends to."""
+        if self.config.gated.attend == "last_image":
+            return last_image_mask(batch.image_index, batch.images.shape[1])
+        return earlier_images_mask(batch.image_index, batch.segment_ids, batch.image_segment_ids)
+
+    def latent_mask(self, batch: Batch) -> Mask:
+        """Which latents of its row's images a token attends to, S = N L."""
         latents = self.config.resampler.latents
         if self.config.gated.attend != "last_image":
             return jnp.repeat(self.image_mask(batch), latents, axis=-1)
         B, N = batch.images.shape[:2]
-        keys_BS = jnp.broadcast_to(jnp.repeat(jnp.arange(1, N + 1), latents), (B, N * latents))
-        return segments(batch.image_index + 1, keys_BS, self.kernel)
+        numbers_BS = jnp.broadcast_to(jnp.repeat(jnp.arange(1, N + 1), latents), (B, N * latents))
+        return segment_mask(batch.image_index + 1, numbers_BS, self.kernel)
 
-    def image_mask(self, batch: Batch) -> jax.Array:
-        """bool [B, T, N]: which images a token looks at."""
-        if self.config.gated.attend == "last_image":
-            return last_image_mask(batch.image_index, batch.images.shape[1])
-        return earlier_images_mask(batch.image_index, batch.segment_ids, batch.image_segment_ids)
+    def embed(self, tokens_BT: jax.Array) -> jax.Array:
+        """int32 [B, T] -> [B, T, D]."""
+        return constrain(self.embeddings.embed(tokens_BT), "batch", "sequence", None)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., V]."""
         return self.embeddings.logits(hidden)
 
-    def logits_of(self, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
-        """[..., D] -> float32 [..., V], of V tokens alone."""
-        return self.embeddings.logits_of(hidden, tokens)
+    def hidden(self, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Hidden states of all tokens: [B, T, D]."""
+        return self.forward(batch, dropout_key)[0]
 
     def answer_hidden(
         self, batch: Batch, dropout_key: jax.Array | None = None, latents_BNLC: jax.Array | None = None
     ) -> jax.Array:
         """Hidden states at `batch.answer_positions` alone: [B, A, D]."""
-        places_BA = batch.answer_positions
-        fewer = places_BA.shape[1] < batch.tokens.shape[1]
-        if self.config.last_layer_apart and fewer and splits("sequence") == 1:
-            return self.hidden(batch, dropout_key, latents_BNLC, places_BA)
-        hidden_BTD = self.hidden(batch, dropout_key, latents_BNLC)
-        return jnp.take_along_axis(hidden_BTD, places_BA[..., None], axis=1)
+        return self.forward(batch, dropout_key, latents_BNLC, answers_only=True)[0]
 
-    def __call__(
-        self, batch: Batch, dropout_key: jax.Array | None = None, latents_BNLC: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, batch: Batch) -> jax.Array:
         """Logits at `batch.answer_positions` alone: float32 [B, A, V]."""
-        return self.logits(self.answer_hidden(batch, dropout_key, latents_BNLC))
+        return self.logits(self.answer_hidden(batch))

@@ -12,8 +12,7 @@ from flax import nnx
 
 from unimp_jax.model.attention import attend
 from unimp_jax.model.axes import constrain
-from unimp_jax.model.layers import DTypes, Linear, Norm, normal
-from unimp_jax.model.stacking import Loop, scan, stack
+from unimp_jax.model.layers import DTypes, Linear, Loop, Norm, normal, scan, stack
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -102,7 +101,7 @@ class VisionBlock(nnx.Module):
         self.down = Linear(mlp, width, bias=True, dtypes=dtypes, rngs=rngs, scale=scale)
 
     def __call__(self, x_BPC: jax.Array, mask_BPS: jax.Array | None = None) -> jax.Array:
-        """`mask_BPS`: which others each one sees; None: all."""
+        """`mask_BPS`: which others each one attends to; None: all."""
         y = self.attention_norm(x_BPC)
         x_BPC = x_BPC + self.out(attend(self.query(y), self.key(y), self.value(y), mask_BPS))
         y = self.up(self.mlp_norm(x_BPC))

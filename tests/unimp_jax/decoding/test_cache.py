@@ -5,19 +5,19 @@ import numpy as np
 import pytest
 
 from tests.unimp_jax.decoding.support import GEOMETRIES, jitted, longer, model, next_logits, prompts
-from unimp_jax.decoding import nothing_said, read, say
+from unimp_jax.decoding import decode_step, empty_cache, prefill
 
 STEPS, BEAMS = 4, 3
 
 
 def continued(model, batch, tokens_nBAW, parents_nBAW):
     """Logits of the first token, and behind every forced token; the beam is reordered after each."""
-    hidden_BAD, kept = read(model, batch)
-    said = nothing_said(model.config, kept, BEAMS, STEPS)
+    hidden_BAD, kept = prefill(model, batch)
+    cache = empty_cache(model.config, kept, BEAMS, STEPS)
     logits = []
     for step in range(STEPS):
-        hidden_BAWD, said = say(model, kept, said, tokens_nBAW[step], jnp.int32(step))
-        said = said.follow(parents_nBAW[step])
+        hidden_BAWD, cache = decode_step(model, kept, cache, tokens_nBAW[step], jnp.int32(step))
+        cache = cache.reorder(parents_nBAW[step])
         logits.append(jnp.take_along_axis(model.logits(hidden_BAWD), parents_nBAW[step][..., None], axis=2))
     return model.logits(hidden_BAD), jnp.stack(logits)
 

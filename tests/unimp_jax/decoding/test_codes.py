@@ -9,8 +9,8 @@ import pytest
 
 from tests.unimp_jax.decoding.support import jitted, longer, model, next_logits, prompts
 from unimp_jax.batch import Batch
-from unimp_jax.decoding import CodeSamplingConfig, SamplingConfig, sample_image_codes
-from unimp_jax.decoding.codes import _alone
+from unimp_jax.decoding import CodeSamplingConfig, SamplingConfig, sample_codes
+from unimp_jax.decoding.sampling import kept_logits, prompt_without_images
 from unimp_jax.sharding import MeshConfig, batch_sharding, make_mesh
 
 CODES = np.array([40, 7, 63, 21, 22, 30, 55], np.int32)
@@ -21,8 +21,7 @@ GREEDY = SamplingConfig()
 
 def drawn(net, batch, config, **options):
     return jitted(
-        net,
-        lambda net, batch: sample_image_codes(net, batch, jnp.asarray(CODES), LENGTH, config, bare_T=BARE, **options),
+        net, lambda net, batch: sample_codes(net, batch, jnp.asarray(CODES), LENGTH, config, bare_T=BARE, **options)
     )(batch)
 
 
@@ -31,7 +30,7 @@ def recomputed(net, batch, row, slot, codes, guidance) -> np.ndarray:
     said = [CODES[codes[:step]].tolist() for step in range(len(codes))]
     size = net.config.vision.image_size
     asked = stacked([longer(batch, row, slot, words) for words in said])
-    alone = stacked([_alone(jnp.asarray([*BARE, *words]), 1) for words in said])
+    alone = stacked([prompt_without_images(jnp.asarray([*BARE, *words]), 1) for words in said])
     alone = dataclasses.replace(alone, images=np.zeros((len(codes), 0, size, size, 3), np.float32))
     asked_nK, bare_nK = (np.asarray(next_logits(net, rows))[:, 0, CODES] for rows in (asked, alone))
     return bare_nK + guidance * (asked_nK - bare_nK)
@@ -115,9 +114,10 @@ def test_samples_are_as_frequent_as_they_are_probable():
     """2,000 samples of the first code: a frequency deviates by 3 standard errors, 0.034, once in 400 times."""
     net = model()
     batch = prompts("single", net.config)
-    config = CodeSamplingConfig(1.5, SamplingConfig(temperature=2.0))
+    config = CodeSamplingConfig(1.5, SamplingConfig(temperature=2.0, top_k=4))
     found = drawn(net, batch, config, key=jax.random.key(0), samples=2000)
-    expected = jax.nn.softmax(recomputed(net, batch, 0, 0, found.codes_BAWn[0, 0, 0], 1.5)[0] / 2.0)
+    logits_K = recomputed(net, batch, 0, 0, found.codes_BAWn[0, 0, 0], 1.5)[0]
+    expected = jax.nn.softmax(kept_logits(logits_K, config.sampling))
     frequency = np.bincount(found.codes_BAWn[0, 0, :, 0], minlength=len(CODES)) / 2000
     np.testing.assert_allclose(frequency, np.asarray(expected), atol=0.034)
 
@@ -137,6 +137,6 @@ def test_on_a_mesh_it_draws_what_one_device_draws():
 
 def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(ValueError, match="needs a key"):
-        sample_image_codes(model(), prompts("single", model().config), jnp.asarray(CODES), 2, bare_T=jnp.asarray(BARE))
+        sample_codes(model(), prompts("single", model().config), jnp.asarray(CODES), 2, bare_T=jnp.asarray(BARE))
     with pytest.raises(ValueError, match="guidance -1 must be 0 or more"):
         CodeSamplingConfig(guidance=-1)

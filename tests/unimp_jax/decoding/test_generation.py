@@ -1,4 +1,4 @@
-"""Greedy decoding, sampling and beam search, token for token against transformers' `generate` on an exported model."""
+"""Greedy decoding and beam search, token for token against transformers' `generate` on an exported model."""
 
 import dataclasses
 
@@ -17,11 +17,16 @@ from tests.unimp_jax.decoding.support import (
     next_logits,
     prompts,
 )
-from unimp_jax.decoding import BeamConfig, SamplingConfig, beam_search, generate
+from unimp_jax.decoding import BeamConfig, SamplingConfig, beam_search
 from unimp_jax.decoding.sampling import kept_logits
 from unimp_jax.sharding import MeshConfig, batch_sharding, make_mesh
 
 NEW = 64
+
+
+def greedy(new: int) -> BeamConfig:
+    """One beam, which ends where its best token is the end."""
+    return BeamConfig(beams=1, new_tokens=new, length_penalty=0.0, early_stopping=True)
 
 
 def theirs(folder, batch, new: int, **options) -> np.ndarray:
@@ -61,7 +66,7 @@ def ours(batch, function) -> np.ndarray:
 def test_greedy_equals_generate(tmp_path):
     batch = prompts("packed", model().config)
     expected = theirs(tmp_path, batch, NEW, min_new_tokens=NEW, eos_token_id=None)
-    found = ours(batch, lambda net, batch: generate(net, batch, NEW))
+    found = ours(batch, lambda net, batch: beam_search(net, batch, greedy(NEW), eos=None))
     assert len(np.unique(found)) > 5, "an answer of one token again and again would prove little"
     np.testing.assert_array_equal(found, expected)
 
@@ -78,7 +83,7 @@ def test_greedy_equals_generate(tmp_path):
 )
 def test_beam_search_equals_generate(tmp_path, config):
     batch = prompts("packed", model().config)
-    free = ours(batch, lambda net, batch: generate(net, batch, 24))
+    free = ours(batch, lambda net, batch: beam_search(net, batch, greedy(24), eos=None))
     eos = int(np.bincount(free[:, 2:].ravel()).argmax())  # a token that answers come to sooner or later
     expected = theirs(
         tmp_path, batch, config.new_tokens, eos_token_id=eos, num_beams=config.beams,
@@ -94,24 +99,24 @@ def test_scores_are_log_probabilities_of_what_was_said():
     net = model()
     batch = prompts("packed", net.config)
     config = BeamConfig(beams=3, new_tokens=3, length_penalty=0.0)
-    greedy = jitted(net, lambda net, batch: generate(net, batch, 3))(batch)
+    best = jitted(net, lambda net, batch: beam_search(net, batch, greedy(3), eos=None))(batch)
     beams = jitted(net, lambda net, batch: beam_search(net, batch, config, eos=None))(batch)
-    for answers in (greedy, beams):
+    for answers in (best, beams):
         words = answers.tokens_BAWn[0, 1, 0].tolist()
         total = 0.0
         for number, word in enumerate(words):
             logits = np.asarray(next_logits(net, longer(batch, 0, 1, words[:number])))[0, 0]
             total += float(jax.nn.log_softmax(logits)[word])
         np.testing.assert_allclose(answers.scores_BAW[0, 1, 0], total, atol=1e-4)
-    assert (beams.scores_BAW[..., 0] >= greedy.scores_BAW[..., 0] - 1e-4)[np.asarray(batch.answer_weights) > 0].all()
+    assert (beams.scores_BAW[..., 0] >= best.scores_BAW[..., 0] - 1e-4)[np.asarray(batch.answer_weights) > 0].all()
     assert (np.diff(beams.scores_BAW, axis=-1) <= 0).all()
 
 
 def test_padding_follows_the_end():
     batch = prompts("packed", model().config)
-    free = ours(batch, lambda net, batch: generate(net, batch, 6))
+    free = ours(batch, lambda net, batch: beam_search(net, batch, greedy(6), eos=None))
     end = int(free[0, 1])
-    ended = ours(batch, lambda net, batch: generate(net, batch, 6, eos=end, pad=PAD))
+    ended = ours(batch, lambda net, batch: beam_search(net, batch, greedy(6), eos=end, pad=PAD))
     first = int(np.argmax(free[0] == end))
     assert ended[0].tolist() == [*free[0, : first + 1].tolist(), *[PAD] * (5 - first)]
 
@@ -129,22 +134,7 @@ def test_what_is_drawn_from_is_what_transformers_draws_from(sampling):
     np.testing.assert_allclose(kept_logits(jnp.asarray(logits), sampling), expected.numpy(), rtol=1e-6)
 
 
-def test_samples_are_as_frequent_as_they_are_probable():
-    """2,000 samples: a frequency deviates by 3 standard errors, 0.034, once in 400 times."""
-    net = model()
-    batch = prompts("single", net.config)
-    sampling = SamplingConfig(temperature=2.0, top_k=4)
-    drawn = jitted(net, lambda net, batch: generate(net, batch, 1, sampling, key=jax.random.key(0), samples=2000))(
-        batch
-    )
-    kept = kept_logits(next_logits(net, longer(batch, 0, 0, []))[0, 0], sampling)
-    frequency = np.bincount(drawn.tokens_BAWn[0, 0, :, 0], minlength=len(kept)) / 2000
-    np.testing.assert_allclose(frequency, np.asarray(jax.nn.softmax(kept)), atol=0.034)
-
-
-def test_sampling_without_a_key_is_refused():
-    with pytest.raises(ValueError, match="needs a key"):
-        generate(model(), prompts("single", model().config), 1, SamplingConfig(1.0))
+def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="top_p in"):
         SamplingConfig(1.0, top_p=0.0)
 
@@ -155,7 +145,7 @@ def test_on_a_mesh_it_says_what_one_device_says():
     config = BeamConfig(beams=3, new_tokens=6)
 
     def both(net, batch):
-        return generate(net, batch, 6, eos=EOS), beam_search(net, batch, config, eos=EOS)
+        return beam_search(net, batch, greedy(6), eos=EOS), beam_search(net, batch, config, eos=EOS)
 
     alone = jitted(net, both)(batch)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))

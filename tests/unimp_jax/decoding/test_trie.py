@@ -2,7 +2,6 @@
 
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unimp_jax.decoding import PAST, build_trie
-from unimp_jax.decoding.trie import branches, close
+from unimp_jax.decoding.trie import branches, excluded_before
 
 
 @st.composite
@@ -44,9 +43,9 @@ def below(trie, level: int, node: int) -> list[int]:
 
 
 @settings(deadline=None, max_examples=60)
-@given(id_sets(), st.sampled_from([0, 32]))
-def test_walking_finds_every_id_once_with_its_item(ids, room):
-    found = said_along(build_trie(ids, room))
+@given(id_sets())
+def test_walking_finds_every_id_once_with_its_item(ids):
+    found = said_along(build_trie(ids))
     assert sorted(item for _, item in found) == list(range(len(ids)))
     for tokens, item in found:
         assert tokens == ids[item].tolist()
@@ -55,26 +54,16 @@ def test_walking_finds_every_id_once_with_its_item(ids, room):
 @settings(deadline=None, max_examples=60)
 @given(id_sets(), st.randoms(use_true_random=False))
 def test_a_branch_is_open_as_long_as_an_item_below_it_is(ids, random):
-    trie = build_trie(ids, room=32)  # one size of arrays: compiled once
+    trie = build_trie(ids)
     closed = {item for item in range(len(ids)) if random.random() < 0.6}
-    listed = [*closed, *list(closed)[:2]]  # with repetitions, padded
-    listed += [-1] * (24 - len(listed))
-    places = close(trie, jnp.array(listed)[None, None])
+    excluded = excluded_before(trie, jnp.array([item in closed for item in range(len(ids))])[None, None])
     for level in range(trie.depth):
-        ways = branches(trie, level, jnp.arange(len(trie.children[level]) - 1)[None, None], places)
+        ways = branches(trie, level, jnp.arange(len(trie.children[level]) - 1)[None, None], excluded)
         begins, is_open = np.asarray(trie.children[level]), np.asarray(ways.open_BAWC[0, 0])
         for node, number in np.ndindex(is_open.shape):
             child = begins[node] + number
             left = child < begins[node + 1] and any(item not in closed for item in below(trie, level + 1, child))
             assert is_open[node, number] == left, (level, node, child)
-
-
-def test_one_size_of_arrays_for_any_catalogue_there_is_room_for():
-    shapes = [
-        jax.tree.map(jnp.shape, build_trie(np.array(ids), room=16))
-        for ids in ([[1, 2], [1, 3], [1, 5], [4, 1]], [[1, 2], [4, 3], [4, 1], [4, 2], [4, 9]])
-    ]
-    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize(

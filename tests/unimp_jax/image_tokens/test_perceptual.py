@@ -8,8 +8,7 @@ from flax import nnx
 from unimp_jax.image_tokens.perceptual import STAGES, tower_distance
 from unimp_jax.interop.layout import WeightsError
 from unimp_jax.interop.lpips import read_lpips
-from unimp_jax.model.layers import DTypes
-from unimp_jax.model.stacking import Loop
+from unimp_jax.model.layers import DTypes, Loop
 from unimp_jax.model.vision import VisionConfig, VisionTower
 
 torch = pytest.importorskip("torch")

@@ -18,8 +18,7 @@ from unimp_jax.model import (
     UniMP,
     VisionConfig,
 )
-from unimp_jax.model.layers import DTypes
-from unimp_jax.model.stacking import Loop
+from unimp_jax.model.layers import DTypes, Loop
 from unimp_jax.model.vision import VisionTower
 
 torch = pytest.importorskip("torch")
