@@ -42,6 +42,7 @@ setup(
         "filelock>=3.30",
         "tenacity>=9",
         "safetensors>=0.8",
+        "einops>=0.8",
         "huggingface_hub>=1",
         "ml_dtypes>=0.5",
         "tyro>=1,<2",

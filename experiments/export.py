@@ -100,9 +100,7 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
     with whole_folder(folder) as temporary:
         shard_bytes = int(config.shard_gigabytes * 10**9)
         unread = last_norm(idefics.LAST_NORM if described else open_flamingo.LAST_NORM, geometry.vision)
-        write_weights(
-            temporary, parameters, geometry, table, unread=unread, dtype=config.dtype, shard_bytes=shard_bytes
-        )
+        write_weights(temporary, parameters, table, unread=unread, dtype=config.dtype, shard_bytes=shard_bytes)
         whole_tokenizer(data.vocabulary).save_pretrained(temporary)
         write_settings(temporary, data, config.format)
         if described:

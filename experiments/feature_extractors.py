@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -39,96 +40,77 @@ class FeatureExtractorConfig:
     the query (CLIP score) is measured as well."""
 
 
-class FeatureExtractor(Protocol):
-    """Attributes:
-    name: what a report calls it.
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureExtractor:
+    """What makes features of images.
+
+    Attributes:
+      name: what a report calls it.
+      see: images of any one size, uint8 [N, H, W, 3] -> features, float32 [N, F].
+      read: texts -> features, float32 [N, F], of length 1 as those of images then are; None where it sees only.
     """
 
     name: str
-
-    def see(self, images_NHW3: np.ndarray) -> np.ndarray:
-        """Features, float32 [N, F], of images of any one size, uint8."""
-        ...
+    see: Callable[[np.ndarray], np.ndarray]
+    read: Callable[[Sequence[str]], np.ndarray] | None = None
 
 
-class OwnTower:
-    """The run's vision tower, the mean over patches of what it makes of an image."""
+def mean_of_patches(vision: VisionTower, mesh: Mesh) -> FeatureExtractor:
+    """A run's vision tower, the mean over patches of what it makes of an image; the devices share the images."""
+    config = vision.config
+    graph, state = nnx.split(vision)
 
-    def __init__(self, vision: VisionTower, mesh: Mesh):
-        config = vision.config
-        self.name = f"the run's own tower (the mean over patches, {config.width} features)"
-        graph, self._state = nnx.split(vision)
-        self._mesh = mesh
+    @jax.jit(out_shardings=NamedSharding(mesh, PartitionSpec()))
+    def encode(state: nnx.State, images_NHW3: jax.Array) -> jax.Array:
+        images_NHW3 = constrain(resized(images_NHW3, config.image_size), "images", None, None, None)
+        return nnx.merge(graph, state)(images_NHW3).astype(jnp.float32).mean(axis=1)
 
-        @jax.jit(out_shardings=NamedSharding(mesh, PartitionSpec()))
-        def encode(state: nnx.State, images_NHW3: jax.Array) -> jax.Array:
-            images_NHW3 = constrain(resized(images_NHW3, config.image_size), "images", None, None, None)
-            return nnx.merge(graph, state)(images_NHW3).astype(jnp.float32).mean(axis=1)
+    def see(images_NHW3: np.ndarray) -> np.ndarray:
+        with jax.set_mesh(mesh):
+            return in_batches(lambda images: encode(state, put_everywhere(mesh, images)), images_NHW3)
 
-        self._encode = encode
-
-    def see(self, images_NHW3: np.ndarray) -> np.ndarray:
-        with jax.set_mesh(self._mesh):  # whose devices share the images
-            return in_batches(lambda images: self._encode(self._state, put_everywhere(self._mesh, images)), images_NHW3)
+    return FeatureExtractor(f"the run's own tower (the mean over patches, {config.width} features)", see)
 
 
-class InceptionTower:
-    """Inception v3 as the FID has it."""
+def inception_tower(path: Path) -> FeatureExtractor:
+    """Inception v3 as the FID has it.
 
-    name = "Inception v3 as in FID (2,048 features)"
-
-    def __init__(self, path: Path):
-        """
-        Raises:
-          WeightsError: the file holds no such weights.
-        """
-        inception = read_inception(path)
-        self._encode = jax.jit(lambda images_NHW3: inception(images_NHW3))
-
-    def see(self, images_NHW3: np.ndarray) -> np.ndarray:
-        return in_batches(self._encode, images_NHW3)
+    Raises:
+      WeightsError: the file holds no such weights.
+    """
+    inception = read_inception(path)
+    encode = jax.jit(lambda images_NHW3: inception(images_NHW3))
+    return FeatureExtractor("Inception v3 as in FID (2,048 features)", functools.partial(in_batches, encode))
 
 
-class ClipTower:
-    """A CLIP: embeddings of images and, where it reads, of texts, of length 1."""
+def clip_tower(folder: Path) -> FeatureExtractor:
+    """A CLIP, which reads texts where it has a tower for them; each is cut to as many tokens as that reads.
 
-    def __init__(self, folder: Path):
-        """
-        Raises:
-          WeightsError: the folder holds no CLIP, or one that reads without its tokenizer.
-        """
-        clip = read_clip(folder)
-        config = clip.config
-        self.name = f"CLIP, {folder} ({config.width or config.vision.width} features)"
-        self._see = jax.jit(lambda images_NHW3: clip.see(resized(images_NHW3, config.vision.image_size)))
-        self._read = jax.jit(clip.read)
-        self._text, self._tokenizer = config.text, open_tokenizer(folder) if config.text else None
+    Raises:
+      WeightsError: the folder holds no CLIP, or one that reads without its tokenizer.
+    """
+    clip = read_clip(folder)
+    config, text = clip.config, clip.config.text
+    name = f"CLIP, {folder} ({config.width or config.vision.width} features)"
+    encode = jax.jit(lambda images_NHW3: clip.see(resized(images_NHW3, config.vision.image_size)))
+    see = functools.partial(in_batches, encode)
+    if text is None:
+        return FeatureExtractor(name, see)
+    tokenizer, encode_texts = open_tokenizer(folder), jax.jit(clip.read)
 
-    @property
-    def reads(self) -> bool:
-        return self._tokenizer is not None
-
-    def see(self, images_NHW3: np.ndarray) -> np.ndarray:
-        return in_batches(self._see, images_NHW3)
-
-    def read(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [N, F]; a text is cut to as many tokens as the tower reads.
-
-        Raises:
-          ValueError: this CLIP does not read.
-        """
-        if self._text is None or self._tokenizer is None:
-            raise ValueError("this CLIP has no text tower")
-        rows = self._tokenizer(
-            [shortened(text) for text in texts], truncation=True, max_length=self._text.length,
+    def read(texts: Sequence[str]) -> np.ndarray:
+        rows = tokenizer(
+            [shortened(text) for text in texts], truncation=True, max_length=text.length,
             split_special_tokens=True,  # whatever a category says is plain text
         )["input_ids"]  # fmt: skip
-        tokens_NT = np.zeros((len(rows), self._text.length), np.int32)
+        tokens_NT = np.zeros((len(rows), text.length), np.int32)
         for number, row in enumerate(rows):
             tokens_NT[number, : len(row)] = row
         ends_N1 = np.array([[len(row) - 1] for row in rows], np.int32)
         both = np.concatenate([tokens_NT, ends_N1], axis=1)
-        return in_batches(lambda rows: self._read(rows[:, :-1], rows[:, -1]), both)
+        return in_batches(lambda rows: encode_texts(rows[:, :-1], rows[:, -1]), both)
+
+    return FeatureExtractor(name, see, read)
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -146,20 +128,22 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise WeightsError(f"{folder}: the tokenizer of this CLIP cannot be read ({reason(error)})") from error
 
 
-def open_towers(config: FeatureExtractorConfig, predictor: Predictor) -> tuple[FeatureExtractor, ClipTower | None]:
+def open_towers(
+    config: FeatureExtractorConfig, predictor: Predictor
+) -> tuple[FeatureExtractor, FeatureExtractor | None]:
     """(what features are taken from, what tells how well images fit a text).
 
     Raises:
       WeightsError: what is named cannot be read whole.
     """
-    clip = ClipTower(config.clip) if config.clip else None
+    clip = clip_tower(config.clip) if config.clip else None
     if config.inception:
-        return InceptionTower(config.inception), clip
+        return inception_tower(config.inception), clip
     return clip or own_tower(predictor), clip
 
 
-def own_tower(predictor: Predictor) -> OwnTower:
-    return OwnTower(predictor.model().vision, predictor.mesh)
+def own_tower(predictor: Predictor) -> FeatureExtractor:
+    return mean_of_patches(predictor.model().vision, predictor.mesh)
 
 
 def resized(images_NHW3: jax.Array, size: int) -> jax.Array:

@@ -36,8 +36,8 @@ from data_pipelines.tasks import Query
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import Example, RowShape
 from data_pipelines.tasks.queries import held_out_queries
-from experiments.benchmarks import peer
 from experiments.benchmarks.measuring import CORES, print_header, print_row, runs_a_second
+from experiments.benchmarks.training_task import export_weights, films, padded
 from experiments.data import ExperimentData, sized_model
 from experiments.evals.ranking import seen_items
 from experiments.step import to_device
@@ -80,7 +80,7 @@ class Options:
 
 def open_data(size: str, depth: int, options: Options, folder: Path) -> ExperimentData:
     """The data, with random ids of the layout where an item has more than one token."""
-    config = peer.experiment(
+    config = films(
         size, options.data, options.seed, tasks=TaskConfig(full_items=5, id_items=0),
         row_shape=RowShape(tokens=TOKENS, images=32, answers=64), loader=LoaderConfig(batch_size=ASKED[size][0]),
     )  # fmt: skip
@@ -157,10 +157,10 @@ def generate(
     data: ExperimentData, model: Any, prompts: list[Example], users: int, new_tokens: int, folder: Path
 ) -> Callable[[], float]:
     """transformers: so many users at a time. Returns the share of its answers that are items."""
-    peer.export_weights(folder, model.config, nnx.state(model))
+    export_weights(folder, model.config, nnx.state(model))
     net = IdeficsForVisionText2Text.from_pretrained(folder).eval()
     starts = range(0, len(prompts), users)
-    arrays = [peer.padded(prompts[start : start + users], data.images, "left") for start in starts]
+    arrays = [padded(prompts[start : start + users], data.images, "left") for start in starts]
     inputs = [{name: torch.tensor(array) for name, array in batch.items()} for batch in arrays]
     names = {tuple(name) for name in data.vocabulary.items.tolist()}
 

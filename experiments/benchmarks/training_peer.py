@@ -5,7 +5,6 @@ It reads a task's `peer` folder and knows nothing of JAX, so that its memory is 
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ class Peer:
                 decays = name.startswith(tuple(self.settings["decays"])) and name.endswith("_proj.weight")
                 (decaying if decays else others).append(parameter)
         self.trained = decaying + others
-        self.encodes_apart = not any(x.requires_grad for x in self.model.model.vision_model.parameters())
         groups = [
             {"params": decaying, "weight_decay": self.settings["weight_decay"]},
             {"params": others, "weight_decay": 0.0},
@@ -48,11 +46,6 @@ class Peer:
     def loss(self, batch: Inputs) -> torch.Tensor:
         """Mean cross entropy of the batch's answers, by the model's own loss function."""
         inputs = {name: array for name, array in batch.items() if name != "labels"}
-        if self.encodes_apart:
-            pixels = inputs.pop("pixel_values").flatten(0, 1)
-            with torch.no_grad():
-                encoded = self.model.model.vision_model(pixel_values=pixels).last_hidden_state
-            inputs["image_encoder_embeddings"] = encoded
         logits = self.model(**inputs, use_cache=False).logits
         # Given labels, the model itself would count its base vocabulary alone, and refuse logits of new tokens.
         return self.model.loss_function(logits=logits, labels=batch["labels"], vocab_size=logits.shape[-1])
@@ -83,8 +76,7 @@ def measure(task: str, seconds: float, examples: int) -> dict[str, float]:
       examples: of a batch, one of those that the task was cut into.
     """
     torch.set_num_threads(CORES)
-    with contextlib.suppress(RuntimeError):
-        torch.set_num_interop_threads(1)
+    torch.set_num_interop_threads(1)
     folder = Path(task) / "peer"
     peer = Peer(folder)
     with torch.no_grad():

@@ -5,8 +5,8 @@
 The same weights, the same real examples (MovieLens small, five films with poster and attributes each, four tasks, as
 the paper has them), float32, the same optimizer. Ours is the step that `unimp train` compiles, on the loader's packed
 rows, ready in memory. The peer has one example a row, padded on the right to the longest of its batch, as the UniMP
-reference trains it; AdamW is the fused one, what is frozen has no gradient, and a frozen tower runs under no_grad. Both
-must give the same loss of the same examples.
+reference trains it; AdamW is the fused one, and nothing is recorded for the gradient of what is frozen. Both must give
+the same loss of the same examples.
 
 Every measurement has a process of its own, in turns, with glibc's allocator told to use huge pages. The peer is tried
 with several sizes of a batch, of which the fastest counts. What counts is answer tokens a second: tokens that are

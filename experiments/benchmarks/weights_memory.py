@@ -15,7 +15,7 @@ import filecmp
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -37,8 +37,8 @@ from unimp_jax.interop import idefics
 from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import ImportConfig, import_weights
-from unimp_jax.interop.layout import abstract_parameters, pieces
-from unimp_jax.interop.shards import ShardWriter, write_json
+from unimp_jax.interop.layout import model_shapes, pieces
+from unimp_jax.interop.shards import write_json, write_shards
 from unimp_jax.interop.start import read_start
 from unimp_jax.model import DecoderConfig, ModelConfig, VisionConfig
 from unimp_jax.model.presets import blocks_of, idefics_9b
@@ -98,17 +98,20 @@ def geometry(parameters: float) -> ModelConfig:
 
 
 def count(config: ModelConfig) -> int:
-    return sum(math.prod(variable.shape) for variable in abstract_parameters(config).values())
+    return sum(math.prod(shape) for shape in model_shapes(config).values())
 
 
 def write_random(config: ModelConfig, folder: Path, shard_bytes: int) -> None:
     rng = np.random.default_rng(0)
     folder.mkdir()
-    with ShardWriter(folder, shard_bytes) as writer:
+
+    def arrays() -> Iterator[tuple[str, np.ndarray]]:
         for key, array in last_norm(idefics.LAST_NORM, config.vision).items():
-            writer.add(key, array.astype(np.float32))
-        for piece in pieces(idefics.table(config), config):
-            writer.add(piece.key, rng.standard_normal(piece.their_shape, np.float32))
+            yield key, array.astype(np.float32)
+        for piece in pieces(idefics.table(config), model_shapes(config)):
+            yield piece.key, rng.standard_normal(piece.their_shape, np.float32)
+
+    write_shards(folder, arrays(), shard_bytes)
     write_json(folder / "config.json", idefics.described_as(config))
 
 
@@ -139,7 +142,7 @@ def run_export(folder: str, shard_bytes: int) -> Measured:
     ctypes.CDLL(None).malloc_trim(0)  # what initialisation freed is returned to the system
     arrays = named(parameters.trainable, parameters.frozen)
     return measured(
-        lambda: write_weights(exported, arrays, config, idefics.table(config), unread=unread, shard_bytes=shard_bytes)
+        lambda: write_weights(exported, arrays, idefics.table(config), unread=unread, shard_bytes=shard_bytes)
     )
 
 

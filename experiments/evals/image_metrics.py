@@ -20,7 +20,7 @@ from data_pipelines.tasks import Query
 from experiments.baselines.query_match import WordMatches
 from experiments.data import ExperimentData
 from experiments.evals.base import Outcome, TooFewError, asked
-from experiments.feature_extractors import ClipTower, FeatureExtractor
+from experiments.feature_extractors import FeatureExtractor
 from experiments.results import ImageSample
 from unimp_jax.evaluation.images import (
     SAME_QUERY,
@@ -70,7 +70,7 @@ def image_outcomes(
     tower: FeatureExtractor,
     generated: Generated,
     *,
-    clip: ClipTower | None = None,
+    clip: FeatureExtractor | None = None,
     randoms: int = 8,
     seed: int = 0,
     note: str = "",
@@ -87,7 +87,7 @@ def image_outcomes(
     seen = seen_by(tower, data, generated, beside)
     others = (seen.random_PRF, seen.alike_PRF)
     scores = {name: image_scores(x_PSF, seen.wanted_PF, *others, words) for name, x_PSF in seen.rows.items()}
-    if clip and clip.reads:
+    if clip and clip.read:
         query_PF = clip.read(words)
         for name, x_PSF in (seen if clip is tower else seen_by(clip, data, generated, beside)).rows.items():
             scores[name]["CLIP score"] = clip_score(x_PSF, query_PF)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from experiments.config import ExperimentConfig
 from experiments.plan.plan import DoesNotFit, Plan, make_plan, work_of
-from unimp_jax.interop.layout import abstract_parameters
+from unimp_jax.interop.layout import model_shapes
 from unimp_jax.model import ModelConfig
 from unimp_jax.model.layers import Remat
 from unimp_jax.planning.chips import Slices
@@ -94,8 +94,8 @@ def parameter_counts(config: ExperimentConfig) -> tuple[int, int]:
 def part_counts(model: ModelConfig) -> Counter[str]:
     """Parameters of each part."""
     counts: Counter[str] = Counter()
-    for name, variable in abstract_parameters(model).items():
-        counts[name.split("/")[0]] += math.prod(variable.shape)
+    for name, shape in model_shapes(model).items():
+        counts[name.split("/")[0]] += math.prod(shape)
     return counts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import io
 
@@ -11,7 +12,7 @@ from PIL import Image
 from experiments.vqgan.measure import psnr
 
 START_OF_SCAN = 0xDA
-LARGEST_QUALITY = 95
+QUALITIES = range(1, 96)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,15 +62,8 @@ def best_jpeg(image: np.ndarray, bits: float) -> tuple[np.ndarray, bytes]:
 
 def finest_jpeg(image: np.ndarray, bits: float) -> bytes | None:
     """The file of the highest quality that fits, by bisection; None where none does."""
-    low, high, fits = 1, LARGEST_QUALITY, None
-    while low <= high:
-        quality = (low + high) // 2
-        file = encode(image, quality)
-        if 8 * scan_bytes(file) <= bits:
-            fits, low = file, quality + 1
-        else:
-            high = quality - 1
-    return fits
+    quality = bisect.bisect_right(QUALITIES, bits, key=lambda quality: 8 * scan_bytes(encode(image, quality)))
+    return encode(image, quality) if quality else None
 
 
 def encode(image: np.ndarray, quality: int) -> bytes:

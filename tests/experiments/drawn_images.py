@@ -13,7 +13,7 @@ from experiments.data import ExperimentData, Records
 from experiments.evals.base import OURS
 from experiments.evals.image_metrics import Generated, image_outcomes, items_of_the_query, sample_images
 from experiments.evaluate import save_answers, tabulate
-from experiments.feature_extractors import OwnTower
+from experiments.feature_extractors import mean_of_patches
 from experiments.results import load_evaluation, save_evaluation
 from unimp_jax.model.layers import DTypes, Loop
 from unimp_jax.model.vision import VisionTower
@@ -36,7 +36,7 @@ def draw_images(folder: Path, config: ExperimentConfig, records: Records, data: 
         {OURS: np.stack([[blurred(data, item) for item in row] for row in alike])},
         np.stack([blurred(data, item) for item in wanted]),
     )
-    tower = OwnTower(VisionTower(config.model.vision, DTypes(), Loop(), nnx.Rngs(0)), make_mesh(config.mesh))
+    tower = mean_of_patches(VisionTower(config.model.vision, DTypes(), Loop(), nnx.Rngs(0)), make_mesh(config.mesh))
     outcomes = image_outcomes(data, tower, generated)
     path = folder / "evaluation" / "test.json"
     evaluation = load_evaluation(path)

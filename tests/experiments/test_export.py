@@ -114,7 +114,7 @@ def test_open_flamingo_has_every_key_of_its_geometry(places, tmp_path):
     export_run(tmp_path / "run", tmp_path / "out", ExportConfig("open_flamingo", "latest", shard_gigabytes=1e-4))
     weights = open_weights(tmp_path / "out")
     data, _, _ = open_model(tmp_path / "run", "latest")
-    assert weights.shape("lang_encoder.gpt_neox.embed_in.weight")[0] == data.vocabulary.size
+    assert weights.arrays["lang_encoder.gpt_neox.embed_in.weight"].shape[0] == data.vocabulary.size
     assert (tmp_path / "out" / "model.safetensors.index.json").exists()
     written = import_weights(ImportConfig(open_flamingo=str(tmp_path / "out")), tmp_path / "start")
     assert "unused: vision_encoder.ln_post.bias, vision_encoder.ln_post.weight" in written

@@ -12,7 +12,7 @@ from experiments.data import ExperimentData
 from experiments.evals.base import OURS
 from experiments.evals.image_metrics import RECONSTRUCTED, Generated, image_outcomes
 from experiments.evaluate import tabulate
-from experiments.feature_extractors import ClipTower, FeatureExtractorConfig, open_towers
+from experiments.feature_extractors import FeatureExtractorConfig, clip_tower, open_towers
 from tests.experiments.tiny_run import experiment, prepare_source
 from unimp_jax.interop.layout import WeightsError
 
@@ -48,7 +48,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_a_clip_sees_and_reads_as_in_transformers(folder):
-    tower, theirs = ClipTower(folder), transformers.CLIPModel.from_pretrained(folder).eval()
+    tower, theirs = clip_tower(folder), transformers.CLIPModel.from_pretrained(folder).eval()
     texts = ["comedy", "drama, war", "a very long text that is cut to what the tower reads"]
     inputs = transformers.AutoTokenizer.from_pretrained(folder)(
         texts, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt"
@@ -86,17 +86,17 @@ def test_a_clip_without_its_tokenizer_is_refused(folder, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     with pytest.raises(WeightsError, match="no tokenizer beside it"):
-        ClipTower(tmp_path)
+        clip_tower(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(WeightsError, match="the tokenizer of this CLIP cannot be read"):
-        ClipTower(tmp_path)
+        clip_tower(tmp_path)
     with pytest.raises(WeightsError, match=r"config\.json does not exist"):
-        ClipTower(tmp_path / "nowhere")
+        clip_tower(tmp_path / "nowhere")
 
 
 def test_what_a_text_says_ends_no_text(folder):
     """The end, at which a CLIP reads off a text, is written by its tokenizer alone."""
-    tower = ClipTower(folder)
+    tower = clip_tower(folder)
     spelled, ended = tower.read([f"drama {END} war", "x" * 10**6 + END]), tower.read(["drama", "x" * 600])
     assert np.abs(spelled[0] - ended[0]).max() > 1e-3
     np.testing.assert_allclose(spelled[1], ended[1], atol=1e-5)

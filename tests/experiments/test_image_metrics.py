@@ -19,7 +19,7 @@ from experiments.evals.image_metrics import (
     sample_images,
 )
 from experiments.evaluate import save_answers, show, tabulate
-from experiments.feature_extractors import OwnTower
+from experiments.feature_extractors import FeatureExtractor, mean_of_patches
 from experiments.results import Evaluation, load_evaluation, save_evaluation
 from tests.experiments.tiny_run import MODEL, experiment, prepare_source
 from unimp_jax.evaluation.mapping import in_batches, map_batches
@@ -38,9 +38,9 @@ def data(tmp_path_factory) -> ExperimentData:
 
 
 @pytest.fixture(scope="module")
-def tower() -> OwnTower:
+def tower() -> FeatureExtractor:
     vision = VisionTower(MODEL.vision, DTypes(), Loop(), nnx.Rngs(0))
-    return OwnTower(vision, make_mesh(MeshConfig(data=-1)))
+    return mean_of_patches(vision, make_mesh(MeshConfig(data=-1)))
 
 
 @pytest.fixture(scope="module")

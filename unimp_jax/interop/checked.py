@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -15,8 +15,6 @@ QUANTISED = re.compile(
     r"|weight\.(SCB|absmax|quant_map|quant_state\..+))"
 )
 """Keys beside those of quantised matrices, such as GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors have."""
-BLOCK = 2**22
-"""Numbers looked at at once."""
 
 
 def check_arrays(weights: Weights, wanted: Mapping[str, tuple[int, ...]], optional: tuple[str, ...] = ()) -> list[str]:
@@ -28,22 +26,22 @@ def check_arrays(weights: Weights, wanted: Mapping[str, tuple[int, ...]], option
     Raises:
       WeightsError: one is missing, quantised, of a type that no weights have, or of another shape.
     """
-    present = set(weights.keys())
-    quantised = {f"{found[1]}.weight": key for key in sorted(present) if (found := QUANTISED.fullmatch(key))}
-    missing = [key for key in wanted if key not in present and not key.startswith(optional or "\0")]
+    arrays = weights.arrays
+    quantised = {f"{found[1]}.weight": key for key in sorted(arrays) if (found := QUANTISED.fullmatch(key))}
     if told := [key for key in wanted if key in quantised]:
         raise WeightsError(f"{weights.name}: {told[0]} is quantised ({quantised[told[0]]} is beside it): {UNQUANTISED}")
+    missing = {key for key in wanted if key not in arrays and not key.startswith(optional or "\0")}
     if missing:
         raise WeightsError(
-            f"{weights.name}: {len(missing)} arrays are missing that the geometry asks for: {some(set(missing))}"
+            f"{weights.name}: {len(missing)} arrays are missing that the geometry asks for: {some(missing)}"
         )
-    there = [key for key in wanted if key in present]
+    there = [key for key in wanted if key in arrays]
     for key in there:
         check_kind(weights, key)
     for key in there:
-        if weights.shape(key) != wanted[key]:
+        if arrays[key].shape != wanted[key]:
             raise WeightsError(
-                f"{weights.name}: {key} has shape {weights.shape(key)}, the geometry asks for {wanted[key]}"
+                f"{weights.name}: {key} has shape {arrays[key].shape}, the geometry asks for {wanted[key]}"
             )
     return there
 
@@ -53,10 +51,11 @@ def check_kind(weights: Weights, key: str) -> None:
     Raises:
       WeightsError: an array's type is none that weights have.
     """
-    if weights.kind(key) not in FLOATS:
+    kind = weights.arrays[key].kind
+    if kind not in FLOATS:
         raise WeightsError(
-            f"{weights.name}: {key} is of type {weights.kind(key)}, which no weights are that can be read "
-            f"({', '.join(FLOATS)} are): {UNQUANTISED}"
+            f"{weights.name}: {key} is of type {kind}, which no weights are that can be read ({', '.join(FLOATS)} "
+            f"are): {UNQUANTISED}"
         )
 
 
@@ -66,8 +65,10 @@ def read_finite(weights: Weights, key: str) -> np.ndarray:
     Raises:
       WeightsError: they are not; says how many.
     """
-    array = weights.read(key)
-    bad = sum(int(np.count_nonzero(~np.isfinite(block))) for block in blocks(array))
+    array = weights.arrays[key].read()
+    with np.errstate(over="ignore", invalid="ignore"):
+        ends = np.array([array.min(), array.max()] if array.size else [], np.float32)  # NaN where a number is
+        bad = 0 if np.isfinite(ends).all() else int(np.count_nonzero(~np.isfinite(array.astype(np.float32))))
     if bad:
         what = "is NaN, infinite or beyond float32" if bad == 1 else "are NaN, infinite or beyond float32"
         raise WeightsError(
@@ -75,13 +76,3 @@ def read_finite(weights: Weights, key: str) -> np.ndarray:
             "that wrote it had failed; take another checkpoint"
         )
     return array
-
-
-def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """An array part by part, so that looking at it needs no copy; float64 as the float32 that will become of it."""
-    array = np.atleast_1d(array)
-    rows = max(1, BLOCK * len(array) // max(1, array.size))
-    for start in range(0, len(array), rows):
-        block = array[start : start + rows]
-        with np.errstate(over="ignore"):
-            yield block.astype(np.float32) if block.dtype == np.float64 else block

@@ -17,7 +17,7 @@ def last_norm(name: str, config: VisionConfig) -> dict[str, np.ndarray]:
     return {f"{name}.weight": np.ones(config.width), f"{name}.bias": np.zeros(config.width)}
 
 
-ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
+ACTIVATIONS = ("quick_gelu", "gelu")
 
 
 def transformers_clip(root: str) -> Table:
@@ -35,14 +35,14 @@ def transformers_clip(root: str) -> Table:
 def encoder_layer(layer: str, blocks: str) -> Table:
     """Of either tower."""
     return [
-        *norm(f"{layer}.layer_norm1", f"{blocks}/attention_norm", "vision"),
-        *into_heads(f"{layer}.self_attn.q_proj", f"{blocks}/query", "vision", bias=True),
-        *into_heads(f"{layer}.self_attn.k_proj", f"{blocks}/key", "vision", bias=True),
-        *into_heads(f"{layer}.self_attn.v_proj", f"{blocks}/value", "vision", bias=True),
-        *out_of_heads(f"{layer}.self_attn.out_proj", f"{blocks}/out", "vision", bias=True),
-        *norm(f"{layer}.layer_norm2", f"{blocks}/mlp_norm", "vision"),
-        *linear(f"{layer}.mlp.fc1", f"{blocks}/up", "vision", bias=True),
-        *linear(f"{layer}.mlp.fc2", f"{blocks}/down", "vision", bias=True),
+        *norm(f"{layer}.layer_norm1", f"{blocks}/attention_norm"),
+        *into_heads(f"{layer}.self_attn.q_proj", f"{blocks}/query", bias=True),
+        *into_heads(f"{layer}.self_attn.k_proj", f"{blocks}/key", bias=True),
+        *into_heads(f"{layer}.self_attn.v_proj", f"{blocks}/value", bias=True),
+        *out_of_heads(f"{layer}.self_attn.out_proj", f"{blocks}/out", bias=True),
+        *norm(f"{layer}.layer_norm2", f"{blocks}/mlp_norm"),
+        *linear(f"{layer}.mlp.fc1", f"{blocks}/up", bias=True),
+        *linear(f"{layer}.mlp.fc2", f"{blocks}/down", bias=True),
     ]
 
 
@@ -53,7 +53,7 @@ def vision_root(weights: Weights) -> str:
       WeightsError: there is none, or more than one.
     """
     last = "embeddings.class_embedding"
-    roots = [key.removesuffix(last) for key in weights.keys() if key.endswith(last)]  # noqa: SIM118
+    roots = [key.removesuffix(last) for key in weights.arrays if key.endswith(last)]
     if len(roots) != 1:
         raise WeightsError(f"{weights.name}: no vision tower of CLIP in it (no …{last})")
     return roots[0]
@@ -85,13 +85,13 @@ def open_clip(root: str) -> Table:
         entry(f"{root}.conv1.weight", "vision/patch_embedding/kernel", "c r y x -> y x r c"),
         entry(f"{root}.positional_embedding", "vision/positions", "n c -> n c"),
         *norm(f"{root}.ln_pre", "vision/norm"),
-        *norm(f"{layer}.ln_1", f"{blocks}/attention_norm", "vision"),
-        entry(f"{layer}.attn.in_proj_weight", fused.format("kernel"), "(p h k) d -> p d h k", "vision"),
-        entry(f"{layer}.attn.in_proj_bias", fused.format("bias"), "(p h k) -> p h k", "vision"),
-        *out_of_heads(f"{layer}.attn.out_proj", f"{blocks}/out", "vision", bias=True),
-        *norm(f"{layer}.ln_2", f"{blocks}/mlp_norm", "vision"),
-        *linear(f"{layer}.mlp.c_fc", f"{blocks}/up", "vision", bias=True),
-        *linear(f"{layer}.mlp.c_proj", f"{blocks}/down", "vision", bias=True),
+        *norm(f"{layer}.ln_1", f"{blocks}/attention_norm"),
+        entry(f"{layer}.attn.in_proj_weight", fused.format("kernel"), "(p h k) d -> p d h k"),
+        entry(f"{layer}.attn.in_proj_bias", fused.format("bias"), "(p h k) -> p h k"),
+        *out_of_heads(f"{layer}.attn.out_proj", f"{blocks}/out", bias=True),
+        *norm(f"{layer}.ln_2", f"{blocks}/mlp_norm"),
+        *linear(f"{layer}.mlp.c_fc", f"{blocks}/up", bias=True),
+        *linear(f"{layer}.mlp.c_proj", f"{blocks}/down", bias=True),
     ]
 
 
@@ -125,7 +125,7 @@ def activation(described: dict[str, Any]) -> Any:
     act = described.get("hidden_act", "quick_gelu")
     if act not in ACTIVATIONS:
         raise WeightsError(f"the tower's activation {act!r} is not known; {' and '.join(ACTIVATIONS)} are")
-    return ACTIVATIONS[act]
+    return act
 
 
 def clip_config(described: dict[str, Any], projected: bool) -> CLIPConfig:

@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
-from unimp_jax.interop.layout import Table, WeightsError, abstract_parameters, numbers, pieces, some
-from unimp_jax.interop.matching import stack_of
-from unimp_jax.interop.shards import SHARD_BYTES, ShardWriter
+from unimp_jax.interop.layout import Table, WeightsError, by_name, pieces, some, unfilled
+from unimp_jax.interop.shards import SHARD_BYTES, write_shards
 from unimp_jax.model import ModelConfig
 
 
-def named(*states: nnx.State) -> dict[str, jax.Array]:
+def named(*states: Any) -> dict[str, jax.Array]:
     """Name, such as decoder/norm/scale, -> array, of all parameters of some states."""
-    return {"/".join(map(str, path)): variable[...] for state in states for path, variable in nnx.to_flat_state(state)}
+    return {name: variable[...] for name, variable in by_name(*states).items()}
 
 
-def their_arrays(
-    parameters: dict[str, jax.Array], config: ModelConfig, table: Table, dtype: str
-) -> Iterator[tuple[str, np.ndarray]]:
+def their_arrays(parameters: Mapping[str, jax.Array], table: Table, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
     """(key, array) of all that a table asks for.
 
     Raises:
-      WeightsError: the table leaves out, or writes twice, a part of a parameter.
+      WeightsError: the table leaves out a part of a parameter.
     """
-    wanted = [(name, index) for name in abstract_parameters(config) for _, index in numbers(config, stack_of(name))]
-    planned = list(pieces(table, config))
-    written = [(ours, piece.index) for piece in planned for ours in piece.entry.ours]
-    if len(set(written)) < len(written) or set(written) != set(wanted):
-        wrong = {"/".join([name, *map(str, index)]) for name, index in set(written) ^ set(wanted)}
-        raise WeightsError(f"the format has no place for {some(wrong)}")
+    shapes = {name: array.shape for name, array in parameters.items()}
+    planned = list(pieces(table, shapes))
+    if left := unfilled(shapes, ((ours, piece.index) for piece in planned for ours in piece.entry.ours)):
+        raise WeightsError(f"the format has no place for {some(left)}")
     for piece in planned:
         slices = (to_host(parameters[ours], piece.index).astype(dtype, copy=False) for ours in piece.entry.ours)
         yield piece.key, piece.to_theirs([*slices])
+
+
+def refuse_others(format: str, config: ModelConfig, wanted: Mapping[str, Any]) -> None:
+    """
+    Args:
+      wanted: field, such as vision.class_token -> the value that a format has it in; gated.mlp_width may also come of
+        gated.mlp_ratio.
+
+    Raises:
+      WeightsError: the format has no such geometry; says which fields would have to be what.
+    """
+    gated = dataclasses.replace(config.gated, mlp_width=config.gated.hidden_width(config.decoder.width))
+    config = dataclasses.replace(config, gated=gated)
+    values = {name: attrgetter(name)(config) for name in wanted}
+    wrong = [f"{name} is {values[name]!r}, not {right!r}" for name, right in wanted.items() if values[name] != right]
+    if wrong:
+        raise WeightsError(f"{format} has no such geometry: {'; '.join(wrong)}")
 
 
 def to_host(array: jax.Array, index: tuple[int, ...]) -> np.ndarray:
@@ -53,21 +67,21 @@ def to_host(array: jax.Array, index: tuple[int, ...]) -> np.ndarray:
 
 def write_weights(
     folder: Path,
-    parameters: dict[str, jax.Array],
-    config: ModelConfig,
+    parameters: Mapping[str, jax.Array],
     table: Table,
     *,
-    unread: dict[str, np.ndarray] | None = None,
+    unread: Mapping[str, np.ndarray],
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """All of a model's parameters as shards of at most `shard_bytes` (an array larger than that has its own).
+    """All parameters as shards of at most `shard_bytes` (an array larger than that has its own).
 
     Args:
       unread: arrays that the format has and no answer depends on.
     """
-    with ShardWriter(folder, shard_bytes) as writer:
-        for key, array in (unread or {}).items():
-            writer.add(key, array.astype(dtype))
-        for key, array in their_arrays(parameters, config, table, dtype):
-            writer.add(key, array)
+
+    def arrays() -> Iterator[tuple[str, np.ndarray]]:
+        yield from ((key, array.astype(dtype)) for key, array in unread.items())
+        yield from their_arrays(parameters, table, dtype)
+
+    write_shards(folder, arrays(), shard_bytes)

@@ -9,8 +9,8 @@ from flax import nnx
 from unimp_jax.feature_extractors import CLIP, Inception
 from unimp_jax.feature_extractors.inception import units
 from unimp_jax.interop.clip import clip_config, transformers_clip_whole, vision_root
-from unimp_jax.interop.filling import filled
 from unimp_jax.interop.layout import Table, entry
+from unimp_jax.interop.matching import filled
 from unimp_jax.interop.weights import open_weights, read_json, understood
 
 
@@ -21,9 +21,8 @@ def read_clip(folder: Path) -> CLIP:
       WeightsError: the folder is none, or cannot be read whole.
     """
     described, weights = read_json(folder / "config.json"), open_weights(folder)
-    projected = "visual_projection.weight" in set(weights.keys())
+    projected = "visual_projection.weight" in weights.arrays
     config = understood(folder, lambda described: clip_config(described, projected), described)
-
     table = transformers_clip_whole(vision_root(weights), config)
     return filled(lambda: CLIP(config, nnx.Rngs(0)), table, weights)
 

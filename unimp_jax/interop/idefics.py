@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from unimp_jax.interop.clip import transformers_clip, vision_config
+from unimp_jax.interop.exporting import refuse_others
 from unimp_jax.interop.language import llama, llama_config
 from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
 from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig
@@ -14,31 +15,31 @@ LAST_NORM = "model.vision_model.post_layernorm"
 
 
 def table(config: ModelConfig) -> Table:
-    """All of a checkpoint; decoder layers whose query heads share keys get a copy of them each."""
+    """All of a checkpoint; query heads that share keys get a copy of them each."""
     decoder, root = config.decoder, "model.gated_cross_attn_layers.{}"
     attention, gates = f"{root}.cross_attn", "1 1 g -> g" if config.gated.gate == "channel" else "g -> g"
     gated = [
-        *norm(f"{root}.input_layernorm", "gated/norm", "gated", bias=False),
-        *into_heads(f"{attention}.q_proj", "gated/query", "gated"),
-        *into_heads(f"{attention}.k_proj", "gated/key", "gated"),
-        *into_heads(f"{attention}.v_proj", "gated/value", "gated"),
-        *out_of_heads(f"{attention}.o_proj", "gated/out", "gated"),
-        *norm(f"{root}.post_attention_layernorm", "gated/mlp_norm", "gated", bias=False),
-        *linear(f"{root}.mlp.gate_proj", "gated/mlp/gate", "gated", bias=False),
-        *linear(f"{root}.mlp.up_proj", "gated/mlp/up", "gated", bias=False),
-        *linear(f"{root}.mlp.down_proj", "gated/mlp/down", "gated", bias=False),
-        entry(f"{root}.alpha_cross_attn", "gated/attention_gate", gates, "gated"),
-        entry(f"{root}.alpha_dense", "gated/mlp_gate", gates, "gated"),
+        *norm(f"{root}.input_layernorm", "gated/norm", bias=False),
+        *into_heads(f"{attention}.q_proj", "gated/query"),
+        *into_heads(f"{attention}.k_proj", "gated/key"),
+        *into_heads(f"{attention}.v_proj", "gated/value"),
+        *out_of_heads(f"{attention}.o_proj", "gated/out"),
+        *norm(f"{root}.post_attention_layernorm", "gated/mlp_norm", bias=False),
+        *linear(f"{root}.mlp.gate_proj", "gated/mlp/gate"),
+        *linear(f"{root}.mlp.up_proj", "gated/mlp/up"),
+        *linear(f"{root}.mlp.down_proj", "gated/mlp/down"),
+        entry(f"{root}.alpha_cross_attn", "gated/attention_gate", gates),
+        entry(f"{root}.alpha_dense", "gated/mlp_gate", gates),
     ]
     if config.gated.qk_norm:
-        gated += norm(f"{attention}.q_layer_norm", "gated/query_norm", "gated", bias=False)
-        gated += norm(f"{attention}.k_layer_norm", "gated/key_norm", "gated", bias=False)
+        gated += norm(f"{attention}.q_layer_norm", "gated/query_norm", bias=False)
+        gated += norm(f"{attention}.k_layer_norm", "gated/key_norm", bias=False)
     new = []
     if decoder.new_tokens:
         new.append(entry("model.embed_tokens.additional_embedding.weight", "embeddings/new", "v d -> v d"))
         if not decoder.tie_embeddings:
             new.append(entry("lm_head.additional_fc.weight", "embeddings/new_head", "v d -> v d"))
-    decoding = llama(decoder, repeat=decoder.heads // decoder.num_kv_heads)
+    decoding = llama(decoder, copies=decoder.heads // decoder.num_kv_heads)
     return transformers_clip("model.vision_model.") + resampler_table(config.resampler) + gated + decoding + new
 
 
@@ -48,19 +49,19 @@ def resampler_table(config: ResamplerConfig) -> Table:
     table = [
         entry(f"{root}.latents", "resampler/latents", "l c -> l c"),
         *norm(f"{root}.layer_norm", "resampler/norm"),
-        *norm(f"{attention}.context_layer_norm", f"{ours}/media_norm", "resampler"),
-        *norm(f"{attention}.latents_layer_norm", f"{ours}/latents_norm", "resampler"),
-        *into_heads(f"{attention}.q_proj", f"{ours}/query", "resampler"),
-        *into_heads(f"{attention}.k_proj", f"{ours}/key", "resampler"),
-        *into_heads(f"{attention}.v_proj", f"{ours}/value", "resampler"),
-        *out_of_heads(f"{attention}.output_proj", f"{ours}/out", "resampler"),
-        *norm(f"{mlp}.ln", f"{ours}/mlp_norm", "resampler"),
-        *linear(f"{mlp}.fc", f"{ours}/mlp/up", "resampler", bias=False),
-        *linear(f"{mlp}.c_proj", f"{ours}/mlp/down", "resampler", bias=False),
+        *norm(f"{attention}.context_layer_norm", f"{ours}/media_norm"),
+        *norm(f"{attention}.latents_layer_norm", f"{ours}/latents_norm"),
+        *into_heads(f"{attention}.q_proj", f"{ours}/query"),
+        *into_heads(f"{attention}.k_proj", f"{ours}/key"),
+        *into_heads(f"{attention}.v_proj", f"{ours}/value"),
+        *out_of_heads(f"{attention}.output_proj", f"{ours}/out"),
+        *norm(f"{mlp}.ln", f"{ours}/mlp_norm"),
+        *linear(f"{mlp}.fc", f"{ours}/mlp/up"),
+        *linear(f"{mlp}.c_proj", f"{ours}/mlp/down"),
     ]
     if config.qk_norm:
-        table += norm(f"{attention}.q_layer_norm", f"{ours}/query_norm", "resampler")
-        table += norm(f"{attention}.k_layer_norm", f"{ours}/key_norm", "resampler")
+        table += norm(f"{attention}.q_layer_norm", f"{ours}/query_norm")
+        table += norm(f"{attention}.k_layer_norm", f"{ours}/key_norm")
     return table
 
 
@@ -114,28 +115,26 @@ def described_as(config: ModelConfig) -> dict[str, Any]:
     """
     vision, resampler, gated, decoder = config.vision, config.resampler, config.gated, config.decoder
     wanted = {
-        "vision.class_token_out": (vision.class_token_out, True),
-        "resampler.mlp": (resampler.mlp, "relu"),
-        "resampler.mlp_ratio": (resampler.mlp_ratio, 4),
-        "gated.place": (gated.place, "before_first"),
-        "gated.heads": (gated.heads, decoder.heads),
-        "gated.head_dim": (gated.head_dim, decoder.head_dim),
-        "gated.mlp": (gated.mlp, "swiglu"),
-        "gated.mlp_width": (gated.hidden_width(decoder.width), decoder.mlp_width),
-        "gated.norm": (gated.norm, "rms_norm"),
-        "gated.norm_eps": (gated.norm_eps, decoder.norm_eps),
-        "gated.attend": (gated.attend, "last_image"),
-        "decoder.norm": (decoder.norm, "rms_norm"),
-        "decoder.bias": (decoder.bias, False),
-        "decoder.position": (decoder.position, "rotary"),
-        "decoder.rotary_fraction": (decoder.rotary_fraction, 1.0),
-        "decoder.parallel_residual": (decoder.parallel_residual, False),
-        "decoder.mlp": (decoder.mlp, "swiglu"),
-        "decoder.qk_norm": (decoder.qk_norm, False),
+        "vision.class_token_out": True,
+        "resampler.mlp": "relu",
+        "resampler.mlp_ratio": 4,
+        "gated.place": "before_first",
+        "gated.heads": decoder.heads,
+        "gated.head_dim": decoder.head_dim,
+        "gated.mlp": "swiglu",
+        "gated.mlp_width": decoder.mlp_width,
+        "gated.norm": "rms_norm",
+        "gated.norm_eps": decoder.norm_eps,
+        "gated.attend": "last_image",
+        "decoder.norm": "rms_norm",
+        "decoder.bias": False,
+        "decoder.position": "rotary",
+        "decoder.rotary_fraction": 1.0,
+        "decoder.parallel_residual": False,
+        "decoder.mlp": "swiglu",
+        "decoder.qk_norm": False,
     }
-    wrong = [f"{name} is {value!r}, not {right!r}" for name, (value, right) in wanted.items() if value != right]
-    if wrong:
-        raise WeightsError(f"Idefics has no such geometry: {'; '.join(wrong)}")
+    refuse_others("Idefics", config, wanted)
     return {
         "architectures": ["IdeficsForVisionText2Text"],
         "model_type": "idefics",

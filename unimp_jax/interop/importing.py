@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pydantic
+from transformers import PreTrainedTokenizerBase
 
-from unimp_jax.interop import idefics, open_flamingo
+from unimp_jax.interop import gguf, idefics, open_flamingo
 from unimp_jax.interop.clip import transformers_clip, vision_config, vision_root
 from unimp_jax.interop.language import Tabulate, family
-from unimp_jax.interop.layout import Table, WeightsError
-from unimp_jax.interop.matching import Match, Source, match, patterns
+from unimp_jax.interop.layout import Table, WeightsError, model_shapes
+from unimp_jax.interop.matching import Match, Source, Values, match, patterns
 from unimp_jax.interop.shards import SHARD_BYTES, refuse_existing, whole_folder
-from unimp_jax.interop.stand_ins import refuse_stand_in
-from unimp_jax.interop.start import Described, Geometry, Values, write_start
+from unimp_jax.interop.start import Described, Geometry, write_start
+from unimp_jax.interop.tokenizers import add_flamingo_tokens, check_tokenizer, load_tokenizer
 from unimp_jax.interop.vqgan import import_vqgan
-from unimp_jax.interop.weights import FirstRows, Renamed, Weights, locate, open_weights, read_json, reason, understood
-from unimp_jax.model import (
-    PARTS,
-    DecoderConfig,
-    GatedCrossAttentionConfig,
-    ModelConfig,
-    ResamplerConfig,
-    VisionConfig,
+from unimp_jax.interop.weights import (
+    Stored,
+    Weights,
+    locate,
+    open_weights,
+    read_described,
+    read_files,
+    read_json,
+    renamed,
+    understood,
 )
+from unimp_jax.model import PARTS, DecoderConfig, GatedCrossAttentionConfig, ModelConfig, VisionConfig
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-TOKENIZERS = ("tokenizer*", "*.model", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
-"""The files that a tokenizer may be read from."""
+HEAD = "embeddings/base_head"
 GEOMETRY = "unimp_geometry.json"
 """Beside exported weights: the geometry, where the format itself has no file for it."""
 
@@ -73,26 +71,39 @@ def import_weights(config: ImportConfig, folder: Path, shard_bytes: int = SHARD_
             raise WeightsError("--vqgan is a model of its own; it goes with no other source")
         return import_vqgan(locate(config.vqgan), folder, config.vqgan_image_size)
     geometry, sources, described = gather(config)
-    tokenizer = load_tokenizer(config)
-    if tokenizer is not None and config.open_flamingo and geometry.decoder:
-        add_flamingo_tokens(tokenizer, geometry.decoder)
+    tokenizer = tokenizer_of(config)
     if tokenizer is not None and geometry.decoder:
+        if config.open_flamingo:
+            add_flamingo_tokens(tokenizer, geometry.decoder)
         check_tokenizer(tokenizer, geometry.decoder, described)
-    model = geometry.of_model(whole(geometry))
-    matched = match(sources, model, geometry.parts)
+    shapes = model_shapes(whole(geometry))
+    matched = match(sources, {name: shape for name, shape in shapes.items() if name.split("/")[0] in geometry.parts})
     names = tuple(dict.fromkeys(source.weights.name for source in sources))
     with whole_folder(folder) as temporary:
-        write_start(temporary, matched, model, Described(geometry, names, matched.unused), shard_bytes)
+        write_start(temporary, matched, shapes, Described(geometry, names, matched.unused), shard_bytes)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary / "tokenizer")
     return summary(folder, geometry, matched, tokenizer)
+
+
+def tokenizer_of(config: ImportConfig) -> PreTrainedTokenizerBase | None:
+    """The one that is named, or lies beside the language model; None where there is none.
+
+    Raises:
+      WeightsError: the one that is named is none, or the one that is there cannot be read.
+    """
+    place = config.tokenizer or config.idefics or config.language or config.open_flamingo
+    tokenizer = load_tokenizer(locate(place)) if place else None
+    if config.tokenizer and tokenizer is None:
+        raise WeightsError(f"{config.tokenizer}: no tokenizer in it")
+    return tokenizer
 
 
 def whole(geometry: Geometry) -> ModelConfig:
     """A model in which the imported parts have a place; of the others only the fit matters."""
     decoder = geometry.decoder or DecoderConfig()
     gated = geometry.gated or GatedCrossAttentionConfig(every=decoder.layers)
-    return ModelConfig(decoder=decoder, gated=gated)
+    return geometry.of_model(ModelConfig(decoder=decoder, gated=gated))
 
 
 def gather(config: ImportConfig) -> tuple[Geometry, list[Source], dict[str, Any]]:
@@ -105,35 +116,34 @@ def gather(config: ImportConfig) -> tuple[Geometry, list[Source], dict[str, Any]
         raise WeightsError(
             "nothing to import: name --idefics, --vqgan, or any of --language, --vision and --open-flamingo"
         )
-    geometry = Geometry()
+    geometry, described, tabulate = Geometry(), dict[str, Any](), None
     sources: list[Source] = []
-    described: dict[str, Any] = {}
-    tabulate: Tabulate | None = None
     if config.language:
-        decoder, tabulate, weights, described = open_language(locate(config.language))
+        decoder, tabulate, source, described = open_language(locate(config.language))
         geometry = dataclasses.replace(geometry, decoder=decoder)
-        sources.append(Source(weights, tabulate(decoder)))
+        sources.append(source)
     if config.vision:
         tower, source = open_vision(locate(config.vision))
         geometry = dataclasses.replace(geometry, vision=tower)
         sources.append(source)
     if config.open_flamingo:
-        return (*add_open_flamingo(locate(config.open_flamingo), config, geometry, sources, tabulate), described)
+        geometry, sources = add_open_flamingo(locate(config.open_flamingo), config.heads, geometry, sources, tabulate)
     return geometry, sources, described
 
 
 def gather_idefics(path: Path) -> tuple[Geometry, list[Source], dict[str, Any]]:
     described = read_json(path / "config.json")
     model = understood(path, idefics.model_config, described)
-    geometry = Geometry(model.vision, model.resampler, model.gated, model.decoder)
-    return geometry, [idefics_source(path, model)], described
+    return Geometry.of(model), [idefics_source(path, model)], described
 
 
 def idefics_source(path: Path, model: ModelConfig) -> Source:
     """The weights of a folder, looked at as those of an Idefics of this geometry."""
-    inside = {"additional_fc": "additional_embedding"}
-    weights = tied(open_weights(path), model.decoder, "lm_head.", "model.embed_tokens.", inside)
-    return Source(weights, idefics.table(model))
+
+    def tabulate(decoder: DecoderConfig) -> Table:
+        return idefics.table(dataclasses.replace(model, decoder=decoder))
+
+    return source_of(open_weights(path), tabulate, model.decoder)
 
 
 def exported_values(path: Path, config: ModelConfig) -> Iterator[Values]:
@@ -142,43 +152,29 @@ def exported_values(path: Path, config: ModelConfig) -> Iterator[Values]:
     Raises:
       WeightsError: the weights cannot be read whole, or are not of this geometry.
     """
-    matched = match([idefics_source(path, config)], config, PARTS)
-    return (Values(name, (*index, *[0] * array.ndim), array) for (name, index), array in matched.arrays())
+    return match([idefics_source(path, config)], model_shapes(config)).arrays()
 
 
-def tied(weights: Weights, decoder: DecoderConfig, head: str, table: str, inside: dict[str, str]) -> Weights:
-    """Weights in which a head that repeats the embeddings goes by their name."""
-    if not decoder.tie_embeddings or not any(key.startswith(head) for key in weights.keys()):  # noqa: SIM118
-        return weights
-
-    def rename(key: str) -> str:
-        if not key.startswith(head):
-            return key
-        rest = key.removeprefix(head)
-        for theirs, ours in inside.items():
-            rest = rest.replace(theirs, ours)
-        return table + rest
-
-    return Renamed(weights, rename)
+def source_of(weights: Weights, tabulate: Callable[[DecoderConfig], Table], decoder: DecoderConfig) -> Source:
+    """Weights and their table. A head that repeats the embeddings is taken for a copy of them, which it must be."""
+    if decoder.tie_embeddings:
+        untied = tabulate(dataclasses.replace(decoder, tie_embeddings=False))
+        theirs = {entry.ours[0]: entry.theirs for entry in untied if entry.ours[0].startswith("embeddings/")}
+        copies = {theirs[f"{ours}_head"]: key for ours, key in theirs.items() if f"{ours}_head" in theirs}
+        weights = renamed(weights, lambda key: copies.get(key, key))
+    return Source(weights, tabulate(decoder))
 
 
-HEADS = {"gpt_neox": ("embed_out.", "gpt_neox.embed_in."), "llama": ("lm_head.", "model.embed_tokens.")}
-
-
-def open_language(path: Path) -> tuple[DecoderConfig, Tabulate, Weights, dict[str, Any]]:
-    weights: Weights
-    if (path / "config.json").is_file():
-        described, weights = read_json(path / "config.json"), open_weights(path)
-    else:
-        from unimp_jax.interop.gguf import GGUF
-
-        opened = open_weights(path)
-        if not isinstance(opened, GGUF):
-            raise WeightsError(f"{path}: has no config.json, which says what language model it is")
-        described, weights = understood(path, GGUF.config, opened), opened
+def open_language(path: Path) -> tuple[DecoderConfig, Tabulate, Source, dict[str, Any]]:
+    """(geometry, its family's table, the weights, the config.json)."""
+    file = gguf.gguf_file(path)
+    if file is None and not (path / "config.json").is_file():
+        open_weights(path)  # which says so where that is no model at all
+        raise WeightsError(f"{path}: has no config.json, which says what language model it is")
+    described = understood(path, gguf.described, file) if file else read_json(path / "config.json")
     decoder, tabulate = understood(path, family, described)
-    head, table = HEADS.get(described["model_type"], ("lm_head.", "transformer.wte."))
-    return decoder, tabulate, tied(weights, decoder, head, table, {}), described
+    weights = read_files([file], str(file)) if file else open_weights(path)
+    return decoder, tabulate, source_of(weights, gguf.table if file else tabulate, decoder), described
 
 
 def open_vision(path: Path) -> tuple[VisionConfig, Source]:
@@ -188,173 +184,63 @@ def open_vision(path: Path) -> tuple[VisionConfig, Source]:
 
 
 def add_open_flamingo(
-    path: Path, config: ImportConfig, geometry: Geometry, sources: list[Source], tabulate: Tabulate | None
+    path: Path, heads: int, geometry: Geometry, sources: list[Source], known: Tabulate | None
 ) -> tuple[Geometry, list[Source]]:
-    """What an OpenFlamingo checkpoint adds to, and replaces of, its language model and vision tower."""
-    weights: Weights = Renamed(open_weights(path), open_flamingo.canonical)
-    keys = set(weights.keys())
+    """What an OpenFlamingo checkpoint adds to, and replaces of, its language model and vision tower.
+
+    Args:
+      heads: of its resampler and gated blocks, where nothing beside it says.
+      known: the table of the language model, where one is given.
+    """
+    weights = renamed(open_weights(path), open_flamingo.canonical)
+    keys = weights.arrays.keys()
+    tabulate = known or open_flamingo.tabulate_by_keys(keys)
     beside = (path if path.is_dir() else path.parent) / GEOMETRY
-    tabulate = tabulate or open_flamingo.tabulate_by_keys(keys)
     if beside.is_file():
-        known = read_geometry(beside)
-        geometry = Geometry(known.vision, known.resampler, known.gated, geometry.decoder or known.decoder)
-    described = geometry.decoder
-    if described is None:
+        exported = Geometry.of(read_described(beside, ModelConfig))
+        geometry = dataclasses.replace(exported, decoder=geometry.decoder or exported.decoder)
+    if geometry.decoder is None:
         raise WeightsError(f"{path}: name its language model with --language (the checkpoint does not describe it)")
-    if any(key.startswith(open_flamingo.VISION) for key in keys) and geometry.vision is None:
+    has_vision = any(key.startswith(open_flamingo.VISION) for key in keys)
+    if geometry.vision is None and has_vision:
         raise WeightsError(f"{path}: name its vision tower with --vision (the checkpoint does not describe it)")
     if geometry.vision is None:
         raise WeightsError(f"{path}: has no vision tower; name it with --vision")
-    if geometry.resampler is None or geometry.gated is None:
-        geometry = dataclasses.replace(geometry, **inferred(weights, config.heads))
-    decoder = dataclasses.replace(described, vocab_size=rows(weights, described, tabulate))
-    weights = tied(weights, decoder, "lang_encoder.lm_head.", "lang_encoder.transformer.wte.", {})
-    table: Table = open_flamingo.trained_table() + tabulate(decoder, open_flamingo.LANGUAGE, open_flamingo.LAYER)
-    optional = [open_flamingo.LAYER.split("{")[0], "lang_encoder.gpt_neox.final", "lang_encoder.transformer.norm_f",
-                "lang_encoder.transformer.ln_f", "lang_encoder.model.norm"]  # fmt: skip
-    if any(key.startswith(open_flamingo.VISION) for key in keys):
-        table = table + open_flamingo.vision_table(keys)
+    resampler, gated = geometry.resampler, geometry.gated
+    if resampler is None or gated is None:
+        resampler, gated = open_flamingo.geometry(weights, heads)
+
+    def language(decoder: DecoderConfig) -> Table:
+        return tabulate(decoder, open_flamingo.LANGUAGE, open_flamingo.LAYER)
+
+    embeddings = language(geometry.decoder)[0].theirs
+    if embeddings not in keys:
+        raise WeightsError(f"{weights.name}: lacks {embeddings}, the embeddings")
+    rows = weights.arrays[embeddings].shape[0]
+    decoder = dataclasses.replace(geometry.decoder, vocab_size=rows)
+    geometry = Geometry(geometry.vision, resampler, gated, decoder)
+    found = source_of(weights, language, decoder)
     # The language model's own tables have other rows, and the checkpoint's stand in their place. A head that was frozen
     # is not in the checkpoint: its rows are the first of the language model's, as their package left them.
-    own = {e.ours[0] for e in table if e.theirs in keys}
-    table = [e for e in table if e.ours[0] != "embeddings/base_head" or e.ours[0] in own]
-    kept = [
-        [e for e in source.table if not e.ours[0].startswith("embeddings/") or e.ours[0] not in own]
-        for source in sources
-    ]
-    heads = [{e.theirs for e in entries if e.ours[0] == "embeddings/base_head"} for entries in kept]
-    sources = [
-        Source(FirstRows(source.weights, theirs, decoder.vocab_size), entries, source.optional)
-        for source, entries, theirs in zip(sources, kept, heads, strict=True)
-    ]
-    checkpoint = Source(weights, table, tuple(optional) if config.language else ())
-    return dataclasses.replace(geometry, decoder=decoder), [*sources, checkpoint]
+    own = {entry.ours[0] for entry in found.table if entry.theirs in keys}
+    table = [entry for entry in found.table if entry.ours[0] != HEAD or HEAD in own]
+    table += open_flamingo.trained_table(gated) + (open_flamingo.vision_table(keys) if has_vision else [])
+    beside_it = (entry.theirs.split("{")[0] for entry in found.table if not entry.ours[0].startswith("embeddings/"))
+    checkpoint = Source(found.weights, table, tuple(beside_it) if known else ())
+    return geometry, [*(without_tables(source, own, rows) for source in sources), checkpoint]
 
 
-def read_geometry(path: Path) -> ModelConfig:
-    try:
-        return pydantic.TypeAdapter(ModelConfig).validate_python(read_json(path))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise WeightsError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+def without_tables(source: Source, replaced: set[str], rows: int) -> Source:
+    """A source without the embeddings that are replaced, and with only the first rows of a head that stays."""
+    table = [e for e in source.table if not e.ours[0].startswith("embeddings/") or e.ours[0] not in replaced]
+    heads = {e.theirs for e in table if e.ours[0] == HEAD}
+    arrays = {key: first_rows(x, rows) if key in heads else x for key, x in source.weights.arrays.items()}
+    return dataclasses.replace(source, weights=Weights(source.weights.name, arrays), table=table)
 
 
-def rows(weights: Weights, decoder: DecoderConfig, tabulate: Tabulate) -> int:
-    """Tokens that the checkpoint's embeddings have."""
-    key = tabulate(decoder, open_flamingo.LANGUAGE, open_flamingo.LAYER)[0].theirs
-    if key not in set(weights.keys()):
-        raise WeightsError(f"{weights.name}: lacks {key}, the embeddings")
-    return weights.shape(key)[0]
-
-
-def inferred(weights: Weights, heads: int) -> dict[str, Any]:
-    """Resampler and gated blocks, from the shapes of their arrays.
-
-    Raises:
-      WeightsError: they are missing, or no such geometry is known.
-    """
-    keys = set(weights.keys())
-
-    def numbered(pattern: str) -> list[int]:
-        return sorted({int(found[1]) for key in keys if (found := re.match(pattern, key))})
-
-    layers = numbered(r"perceiver\.layers\.(\d+)\.")
-    blocks = numbered(r"lang_encoder\.gated_cross_attn_layers\.(\d+)\.")
-    needed = ("perceiver.latents", "perceiver.layers.0.0.to_q.weight", "perceiver.layers.0.1.1.weight")
-    if not layers or not blocks or not keys.issuperset(needed):
-        raise WeightsError(f"{weights.name}: no OpenFlamingo checkpoint: it lacks a resampler or gated blocks")
-    every = blocks[0] + 1
-    if blocks != list(range(every - 1, blocks[-1] + 1, every)):
-        raise WeightsError(f"{weights.name}: gated blocks stand before layers {blocks}, not before every n-th")
-    block = f"lang_encoder.gated_cross_attn_layers.{blocks[0]}"
-
-    def sizes(query: str, up: str) -> dict[str, Any]:
-        (inner, _), (hidden, width) = weights.shape(query), weights.shape(up)
-        if inner % heads:
-            raise WeightsError(f"{weights.name}: {query} has {inner} rows, not a multiple of heads {heads}")
-        return {"heads": heads, "head_dim": inner // heads, "mlp_ratio": hidden // width}
-
-    return {
-        "resampler": ResamplerConfig(
-            layers=len(layers),
-            latents=weights.shape("perceiver.latents")[0],
-            **sizes("perceiver.layers.0.0.to_q.weight", "perceiver.layers.0.1.1.weight"),
-        ),
-        "gated": GatedCrossAttentionConfig(every=every, **sizes(f"{block}.attn.to_q.weight", f"{block}.ff.1.weight")),
-    }
-
-
-def load_tokenizer(config: ImportConfig) -> PreTrainedTokenizerBase | None:
-    """The one that is named, or lies beside the language model; None where there is none.
-
-    Raises:
-      WeightsError: the one that is named, or lies there, cannot be read.
-    """
-    place = config.tokenizer or config.idefics or config.language or config.open_flamingo
-    if place is None:
-        return None
-    path = locate(place)
-    arguments: dict[str, Any] = {}
-    if path.suffix == ".gguf" or (path.is_dir() and not (path / "config.json").exists()):
-        files = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))
-        if len(files) == 1:
-            path, arguments = files[0].parent, {"gguf_file": files[0].name}
-    elif path.is_file():
-        path = path.parent
-    known = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-    if not arguments and not any((path / name).exists() for name in known):
-        if config.tokenizer:
-            raise WeightsError(f"{path}: no tokenizer in it")
-        return None
-    if not arguments:
-        for file in sorted({file for pattern in TOKENIZERS for file in path.glob(pattern)}):
-            refuse_stand_in(file, "other")
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **arguments)
-    except Exception as error:  # of many kinds, by tokenizer
-        raise WeightsError(f"{path}: the tokenizer cannot be read ({reason(error)})") from error
-
-
-def add_flamingo_tokens(tokenizer: PreTrainedTokenizerBase, decoder: DecoderConfig) -> None:
-    """The tokens that open-flamingo adds to a language model's tokenizer, in its order, where they are not in it.
-
-    Raises:
-      WeightsError: one of them gets the id of another token, as happens where ids have gaps.
-    """
-    before = {id: name for name, id in tokenizer.get_vocab().items()}
-    names = [name for name in ("<|endofchunk|>", "<image>") if name not in tokenizer.get_vocab()]
-    if names and len(tokenizer) + len(names) <= decoder.vocab_size:
-        tokenizer.add_special_tokens({"additional_special_tokens": names})
-    if tokenizer.pad_token is None and len(tokenizer) < decoder.vocab_size:
-        tokenizer.add_special_tokens({"pad_token": "<PAD>"})
-    for name, id in tokenizer.get_added_vocab().items():
-        if before.get(id, name) != name:
-            raise WeightsError(
-                f"the tokenizer's ids have gaps, so that {name} gets the id {id}, which {before[id]!r} has: name a "
-                "tokenizer that has the tokens of open-flamingo (<|endofchunk|> and <image>) with --tokenizer"
-            )
-
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, decoder: DecoderConfig, described: dict[str, Any]) -> None:
-    """
-    Raises:
-      WeightsError: the tokenizer is of another model.
-    """
-    last = max(tokenizer.get_vocab().values(), default=0)
-    rows = decoder.vocab_size + decoder.new_tokens
-    if last >= rows:
-        raise WeightsError(
-            f"the tokenizer does not match the language model: it uses ids up to {last}, the model has {rows} tokens"
-        )
-    for name in ("bos_token_id", "eos_token_id"):
-        expected, found = described.get(name), getattr(tokenizer, name)
-        expected = expected if isinstance(expected, list) else [expected]
-        if found is not None and None not in expected and found not in expected:
-            raise WeightsError(
-                f"the tokenizer does not match the language model: its {name} is {found}, the model's {expected[0]}"
-            )
+def first_rows(array: Stored, rows: int) -> Stored:
+    shape = (*(min(size, rows) for size in array.shape[:1]), *array.shape[1:])
+    return dataclasses.replace(array, shape=shape, read=lambda: array.read()[:rows])
 
 
 def summary(folder: Path, geometry: Geometry, matched: Match, tokenizer: PreTrainedTokenizerBase | None) -> str:

@@ -13,6 +13,7 @@ QKV = f"{OURS}/attention/query/{{0}} {OURS}/attention/key/{{0}} {OURS}/attention
 
 
 def embeddings(embed: str, head: str, config: DecoderConfig) -> Table:
+    """The table of base tokens, and the head where it is another."""
     table = [entry(embed, "embeddings/base", "v d -> v d")]
     return table if config.tie_embeddings else [*table, entry(head, "embeddings/base_head", "v d -> v d")]
 
@@ -22,13 +23,13 @@ def gpt_neox(config: DecoderConfig, root: str = "", layer: str = "gpt_neox.layer
     return [
         *embeddings(f"{root}gpt_neox.embed_in.weight", f"{root}embed_out.weight", config),
         *norm(f"{root}gpt_neox.final_layer_norm", "decoder/norm"),
-        *norm(f"{layer}.input_layernorm", f"{OURS}/attention_norm", "decoder"),
-        entry(f"{layer}.attention.query_key_value.weight", QKV.format("kernel"), "(h p k) d -> p d h k", "decoder"),
-        entry(f"{layer}.attention.query_key_value.bias", QKV.format("bias"), "(h p k) -> p h k", "decoder"),
-        *out_of_heads(f"{layer}.attention.dense", f"{OURS}/attention/out", "decoder", bias=True),
-        *norm(f"{layer}.post_attention_layernorm", f"{OURS}/mlp_norm", "decoder"),
-        *linear(f"{layer}.mlp.dense_h_to_4h", f"{OURS}/mlp/up", "decoder", bias=True),
-        *linear(f"{layer}.mlp.dense_4h_to_h", f"{OURS}/mlp/down", "decoder", bias=True),
+        *norm(f"{layer}.input_layernorm", f"{OURS}/attention_norm"),
+        entry(f"{layer}.attention.query_key_value.weight", QKV.format("kernel"), "(h p k) d -> p d h k"),
+        entry(f"{layer}.attention.query_key_value.bias", QKV.format("bias"), "(h p k) -> p h k"),
+        *out_of_heads(f"{layer}.attention.dense", f"{OURS}/attention/out", bias=True),
+        *norm(f"{layer}.post_attention_layernorm", f"{OURS}/mlp_norm"),
+        *linear(f"{layer}.mlp.dense_h_to_4h", f"{OURS}/mlp/up", bias=True),
+        *linear(f"{layer}.mlp.dense_4h_to_h", f"{OURS}/mlp/down", bias=True),
     ]
 
 
@@ -40,36 +41,36 @@ def mpt(
         "norm_1", "norm_2", "norm_f", "ffn.up_proj", "ffn.down_proj")  # fmt: skip
     before_attention, before_mlp, last, up, down = names
     heads = [
-        entry(f"{layer}.attn.{theirs}.weight", f"{OURS}/attention/{ours}/scale", "(h k) -> h k", "decoder")
+        entry(f"{layer}.attn.{theirs}.weight", f"{OURS}/attention/{ours}/scale", "(h k) -> h k")
         for theirs, ours in (("q_ln", "query_norm"), ("k_ln", "key_norm"))
     ]
     return [
         *embeddings(f"{root}transformer.wte.weight", f"{root}lm_head.weight", config),
         *norm(f"{root}transformer.{last}", "decoder/norm", bias=False),
-        *norm(f"{layer}.{before_attention}", f"{OURS}/attention_norm", "decoder", bias=False),
-        entry(f"{layer}.attn.Wqkv.weight", QKV.format("kernel"), "(p h k) d -> p d h k", "decoder"),
+        *norm(f"{layer}.{before_attention}", f"{OURS}/attention_norm", bias=False),
+        entry(f"{layer}.attn.Wqkv.weight", QKV.format("kernel"), "(p h k) d -> p d h k"),
         *(heads if config.qk_norm else []),
-        *out_of_heads(f"{layer}.attn.out_proj", f"{OURS}/attention/out", "decoder"),
-        *norm(f"{layer}.{before_mlp}", f"{OURS}/mlp_norm", "decoder", bias=False),
-        *linear(f"{layer}.{up}", f"{OURS}/mlp/up", "decoder", bias=False),
-        *linear(f"{layer}.{down}", f"{OURS}/mlp/down", "decoder", bias=False),
+        *out_of_heads(f"{layer}.attn.out_proj", f"{OURS}/attention/out"),
+        *norm(f"{layer}.{before_mlp}", f"{OURS}/mlp_norm", bias=False),
+        *linear(f"{layer}.{up}", f"{OURS}/mlp/up"),
+        *linear(f"{layer}.{down}", f"{OURS}/mlp/down"),
     ]
 
 
-def llama(config: DecoderConfig, root: str = "", layer: str = "model.layers.{}", *, repeat: int = 1) -> Table:
-    """`repeat`: theirs has a key and value head for so many query heads, although equal."""
+def llama(config: DecoderConfig, root: str = "", layer: str = "model.layers.{}", *, copies: int = 1) -> Table:
+    """`copies`: theirs has each key and value head so many times."""
     return [
         *embeddings(f"{root}model.embed_tokens.weight", f"{root}lm_head.weight", config),
         *norm(f"{root}model.norm", "decoder/norm", bias=False),
-        *norm(f"{layer}.input_layernorm", f"{OURS}/attention_norm", "decoder", bias=False),
-        *into_heads(f"{layer}.self_attn.q_proj", f"{OURS}/attention/query", "decoder"),
-        *into_heads(f"{layer}.self_attn.k_proj", f"{OURS}/attention/key", "decoder", repeat=repeat),
-        *into_heads(f"{layer}.self_attn.v_proj", f"{OURS}/attention/value", "decoder", repeat=repeat),
-        *out_of_heads(f"{layer}.self_attn.o_proj", f"{OURS}/attention/out", "decoder"),
-        *norm(f"{layer}.post_attention_layernorm", f"{OURS}/mlp_norm", "decoder", bias=False),
-        *linear(f"{layer}.mlp.gate_proj", f"{OURS}/mlp/gate", "decoder", bias=False),
-        *linear(f"{layer}.mlp.up_proj", f"{OURS}/mlp/up", "decoder", bias=False),
-        *linear(f"{layer}.mlp.down_proj", f"{OURS}/mlp/down", "decoder", bias=False),
+        *norm(f"{layer}.input_layernorm", f"{OURS}/attention_norm", bias=False),
+        *into_heads(f"{layer}.self_attn.q_proj", f"{OURS}/attention/query"),
+        *into_heads(f"{layer}.self_attn.k_proj", f"{OURS}/attention/key", copies=copies),
+        *into_heads(f"{layer}.self_attn.v_proj", f"{OURS}/attention/value", copies=copies),
+        *out_of_heads(f"{layer}.self_attn.o_proj", f"{OURS}/attention/out"),
+        *norm(f"{layer}.post_attention_layernorm", f"{OURS}/mlp_norm", bias=False),
+        *linear(f"{layer}.mlp.gate_proj", f"{OURS}/mlp/gate"),
+        *linear(f"{layer}.mlp.up_proj", f"{OURS}/mlp/up"),
+        *linear(f"{layer}.mlp.down_proj", f"{OURS}/mlp/down"),
     ]
 
 

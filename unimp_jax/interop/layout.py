@@ -1,7 +1,8 @@
 """One table a family says which of their arrays become which of our parameters; it reads in both directions.
 
-A layout such as "(h p k) d -> p d h k" names the axes of their array, parentheses around those that are merged into
-one, and of ours. Where one of their arrays holds several of ours, p counts these. An axis 1 is theirs alone.
+A layout such as "(h p k) d -> p d h k" is a pattern of einops. It names the axes of their array, parentheses around
+those that are merged into one, and of ours. Where one of their arrays holds several of our parameters, p counts these;
+where theirs has several equal copies of a part, copy counts these. An axis 1 is theirs alone.
 """
 
 from __future__ import annotations
@@ -9,68 +10,73 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+import einops
 import numpy as np
 from flax import nnx
 
 from unimp_jax.model import ModelConfig, UniMP
+
+AXES = re.compile(r"\([^)]*\)|\S+")
+"""Each axis of one side of a layout."""
 
 
 class WeightsError(ValueError):
     """Weights that cannot be read, or do not fit a geometry, told in one line."""
 
 
-Stack = Literal["one", "vision", "resampler", "gated", "gated_by_layer", "decoder"]
-"""How their layers are numbered: not at all, or as the layers of a part; `gated_by_layer` counts decoder layers."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One of their arrays (or one a layer, {} its number) and the parameters it becomes.
+    """One of their arrays and the parameters it becomes.
 
     Attributes:
-      repeat: theirs has each key or value head (h) so many times, one after the other.
+      theirs: its key; where our parameters have leading axes that count layers, that of each layer, {} its number.
+      sizes: of axes that our shape does not tell.
+      first: the number that they give to the first layer.
+      step: how far their numbers of two layers are apart.
     """
 
     theirs: str
     ours: tuple[str, ...]
     layout: str
-    stack: Stack = "one"
-    repeat: int = 1
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    first: int = 0
+    step: int = 1
 
 
 Table = list[Entry]
 
 
-def entry(theirs: str, ours: str, layout: str, stack: Stack = "one", *, repeat: int = 1) -> Entry:
+def entry(theirs: str, ours: str, layout: str, **sizes: int) -> Entry:
     """`ours` lists the parameters, separated by blanks."""
-    return Entry(theirs, tuple(ours.split()), layout, stack, repeat)
+    return Entry(theirs, tuple(ours.split()), layout, sizes)
 
 
-def norm(theirs: str, ours: str, stack: Stack = "one", *, bias: bool = True) -> Table:
+def norm(theirs: str, ours: str, *, bias: bool = True) -> Table:
     """A norm's scale and bias."""
-    scale = entry(f"{theirs}.weight", f"{ours}/scale", "d -> d", stack)
-    return [scale, entry(f"{theirs}.bias", f"{ours}/bias", "d -> d", stack)] if bias else [scale]
+    scale = entry(f"{theirs}.weight", f"{ours}/scale", "d -> d")
+    return [scale, entry(f"{theirs}.bias", f"{ours}/bias", "d -> d")] if bias else [scale]
 
 
-def linear(theirs: str, ours: str, stack: Stack, *, bias: bool) -> Table:
+def linear(theirs: str, ours: str, *, bias: bool = False) -> Table:
     """A matrix between unsplit axes."""
-    kernel = entry(f"{theirs}.weight", f"{ours}/kernel", "o i -> i o", stack)
-    return [kernel, entry(f"{theirs}.bias", f"{ours}/bias", "o -> o", stack)] if bias else [kernel]
+    kernel = entry(f"{theirs}.weight", f"{ours}/kernel", "o i -> i o")
+    return [kernel, entry(f"{theirs}.bias", f"{ours}/bias", "o -> o")] if bias else [kernel]
 
 
-def into_heads(theirs: str, ours: str, stack: Stack, *, bias: bool = False, repeat: int = 1) -> Table:
-    """A matrix onto heads: queries, keys or values."""
-    kernel = entry(f"{theirs}.weight", f"{ours}/kernel", "(h k) d -> d h k", stack, repeat=repeat)
-    return [kernel, entry(f"{theirs}.bias", f"{ours}/bias", "(h k) -> h k", stack)] if bias else [kernel]
+def into_heads(theirs: str, ours: str, *, bias: bool = False, copies: int = 1) -> Table:
+    """A matrix onto heads: queries, keys or values, where theirs has each head so many times, one after the other."""
+    layout, sizes = ("(h copy k) d -> d h k", {"copy": copies}) if copies > 1 else ("(h k) d -> d h k", {})
+    kernel = entry(f"{theirs}.weight", f"{ours}/kernel", layout, **sizes)
+    return [kernel, entry(f"{theirs}.bias", f"{ours}/bias", "(h k) -> h k")] if bias else [kernel]
 
 
-def out_of_heads(theirs: str, ours: str, stack: Stack, *, bias: bool = False) -> Table:
+def out_of_heads(theirs: str, ours: str, *, bias: bool = False) -> Table:
     """The matrix after attention."""
-    kernel = entry(f"{theirs}.weight", f"{ours}/kernel", "d (h k) -> h k d", stack)
-    return [kernel, entry(f"{theirs}.bias", f"{ours}/bias", "d -> d", stack)] if bias else [kernel]
+    kernel = entry(f"{theirs}.weight", f"{ours}/kernel", "d (h k) -> h k d")
+    return [kernel, entry(f"{theirs}.bias", f"{ours}/bias", "d -> d")] if bias else [kernel]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,98 +96,86 @@ class Piece:
     shape: tuple[int, ...]
 
     @property
-    def _axes(self) -> tuple[list[list[str]], list[str], dict[str, int]]:
-        """(their axes, each a list of those merged; ours; sizes), with repeated heads split into h and copy."""
-        left, right = self.entry.layout.split("->")
-        merged, ours = [group.strip("()").split() for group in re.findall(r"\([^)]*\)|\w+", left)], right.split()
+    def _layout(self) -> tuple[str, str, dict[str, int]]:
+        """(their axes, ours, the size of each)."""
+        theirs, ours = self.entry.layout.split(" -> ")
         parts = len(self.entry.ours)
-        sizes = dict(zip(ours, (parts, *self.shape) if parts > 1 else self.shape, strict=True)) | {"1": 1}
-        if self.entry.repeat > 1:
-            merged = [
-                [name for axis in group for name in ([axis, "copy"] if axis == "h" else [axis])] for group in merged
-            ]
-            sizes["copy"] = self.entry.repeat
-        return merged, ours, sizes
+        named = zip(AXES.findall(ours), (parts, *self.shape) if parts > 1 else self.shape, strict=True)
+        return theirs, ours, {name: size for name, size in named if name.isidentifier()} | dict(self.entry.sizes)
 
     @property
     def their_shape(self) -> tuple[int, ...]:
-        merged, _, sizes = self._axes
-        return tuple(math.prod(sizes[name] for name in group) for group in merged)
+        theirs, _, sizes = self._layout
+        merged = (axis.strip("()").split() for axis in AXES.findall(theirs))
+        return tuple(math.prod(sizes.get(name, 1) for name in names) for names in merged)
 
     def to_ours(self, array: np.ndarray) -> list[np.ndarray]:
         """Their array, of `their_shape`, as the slices of each of `entry.ours`, each of `shape`.
 
         Raises:
-          WeightsError: repeated heads differ from one another, so that one of them would be lost.
+          WeightsError: copies differ from one another, so that one of them would be lost.
         """
-        merged, ours, sizes = self._axes
-        names = [name for group in merged for name in group]
-        split = array.reshape([sizes[name] for name in names])
-        if "copy" in names:
-            first = np.take(split, [0], axis=names.index("copy"))
-            if not np.array_equal(np.broadcast_to(first, split.shape), split):
-                raise WeightsError(f"{self.key}: heads that share keys and values differ")
-            split = first
-        unit = [name for name in names if name not in ours]
-        order = [names.index(name) for name in ours] + [i for i, name in enumerate(names) if name in unit]
-        return list(split.transpose(order).reshape(len(self.entry.ours), *self.shape))
+        theirs, ours, sizes = self._layout
+        first, *copies = einops.rearrange(array, f"{theirs} -> {'copy' if 'copy' in sizes else '1'} {ours}", **sizes)
+        if any(not np.array_equal(first, copy) for copy in copies):
+            raise WeightsError(f"{self.key}: heads that share keys and values differ")
+        return list(first) if len(self.entry.ours) > 1 else [first]
 
     def to_theirs(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """The inverse of `to_ours`."""
-        merged, ours, sizes = self._axes
-        names = [name for group in merged for name in group]
+        theirs, ours, sizes = self._layout
         array = np.stack(arrays) if len(arrays) > 1 else arrays[0]
-        present = [name for name in names if name in ours]
-        array = array.transpose([ours.index(name) for name in present])
-        array = array.reshape([sizes[name] if name in ours else 1 for name in names])
-        array = np.broadcast_to(array, [sizes[name] for name in names])
-        return np.ascontiguousarray(array.reshape(self.their_shape))
+        return np.ascontiguousarray(einops.repeat(array, f"{ours} -> {theirs}", **sizes))
 
 
-def abstract_parameters(config: ModelConfig) -> dict[str, nnx.Variable]:
-    """Name, such as decoder/norm/scale, -> parameter of `UniMP(config)`, without values."""
-    state = nnx.state(nnx.eval_shape(lambda: UniMP(config, rngs=nnx.Rngs(0))))
-    return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+Shapes = Mapping[str, tuple[int, ...]]
+"""Name of a parameter, such as decoder/norm/scale -> its shape."""
+Slice = tuple[str, tuple[int, ...]]
+"""A parameter of ours, and the index of a layer in its leading axes."""
 
 
-def leading_axes(name: str) -> int:
-    """How many of a parameter's axes count layers."""
-    part, *rest = name.split("/")
-    if part == "decoder" and rest[0] == "layers":
-        return 2
-    return int(part == "gated" or rest[0] in ("blocks", "layers"))
+def by_name(*states: Any) -> dict[str, nnx.Variable[Any]]:
+    """Name, such as decoder/norm/scale, -> parameter, of all those of some states."""
+    return {"/".join(map(str, path)): variable for state in states for path, variable in nnx.to_flat_state(state)}
 
 
-def numbers(config: ModelConfig, stack: Stack) -> list[tuple[int, tuple[int, ...]]]:
-    """(their number of a layer, its index in ours) for all layers of a stack."""
-    every = config.gated.every
-    if stack == "one":
-        return [(0, ())]
-    if stack == "decoder":
-        return [(layer, divmod(layer, every)) for layer in range(config.decoder.layers)]
-    if stack == "gated_by_layer":
-        return [(group * every + config.gated.block_layer, (group,)) for group in range(config.groups)]
-    count = {"vision": config.vision.layers, "resampler": config.resampler.layers, "gated": config.groups}[stack]
-    return [(layer, (layer,)) for layer in range(count)]
+def shapes_of(make: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
+    """Of the parameters of a module, none of which is made."""
+    return {name: tuple(variable.shape) for name, variable in by_name(nnx.state(nnx.eval_shape(make))).items()}
 
 
-def pieces(table: Table, config: ModelConfig, parameters: Mapping[str, nnx.Variable] | None = None) -> Iterator[Piece]:
-    """Every array that a table asks of theirs, for one geometry.
+def model_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Of the parameters of `UniMP(config)`."""
+    return shapes_of(lambda: UniMP(config, rngs=nnx.Rngs(0)))
 
-    Args:
-      parameters: `abstract_parameters(config)`, where they are at hand.
+
+def pieces(table: Table, shapes: Shapes) -> Iterator[Piece]:
+    """Every array that a table asks of theirs, for the parameters of one geometry.
 
     Raises:
       WeightsError: the geometry has no such parameter.
     """
-    parameters = abstract_parameters(config) if parameters is None else parameters
     for entry in table:
         for ours in entry.ours:
-            if ours not in parameters:
+            if ours not in shapes:
                 raise WeightsError(f"{entry.theirs}: the geometry gives the model no parameter {ours}")
-        shape = tuple(parameters[entry.ours[0]].shape[leading_axes(entry.ours[0]) :])
-        for number, index in numbers(config, entry.stack):
-            yield Piece(entry.theirs.format(number), entry, index, shape)
+        shape = shapes[entry.ours[0]]
+        layers = len(shape) - len(AXES.findall(entry.layout.split(" -> ")[1])) + (len(entry.ours) > 1)
+        for number, index in enumerate(np.ndindex(*shape[:layers])):
+            yield Piece(entry.theirs.format(entry.first + number * entry.step), entry, index, shape[layers:])
+
+
+def unfilled(shapes: Shapes, slices: Iterable[Slice]) -> set[str]:
+    """The parts of parameters that none of the slices is; a part is named as its parameter, with its index."""
+    found: dict[str, set[tuple[int, ...]]] = {name: set() for name in shapes}
+    for name, index in slices:
+        found[name].add(index)
+    return {
+        "/".join([name, *map(str, index)])
+        for name, indices in found.items()
+        for index in np.ndindex(*shapes[name][: len(next(iter(indices), ()))])
+        if index not in indices
+    }
 
 
 def some(names: Sequence[str] | set[str], count: int = 3) -> str:

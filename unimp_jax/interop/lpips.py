@@ -10,9 +10,9 @@ from pathlib import Path
 from flax import nnx
 
 from unimp_jax.image_tokens.perceptual import LPIPS, STAGES
-from unimp_jax.interop.filling import filled
 from unimp_jax.interop.layout import Table, WeightsError, entry
-from unimp_jax.interop.weights import Joined, Renamed, open_weights
+from unimp_jax.interop.matching import filled
+from unimp_jax.interop.weights import read_files, renamed
 
 NAMES = (
     (re.compile(r"(?:.*\.)?(?:net\.slice\d|features)\.(\d+)\.(weight|bias)"), r"features.\1.\2"),
@@ -28,7 +28,7 @@ def read_lpips(paths: Sequence[Path]) -> LPIPS:
     """
     if not paths:
         raise WeightsError("LPIPS: no file is named")
-    weights = Joined([Renamed(open_weights(path), our_name) for path in paths])
+    weights = renamed(read_files(paths, ", ".join(map(str, paths))), our_name)
     return filled(lambda: LPIPS(rngs=nnx.Rngs(0)), table(), weights)
 
 

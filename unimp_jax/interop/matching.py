@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from unimp_jax.interop.checked import check_arrays, read_finite
-from unimp_jax.interop.layout import Piece, Stack, Table, WeightsError, abstract_parameters, numbers, pieces, some
-from unimp_jax.interop.weights import Weights, in_file_order
-from unimp_jax.model import ModelConfig, Part
+from unimp_jax.interop.layout import Piece, Shapes, Slice, Table, WeightsError, by_name, pieces, some, unfilled
+from unimp_jax.interop.weights import Weights
 
-Slice = tuple[str, tuple[int, ...]]
-"""A parameter of ours, and the index of a layer in its leading axes."""
+M = TypeVar("M", bound=nnx.Module)
+
+Values = tuple[str, tuple[int, ...], np.ndarray]
+"""A parameter, where in its leading axes a block of it begins, and the block's values."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,67 +50,63 @@ class Match:
     unused: dict[str, list[str]]
     replaced: dict[str, list[str]]
 
-    def arrays(self) -> Iterator[tuple[Slice, np.ndarray]]:
-        """Every slice with its values, read one array at a time, in the order of the files."""
+    def arrays(self) -> Iterator[Values]:
+        """Every slice with its values, read one array at a time."""
         for weights, filled in self.fillings:
-            for key in in_file_order(weights, filled):
-                piece, wanted = filled[key]
+            for key, (piece, wanted) in filled.items():
                 for ours, array in zip(piece.entry.ours, piece.to_ours(read_finite(weights, key)), strict=True):
                     if (ours, piece.index) in wanted:
-                        yield (ours, piece.index), array
+                        yield ours, piece.index, array
 
 
-def match(sources: Iterable[Source], config: ModelConfig, parts: Iterable[Part]) -> Match:
+def match(sources: Iterable[Source], shapes: Shapes) -> Match:
     """Later sources come before earlier ones.
+
+    Args:
+      shapes: the parameters, all of which are to be filled.
 
     Raises:
       WeightsError: an array is missing, of a type that weights are not, or of another shape than the geometry asks for.
     """
-    sources, parts = list(sources), set(parts)
-    parameters = abstract_parameters(config)
+    sources = list(sources)
     winner: dict[Slice, int] = {}
     found: list[dict[str, Piece]] = []
     for number, source in enumerate(sources):
-        asked = {piece.key: piece for piece in pieces(source.table, config, parameters)}
-        shapes = {key: piece.their_shape for key, piece in asked.items()}
-        found.append({key: asked[key] for key in check_arrays(source.weights, shapes, source.optional)})
+        asked = {piece.key: piece for piece in pieces(source.table, shapes)}
+        wanted = {key: piece.their_shape for key, piece in asked.items()}
+        found.append({key: asked[key] for key in check_arrays(source.weights, wanted, source.optional)})
         for piece in found[number].values():
             winner |= {(ours, piece.index): number for ours in piece.entry.ours}
-    wanted = {
-        (name, index)
-        for name in parameters
-        if name.split("/")[0] in parts
-        for _, index in numbers(config, stack_of(name))
-    }
-    if wanted - set(winner):
-        empty = {"/".join([name, *map(str, index)]) for name, index in wanted - set(winner)}
+    if empty := unfilled(shapes, winner):
         names = ", ".join(source.weights.name for source in sources)
         raise WeightsError(f"{names}: nothing for {len(empty)} of the model's parameters: {some(empty)}")
-    fillings, replaced = [], {}
-    for number, source in enumerate(sources):
-        filled, lost = {}, []
-        for key, piece in found[number].items():
-            slices = {(ours, piece.index) for ours in piece.entry.ours if winner[ours, piece.index] == number}
-            if slices:
-                filled[key] = (piece, slices)
-            else:
-                lost.append(key)
-        fillings.append((source.weights, filled))
-        replaced[source.weights.name] = lost
-    unused = {
-        source.weights.name: sorted(set(source.weights.keys()) - set(keys))
-        for source, keys in zip(sources, found, strict=True)
-    }
+    fillings, unused, replaced = [], {}, {}
+    for number, (source, own) in enumerate(zip(sources, found, strict=True)):
+        filled = {
+            key: (piece, {(ours, piece.index) for ours in piece.entry.ours if winner[ours, piece.index] == number})
+            for key, piece in own.items()
+        }
+        fillings.append((source.weights, {key: (piece, slices) for key, (piece, slices) in filled.items() if slices}))
+        replaced[source.weights.name] = [key for key, (_, slices) in filled.items() if not slices]
+        unused[source.weights.name] = sorted(source.weights.arrays.keys() - own.keys())
     return Match(fillings, unused, replaced)
 
 
-def stack_of(name: str) -> Stack:
-    """How our own parameter is stacked."""
-    part, *rest = name.split("/")
-    if part == "gated":
-        return "gated"
-    stacks: dict[str, Stack] = {"decoder": "decoder", "vision": "vision", "resampler": "resampler"}
-    return stacks[part] if rest[0] in ("layers", "blocks") else "one"
+def filled(make: Callable[[], M], table: Table, weights: Weights) -> M:
+    """A module with these weights, float32.
+
+    Raises:
+      WeightsError: an array is missing, has another shape, is of a type that weights are not, or not finite.
+    """
+    graph, abstract = nnx.split(nnx.eval_shape(make))
+    values = {name: np.empty(variable.shape, np.float32) for name, variable in by_name(abstract).items()}
+    for name, index, array in match([Source(weights, table)], {n: x.shape for n, x in values.items()}).arrays():
+        values[name][index] = array
+
+    def fill(path: tuple[str | int, ...], variable: nnx.Variable) -> nnx.Variable:
+        return variable.replace(jnp.asarray(values["/".join(map(str, path))]))
+
+    return nnx.merge(graph, nnx.map_state(fill, abstract))
 
 
 def patterns(keys: Iterable[str]) -> list[str]:

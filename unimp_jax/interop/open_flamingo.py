@@ -2,59 +2,60 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from unimp_jax.interop.clip import open_clip, transformers_clip
+from unimp_jax.interop.exporting import refuse_others
 from unimp_jax.interop.language import Tabulate, gpt_neox, llama, mosaic_gpt, mpt
-from unimp_jax.interop.layout import Stack, Table, WeightsError, entry, linear, norm, out_of_heads
-from unimp_jax.model import ModelConfig
+from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
+from unimp_jax.interop.weights import Weights
+from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig
 
 LANGUAGE, VISION, LAST_NORM = "lang_encoder.", "vision_encoder", "vision_encoder.ln_post"
 BLOCK, LAYER = "lang_encoder.gated_cross_attn_layers.{}", "lang_encoder.old_decoder_blocks.{}"
 
 
-def feed_forward(theirs: str, ours: str, stack: Stack) -> Table:
+def feed_forward(theirs: str, ours: str) -> Table:
     return [
-        *norm(f"{theirs}.0", f"{ours}/mlp_norm", stack),
-        *linear(f"{theirs}.1", f"{ours}/mlp/up", stack, bias=False),
-        *linear(f"{theirs}.3", f"{ours}/mlp/down", stack, bias=False),
+        *norm(f"{theirs}.0", f"{ours}/mlp_norm"),
+        *linear(f"{theirs}.1", f"{ours}/mlp/up"),
+        *linear(f"{theirs}.3", f"{ours}/mlp/down"),
     ]
 
 
-def cross_attention(theirs: str, ours: str, stack: Stack) -> Table:
+def cross_attention(theirs: str, ours: str) -> Table:
     return [
-        entry(f"{theirs}.to_q.weight", f"{ours}/query/kernel", "(h k) d -> d h k", stack),
-        entry(f"{theirs}.to_kv.weight", f"{ours}/key/kernel {ours}/value/kernel", "(p h k) d -> p d h k", stack),
-        *out_of_heads(f"{theirs}.to_out", f"{ours}/out", stack),
+        *into_heads(f"{theirs}.to_q", f"{ours}/query"),
+        entry(f"{theirs}.to_kv.weight", f"{ours}/key/kernel {ours}/value/kernel", "(p h k) d -> p d h k"),
+        *out_of_heads(f"{theirs}.to_out", f"{ours}/out"),
     ]
 
 
 RESAMPLER_TABLE: Table = [
     entry("perceiver.latents", "resampler/latents", "l c -> l c"),
     *norm("perceiver.norm", "resampler/norm"),
-    *norm("perceiver.layers.{}.0.norm_media", "resampler/layers/media_norm", "resampler"),
-    *norm("perceiver.layers.{}.0.norm_latents", "resampler/layers/latents_norm", "resampler"),
-    *cross_attention("perceiver.layers.{}.0", "resampler/layers", "resampler"),
-    *feed_forward("perceiver.layers.{}.1", "resampler/layers", "resampler"),
+    *norm("perceiver.layers.{}.0.norm_media", "resampler/layers/media_norm"),
+    *norm("perceiver.layers.{}.0.norm_latents", "resampler/layers/latents_norm"),
+    *cross_attention("perceiver.layers.{}.0", "resampler/layers"),
+    *feed_forward("perceiver.layers.{}.1", "resampler/layers"),
 ]
 
 GATED_TABLE: Table = [
-    *norm(f"{BLOCK}.attn.norm", "gated/norm", "gated_by_layer"),
-    *cross_attention(f"{BLOCK}.attn", "gated", "gated_by_layer"),
-    *feed_forward(f"{BLOCK}.ff", "gated", "gated_by_layer"),
-    entry(f"{BLOCK}.attn_gate", "gated/attention_gate", "g -> g", "gated_by_layer"),
-    entry(f"{BLOCK}.ff_gate", "gated/mlp_gate", "g -> g", "gated_by_layer"),
+    *norm(f"{BLOCK}.attn.norm", "gated/norm"),
+    *cross_attention(f"{BLOCK}.attn", "gated"),
+    *feed_forward(f"{BLOCK}.ff", "gated"),
+    entry(f"{BLOCK}.attn_gate", "gated/attention_gate", "g -> g"),
+    entry(f"{BLOCK}.ff_gate", "gated/mlp_gate", "g -> g"),
 ]
 
 
-def trained_table() -> Table:
-    """What a checkpoint of only the trained keys has, beside embeddings."""
-    return RESAMPLER_TABLE + GATED_TABLE
-
-
-def language_table(config: ModelConfig, tabulate: Tabulate) -> Table:
-    return tabulate(config.decoder, LANGUAGE, LAYER)
+def trained_table(config: GatedCrossAttentionConfig) -> Table:
+    """What a checkpoint of only the trained keys has, beside embeddings; blocks go by the numbers of their layers."""
+    gated = [dataclasses.replace(entry, first=config.block_layer, step=config.every) for entry in GATED_TABLE]
+    return RESAMPLER_TABLE + gated
 
 
 def vision_table(keys: Iterable[str] = ()) -> Table:
@@ -98,7 +99,43 @@ def tabulate_by_config(config: ModelConfig) -> Tabulate:
 
 def table(config: ModelConfig, tabulate: Tabulate, vision: Table) -> Table:
     """A whole state dict."""
-    return vision + trained_table() + language_table(config, tabulate)
+    return vision + trained_table(config.gated) + tabulate(config.decoder, LANGUAGE, LAYER)
+
+
+def geometry(weights: Weights, heads: int) -> tuple[ResamplerConfig, GatedCrossAttentionConfig]:
+    """Of a checkpoint, from the shapes of its arrays.
+
+    Args:
+      weights: under canonical names.
+
+    Raises:
+      WeightsError: resampler or gated blocks are missing, or no such geometry is known.
+    """
+    name, arrays = weights.name, weights.arrays
+
+    def numbered(pattern: str) -> list[int]:
+        return sorted({int(found[1]) for key in arrays if (found := re.match(pattern, key))})
+
+    layers, blocks = numbered(r"perceiver\.layers\.(\d+)\."), numbered(BLOCK.replace(".", r"\.").format(r"(\d+)\."))
+    needed = ("perceiver.latents", "perceiver.layers.0.0.to_q.weight", "perceiver.layers.0.1.1.weight")
+    if not layers or not blocks or not arrays.keys() >= set(needed):
+        raise WeightsError(f"{name}: no OpenFlamingo checkpoint: it lacks a resampler or gated blocks")
+    every = blocks[0] + 1
+    if blocks != list(range(every - 1, blocks[-1] + 1, every)):
+        raise WeightsError(f"{name}: gated blocks stand before layers {blocks}, not before every n-th")
+
+    def sizes(query: str, up: str) -> dict[str, Any]:
+        (inner, _), (hidden, width) = arrays[query].shape, arrays[up].shape
+        if inner % heads:
+            raise WeightsError(f"{name}: {query} has {inner} rows, not a multiple of heads {heads}")
+        return {"heads": heads, "head_dim": inner // heads, "mlp_ratio": hidden // width}
+
+    latents, query, up = needed
+    block = BLOCK.format(blocks[0])
+    return (
+        ResamplerConfig(layers=len(layers), latents=arrays[latents].shape[0], **sizes(query, up)),
+        GatedCrossAttentionConfig(every=every, **sizes(f"{block}.attn.to_q.weight", f"{block}.ff.1.weight")),
+    )
 
 
 BLOCKS = r"lang_encoder\.(?:transformer\.blocks|gpt_neox\.layers|model\.layers|model\.decoder\.layers)\.(\d+)\."
@@ -125,21 +162,19 @@ def refuse(config: ModelConfig) -> None:
       WeightsError: open-flamingo has no such geometry; says which fields would have to be what.
     """
     wanted = {
-        "vision.class_token": (config.vision.class_token, True),
-        "vision.class_token_out": (config.vision.class_token_out, False),
-        "resampler.mlp": (config.resampler.mlp, "gelu"),
-        "resampler.mlp_ratio": (config.resampler.mlp_ratio, 4),
-        "resampler.qk_norm": (config.resampler.qk_norm, False),
-        "gated.place": (config.gated.place, "before_last"),
-        "gated.mlp": (config.gated.mlp, "gelu"),
-        "gated.mlp_width": (config.gated.hidden_width(config.decoder.width), 4 * config.decoder.width),
-        "gated.norm": (config.gated.norm, "layer_norm"),
-        "gated.norm_eps": (config.gated.norm_eps, 1e-5),
-        "gated.attend": (config.gated.attend, "last_image"),
-        "gated.qk_norm": (config.gated.qk_norm, False),
-        "gated.gate": (config.gated.gate, "scalar"),
-        "decoder.new_tokens": (config.decoder.new_tokens, 0),
+        "vision.class_token": True,
+        "vision.class_token_out": False,
+        "resampler.mlp": "gelu",
+        "resampler.mlp_ratio": 4,
+        "resampler.qk_norm": False,
+        "gated.place": "before_last",
+        "gated.mlp": "gelu",
+        "gated.mlp_width": 4 * config.decoder.width,
+        "gated.norm": "layer_norm",
+        "gated.norm_eps": 1e-5,
+        "gated.attend": "last_image",
+        "gated.qk_norm": False,
+        "gated.gate": "scalar",
+        "decoder.new_tokens": 0,
     }
-    wrong = [f"{name} is {value!r}, not {right!r}" for name, (value, right) in wanted.items() if value != right]
-    if wrong:
-        raise WeightsError(f"open-flamingo has no such geometry: {'; '.join(wrong)}")
+    refuse_others("open-flamingo", config, wanted)

@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from unimp_jax.interop.start import Values
+from unimp_jax.interop.layout import by_name
+from unimp_jax.interop.matching import Values
 
 
 def place(states: tuple[nnx.State, ...], values: Iterable[Values]) -> tuple[nnx.State, ...]:
@@ -19,21 +20,18 @@ def place(states: tuple[nnx.State, ...], values: Iterable[Values]) -> tuple[nnx.
 
     Values whose parameter is in none of the states are passed over.
     """
-    flat = [dict(nnx.to_flat_state(state)) for state in states]
-    where = {"/".join(map(str, path)): (number, path) for number, paths in enumerate(flat) for path in paths}
-    for value in values:
-        if value.name in where:
-            number, path = where[value.name]
-            variable = flat[number][path]
-            written = _write(variable[...], value)
-            flat[number][path] = variable.replace(written.block_until_ready())  # else arrays that wait would add up
-    return tuple(nnx.from_flat_state(list(paths.items())) for paths in flat)
+    placed = by_name(*states)
+    for name, index, array in values:
+        if name in placed:
+            written = _write(placed[name][...], index, array)
+            placed[name] = placed[name].replace(written.block_until_ready())  # else arrays that wait would add up
+    return tuple(nnx.map_state(lambda path, _: placed["/".join(map(str, path))], state) for state in states)
 
 
-def _write(parameter: jax.Array, value: Values) -> jax.Array:
-    leading = parameter.ndim - value.array.ndim
-    start = np.array(value.start, np.int32)
-    return _writer(parameter.sharding)(parameter, _put(value.array, parameter.sharding, leading), start)
+def _write(parameter: jax.Array, index: tuple[int, ...], array: np.ndarray) -> jax.Array:
+    start = np.zeros(parameter.ndim, np.int32)
+    start[: len(index)] = index
+    return _writer(parameter.sharding)(parameter, _put(array, parameter.sharding, parameter.ndim - array.ndim), start)
 
 
 @functools.cache

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -44,50 +43,39 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise WeightsError(f"{path} could not be written: {getattr(error, 'strerror', None) or error}") from error
 
 
-class ShardWriter:
-    """Arrays into `model-00001-of-00003.safetensors` … and their index, or into one `model.safetensors`.
+def write_shards(folder: Path, arrays: Iterable[tuple[str, np.ndarray]], shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes `model-00001-of-00003.safetensors` … and their index, or one `model.safetensors`.
 
-    An array is held until its shard is full, so one shard is in memory at a time. Use as a context.
+    Args:
+      arrays: an array is held until its shard is full, so that one shard is in memory at a time.
     """
+    shards: list[list[str]] = []
+    shard: dict[str, np.ndarray] = {}
+    held = total = 0
 
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES):
-        self._folder, self._limit = folder, shard_bytes
-        self._shard: dict[str, np.ndarray] = {}
-        self._held = self._total = 0
-        self._files: list[list[str]] = []
-
-    def add(self, key: str, array: np.ndarray) -> None:
-        if self._shard and self._held + array.nbytes > self._limit:
-            self._flush()
-        self._shard[key] = kept(array)
-        self._held += array.nbytes
-        self._total += array.nbytes
-
-    def _flush(self) -> None:
+    def flush() -> None:
         # The metadata is what transformers looks for.
-        save_file(self._shard, self._folder / f"{len(self._files)}.shard", metadata={"format": "pt"})
-        self._files.append(list(self._shard))
-        self._shard, self._held = {}, 0
+        save_file(shard, folder / f"{len(shards)}.shard", metadata={"format": "pt"})
+        shards.append(list(shard))
+        shard.clear()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            return
-        if self._shard:
-            self._flush()
-        count = len(self._files)
-        names = [f"model-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
-        names = ["model.safetensors"] if count == 1 else names
-        for number, name in enumerate(names):
-            (self._folder / f"{number}.shard").rename(self._folder / name).chmod(0o644)
-        if count > 1:
-            map_ = {key: name for name, keys in zip(names, self._files, strict=True) for key in keys}
-            index = {"metadata": {"total_size": self._total}, "weight_map": dict(sorted(map_.items()))}
-            write_json(self._folder / "model.safetensors.index.json", index)
+    for key, array in arrays:
+        if shard and held + array.nbytes > shard_bytes:
+            flush()
+            held = 0
+        shard[key] = kept(array)
+        held += array.nbytes
+        total += array.nbytes
+    if shard:
+        flush()
+    names = [f"model-{number + 1:05}-of-{len(shards):05}.safetensors" for number in range(len(shards))]
+    names = ["model.safetensors"] if len(shards) == 1 else names
+    for number, name in enumerate(names):
+        (folder / f"{number}.shard").rename(folder / name).chmod(0o644)
+    if len(shards) > 1:
+        map_ = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(map_.items()))}
+        write_json(folder / "model.safetensors.index.json", index)
 
 
 def kept(array: np.ndarray) -> np.ndarray:

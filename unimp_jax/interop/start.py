@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pydantic
 
 from unimp_jax.interop.checked import check_kind, read_finite
-from unimp_jax.interop.layout import WeightsError, abstract_parameters, leading_axes, numbers
-from unimp_jax.interop.matching import Match, stack_of
-from unimp_jax.interop.shards import ShardWriter, write_json
-from unimp_jax.interop.weights import open_weights, read_json
+from unimp_jax.interop.layout import Shapes, Table, WeightsError, entry, model_shapes, pieces
+from unimp_jax.interop.matching import Match, Values
+from unimp_jax.interop.shards import write_json, write_shards
+from unimp_jax.interop.weights import open_weights, read_described
 from unimp_jax.model import (
     DecoderConfig,
     GatedCrossAttentionConfig,
@@ -34,6 +33,11 @@ class Geometry:
     resampler: ResamplerConfig | None = None
     gated: GatedCrossAttentionConfig | None = None
     decoder: DecoderConfig | None = None
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> Geometry:
+        """That of a whole model."""
+        return cls(model.vision, model.resampler, model.gated, model.decoder)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -61,23 +65,27 @@ class Described:
     unused: dict[str, list[str]]
 
 
-def write_start(folder: Path, match: Match, config: ModelConfig, described: Described, shard_bytes: int) -> None:
+def write_start(folder: Path, match: Match, shapes: Shapes, described: Described, shard_bytes: int) -> None:
     """Weights and `start.json`; one array of theirs is in memory at a time, beside a shard of ours.
 
-    `config` is what was matched.
+    Args:
+      shapes: of the parameters of the model that was matched.
     """
-    with ShardWriter(folder, shard_bytes) as writer:
-        for (name, index), array in match.arrays():
-            writer.add(key(name, index, config), array)
+    keys = {(piece.entry.ours[0], piece.index): piece.key for piece in pieces(start_table(shapes), shapes)}
+    write_shards(folder, ((keys[name, index], array) for name, index, array in match.arrays()), shard_bytes)
     write_json(folder / FILE, pydantic.TypeAdapter(Described).dump_python(described, mode="json"))
 
 
-def key(name: str, index: tuple[int, ...], config: ModelConfig) -> str:
-    """Layers are counted through, whatever groups a model divides them into."""
-    number = 0
-    for digit, base in zip(index, (config.groups, config.gated.every), strict=False):
-        number = number * base + digit
-    return f"{name}:{number}" if index else name
+def start_table(shapes: Shapes) -> Table:
+    """How a start names its arrays: layers are counted through, whatever groups a model divides them into."""
+    table = []
+    for name, shape in shapes.items():
+        part, *rest = name.split("/")
+        stacked = rest[0] in ("blocks", "layers")
+        layers = 1 + (part == "decoder") if stacked else int(part == "gated")
+        axes = " ".join("abcd"[: len(shape) - layers])
+        table.append(entry(f"{name}:{{}}" if layers else name, name, f"{axes} -> {axes}"))
+    return table
 
 
 def read_start(folder: Path) -> Described:
@@ -87,20 +95,7 @@ def read_start(folder: Path) -> Described:
     """
     if not (folder / FILE).is_file():
         raise WeightsError(f"{folder} is no start: it has no {FILE}; `unimp import` makes one")
-    try:
-        return pydantic.TypeAdapter(Described).validate_python(read_json(folder / FILE))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise WeightsError(f"{folder / FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Values:
-    """Values for a block of a parameter: `array` goes to `start` (as many numbers as the parameter has axes)."""
-
-    name: str
-    start: tuple[int, ...]
-    array: np.ndarray
+    return read_described(folder / FILE, Described)
 
 
 def start_values(folder: Path, config: ModelConfig) -> Iterator[Values]:
@@ -112,27 +107,23 @@ def start_values(folder: Path, config: ModelConfig) -> Iterator[Values]:
     Raises:
       WeightsError: an array is missing, damaged, or of a shape that the model has no place for.
     """
-    described = read_start(folder)
-    geometry, weights = described.geometry, open_weights(folder)
-    model = geometry.of_model(config)
-    theirs, ours = abstract_parameters(model), abstract_parameters(config)
-    present = set(weights.keys())
-    for name, variable in theirs.items():
+    geometry, weights = read_start(folder).geometry, open_weights(folder)
+    ours, theirs = model_shapes(config), model_shapes(geometry.of_model(config))
+    for piece in pieces(start_table(theirs), theirs):
+        (name,), key = piece.entry.ours, piece.key
         if name.split("/")[0] not in geometry.parts:
             continue
-        target = {"embeddings/new": "embeddings/base", "embeddings/new_head": "embeddings/base_head"}.get(name, name)
-        rows = geometry.decoder.vocab_size if target != name and geometry.decoder else 0
-        shape = tuple(variable.shape[leading_axes(name) :])
-        for _, index in numbers(model, stack_of(name)):
-            own = key(name, index, model)
-            if own not in present:
-                raise WeightsError(f"{folder}: lacks {own}")
-            found = weights.shape(own)
-            room = tuple(ours[target].shape[leading_axes(name) :]) if target in ours else ()
-            first_fits = len(found) == len(room) > 0 and found[0] + rows <= room[0]
-            is_table = target.startswith("embeddings/")
-            if found != shape or not (first_fits and found[1:] == room[1:] if is_table else found == room):
-                raise WeightsError(f"{folder}: {own} has shape {found}, the model has room for {room}")
-            check_kind(weights, own)
-            array = read_finite(weights, own)
-            yield Values(target, (*index, rows, *[0] * (array.ndim - 1)) if array.ndim else index, array)
+        if key not in weights.arrays:
+            raise WeightsError(f"{folder}: lacks {key}")
+        check_kind(weights, key)
+        found, index = weights.arrays[key].shape, piece.index
+        room = ours.get(name, ())[len(index) :]
+        fits = found == piece.shape == room
+        if name.startswith("embeddings/"):
+            if name.startswith("embeddings/new") and geometry.decoder:
+                name, index = name.replace("new", "base"), (geometry.decoder.vocab_size,)
+            room = ours.get(name, ())
+            fits = found == piece.shape and found[1:] == room[1:] and found[0] + sum(index) <= sum(room[:1])
+        if not fits:
+            raise WeightsError(f"{folder}: {key} has shape {found}, the model has room for {room}")
+        yield name, index, read_finite(weights, key)

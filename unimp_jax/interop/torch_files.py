@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,53 +14,36 @@ import numpy as np
 
 from unimp_jax.interop.layout import WeightsError
 from unimp_jax.interop.stand_ins import refuse_stand_in
-from unimp_jax.interop.weights import reason
+from unimp_jax.interop.weights import Stored, reason
 
 
-class TorchFiles:
-    """`.pt` or `.bin` files, read as tensors and nothing else (`weights_only`), mapped into memory where possible."""
+def read_torch(path: Path) -> dict[str, Stored]:
+    """The tensors of a `.pt`, `.bin` or `.ckpt` file, mapped into memory where that is possible.
 
-    def __init__(self, paths: Iterable[Path], name: str):
-        """
-        Raises:
-          WeightsError: torch is not installed; a file is missing, truncated, or has anything but tensors; two have
-            the same key.
-        """
-        self.name = name
-        self._tensors: dict[str, Any] = {}
-        for path in paths:
-            for key, tensor in tensors_of(load_torch(path)).items():
-                if key in self._tensors:
-                    raise WeightsError(f"{path}: {key} is in another shard as well")
-                self._tensors[key] = tensor
-        if not self._tensors:
-            raise WeightsError(f"{name}: no tensors in it")
+    Raises:
+      WeightsError: torch is not installed; the file is missing, truncated, or has none, or anything but tensors.
+    """
+    tensors = tensors_of(load_torch(path))
+    if not tensors:
+        raise WeightsError(f"{path}: no tensors in it")
 
-    def keys(self) -> Iterable[str]:
-        return self._tensors
+    import torch
 
-    def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self._tensors[key].shape)
-
-    def kind(self, key: str) -> str:
-        import torch
-
-        tensor = self._tensors[key]
-        kind = str(tensor.dtype).removeprefix("torch.")
+    def kind(tensor: torch.Tensor) -> str:
+        name = str(tensor.dtype).removeprefix("torch.")
         if tensor.is_meta:
-            return f"{kind} without values"
-        return kind if tensor.layout is torch.strided else f"sparse {kind}"
+            return f"{name} without values"
+        return name if tensor.layout is torch.strided else f"sparse {name}"
 
-    def read(self, key: str) -> np.ndarray:
-        import torch
-
-        tensor = self._tensors[key].detach()
+    def read(tensor: torch.Tensor) -> np.ndarray:
         if tensor.dtype == torch.bfloat16:
-            return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return tensor.numpy()
+            return tensor.detach().contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.detach().numpy()
 
-    def order(self, key: str) -> int:
-        return 0
+    return {
+        key: Stored(tuple(tensor.shape), kind(tensor), functools.partial(read, tensor))
+        for key, tensor in tensors.items()
+    }
 
 
 class Callback:

@@ -6,89 +6,66 @@ diffusers, and the other way round. Checkpoints of taming-transformers are the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
 from unimp_jax.image_tokens.vqgan import VQGAN, VQGANConfig
-from unimp_jax.interop.filling import filled, pieces_of
-from unimp_jax.interop.layout import Table, entry, norm
-from unimp_jax.interop.matching import patterns
+from unimp_jax.interop.exporting import named, their_arrays
+from unimp_jax.interop.layout import Table, entry, shapes_of
+from unimp_jax.interop.matching import filled, patterns
 from unimp_jax.interop.shards import whole_folder, write_json
-from unimp_jax.interop.taming import open_taming
-from unimp_jax.interop.weights import Renamed, Weights, open_weights, read_json, understood
+from unimp_jax.interop.taming import ALIKE, ATTENTION, TAMING, Names, open_taming
+from unimp_jax.interop.weights import Weights, open_weights, read_json, renamed, understood
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 CLASS = "VQModel"
 
 
-def table(config: VQGANConfig, attention: str = "o i -> i o") -> Table:
-    """diffusers' names; `attention` is the layout of the matrices in attention."""
-    last = len(config.channels) - 1
-    entries = [
-        entry("quantize.embedding.weight", "codebook", "k z -> k z"),
-        *pointwise("quant_conv", "to_code"),
-        *pointwise("post_quant_conv", "from_code"),
+def diffusers_names(last: int) -> Names:
+    """diffusers' names in the place of ours; levels of its decoder are numbered from the other end.
+
+    Args:
+      last: the number of the last level.
+    """
+    return [
+        *ALIKE,
+        (r"^encoder\.levels\.", "encoder.down_blocks."),
+        (r"^decoder\.levels\.(\d+)", lambda found: f"decoder.up_blocks.{last - int(found[1])}"),
+        (r"\.halvings\.(\d+)", r".down_blocks.\1.downsamplers.0.conv"),
+        (r"\.doublings\.(\d+)", lambda found: f".up_blocks.{last - 1 - int(found[1])}.upsamplers.0.conv"),
+        (r"\.middle\.block(\d)", lambda found: f".mid_block.resnets.{int(found[1]) - 1}"),
+        (r"\.middle\.attention\.", ".mid_block.attentions.0."),
+        (r"\.blocks\.", ".resnets."),
+        (r"\.norm\.", ".group_norm."),
+        (r"\.(q)uery\.|\.(k)ey\.|\.(v)alue\.", lambda found: f".to_{found[found.lastindex or 0]}."),
+        (r"\.out\.", ".to_out.0."),
+        (r"\.norm_out\.", ".conv_norm_out."),
+        (r"\.shortcut\.", ".conv_shortcut."),
     ]
-    for part in ("encoder", "decoder"):
-        entries += [
-            *convolution(f"{part}.conv_in", f"{part}/conv_in"),
-            *block(f"{part}.mid_block.resnets.0", f"{part}/middle/block1", shortcut=False),
-            *block(f"{part}.mid_block.resnets.1", f"{part}/middle/block2", shortcut=False),
-            *norm(f"{part}.conv_norm_out", f"{part}/norm_out"),
-            *convolution(f"{part}.conv_out", f"{part}/conv_out"),
-        ]
-        if config.middle_attention:
-            entries += attends(f"{part}.mid_block.attentions.0", f"{part}/middle/attention", attention)
-    for level, width in enumerate(config.channels):
-        down, up = f"encoder.down_blocks.{level}", f"decoder.up_blocks.{last - level}"
-        before, after = config.channels[max(level - 1, 0)], config.channels[min(level + 1, last)]
-        for theirs, ours, blocks, inputs in (
-            (down, f"encoder/levels/{level}", config.blocks, before),
-            (up, f"decoder/levels/{level}", config.blocks + 1, after),
-        ):
-            for number in range(blocks):
-                shortcut = number == 0 and inputs != width
-                entries += block(f"{theirs}.resnets.{number}", f"{ours}/blocks/{number}", shortcut=shortcut)
-                if level in config.attention_levels:
-                    entries += attends(f"{theirs}.attentions.{number}", f"{ours}/attentions/{number}", attention)
-        if level < last:
-            entries += convolution(f"{down}.downsamplers.0.conv", f"encoder/halvings/{level}")
-        if level > 0:
-            entries += convolution(f"{up}.upsamplers.0.conv", f"decoder/doublings/{level - 1}")
+
+
+def table(config: VQGANConfig, names: Names | None = None, attention: str = "o i -> i o") -> Table:
+    """Every parameter by a package's name.
+
+    Args:
+      names: what stands there in the place of our names; None: diffusers'.
+      attention: the layout of the matrices in attention.
+    """
+    names = diffusers_names(len(config.channels) - 1) if names is None else names
+    layouts = {1: "o -> o", 4: "o i y x -> y x i o"}
+    entries = []
+    for ours, shape in shapes_of(lambda: new(config)).items():
+        theirs = ours.replace("/", ".")
+        for pattern, replacement in names:
+            theirs = re.sub(pattern, replacement, theirs)
+        matrix = attention if "attention" in ours else "o i 1 1 -> i o"  # where it is none, a convolution of 1 x 1
+        matrix = "k z -> k z" if ours == "codebook" else matrix
+        entries.append(entry(theirs, ours, layouts.get(len(shape), matrix)))
     return entries
-
-
-def convolution(theirs: str, ours: str) -> Table:
-    kernel = entry(f"{theirs}.weight", f"{ours}/kernel", "o i y x -> y x i o")
-    return [kernel, entry(f"{theirs}.bias", f"{ours}/bias", "o -> o")]
-
-
-def pointwise(theirs: str, ours: str, layout: str = "o i 1 1 -> i o") -> Table:
-    """A convolution of 1 x 1, which is a matrix."""
-    return [entry(f"{theirs}.weight", f"{ours}/kernel", layout), entry(f"{theirs}.bias", f"{ours}/bias", "o -> o")]
-
-
-def block(theirs: str, ours: str, *, shortcut: bool) -> Table:
-    """A residual block."""
-    entries = [
-        *norm(f"{theirs}.norm1", f"{ours}/norm1"),
-        *convolution(f"{theirs}.conv1", f"{ours}/conv1"),
-        *norm(f"{theirs}.norm2", f"{ours}/norm2"),
-        *convolution(f"{theirs}.conv2", f"{ours}/conv2"),
-    ]
-    return [*entries, *pointwise(f"{theirs}.conv_shortcut", f"{ours}/shortcut")] if shortcut else entries
-
-
-def attends(theirs: str, ours: str, layout: str) -> Table:
-    """Attention over places."""
-    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "out"}
-    matrices = (pointwise(f"{theirs}.{name}", f"{ours}/{own}", layout) for name, own in names.items())
-    return [*norm(f"{theirs}.group_norm", f"{ours}/norm"), *(one for pair in matrices for one in pair)]
 
 
 def new(config: VQGANConfig) -> VQGAN:
@@ -101,11 +78,7 @@ def write_vqgan(folder: Path, model: VQGAN) -> None:
     Raises:
       WeightsError: the folder is there already, or there is no room.
     """
-    ours = {
-        "/".join(map(str, path)): np.asarray(variable[...]) for path, variable in nnx.to_flat_state(nnx.state(model))
-    }
-    pieces = pieces_of(table(model.config), {name: array.shape for name, array in ours.items()})
-    arrays = {piece.key: piece.to_theirs([ours[piece.entry.ours[0]]]) for piece in pieces}
+    arrays = dict(their_arrays(named(nnx.state(model)), table(model.config), "float32"))
     with whole_folder(folder) as temporary:
         save_file(arrays, temporary / WEIGHTS, metadata={"format": "pt"})  # which diffusers looks for
         write_json(temporary / CONFIG, described_as(model.config))
@@ -120,10 +93,14 @@ def read_vqgan(path: Path, image_size: int | None = None) -> tuple[VQGAN, list[s
     Raises:
       WeightsError: it is neither, has another geometry than this VQGAN can have, or cannot be read whole.
     """
-    config, weights, attention = open_diffusers(path) if path.is_dir() else open_taming(path, image_size)
-    entries = table(config, attention)
+    if path.is_dir():
+        config, weights = open_diffusers(path)
+        entries = table(config)
+    else:
+        config, weights = open_taming(path, image_size)
+        entries = table(config, TAMING, ATTENTION)
     model = filled(lambda: new(config), entries, weights)
-    return model, sorted(set(weights.keys()) - {entry.theirs for entry in entries})
+    return model, sorted(weights.arrays.keys() - {entry.theirs for entry in entries})
 
 
 def import_vqgan(path: Path, folder: Path, image_size: int | None = None) -> str:
@@ -199,17 +176,16 @@ EARLIER = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_a
 """What diffusers called the matrices of attention at first."""
 
 
-def open_diffusers(path: Path) -> tuple[VQGANConfig, Weights, str]:
+def open_diffusers(path: Path) -> tuple[VQGANConfig, Weights]:
     """A `VQModel` folder, or a pipeline's in which there is one."""
     inside = [path / name for name in ("vqvae", "vqgan") if (path / name / CONFIG).is_file()]
     path = path if (path / CONFIG).is_file() or not inside else inside[0]
-    described = read_json(path / CONFIG)
-    config = understood(path, described_by, described)
+    config = understood(path, described_by, read_json(path / CONFIG))
     file = path / WEIGHTS if (path / WEIGHTS).is_file() else path / "diffusion_pytorch_model.bin"
-    return config, Renamed(open_weights(file), lambda key: replaced(key, EARLIER)), "o i -> i o"
 
+    def now(key: str) -> str:
+        for before, after in EARLIER.items():
+            key = key.replace(before, after)
+        return key
 
-def replaced(key: str, names: Mapping[str, str]) -> str:
-    for theirs, ours in names.items():
-        key = key.replace(theirs, ours)
-    return key
+    return config, renamed(open_weights(file), now)

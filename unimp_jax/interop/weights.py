@@ -1,14 +1,17 @@
-"""Files of weights as one mapping: key -> shape, and the array when it is asked for, one at a time."""
+"""Files of weights as one mapping: key -> shape and type, and the array when it is asked for, one at a time."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import pydantic
 from safetensors import SafetensorError, safe_open
 
 from unimp_jax.interop.layout import WeightsError
@@ -35,26 +38,30 @@ D = TypeVar("D")
 G = TypeVar("G")
 
 
-class Weights(Protocol):
-    """What every kind of file is read as.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored:
+    """An array in a file.
+
+    Attributes:
+      kind: the type of its numbers, such as float32; of what is stored so, where reading makes floats of it.
+      read: reads it.
+    """
+
+    shape: tuple[int, ...]
+    kind: str
+    read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weights:
+    """The arrays of a file or folder, by key.
 
     Attributes:
       name: of the file or folder, for messages.
     """
 
     name: str
-
-    def keys(self) -> Iterable[str]: ...
-
-    def shape(self, key: str) -> tuple[int, ...]: ...
-
-    def kind(self, key: str) -> str:
-        """The type of an array's numbers, such as float32; of what is stored so, where reading makes floats of it."""
-        ...
-
-    def read(self, key: str) -> np.ndarray: ...
-
-    def order(self, key: str) -> int: ...
+    arrays: Mapping[str, Stored]
 
 
 def reason(error: BaseException) -> str:
@@ -87,141 +94,72 @@ def understood(path: Path, read: Callable[[D], G], described: D) -> G:
         raise WeightsError(f"{path}: {reason(error)}") from error
 
 
-class Safetensors:
-    """One or more safetensors files; one of them is open at a time."""
-
-    def __init__(self, paths: Mapping[str, Path], name: str):
-        """`paths`: file name -> path.
-
-        Raises:
-          WeightsError: a file is missing, truncated or no safetensors file, or two have the same key.
-        """
-        self.name, self._paths = name, list(paths.values())
-        self._open: tuple[int, Any] = (-1, None)
-        self._where: dict[str, int] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._kinds: dict[str, str] = {}
-        for number, path in enumerate(self._paths):
-            file = self._file(number)
-            for key in file.keys():  # noqa: SIM118 (no mapping)
-                if key in self._where:
-                    raise WeightsError(f"{path}: {key} is in {self._paths[self._where[key]].name} as well")
-                array = file.get_slice(key)
-                self._where[key], self._shapes[key] = number, tuple(array.get_shape())
-                self._kinds[key] = KINDS.get(array.get_dtype(), array.get_dtype())
-
-    def _file(self, number: int) -> Any:
-        if self._open[0] != number:
-            path = self._paths[number]
-            self._open = (-1, None)  # so that two are never mapped at once
-            refuse_stand_in(path, "safetensors")
-            try:
-                # Pages of a mapped file would stay in memory.
-                self._open = (number, safe_open(path, framework="numpy", backend="pread"))
-            except FileNotFoundError as error:
-                raise WeightsError(f"{path} does not exist") from error
-            except (SafetensorError, OSError) as error:
-                raise WeightsError(f"{path}: truncated, or no safetensors file ({reason(error)})") from error
-        return self._open[1]
-
-    def keys(self) -> Iterable[str]:
-        return self._where
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return self._shapes[key]
-
-    def kind(self, key: str) -> str:
-        return self._kinds[key]
-
-    def read(self, key: str) -> np.ndarray:
-        return self._file(self._where[key]).get_tensor(key)
-
-    def order(self, key: str) -> int:
-        return self._where[key]
+def read_safetensors(path: Path) -> dict[str, Stored]:
+    """
+    Raises:
+      WeightsError: the file is missing, truncated or no safetensors file.
+    """
+    refuse_stand_in(path, "safetensors")
+    try:
+        file = safe_open(path, framework="numpy", backend="pread")  # pages of a mapped file would stay in memory
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: truncated, or no safetensors file ({reason(error)})") from error
+    return {
+        key: Stored(
+            tuple(array.get_shape()),
+            KINDS.get(array.get_dtype(), array.get_dtype()),
+            functools.partial(file.get_tensor, key),
+        )
+        for key, array in slices.items()
+    }
 
 
-class View:
-    """Arrays of other weights, under keys of their own."""
+def read_files(paths: Iterable[Path], name: str) -> Weights:
+    """
+    Raises:
+      WeightsError: a file cannot be read whole, or two have the same key.
+    """
+    arrays: dict[str, Stored] = {}
+    where: dict[str, Path] = {}
+    for path in paths:
+        if path.suffix == ".safetensors":
+            found = read_safetensors(path)
+        elif path.suffix == ".gguf":
+            from unimp_jax.interop.gguf import read_gguf
 
-    def __init__(self, arrays: Mapping[str, tuple[Weights, str]], name: str):
-        """`arrays`: key -> (the weights that have it, its key there)."""
-        self.name, self._arrays = name, arrays
+            found = read_gguf(path)
+        else:
+            from unimp_jax.interop.torch_files import read_torch
 
-    def keys(self) -> Iterable[str]:
-        return self._arrays
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        weights, original = self._arrays[key]
-        return weights.shape(original)
-
-    def kind(self, key: str) -> str:
-        weights, original = self._arrays[key]
-        return weights.kind(original)
-
-    def read(self, key: str) -> np.ndarray:
-        weights, original = self._arrays[key]
-        return weights.read(original)
-
-    def order(self, key: str) -> int:
-        weights, original = self._arrays[key]
-        return weights.order(original)
+            found = read_torch(path)
+        for key in found.keys() & arrays.keys():
+            raise WeightsError(f"{path}: {key} is in {where[key].name} as well")
+        arrays |= found
+        where |= dict.fromkeys(found, path)
+    return Weights(name, arrays)
 
 
-class Renamed(View):
-    """Weights under other keys."""
+def renamed(weights: Weights, rename: Callable[[str], str]) -> Weights:
+    """Weights under other keys. Keys that become the same must hold equal arrays, of which one is read.
 
-    def __init__(self, weights: Weights, rename: Callable[[str], str]):
-        """Keys that become the same must hold equal arrays, of which one is read.
-
-        Raises:
-          WeightsError: they do not.
-        """
-        arrays: dict[str, tuple[Weights, str]] = {}
-        for key in weights.keys():  # noqa: SIM118 (no mapping)
-            _, other = arrays.setdefault(rename(key), (weights, key))
-            if other == key:
-                continue
-            if not {weights.kind(other), weights.kind(key)} <= set(FLOATS):
-                continue  # which is reported when one of them is to be used
-            if weights.shape(other) != weights.shape(key) or not same(weights.read(other), weights.read(key)):
-                raise WeightsError(f"{weights.name}: {key} should be a copy of {other}, and differs")
-        super().__init__(arrays, weights.name)
+    Raises:
+      WeightsError: they do not.
+    """
+    arrays: dict[str, tuple[str, Stored]] = {}
+    for key, array in weights.arrays.items():
+        other, first = arrays.setdefault(rename(key), (key, array))
+        # That one of them is of another type is reported when it is to be used.
+        if other != key and {first.kind, array.kind} <= set(FLOATS) and not same(first, array):
+            raise WeightsError(f"{weights.name}: {key} should be a copy of {other}, and differs")
+    return Weights(weights.name, {key: array for key, (_, array) in arrays.items()})
 
 
-class Joined(View):
-    """Weights of several files as one."""
-
-    def __init__(self, parts: Iterable[Weights]):
-        """
-        Raises:
-          WeightsError: two of them have the same key.
-        """
-        arrays: dict[str, tuple[Weights, str]] = {}
-        for part in parts:
-            for key in part.keys():  # noqa: SIM118 (no mapping)
-                if key in arrays:
-                    raise WeightsError(f"{part.name}: {key} is in {arrays[key][0].name} as well")
-                arrays[key] = (part, key)
-        super().__init__(arrays, ", ".join(dict.fromkeys(part.name for part, _ in arrays.values())))
-
-
-class FirstRows(View):
-    """Weights of which some arrays are cut to their first rows."""
-
-    def __init__(self, weights: Weights, cut: Iterable[str], rows: int):
-        super().__init__({key: (weights, key) for key in weights.keys()}, weights.name)  # noqa: SIM118 (no mapping)
-        self._cut, self._rows = set(cut), rows
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        first, *rest = super().shape(key) or (0,)
-        return (min(first, self._rows), *rest) if key in self._cut else super().shape(key)
-
-    def read(self, key: str) -> np.ndarray:
-        return super().read(key)[: self._rows] if key in self._cut else super().read(key)
-
-
-def same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+def same(one: Stored, other: Stored) -> bool:
+    """Whether two arrays are equal bit for bit."""
+    return (one.shape, one.kind) == (other.shape, other.kind) and one.read().tobytes() == other.read().tobytes()
 
 
 def open_weights(path: Path) -> Weights:
@@ -231,36 +169,23 @@ def open_weights(path: Path) -> Weights:
       WeightsError: there are none, or they cannot be read whole.
     """
     if path.is_file():
-        if path.suffix == ".safetensors":
-            return Safetensors({path.name: path}, str(path))
-        if path.suffix == ".gguf":
-            from unimp_jax.interop.gguf import GGUF
-
-            return GGUF(path)
-        return torch_files([path], str(path))
+        return read_files([path], str(path))
     if not path.is_dir():
         raise WeightsError(f"{path} does not exist")
     for index in (path / "model.safetensors.index.json", path / "pytorch_model.bin.index.json"):
         if index.is_file():
             return indexed(index)
-    if (path / "model.safetensors").is_file():
-        return Safetensors({"model.safetensors": path / "model.safetensors"}, str(path))
-    if (path / "pytorch_model.bin").is_file():
-        return open_weights(path / "pytorch_model.bin")
+    for file in (path / "model.safetensors", path / "pytorch_model.bin"):
+        if file.is_file():
+            return read_files([file], str(path))
     refuse_shards_without_index(path)
     for pattern in ("*.safetensors", "*.gguf", "*.pt"):
         found = sorted(path.glob(pattern))
         if len(found) == 1:
-            return open_weights(found[0])
+            return read_files(found, str(found[0]))
     raise WeightsError(
         f"{path}: no model.safetensors, pytorch_model.bin (or an index of their shards), nor a single .gguf or .pt"
     )
-
-
-def torch_files(paths: Iterable[Path], name: str) -> Weights:
-    from unimp_jax.interop.torch_files import TorchFiles
-
-    return TorchFiles(paths, name)
 
 
 def refuse_shards_without_index(folder: Path) -> None:
@@ -284,11 +209,8 @@ def indexed(index: Path) -> Weights:
     for name in set(map_.values()):
         if not isinstance(name, str) or name == ".." or Path(name).name != name:
             raise WeightsError(f"{index}: {name!r} is no name of a file beside it")
-    paths = {name: index.parent / name for name in sorted(set(map_.values()))}
-    safe = all(path.suffix == ".safetensors" for path in paths.values())
-    name = str(index.parent)
-    weights: Weights = Safetensors(paths, name) if safe else torch_files(paths.values(), name)
-    absent = set(map_) - set(weights.keys())
+    weights = read_files([index.parent / name for name in sorted(set(map_.values()))], str(index.parent))
+    absent = set(map_) - weights.arrays.keys()
     if absent:
         raise WeightsError(f"{index}: {len(absent)} arrays are in none of the shards, such as {min(absent)}")
     return weights
@@ -309,6 +231,19 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise WeightsError(f"{path}: not a JSON object")
     return read
+
+
+def read_described(path: Path, kind: type[D]) -> D:
+    """A dataclass that was written as JSON.
+
+    Raises:
+      WeightsError: the file is missing, or does not say what such a dataclass has.
+    """
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(read_json(path))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise WeightsError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def locate(path_or_id: str) -> Path:
@@ -334,8 +269,3 @@ def locate(path_or_id: str) -> Path:
         raise WeightsError(
             f"{path_or_id}: no such file or folder, and not to be had from the Hugging Face hub ({reason(error)})"
         ) from error
-
-
-def in_file_order(weights: Weights, keys: Iterable[str]) -> Iterator[str]:
-    """Keys so that each file is opened once."""
-    yield from sorted(keys, key=weights.order)

@@ -13,7 +13,7 @@ from tests.unimp_jax.interop.support import from_start, write_config
 from unimp_jax.interop import shards
 from unimp_jax.interop.importing import ImportConfig, import_weights
 from unimp_jax.interop.language import llama, llama_config
-from unimp_jax.interop.layout import WeightsError, abstract_parameters, pieces
+from unimp_jax.interop.layout import WeightsError, model_shapes, pieces
 from unimp_jax.interop.start import start_values
 from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig
 
@@ -28,7 +28,7 @@ def arrays() -> dict[str, np.ndarray]:
     decoder = llama_config(LLAMA)
     config = ModelConfig(decoder=decoder, gated=GatedCrossAttentionConfig(every=2))
     rng = np.random.default_rng(0)
-    wanted = pieces(llama(decoder), config, abstract_parameters(config))
+    wanted = pieces(llama(decoder), model_shapes(config))
     return {piece.key: rng.normal(size=piece.their_shape).astype(np.float32) for piece in wanted}
 
 
@@ -348,7 +348,8 @@ def test_language_model_as_torch_files(sound, tmp_path):
     assert first.keys() == second.keys()
     assert all(np.array_equal(first[key], second[key]) for key in first)
     torch.save(weights | {next(iter(map_)): torch.zeros(1)}, folder / "pytorch_model-1.bin")
-    assert "is in another shard as well" in refused(ImportConfig(language=str(folder)), tmp_path)
+    said = refused(ImportConfig(language=str(folder)), tmp_path)
+    assert f"{next(iter(map_))} is in pytorch_model-0.bin as well" in said
 
 
 # Starts

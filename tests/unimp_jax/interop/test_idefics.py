@@ -112,7 +112,6 @@ def export(folder, model: UniMP, new_tokens: int | None = None, shard_bytes=SHAR
     write_weights(
         folder,
         parameters,
-        config,
         idefics.table(config),
         unread=last_norm(idefics.LAST_NORM, config.vision),
         shard_bytes=shard_bytes,

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from unimp_jax.interop import idefics, open_flamingo
 from unimp_jax.interop.clip import open_clip, transformers_clip
 from unimp_jax.interop.language import gpt_neox, llama, mosaic_gpt, mpt
-from unimp_jax.interop.layout import Entry, Piece, WeightsError, abstract_parameters, numbers, pieces
-from unimp_jax.interop.matching import stack_of
+from unimp_jax.interop.layout import Entry, Piece, WeightsError, model_shapes, pieces, unfilled
 from unimp_jax.model import (
     DecoderConfig,
     GatedCrossAttentionConfig,
@@ -43,13 +42,15 @@ def layouts(draw) -> Piece:
     groups = [[names[0]]]
     for name, cut in zip(names[1:], cuts, strict=True):
         groups.append([name]) if cut else groups[-1].append(name)
-    theirs = [f"({' '.join(group)})" if len(group) > 1 else group[0] for group in groups]
+    copies = draw(st.integers(1, 3)) if heads else 1
+    merged = [" ".join(group).replace("h", "h copy" if copies > 1 else "h") for group in groups]
+    theirs = [f"({axis})" if " " in axis else axis for axis in merged]
     for _ in range(draw(st.integers(0, 2))):
         theirs.insert(draw(st.integers(0, len(theirs))), "1")
     layout = f"{' '.join(theirs)} -> {'p ' if parts > 1 else ''}{' '.join(ours)}"
-    repeat = draw(st.integers(1, 3)) if heads else 1
     shape = tuple(draw(st.integers(1, 4)) for _ in ours)
-    return Piece("theirs", Entry("theirs", tuple("xyz"[:parts]), layout, "one", repeat), (), shape)
+    sizes = {"copy": copies} if copies > 1 else {}
+    return Piece("theirs", Entry("theirs", tuple("xyz"[:parts]), layout, sizes), (), shape)
 
 
 @given(piece=layouts(), seed=st.integers(0, 99))
@@ -60,7 +61,7 @@ def test_there_and_back(piece, seed):
     theirs = piece.to_theirs(ours)
     assert theirs.shape == piece.their_shape
     # A NaN is no copy of itself, so that heads are repeated as numbers.
-    if piece.entry.repeat > 1:
+    if "copy" in piece.entry.sizes:
         ours = [rng.normal(size=piece.shape).astype(np.float32) for _ in piece.entry.ours]
         theirs = piece.to_theirs(ours)
     back = piece.to_ours(theirs)
@@ -77,8 +78,17 @@ def test_a_layout_that_can_be_checked_by_eye():
     assert key.tolist() == [[[2, 3], [6, 7]]]
 
 
+def test_axes_of_ours_may_be_merged_too():
+    entry = Entry("x", ("q",), "(h half two) d -> d h (two half)", {"two": 2, "half": 2})
+    piece = Piece("x", entry, (), (1, 2, 4))
+    theirs = np.arange(8)[:, None]
+    assert piece.to_ours(theirs)[0].tolist() == [[[0, 2, 1, 3], [4, 6, 5, 7]]]
+    assert piece.to_theirs(piece.to_ours(theirs)).tolist() == theirs.tolist()
+    assert piece.their_shape == (8, 1)
+
+
 def test_repeated_heads_that_differ_are_refused():
-    piece = Piece("layer.k_proj", Entry("x", ("k",), "(h k) d -> d h k", "one", 2), (), (1, 1, 2))
+    piece = Piece("layer.k_proj", Entry("x", ("k",), "(h copy k) d -> d h k", {"copy": 2}), (), (1, 1, 2))
     assert piece.to_ours(np.array([[1], [2], [1], [2]]))[0].tolist() == [[[1, 2]]]
     with pytest.raises(WeightsError, match=r"layer\.k_proj: heads that share keys and values differ"):
         piece.to_ours(np.array([[1], [2], [1], [3]]))
@@ -134,14 +144,15 @@ def test_tables_cover_every_parameter_once(family, vision, data):
     else:
         table = open_flamingo.table(config, LANGUAGE[family], VISION[vision])
         assert open_flamingo.tabulate_by_config(config) is LANGUAGE[family]
-    parameters = abstract_parameters(config)
-    planned = list(pieces(table, config, parameters))
+    shapes = model_shapes(config)
+    planned = list(pieces(table, shapes))
     assert max(Counter(piece.key for piece in planned).values()) == 1
     covered = Counter((ours, piece.index) for piece in planned for ours in piece.entry.ours)
-    assert covered == Counter((name, index) for name in parameters for _, index in numbers(config, stack_of(name)))
+    assert max(covered.values()) == 1
+    assert not unfilled(shapes, covered)
 
     rng = np.random.default_rng(0)
-    ours = {name: rng.normal(size=variable.shape).astype(np.float32) for name, variable in parameters.items()}
+    ours = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     written = {piece.key: piece.to_theirs([ours[name][piece.index] for name in piece.entry.ours]) for piece in planned}
     back = {name: np.full_like(array, np.nan) for name, array in ours.items()}
     for piece in planned:
@@ -150,7 +161,7 @@ def test_tables_cover_every_parameter_once(family, vision, data):
     assert all(same_bits(ours[name], back[name]) for name in ours)
 
     for piece in planned:
-        if piece.entry.repeat == 1:
+        if piece.entry.sizes.get("copy", 1) == 1:
             theirs = bits(piece.their_shape, rng)
             assert same_bits(piece.to_theirs(piece.to_ours(theirs)), theirs), piece.key
 
@@ -159,4 +170,4 @@ def test_a_table_for_another_geometry_is_refused():
     config = ModelConfig(decoder=DecoderConfig(vocab_size=3, width=4, layers=1, heads=2, mlp_width=3))
     table = llama(config.decoder)
     with pytest.raises(WeightsError, match="the geometry gives the model no parameter decoder/layers/mlp/gate/kernel"):
-        list(pieces(table, config))
+        list(pieces(table, model_shapes(config)))

@@ -12,13 +12,11 @@ from tests.unimp_jax.interop.support import all_logits, batch_of, imported
 from unimp_jax.batch import Batch
 from unimp_jax.interop import open_flamingo
 from unimp_jax.interop.importing import ImportConfig, import_weights
-from unimp_jax.interop.layout import WeightsError
+from unimp_jax.interop.layout import WeightsError, model_shapes
 from unimp_jax.interop.matching import Source, match
 from unimp_jax.interop.placing import place
-from unimp_jax.interop.start import Values
 from unimp_jax.interop.weights import open_weights
 from unimp_jax.model import (
-    PARTS,
     DecoderConfig,
     GatedCrossAttentionConfig,
     ModelConfig,
@@ -133,14 +131,10 @@ def golden(name: str):
 def loaded(name: str) -> UniMP:
     config = golden(name)[0]
     weights = open_weights(GOLDEN / name / "model.safetensors")
-    keys = list(weights.keys())
+    keys = list(weights.arrays)
     table = open_flamingo.table(config, open_flamingo.tabulate_by_keys(keys), open_flamingo.vision_table(keys))
     graph, state = nnx.split(UniMP(config, rngs=nnx.Rngs(0)))
-    values = [
-        Values(name, (*index, *[0] * array.ndim), array)
-        for (name, index), array in match([Source(weights, table)], config, PARTS).arrays()
-    ]
-    (state,) = place((state,), values)
+    (state,) = place((state,), match([Source(weights, table)], model_shapes(config)).arrays())
     return nnx.merge(graph, state)
 
 

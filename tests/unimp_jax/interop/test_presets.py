@@ -6,7 +6,7 @@ import math
 import pytest
 
 from unimp_jax.interop.idefics import model_config
-from unimp_jax.interop.layout import abstract_parameters
+from unimp_jax.interop.layout import model_shapes
 from unimp_jax.model.presets import PRESETS
 
 torch = pytest.importorskip("torch")
@@ -23,7 +23,7 @@ from transformers import (  # noqa: E402
 
 
 def ours(preset: str) -> int:
-    return sum(math.prod(variable.shape) for variable in abstract_parameters(PRESETS[preset]).values())
+    return sum(math.prod(shape) for shape in model_shapes(PRESETS[preset]).values())
 
 
 def count(module) -> int:

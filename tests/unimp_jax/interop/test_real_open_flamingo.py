@@ -63,7 +63,7 @@ def test_export_loads_and_gives_the_same_logits(make, every, tmp_path):
     ours = randomised(UniMP(config, rngs=nnx.Rngs(0)))
     table = open_flamingo.table(config, open_flamingo.tabulate_by_config(config), open_flamingo.vision_table())
     unread = last_norm(open_flamingo.LAST_NORM, VISION)
-    write_weights(tmp_path, named(nnx.state(ours)), config, table, unread=unread)
+    write_weights(tmp_path, named(nnx.state(ours)), table, unread=unread)
 
     theirs = flamingo(language, Tower(VISION), VISION.width, every, layers).eval()
     weights = load_file(tmp_path / "model.safetensors")
@@ -110,7 +110,7 @@ def test_export_import_export_is_the_same_bytes(make, shard_bytes, tmp_path):
         folder.mkdir()
         table = open_flamingo.table(config, open_flamingo.tabulate_by_config(config), open_flamingo.vision_table())
         unread = last_norm(open_flamingo.LAST_NORM, VISION)
-        write_weights(folder, named(nnx.state(model)), config, table, unread=unread, shard_bytes=shard_bytes)
+        write_weights(folder, named(nnx.state(model)), table, unread=unread, shard_bytes=shard_bytes)
         write_json(folder / GEOMETRY, dataclasses.asdict(config))
         return folder
 

@@ -1,8 +1,8 @@
 """Files that are no weights, arrays whose numbers are none, ids with gaps: named with what to do, by every reader."""
 
+import functools
 import json
 import struct
-import types
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from tests.unimp_jax.interop.support import write_config
 from tests.unimp_jax.interop.test_bad_input import LAST, LLAMA, arrays, refused, save_tokenizer
 from unimp_jax.interop.checked import check_arrays, read_finite
 from unimp_jax.interop.feature_extractors import read_clip, read_inception
-from unimp_jax.interop.importing import ImportConfig, add_flamingo_tokens, import_weights
+from unimp_jax.interop.importing import ImportConfig, import_weights
 from unimp_jax.interop.layout import WeightsError
 from unimp_jax.interop.lpips import read_lpips
+from unimp_jax.interop.tokenizers import add_flamingo_tokens
 from unimp_jax.interop.vqgan import read_vqgan
-from unimp_jax.interop.weights import open_weights, read_json
+from unimp_jax.interop.weights import Stored, Weights, open_weights, read_json
 from unimp_jax.model import DecoderConfig
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 538090408\n".encode()
@@ -210,7 +211,7 @@ def test_types_in_torch_files(name, tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"x": torch.zeros(3).to(getattr(torch, name)), "y": torch.zeros(3)}, tmp_path / "x.pt")
     weights = open_weights(tmp_path / "x.pt")
-    assert weights.kind("y") == "float32"
+    assert weights.arrays["y"].kind == "float32"
     with pytest.raises(WeightsError, match=f"x is of type {name}, which no weights are"):
         check_arrays(weights, {"x": (3,)})
 
@@ -243,7 +244,8 @@ def test_numbers_that_float32_cannot_hold_and_arrays_of_every_shape():
         "large": np.array([1e300]), "scalar": np.float32(np.nan), "none": np.zeros((0, 3), np.float32),
         "wide": np.full((2, 5_000_000), np.inf, np.float32)[:, ::2],
     }  # fmt: skip
-    weights = types.SimpleNamespace(name="weights", read=lambda key: np.asarray(arrays[key]))
+    stored = {key: Stored(np.shape(x), "float32", functools.partial(np.asarray, x)) for key, x in arrays.items()}
+    weights = Weights("weights", stored)
     assert read_finite(weights, "none").shape == (0, 3)
     for key, told in {"large": "1 of the 1", "scalar": "1 of the 1", "wide": "5000000 of the 5000000"}.items():
         with pytest.raises(WeightsError, match=f"{told} numbers of {key} "):

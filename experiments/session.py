@@ -1,0 +1,104 @@
+"""From Python: a trained run that answers questions, and a new one that is trained a step at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.config import ExperimentConfig
+from experiments.data import ExperimentData, sized_model
+from experiments.evals import EVALS
+from experiments.evals.config import GenerateConfig
+from experiments.generate import pose
+from experiments.init import initial_parameters, vocabulary_of_start, with_start
+from experiments.request import Request
+from experiments.restore import Checkpoint
+from experiments.run import ALL_DEVICES, open_to_ask
+from experiments.step import compile_step, init_state, make_mesh_of, optimizer_of, to_device
+from unimp_jax.sharding import MeshConfig
+from unimp_jax.training.step import StepMetrics
+
+
+class TrainedRun:
+    """A run, or what `unimp export` wrote of one, with its model on the devices.
+
+    Attributes:
+      data: the data side: `corpus`, `vocabulary`, `images` and the configuration as it is used here.
+      predictor: the model with its parameters.
+    """
+
+    def __init__(self, folder: Path | str, checkpoint: Checkpoint = "best", *, mesh: MeshConfig = ALL_DEVICES):
+        """
+        Args:
+          checkpoint: of a run, the best by validation or the latest.
+          mesh: how the model lies on the devices.
+
+        Raises:
+          DataError: the folder is neither, or its data is not prepared.
+          WeightsError, CheckpointError: the weights cannot be read.
+        """
+        self.data, open_model = open_to_ask(Path(folder), checkpoint, mesh=mesh)
+        self.predictor = open_model()
+
+    def recommend(self, history: Sequence[str | tuple[str, float]], k: int = 10) -> list[dict[str, Any]]:
+        """Ranks the items that are not in a history.
+
+        Args:
+          history: ids of items, or pairs of an id and the stars that it was given, oldest first.
+          k: so many items are named.
+
+        Returns:
+          Of each item `rank`, `item` (its id), `title` and `probability`, best first.
+
+        Raises:
+          DataError: an item is not in the catalogue, or the history is empty.
+        """
+        met = tuple((one, math.nan) if isinstance(one, str) else one for one in history)
+        return self.answer(Request(history=met), GenerateConfig(k=k))["items"]
+
+    def answer(self, request: Request, config: GenerateConfig = GenerateConfig()) -> dict[str, Any]:
+        """Answers a question of any task, as `unimp generate --json` does.
+
+        Raises:
+          DataError: an item, a user or what the task needs beside them does not exist.
+        """
+        data, query = pose(self.data, request)
+        evaluation = EVALS[request.task]
+        return evaluation.answer(data, self.predictor, query, config, evaluation.open(data, config))
+
+
+class NewRun:
+    """A model with new parameters, or those of its start, that is trained on its source; nothing is written.
+
+    Attributes:
+      config: with the size of the vocabulary.
+      data: the data side.
+      state: parameters that train, optimizer and step.
+    """
+
+    def __init__(self, config: ExperimentConfig):
+        """
+        Raises:
+          DataError: the source is not prepared, or there is nothing to train on.
+          ValueError: parts of the configuration do not fit one another, the data or the devices.
+        """
+        self._mesh, config = make_mesh_of(config), with_start(config)
+        self.data = ExperimentData.load(config, vocabulary_of_start(config))
+        self.config = sized_model(config, self.data.vocabulary)
+        self.data.check_training()
+        with jax.set_mesh(self._mesh):
+            parameters, optimizer = initial_parameters(self.config, self._mesh), optimizer_of(self.config)
+            self.state, self._frozen = init_state(parameters.trainable, optimizer, self._mesh), parameters.frozen
+            self._step = compile_step(self.config, parameters, optimizer, self.state, self._mesh)
+        self._batches = self.data.training()
+
+    def train_step(self) -> StepMetrics:
+        """Trains on the next batch of the source's endless stream."""
+        batch = to_device(self._mesh)(next(self._batches).arrays)
+        with jax.set_mesh(self._mesh):
+            self.state, metrics = self._step(self.state, self._frozen, batch)
+        return metrics
