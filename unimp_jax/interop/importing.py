@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from unimp_jax.interop import gguf, idefics, open_flamingo
 from unimp_jax.interop.clip import transformers_clip, vision_config, vision_root
 from unimp_jax.interop.language import Tabulate, family
@@ -30,6 +28,9 @@ from unimp_jax.interop.weights import (
     understood,
 )
 from unimp_jax.model import PARTS, DecoderConfig, GatedCrossAttentionConfig, ModelConfig, VisionConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 HEAD = "embeddings/base_head"
 GEOMETRY = "unimp_geometry.json"

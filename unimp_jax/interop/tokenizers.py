@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from unimp_jax.interop.gguf import gguf_file
 from unimp_jax.interop.layout import WeightsError
 from unimp_jax.interop.stand_ins import refuse_stand_in
 from unimp_jax.interop.weights import reason
 from unimp_jax.model import DecoderConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FILES = ("tokenizer*", "*.model", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 """The files that a tokenizer may be read from."""
@@ -34,6 +35,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
             return None
         for file in sorted({file for pattern in FILES for file in path.glob(pattern)}):
             refuse_stand_in(file, "other")
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **arguments)
     except Exception as error:  # of many kinds, by tokenizer
