@@ -1,11 +1,16 @@
 """What one step reads: rows of packed, interleaved examples, as arrays of fixed shape.
 
-Letters used for array dimensions everywhere in this package:
+The last letters of a name are the dimensions of its array, in all of this package:
 
-  B rows of a batch        T tokens of a row          N images of a row        A answer tokens of a row
-  D decoder width          H query heads              K key/value heads        h width of a head
-  F width inside an MLP    V vocabulary               C vision width           P patch tokens of an image
-  L latents of an image    G groups of decoder layers Q, S query and key positions of an attention
+  B rows of a batch        T tokens of a row           N images of a row          A answers, or prompts, of a row
+  D decoder width          H query heads               K key/value heads          h width of a head
+  V vocabulary             C vision width              P patch tokens of an image L latents of an image
+  S keys of an attention   G groups of decoder layers  E layers of a group        k query heads that share a key head
+  W beam of a prompt       n tokens of an answer       Q = A W                    I items of a catalogue
+
+Of evaluation: M questions or users; w bytes of a bitmap of the catalogue; S seeds; P users, S images for each of them
+and R images of other items; F features. Of codes: K codes, Z channels of a codeword; H, W rows and columns of pixels or
+features and C their channels; h, w rows and columns of codes.
 """
 
 from __future__ import annotations

@@ -56,10 +56,10 @@ def _log_probability_forward(logits: jax.Array, targets: jax.Array) -> tuple[jax
     return right - total, (logits, targets, total)
 
 
-def _log_probability_backward(saved: tuple[jax.Array, ...], slope: jax.Array) -> tuple[jax.Array, None]:
+def _log_probability_backward(saved: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, None]:
     logits, targets, total = saved
     is_right = jnp.arange(logits.shape[-1]) == targets[..., None]
-    return slope[..., None] * (is_right - jnp.exp(logits - total[..., None])), None
+    return gradient[..., None] * (is_right - jnp.exp(logits - total[..., None])), None
 
 
 _log_probability.defvjp(_log_probability_forward, _log_probability_backward)
@@ -91,14 +91,14 @@ def chunked_loss(
     Returns:
       (the sum of weighted focal losses, float32 scalar; plain cross entropies, float32 [B, A], which pass no gradient).
     """
-    loss, plain, _ = _chunked(head, parameters, hidden_BAD, targets_BA, weights_BA, gamma, chunk, gradients=False)
-    return loss, plain
+    return _chunked_forward(head, parameters, hidden_BAD, targets_BA, weights_BA, gamma, chunk)[0]
 
 
-def _chunked(
+def _chunked_forward(
     head: Head, parameters: Any, hidden_BAD: jax.Array, targets_BA: jax.Array, weights_BA: jax.Array, gamma: float,
-    chunk: int, *, gradients: bool,
-) -> tuple[jax.Array, jax.Array, Any]:  # fmt: skip
+    chunk: int,
+) -> tuple[tuple[jax.Array, jax.Array], Any]:  # fmt: skip
+    """(what `chunked_loss` returns, the gradients of the loss with respect to parameters and hidden states)."""
     answers = targets_BA.shape[1]
     size = next(size for size in range(min(chunk, answers), 0, -1) if answers % size == 0)
 
@@ -110,34 +110,22 @@ def _chunked(
         return jnp.where(weights > 0, weights * focal, 0.0).sum(), plain
 
     def step(total: tuple[jax.Array, Any], part: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, Any], Any]:
-        loss, slopes = total
-        if not gradients:
-            added, plain = one(parameters, *part)
-            return (loss + added, slopes), (plain, None)
-        (added, plain), (own, hidden_slope) = jax.value_and_grad(one, argnums=(0, 1), has_aux=True)(parameters, *part)
-        return (loss + added, jax.tree.map(jnp.add, slopes, own)), (plain, hidden_slope)
+        (loss, plain), (gradients, of_hidden) = jax.value_and_grad(one, argnums=(0, 1), has_aux=True)(parameters, *part)
+        return jax.tree.map(jnp.add, total, (loss, gradients)), (plain, of_hidden)
 
-    nothing = jax.tree.map(jnp.zeros_like, parameters) if gradients else None
+    nothing = (jnp.float32(0), jax.tree.map(jnp.zeros_like, parameters))
     parts = tuple(map(split, (hidden_BAD, targets_BA, weights_BA)))
-    (loss, slopes), (plain, hidden_slopes) = jax.lax.scan(step, (jnp.float32(0), nothing), parts)
-    plain_BA = jnp.moveaxis(plain, 0, 1).reshape(targets_BA.shape)
-    if not gradients:
-        return loss, plain_BA, None
-    return loss, plain_BA, (slopes, jnp.moveaxis(hidden_slopes, 0, 1).reshape(hidden_BAD.shape))
-
-
-def _chunked_forward(
-    head: Head, parameters: Any, hidden_BAD: jax.Array, targets_BA: jax.Array, weights_BA: jax.Array, gamma: float,
-    chunk: int,
-) -> tuple[tuple[jax.Array, jax.Array], Any]:  # fmt: skip
-    loss, plain, slopes = _chunked(head, parameters, hidden_BAD, targets_BA, weights_BA, gamma, chunk, gradients=True)
-    return (loss, plain), slopes
+    (loss, gradients), (plain, of_hidden) = jax.lax.scan(step, nothing, parts)
+    plain_BA, of_hidden_BAD = (
+        jnp.moveaxis(x, 0, 1).reshape(like.shape) for x, like in ((plain, targets_BA), (of_hidden, hidden_BAD))
+    )
+    return (loss, plain_BA), (gradients, of_hidden_BAD)
 
 
 def _chunked_backward(
-    head: Head, gamma: float, chunk: int, slopes: Any, slope: tuple[jax.Array, jax.Array]
+    head: Head, gamma: float, chunk: int, gradients: Any, of_loss: tuple[jax.Array, jax.Array]
 ) -> tuple[Any, jax.Array, None, None]:
-    of_parameters, of_hidden = jax.tree.map(lambda x: (slope[0] * x).astype(x.dtype), slopes)
+    of_parameters, of_hidden = jax.tree.map(lambda x: (of_loss[0] * x).astype(x.dtype), gradients)
     return of_parameters, of_hidden, None, None
 
 

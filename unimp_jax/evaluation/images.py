@@ -1,7 +1,6 @@
 """Metrics of generated images for each user, from features that some tower makes of them.
 
-Letters: P users, who asked a question each; S images generated for one; R images that nobody asked for, to compare
-with; F features. Distances are Euclidean.
+The images of R other items are what they are compared with. Distances are Euclidean.
 """
 
 from __future__ import annotations

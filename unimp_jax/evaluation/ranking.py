@@ -1,7 +1,4 @@
-"""Exact ranks in the whole catalogue, from scores of every item; no sampling anywhere.
-
-Beside the letters of `unimp_jax.batch`: M queries, I items of the catalogue, w bytes of a bitmap of the catalogue.
-"""
+"""Exact ranks in the whole catalogue, from scores of every item; no sampling anywhere."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The layers of a VQGAN: residual blocks, attention over places, and the way to half the size and back.
-
-H, W are rows and columns of an image at any resolution, C its channels; all is float32.
-"""
+"""The layers of a VQGAN: residual blocks, attention over places, and the way to half the size and back; in float32."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """VQGAN (Esser et al. 2021, arXiv:2012.09841): an image as a grid of codes, and the image that a grid of codes says.
 
 The computation is that of taming-transformers, and of `VQModel` in diffusers, with which weights are exchanged
-(`unimp_jax.interop.vqgan`). Further letters: h, w rows and columns of codes; Z channels of a codeword; K codes.
+(`unimp_jax.interop.vqgan`).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unimp_jax.interop import gguf, idefics, open_flamingo
 from unimp_jax.interop.clip import transformers_clip, vision_config, vision_root
