@@ -66,7 +66,7 @@ setup(
         "gguf": ["gguf>=0.17"],
         "beam": ["apache-beam>=2.60"],  # large sources, encoded by other machines
         "sweep": ["optuna>=4.1"],  # the search for hyper-parameters
-        "docs": ["sphinx>=8", "myst-parser>=4", "furo"],
+        "docs": ["sphinx>=8", "myst-nb>=1.1", "furo"],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",
