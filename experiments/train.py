@@ -53,12 +53,11 @@ from unimp_jax.training.frozen import load_frozen, save_frozen
 from unimp_jax.training.guard import SkipLimit
 from unimp_jax.training.log import RunLog
 from unimp_jax.training.loop import train
-from unimp_jax.training.metrics import TrainingSummary
+from unimp_jax.training.metrics import UniMPWindow
 from unimp_jax.training.peak import peak_flops
 from unimp_jax.training.preemption import EndRequest, print_saved
 from unimp_jax.training.prefetch import LoadedBatch, Prefetcher
 from unimp_jax.training.step import TrainState
-from unimp_jax.training.window import Window
 
 
 def train_command(run: Annotated[PresetRun, tyro.conf.arg(name="")]) -> None:
@@ -96,7 +95,8 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
                 data, Parameters(parameters.graph, state.trainable, frozen), mesh, folder / "features"
             )
         step = compile_step(config, parameters, optimizer, state, mesh)
-        summary = TrainingSummary(
+        window = UniMPWindow(
+            notes,
             tasks=tuple(TASKS),
             flops=model_flops(config),
             peak_flops=peak_flops(config.model.compute_dtype),
@@ -114,7 +114,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
                 Prefetcher(map(loaded, batches), to_device(mesh)),
                 validation(config, data, parameters.graph, frozen, mesh),
                 config=config.loop,
-                window=Window(summary, notes),
+                window=window,
                 limit=SkipLimit(config.training.guard.patience, "training.guard.spike"),
                 checkpoints=checkpoints,
                 log=log,

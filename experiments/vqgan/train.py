@@ -30,7 +30,7 @@ from experiments.vqgan.measure import likeness
 from experiments.vqgan.perceptual import perceptual_model
 from experiments.vqgan.run import abstract_state, decoder_of, encoder_of, in_parts, open_vqgan, trainer_of
 from unimp_jax.image_tokens import from_pixels
-from unimp_jax.image_tokens.metrics import VQGANMetrics, VQGANSummary
+from unimp_jax.image_tokens.metrics import VQGANMetrics, VQGANWindow
 from unimp_jax.image_tokens.training import Trainer, VQGANState, make_step, with_codewords
 from unimp_jax.semantic_ids import ResidualKMeansConfig
 from unimp_jax.semantic_ids.residual_kmeans import residual_kmeans
@@ -41,7 +41,6 @@ from unimp_jax.training.log import RunLog
 from unimp_jax.training.loop import train
 from unimp_jax.training.preemption import EndRequest, print_saved
 from unimp_jax.training.prefetch import LoadedBatch, Prefetcher
-from unimp_jax.training.window import Window
 
 LATENTS = 16
 """For each code, of which k-means makes the first codebook."""
@@ -89,7 +88,7 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
                 Prefetcher(map(loaded, batches), lambda pixels: jax.device_put(pixels, batch_sharding(mesh))),
                 validation(trainer, images.take(held_out[:VALIDATION])),
                 config=config.loop,
-                window=Window(VQGANSummary(), notes),
+                window=VQGANWindow(notes),
                 limit=SkipLimit(config.guard.patience, "guard.spike"),
                 checkpoints=checkpoints,
                 log=log,

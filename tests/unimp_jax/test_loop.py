@@ -29,20 +29,18 @@ class Metrics:
     skips: jax.Array
 
 
-class Summary:
-    metrics = Metrics
+class Sums(Window):
+    step_metrics = Metrics
 
-    def row(self, steps):
-        return {
-            "loss": float(np.mean([one.loss for one in steps.metrics])),
-            "rows": sum(c["rows"] for c in steps.counts),
-        }
+    def row(self, seconds, waited):
+        losses = [one.loss for one in self.metrics]
+        return {"loss": float(np.mean(losses)), "odd": sum(one["odd"] for one in self.counts)}
 
     def progress(self, row):
         return {"loss": str(row["loss"])}
 
-    def consecutive_skips(self, last):
-        return {" of the sum": int(last.skips)}
+    def consecutive_skips(self):
+        return {" of the sum": int(self.metrics[-1].skips)}
 
 
 class EndBefore(EndRequest):
@@ -63,21 +61,19 @@ def add(state, number):
 
 def run(folder, end=0, config=CONFIG, patience=9):
     """(the last state, whether all steps are done), from the latest checkpoint on."""
-    validated = []
 
     def validate(state):
-        validated.append(int(state.step))
         return {"NDCG@10": float(state.total)}
 
     with Checkpoints(folder / "checkpoints", CheckpointConfig()) as checkpoints, EndBefore(end) as request:
         state = State(jnp.int32(0), jnp.float32(0))
         state, notes = checkpoints.restore_latest(abstract(state)) or (state, None)
         first = 1 if notes is None else notes["position"]
-        batches = (LoadedBatch(np.float32(n), n + 1, {"rows": n % 2}) for n in range(first, config.steps + 1))
+        batches = (LoadedBatch(np.float32(n), n + 1, {"odd": n % 2}) for n in range(first, config.steps + 1))
         with RunLog(folder, step=int(state.step), steps=config.steps) as log:
             return train(
                 state, add, Prefetcher(batches, jnp.asarray), validate,
-                config=config, window=Window(Summary(), notes), limit=SkipLimit(patience, "guard.spike"),
+                config=config, window=Sums(notes), limit=SkipLimit(patience, "guard.spike"),
                 checkpoints=checkpoints, log=log, end=request,
             )  # fmt: skip
 

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from unimp_jax.training.metrics import StepMetrics, TrainingSummary
+from unimp_jax.training.metrics import StepMetrics, UniMPWindow
 from unimp_jax.training.prefetch import LoadedBatch
-from unimp_jax.training.window import Window
 
-SUMMARY = TrainingSummary(tasks=("search", "selection"), flops=1.0, peak_flops=1.0, tokens=64)
+
+def window_of(notes=None) -> UniMPWindow:
+    return UniMPWindow(notes, tasks=("search", "selection"), flops=1.0, peak_flops=1.0, tokens=64)
 
 
 def loaded(left_out: dict[str, int], block: int = 0) -> LoadedBatch:
@@ -23,10 +24,10 @@ def metrics(loss: float) -> StepMetrics:
 
 
 def test_examples_left_out_are_summed_by_kind_over_a_restart():
-    before = Window(SUMMARY)
+    before = window_of()
     before.add(loaded({"a title too long": 2}), metrics(1.0))
     before.add(loaded({}), metrics(2.0))
-    after = Window(SUMMARY, json.loads(json.dumps(before.notes())))
+    after = window_of(json.loads(json.dumps(before.notes())))
     after.add(loaded({"a title too long": 1, "met everything": 4}), metrics(6.0))
     logged, skips = after.close(waited=0.0)
     assert {name: x for name, x in logged.items() if name.startswith("left_out/")} == {
@@ -37,11 +38,11 @@ def test_examples_left_out_are_summed_by_kind_over_a_restart():
 
 
 def test_notes_of_checkpoints_that_knew_of_none_are_read():
-    before = Window(SUMMARY)
+    before = window_of()
     before.add(loaded({}), metrics(1.0))
     notes = before.notes()
     del notes["window"][0]["counts"]["left_out"]
-    after = Window(SUMMARY, notes)
+    after = window_of(notes)
     after.add(loaded({}), metrics(2.0))
     logged, _ = after.close(waited=0.0)
     assert logged["loss"] == pytest.approx(1.5)
@@ -49,7 +50,7 @@ def test_notes_of_checkpoints_that_knew_of_none_are_read():
 
 
 def test_a_checkpoint_continues_with_the_batch_after_the_last_one():
-    window = Window(SUMMARY, {"position": {"block": 1, "row": 0}, "window": []})
+    window = window_of({"position": {"block": 1, "row": 0}, "window": []})
     assert window.notes() == {"position": {"block": 1, "row": 0}, "window": []}
     window.add(loaded({}, block=2), metrics(1.0))
     assert window.notes()["position"] == {"block": 2, "row": 0}
@@ -59,7 +60,7 @@ def test_a_checkpoint_continues_with_the_batch_after_the_last_one():
 
 def test_steps_that_an_earlier_version_had_not_logged_are_not_in_the_row():
     old = {"metrics": {"loss": 5.0, "left_out": False}, "batch": {"fill": 1.0}}
-    window = Window(SUMMARY, {"position": {"block": 1, "row": 0}, "window": [old]})
+    window = window_of({"position": {"block": 1, "row": 0}, "window": [old]})
     window.add(loaded({}), metrics(2.0))
     row, _ = window.close(waited=0.0)
     assert row["loss"] == 2.0

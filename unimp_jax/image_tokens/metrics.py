@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import numpy as np
 
-from unimp_jax.training.window import Steps
+from unimp_jax.training.window import Window
 
 
 @flax.struct.dataclass
@@ -46,15 +46,15 @@ class VQGANMetrics:
     discriminator_consecutive_skips: jax.Array
 
 
-class VQGANSummary:
-    """Sums a VQGAN's steps up (`unimp_jax.training.window.Summary`)."""
+class VQGANWindow(Window):
+    """Sums a VQGAN's steps up."""
 
-    metrics = VQGANMetrics
+    step_metrics = VQGANMetrics
 
-    def row(self, steps: Steps) -> dict[str, float]:
+    def row(self, seconds: float, waited: float) -> dict[str, float]:
         """Means over the steps; of skipped ones their number, and how many of them were the last ones in succession."""
         columns = {
-            field.name: np.array([np.asarray(getattr(one, field.name)) for one in steps.metrics], np.float64)
+            field.name: np.array([np.asarray(getattr(one, field.name)) for one in self.metrics], np.float64)
             for field in dataclasses.fields(VQGANMetrics)
         }
         counted = {}
@@ -64,11 +64,10 @@ class VQGANSummary:
         return {name: float(values.mean()) for name, values in columns.items()} | counted
 
     def progress(self, row: dict[str, float]) -> dict[str, str]:
-        """Returns what is shown beside the progress bar."""
         return {name: f"{row[name]:.4f}" for name in ("loss", "squared", "codes")}
 
-    def consecutive_skips(self, last: VQGANMetrics) -> dict[str, int]:
-        """Returns the counts after the last step, of the autoencoder and of the discriminator."""
+    def consecutive_skips(self) -> dict[str, int]:
+        last = self.metrics[-1]
         return {
             "": int(last.consecutive_skips),
             " of the discriminator": int(last.discriminator_consecutive_skips),

@@ -103,7 +103,7 @@ def train(
         log.write(step, "validation", metrics)
         return metrics
 
-    with Profile(config.profile_steps, log.folder / "profile") as profile:
+    with contextlib.closing(Profile(config.profile_steps, log.folder / "profile")) as profile:
         if validation_is_due(done, config, log):
             checkpoints.note_metrics(done, measure(done))
         if done < config.steps:
@@ -125,7 +125,7 @@ def train(
             if last or step % config.log_every == 0:
                 row, skips = window.close(batches.waited())
                 log.write(step, "train", row)
-                log.progress(step, window.summary.progress(row))
+                log.progress(step, window.progress(row))
                 limit.check(step, skips, checkpoints.latest)
             validates = last or step % config.validate_every == 0
             measured = measure(step) if validates else None

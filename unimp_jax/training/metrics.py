@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
 import numpy as np
 
-from unimp_jax.training.window import Steps
+from unimp_jax.training.window import Window
 
 
 @flax.struct.dataclass
@@ -35,66 +35,62 @@ class StepMetrics:
     consecutive_skips: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingSummary:
-    """Sums UniMP's steps up (`unimp_jax.training.window.Summary`).
+class UniMPWindow(Window):
+    """Sums UniMP's steps up.
 
     A batch's counts are `num_examples`, `num_images`, `fill` (the part of the token slots that hold a token) and
     `left_out` (how many examples could not be trained on as they were drawn, by reason).
-
-    Attributes:
-      tasks: the names of the tasks.
-      flops: of a step on all devices, by `unimp_jax.model.flops`.
-      peak_flops: FLOP/s of all devices together.
-      tokens: token slots of a global batch.
     """
 
-    tasks: Sequence[str]
-    flops: float
-    peak_flops: float
-    tokens: int
-    metrics = StepMetrics
+    step_metrics = StepMetrics
 
-    def row(self, steps: Steps) -> dict[str, float]:
-        """Means over the steps that were not skipped, and the throughput of the steps that this process did."""
-        good = [one for one in steps.metrics if not one.skipped]
-        answers = np.sum([one.task_answers for one in steps.metrics], axis=0)
-        entropy = np.sum([one.task_cross_entropy for one in steps.metrics], axis=0)
-        left_out = sum((Counter(counts.get("left_out", {})) for counts in steps.counts), Counter[str]())
+    def __init__(
+        self, notes: dict[str, Any] | None, *, tasks: Sequence[str], flops: float, peak_flops: float, tokens: int
+    ):
+        """
+        Args:
+          notes: as of `Window`.
+          tasks: the names of the tasks.
+          flops: of a step on all devices, by `unimp_jax.model.flops`.
+          peak_flops: FLOP/s of all devices together.
+          tokens: token slots of a global batch.
+        """
+        super().__init__(notes)
+        self._tasks, self._flops, self._peak_flops, self._tokens = tasks, flops, peak_flops, tokens
+
+    def row(self, seconds: float, waited: float) -> dict[str, float]:
+        """Means over the steps that were not skipped, and the throughput of the process's own steps."""
+        good = [one for one in self.metrics if not one.skipped]
+        answers = np.sum([one.task_answers for one in self.metrics], axis=0)
+        entropy = np.sum([one.task_cross_entropy for one in self.metrics], axis=0)
+        left_out = sum((Counter(counts.get("left_out", {})) for counts in self.counts), Counter[str]())
+        metrics, counts = self.metrics[-self.own :], self.counts[-self.own :]
         return {
             "loss": float(np.mean([one.loss for one in good])) if good else math.nan,
             "gradient_norm": float(np.mean([one.gradient_norm for one in good])) if good else math.nan,
             **{
                 f"cross_entropy/{task}": float(entropy[number] / answers[number]) if answers[number] else math.nan
-                for number, task in enumerate(self.tasks)
+                for number, task in enumerate(self._tasks)
             },
-            "steps_left_out": float(len(steps.metrics) - len(good)),
+            "steps_left_out": float(len(self.metrics) - len(good)),
             **{f"left_out/{reason}": float(count) for reason, count in sorted(left_out.items())},
-            "fill": float(np.mean([counts["fill"] for counts in steps.counts])),
-            **self.throughput(steps),
-        }
-
-    def throughput(self, steps: Steps) -> dict[str, float]:
-        """How fast the process's own steps were."""
-        metrics, counts, seconds = steps.metrics[-steps.own :], steps.counts[-steps.own :], steps.seconds
-        return {
-            "step_seconds": seconds / steps.own,
-            "waiting_share": steps.waited / seconds,
-            "tokens_per_second": sum(one["fill"] for one in counts) * self.tokens / seconds,
+            "fill": float(np.mean([one["fill"] for one in self.counts])),
+            "step_seconds": seconds / self.own,
+            "waiting_share": waited / seconds,
+            "tokens_per_second": sum(one["fill"] for one in counts) * self._tokens / seconds,
             "examples_per_second": sum(one["num_examples"] for one in counts) / seconds,
             "images_per_second": sum(one["num_images"] for one in counts) / seconds,
             "answers_per_second": float(np.sum([one.task_answers for one in metrics])) / seconds,
-            "mfu": self.flops * steps.own / seconds / self.peak_flops,
+            "mfu": self._flops * self.own / seconds / self._peak_flops,
         }
 
     def progress(self, row: dict[str, float]) -> dict[str, str]:
-        """Returns what is shown beside the progress bar."""
+        """Loss and speed; skipped steps and examples left out where there are some."""
         shown = {"loss": f"{row['loss']:.4f}", "tokens/s": f"{row['tokens_per_second']:.0f}"}
         shown["waiting for data"] = f"{row['waiting_share']:.1%}"
         if row["steps_left_out"]:
             shown["steps skipped"] = f"{row['steps_left_out']:.0f}"
         return shown | {name: f"{count:.0f}" for name, count in row.items() if name.startswith("left_out/")}
 
-    def consecutive_skips(self, last: StepMetrics) -> dict[str, int]:
-        """Returns the count after the last step."""
-        return {"": int(last.consecutive_skips)}
+    def consecutive_skips(self) -> dict[str, int]:
+        return {"": int(self.metrics[-1].consecutive_skips)}

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 
 
 class Profile:
-    """Starts before the first of the steps asked for and ends when the last is done.
-
-    Leaving it as a context writes the profile, also where training ends before the last of its steps.
-    """
+    """Starts before the first of the steps asked for and ends when the last is done."""
 
     def __init__(self, steps: tuple[int, int] | None, folder: Path):
         self._steps, self._folder, self._on = steps, folder, False
@@ -34,17 +30,10 @@ class Profile:
         """To be called after each step, with the state that it returns."""
         if self._on and self._steps is not None and step == self._steps[1]:
             jax.block_until_ready(state)
-            self._end()
+            self.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
+    def close(self) -> None:
+        """Writes the profile, also where training ends before the last of its steps."""
         if self._on:
             jax.profiler.stop_trace()
             self._on = False

@@ -11,12 +11,12 @@ from flax import nnx
 
 from unimp_jax.image_tokens import adversary
 from unimp_jax.image_tokens.discriminator import DiscriminatorConfig, hinge
-from unimp_jax.image_tokens.metrics import VQGANSummary
+from unimp_jax.image_tokens.metrics import VQGANWindow
 from unimp_jax.image_tokens.quantiser import QuantiserConfig
 from unimp_jax.image_tokens.training import LossConfig, Trainer, make_step
 from unimp_jax.image_tokens.vqgan import VQGAN, VQGANConfig, from_pixels
 from unimp_jax.training.guard import GuardConfig
-from unimp_jax.training.window import Steps
+from unimp_jax.training.prefetch import LoadedBatch
 
 RATE = 0.125
 TRAINER = Trainer(
@@ -151,7 +151,11 @@ def test_a_step_of_the_discriminator_that_would_do_harm_is_skipped_alone(monkeyp
     for name in ("parameters", "optimizer"):
         jax.tree.map(np.testing.assert_array_equal, getattr(before.adversary, name), getattr(after.adversary, name))
     assert not np.array_equal(before.model["codebook"][...], after.model["codebook"][...])
-    logged = VQGANSummary().row(Steps([jax.device_get(metrics)] * 2, [{}, {}], own=2, seconds=1.0, waited=0.0))
+    window = VQGANWindow(None)
+    for _ in range(2):
+        window.add(LoadedBatch(None, None, {}), metrics)
+    logged, skips = window.close(waited=0.0)
+    assert skips == {"": 0, " of the discriminator": 1}
     assert (logged["discriminator_steps_left_out"], logged["discriminator_left_out_in_a_row"]) == (2, 1)
 
 
