@@ -33,7 +33,6 @@ setup(
         "tokenizers>=0.22,<0.24",
         "numpy>=2,<3",
         "scipy>=1.14",
-        "statsmodels>=0.14.4",
         "pyarrow>=18",
         "polars>=1.30",
         "pillow>=11",

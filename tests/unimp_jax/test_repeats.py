@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from unimp_jax.evaluation.metrics import RATING_METRICS, SELECTION_METRICS
@@ -112,7 +112,6 @@ def test_influence_of_one_user_is_refused():
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
-@settings(deadline=None)  # the first call imports statsmodels
 def test_holm_is_the_closed_test_of_bonferronis(p_values):
     """A hypothesis falls at a level where every set of hypotheses with it in falls by Bonferroni's test."""
     count = len(p_values)

@@ -63,10 +63,14 @@ def difference_over_seeds(first_SM: np.ndarray, second_SM: np.ndarray, *, confid
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """P-values such that those below a level are wrong, any of them, no more often than that (Holm 1979)."""
-    from statsmodels.stats.multitest import multipletests  # here, for it takes two seconds to import
+    """P-values such that those below a level are wrong, any of them, no more often than that (Holm 1979).
 
-    return multipletests(p_values, method="holm")[1] if len(p_values) else np.empty(0)
+    statsmodels gives the same, and collects garbage at every call, which takes a second in a process with JAX.
+    """
+    order, adjusted = np.argsort(p_values), np.empty(len(p_values))
+    steps = np.asarray(p_values, np.float64)[order] * np.arange(len(p_values), 0, -1)
+    adjusted[order] = np.maximum.accumulate(steps).clip(max=1.0)
+    return adjusted
 
 
 def _spread(groups: Sequence[np.ndarray], signs: Sequence[float]) -> tuple[float, float, float]:
