@@ -25,6 +25,15 @@ DELETED = "deleted"
 """Among the checkpoints, where those go that are about to be deleted."""
 METRICS = "metrics"
 """In a checkpoint, a folder and in it a file of JSON, as Orbax names them."""
+LEAST_SLICE = 2**20
+"""Bytes. Devices that hold the same array write a slice of it each where a slice is at least as large. For each shape
+of a slice a program is compiled, which takes longer than to write a small array from one device."""
+
+ocp.type_handlers.register_type_handler(
+    jax.Array,
+    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=LEAST_SLICE),
+    override=True,
+)
 
 
 @dataclasses.dataclass(frozen=True)
