@@ -1,39 +1,52 @@
 """The Python example of the README and the notebook run from top to bottom."""
 
-import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from data_pipelines.prepare import prepare
-from data_pipelines.tasks.examples import RowShape
-from experiments.config import DataConfig, TrainingConfig
-from experiments.train import train_run
-from tests.experiments.tiny_run import experiment
-from unimp_jax.model import PARTS
-
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    """On the data of `unimp demo`, after a single step of a smaller model."""
-    monkeypatch.chdir(tmp_path)
-    prepare("movielens_small", Path("data"))
-    config = experiment(Path("data"), steps=1)
-    config = dataclasses.replace(
-        config,
-        data=DataConfig("movielens_small", Path("data")),
-        row_shape=RowShape(tokens=256, images=8, answers=64),
-        training=TrainingConfig(trains=PARTS, validation_users=8),
-        loop=dataclasses.replace(config.loop, validate_every=1, save_every=1),
-    )
-    train_run(config, Path("runs/demo"))
-    capsys.readouterr()
+PROGRAM = """
+import dataclasses, sys
+from pathlib import Path
+from data_pipelines.prepare import prepare
+from data_pipelines.tasks.examples import RowShape
+from experiments import train_run
+from experiments.config import DataConfig, TrainingConfig
+from tests.experiments.tiny_run import experiment
+from unimp_jax.model import PARTS
+
+data = Path("data")
+prepare("movielens_small", data)
+config = experiment(data, steps=1)
+config = dataclasses.replace(
+    config,
+    row_shape=RowShape(tokens=256, images=8, answers=64),
+    training=TrainingConfig(trains=PARTS, validation_users=8),
+    loop=dataclasses.replace(config.loop, validate_every=1, save_every=1),
+)
+train_run(config, Path("runs/demo"))
+print("the example:")
+exec(compile(sys.argv[1], "README.md", "exec"), {})
+"""
+
+
+def test_the_example_of_the_readme_runs(tmp_path):
+    """On the data of `unimp demo`, after a single step of a smaller model, on one device, as its readers have."""
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-    exec(compile(example, "README.md", "exec"), {})
-    lines = [line for line in capsys.readouterr().out.splitlines() if "compiled" not in line]
+    flags = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "")
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, example], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.partition("the example:\n")[2].splitlines() if "compiled" not in line]
     assert [line.split()[0].endswith("%") for line in lines] == [True] * 3 + [False] * 3
     assert re.fullmatch(r"step 3: loss \d+\.\d{3}", lines[-1])
 

@@ -227,7 +227,7 @@ def test_most_ablations_make_sense_on_every_preset(preset):
 
 
 def test_geometry_that_a_start_decides_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.sweep.plan.with_start", lambda config: dataclasses.replace(config, model=BASE.model))
+    monkeypatch.setattr("experiments.sweep.plan.with_start", lambda one: dataclasses.replace(one, model=BASE.model))
     with pytest.raises(ValueError, match="from which the base starts"):
         cells("layers_double", config=dataclasses.replace(BASE, start=tmp_path))
 
