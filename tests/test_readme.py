@@ -37,6 +37,7 @@ exec(compile(sys.argv[1], "README.md", "exec"), {})
 """
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme_runs(tmp_path):
     """On the data of `unimp demo`, after a single step of a smaller model, on one device, as its readers have."""
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)

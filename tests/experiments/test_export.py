@@ -21,6 +21,8 @@ from unimp_jax.interop.layout import WeightsError
 from unimp_jax.interop.weights import open_weights
 from unimp_jax.model.presets import blocks_of
 
+pytestmark = pytest.mark.slow  # a run is trained and exported
+
 DECODER = dataclasses.replace(MODEL.decoder, norm="rms_norm", bias=False, mlp="swiglu")
 IDEFICS = dataclasses.replace(
     MODEL,

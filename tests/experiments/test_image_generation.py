@@ -28,6 +28,8 @@ from unimp_jax.decoding import CodeSamplingConfig
 from unimp_jax.image_tokens import VQGAN, VQGANConfig
 from unimp_jax.interop.vqgan import write_vqgan
 
+pytestmark = pytest.mark.slow  # a VQGAN and a run are trained
+
 VQ = VQGANConfig(
     image_size=16, channels=(8, 8, 8), blocks=1, attention_levels=(), middle_attention=False, latent_channels=8,
     groups=4, codes=11, code_width=6,

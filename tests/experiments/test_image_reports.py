@@ -21,6 +21,8 @@ from tests.experiments.drawn_images import SAMPLES, draw_images
 from tests.experiments.report_runs import with_seed, write_run
 from tests.experiments.tiny_run import experiment, prepare_source
 
+pytestmark = pytest.mark.slow  # a VQGAN and runs are trained
+
 GROUPS = {"base": (0, 1), "other": (0, 1), "blind": (0,)}
 """Seeds; the last asks for no images."""
 
