@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
 import shutil
@@ -29,11 +30,13 @@ LEAST_SLICE = 2**20
 """Bytes. Devices that hold the same array write a slice of it each where a slice is at least as large. For each shape
 of a slice a program is compiled, which takes longer than to write a small array from one device."""
 
+logging.getLogger("absl").disabled = True  # Orbax warns of every handler that takes the place of its own
 ocp.type_handlers.register_type_handler(
     jax.Array,
     ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=LEAST_SLICE),
     override=True,
 )
+logging.getLogger("absl").disabled = False
 
 
 @dataclasses.dataclass(frozen=True)
