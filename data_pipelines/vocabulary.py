@@ -7,12 +7,13 @@ tokenizer already has of them, as OpenFlamingo's and Idefics' have `<image>`, ke
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,8 @@ class VocabularyConfig:
     where it is no attribute, it is what search asks for."""
     attribute_words: int = 20
     """Each attribute is cut to so many words."""
+    category_items: int = 0
+    """Categories of so many items or more have a token each, with which queries are written; 0: they are spelled."""
     rating_step: float = 0.0
     """Ratings are rounded to multiples of this, where a source has more levels than can have a token each; 0: as they
     are."""
@@ -86,6 +89,7 @@ class Vocabulary:
       ratings: int32 [levels], the ids of their tokens.
       items: int32 [I, depth], the ids that name each item (depth 1: one token an item).
       codes: int32 [K], the ids of an image's codes; K is 0 where there are none.
+      categories: the ids of the categories that have a token.
       item_codes: the semantic ids behind `items`, where they are that.
       image_codes: the images of the items in codes, where they are known so.
     """
@@ -105,6 +109,7 @@ class Vocabulary:
     ratings: np.ndarray
     items: np.ndarray
     codes: np.ndarray
+    categories: Mapping[str, int] = dataclasses.field(default_factory=dict)
     item_codes: ItemCodes | None = None
     image_codes: ImageCodes | None = None
 
@@ -128,6 +133,32 @@ class Vocabulary:
     def encode_phrase(self, text: str) -> np.ndarray:
         """Base tokens of what prompts say beside the items, each one token where it is one: int32 [n]."""
         return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+
+    def encode_query(self, categories: Sequence[str]) -> list[int]:
+        """What is searched for: the tokens of categories that have one, and the words of the others."""
+        tokens: list[int] = []
+        for has_token, group in itertools.groupby(categories, lambda name: name.casefold() in self._categories):
+            names = list(group)
+            if has_token:
+                tokens += [self._categories[name.casefold()] for name in names]
+            else:
+                tokens += self.encode(self.space + shortened(", ".join(names))).tolist()
+        return tokens
+
+    def split_query(self, text: str) -> list[str]:
+        """A user's words as the categories that they name, in whatever case, and what stands between these."""
+        parts = [part.strip() for part in text.split(",")]
+        names, start = list[str](), 0
+        while start < len(parts):  # a category's name may hold commas: the longest that fits is taken
+            stops = range(len(parts), start + 1, -1)
+            stop = next((n for n in stops if ", ".join(parts[start:n]).casefold() in self._categories), start + 1)
+            names.append(", ".join(parts[start:stop]))
+            start = stop
+        return [name for name in names if name]
+
+    @functools.cached_property
+    def _categories(self) -> dict[str, int]:
+        return {name.casefold(): token for name, token in self.categories.items()}
 
     @functools.cached_property
     def _plain_text(self) -> PlainText:
@@ -189,6 +220,7 @@ class Vocabulary:
             "new_tokens": self.new_tokens,
             "item_codes": self.item_codes is not None,
             "image_codes": self.image_codes is not None,
+            "categories": list(self.categories),
         }
         with atomic_folder(folder, replaces=True) as partial:
             self.tokenizer.save_pretrained(partial)
@@ -253,9 +285,16 @@ def build_vocabulary(corpus: Corpus, config: VocabularyConfig, prompt_texts: Seq
     base_size = config.base_size or least + -least % config.round_to
     names = load_codes(config.item_codes, corpus.item_ids) if config.item_codes else None
     images = load_image_codes(config.image_codes, corpus.item_ids) if config.image_codes else None
-    return _extend(
-        tokenizer, corpus, rating_levels(corpus, config), names, images, base_size=base_size, round_to=config.round_to
-    )
+    categories = frequent_categories(corpus, config.category_items) if config.category_items else []
+    levels = rating_levels(corpus, config)
+    return _extend(tokenizer, corpus, levels, names, images, categories, base_size=base_size, round_to=config.round_to)
+
+
+def frequent_categories(corpus: Corpus, least: int) -> list[str]:
+    """Those of `least` items or more, in the order of the alphabet; of two that differ in case alone, one."""
+    counts = collections.Counter(name for names in corpus.categories for name in set(names))
+    frequent = sorted(name for name, count in counts.items() if count >= least)
+    return list({name.casefold(): name for name in reversed(frequent)}.values())[::-1]
 
 
 def _training_texts(corpus: Corpus, config: VocabularyConfig) -> Iterator[str]:
@@ -285,7 +324,7 @@ def rating_levels(corpus: Corpus, config: VocabularyConfig) -> list[float]:
 
 def _extend(
     tokenizer: PreTrainedTokenizerBase, corpus: Corpus, rating_levels: Sequence[float], codes: ItemCodes | None,
-    images: ImageCodes | None, *, base_size: int, round_to: int,
+    images: ImageCodes | None, categories: Sequence[str], *, base_size: int, round_to: int,
 ) -> Vocabulary:  # fmt: skip
     if base_size < table_size(tokenizer):
         raise DataError(
@@ -300,7 +339,8 @@ def _extend(
     of_images = images.tokens() if images else []
     begin = ["<s>"] if tokenizer.bos_token_id is None else []
     known = tokenizer.get_added_vocab()
-    names = [IMAGE, ANSWER, END_OF_CHUNK, *begin, *selections, *ratings, *items, *of_images]
+    of_categories = [f"category_{name}" for name in categories]
+    names = [IMAGE, ANSWER, END_OF_CHUNK, *begin, *selections, *ratings, *items, *of_images, *of_categories]
     new = [name for name in names if name not in known]
     new += [f"<reserved_{number}>" for number in range(-len(new) % round_to)]
     ids = known | {name: base_size + number for number, name in enumerate(new)}
@@ -324,6 +364,7 @@ def _extend(
         ratings=ids_of(ratings),
         items=ids_of(items)[codes.token_numbers()] if codes else ids_of(items)[:, None],
         codes=ids_of(of_images),
+        categories=dict(zip(categories, ids_of(of_categories).tolist(), strict=True)),
         item_codes=codes,
         image_codes=images,
     )
@@ -336,12 +377,12 @@ def load_vocabulary(folder: Path, corpus: Corpus) -> Vocabulary:
         tokenizer = read_tokenizer(str(folder))
         new_tokens, levels, base_size = tuple(saved["new_tokens"]), saved["rating_levels"], saved["base_size"]
         has_codes = saved.get("item_codes", (folder / CODES).exists())
-        has_images = saved.get("image_codes", False)
+        has_images, categories = saved.get("image_codes", False), saved.get("categories", [])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: not a saved vocabulary ({str(error).splitlines()[0]})") from error
     codes = load_codes(folder / CODES, corpus.item_ids) if has_codes else None
     images = load_image_codes(folder / IMAGE_CODES, corpus.item_ids) if has_images else None
-    vocabulary = _extend(tokenizer, corpus, levels, codes, images, base_size=base_size, round_to=1)
+    vocabulary = _extend(tokenizer, corpus, levels, codes, images, categories, base_size=base_size, round_to=1)
     names = vocabulary.new_tokens
     if new_tokens[: len(names)] != names or not all(name.startswith("<reserved_") for name in new_tokens[len(names) :]):
         raise DataError(f"{folder}: was made for another catalogue; prepare the same source, or train anew")

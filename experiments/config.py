@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import pydantic
 
 from data_pipelines.atomic import write_json
+from data_pipelines.content import ContentConfig
 from data_pipelines.errors import DataError
 from data_pipelines.images import ImageConfig
 from data_pipelines.loader import LoaderConfig
@@ -81,6 +82,7 @@ class ExperimentConfig:
     model: ModelConfig
     data: DataConfig = DataConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
+    content: ContentConfig = ContentConfig()
     tasks: TaskConfig = TaskConfig()
     queries: QueryConfig = QueryConfig()
     row_shape: RowShape = RowShape()

@@ -12,6 +12,7 @@ from typing import Self
 import grain
 import numpy as np
 
+from data_pipelines.content import build_content, token_content
 from data_pipelines.corpus import VALIDATION, Corpus, build_corpus, split_by_users
 from data_pipelines.errors import DataError
 from data_pipelines.features import FeatureStore
@@ -196,6 +197,15 @@ class ExperimentData:
         images = self.images if with_images else None
         return question_batches(prompts, row_shape, images, self.config.loader, shard, tight=tight)
 
+    @functools.cached_property
+    def content(self) -> np.ndarray:
+        """What each new token stands for: float32 [new tokens, K].
+
+        Raises:
+          DataError: as of `build_content`.
+        """
+        return token_content(build_content(self.corpus, self.config.content), self.vocabulary)
+
     @property
     def has_codes(self) -> np.ndarray | None:
         """Which items have their image in codes, bool [I]; None: there are none."""
@@ -208,9 +218,13 @@ class ExperimentData:
         return build_trie(self.vocabulary.items)
 
 
-def sized_model(config: ExperimentConfig, vocabulary: Vocabulary) -> ExperimentConfig:
-    """The configuration with the model's embeddings as large as the vocabulary."""
+def sized_model(config: ExperimentConfig, vocabulary: Vocabulary, content: int = 0) -> ExperimentConfig:
+    """The configuration with the model's embeddings as large as the vocabulary.
+
+    Args:
+      content: features of the content of each new token.
+    """
     decoder = dataclasses.replace(
-        config.model.decoder, vocab_size=vocabulary.base_size, new_tokens=len(vocabulary.new_tokens)
+        config.model.decoder, vocab_size=vocabulary.base_size, new_tokens=len(vocabulary.new_tokens), content=content
     )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))

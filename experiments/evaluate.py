@@ -23,6 +23,7 @@ from data_pipelines.atomic import atomic_file
 from data_pipelines.corpus import Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import TASKS
+from experiments.baselines.item_knn import choose_item_knn
 from experiments.baselines.markov import choose_markov
 from experiments.baselines.ranker import Popularity, Ranker
 from experiments.baselines.sasrec_training import train_sasrec
@@ -121,7 +122,7 @@ def asked_tasks(data: ExperimentData, config: EvaluationConfig) -> list[str]:
 
 def fit_rankers(corpus: Corpus, config: EvaluationConfig) -> tuple[list[Ranker], dict[str, str]]:
     """(the baselines, why one is left out, by its name)."""
-    rankers: list[Ranker] = [Popularity(corpus), choose_markov(corpus)]
+    rankers: list[Ranker] = [Popularity(corpus), choose_markov(corpus), choose_item_knn(corpus)]
     if config.sasrec:
         try:
             rankers.append(train_sasrec(corpus, config.sasrec_config))

@@ -25,7 +25,7 @@ from experiments.config import load_config, save_config
 from experiments.data import ExperimentData
 from experiments.restore import Checkpoint
 from experiments.results import Evaluation, load_evaluation
-from experiments.run import ALL_DEVICES, EXPERIMENT, Facts, open_model
+from experiments.run import ALL_DEVICES, EXPERIMENT, Facts, open_model, without_content
 from experiments.vqgan.export import export_vqgan
 from experiments.vqgan.run import is_vqgan_run
 from unimp_jax.interop import idefics, open_flamingo
@@ -86,7 +86,7 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
         raise DataError(f"shard_gigabytes {config.shard_gigabytes} must be above 0")
     refuse_existing(folder)
     data, model, facts = open_model(run, config.checkpoint, config.mesh)
-    geometry, parameters = data.config.model, named(*model.parameters)
+    geometry, parameters = model.model().config, named(*model.parameters)
     if config.format == "open_flamingo":
         geometry, parameters = folded(geometry, parameters)
         open_flamingo.refuse(geometry)
@@ -107,10 +107,8 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
             write_json(temporary / "config.json", described)
             data.vocabulary.save(temporary / EXPERIMENT / "vocabulary")  # with what `unimp generate` reads
             data.save_fingerprint(temporary / EXPERIMENT)
-            save_config(
-                dataclasses.replace(load_config(run / "config.json"), start=None),
-                temporary / EXPERIMENT / "config.json",
-            )
+            saved = without_content(dataclasses.replace(load_config(run / "config.json"), start=None))
+            save_config(saved, temporary / EXPERIMENT / "config.json")
         else:
             dumped = pydantic.TypeAdapter(ModelConfig).dump_python(geometry, mode="json")
             write_json(temporary / GEOMETRY, dumped)

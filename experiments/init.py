@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.errors import DataError
 from experiments.config import ExperimentConfig, load_config
+from experiments.data import ExperimentData
 from experiments.parameters import Parameters, abstract_parameters, init_parameters
 from experiments.restore import restore_parameters
 from unimp_jax.interop.placing import place
@@ -84,18 +85,21 @@ def with_start_run(config: ExperimentConfig, start: Path) -> ExperimentConfig:
     vocabulary = dataclasses.replace(
         before.vocabulary, attributes=shown.attributes, attribute_words=shown.attribute_words
     )
-    return dataclasses.replace(config, model=geometry.of_model(ours), vocabulary=vocabulary)
+    return dataclasses.replace(config, model=geometry.of_model(ours), vocabulary=vocabulary, content=before.content)
 
 
-def initial_parameters(config: ExperimentConfig, mesh: Mesh) -> Parameters:
+def initial_parameters(config: ExperimentConfig, mesh: Mesh, data: ExperimentData | None = None) -> Parameters:
     """Returns the parameters of step 0; where there is a start, its values are written in place.
+
+    Args:
+      data: whose content the tokens have; without it, they have none yet.
 
     Raises:
       WeightsError, CheckpointError: the start is damaged, or of another geometry.
       DataError: the start is a run without a whole checkpoint.
     """
     if config.start is None:
-        return init_parameters(config, mesh)
+        return with_content(init_parameters(config, mesh), data)
     if is_run(config.start):
         return parameters_of_run(config, config.start, mesh)
     # A start fills the parts it has, but for rows of the embeddings that only the model has.
@@ -103,7 +107,15 @@ def initial_parameters(config: ExperimentConfig, mesh: Mesh) -> Parameters:
     parameters = init_parameters(config, mesh, filled)
     values = start_values(config.start, config.model)
     trainable, frozen = place((parameters.trainable, parameters.frozen), values)
-    return dataclasses.replace(parameters, trainable=trainable, frozen=frozen)
+    return with_content(dataclasses.replace(parameters, trainable=trainable, frozen=frozen), data)
+
+
+def with_content(parameters: Parameters, data: ExperimentData | None) -> Parameters:
+    """Returns the parameters with the content of the catalogue's tokens written in place, where they have any."""
+    if data is None or data.config.content.is_empty:
+        return parameters
+    (frozen,) = place((parameters.frozen,), [("embeddings/content", (), data.content)])
+    return dataclasses.replace(parameters, frozen=frozen)
 
 
 def parameters_of_run(config: ExperimentConfig, start: Path, mesh: Mesh) -> Parameters:

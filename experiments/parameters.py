@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from experiments.config import ExperimentConfig
 from unimp_jax.model import PARTS, Part, UniMP
+from unimp_jax.model.decoder import FrozenTable
 from unimp_jax.sharding import abstract_model, init_model
 
 
@@ -52,5 +53,9 @@ def take_apart(config: ExperimentConfig, model: UniMP) -> Parameters:
     trains = frozenset(config.training.trains)
     if not trains:
         raise ValueError("training.trains names no part: nothing would be trained")
-    graph, trainable, frozen = nnx.split(model, lambda path, _: path[0] in trains, ...)  # type: ignore[misc]
+
+    def is_trained(path: tuple[Any, ...], variable: Any) -> bool:
+        return path[0] in trains and not isinstance(variable, FrozenTable)
+
+    graph, trainable, frozen = nnx.split(model, is_trained, ...)  # type: ignore[misc]
     return Parameters(graph, trainable, frozen)

@@ -13,11 +13,12 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from data_pipelines.content import ContentConfig
 from data_pipelines.errors import DataError
 from data_pipelines.fingerprint import DATA_PARTS
 from experiments.config import ExperimentConfig, load_config
 from experiments.data import ExperimentData
-from experiments.parameters import abstract_parameters, init_parameters
+from experiments.parameters import Parameters, abstract_parameters, init_parameters, take_apart
 from experiments.restore import Checkpoint, restore_parameters
 from experiments.step import to_device
 from unimp_jax.evaluation.predictor import Predictor
@@ -160,7 +161,32 @@ def restore(folder: Path, config: ExperimentConfig, checkpoint: Checkpoint) -> t
     """
     mesh = make_mesh(config.mesh)
     parameters, step = restore_parameters(folder, checkpoint, abstract_parameters(config, mesh), config.checkpoint)
+    parameters = materialised(config, parameters, mesh)
     return to_be_asked(parameters.graph, mesh, (parameters.trainable, parameters.frozen)), step
+
+
+def materialised(config: ExperimentConfig, parameters: Parameters, mesh: Mesh) -> Parameters:
+    """The parameters of a model whose tables hold the content of tokens, which is nowhere else then."""
+    if not config.model.decoder.content:
+        return parameters
+    graph, plain = parameters.graph, abstract_parameters(without_content(config), mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, (plain.trainable, plain.frozen))
+
+    @jax.jit(out_shardings=shardings)
+    def materialise(trainable: nnx.State, frozen: nnx.State) -> tuple[nnx.State, nnx.State]:
+        apart = take_apart(config, nnx.merge(graph, trainable, frozen).materialised())
+        return apart.trainable, apart.frozen
+
+    with jax.set_mesh(mesh):
+        trainable, frozen = materialise(parameters.trainable, parameters.frozen)
+    return Parameters(plain.graph, trainable, frozen)
+
+
+def without_content(config: ExperimentConfig) -> ExperimentConfig:
+    """The experiment of a model whose tables hold the content of tokens."""
+    decoder = dataclasses.replace(config.model.decoder, content=0)
+    model = dataclasses.replace(config.model, decoder=decoder)
+    return dataclasses.replace(config, model=model, content=ContentConfig())
 
 
 def read_exported(folder: Path, config: ExperimentConfig) -> Predictor:

@@ -88,10 +88,10 @@ class NewRun:
         """
         self._mesh, config = make_mesh_of(config), with_start(config)
         self.data = ExperimentData.load(config, vocabulary_of_start(config))
-        self.config = sized_model(config, self.data.vocabulary)
+        self.config = sized_model(config, self.data.vocabulary, self.data.content.shape[1])
         self.data.check_training()
         with jax.set_mesh(self._mesh):
-            parameters, optimizer = initial_parameters(self.config, self._mesh), optimizer_of(self.config)
+            parameters, optimizer = initial_parameters(self.config, self._mesh, self.data), optimizer_of(self.config)
             self.state, self._frozen = init_state(parameters.trainable, optimizer, self._mesh), parameters.frozen
             self._step = compile_step(self.config, parameters, optimizer, self.state, self._mesh)
         self._batches = self.data.training()

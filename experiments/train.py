@@ -84,7 +84,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints,
     ):
         parameters, optimizer = abstract_parameters(config, mesh), optimizer_of(config)
-        state, frozen, notes = restore_or_init(config, parameters, optimizer, mesh, checkpoints)
+        state, frozen, notes = restore_or_init(config, data, parameters, optimizer, mesh, checkpoints)
         if jax.process_index() == 0:
             note_changes(load_config(folder / "config.json"), config, folder / "config.json")
             describe(config, data, parameters, mesh)
@@ -133,6 +133,7 @@ def loaded(batch: TrainingBatch) -> LoadedBatch:
 
 def restore_or_init(
     config: ExperimentConfig,
+    data: ExperimentData,
     parameters: Parameters,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
@@ -155,7 +156,7 @@ def restore_or_init(
     restored = checkpoints.restore_latest(abstract_state(parameters.trainable, optimizer, mesh))
     if restored is not None:
         return restored[0], load_frozen(folder, parameters.frozen), restored[1]
-    first = initial_parameters(config, mesh)
+    first = initial_parameters(config, mesh, data)
     return init_state(first.trainable, optimizer, mesh), save_frozen(folder, first.frozen), None
 
 
@@ -201,7 +202,8 @@ def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
     else:
         reconfigured = differences(before, dataclasses.replace(config, model=before.model))
         data = ExperimentData.load(config, folder / "vocabulary", same=() if reconfigured else DATA_PARTS)
-    config = sized_model(config, data.vocabulary)
+    width = data.content.shape[1] if before is None else before.model.decoder.content
+    config = sized_model(config, data.vocabulary, width)
     if before is not None:
         refuse_changes(before, config, folder)
     data.check_training()

@@ -12,6 +12,8 @@ from data_pipelines.tasks.base import Query, Segment, Split, Task, TaskData
 from data_pipelines.tasks.texts import PromptTexts
 from data_pipelines.vocabulary import NUM_CANDIDATES, Vocabulary
 
+PRIOR = {1: 0.5, 2: 0.5}
+"""How often a question has so many right answers, as far as there is a next but one interaction."""
 ALL_MET = "who met so much of the catalogue that nothing wrong is left to offer"
 
 
@@ -29,7 +31,7 @@ class Selection(Task):
 
     def sample(self, data: TaskData, user: int, position: int, last: int, rng: np.random.Generator) -> Query | str:
         event = data.event(user, position)
-        both = position < last and rng.random() < 0.5
+        both = position < last and rng.random() < PRIOR[2]
         items = data.corpus.items[event : event + 1 + both].tolist()
         right = tuple(dict.fromkeys(items))  # the same item twice in a row is one right answer
         met = data.corpus.history(user, last + 1)  # held-out items are unknown here, so they may be offered as wrong

@@ -50,8 +50,11 @@ class PromptTexts:
         self._show_ids = show_ids
         self.query, self.select = vocabulary.encode_phrase(QUERY), vocabulary.encode_phrase(SELECT)
         self.attributes = Ragged(vocabulary.encode_all(attributes))
-        categories = [vocabulary.space + shortened(", ".join(words)) for words in corpus.categories]
-        self.categories = Ragged(vocabulary.encode_all(categories))
+        if vocabulary.categories:
+            self.categories = Ragged([vocabulary.encode_query(words) for words in corpus.categories])
+        else:
+            categories = [vocabulary.space + shortened(", ".join(words)) for words in corpus.categories]
+            self.categories = Ragged(vocabulary.encode_all(categories))
         written = vocabulary.encode_all([shortened(text, explanation_words) for text in corpus.texts.values()])
         rows = zip(corpus.texts, written, strict=True)
         self.explanations = {event: int32(*row[:explanation_tokens]) for event, row in rows}
@@ -86,4 +89,4 @@ class PromptTexts:
         """What is searched for, a user's words or else the categories of the right item: int32 [t]."""
         if words is None:
             return self.categories[right[0]]
-        return self.vocabulary.encode(self.vocabulary.space + shortened(words))
+        return int32(*self.vocabulary.encode_query(self.vocabulary.split_query(words)))

@@ -18,9 +18,8 @@ from collections.abc import Iterable
 import numpy as np
 import scipy.sparse
 
-from data_pipelines.corpus import TRAIN, Corpus
-from experiments.baselines.ranker import evaluate_ranker, training_counts
-from unimp_jax.evaluation.metrics import ranking_metrics
+from data_pipelines.corpus import TRAIN, VALIDATION, Corpus
+from experiments.baselines.ranker import best_on_validation, training_counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,19 +92,12 @@ def choose_markov(corpus: Corpus, grid: Iterable[MarkovConfig] = GRID) -> Markov
 
     Where nobody has a validation interaction, the default.
     """
-    grid = list(grid)
-    longest = max((config.last for config in grid), default=MarkovConfig().last)
-    lag_counts = [transition_counts(corpus, lag) for lag in range(1, max(longest, MarkovConfig().last) + 1)]
-    best, best_score = Markov(corpus, lag_counts=lag_counts), -np.inf
-    for config in grid:
-        chain = Markov(corpus, config, lag_counts)
-        ranks = evaluate_ranker(chain, corpus, "validation")["filtered"]
-        if not len(ranks):
-            break
-        score = float(ranking_metrics(ranks)["NDCG@10"].mean())
-        if score > best_score:
-            best, best_score = chain, score
-    return best
+    grid = list(grid) or [MarkovConfig()]
+    longest = max(config.last for config in grid)
+    lag_counts = [transition_counts(corpus, lag) for lag in range(1, longest + 1)]
+    if not len(corpus.held_out(VALIDATION)[0]):
+        return Markov(corpus)
+    return best_on_validation(corpus, (Markov(corpus, config, lag_counts) for config in grid))
 
 
 def transition_counts(corpus: Corpus, lag: int) -> scipy.sparse.csr_array:

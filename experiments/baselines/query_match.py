@@ -13,10 +13,10 @@ Matches = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class QueryMatch:
-    """Orders items by how many words of the query they match, then by the scores of another ranker."""
+    """Orders items by how well they match the query, then by the scores of another ranker."""
 
     def __init__(self, base: Ranker, matches: Matches):
-        """`matches(users, positions)` gives the matched words of each item, int or bool [M, I] (`WordMatches`)."""
+        """`matches(users, positions)` says how well each item matches, int or bool [M, I] (`WordMatches`)."""
         self.base, self.matches = base, matches
         self.name = f"{base.name} + query"
 
@@ -47,7 +47,8 @@ def in_order(places: np.ndarray) -> np.ndarray:
 
 
 class WordMatches:
-    """Counts a query's words among each item's category words, whatever their case."""
+    """How well items match a query: by how many of its words are among their category words, whatever their case, and
+    among equals by how few others they have, so that items of exactly the query's words come first."""
 
     def __init__(self, categories: Sequence[Sequence[str]], query_of: Callable[[int, int], Sequence[str]]):
         """
@@ -60,12 +61,15 @@ class WordMatches:
         }
         self._has_IW = self._rows(categories)
         self._query_of = query_of
+        self._lengths_I = self._has_IW.sum(axis=1)
 
     def __call__(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """int32 [M, I]."""
+        """int64 [M, I], 0 or below where no word matches."""
         pairs = zip(users.tolist(), positions.tolist(), strict=True)
         asked_MW = self._rows([self._query_of(*pair) for pair in pairs])
-        return (asked_MW @ self._has_IW.T).toarray()
+        matched_MI = (asked_MW @ self._has_IW.T).toarray().astype(np.int64)
+        others_MI = self._lengths_I - matched_MI
+        return np.where(matched_MI > 0, matched_MI * (1 + self._lengths_I.max(initial=0)) - others_MI, 0)
 
     def _rows(self, texts: Sequence[Sequence[str]]) -> scipy.sparse.csr_array:
         """1 for each word of a text that some item has: int32 [texts, words]."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Literal, Protocol, TypeVar
 
 import jax
 import numpy as np
 
 from data_pipelines.corpus import SPLITS, TRAIN, Corpus
+from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.evaluation.ranking import ranks, seen_bitmap
 
 Split = Literal["validation", "test"]
@@ -104,3 +105,25 @@ def evaluate_ranker(ranker: Ranker, corpus: Corpus, split: Split, batch: int = B
     targets = corpus.targets(users, positions)
     unfiltered, filtered = rank_in_batches(ranker, corpus, users, positions, targets, batch)
     return {"users": users, "positions": positions, "targets": targets, "unfiltered": unfiltered, "filtered": filtered}
+
+
+R = TypeVar("R", bound=Ranker)
+
+
+def best_on_validation(corpus: Corpus, rankers: Iterable[R]) -> R:
+    """The ranker with the highest NDCG@10, seen filtered, on the validation users; where there are none, the first.
+
+    Raises:
+      ValueError: there is no ranker.
+    """
+    best, best_score = None, -np.inf
+    for ranker in rankers:
+        ranked = evaluate_ranker(ranker, corpus, "validation")["filtered"]
+        score = float(ranking_metrics(ranked)["NDCG@10"].mean()) if len(ranked) else -np.inf
+        if best is None or score > best_score:
+            best, best_score = ranker, score
+        if not len(ranked):
+            break
+    if best is None:
+        raise ValueError("there is no ranker to choose from")
+    return best

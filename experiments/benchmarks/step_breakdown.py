@@ -62,7 +62,7 @@ def parts(ours: Ours, batch: Batch) -> Parts:
         return head_loss(hidden, trainable, frozen, batch)
 
     def head_loss(hidden: jax.Array, trainable: Any, frozen: Any, batch: Batch) -> jax.Array:
-        head_graph, head = nnx.split(nnx.merge(graph, trainable, frozen).embeddings)
+        head_graph, head = nnx.split(nnx.merge(graph, trainable, frozen).embeddings.tables())
         weights = batch.answer_weights / (batch.answer_weights > 0).sum()
         return chunked_loss(
             lambda head, hidden: nnx.merge(head_graph, head).logits(hidden),

@@ -1,4 +1,4 @@
-"""Selection: the most probable valid answer to which of three items suit; baselines choose the one they score best."""
+"""Selection: which of three items suit, by Bayes' rule from what would be recommended, and as it is written."""
 
 from __future__ import annotations
 
@@ -9,10 +9,24 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.tasks import Query
+from data_pipelines.tasks.selection import PRIOR
 from data_pipelines.vocabulary import NUM_CANDIDATES
+from experiments.baselines.calibration import calibrate
 from experiments.baselines.ranker import scored_batches
 from experiments.data import ExperimentData
-from experiments.evals.base import OURS, Answered, Outcome, Setting, TaskEval, asked, moments, next_token, titled
+from experiments.evals.base import (
+    OURS,
+    Answered,
+    Outcome,
+    Setting,
+    TaskEval,
+    asked,
+    moments,
+    next_token,
+    prompt_batches,
+    titled,
+)
+from experiments.evals.candidate_sets import most_probable_sets
 from experiments.evals.config import GenerateConfig
 from experiments.request import Request
 from experiments.terminal import fitted, room
@@ -32,12 +46,14 @@ class SelectionEval(TaskEval):
         right = [query.right for query in queries]
         candidates = np.array([query.candidates for query in queries])
         chosen: dict[str, Any] = {OURS: select(setting.data, setting.predictor, queries)}
+        chosen[f"{OURS}, written"] = select_as_written(setting.data, setting.predictor, queries)
         for ranker in setting.rankers:
-            of_candidates = np.empty(candidates.shape, np.float32)
+            calibration, log_p = calibrate(ranker, corpus), np.empty(candidates.shape)
             for part, scores in scored_batches(ranker, corpus, *moments(queries)):
-                of_candidates[part] = np.take_along_axis(scores, candidates[part], axis=1)
+                log_p[part] = np.take_along_axis(calibration.log_probabilities(scores), candidates[part], axis=1)
                 del scores  # before the next ones are made
-            best = np.take_along_axis(candidates, of_candidates.argmax(axis=1)[:, None], axis=1)
+            best = np.take_along_axis(candidates, log_p.argmax(axis=1)[:, None], axis=1)
+            chosen[ranker.name] = chosen_items(queries, most_probable_sets(log_p, corpus.num_items, PRIOR))
             chosen[f"{ranker.name}, best one"] = best.tolist()
 
         def named(rows: Any) -> list[list[str]]:
@@ -68,7 +84,20 @@ class SelectionEval(TaskEval):
 
 
 def select(data: ExperimentData, predictor: Predictor, queries: Sequence[Query]) -> list[tuple[int, ...]]:
-    """The most probable valid answer to each selection question: the items chosen, one or two of the three.
+    """The most probable items to be right, one or two of the three, by how probable each is as a recommendation."""
+    asked = [Query("recommendation", query.user, query.position, query.right[:1]) for query in queries]
+    ids = data.vocabulary.items[np.array([query.candidates for query in queries])]
+    log_p = predictor.score(prompt_batches(data, predictor, asked), ids)
+    return chosen_items(queries, most_probable_sets(log_p, data.corpus.num_items, PRIOR))
+
+
+def chosen_items(queries: Sequence[Query], sets: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Items by their places among the candidates."""
+    return [tuple(query.candidates[place] for place in places) for query, places in zip(queries, sets, strict=True)]
+
+
+def select_as_written(data: ExperimentData, predictor: Predictor, queries: Sequence[Query]) -> list[tuple[int, ...]]:
+    """The most probable valid answer to each selection question, as the model writes it: items, one or two of three.
 
     Answers name candidates in ascending order and end, so the probability of one is a product of at most three next
     tokens, each among those that may follow: any candidate first; then the end or a later candidate; then the end.
@@ -86,7 +115,4 @@ def select(data: ExperimentData, predictor: Predictor, queries: Sequence[Query])
     scores[(NUM_CANDIDATES - 1,)] = begin[:, -1]  # nothing but the end can follow the last candidate
     answers = list(scores)
     best = np.argmax(np.stack([scores[answer] for answer in answers], axis=1), axis=1)
-    return [
-        tuple(query.candidates[place] for place in answers[number])
-        for query, number in zip(queries, best.tolist(), strict=True)
-    ]
+    return chosen_items(queries, [answers[number] for number in best.tolist()])

@@ -91,7 +91,7 @@ def sample_codes(
     numbers_BA = jnp.arange(B * A).reshape(B, A) if numbers_BA is None else numbers_BA
 
     def choose(step: jax.Array | int, hidden: list[jax.Array], sampled: SampledCodes) -> tuple[jax.Array, SampledCodes]:
-        logits_BAWK, *unconditional = [model.embeddings.logits_of(hidden_BAWD, tokens_K) for hidden_BAWD in hidden]
+        logits_BAWK, *unconditional = [model.logits_of(hidden_BAWD, tokens_K) for hidden_BAWD in hidden]
         if unconditional:
             logits_BAWK = unconditional[0] + config.guidance * (logits_BAWK - unconditional[0])
         code_BAW = _choose(logits_BAWK, config.sampling, key, numbers_BA, step)

@@ -39,6 +39,11 @@ def next_token(model: UniMP, prompts: Prompts, tokens_n: jax.Array) -> Results:
     return (jax.nn.log_softmax(model.logits(hidden_BAD))[..., tokens_n],)
 
 
+def score(model: UniMP, prompts: Prompts, answers_BAWn: jax.Array) -> Results:
+    """Log-probabilities of whole answers: float32 [B, A, W]."""
+    return (path_scores(model, *prefill(model, prompts.batch, prompts.latents_BNLC), answers_BAWn),)
+
+
 def rank(
     model: UniMP, prompts: Prompts, tokens_I: jax.Array, targets_BA: jax.Array, seen_BAw: jax.Array, *, k: int
 ) -> Results:

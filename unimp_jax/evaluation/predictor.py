@@ -104,6 +104,19 @@ class Predictor:
         (scores,) = self._map(answering.next_token, batches, num_prompts, np.asarray(tokens, np.int32))
         return scores
 
+    def score(self, batches: Iterable[PromptBatch], answers: np.ndarray) -> np.ndarray:
+        """Log-probabilities of W given answers to every prompt: float32 [P, W].
+
+        Args:
+          answers: int32 [P, W, n] tokens, `unimp_jax.decoding.PAST` behind the end of shorter ones.
+        """
+
+        def facts(batch: PromptBatch) -> tuple[np.ndarray, ...]:
+            return (answers[np.maximum(batch.prompts, 0)].astype(np.int32),)
+
+        (scores,) = self._map(answering.score, batches, len(answers), facts=facts)
+        return scores
+
     def rank(
         self, batches: Iterable[PromptBatch], *, item_tokens: np.ndarray, targets: np.ndarray, seen: Seen, k: int = 10
     ) -> Ranked:

@@ -22,6 +22,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "mlp": "tensor",
     "layers": None,  # stacked by scan
     "new_vocab": None,
+    "content": None,
     "head_dim": None,
     "norm": None,
     "gate": None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -15,7 +16,22 @@ from unimp_jax.batch import Batch
 from unimp_jax.model import cpu
 from unimp_jax.model.attention import Kernel, KeysValues, attention, rotary_angles, rotate, segment_mask
 from unimp_jax.model.axes import constrain, gathered
-from unimp_jax.model.layers import MLP, DTypes, Linear, MLPKind, Norm, NormKind, Sizes, dropout, normal, stack
+from unimp_jax.model.layers import (
+    MLP,
+    DTypes,
+    Linear,
+    MLPKind,
+    Norm,
+    NormKind,
+    Sizes,
+    dropout,
+    normal,
+    parameter,
+    stack,
+)
+
+CONTENT_SCALE = 0.05
+"""A projection of content begins so that features of deviation 1 make rows of about this one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +42,9 @@ class DecoderConfig:
     """Rows of the base table; ids from here on are new tokens."""
     new_tokens: int = 0
     """Rows of the table of new tokens."""
+    content: int = 0
+    """Features of what each new token stands for, frozen, a projection of which is added to its row; 0: there are
+    none."""
     width: int = 2560
     layers: int = 32
     heads: int = 32
@@ -65,9 +84,10 @@ class DecoderConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"decoder: dropout {self.dropout} must be at least 0 and less than 1")
-        if self.vocab_size < 1 or self.new_tokens < 0:
+        if self.vocab_size < 1 or min(self.new_tokens, self.content) < 0:
             raise ValueError(
-                f"decoder: vocab_size {self.vocab_size} must be above 0, new_tokens {self.new_tokens} not below"
+                f"decoder: vocab_size {self.vocab_size} must be above 0, new_tokens {self.new_tokens} and content "
+                f"{self.content} not below"
             )
 
     @property
@@ -189,18 +209,19 @@ class Decoder(nnx.Module):
         self.norm = Norm(config.norm, {"norm": config.width}, eps=config.norm_eps, bias=config.bias, dtypes=dtypes)
 
 
-class Embeddings(nnx.Module):
-    """Embedding and output head. New tokens have tables of their own, so that the base ones can stay as they are."""
+class EmbeddingTables(nnx.Module):
+    """Embedding and output head as plain tables, those of base tokens and those of new ones."""
 
-    def __init__(self, config: DecoderConfig, dtypes: DTypes, rngs: nnx.Rngs):
-        self.vocab_size, self.dtype = config.vocab_size, dtypes.compute
-        base = {"vocab": config.vocab_size, "embed": config.width}
-        new = {"new_vocab": config.new_tokens, "embed": config.width}
-        tied = config.tie_embeddings
-        self.base = normal(rngs, base, 0.02, dtypes)
-        self.new = normal(rngs, new, 0.02, dtypes) if config.new_tokens else None
-        self.base_head = None if tied else normal(rngs, base, 0.02, dtypes)
-        self.new_head = normal(rngs, new, 0.02, dtypes) if config.new_tokens and not tied else None
+    def __init__(
+        self, vocab_size: int, dtype: str, base: nnx.Param, new: nnx.Param | None, base_head: nnx.Param | None,
+        new_head: nnx.Param | None,
+    ):  # fmt: skip
+        """
+        Args:
+          base_head, new_head: None where the head is the embedding.
+        """
+        self.vocab_size, self.dtype = vocab_size, dtype
+        self.base, self.new, self.base_head, self.new_head = base, new, base_head, new_head
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
         """int32 [B, T] -> [B, T, D]."""
@@ -232,3 +253,49 @@ class Embeddings(nnx.Module):
         of_base = base[...][jnp.where(is_new, 0, tokens)]
         of_new = new[...][jnp.where(is_new, tokens - self.vocab_size, 0)]
         return jnp.where(is_new[..., None], of_new, of_base).astype(self.dtype)
+
+
+class FrozenTable(nnx.Variable):
+    """Features that no part trains."""
+
+
+def frozen_table(sizes: Sizes, dtypes: DTypes) -> FrozenTable:
+    """Zeros, in the place of what is known of a catalogue."""
+    return FrozenTable(jnp.zeros(tuple(sizes.values()), dtypes.parameter), axis_names=tuple(sizes))
+
+
+class Embeddings(nnx.Module):
+    """What the tables of embedding and output head are made of.
+
+    New tokens have tables of their own, so that the base ones can stay as they are. With content, the row of a new
+    token is a free row plus a projection of its content: what is learnt of one item is known of those like it.
+    """
+
+    def __init__(self, config: DecoderConfig, dtypes: DTypes, rngs: nnx.Rngs):
+        self.vocab_size, self.dtype = config.vocab_size, dtypes.compute
+        base = {"vocab": config.vocab_size, "embed": config.width}
+        new = {"new_vocab": config.new_tokens, "embed": config.width}
+        tied = config.tie_embeddings
+        self.base = normal(rngs, base, 0.02, dtypes)
+        self.new = normal(rngs, new, 0.02, dtypes) if config.new_tokens else None
+        self.base_head = None if tied else normal(rngs, base, 0.02, dtypes)
+        self.new_head = normal(rngs, new, 0.02, dtypes) if config.new_tokens and not tied else None
+        has_content = bool(config.content and config.new_tokens)
+        features = {"new_vocab": config.new_tokens, "content": config.content}
+        projection = {"content": config.content, "embed": config.width}
+        deviation = CONTENT_SCALE / math.sqrt(max(config.content, 1))
+        self.content = frozen_table(features, dtypes) if has_content else None
+        self.projection = normal(rngs, projection, deviation, dtypes) if has_content else None
+        self.head_projection = normal(rngs, projection, deviation, dtypes) if has_content and not tied else None
+
+    def tables(self) -> EmbeddingTables:
+        """The tables, in which rows of new tokens have their content."""
+        new = self._with_content(self.new, self.projection)
+        new_head = self._with_content(self.new_head, self.head_projection)
+        return EmbeddingTables(self.vocab_size, self.dtype, self.base, new, self.base_head, new_head)
+
+    def _with_content(self, free_VD: nnx.Param | None, projection_KD: nnx.Param | None) -> nnx.Param | None:
+        if free_VD is None or projection_KD is None or self.content is None:
+            return free_VD
+        added_VD = jnp.einsum("vk,kd->vd", self.content[...].astype(free_VD.dtype), projection_KD[...])
+        return parameter(free_VD[...] + added_VD, free_VD.get_metadata("axis_names"))

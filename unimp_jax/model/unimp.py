@@ -230,11 +230,27 @@ class UniMP(nnx.Module):
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
         """int32 [B, T] -> [B, T, D]."""
-        return constrain(self.embeddings.embed(tokens_BT), "batch", "sequence", None)
+        return constrain(self.embeddings.tables().embed(tokens_BT), "batch", "sequence", None)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., V]."""
-        return self.embeddings.logits(hidden)
+        return self.embeddings.tables().logits(hidden)
+
+    def logits_of(self, hidden: jax.Array, tokens_V: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., V], of the tokens that are named (int32 [V]) alone."""
+        return self.embeddings.tables().logits_of(hidden, tokens_V)
+
+    def materialised(self) -> UniMP:
+        """The same model with the content of tokens in their rows: what is asked and exported."""
+        if self.embeddings.content is None:
+            return self
+        decoder = dataclasses.replace(self.config.decoder, content=0)
+        config = dataclasses.replace(self.config, decoder=decoder)
+        graph, state = nnx.split(nnx.eval_shape(lambda: UniMP(config, rngs=nnx.Rngs(0))))
+        values = dict(nnx.to_flat_state(nnx.state(self)))
+        tables = nnx.to_flat_state(nnx.state(self.embeddings.tables()))
+        values |= {("embeddings", *path): variable for path, variable in tables}
+        return nnx.merge(graph, nnx.map_state(lambda path, _: values[path], state))
 
     def hidden(self, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
         """Hidden states of all tokens: [B, T, D]."""

@@ -55,7 +55,7 @@ def make_train_step(
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         model = nnx.merge(graph, trainable, frozen)
         hidden_BAD = model.answer_hidden(batch, dropout_key=key)
-        head_graph, head = nnx.split(model.embeddings)
+        head_graph, head = nnx.split(model.embeddings.tables())
         loss, plain_BA = chunked_loss(
             lambda head, hidden: nnx.merge(head_graph, head).logits(hidden),
             head,

@@ -1,0 +1,71 @@
+"""Vectors of items by id in a file: what encoders of text or images make of a catalogue, or a user's own."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipelines.atomic import atomic_file
+from data_pipelines.code_files import MISTAKES
+from data_pipelines.errors import DataError
+
+FORMATS = "a Parquet file with the columns item_id and vector, or an .npz with the arrays item_ids and vectors"
+
+
+def write_vectors(path: Path, item_ids: Sequence[str], vectors: np.ndarray) -> None:
+    """Parquet with the columns `item_id` and `vector`, whole or not at all.
+
+    Args:
+      vectors: float32 [I, F].
+    """
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float32()), vectors.shape[1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path, shared=True) as partial:
+        pq.write_table(pa.table({"item_id": pa.array(item_ids, pa.string()), "vector": column}), partial)
+
+
+def read_vectors(path: Path, item_ids: Sequence[str]) -> np.ndarray:
+    """The vectors of these items, in this order; an item that the file does not know has the mean of the others.
+
+    Returns:
+      float32 [I, F].
+
+    Raises:
+      DataError: the file is missing or of another kind, has no vector of any of the items, or one that is not finite.
+    """
+    try:
+        known, vectors = _read(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist: `unimp features` writes such a file") from error
+    except (*MISTAKES, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path}: not a file of vectors ({str(error).splitlines()[0]}); {FORMATS} is right") from error
+    places = {item_id: place for place, item_id in enumerate(known)}
+    if len(places) != len(known):
+        raise DataError(f"{path}: an item has two vectors")
+    rows = np.array([places.get(item_id, -1) for item_id in item_ids], np.int64)
+    if (rows < 0).all():
+        raise DataError(f"{path} has no vector of any of the items: it was made for another catalogue")
+    found = vectors[rows[rows >= 0]]
+    if not np.isfinite(found).all():
+        raise DataError(f"{path}: a vector has numbers that are not finite")
+    return np.where((rows >= 0)[:, None], vectors[rows], found.mean(axis=0)).astype(np.float32)
+
+
+def _read(path: Path) -> tuple[list[str], np.ndarray]:
+    """(ids, [items, F]) as the file has them."""
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            known, vectors = arrays["item_ids"].astype(str).tolist(), arrays["vectors"].astype(np.float32)
+    else:
+        with pq.ParquetFile(path) as file:
+            table = file.read(columns=["item_id", "vector"])
+        known = table["item_id"].to_pylist()
+        vectors = np.array(table["vector"].to_pylist(), np.float32)
+    if vectors.ndim != 2 or len(vectors) != len(known) or not vectors.size:
+        raise ValueError(f"vectors of shape {vectors.shape} for {len(known)} items")
+    return known, vectors

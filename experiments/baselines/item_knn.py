@@ -1,0 +1,96 @@
+"""Item-kNN: items that the same users met as those of the history (Sarwar et al. 2001), by damped cosine.
+
+The score of item i after a history of items h_1 (the latest), h_2, … is
+
+    sum over j of  decay^(j - 1) * co[h_j, i] / ((n[h_j] + damping)^of_history * (n[i] + damping)^of_items)
+
+where co counts the users who met both in training, and n those who met one. Nothing is learned but three numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+
+import numpy as np
+import scipy.sparse
+
+from data_pipelines.corpus import TRAIN, Corpus
+from experiments.baselines.ranker import best_on_validation, padded_histories, training_counts
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemKNNConfig:
+    """How co-occurrences are weighed; cosine is .5 and .5."""
+
+    decay: float = 0.9
+    """The weight of an item of the history relative to the one after it."""
+    of_history: float = 0.5
+    """How far items of the history that many met count less."""
+    of_items: float = 0.5
+    """How far recommended items that many met count less."""
+    damping: float = 5.0
+    """Added to counts, so that rare pairs do not lead."""
+
+
+GRID = tuple(
+    ItemKNNConfig(decay=decay, of_history=of_history, of_items=of_items)
+    for decay, (of_history, of_items) in itertools.product((1.0, 0.9, 0.7), ((0.5, 0.5), (0.5, 0.3), (0.0, 0.5)))
+)
+
+
+class ItemKNN:
+    """Items that nobody met together with one of the history stand below all others, by popularity."""
+
+    name = "item-kNN"
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        config: ItemKNNConfig = ItemKNNConfig(),
+        met_together: scipy.sparse.csr_array | None = None,
+    ):
+        """`met_together` spares the counting where it was done before (`co_occurrences`)."""
+        self.corpus, self.config = corpus, config
+        met_together = co_occurrences(corpus) if met_together is None else met_together
+        users_I = np.bincount(np.unique(_pairs(corpus), axis=1)[1], minlength=corpus.num_items) + config.damping
+        left, right = (scipy.sparse.diags_array(users_I**-power) for power in (config.of_history, config.of_items))
+        self._weights_II = (left @ met_together @ right).astype(np.float32).tocsr()
+        popularity_I = training_counts(corpus)
+        least = self._weights_II.data.min(initial=1.0)
+        self._floor_I = (popularity_I * (1e-3 * least / max(popularity_I.max(), 1))).astype(np.float32)
+
+    def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        histories_MS = padded_histories(self.corpus, users, positions)
+        there = histories_MS >= 0
+        back_MS = positions[:, None] - 1 - np.arange(histories_MS.shape[1])
+        weights = (self.config.decay ** back_MS[there]).astype(np.float32)
+        rows = np.repeat(np.arange(len(users)), there.sum(axis=1))
+        shape = len(users), self.corpus.num_items
+        history_MI = scipy.sparse.csr_array((weights, (rows, histories_MS[there])), shape)
+        return np.asarray((history_MI @ self._weights_II).todense(), np.float32) + self._floor_I
+
+
+def choose_item_knn(corpus: Corpus, grid: Iterable[ItemKNNConfig] = GRID) -> ItemKNN:
+    """That of the grid with the highest NDCG@10, seen filtered, on the validation users; without any, the first."""
+    counted = co_occurrences(corpus)
+    return best_on_validation(corpus, (ItemKNN(corpus, config, counted) for config in grid))
+
+
+def co_occurrences(corpus: Corpus) -> scipy.sparse.csr_array:
+    """How many users met both of two different items in training: float32 [I, I]."""
+    users, items = np.unique(_pairs(corpus), axis=1)
+    shape = corpus.num_users, corpus.num_items
+    met = scipy.sparse.csr_array((np.ones(len(users), np.float32), (users, items)), shape)
+    together = (met.T @ met).tocsr()
+    together = (together - scipy.sparse.diags_array(together.diagonal())).tocsr()
+    together.eliminate_zeros()
+    return together
+
+
+def _pairs(corpus: Corpus) -> np.ndarray:
+    """(users, items) of the training interactions: int64 [2, E]."""
+    events = np.flatnonzero(corpus.splits == TRAIN)
+    users = np.repeat(np.arange(corpus.num_users), np.diff(corpus.offsets))[events]
+    return np.stack([users, corpus.items[events].astype(np.int64)])

@@ -1,0 +1,112 @@
+"""The content of items: its parts, its tokens, and that nothing held out is read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.content import (
+    ATTRIBUTE_NORM,
+    ContentConfig,
+    build_content,
+    mean_ratings,
+    principal_components,
+    token_content,
+    training_counts,
+)
+from data_pipelines.corpus import TRAIN
+from data_pipelines.errors import DataError
+from data_pipelines.item_vectors import read_vectors, write_vectors
+from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
+from tests.data_pipelines.small import small_corpus
+
+EVERYTHING = ContentConfig(attributes=("Category",), least_items=1, popularity=True, rating=True)
+
+
+def test_parts_are_the_attributes_popularity_and_ratings() -> None:
+    corpus = small_corpus()
+    content = build_content(corpus, EVERYTHING)
+    columns = len(content.categories)
+    assert set(content.categories) == {name for names in corpus.categories for name in names}
+    for item, names in enumerate(corpus.categories):
+        expected = np.zeros(columns)
+        expected[[content.categories[name] for name in set(names)]] = ATTRIBUTE_NORM / max(len(set(names)), 1) ** 0.5
+        np.testing.assert_allclose(content.items[item, :columns], expected, rtol=1e-6)
+    popularity = content.items[:, columns]
+    assert (np.argsort(popularity, kind="stable") == np.argsort(training_counts(corpus), kind="stable")).all()
+    np.testing.assert_allclose([popularity.mean(), popularity.std()], [0, 1], atol=1e-6)
+    np.testing.assert_array_equal(content.items[:, columns + 1 :], mean_ratings(corpus))
+
+
+def test_without_parts_there_is_no_content() -> None:
+    assert ContentConfig().is_empty
+    assert build_content(small_corpus(), ContentConfig()).width == 0
+
+
+def test_an_attribute_that_no_item_has_is_named() -> None:
+    with pytest.raises(DataError, match="'Colour'"):
+        build_content(small_corpus(), ContentConfig(attributes=("Colour",)))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_held_out_interactions_are_never_read(seed: int) -> None:
+    corpus, rng = small_corpus(), np.random.default_rng(seed)
+    held_out = corpus.splits != TRAIN
+    items, ratings = corpus.items.copy(), corpus.ratings.copy()
+    items[held_out] = rng.integers(corpus.num_items, size=held_out.sum())
+    ratings[held_out] = rng.integers(1, 6, size=held_out.sum())
+    changed = dataclasses.replace(corpus, items=items, ratings=ratings)
+    np.testing.assert_array_equal(build_content(changed, EVERYTHING).items, build_content(corpus, EVERYTHING).items)
+
+
+def test_a_category_shares_its_feature_with_the_items_that_it_describes() -> None:
+    corpus = small_corpus()
+    vocabulary = build_vocabulary(corpus, VocabularyConfig(trained_size=300, category_items=1))
+    content = build_content(corpus, EVERYTHING)
+    rows = token_content(content, vocabulary)
+    np.testing.assert_array_equal(rows[vocabulary.items[:, 0] - vocabulary.base_size], content.items)
+    for name, token in vocabulary.categories.items():
+        assert rows[token - vocabulary.base_size, content.categories[name]] == ATTRIBUTE_NORM
+        assert np.count_nonzero(rows[token - vocabulary.base_size]) == 1
+    assert not rows[vocabulary.answer - vocabulary.base_size].any()
+
+
+def test_components_are_those_of_a_singular_value_decomposition() -> None:
+    vectors = np.random.default_rng(0).normal(size=(50, 8)) * np.arange(1, 9)
+    centred = vectors - vectors.mean(axis=0)
+    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    expected = left[:, :3] * sizes[:3] / np.sqrt(sizes[:3] * sizes[0] / len(vectors))
+    found = principal_components(vectors, 3)
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_are_read_by_id_and_unknown_items_have_the_mean(tmp_path) -> None:
+    vectors = np.arange(6, dtype=np.float32).reshape(3, 2)
+    write_vectors(tmp_path / "v.parquet", ["a", "b", "c"], vectors)
+    np.savez(tmp_path / "v.npz", item_ids=np.array(["a", "b", "c"]), vectors=vectors)
+    for name in ("v.parquet", "v.npz"):
+        read = read_vectors(tmp_path / name, ["c", "new", "a"])
+        np.testing.assert_array_equal(read, [[4, 5], [2, 3], [0, 1]])
+
+
+@pytest.mark.parametrize("damage", ["missing", "text", "cut", "other items", "not finite", "twice", "pickled"])
+def test_files_that_are_no_vectors_are_refused_by_name(tmp_path, damage: str) -> None:
+    path = tmp_path / ("v.npz" if damage == "pickled" else "v.parquet")
+    vectors = np.ones((2, 2), np.float32)
+    if damage == "not finite":
+        vectors[0, 0] = np.inf
+    if damage not in ("missing", "pickled"):
+        write_vectors(path, ["a", "a" if damage == "twice" else "b"], vectors)
+    if damage == "text":
+        path.write_text("item_id,vector\na,1\n")
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-30])
+    if damage == "pickled":
+        np.savez(path, item_ids=np.array(["a", None], object), vectors=vectors)
+    with pytest.raises(DataError, match=path.name):
+        read_vectors(path, ["z"] if damage == "other items" else ["a", "b"])
