@@ -98,9 +98,9 @@ class Task(abc.ABC):
     """Whether the ids of its history are followed by the ratings that they were given."""
     asked_along: ClassVar[bool] = False
     """Whether it may be asked of earlier items of the history too (`TaskConfig.ask_every`)."""
-    continues_history: ClassVar[bool] = False
-    """Whether it may be answered right after the history's last id, without a question
-    (`TaskConfig.recommendation_at`)."""
+    continues_history: ClassVar[str] = ""
+    """The field of `TaskConfig` by which it is answered right after the history's last id, without a question; none for
+    a task that cannot do without."""
     needs_codes: ClassVar[bool] = False
     """Whether it is asked only of runs that know images as codes."""
     begins_text: ClassVar[bool] = False
@@ -160,6 +160,10 @@ class Task(abc.ABC):
           shown: the texts of `Task.texts`, cut to the room that there is.
         """
         return []
+
+    def continuation(self, vocabulary: Vocabulary, query: Query) -> np.ndarray:
+        """What follows the history's last id in the place of a question (`continues_history`): int32 [t]."""
+        return int32()
 
     @abc.abstractmethod
     def answer(self, texts: PromptTexts, query: Query, shown: Sequence[np.ndarray]) -> np.ndarray:

@@ -30,6 +30,9 @@ class TaskConfig:
     recommendation_at: Literal["question", "last_id"] = "question"
     """Where a recommendation is answered: after its question (as the paper), or right after the last id of the history,
     without a question, as `history_targets` next_item and both teach at every id before it."""
+    rating_at: Literal["question", "last_id"] = "question"
+    """Where a rating is answered: after its question, which shows the item (as the paper), or right after the item's
+    id, which follows those of the history, as `rated_history` teaches at every id before it."""
     history_ids: bool = True
     """Items shown whole are named by their ids. Without, a history consists of images and words alone: there are no
     bare ids, and no targets."""
@@ -54,5 +57,7 @@ class TaskConfig:
                 "tasks.history_ids False leaves no ids to show bare or to predict: set tasks.id_items 0 and "
                 "tasks.history_targets none as well"
             )
-        if not self.history_ids and self.recommendation_at == "last_id":
-            raise ValueError("tasks.history_ids False leaves no last id: set tasks.recommendation_at question")
+        if not self.history_ids and "last_id" in (self.recommendation_at, self.rating_at):
+            raise ValueError(
+                "tasks.history_ids False leaves no last id: set tasks.recommendation_at and tasks.rating_at question"
+            )

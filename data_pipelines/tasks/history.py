@@ -136,7 +136,8 @@ class History:
 
 def continues_history(query: Query, config: TaskConfig) -> bool:
     """Whether a query is answered right after the history's last id, without a question."""
-    return TASKS[query.task].continues_history and config.recommendation_at == "last_id"
+    field = TASKS[query.task].continues_history
+    return bool(field) and getattr(config, field) == "last_id"
 
 
 def up_to_last_id(piece: Piece, end_of_chunk: int) -> Piece:

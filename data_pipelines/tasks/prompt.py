@@ -171,7 +171,7 @@ class PromptWriter:
     def _question(self, query: Query, texts: Sequence[np.ndarray]) -> Piece:
         """What stands between the history and the answer, the last `<answer>` included."""
         if continues_history(query, self.config):
-            return Piece(int32())
+            return Piece(TASKS[query.task].continuation(self.vocabulary, query))
         segments = TASKS[query.task].prompt(self.texts, query, texts)
         starts = np.cumsum([0, *(len(segment.tokens) for segment in segments)])
         shown = [

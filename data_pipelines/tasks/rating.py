@@ -19,6 +19,7 @@ class Rating(Task):
     name = "rating"
     question = "What is the rating and explanation for the item?"
     rated_history = True
+    continues_history = "rating_at"
     num_texts = 1
 
     def unavailable(self, data: TaskData) -> str:
@@ -39,6 +40,9 @@ class Rating(Task):
 
     def prompt(self, texts: PromptTexts, query: Query, shown: Sequence[np.ndarray]) -> list[Segment]:
         return [Segment(texts.item(query.right[0], shown[0]), query.right[0])]
+
+    def continuation(self, vocabulary: Vocabulary, query: Query) -> np.ndarray:
+        return vocabulary.items[query.right[0]]
 
     def answer(self, texts: PromptTexts, query: Query, shown: Sequence[np.ndarray]) -> np.ndarray:
         event = int(texts.corpus.offsets[query.user]) + query.position

@@ -19,7 +19,7 @@ class Recommendation(Task):
     loss_weight = 2.0
     asked_along = True
     begins_text = True
-    continues_history = True
+    continues_history = "recommendation_at"
 
     def answer(self, texts: PromptTexts, query: Query, shown: Sequence[np.ndarray]) -> np.ndarray:
         return texts.vocabulary.items[query.right[0]]

@@ -299,6 +299,7 @@ configs = st.builds(
     rated_history=st.booleans(),
     ask_every=st.integers(0, 4),
     recommendation_at=st.sampled_from(["question", "last_id"]),
+    rating_at=st.sampled_from(["question", "last_id"]),
     questions_show_ids=st.booleans(),
     images=st.booleans(),
     text=st.booleans(),
@@ -328,6 +329,8 @@ def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(co
     np.testing.assert_array_equal(asked.tokens, trained.tokens[:length])
     if query.task == "recommendation" and config.recommendation_at == "last_id":
         assert asked.tokens[-1] in [*VOCABULARY.items[:, -1], VOCABULARY.bos]
+    elif query.task == "rating" and config.rating_at == "last_id":
+        assert asked.tokens[-1] == VOCABULARY.items[query.right[0], -1]
     else:
         assert asked.tokens[-1] == VOCABULARY.answer
     assert asked.answer_positions.tolist() == [length - 1]
@@ -341,7 +344,9 @@ def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(co
     number=st.integers(0, 500),
 )
 def test_what_a_budget_leaves_of_a_history_still_foretells_what_comes_next(config, row_shape, number):
-    config = dataclasses.replace(config, rated_history=False, questions_show_ids=False, recommendation_at="question")
+    config = dataclasses.replace(
+        config, rated_history=False, questions_show_ids=False, recommendation_at="question", rating_at="question"
+    )
     query = TrainingQueries(CORPUS, QueryConfig(), seed=3)[number]
     example = small_writer(CORPUS, VOCABULARY, config, row_shape).write(query)
     assert asked_of(example) == predicted(example, query.right[0]) | asked_in_answer(example)

@@ -1,0 +1,1 @@
+"""One model beside every rival on every data set and task: `unimp leaderboard`."""

@@ -1,0 +1,85 @@
+"""What the leaderboard consists of: a preset for each data set, and as much time for each rival as the preset takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from experiments.baselines.sasrec import SASRecConfig
+from experiments.config import ExperimentConfig
+from experiments.evals.config import EvaluationConfig
+from experiments.evaluate import evaluate_run
+from experiments.presets import PRESETS
+from experiments.train import train_run
+from unimp_jax.decoding import BeamConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Contest:
+    """A data set, the preset that is trained on it, and the allowance of its rivals.
+
+    Attributes:
+      title: what tables call the data set.
+      source: of `unimp prepare`.
+      preset: all tasks in one model.
+      rival_seconds: what each trained rival may take.
+    """
+
+    title: str
+    source: str
+    preset: str
+    rival_seconds: float
+
+
+CONTESTS = {
+    "movielens-small": Contest("MovieLens small", "movielens_small", "tiny", 240.0),
+    "movielens-1m": Contest("MovieLens 1M", "movielens_1m", "small", 1800.0),
+    "hm-products": Contest("H&M products", "hm-products", "fashion", 900.0),
+    "beauty": Contest("Beauty", "beauty", "beauty", 900.0),
+    "sports": Contest("Sports", "sports", "beauty", 900.0),
+    "instruments": Contest("Musical Instruments", "amazon_instruments_2014", "reviews", 900.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LeaderboardConfig:
+    """Which cells there are, and where they are kept."""
+
+    contests: tuple[str, ...] = tuple(CONTESTS)
+    """Data sets by name."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of parameters, data order and rivals."""
+    data: Path = Path("data")
+    """Where the prepared records are."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.contests if name not in CONTESTS]
+        if unknown or not self.contests:
+            raise ValueError(f"contests {' '.join(unknown) or 'of nothing'}: one or more of {', '.join(CONTESTS)}")
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds}: one or more, all different, of 0 or more")
+
+
+def experiment_of(contest: Contest, seed: int, data: Path) -> ExperimentConfig:
+    """The configuration of one cell."""
+    preset = PRESETS[contest.preset]
+    return dataclasses.replace(
+        preset, data=dataclasses.replace(preset.data, source=contest.source, folder=data), seed=seed
+    )
+
+
+def run_cell(folder: Path, contest: Contest, seed: int, data: Path) -> bool:
+    """Trains and evaluates one cell, or goes on where it was interrupted.
+
+    Returns:
+      Whether there was anything left to do.
+
+    Raises:
+      DataError: the source is not prepared, or the folder holds another experiment.
+    """
+    if (folder / "evaluation" / "test.json").exists():
+        return False
+    train_run(experiment_of(contest, seed, data), folder)
+    rivals = SASRecConfig(seconds=contest.rival_seconds, seed=seed)
+    evaluate_run(folder, EvaluationConfig(sasrec_config=rivals, reviews=BeamConfig(beams=1, new_tokens=96)))
+    return True

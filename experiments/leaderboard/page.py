@@ -1,0 +1,81 @@
+"""The leaderboard as a page of Markdown: losses first, then every table."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+
+from experiments.leaderboard.board import Entrant, Standing
+from unimp_jax.evaluation.bootstrap import Interval
+
+COLUMNS = ("HR@10", "NDCG@10", "HR@10 (unfiltered)", "NDCG@10 (unfiltered)", "recall", "precision", "F1", "RMSE", "MAE")
+"""Metrics shown where a task has them; others show their headline."""
+
+
+def page(found: Sequence[Standing], seconds: Mapping[str, Sequence[float]], command: str, seeds: Sequence[int]) -> str:
+    """The whole page.
+
+    Args:
+      seconds: of each data set, what each seed's training took.
+      command: that makes the page.
+    """
+    counts = collections.Counter(one.verdict for one in found)
+    lines = [
+        "# Leaderboard",
+        "",
+        f"One model a data set, all tasks, test split, seeds {', '.join(map(str, seeds))}; `{command}`. "
+        "Intervals are for other users and seeds; a difference is of the same users, and level where chance gives a "
+        "larger one in more than one case of twenty.",
+        "",
+        f"**{counts['won']} won, {counts['level']} level, {counts['lost']} lost.**",
+        "",
+    ]
+    order = {"lost": 0, "level": 1, "won": 2, "alone": 3}
+    lines += ["| | data | task | metric | UniMP | best rival | | difference | p |", "|" + "---|" * 9]
+    for one in sorted(found, key=lambda one: order[one.verdict]):
+        ours = one.ours[0].metrics[one.metric]
+        rival = one.rivals[0] if one.rivals else None
+        cells = [one.verdict, one.contest, one.task, one.metric, shown(ours)]
+        cells += [shown(rival.metrics[one.metric]), rival.model] if rival else ["", ""]
+        if one.difference:
+            cells += [f"{one.difference.mean:+.4f} [{bounds(one.difference)}]", f"{one.difference.p_value:.3f}"]
+        lines.append("| " + " | ".join([*cells, *[""] * (9 - len(cells))]) + " |")
+    for contest in dict.fromkeys(one.contest for one in found):
+        took = ", ".join(f"{second:.0f}" for second in seconds.get(contest, ()))
+        lines += ["", f"## {contest}", "", f"Training took {took} s."]
+        for one in (one for one in found if one.contest == contest):
+            lines += ["", f"### {one.task} ({one.users:,} users)", "", *table(one)]
+    return "\n".join(lines) + "\n"
+
+
+def table(one: Standing) -> list[str]:
+    """All models of a task, best first; the best of each column in bold, whoever has it."""
+    entrants = [*one.ours, *one.rivals]
+    names = [name for name in COLUMNS if any(name in entrant.metrics for entrant in entrants)] or [one.metric]
+    best = {name: extreme(entrants, name, one.larger_is_better) for name in names}
+    sign = -1 if one.larger_is_better else 1
+    lines = ["| model | " + " | ".join(names) + " |", "|" + "---|" * (1 + len(names))]
+    for entrant in sorted(entrants, key=lambda entrant: sign * entrant.metrics[one.metric].mean):
+        cells = [cell(entrant, name, best[name]) for name in names]
+        lines.append(f"| {entrant.model} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def extreme(entrants: Sequence[Entrant], name: str, larger_is_better: bool) -> float:
+    means = [entrant.metrics[name].mean for entrant in entrants if name in entrant.metrics]
+    return max(means) if larger_is_better else min(means)
+
+
+def cell(entrant: Entrant, name: str, best: float) -> str:
+    if name not in entrant.metrics:
+        return ""
+    text = shown(entrant.metrics[name])
+    return f"**{text}**" if entrant.metrics[name].mean == best else text
+
+
+def shown(interval: Interval) -> str:
+    return f"{interval.mean:.4f} [{bounds(interval)}]"
+
+
+def bounds(interval: Interval) -> str:
+    return f"{interval.low:.4f}, {interval.high:.4f}"
