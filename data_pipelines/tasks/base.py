@@ -31,6 +31,7 @@ class Query:
       candidates: for selection, the three items to select from.
       words: what is searched for, where it is not the categories of the right item.
       unconditional: for image, whether the history and what is searched for are left out.
+      whole: whether the latest items of the history are shown whole (`TaskConfig.full_items`), not as bare ids.
       instead_of: the question that this one replaces, in words that are counted in the log.
     """
 
@@ -41,6 +42,7 @@ class Query:
     candidates: tuple[int, ...] = ()
     words: str | None = None
     unconditional: bool = False
+    whole: bool = True
     instead_of: str = ""
 
 

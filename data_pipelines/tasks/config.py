@@ -17,6 +17,8 @@ class TaskConfig:
     """So many of the latest items are shown whole, with image and attributes."""
     id_items: int = 0
     """Up to so many items before those are shown as bare ids, each a target of the one before it."""
+    ask_whole: bool = True
+    """Outside of training, the latest items are shown whole; else all are bare ids, as `queries.whole_rate` teaches."""
     history_targets: Literal["reconstruct", "next_item", "both", "none"] = "reconstruct"
     """Targets in the items shown whole: their own id (as the paper), what comes after its first token and then the next
     item (asked along the id), both, or nothing."""

@@ -35,7 +35,7 @@ class History:
         query = self.query
         whole: list[Piece] = []
         following = int(query.right[0]) if query.right else 0  # any item: an open question's targets are never used
-        shown = min(self.config.full_items, query.position)
+        shown = min(self.config.full_items, query.position) if query.whole else 0
         for place in range(query.position - 1, query.position - shown - 1, -1):
             piece = self._whole_item(place, following)
             left = left - piece.size

@@ -14,6 +14,7 @@ and a whole example, here for recommendation,
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Self
@@ -110,6 +111,7 @@ class PromptWriter:
           ValueError: the question is larger than a row even without them, or open and not only to be asked.
         """
         task = TASKS[query.task]
+        query = dataclasses.replace(query, whole=self.config.ask_whole) if ask else query
         if not ask and task.is_open(self.corpus, query):
             raise ValueError(f"the {query.task} question {query} is open: it has no answer to write")
         texts = task.texts(self.texts, query)

@@ -26,6 +26,9 @@ class QueryConfig:
 
     mix: Mapping[str, float] = dataclasses.field(default_factory=default_shares)
     """How often each task is asked, in proportion to one another; 0, or no mention, leaves a task out."""
+    whole_rate: float = 1.0
+    """This share of the questions shows the latest items of the history whole, the others bare ids alone, of which many
+    more fit into a row."""
     window: Literal["uniform", "latest"] = "uniform"
     """Where a user's random window ends: at any interaction, or only where a full window lies before it."""
     window_items: int = 0
@@ -37,8 +40,9 @@ class QueryConfig:
     def __post_init__(self) -> None:
         check_names("queries.mix", self.mix)
         object.__setattr__(self, "mix", {name: float(self.mix.get(name, 0.0)) for name in TASKS})
-        if not 0 <= self.unconditional_rate <= 1:
-            raise ValueError(f"queries.unconditional_rate {self.unconditional_rate} must be a share, 0 to 1")
+        for name in ("unconditional_rate", "whole_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"queries.{name} {getattr(self, name)} must be a share, 0 to 1")
 
     @property
     def needs_codes(self) -> bool:
@@ -107,10 +111,12 @@ class TrainingQueries:
         first = min(self.config.window_items, last) if self.config.window == "latest" else 1
         position = int(rng.integers(max(first, 1), last + 1))
         query = task.sample(self._data, user, position, last, rng)
-        if isinstance(query, Query):
-            return query
-        item = self._data.item(user, position)
-        return Query("recommendation", user, position, (item,), instead_of=query or "")
+        if not isinstance(query, Query):
+            item = self._data.item(user, position)
+            query = Query("recommendation", user, position, (item,), instead_of=query or "")
+        if self.config.whole_rate < 1:
+            query = dataclasses.replace(query, whole=rng.random() < self.config.whole_rate)
+        return query
 
 
 @dataclasses.dataclass(frozen=True)

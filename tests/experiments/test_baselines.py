@@ -123,7 +123,7 @@ def test_markov_chooses_on_validation_and_finds_the_circle() -> None:
     assert (evaluate_ranker(chain, circle(), "test")["unfiltered"] == 1).all()
 
 
-def test_query_match_orders_by_words_then_by_the_base(corpus: Corpus) -> None:
+def test_query_match_orders_by_matched_words_then_by_fewest_others_then_by_the_base(corpus: Corpus) -> None:
     users, positions = corpus.held_out(TEST)
     words = [corpus.categories[target] for target in corpus.targets(users, positions)]
     asked = dict(zip(zip(users.tolist(), positions.tolist(), strict=True), words, strict=True))

@@ -1,0 +1,65 @@
+"""Standings from evaluated cells: who is ahead, what is lost is said first, and finished cells are not run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.errors import DataError
+from experiments.leaderboard import cells
+from experiments.leaderboard.board import Entrant, Standing
+from experiments.leaderboard.cells import CONTESTS, LeaderboardConfig, experiment_of, run_cell
+from experiments.leaderboard.command import write_leaderboard
+from experiments.leaderboard.page import page
+from unimp_jax.evaluation.bootstrap import Difference, Interval
+
+
+def standing(task: str, ours: float, rival: float, p_value: float, larger: bool = True) -> Standing:
+    name = "NDCG@10" if larger else "RMSE"
+    entrants = [Entrant(model, {name: Interval(x, x - 0.01, x + 0.01)}) for model, x in (("UniMP", ours), ("R", rival))]
+    difference = Difference(ours - rival, ours - rival - 0.01, ours - rival + 0.01, p_value)
+    return Standing("D", task, name, 9, larger, (entrants[0],), (entrants[1],), difference)
+
+
+def test_verdicts_know_which_way_is_better_and_what_chance_is() -> None:
+    assert standing("search", 0.6, 0.5, 0.01).verdict == "won"
+    assert standing("search", 0.5, 0.6, 0.01).verdict == "lost"
+    assert standing("search", 0.6, 0.5, 0.2).verdict == "level"
+    assert standing("rating", 0.9, 1.0, 0.01, larger=False).verdict == "won"
+    assert standing("rating", 1.0, 0.9, 0.01, larger=False).verdict == "lost"
+
+
+def test_losses_come_first_and_the_best_of_a_column_is_bold_whoever_has_it() -> None:
+    found = [standing("search", 0.6, 0.5, 0.01), standing("rating", 1.0, 0.9, 0.01, larger=False)]
+    text = page(found, {"D": [10.0]}, "unimp leaderboard", [0])
+    assert "**1 won, 0 level, 1 lost.**" in text
+    assert text.index("| lost | D | rating") < text.index("| won | D | search")
+    assert "| R | **0.9000 [0.8900, 0.9100]** |" in text
+    assert "| UniMP | **0.6000 [0.5900, 0.6100]** |" in text
+    assert "| UniMP | 1.0000 [0.9900, 1.0100] |" in text
+
+
+def test_a_cell_is_its_preset_on_its_data_with_its_seed(tmp_path: Path) -> None:
+    config = experiment_of(CONTESTS["sports"], 2, tmp_path)
+    assert (config.data.source, config.data.folder, config.seed) == ("sports", tmp_path, 2)
+
+
+def test_an_evaluated_cell_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "test.json").write_text("{}")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("it is trained again")
+
+    monkeypatch.setattr(cells, "train_run", refuse)
+    assert not run_cell(tmp_path, CONTESTS["beauty"], 0, tmp_path)
+
+
+def test_unknown_data_sets_equal_seeds_and_nothing_to_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="movielens-small"):
+        LeaderboardConfig(contests=("movielens",))
+    with pytest.raises(ValueError, match="all different"):
+        LeaderboardConfig(seeds=(1, 1))
+    with pytest.raises(DataError, match="no evaluated run"):
+        write_leaderboard(tmp_path, LeaderboardConfig(), tmp_path / "L.md", read_only=True)
