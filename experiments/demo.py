@@ -56,10 +56,10 @@ def posters_in_codes(folder: Path, data: Path) -> Path:
 
 
 def with_images(data: Path, codes: Path) -> ExperimentConfig:
-    """`tiny`, which is asked for images as often as for anything else."""
+    """`tiny`, which is asked for images as well."""
     return dataclasses.replace(
         PRESETS["tiny"],
         data=DataConfig(SOURCE, data),
         vocabulary=dataclasses.replace(PRESETS["tiny"].vocabulary, image_codes=codes),
-        queries=dataclasses.replace(PRESETS["tiny"].queries, mix={**PRESETS["tiny"].queries.mix, "image": 2.0}),
+        queries=dataclasses.replace(PRESETS["tiny"].queries, mix={**PRESETS["tiny"].queries.mix, "image": 1.0}),
     )

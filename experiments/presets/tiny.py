@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+from data_pipelines.content import ContentConfig
 from data_pipelines.images import ImageConfig
 from data_pipelines.loader import LoaderConfig
 from data_pipelines.tasks.config import TaskConfig
@@ -11,19 +14,27 @@ from data_pipelines.vocabulary import VocabularyConfig
 from experiments.config import ExperimentConfig, TrainingConfig
 from experiments.presets.optimizers import FROM_NOTHING
 from unimp_jax.model import PARTS, presets
+from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.training.loop import LoopConfig
 
 EXPERIMENT = ExperimentConfig(
-    model=presets.tiny,
-    vocabulary=VocabularyConfig(trained_size=512, attributes=("Genres", "Year", "Title"), attribute_words=5),
-    tasks=TaskConfig(
-        full_items=2, id_items=100, history_targets="next_item", history_weight=0.3, questions_show_ids=True
+    model=dataclasses.replace(presets.tiny, decoder=dataclasses.replace(presets.tiny.decoder, dropout=0.2)),
+    vocabulary=VocabularyConfig(
+        trained_size=512, attributes=("Genres", "Year", "Title"), attribute_words=5, category_items=1
     ),
-    queries=QueryConfig(mix={"recommendation": 2.0, "search": 2.0, "rating": 2.0, "selection": 2.0}),
-    row_shape=RowShape(tokens=512, images=16, answers=320),
+    content=ContentConfig(attributes=("Category", "Year"), popularity=True, rating=True),
+    tasks=TaskConfig(
+        full_items=2, id_items=60, ask_whole=False, history_targets="next_item", history_weight=0.5, ask_every=6,
+        recommendation_at="last_id", rating_at="last_id", questions_show_ids=True,
+    ),
+    queries=QueryConfig(
+        mix={"recommendation": 2.0, "search": 3.0, "rating": 1.5, "selection": 0.25}, whole_rate=0.1
+    ),
+    row_shape=RowShape(tokens=256, images=6, answers=200),
     images=ImageConfig(fit="stretch"),
-    loader=LoaderConfig(batch_size=8, block_examples=2048),
+    loader=LoaderConfig(batch_size=16, block_examples=2048),
     optimizer=FROM_NOTHING,
+    objective=ObjectiveConfig(gamma=0.0),
     training=TrainingConfig(trains=PARTS),
-    loop=LoopConfig(steps=1000, log_every=20, validate_every=200, save_every=200),
-)
+    loop=LoopConfig(steps=700, log_every=25, validate_every=175, save_every=175),
+)  # fmt: skip
