@@ -64,6 +64,7 @@ setup(
         "torch": ["torch>=2.6"],  # .pt, .pth and .ckpt files, and tests against transformers
         "gguf": ["gguf>=0.17"],
         "beam": ["apache-beam>=2.60"],  # large sources, encoded by other machines
+        "wordllama": ["wordllama>=0.4"],  # word vectors for `unimp features`; MIT
         "sweep": ["optuna>=4.1"],  # the search for hyper-parameters
         "docs": ["sphinx>=8", "myst-nb>=1.1", "furo"],
         "dev": [

@@ -29,6 +29,7 @@ COMMANDS = {
     "import": ("experiments.import_weights", "Make published weights a start for `unimp train PRESET --start FOLDER`."),
     "export": ("experiments.export", "Write a run as a folder that other programs load."),
     "generate": ("experiments.generate", "Answer one user's question with a trained model."),
+    "features": ("experiments.item_features", "Write an encoder's vector of each item, for runs with content."),
     "ids": ("experiments.item_ids", "Name items by a few tokens that similar items share."),
     "leaderboard": (
         "experiments.leaderboard.command",

@@ -16,11 +16,11 @@ from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.vocabulary import attribute_texts
 from experiments.data import ExperimentData
 from experiments.feature_extractors import own_tower
+from experiments.item_encoders import embedded_texts
 from experiments.restore import Checkpoint
 from experiments.run import ALL_DEVICES, open_model
 from unimp_jax.evaluation.mapping import map_batches
 from unimp_jax.evaluation.predictor import Predictor
-from unimp_jax.interop.exporting import to_host
 from unimp_jax.model import UniMP
 from unimp_jax.processes import ProcessesConfig, join, print_once
 from unimp_jax.semantic_ids import ResidualKMeansConfig, RQVAEConfig, SemanticIdConfig, semantic_ids
@@ -114,10 +114,7 @@ def image_features(predictor: Predictor, data: ExperimentData) -> np.ndarray:
 
 def text_features(net: UniMP, data: ExperimentData) -> np.ndarray:
     """float32 [I, D]; an item without words is given zeros."""
-    table = to_host(net.embeddings.base[...], ()).astype(np.float32)
-    rows = data.vocabulary.encode_all(attribute_texts(data.corpus, data.config.vocabulary))
-    zeros = np.zeros(table.shape[1], np.float32)
-    return np.stack([table[row].mean(axis=0) if row else zeros for row in rows])
+    return embedded_texts(net, data.vocabulary)(attribute_texts(data.corpus, data.config.vocabulary))
 
 
 def evenly(block: np.ndarray) -> np.ndarray:

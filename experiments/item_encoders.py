@@ -1,0 +1,257 @@
+"""Encoders of what is written of an item, or of its image: of transformers, WordLlama, or of a trained run."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.errors import DataError
+from data_pipelines.images import decode
+from data_pipelines.opening import open_image
+from data_pipelines.plain_text import read_tokenizer, without_long_words
+from data_pipelines.schema import Item
+from data_pipelines.vocabulary import CATEGORY, Vocabulary
+from experiments.feature_extractors import own_tower
+from experiments.restore import Checkpoint
+from experiments.run import open_model
+from unimp_jax.interop.exporting import to_host
+from unimp_jax.interop.layout import WeightsError
+from unimp_jax.interop.weights import locate, reason
+from unimp_jax.model import UniMP
+
+LONGEST = 512
+"""Tokens of a text that an encoder of transformers reads, where it does not read fewer."""
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+
+Pooling = Literal["mean", "cls", "pooler"]
+ReadAndEncode = tuple[Callable[[Item], Any], Callable[[list[Any]], np.ndarray]]
+"""`read` and `encode` of an `ItemEncoder`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemEncoderConfig:
+    """Which encoder makes the vectors: exactly one of `text`, `image`, `wordllama` and `run`."""
+
+    text: str | None = None
+    """A text encoder of transformers, as a folder or hub id, for the title, attributes and categories of an item."""
+    image: str | None = None
+    """A vision encoder of transformers, as a folder or hub id: its image features (CLIP, SigLIP), or its pooled output,
+    or else the mean of its last hidden states."""
+    wordllama: bool = False
+    """The mean of WordLlama's word vectors over the same text; they come with the package `wordllama`."""
+    run: Path | None = None
+    """The folder of a run: the mean over patches of what its vision tower makes of an image."""
+    run_text: bool = False
+    """Of the run, the mean of the embeddings of the text's tokens instead."""
+    pooling: Pooling = "mean"
+    """What a text encoder gives: the mean of its last hidden states, the first token's, or the pooler's output."""
+    checkpoint: Checkpoint = "best"
+    """Of the run: the best by validation, or the latest."""
+
+    def __post_init__(self) -> None:
+        named = [bool(self.text), bool(self.image), self.wordllama, self.run is not None]
+        if sum(named) != 1:
+            raise ValueError(
+                f"{sum(named)} encoders are named; one of --text MODEL, --image MODEL, --wordllama True and --run "
+                "FOLDER is right"
+            )
+        if self.run_text and self.run is None:
+            raise ValueError("run_text is of a run: name its folder with --run")
+
+    @property
+    def sees(self) -> bool:
+        """Whether it encodes images, and not texts."""
+        return bool(self.image) or (self.run is not None and not self.run_text)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ItemEncoder:
+    """What makes vectors of items.
+
+    Attributes:
+      name: what messages call it.
+      read: what `encode` needs of an item that has a text or an image; raises DataError where that cannot be decoded.
+      encode: this of some items, at least one -> float32 [N, F].
+      probe: float32 [F], the vector of one fixed item, by which an encoder is known from another of the same name.
+    """
+
+    name: str
+    read: Callable[[Item], Any]
+    encode: Callable[[list[Any]], np.ndarray]
+    probe: np.ndarray
+
+
+def open_item_encoder(config: ItemEncoderConfig) -> ItemEncoder:
+    """
+    Raises:
+      DataError: a package is missing, or the folder holds no run.
+      WeightsError: the model is not there, or is no encoder of this kind.
+    """
+    name = config.text or config.image or str(config.run or "WordLlama")
+    if config.text:
+        read, encode = text_encoder(name, config.pooling)
+    elif config.image:
+        read, encode = image_encoder(name)
+    elif config.run:
+        read, encode = run_encoder(config.run, config.checkpoint, images=config.sees)
+    else:
+        read, encode = item_text, wordllama_encoder()
+    drawn = io.BytesIO()
+    Image.linear_gradient("L").save(drawn, "PNG")
+    try:
+        probe = encode([read(Item("", "An item.", image=drawn.getvalue()))])
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:  # models of other kinds
+        raise WeightsError(f"{name}: no encoder of {'images' if config.sees else 'texts'} ({reason(error)})") from error
+    return ItemEncoder(name, read, encode, probe[0])
+
+
+def item_text(item: Item) -> str:
+    """What is written of an item, each thing once: its title, its attributes with their names, and its categories.
+
+    It is empty where there is nothing but an id, which some sources give in the place of a title.
+    """
+    title = "" if item.title == item.item_id else item.title
+    names: dict[str, str] = {}
+    for name, text in [("", title), *item.attributes, (CATEGORY, ", ".join(item.categories))]:
+        if text := without_long_words(text.strip()):
+            names.setdefault(text, name)
+    return ". ".join(f"{name}: {text}" if name else text for text, name in names.items())
+
+
+def text_encoder(name: str, pooling: Pooling) -> ReadAndEncode:
+    """A text encoder of transformers.
+
+    Raises:
+      DataError: its tokenizer cannot be read.
+      WeightsError: there is no such model, or it has no tokenizer or no trained pooler.
+    """
+    folder = locate(name)
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):  # transformers would make one up
+        raise WeightsError(f"{name}: no encoder of texts: it has no tokenizer ({', '.join(TOKENIZER_FILES)})")
+    model, has_pooler = pretrained(name, folder)
+    if pooling == "pooler" and not has_pooler:
+        raise WeightsError(f"{name}: it has no trained pooler; --pooling mean or cls is right")
+    import torch
+
+    tokenizer = read_tokenizer(str(folder))
+    tokenizer.padding_side = "right"
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    length = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", LONGEST), LONGEST)
+
+    def encode(texts: list[str]) -> np.ndarray:
+        inputs = tokenizer(
+            texts, padding=True, truncation=True, max_length=length, return_tensors="pt",
+            split_special_tokens=True,  # whatever an attribute says is plain text
+        ).to(model.device)  # fmt: skip
+        with torch.inference_mode():
+            output = model(**inputs)
+        if pooling == "pooler":
+            return output.pooler_output.cpu().numpy()
+        if pooling == "cls":
+            return output.last_hidden_state[:, 0].cpu().numpy()
+        mask = inputs["attention_mask"][..., None]
+        return ((output.last_hidden_state * mask).sum(1) / mask.sum(1).clamp(min=1)).cpu().numpy()
+
+    return item_text, encode
+
+
+def image_encoder(name: str) -> ReadAndEncode:
+    """A vision encoder of transformers.
+
+    Raises:
+      WeightsError: there is no such model, or it does not say how it is shown images.
+    """
+    folder = locate(name)
+    model, has_pooler = pretrained(name, folder)
+    import torch
+    from transformers import AutoImageProcessor
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # of many kinds, by model
+        raise WeightsError(f"{name}: no encoder of images ({reason(error)})") from error
+
+    def read(item: Item) -> Any:
+        return processor(images=open_image(item.image), return_tensors="pt")
+
+    def encode(images: list[Any]) -> np.ndarray:
+        inputs = {key: torch.cat([image[key] for image in images]).to(model.device) for key in images[0]}
+        with torch.inference_mode():
+            output = getattr(model, "get_image_features", model)(**inputs)
+        if isinstance(output, torch.Tensor):
+            return output.cpu().numpy()
+        pooled = getattr(output, "pooler_output", None) if has_pooler else None
+        pooled = output.last_hidden_state.mean(1) if pooled is None else pooled
+        return pooled.flatten(1).cpu().numpy()
+
+    return read, encode
+
+
+def pretrained(name: str, folder: Path) -> tuple[Any, bool]:
+    """(a model of transformers in float32, on a GPU where there is one; whether its pooler is trained, if it has one).
+
+    Raises:
+      WeightsError: torch is not installed, or the folder holds no model, or not all of one.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise WeightsError(f"{name}: needs torch: pip install 'unimp_jax[torch]'") from error
+    from transformers import AutoModel
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    try:
+        model, loaded = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # of many kinds, by model
+        raise WeightsError(f"{name}: no model that transformers reads ({reason(error)})") from error
+    missing = sorted(loaded["missing_keys"])  # which transformers draws at random
+    if lost := [key for key in missing if "pooler" not in key]:
+        raise WeightsError(f"{name}: {len(lost)} of its weights are missing, such as {lost[0]}")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), not missing
+
+
+def wordllama_encoder() -> Callable[[list[str]], np.ndarray]:
+    """`encode` of WordLlama's word vectors (256 features).
+
+    Raises:
+      DataError: the package is missing.
+    """
+    try:
+        import wordllama
+    except ImportError as error:
+        raise DataError("WordLlama needs its package: pip install 'unimp_jax[wordllama]'") from error
+    package = Path(wordllama.__file__).parent  # version 0.4.0 looks for the tokenizer that it brings in a cache alone
+    return wordllama.WordLlama.load(cache_dir=package, disable_download=True).embed
+
+
+def run_encoder(folder: Path, checkpoint: Checkpoint, *, images: bool) -> ReadAndEncode:
+    """A run's vision tower, or its embeddings.
+
+    Raises:
+      DataError: the folder holds no run, or its own data is not prepared.
+    """
+    data, predictor, _ = open_model(folder, checkpoint)
+    if not images:
+        return item_text, embedded_texts(predictor.model(), data.vocabulary)
+    tower, size, fit = own_tower(predictor), data.config.model.vision.image_size, data.config.images.fit
+    return lambda item: decode(item.image, size, fit), lambda shown: tower.see(np.stack(shown))
+
+
+def embedded_texts(net: UniMP, vocabulary: Vocabulary) -> Callable[[Sequence[str]], np.ndarray]:
+    """What makes of texts the mean embeddings of their tokens: float32 [N, D], zeros for a text without any."""
+    table = to_host(net.embeddings.base[...], ()).astype(np.float32)
+    zeros = np.zeros(table.shape[1], np.float32)
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        return np.stack([table[row].mean(axis=0) if row else zeros for row in vocabulary.encode_all(texts)])
+
+    return encode
