@@ -148,7 +148,7 @@ def test_baselines_rank_in_every_tiny_source_or_say_why_not(name):
     corpus = TINY[name]
     rankers, left_out = fit_rankers(corpus, EvaluationConfig(sasrec_config=SHORT))
     learnt = name not in ("one interaction each to train on", "nothing to train on")
-    assert [ranker.name for ranker in rankers] == ["Popularity", "Markov", *["SASRec"] * learnt]
+    assert [ranker.name for ranker in rankers] == ["Popularity", "Markov", "item-kNN", *["SASRec"] * learnt]
     assert left_out == (
         {} if learnt else {"SASRec": "no user has two interactions to train on: there is no transition to learn"}
     )
