@@ -26,6 +26,7 @@ from data_pipelines.tasks import TASKS
 from experiments.baselines.item_knn import choose_item_knn
 from experiments.baselines.markov import choose_markov
 from experiments.baselines.ranker import Popularity, Ranker
+from experiments.baselines.sasrec import NAMES, rival_config
 from experiments.baselines.sasrec_training import train_sasrec
 from experiments.data import ExperimentData
 from experiments.evals import EVALS
@@ -123,12 +124,14 @@ def asked_tasks(data: ExperimentData, config: EvaluationConfig) -> list[str]:
 def fit_rankers(corpus: Corpus, config: EvaluationConfig) -> tuple[list[Ranker], dict[str, str]]:
     """(the baselines, why one is left out, by its name)."""
     rankers: list[Ranker] = [Popularity(corpus), choose_markov(corpus), choose_item_knn(corpus)]
-    if config.sasrec:
+    left_out = {}
+    for rival in config.rivals:
+        chosen = rival_config(rival, config.sasrec_config)
         try:
-            rankers.append(train_sasrec(corpus, config.sasrec_config))
+            rankers.append(train_sasrec(corpus, chosen))
         except DataError as error:
-            return rankers, {"SASRec": str(error)}
-    return rankers, {}
+            left_out[NAMES[chosen.model.block]] = str(error)
+    return rankers, left_out
 
 
 def tabulate(task: str, outcome: Outcome, seed: int) -> Table:

@@ -55,14 +55,23 @@ class Popularity:
 
 
 def padded_histories(
-    corpus: Corpus, users: np.ndarray, positions: np.ndarray, longest: int | None = None
+    corpus: Corpus,
+    users: np.ndarray,
+    positions: np.ndarray,
+    longest: int | None = None,
+    values: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The last `longest` (default: all) items before each position, oldest first, -1 after them: int32 [M, S]."""
+    """The last `longest` (default: all) items before each position, oldest first, -1 after them: int32 [M, S].
+
+    Args:
+      values: [E], what is given of each interaction in the place of its item.
+    """
+    values = corpus.items if values is None else values
     starts = corpus.offsets[users]
     lengths = positions if longest is None else np.minimum(positions, longest)
     steps = np.arange(lengths.max(initial=1) if longest is None else longest)
     events = np.minimum((starts + positions - lengths)[:, None] + steps, len(corpus.items) - 1)
-    return np.where(steps < lengths[:, None], corpus.items[events], -1).astype(np.int32)
+    return np.where(steps < lengths[:, None], values[events], -1).astype(np.int32)
 
 
 def scored_batches(

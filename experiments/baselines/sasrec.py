@@ -1,6 +1,6 @@
-"""SASRec trained with softmax cross entropy over the whole catalogue at every position: the rival to beat.
+"""SASRec and its successors, eSASRec and HSTU, trained with softmax cross entropy at every position: rivals to beat.
 
-No negatives are sampled (the weakness of most published SASRec metrics), no slot is padding, and the learning rate
+The cross entropy is over the whole catalogue or over negatives drawn from it. No slot is padding, and the learning rate
 follows the part of the budget that is spent, be it steps or seconds, so a short run ends as annealed as a long one.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,9 @@ from flax import nnx
 
 from data_pipelines.corpus import Corpus
 from experiments.baselines.ranker import padded_histories
-from experiments.baselines.sasrec_model import SASRec, SASRecModelConfig
+from experiments.baselines.sasrec_model import Block, SASRec, SASRecModelConfig
+
+Rival = Literal["sasrec", "esasrec", "hstu"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,12 @@ class SASRecConfig:
     """The defaults are the best of the few tried on movielens-1m's 512 validation users, in minutes on shared cores."""
 
     model: SASRecModelConfig = SASRecModelConfig()
+    loss: Literal["full", "sampled"] = "full"
+    """Softmax over the whole catalogue, or over the right item and `negatives` others."""
+    negatives: int = 256
+    """Drawn uniformly for each row of a batch, whose positions share them."""
+    logq_correction: bool = False
+    """Weigh negatives so that they stand for the whole catalogue; the published eSASRec and HSTU do not."""
     steps: int | None = None
     """End after so many steps, …"""
     seconds: float | None = 300.0
@@ -40,6 +48,8 @@ class SASRecConfig:
     """Decoupled, times the rate, on all matrices."""
     validations: int = 10
     """So often, evenly spread over the budget, is NDCG@10 (seen filtered) of the validation users looked at."""
+    patience: int | None = None
+    """End after so many validations without a better one; None: never."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -53,33 +63,49 @@ class SASRecConfig:
             )
         if self.validations < 1:
             raise ValueError(f"validations is {self.validations}: at least the end must be validated")
+        if self.negatives < 1 or (self.patience is not None and self.patience < 1):
+            raise ValueError(f"negatives {self.negatives} and patience {self.patience} must be 1 or more")
+
+
+BLOCKS: dict[Rival, Block] = {"sasrec": "sasrec", "esasrec": "ligr", "hstu": "hstu"}
+NAMES = {"sasrec": "SASRec", "ligr": "eSASRec", "hstu": "HSTU"}
+"""Of rankers, by their block."""
+
+
+def rival_config(rival: Rival, config: SASRecConfig) -> SASRecConfig:
+    """SASRec's configuration made that of a rival: its block and, but for SASRec, the sampled loss of its authors."""
+    if rival == "sasrec":
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, block=BLOCKS[rival]), loss="sampled")
 
 
 class SASRecRanker:
     """Trained parameters as a `Ranker`, with how they came about.
 
     Attributes:
-      curve: one record a validation: step, seconds, epochs, learning_rate, loss (mean since the last one), ndcg10.
+      curve: one record a validation: step, seconds, learning_rate, loss (mean since the last one), ndcg10.
     """
 
-    name = "SASRec"
-
     def __init__(self, corpus: Corpus, config: SASRecConfig):
-        self.corpus, self.config = corpus, config
+        self.name, self.corpus, self.config = NAMES[config.model.block], corpus, config
         model = SASRec(config.model, corpus.num_items, rngs=nnx.Rngs(config.seed))
         self.graph, self.parameters = nnx.split(model, nnx.Param)
         self.curve: list[dict[str, float]] = []
         self._score = jax.jit(self._scores)
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        items = padded_histories(self.corpus, users, positions, self.config.model.max_length)
-        last = np.minimum(positions, self.config.model.max_length) - 1
-        return np.asarray(self._score(self.parameters, np.maximum(items, 0), last))
+        length = self.config.model.max_length
+        items, times = (
+            padded_histories(self.corpus, users, positions, length, values)
+            for values in (self.corpus.items, self.corpus.times)
+        )
+        last = np.minimum(positions, length) - 1
+        return np.asarray(self._score(self.parameters, np.maximum(items, 0), times, last))
 
-    def _scores(self, parameters: Any, items_MT: jax.Array, last_M: jax.Array) -> jax.Array:
+    def _scores(self, parameters: Any, items_MT: jax.Array, times_MT: jax.Array, last_M: jax.Array) -> jax.Array:
         model = nnx.merge(self.graph, parameters)
         steps_MT = jnp.broadcast_to(jnp.arange(items_MT.shape[1]), items_MT.shape)
-        hidden_MTD = model(items_MT, jnp.zeros_like(items_MT), steps_MT)
+        hidden_MTD = model(items_MT, jnp.zeros_like(items_MT), steps_MT, times_MT)
         return jnp.einsum("md,id->mi", hidden_MTD[jnp.arange(len(last_M)), last_M], model.items[...])
 
     def save(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training SASRec within a budget of steps or seconds, keeping what is best on the validation users."""
+"""Training SASRec, eSASRec and HSTU within a budget of steps or seconds, keeping what validates best."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from data_pipelines.corpus import TRAIN, VALIDATION, Corpus
 from data_pipelines.errors import DataError
 from experiments.baselines.full_softmax import full_softmax
 from experiments.baselines.ranker import evaluate_ranker
+from experiments.baselines.sampled_softmax import sampled_softmax
 from experiments.baselines.sasrec import SASRecConfig, SASRecRanker
 from unimp_jax.evaluation.metrics import ranking_metrics
 
@@ -46,7 +47,7 @@ def train_sasrec(
     step = make_step(ranker, optimizer).lower(parameters, state, next(batches), key, number, rate).compile()
     validate(ranker)
 
-    best, losses = -math.inf, list[float]()
+    best, stale, losses = -math.inf, 0, list[float]()
     start, spent = time.perf_counter(), 0.0
     while spent < 1:
         rate = np.float32(learning_rate(config, spent))
@@ -57,7 +58,9 @@ def train_sasrec(
         if math.floor(spent * config.validations) == len(ranker.curve):
             continue
         if not np.isfinite(losses).all():
-            raise ValueError(f"SASRec's loss is {losses[-1]} at step {number}: choose a learning_rate below {rate}")
+            raise ValueError(
+                f"{ranker.name}'s loss is {losses[-1]} at step {number}: choose a learning_rate below {rate}"
+            )
         kept, ranker.parameters = ranker.parameters, jax.tree.map(jnp.copy, parameters)
         score = validate(ranker)
         record = {
@@ -72,6 +75,9 @@ def train_sasrec(
         losses.clear()
         if score < best:
             ranker.parameters = kept
+        stale = stale + 1 if score <= best else 0
+        if stale == config.patience:
+            break
         best = max(best, score)
     return ranker
 
@@ -79,11 +85,20 @@ def train_sasrec(
 def make_step(ranker: SASRecRanker, optimizer: optax.GradientTransformation) -> Any:
     """(parameters, state, batch, key, number, rate) -> (parameters, state, loss), jitted, the first two donated."""
 
+    config = ranker.config
+
     def loss_of(parameters: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
         model = nnx.merge(ranker.graph, parameters)
-        hidden_BTD = model(batch["items"], batch["segments"], batch["positions"], nnx.Rngs(dropout=key))
-        hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-        return full_softmax(hidden_ND, model.items[...], batch["targets"].reshape(-1))
+        rngs = nnx.Rngs(dropout=key)
+        hidden_BTD = model(batch["items"], batch["segments"], batch["positions"], batch["times"], rngs)
+        if config.loss == "full":
+            hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+            return full_softmax(hidden_ND, model.items[...], batch["targets"].reshape(-1))
+        shape = len(hidden_BTD), config.negatives
+        negatives_BK = jax.random.randint(rngs.dropout(), shape, 0, ranker.corpus.num_items)
+        return sampled_softmax(
+            hidden_BTD, model.items[...], batch["targets"], negatives_BK, corrected=config.logq_correction
+        )
 
     def step(
         parameters: Any, state: Any, batch: dict[str, jax.Array], key: jax.Array, number: jax.Array, rate: jax.Array
@@ -141,7 +156,8 @@ def training_rows(corpus: Corpus, length: int, rng: np.random.Generator) -> dict
     its row and sees nothing of the others.
 
     Returns:
-      `items`, `targets` (-1 in the last row's padding), `segments`, `positions` (from 0 in each piece): int32 [R, T].
+      `items`, `targets` (-1 in the last row's padding), `segments`, `positions` (from 0 in each piece), `times` (of the
+      items, in seconds since 1970): int32 [R, T].
 
     Raises:
       DataError: no user has two training interactions.
@@ -167,6 +183,7 @@ def training_rows(corpus: Corpus, length: int, rng: np.random.Generator) -> dict
         "targets": rows(corpus.items[events + 1], -1),
         "segments": segments_RT,
         "positions": positions_RT.astype(np.int32),
+        "times": rows(corpus.times[events], 0),
     }
 
 

@@ -12,7 +12,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from data_pipelines.tasks import TASKS
 from data_pipelines.tasks.base import Split
 from data_pipelines.tasks.registry import check_names
-from experiments.baselines.sasrec import SASRecConfig
+from experiments.baselines.sasrec import Rival, SASRecConfig
 from experiments.feature_extractors import FeatureExtractorConfig
 from experiments.restore import Checkpoint
 from experiments.run import ALL_DEVICES
@@ -82,10 +82,10 @@ class EvaluationConfig:
     """How images are generated and measured, where the run was trained for that."""
     encode_catalogue: bool = True
     """Every image is encoded once, before anybody is asked; or, where there is no room for them all, in prompts."""
-    sasrec: bool = True
-    """Whether SASRec is trained as well (the other baselines only count)."""
+    rivals: tuple[Rival, ...] = ("sasrec",)
+    """Which sequential baselines are trained as well (the others only count); none where no name follows."""
     sasrec_config: SASRecConfig = SASRecConfig()
-    """Its geometry and the time it is given."""
+    """Geometry of each and the time it is given; eSASRec and HSTU have blocks and loss of their own."""
     samples: int = 8
     """Users whose history and recommendations are shown."""
     seed: int = 0

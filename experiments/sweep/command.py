@@ -61,7 +61,7 @@ class AblationsConfig(SweepConfig):
     """Names of ablations; by default all that make sense on the base."""
     seeds: tuple[int, ...] = (0,)
     """Each ablation is trained with each of them."""
-    evaluation: EvaluationConfig = EvaluationConfig(checkpoint="latest", sasrec=False)
+    evaluation: EvaluationConfig = EvaluationConfig(checkpoint="latest", rivals=())
     """How each cell is evaluated: by default after its last step, so that all have had the same number of steps."""
     lists: Annotated[tyro.conf.UseCounterAction[int], tyro.conf.arg(name="list")] = 0
     """Only print names and descriptions of all ablations."""

@@ -57,6 +57,15 @@ def small_corpus(num_items: int = 40, num_users: int = 30, seed: int = 0) -> Cor
     return build_corpus(items, users)
 
 
+def circle(num_items: int = 12, num_users: int = 30) -> Corpus:
+    """Everyone goes round the catalogue, each from an item of their own."""
+    users = []
+    for number in range(num_users):
+        walk = [(number + step) % num_items for step in range(6 + number % 4)]
+        users.append(User(f"u{number}", tuple(Interaction(f"i{item}") for item in walk)))
+    return build_corpus([Item(f"i{number}", f"Item {number}") for number in range(num_items)], users)
+
+
 def small_vocabulary(corpus: Corpus, *, images: bool = False) -> Vocabulary:
     """With `images`, they are known as `small_images`."""
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ from experiments.sweep.changes import changed, options
 from experiments.sweep.plan import Base, plan
 from tests.experiments.tiny_run import experiment, prepare_source
 
-EVALUATION = EvaluationConfig(checkpoint="latest", sasrec=False)
+EVALUATION = EvaluationConfig(checkpoint="latest", rivals=())
 MIX = {f"queries.mix.{task}" for task in TASKS}
 WIDTH = {f"model.decoder.{name}" for name in ("width", "heads", "mlp_width")} | {
     "model.gated.heads", "model.gated.mlp_width",

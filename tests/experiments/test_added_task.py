@@ -97,7 +97,7 @@ def test_a_task_is_added_by_two_objects(category, tmp_path):
     assert {"category", "recommendation", "search", "rating", "selection"} == set(drawn)
     assert abs(drawn["category"] / 600 - 2 / 6) < 0.08  # four standard deviations
     train_run(config, tmp_path / "run")
-    evaluation = evaluate_run(tmp_path / "run", EvaluationConfig(tasks=("category", "selection"), sasrec=False))
+    evaluation = evaluate_run(tmp_path / "run", EvaluationConfig(tasks=("category", "selection"), rivals=()))
     tables = {table.task: table for table in evaluation.tables}
     assert list(tables) == ["selection", "category"]
     assert tables["category"].rows[0].model == OURS

@@ -32,7 +32,7 @@ from unimp_jax.semantic_ids import ResidualKMeansConfig, SemanticIdConfig
 joined = ProcessesConfig(**told["processes"])
 run, out = Path(told["run"]), Path(told["out"])
 tasks = ("recommendation",)
-evaluate_command(run, EvaluationConfig(checkpoint="latest", tasks=tasks, sasrec=False, users=20), joined)
+evaluate_command(run, EvaluationConfig(checkpoint="latest", tasks=tasks, rivals=(), users=20), joined)
 few = SemanticIdConfig(levels=2, codes=8, last=8, residual_kmeans=ResidualKMeansConfig(scaling="none"))
 alone = ProcessesConfig(together=False)  # they have joined
 ids_command(run, out / "ids.parquet", ItemIdsConfig(ids=few, checkpoint="latest"), alone)

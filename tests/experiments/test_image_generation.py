@@ -80,7 +80,7 @@ def test_the_task_is_trained_with_the_others(places):
 
 def test_held_out_users_are_generated_for_and_measured(places):
     config = EvaluationConfig(
-        checkpoint="latest", sasrec=False, samples=3, images=ImageEvaluationConfig(generation=GUIDED, users=12)
+        checkpoint="latest", rivals=(), samples=3, images=ImageEvaluationConfig(generation=GUIDED, users=12)
     )
     evaluation = evaluate_run(places[2], config)
     tables = {table.task: table for table in evaluation.tables}

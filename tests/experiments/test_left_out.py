@@ -143,12 +143,21 @@ TINY = {
 }
 
 
+def test_each_rival_that_is_named_is_trained_or_left_out_by_its_name():
+    config = EvaluationConfig(rivals=("esasrec", "hstu"), sasrec_config=SHORT)
+    rankers, left_out = fit_rankers(TINY["one user"], config)
+    assert [ranker.name for ranker in rankers[-3:]] == ["item-kNN", "eSASRec", "HSTU"]
+    assert [(ranker.config.loss, ranker.config.steps) for ranker in rankers[-2:]] == [("sampled", SHORT.steps)] * 2
+    assert left_out == {}
+    assert set(fit_rankers(TINY["nothing to train on"], config)[1]) == {"eSASRec", "HSTU"}
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_baselines_rank_in_every_tiny_source_or_say_why_not(name):
     corpus = TINY[name]
     rankers, left_out = fit_rankers(corpus, EvaluationConfig(sasrec_config=SHORT))
     learnt = name not in ("one interaction each to train on", "nothing to train on")
-    assert [ranker.name for ranker in rankers] == ["Popularity", "Markov", *["SASRec"] * learnt]
+    assert [ranker.name for ranker in rankers] == ["Popularity", "Markov", "item-kNN", *["SASRec"] * learnt]
     assert left_out == (
         {} if learnt else {"SASRec": "no user has two interactions to train on: there is no transition to learn"}
     )

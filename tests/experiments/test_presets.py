@@ -117,7 +117,7 @@ def computed(preset: str, folder: Path) -> dict[str, Any]:
     examples = digest(ExperimentData.load(config), config)
     train_run(config, run)
     log = read_log(run / "metrics.jsonl")
-    evaluation = evaluate_run(run, EvaluationConfig(sasrec=False))
+    evaluation = evaluate_run(run, EvaluationConfig(rivals=()))
     return {
         "examples": examples,
         "losses": [line["loss"] for line in log if line["kind"] == "train"],

@@ -155,7 +155,7 @@ def test_parameters_are_held_once_while_a_run_is_evaluated_and_exported(run, one
     peak = Peak(
         monkeypatch, (restore, "load_frozen"), (opened, "to_be_asked"), (Predictor, "_program"), (ranking, "seen_items")
     )
-    evaluate_run(run, EvaluationConfig(checkpoint="latest", tasks=("recommendation",), sasrec=False, users=10))
+    evaluate_run(run, EvaluationConfig(checkpoint="latest", tasks=("recommendation",), rivals=(), users=10))
     assert size <= peak.most < 1.5 * size
     peak = Peak(monkeypatch, (restore, "load_frozen"), (opened, "to_be_asked"), (export, "write_weights"))
     export_run(run, tmp_path / "exported", ExportConfig(checkpoint="latest"))

@@ -176,7 +176,7 @@ def test_what_does_not_train_is_saved_once_and_stays(data, tmp_path):
     with ocp.StandardCheckpointer() as checkpointer:
         state = checkpointer.restore((tmp_path / "checkpoints" / "4" / "state").absolute())
     assert set(state["trainable"]) == {"gated", "embeddings"}
-    evaluation = evaluate_run(tmp_path, EvaluationConfig(sasrec=False, tasks=("search", "selection")))
+    evaluation = evaluate_run(tmp_path, EvaluationConfig(rivals=(), tasks=("search", "selection")))
     assert [table.task for table in evaluation.tables] == ["search", "selection"]
     assert not evaluation.samples  # which are of recommendations
 
@@ -241,7 +241,7 @@ def test_a_damaged_checkpoint_is_named(data, tmp_path):
         if path.is_file() and path.stat().st_size > 200:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(CheckpointError, match="step 2 cannot be read"):
-        evaluate_run(tmp_path, EvaluationConfig(sasrec=False))
+        evaluate_run(tmp_path, EvaluationConfig(rivals=()))
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

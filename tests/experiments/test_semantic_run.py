@@ -125,7 +125,7 @@ def semantic_run(data, codes, tmp_path_factory):
 
 
 def test_items_that_are_searched_for_are_evaluated_beside_baselines(semantic_run):
-    evaluation = evaluate_run(semantic_run, EvaluationConfig(sasrec=False, beams=10))
+    evaluation = evaluate_run(semantic_run, EvaluationConfig(rivals=(), beams=10))
     assert [table.task for table in evaluation.tables] == ["recommendation", "search", "rating", "selection"]
     for table in evaluation.tables:
         assert len(table.rows) > 1

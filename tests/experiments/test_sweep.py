@@ -390,7 +390,7 @@ def test_a_cell_is_submitted_to_slurm_and_stays_there(tmp_path, monkeypatch):
 
 def made(seed: int = 0, **changes) -> Cell:
     config = changed(PRESETS["tiny"], {"seed": seed, **changes})
-    return Cell(f"base-seed{seed}", "tiny", "base", seed, "the base", config, evaluation=EvaluationConfig(sasrec=False))
+    return Cell(f"base-seed{seed}", "tiny", "base", seed, "the base", config, evaluation=EvaluationConfig(rivals=()))
 
 
 def test_a_sweep_says_what_its_cells_are(tmp_path):

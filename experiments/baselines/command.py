@@ -1,9 +1,9 @@
-"""`unimp sasrec`: the strongest baseline alone, given as much time as a run has had."""
+"""`unimp sasrec`: a sequential baseline alone, SASRec or a successor of it, with the time that a run has had."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import tyro
@@ -22,9 +22,9 @@ from unimp_jax.evaluation.metrics import ranking_metrics
 def sasrec_command(
     folder: tyro.conf.Positional[Path],
     data: DataConfig = DataConfig("movielens_1m"),
-    config: Annotated[SASRecConfig, tyro.conf.arg(name="")] = SASRecConfig(),
+    config: tyro.conf.OmitArgPrefixes[SASRecConfig] = SASRecConfig(),
 ) -> None:
-    """Train the strongest baseline alone, for a comparison at equal time.
+    """Train a sequential baseline alone, for a comparison at equal time: SASRec, or `--block` for eSASRec and HSTU.
 
     Args:
       folder: where its curve, parameters and test ranks go.
@@ -34,7 +34,7 @@ def sasrec_command(
 
 
 def train_rival(data: DataConfig, config: SASRecConfig, folder: Path) -> None:
-    """Trains SASRec on a prepared source; leaves configuration, curve, parameters and the test ranks of every user.
+    """Trains a sequential baseline on a prepared source; leaves configuration, curve, parameters and each test rank.
 
     Raises:
       DataError: the source is not prepared, or holds nothing to train on or to test with.
