@@ -81,5 +81,10 @@ def run_cell(folder: Path, contest: Contest, seed: int, data: Path) -> bool:
         return False
     train_run(experiment_of(contest, seed, data), folder)
     rivals = SASRecConfig(seconds=contest.rival_seconds, seed=seed)
-    evaluate_run(folder, EvaluationConfig(sasrec_config=rivals, reviews=BeamConfig(beams=1, new_tokens=96)))
+    evaluate_run(
+        folder,
+        EvaluationConfig(
+            rivals=("sasrec", "esasrec", "hstu"), sasrec_config=rivals, reviews=BeamConfig(beams=1, new_tokens=96)
+        ),
+    )
     return True
