@@ -8,12 +8,13 @@ import itertools
 import numpy as np
 
 from data_pipelines.corpus import VALIDATION, Corpus
-from experiments.baselines.ranker import Ranker, scored_batches
+from experiments.baselines.ranker import SCORES, Ranker, scored_batches
 
 TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 EVEN = (0.02, 0.05, 0.1, 0.2, 0.5)
 USERS = 2000
-"""So many validation users, evenly spread, are enough."""
+"""So many validation users, evenly spread, are enough; fewer where the catalogue is so large that there would be more
+than `SCORES` scores."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,17 +48,18 @@ def calibrate(ranker: Ranker, corpus: Corpus) -> Calibration:
     users, positions = corpus.held_out(VALIDATION)
     if not len(users):
         return Calibration()
-    some = np.linspace(0, len(users) - 1, min(USERS, len(users))).astype(int)
+    most = max(1, min(USERS, SCORES // corpus.num_items, len(users)))
+    some = np.linspace(0, len(users) - 1, most).astype(int)
     users, positions = users[some], positions[some]
     targets = corpus.targets(users, positions)
     batches = [(part, scores.copy()) for part, scores in scored_batches(ranker, corpus, users, positions)]
     logits = min(scores.min() for _, scores in batches) < 0
-    best, most = Calibration(logits=logits), -np.inf
+    best, likelihood = Calibration(logits=logits), -np.inf
     for temperature, even in itertools.product(TEMPERATURES, EVEN):
         calibration = Calibration(temperature, even, logits)
         logs = np.empty(len(users))
         for part, scores in batches:
             logs[part] = np.take_along_axis(calibration.log_probabilities(scores), targets[part][:, None], axis=1)[:, 0]
-        if logs.mean() > most:
-            best, most = calibration, float(logs.mean())
+        if logs.mean() > likelihood:
+            best, likelihood = calibration, float(logs.mean())
     return best
