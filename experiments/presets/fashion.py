@@ -1,9 +1,10 @@
-"""H&M's products: images, words and what is bought next."""
+"""H&M's products: what they are and look like, and what is bought next."""
 
 from __future__ import annotations
 
 import dataclasses
 
+from data_pipelines.content import ContentConfig
 from data_pipelines.images import ImageConfig
 from data_pipelines.loader import LoaderConfig
 from data_pipelines.tasks.config import TaskConfig
@@ -18,19 +19,25 @@ from unimp_jax.training.guard import GuardConfig
 from unimp_jax.training.loop import LoopConfig
 
 EXPERIMENT = ExperimentConfig(
-    model=dataclasses.replace(presets.small, decoder=dataclasses.replace(presets.small.decoder, dropout=0.3)),
+    model=dataclasses.replace(presets.small, decoder=dataclasses.replace(presets.small.decoder, dropout=0.2)),
     data=DataConfig("hm-products"),
-    vocabulary=VocabularyConfig(trained_size=1024, attributes=("Color", "Section"), attribute_words=2),
-    tasks=TaskConfig(
-        full_items=12, id_items=30, history_targets="both", recommendation_at="last_id", questions_show_ids=True,
-        ask_every=5,
+    vocabulary=VocabularyConfig(
+        trained_size=512, attributes=("Color", "Section"), attribute_words=2, category_items=1
     ),
-    queries=QueryConfig(mix={"recommendation": 3.0, "search": 1.0, "rating": 0.0, "selection": 1.0}),
-    row_shape=RowShape(tokens=512, images=40, answers=192),
+    content=ContentConfig(attributes=("Category", "Color", "Section", "Appearance"), popularity=True),
+    tasks=TaskConfig(
+        full_items=2, id_items=40, ask_whole=False, history_targets="next_item", history_weight=0.5, ask_every=5,
+        recommendation_at="last_id", questions_show_ids=True, loss_weights={"search": 2.0},
+    ),
+    queries=QueryConfig(
+        mix={"recommendation": 4.0, "search": 2.0, "rating": 0.0, "selection": 0.25}, whole_rate=0.05,
+        window="latest", window_items=40,
+    ),
+    row_shape=RowShape(tokens=256, images=6, answers=200),
     images=ImageConfig(fit="stretch"),
-    loader=LoaderConfig(batch_size=4, block_examples=2048),
+    loader=LoaderConfig(batch_size=16, block_examples=2048),
     optimizer=FROM_NOTHING,
     objective=ObjectiveConfig(gamma=0.0),
     training=TrainingConfig(trains=PARTS, validation_users=3000, guard=GuardConfig(spike=0)),
-    loop=LoopConfig(steps=1500, log_every=25, validate_every=375, save_every=375),
+    loop=LoopConfig(steps=400, log_every=25, validate_every=100, save_every=100),
 )  # fmt: skip

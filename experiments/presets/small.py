@@ -24,10 +24,11 @@ EXPERIMENT = ExperimentConfig(
     content=ContentConfig(attributes=("Category", "Year"), popularity=True),
     tasks=TaskConfig(
         full_items=1, id_items=120, ask_whole=False, history_targets="next_item", history_weight=0.5, ask_every=8,
-        recommendation_at="last_id",
+        recommendation_at="last_id", loss_weights={"search": 2.0},
     ),
     queries=QueryConfig(
-        mix={"recommendation": 4.0, "search": 2.0, "rating": 0.0, "selection": 0.1}, whole_rate=0.05
+        mix={"recommendation": 4.0, "search": 2.0, "rating": 0.0, "selection": 0.1}, whole_rate=0.05, window="latest",
+        window_items=120,
     ),
     row_shape=RowShape(tokens=256, images=6, answers=224),
     images=ImageConfig(fit="stretch"),

@@ -18,22 +18,23 @@ from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.training.loop import LoopConfig
 
 EXPERIMENT = ExperimentConfig(
-    model=dataclasses.replace(presets.tiny, decoder=dataclasses.replace(presets.tiny.decoder, dropout=0.2)),
+    model=dataclasses.replace(presets.tiny, decoder=dataclasses.replace(presets.tiny.decoder, dropout=0.3)),
     vocabulary=VocabularyConfig(
         trained_size=512, attributes=("Genres", "Year", "Title"), attribute_words=5, category_items=1
     ),
     content=ContentConfig(attributes=("Category", "Year"), popularity=True, rating=True),
     tasks=TaskConfig(
         full_items=2, id_items=60, ask_whole=False, history_targets="next_item", history_weight=0.5, ask_every=6,
-        recommendation_at="last_id", rating_at="last_id", questions_show_ids=True,
+        recommendation_at="last_id", rating_at="last_id", questions_show_ids=True, loss_weights={"search": 2.0},
     ),
     queries=QueryConfig(
-        mix={"recommendation": 2.0, "search": 3.0, "rating": 1.5, "selection": 0.25}, whole_rate=0.1
+        mix={"recommendation": 2.0, "search": 3.0, "rating": 3.0, "selection": 0.25}, whole_rate=0.1, window="latest",
+        window_items=60,
     ),
     row_shape=RowShape(tokens=256, images=6, answers=200),
     images=ImageConfig(fit="stretch"),
     loader=LoaderConfig(batch_size=16, block_examples=2048),
-    optimizer=FROM_NOTHING,
+    optimizer=dataclasses.replace(FROM_NOTHING, learning_rate=5e-3),
     objective=ObjectiveConfig(gamma=0.0),
     training=TrainingConfig(trains=PARTS),
     loop=LoopConfig(steps=700, log_every=25, validate_every=175, save_every=175),
