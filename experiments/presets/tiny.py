@@ -28,8 +28,7 @@ EXPERIMENT = ExperimentConfig(
         recommendation_at="last_id", rating_at="last_id", questions_show_ids=True, loss_weights={"search": 2.0},
     ),
     queries=QueryConfig(
-        mix={"recommendation": 2.0, "search": 3.0, "rating": 3.0, "selection": 0.25}, whole_rate=0.1, window="latest",
-        window_items=60,
+        mix={"recommendation": 2.0, "search": 4.0, "rating": 2.5, "selection": 0.25}, whole_rate=0.1
     ),
     row_shape=RowShape(tokens=256, images=6, answers=200),
     images=ImageConfig(fit="stretch"),
