@@ -52,6 +52,12 @@ class Ablation:
 
 HISTORY_TARGETS, RECOMMENDATION_AT, ATTEND = "tasks.history_targets", "tasks.recommendation_at", "model.gated.attend"
 NO_IMAGES: Changes = {"training.cache_features": False, "tasks.images": False, "row_shape.images": 0}
+NO_CONTENT: Changes = {
+    "content.attributes": [],
+    "content.popularity": False,
+    "content.rating": False,
+    "content.vectors": [],
+}
 IDS_ONLY: Changes = {**NO_IMAGES, "tasks.text": False, "tasks.questions_show_ids": True}
 
 
@@ -66,6 +72,9 @@ def text_only(base: ExperimentConfig) -> Changes:
         "tasks.questions_show_ids": False,
         "tasks.ask_every": 0,
         RECOMMENDATION_AT: "question",
+        "tasks.rating_at": "question",
+        "tasks.ask_whole": True,
+        "queries.whole_rate": 1.0,
     }
 
 
@@ -130,6 +139,16 @@ ALL = [
     Ablation("no_text", "no attributes are shown", {"tasks.text": False}),
     Ablation("ids_only", "neither images nor attributes, only ids, also of the items in questions", IDS_ONLY),
     Ablation("text_only", "only attributes: no images, and ids are learned as answers alone", text_only),
+    Ablation("no_content", "rows of items are free rows alone", NO_CONTENT),
+    *(
+        Ablation(
+            f"no_{part}_content",
+            f"no {part} in the content of items",
+            {f"content.{part}": NO_CONTENT[f"content.{part}"]},
+        )
+        for part in ("attributes", "popularity", "rating", "vectors")
+    ),
+    Ablation("asked_once", "a question behind each history, none along it", {"tasks.ask_every": 0}),
     Ablation("no_reconstruction", "no item of the history is a target", {HISTORY_TARGETS: "none"}),
     Ablation("reconstruction", "items in full have their own ids as targets", {HISTORY_TARGETS: "reconstruct"}),
     Ablation("no_own_ids", "items in full have the next item as their target", {HISTORY_TARGETS: "next_item"}),

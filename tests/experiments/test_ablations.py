@@ -29,6 +29,8 @@ BASE = changed(
     {
         "model.decoder.layers": 4,
         "tasks.ask_every": 10,
+        "tasks.recommendation_at": "question",
+        "objective.gamma": 2.0,
         "vocabulary.image_codes": Path("codes.parquet"),
         "queries.mix.image": 2.0,
         "seed": 3,
@@ -40,8 +42,14 @@ SAYS: dict[str, set[str]] = {
     "ids_only": {"tasks.images", "tasks.text", "row_shape.images"},
     "text_only": {
         "tasks.images", "row_shape.images", "tasks.id_items", "tasks.full_items", "tasks.history_targets",
-        "tasks.history_ids", "tasks.questions_show_ids", "tasks.ask_every",
+        "tasks.history_ids", "tasks.questions_show_ids", "tasks.ask_every", "tasks.rating_at", "tasks.ask_whole",
+        "queries.whole_rate",
     },
+    "no_content": {"content.attributes", "content.popularity", "content.rating"},
+    "no_attributes_content": {"content.attributes"},
+    "no_popularity_content": {"content.popularity"},
+    "no_rating_content": {"content.rating"},
+    "asked_once": {"tasks.ask_every"},
     "no_reconstruction": {"tasks.history_targets"},
     "reconstruction": {"tasks.history_targets"},
     "at_last_id": {"tasks.recommendation_at"},
@@ -67,6 +75,7 @@ SAYS: dict[str, set[str]] = {
     "layers_double": {"model.decoder.layers"},
 }  # fmt: skip
 AS_THE_BASE = {
+    "no_vectors_content",
     "no_own_ids",
     "after_question",
     "gamma_2",

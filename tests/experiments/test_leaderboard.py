@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from data_pipelines.errors import DataError
 from experiments.leaderboard import cells
 from experiments.leaderboard.board import Entrant, Standing
-from experiments.leaderboard.cells import CONTESTS, LeaderboardConfig, experiment_of, run_cell
+from experiments.leaderboard.cells import CONTESTS, Contest, LeaderboardConfig, experiment_of, run_cell
 from experiments.leaderboard.command import write_leaderboard
 from experiments.leaderboard.page import page
+from tests.experiments.tiny_run import experiment, prepare_source
 from unimp_jax.evaluation.bootstrap import Difference, Interval
 
 
@@ -63,3 +65,23 @@ def test_unknown_data_sets_equal_seeds_and_nothing_to_read_are_refused(tmp_path:
         LeaderboardConfig(seeds=(1, 1))
     with pytest.raises(DataError, match="no evaluated run"):
         write_leaderboard(tmp_path, LeaderboardConfig(), tmp_path / "L.md", read_only=True)
+
+
+@pytest.mark.slow
+def test_cells_are_trained_evaluated_and_shown_beside_every_rival(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = experiment(prepare_source(tmp_path / "prepared"), steps=4)
+    monkeypatch.setitem(CONTESTS, "beauty", Contest("A few films", prepared.data.source, "beauty", 2.0))
+    monkeypatch.setitem(cells.PRESETS, "beauty", prepared)
+    config = LeaderboardConfig(("beauty",), (0, 1), prepared.data.folder)
+    page, again = tmp_path / "L.md", tmp_path / "again.md"
+    write_leaderboard(tmp_path / "runs", config, page)
+    text = page.read_text(encoding="utf-8")
+    for name in ("UniMP", "Markov", "item-kNN", "SASRec", "eSASRec", "HSTU", "Markov + query", "biased factorisation"):
+        assert f"| {name} |" in text
+    found = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert {one["task"] for one in found["standings"]} >= {"recommendation", "search", "selection", "rating"}
+    assert len(found["seconds"]["A few films"]) == 2
+    write_leaderboard(tmp_path / "runs", config, again, read_only=True)
+    assert again.read_text(encoding="utf-8") == text
