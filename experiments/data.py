@@ -174,6 +174,13 @@ class ExperimentData:
         other.corpus, other.writer = corpus, self.writer.of(corpus)
         return other
 
+    def showing_whole(self) -> Self:
+        """The same, whose questions show the latest items of a history whole (`TaskConfig.ask_whole`)."""
+        other = copy.copy(self)
+        other.writer = copy.copy(self.writer)
+        other.writer.config = dataclasses.replace(self.writer.config, ask_whole=True)
+        return other
+
     def training(
         self, start: Position = Position(), shard: ProcessShard = ProcessShard(), features: FeatureStore | None = None
     ) -> grain.DatasetIterator[TrainingBatch]:

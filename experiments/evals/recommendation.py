@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
-from experiments.evals.base import Answered, Setting
-from experiments.evals.ranking import RankingEval
+from experiments.evals.base import OURS, Answered, Setting
+from experiments.evals.ranking import RankingEval, rank_catalogue, rank_metrics
 from experiments.results import Sample
 from unimp_jax.evaluation.ranking import Ranked
 
 SAMPLED_HISTORY = 10
+WHOLE = f"{OURS}, items shown whole"
 
 
 class RecommendationEval(RankingEval):
@@ -20,6 +23,14 @@ class RecommendationEval(RankingEval):
 
     def evaluate(self, setting: Setting) -> Answered:
         outcome, ranked = self.rank(setting)
+        tasks = setting.data.config.tasks
+        if tasks.full_items and not tasks.ask_whole:  # the paper's format, beside the one of bare ids
+            shown = rank_catalogue(
+                setting.data.showing_whole(), setting.predictor, setting.questions.queries, beams=setting.config.beams
+            )
+            ours = {OURS: outcome.metrics[OURS], WHOLE: rank_metrics(shown.unfiltered, shown.filtered)}
+            ranks = {f"{WHOLE}: rank, unfiltered": shown.unfiltered, f"{WHOLE}: rank, filtered": shown.filtered}
+            outcome = dataclasses.replace(outcome, metrics=ours | outcome.metrics, answers=outcome.answers | ranks)
         return Answered({self.task: outcome}, samples(setting, ranked))
 
 
