@@ -30,7 +30,7 @@ COMMANDS = {
     "export": ("experiments.export", "Write a run as a folder that other programs load."),
     "generate": ("experiments.generate", "Answer one user's question with a trained model."),
     "ids": ("experiments.item_ids", "Name items by a few tokens that similar items share."),
-    "sasrec": ("experiments.baselines.command", "Train SASRec, eSASRec or HSTU alone, for a comparison at equal time."),
+    "sasrec": ("experiments.baselines.command", "Train a sequential baseline alone, for a comparison at equal time."),
     "plan": ("experiments.plan.command", "Compile a preset's train step for TPUs that are not at hand."),
     "check": ("experiments.check", "Check a training command for so many devices, before it waits in a queue."),
     "sweep": (
