@@ -35,7 +35,7 @@ COMMANDS = {
         "experiments.leaderboard.command",
         "Train one model on every data set, beside every rival, and write who is ahead.",
     ),
-    "sasrec": ("experiments.baselines.command", "Train SASRec, eSASRec or HSTU alone, for a comparison at equal time."),
+    "sasrec": ("experiments.baselines.command", "Train a sequential baseline alone, for a comparison at equal time."),
     "plan": ("experiments.plan.command", "Compile a preset's train step for TPUs that are not at hand."),
     "check": ("experiments.check", "Check a training command for so many devices, before it waits in a queue."),
     "sweep": (

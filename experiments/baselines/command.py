@@ -24,7 +24,9 @@ def sasrec_command(
     data: DataConfig = DataConfig("movielens_1m"),
     config: tyro.conf.OmitArgPrefixes[SASRecConfig] = SASRecConfig(),
 ) -> None:
-    """Train a sequential baseline alone, for a comparison at equal time: SASRec, or `--block` for eSASRec and HSTU.
+    """Train a sequential baseline alone, for a comparison at equal time.
+
+    SASRec, or what another `--block` and `--loss` make of it: eSASRec, HSTU.
 
     Args:
       folder: where its curve, parameters and test ranks go.
