@@ -150,7 +150,7 @@ def check_files(experiment: ExperimentConfig, folder: Path, read_records: int) -
     else:
         print("data: not read (--read-records); training checks that a row has room for every question")
         if before is not None:
-            sizes = {name: getattr(before.model.decoder, name) for name in ("vocab_size", "new_tokens")}
+            sizes = {name: getattr(before.model.decoder, name) for name in ("vocab_size", "new_tokens", "content")}
             decoder = dataclasses.replace(configured.model.decoder, **sizes)
             configured = dataclasses.replace(configured, model=dataclasses.replace(configured.model, decoder=decoder))
             refuse_changes(before, configured, folder)

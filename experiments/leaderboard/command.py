@@ -23,7 +23,7 @@ def leaderboard_command(
     out: Path = Path("LEADERBOARD.md"),
     read_only: bool = False,
 ) -> None:
-    """Train and evaluate one model on every data set, beside every rival; write who is ahead.
+    """Train one model on every data set, beside every rival, and write who is ahead.
 
     Args:
       folder: where runs go, one a data set and seed; the same command goes on where it was interrupted.

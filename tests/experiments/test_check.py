@@ -58,10 +58,10 @@ def test_each_finding_is_a_line(data, tmp_path, monkeypatch, capsys):
     lines = out.splitlines()
     assert lines[0] == "mesh: data=4 fsdp=2, which makes 8 devices"
     assert lines[1].startswith(
-        "rows: 8 a batch, 4 of them loaded by each of 2 processes, 1 at a time on a device; 512 t"
+        "rows: 16 a batch, 8 of them loaded by each of 2 processes, 2 at a time on a device; 256 t"
     )
     assert lines[2] == f"data: movielens_small in {data}, 40 users and 30 items"
-    assert f"folder: {tmp_path / 'run'}, where a run of 1,000 steps begins" in lines
+    assert f"folder: {tmp_path / 'run'}, where a run of 700 steps begins" in lines
     assert {line.partition(":")[0] for line in lines[3:]} <= {"data", "folder", "parameters", "disk", "memory"}
 
 
@@ -73,7 +73,7 @@ def test_nothing_is_written(data, tmp_path):
 REFUSED = [
     ("--mesh.fsdp 3 --mesh.data 1", "fsdp=3 does not make 8 devices"),
     ("--loader.batch-size 9", "9 rows a batch are not a multiple of 8: slice=1 x data=8 x fsdp=1 x accumulate=1"),
-    ("--training.accumulate 3", "8 rows a batch are not a multiple of 24"),
+    ("--training.accumulate 3", "16 rows a batch are not a multiple of 24"),
     ("--mesh.tensor 8", "cannot be split over tensor=8; choose a tensor that divides"),
     ("--mesh.context 8 --row_shape.tokens 500", "500 tokens a row are not a multiple of context=8"),
     ("--data.source hm", "holds no prepared source 'hm': run `unimp prepare hm"),
@@ -126,7 +126,7 @@ def test_the_folder_of_another_run_is_refused_and_that_of_the_same_run_is_not(da
     with pytest.raises(DataError) as ended:
         open_run(read_training(words(data, folder, "--optimizer.learning-rate 1")[1:]).experiment, folder)
     assert str(refused.value) == str(ended.value)
-    assert "holds a run of another configuration (optimizer.learning_rate: 0.004, now 1.0)" in str(refused.value)
+    assert "holds a run of another configuration (optimizer.learning_rate: 0.005, now 1.0)" in str(refused.value)
 
 
 def test_the_folder_of_a_vqgan_and_a_file_in_the_way_are_refused(data, tmp_path):
@@ -149,7 +149,7 @@ def test_it_says_from_which_step_a_run_goes_on(data, tmp_path, capsys):
     with Checkpoints(folder / "checkpoints", CheckpointConfig()) as checkpoints:
         checkpoints.save(30, {"x": jnp.zeros(2)}, {})
     check(ON_8, words(data, folder))
-    assert f"folder: {folder}, where the run goes on from step 30 of 1,000" in capsys.readouterr().out
+    assert f"folder: {folder}, where the run goes on from step 30 of 700" in capsys.readouterr().out
 
 
 def test_large_data_are_counted_and_not_read(data, tmp_path, capsys):
@@ -218,7 +218,7 @@ def test_slices_have_as_many_devices_as_chips(without_libtpu, capsys, tpu, chips
 def test_processes_of_the_command_are_the_hosts(capsys):
     command = ["train", "tiny", "--processes.coordinator", "a:1", "--processes.count", "4", "--processes.index", "0"]
     check(CheckConfig(devices=8, files=False), command)
-    assert "2 of them loaded by each of 4 processes" in capsys.readouterr().out
+    assert "4 of them loaded by each of 4 processes" in capsys.readouterr().out
 
 
 @needs_libtpu
@@ -233,8 +233,8 @@ def test_on_tpus_rows_lie_as_the_torus_has_them(monkeypatch, capsys):
     with pytest.raises(ValueError, match="it does not fit v5e-16"):
         check(CheckConfig(tpu="v5e-16", files=False), command)
     mesh = make_mesh(MeshConfig(fsdp=8, context=2), devices(Slices("v5e-16")))
-    most = max(len(row_shards(mesh, process)[0]) for process in range(4))
-    assert f"rows: 8 a batch, {most} of them loaded by each of 4 processes" in capsys.readouterr().out
+    most = max(16 // shards * len(own) for own, shards in (row_shards(mesh, process) for process in range(4)))
+    assert f"rows: 16 a batch, {most} of them loaded by each of 4 processes" in capsys.readouterr().out
 
 
 @needs_libtpu

@@ -73,7 +73,7 @@ def test_a_process_that_is_killed_leaves_no_part_of_a_vocabulary(tmp_path, monke
         (lambda text: text.replace('"seed": 0', '"seed": "x"'), "seed: Input should be a valid integer"),
         (lambda text: text.replace('"accumulate": 1', '"accumulate": 0'), "training.accumulate 0 must be above 0"),
         (
-            lambda text: text.replace('"batch_size": 8', '"batch_size": 0'),
+            lambda text: text.replace('"batch_size": 16', '"batch_size": 0'),
             "batch_size, block_examples and threads must be at least 1",
         ),
         (lambda text: text.replace('"answers": ', '"answers": -'), "tokens and answers must be at least 1"),

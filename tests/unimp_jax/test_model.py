@@ -208,7 +208,7 @@ def test_answers_are_the_logits_at_their_positions_over_base_and_new_tokens():
     table = np.concatenate([model.embeddings.base[...], model.embeddings.new[...]])
     np.testing.assert_allclose(answers, vectors @ table.T, atol=1e-4)
     tokens = np.array([[0, 39, 40, 47]])
-    np.testing.assert_array_equal(model.embeddings.embed(jnp.asarray(tokens)), table[tokens])
+    np.testing.assert_array_equal(model.embed(jnp.asarray(tokens)), table[tokens])
 
 
 def test_attention_equals_numpy_and_unseen_rows_are_zero_with_finite_gradients():
