@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.content import ContentConfig
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import TASKS
 from data_pipelines.tasks.queries import held_out_queries
@@ -32,13 +33,17 @@ IDEFICS = dataclasses.replace(
     gated=blocks_of(DECODER, every=2),
 )
 
+CONTENT = ContentConfig(attributes=("Category",), least_items=1, popularity=True, rating=True)
+
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """(prepared data, a short run in Idefics' geometry)"""
+    """(prepared data, a short run in Idefics' geometry, whose rows have content)"""
     folder = tmp_path_factory.mktemp("export")
     data = prepare_source(folder)
-    train_run(experiment(data, steps=4, model=IDEFICS), folder / "run")
+    config = experiment(data, steps=4, model=IDEFICS, content=CONTENT)
+    config = dataclasses.replace(config, vocabulary=dataclasses.replace(config.vocabulary, category_items=1))
+    train_run(config, folder / "run")
     return data, folder / "run"
 
 
