@@ -102,11 +102,11 @@ def load_model(folder: Path, data: ExperimentData, checkpoint: Checkpoint) -> tu
       CheckpointError: it cannot be read.
     """
     predictor, step = restore(folder, data.config, checkpoint)
-    trainable, frozen = predictor.parameters
+    trained = abstract_parameters(data.config, predictor.mesh)  # with what the predictor's tables hold added up
     lines = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] == "train"]
     described = {
-        "parameters that train": f"{sum(x.size for x in jax.tree.leaves(trainable)):,}",
-        "frozen parameters": f"{sum(x.size for x in jax.tree.leaves(frozen)):,}",
+        "parameters that train": f"{sum(x.size for x in jax.tree.leaves(trained.trainable)):,}",
+        "frozen parameters": f"{sum(x.size for x in jax.tree.leaves(trained.frozen)):,}",
         "users": f"{data.corpus.num_users:,}",
         "items": f"{data.corpus.num_items:,}",
         "interactions": f"{len(data.corpus.items):,}",

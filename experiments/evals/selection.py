@@ -62,7 +62,10 @@ class SelectionEval(TaskEval):
         answers = asked(corpus, queries) | {"right": named(right), "candidates": named(candidates)}
         answers |= {f"{name}: chosen items": named(rows) for name, rows in chosen.items()}
         metrics = {name: selection_counts(rows, right) for name, rows in chosen.items()}
-        note = f"Which of three, one or two of them right? Micro averages.{setting.questions.note}"
+        note = (
+            "Which of three, one or two of them right? Micro averages. By Bayes' rule from how probable each item is next, "
+            f"ours as a recommendation; written: as generated; best one: no rule.{setting.questions.note}"
+        )
         return Answered({self.task: Outcome(note, metrics, answers, lambda _: SELECTION_METRICS)})
 
     def query(self, data: ExperimentData, request: Request, query: Query, item_of: Callable[[str], int]) -> Query:
