@@ -63,8 +63,8 @@ class SelectionEval(TaskEval):
         answers |= {f"{name}: chosen items": named(rows) for name, rows in chosen.items()}
         metrics = {name: selection_counts(rows, right) for name, rows in chosen.items()}
         note = (
-            "Which of three, one or two of them right? Micro averages. By Bayes' rule from how probable each item is next, "
-            f"ours as a recommendation; written: as generated; best one: no rule.{setting.questions.note}"
+            "Which of three, one or two of them right? Micro averages. By Bayes' rule from how probable each item is to "
+            f"come next; written: as the model answers; best one: the best of three.{setting.questions.note}"
         )
         return Answered({self.task: Outcome(note, metrics, answers, lambda _: SELECTION_METRICS)})
 
