@@ -63,7 +63,7 @@ class SelectionEval(TaskEval):
         answers |= {f"{name}: chosen items": named(rows) for name, rows in chosen.items()}
         metrics = {name: selection_counts(rows, right) for name, rows in chosen.items()}
         note = (
-            "Which of three, one or two of them right? Micro averages. By Bayes' rule from how probable each item is to "
+            "Which of three, one or two of them right? Micro averages. By Bayes' rule from how probable items are to "
             f"come next; written: as the model answers; best one: the best of three.{setting.questions.note}"
         )
         return Answered({self.task: Outcome(note, metrics, answers, lambda _: SELECTION_METRICS)})
