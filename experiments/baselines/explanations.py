@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import scipy.sparse
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from data_pipelines.corpus import TRAIN, Corpus
 from data_pipelines.errors import DataError
@@ -84,6 +83,8 @@ def _vectors(texts: Iterable[str]) -> scipy.sparse.csr_array:
     texts = list(texts)
     if not any(re.search(r"\w", text) for text in texts):  # for the vectorizer, an error
         return scipy.sparse.csr_array((len(texts), 1))
+    from sklearn.feature_extraction.text import TfidfVectorizer  # seconds, which `unimp generate` can do without
+
     vectorizer = TfidfVectorizer(token_pattern=r"\b\w+\b")  # unlike the default, words of one letter count
     return scipy.sparse.csr_array(vectorizer.fit_transform(texts))
 

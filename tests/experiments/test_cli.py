@@ -57,6 +57,12 @@ finally:
         assert f"  {name:10}{about}\n" in told
 
 
+def test_generate_imports_nothing_that_takes_seconds_and_is_not_used():
+    program = "import sys; import experiments.generate; print(*{'sklearn', 'matplotlib', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
