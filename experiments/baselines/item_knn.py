@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse
 
 from data_pipelines.corpus import TRAIN, Corpus
-from experiments.baselines.ranker import best_on_validation, padded_histories, training_counts
+from experiments.baselines.ranker import best_on_validation, padded_histories, popularity_below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +57,7 @@ class ItemKNN:
         users_I = np.bincount(np.unique(_pairs(corpus), axis=1)[1], minlength=corpus.num_items) + config.damping
         left, right = (scipy.sparse.diags_array(users_I**-power) for power in (config.of_history, config.of_items))
         self._weights_II = (left @ met_together @ right).astype(np.float32).tocsr()
-        popularity_I = training_counts(corpus)
-        least = self._weights_II.data.min(initial=1.0)
-        self._floor_I = (popularity_I * (1e-3 * least / max(popularity_I.max(), 1))).astype(np.float32)
+        self._floor_I = popularity_below(corpus, float(self._weights_II.data.min(initial=1.0)))
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
         histories_MS = padded_histories(self.corpus, users, positions)

@@ -19,7 +19,7 @@ import numpy as np
 import scipy.sparse
 
 from data_pipelines.corpus import TRAIN, VALIDATION, Corpus
-from experiments.baselines.ranker import best_on_validation, training_counts
+from experiments.baselines.ranker import best_on_validation, popularity_below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +63,8 @@ class Markov:
         self.corpus, self.config = corpus, config
         lag_counts = lag_counts or [transition_counts(corpus, lag) for lag in range(1, config.last + 1)]
         self._weights_j = [self._weights(lag_counts[: config.last], back) for back in range(config.last)]
-        popularity_I = training_counts(corpus)
         least = min((matrix.data.min() for matrix in self._weights_j if matrix.nnz), default=np.float32(1))
-        self._floor_I = (popularity_I * (1e-3 * least / max(popularity_I.max(), 1))).astype(np.float32)
+        self._floor_I = popularity_below(corpus, float(least))
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
         recent_Mj = _newest_first(self.corpus, users, positions, self.config.last)

@@ -8,7 +8,8 @@ from typing import Literal, Protocol, TypeVar
 import jax
 import numpy as np
 
-from data_pipelines.corpus import SPLITS, TRAIN, Corpus
+from data_pipelines.content import training_counts
+from data_pipelines.corpus import SPLITS, Corpus
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.evaluation.ranking import ranks, seen_bitmap
 
@@ -37,11 +38,6 @@ class Ranker(Protocol):
         ...
 
 
-def training_counts(corpus: Corpus) -> np.ndarray:
-    """How often each item was met in training: int64 [num_items]."""
-    return np.bincount(corpus.items[corpus.splits == TRAIN], minlength=corpus.num_items)
-
-
 class Popularity:
     """Scores an item by its number of training interactions."""
 
@@ -52,6 +48,12 @@ class Popularity:
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return np.tile(self._scores_I, (len(users), 1))
+
+
+def popularity_below(corpus: Corpus, least: float) -> np.ndarray:
+    """Scores of all items by popularity, all far below `least`, the smallest of a ranker's own: float32 [I]."""
+    popularity_I = training_counts(corpus)
+    return (popularity_I * (1e-3 * least / max(popularity_I.max(), 1))).astype(np.float32)
 
 
 def padded_histories(

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from data_pipelines.content import training_counts
 from data_pipelines.corpus import TEST, TRAIN, Corpus
 from data_pipelines.loader import QuestionBatch
 from experiments.baselines import ranker as rankers
 from experiments.baselines.query_match import QueryMatch, WordMatches, in_order, places
-from experiments.baselines.ranker import Popularity, evaluate_ranker, training_counts
+from experiments.baselines.ranker import Popularity, evaluate_ranker
 from unimp_jax.evaluation.predictor import seen_of, targets_of
 from unimp_jax.evaluation.ranking import seen_mask
 
