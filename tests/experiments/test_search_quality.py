@@ -15,7 +15,7 @@ from experiments.request import Request
 from experiments.session import TrainedRun
 from experiments.train import train_run
 
-STEPS, USERS, WANTED = 300, 20, 8
+USERS, WANTED = 20, 8
 
 
 @pytest.mark.slow
@@ -33,7 +33,7 @@ def test_most_of_what_is_found_fits_the_query(trained: TrainedRun, query: str) -
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
-    """`tiny` on the embedded films, without images and for less than half of its steps."""
+    """`tiny` on the embedded films, without images."""
     folder: Path = tmp_path_factory.mktemp("search")
     prepare("movielens_small", folder / "data")
     preset = PRESETS["tiny"]
@@ -42,7 +42,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
         data=DataConfig("movielens_small", folder / "data"),
         tasks=dataclasses.replace(preset.tasks, images=False),
         row_shape=dataclasses.replace(preset.row_shape, images=0),
-        loop=dataclasses.replace(preset.loop, steps=STEPS, validate_every=STEPS, save_every=STEPS),
     )
     train_run(config, folder / "run")
     return TrainedRun(folder / "run")
