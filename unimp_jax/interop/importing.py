@@ -42,7 +42,8 @@ class ImportConfig:
     """Folders on disk, files, or ids of the Hugging Face hub."""
 
     language: str | None = None
-    """A causal language model: GPT-NeoX, MPT or LLaMA; a folder in Hugging Face's form, or a GGUF file of a LLaMA."""
+    """A causal language model: GPT-NeoX, MPT, LLaMA, Qwen2 or Qwen3; a folder in Hugging Face's form, or a GGUF file of
+    a LLaMA."""
     vision: str | None = None
     """A CLIP model, or the vision tower of one, in Hugging Face's form."""
     idefics: str | None = None

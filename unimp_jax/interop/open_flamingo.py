@@ -92,7 +92,8 @@ def tabulate_by_config(config: ModelConfig) -> Tabulate:
         return mosaic_gpt if decoder.qk_norm else mpt
     if decoder.position == "rotary" and decoder.mlp == "gelu" and decoder.bias and decoder.norm == "layer_norm":
         return gpt_neox
-    if decoder.position == "rotary" and decoder.mlp == "swiglu" and not decoder.bias and decoder.norm == "rms_norm":
+    plain = not (decoder.bias or decoder.qkv_bias or decoder.qk_norm)
+    if decoder.position == "rotary" and decoder.mlp == "swiglu" and decoder.norm == "rms_norm" and plain:
         return llama
     raise WeightsError("the decoder is none that open-flamingo has: GPT-NeoX, MPT or LLaMA")
 
