@@ -31,9 +31,9 @@ from experiments.data import ExperimentData, sized_model
 from experiments.features import tower_features
 from experiments.parameters import Parameters, init_parameters
 from unimp_jax.interop import idefics
-from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.shards import write_json
+from unimp_jax.interop.vision import last_norm
 from unimp_jax.model import PARTS, DecoderConfig, ModelConfig, Part, ResamplerConfig
 from unimp_jax.model.presets import POSTERS, blocks_of
 from unimp_jax.model.vision import CLIP_DEVIATION, CLIP_MEAN

@@ -34,12 +34,12 @@ from experiments.config import ExperimentConfig
 from experiments.init import initial_parameters
 from experiments.parameters import Parameters
 from unimp_jax.interop import idefics
-from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import ImportConfig, import_weights
 from unimp_jax.interop.layout import model_shapes, pieces
 from unimp_jax.interop.shards import write_json, write_shards
 from unimp_jax.interop.start import read_start
+from unimp_jax.interop.vision import last_norm
 from unimp_jax.model import DecoderConfig, ModelConfig, VisionConfig
 from unimp_jax.model.presets import blocks_of, idefics_9b
 from unimp_jax.sharding import MeshConfig, make_mesh

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from unimp_jax.interop.clip import transformers_clip, vision_config
 from unimp_jax.interop.exporting import refuse_others
 from unimp_jax.interop.language import llama, llama_config
 from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
+from unimp_jax.interop.vision import ACTIVATIONS, transformers_clip, vision_config
 from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig, RotaryScaling
 
 LAST_NORM = "model.vision_model.post_layernorm"
@@ -118,6 +118,8 @@ def described_as(config: ModelConfig) -> dict[str, Any]:
     vision, resampler, gated, decoder = config.vision, config.resampler, config.gated, config.decoder
     wanted = {
         "vision.class_token_out": True,
+        "vision.patch_bias": False,
+        "vision.norm": "first",
         "resampler.mlp": "relu",
         "resampler.mlp_ratio": 4,
         "gated.place": "before_first",
@@ -177,7 +179,7 @@ def described_as(config: ModelConfig) -> dict[str, Any]:
             "num_hidden_layers": vision.layers,
             "num_attention_heads": vision.heads,
             "intermediate_size": vision.mlp_width,
-            "hidden_act": vision.activation,
+            "hidden_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == vision.activation),
             "layer_norm_eps": vision.norm_eps,
         },
     }

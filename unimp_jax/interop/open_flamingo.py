@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from unimp_jax.interop.clip import open_clip, transformers_clip
 from unimp_jax.interop.exporting import refuse_others
 from unimp_jax.interop.language import Tabulate, gpt_neox, llama, mosaic_gpt, mpt
 from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
+from unimp_jax.interop.vision import open_clip, transformers_clip
 from unimp_jax.interop.weights import Weights
 from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig
 
@@ -165,6 +165,8 @@ def refuse(config: ModelConfig) -> None:
     wanted = {
         "vision.class_token": True,
         "vision.class_token_out": False,
+        "vision.patch_bias": False,
+        "vision.norm": "first",
         "resampler.mlp": "gelu",
         "resampler.mlp_ratio": 4,
         "resampler.qk_norm": False,

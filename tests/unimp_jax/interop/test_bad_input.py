@@ -160,7 +160,20 @@ def test_language_model_as_idefics(language, tmp_path):
 
 
 def test_language_model_as_tower(language, tmp_path):
-    assert "no vision tower of CLIP in it" in refused(ImportConfig(vision=str(language)), tmp_path)
+    assert "no vision tower of CLIP or SigLIP in it" in refused(ImportConfig(vision=str(language)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "telling"),
+    [
+        ("dinov2", "family 'dinov2' is not known; clip, clip_vision_model, siglip, siglip_vision_model are"),
+        ("siglip2", "take one of a fixed resolution"),
+    ],
+)
+def test_foreign_tower(kind, telling, tmp_path):
+    folder = write_config(tmp_path / "tower", {"model_type": kind})
+    save_file({"embeddings.patch_embedding.weight": np.zeros((4, 3, 2, 2), np.float32)}, folder / "model.safetensors")
+    assert telling in refused(ImportConfig(vision=str(folder)), tmp_path)
 
 
 @pytest.mark.parametrize(
