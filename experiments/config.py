@@ -102,6 +102,11 @@ class ExperimentConfig:
     """Of the parameters, the order of the data and dropout."""
 
     def __post_init__(self) -> None:
+        if absent := [part for part in self.training.trains if part not in self.model.parts]:
+            raise ValueError(
+                f"training.trains: a model whose fusion is {self.model.fusion} has no {absent[0]}; it has "
+                f"{', '.join(self.model.parts)}"
+            )
         if self.training.cache_features and "vision" in self.training.trains:
             raise ValueError("training: cache_features needs a frozen tower, but vision is among what trains")
         if self.queries.needs_codes and self.vocabulary.image_codes is None and self.start is None:

@@ -114,6 +114,7 @@ class ExperimentData:
             config.row_shape,
             attributes=attributes,
             has_image=records.has_image,
+            image_tokens=config.model.image_tokens,
         )
         self.images = ImageStore(records.read_image, config.model.vision.image_size, config.images)
 

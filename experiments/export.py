@@ -1,4 +1,4 @@
-"""`unimp export`: a run as a folder that stock transformers, or open-flamingo, loads.
+"""`unimp export`: a run as a folder that stock transformers, vLLM or open-flamingo loads.
 
 Both have weights, tokenizer, image and generation settings, and a card that says what the model is.
 """
@@ -12,12 +12,14 @@ from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pydantic
 import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data_pipelines.errors import DataError
 from data_pipelines.tasks.base import Split
+from data_pipelines.tasks.examples import Example
 from data_pipelines.tasks.queries import held_out_queries
 from data_pipelines.vocabulary import Vocabulary
 from data_pipelines.whole_tokenizer import whole_tokenizer
@@ -28,7 +30,7 @@ from experiments.results import Evaluation, load_evaluation
 from experiments.run import ALL_DEVICES, EXPERIMENT, Facts, open_model, without_content
 from experiments.vqgan.export import export_vqgan
 from experiments.vqgan.run import is_vqgan_run
-from unimp_jax.interop import idefics, open_flamingo
+from unimp_jax.interop import idefics, llava, open_flamingo
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import GEOMETRY
 from unimp_jax.interop.layout import Table
@@ -37,7 +39,12 @@ from unimp_jax.interop.vision import last_norm
 from unimp_jax.model import ModelConfig
 from unimp_jax.sharding import MeshConfig
 
-Format = Literal["idefics", "open_flamingo"]
+Format = Literal["idefics", "llava", "open_flamingo"]
+LOADS = {
+    "idefics": "IdeficsForVisionText2Text and AutoProcessor",
+    "llava": "LlavaForConditionalGeneration and AutoProcessor, or vLLM",
+    "open_flamingo": "open-flamingo 2.0.1",
+}
 
 SPLITS: tuple[Split, ...] = ("test", "validation")
 """Of the first that there is, the card shows a prompt and the metrics."""
@@ -48,7 +55,8 @@ class ExportConfig:
     """What is written."""
 
     format: Format = "idefics"
-    """Hugging Face's IdeficsForVisionText2Text, or open-flamingo's state dict."""
+    """Hugging Face's IdeficsForVisionText2Text; its LlavaForConditionalGeneration, where fusion is interleaved; or
+    open-flamingo's state dict."""
     checkpoint: Checkpoint = "best"
     """The best by validation, or the latest."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -64,7 +72,7 @@ def export_command(
     folder: tyro.conf.Positional[Path],
     config: Annotated[ExportConfig, tyro.conf.arg(name="")],
 ) -> None:
-    """Write a run as a folder that other programs load: transformers or open-flamingo; diffusers for a VQGAN.
+    """Write a run as a folder that other programs load: transformers, vLLM or open-flamingo; diffusers for a VQGAN.
 
     Args:
       run: the folder of the run.
@@ -92,28 +100,36 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
         tabulate = open_flamingo.tabulate_by_config(geometry)
         table: Table = open_flamingo.table(geometry, tabulate, open_flamingo.vision_table())
         described: dict[str, Any] = {}
+    elif config.format == "llava":
+        geometry, parameters = folded(geometry, parameters)
+        described = llava.described_as(geometry) | token_ids(data.vocabulary) | {"dtype": config.dtype}
+        described["image_token_index"] = data.vocabulary.image
+        described["text_config"] |= token_ids(data.vocabulary)
+        described["text_config"]["max_position_embeddings"] = data.config.row_shape.tokens
+        table = llava.table(geometry)
     else:
         described = idefics.described_as(geometry) | token_ids(data.vocabulary) | {"dtype": config.dtype}
         described["max_position_embeddings"] = data.config.row_shape.tokens
         table = idefics.table(geometry)
     with whole_folder(folder) as temporary:
         shard_bytes = int(config.shard_gigabytes * 10**9)
-        unread = last_norm(idefics.LAST_NORM if described else open_flamingo.LAST_NORM, geometry.vision)
+        package = {"idefics": idefics, "llava": llava, "open_flamingo": open_flamingo}[config.format]
+        unread = last_norm(package.LAST_NORM, geometry.vision)
         write_weights(temporary, parameters, table, unread=unread, dtype=config.dtype, shard_bytes=shard_bytes)
         whole_tokenizer(data.vocabulary).save_pretrained(temporary)
         write_settings(temporary, data, config.format)
         if described:
             write_json(temporary / "config.json", described)
+        if config.format == "idefics":
             data.vocabulary.save(temporary / EXPERIMENT / "vocabulary")  # with what `unimp generate` reads
             data.save_fingerprint(temporary / EXPERIMENT)
             saved = without_content(dataclasses.replace(load_config(run / "config.json"), start=None))
             save_config(saved, temporary / EXPERIMENT / "config.json")
-        else:
+        if config.format == "open_flamingo":
             dumped = pydantic.TypeAdapter(ModelConfig).dump_python(geometry, mode="json")
             write_json(temporary / GEOMETRY, dumped)
         (temporary / "README.md").write_text(card(run, folder.name, data, facts, config), encoding="utf-8")
-    loads = "IdeficsForVisionText2Text and AutoProcessor" if config.format == "idefics" else "open-flamingo 2.0.1"
-    return f"{folder}: step {facts.step} of {run}, for {loads}; how to load it: {folder / 'README.md'}"
+    return f"{folder}: step {facts.step} of {run}, for {LOADS[config.format]}; how to load it: {folder / 'README.md'}"
 
 
 def folded(geometry: ModelConfig, parameters: dict[str, jax.Array]) -> tuple[ModelConfig, dict[str, jax.Array]]:
@@ -153,6 +169,9 @@ def write_settings(folder: Path, data: ExperimentData, format: Format) -> None:
             "crop_size": {"height": size, "width": size},
             "size": {"shortest_edge": size} if crops else {"height": size, "width": size},
         }
+    if format == "llava":
+        images["processor_class"] = "LlavaProcessor"
+        write_json(folder / "processor_config.json", llava.processor(data.config.model))
     write_json(folder / "preprocessor_config.json", images)
     longest = max(64, data.config.tasks.explanation_words * 4)
     write_json(folder / "generation_config.json", token_ids(data.vocabulary) | {"max_new_tokens": longest})
@@ -169,16 +188,27 @@ def prompt_parts(vocabulary: Vocabulary, tokens: list[int]) -> list[str | None]:
     return parts
 
 
+def prompt_text(vocabulary: Vocabulary, example: Example, image_tokens: int) -> str:
+    """A prompt as LLaVA's processor takes it, which writes each `<image>` so many times."""
+    more = example.image_positions[:, None] + np.arange(1, image_tokens)
+    return vocabulary.text(np.delete(example.tokens, more.ravel()).tolist())
+
+
 def card(run: Path, name: str, data: ExperimentData, facts: Facts, config: ExportConfig) -> str:
     """What the model is, in Markdown: data, steps, metrics, how to load it and to ask it."""
     files = [run / "evaluation" / f"{split}.json" for split in SPLITS]
     evaluated: Evaluation | None = next((load_evaluation(file) for file in files if file.exists()), None)
     held_out = (query for split in SPLITS for query in held_out_queries(data.corpus, split, "recommendation"))
     query = next(held_out, None)
-    parts = prompt_parts(data.vocabulary, data.writer.write(query, ask=True).tokens.tolist()) if query else []
-    shown = [
-        f"images[{sum(p is None for p in parts[:n])}]" if part is None else repr(part) for n, part in enumerate(parts)
-    ]
+    example = data.writer.write(query, ask=True) if query else None
+    if config.format == "llava":
+        shown = [repr(prompt_text(data.vocabulary, example, data.config.model.image_tokens))] if example else []
+    else:
+        parts = prompt_parts(data.vocabulary, example.tokens.tolist()) if example else []
+        shown = [
+            f"images[{sum(p is None for p in parts[:n])}]" if part is None else repr(part)
+            for n, part in enumerate(parts)
+        ]
     # Templates of our own, filled with our own metrics and written as Markdown: nothing to escape.
     loader = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=False)
     return loader.get_template("model_card.md.jinja").render(
@@ -190,6 +220,9 @@ def card(run: Path, name: str, data: ExperimentData, facts: Facts, config: Expor
         split=evaluated.split if evaluated else SPLITS[0],
         tables=evaluated.tables if evaluated and evaluated.step == facts.step else (),
         prompt=shown,
+        single_tokens=data.vocabulary.depth == 1,
+        row_tokens=data.config.row_shape.tokens,
+        row_images=data.config.row_shape.images,
         items=len(data.vocabulary.items),
         tokens=data.vocabulary.size,
         images=data.config.images.fit,

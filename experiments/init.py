@@ -33,7 +33,7 @@ def with_start(config: ExperimentConfig) -> ExperimentConfig:
     """Returns the experiment with the geometry, the tokenizer and the base rows of its start.
 
     What is a choice of training, not of geometry, stays the experiment's: dropout, which images a token sees, and
-    whether the class token is shown to a resampler that is new.
+    whether the class token, and what lies behind a last norm, is shown to a resampler or projector that is new.
 
     Raises:
       DataError: the start is a run whose configuration cannot be read, or has no tokenizer.
@@ -47,8 +47,10 @@ def with_start(config: ExperimentConfig) -> ExperimentConfig:
     geometry = read_start(config.start).geometry
     ours, vocabulary = config.model, config.vocabulary
     vision, gated, decoder = geometry.vision, geometry.gated, geometry.decoder
-    if vision and not geometry.resampler:
-        vision = dataclasses.replace(vision, class_token_out=ours.vision.class_token_out and vision.class_token)
+    if vision and not (geometry.resampler or geometry.projector):
+        class_token = ours.vision.class_token_out and vision.class_token
+        norm = "none" if (vision.norm, ours.vision.norm) == ("last", "none") else vision.norm
+        vision = dataclasses.replace(vision, class_token_out=class_token, norm=norm)
     if gated:
         gated = dataclasses.replace(gated, attend=ours.gated.attend)
     if decoder:
@@ -70,12 +72,9 @@ def with_start_run(config: ExperimentConfig, start: Path) -> ExperimentConfig:
     """
     before = load_config(start / "config.json")
     ours, theirs = config.model, before.model
-    geometry = Geometry(
-        vision=theirs.vision,
-        resampler=theirs.resampler,
-        gated=dataclasses.replace(theirs.gated, attend=ours.gated.attend),
-        decoder=dataclasses.replace(theirs.decoder, dropout=ours.decoder.dropout),
-    )
+    geometry, decoder = Geometry.of(theirs), dataclasses.replace(theirs.decoder, dropout=ours.decoder.dropout)
+    gated = geometry.gated and dataclasses.replace(geometry.gated, attend=ours.gated.attend)
+    geometry = dataclasses.replace(geometry, gated=gated, decoder=decoder)
     shown = config.vocabulary
     if shown.image_codes not in (None, before.vocabulary.image_codes):
         raise ValueError(

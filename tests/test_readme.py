@@ -20,7 +20,6 @@ from data_pipelines.tasks.examples import RowShape
 from experiments import train_run
 from experiments.config import DataConfig, TrainingConfig
 from tests.experiments.tiny_run import experiment
-from unimp_jax.model import PARTS
 
 data = Path("data")
 prepare("movielens_small", data)
@@ -28,7 +27,7 @@ config = experiment(data, steps=1)
 config = dataclasses.replace(
     config,
     row_shape=RowShape(tokens=256, images=8, answers=64),
-    training=TrainingConfig(trains=PARTS, validation_users=8),
+    training=TrainingConfig(trains=config.model.parts, validation_users=8),
     loop=dataclasses.replace(config.loop, validate_every=1, save_every=1),
 )
 train_run(config, Path("runs/demo"))

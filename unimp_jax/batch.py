@@ -31,8 +31,8 @@ class Batch:
       tokens: int32 [B, T].
       segment_ids: int32 [B, T], 0 for padding.
       positions: int32 [B, T], counted from 0 in each segment.
-      image_index: int32 [B, T], the row's image that most recently precedes the token in its segment (a marker counts
-        as following its own image), -1 where there is none.
+      image_index: int32 [B, T], the row's image that most recently precedes the token in its segment (the tokens that
+        stand for an image, or mark it, count as following it), -1 where there is none.
       images: uint8 [B, N, height, width, 3], or what a frozen tower made of them, float [B, N, P, C]; zeros in empty
         slots.
       image_segment_ids: int32 [B, N], 0 for an empty slot.

@@ -28,8 +28,8 @@ class Example:
     Attributes:
       tokens: int32 [t].
       images: int32 [n], the items whose images the markers stand for, in order.
-      image_positions: int32 [n], where these markers are, ascending. What an item is called may read like a marker:
-        only who writes an example knows which are.
+      image_positions: int32 [n], where these markers are, ascending; where an image takes several tokens, the first of
+        them. What an item is called may read like a marker: only who writes an example knows which are.
       answer_positions: int32 [a], where a target is predicted.
       answer_targets: int32 [a].
       answer_weights: float32 [a].

@@ -23,7 +23,7 @@ class History:
 
     def __init__(self, texts: PromptTexts, config: TaskConfig, query: Query, write_question: QuestionWriter):
         self.texts, self.config, self.query, self._write_question = texts, config, query, write_question
-        self._task, self._marker_at = TASKS[query.task], texts.vocabulary.image_marker.index(texts.vocabulary.image)
+        self._task = TASKS[query.task]
         self._start = int(texts.corpus.offsets[query.user])
 
     def pieces(self, left: np.ndarray) -> list[Piece]:
@@ -56,7 +56,7 @@ class History:
         answer = int32(*[vocabulary.answer] * bool(len(name)))
         before = np.concatenate([self.texts.marker(image), self.texts.attributes[item], answer])
         tokens = np.concatenate([before, name, int32(vocabulary.end_of_chunk)])
-        shown_at = int32(*[self._marker_at] * len(image))
+        shown_at = int32(*[self.texts.image_at] * len(image))
         if targets == "none":
             return Piece(tokens, image, shown_at)
         used = {"reconstruct": slice(-1), "next_item": slice(1, None), "both": slice(None)}[targets]

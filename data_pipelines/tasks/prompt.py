@@ -48,11 +48,13 @@ class PromptWriter:
         *,
         attributes: Sequence[str],
         has_image: np.ndarray,
+        image_tokens: int = 1,
     ):
         """
         Args:
           attributes: what a prompt says of each item (`vocabulary.attribute_texts`).
           has_image: bool [I], the items that have an image.
+          image_tokens: so many tokens stand for an image; all take room in a row.
         """
         self.vocabulary, self.config, self.row_shape = vocabulary, config, row_shape
         self.texts = PromptTexts(
@@ -63,6 +65,7 @@ class PromptWriter:
             explanation_words=config.explanation_words,
             explanation_tokens=max(row_shape.answers - 2, 0),  # beside the rating and the end
             show_ids=config.questions_show_ids,
+            image_tokens=image_tokens,
         )
         self._questions = {
             name: vocabulary.encode_phrase(task.question if task.begins_text else vocabulary.space + task.question)
@@ -181,12 +184,11 @@ class PromptWriter:
             for segment, start in zip(segments, starts.tolist(), strict=False)
             if segment.item is not None and self.has_image[segment.item]
         ]
-        marker_at = self.vocabulary.image_marker.index(self.vocabulary.image)
         tokens = [segment.tokens for segment in segments]
         return Piece(
             np.concatenate([*tokens, self._questions[query.task], int32(self.vocabulary.answer)]),
             tuple(item for item, _ in shown),
-            shown_at=int32(*(start + marker_at for _, start in shown)),
+            shown_at=int32(*(start + self.texts.image_at for _, start in shown)),
         )
 
     def _answer(self, query: Query, texts: Sequence[np.ndarray]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from typing import Self
 
@@ -39,15 +40,20 @@ class PromptTexts:
         explanation_words: int,
         explanation_tokens: int,
         show_ids: bool,
+        image_tokens: int = 1,
     ):
         """
         Args:
           attributes: what a prompt says of each item.
           explanation_words, explanation_tokens: explanations are cut to so many.
           show_ids: whether items that are asked about are named by their ids.
+          image_tokens: so many tokens stand for an image.
         """
         self.corpus, self.vocabulary, self.has_image = corpus, vocabulary, has_image
         self._show_ids = show_ids
+        self.image_at = vocabulary.image_marker.index(vocabulary.image)
+        marker = ([id] * (image_tokens if id == vocabulary.image else 1) for id in vocabulary.image_marker)
+        self.image_marker = tuple(itertools.chain.from_iterable(marker))
         self.query, self.select = vocabulary.encode_phrase(QUERY), vocabulary.encode_phrase(SELECT)
         self.attributes = Ragged(vocabulary.encode_all(attributes))
         if vocabulary.categories:
@@ -78,7 +84,7 @@ class PromptTexts:
 
     def marker(self, image: tuple[int, ...]) -> np.ndarray:
         """The tokens that stand for an item's image, or nothing: int32 [t]."""
-        return int32(*self.vocabulary.image_marker * len(image))
+        return int32(*self.image_marker * len(image))
 
     def item(self, item: int, text: np.ndarray, *name: int) -> np.ndarray:
         """An item that is asked about, or offered under a name: its image, its name, its id and its text, int32 [t]."""

@@ -34,7 +34,7 @@ from unimp_jax.interop import idefics
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.shards import write_json
 from unimp_jax.interop.vision import last_norm
-from unimp_jax.model import PARTS, DecoderConfig, ModelConfig, Part, ResamplerConfig
+from unimp_jax.model import DecoderConfig, ModelConfig, Part, ResamplerConfig
 from unimp_jax.model.presets import POSTERS, blocks_of
 from unimp_jax.model.vision import CLIP_DEVIATION, CLIP_MEAN
 from unimp_jax.objective import ObjectiveConfig
@@ -150,7 +150,7 @@ class Setting:
       cache_features: ours reads what the frozen tower makes of an image from a file, written once for the catalogue.
     """
 
-    trains: tuple[Part, ...] = PARTS
+    trains: tuple[Part, ...] = ModelConfig().parts
     tasks: TaskConfig = PAPER
     row_shape: RowShape = SHORT_ROWS
     clip_patches: bool = False

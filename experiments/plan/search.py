@@ -75,7 +75,8 @@ def meshes(config: ExperimentConfig, slices: Slices) -> Iterator[MeshConfig]:
     """Parameters over all devices of a slice or over 16 and copied, with or without split heads and rows."""
     chips, decoder = slices.chips_each, config.model.decoder
     for tensor, context in itertools.product((1, 2, 4, 8), (1, 2)):
-        heads = math.gcd(decoder.heads, decoder.num_kv_heads, config.model.gated.heads, config.model.vision.heads)
+        blocks = () if config.model.interleaved else (config.model.gated.heads,)
+        heads = math.gcd(decoder.heads, decoder.num_kv_heads, config.model.vision.heads, *blocks)
         if heads % tensor or config.row_shape.tokens % (context * 128) or chips % (tensor * context):
             continue
         rows = chips // (tensor * context)
@@ -108,7 +109,7 @@ def guessed_bytes(config: ExperimentConfig) -> float:
     tokens = rows * row_shape.tokens / mesh.context
     of_layer = 2 * decoder.width + 3 * decoder.head_dim * decoder.heads / mesh.tensor
     of_layer += 2 * decoder.mlp_width / mesh.tensor
-    of_block = 2 * decoder.width + 2 * gated.hidden_width(decoder.width) / mesh.tensor
+    of_block = 0.0 if model.interleaved else 2 * decoder.width + 2 * gated.hidden_width(decoder.width) / mesh.tensor
     kept = {
         "full": decoder.width * model.groups,
         "dots": of_layer * decoder.layers + of_block * model.groups,
@@ -118,7 +119,8 @@ def guessed_bytes(config: ExperimentConfig) -> float:
     images = rows * row_shape.images / mesh.context
     of_tower = images * vision.patches * (4 * vision.width + 2 * vision.mlp_width / mesh.tensor) * 2
     of_tower += images * vision.heads / mesh.tensor * vision.patches**2 * 6
-    of_resampler = images * model.resampler.layers * vision.width * model.resampler.latents * 2
+    resampled = not model.interleaved or model.projector.kind == "resampler"
+    of_resampler = images * model.resampler.layers * vision.width * model.resampler.latents * 2 * resampled
     of_resampler *= {"full": 1, "dots": 12, "dots_with_batch": 12, "none": 30}[model.remat]
     logits = rows * min(config.objective.chunk, row_shape.answers) * decoder.vocab_size / mesh.tensor * 8
     shards = mesh.fsdp * mesh.tensor

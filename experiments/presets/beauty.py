@@ -11,7 +11,7 @@ from data_pipelines.tasks.queries import QueryConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.config import DataConfig, ExperimentConfig, TrainingConfig
 from experiments.presets.optimizers import FROM_NOTHING
-from unimp_jax.model import PARTS, presets
+from unimp_jax.model import presets
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.training.loop import LoopConfig
 
@@ -29,6 +29,6 @@ EXPERIMENT = ExperimentConfig(
     loader=LoaderConfig(batch_size=16, block_examples=4096),
     optimizer=dataclasses.replace(FROM_NOTHING, learning_rate=5e-3),
     objective=ObjectiveConfig(gamma=0.0, chunk=8),
-    training=TrainingConfig(trains=PARTS, validation_users=4096),
+    training=TrainingConfig(trains=presets.tiny.parts, validation_users=4096),
     loop=LoopConfig(steps=5000, log_every=50, validate_every=1000, save_every=1000),
 )

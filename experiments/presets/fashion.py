@@ -13,7 +13,7 @@ from data_pipelines.tasks.queries import QueryConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.config import DataConfig, ExperimentConfig, TrainingConfig
 from experiments.presets.optimizers import FROM_NOTHING
-from unimp_jax.model import PARTS, presets
+from unimp_jax.model import presets
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.training.guard import GuardConfig
 from unimp_jax.training.loop import LoopConfig
@@ -38,6 +38,6 @@ EXPERIMENT = ExperimentConfig(
     loader=LoaderConfig(batch_size=16, block_examples=2048),
     optimizer=FROM_NOTHING,
     objective=ObjectiveConfig(gamma=0.0),
-    training=TrainingConfig(trains=PARTS, validation_users=3000, guard=GuardConfig(spike=0)),
+    training=TrainingConfig(trains=presets.small.parts, validation_users=3000, guard=GuardConfig(spike=0)),
     loop=LoopConfig(steps=400, log_every=25, validate_every=100, save_every=100),
 )  # fmt: skip

@@ -11,7 +11,7 @@ from data_pipelines.tasks.queries import QueryConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.config import DataConfig, ExperimentConfig, TrainingConfig
 from experiments.presets.optimizers import FROM_NOTHING
-from unimp_jax.model import PARTS, presets
+from unimp_jax.model import presets
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.training.loop import LoopConfig
 
@@ -35,6 +35,6 @@ EXPERIMENT = ExperimentConfig(
     loader=LoaderConfig(batch_size=16, block_examples=4096),
     optimizer=FROM_NOTHING,
     objective=ObjectiveConfig(gamma=0.0),
-    training=TrainingConfig(trains=PARTS),
+    training=TrainingConfig(trains=presets.small.parts),
     loop=LoopConfig(steps=2800, log_every=25, validate_every=400, save_every=400),
 )  # fmt: skip

@@ -13,7 +13,7 @@ from data_pipelines.tasks.queries import QueryConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.config import ExperimentConfig, TrainingConfig
 from experiments.presets.optimizers import FROM_NOTHING
-from unimp_jax.model import PARTS, presets
+from unimp_jax.model import presets
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.training.loop import LoopConfig
 
@@ -35,6 +35,6 @@ EXPERIMENT = ExperimentConfig(
     loader=LoaderConfig(batch_size=16, block_examples=2048),
     optimizer=dataclasses.replace(FROM_NOTHING, learning_rate=5e-3),
     objective=ObjectiveConfig(gamma=0.0),
-    training=TrainingConfig(trains=PARTS),
+    training=TrainingConfig(trains=presets.tiny.parts),
     loop=LoopConfig(steps=700, log_every=25, validate_every=175, save_every=175),
 )  # fmt: skip

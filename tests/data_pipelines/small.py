@@ -83,7 +83,9 @@ def small_images(corpus: Corpus, grid: tuple[int, int] = (3, 2), num_codes: int 
     return ImageCodes(tuple(corpus.item_ids), codes, grid, num_codes, {"made by": "chance"})
 
 
-def small_writer(corpus: Corpus, vocabulary: Vocabulary, config: TaskConfig, row_shape: RowShape) -> PromptWriter:
+def small_writer(
+    corpus: Corpus, vocabulary: Vocabulary, config: TaskConfig, row_shape: RowShape, image_tokens: int = 1
+) -> PromptWriter:
     """Every third item has no image."""
     return PromptWriter(
         corpus,
@@ -92,6 +94,7 @@ def small_writer(corpus: Corpus, vocabulary: Vocabulary, config: TaskConfig, row
         row_shape,
         attributes=attribute_texts(corpus, VocabularyConfig()),
         has_image=np.arange(corpus.num_items) % 3 != 0,
+        image_tokens=image_tokens,
     )
 
 

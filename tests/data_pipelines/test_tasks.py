@@ -47,6 +47,29 @@ def test_a_recommendation_reads_as_the_paper_writes_it():
     assert text.endswith(f"What is the next item recommended to the user? <answer> item_{ids[4]} </s>")
 
 
+@pytest.mark.parametrize("task", ["recommendation", "selection"])
+@pytest.mark.parametrize("framed", [False, True])
+def test_an_image_takes_as_many_tokens_as_stand_for_it(task, framed):
+    """The rest of a prompt is the same, and moves; what has no room any more is left out."""
+    image, frame = VOCABULARY.image, (VOCABULARY.end_of_chunk,) * framed
+    vocabulary = dataclasses.replace(VOCABULARY, image_marker=(*frame, image, *frame))
+    candidates = (1, 2, 4) if task == "selection" else ()
+    query, config = query_at(task, 9, candidates=candidates), TaskConfig(full_items=8)
+    one, many = (small_writer(CORPUS, vocabulary, config, ROOMY, tokens).write(query) for tokens in (1, 5))
+    assert len(one.images) > 1
+    taken = np.ones(len(one.tokens), int)
+    taken[one.image_positions] = 5
+    assert many.tokens.tolist() == np.repeat(one.tokens, taken).tolist()
+    moved = np.cumsum(taken) - taken
+    assert many.image_positions.tolist() == moved[one.image_positions].tolist()
+    assert many.answer_positions.tolist() == moved[one.answer_positions].tolist()
+    assert many.answer_targets.tolist() == one.answer_targets.tolist()
+
+    tight = small_writer(CORPUS, vocabulary, config, RowShape(len(one.tokens), 64, 512), 5).write(query)
+    assert len(tight.tokens) <= len(one.tokens) < len(many.tokens)
+    assert tight.tokens[1:].tolist() == many.tokens[1 - len(tight.tokens) :].tolist()
+
+
 def test_a_recommendation_at_the_last_id_asks_nothing():
     ids = [CORPUS.item_ids[item] for item in CORPUS.history(USER, 5)]
     config = TaskConfig(full_items=1, id_items=2, recommendation_at="last_id")

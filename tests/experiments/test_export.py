@@ -1,8 +1,10 @@
 """A trained run, exported, in the hands of stock transformers; and runs that begin with imported weights."""
 
+import ast
 import dataclasses
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from data_pipelines.content import ContentConfig
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import TASKS
 from data_pipelines.tasks.queries import held_out_queries
-from experiments.config import load_config
-from experiments.export import ExportConfig, export_run, prompt_parts
+from experiments.config import TrainingConfig, load_config
+from experiments.export import ExportConfig, export_run, prompt_parts, prompt_text
 from experiments.run import open_model
 from experiments.train import train_run
 from tests.experiments.tiny_run import MODEL, experiment, prepare_source
@@ -32,6 +34,18 @@ IDEFICS = dataclasses.replace(
     decoder=DECODER,
     gated=blocks_of(DECODER, every=2),
 )
+
+LLAVA = dataclasses.replace(
+    MODEL,
+    vision=dataclasses.replace(
+        MODEL.vision, class_token=False, patch_bias=True, norm="none", colours="siglip", activation="gelu_tanh"
+    ),
+    decoder=dataclasses.replace(
+        DECODER, heads=2, head_width=8, kv_heads=1, qk_norm=True, qk_norm_per_head=True, rotary_base=1e6
+    ),
+    fusion="interleaved",
+)
+"""Qwen3 behind SigLIP."""
 
 CONTENT = ContentConfig(attributes=("Category",), least_items=1, popularity=True, rating=True)
 
@@ -80,6 +94,43 @@ def test_stock_transformers_read_prompts_and_images_and_say_the_same(places, exp
     assert theirs.generation_config.eos_token_id == data.vocabulary.eos
     answer = theirs.generate(**inputs, max_new_tokens=3)
     assert processor.batch_decode(answer)
+
+
+def test_images_as_tokens_in_the_hands_of_stock_transformers(places, tmp_path):
+    """Given the card's prompt and the images, it has our log-probabilities and our best item."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    config = experiment(places[0], steps=4, model=LLAVA, training=TrainingConfig(trains=LLAVA.parts))
+    train_run(config, tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "out", ExportConfig("llava", "latest"))
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    theirs, told = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(told.values())
+    data, ours, _ = open_model(tmp_path / "run", "latest")
+    card = (tmp_path / "out" / "README.md").read_text()
+    shown = ast.literal_eval(re.search(r"^prompt = (.*)$", card, re.M)[1])
+    for task in TASKS:
+        for number, query in enumerate(held_out_queries(data.corpus, "test", task)[:3]):
+            example = data.writer.write(query, ask=True)
+            prompt = prompt_text(data.vocabulary, example, LLAVA.image_tokens)
+            assert prompt == shown or task != "recommendation" or number
+            images = [Image.open(io.BytesIO(data.images.encoded(int(item)))).convert("RGB") for item in example.images]
+            inputs = processor(text=prompt, images=images or None, add_special_tokens=False, return_tensors="pt")
+            assert inputs["input_ids"][0].tolist() == example.tokens.tolist()
+            with torch.no_grad():
+                expected = torch.log_softmax(theirs(**inputs).logits[0, -1], -1).numpy()
+            found = ours.next_token(data.questions([example]), np.arange(data.vocabulary.size), 1)[0]
+            np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+            items = data.vocabulary.items[:, 0]
+            assert found[items].argmax() == expected[items].argmax()
+    assert theirs.generation_config.eos_token_id == data.vocabulary.eos
+
+    said = import_weights(ImportConfig(llava=str(tmp_path / "out")), tmp_path / "start")
+    assert "unused: vision_tower.vision_model.post_layernorm.bias" in said
+    again = experiment(places[0], steps=1, start=tmp_path / "start", model=LLAVA, training=config.training)
+    train_run(again, tmp_path / "again")
+    assert load_config(tmp_path / "again" / "config.json").model.vision == LLAVA.vision
 
 
 def test_the_card_says_what_it_is(exported):
@@ -134,6 +185,7 @@ def test_open_flamingo_has_every_key_of_its_geometry(places, tmp_path):
             ExportConfig("open_flamingo", "latest"),
             "open-flamingo has no such geometry: .*vision.class_token_out is True",
         ),
+        (ExportConfig("llava", "latest"), "LLaVA has no such geometry: fusion is 'cross_attention', not 'interleaved'"),
         (ExportConfig(checkpoint="latest", shard_gigabytes=0), "shard_gigabytes 0 must be above 0"),
     ],
 )

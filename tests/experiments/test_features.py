@@ -17,11 +17,9 @@ from experiments.features import encoded
 from experiments.parameters import init_parameters
 from experiments.train import train_run
 from tests.data_pipelines.small import small_corpus, small_vocabulary
-from tests.experiments.tiny_run import experiment, prepare_source
+from tests.experiments.tiny_run import MODEL, experiment, prepare_source
 from unimp_jax.sharding import MeshConfig, make_mesh
 from unimp_jax.training.log import read_log
-
-TRAINS = ("resampler", "gated", "decoder", "embeddings")
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +27,21 @@ def data(tmp_path_factory):
     return prepare_source(tmp_path_factory.mktemp("prepared"))
 
 
-def run_config(data, cached, steps=6, **changes):
-    training = TrainingConfig(trains=TRAINS, cache_features=cached, validation_users=16)
-    return dataclasses.replace(experiment(data, steps=steps), training=training, **changes)
+def run_config(data, cached, steps=6, model=MODEL, **changes):
+    trains = tuple(part for part in model.parts if part != "vision")
+    training = TrainingConfig(trains=trains, cache_features=cached, validation_users=16)
+    return experiment(data, steps=steps, model=model, training=training, **changes)
 
 
 def losses(folder):
     return [line["loss"] for line in read_log(folder / "metrics.jsonl") if line["kind"] == "train"]
 
 
-def test_features_train_what_images_train(data, tmp_path):
-    train_run(run_config(data, cached=False), tmp_path / "images")
-    train_run(run_config(data, cached=True, mesh=MeshConfig(data=2, fsdp=4)), tmp_path / "features")
+@pytest.mark.parametrize("fusion", ["cross_attention", "interleaved"])
+def test_features_train_what_images_train(fusion, data, tmp_path):
+    model = dataclasses.replace(MODEL, fusion=fusion)
+    train_run(run_config(data, cached=False, model=model), tmp_path / "images")
+    train_run(run_config(data, cached=True, mesh=MeshConfig(data=2, fsdp=4), model=model), tmp_path / "features")
     assert len(losses(tmp_path / "features")) > 1
     assert losses(tmp_path / "features") == pytest.approx(losses(tmp_path / "images"), rel=1e-5)
 

@@ -20,12 +20,13 @@ from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import held_out_queries
 from data_pipelines.vocabulary import Vocabulary
+from experiments.config import TrainingConfig
 from experiments.data import ExperimentData, Records, sized_model
 from experiments.evals.ranking import rank_catalogue, seen_items
 from experiments.evals.rating import write_reviews
 from experiments.step import to_device
 from tests.data_pipelines.small import image, semantic_vocabulary, small_corpus, small_vocabulary
-from tests.experiments.tiny_run import experiment
+from tests.experiments.tiny_run import MODEL, experiment
 from tests.unimp_jax.interop.support import randomised
 from unimp_jax.decoding import BeamConfig, build_trie
 from unimp_jax.evaluation.metrics import ranking_metrics
@@ -48,10 +49,16 @@ def vocabulary(depth: int) -> Vocabulary:
 
 
 @functools.cache
-def asked(depth: int, devices: int = 1, images: bool = True) -> tuple[ExperimentData, Predictor]:
+def asked(
+    depth: int, devices: int = 1, images: bool = True, fusion: str = "cross_attention"
+) -> tuple[ExperimentData, Predictor]:
     """A model of random weights, so large that answers hang on the history, and what it is asked with."""
     tasks = TaskConfig(full_items=2, id_items=8, history_targets="next_item", images=images)
-    config = experiment(Path(), tasks=tasks, row_shape=RowShape(tokens=256, images=8, answers=64))
+    model = dataclasses.replace(MODEL, fusion=fusion)
+    config = experiment(
+        Path(), tasks=tasks, row_shape=RowShape(tokens=256, images=8, answers=64), model=model,
+        training=TrainingConfig(trains=model.parts),
+    )  # fmt: skip
     config = dataclasses.replace(config, loader=dataclasses.replace(config.loader, batch_size=2 * devices))
     config = sized_model(config, vocabulary(depth))
     records = Records(CORPUS, np.arange(ITEMS) % 3 != 0, image)
@@ -250,9 +257,11 @@ def test_the_trie_is_that_of_the_names():
     np.testing.assert_array_equal(data.trie.items, same.items)
 
 
-@pytest.mark.parametrize("depth", [1, 3])
-def test_images_that_were_encoded_before_give_the_answers_of_those_encoded_now(depth):
-    data, model = asked(depth)
+@pytest.mark.parametrize(
+    ("depth", "fusion"), [(1, "cross_attention"), (3, "cross_attention"), (1, "interleaved"), (3, "interleaved")]
+)
+def test_images_that_were_encoded_before_give_the_answers_of_those_encoded_now(depth, fusion):
+    data, model = asked(depth, fusion=fusion)
     queries = list(questions())
     served = model.encode_catalogue(data.writer.has_image, data.images.__getitem__)
     assert not served.needs_images

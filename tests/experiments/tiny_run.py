@@ -17,7 +17,6 @@ from data_pipelines.vocabulary import VocabularyConfig
 from experiments.config import DataConfig, ExperimentConfig, TrainingConfig
 from tests.data_pipelines.small import image
 from unimp_jax.model import (
-    PARTS,
     DecoderConfig,
     GatedCrossAttentionConfig,
     ModelConfig,
@@ -81,7 +80,7 @@ def experiment(data: Path, *, steps: int = 12, **changes) -> ExperimentConfig:
         loader=LoaderConfig(batch_size=8, block_examples=64),
         mesh=MeshConfig(data=-1),
         optimizer=OptimizerConfig(learning_rate=1e-2, decay="matrices"),
-        training=TrainingConfig(trains=PARTS),
+        training=TrainingConfig(trains=MODEL.parts),
         loop=LoopConfig(steps=steps, log_every=1, validate_every=4, save_every=2),
     )
     return dataclasses.replace(config, **changes)

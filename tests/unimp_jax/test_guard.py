@@ -11,7 +11,6 @@ from flax import nnx
 
 from tests.unimp_jax.test_training import CONFIG, examples, open_gates, packed  # noqa: F401
 from unimp_jax.batch import Batch
-from unimp_jax.model import PARTS
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.sharding import MeshConfig, init_model, make_mesh
 from unimp_jax.training.checkpoint import CheckpointConfig, Checkpoints, abstract
@@ -67,7 +66,7 @@ def broken(batch: Batch) -> Batch:
 def test_a_step_without_a_gradient_changes_neither_parameters_nor_optimizer(packed):  # noqa: F811
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     graph, trainable, frozen = nnx.split(
-        open_gates(init_model(CONFIG, mesh, seed=0)), lambda path, _: path[0] in PARTS, ...
+        open_gates(init_model(CONFIG, mesh, seed=0)), lambda path, _: path[0] in CONFIG.parts, ...
     )
     transformation = optax.adam(1e-2)
     step = jax.jit(

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from unimp_jax.batch import Batch
 from unimp_jax.model import (
-    PARTS,
     DecoderConfig,
     GatedCrossAttentionConfig,
     ModelConfig,
+    ProjectorConfig,
     ResamplerConfig,
     UniMP,
     VisionConfig,
@@ -24,18 +26,26 @@ from unimp_jax.model.attention import attend, segment_mask
 from unimp_jax.model.cpu import attend_in_blocks
 from unimp_jax.model.flops import training_step_flops
 from unimp_jax.model.presets import PRESETS
+from unimp_jax.model.unimp import image_slots
 
 MEDIA = 1
 
 
-def small_config(attend_to="last_image", groups=2, **decoder) -> ModelConfig:
+FORMS = ["last_image", "all_earlier_images", "interleaved"]
+"""How text sees images: by gated blocks, the last one or all; or as tokens."""
+
+
+def small_config(form="last_image", groups=2, **decoder) -> ModelConfig:
     """Few channels, every kind of part; all sizes multiples of 8 so that they split over eight devices."""
+    attend_to = "last_image" if form == "interleaved" else form
     decoder = {"vocab_size": 40, "new_tokens": 8, "width": 32, "heads": 4, "mlp_width": 48} | decoder
     return ModelConfig(
         vision=VisionConfig(image_size=8, patch_size=4, width=16, layers=2, heads=4, mlp_width=32),
         resampler=ResamplerConfig(layers=2, heads=4, head_dim=8, latents=3, mlp_ratio=2),
         gated=GatedCrossAttentionConfig(every=2, heads=4, head_dim=8, mlp_ratio=2, attend=attend_to),
         decoder=DecoderConfig(layers=2 * groups, **decoder),
+        fusion="interleaved" if form == "interleaved" else "cross_attention",
+        projector=ProjectorConfig("resampler"),
         compute_dtype="float32",
     )
 
@@ -44,18 +54,30 @@ DECODERS = {
     "rotary": {"rotary_fraction": 0.5, "parallel_residual": True},
     "alibi": {"position": "alibi", "bias": False, "qk_norm": True, "tie_embeddings": True},
     "llama": {"norm": "rms_norm", "bias": False, "mlp": "swiglu", "kv_heads": 2},
-}
+    "qwen3": {
+        "norm": "rms_norm", "bias": False, "mlp": "swiglu", "kv_heads": 2, "head_width": 4, "qk_norm": True,
+        "qk_norm_per_head": True, "tie_embeddings": True,
+    },
+}  # fmt: skip
+CASES = [(kind, form) for kind in ("rotary", "alibi", "llama") for form in FORMS[:2]]
+CASES += [("alibi", "interleaved"), ("qwen3", "interleaved")]
 
 
 def random_batch(rng, config, rows=2, segments=((7, 2), (9, 3)), padding=4, answers=5, spare_images=1) -> Batch:
-    """Rows of segments of (tokens, images), each with its markers at random places, then padding."""
+    """Rows of segments of (tokens, images), each with its markers at random places, then padding.
+
+    Where images are tokens, segments are longer by those that an image has more than its marker.
+    """
+    L = config.image_tokens
+    segments = [(length + count * (L - 1), count) for length, count in segments]
     columns = {"tokens": [], "segment_ids": [], "positions": [], "image_index": [], "image_segment_ids": []}
     for _ in range(rows):
         row, images = {name: [] for name in columns}, 0
         for number, (length, count) in enumerate(segments, start=1):
             tokens = rng.integers(2, config.decoder.vocab_size + config.decoder.new_tokens, length)
-            tokens[rng.choice(length, count, replace=False)] = MEDIA
-            seen = np.cumsum(tokens == MEDIA)
+            begins = np.sort(rng.choice(length - count * (L - 1), count, replace=False)) + np.arange(count) * (L - 1)
+            tokens[(begins[:, None] + np.arange(L)).ravel()] = MEDIA
+            seen = np.cumsum(np.isin(np.arange(length), begins))
             row["tokens"] += [*tokens]
             row["segment_ids"] += [number] * length
             row["positions"] += range(length)
@@ -101,10 +123,9 @@ hidden = nnx.jit(lambda model, batch: model.hidden(batch))
 answer_logits = nnx.jit(lambda model, batch: model(batch))
 
 
-@pytest.mark.parametrize("attend_to", ["last_image", "all_earlier_images"])
-@pytest.mark.parametrize("kind", DECODERS)
-def test_no_token_sees_another_segment_or_what_follows(kind, attend_to):
-    config = small_config(attend_to, **DECODERS[kind])
+@pytest.mark.parametrize(("kind", "form"), CASES)
+def test_no_token_sees_another_segment_or_what_follows(kind, form):
+    config = small_config(form, **DECODERS[kind])
     model, rng = random_model(config), np.random.default_rng(1)
     batch, other = random_batch(rng, config, rows=1), random_batch(rng, config, rows=1)
     before = np.asarray(hidden(model, batch))
@@ -164,10 +185,9 @@ def test_all_earlier_images_are_seen_or_the_last_alone():
         assert (change[4:8] > 1e-5).all() if moves else (change[4:8] == 0).all(), (attend_to, change)
 
 
-@pytest.mark.parametrize("attend_to", ["last_image", "all_earlier_images"])
-@pytest.mark.parametrize("kind", DECODERS)
-def test_packed_equals_a_row_each(kind, attend_to):
-    config = small_config(attend_to, **DECODERS[kind])
+@pytest.mark.parametrize(("kind", "form"), CASES)
+def test_packed_equals_a_row_each(kind, form):
+    config = small_config(form, **DECODERS[kind])
     model = random_model(config)
     batch = random_batch(np.random.default_rng(3), config, rows=1)
     together = np.asarray(hidden(model, batch))
@@ -238,12 +258,21 @@ def test_blocks_of_queries_change_nothing():
     np.testing.assert_allclose(attend_in_blocks(attend, q, k, v, mask, bias), attend(q, k, v, mask, bias), atol=1e-5)
 
 
-@pytest.mark.parametrize("trains", [{"resampler", "gated", "embeddings"}, {"vision"}, set(PARTS)])
-def test_gradients_exist_for_what_trains_alone(trains):
-    config = small_config()
+@pytest.mark.parametrize(
+    ("form", "trains"),
+    [
+        ("last_image", {"resampler", "gated", "embeddings"}),
+        ("last_image", {"vision"}),
+        ("last_image", set(small_config().parts)),
+        ("interleaved", {"projector"}),
+        ("interleaved", set(small_config("interleaved").parts)),
+    ],
+)
+def test_gradients_exist_for_what_trains_alone(form, trains):
+    config = small_config(form)
     batch = random_batch(np.random.default_rng(7), config)
     graph, trainable, frozen = nnx.split(random_model(config), lambda path, _: part_of(path) in trains, ...)
-    assert {part_of(path) for path, _ in nnx.to_flat_state(frozen)} == set(PARTS) - trains
+    assert {part_of(path) for path, _ in nnx.to_flat_state(frozen)} == set(config.parts) - trains
     gradients = jax.jit(jax.grad(lambda x: jnp.square(nnx.merge(graph, x, frozen)(batch)).sum()))(trainable)
     assert {part_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(gradients)} == trains
     for path, gradient in nnx.to_flat_state(gradients):
@@ -318,8 +347,19 @@ def test_presets_have_the_size_of_their_name(name, billions):
     assert billions[0] < count < billions[1]
 
 
-@pytest.mark.parametrize("trains", [("resampler", "gated", "embeddings"), ("vision",), ("gated",), PARTS])
-def test_flops_agree_with_the_compiler(trains):
+@pytest.mark.parametrize(
+    ("trains", "kind"),
+    [
+        (("resampler", "gated", "embeddings"), None),
+        (("vision",), None),
+        (("gated",), None),
+        (ModelConfig().parts, None),
+        (("projector",), "mlp"),
+        (("projector", "decoder"), "pixel_shuffle"),
+        (("vision", "projector", "decoder", "embeddings"), "resampler"),
+    ],
+)
+def test_flops_agree_with_the_compiler(trains, kind):
     """One group, one layer of each scan, for the compiler counts a loop's body once; elementwise work is the rest."""
     config = ModelConfig(
         vision=VisionConfig(image_size=32, patch_size=8, width=128, layers=1, heads=2, mlp_width=512),
@@ -328,13 +368,50 @@ def test_flops_agree_with_the_compiler(trains):
         decoder=DecoderConfig(vocab_size=512, width=256, layers=2, heads=2, mlp_width=1024),
         compute_dtype="float32",
     )
+    if kind is not None:
+        projector, decoder = ProjectorConfig(kind), dataclasses.replace(config.decoder, layers=1)
+        config = dataclasses.replace(config, fusion="interleaved", projector=projector, decoder=decoder)
     rng = np.random.default_rng(0)
     batch = random_batch(rng, config, rows=2, segments=((60, 3), (60, 4)), padding=8, answers=32)
     graph, state = structure(config)
     trainable, frozen = nnx.split_state(state, lambda path, _: part_of(path) in trains, ...)
     step = jax.value_and_grad(lambda x, frozen, batch: nnx.merge(graph, x, frozen)(batch).sum())
     counted = jax.jit(step).lower(trainable, frozen, batch).compile().cost_analysis()["flops"]
-    assert training_step_flops(config, (2, 128, 8, 32), set(trains)) == pytest.approx(counted, rel=0.12)
+    shape = (2, batch.tokens.shape[1], 8, 32)
+    assert training_step_flops(config, shape, set(trains)) == pytest.approx(counted, rel=0.12)
+
+
+@given(st.lists(st.lists(st.integers(0, 5), max_size=4), max_size=3), st.integers(1, 3))
+@settings(deadline=None, max_examples=30)
+def test_image_slots_are_counted_through_a_row(segments, tokens):
+    """Segments of images, each followed by some text; ids are not looked at."""
+    index, slots, image = [], [], 0
+    for texts in segments:
+        index, slots = [*index, -1], [*slots, -1]
+        for text in texts:
+            index += [image] * (tokens + text)
+            slots += [*range(image * tokens, (image + 1) * tokens), *[-1] * text]
+            image += 1
+    padding = [-1] * (128 - len(index))
+    found = image_slots(jnp.asarray([index + padding], jnp.int32), tokens)
+    assert found[0].tolist() == slots + padding
+
+
+@pytest.mark.parametrize("kind", ["mlp", "pixel_shuffle", "resampler"])
+def test_an_image_becomes_as_many_tokens_as_its_configuration_says(kind):
+    config = dataclasses.replace(small_config("interleaved"), projector=ProjectorConfig(kind))
+    model = random_model(config)
+    images = np.random.default_rng(12).integers(0, 256, (2, 3, 8, 8, 3)).astype(np.uint8)
+    found = model.encode_images(images)
+    assert (
+        found.shape == (2, 3, *config.latents_shape) == (2, 3, {"mlp": 4, "pixel_shuffle": 1, "resampler": 3}[kind], 32)
+    )
+    np.testing.assert_allclose(model.encode_images(model.see(images[0])[None]), found[:1], atol=1e-5)
+
+
+def shuffled(scale: int = 2, **vision) -> ModelConfig:
+    projector = ProjectorConfig("pixel_shuffle", scale)
+    return ModelConfig(vision=VisionConfig(**vision), fusion="interleaved", projector=projector)
 
 
 @pytest.mark.parametrize(
@@ -347,6 +424,9 @@ def test_flops_agree_with_the_compiler(trains):
         (lambda: DecoderConfig(dropout=1.0), "dropout 1.0"),
         (lambda: ModelConfig(gated=GatedCrossAttentionConfig(every=3)), "every 3 must divide decoder.layers 32"),
         (lambda: ModelConfig(compute_dtype="half"), "compute_dtype 'half'"),
+        (lambda: ProjectorConfig(scale=0), "scale 0 must be at least 1"),
+        (lambda: shuffled(scale=3), "squares of 3 x 3 patches do not cover the 16 x 16 patches of the tower"),
+        (lambda: shuffled(class_token_out=True), "and its class token"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(make, message):

@@ -28,13 +28,15 @@ MESHES = {
 
 def with_gates_open(model):
     """Gates start at 0, behind which nothing could be seen."""
+    if model.gated is None:
+        return model
     model.gated.attention_gate[...] += 0.5
     model.gated.mlp_gate[...] += 0.5
     return model
 
 
-def logits_and_gradients(mesh_config, devices):
-    config = dataclasses.replace(small_config(), remat="dots")
+def logits_and_gradients(mesh_config, devices, form="last_image"):
+    config = dataclasses.replace(small_config(form), remat="dots")
     mesh = make_mesh(mesh_config, devices)
     with jax.set_mesh(mesh):
         model = with_gates_open(init_model(config, mesh, seed=3))
@@ -55,9 +57,23 @@ def on_one():
     return logits_and_gradients(ONE, jax.devices()[:1])
 
 
+@pytest.fixture(scope="module")
+def tokens_on_one():
+    return logits_and_gradients(ONE, jax.devices()[:1], "interleaved")
+
+
 @pytest.mark.parametrize("name", MESHES)
 def test_eight_devices_equal_one(name, on_one):
-    parameters, logits, gradients = logits_and_gradients(MESHES[name], jax.devices())
+    check_equal(logits_and_gradients(MESHES[name], jax.devices()), on_one)
+
+
+@pytest.mark.parametrize("name", ["fsdp=4 tensor=2", "context=8", "data=2 fsdp=2 context=2"])
+def test_eight_devices_equal_one_where_images_are_tokens(name, tokens_on_one):
+    check_equal(logits_and_gradients(MESHES[name], jax.devices(), "interleaved"), tokens_on_one)
+
+
+def check_equal(on_eight, on_one):
+    parameters, logits, gradients = on_eight
     for ours, single in zip(jax.tree.leaves(parameters), jax.tree.leaves(on_one[0]), strict=True):
         np.testing.assert_array_equal(ours, single)
     np.testing.assert_allclose(logits, on_one[1], atol=1e-5)

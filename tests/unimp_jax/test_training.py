@@ -17,7 +17,7 @@ from data_pipelines.tasks.queries import QueryConfig, TrainingQueries
 from tests.data_pipelines.small import image, small_corpus, small_vocabulary, small_writer
 from tests.experiments.tiny_run import MODEL
 from unimp_jax.batch import Batch
-from unimp_jax.model import PARTS, UniMP
+from unimp_jax.model import UniMP
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.sharding import MeshConfig, batch_sharding, init_model, make_mesh
 from unimp_jax.training.guard import GuardConfig, new_guard
@@ -68,7 +68,9 @@ def open_gates(model: UniMP) -> UniMP:
     return model
 
 
-def one_step(batch: Batch, *, mesh: MeshConfig = MeshConfig(), devices: int = 1, accumulate: int = 1, trains=PARTS):
+def one_step(
+    batch: Batch, *, mesh: MeshConfig = MeshConfig(), devices: int = 1, accumulate: int = 1, trains=CONFIG.parts
+):
     """(state after one step, metrics, gradient-shaped update), by a plain optimizer whose update is the gradient."""
     the_mesh = make_mesh(mesh, jax.devices()[:devices])
     model = open_gates(init_model(CONFIG, the_mesh, seed=0))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -30,19 +31,19 @@ class PromptCache:
 
     Attributes:
       text: of every layer's tokens: [G, E, B, K, T, h].
-      images: of the latents that any continuation attends to: [G, B, S, H, h].
+      images: of the latents that any continuation attends to: [G, B, S, H, h]; None where images are tokens.
       positions_BT: int32, of the tokens.
       mask_BAT: bool, the tokens of each prompt.
-      image_mask_BAS: bool, the latents that each prompt's continuations attend to.
+      image_mask_BAS: bool, the latents that each prompt's continuations attend to; None where images are tokens.
       lengths_BA: int32, the position of the first token of an answer.
       used_BA: bool, False for a slot without a prompt.
     """
 
     text: KeysValues
-    images: KeysValues
+    images: KeysValues | None
     positions_BT: jax.Array
     mask_BAT: jax.Array
-    image_mask_BAS: jax.Array
+    image_mask_BAS: jax.Array | None
     lengths_BA: jax.Array
     used_BA: jax.Array
 
@@ -81,7 +82,29 @@ def prefill(model: UniMP, batch: Batch, latents_BNLC: jax.Array | None = None) -
         """[B, T, …] -> [B, A, …], of each prompt's last token."""
         return jax.vmap(lambda row, positions: row[positions])(x, batch.answer_positions)
 
-    config, segment_ids_BA, image_mask_BAN = model.config, at_end(batch.segment_ids), at_end(model.image_mask(batch))
+    segment_ids_BA = at_end(batch.segment_ids)
+    images, image_mask_BAS = (None, None) if images is None else _of_prompts(model, batch, images, at_end)
+    return hidden_BAD, PromptCache(
+        text=text,
+        images=images,
+        positions_BT=batch.positions,
+        mask_BAT=(segment_ids_BA[..., None] == batch.segment_ids[:, None]) & (segment_ids_BA > 0)[..., None],
+        image_mask_BAS=image_mask_BAS,
+        lengths_BA=at_end(batch.positions) + 1,
+        used_BA=batch.answer_weights > 0,
+    )
+
+
+def _of_prompts(
+    model: UniMP, batch: Batch, images: KeysValues, at_end: Callable[[jax.Array], jax.Array]
+) -> tuple[KeysValues, jax.Array]:
+    """(keys and values of the latents that any continuation attends to, which of them each prompt's do [B, A, S]).
+
+    Args:
+      images: of all latents of the rows.
+      at_end: [B, T, …] -> [B, A, …], of each prompt's last token.
+    """
+    config, image_mask_BAN = model.config, at_end(model.image_mask(batch))
     (_, A, N), L = image_mask_BAN.shape, config.resampler.latents
     if config.gated.attend == "last_image" and A < N:  # each prompt's one image, in a place of its own
         index_BA = jnp.maximum(at_end(batch.image_index), 0)
@@ -94,22 +117,14 @@ def prefill(model: UniMP, batch: Batch, latents_BNLC: jax.Array | None = None) -
 
         images = jax.tree.map(own, images)
         image_mask_BAN = image_mask_BAN.any(-1, keepdims=True) & jnp.eye(A, dtype=bool)
-    return hidden_BAD, PromptCache(
-        text=text,
-        images=images,
-        positions_BT=batch.positions,
-        mask_BAT=(segment_ids_BA[..., None] == batch.segment_ids[:, None]) & (segment_ids_BA > 0)[..., None],
-        image_mask_BAS=jnp.repeat(image_mask_BAN, L, axis=-1),
-        lengths_BA=at_end(batch.positions) + 1,
-        used_BA=batch.answer_weights > 0,
-    )
+    return images, jnp.repeat(image_mask_BAN, L, axis=-1)
 
 
 def empty_cache(config: ModelConfig, prompts: PromptCache, beams: int, steps: int) -> AnswerCache:
     """Room for `beams` continuations of each prompt, of up to `steps` tokens."""
     decoder, steps = config.decoder, max(steps, 1)
     B, A = prompts.lengths_BA.shape
-    shape = (config.groups, config.gated.every, B, A, decoder.num_kv_heads, steps, beams, decoder.head_dim)
+    shape = (config.groups, config.group_layers, B, A, decoder.num_kv_heads, steps, beams, decoder.head_dim)
     empty = jnp.zeros(shape, config.compute_dtype)
     return AnswerCache(KeysValues(empty, empty), jnp.zeros((B, A, beams, steps, beams), bool))
 
@@ -125,10 +140,10 @@ def decode_step(
     config = model.config
     B, A, W = tokens_BAW.shape
     angles = angles_of(config.decoder, jnp.repeat(prompts.lengths_BA + step, W, axis=1))
-    image_mask_BQS = jnp.repeat(prompts.image_mask_BAS, W, axis=1)
+    image_mask_BQS = None if prompts.image_mask_BAS is None else jnp.repeat(prompts.image_mask_BAS, W, axis=1)
 
     def group(
-        x_BQD: jax.Array, modules: Group, prompt: KeysValues, images: KeysValues, past: KeysValues
+        x_BQD: jax.Array, modules: Group, prompt: KeysValues, images: KeysValues | None, past: KeysValues
     ) -> tuple[jax.Array, KeysValues]:
         def context(i: int) -> TextContext:
             own, before = (jax.tree.map(lambda x: x[i], kept) for kept in (prompt, past))
@@ -138,7 +153,7 @@ def decode_step(
             )
 
         return model.group(
-            x_BQD, modules, images, image_mask_BQS, [(context(i), None) for i in range(config.gated.every)]
+            x_BQD, modules, images, image_mask_BQS, [(context(i), None) for i in range(config.group_layers)]
         )
 
     x_BQD = model.embed(tokens_BAW.reshape(B, A * W))

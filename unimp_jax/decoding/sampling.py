@@ -167,5 +167,5 @@ def prompt_without_images(tokens_t: jax.Array, rows: int) -> Batch:
 def _for_all_slots(hidden_B1D: jax.Array, prompts: PromptCache, slots: int) -> tuple[jax.Array, PromptCache]:
     """The one prompt of each row for so many slots."""
     names = ("mask_BAT", "image_mask_BAS", "lengths_BA", "used_BA")
-    repeated = {name: jnp.repeat(getattr(prompts, name), slots, axis=1) for name in names}
+    repeated = {name: jax.tree.map(lambda x: jnp.repeat(x, slots, axis=1), getattr(prompts, name)) for name in names}
     return jnp.repeat(hidden_B1D, slots, axis=1), dataclasses.replace(prompts, **repeated)

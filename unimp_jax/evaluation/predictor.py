@@ -83,7 +83,7 @@ class Predictor:
           image: uint8 [H, W, 3], of an item.
         """
         graph, config, everywhere = self.graph, self.model().config, NamedSharding(self.mesh, PartitionSpec())
-        shape = (len(has_image), config.resampler.latents, config.vision.width)
+        shape = (len(has_image), *config.latents_shape)
 
         def encode(latents_ILC: jax.Array, parameters: Any, items_N: jax.Array, images_NHW3: jax.Array) -> jax.Array:
             encoded_NLC = nnx.merge(graph, *parameters).encode_images(images_NHW3[:, None])[:, 0]

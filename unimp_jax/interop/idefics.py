@@ -8,7 +8,7 @@ from typing import Any
 from unimp_jax.interop.exporting import refuse_others
 from unimp_jax.interop.language import llama, llama_config
 from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
-from unimp_jax.interop.vision import ACTIVATIONS, transformers_clip, vision_config
+from unimp_jax.interop.vision import their_activation, transformers_clip, vision_config
 from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig, RotaryScaling
 
 LAST_NORM = "model.vision_model.post_layernorm"
@@ -117,6 +117,7 @@ def described_as(config: ModelConfig) -> dict[str, Any]:
     """
     vision, resampler, gated, decoder = config.vision, config.resampler, config.gated, config.decoder
     wanted = {
+        "fusion": "cross_attention",
         "vision.class_token_out": True,
         "vision.patch_bias": False,
         "vision.norm": "first",
@@ -179,7 +180,7 @@ def described_as(config: ModelConfig) -> dict[str, Any]:
             "num_hidden_layers": vision.layers,
             "num_attention_heads": vision.heads,
             "intermediate_size": vision.mlp_width,
-            "hidden_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == vision.activation),
+            "hidden_act": their_activation(vision),
             "layer_norm_eps": vision.norm_eps,
         },
     }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unimp_jax.interop import gguf, idefics, open_flamingo
+from unimp_jax.interop import gguf, idefics, llava, open_flamingo
 from unimp_jax.interop.language import Tabulate, family
 from unimp_jax.interop.layout import Table, WeightsError, model_shapes
 from unimp_jax.interop.matching import Match, Source, Values, match, patterns
@@ -27,7 +27,7 @@ from unimp_jax.interop.weights import (
     renamed,
     understood,
 )
-from unimp_jax.model import PARTS, DecoderConfig, GatedCrossAttentionConfig, ModelConfig, VisionConfig
+from unimp_jax.model import DecoderConfig, GatedCrossAttentionConfig, ModelConfig, VisionConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,6 +48,8 @@ class ImportConfig:
     """A CLIP or SigLIP model, or the vision tower of one, in Hugging Face's form."""
     idefics: str | None = None
     """A whole IdeficsForVisionText2Text, in Hugging Face's form."""
+    llava: str | None = None
+    """A whole LlavaForConditionalGeneration of a LLaMA or Qwen and a CLIP or SigLIP, in Hugging Face's form."""
     open_flamingo: str | None = None
     """An OpenFlamingo checkpoint: a `.pt` or safetensors file, or a folder; full, or of the trained keys alone, in
     which case the language model and the vision tower have to be named as well."""
@@ -69,7 +71,7 @@ def import_weights(config: ImportConfig, folder: Path, shard_bytes: int = SHARD_
     """
     refuse_existing(folder)
     if config.vqgan:
-        if config.language or config.vision or config.idefics or config.open_flamingo:
+        if config.language or config.vision or config.idefics or config.llava or config.open_flamingo:
             raise WeightsError("--vqgan is a model of its own; it goes with no other source")
         return import_vqgan(locate(config.vqgan), folder, config.vqgan_image_size)
     geometry, sources, described = gather(config)
@@ -94,7 +96,7 @@ def tokenizer_of(config: ImportConfig) -> PreTrainedTokenizerBase | None:
     Raises:
       WeightsError: the one that is named is none, or the one that is there cannot be read.
     """
-    place = config.tokenizer or config.idefics or config.language or config.open_flamingo
+    place = config.tokenizer or config.idefics or config.llava or config.language or config.open_flamingo
     tokenizer = load_tokenizer(locate(place)) if place else None
     if config.tokenizer and tokenizer is None:
         raise WeightsError(f"{config.tokenizer}: no tokenizer in it")
@@ -110,13 +112,14 @@ def whole(geometry: Geometry) -> ModelConfig:
 
 def gather(config: ImportConfig) -> tuple[Geometry, list[Source], dict[str, Any]]:
     """(geometry, sources in rising order of precedence, the language model's config.json)."""
-    if config.idefics and (config.language or config.vision or config.open_flamingo):
-        raise WeightsError("--idefics is a whole model; it goes with no other source but --tokenizer")
-    if config.idefics:
-        return gather_idefics(locate(config.idefics))
+    for option, gather_whole in (("idefics", gather_idefics), ("llava", gather_llava)):
+        if place := getattr(config, option):
+            if sum(map(bool, (config.language, config.vision, config.idefics, config.llava, config.open_flamingo))) > 1:
+                raise WeightsError(f"--{option} is a whole model; it goes with no other source but --tokenizer")
+            return gather_whole(locate(place))
     if not (config.language or config.vision or config.open_flamingo):
         raise WeightsError(
-            "nothing to import: name --idefics, --vqgan, or any of --language, --vision and --open-flamingo"
+            "nothing to import: name --idefics, --llava, --vqgan, or any of --language, --vision and --open-flamingo"
         )
     geometry, described, tabulate = Geometry(), dict[str, Any](), None
     sources: list[Source] = []
@@ -137,6 +140,18 @@ def gather_idefics(path: Path) -> tuple[Geometry, list[Source], dict[str, Any]]:
     described = read_json(path / "config.json")
     model = understood(path, idefics.model_config, described)
     return Geometry.of(model), [idefics_source(path, model)], described
+
+
+def gather_llava(path: Path) -> tuple[Geometry, list[Source], dict[str, Any]]:
+    described = read_json(path / "config.json")
+    model = understood(path, llava.model_config, described)
+    llava.check_processor(path, model.vision.image_size)
+
+    def tabulate(decoder: DecoderConfig) -> Table:
+        return llava.table(dataclasses.replace(model, decoder=decoder))
+
+    source = source_of(renamed(open_weights(path), llava.canonical), tabulate, model.decoder)
+    return Geometry.of(model), [source], described.get("text_config") or {}
 
 
 def idefics_source(path: Path, model: ModelConfig) -> Source:
@@ -256,7 +271,7 @@ def summary(folder: Path, geometry: Geometry, matched: Match, tokenizer: PreTrai
                 lines.append(f"  {title}: {', '.join(patterns(keys[weights.name]))}")
     if tokenizer is None and geometry.decoder is not None:
         lines.append("no tokenizer was found beside the weights; name one with --tokenizer, or when training")
-    others = set(PARTS) - {"embeddings", *geometry.parts}
+    others = set(whole(geometry).parts) - {"embeddings", *geometry.parts}
     if others:
         lines.append(f"left to training from random weights: {', '.join(sorted(others))}")
     return "\n".join(lines)

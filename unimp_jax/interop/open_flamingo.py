@@ -163,6 +163,7 @@ def refuse(config: ModelConfig) -> None:
       WeightsError: open-flamingo has no such geometry; says which fields would have to be what.
     """
     wanted = {
+        "fusion": "cross_attention",
         "vision.class_token": True,
         "vision.class_token_out": False,
         "vision.patch_bias": False,

@@ -18,6 +18,7 @@ from unimp_jax.model import (
     GatedCrossAttentionConfig,
     ModelConfig,
     Part,
+    ProjectorConfig,
     ResamplerConfig,
     VisionConfig,
 )
@@ -33,22 +34,30 @@ class Geometry:
     resampler: ResamplerConfig | None = None
     gated: GatedCrossAttentionConfig | None = None
     decoder: DecoderConfig | None = None
+    projector: ProjectorConfig | None = None
 
     @classmethod
     def of(cls, model: ModelConfig) -> Geometry:
         """That of a whole model."""
+        if model.interleaved:
+            resampler = model.resampler if model.projector.kind == "resampler" else None
+            return cls(model.vision, resampler, None, model.decoder, model.projector)
         return cls(model.vision, model.resampler, model.gated, model.decoder)
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        named: tuple[Part, ...] = ("vision", "resampler", "gated", "decoder")
+        named: tuple[Part, ...] = ("vision", "resampler", "gated", "projector", "decoder")
+        if self.projector is not None:  # whose own the resampler is
+            named = ("vision", "projector", "decoder")
         there = tuple(part for part in named if getattr(self, part) is not None)
         return (*there, "embeddings") if self.decoder is not None else there
 
     def of_model(self, others: ModelConfig) -> ModelConfig:
         """A whole model's geometry, the parts that were not imported as in `others`."""
-        there = {part: getattr(self, part) for part in ("vision", "resampler", "gated", "decoder")}
-        return dataclasses.replace(others, **{part: config for part, config in there.items() if config is not None})
+        there = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fusion = "interleaved" if self.projector else "cross_attention" if self.gated else others.fusion
+        imported = {part: config for part, config in there.items() if config is not None}
+        return dataclasses.replace(others, fusion=fusion, **imported)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +120,8 @@ def start_values(folder: Path, config: ModelConfig) -> Iterator[Values]:
     ours, theirs = model_shapes(config), model_shapes(geometry.of_model(config))
     for piece in pieces(start_table(theirs), theirs):
         (name,), key = piece.entry.ours, piece.key
-        if name.split("/")[0] not in geometry.parts:
-            continue
+        if name.split("/")[0] not in geometry.parts or (name.startswith("vision/norm/") and name not in ours):
+            continue  # a tower's last norm, where the model reads what lies before it
         if key not in weights.arrays:
             raise WeightsError(f"{folder}: lacks {key}")
         check_kind(weights, key)

@@ -145,6 +145,28 @@ def vision_config(described: dict[str, Any], **changes: Any) -> VisionConfig:
     )
 
 
+def described_as(config: VisionConfig) -> dict[str, Any]:
+    """`config.json` of a tower, of the family that it is of; without a head of its own."""
+    described: dict[str, Any] = {"model_type": "clip_vision_model" if config.class_token else "siglip_vision_model"}
+    if not config.class_token:
+        described["vision_use_head"] = False
+    return described | {
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.mlp_width,
+        "hidden_act": their_activation(config),
+        "layer_norm_eps": config.norm_eps,
+    }
+
+
+def their_activation(config: VisionConfig) -> str:
+    """As transformers calls it."""
+    return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation)
+
+
 def activation(described: dict[str, Any]) -> Any:
     act = described.get("hidden_act", "quick_gelu")
     if act not in ACTIVATIONS:

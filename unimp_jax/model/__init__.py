@@ -1,7 +1,8 @@
-"""The model: vision tower, resampler, decoder with gated cross-attention."""
+"""The model: vision tower, then resampler and decoder with gated cross-attention, or projector and decoder."""
 
 from unimp_jax.model.decoder import DecoderConfig
 from unimp_jax.model.gated import GatedCrossAttentionConfig
+from unimp_jax.model.projector import ProjectorConfig
 from unimp_jax.model.resampler import ResamplerConfig
 from unimp_jax.model.rotary import RotaryScaling
 from unimp_jax.model.unimp import PARTS, ModelConfig, Part, UniMP, part_of
@@ -13,6 +14,7 @@ __all__ = [
     "GatedCrossAttentionConfig",
     "ModelConfig",
     "Part",
+    "ProjectorConfig",
     "ResamplerConfig",
     "RotaryScaling",
     "UniMP",

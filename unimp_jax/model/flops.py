@@ -54,8 +54,26 @@ def resampler_image(config: ModelConfig) -> tuple[Forward, Forward]:
     return Forward(own, attention) * resampler.layers, Forward(2 * patches * width * 2 * inner) * resampler.layers
 
 
+def projector_image(config: ModelConfig) -> tuple[Forward, Forward]:
+    """Of one image: (what is deeper than what the tower makes, what works on that and is no deeper)."""
+    tokens, width = config.latents_shape
+    scale = config.projector.scale if config.projector.kind == "pixel_shuffle" else 1
+    first = Forward(2 * tokens * config.vision.width * scale**2 * width)
+    if config.projector.kind == "resampler":
+        latents, patches = resampler_image(config)
+        return Forward(latents.weights + first.weights, latents.attention), patches
+    return Forward(2 * tokens * width**2 if config.projector.kind == "mlp" else 0.0), first
+
+
+def connector_image(config: ModelConfig) -> tuple[Forward, Forward]:
+    """Of one image, between the tower and the decoder: as of `projector_image`."""
+    return projector_image(config) if config.interleaved else resampler_image(config)
+
+
 def gated_row(config: ModelConfig, tokens: int, images: int) -> tuple[Forward, Forward]:
     """Of one row, one block: (what works on text, keys and values of the latents)."""
+    if config.interleaved:
+        return Forward(0.0), Forward(0.0)
     gated, width = config.gated, config.decoder.width
     inner, latents = gated.heads * gated.head_dim, images * config.resampler.latents
     matrices = 3 if gated.mlp == "swiglu" else 2
@@ -99,12 +117,12 @@ def training_step_flops(
       tower: False where batches have what it made of images, not images.
     """
     rows, tokens, images, answers = shape
-    passes = Passes.of(trains, images)
-    vision_trains, resampler_trains = "vision" in trains, "resampler" in trains
+    passes = Passes.of(trains, images, config)
+    vision_trains, connector_trains = "vision" in trains, connector(config) in trains
 
-    latents, patches = resampler_image(config)
-    image = latents.step(trains=resampler_trains, below=passes.media)
-    image += patches.step(trains=resampler_trains, below=vision_trains)
+    latents, patches = connector_image(config)
+    image = latents.step(trains=connector_trains, below=passes.media)
+    image += patches.step(trains=connector_trains, below=vision_trains)
     if tower:
         image += patch_embedding_image(config).step(trains=vision_trains, below=False)
         image += vision_image(config).step(trains=vision_trains, below=vision_trains)
@@ -113,7 +131,7 @@ def training_step_flops(
         trains="gated" in trains, below=passes.media
     )
     layer, decoder_trains = decoder_row(config, tokens), "decoder" in trains
-    before_first_block = config.gated.block_layer
+    before_first_block = 0 if config.interleaved else config.gated.block_layer
     decoder = before_first_block * layer.step(trains=decoder_trains, below=passes.text)
     last = last_decoder_row(config, tokens, answers) if config.last_layer_apart and answers < tokens else layer
     inner = config.decoder.layers - before_first_block - 1
@@ -121,6 +139,11 @@ def training_step_flops(
     decoder += last.step(trains=decoder_trains, below=passes.blocks)
     head = head_row(config, answers).step(trains="embeddings" in trains, below=passes.blocks)
     return float(rows * (images * image + config.groups * gated + decoder + head))
+
+
+def connector(config: ModelConfig) -> str:
+    """The part between the tower and the decoder."""
+    return "projector" if config.interleaved else "resampler"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,17 +155,17 @@ class Passes:
     blocks: bool
 
     @classmethod
-    def of(cls, trains: Set[str], images: int) -> Passes:
-        media = bool(images) and bool({"vision", "resampler"} & trains)
-        text = bool({"embeddings", "decoder"} & trains)
+    def of(cls, trains: Set[str], images: int, config: ModelConfig) -> Passes:
+        media = bool(images) and bool({"vision", connector(config)} & trains)
+        text = bool({"embeddings", "decoder"} & trains) or (media and config.interleaved)
         return cls(media, text, text or media or "gated" in trains)
 
 
 def recomputed_flops(config: ModelConfig, shape: tuple[int, int, int, int], trains: Set[str]) -> float:
     """Operations of a step that are done a second time, for `config.remat` did not keep what they gave."""
     rows, tokens, images, _ = shape
-    passes = Passes.of(trains, images)
-    latents, patches = resampler_image(config)
+    passes = Passes.of(trains, images, config)
+    latents, patches = connector_image(config)
     text, media = gated_row(config, tokens, images)
     again = [decoder_row(config, tokens) * config.decoder.layers, text * config.groups, media * config.groups]
     scanned = [one * passes.blocks for one in again]
@@ -156,7 +179,7 @@ def recomputed_flops(config: ModelConfig, shape: tuple[int, int, int, int], trai
 def text_attention_flops(config: ModelConfig, shape: tuple[int, int, int, int], trains: Set[str]) -> float:
     """Operations of a step in the attention of text, to itself and to images, done again ones included."""
     rows, tokens, images, _ = shape
-    passes = Passes.of(trains, images)
+    passes = Passes.of(trains, images, config)
     forward = decoder_row(config, tokens).attention * config.decoder.layers
     forward += gated_row(config, tokens, images)[0].attention * config.groups
     return float(rows * forward * (1 + 2 * passes.blocks + passes.blocks * (config.remat in ("full", "dots"))))

@@ -98,6 +98,31 @@ smol = ModelConfig(
 )
 """SmolLM2-135M behind a small tower of our own."""
 
+SIGLIP2_BASE = VisionConfig(
+    image_size=256, patch_size=32, width=768, layers=12, heads=12, mlp_width=3072, activation="gelu_tanh",
+    class_token=False, patch_bias=True, norm="none", colours="siglip", norm_eps=1e-6,
+)  # fmt: skip
+"""siglip2-base-patch32-256, as LLaVA reads it: 64 tokens an image."""
+SIGLIP2_SO400M = dataclasses.replace(
+    SIGLIP2_BASE, image_size=224, patch_size=14, width=1152, layers=27, heads=16, mlp_width=4304
+)
+"""siglip2-so400m-patch14-224, as LLaVA reads it: 256 tokens an image."""
+
+
+def qwen3(vision: VisionConfig, **sizes: Any) -> ModelConfig:
+    """A LLaVA of a Qwen3 behind a tower: images among the tokens of the text."""
+    decoder = DecoderConfig(
+        vocab_size=151936, head_width=128, kv_heads=8, norm="rms_norm", norm_eps=1e-6, bias=False,
+        rotary_base=1_000_000.0, mlp="swiglu", qk_norm=True, qk_norm_per_head=True, **sizes,
+    )  # fmt: skip
+    return ModelConfig(vision=vision, decoder=decoder, fusion="interleaved", remat="full")
+
+
+qwen3_0_6b = qwen3(SIGLIP2_BASE, width=1024, layers=28, heads=16, mlp_width=3072, tie_embeddings=True)
+qwen3_1_7b = qwen3(SIGLIP2_BASE, width=2048, layers=28, heads=16, mlp_width=6144, tie_embeddings=True)
+qwen3_4b = qwen3(SIGLIP2_SO400M, width=2560, layers=36, heads=32, mlp_width=9728, tie_embeddings=True)
+qwen3_8b = qwen3(SIGLIP2_SO400M, width=4096, layers=36, heads=32, mlp_width=12288)
+
 PRESETS: dict[str, ModelConfig] = {
     "tiny": tiny,
     "small": small,
@@ -107,4 +132,8 @@ PRESETS: dict[str, ModelConfig] = {
     "openflamingo_4b": openflamingo_4b,
     "openflamingo_9b": openflamingo_9b,
     "idefics_9b": idefics_9b,
+    "qwen3_0_6b": qwen3_0_6b,
+    "qwen3_1_7b": qwen3_1_7b,
+    "qwen3_4b": qwen3_4b,
+    "qwen3_8b": qwen3_8b,
 }

@@ -25,8 +25,13 @@ from unimp_jax.model.axes import constrain, splits
 from unimp_jax.model.decoder import Decoder, DecoderConfig, DecoderLayer, Embeddings, TextContext, text_context
 from unimp_jax.model.gated import GatedCrossAttention, GatedCrossAttentionConfig
 from unimp_jax.model.layers import DTypes, Loop, Remat, dropout, scan, stack, unstack
+from unimp_jax.model.projector import Projector, ProjectorConfig
 from unimp_jax.model.resampler import Resampler, ResamplerConfig
 from unimp_jax.model.vision import VisionConfig, VisionTower
+
+Part = Literal["vision", "resampler", "gated", "projector", "decoder", "embeddings"]
+PARTS: tuple[Part, ...] = ("vision", "resampler", "gated", "projector", "decoder", "embeddings")
+"""The attributes that a `UniMP` may have, each of which trains or stays frozen as a whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +42,10 @@ class ModelConfig:
     resampler: ResamplerConfig = ResamplerConfig()
     gated: GatedCrossAttentionConfig = GatedCrossAttentionConfig()
     decoder: DecoderConfig = DecoderConfig()
+    fusion: Literal["cross_attention", "interleaved"] = "cross_attention"
+    """How text sees images: by gated blocks that attend to them (resampler, gated); or as tokens in the decoder's own
+    sequence (projector)."""
+    projector: ProjectorConfig = ProjectorConfig()
     compute_dtype: str = "bfloat16"
     """Of activations and products; norms, softmax and logits are float32 whatever this says."""
     param_dtype: str = "float32"
@@ -52,7 +61,9 @@ class ModelConfig:
     that answers are read from."""
 
     def __post_init__(self) -> None:
-        if self.decoder.layers % self.gated.every:
+        if self.fusion == "interleaved":
+            self.projector.tokens(self.vision, self.resampler)
+        elif self.decoder.layers % self.gated.every:
             raise ValueError(f"model: gated.every {self.gated.every} must divide decoder.layers {self.decoder.layers}")
         if self.unroll < 1:
             raise ValueError(f"model: unroll {self.unroll} must be 1 or more")
@@ -61,9 +72,37 @@ class ModelConfig:
                 raise ValueError(f"model: {name} {getattr(self, name)!r} must be float32 or bfloat16")
 
     @property
+    def interleaved(self) -> bool:
+        """Whether images are tokens among those of the text."""
+        return self.fusion == "interleaved"
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that the model has."""
+        absent = ("resampler", "gated") if self.interleaved else ("projector",)
+        return tuple(part for part in PARTS if part not in absent)
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens that stand for an image in a prompt: one where it is only marked."""
+        return self.projector.tokens(self.vision, self.resampler) if self.interleaved else 1
+
+    @property
+    def latents_shape(self) -> tuple[int, int]:
+        """Of what the decoder reads of an image: (L, C), or (L, D) where images are tokens."""
+        if self.interleaved:
+            return self.image_tokens, self.decoder.width
+        return self.resampler.latents, self.vision.width
+
+    @property
+    def group_layers(self) -> int:
+        """Decoder layers of a group."""
+        return 1 if self.interleaved else self.gated.every
+
+    @property
     def groups(self) -> int:
-        """Groups of decoder layers, each with one gated block."""
-        return self.decoder.layers // self.gated.every
+        """Groups of decoder layers, each with one gated block, or layers, where there are none."""
+        return self.decoder.layers // self.group_layers
 
     @property
     def last_layer_apart(self) -> bool:
@@ -74,11 +113,6 @@ class ModelConfig:
     def loop(self) -> Loop:
         """How all stacks are run."""
         return Loop(self.remat, self.unroll)
-
-
-Part = Literal["vision", "resampler", "gated", "decoder", "embeddings"]
-PARTS: tuple[Part, ...] = ("vision", "resampler", "gated", "decoder", "embeddings")
-"""The attributes of `UniMP`, each of which trains or stays frozen as a whole."""
 
 
 def part_of(path: Sequence[Any]) -> Part:
@@ -94,15 +128,16 @@ def part_of(path: Sequence[Any]) -> Part:
     return name
 
 
-Group = tuple[GatedCrossAttention, DecoderLayer]
-"""A gated block, and the layers of its group, stacked."""
+Group = tuple[GatedCrossAttention | None, DecoderLayer]
+"""A gated block, where there are any, and the layers of its group, stacked."""
 
 
 class UniMP(nnx.Module):
-    """Vision tower -> resampler -> decoder with gated cross-attention (OpenFlamingo, arXiv:2308.01390).
+    """Vision tower -> resampler -> decoder with gated cross-attention (OpenFlamingo, arXiv:2308.01390); or vision tower
+    -> projector -> decoder, images among the tokens of the text (LLaVA, arXiv:2304.08485).
 
-    Its attributes are the five `PARTS`; `gated` is stacked, one block a group, and `embeddings` has the output head.
-    A call changes nothing and keeps no random state.
+    Its attributes are the `parts` of its configuration, the others None; `gated` is stacked, one block a group, and
+    `embeddings` has the output head. A call changes nothing and keeps no random state.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -110,10 +145,17 @@ class UniMP(nnx.Module):
         dtypes = DTypes(config.param_dtype, config.compute_dtype)
         width, latent_width = config.decoder.width, config.vision.width
         self.vision = VisionTower(config.vision, dtypes, config.loop, rngs)
-        self.resampler = Resampler(config.resampler, latent_width, dtypes, config.loop, rngs)
-        self.gated = stack(
-            lambda rngs: GatedCrossAttention(config.gated, width, latent_width, dtypes, rngs), config.groups, rngs
-        )
+
+        def block(rngs: nnx.Rngs) -> GatedCrossAttention:
+            return GatedCrossAttention(config.gated, width, latent_width, dtypes, rngs)
+
+        def projector() -> Projector:
+            return Projector(config.projector, config.vision, config.resampler, width, dtypes, config.loop, rngs)
+
+        tokens = config.interleaved
+        self.resampler = None if tokens else Resampler(config.resampler, latent_width, dtypes, config.loop, rngs)
+        self.gated = None if tokens else stack(block, config.groups, rngs)
+        self.projector = projector() if tokens else None
         self.decoder = Decoder(config.decoder, config.groups, dtypes, rngs)
         self.embeddings = Embeddings(config.decoder, dtypes, rngs)
 
@@ -122,13 +164,16 @@ class UniMP(nnx.Module):
         return self.vision(constrain(images_NHW3, "images", None, None, None))
 
     def encode_images(self, images: jax.Array) -> jax.Array:
-        """Images [B, N, height, width, 3], or what the tower made of them [B, N, P, C] -> latents [B, N, L, C]."""
+        """Images [B, N, height, width, 3], or what the tower made of them [B, N, P, C] -> latents [B, N, L, C], or
+        where images are tokens their embeddings [B, N, L, D]."""
         B, N = images.shape[:2]
         if N == 0:
-            shape = (B, 0, self.config.resampler.latents, self.config.vision.width)
-            return jnp.zeros(shape, self.config.compute_dtype)
+            return jnp.zeros((B, 0, *self.config.latents_shape), self.config.compute_dtype)
         flat = images.reshape(B * N, *images.shape[2:])
-        latents = self.resampler(self.see(flat) if flat.ndim == 4 else constrain(flat, "images", None, None))
+        seen = self.see(flat) if flat.ndim == 4 else constrain(flat, "images", None, None)
+        reads = self.projector if self.resampler is None else self.resampler
+        assert reads is not None
+        latents = reads(seen)
         return constrain(latents.reshape(B, N, *latents.shape[1:]), "batch", None, None, None)
 
     def forward(
@@ -150,20 +195,20 @@ class UniMP(nnx.Module):
 
         Returns:
           (hidden states after the final norm, [B, T, D] or [B, A, D]; keys and values of the text, [G, E, B, K, T, h],
-          and of the images, [G, B, S, H, h]; else None).
+          and of the images, [G, B, S, H, h], None where images are tokens; else None).
         """
         config, rate = self.config, self.config.decoder.dropout
         latents_BNLC = self.encode_images(batch.images) if latents_BNLC is None else latents_BNLC
         B, N, L, C = latents_BNLC.shape
         latents_BSC = latents_BNLC.reshape(B, N * L, C)
         latent_mask, answers_BA = self.latent_mask(batch), batch.answer_positions
-        contexts = [text_context(config.decoder, batch, self.kernel)] * config.gated.every
+        contexts = [text_context(config.decoder, batch, self.kernel)] * config.group_layers
 
         def key_for(number: jax.Array | int) -> jax.Array | None:
             return None if dropout_key is None or rate == 0 else jax.random.fold_in(dropout_key, number)
 
         def group(contexts: list[TextContext], x_BTD: jax.Array, modules: Group, number: jax.Array) -> Any:
-            images = modules[0].keys_values(latents_BSC)
+            images = None if modules[0] is None else modules[0].keys_values(latents_BSC)
             keyed = [(context, key_for(number + i)) for i, context in enumerate(contexts)]
             x_BTD, text = self.group(x_BTD, modules, images, latent_mask, keyed)
             return x_BTD, (jax.tree.map(lambda x: x.swapaxes(2, 3), text), images) if cached else None
@@ -173,8 +218,11 @@ class UniMP(nnx.Module):
         if fewer and config.last_layer_apart and splits("sequence") == 1:
             answer_context = text_context(config.decoder, batch, self.kernel, answers_BA)
             last = functools.partial(group, [*contexts[1:], answer_context])
-        x_BTD = dropout(self.embed(batch.tokens), rate, key_for(config.decoder.layers))
-        first_layers = jnp.arange(config.groups) * config.gated.every
+        x_BTD = self.embed(batch.tokens)
+        if config.interleaved and N:
+            x_BTD = with_images(x_BTD, latents_BSC, image_slots(batch.image_index, L))
+        x_BTD = dropout(x_BTD, rate, key_for(config.decoder.layers))
+        first_layers = jnp.arange(config.groups) * config.group_layers
         every = functools.partial(group, contexts)
         x_BTD, cache = scan(every, x_BTD, self.groups, first_layers, loop=config.loop, last=last)
         if answers_only and last is None:
@@ -190,11 +238,12 @@ class UniMP(nnx.Module):
         self,
         x_BTD: jax.Array,
         modules: Group,
-        images: KeysValues,
-        latent_mask: Mask,
+        images: KeysValues | None,
+        latent_mask: Mask | None,
         contexts: Sequence[tuple[TextContext, jax.Array | None]],
     ) -> tuple[jax.Array, KeysValues]:
-        """A gated block and the decoder layers around it, each with its context and its key for dropout.
+        """A gated block, where there is one, and the decoder layers around it, each with its context and its key for
+        dropout.
 
         Returns:
           The text after it, and keys and values of each layer, [E, B, T, K, h].
@@ -202,7 +251,12 @@ class UniMP(nnx.Module):
         gated, layers = modules
         text = []
         for i, (layer, (context, key)) in enumerate(zip(unstack(layers, len(contexts)), contexts, strict=True)):
-            if i == self.config.gated.block_layer:
+            if (
+                gated is not None
+                and images is not None
+                and latent_mask is not None
+                and i == self.config.gated.block_layer
+            ):
                 x_BTD = gated(x_BTD, images, latent_mask)
             x_BTD, own = layer(x_BTD, context, key)
             text.append(own)
@@ -219,8 +273,10 @@ class UniMP(nnx.Module):
             return last_image_mask(batch.image_index, batch.images.shape[1])
         return earlier_images_mask(batch.image_index, batch.segment_ids, batch.image_segment_ids)
 
-    def latent_mask(self, batch: Batch) -> Mask:
-        """Which latents of its row's images a token attends to, S = N L."""
+    def latent_mask(self, batch: Batch) -> Mask | None:
+        """Which latents of its row's images a token attends to, S = N L; None where images are tokens."""
+        if self.config.interleaved:
+            return None
         latents = self.config.resampler.latents
         if self.config.gated.attend != "last_image":
             return jnp.repeat(self.image_mask(batch), latents, axis=-1)
@@ -265,3 +321,22 @@ class UniMP(nnx.Module):
     def __call__(self, batch: Batch) -> jax.Array:
         """Logits at `batch.answer_positions` alone: float32 [B, A, V]."""
         return self.logits(self.answer_hidden(batch))
+
+
+def image_slots(image_index_BT: jax.Array, image_tokens: int) -> jax.Array:
+    """int32 [B, T]: which of the N L embeddings of its row's images stands in a token's place, -1 for text.
+
+    The tokens of an image are the first ones whose `Batch.image_index` is its number. Ids would not tell: an item's
+    text may read like a marker.
+    """
+    places_T = jnp.arange(image_index_BT.shape[1])
+    begins_BT = jnp.diff(image_index_BT, axis=1, prepend=-1) != 0
+    since_BT = places_T - jax.lax.cummax(jnp.where(begins_BT, places_T, 0), axis=1)
+    of_image_BT = (image_index_BT >= 0) & (since_BT < image_tokens)
+    return jnp.where(of_image_BT, image_index_BT * image_tokens + since_BT, -1)
+
+
+def with_images(x_BTD: jax.Array, images_BSD: jax.Array, slots_BT: jax.Array) -> jax.Array:
+    """The embeddings of a row's tokens, with those of its images in their places."""
+    images_BTD = jnp.take_along_axis(images_BSD, jnp.maximum(slots_BT, 0)[..., None], axis=1)
+    return constrain(jnp.where((slots_BT >= 0)[..., None], images_BTD, x_BTD), "batch", "sequence", None)

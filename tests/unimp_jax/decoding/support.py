@@ -36,7 +36,17 @@ MPT = dataclasses.replace(
     ),
     gated=GatedCrossAttentionConfig(every=4, heads=2, head_dim=8),
 )  # fmt: skip
-GEOMETRIES = {"idefics": IDEFICS, "neox, all images": NEOX, "mpt": MPT}
+TOKENS = dataclasses.replace(
+    IDEFICS,
+    vision=dataclasses.replace(IDEFICS.vision, class_token_out=False),
+    decoder=DecoderConfig(
+        vocab_size=61, new_tokens=3, width=40, layers=2, heads=4, head_width=8, kv_heads=2, mlp_width=64,
+        norm="rms_norm", bias=False, mlp="swiglu", qk_norm=True, qk_norm_per_head=True,
+    ),
+    fusion="interleaved",
+)  # fmt: skip
+"""Four tokens an image."""
+GEOMETRIES = {"idefics": IDEFICS, "neox, all images": NEOX, "mpt": MPT, "qwen3, images as tokens": TOKENS}
 
 
 @functools.cache
@@ -53,7 +63,7 @@ def rows_of(
     A prompt's answer slot is its last token; further slots stay empty.
     """
     rng = np.random.default_rng(seed)
-    B, size = len(lengths), config.vision.image_size
+    B, size, L = len(lengths), config.vision.image_size, config.image_tokens
     V = config.decoder.vocab_size + config.decoder.new_tokens
     arrays = {
         name: np.zeros((B, tokens), np.int32) for name in ("tokens", "segment_ids", "positions")
@@ -68,8 +78,10 @@ def rows_of(
             arrays["positions"][row, where] = np.arange(length)
             count = min((segment + row) % 3, images - shown)
             index = np.full(length, -1)
+            begins = [1 + (1 + L) * number for number in range(count)]
+            count = sum(begin + L <= length for begin in begins)
             for number in range(count):
-                index[1 + 2 * number :] = shown + number
+                index[begins[number] :] = shown + number
                 segments[row, shown + number] = segment
             arrays["image_index"][row, where] = index
             places[row, segment - 1], weights[row, segment - 1] = start + length - 1, 1

@@ -7,6 +7,7 @@ import pytest
 
 from unimp_jax.interop.idefics import model_config
 from unimp_jax.interop.layout import model_shapes
+from unimp_jax.interop.llava import model_config as llava_config
 from unimp_jax.model.presets import PRESETS
 
 torch = pytest.importorskip("torch")
@@ -17,8 +18,12 @@ from transformers import (  # noqa: E402
     GPTNeoXForCausalLM,
     IdeficsConfig,
     IdeficsForVisionText2Text,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     MptConfig,
     MptForCausalLM,
+    Qwen3Config,
+    SiglipVisionConfig,
 )
 
 
@@ -74,6 +79,44 @@ def test_idefics_9b():
 def test_idefics_9b_reads_as_the_preset():
     read, preset = model_config({"model_type": "idefics", **IDEFICS_9B}), PRESETS["idefics_9b"]
     assert dataclasses.replace(read, remat=preset.remat) == preset
+
+
+BASE = {
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+    "image_size": 256, "patch_size": 32,
+}  # fmt: skip
+SO400M = {
+    "hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304,
+    "image_size": 224, "patch_size": 14,
+}  # fmt: skip
+QWEN3 = {
+    "qwen3_0_6b": (BASE, 1024, 28, 16, 3072, True, 0.596),
+    "qwen3_1_7b": (BASE, 2048, 28, 16, 6144, True, 1.721),
+    "qwen3_4b": (SO400M, 2560, 36, 32, 9728, True, 4.022),
+    "qwen3_8b": (SO400M, 4096, 36, 32, 12288, False, 8.191),
+}
+"""Tower, width, layers, heads, width of MLPs and whether the head is the embedding, as Qwen publishes them; and the
+language model's parameters, in billions."""
+
+
+@pytest.mark.parametrize("preset", QWEN3)
+def test_qwen3(preset):
+    """Transformers' LLaVA of both but for the tower's last norm, which LLaVA does not read."""
+    tower, width, layers, heads, mlp_width, tied, billions = QWEN3[preset]
+    text = Qwen3Config(
+        vocab_size=151936, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=8, head_dim=128, intermediate_size=mlp_width, tie_word_embeddings=tied,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )  # fmt: skip
+    vision = SiglipVisionConfig(**tower, vision_use_head=False)
+    config = LlavaConfig(vision, text, vision_feature_layer=-1, vision_feature_select_strategy="full")
+    with torch.device("meta"):
+        theirs = LlavaForConditionalGeneration(config)
+    assert ours(preset) == count(theirs) - count(theirs.model.vision_tower.post_layernorm)
+    language = count(theirs.model.language_model) + (0 if tied else count(theirs.lm_head))
+    assert language / 1e9 == pytest.approx(billions, abs=1e-3)
+    read = llava_config(config.to_dict())
+    assert dataclasses.replace(read, remat=PRESETS[preset].remat) == PRESETS[preset]
 
 
 LANGUAGE = {

@@ -1,0 +1,146 @@
+"""LLaVA (LlavaForConditionalGeneration): images as tokens of a LLaMA or Qwen, projected by an MLP.
+
+Names are those of llava-hf's checkpoints, which transformers and vLLM read; `canonical` makes them of transformers'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from unimp_jax.interop import language
+from unimp_jax.interop.exporting import refuse_others
+from unimp_jax.interop.layout import Table, WeightsError, linear
+from unimp_jax.interop.vision import described_as as described_tower
+from unimp_jax.interop.vision import tower, vision_config
+from unimp_jax.interop.weights import read_json
+from unimp_jax.model import ModelConfig, ProjectorConfig
+
+VISION, LANGUAGE = "vision_tower.vision_model.", "language_model."
+LAST_NORM = f"{VISION}post_layernorm"
+DECODERS = ("llama", "qwen2", "qwen3")
+ALIASES = (
+    (re.compile(r"^model\.language_model\."), "language_model.model."),
+    (re.compile(r"^lm_head\."), "language_model.lm_head."),
+    (re.compile(r"^model\.(vision_tower|multi_modal_projector)\."), r"\1."),
+    (re.compile(r"^vision_tower\.(?!vision_model\.)"), VISION),
+)
+
+
+def canonical(key: str) -> str:
+    """The name that an array has here."""
+    for pattern, replacement in ALIASES:
+        key = pattern.sub(replacement, key)
+    return key
+
+
+def table(config: ModelConfig) -> Table:
+    """All of a checkpoint."""
+    return [
+        *tower(VISION, config.vision),
+        *linear("multi_modal_projector.linear_1", "projector/first", bias=True),
+        *linear("multi_modal_projector.linear_2", "projector/second", bias=True),
+        *language.llama(config.decoder, LANGUAGE, f"{LANGUAGE}model.layers.{{}}"),
+    ]
+
+
+def model_config(described: dict[str, Any]) -> ModelConfig:
+    """The geometry that their `config.json` describes.
+
+    Raises:
+      WeightsError: it is of another family, or has a part that this model lacks.
+    """
+    if (kind := described.get("model_type")) != "llava":
+        raise WeightsError(f"config.json: model_type is {kind!r}, not 'llava'")
+    language.expect(described, projector_hidden_act="gelu", multimodal_projector_bias=True)
+    text = {"model_type": "llama"} | (described.get("text_config") or {})
+    if text["model_type"] not in DECODERS:
+        raise WeightsError(
+            f"config.json: a text_config of family {text['model_type']!r} is not known; {', '.join(DECODERS)} are"
+        )
+    text["tie_word_embeddings"] = bool(text.get("tie_word_embeddings") or described.get("tie_word_embeddings"))
+    seen, layer = described.get("vision_config") or {}, described.get("vision_feature_layer", -2)
+    if not isinstance(layer, int):
+        raise WeightsError(f"config.json: vision_feature_layer {layer} is not known; it must be one layer's number")
+    strategy = described.get("vision_feature_select_strategy", "default")
+    whole = vision_config({"model_type": "clip_vision_model"} | seen)
+    layers = layer if layer >= 0 else whole.layers + 1 + layer
+    if not 0 <= layers <= whole.layers:
+        raise WeightsError(f"config.json: vision_feature_layer {layer} is none of the tower's {whole.layers} layers")
+    if strategy not in ("full", "default") or (strategy == "default" and not whole.class_token):
+        raise WeightsError(
+            f"config.json: vision_feature_select_strategy {strategy!r} is not known of this tower; full is, and of a "
+            "CLIP default"
+        )
+    norm = "first" if whole.class_token else "none"
+    changes = {"num_hidden_layers": layers}
+    read = vision_config({"model_type": "clip_vision_model"} | seen | changes, norm=norm)
+    class_token_out = whole.class_token and strategy == "full"
+    return ModelConfig(
+        vision=dataclasses.replace(read, class_token_out=class_token_out),
+        decoder=language.family(text)[0],
+        fusion="interleaved",
+        projector=ProjectorConfig("mlp"),
+    )
+
+
+def check_processor(folder: Path, image_size: int) -> None:
+    """
+    Raises:
+      WeightsError: the processor beside a checkpoint makes images of another size than its tower reads.
+    """
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        return
+    described = read_json(file)
+    size = described.get("crop_size") if described.get("do_center_crop") else described.get("size")
+    found = set(size.values()) if isinstance(size, dict) else {size}
+    if found != {image_size}:
+        raise WeightsError(f"{file}: images of {size}, the vision tower reads {image_size} x {image_size}")
+
+
+def described_as(config: ModelConfig) -> dict[str, Any]:
+    """`config.json` of a geometry, without token ids.
+
+    Raises:
+      WeightsError: LLaVA has no such geometry; says which fields would have to be what.
+    """
+    vision = config.vision
+    wanted = {
+        "fusion": "interleaved",
+        "projector.kind": "mlp",
+        "vision.patch_bias": not vision.class_token,
+        "vision.norm": "first" if vision.class_token else "none",
+    }
+    refuse_others("LLaVA", config, wanted)
+    text = language.described_as(config)
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "image_seq_length": config.image_tokens,
+        "multimodal_projector_bias": True,
+        "projector_hidden_act": "gelu",
+        "tie_word_embeddings": config.decoder.tie_embeddings,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": strategy(config),
+        "text_config": text,
+        "vision_config": described_tower(vision),
+    }
+
+
+def strategy(config: ModelConfig) -> str:
+    """Which of the tower's vectors become tokens: all ("full"), or all but the first, the class token ("default")."""
+    return "default" if config.vision.class_token and not config.vision.class_token_out else "full"
+
+
+def processor(config: ModelConfig) -> dict[str, Any]:
+    """`processor_config.json`: what makes as many image tokens as the model has."""
+    return {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "num_additional_image_tokens": int(config.vision.class_token),
+        "patch_size": config.vision.patch_size,
+        "vision_feature_select_strategy": strategy(config),
+    }

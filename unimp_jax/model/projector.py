@@ -1,0 +1,79 @@
+"""The projector: what the tower makes of an image -> embeddings of tokens that stand among those of the text."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import einops
+import jax
+from flax import nnx
+
+from unimp_jax.model.axes import constrain
+from unimp_jax.model.layers import DTypes, Linear, Loop
+from unimp_jax.model.resampler import Resampler, ResamplerConfig
+from unimp_jax.model.vision import VisionConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectorConfig:
+    """How an image becomes tokens, where fusion is interleaved."""
+
+    kind: Literal["mlp", "pixel_shuffle", "resampler"] = "mlp"
+    """A token a vector of the tower, by an MLP (LLaVA); a token a square of patches, by one matrix (Idefics3, SmolVLM);
+    or a token a latent of the resampler, by one matrix."""
+    scale: int = 2
+    """pixel_shuffle: the side of a square, in patches; divides those of a row of the image."""
+
+    def __post_init__(self) -> None:
+        if self.scale < 1:
+            raise ValueError(f"projector: scale {self.scale} must be at least 1")
+
+    def tokens(self, vision: VisionConfig, resampler: ResamplerConfig) -> int:
+        """Tokens of an image.
+
+        Raises:
+          ValueError: the tower's vectors do not make squares.
+        """
+        if self.kind == "resampler":
+            return resampler.latents
+        if self.kind == "mlp":
+            return vision.tokens_out
+        side = vision.image_size // vision.patch_size
+        if side % self.scale or vision.class_token_out:
+            raise ValueError(
+                f"projector: squares of {self.scale} x {self.scale} patches do not cover the {side} x {side} patches "
+                f"of the tower{' and its class token (vision.class_token_out)' if vision.class_token_out else ''}"
+            )
+        return (side // self.scale) ** 2
+
+
+class Projector(nnx.Module):
+    """Vectors of the tower in, embeddings of tokens out."""
+
+    def __init__(
+        self, config: ProjectorConfig, vision: VisionConfig, resampler: ResamplerConfig, width: int, dtypes: DTypes,
+        loop: Loop, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        self.kind, self.scale = config.kind, config.scale
+        inputs = vision.width * (config.scale**2 if config.kind == "pixel_shuffle" else 1)
+        mlp, embed = config.kind == "mlp", {"embed": width}
+        resamples = config.kind == "resampler"
+        self.resampler = Resampler(resampler, vision.width, dtypes, loop, rngs) if resamples else None
+        hidden = {"mlp": width} if mlp else embed
+        self.first = Linear({"vision_embed": inputs}, hidden, bias=mlp, dtypes=dtypes, rngs=rngs)
+        self.second = Linear(hidden, embed, bias=True, dtypes=dtypes, rngs=rngs) if mlp else None
+
+    def __call__(self, x_BPC: jax.Array) -> jax.Array:
+        """[B, P, C] -> [B, L, D]."""
+        if self.resampler is not None:
+            x_BPC = self.resampler(x_BPC)
+        if self.kind == "pixel_shuffle":
+            side = round(x_BPC.shape[1] ** 0.5)
+            x_BPC = einops.rearrange(
+                x_BPC, "b (h r w q) c -> b (h w) (r q c)", r=self.scale, q=self.scale, w=side // self.scale
+            )
+        x_BLD = self.first(x_BPC)
+        if self.second is not None:
+            x_BLD = self.second(jax.nn.gelu(x_BLD, approximate=False))
+        return constrain(x_BLD, "images", None, None)
