@@ -1,4 +1,4 @@
-"""What items are made of, as frozen feature vectors: attributes, popularity, ratings, and vectors of encoders.
+"""What items are made of, as frozen feature vectors: attributes, popularity, ratings, company, and encoders' vectors.
 
 An item's embedding row is a free row plus a projection of its content (`unimp_jax.model.decoder.Embeddings`), so that
 what is learnt of one item is known of those like it. Counts and ratings are those of training interactions alone.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.co_occurrence import co_occurrence_vectors
 from data_pipelines.corpus import TRAIN, Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.item_vectors import read_vectors
@@ -37,18 +38,22 @@ class ContentConfig:
     """The logarithm of an item's training interactions."""
     rating: bool = False
     """Its mean rating in training, drawn towards that of all items."""
+    co_occurrence: int = 0
+    """So many vectors of which items the same users met near one another in training (`co_occurrence_vectors`)."""
     vectors: tuple[Path, ...] = ()
     """Files of vectors by item id, as `unimp features` writes them: of text or image encoders, or your own."""
     components: int = 64
     """Of the vectors of each file, the first so many principal components."""
 
     def __post_init__(self) -> None:
-        if self.least_items < 1 or self.components < 1:
-            raise ValueError(f"content: least_items and components must be at least 1, not {self}")
+        if self.least_items < 1 or self.components < 1 or self.co_occurrence < 0:
+            raise ValueError(
+                f"content: least_items and components must be at least 1, and co_occurrence at least 0, not {self}"
+            )
 
     @property
     def is_empty(self) -> bool:
-        return not (self.attributes or self.popularity or self.rating or self.vectors)
+        return not (self.attributes or self.popularity or self.rating or self.co_occurrence or self.vectors)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,6 +91,8 @@ def build_content(corpus: Corpus, config: ContentConfig) -> Content:
         parts.append(standardised(np.log1p(training_counts(corpus))[:, None]))
     if config.rating:
         parts.append(mean_ratings(corpus))
+    if config.co_occurrence:
+        parts.append(standardised(co_occurrence_vectors(corpus, config.co_occurrence)))
     parts += [principal_components(read_vectors(path, corpus.item_ids), config.components) for path in config.vectors]
     return Content(np.concatenate(parts, axis=1).astype(np.float32), categories)
 
