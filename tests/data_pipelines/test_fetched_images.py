@@ -21,7 +21,7 @@ from data_pipelines.sources import fetched_images
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.fetched_images import FetchedImages
 from data_pipelines.sources.fetching import Fetcher, Limits, Unavailable, Unusable
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection import SourceSelection
 from tests.data_pipelines.amazon_files import product_2018, review_2018, write
 from tests.data_pipelines.small import image
 
@@ -420,7 +420,7 @@ def test_a_source_is_prepared_with_its_images_and_again_without_a_request(site: 
     reviews = [review_2018("U1", item) for item in ("B1", "B2", "B3")]
     folder = write(tmp_path / "source", "amazon_2018", reviews, products)
     for fetch_images in (True, True, False):
-        selection = Selection(user_core=1, item_core=1, fetch_images=fetch_images)
+        selection = SourceSelection(user_core=1, item_core=1, fetch_images=fetch_images)
         prepared = prepare("amazon_2018", tmp_path / "data", folder, selection=selection)
         assert (prepared.items, prepared.images) == (3, 1)
         assert prepared.bad_images == [f"B2: {urls['B2']}: status 404", "B3: B3.jpg is missing"]

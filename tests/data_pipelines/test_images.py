@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from data_pipelines import opening
+from data_pipelines import image_decoding
 from data_pipelines.errors import DataError
+from data_pipelines.image_decoding import decode_image
 from data_pipelines.images import ImageConfig, ImageStore, decode
-from data_pipelines.opening import open_image
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.images import StoredImages
 from experiments.report.samples import posters
@@ -38,7 +38,7 @@ def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def pixels(encoded: bytes) -> np.ndarray:
-    opened = open_image(encoded)
+    opened = decode_image(encoded)
     assert opened.mode == "RGB"
     return np.asarray(opened)
 
@@ -111,7 +111,7 @@ def test_greys_of_32_bits_are_scaled(values: np.ndarray, wanted: np.ndarray) -> 
 def test_greys_of_16_bits_whose_white_is_zero() -> None:
     deep = RAMP.astype(np.uint16) * 257
     whole = bytearray(saved(Image.fromarray(deep), "TIFF"))
-    entry = struct.pack("<HHI", opening.PHOTOMETRIC, 3, 1)
+    entry = struct.pack("<HHI", image_decoding.PHOTOMETRIC, 3, 1)
     assert whole.count(entry) == 1
     whole[whole.index(entry) + 8] = 0
     np.testing.assert_array_equal(grey(bytes(whole)), 255 - RAMP)
@@ -122,11 +122,11 @@ def test_greys_of_16_bits_whose_white_is_zero() -> None:
 def test_an_image_is_turned_as_its_camera_says(kind: str, orientation: int) -> None:
     upright = red_above_blue()
     back = {6: 8, 8: 6}.get(orientation, orientation)
-    way = opening.UPRIGHT.get(back)
+    way = image_decoding.UPRIGHT.get(back)
     stored = upright if way is None else upright.transpose(way)
     exif = Image.Exif()
-    exif[opening.ORIENTATION] = orientation
-    found = open_image(saved(stored, kind, exif=exif))
+    exif[image_decoding.ORIENTATION] = orientation
+    found = decode_image(saved(stored, kind, exif=exif))
     assert found.size == (40, 60)
     assert np.abs(np.asarray(found, int)[:24] - RED).max() <= 8
     assert np.abs(np.asarray(found, int)[36:] - BLUE).max() <= 8
@@ -243,16 +243,16 @@ def test_other_formats_are_not_decoded(kind: str, monkeypatch: pytest.MonkeyPatc
     encoded = made_by_pillow(kind)
     monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program was started"))
     with pytest.raises(DataError, match="only JPEG, PNG, WebP, GIF, BMP and TIFF are decoded"):
-        open_image(encoded)
+        decode_image(encoded)
 
 
 TELL = """
 import sys
 from data_pipelines.errors import DataError
-from data_pipelines.opening import open_image
+from data_pipelines.image_decoding import decode_image
 for path in sys.argv[1:]:
     try:
-        open_image(open(path, "rb").read())
+        decode_image(open(path, "rb").read())
     except DataError as error:
         print(error)
 """
@@ -275,8 +275,8 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header_and_without_a_warn
 def test_a_large_jpeg_is_decoded_smaller() -> None:
     large = saved(Image.new("L", (6000, 4800), 90), "JPEG")
     with pytest.raises(DataError, match=r"28,800,000 pixels; at most 25,000,000 are decoded"):
-        open_image(large)
-    assert open_image(large, at_least=224).size == (750, 600)
+        decode_image(large)
+    assert decode_image(large, at_least=224).size == (750, 600)
     assert (decode(large, 16, "crop") == 90).all()
 
 
@@ -285,13 +285,13 @@ def test_a_tile_larger_than_its_image_is_refused() -> None:
     entries = b"".join(struct.pack("<HHII", number, 4, 1, value) for number, value in tags.items())
     whole = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
     with pytest.raises(DataError, match="3,600,000,000 pixels"):
-        open_image(whole)
+        decode_image(whole)
 
 
 def test_too_many_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "LARGEST_BYTES", 100)
+    monkeypatch.setattr(image_decoding, "LARGEST_BYTES", 100)
     with pytest.raises(DataError, match="bytes; at most 100 are decoded"):
-        open_image(image(1) + bytes(100))
+        decode_image(image(1) + bytes(100))
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_whatever_a_decoder_raises_is_named(error: Exception, monkeypatch: pytes
 
     monkeypatch.setattr(Image, "open", raises)
     with pytest.raises(DataError, match=f"^{str(error) or type(error).__name__}$"):
-        open_image(image(1))
+        decode_image(image(1))
 
 
 @settings(deadline=None, max_examples=150)
@@ -314,7 +314,7 @@ def test_damaged_images_are_images_or_refused(data: st.DataObject) -> None:
     for place in data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=4)):
         whole[place] = data.draw(st.integers(0, 255))
     try:
-        assert open_image(bytes(whole[: data.draw(st.integers(1, len(whole)))])).mode == "RGB"
+        assert decode_image(bytes(whole[: data.draw(st.integers(1, len(whole)))])).mode == "RGB"
     except DataError as error:
         assert len(str(error).splitlines()) == 1  # noqa: PT017
 
