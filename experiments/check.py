@@ -47,7 +47,7 @@ class CheckConfig:
     num_slices: int = 1
     """So many slices of TPUs."""
     files: bool = True
-    """Look for data, the folder of the run and a start. False: where only the hosts can see them."""
+    """Look for data, the folder of the run and `init_from`. False: where only the hosts can see them."""
     read_records: int = 100_000
     """Data of at most so many users and items is read and checked as at the start of training."""
 
@@ -86,8 +86,8 @@ def check(config: CheckConfig, command: Sequence[str]) -> None:
         experiment = check_files(experiment, training.folder, config.read_records)
     else:
         print("data, folder: not looked for (--files False)")
-        if experiment.start is not None:
-            print("memory: known with the geometry of the start, which is not looked for either")
+        if experiment.init_from is not None:
+            print("memory: known with the geometry of init_from, which is not looked for either")
             return
     check_memory(experiment, training.folder if config.files else None, mesh, slices)
 
@@ -136,7 +136,7 @@ def check_files(experiment: ExperimentConfig, folder: Path, read_records: int) -
     """Checks what is on disk.
 
     Returns:
-      The configuration that training would have there, with the geometry of its start; where the data has been read,
+      The configuration that training would have there, with the geometry of `init_from`; where the data has been read,
       with the size of its vocabulary, too.
     """
     configured, before = configure(experiment, folder)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from data_pipelines.errors import DataError
 from data_pipelines.nearest import did_you_mean
-from experiments.mistakes import explained, nobody_reads
+from experiments.error_messages import error_message, stdout_is_closed
 
 BROKEN_PIPE = 128 + 13
 """The status of a command whose reader has gone, as shells count it."""
@@ -26,7 +26,7 @@ COMMANDS = {
     "train": ("experiments.train", "Train a preset, every field of which is an option; or go on training it."),
     "evaluate": ("experiments.evaluate", "Measure a run on all tasks, beside baselines."),
     "report": ("experiments.report.command", "Write one page of a run that was evaluated, or of many."),
-    "import": ("experiments.import_weights", "Make published weights a start for `unimp train PRESET --start FOLDER`."),
+    "import": ("experiments.import_weights", "Make published weights a folder for `unimp train PRESET --init-from`."),
     "export": ("experiments.export", "Write a run as a folder that other programs load."),
     "generate": ("experiments.generate", "Answer one user's question with a trained model."),
     "features": ("experiments.item_features", "Write an encoder's vector of each item, for runs with content."),
@@ -58,12 +58,12 @@ def main() -> None:
         run_command(sys.argv[1:])
         print(end="", flush=True)  # which does nothing where standard output is closed
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and nobody_reads():
+        if isinstance(error, BrokenPipeError) and stdout_is_closed():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tells of it at its end
             sys.exit(BROKEN_PIPE)
         from unimp_jax.processes import leave_others
 
-        line = explained(error)
+        line = error_message(error)
         if line is None or os.environ.get("UNIMP_TRACEBACK"):
             leave_others(1, traceback.format_exc())
             raise

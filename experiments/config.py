@@ -94,17 +94,17 @@ class ExperimentConfig:
     training: TrainingConfig = TrainingConfig()
     loop: LoopConfig = LoopConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    start: Path | None = None
+    init_from: Path | None = None
     """A folder that `unimp import` made: parts of the model begin with its weights, and have its geometry; text is cut
-    by its tokenizer, where the vocabulary names no other. Or the folder of a run, whose latest model and vocabulary are
-    begun with, and whose step count, optimizer and position in the data are not."""
+    by its tokenizer, where the vocabulary names no other. Or the folder of a run: its latest parameters and its
+    vocabulary are taken, its step count, optimizer and position in the data are not."""
     seed: int = 0
     """Of the parameters, the order of the data and dropout."""
 
     def __post_init__(self) -> None:
         if self.training.cache_features and "vision" in self.training.trains:
             raise ValueError("training: cache_features needs a frozen tower, but vision is among what trains")
-        if self.queries.needs_codes and self.vocabulary.image_codes is None and self.start is None:
+        if self.queries.needs_codes and self.vocabulary.image_codes is None and self.init_from is None:
             raise ValueError(NO_CODES)
 
 

@@ -41,7 +41,7 @@ PROMPTS_A_ROW = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Records:
+class PreparedSource:
     """A prepared source: its interactions in memory, its images read when asked for.
 
     Attributes:
@@ -55,7 +55,7 @@ class Records:
     read_image: Callable[[int], bytes]
 
 
-def load_records(config: DataConfig) -> Records:
+def load_records(config: DataConfig) -> PreparedSource:
     """
     Raises:
       DataError: the source is not prepared, or its records contradict one another.
@@ -71,7 +71,7 @@ def load_records(config: DataConfig) -> Records:
     corpus = build_corpus(without_images(), users)
     if config.split == "users":
         corpus = split_by_users(corpus, config.split_seed)
-    return Records(corpus, has_image, lambda item: items[item].image)
+    return PreparedSource(corpus, has_image, lambda item: items[item].image)
 
 
 def fingerprint_of(corpus: Corpus, has_image: np.ndarray, config: ExperimentConfig) -> Fingerprint:
@@ -79,7 +79,7 @@ def fingerprint_of(corpus: Corpus, has_image: np.ndarray, config: ExperimentConf
     return fingerprint(corpus, has_image, [*said, *attribute_texts(corpus, config.vocabulary)])
 
 
-def records_of(run: Path, config: ExperimentConfig, items: Collection[int]) -> Records:
+def records_of(run: Path, config: ExperimentConfig, items: Collection[int]) -> PreparedSource:
     """The data of a run, to show items of it.
 
     Args:
@@ -103,7 +103,7 @@ class ExperimentData:
       has_image: bool [I], the items that have an image, whether it is shown or not.
     """
 
-    def __init__(self, config: ExperimentConfig, records: Records, vocabulary: Vocabulary):
+    def __init__(self, config: ExperimentConfig, records: PreparedSource, vocabulary: Vocabulary):
         self.config, self.corpus, self.vocabulary = config, records.corpus, vocabulary
         self.has_image = records.has_image
         attributes = attribute_texts(records.corpus, config.vocabulary)

@@ -107,7 +107,7 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
             write_json(temporary / "config.json", described)
             data.vocabulary.save(temporary / EXPERIMENT / "vocabulary")  # with what `unimp generate` reads
             data.save_fingerprint(temporary / EXPERIMENT)
-            saved = without_content(dataclasses.replace(load_config(run / "config.json"), start=None))
+            saved = without_content(dataclasses.replace(load_config(run / "config.json"), init_from=None))
             save_config(saved, temporary / EXPERIMENT / "config.json")
         else:
             dumped = pydantic.TypeAdapter(ModelConfig).dump_python(geometry, mode="json")

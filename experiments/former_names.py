@@ -13,6 +13,7 @@ FORMER_NAMES = {
     "model.resampler.mlp_multiple": "model.resampler.mlp_ratio",
     "queries.bare_images": "queries.unconditional_rate",
     "queries.mix.preference": "queries.mix.rating",
+    "start": "init_from",
     "tasks.loss_weights.preference": "tasks.loss_weights.rating",
     "vqgan.widths": "vqgan.channels",
 }

@@ -72,7 +72,7 @@ class Ragged:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Piece:
+class TokenSpan:
     """A run of tokens, the items whose images it shows, and what it predicts where.
 
     Attributes:

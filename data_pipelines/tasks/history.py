@@ -10,11 +10,11 @@ import numpy as np
 
 from data_pipelines.tasks.base import Query
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Piece, int32
+from data_pipelines.tasks.examples import TokenSpan, int32
 from data_pipelines.tasks.registry import TASKS
 from data_pipelines.tasks.texts import PromptTexts
 
-QuestionWriter = Callable[[Query], Piece]
+QuestionWriter = Callable[[Query], TokenSpan]
 """Writes what stands between the history and the answer of a query, the last `<answer>` included."""
 
 
@@ -26,14 +26,14 @@ class History:
         self._task, self._marker_at = TASKS[query.task], texts.vocabulary.image_marker.index(texts.vocabulary.image)
         self._start = int(texts.corpus.offsets[query.user])
 
-    def pieces(self, left: np.ndarray) -> list[Piece]:
+    def pieces(self, left: np.ndarray) -> list[TokenSpan]:
         """Bare ids, then whole items, oldest first: as much of the latest history as there is room for.
 
         Args:
           left: int64 [3], the tokens, images and answers that there is room for.
         """
         query = self.query
-        whole: list[Piece] = []
+        whole: list[TokenSpan] = []
         following = int(query.right[0]) if query.right else 0  # any item: an open question's targets are never used
         shown = min(self.config.full_items, query.position) if query.whole else 0
         for place in range(query.position - 1, query.position - shown - 1, -1):
@@ -48,7 +48,7 @@ class History:
     def _item(self, place: int) -> int:
         return int(self.texts.corpus.items[self._start + place])
 
-    def _whole_item(self, place: int, following: int) -> Piece:
+    def _whole_item(self, place: int, following: int) -> TokenSpan:
         """`<image> ATTRIBUTES <answer> ITEM <|endofchunk|>`, with the targets that the configuration says."""
         vocabulary, targets = self.texts.vocabulary, self.config.history_targets
         item = self._item(place)
@@ -58,18 +58,18 @@ class History:
         tokens = np.concatenate([before, name, int32(vocabulary.end_of_chunk)])
         shown_at = int32(*[self._marker_at] * len(image))
         if targets == "none":
-            return Piece(tokens, image, shown_at)
+            return TokenSpan(tokens, image, shown_at)
         used = {"reconstruct": slice(-1), "next_item": slice(1, None), "both": slice(None)}[targets]
         asked = (len(before) - 1 + np.arange(len(name) + 1))[used]
         target = np.append(name, vocabulary.items[following, :1])[used]
-        return Piece(tokens, image, shown_at, asked, target, self._weights(len(target)))
+        return TokenSpan(tokens, image, shown_at, asked, target, self._weights(len(target)))
 
-    def _bare_ids(self, end: int, following: int, left: np.ndarray) -> list[Piece]:
+    def _bare_ids(self, end: int, following: int, left: np.ndarray) -> list[TokenSpan]:
         """The ids of the items before place `end`, oldest first: as many of the latest as `left` has room for.
 
         They come in runs, between which the question is asked that the next run's first item answers.
         """
-        pieces: list[Piece] = []
+        pieces: list[TokenSpan] = []
         first = max(end - self.config.id_items, 0)
         moments = self._moments(first, end)
         for begin, stop in reversed(list(itertools.pairwise([first, *moments, end]))):
@@ -85,25 +85,25 @@ class History:
             following = self._item(begin)
         return pieces[::-1]
 
-    def _run(self, names: list[np.ndarray], following: int, question: Piece | None = None) -> Piece:
+    def _run(self, names: list[np.ndarray], following: int, question: TokenSpan | None = None) -> TokenSpan:
         """Ids of consecutive items, each predicting the next, the last one `following`.
 
         With a question before them, which the first answers: `<|endofchunk|> QUESTION <answer> ITEM <|endofchunk|> …`,
         the same as behind a whole item.
         """
         if not names:
-            return Piece(int32())
+            return TokenSpan(int32())
         ids, end_of_chunk = np.concatenate(names), int32(self.texts.vocabulary.end_of_chunk)
         asked, targets = np.arange(len(ids)), np.append(ids[1:], self.texts.vocabulary.items[following, :1])
         used = len(ids) if self.config.history_targets != "none" else 0
         if question is None:
-            return Piece(ids, (), int32(), asked[:used], targets[:used], self._weights(used))
+            return TokenSpan(ids, (), int32(), asked[:used], targets[:used], self._weights(used))
         start, answered = 1 + len(question.tokens), len(names[0])
         tokens = np.concatenate([end_of_chunk, question.tokens, ids[:answered], end_of_chunk, ids[answered:]])
         asked = np.concatenate([[start - 1], start + asked + (asked >= answered)])
         weights = np.concatenate([np.ones(answered), self._weights(len(ids) + 1 - answered)])
         used = len(weights) if used else answered
-        return Piece(tokens, (), int32(), asked[:used], np.append(ids[:1], targets)[:used], weights[:used])
+        return TokenSpan(tokens, (), int32(), asked[:used], np.append(ids[:1], targets)[:used], weights[:used])
 
     def _moments(self, first: int, end: int) -> list[int]:
         """Places between `first` and `end`, both excluded, before which the question is asked as well."""
@@ -115,7 +115,7 @@ class History:
         places = range(first + 1 + phase, end, every)
         return [place for place in places if self._task.can_ask_about(self.texts.corpus, self._item(place))]
 
-    def _earlier_question(self, place: int) -> Piece:
+    def _earlier_question(self, place: int) -> TokenSpan:
         """The question of the query's task about the item at an earlier place."""
         return self._write_question(Query(self.query.task, self.query.user, place, (self._item(place),)))
 
@@ -140,7 +140,7 @@ def continues_history(query: Query, config: TaskConfig) -> bool:
     return bool(field) and getattr(config, field) == "last_id"
 
 
-def up_to_last_id(piece: Piece, end_of_chunk: int) -> Piece:
+def up_to_last_id(piece: TokenSpan, end_of_chunk: int) -> TokenSpan:
     """The end of a history without what follows its last id, which is to be the answer."""
     ends = len(piece.tokens) > 0 and piece.tokens[-1] == end_of_chunk
     tokens = piece.tokens[:-1] if ends else piece.tokens

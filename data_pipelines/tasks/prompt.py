@@ -24,7 +24,7 @@ import numpy as np
 from data_pipelines.corpus import Corpus
 from data_pipelines.tasks.base import Query
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Example, Piece, RowShape, cut_longest, int32
+from data_pipelines.tasks.examples import Example, RowShape, TokenSpan, cut_longest, int32
 from data_pipelines.tasks.history import History, continues_history, up_to_last_id
 from data_pipelines.tasks.registry import TASKS, task_number
 from data_pipelines.tasks.texts import QUERY, SELECT, PromptTexts
@@ -126,11 +126,11 @@ class PromptWriter:
         )
         if history and continues_history(query, self.config):
             history[-1] = up_to_last_id(history[-1], self.vocabulary.end_of_chunk)
-        pieces = [Piece(int32(self.vocabulary.bos)), *history, question]
+        pieces = [TokenSpan(int32(self.vocabulary.bos)), *history, question]
         if ask:
-            pieces.append(Piece(int32(*begun)))
+            pieces.append(TokenSpan(int32(*begun)))
         else:
-            pieces.append(Piece(answer, (), int32(), np.arange(-1, len(answer) - 1), answer, np.ones(len(answer))))
+            pieces.append(TokenSpan(answer, (), int32(), np.arange(-1, len(answer) - 1), answer, np.ones(len(answer))))
         tokens = np.concatenate([piece.tokens for piece in pieces])
         starts = np.cumsum([0, *(len(piece.tokens) for piece in pieces[:-1])])
         shown = [piece.shown_at + start for piece, start in zip(pieces, starts, strict=True) if piece.images]
@@ -152,7 +152,7 @@ class PromptWriter:
             shortened=over > 0,
         )
 
-    def _room(self, query: Query, question: Piece, answer: np.ndarray) -> np.ndarray:
+    def _room(self, query: Query, question: TokenSpan, answer: np.ndarray) -> np.ndarray:
         """The tokens, images and answers that are left for the history: int64 [3].
 
         Raises:
@@ -167,13 +167,13 @@ class PromptWriter:
             )
         return left
 
-    def _whole_question(self, query: Query) -> Piece:
+    def _whole_question(self, query: Query) -> TokenSpan:
         return self._question(query, TASKS[query.task].texts(self.texts, query))
 
-    def _question(self, query: Query, texts: Sequence[np.ndarray]) -> Piece:
+    def _question(self, query: Query, texts: Sequence[np.ndarray]) -> TokenSpan:
         """What stands between the history and the answer, the last `<answer>` included."""
         if continues_history(query, self.config):
-            return Piece(TASKS[query.task].continuation(self.vocabulary, query))
+            return TokenSpan(TASKS[query.task].continuation(self.vocabulary, query))
         segments = TASKS[query.task].prompt(self.texts, query, texts)
         starts = np.cumsum([0, *(len(segment.tokens) for segment in segments)])
         shown = [
@@ -183,7 +183,7 @@ class PromptWriter:
         ]
         marker_at = self.vocabulary.image_marker.index(self.vocabulary.image)
         tokens = [segment.tokens for segment in segments]
-        return Piece(
+        return TokenSpan(
             np.concatenate([*tokens, self._questions[query.task], int32(self.vocabulary.answer)]),
             tuple(item for item, _ in shown),
             shown_at=int32(*(start + marker_at for _, start in shown)),

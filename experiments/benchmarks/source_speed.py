@@ -21,7 +21,7 @@ import tyro
 from data_pipelines.prepare import prepare
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.hm import ARTICLE, read_articles, read_purchases
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection import SourceSelection
 from data_pipelines.sources.source import codes, k_core
 from experiments.benchmarks.measuring import in_own_process, peak_bytes, print_header, print_row
 
@@ -65,7 +65,7 @@ def time_core(folder: str) -> tuple[float, float, int]:
 
 def time_prepare(folder: str) -> tuple[float, float, int, int]:
     """(seconds, seconds of processors, interactions that were kept, peak bytes)."""
-    selection = Selection(user_core=USER_CORE, item_core=ITEM_CORE)
+    selection = SourceSelection(user_core=USER_CORE, item_core=ITEM_CORE)
     start = time.process_time()
     prepared = prepare("hm", Path(folder) / "data", Path(folder), selection=selection)
     return prepared.seconds, time.process_time() - start, prepared.interactions, peak_bytes()

@@ -37,7 +37,7 @@ from unimp_jax.interop import idefics
 from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import ImportConfig, import_weights
-from unimp_jax.interop.layout import model_shapes, pieces
+from unimp_jax.interop.layout import model_shapes, placements
 from unimp_jax.interop.shards import write_json, write_shards
 from unimp_jax.interop.start import read_start
 from unimp_jax.model import DecoderConfig, ModelConfig, VisionConfig
@@ -108,7 +108,7 @@ def write_random(config: ModelConfig, folder: Path, shard_bytes: int) -> None:
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
         for key, array in last_norm(idefics.LAST_NORM, config.vision).items():
             yield key, array.astype(np.float32)
-        for piece in pieces(idefics.table(config), model_shapes(config)):
+        for piece in placements(idefics.table(config), model_shapes(config)):
             yield piece.key, rng.standard_normal(piece.their_shape, np.float32)
 
     write_shards(folder, arrays(), shard_bytes)
@@ -152,7 +152,7 @@ def begun(folder: str) -> tuple[Parameters, ModelConfig]:
     model = read_start(start).geometry.of_model(ModelConfig(compute_dtype="float32"))
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
-        parameters = initial_parameters(ExperimentConfig(model, start=start), mesh)
+        parameters = initial_parameters(ExperimentConfig(model, init_from=start), mesh)
         jax.block_until_ready((parameters.trainable, parameters.frozen))
     return parameters, model
 

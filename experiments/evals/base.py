@@ -18,7 +18,7 @@ from data_pipelines.tasks import Query
 from experiments.baselines.ranker import Ranker
 from experiments.data import ExperimentData
 from experiments.evals.config import EvaluationConfig, GenerateConfig
-from experiments.questions import Questions
+from experiments.evals.queries import EvaluationQueries
 from experiments.request import Request
 from experiments.results import ImageSample, Sample
 from unimp_jax.evaluation.metrics import Means
@@ -65,7 +65,7 @@ class Setting:
 
     data: ExperimentData
     predictor: Predictor
-    questions: Questions
+    questions: EvaluationQueries
     rankers: Sequence[Ranker]
     config: EvaluationConfig
     opened: Any = None

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from experiments.evals.base import OURS
 from experiments.report.runs import EvaluatedRun, Group
-from experiments.results import Row, Table
+from experiments.results import Row, TaskTable
 from unimp_jax.evaluation.bootstrap import Difference, Interval, paired_difference
 from unimp_jax.evaluation.images import IMAGE_METRICS
 from unimp_jax.evaluation.metrics import RATING_METRICS, SELECTION_METRICS
@@ -75,7 +75,7 @@ class Line:
 class Comparison:
     """A task's table; `headline` is '' for a task that has none of `HEADLINES`."""
 
-    table: Table
+    table: TaskTable
     headline: str
     lines: tuple[Line, ...]
 
@@ -104,14 +104,14 @@ class Comparison:
 
 def compare(groups: Sequence[Group]) -> list[Comparison]:
     """Compares groups of runs on one source, task by task; the first group is the base."""
-    tasks: dict[str, dict[EvaluatedRun, Table]] = {}
+    tasks: dict[str, dict[EvaluatedRun, TaskTable]] = {}
     for run in (run for group in groups for run in group.runs):
         for table in run.evaluation.tables:
             tasks.setdefault(table.task, {})[run] = table
     return [compare_task(groups, tables) for tables in tasks.values()]
 
 
-def compare_task(groups: Sequence[Group], tables: Mapping[EvaluatedRun, Table]) -> Comparison:
+def compare_task(groups: Sequence[Group], tables: Mapping[EvaluatedRun, TaskTable]) -> Comparison:
     """Compares groups at the task of the tables."""
     first = next(iter(tables.values()))
     headline = next((name for name in HEADLINES if name in first.rows[0].metrics), "")
@@ -126,7 +126,7 @@ def compare_task(groups: Sequence[Group], tables: Mapping[EvaluatedRun, Table]) 
 
 
 def lines_of(
-    model: str, groups: Sequence[Group], tables: Mapping[EvaluatedRun, Table], headline: str
+    model: str, groups: Sequence[Group], tables: Mapping[EvaluatedRun, TaskTable], headline: str
 ) -> Iterator[Line]:
     """Yields the lines of all groups that were asked in one way, `model`; their p-values are not corrected yet."""
     variant = model[len(OURS) :].strip(", ")

@@ -33,7 +33,7 @@ READING = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SourceReport:
     """All that is shown of one data source."""
 
     name: str
@@ -84,12 +84,12 @@ def write_report(folders: Sequence[Path], split: str = "test", out: Path | None 
     return out / "report.html"
 
 
-def read_source(groups: Sequence[Group]) -> Source:
+def read_source(groups: Sequence[Group]) -> SourceReport:
     samples = read_samples(groups)
-    return Source(groups[0].runs[0].config.data.source, groups, samples, sections_of(groups, samples))
+    return SourceReport(groups[0].runs[0].config.data.source, groups, samples, sections_of(groups, samples))
 
 
-def facts_of(sources: Sequence[Source], command: str) -> dict[str, Any]:
+def facts_of(sources: Sequence[SourceReport], command: str) -> dict[str, Any]:
     """What stands at the head of a page, by name."""
     groups = [group for source in sources for group in source.groups]
     runs = [run for group in groups for run in group.runs]
@@ -99,7 +99,7 @@ def facts_of(sources: Sequence[Source], command: str) -> dict[str, Any]:
     return facts | {"groups": len(groups), "runs compared": len(runs), "made by": command}
 
 
-def markdown(title: str, command: str, sources: Sequence[Source], left_out: Sequence[LeftOut]) -> str:
+def markdown(title: str, command: str, sources: Sequence[SourceReport], left_out: Sequence[LeftOut]) -> str:
     """All tables of a page that are not folded."""
     lines = [f"# {title}", "", f"`{command}`", "", READING]
     for source in sources:

@@ -22,7 +22,7 @@ from unimp_jax.training.log import read_log
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepCell:
+class CellDescription:
     """`cell.json`: which cell of a sweep a run is."""
 
     sweep: str
@@ -44,7 +44,7 @@ class EvaluatedRun:
     """A run that was evaluated, read from its folder; `starts` is what `experiments.provenance` noted."""
 
     folder: Path
-    cell: SweepCell | None
+    cell: CellDescription | None
     config: ExperimentConfig
     evaluation: Evaluation
     log: Sequence[dict[str, Any]]
@@ -190,7 +190,7 @@ def read_run(folder: Path, split: str) -> EvaluatedRun:
         if step < config.loop.steps:
             raise DataError(f"unfinished: step {step:,} of {config.loop.steps:,}")
         raise DataError(f"trained, not evaluated on {split}")
-    cell = read_json(folder / "cell.json", SweepCell)
+    cell = read_json(folder / "cell.json", CellDescription)
     starts = read_json(folder / "started.json", list[dict[str, str]])
     run = EvaluatedRun(folder, cell, config, load_evaluation(path), log, starts or [])
     for path in (run.answers_path(table.task) for table in run.evaluation.tables):

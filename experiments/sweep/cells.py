@@ -22,7 +22,7 @@ CODES = "item_codes.parquet"
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class SweepCell:
     """What is trained and evaluated in one folder.
 
     Attributes:
@@ -54,7 +54,7 @@ class Cell:
         """What is trained in the sweep's `folder`."""
         config = self.config
         if self.starts_from is not None:
-            config = dataclasses.replace(config, start=folder / self.starts_from)
+            config = dataclasses.replace(config, init_from=folder / self.starts_from)
         if self.ids_of is not None:
             vocabulary = dataclasses.replace(config.vocabulary, item_codes=folder / self.name / CODES)
             config = dataclasses.replace(config, vocabulary=vocabulary)
@@ -87,7 +87,7 @@ class Cell:
         return {**names, "description": self.description}
 
 
-def write_cells(folder: Path, cells: Sequence[Cell]) -> None:
+def write_cells(folder: Path, cells: Sequence[SweepCell]) -> None:
     """Writes each cell's `cell.json`, and adds the cells to those of `sweep.json`.
 
     Raises:

@@ -25,7 +25,7 @@ from data_pipelines.fingerprint import save_fingerprint
 from experiments.config import note_changes, read_config, refuse_changes, save_config
 from experiments.lock import alone_in
 from experiments.vqgan.config import FILE, VQGANExperiment
-from experiments.vqgan.images import Images, open_images
+from experiments.vqgan.images import CatalogueImages, open_images
 from experiments.vqgan.measure import likeness
 from experiments.vqgan.perceptual import perceptual_model
 from experiments.vqgan.run import abstract_state, decoder_of, encoder_of, in_parts, open_vqgan, trainer_of
@@ -61,7 +61,7 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
     mesh = make_mesh(MeshConfig(data=-1))
     check_rows(config.batch_size, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    config = with_start(config)
+    config = with_init_geometry(config)
     distance, frozen = perceptual_model(config.perceptual)
     images = open_images(config.data, config.vqgan.image_size)
     parts = images.parts(config.data)
@@ -118,7 +118,7 @@ def restore_or_init(
     restored = checkpoints.restore_latest(abstract_state(trainer, sharding))
     if restored is not None:
         return restored
-    model = trainer.new_model() if config.start is None else open_vqgan(config.start)
+    model = trainer.new_model() if config.init_from is None else open_vqgan(config.init_from)
     return jax.device_put(trainer.begin(model), sharding), None
 
 
@@ -135,7 +135,7 @@ def train_step(
     batch = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8, sharding=batch_sharding(mesh))
     jitted = jax.jit(make_step(trainer), donate_argnums=0, out_shardings=(everywhere, None))
     compiled = jitted.lower(abstract(state), abstract(frozen), batch).compile()
-    place, after = codewords(config, trainer, pixels), config.quantiser.after if config.start is None else None
+    place, after = codewords(config, trainer, pixels), config.quantiser.after if config.init_from is None else None
     numbers = itertools.count(int(state.step))
 
     def step(state: VQGANState, batch: jax.Array) -> tuple[VQGANState, VQGANMetrics]:
@@ -146,15 +146,15 @@ def train_step(
     return step
 
 
-def with_start(config: VQGANExperiment) -> VQGANExperiment:
-    """The configuration with the geometry of its start."""
-    if config.start is None:
+def with_init_geometry(config: VQGANExperiment) -> VQGANExperiment:
+    """The configuration with the geometry of `init_from`."""
+    if config.init_from is None:
         return config
     has_codes = dataclasses.replace(config.quantiser, after=0)
-    return dataclasses.replace(config, vqgan=open_vqgan(config.start).config, quantiser=has_codes)
+    return dataclasses.replace(config, vqgan=open_vqgan(config.init_from).config, quantiser=has_codes)
 
 
-def open_run(config: VQGANExperiment, folder: Path, images: Images) -> None:
+def open_run(config: VQGANExperiment, folder: Path, images: CatalogueImages) -> None:
     """The configuration, and what the images are, are saved in a new folder, compared in an old one."""
     saved = folder / FILE
     if (folder / "config.json").exists():

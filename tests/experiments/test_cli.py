@@ -242,7 +242,7 @@ def odd_places(folder):
         ["import", "out", "--vqgan", "PLACE"],
         ["vqgan", "evaluate", "PLACE", "--data.source", "movielens_small", "--data.folder", "DATA"],
         ["train", "tiny", "--data.folder", "DATA", "--folder", "PLACE"],
-        ["train", "tiny", "--data.folder", "DATA", "--folder", "run", "--start", "PLACE"],
+        ["train", "tiny", "--data.folder", "DATA", "--folder", "run", "--init-from", "PLACE"],
         ["train", "tiny", "--data.folder", "PLACE", "--folder", "run"],
         ["prepare", "movielens_small", "--source-dir", "PLACE"],
     ],

@@ -178,7 +178,7 @@ def test_what_an_answer_says_is_read_to_its_end(places, opening):
 
 def test_an_export_holds_its_experiment_but_not_where_it_began(places):
     config = load_config(places[2] / "unimp" / "config.json")
-    assert config.start is None
+    assert config.init_from is None
     assert config.model == load_config(places[1] / "config.json").model
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.prepare import prepare
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection import SourceSelection
 from data_pipelines.tasks.queries import TrainingQueries
 from experiments.config import DataConfig, ExperimentConfig
 from experiments.data import ExperimentData
@@ -77,7 +77,7 @@ def prepared(preset: str, folder: Path) -> DataConfig:
     """Small records for a preset."""
     source, data = folder / "source", folder / "data"
     if preset == "fashion":
-        prepare("hm", data, write_fashion(source), name="hm-products", selection=Selection(item="product"))
+        prepare("hm", data, write_fashion(source), name="hm-products", selection=SourceSelection(item="product"))
         return DataConfig("hm-products", data)
     if preset == "beauty":
         prepare("sequences", data, write_sequences(source), name="beauty")

@@ -122,12 +122,12 @@ def test_runs_that_are_no_cells_are_grouped_by_what_differs(base, records, tmp_p
 
 def test_what_differs_between_seeds_is_no_difference_of_groups(base, records, tmp_path):
     for seed in (0, 1):
-        begun = dataclasses.replace(with_seed(base, seed), start=tmp_path / f"start-{seed}")
+        begun = dataclasses.replace(with_seed(base, seed), init_from=tmp_path / f"start-{seed}")
         write_run(tmp_path / f"tuned-{seed}", begun, records, cell="tuned")
         write_run(tmp_path / f"base-{seed}", with_seed(base, seed), records, cell="base")
     (groups,), _ = read_groups([tmp_path], "test")
     tuned = groups[1]
-    assert tuned.varying == ["start"]
+    assert tuned.varying == ["init_from"]
     assert changes(groups[0], tuned) == []
 
 
@@ -220,7 +220,7 @@ def test_costs_by_hand(groups):
 
 def test_a_run_costs_what_it_began_with_too(base, records, tmp_path):
     begin_run(tmp_path / "first", base, steps=8)
-    write_run(tmp_path / "second", dataclasses.replace(base, start=tmp_path / "first"), records)
+    write_run(tmp_path / "second", dataclasses.replace(base, init_from=tmp_path / "first"), records)
     (groups,), _ = read_groups([tmp_path / "second"], "test")
     assert cost(groups[0].runs[0])["steps"] == 8 + 12
 

@@ -10,11 +10,11 @@ import pytest
 
 from experiments.config import load_config
 from experiments.evals.config import EvaluationConfig
+from experiments.evals.queries import evaluation_queries, evenly_spaced
 from experiments.evals.ranking import rank_catalogue
 from experiments.evaluate import evaluate_run
 from experiments.export import ExportConfig, export_run
 from experiments.item_ids import ItemIdsConfig, make_item_ids
-from experiments.questions import evenly_spread, questions_of
 from experiments.run import open_model, used_here
 from tests.experiments.live_bytes import live_bytes
 from tests.experiments.test_export import IDEFICS
@@ -90,7 +90,7 @@ def test_a_run_of_sixteen_devices_answers_alike_on_one_and_on_two(run, monkeypat
         only(monkeypatch, devices)
         data, model, _ = open_model(run, "latest")
         assert data.config.loader.batch_size == 2 * devices
-        queries = evenly_spread(questions_of(data, "test", "recommendation").queries, 12)
+        queries = evenly_spaced(evaluation_queries(data, "test", "recommendation").queries, 12)
         found[devices] = rank_catalogue(data, model, queries)
         monkeypatch.undo()
     assert len({*found[1].top[:, 0].tolist()}) > 2, "answers hang on the history"

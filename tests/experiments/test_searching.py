@@ -20,7 +20,7 @@ from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import held_out_queries
 from data_pipelines.vocabulary import Vocabulary
-from experiments.data import ExperimentData, Records, sized_model
+from experiments.data import ExperimentData, PreparedSource, sized_model
 from experiments.evals.ranking import rank_catalogue, seen_items
 from experiments.evals.rating import write_reviews
 from experiments.step import to_device
@@ -54,7 +54,7 @@ def asked(depth: int, devices: int = 1, images: bool = True) -> tuple[Experiment
     config = experiment(Path(), tasks=tasks, row_shape=RowShape(tokens=256, images=8, answers=64))
     config = dataclasses.replace(config, loader=dataclasses.replace(config.loader, batch_size=2 * devices))
     config = sized_model(config, vocabulary(depth))
-    records = Records(CORPUS, np.arange(ITEMS) % 3 != 0, image)
+    records = PreparedSource(CORPUS, np.arange(ITEMS) % 3 != 0, image)
     net = randomised(UniMP(config.model, rngs=nnx.Rngs(0)), deviation=0.5)
     graph, state = nnx.split(net)
     state = jax.tree.map(lambda x: 3 * x, state)

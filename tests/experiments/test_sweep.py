@@ -18,7 +18,7 @@ from data_pipelines.atomic import write_json
 from experiments.evals.config import EvaluationConfig
 from experiments.lock import holder, is_free, locked
 from experiments.presets import PRESETS
-from experiments.sweep.cells import Cell, write_cells
+from experiments.sweep.cells import SweepCell, write_cells
 from experiments.sweep.changes import changed
 from experiments.sweep.command import AblationsConfig, SlurmConfig
 from experiments.sweep.devices import DeviceShare, shares
@@ -388,9 +388,10 @@ def test_a_cell_is_submitted_to_slurm_and_stays_there(tmp_path, monkeypatch):
     assert not (tmp_path / "s" / "a" / "marks").exists()
 
 
-def made(seed: int = 0, **changes) -> Cell:
+def made(seed: int = 0, **changes) -> SweepCell:
     config = changed(PRESETS["tiny"], {"seed": seed, **changes})
-    return Cell(f"base-seed{seed}", "tiny", "base", seed, "the base", config, evaluation=EvaluationConfig(rivals=()))
+    evaluation = EvaluationConfig(rivals=())
+    return SweepCell(f"base-seed{seed}", "tiny", "base", seed, "the base", config, evaluation=evaluation)
 
 
 def test_a_sweep_says_what_its_cells_are(tmp_path):

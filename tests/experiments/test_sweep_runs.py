@@ -107,7 +107,7 @@ def test_cells_that_begin_with_others(data, tmp_path):
     assert "4 cells: 4 done" in output
     assert (folder / "semantic_ids-seed0" / "item_codes.parquet").exists()
     config = json.loads((folder / "finetuned_search-seed0" / "config.json").read_text())
-    assert config["start"] == str(folder / "half_of_all_tasks-seed0")
+    assert config["init_from"] == str(folder / "half_of_all_tasks-seed0")
     assert config["loop"]["steps"] == 4
 
 

@@ -200,7 +200,8 @@ def test_what_is_exported_is_the_same_vqgan(data, run, tmp_path):
 
 
 def test_a_run_begins_with_another_vqgan(data, run, tmp_path):
-    config = experiment(data, start=run, vqgan=VQGANConfig(), quantiser=QuantiserConfig(), loop=LoopConfig(1, 1, 1, 1))
+    one_step = LoopConfig(1, 1, 1, 1)
+    config = experiment(data, init_from=run, vqgan=VQGANConfig(), quantiser=QuantiserConfig(), loop=one_step)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-30))
     train_vqgan_run(config, tmp_path / "more")
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
