@@ -36,7 +36,9 @@ evaluate_command(run, EvaluationConfig(checkpoint="latest", tasks=tasks, rivals=
 few = SemanticIdConfig(levels=2, codes=8, last=8)
 alone = ProcessesConfig(together=False)  # they have joined
 ids_command(run, out / "ids.parquet", ItemIdsConfig(ids=few, checkpoint="latest"), alone)
-vqgan_command(CodesOfImages(Path(told["vqgan"]), out / "codes.parquet", checkpoint="latest", processes=alone))
+vqgan_command(
+    CodesOfImages(vqgan=Path(told["vqgan"]), file=out / "codes.parquet", checkpoint="latest", processes=alone)
+)
 """
 
 
