@@ -74,8 +74,8 @@ def resolve(codes: np.ndarray, last: int = 32, *, size: int = 512, distances: Di
     if len(surplus):
         room = [size ** (levels - length) * last for length in range(levels + 1)]
         below: Counter[Codes] = Counter()
-        for codes in map(tuple, np.delete(codes_IL, surplus, axis=0).tolist()):
-            below.update(codes[:length] for length in range(levels + 1))
+        for kept in np.delete(codes_IL, surplus, axis=0).tolist():
+            below.update(tuple(kept[:length]) for length in range(levels + 1))
         for item in surplus:
             codes_IL[item] = _move(item, codes_IL[item], below, room, distances)
     keys_I = _keys(codes_IL, size)
