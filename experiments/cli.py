@@ -25,7 +25,7 @@ COMMANDS = {
     "prepare": ("experiments.prepare", "Turn a source's own files into records."),
     "train": ("experiments.train", "Train a preset, every field of which is an option; or go on training it."),
     "evaluate": ("experiments.evaluate", "Measure a run on all tasks, beside baselines."),
-    "report": ("experiments.report.command", "Write one page of a run that was evaluated, or of many."),
+    "report": ("experiments.report.page", "Write one page of a run that was evaluated, or of many."),
     "import": ("experiments.import_weights", "Make published weights a folder for `unimp train PRESET --init-from`."),
     "export": ("experiments.export", "Write a run as a folder that other programs load."),
     "generate": ("experiments.generate", "Answer one user's question with a trained model."),

@@ -25,15 +25,12 @@ SOURCE = "movielens_small"
 def demo_command(folder: Path = Path("runs/demo"), data: Path = Path("data")) -> None:
     """Prepare MovieLens, train `tiny`, evaluate it beside baselines, and report on it.
 
+    It goes on where it was interrupted; the page is `report.html` in the folder.
+
     Args:
       folder: the folder of the run.
       data: where records go.
     """
-    demo(folder, data)
-
-
-def demo(folder: Path, data: Path) -> None:
-    """Goes on where it was interrupted; the page is `report.html` in the folder."""
     start = time.perf_counter()
     if not (data / SOURCE).exists():
         print(prepare(SOURCE, data))

@@ -36,8 +36,8 @@ from data_pipelines.tasks import Query
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import Example, RowShape
 from data_pipelines.tasks.queries import held_out_queries
+from experiments.benchmarks.beside_transformers import export_weights, films, padded
 from experiments.benchmarks.measuring import CORES, print_header, print_row, runs_a_second
-from experiments.benchmarks.training_task import export_weights, films, padded
 from experiments.data import ExperimentData, sized_model
 from experiments.evals.ranking import seen_items
 from experiments.step import to_device

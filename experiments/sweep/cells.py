@@ -88,7 +88,7 @@ class SweepCell:
 
 
 def write_cells(folder: Path, cells: Sequence[SweepCell]) -> None:
-    """Writes each cell's `cell.json`, and adds the cells to those of `sweep.json`.
+    """Writes each cell's `cell.json`, and adds those that are evaluated to the cells of `sweep.json`.
 
     Raises:
       ValueError: a folder holds a cell of another configuration.
@@ -110,9 +110,9 @@ def write_cells(folder: Path, cells: Sequence[SweepCell]) -> None:
         described = {**cell.described(sweep), "needs": cell.needs, "hash": cell.hash, "commands": commands}
         write_json(path, described, shared=True)
     with locked(folder / "sweep.lock", waits=True):
-        listed = read_json(folder / "sweep.json") or {"cells": [], "parts": []}
-        for cell in cells:
-            kind = "parts" if cell.evaluation is None else "cells"
-            others = [one for one in listed[kind] if one["folder"] != cell.name]
-            listed[kind] = [*others, {"folder": cell.name, **cell.described(sweep)}]
-        write_json(folder / "sweep.json", {"sweep": sweep, "cells": listed["cells"], "parts": listed["parts"]})
+        new = {cell.name: cell.described(sweep) for cell in cells if cell.evaluation is not None}
+        listed = read_json(folder / "sweep.json") or {"cells": []}
+        kept = [one for one in listed["cells"] if one["folder"] not in new]
+        added = [{"folder": name, **described} for name, described in new.items()]
+        if added:
+            write_json(folder / "sweep.json", {"sweep": sweep, "cells": kept + added})

@@ -99,7 +99,7 @@ def evaluate_vqgan(
     images, bits = store.take(held_out), model.config.bits_per_image
     codes = encoder_of(model)(images)
     made, jpeg = decoder_of(model)(codes), compress(images, bits)
-    mean = mean_image(store.take(learnt))
+    mean = np.round(store.take(learnt).mean(axis=0)).astype(np.uint8)
     counts_K = np.bincount(codes.reshape(-1), minlength=model.config.codes)
     found = Reconstructions(
         source=data.source,
@@ -118,10 +118,6 @@ def evaluate_vqgan(
         write_json(out / "evaluation.json", dataclasses.asdict(found))
         write_sheet(out / "reconstructions.png", [images, made, jpeg.images])
     return f"{found}\n\nabove: images, middle: VQGAN, below: JPEG: {out / 'reconstructions.png'}"
-
-
-def mean_image(images: np.ndarray) -> np.ndarray:
-    return np.round(images.mean(axis=0)).astype(np.uint8)
 
 
 def row(name: str, bits: float, images: np.ndarray, made: np.ndarray) -> CodecRow:

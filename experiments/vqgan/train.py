@@ -32,7 +32,6 @@ from experiments.vqgan.run import abstract_state, decoder_of, encoder_of, in_par
 from unimp_jax.image_tokens import from_pixels
 from unimp_jax.image_tokens.metrics import VQGANMetrics, VQGANWindow
 from unimp_jax.image_tokens.training import Trainer, VQGANState, make_step, with_codewords
-from unimp_jax.semantic_ids import ResidualKMeansConfig
 from unimp_jax.semantic_ids.residual_kmeans import residual_kmeans
 from unimp_jax.sharding import MeshConfig, batch_sharding, check_rows, make_mesh
 from unimp_jax.training.checkpoint import Checkpoints, abstract
@@ -171,13 +170,12 @@ def open_run(config: VQGANExperiment, folder: Path, images: CatalogueImages) -> 
 def codewords(config: VQGANExperiment, trainer: Trainer, images: np.ndarray) -> Callable[[VQGANState], VQGANState]:
     """Puts the centres of what a model makes of images in the place of its codewords."""
     graph = nnx.graphdef(nnx.eval_shape(trainer.new_model))
-    centres = ResidualKMeansConfig(levels=1, codes=config.vqgan.codes, iterations=10, scaling="none", seed=config.seed)
 
     def place(state: VQGANState) -> VQGANState:
         encode = in_parts(nnx.merge(graph, state.model), lambda model, images: model.encode(from_pixels(images)))
         latents_NZ = encode(images).reshape(-1, config.vqgan.code_width)
-        words_KZ = jnp.asarray(residual_kmeans(latents_NZ, centres).codebooks[0], jnp.float32)
-        return with_codewords(state, graph, words_KZ)
+        centres = residual_kmeans(latents_NZ, levels=1, codes=config.vqgan.codes, iterations=10, seed=config.seed)
+        return with_codewords(state, graph, jnp.asarray(centres.codebooks[0], jnp.float32))
 
     return place
 

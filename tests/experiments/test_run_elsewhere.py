@@ -20,7 +20,7 @@ from tests.experiments.live_bytes import live_bytes
 from tests.experiments.test_export import IDEFICS
 from tests.experiments.tiny_run import MODEL, experiment, prepare_source
 from tests.experiments.untrained_run import write_run
-from unimp_jax.semantic_ids import ResidualKMeansConfig, SemanticIdConfig
+from unimp_jax.semantic_ids import SemanticIdConfig
 from unimp_jax.sharding import MeshConfig
 
 TRAINS = ("resampler", "gated", "embeddings")
@@ -165,7 +165,7 @@ def test_parameters_are_held_once_while_a_run_is_evaluated_and_exported(run, one
 
 
 def test_ids_are_made_of_a_run_of_sixteen_devices(run, one_device, tmp_path):
-    few = SemanticIdConfig(levels=2, codes=8, last=8, residual_kmeans=ResidualKMeansConfig(scaling="none"))
+    few = SemanticIdConfig(levels=2, codes=8, last=8)
     told = make_item_ids(run, tmp_path / "ids.parquet", ItemIdsConfig(ids=few, checkpoint="latest"))
     assert "30 items: " in told
     assert (tmp_path / "ids.parquet").exists()
