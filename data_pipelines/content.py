@@ -24,6 +24,8 @@ RATING_PRIOR = 6.0
 WELL_RATED = 10
 """With more training interactions than this, an item's mean rating is also given apart: it can be relied on."""
 
+RATING_FEATURES = 3
+
 
 @dataclasses.dataclass(frozen=True)
 class ContentConfig:
@@ -50,6 +52,11 @@ class ContentConfig:
     def is_empty(self) -> bool:
         return not (self.attributes or self.popularity or self.rating or self.vectors)
 
+    @property
+    def interaction_features(self) -> int:
+        """How many features, the last ones, are of interactions."""
+        return self.popularity + RATING_FEATURES * self.rating
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Content:
@@ -69,7 +76,7 @@ class Content:
 
 
 def build_content(corpus: Corpus, config: ContentConfig) -> Content:
-    """The content of all items.
+    """The content of all items; features of interactions (popularity, ratings) are the last.
 
     Raises:
       DataError: an attribute is not in the source, or a file of vectors cannot be read or does not know an item.
@@ -82,11 +89,11 @@ def build_content(corpus: Corpus, config: ContentConfig) -> Content:
         )
         categories = {value: column for (name, value), column in columns.items() if name == CATEGORY}
         parts.append(values)
+    parts += [principal_components(read_vectors(path, corpus.item_ids), config.components) for path in config.vectors]
     if config.popularity:
         parts.append(standardised(np.log1p(training_counts(corpus))[:, None]))
     if config.rating:
         parts.append(mean_ratings(corpus))
-    parts += [principal_components(read_vectors(path, corpus.item_ids), config.components) for path in config.vectors]
     return Content(np.concatenate(parts, axis=1).astype(np.float32), categories)
 
 

@@ -231,7 +231,12 @@ def sized_model(config: ExperimentConfig, vocabulary: Vocabulary, content: int =
     Args:
       content: features of the content of each new token.
     """
+    drops = config.model.decoder.free_row_dropout > 0
     decoder = dataclasses.replace(
-        config.model.decoder, vocab_size=vocabulary.base_size, new_tokens=len(vocabulary.new_tokens), content=content
+        config.model.decoder,
+        vocab_size=vocabulary.base_size,
+        new_tokens=len(vocabulary.new_tokens),
+        content=content,
+        interaction_features=config.content.interaction_features if content and drops else 0,
     )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))

@@ -184,8 +184,7 @@ def materialised(config: ExperimentConfig, parameters: Parameters, mesh: Mesh) -
 
 def without_content(config: ExperimentConfig) -> ExperimentConfig:
     """The experiment of a model whose tables hold the content of tokens."""
-    decoder = dataclasses.replace(config.model.decoder, content=0)
-    model = dataclasses.replace(config.model, decoder=decoder)
+    model = dataclasses.replace(config.model, decoder=config.model.decoder.without_content)
     return dataclasses.replace(config, model=model, content=ContentConfig())
 
 
