@@ -306,7 +306,7 @@ class Embeddings(nnx.Module):
         self.projection = normal(rngs, projection, deviation, dtypes) if has_content else None
         self.head_projection = normal(rngs, projection, deviation, dtypes) if has_content and not tied else None
 
-    def tables(self, dropout_key: jax.Array | None = None) -> EmbeddingTables:
+    def tables(self, dropout_key: jax.Array | None = None, added_NK: jax.Array | None = None) -> EmbeddingTables:
         """The tables, in which rows of new tokens have their content.
 
         Free rows that are left are not scaled up for those that are dropped: in training a row is then just what it is
@@ -315,6 +315,7 @@ class Embeddings(nnx.Module):
         Args:
           dropout_key: with it, and `free_row_dropout` above 0, some tokens are shown as if they were new, in embedding
             and head alike.
+          added_NK: the content of more tokens, behind the others, whose rows are that alone.
         """
         shown_VK = dropped_V1 = None
         if self.content is not None:
@@ -331,7 +332,10 @@ class Embeddings(nnx.Module):
                 return free_VD
             added_VD = jnp.einsum("vk,kd->vd", shown_VK.astype(free_VD.dtype), projection_KD[...])
             kept_VD = free_VD[...] if dropped_V1 is None else jnp.where(dropped_V1, 0, free_VD[...])
-            return parameter(kept_VD + added_VD, free_VD.get_metadata("axis_names"))
+            rows_VD = kept_VD + added_VD
+            if added_NK is not None:
+                rows_VD = jnp.concatenate([rows_VD, added_NK.astype(rows_VD.dtype) @ projection_KD[...]])
+            return parameter(rows_VD, free_VD.get_metadata("axis_names"))
 
         new, new_head = with_content(self.new, self.projection), with_content(self.new_head, self.head_projection)
         return EmbeddingTables(self.vocab_size, self.dtype, self.base, new, self.base_head, new_head)
