@@ -29,26 +29,32 @@ def transition_counts(corpus: Corpus, lag: int) -> scipy.sparse.csr_array:
     return counts.tocsr()
 
 
-def co_occurrence_vectors(corpus: Corpus, count: int) -> np.ndarray:
-    """Eigenvectors of the items' co-occurrences, normalised as cosines are: float32 [I, min(count, I - 1)]; none where
-    no two items were met together.
+def co_occurrence_vectors(corpus: Corpus, count: int, known: int | None = None) -> np.ndarray:
+    """Eigenvectors of the items' co-occurrences, normalised as cosines are: float32 [I, count].
 
     Items that the same users met near one another have like vectors (Deerwester et al. 1990, with items for words).
     With C[i, j] the decayed number of times that i and j were met at most `WINDOW` steps apart, and n the sums of its
     rows, the matrix is C[i, j] / sqrt((n[i] + damping) (n[j] + damping)), and its diagonal is 0. The columns stand in
-    the order of their eigenvalues' size, and the largest number of each is positive.
+    the order of their eigenvalues' size, and the largest number of each is positive; columns beyond the number of items
+    are 0, as are all where no two items were met together.
+
+    Args:
+      known: so many items, from the first on, are looked at; the rows of those behind them are 0. None: all.
     """
-    size = corpus.num_items
+    size = corpus.num_items if known is None else known
+    found = np.zeros((corpus.num_items, count), np.float32)
     directed = sum(DECAY ** (lag - 1) * transition_counts(corpus, lag) for lag in range(1, WINDOW + 1))
     near = scipy.sparse.csr_array(directed + directed.T, dtype=np.float64)
+    near = near[:size, :size]
     near = (near - scipy.sparse.diags_array(near.diagonal())).tocsr()
     near.eliminate_zeros()
     if size < 3 or not near.nnz:
-        return np.zeros((size, 0), np.float32)
+        return found
     scale = scipy.sparse.diags_array((near.sum(axis=1) + DAMPING) ** -0.5)
     values, vectors = scipy.sparse.linalg.eigsh(
         scale @ near @ scale, k=min(count, size - 1), which="LM", v0=np.ones(size)
     )
     vectors = vectors[:, np.argsort(-np.abs(values), kind="stable")]
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)
-    return (vectors * np.where(largest < 0, -1, 1)).astype(np.float32)
+    found[:size, : vectors.shape[1]] = vectors * np.where(largest < 0, -1, 1)
+    return found

@@ -122,6 +122,25 @@ class Vocabulary:
     def size(self) -> int:
         return self.base_size + len(self.new_tokens)
 
+    def with_items(self, item_ids: Sequence[str]) -> Vocabulary:
+        """The same with more items behind these, each with a token behind all others.
+
+        Raises:
+          DataError: items are named by semantic ids.
+        """
+        if self.item_codes is not None:
+            raise DataError(
+                "this run names items by several codes (vocabulary.item_codes), and a new item has none; a run with a "
+                "token for each item takes new ones"
+            )
+        tokens = self.size + np.arange(len(item_ids), dtype=np.int32)
+        return dataclasses.replace(
+            self,
+            new_tokens=(*self.new_tokens, *(f"item_{item_id}" for item_id in item_ids)),
+            items=np.concatenate([self.items, tokens[:, None]]),
+            image_codes=self.image_codes and self.image_codes.with_items(item_ids),
+        )
+
     def encode(self, text: str) -> np.ndarray:
         """Base tokens of a text of the data or of a user, in which every control token is plain text: int32 [n]."""
         return np.array(self.encode_all([text])[0], np.int32)

@@ -106,6 +106,8 @@ class ExperimentConfig:
             raise ValueError("training: cache_features needs a frozen tower, but vision is among what trains")
         if self.queries.needs_codes and self.vocabulary.image_codes is None and self.init_from is None:
             raise ValueError(NO_CODES)
+        if self.content.is_empty and self.init_from is None and self.model.decoder.free_row_dropout:
+            raise ValueError("model.decoder.free_row_dropout drops free rows of tokens with content; see content")
 
 
 WITHOUT_EFFECT = (

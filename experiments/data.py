@@ -101,11 +101,12 @@ class ExperimentData:
     Attributes:
       corpus, vocabulary, writer, images: see their classes.
       has_image: bool [I], the items that have an image, whether it is shown or not.
+      known_items: so many items, from the first on, were trained on; those behind them are new.
     """
 
     def __init__(self, config: ExperimentConfig, records: PreparedSource, vocabulary: Vocabulary):
         self.config, self.corpus, self.vocabulary = config, records.corpus, vocabulary
-        self.has_image = records.has_image
+        self.has_image, self.known_items = records.has_image, records.corpus.num_items
         attributes = attribute_texts(records.corpus, config.vocabulary)
         self.writer = PromptWriter(
             records.corpus,
@@ -174,6 +175,20 @@ class ExperimentData:
         other.corpus, other.writer = corpus, self.writer.of(corpus)
         return other
 
+    def with_items(self, records: PreparedSource) -> ExperimentData:
+        """The data of a run with more items behind those that it was trained on; they have tokens of their own.
+
+        Args:
+          records: of all of these items.
+
+        Raises:
+          DataError: the run names items by semantic ids.
+        """
+        vocabulary = self.vocabulary.with_items(records.corpus.item_ids[self.corpus.num_items :])
+        other = ExperimentData(self.config, records, vocabulary)
+        other.known_items = self.known_items
+        return other
+
     def showing_whole(self) -> Self:
         """The same, whose questions show the latest items of a history whole (`TaskConfig.ask_whole`)."""
         other = copy.copy(self)
@@ -211,7 +226,7 @@ class ExperimentData:
         Raises:
           DataError: as of `build_content`.
         """
-        return token_content(build_content(self.corpus, self.config.content), self.vocabulary)
+        return token_content(build_content(self.corpus, self.config.content, self.known_items), self.vocabulary)
 
     @property
     def has_codes(self) -> np.ndarray | None:
@@ -231,7 +246,12 @@ def sized_model(config: ExperimentConfig, vocabulary: Vocabulary, content: int =
     Args:
       content: features of the content of each new token.
     """
+    drops = config.model.decoder.free_row_dropout > 0
     decoder = dataclasses.replace(
-        config.model.decoder, vocab_size=vocabulary.base_size, new_tokens=len(vocabulary.new_tokens), content=content
+        config.model.decoder,
+        vocab_size=vocabulary.base_size,
+        new_tokens=len(vocabulary.new_tokens),
+        content=content,
+        interaction_features=config.content.interaction_features if content and drops else 0,
     )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))

@@ -17,6 +17,7 @@ from experiments.parameters import Parameters, abstract_parameters, init_paramet
 from experiments.restore import restore_parameters
 from unimp_jax.interop.placing import place
 from unimp_jax.interop.start import Geometry, read_start, start_values
+from unimp_jax.model import DecoderConfig
 
 
 def is_run(folder: Path) -> bool:
@@ -53,7 +54,7 @@ def with_init_geometry(config: ExperimentConfig) -> ExperimentConfig:
         gated = dataclasses.replace(gated, attend=ours.gated.attend)
     if decoder:
         rows = decoder.vocab_size + decoder.new_tokens
-        decoder = dataclasses.replace(decoder, dropout=ours.decoder.dropout)
+        decoder = with_dropout_of(ours.decoder, decoder)
         tokenizer = vocabulary.tokenizer or str(config.init_from / "tokenizer")
         if not vocabulary.tokenizer and not (config.init_from / "tokenizer").is_dir():
             raise DataError(
@@ -76,7 +77,7 @@ def with_geometry_of_run(config: ExperimentConfig, run: Path) -> ExperimentConfi
         vision=theirs.vision,
         resampler=theirs.resampler,
         gated=dataclasses.replace(theirs.gated, attend=ours.gated.attend),
-        decoder=dataclasses.replace(theirs.decoder, dropout=ours.decoder.dropout),
+        decoder=with_dropout_of(ours.decoder, theirs.decoder),
     )
     shown = config.vocabulary
     if shown.image_codes not in (None, before.vocabulary.image_codes):
@@ -87,6 +88,11 @@ def with_geometry_of_run(config: ExperimentConfig, run: Path) -> ExperimentConfi
         before.vocabulary, attributes=shown.attributes, attribute_words=shown.attribute_words
     )
     return dataclasses.replace(config, model=geometry.of_model(ours), vocabulary=vocabulary, content=before.content)
+
+
+def with_dropout_of(ours: DecoderConfig, initial: DecoderConfig) -> DecoderConfig:
+    """Returns the geometry of an initial decoder with the experiment's own dropout."""
+    return dataclasses.replace(initial, dropout=ours.dropout, free_row_dropout=ours.free_row_dropout)
 
 
 def initial_parameters(config: ExperimentConfig, mesh: Mesh, data: ExperimentData | None = None) -> Parameters:

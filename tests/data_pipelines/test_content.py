@@ -20,9 +20,10 @@ from data_pipelines.content import (
     token_content,
     training_counts,
 )
-from data_pipelines.corpus import TEST, TRAIN
+from data_pipelines.corpus import TEST, TRAIN, with_items
 from data_pipelines.errors import DataError
 from data_pipelines.item_vectors import read_vectors, write_vectors
+from data_pipelines.schema import Item
 from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
 from tests.data_pipelines.small import small_corpus
 
@@ -138,4 +139,12 @@ def test_co_occurrence_vectors_are_the_eigenvectors_of_plainly_counted_pairs() -
 def test_items_that_nobody_met_together_have_no_co_occurrence_vectors() -> None:
     corpus = small_corpus()
     nobody = dataclasses.replace(corpus, splits=np.full_like(corpus.splits, TEST))
-    assert co_occurrence_vectors(nobody, 2).shape == (corpus.num_items, 0)
+    assert not co_occurrence_vectors(nobody, 2).any()
+
+
+def test_new_items_do_not_change_the_co_occurrence_vectors_of_known_ones() -> None:
+    corpus = small_corpus()
+    more = with_items(corpus, [Item("new", "New")])
+    found = co_occurrence_vectors(more, 3, known=corpus.num_items)
+    np.testing.assert_array_equal(found[:-1], co_occurrence_vectors(corpus, 3))
+    assert not found[-1].any()

@@ -22,7 +22,15 @@ from unimp_jax.model.attention import (
     segment_mask,
 )
 from unimp_jax.model.axes import constrain, splits
-from unimp_jax.model.decoder import Decoder, DecoderConfig, DecoderLayer, Embeddings, TextContext, text_context
+from unimp_jax.model.decoder import (
+    Decoder,
+    DecoderConfig,
+    DecoderLayer,
+    Embeddings,
+    EmbeddingTables,
+    TextContext,
+    text_context,
+)
 from unimp_jax.model.gated import GatedCrossAttention, GatedCrossAttentionConfig
 from unimp_jax.model.layers import DTypes, Loop, Remat, dropout, scan, stack, unstack
 from unimp_jax.model.resampler import Resampler, ResamplerConfig
@@ -136,6 +144,7 @@ class UniMP(nnx.Module):
         batch: Batch,
         dropout_key: jax.Array | None = None,
         latents_BNLC: jax.Array | None = None,
+        tables: EmbeddingTables | None = None,
         *,
         answers_only: bool = False,
         cached: bool = False,
@@ -145,6 +154,7 @@ class UniMP(nnx.Module):
         Args:
           dropout_key: with it, and `decoder.dropout` above 0, there is dropout.
           latents_BNLC: of the images, where they are at hand; `batch.images` itself is not read then.
+          tables: of the embeddings, where they are at hand (in training, with free rows dropped).
           answers_only: hidden states are wanted at `batch.answer_positions` alone.
           cached: keys and values are wanted, too.
 
@@ -173,7 +183,7 @@ class UniMP(nnx.Module):
         if fewer and config.last_layer_apart and splits("sequence") == 1:
             answer_context = text_context(config.decoder, batch, self.kernel, answers_BA)
             last = functools.partial(group, [*contexts[1:], answer_context])
-        x_BTD = dropout(self.embed(batch.tokens), rate, key_for(config.decoder.layers))
+        x_BTD = dropout(self.embed(batch.tokens, tables), rate, key_for(config.decoder.layers))
         first_layers = jnp.arange(config.groups) * config.gated.every
         every = functools.partial(group, contexts)
         x_BTD, cache = scan(every, x_BTD, self.groups, first_layers, loop=config.loop, last=last)
@@ -228,9 +238,10 @@ class UniMP(nnx.Module):
         numbers_BS = jnp.broadcast_to(jnp.repeat(jnp.arange(1, N + 1), latents), (B, N * latents))
         return segment_mask(batch.image_index + 1, numbers_BS, self.kernel)
 
-    def embed(self, tokens_BT: jax.Array) -> jax.Array:
+    def embed(self, tokens_BT: jax.Array, tables: EmbeddingTables | None = None) -> jax.Array:
         """int32 [B, T] -> [B, T, D]."""
-        return constrain(self.embeddings.tables().embed(tokens_BT), "batch", "sequence", None)
+        tables = self.embeddings.tables() if tables is None else tables
+        return constrain(tables.embed(tokens_BT), "batch", "sequence", None)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., V]."""
@@ -240,15 +251,21 @@ class UniMP(nnx.Module):
         """[..., D] -> float32 [..., V], of the tokens that are named (int32 [V]) alone."""
         return self.embeddings.tables().logits_of(hidden, tokens_V)
 
-    def materialised(self) -> UniMP:
-        """The same model with the content of tokens in their rows: what is asked and exported."""
+    def materialised(self, added_NK: jax.Array | None = None) -> UniMP:
+        """The same model with the content of tokens in their rows: what is asked and exported.
+
+        Args:
+          added_NK: the content of more tokens, behind the others.
+        """
         if self.embeddings.content is None:
             return self
-        decoder = dataclasses.replace(self.config.decoder, content=0)
+        decoder = self.config.decoder.without_content
+        if added_NK is not None:
+            decoder = dataclasses.replace(decoder, new_tokens=decoder.new_tokens + len(added_NK))
         config = dataclasses.replace(self.config, decoder=decoder)
         graph, state = nnx.split(nnx.eval_shape(lambda: UniMP(config, rngs=nnx.Rngs(0))))
         values = dict(nnx.to_flat_state(nnx.state(self)))
-        tables = nnx.to_flat_state(nnx.state(self.embeddings.tables()))
+        tables = nnx.to_flat_state(nnx.state(self.embeddings.tables(added_NK=added_NK)))
         values |= {("embeddings", *path): variable for path, variable in tables}
         return nnx.merge(graph, nnx.map_state(lambda path, _: values[path], state))
 
@@ -257,10 +274,14 @@ class UniMP(nnx.Module):
         return self.forward(batch, dropout_key)[0]
 
     def answer_hidden(
-        self, batch: Batch, dropout_key: jax.Array | None = None, latents_BNLC: jax.Array | None = None
+        self,
+        batch: Batch,
+        dropout_key: jax.Array | None = None,
+        latents_BNLC: jax.Array | None = None,
+        tables: EmbeddingTables | None = None,
     ) -> jax.Array:
         """Hidden states at `batch.answer_positions` alone: [B, A, D]."""
-        return self.forward(batch, dropout_key, latents_BNLC, answers_only=True)[0]
+        return self.forward(batch, dropout_key, latents_BNLC, tables, answers_only=True)[0]
 
     def __call__(self, batch: Batch) -> jax.Array:
         """Logits at `batch.answer_positions` alone: float32 [B, A, V]."""
