@@ -28,14 +28,13 @@ from experiments.results import Evaluation, load_evaluation
 from experiments.run import ALL_DEVICES, EXPERIMENT, Facts, open_model, without_content
 from experiments.vqgan.run import is_vqgan_run, open_vqgan
 from unimp_jax.interop import idefics, open_flamingo
-from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import GEOMETRY
 from unimp_jax.interop.layout import Table
 from unimp_jax.interop.shards import SHARD_BYTES, refuse_existing, whole_folder, write_json
+from unimp_jax.interop.vision import last_norm
 from unimp_jax.interop.vqgan import write_vqgan
 from unimp_jax.model import ModelConfig
-from unimp_jax.model.vision import CLIP_DEVIATION, CLIP_MEAN
 from unimp_jax.sharding import MeshConfig
 
 Format = Literal["idefics", "open_flamingo"]
@@ -136,10 +135,11 @@ def token_ids(vocabulary: Vocabulary) -> dict[str, int]:
 
 def write_settings(folder: Path, data: ExperimentData, format: Format) -> None:
     """How images are read, and how answers are generated."""
-    size = data.config.model.vision.image_size
+    vision = data.config.model.vision
+    size, (mean, deviation) = vision.image_size, vision.mean_and_deviation
     images: dict[str, Any] = {
-        "image_mean": [float(f"{x:.8f}") for x in CLIP_MEAN],
-        "image_std": [float(f"{x:.8f}") for x in CLIP_DEVIATION],
+        "image_mean": [float(f"{x:.8f}") for x in mean],
+        "image_std": [float(f"{x:.8f}") for x in deviation],
     }
     if format == "idefics":
         images |= {

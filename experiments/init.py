@@ -49,7 +49,7 @@ def with_init_geometry(config: ExperimentConfig) -> ExperimentConfig:
     ours, vocabulary = config.model, config.vocabulary
     vision, gated, decoder = geometry.vision, geometry.gated, geometry.decoder
     if vision and not geometry.resampler:
-        vision = dataclasses.replace(vision, class_token_out=ours.vision.class_token_out)
+        vision = dataclasses.replace(vision, class_token_out=ours.vision.class_token_out and vision.class_token)
     if gated:
         gated = dataclasses.replace(gated, attend=ours.gated.attend)
     if decoder:

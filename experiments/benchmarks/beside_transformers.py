@@ -15,9 +15,9 @@ from data_pipelines.tasks.examples import Example
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.config import DataConfig, ExperimentConfig
 from unimp_jax.interop import idefics
-from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.shards import write_json
+from unimp_jax.interop.vision import last_norm
 from unimp_jax.model import DecoderConfig, ModelConfig, ResamplerConfig
 from unimp_jax.model.presets import POSTERS, blocks_of
 from unimp_jax.model.vision import CLIP_DEVIATION, CLIP_MEAN

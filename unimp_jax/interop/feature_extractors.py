@@ -8,9 +8,9 @@ from flax import nnx
 
 from unimp_jax.feature_extractors import CLIP, Inception
 from unimp_jax.feature_extractors.inception import units
-from unimp_jax.interop.clip import clip_config, transformers_clip_whole, vision_root
 from unimp_jax.interop.layout import Table, entry
 from unimp_jax.interop.matching import filled
+from unimp_jax.interop.vision import clip_config, transformers_clip_whole, vision_root
 from unimp_jax.interop.weights import open_weights, read_json, understood
 
 

@@ -115,7 +115,12 @@ def described(path: Path) -> dict[str, Any]:
     reader = open_reader(path)
     of_file = functools.partial(field, reader, path)
     shapes = {tensor.name: their_shape(tensor) for tensor in reader.tensors}
-    scaling = "llama3" if "rope_freqs.weight" in shapes else str(of_file("llama.rope.scaling.type", "none"))
+    if "rope_freqs.weight" in shapes:
+        raise WeightsError(
+            f"{path}: rotary frequencies are scaled by rope_freqs.weight, which is not known; take the folder in "
+            "Hugging Face's form"
+        )
+    scaling = str(of_file("llama.rope.scaling.type", "none"))
     heads, width = int(of_file("llama.attention.head_count")), int(of_file("llama.embedding_length"))
     return {
         "model_type": "llama",
@@ -130,6 +135,7 @@ def described(path: Path) -> dict[str, Any]:
         "rope_parameters": {
             "rope_type": "default" if scaling == "none" else scaling,
             "rope_theta": shortest(of_file("llama.rope.freq_base", 10000.0)),
+            "factor": shortest(of_file("llama.rope.scaling.factor", 1.0)),
         },
         "tie_word_embeddings": "output.weight" not in shapes,
     }

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from unimp_jax.interop.clip import transformers_clip, vision_config
 from unimp_jax.interop.exporting import refuse_others
 from unimp_jax.interop.language import llama, llama_config
 from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
-from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig
+from unimp_jax.interop.vision import ACTIVATIONS, transformers_clip, vision_config
+from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig, RotaryScaling
 
 LAST_NORM = "model.vision_model.post_layernorm"
 
@@ -76,6 +76,8 @@ def model_config(described: dict[str, Any]) -> ModelConfig:
     if not described.get("use_resampler", False):
         raise WeightsError("config.json: use_resampler is false; an Idefics without a resampler is not known")
     decoder = llama_config(described)
+    if decoder.rotary_scaling != RotaryScaling():
+        raise WeightsError("config.json: an Idefics with scaled rotary positions is not known")
     vision = described.get("vision_config") or {}
     perceiver = described.get("perceiver_config") or {}
     names = {"hidden_size": vision.get("embed_dim", 768), "hidden_act": vision.get("hidden_act", "gelu")}
@@ -116,6 +118,8 @@ def described_as(config: ModelConfig) -> dict[str, Any]:
     vision, resampler, gated, decoder = config.vision, config.resampler, config.gated, config.decoder
     wanted = {
         "vision.class_token_out": True,
+        "vision.patch_bias": False,
+        "vision.norm": "first",
         "resampler.mlp": "relu",
         "resampler.mlp_ratio": 4,
         "gated.place": "before_first",
@@ -128,8 +132,11 @@ def described_as(config: ModelConfig) -> dict[str, Any]:
         "gated.attend": "last_image",
         "decoder.norm": "rms_norm",
         "decoder.bias": False,
+        "decoder.qkv_bias": False,
+        "decoder.head_dim": decoder.width // decoder.heads,
         "decoder.position": "rotary",
         "decoder.rotary_fraction": 1.0,
+        "decoder.rotary_scaling": RotaryScaling(),
         "decoder.parallel_residual": False,
         "decoder.mlp": "swiglu",
         "decoder.qk_norm": False,
@@ -172,7 +179,7 @@ def described_as(config: ModelConfig) -> dict[str, Any]:
             "num_hidden_layers": vision.layers,
             "num_attention_heads": vision.heads,
             "intermediate_size": vision.mlp_width,
-            "hidden_act": vision.activation,
+            "hidden_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == vision.activation),
             "layer_norm_eps": vision.norm_eps,
         },
     }

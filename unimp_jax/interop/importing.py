@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unimp_jax.interop import gguf, idefics, open_flamingo
-from unimp_jax.interop.clip import transformers_clip, vision_config, vision_root
 from unimp_jax.interop.language import Tabulate, family
 from unimp_jax.interop.layout import Table, WeightsError, model_shapes
 from unimp_jax.interop.matching import Match, Values, WeightSource, match, patterns
 from unimp_jax.interop.shards import SHARD_BYTES, refuse_existing, whole_folder
 from unimp_jax.interop.start import Described, Geometry, write_start
 from unimp_jax.interop.tokenizers import add_flamingo_tokens, check_tokenizer, load_tokenizer
+from unimp_jax.interop.vision import tower, vision_config, vision_root
 from unimp_jax.interop.vqgan import import_vqgan
 from unimp_jax.interop.weights import (
     Stored,
@@ -42,9 +42,10 @@ class ImportConfig:
     """Folders on disk, files, or ids of the Hugging Face hub."""
 
     language: str | None = None
-    """A causal language model: GPT-NeoX, MPT or LLaMA; a folder in Hugging Face's form, or a GGUF file of a LLaMA."""
+    """A causal language model: GPT-NeoX, MPT, LLaMA, Qwen2 or Qwen3; a folder in Hugging Face's form, or a GGUF file of
+    a LLaMA."""
     vision: str | None = None
-    """A CLIP model, or the vision tower of one, in Hugging Face's form."""
+    """A CLIP or SigLIP model, or the vision tower of one, in Hugging Face's form."""
     idefics: str | None = None
     """A whole IdeficsForVisionText2Text, in Hugging Face's form."""
     open_flamingo: str | None = None
@@ -180,8 +181,9 @@ def open_language(path: Path) -> tuple[DecoderConfig, Tabulate, WeightSource, di
 
 def open_vision(path: Path) -> tuple[VisionConfig, WeightSource]:
     described, weights = read_json(path / "config.json"), open_weights(path)
-    table = transformers_clip(vision_root(weights))
-    return understood(path, vision_config, described), WeightSource(weights, table)
+    root = vision_root(weights)
+    config = understood(path, vision_config, described)
+    return config, WeightSource(weights, tower(root, config))
 
 
 def add_open_flamingo(

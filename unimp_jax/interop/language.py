@@ -1,12 +1,13 @@
-"""Causal language models: GPT-NeoX, MPT (transformers' and MosaicML's own files) and LLaMA."""
+"""Causal language models: GPT-NeoX, MPT (transformers' and MosaicML's own files), LLaMA, Qwen2 and Qwen3."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from unimp_jax.interop.exporting import refuse_others
 from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
-from unimp_jax.model import DecoderConfig
+from unimp_jax.model import DecoderConfig, ModelConfig, RotaryScaling
 
 OURS = "decoder/layers"
 QKV = f"{OURS}/attention/query/{{0}} {OURS}/attention/key/{{0}} {OURS}/attention/value/{{0}}"
@@ -58,14 +59,19 @@ def mpt(
 
 
 def llama(config: DecoderConfig, root: str = "", layer: str = "model.layers.{}", *, copies: int = 1) -> Table:
-    """`copies`: theirs has each key and value head so many times."""
+    """Also of Qwen2 and Qwen3. `copies`: theirs has each key and value head so many times."""
+    bias, norms = config.qkv_bias, []
+    if config.qk_norm:
+        norms += norm(f"{layer}.self_attn.q_norm", f"{OURS}/attention/query_norm", bias=False)
+        norms += norm(f"{layer}.self_attn.k_norm", f"{OURS}/attention/key_norm", bias=False)
     return [
         *embeddings(f"{root}model.embed_tokens.weight", f"{root}lm_head.weight", config),
         *norm(f"{root}model.norm", "decoder/norm", bias=False),
         *norm(f"{layer}.input_layernorm", f"{OURS}/attention_norm", bias=False),
-        *into_heads(f"{layer}.self_attn.q_proj", f"{OURS}/attention/query"),
-        *into_heads(f"{layer}.self_attn.k_proj", f"{OURS}/attention/key", copies=copies),
-        *into_heads(f"{layer}.self_attn.v_proj", f"{OURS}/attention/value", copies=copies),
+        *into_heads(f"{layer}.self_attn.q_proj", f"{OURS}/attention/query", bias=bias),
+        *into_heads(f"{layer}.self_attn.k_proj", f"{OURS}/attention/key", bias=bias, copies=copies),
+        *into_heads(f"{layer}.self_attn.v_proj", f"{OURS}/attention/value", bias=bias, copies=copies),
+        *norms,
         *out_of_heads(f"{layer}.self_attn.o_proj", f"{OURS}/attention/out"),
         *norm(f"{layer}.post_attention_layernorm", f"{OURS}/mlp_norm", bias=False),
         *linear(f"{layer}.mlp.gate_proj", f"{OURS}/mlp/gate"),
@@ -75,16 +81,38 @@ def llama(config: DecoderConfig, root: str = "", layer: str = "model.layers.{}",
 
 
 def rotary_base(described: dict[str, Any], default: float = 10000.0) -> float:
+    """Of a config.json's rotary positions."""
+    parameters = described.get("rope_parameters") or described.get("rope_scaling") or {}
+    base = parameters.get("rope_theta") or described.get("rope_theta") or described.get("rotary_emb_base")
+    return float(base or default)
+
+
+ROTARY: dict[str, dict[str, str]] = {
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_factor": "low_freq_factor",
+        "high_factor": "high_freq_factor",
+        "original_positions": "original_max_position_embeddings",
+    },
+}
+"""Kind of rotary positions -> field of `RotaryScaling` -> its name in a config.json."""
+
+
+def rotary_scaling(described: dict[str, Any]) -> RotaryScaling:
     """
     Raises:
-      WeightsError: positions are scaled, which this decoder does not do.
+      WeightsError: positions are scaled in a way that is not known, or not described whole.
     """
     parameters = described.get("rope_parameters") or described.get("rope_scaling") or {}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind != "default":
-        raise WeightsError(f"rotary positions of type {kind!r} are not known; only the plain ones are")
-    base = parameters.get("rope_theta") or described.get("rope_theta") or described.get("rotary_emb_base")
-    return float(base or default)
+    if kind not in ROTARY:
+        raise WeightsError(f"rotary positions of type {kind!r} are not known; {', '.join(ROTARY)} are")
+    if absent := [theirs for theirs in ROTARY[kind].values() if theirs not in parameters]:
+        raise WeightsError(f"config.json: rotary positions of type {kind!r} lack {', '.join(absent)}")
+    read = {ours: parameters[theirs] for ours, theirs in ROTARY[kind].items()}
+    return RotaryScaling(kind="none" if kind == "default" else kind, **read)
 
 
 def expect(described: dict[str, Any], **wanted: Any) -> None:
@@ -110,6 +138,7 @@ def gpt_neox_config(described: dict[str, Any]) -> DecoderConfig:
         norm_eps=described.get("layer_norm_eps", 1e-5),
         rotary_fraction=parameters.get("partial_rotary_factor") or described.get("rotary_pct", 0.25),
         rotary_base=rotary_base(described),
+        rotary_scaling=rotary_scaling(described),
         parallel_residual=described.get("use_parallel_residual", True),
         tie_embeddings=described.get("tie_word_embeddings", False),
     )
@@ -140,26 +169,44 @@ def mpt_config(described: dict[str, Any]) -> DecoderConfig:
     )
 
 
-def llama_config(described: dict[str, Any]) -> DecoderConfig:
-    """Also of Idefics, whose decoder is LLaMA's."""
-    expect(described, hidden_act="silu", attention_bias=False, mlp_bias=False)
+def llama_config(described: dict[str, Any], **changes: Any) -> DecoderConfig:
+    """Also of Idefics, whose decoder is LLaMA's, and with `changes` of Qwen."""
+    expect(described, hidden_act="silu", attention_bias=False, mlp_bias=False, use_sliding_window=False)
+    expect(described.get("rope_parameters") or described.get("rope_scaling") or {}, partial_rotary_factor=1)
+    if others := set(described.get("layer_types") or ()) - {"full_attention"}:
+        raise WeightsError(f"config.json: layer_types has {min(others)!r}; full_attention alone is known")
     width, heads = described.get("hidden_size", 4096), described.get("num_attention_heads", 32)
-    expect(described, head_dim=width // heads)
-    kv_heads = described.get("num_key_value_heads") or heads
+    kv_heads, head_width = described.get("num_key_value_heads") or heads, described.get("head_dim")
     return DecoderConfig(
         vocab_size=described.get("vocab_size", 32000),
         width=width,
         layers=described.get("num_hidden_layers", 32),
         heads=heads,
+        head_width=None if head_width and head_width * heads == width else head_width,
         kv_heads=None if kv_heads == heads else kv_heads,
         mlp_width=described.get("intermediate_size", 11008),
         norm="rms_norm",
         norm_eps=described.get("rms_norm_eps", 1e-6),
         bias=False,
         rotary_base=rotary_base(described),
+        rotary_scaling=rotary_scaling(described),
         mlp="swiglu",
         tie_embeddings=described.get("tie_word_embeddings", False),
+        **changes,
     )
+
+
+QWEN = {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32}
+"""What transformers takes for a Qwen whose config.json does not say it, where LLaMA's default is another."""
+
+
+def qwen2_config(described: dict[str, Any]) -> DecoderConfig:
+    """Of Qwen2 and Qwen2.5."""
+    return llama_config(QWEN | described, qkv_bias=True)
+
+
+def qwen3_config(described: dict[str, Any]) -> DecoderConfig:
+    return llama_config(QWEN | {"head_dim": 128} | described, qk_norm=True, qk_norm_per_head=True)
 
 
 def mosaic_gpt(config: DecoderConfig, root: str = "", layer: str = "transformer.blocks.{}") -> Table:
@@ -172,6 +219,8 @@ FAMILIES: dict[str, tuple[Callable[[dict[str, Any]], DecoderConfig], Tabulate]] 
     "mpt": (mpt_config, mpt),
     "mosaic_gpt": (mpt_config, mosaic_gpt),
     "llama": (llama_config, llama),
+    "qwen2": (qwen2_config, llama),
+    "qwen3": (qwen3_config, llama),
 }
 """`model_type` of a config.json -> (its geometry, the table of its weights)."""
 
@@ -187,3 +236,52 @@ def family(described: dict[str, Any]) -> tuple[DecoderConfig, Tabulate]:
         raise WeightsError(f"a language model of family {kind!r} is not known; {', '.join(FAMILIES)} are{hint}")
     geometry, tabulate = FAMILIES[kind]
     return geometry(described), tabulate
+
+
+def described_as(config: ModelConfig) -> dict[str, Any]:
+    """`config.json` of a decoder as LLaMA, Qwen2 or Qwen3, whose table is `llama`, without token ids.
+
+    Raises:
+      WeightsError: it is none of these; says which fields would have to be what.
+    """
+    decoder = config.decoder
+    kind = "qwen3" if decoder.qk_norm else "qwen2" if decoder.qkv_bias else "llama"
+    wanted = {
+        "decoder.new_tokens": 0,
+        "decoder.content": 0,
+        "decoder.norm": "rms_norm",
+        "decoder.bias": False,
+        "decoder.qkv_bias": kind == "qwen2",
+        "decoder.position": "rotary",
+        "decoder.rotary_fraction": 1.0,
+        "decoder.parallel_residual": False,
+        "decoder.mlp": "swiglu",
+        "decoder.qk_norm_per_head": kind == "qwen3",
+    }
+    if kind == "qwen2":
+        wanted["decoder.head_width"] = None
+    names = {"llama": "LLaMA", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+    refuse_others(names[kind], config, wanted)
+    described = {
+        "architectures": [f"{kind.capitalize()}ForCausalLM"],
+        "model_type": kind,
+        "vocab_size": decoder.vocab_size,
+        "hidden_size": decoder.width,
+        "intermediate_size": decoder.mlp_width,
+        "num_hidden_layers": decoder.layers,
+        "num_attention_heads": decoder.heads,
+        "num_key_value_heads": decoder.num_kv_heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": decoder.norm_eps,
+        "rope_parameters": rope_parameters(decoder),
+        "tie_word_embeddings": decoder.tie_embeddings,
+    }
+    return described if kind == "qwen2" else described | {"head_dim": decoder.head_dim}
+
+
+def rope_parameters(decoder: DecoderConfig) -> dict[str, Any]:
+    """What `rotary_base` and `rotary_scaling` read."""
+    scaling = decoder.rotary_scaling
+    kind = "default" if scaling.kind == "none" else scaling.kind
+    read = {theirs: getattr(scaling, ours) for ours, theirs in ROTARY[kind].items()}
+    return {"rope_type": kind, "rope_theta": decoder.rotary_base, **read}

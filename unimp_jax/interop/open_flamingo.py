@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from unimp_jax.interop.clip import open_clip, transformers_clip
 from unimp_jax.interop.exporting import refuse_others
 from unimp_jax.interop.language import Tabulate, gpt_neox, llama, mosaic_gpt, mpt
 from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
+from unimp_jax.interop.vision import open_clip, transformers_clip
 from unimp_jax.interop.weights import Weights
 from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig
 
@@ -92,7 +92,8 @@ def tabulate_by_config(config: ModelConfig) -> Tabulate:
         return mosaic_gpt if decoder.qk_norm else mpt
     if decoder.position == "rotary" and decoder.mlp == "gelu" and decoder.bias and decoder.norm == "layer_norm":
         return gpt_neox
-    if decoder.position == "rotary" and decoder.mlp == "swiglu" and not decoder.bias and decoder.norm == "rms_norm":
+    plain = not (decoder.bias or decoder.qkv_bias or decoder.qk_norm)
+    if decoder.position == "rotary" and decoder.mlp == "swiglu" and decoder.norm == "rms_norm" and plain:
         return llama
     raise WeightsError("the decoder is none that open-flamingo has: GPT-NeoX, MPT or LLaMA")
 
@@ -164,6 +165,8 @@ def refuse(config: ModelConfig) -> None:
     wanted = {
         "vision.class_token": True,
         "vision.class_token_out": False,
+        "vision.patch_bias": False,
+        "vision.norm": "first",
         "resampler.mlp": "gelu",
         "resampler.mlp_ratio": 4,
         "resampler.qk_norm": False,

@@ -3,6 +3,7 @@
 from unimp_jax.model.decoder import DecoderConfig
 from unimp_jax.model.gated import GatedCrossAttentionConfig
 from unimp_jax.model.resampler import ResamplerConfig
+from unimp_jax.model.rotary import RotaryScaling
 from unimp_jax.model.unimp import PARTS, ModelConfig, Part, UniMP, part_of
 from unimp_jax.model.vision import VisionConfig
 
@@ -13,6 +14,7 @@ __all__ = [
     "ModelConfig",
     "Part",
     "ResamplerConfig",
+    "RotaryScaling",
     "UniMP",
     "VisionConfig",
     "part_of",

@@ -152,9 +152,8 @@ def attend(
     return out_BTHh
 
 
-def rotary_angles(positions_BT: jax.Array, width: int, base: float) -> tuple[jax.Array, jax.Array]:
-    """(cos, sin), float32 [B, T, width / 2], of position * base^(-2i / width) (RoFormer, arXiv:2104.09864, eq. 15)."""
-    frequencies = base ** (-np.arange(0, width, 2, dtype=np.float32) / width)
+def rotary_angles(positions_BT: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """(cos, sin), float32 [B, T, r], of position * frequency, for the r frequencies of `rotary.frequencies`."""
     angles = positions_BT[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 

@@ -1,4 +1,4 @@
-"""The causal decoder, with its embeddings and output head: GPT-NeoX, MPT or LLaMA, by configuration."""
+"""The causal decoder, with its embeddings and output head: GPT-NeoX, MPT, LLaMA or Qwen, by configuration."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from unimp_jax.model.layers import (
     parameter,
     stack,
 )
+from unimp_jax.model.rotary import RotaryScaling, frequencies
 
 CONTENT_SCALE = 0.05
 """A projection of content begins so that features of deviation 1 make rows of about this one."""
@@ -55,7 +56,9 @@ class DecoderConfig:
     width: int = 2560
     layers: int = 32
     heads: int = 32
-    """Query heads; divides width."""
+    """Query heads; divides width, where `head_width` is None."""
+    head_width: int | None = None
+    """Of each head; None: width / heads."""
     kv_heads: int | None = None
     """Key and value heads; divides heads. None: as many as heads."""
     mlp_width: int = 10240
@@ -63,15 +66,20 @@ class DecoderConfig:
     norm_eps: float = 1e-5
     bias: bool = True
     """Biases in projections and layer norms."""
+    qkv_bias: bool = False
+    """Biases of queries, keys and values, whatever `bias` says (Qwen2)."""
     position: Literal["rotary", "alibi"] = "rotary"
     rotary_fraction: float = 1.0
     """Part of a head's channels that are turned, from the first on."""
     rotary_base: float = 10000.0
+    rotary_scaling: RotaryScaling = RotaryScaling()
     parallel_residual: bool = False
     """Attention and MLP read the same input, and both are added to it (GPT-NeoX)."""
     mlp: MLPKind = "gelu"
     qk_norm: bool = False
     """Queries and keys are normalised, over all heads at once (MPT)."""
+    qk_norm_per_head: bool = False
+    """With qk_norm: head by head instead, all heads with one scale (Qwen3)."""
     tie_embeddings: bool = False
     """The output head is the embedding table."""
     dropout: float = 0.0
@@ -80,8 +88,12 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if min(self.width, self.layers, self.heads, self.num_kv_heads, self.mlp_width) < 1:
             raise ValueError(f"decoder: every size must be at least 1, not {self}")
-        if self.width % self.heads:
+        if self.head_width is None and self.width % self.heads:
             raise ValueError(f"decoder: heads {self.heads} must divide width {self.width}")
+        if self.head_width is not None and self.head_width < 1:
+            raise ValueError(f"decoder: head_width {self.head_width} must be at least 1")
+        if self.qk_norm_per_head and not self.qk_norm:
+            raise ValueError("decoder: qk_norm_per_head needs qk_norm")
         if self.heads % self.num_kv_heads:
             raise ValueError(f"decoder: kv_heads {self.kv_heads} must divide heads {self.heads}")
         if self.position == "rotary" and (not 0 < self.rotary_fraction <= 1 or self.rotary_width % 2):
@@ -109,7 +121,7 @@ class DecoderConfig:
 
     @property
     def head_dim(self) -> int:
-        return self.width // self.heads
+        return self.head_width or self.width // self.heads
 
     @property
     def num_kv_heads(self) -> int:
@@ -146,7 +158,7 @@ def angles_of(config: DecoderConfig, positions_BT: jax.Array) -> tuple[jax.Array
     """What turns queries and keys, where positions are rotary."""
     if config.position != "rotary":
         return None
-    return rotary_angles(positions_BT, config.rotary_width, config.rotary_base)
+    return rotary_angles(positions_BT, frequencies(config.rotary_width, config.rotary_base, config.rotary_scaling))
 
 
 def text_context(
@@ -166,15 +178,17 @@ class SelfAttention(nnx.Module):
     def __init__(self, config: DecoderConfig, dtypes: DTypes, rngs: nnx.Rngs):
         embed, heads = {"embed": config.width}, {"heads": config.heads, "head_dim": config.head_dim}
         kv_heads = {"kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
-        self.query = Linear(embed, heads, bias=config.bias, dtypes=dtypes, rngs=rngs)
-        self.key = Linear(embed, kv_heads, bias=config.bias, dtypes=dtypes, rngs=rngs)
-        self.value = Linear(embed, kv_heads, bias=config.bias, dtypes=dtypes, rngs=rngs)
+        bias = config.bias or config.qkv_bias
+        self.query = Linear(embed, heads, bias=bias, dtypes=dtypes, rngs=rngs)
+        self.key = Linear(embed, kv_heads, bias=bias, dtypes=dtypes, rngs=rngs)
+        self.value = Linear(embed, kv_heads, bias=bias, dtypes=dtypes, rngs=rngs)
         scale = (2 * config.layers) ** -0.5
         self.out = Linear(heads, embed, bias=config.bias, dtypes=dtypes, rngs=rngs, scale=scale)
 
         def qk_norm(sizes: Sizes) -> Norm | None:
             if not config.qk_norm:
                 return None
+            sizes = {"head_dim": config.head_dim} if config.qk_norm_per_head else sizes
             return Norm(config.norm, sizes, eps=config.norm_eps, bias=config.bias, dtypes=dtypes)
 
         self.query_norm, self.key_norm = qk_norm(heads), qk_norm(kv_heads)

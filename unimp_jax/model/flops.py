@@ -66,19 +66,19 @@ def gated_row(config: ModelConfig, tokens: int, images: int) -> tuple[Forward, F
 def decoder_row(config: ModelConfig, tokens: int) -> Forward:
     """Of one row, one layer."""
     decoder = config.decoder
-    projections = 2 * decoder.width + 2 * decoder.num_kv_heads * decoder.head_dim
+    inner = decoder.heads * decoder.head_dim
+    projections = 2 * inner + 2 * decoder.num_kv_heads * decoder.head_dim
     mlp = (3 if decoder.mlp == "swiglu" else 2) * decoder.mlp_width
-    return Forward(2 * tokens * decoder.width * (projections + mlp), 4 * tokens**2 * decoder.width)
+    return Forward(2 * tokens * decoder.width * (projections + mlp), 4 * tokens**2 * inner)
 
 
 def last_decoder_row(config: ModelConfig, tokens: int, answers: int) -> Forward:
     """Of one row, the last layer, where keys and values are of all tokens and the rest is of answers alone."""
     decoder = config.decoder
+    inner = decoder.heads * decoder.head_dim
     keys_values = 4 * tokens * decoder.width * decoder.num_kv_heads * decoder.head_dim
     mlp = (3 if decoder.mlp == "swiglu" else 2) * decoder.mlp_width
-    return Forward(
-        keys_values + 2 * answers * decoder.width * (2 * decoder.width + mlp), 4 * answers * tokens * decoder.width
-    )
+    return Forward(keys_values + 2 * answers * decoder.width * (2 * inner + mlp), 4 * answers * tokens * inner)
 
 
 def head_row(config: ModelConfig, answers: int) -> Forward:

@@ -1,4 +1,4 @@
-"""The vision tower: a CLIP ViT (arXiv:2103.00020) up to its last hidden state."""
+"""The vision tower: a ViT as CLIP (arXiv:2103.00020) or SigLIP (arXiv:2303.15343) has it, to its last hidden state."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from unimp_jax.model.layers import DTypes, Linear, Loop, Norm, normal, scan, sta
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+SIGLIP_MEAN = SIGLIP_DEVIATION = np.full(3, 0.5, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +26,20 @@ class VisionConfig:
     image_size: int = 224
     """Pixels, height and width."""
     patch_size: int = 14
-    """Pixels; divides image_size."""
+    """Pixels; those right of and below the last whole patch are not read."""
     width: int = 1024
     layers: int = 24
     heads: int = 16
     """Divides width."""
     mlp_width: int = 4096
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    """quick_gelu is x sigmoid(1.702 x), as OpenAI trained; gelu the exact one."""
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
+    """quick_gelu is x sigmoid(1.702 x), as OpenAI trained; gelu the exact one; gelu_tanh its approximation (SigLIP)."""
+    patch_bias: bool = False
+    """Of the embedding of patches (SigLIP)."""
+    norm: Literal["first", "last", "none"] = "first"
+    """A norm ahead of all blocks (CLIP), behind them (SigLIP), or neither (SigLIP, as LLaVA reads it)."""
+    colours: Literal["clip", "siglip"] = "clip"
+    """Mean and deviation that pixels are normalised with: CLIP's, or 0.5 both."""
     class_token: bool = True
     """A learned token ahead of the patches, which takes part in attention."""
     class_token_out: bool = False
@@ -42,8 +49,8 @@ class VisionConfig:
     def __post_init__(self) -> None:
         if min(self.image_size, self.patch_size, self.width, self.heads, self.mlp_width) < 1 or self.layers < 0:
             raise ValueError(f"vision: every size must be at least 1, not {self}")
-        if self.image_size % self.patch_size:
-            raise ValueError(f"vision: patch_size {self.patch_size} must divide image_size {self.image_size}")
+        if self.image_size < self.patch_size:
+            raise ValueError(f"vision: patch_size {self.patch_size} must be at most image_size {self.image_size}")
         if self.width % self.heads:
             raise ValueError(f"vision: heads {self.heads} must divide width {self.width}")
         if self.class_token_out and not self.class_token:
@@ -62,6 +69,11 @@ class VisionConfig:
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    @property
+    def mean_and_deviation(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the colours of the images that it was trained on, float32 [3] each."""
+        return (SIGLIP_MEAN, SIGLIP_DEVIATION) if self.colours == "siglip" else (CLIP_MEAN, CLIP_DEVIATION)
 
 
 class BlockConfig(Protocol):
@@ -105,7 +117,10 @@ class VisionBlock(nnx.Module):
         y = self.attention_norm(x_BPC)
         x_BPC = x_BPC + self.out(attend(self.query(y), self.key(y), self.value(y), mask_BPS))
         y = self.up(self.mlp_norm(x_BPC))
-        y = y * jax.nn.sigmoid(1.702 * y) if self.activation == "quick_gelu" else jax.nn.gelu(y, approximate=False)
+        if self.activation == "quick_gelu":
+            y = y * jax.nn.sigmoid(1.702 * y)
+        else:
+            y = jax.nn.gelu(y, approximate=self.activation == "gelu_tanh")
         return constrain(x_BPC + self.down(y), "images", None, None)
 
 
@@ -116,15 +131,16 @@ class VisionTower(nnx.Module):
         self.config, self.dtype, self.loop = config, dtypes.compute, loop
         width = {"vision_embed": config.width}
         patch = {"patch_rows": config.patch_size, "patch_columns": config.patch_size, "colours": 3}
-        self.patch_embedding = Linear(patch, width, bias=False, dtypes=dtypes, rngs=rngs)
+        self.patch_embedding = Linear(patch, width, bias=config.patch_bias, dtypes=dtypes, rngs=rngs)
         tokens = {"patches": config.patches + config.class_token}
         self.positions = normal(rngs, tokens | width, 0.02, dtypes)
         self.class_embedding = normal(rngs, width, 0.02, dtypes) if config.class_token else None
-        self.norm = Norm("layer_norm", {"norm": config.width}, eps=config.norm_eps, bias=True, dtypes=dtypes)
+        norm = Norm("layer_norm", {"norm": config.width}, eps=config.norm_eps, bias=True, dtypes=dtypes)
+        self.norm = None if config.norm == "none" else norm
         self.blocks = stack(lambda rngs: VisionBlock(config, dtypes, rngs), config.layers, rngs)
 
     def __call__(self, images_BHW3: jax.Array) -> jax.Array:
-        """The last hidden state, before any final norm.
+        """The last hidden state.
 
         Args:
           images_BHW3: uint8, or float already normalised.
@@ -134,21 +150,26 @@ class VisionTower(nnx.Module):
         """
         config = self.config
         B, size, p = images_BHW3.shape[0], config.image_size, config.patch_size
+        side = size // p
         if images_BHW3.shape[1:] != (size, size, 3):
             raise ValueError(f"images are {images_BHW3.shape[1:]}, the vision tower reads {(size, size, 3)}")
-        pixels = normalise(images_BHW3).astype(self.dtype)
-        patches = pixels.reshape(B, size // p, p, size // p, p, 3).swapaxes(2, 3)
+        pixels = normalise(images_BHW3[:, : side * p, : side * p], *config.mean_and_deviation).astype(self.dtype)
+        patches = pixels.reshape(B, side, p, side, p, 3).swapaxes(2, 3)
         x_BPC = self.patch_embedding(patches).reshape(B, config.patches, config.width)
         if self.class_embedding is not None:
             first = jnp.broadcast_to(self.class_embedding[...].astype(self.dtype), (B, 1, config.width))
             x_BPC = jnp.concatenate([first, x_BPC], axis=1)
-        x_BPC = self.norm(x_BPC + self.positions[...].astype(self.dtype))
+        x_BPC = x_BPC + self.positions[...].astype(self.dtype)
+        if self.norm is not None and config.norm == "first":
+            x_BPC = self.norm(x_BPC)
         x_BPC, _ = scan(lambda x, block: (block(x), None), x_BPC, self.blocks, loop=self.loop)
+        if self.norm is not None and config.norm == "last":
+            x_BPC = self.norm(x_BPC)
         return x_BPC[:, 1:] if config.class_token and not config.class_token_out else x_BPC
 
 
-def normalise(images: jax.Array) -> jax.Array:
-    """uint8 [..., 3] -> float32 with CLIP's mean and deviation; floats pass as they are."""
+def normalise(images: jax.Array, mean: np.ndarray, deviation: np.ndarray) -> jax.Array:
+    """uint8 [..., 3] -> float32, each colour with mean and deviation [3] of 0 to 1; floats pass as they are."""
     if images.dtype != jnp.uint8:
         return images
-    return (images.astype(jnp.float32) / 255 - CLIP_MEAN) / CLIP_DEVIATION
+    return (images.astype(jnp.float32) / 255 - mean) / deviation

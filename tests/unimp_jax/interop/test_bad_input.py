@@ -141,11 +141,13 @@ def test_same_key_in_two_shards(language, tmp_path):
     assert f"{key} is in {first.name} as well" in said
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", None])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "gemma3_text", "qwen3_moe", None])
 def test_foreign_language_model(kind, language, tmp_path):
     change(language, model_type=kind)
     said = refused(ImportConfig(language=str(language)), tmp_path)
-    assert f"a language model of family {kind!r} is not known; gpt_neox, mpt, mosaic_gpt, llama are" in said
+    assert (
+        f"a language model of family {kind!r} is not known; gpt_neox, mpt, mosaic_gpt, llama, qwen2, qwen3 are" in said
+    )
 
 
 def test_idefics_as_language_model(language, tmp_path):
@@ -158,17 +160,37 @@ def test_language_model_as_idefics(language, tmp_path):
 
 
 def test_language_model_as_tower(language, tmp_path):
-    assert "no vision tower of CLIP in it" in refused(ImportConfig(vision=str(language)), tmp_path)
+    assert "no vision tower of CLIP or SigLIP in it" in refused(ImportConfig(vision=str(language)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "telling"),
+    [
+        ("dinov2", "family 'dinov2' is not known; clip, clip_vision_model, siglip, siglip_vision_model are"),
+        ("siglip2", "take one of a fixed resolution"),
+    ],
+)
+def test_foreign_tower(kind, telling, tmp_path):
+    folder = write_config(tmp_path / "tower", {"model_type": kind})
+    save_file({"embeddings.patch_embedding.weight": np.zeros((4, 3, 2, 2), np.float32)}, folder / "model.safetensors")
+    assert telling in refused(ImportConfig(vision=str(folder)), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "telling"),
     [
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "'llama3'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "'yarn' are not known; default, linear, llama3 are"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0}},
+            "'llama3' lack low_freq_factor, original_max_position_embeddings",
+        ),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5 is not known"),
+        ({"use_sliding_window": True}, "use_sliding_window True is not known"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "'sliding_attention'; full_attention alone"),
         ({"hidden_act": "relu"}, "hidden_act 'relu'"),
         ({"attention_bias": True}, "attention_bias True"),
-        ({"head_dim": 32}, "head_dim 32"),
+        ({"head_dim": 3}, "rotary_fraction 1.0 of 3 channels"),
+        ({"head_dim": 32}, "has shape (16, 16), the geometry asks for (64, 16)"),
         ({"num_attention_heads": 3}, "heads 3 must divide width 16"),
         ({"num_attention_heads": 0}, "llama: "),
         ({"hidden_size": "wide"}, "llama: "),

@@ -9,7 +9,7 @@ from tests.unimp_jax.interop.support import all_logits, imported, shake, text_ba
 from tests.unimp_jax.interop.test_bad_input import refused
 from unimp_jax.interop.importing import ImportConfig
 from unimp_jax.interop.start import read_start
-from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig, VisionConfig
+from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig, RotaryScaling, VisionConfig
 
 torch = pytest.importorskip("torch")
 gguf = pytest.importorskip("gguf")
@@ -40,7 +40,10 @@ def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
-def write(path: Path, model: LlamaForCausalLM, kind="F32", architecture="llama", scaling: str | None = None) -> Path:
+def write(
+    path: Path, model: LlamaForCausalLM, kind="F32", architecture="llama", scaling: str | None = None,
+    frequencies: bool = False,
+) -> Path:  # fmt: skip
     config, writer = model.config, gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(64)
@@ -53,6 +56,9 @@ def write(path: Path, model: LlamaForCausalLM, kind="F32", architecture="llama",
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     if scaling:
         writer.add_string("llama.rope.scaling.type", scaling)
+        writer.add_float32("llama.rope.scaling.factor", 3.0)
+    if frequencies:
+        writer.add_tensor("rope_freqs.weight", np.ones(8, np.float32))
     writer.add_tokenizer_model("llama")
     writer.add_token_list(WORDS)
     writer.add_token_scores([0.0] * len(WORDS))
@@ -118,6 +124,18 @@ def test_another_architecture(tmp_path):
 def test_scaled_positions(tmp_path):
     path = write(tmp_path / "model.gguf", llama(), scaling="yarn")
     assert "rotary positions of type 'yarn' are not known" in refused(ImportConfig(language=str(path)), tmp_path)
+
+
+def test_linear_scaling(tmp_path):
+    config = ImportConfig(language=str(write(tmp_path / "model.gguf", llama(), scaling="linear")))
+    imported(config, tmp_path / "start", OTHERS)
+    assert read_start(tmp_path / "start").geometry.decoder.rotary_scaling == RotaryScaling("linear", factor=3.0)
+
+
+def test_frequencies_of_their_own(tmp_path):
+    """llama.cpp keeps what Llama 3's scaling makes of each frequency, not what it makes them of."""
+    path = write(tmp_path / "model.gguf", llama(), frequencies=True)
+    assert "scaled by rope_freqs.weight, which is not known" in refused(ImportConfig(language=str(path)), tmp_path)
 
 
 def test_a_quantisation_that_the_gguf_package_does_not_read_names_the_tensor(tmp_path, monkeypatch):

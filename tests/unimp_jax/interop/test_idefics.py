@@ -10,12 +10,12 @@ from flax import nnx
 
 from tests.unimp_jax.interop.support import all_logits, batch_of, imported, randomised, shake, weight_files
 from unimp_jax.interop import idefics
-from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import ImportConfig
 from unimp_jax.interop.placing import place
 from unimp_jax.interop.shards import SHARD_BYTES, write_json
 from unimp_jax.interop.start import read_start, start_values
+from unimp_jax.interop.vision import last_norm
 from unimp_jax.model import (
     DecoderConfig,
     GatedCrossAttentionConfig,

@@ -1,13 +1,19 @@
 """Language models and vision towers of transformers: the same answers from the weights that it saves."""
 
 import dataclasses
+from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from tests.unimp_jax.interop.support import all_logits, imported, shake, text_batch
+from tests.unimp_jax.interop.support import all_logits, batch_of, imported, shake, write_config
+from unimp_jax.batch import Batch
+from unimp_jax.interop import language
+from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import ImportConfig, import_weights
+from unimp_jax.interop.layout import WeightsError
 from unimp_jax.interop.placing import place
 from unimp_jax.interop.start import read_start, start_values
 from unimp_jax.model import (
@@ -15,14 +21,16 @@ from unimp_jax.model import (
     GatedCrossAttentionConfig,
     ModelConfig,
     ResamplerConfig,
+    RotaryScaling,
     UniMP,
     VisionConfig,
 )
 from unimp_jax.model.layers import DTypes, Loop
-from unimp_jax.model.vision import VisionTower
+from unimp_jax.model.vision import VisionTower, normalise
 
 torch = pytest.importorskip("torch")
 from transformers import (  # noqa: E402
+    AutoModelForCausalLM,
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
@@ -33,6 +41,15 @@ from transformers import (  # noqa: E402
     LlamaForCausalLM,
     MptConfig,
     MptForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
 )
 
 VOCABULARY = 67
@@ -61,32 +78,136 @@ def llama(**changes):
     return LlamaForCausalLM(LlamaConfig(**SHARED, **described, **changes))
 
 
+def qwen2(**changes):
+    described = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6, "intermediate_size": 80}
+    return Qwen2ForCausalLM(Qwen2Config(**(SHARED | described | {"num_key_value_heads": 6} | changes)))
+
+
+def qwen3(**changes):
+    described = {"hidden_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 56}
+    defaults = {"head_dim": 16, "num_key_value_heads": 2}
+    return Qwen3ForCausalLM(Qwen3Config(**(SHARED | described | defaults | changes)))
+
+
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 24,
+}  # fmt: skip
+"""Of the four frequencies of a head of width 8, one stays, one is divided and one lies between."""
+
+DECODERS = {
+    "llama": llama,
+    "llama, shared heads, tied": lambda: llama(num_key_value_heads=2, tie_word_embeddings=True),
+    "llama, one key head, other base": lambda: llama(num_key_value_heads=1, rope_theta=500.0, rms_norm_eps=1e-3),
+    "llama, scaled as llama 3": lambda: llama(rope_parameters=LLAMA3, head_dim=12),
+    "llama, scaled linearly": lambda: llama(rope_parameters={"rope_type": "linear", "rope_theta": 10.0, "factor": 3.0}),
+    "qwen2": qwen2,
+    "qwen2, shared heads, tied": lambda: qwen2(num_key_value_heads=2, tie_word_embeddings=True, rope_theta=1e6),
+    "qwen3": qwen3,
+    "qwen3, narrow heads, tied": lambda: qwen3(head_dim=6, tie_word_embeddings=True, rope_theta=1e6),
+    "qwen3, one key head": lambda: qwen3(num_key_value_heads=1, head_dim=10, rms_norm_eps=1e-3),
+}
+"""Those that are written as well as read."""
+
 MODELS = {
     "gpt-neox, one after the other": lambda: gpt_neox(use_parallel_residual=False, rotary_pct=1.0),
     "gpt-neox, parallel, half turned": lambda: gpt_neox(use_parallel_residual=True, rotary_pct=0.5),
     "gpt-neox, a third turned, other base": lambda: gpt_neox(rotary_pct=0.35, rotary_emb_base=500),
     "mpt": mpt,
     "mpt, six heads": lambda: mpt(n_heads=6, layer_norm_epsilon=1e-3),
-    "llama": llama,
-    "llama, shared heads, tied": lambda: llama(num_key_value_heads=2, tie_word_embeddings=True),
-    "llama, one key head, other base": lambda: llama(num_key_value_heads=1, rope_theta=500.0, rms_norm_eps=1e-3),
+    **DECODERS,
 }
 
 
+def packed() -> tuple[list[np.ndarray], Batch]:
+    """(prompts, two rows that hold them: three in the first, one and padding in the second)."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, VOCABULARY, length, dtype=np.int32) for length in (5, 9, 3, 12)]
+    rows = [prompts[:3], prompts[3:]]
+    tokens, segments, positions = np.zeros((3, 2, 17), np.int32)
+    for row, held in enumerate(rows):
+        length = sum(map(len, held))
+        tokens[row, :length] = np.concatenate(held)
+        segments[row, :length] = np.repeat(np.arange(1, len(held) + 1), [*map(len, held)])
+        positions[row, :length] = np.concatenate([np.arange(len(prompt)) for prompt in held])
+    size = OTHERS.vision.image_size
+    images, none = np.zeros((2, 1, size, size, 3), np.float32), np.zeros((2, 1), np.int32)
+    return prompts, batch_of(tokens, segments, positions, np.full_like(tokens, -1), images, none)
+
+
+def check_logits(theirs, ours: UniMP) -> None:
+    """Ours of packed rows, theirs of each prompt by itself."""
+    prompts, batch = packed()
+    found = np.asarray(all_logits(ours, batch))
+    found = [*np.split(found[0], np.cumsum([*map(len, prompts[:3])]))[:3], found[1, : len(prompts[3])]]
+    for prompt, own in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            expected = theirs(torch.tensor(prompt[None], dtype=torch.long), use_cache=False).logits.numpy()[0]
+        assert expected.std() > 0.05, "the tolerance is far below what there is to see"
+        np.testing.assert_allclose(own, expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
-@pytest.mark.parametrize("shard_size", ["5GB", "20KB"], ids=["one file", "shards"])
-def test_logits_of_text_alone(make, shard_size, tmp_path):
+def test_logits_of_text_alone(make, tmp_path):
+    check_language(make, tmp_path)
+
+
+def test_logits_from_shards(tmp_path):
+    theirs = check_language(llama, tmp_path, max_shard_size="20KB")
+    assert len(list(theirs.glob("*.safetensors"))) > 1
+
+
+def check_language(make, tmp_path, **saving) -> Path:
     theirs = make().eval()
     shake(theirs)
-    theirs.save_pretrained(tmp_path / "theirs", max_shard_size=shard_size)
-    assert (len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1) == (shard_size != "5GB")
+    theirs.save_pretrained(tmp_path / "theirs", **saving)
     ours = imported(ImportConfig(language=str(tmp_path / "theirs")), tmp_path / "start", OTHERS)
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (2, 13), dtype=np.int32)
-    with torch.no_grad():
-        expected = theirs(torch.tensor(tokens, dtype=torch.long), use_cache=False).logits.numpy()
-    assert expected.std() > 0.05, "the tolerance is far below what there is to see"
-    found = np.asarray(all_logits(ours, text_batch(tokens, OTHERS.vision.image_size)))
-    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+    check_logits(theirs, ours)
+    if make in DECODERS.values():
+        check_written(theirs, ours, tmp_path / "ours")
+    return tmp_path / "theirs"
+
+
+def check_written(theirs, ours: UniMP, folder: Path) -> None:
+    """What is written has their numbers, is of their class and of their geometry."""
+    described = language.described_as(ours.config)
+    write_config(folder, described)
+    state = {name: x for name, x in named(nnx.state(ours)).items() if name.split("/")[0] in ("decoder", "embeddings")}
+    write_weights(folder, state, language.llama(ours.config.decoder), unread={})
+    read, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert type(read) is type(theirs)
+    assert not any(told.values())
+    own = theirs.config.to_dict()
+    assert {name: own[name] for name in described} == described
+    expected = theirs.state_dict()
+    assert read.state_dict().keys() == expected.keys()
+    assert all(torch.equal(array, expected[key]) for key, array in read.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "telling"),
+    [
+        ({"bias": True}, "LLaMA has no such geometry: decoder.bias is True, not False"),
+        ({"qk_norm": True}, "Qwen3 has no such geometry: decoder.qk_norm_per_head is False, not True"),
+        ({"qkv_bias": True, "head_width": 4}, "Qwen2 has no such geometry: decoder.head_width is 4, not None"),
+        ({"position": "alibi", "mlp": "gelu"}, "decoder.position is 'alibi', not 'rotary'; decoder.mlp is 'gelu'"),
+    ],
+)
+def test_a_decoder_of_none_of_these_families_is_not_described(changes, telling):
+    decoder = dataclasses.replace(OTHERS.decoder, norm="rms_norm", mlp="swiglu", bias=False)
+    with pytest.raises(WeightsError, match=telling):
+        language.described_as(dataclasses.replace(OTHERS, decoder=dataclasses.replace(decoder, **changes)))
+
+
+def test_impossible_heads_and_scalings_are_refused():
+    for changes, telling in (
+        ({"head_width": 0}, "head_width 0"),
+        ({"qk_norm_per_head": True}, "qk_norm_per_head needs qk_norm"),
+    ):
+        with pytest.raises(ValueError, match=telling):
+            DecoderConfig(**changes)
+    with pytest.raises(ValueError, match="factor above 0"):
+        RotaryScaling("linear", factor=0.0)
 
 
 TOWER = {
@@ -113,15 +234,49 @@ def test_a_whole_clip_gives_its_tower(tmp_path):
     assert "text_model.encoder.layers" in said, "what is not read is reported"
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vision_use_head": False},
+        {"image_size": 30, "num_attention_heads": 2, "layer_norm_eps": 1e-3},
+        {"image_size": 24, "patch_size": 12, "hidden_act": "gelu"},
+    ],
+    ids=["no head", "a border that is not read", "exact GELU"],
+)
+def test_siglip_sees_what_theirs_sees(changes, tmp_path):
+    theirs = SiglipVisionModel(SiglipVisionConfig(**(TOWER | changes))).eval()
+    shake(theirs)
+    theirs.save_pretrained(tmp_path / "theirs")
+    said = check_tower(tmp_path, theirs, class_token=False)
+    assert ("head.attention.in_proj_weight" in said) == changes.get("vision_use_head", True), "unused, and reported"
+
+
+def test_a_whole_siglip_gives_its_tower(tmp_path):
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    theirs = SiglipModel(SiglipConfig(text_config=text | {"vocab_size": 50}, vision_config=TOWER)).eval()
+    shake(theirs)
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert "text_model.encoder.layers" in check_tower(tmp_path, theirs.vision_model, class_token=False)
+
+
+def test_siglip_colours():
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    theirs = SiglipImageProcessor(do_resize=False)([*images], return_tensors="np", input_data_format="channels_last")
+    ours = normalise(jnp.asarray(images), *VisionConfig(colours="siglip").mean_and_deviation)
+    np.testing.assert_allclose(ours, np.moveaxis(theirs["pixel_values"], 1, -1), atol=1e-6)
+
+
 def check_tower(folder, theirs, class_token: bool) -> str:
     said = import_weights(ImportConfig(vision=str(folder / "theirs")), folder / "start")
     tower = dataclasses.replace(read_start(folder / "start").geometry.vision, class_token_out=class_token)
-    images = np.random.default_rng(0).normal(size=(3, 24, 24, 3)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(3, tower.image_size, tower.image_size, 3)).astype(np.float32)
     with torch.no_grad():
         seen = theirs(torch.tensor(np.moveaxis(images, -1, 1)), output_hidden_states=True)
     expected = seen.last_hidden_state.numpy()
     found = vision_of(folder / "start", dataclasses.replace(OTHERS, vision=tower), images)
-    np.testing.assert_allclose(found, expected if class_token else expected[:, 1:], atol=1e-4, rtol=0)
+    assert expected.std() > 0.05, "the tolerance is far below what there is to see"
+    left_out = int(tower.class_token and not class_token)
+    np.testing.assert_allclose(found, expected[:, left_out:], atol=1e-4, rtol=0)
     return said
 
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unimp_jax.interop import idefics, open_flamingo
-from unimp_jax.interop.clip import open_clip, transformers_clip
 from unimp_jax.interop.language import gpt_neox, llama, mosaic_gpt, mpt
 from unimp_jax.interop.layout import Entry, Placement, WeightsError, model_shapes, placements, unfilled
+from unimp_jax.interop.vision import open_clip, transformers_clip
 from unimp_jax.model import (
     DecoderConfig,
     GatedCrossAttentionConfig,

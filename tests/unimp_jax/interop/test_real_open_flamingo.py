@@ -13,10 +13,10 @@ from flax import nnx
 
 from tests.unimp_jax.interop.support import all_logits, batch_of, imported, randomised, weight_files
 from unimp_jax.interop import open_flamingo
-from unimp_jax.interop.clip import last_norm
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import GEOMETRY, ImportConfig
 from unimp_jax.interop.shards import SHARD_BYTES, write_json
+from unimp_jax.interop.vision import last_norm
 from unimp_jax.model import (
     DecoderConfig,
     GatedCrossAttentionConfig,

@@ -1,4 +1,4 @@
-"""CLIP's vision tower, as transformers and as open_clip name it."""
+"""Vision towers: CLIP's, as transformers and as open_clip name it, and SigLIP's (SigLIP 2's of one resolution too)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def last_norm(name: str, config: VisionConfig) -> dict[str, np.ndarray]:
     return {f"{name}.weight": np.ones(config.width), f"{name}.bias": np.zeros(config.width)}
 
 
-ACTIVATIONS = ("quick_gelu", "gelu")
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+"""As transformers calls them -> as we do."""
+CLIP, SIGLIP = ("clip", "clip_vision_model"), ("siglip", "siglip_vision_model")
 
 
 def transformers_clip(root: str) -> Table:
@@ -30,6 +32,23 @@ def transformers_clip(root: str) -> Table:
         *norm(f"{root}pre_layrnorm", "vision/norm"),
         *encoder_layer(f"{root}encoder.layers.{{}}", "vision/blocks"),
     ]
+
+
+def siglip(root: str, config: VisionConfig) -> Table:
+    """The vision tower, without the head that pools it; `root` as of `transformers_clip`."""
+    embeddings = f"{root}embeddings"
+    return [
+        entry(f"{embeddings}.patch_embedding.weight", "vision/patch_embedding/kernel", "c r y x -> y x r c"),
+        entry(f"{embeddings}.patch_embedding.bias", "vision/patch_embedding/bias", "c -> c"),
+        entry(f"{embeddings}.position_embedding.weight", "vision/positions", "n c -> n c"),
+        *encoder_layer(f"{root}encoder.layers.{{}}", "vision/blocks"),
+        *(norm(f"{root}post_layernorm", "vision/norm") if config.norm == "last" else []),
+    ]
+
+
+def tower(root: str, config: VisionConfig) -> Table:
+    """Of the family that the geometry is of; `root` as of `transformers_clip`."""
+    return transformers_clip(root) if config.class_token else siglip(root, config)
 
 
 def encoder_layer(layer: str, blocks: str) -> Table:
@@ -52,10 +71,10 @@ def vision_root(weights: Weights) -> str:
     Raises:
       WeightsError: there is none, or more than one.
     """
-    last = "embeddings.class_embedding"
+    last = "embeddings.patch_embedding.weight"
     roots = [key.removesuffix(last) for key in weights.arrays if key.endswith(last)]
     if len(roots) != 1:
-        raise WeightsError(f"{weights.name}: no vision tower of CLIP in it (no …{last})")
+        raise WeightsError(f"{weights.name}: no vision tower of CLIP or SigLIP in it (no …{last})")
     return roots[0]
 
 
@@ -96,18 +115,23 @@ def open_clip(root: str) -> Table:
 
 
 def vision_config(described: dict[str, Any], **changes: Any) -> VisionConfig:
-    """The geometry that a `config.json` of a CLIP model, or of its vision tower, describes.
+    """The geometry that a `config.json` of a CLIP or SigLIP model, or of its vision tower, describes.
 
     Raises:
       WeightsError: it is of another family, or has a part that this tower lacks.
     """
     kind = described.get("model_type")
-    described = described.get("vision_config", described) if kind == "clip" else described
-    if kind not in ("clip", "clip_vision_model", "idefics_vision"):
-        raise WeightsError(
-            f"a vision tower of family {kind!r} is not known; it must be CLIP's (clip, clip_vision_model)"
+    described = described.get("vision_config", described) if kind in ("clip", "siglip") else described
+    if kind not in (*CLIP, *SIGLIP, "idefics_vision"):
+        hint = (
+            " (SigLIP 2's for images of any shape is not; take one of a fixed resolution)" if kind == "siglip2" else ""
         )
-    # What a config.json leaves out is transformers' default: CLIP ViT-B/32.
+        raise WeightsError(f"a vision tower of family {kind!r} is not known; {', '.join((*CLIP, *SIGLIP))} are{hint}")
+    # What a config.json leaves out is transformers' default: CLIP ViT-B/32, SigLIP base of patches of 16 pixels.
+    if kind in SIGLIP:
+        defaults: dict[str, Any] = {"patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+        family: dict[str, Any] = {"class_token": False, "patch_bias": True, "norm": "last", "colours": "siglip"}
+        described, changes = defaults | described, family | changes
     return VisionConfig(
         image_size=described.get("image_size", 224),
         patch_size=described.get("patch_size", 32),
@@ -124,8 +148,8 @@ def vision_config(described: dict[str, Any], **changes: Any) -> VisionConfig:
 def activation(described: dict[str, Any]) -> Any:
     act = described.get("hidden_act", "quick_gelu")
     if act not in ACTIVATIONS:
-        raise WeightsError(f"the tower's activation {act!r} is not known; {' and '.join(ACTIVATIONS)} are")
-    return act
+        raise WeightsError(f"the tower's activation {act!r} is not known; {', '.join(ACTIVATIONS)} are")
+    return ACTIVATIONS[act]
 
 
 def clip_config(described: dict[str, Any], projected: bool) -> CLIPConfig:
@@ -137,6 +161,8 @@ def clip_config(described: dict[str, Any], projected: bool) -> CLIPConfig:
     Raises:
       WeightsError: as of `vision_config`.
     """
+    if (kind := described.get("model_type")) not in CLIP:
+        raise WeightsError(f"a vision tower of family {kind!r} is not CLIP's; it must be ({', '.join(CLIP)})")
     vision, text = vision_config(described, class_token_out=True), described.get("text_config")
     width = described.get("projection_dim", 512) if projected else None
     if text is None or not projected:
