@@ -230,7 +230,7 @@ def prepare_task(config: ExperimentConfig, folder: Path, batches: int, peer_batc
     save_config(config, folder / "config.json")
     queries = TrainingQueries(data.corpus, config.queries, config.seed)
     planned = BlockPlanner(queries, data.writer, config.loader, config.seed)(0)
-    rows = [[askable(example) for example in row] for row in planned.rows]
+    rows = [[askable(data.writer.write_planned(planned.layouts, one)) for one in row] for row in planned.rows]
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         parameters = begin_open(config, mesh)
