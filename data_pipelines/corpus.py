@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -55,7 +56,12 @@ class Corpus:
     def num_users(self) -> int:
         return len(self.user_ids)
 
-    @property
+    @functools.cached_property
+    def has_categories(self) -> np.ndarray:
+        """The items that have categories to search them by: bool [I]."""
+        return np.fromiter(map(bool, self.categories), bool, self.num_items)
+
+    @functools.cached_property
     def rating_levels(self) -> list[float]:
         """The distinct ratings of the training interactions, ascending; empty where the source has none."""
         ratings = self.ratings[self.splits == TRAIN]

@@ -202,7 +202,11 @@ class Vocabulary:
 
     def rating_token(self, rating: float) -> int:
         """The token of the level nearest to `rating` (the lower one of two equally near)."""
-        return int(self.ratings[np.abs(np.array(self.rating_levels) - rating).argmin()])
+        return int(self.ratings[self.nearest_levels(np.array([rating]))[0]])
+
+    def nearest_levels(self, ratings: np.ndarray) -> np.ndarray:
+        """Of each rating, the index of its level: int64 [n]."""
+        return np.abs(np.subtract.outer(ratings, self.rating_levels)).argmin(axis=1)
 
     @functools.cached_property
     def _names(self) -> dict[int, str]:

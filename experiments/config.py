@@ -20,7 +20,7 @@ from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import NO_CODES, QueryConfig
 from data_pipelines.vocabulary import VocabularyConfig
-from experiments.former_names import with_current_names
+from experiments.former_names import with_current_names, with_former_values
 from unimp_jax.model import ModelConfig, Part
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.sharding import MeshConfig
@@ -122,6 +122,12 @@ CHANGEABLE = (
 """What may change between a run's start and its continuation, on other hardware, say; `loop.steps` may also grow."""
 
 
+WHY_NOT = {
+    "loop.steps": " (a run may be made longer, not shorter)",
+    "loader.planner": " (rows are planned otherwise than where it was begun; that version of the project can go on)",
+}
+
+
 def among(name: str, fields: tuple[str, ...]) -> bool:
     """Whether a dotted name is that of one of the fields, or lies below one."""
     return any(name == field or name.startswith(f"{field}.") for field in fields)
@@ -143,7 +149,7 @@ def load_config(path: Path) -> ExperimentConfig:
 def read_config(path: Path, kind: type[C]) -> C:
     """A configuration of one kind; raises as `load_config` does."""
     try:
-        saved = with_current_names(adapter(dict[str, Any]).validate_json(path.read_bytes()))
+        saved = with_former_values(with_current_names(adapter(dict[str, Any]).validate_json(path.read_bytes())))
         config = adapter(kind).validate_json(json.dumps(saved))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{path} does not exist: is {path.parent} the folder of a run?") from error
@@ -169,7 +175,7 @@ def settings(config: ExperimentConfig) -> dict[str, Any]:
 def differences(old: C, new: C) -> list[str]:
     """`field: old, now new` for each field that differs and must not, as a run goes on."""
     return [
-        f"{name}: {before}, now {after}{' (a run may be made longer, not shorter)' if name == 'loop.steps' else ''}"
+        f"{name}: {before}, now {after}{WHY_NOT.get(name, '')}"
         for name, (before, after) in _changes(old, new).items()
         if not among(name, CHANGEABLE) and not (name == "loop.steps" and after > before)
     ]

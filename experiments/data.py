@@ -23,6 +23,7 @@ from data_pipelines.loader import (
     ProcessShard,
     QuestionBatch,
     TrainingBatch,
+    check_planner,
     question_batches,
     training_batches,
 )
@@ -164,6 +165,7 @@ class ExperimentData:
         Raises:
           DataError, ValueError: as of `training_queries`.
         """
+        check_planner(self.config.loader)
         notes = [*self.training_queries.notes, *long_texts(self.writer, self.training_queries.tasks)]
         if not len(self.corpus.held_out(VALIDATION)[0]):
             notes.append("no validation interactions: nothing is validated, and the latest checkpoint is the best")

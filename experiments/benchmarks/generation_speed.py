@@ -99,7 +99,7 @@ def compare(size: str, depth: int, options: Options, folder: Path) -> list[str]:
     """A row of the table."""
     (_, users, theirs), data = ASKED[size], open_data(size, depth, options, folder)
     queries = held_out_queries(data.corpus, "test", "recommendation")[:users]
-    prompts = filling([data.writer.write(query, ask=True) for query in queries], data)
+    prompts = filling(data.writer.write_all(queries, ask=True), data)
     queries, mesh = queries[: len(prompts)], make_mesh(MeshConfig(data=-1))
     with jax.set_mesh(mesh):
         net = init_model(data.config.model, mesh, options.seed)

@@ -184,7 +184,8 @@ def prepare_task(config: ExperimentConfig, folder: Path, batches: int) -> Task:
     config = sized_model(config, data.vocabulary)
     queries = TrainingQueries(data.corpus, config.queries, config.seed)
     planned = BlockPlanner(queries, data.writer, config.loader, config.seed)(0)
-    rows = [[askable(example) for example in row] for row in planned.rows[: batches * config.loader.batch_size]]
+    kept = planned.rows[: batches * config.loader.batch_size]
+    rows = [[askable(data.writer.write_planned(planned.layouts, one)) for one in row] for row in kept]
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         parameters = begin_open(config, mesh)

@@ -160,8 +160,7 @@ def prompt_batches(
       begun: of each question, the tokens that its answer begins with.
       tight: batches are no larger than these prompts need.
     """
-    starts = [()] * len(queries) if begun is None else begun
-    prompts = [data.writer.write(query, ask=True, begun=start) for query, start in zip(queries, starts, strict=True)]
+    prompts = data.writer.write_all(queries, ask=True, begun=begun)
     shard = ProcessShard(*row_shards(predictor.mesh))
     return data.questions(prompts, shard, tight=tight, with_images=predictor.needs_images)
 

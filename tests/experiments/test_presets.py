@@ -99,10 +99,9 @@ def small_experiment(preset: str, data: DataConfig) -> ExperimentConfig:
 
 def digest(data: ExperimentData, config: ExperimentConfig) -> list[str]:
     """A digest of each of the first training examples: its tokens, images and targets."""
-    queries = TrainingQueries(data.corpus, config.queries, config.seed, data.has_codes)
+    queries, _ = TrainingQueries(data.corpus, config.queries, config.seed, data.has_codes).draw(0, EXAMPLES)
     digests = []
-    for number in range(EXAMPLES):
-        example = data.writer.write(queries[number])
+    for example in data.writer.write_all(list(queries)):
         parts = (example.tokens, example.images, example.answer_positions, example.answer_targets)
         whole = b"|".join(np.asarray(part, np.int32).tobytes() for part in parts)
         whole += np.asarray(example.answer_weights, np.float32).tobytes() + bytes([example.task])

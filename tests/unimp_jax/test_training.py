@@ -13,8 +13,7 @@ from data_pipelines.loader import fill_batch
 from data_pipelines.packing import pack
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import RowShape
-from data_pipelines.tasks.queries import QueryConfig, TrainingQueries
-from tests.data_pipelines.small import image, small_corpus, small_vocabulary, small_writer
+from tests.data_pipelines.small import drawn, image, small_corpus, small_vocabulary, small_writer
 from tests.experiments.tiny_run import MODEL
 from unimp_jax.batch import Batch
 from unimp_jax.model import PARTS, ModelConfig, UniMP
@@ -55,8 +54,7 @@ def examples():
     writer = small_writer(
         CORPUS, VOCABULARY, TaskConfig(full_items=2, id_items=6, history_targets="next_item"), ROW_SHAPE
     )
-    queries = TrainingQueries(CORPUS, QueryConfig(), seed=0)
-    return [writer.write(queries[number]) for number in range(16)]
+    return writer.write_all(list(drawn(CORPUS, count=16)))
 
 
 @pytest.fixture(scope="module")
