@@ -37,7 +37,7 @@ def demo_command(folder: Path = Path("runs/demo"), data: Path = Path("data")) ->
     codes = posters_in_codes(folder, data)
     train_run(with_images(data, codes), folder)
     trained = time.perf_counter() - start
-    evaluation = evaluate_run(folder, EvaluationConfig(sasrec_config=SASRecConfig(seconds=60.0)))
+    evaluation = evaluate_run(folder, EvaluationConfig(checkpoint="latest", sasrec_config=SASRecConfig(seconds=60.0)))
     print(show(evaluation))
     page = write_report([folder])
     print(f"\n{trained:.0f} s until trained, {time.perf_counter() - start:.0f} s in all\n{page.absolute()}")
