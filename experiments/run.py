@@ -167,19 +167,23 @@ def restore(folder: Path, config: ExperimentConfig, checkpoint: Checkpoint) -> t
 
 def materialised(config: ExperimentConfig, parameters: Parameters, mesh: Mesh) -> Parameters:
     """The parameters of a model whose tables hold the content of tokens, which is nowhere else then."""
-    if not config.model.decoder.content:
+    model = nnx.merge(parameters.graph, parameters.trainable, parameters.frozen)
+    embeddings = model.embeddings
+    if embeddings.content is None:
         return parameters
-    graph, plain = parameters.graph, abstract_parameters(without_content(config), mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, (plain.trainable, plain.frozen))
+    graph, state = nnx.split(embeddings)
 
-    @jax.jit(out_shardings=shardings)
-    def materialise(trainable: nnx.State, frozen: nnx.State) -> tuple[nnx.State, nnx.State]:
-        apart = take_apart(config, nnx.merge(graph, trainable, frozen).materialised())
-        return apart.trainable, apart.frozen
+    def rows(state: nnx.State) -> list[jax.Array]:
+        tables = nnx.merge(graph, state).tables()
+        return [table[...] for table in (tables.new, tables.new_head) if table is not None]
 
+    free = [table for table in (embeddings.new, embeddings.new_head) if table is not None]
     with jax.set_mesh(mesh):
-        trainable, frozen = materialise(parameters.trainable, parameters.frozen)
-    return Parameters(plain.graph, trainable, frozen)
+        sums = jax.jit(rows, out_shardings=[table[...].sharding for table in free])(state)
+    for table, rows_VD in zip(free, sums, strict=True):
+        table.set_value(rows_VD)
+    embeddings.content = embeddings.projection = embeddings.head_projection = None
+    return take_apart(config, model)
 
 
 def without_content(config: ExperimentConfig) -> ExperimentConfig:
