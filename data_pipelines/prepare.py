@@ -17,7 +17,8 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 
 from data_pipelines.errors import DataError, printable, reason_of
 from data_pipelines.folder_replacement import MADE, check_replaceable, replace_folder, temporary_folder
-from data_pipelines.records import KINDS, quiet_tfds
+from data_pipelines.record_features import quiet_tfds
+from data_pipelines.records import KINDS
 from data_pipelines.sources.checks import Faults, OnBad
 from data_pipelines.sources.registry import find_source
 from data_pipelines.sources.selection import SourceSelection

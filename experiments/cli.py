@@ -7,6 +7,7 @@ the table below.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import io
 import os
@@ -103,11 +104,16 @@ def run_command(arguments: Sequence[str]) -> None:
     name = options.command
     if name not in COMMANDS:
         raise DataError(f"there is no command {name!r}; {did_you_mean(name, COMMANDS)}There are {', '.join(COMMANDS)}")
-    configure_jax(compilation_cache=not options.no_compilation_cache)
-    import tyro
+    gc.disable()  # what is imported stays: to look for garbage in it, again and again, takes a second
+    try:
+        configure_jax(compilation_cache=not options.no_compilation_cache)
+        import tyro
 
+        command = load(name)
+    finally:
+        gc.enable()
     tyro.cli(
-        load(name),
+        command,
         prog=f"unimp {name}",
         args=gather_training(name, arguments[first + 1 :]),
         config=(tyro.conf.FlagConversionOff,),

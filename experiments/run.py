@@ -27,7 +27,7 @@ from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.interop.importing import GEOMETRY, exported_values
 from unimp_jax.interop.placing import place
 from unimp_jax.model import PARTS
-from unimp_jax.sharding import ROWS, MeshConfig, make_mesh
+from unimp_jax.sharding import ROWS, MeshConfig, make_mesh, param_shardings
 from unimp_jax.training.log import read_log
 
 EXPERIMENT = "unimp"
@@ -181,9 +181,7 @@ def restore(
     """
     mesh = make_mesh(config.mesh)
     parameters, step = restore_parameters(folder, checkpoint, abstract_parameters(config, mesh), config.checkpoint)
-    added = np.zeros((0, config.model.decoder.content), np.float32)
-    if content is not None:
-        added = added_content(parameters, content)
+    added = None if content is None else added_content(parameters, content)
     parameters = materialised(config, parameters, mesh, added)
     return to_be_asked(parameters.graph, mesh, (parameters.trainable, parameters.frozen)), step
 
@@ -204,32 +202,37 @@ def added_content(parameters: Parameters, content: np.ndarray) -> np.ndarray:
     return content[len(trained) :]
 
 
-def materialised(config: ExperimentConfig, parameters: Parameters, mesh: Mesh, added: np.ndarray) -> Parameters:
+def materialised(
+    config: ExperimentConfig, parameters: Parameters, mesh: Mesh, added_NK: np.ndarray | None = None
+) -> Parameters:
     """The parameters of a model whose tables hold the content of tokens, which is nowhere else then.
 
     Args:
-      added: float32 [N, K], the content of more tokens, behind the others.
+      added_NK: float32, the content of N more tokens, behind the others.
     """
-    if not config.model.decoder.content:
+    model = nnx.merge(parameters.graph, parameters.trainable, parameters.frozen)
+    embeddings = model.embeddings
+    if embeddings.content is None:
         return parameters
-    graph, plain = parameters.graph, abstract_parameters(without_content(config, len(added)), mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, (plain.trainable, plain.frozen))
+    graph, state = nnx.split(embeddings)
 
-    @jax.jit(out_shardings=shardings)
-    def materialise(trainable: nnx.State, frozen: nnx.State, added_NK: jax.Array) -> tuple[nnx.State, nnx.State]:
-        apart = take_apart(config, nnx.merge(graph, trainable, frozen).materialised(added_NK))
-        return apart.trainable, apart.frozen
+    def rows(state: nnx.State, added_NK: jax.Array | None) -> nnx.State:
+        tables = nnx.merge(graph, state).tables(added_NK=added_NK)
+        named = {"new": tables.new, "new_head": tables.new_head}
+        return nnx.State({name: table for name, table in named.items() if table is not None})
 
     with jax.set_mesh(mesh):
-        trainable, frozen = materialise(parameters.trainable, parameters.frozen, added)
-    return Parameters(plain.graph, trainable, frozen)
+        shardings = param_shardings(jax.eval_shape(rows, state, added_NK), mesh)
+        sums = jax.jit(rows, out_shardings=shardings)(state, added_NK)
+    for name, table in sums.items():
+        getattr(embeddings, name).set_value(table[...])
+    embeddings.content = embeddings.projection = embeddings.head_projection = None
+    return take_apart(config, model)
 
 
-def without_content(config: ExperimentConfig, added: int = 0) -> ExperimentConfig:
-    """The experiment of a model whose tables hold the content of tokens, `added` more of them."""
-    decoder = config.model.decoder.without_content
-    decoder = dataclasses.replace(decoder, new_tokens=decoder.new_tokens + added)
-    model = dataclasses.replace(config.model, decoder=decoder)
+def without_content(config: ExperimentConfig) -> ExperimentConfig:
+    """The experiment of a model whose tables hold the content of tokens."""
+    model = dataclasses.replace(config.model, decoder=config.model.decoder.without_content)
     return dataclasses.replace(config, model=model, content=ContentConfig())
 
 

@@ -12,7 +12,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import ShardBasedBuilder
 
 from data_pipelines.errors import DataError
-from data_pipelines.records import ITEM_FEATURES, KINDS, SPLIT, USER_FEATURES
+from data_pipelines.record_features import ITEM_FEATURES, USER_FEATURES
+from data_pipelines.records import KINDS, SPLIT
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.reading import is_there
 from data_pipelines.sources.selection import SourceSelection

@@ -9,7 +9,8 @@ import pytest
 
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
-from data_pipelines.records import USER_FEATURES, read_items, read_users
+from data_pipelines.record_features import USER_FEATURES
+from data_pipelines.records import read_items, read_users
 from data_pipelines.schema import Interaction, Item
 from data_pipelines.sources import source as sources
 from data_pipelines.sources import staging

@@ -251,21 +251,14 @@ class UniMP(nnx.Module):
         """[..., D] -> float32 [..., V], of the tokens that are named (int32 [V]) alone."""
         return self.embeddings.tables().logits_of(hidden, tokens_V)
 
-    def materialised(self, added_NK: jax.Array | None = None) -> UniMP:
-        """The same model with the content of tokens in their rows: what is asked and exported.
-
-        Args:
-          added_NK: the content of more tokens, behind the others.
-        """
+    def materialised(self) -> UniMP:
+        """The same model with the content of tokens in their rows: what is asked and exported."""
         if self.embeddings.content is None:
             return self
-        decoder = self.config.decoder.without_content
-        if added_NK is not None:
-            decoder = dataclasses.replace(decoder, new_tokens=decoder.new_tokens + len(added_NK))
-        config = dataclasses.replace(self.config, decoder=decoder)
+        config = dataclasses.replace(self.config, decoder=self.config.decoder.without_content)
         graph, state = nnx.split(nnx.eval_shape(lambda: UniMP(config, rngs=nnx.Rngs(0))))
         values = dict(nnx.to_flat_state(nnx.state(self)))
-        tables = nnx.to_flat_state(nnx.state(self.embeddings.tables(added_NK=added_NK)))
+        tables = nnx.to_flat_state(nnx.state(self.embeddings.tables()))
         values |= {("embeddings", *path): variable for path, variable in tables}
         return nnx.merge(graph, nnx.map_state(lambda path, _: values[path], state))
 
