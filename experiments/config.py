@@ -46,9 +46,14 @@ class DataConfig:
     """What is held out: the last two interactions of everybody, or those that the source prescribes; or, as in the
     paper, the last one of a tenth of the users for validation and of a tenth for test, of whom nothing is learnt."""
     split_seed: int = 0
-    """By which the users are chosen."""
+    """By which the users, and cold items, are chosen."""
+    cold_items: float = 0.0
+    """This share of the items is kept out of training, catalogue and histories, and only asked about in evaluation, as
+    new items with rows of their content; 0: none."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.cold_items < 1:
+            raise ValueError(f"data.cold_items {self.cold_items} must be a share, 0 or more and less than 1")
         if self.split_seed < 0:
             raise ValueError(f"data.split_seed {self.split_seed} must be 0 or more")
 

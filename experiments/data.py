@@ -12,7 +12,8 @@ from typing import Self
 import grain
 import numpy as np
 
-from data_pipelines.content import build_content, token_content
+from data_pipelines.cold import choose_cold, without_cold
+from data_pipelines.content import Content, build_content, token_content
 from data_pipelines.corpus import VALIDATION, Corpus, build_corpus, split_by_users
 from data_pipelines.errors import DataError
 from data_pipelines.features import FeatureStore
@@ -29,6 +30,7 @@ from data_pipelines.loader import (
 )
 from data_pipelines.records import read_items, read_users
 from data_pipelines.schema import Item
+from data_pipelines.tasks.base import Split
 from data_pipelines.tasks.examples import Example
 from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
 from data_pipelines.tasks.queries import TrainingQueries
@@ -56,8 +58,11 @@ class PreparedSource:
     read_image: Callable[[int], bytes]
 
 
-def load_records(config: DataConfig) -> PreparedSource:
+def load_records(config: DataConfig, cold: Split | None = None) -> PreparedSource:
     """
+    Args:
+      cold: what this split holds out of cold items is there, and these items are the last; None: they are not there.
+
     Raises:
       DataError: the source is not prepared, or its records contradict one another.
     """
@@ -72,7 +77,11 @@ def load_records(config: DataConfig) -> PreparedSource:
     corpus = build_corpus(without_images(), users)
     if config.split == "users":
         corpus = split_by_users(corpus, config.split_seed)
-    return PreparedSource(corpus, has_image, lambda item: items[item].image)
+    if not config.cold_items:
+        return PreparedSource(corpus, has_image, lambda item: items[item].image)
+    is_cold = choose_cold(corpus.num_items, config.cold_items, config.split_seed)
+    corpus, kept = without_cold(corpus, is_cold, cold)
+    return PreparedSource(corpus, has_image[kept], lambda item: items[int(kept[item])].image)
 
 
 def fingerprint_of(corpus: Corpus, has_image: np.ndarray, config: ExperimentConfig) -> Fingerprint:
@@ -166,6 +175,11 @@ class ExperimentData:
           DataError, ValueError: as of `training_queries`.
         """
         check_planner(self.config.loader)
+        if self.config.data.cold_items and (self.vocabulary.depth > 1 or not self.features.shape[1]):
+            raise ValueError(
+                "data.cold_items: a cold item is known by content.attributes or content.vectors and has a token of its "
+                "own; set one of them, and no vocabulary.item_codes"
+            )
         notes = [*self.training_queries.notes, *long_texts(self.writer, self.training_queries.tasks)]
         if not len(self.corpus.held_out(VALIDATION)[0]):
             notes.append("no validation interactions: nothing is validated, and the latest checkpoint is the best")
@@ -222,13 +236,24 @@ class ExperimentData:
         return question_batches(prompts, row_shape, images, self.config.loader, shard, tight=tight)
 
     @functools.cached_property
-    def content(self) -> np.ndarray:
-        """What each new token stands for: float32 [new tokens, K].
+    def item_content(self) -> Content:
+        """What items are made of.
 
         Raises:
           DataError: as of `build_content`.
         """
-        return token_content(build_content(self.corpus, self.config.content, self.known_items), self.vocabulary)
+        return build_content(self.corpus, self.config.content, self.known_items)
+
+    @property
+    def content(self) -> np.ndarray:
+        """What each new token stands for: float32 [new tokens, K]."""
+        return token_content(self.item_content, self.vocabulary)
+
+    @property
+    def features(self) -> np.ndarray:
+        """What is known of items that nobody has met: float32 [I, F]."""
+        content = self.item_content
+        return content.items[:, : content.width - self.config.content.interaction_features]
 
     @property
     def has_codes(self) -> np.ndarray | None:

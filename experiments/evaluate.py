@@ -34,8 +34,9 @@ from experiments.evals.base import Answered, Outcome, Setting, TooFewError
 from experiments.evals.config import EvaluationConfig
 from experiments.evals.queries import check_queries, evaluation_queries, reason_for_none
 from experiments.results import Evaluation, Row, TaskTable, save_evaluation
-from experiments.run import load_model, open_data
+from experiments.run import load_model, open_data, restore
 from unimp_jax.evaluation.bootstrap import interval, metric
+from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.processes import ProcessesConfig, join, print_once
 
 BEST = 10
@@ -85,10 +86,14 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     ranks = any(EVALS[task].needs_rankers for task in asked)
     rankers, unfit = fit_rankers(corpus, config) if ranks else ([], {})
     left_out |= unfit
+
+    def with_content(content: np.ndarray) -> Predictor:
+        return restore(folder, data.config, config.checkpoint, content)[0]
+
     answered: dict[str, Answered] = {}
     for task, questions in asked.items():
         try:
-            setting = Setting(data, predictor, questions, rankers, config, opened[task])
+            setting = Setting(data, predictor, questions, rankers, config, with_content, opened[task])
             answered[task] = EVALS[task].evaluate(setting)
         except TooFewError as error:
             left_out[task] = str(error)

@@ -60,6 +60,7 @@ class Setting:
     Attributes:
       questions: the held-out ones.
       rankers: baselines that rank the catalogue; none where no task needs them.
+      with_content: the run's model with rows of the content of more tokens (`ExperimentData.content` of other data).
       opened: what `TaskEval.open` opened.
     """
 
@@ -68,6 +69,7 @@ class Setting:
     questions: EvaluationQueries
     rankers: Sequence[Ranker]
     config: EvaluationConfig
+    with_content: Callable[[np.ndarray], Predictor]
     opened: Any = None
 
 

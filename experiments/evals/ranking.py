@@ -90,17 +90,27 @@ def rank_metrics(unfiltered: np.ndarray, filtered: np.ndarray) -> PerUser:
     return ranking_metrics(filtered) | {f"{name} (unfiltered)": values for name, values in without_filter}
 
 
-def seen_items(corpus: Corpus, queries: Sequence[Query]) -> Seen:
-    """What each user had interacted with before the question, by the question's number."""
-    return lambda number: corpus.history(queries[number].user, queries[number].position)
+def seen_items(corpus: Corpus, queries: Sequence[Query], outside: np.ndarray | None = None) -> Seen:
+    """What each user had interacted with before the question, by the question's number, and what lies `outside`."""
+
+    def seen(number: int) -> np.ndarray:
+        history = corpus.history(queries[number].user, queries[number].position)
+        return history if outside is None else np.concatenate([history, outside])
+
+    return seen
 
 
 def rank_catalogue(
-    data: ExperimentData, predictor: Predictor, queries: Sequence[Query], k: int = 10, beams: int = 20
-) -> Ranked:
-    """The best items for each question, and where among them the right ones are."""
+    data: ExperimentData, predictor: Predictor, queries: Sequence[Query], k: int = 10, beams: int = 20,
+    outside: np.ndarray | None = None,
+) -> Ranked:  # fmt: skip
+    """The best items for each question, and where among them the right ones are.
+
+    Args:
+      outside: int [n], items that are filtered as if they had been seen; None: none.
+    """
     targets = np.array([query.right[0] for query in queries], np.int32)
-    seen, items = seen_items(data.corpus, queries), data.vocabulary.items
+    seen, items = seen_items(data.corpus, queries, outside), data.vocabulary.items
     if data.vocabulary.depth == 1:
         batches = prompt_batches(data, predictor, queries)
         return predictor.rank(batches, item_tokens=items[:, 0], targets=targets, seen=seen, k=k)
