@@ -26,6 +26,10 @@ WELL_RATED = 10
 """With more training interactions than this, an item's mean rating is also given apart: it can be relied on."""
 
 RATING_FEATURES = 3
+RATING_DEVIATION = 2.0
+"""Of mean ratings, which say more of a rating to come than any other feature."""
+CO_OCCURRENCE_DEVIATION = 0.6
+"""Of each vector of co-occurrence; the 64 of them together are then about as long as all else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +107,10 @@ def build_content(corpus: Corpus, config: ContentConfig, known: int | None = Non
     if config.popularity:
         parts.append(standardised(np.log1p(training_counts(corpus))[:, None], known))
     if config.rating:
-        parts.append(mean_ratings(corpus, known))
+        parts.append(RATING_DEVIATION * mean_ratings(corpus, known))
     if config.co_occurrence:
-        parts.append(standardised(co_occurrence_vectors(corpus, config.co_occurrence, known), known))
+        vectors = co_occurrence_vectors(corpus, config.co_occurrence, known)
+        parts.append(CO_OCCURRENCE_DEVIATION * standardised(vectors, known))
     items = np.concatenate(parts, axis=1).astype(np.float32)
     if known is not None:
         items[known:, items.shape[1] - config.interaction_features :] = 0

@@ -58,5 +58,5 @@ def with_images(data: Path, codes: Path) -> ExperimentConfig:
         PRESETS["tiny"],
         data=DataConfig(SOURCE, data),
         vocabulary=dataclasses.replace(PRESETS["tiny"].vocabulary, image_codes=codes),
-        queries=dataclasses.replace(PRESETS["tiny"].queries, mix={**PRESETS["tiny"].queries.mix, "image": 2.5}),
+        queries=dataclasses.replace(PRESETS["tiny"].queries, mix={**PRESETS["tiny"].queries.mix, "image": 2.0}),
     )

@@ -42,8 +42,8 @@ def test_parts_are_the_attributes_popularity_and_ratings() -> None:
     popularity = content.items[:, columns]
     assert (np.argsort(popularity, kind="stable") == np.argsort(training_counts(corpus), kind="stable")).all()
     np.testing.assert_allclose([popularity.mean(), popularity.std()], [0, 1], atol=1e-6)
-    np.testing.assert_array_equal(content.items[:, columns + 1 : -2], mean_ratings(corpus))
-    np.testing.assert_allclose(content.items[:, -2:], standardised(co_occurrence_vectors(corpus, 2)), rtol=1e-6)
+    np.testing.assert_array_equal(content.items[:, columns + 1 : -2], 2 * mean_ratings(corpus))
+    np.testing.assert_allclose(content.items[:, -2:], 0.6 * standardised(co_occurrence_vectors(corpus, 2)), rtol=1e-6)
 
 
 def test_without_parts_there_is_no_content() -> None:
