@@ -1,7 +1,7 @@
 """How fast a preset's training batches come, how full they are, and what each part of making them takes.
 
 python -m experiments.benchmarks.loader_speed small --loader.batch-size 4
-python -m experiments.benchmarks.loader_speed openflamingo-3b --copies 100 --batches 10
+python -m experiments.benchmarks.loader_speed --copies 15 --batches 10 openflamingo-3b
 """
 
 from __future__ import annotations
@@ -52,13 +52,19 @@ def main(
 
 def repeated(corpus: Corpus, copies: int) -> Corpus:
     """The corpus with each user so many times."""
-    lengths = np.tile(np.diff(corpus.offsets), copies)
-    fields: dict[str, Any] = {
-        name: np.tile(getattr(corpus, name), copies) for name in ("items", "times", "ratings", "splits")
-    }
-    users = [f"{user}-{number}" for number in range(copies) for user in corpus.user_ids]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return dataclasses.replace(corpus, user_ids=users, offsets=offsets, texts={}, **fields)
+    items, times, ratings, splits = (
+        np.tile(array, copies) for array in (corpus.items, corpus.times, corpus.ratings, corpus.splits)
+    )
+    return dataclasses.replace(
+        corpus,
+        user_ids=[f"{user}-{number}" for number in range(copies) for user in corpus.user_ids],
+        offsets=np.concatenate([[0], np.cumsum(np.tile(np.diff(corpus.offsets), copies))]),
+        items=items,
+        times=times,
+        ratings=ratings,
+        splits=splits,
+        texts={},
+    )
 
 
 def plan_speed(data: ExperimentData, blocks: int) -> tuple[float, float]:
