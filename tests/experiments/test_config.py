@@ -78,7 +78,10 @@ def test_a_process_that_is_killed_leaves_no_part_of_a_vocabulary(tmp_path, monke
         ),
         (lambda text: text.replace('"answers": ', '"answers": -'), "tokens and answers must be at least 1"),
         (lambda text: text.replace('"patch_size": ', '"patch_size": -'), "vision: every size must be at least 1"),
-        (lambda text: re.sub(r'"heads": \d+, "kv_heads"', '"heads": 0, "kv_heads"', text), "decoder: every size must"),
+        (
+            lambda text: re.sub(r'"heads": \d+, "head_width"', '"heads": 0, "head_width"', text),
+            "decoder: every size must",
+        ),
         (lambda text: text.replace('"keep_latest": 2', '"keep_latest": 0'), "keep_latest 0 must be 1 or more"),
         (lambda text: text.replace('"split_seed": 0', '"split_seed": -1'), "data.split_seed -1 must be 0 or more"),
     ],
