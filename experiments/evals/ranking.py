@@ -84,6 +84,21 @@ class RankingEval(TaskEval):
         return show_items(answer["items"])
 
 
+class NextItem:
+    """Our own recommendation as a ranker: the log-probability of each item to come next."""
+
+    name = OURS
+
+    def __init__(self, data: ExperimentData, predictor: Predictor):
+        self._data, self._predictor = data, predictor
+
+    def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        pairs = zip(users.tolist(), positions.tolist(), strict=True)
+        queries = [Query("recommendation", user, position, ()) for user, position in pairs]
+        batches = prompt_batches(self._data, self._predictor, queries)
+        return self._predictor.next_token(batches, self._data.vocabulary.items[:, 0], len(queries))
+
+
 def rank_metrics(unfiltered: np.ndarray, filtered: np.ndarray) -> PerUser:
     """Every metric of ranks with seen items filtered, then unfiltered."""
     without_filter = ranking_metrics(unfiltered, (10,)).items()
