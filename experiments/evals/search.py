@@ -1,8 +1,8 @@
 """Search: the catalogue ranked for what comes next and fits a query, as asked and by Bayes' rule; beside baselines.
 
 A question's words are the categories of the item that it looks for. By Bayes' rule, an item is then right in proportion
-to its probability to come next where its categories are those words, and not otherwise; where no item has exactly
-these, those that have most of them come first (`WordMatches`). Our recommendations and the baselines' are ranked by this rule.
+to its probability to come next where its categories are those words, and not otherwise. Where no item has exactly
+these, those that have most of them come first (`WordMatches`). Our recommendations and the baselines' are ranked so.
 """
 
 from __future__ import annotations
