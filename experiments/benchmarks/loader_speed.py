@@ -46,7 +46,7 @@ def main(
     print(f"{'examples filled a second, a core':34}{fill_speed(data):14,.0f}")
     flops = model_flops(config) / config.loader.batch_size * size
     for name, chip in CHIPS.items():
-        print(f"{f'{name} chips fed at {MFU:.0%} MFU':34}{planned * flops / (MFU * chip.flops):14,.0f}")
+        print(f"{f'{name} chips fed at {MFU:.0%} MFU':34}{planned * flops / (MFU * chip.flops):14,.1f}")
     read(data, batches)
 
 
