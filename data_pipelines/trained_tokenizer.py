@@ -56,8 +56,8 @@ class TrainedTokenizer:
         """Of one text."""
         return {"input_ids": self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}
 
-    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
-        return [self.backend_tokenizer.id_to_token(id) or "" for id in ids]
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[Any]:
+        return [self.backend_tokenizer.id_to_token(id) for id in ids]
 
     def decode(self, ids: Sequence[int], **_: Any) -> str:
         return self.backend_tokenizer.decode(ids, skip_special_tokens=False)

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.unimp_jax.interop.support import all_logits, batch_of, imported
+from tests.unimp_jax.models import drawn
 from unimp_jax.batch import Batch
 from unimp_jax.interop import open_flamingo
 from unimp_jax.interop.importing import ImportConfig, import_weights
@@ -133,7 +134,7 @@ def loaded(name: str) -> UniMP:
     weights = open_weights(GOLDEN / name / "model.safetensors")
     keys = list(weights.arrays)
     table = open_flamingo.table(config, open_flamingo.tabulate_by_keys(keys), open_flamingo.vision_table(keys))
-    graph, state = nnx.split(UniMP(config, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(drawn(config))
     (state,) = place((state,), match([WeightSource(weights, table)], model_shapes(config)).arrays())
     return nnx.merge(graph, state)
 
