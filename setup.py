@@ -28,6 +28,7 @@ setup(
         "grain>=0.2.15,<0.3",
         "array-record>=0.8,<0.9",
         "tensorflow-datasets>=4.9.9,<5",
+        "protobuf>=4.25",
         "importlib_resources>=6",  # which tensorflow-datasets uses and does not ask for
         "transformers>=5,<6",
         "tokenizers>=0.22,<0.24",

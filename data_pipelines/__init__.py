@@ -5,7 +5,7 @@ source or to add a task; they are imported when they are first asked for:
 
     SOURCES, find_source            the data sets by name, each a TFDS builder
     RecordBuilder, Source           what a data set is: a builder that opens its table of interactions and its items
-    Selection                       which part of a source is prepared
+    SourceSelection                       which part of a source is prepared
     read_items, read_users          the records of a prepared source
     Item, User, Interaction         what records are
     Corpus, build_corpus            all records as arrays, with what is held out
@@ -20,7 +20,7 @@ _MODULES = {
     "sources.registry": ("SOURCES", "find_source"),
     "sources.builder": ("RecordBuilder",),
     "sources.source": ("Source",),
-    "sources.selection": ("Selection",),
+    "sources.selection": ("SourceSelection",),
     "records": ("read_items", "read_users"),
     "schema": ("Item", "User", "Interaction"),
     "corpus": ("Corpus", "build_corpus"),

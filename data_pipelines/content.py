@@ -1,4 +1,4 @@
-"""What items are made of, as frozen feature vectors: attributes, popularity, ratings, and vectors of encoders.
+"""What items are made of, as frozen feature vectors: attributes, popularity, ratings, company, and encoders' vectors.
 
 An item's embedding row is a free row plus a projection of its content (`unimp_jax.model.decoder.Embeddings`), so that
 what is learnt of one item is known of those like it. Counts and ratings are those of training interactions alone.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.co_occurrence import co_occurrence_vectors
 from data_pipelines.corpus import TRAIN, Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.item_vectors import read_vectors
@@ -23,6 +24,12 @@ RATING_PRIOR = 6.0
 """An item's mean rating counts as if so many ratings more had been the mean of all."""
 WELL_RATED = 10
 """With more training interactions than this, an item's mean rating is also given apart: it can be relied on."""
+
+RATING_FEATURES = 3
+RATING_DEVIATION = 2.0
+"""Of mean ratings, which say more of a rating to come than any other feature."""
+CO_OCCURRENCE_DEVIATION = 0.6
+"""Of each vector of co-occurrence; the 64 of them together are then about as long as all else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +44,27 @@ class ContentConfig:
     """The logarithm of an item's training interactions."""
     rating: bool = False
     """Its mean rating in training, drawn towards that of all items."""
+    co_occurrence: int = 0
+    """So many vectors of which items the same users met near one another in training (`co_occurrence_vectors`)."""
     vectors: tuple[Path, ...] = ()
     """Files of vectors by item id, as `unimp features` writes them: of text or image encoders, or your own."""
     components: int = 64
     """Of the vectors of each file, the first so many principal components."""
 
     def __post_init__(self) -> None:
-        if self.least_items < 1 or self.components < 1:
-            raise ValueError(f"content: least_items and components must be at least 1, not {self}")
+        if self.least_items < 1 or self.components < 1 or self.co_occurrence < 0:
+            raise ValueError(
+                f"content: least_items and components must be at least 1, and co_occurrence at least 0, not {self}"
+            )
 
     @property
     def is_empty(self) -> bool:
-        return not (self.attributes or self.popularity or self.rating or self.vectors)
+        return not (self.attributes or self.popularity or self.rating or self.co_occurrence or self.vectors)
+
+    @property
+    def interaction_features(self) -> int:
+        """How many features, the last ones, are of interactions."""
+        return self.popularity + RATING_FEATURES * self.rating + self.co_occurrence
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,8 +84,12 @@ class Content:
         return self.items.shape[1]
 
 
-def build_content(corpus: Corpus, config: ContentConfig) -> Content:
-    """The content of all items.
+def build_content(corpus: Corpus, config: ContentConfig, known: int | None = None) -> Content:
+    """The content of all items; features of interactions (popularity, ratings, co-occurrence) are the last.
+
+    Args:
+      known: so many items, from the first on, are what features, scales and components are made of; those behind them
+        are new, and their features of interactions are 0, which is the mean. None: all are known.
 
     Raises:
       DataError: an attribute is not in the source, or a file of vectors cannot be read or does not know an item.
@@ -78,16 +98,23 @@ def build_content(corpus: Corpus, config: ContentConfig) -> Content:
     categories: dict[str, int] = {}
     if config.attributes:
         columns, values = multi_hot(
-            [attribute_values(corpus, config, item) for item in range(corpus.num_items)], config
+            [attribute_values(corpus, config, item) for item in range(corpus.num_items)], config, known
         )
         categories = {value: column for (name, value), column in columns.items() if name == CATEGORY}
         parts.append(values)
+    for path in config.vectors:
+        parts.append(principal_components(read_vectors(path, corpus.item_ids, known), config.components, known))
     if config.popularity:
-        parts.append(standardised(np.log1p(training_counts(corpus))[:, None]))
+        parts.append(standardised(np.log1p(training_counts(corpus))[:, None], known))
     if config.rating:
-        parts.append(mean_ratings(corpus))
-    parts += [principal_components(read_vectors(path, corpus.item_ids), config.components) for path in config.vectors]
-    return Content(np.concatenate(parts, axis=1).astype(np.float32), categories)
+        parts.append(RATING_DEVIATION * mean_ratings(corpus, known))
+    if config.co_occurrence:
+        vectors = co_occurrence_vectors(corpus, config.co_occurrence, known)
+        parts.append(CO_OCCURRENCE_DEVIATION * standardised(vectors, known))
+    items = np.concatenate(parts, axis=1).astype(np.float32)
+    if known is not None:
+        items[known:, items.shape[1] - config.interaction_features :] = 0
+    return Content(items, categories)
 
 
 def token_content(content: Content, vocabulary: Vocabulary) -> np.ndarray:
@@ -121,14 +148,15 @@ def attribute_values(corpus: Corpus, config: ContentConfig, item: int) -> list[t
 
 
 def multi_hot(
-    values: list[list[tuple[str, str]]], config: ContentConfig
+    values: list[list[tuple[str, str]]], config: ContentConfig, known: int | None = None
 ) -> tuple[dict[tuple[str, str], int], np.ndarray]:
-    """(the column of each value that enough items have; float32 [I, columns], each row of length `ATTRIBUTE_NORM`).
+    """(the column of each value that enough known items have; float32 [I, columns], each row of length
+    `ATTRIBUTE_NORM`).
 
     Raises:
       DataError: no item has one of the attributes.
     """
-    counts = collections.Counter(pair for pairs in values for pair in pairs)
+    counts = collections.Counter(pair for pairs in values[:known] for pair in pairs)
     missing = [name for name in config.attributes if not any(name == found for found, _ in counts)]
     if missing:
         raise DataError(f"content.attributes: no item of this source has {missing[0]!r}")
@@ -146,7 +174,7 @@ def training_counts(corpus: Corpus) -> np.ndarray:
     return np.bincount(corpus.items[corpus.splits == TRAIN], minlength=corpus.num_items)
 
 
-def mean_ratings(corpus: Corpus) -> np.ndarray:
+def mean_ratings(corpus: Corpus, known: int | None = None) -> np.ndarray:
     """Of each item, its mean rating in training drawn towards that of all, whether it has one, and the mean again
     where it can be relied on: float32 [I, 3]."""
     rated = (corpus.splits == TRAIN) & ~np.isnan(corpus.ratings)
@@ -154,25 +182,27 @@ def mean_ratings(corpus: Corpus) -> np.ndarray:
     counts = np.bincount(items, minlength=corpus.num_items)
     above = np.bincount(items, ratings - ratings.mean() if len(ratings) else ratings, minlength=corpus.num_items)
     means = above / (counts + RATING_PRIOR)
-    means /= means.std() or 1.0
+    means /= means[:known].std() or 1.0
     return np.stack([means, counts > 0, means * (counts > WELL_RATED)], axis=1).astype(np.float32)
 
 
-def standardised(values: np.ndarray) -> np.ndarray:
-    """Of mean 0 and deviation 1 by column; a column that is the same everywhere becomes 0."""
-    deviations = values.std(axis=0)
-    return (values - values.mean(axis=0)) / np.where(deviations > 0, deviations, 1)
+def standardised(values: np.ndarray, known: int | None = None) -> np.ndarray:
+    """Of mean 0 and deviation 1 by column, over known rows; a column that is the same in all of these becomes 0."""
+    deviations = values[:known].std(axis=0)
+    scaled = (values - values[:known].mean(axis=0)) / np.where(deviations > 0, deviations, 1)
+    return np.where(deviations > 0, scaled, 0)
 
 
-def principal_components(vectors: np.ndarray, count: int) -> np.ndarray:
+def principal_components(vectors: np.ndarray, count: int, known: int | None = None) -> np.ndarray:
     """The first components of vectors over the catalogue, the largest of deviation 1 and the others whitened by half.
 
     Args:
       vectors: [I, F]; with at most `count` features, they are only standardised.
+      known: so many rows, from the first on, are the catalogue; None: all.
     """
     if vectors.shape[1] <= count:
-        return standardised(vectors)
-    centred = vectors.astype(np.float64) - vectors.mean(axis=0)
-    variances, directions = np.linalg.eigh(centred.T @ centred / len(centred))
+        return standardised(vectors, known)
+    centred = vectors.astype(np.float64) - vectors[:known].mean(axis=0)
+    variances, directions = np.linalg.eigh(centred[:known].T @ centred[:known] / len(centred[:known]))
     variances, directions = np.maximum(variances[::-1][:count], 0), directions[:, ::-1][:, :count]
     return centred @ directions / ((variances * variances[:1]) ** 0.25 + 1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -55,7 +56,12 @@ class Corpus:
     def num_users(self) -> int:
         return len(self.user_ids)
 
-    @property
+    @functools.cached_property
+    def has_categories(self) -> np.ndarray:
+        """The items that have categories to search them by: bool [I]."""
+        return np.fromiter(map(bool, self.categories), bool, self.num_items)
+
+    @functools.cached_property
     def rating_levels(self) -> list[float]:
         """The distinct ratings of the training interactions, ascending; empty where the source has none."""
         ratings = self.ratings[self.splits == TRAIN]
@@ -137,6 +143,26 @@ def with_user(corpus: Corpus, user_id: str, items: Sequence[int], ratings: Seque
         times=added(corpus.times, [NO_TIME] * len(items)),
         ratings=added(corpus.ratings, ratings),
         splits=added(corpus.splits, [TRAIN] * len(items)),
+    )
+
+
+def with_items(corpus: Corpus, items: Sequence[Item]) -> Corpus:
+    """The corpus with more items behind its own, which nobody has met.
+
+    Raises:
+      DataError: an id occurs twice.
+    """
+    known = set(corpus.item_ids)
+    for item in items:
+        if item.item_id in known:
+            raise DataError(f"item {item.item_id} occurs twice; ids must be unique in a source")
+        known.add(item.item_id)
+    return dataclasses.replace(
+        corpus,
+        item_ids=[*corpus.item_ids, *(item.item_id for item in items)],
+        titles=[*corpus.titles, *(item.title for item in items)],
+        attributes=[*corpus.attributes, *(item.attributes for item in items)],
+        categories=[*corpus.categories, *(item.categories for item in items)],
     )
 
 

@@ -52,6 +52,11 @@ class ImageCodes:
         """Which items have an image: bool [I]."""
         return (self.codes != -1).any(axis=1)
 
+    def with_items(self, item_ids: Sequence[str]) -> ImageCodes:
+        """The same with more items behind these, without an image."""
+        none = np.full((len(item_ids), self.codes_per_image), -1, np.int32)
+        return dataclasses.replace(self, item_ids=(*self.item_ids, *item_ids), codes=np.concatenate([self.codes, none]))
+
     def tokens(self) -> list[str]:
         """The names of all codes: img_0, img_1, …"""
         return [f"img_{code}" for code in range(self.num_codes)]

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_pipelines.errors import DataError
-from data_pipelines.opening import open_image
+from data_pipelines.image_decoding import decode_image
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def decode(encoded: bytes, size: int, fit: Fit) -> np.ndarray:
       DataError: the bytes are not a whole image.
     """
     try:
-        image = open_image(encoded, at_least=2 * size)
+        image = decode_image(encoded, at_least=2 * size)
     except DataError as error:
         raise DataError(f"not a readable image ({error})") from error
     if fit == "crop":

@@ -29,8 +29,11 @@ def write_vectors(path: Path, item_ids: Sequence[str], vectors: np.ndarray) -> N
         pq.write_table(pa.table({"item_id": pa.array(item_ids, pa.string()), "vector": column}), partial)
 
 
-def read_vectors(path: Path, item_ids: Sequence[str]) -> np.ndarray:
+def read_vectors(path: Path, item_ids: Sequence[str], known: int | None = None) -> np.ndarray:
     """The vectors of these items, in this order; an item that the file does not know has the mean of the others.
+
+    Args:
+      known: that mean is of so many items, from the first on; None: of all.
 
     Returns:
       float32 [I, F].
@@ -39,21 +42,21 @@ def read_vectors(path: Path, item_ids: Sequence[str]) -> np.ndarray:
       DataError: the file is missing or of another kind, has no vector of any of the items, or one that is not finite.
     """
     try:
-        known, vectors = _read(path)
+        ids, vectors = _read(path)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: `unimp features` writes such a file") from error
     except (*MISTAKES, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path}: not a file of vectors ({str(error).splitlines()[0]}); {FORMATS} is right") from error
-    places = {item_id: place for place, item_id in enumerate(known)}
-    if len(places) != len(known):
+    places = {item_id: place for place, item_id in enumerate(ids)}
+    if len(places) != len(ids):
         raise DataError(f"{path}: an item has two vectors")
     rows = np.array([places.get(item_id, -1) for item_id in item_ids], np.int64)
-    if (rows < 0).all():
+    if (rows[:known] < 0).all():
         raise DataError(f"{path} has no vector of any of the items: it was made for another catalogue")
-    found = vectors[rows[rows >= 0]]
-    if not np.isfinite(found).all():
+    if not np.isfinite(vectors[rows[rows >= 0]]).all():
         raise DataError(f"{path}: a vector has numbers that are not finite")
-    return np.where((rows >= 0)[:, None], vectors[rows], found.mean(axis=0)).astype(np.float32)
+    mean = vectors[rows[:known][rows[:known] >= 0]].mean(axis=0)
+    return np.where((rows >= 0)[:, None], vectors[rows], mean).astype(np.float32)
 
 
 def _read(path: Path) -> tuple[list[str], np.ndarray]:

@@ -1,9 +1,10 @@
 """Batches without end to train on, batches of questions to evaluate on; Grain maps, batches and prefetches.
 
-Training examples come in blocks. A block is planned whole: its questions are drawn, written and packed, its rows
-shuffled. A batch is the next `batch_size` rows, across blocks. All of this depends on the seed alone, so a position is
-two numbers, (block, row): it is the same for any number of processes, threads and devices, and any batch size can go
-on from it. Every process plans every block (microseconds an example) and fills only its own rows.
+Training examples come in blocks. A block is planned whole: its questions are drawn, the sizes of their examples found
+from the lengths of what they consist of, the examples packed, the rows shuffled. A batch is the next `batch_size` rows,
+across blocks. All of this depends on the seed alone, so a position is two numbers, (block, row): it is the same for any
+number of processes, threads and devices, and any batch size can go on from it. Every process plans every block, which
+takes microseconds an example, and writes the examples of its own rows alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import collections
 import concurrent.futures
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -19,9 +21,11 @@ import numpy as np
 from data_pipelines.images import Images
 from data_pipelines.packing import best_length, fill_row, pack
 from data_pipelines.tasks.examples import Example, RowShape
-from data_pipelines.tasks.prompt import PromptWriter
+from data_pipelines.tasks.prompt import Layouts, PromptWriter
 from data_pipelines.tasks.queries import TrainingQueries
 
+PLANNER = 2
+"""The version of `BlockPlanner`: one more wherever the same configuration comes to other rows."""
 SHORTENED = "texts of a question or answer cut to fit"
 
 
@@ -39,6 +43,8 @@ class LoaderConfig:
     """Threads that decode images."""
     prefetch: int = 4
     """Batches made ahead."""
+    planner: int = PLANNER
+    """The version of how blocks are planned, on which the order of what is trained on depends; there is one alone."""
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.block_examples, self.threads) < 1 or self.prefetch < 0:
@@ -92,20 +98,34 @@ class TrainingBatch:
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Block:
     """Examples planned together.
 
     Attributes:
-      rows: the examples of each row.
+      layouts: the examples, which are not written yet.
+      rows: the numbers of the examples of each row.
       left_out: how many could not be written as they were drawn, by what was done instead.
     """
 
-    rows: list[list[Example]]
+    layouts: Layouts
+    rows: list[list[int]]
     left_out: collections.Counter[str]
 
 
-Planned = tuple[list[list[Example]], Position, collections.Counter[str]]
+class PlannedRow(NamedTuple):
+    """The examples of a row: some of those laid out together, by number."""
+
+    layouts: Layouts
+    examples: list[int]
+
+    @property
+    def size(self) -> np.ndarray:
+        """Its tokens, images and answers: int64 [3]."""
+        return self.layouts.sizes[self.examples].sum(axis=0)
+
+
+Planned = tuple[list[PlannedRow], Position, collections.Counter[str]]
 """The rows of a global batch, the position after it, and what the blocks that begin with it leave out."""
 
 
@@ -127,7 +147,7 @@ class _PlannedIterator(grain.DatasetIterator[Planned]):
         self._block: Block | None = None
 
     def __next__(self) -> Planned:
-        rows: list[list[Example]] = []
+        rows: list[PlannedRow] = []
         left_out: collections.Counter[str] = collections.Counter()
         while len(rows) < self._batch_size:
             if self._block is None:
@@ -135,7 +155,7 @@ class _PlannedIterator(grain.DatasetIterator[Planned]):
             if not self._position.row:
                 left_out += self._block.left_out
             taken = self._block.rows[self._position.row : self._position.row + self._batch_size - len(rows)]
-            rows += taken
+            rows += [PlannedRow(self._block.layouts, examples) for examples in taken]
             self._position = Position(self._position.block, self._position.row + len(taken))
             if self._position.row >= len(self._block.rows):
                 self._position, self._block = Position(self._position.block + 1), None
@@ -148,24 +168,36 @@ class _PlannedIterator(grain.DatasetIterator[Planned]):
         self._position, self._block = Position(**state), None
 
 
+def check_planner(config: LoaderConfig) -> None:
+    """
+    Raises:
+      ValueError: the configuration is that of a run whose blocks an earlier version planned.
+    """
+    if config.planner != PLANNER:
+        raise ValueError(
+            f"loader.planner {config.planner}: blocks are planned by {PLANNER} alone; go on with the version of this "
+            "project that began the run, or train anew in another folder"
+        )
+
+
 class BlockPlanner:
-    """Block number -> its rows, each a list of examples."""
+    """Plans blocks: which questions are asked, how large their examples are, and which share a row."""
 
     def __init__(self, queries: TrainingQueries, writer: PromptWriter, config: LoaderConfig, seed: int):
+        check_planner(config)
         self._queries, self._writer, self._config, self._seed = queries, writer, config, seed
 
     def __call__(self, block: int) -> Block:
         size = self._config.block_examples
-        queries = [self._queries[number] for number in range(block * size, (block + 1) * size)]
-        examples = [self._writer.write(query) for query in queries]
+        queries, left_out = self._queries.draw(block, size)
+        layouts = self._writer.lay_out(queries)
         if self._config.packed:
-            rows = pack(np.array([example.size for example in examples]), self._writer.row_shape)
+            rows = pack(layouts.sizes, self._writer.row_shape)
         else:
             rows = [[example] for example in range(size)]
         order = np.random.default_rng((self._seed, 2, block)).permutation(len(rows))
-        left_out = collections.Counter(query.instead_of for query in queries if query.instead_of)
-        left_out += collections.Counter(SHORTENED for example in examples if example.shortened)
-        return Block([[examples[example] for example in rows[row]] for row in order], left_out)
+        left_out += collections.Counter({SHORTENED: int(layouts.shortened.sum())})
+        return Block(layouts, [rows[row] for row in order], left_out)
 
 
 def fill_batch(
@@ -203,13 +235,14 @@ def training_batches(
 
     def fill(planned: Planned) -> TrainingBatch:
         rows, next_position, left_out = planned
-        examples = [example for row in rows for example in row]
+        written = [[writer.write_planned(rows[row].layouts, one) for one in rows[row].examples] for row in own]
+        tokens, shown, _ = np.sum([row.size for row in rows], axis=0).tolist()
         return TrainingBatch(
-            arrays=fill_batch([rows[row] for row in own], writer.row_shape, images, pool),
+            arrays=fill_batch(written, writer.row_shape, images, pool),
             next_position=next_position,
-            num_examples=len(examples),
-            num_images=sum(len(example.images) for example in examples),
-            fill=sum(len(example.tokens) for example in examples) / (len(rows) * writer.row_shape.tokens),
+            num_examples=sum(len(row.examples) for row in rows),
+            num_images=shown,
+            fill=tokens / (len(rows) * writer.row_shape.tokens),
             left_out=dict(left_out),
         )
 

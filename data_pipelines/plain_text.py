@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from data_pipelines.errors import DataError
+from data_pipelines.trained_tokenizer import GENERIC, TrainedTokenizer, read_trained_tokenizer
 
 if TYPE_CHECKING:  # it takes a second or more to import
     from transformers import PreTrainedTokenizerBase
 
 LONGEST = 512
 """Characters of a word, and of a text without a limit of words: a tokenizer's work grows with the square of them."""
-GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
-"""The classes of tokenizers that transformers saves so (from version 5 on, and before)."""
 LONG_RUNS = re.compile(rf"(\S{{{LONGEST}}})\S+|(\s{{{LONGEST}}})\s+")
 
 
@@ -60,6 +59,15 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise DataError(f"no tokenizer at {name!r}: {reason}") from error
 
 
+def read_saved_tokenizer(folder: Path) -> PreTrainedTokenizerBase | TrainedTokenizer:
+    """The tokenizer that a vocabulary was saved with; raises as `read_tokenizer` does."""
+    try:
+        trained = read_trained_tokenizer(folder)
+    except Exception:  # whatever it is, transformers is known to say it
+        trained = None
+    return read_tokenizer(str(folder)) if trained is None else trained
+
+
 def is_generic(folder: Path) -> bool:
     """Whether the tokenizer of a folder is all in its `tokenizer.json`, and belongs to no kind of model.
 
@@ -72,7 +80,7 @@ def is_generic(folder: Path) -> bool:
     return described.get("tokenizer_class") in GENERIC and "auto_map" not in described
 
 
-def table_size(tokenizer: PreTrainedTokenizerBase) -> int:
+def table_size(tokenizer: PreTrainedTokenizerBase | TrainedTokenizer) -> int:
     """Rows of an embedding table that has one for every id: ids may have gaps, so it can be more than the tokens."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
@@ -85,7 +93,7 @@ class PlainText:
     out of letters, it is spelled.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | TrainedTokenizer):
         added = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items()}
         kept = {id for id, text in added.items() if text.isspace()}
         controls = {id: text for id, text in added.items() if id not in kept}

@@ -16,11 +16,12 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from data_pipelines.errors import DataError, printable, reason_of
-from data_pipelines.records import KINDS, quiet_tfds
-from data_pipelines.replacing import MADE, check_place, put_in_place, workplace
+from data_pipelines.folder_replacement import MADE, check_replaceable, replace_folder, temporary_folder
+from data_pipelines.record_features import quiet_tfds
+from data_pipelines.records import KINDS
 from data_pipelines.sources.checks import Faults, OnBad
 from data_pipelines.sources.registry import find_source
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection import SourceSelection
 from data_pipelines.sources.source import Counts, Source
 from data_pipelines.sources.staging import Tally
 
@@ -31,7 +32,7 @@ class Prepared:
 
     name: str
     source: str
-    selection: Selection
+    selection: SourceSelection
     read: Counts | None
     """What the files held, before anything was left out; None where the source does not say."""
     users: int
@@ -76,7 +77,7 @@ def prepare(
     folder: Path,
     source_dir: Path | None = None,
     on_bad: OnBad = "refuse",
-    selection: Selection = Selection(),
+    selection: SourceSelection = SourceSelection(),
     name: str | None = None,
     beam_options: str | None = None,
 ) -> Prepared:
@@ -104,8 +105,8 @@ def prepare(
     place, faults, tally, opened = folder / name, Faults(on_bad), Tally(), None
     config = tfds.download.DownloadConfig(register_checksums=False, **_beam(beam_options))
     try:
-        check_place(place, KINDS, source_dir)
-        with workplace(place) as new, quiet_tfds():
+        check_replaceable(place, KINDS, source_dir)
+        with temporary_folder(place) as new, quiet_tfds():
             for kind in KINDS:
                 builder = builder_class(
                     config=kind,
@@ -120,8 +121,8 @@ def prepare(
                 opened = builder.source
             prepared = _account(name, source, selection, tally, faults, opened, start)
             (new / source / MADE).write_text(json.dumps(dataclasses.asdict(prepared), indent=1))
-            check_place(place, KINDS, source_dir)
-            put_in_place(new / source, place)
+            check_replaceable(place, KINDS, source_dir)
+            replace_folder(new / source, place)
     except DataError:
         raise
     except (tfds.download.DownloadError, NonMatchingChecksumError) as error:
@@ -147,7 +148,13 @@ def _beam(options: str | None) -> dict[str, Any]:
 
 
 def _account(
-    name: str, source: str, selection: Selection, tally: Tally, faults: Faults, opened: Source | None, start: float
+    name: str,
+    source: str,
+    selection: SourceSelection,
+    tally: Tally,
+    faults: Faults,
+    opened: Source | None,
+    start: float,
 ) -> Prepared:
     lengths = np.array(tally.lengths)
     percentiles: dict[str, Any] = {"least": 0, "median": 50, "95 %": 95, "most": 100}

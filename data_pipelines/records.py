@@ -1,19 +1,15 @@
-"""Records on disk: TFDS features of the record format, and reading them back one at a time."""
+"""Records on disk, read one at a time. TFDS writes them (`data_pipelines.record_features`) and is not needed here."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-import tensorflow_datasets as tfds
-from tensorflow_datasets.proto import tf_example_pb2
+import grain
 
 from data_pipelines.errors import DataError
+from data_pipelines.example_message import Example
 from data_pipelines.schema import Interaction, Item, User
 
 KINDS = ("items", "users")
@@ -21,36 +17,12 @@ SPLIT = "records"
 Record = TypeVar("Record")
 
 
-def _column(kind: Any) -> tfds.features.Tensor:
-    """As many values as there are, written at once; a `Sequence` would be checked and written value by value."""
-    return tfds.features.Tensor(shape=(None,), dtype=kind)
-
-
-ITEM_FEATURES = {
-    "item_id": tfds.features.Text(),
-    "title": tfds.features.Text(),
-    "attributes": {"name": _column(np.object_), "text": _column(np.object_)},
-    "categories": _column(np.object_),
-    "image": tfds.features.Tensor(shape=(), dtype=np.object_),  # encoded bytes
-}
-USER_FEATURES = {
-    "user_id": tfds.features.Text(),
-    "interactions": {
-        "item_id": _column(np.object_),
-        "time": _column(np.int64),
-        "rating": _column(np.float32),
-        "text": _column(np.object_),
-        "split": _column(np.object_),
-    },
-}
-
-
 def columns(serialized: bytes) -> dict[str, Sequence[Any]]:
     """The values of a record by name, such as `interactions/time`, as TFDS writes them.
 
     TFDS's own decoding gives the same in four times the time, in which it checks shapes and makes arrays.
     """
-    features = tf_example_pb2.Example.FromString(serialized).features.feature
+    features = Example.FromString(serialized).features.feature
     return {name: getattr(one, kind).value for name, one in features.items() if (kind := one.WhichOneof("kind"))}
 
 
@@ -83,12 +55,20 @@ class Records(Sequence[Record], Generic[Record]):
     """Prepared records by number, each read from disk when asked for."""
 
     def __init__(self, folder: Path, decode: Callable[[bytes], Record]):
+        """
+        Args:
+          folder: that one builder has filled.
+          decode: from bytes as TFDS writes them.
+
+        Raises:
+          DataError: some of its files are missing.
+        """
         self._folder: Path = folder
         self._decode = decode
-        with quiet_tfds():
-            self._source = tfds.builder_from_directory(str(folder)).as_data_source(
-                SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-            )
+        files = sorted(folder.glob(f"*-{SPLIT}.array_record-*"))  # …-00000-of-00001
+        if not files or not files[-1].name.endswith(f"-of-{len(files):05}"):
+            raise DataError(f"{folder}: files of records are missing; prepare the source again")
+        self._source = grain.sources.ArrayRecordDataSource(files)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -128,17 +108,3 @@ def read_items(source: str, folder: Path) -> Records[Item]:
 
 def read_users(source: str, folder: Path) -> Records[User]:
     return Records(record_folder(source, folder, "users"), decode_user)
-
-
-@contextlib.contextmanager
-def quiet_tfds() -> Iterator[None]:
-    """TFDS without its progress bars and greetings."""
-    tfds.disable_progress_bar()
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            yield
-    finally:
-        logger.setLevel(level)

@@ -25,10 +25,19 @@ from data_pipelines.corpus import TRAIN, Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.image_codes import ImageCodes, load_image_codes, save_image_codes
 from data_pipelines.item_codes import ItemCodes, load_codes, save_codes
-from data_pipelines.plain_text import PlainText, read_tokenizer, shortened, table_size, without_long_words
+from data_pipelines.plain_text import (
+    PlainText,
+    read_saved_tokenizer,
+    read_tokenizer,
+    shortened,
+    table_size,
+    without_long_words,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+    from data_pipelines.trained_tokenizer import TrainedTokenizer
 
 IMAGE, ANSWER, END_OF_CHUNK = "<image>", "<answer>", "<|endofchunk|>"
 FAKE = "<fake_token_around_image>"  # which Idefics was pretrained with
@@ -94,7 +103,7 @@ class Vocabulary:
       image_codes: the images of the items in codes, where they are known so.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | TrainedTokenizer
     base_size: int
     new_tokens: tuple[str, ...]
     bos: int
@@ -121,6 +130,25 @@ class Vocabulary:
     @property
     def size(self) -> int:
         return self.base_size + len(self.new_tokens)
+
+    def with_items(self, item_ids: Sequence[str]) -> Vocabulary:
+        """The same with more items behind these, each with a token behind all others.
+
+        Raises:
+          DataError: items are named by semantic ids.
+        """
+        if self.item_codes is not None:
+            raise DataError(
+                "this run names items by several codes (vocabulary.item_codes), and a new item has none; a run with a "
+                "token for each item takes new ones"
+            )
+        tokens = self.size + np.arange(len(item_ids), dtype=np.int32)
+        return dataclasses.replace(
+            self,
+            new_tokens=(*self.new_tokens, *(f"item_{item_id}" for item_id in item_ids)),
+            items=np.concatenate([self.items, tokens[:, None]]),
+            image_codes=self.image_codes and self.image_codes.with_items(item_ids),
+        )
 
     def encode(self, text: str) -> np.ndarray:
         """Base tokens of a text of the data or of a user, in which every control token is plain text: int32 [n]."""
@@ -183,7 +211,11 @@ class Vocabulary:
 
     def rating_token(self, rating: float) -> int:
         """The token of the level nearest to `rating` (the lower one of two equally near)."""
-        return int(self.ratings[np.abs(np.array(self.rating_levels) - rating).argmin()])
+        return int(self.ratings[self.nearest_levels(np.array([rating]))[0]])
+
+    def nearest_levels(self, ratings: np.ndarray) -> np.ndarray:
+        """Of each rating, the index of its level: int64 [n]."""
+        return np.abs(np.subtract.outer(ratings, self.rating_levels)).argmin(axis=1)
 
     @functools.cached_property
     def _names(self) -> dict[int, str]:
@@ -323,8 +355,8 @@ def rating_levels(corpus: Corpus, config: VocabularyConfig) -> list[float]:
 
 
 def _extend(
-    tokenizer: PreTrainedTokenizerBase, corpus: Corpus, rating_levels: Sequence[float], codes: ItemCodes | None,
-    images: ImageCodes | None, categories: Sequence[str], *, base_size: int, round_to: int,
+    tokenizer: PreTrainedTokenizerBase | TrainedTokenizer, corpus: Corpus, rating_levels: Sequence[float],
+    codes: ItemCodes | None, images: ImageCodes | None, categories: Sequence[str], *, base_size: int, round_to: int,
 ) -> Vocabulary:  # fmt: skip
     if base_size < table_size(tokenizer):
         raise DataError(
@@ -374,7 +406,7 @@ def load_vocabulary(folder: Path, corpus: Corpus) -> Vocabulary:
     """The vocabulary that `Vocabulary.save` wrote, checked against the catalogue it is to be used with."""
     try:
         saved = json.loads((folder / "new_tokens.json").read_text(encoding="utf-8"))
-        tokenizer = read_tokenizer(str(folder))
+        tokenizer = read_saved_tokenizer(folder)
         new_tokens, levels, base_size = tuple(saved["new_tokens"]), saved["rating_levels"], saved["base_size"]
         has_codes = saved.get("item_codes", (folder / CODES).exists())
         has_images, categories = saved.get("image_codes", False), saved.get("categories", [])

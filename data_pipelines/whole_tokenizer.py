@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 
 from data_pipelines.errors import DataError
 from data_pipelines.plain_text import table_size
+from data_pipelines.trained_tokenizer import TrainedTokenizer
 from data_pipelines.vocabulary import FAKE, Vocabulary
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def whole_tokenizer(vocabulary: Vocabulary) -> PreTrainedTokenizerBase:
     Raises:
       DataError: the tokenizer does not give a new token the id it must have.
     """
-    tokenizer = copy.deepcopy(vocabulary.tokenizer)
+    known = vocabulary.tokenizer
+    tokenizer = copy.deepcopy(known.to_transformers() if isinstance(known, TrainedTokenizer) else known)
     if len(tokenizer) < table_size(tokenizer):
         fill_gaps(tokenizer)
     reserved = [f"<base_reserved_{number}>" for number in range(len(tokenizer), vocabulary.base_size)]

@@ -23,8 +23,8 @@ from jax.sharding import Mesh
 from data_pipelines.records import read_items, read_users
 from experiments.config import ExperimentConfig, refuse_changes
 from experiments.parameters import abstract_parameters
+from experiments.plan.command import GIB, mesh_words
 from experiments.plan.plan import DoesNotFit, make_plan
-from experiments.plan.show import GIB, mesh_words
 from experiments.preset_run import read_training
 from experiments.step import abstract_state, make_mesh_of, optimizer_of
 from experiments.train import configure, read_run
@@ -47,7 +47,7 @@ class CheckConfig:
     num_slices: int = 1
     """So many slices of TPUs."""
     files: bool = True
-    """Look for data, the folder of the run and a start. False: where only the hosts can see them."""
+    """Look for data, the folder of the run and `init_from`. False: where only the hosts can see them."""
     read_records: int = 100_000
     """Data of at most so many users and items is read and checked as at the start of training."""
 
@@ -86,8 +86,8 @@ def check(config: CheckConfig, command: Sequence[str]) -> None:
         experiment = check_files(experiment, training.folder, config.read_records)
     else:
         print("data, folder: not looked for (--files False)")
-        if experiment.start is not None:
-            print("memory: known with the geometry of the start, which is not looked for either")
+        if experiment.init_from is not None:
+            print("memory: known with the geometry of init_from, which is not looked for either")
             return
     check_memory(experiment, training.folder if config.files else None, mesh, slices)
 
@@ -136,7 +136,7 @@ def check_files(experiment: ExperimentConfig, folder: Path, read_records: int) -
     """Checks what is on disk.
 
     Returns:
-      The configuration that training would have there, with the geometry of its start; where the data has been read,
+      The configuration that training would have there, with the geometry of `init_from`; where the data has been read,
       with the size of its vocabulary, too.
     """
     configured, before = configure(experiment, folder)
@@ -199,7 +199,8 @@ def check_memory(experiment: ExperimentConfig, folder: Path | None, mesh: Mesh, 
     kept = (bytes_a_device(state) + bytes_a_device(parameters.frozen)) / GIB
     print(f"parameters: {counts[0]:,.0f} train, {counts[1]:,.0f} are frozen; with moments {kept:.3f} GiB a device")
     if folder is not None:
-        each, frozen = (bytes_in_all(tree) / GIB for tree in (state, parameters.frozen))
+        of_leaves = ([x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)] for tree in (state, parameters.frozen))
+        each, frozen = (math.fsum(sizes) / GIB for sizes in of_leaves)
         free = shutil.disk_usage(existing(folder)).free / GIB
         most = each * (experiment.checkpoint.keep_latest + 2) + frozen  # the best one, and one that is being written
         print(f"disk: {each:.3f} GiB a checkpoint, up to {most:.3f} GiB in all; {free:.1f} GiB are free")
@@ -213,7 +214,3 @@ def check_memory(experiment: ExperimentConfig, folder: Path | None, mesh: Mesh, 
         if not estimate.fits:
             raise DoesNotFit(f"it does not fit {slices}: a device would need {needed:.2f} of {available:.0f} GiB")
         print(f"memory: {needed:.2f} of {available:.0f} GiB a device, as compiled for {slices}")
-
-
-def bytes_in_all(tree: Any) -> float:
-    return math.fsum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

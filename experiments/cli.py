@@ -7,6 +7,7 @@ the table below.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import io
 import os
@@ -17,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from data_pipelines.errors import DataError
 from data_pipelines.nearest import did_you_mean
-from experiments.mistakes import explained, nobody_reads
+from experiments.error_messages import error_message, stdout_is_closed
 
 BROKEN_PIPE = 128 + 13
 """The status of a command whose reader has gone, as shells count it."""
@@ -25,8 +26,8 @@ COMMANDS = {
     "prepare": ("experiments.prepare", "Turn a source's own files into records."),
     "train": ("experiments.train", "Train a preset, every field of which is an option; or go on training it."),
     "evaluate": ("experiments.evaluate", "Measure a run on all tasks, beside baselines."),
-    "report": ("experiments.report.command", "Write one page of a run that was evaluated, or of many."),
-    "import": ("experiments.import_weights", "Make published weights a start for `unimp train PRESET --start FOLDER`."),
+    "report": ("experiments.report.page", "Write one page of a run that was evaluated, or of many."),
+    "import": ("experiments.import_weights", "Make published weights a folder for `unimp train PRESET --init-from`."),
     "export": ("experiments.export", "Write a run as a folder that other programs load."),
     "generate": ("experiments.generate", "Answer one user's question with a trained model."),
     "features": ("experiments.item_features", "Write an encoder's vector of each item, for runs with content."),
@@ -58,12 +59,12 @@ def main() -> None:
         run_command(sys.argv[1:])
         print(end="", flush=True)  # which does nothing where standard output is closed
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and nobody_reads():
+        if isinstance(error, BrokenPipeError) and stdout_is_closed():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tells of it at its end
             sys.exit(BROKEN_PIPE)
         from unimp_jax.processes import leave_others
 
-        line = explained(error)
+        line = error_message(error)
         if line is None or os.environ.get("UNIMP_TRACEBACK"):
             leave_others(1, traceback.format_exc())
             raise
@@ -103,11 +104,16 @@ def run_command(arguments: Sequence[str]) -> None:
     name = options.command
     if name not in COMMANDS:
         raise DataError(f"there is no command {name!r}; {did_you_mean(name, COMMANDS)}There are {', '.join(COMMANDS)}")
-    configure_jax(compilation_cache=not options.no_compilation_cache)
-    import tyro
+    gc.disable()  # what is imported stays: to look for garbage in it, again and again, takes a second
+    try:
+        configure_jax(compilation_cache=not options.no_compilation_cache)
+        import tyro
 
+        command = load(name)
+    finally:
+        gc.enable()
     tyro.cli(
-        load(name),
+        command,
         prog=f"unimp {name}",
         args=gather_training(name, arguments[first + 1 :]),
         config=(tyro.conf.FlagConversionOff,),

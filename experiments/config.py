@@ -20,7 +20,7 @@ from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import NO_CODES, QueryConfig
 from data_pipelines.vocabulary import VocabularyConfig
-from experiments.former_names import with_current_names
+from experiments.former_names import with_current_names, with_former_values
 from unimp_jax.model import ModelConfig, Part
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.sharding import MeshConfig
@@ -46,9 +46,14 @@ class DataConfig:
     """What is held out: the last two interactions of everybody, or those that the source prescribes; or, as in the
     paper, the last one of a tenth of the users for validation and of a tenth for test, of whom nothing is learnt."""
     split_seed: int = 0
-    """By which the users are chosen."""
+    """By which the users, and cold items, are chosen."""
+    cold_items: float = 0.0
+    """This share of the items is kept out of training, catalogue and histories, and only asked about in evaluation, as
+    new items with rows of their content; 0: none."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.cold_items < 1:
+            raise ValueError(f"data.cold_items {self.cold_items} must be a share, 0 or more and less than 1")
         if self.split_seed < 0:
             raise ValueError(f"data.split_seed {self.split_seed} must be 0 or more")
 
@@ -94,10 +99,10 @@ class ExperimentConfig:
     training: TrainingConfig = TrainingConfig()
     loop: LoopConfig = LoopConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    start: Path | None = None
+    init_from: Path | None = None
     """A folder that `unimp import` made: parts of the model begin with its weights, and have its geometry; text is cut
-    by its tokenizer, where the vocabulary names no other. Or the folder of a run, whose latest model and vocabulary are
-    begun with, and whose step count, optimizer and position in the data are not."""
+    by its tokenizer, where the vocabulary names no other. Or the folder of a run: its latest parameters and its
+    vocabulary are taken, its step count, optimizer and position in the data are not."""
     seed: int = 0
     """Of the parameters, the order of the data and dropout."""
 
@@ -109,8 +114,10 @@ class ExperimentConfig:
             )
         if self.training.cache_features and "vision" in self.training.trains:
             raise ValueError("training: cache_features needs a frozen tower, but vision is among what trains")
-        if self.queries.needs_codes and self.vocabulary.image_codes is None and self.start is None:
+        if self.queries.needs_codes and self.vocabulary.image_codes is None and self.init_from is None:
             raise ValueError(NO_CODES)
+        if self.content.is_empty and self.init_from is None and self.model.decoder.free_row_dropout:
+            raise ValueError("model.decoder.free_row_dropout drops free rows of tokens with content; see content")
 
 
 WITHOUT_EFFECT = (
@@ -123,6 +130,12 @@ CHANGEABLE = (
     "loop.log_every", "loop.validate_every", "loop.save_every",
 )  # fmt: skip
 """What may change between a run's start and its continuation, on other hardware, say; `loop.steps` may also grow."""
+
+
+WHY_NOT = {
+    "loop.steps": " (a run may be made longer, not shorter)",
+    "loader.planner": " (rows are planned otherwise than where it was begun; that version of the project can go on)",
+}
 
 
 def among(name: str, fields: tuple[str, ...]) -> bool:
@@ -146,7 +159,7 @@ def load_config(path: Path) -> ExperimentConfig:
 def read_config(path: Path, kind: type[C]) -> C:
     """A configuration of one kind; raises as `load_config` does."""
     try:
-        saved = with_current_names(adapter(dict[str, Any]).validate_json(path.read_bytes()))
+        saved = with_former_values(with_current_names(adapter(dict[str, Any]).validate_json(path.read_bytes())))
         config = adapter(kind).validate_json(json.dumps(saved))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{path} does not exist: is {path.parent} the folder of a run?") from error
@@ -172,7 +185,7 @@ def settings(config: ExperimentConfig) -> dict[str, Any]:
 def differences(old: C, new: C) -> list[str]:
     """`field: old, now new` for each field that differs and must not, as a run goes on."""
     return [
-        f"{name}: {before}, now {after}{' (a run may be made longer, not shorter)' if name == 'loop.steps' else ''}"
+        f"{name}: {before}, now {after}{WHY_NOT.get(name, '')}"
         for name, (before, after) in _changes(old, new).items()
         if not among(name, CHANGEABLE) and not (name == "loop.steps" and after > before)
     ]

@@ -12,7 +12,8 @@ from typing import Self
 import grain
 import numpy as np
 
-from data_pipelines.content import build_content, token_content
+from data_pipelines.cold import choose_cold, without_cold
+from data_pipelines.content import Content, build_content, token_content
 from data_pipelines.corpus import VALIDATION, Corpus, build_corpus, split_by_users
 from data_pipelines.errors import DataError
 from data_pipelines.features import FeatureStore
@@ -23,11 +24,13 @@ from data_pipelines.loader import (
     ProcessShard,
     QuestionBatch,
     TrainingBatch,
+    check_planner,
     question_batches,
     training_batches,
 )
 from data_pipelines.records import read_items, read_users
 from data_pipelines.schema import Item
+from data_pipelines.tasks.base import Split
 from data_pipelines.tasks.examples import Example
 from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
 from data_pipelines.tasks.queries import TrainingQueries
@@ -41,7 +44,7 @@ PROMPTS_A_ROW = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Records:
+class PreparedSource:
     """A prepared source: its interactions in memory, its images read when asked for.
 
     Attributes:
@@ -55,8 +58,11 @@ class Records:
     read_image: Callable[[int], bytes]
 
 
-def load_records(config: DataConfig) -> Records:
+def load_records(config: DataConfig, cold: Split | None = None) -> PreparedSource:
     """
+    Args:
+      cold: what this split holds out of cold items is there, and these items are the last; None: they are not there.
+
     Raises:
       DataError: the source is not prepared, or its records contradict one another.
     """
@@ -71,7 +77,11 @@ def load_records(config: DataConfig) -> Records:
     corpus = build_corpus(without_images(), users)
     if config.split == "users":
         corpus = split_by_users(corpus, config.split_seed)
-    return Records(corpus, has_image, lambda item: items[item].image)
+    if not config.cold_items:
+        return PreparedSource(corpus, has_image, lambda item: items[item].image)
+    is_cold = choose_cold(corpus.num_items, config.cold_items, config.split_seed)
+    corpus, kept = without_cold(corpus, is_cold, cold)
+    return PreparedSource(corpus, has_image[kept], lambda item: items[int(kept[item])].image)
 
 
 def fingerprint_of(corpus: Corpus, has_image: np.ndarray, config: ExperimentConfig) -> Fingerprint:
@@ -79,7 +89,7 @@ def fingerprint_of(corpus: Corpus, has_image: np.ndarray, config: ExperimentConf
     return fingerprint(corpus, has_image, [*said, *attribute_texts(corpus, config.vocabulary)])
 
 
-def records_of(run: Path, config: ExperimentConfig, items: Collection[int]) -> Records:
+def records_of(run: Path, config: ExperimentConfig, items: Collection[int]) -> PreparedSource:
     """The data of a run, to show items of it.
 
     Args:
@@ -101,11 +111,12 @@ class ExperimentData:
     Attributes:
       corpus, vocabulary, writer, images: see their classes.
       has_image: bool [I], the items that have an image, whether it is shown or not.
+      known_items: so many items, from the first on, were trained on; those behind them are new.
     """
 
-    def __init__(self, config: ExperimentConfig, records: Records, vocabulary: Vocabulary):
+    def __init__(self, config: ExperimentConfig, records: PreparedSource, vocabulary: Vocabulary):
         self.config, self.corpus, self.vocabulary = config, records.corpus, vocabulary
-        self.has_image = records.has_image
+        self.has_image, self.known_items = records.has_image, records.corpus.num_items
         attributes = attribute_texts(records.corpus, config.vocabulary)
         self.writer = PromptWriter(
             records.corpus,
@@ -164,6 +175,12 @@ class ExperimentData:
         Raises:
           DataError, ValueError: as of `training_queries`.
         """
+        check_planner(self.config.loader)
+        if self.config.data.cold_items and (self.vocabulary.depth > 1 or not self.features.shape[1]):
+            raise ValueError(
+                "data.cold_items: a cold item is known by content.attributes or content.vectors and has a token of its "
+                "own; set one of them, and no vocabulary.item_codes"
+            )
         notes = [*self.training_queries.notes, *long_texts(self.writer, self.training_queries.tasks)]
         if not len(self.corpus.held_out(VALIDATION)[0]):
             notes.append("no validation interactions: nothing is validated, and the latest checkpoint is the best")
@@ -173,6 +190,20 @@ class ExperimentData:
         """The same with other users, who meet the same items."""
         other = copy.copy(self)
         other.corpus, other.writer = corpus, self.writer.of(corpus)
+        return other
+
+    def with_items(self, records: PreparedSource) -> ExperimentData:
+        """The data of a run with more items behind those that it was trained on; they have tokens of their own.
+
+        Args:
+          records: of all of these items.
+
+        Raises:
+          DataError: the run names items by semantic ids.
+        """
+        vocabulary = self.vocabulary.with_items(records.corpus.item_ids[self.corpus.num_items :])
+        other = ExperimentData(self.config, records, vocabulary)
+        other.known_items = self.known_items
         return other
 
     def showing_whole(self) -> Self:
@@ -206,13 +237,24 @@ class ExperimentData:
         return question_batches(prompts, row_shape, images, self.config.loader, shard, tight=tight)
 
     @functools.cached_property
-    def content(self) -> np.ndarray:
-        """What each new token stands for: float32 [new tokens, K].
+    def item_content(self) -> Content:
+        """What items are made of.
 
         Raises:
           DataError: as of `build_content`.
         """
-        return token_content(build_content(self.corpus, self.config.content), self.vocabulary)
+        return build_content(self.corpus, self.config.content, self.known_items)
+
+    @property
+    def content(self) -> np.ndarray:
+        """What each new token stands for: float32 [new tokens, K]."""
+        return token_content(self.item_content, self.vocabulary)
+
+    @property
+    def features(self) -> np.ndarray:
+        """What is known of items that nobody has met: float32 [I, F]."""
+        content = self.item_content
+        return content.items[:, : content.width - self.config.content.interaction_features]
 
     @property
     def has_codes(self) -> np.ndarray | None:
@@ -232,7 +274,12 @@ def sized_model(config: ExperimentConfig, vocabulary: Vocabulary, content: int =
     Args:
       content: features of the content of each new token.
     """
+    drops = config.model.decoder.free_row_dropout > 0
     decoder = dataclasses.replace(
-        config.model.decoder, vocab_size=vocabulary.base_size, new_tokens=len(vocabulary.new_tokens), content=content
+        config.model.decoder,
+        vocab_size=vocabulary.base_size,
+        new_tokens=len(vocabulary.new_tokens),
+        content=content,
+        interaction_features=config.content.interaction_features if content and drops else 0,
     )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))

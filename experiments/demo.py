@@ -25,22 +25,19 @@ SOURCE = "movielens_small"
 def demo_command(folder: Path = Path("runs/demo"), data: Path = Path("data")) -> None:
     """Prepare MovieLens, train `tiny`, evaluate it beside baselines, and report on it.
 
+    It goes on where it was interrupted; the page is `report.html` in the folder.
+
     Args:
       folder: the folder of the run.
       data: where records go.
     """
-    demo(folder, data)
-
-
-def demo(folder: Path, data: Path) -> None:
-    """Goes on where it was interrupted; the page is `report.html` in the folder."""
     start = time.perf_counter()
     if not (data / SOURCE).exists():
         print(prepare(SOURCE, data))
     codes = posters_in_codes(folder, data)
     train_run(with_images(data, codes), folder)
     trained = time.perf_counter() - start
-    evaluation = evaluate_run(folder, EvaluationConfig(sasrec_config=SASRecConfig(seconds=60.0)))
+    evaluation = evaluate_run(folder, EvaluationConfig(checkpoint="latest", sasrec_config=SASRecConfig(seconds=60.0)))
     print(show(evaluation))
     page = write_report([folder])
     print(f"\n{trained:.0f} s until trained, {time.perf_counter() - start:.0f} s in all\n{page.absolute()}")
@@ -61,5 +58,5 @@ def with_images(data: Path, codes: Path) -> ExperimentConfig:
         PRESETS["tiny"],
         data=DataConfig(SOURCE, data),
         vocabulary=dataclasses.replace(PRESETS["tiny"].vocabulary, image_codes=codes),
-        queries=dataclasses.replace(PRESETS["tiny"].queries, mix={**PRESETS["tiny"].queries.mix, "image": 1.0}),
+        queries=dataclasses.replace(PRESETS["tiny"].queries, mix={**PRESETS["tiny"].queries.mix, "image": 2.0}),
     )

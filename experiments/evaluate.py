@@ -32,10 +32,11 @@ from experiments.data import ExperimentData
 from experiments.evals import EVALS
 from experiments.evals.base import Answered, Outcome, Setting, TooFewError
 from experiments.evals.config import EvaluationConfig
-from experiments.questions import questions_of, refuse_nothing, why_none
-from experiments.results import Evaluation, Row, Table, save_evaluation
-from experiments.run import load_model, open_data
+from experiments.evals.queries import check_queries, evaluation_queries, reason_for_none
+from experiments.results import Evaluation, Row, TaskTable, save_evaluation
+from experiments.run import load_model, open_data, restore
 from unimp_jax.evaluation.bootstrap import interval, metric
+from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.processes import ProcessesConfig, join, print_once
 
 BEST = 10
@@ -68,11 +69,11 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     start = time.perf_counter()
     data, split = open_data(folder, config.mesh), config.split
     corpus = data.corpus
-    everything = {task: questions_of(data, split, task, config.users) for task in asked_tasks(data, config)}
-    refuse_nothing(data, split, everything)
+    everything = {task: evaluation_queries(data, split, task, config.users) for task in asked_tasks(data, config)}
+    check_queries(data, split, everything)
     if data.vocabulary.depth > 1 and config.beams < BEST:
         raise ValueError(f"{config.beams} beams do not find the {BEST} best items: --beams {BEST} or more do")
-    left_out = {task: why_none(data, split, task, none) for task, none in everything.items() if not none.queries}
+    left_out = {task: reason_for_none(data, split, task, none) for task, none in everything.items() if not none.queries}
     asked = {task: questions for task, questions in everything.items() if questions.queries}
     opened = {task: EVALS[task].open(data, config) for task in asked}
     place = folder / "evaluation"
@@ -85,10 +86,14 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     ranks = any(EVALS[task].needs_rankers for task in asked)
     rankers, unfit = fit_rankers(corpus, config) if ranks else ([], {})
     left_out |= unfit
+
+    def with_content(content: np.ndarray) -> Predictor:
+        return restore(folder, data.config, config.checkpoint, content)[0]
+
     answered: dict[str, Answered] = {}
     for task, questions in asked.items():
         try:
-            setting = Setting(data, predictor, questions, rankers, config, opened[task])
+            setting = Setting(data, predictor, questions, rankers, config, with_content, opened[task])
             answered[task] = EVALS[task].evaluate(setting)
         except TooFewError as error:
             left_out[task] = str(error)
@@ -134,7 +139,7 @@ def fit_rankers(corpus: Corpus, config: EvaluationConfig) -> tuple[list[Ranker],
     return rankers, left_out
 
 
-def tabulate(task: str, outcome: Outcome, seed: int) -> Table:
+def tabulate(task: str, outcome: Outcome, seed: int) -> TaskTable:
     """Means (or RMSE, F1, BLEU, … of means) with bootstrap intervals over users."""
     rows = []
     for model, per_user in outcome.metrics.items():
@@ -145,7 +150,7 @@ def tabulate(task: str, outcome: Outcome, seed: int) -> Table:
             metrics = {name: interval(values, seed=seed) for name, values in per_user.items()}
         rows.append(Row(model, metrics))
     users = len(next(iter(outcome.answers.values())))
-    return Table(task, users, outcome.larger_is_better, tuple(rows), outcome.note)
+    return TaskTable(task, users, outcome.larger_is_better, tuple(rows), outcome.note)
 
 
 def save_answers(outcome: Outcome, path: Path) -> None:

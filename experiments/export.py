@@ -28,14 +28,14 @@ from experiments.data import ExperimentData
 from experiments.restore import Checkpoint
 from experiments.results import Evaluation, load_evaluation
 from experiments.run import ALL_DEVICES, EXPERIMENT, Facts, open_model, without_content
-from experiments.vqgan.export import export_vqgan
-from experiments.vqgan.run import is_vqgan_run
+from experiments.vqgan.run import is_vqgan_run, open_vqgan
 from unimp_jax.interop import idefics, llava, open_flamingo
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import GEOMETRY
 from unimp_jax.interop.layout import Table
 from unimp_jax.interop.shards import SHARD_BYTES, refuse_existing, whole_folder, write_json
 from unimp_jax.interop.vision import last_norm
+from unimp_jax.interop.vqgan import write_vqgan
 from unimp_jax.model import ModelConfig
 from unimp_jax.sharding import MeshConfig
 
@@ -78,8 +78,11 @@ def export_command(
       run: the folder of the run.
       folder: is made.
     """
-    vqgan = is_vqgan_run(run)
-    print(export_vqgan(run, folder, config.checkpoint) if vqgan else export_run(run, folder, config))
+    if is_vqgan_run(run):
+        write_vqgan(folder, open_vqgan(run, config.checkpoint))
+        print(f"{folder}: the VQGAN of {run}, for diffusers' VQModel")
+    else:
+        print(export_run(run, folder, config))
 
 
 def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
@@ -123,7 +126,7 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
         if config.format == "idefics":
             data.vocabulary.save(temporary / EXPERIMENT / "vocabulary")  # with what `unimp generate` reads
             data.save_fingerprint(temporary / EXPERIMENT)
-            saved = without_content(dataclasses.replace(load_config(run / "config.json"), start=None))
+            saved = without_content(dataclasses.replace(load_config(run / "config.json"), init_from=None))
             save_config(saved, temporary / EXPERIMENT / "config.json")
         if config.format == "open_flamingo":
             dumped = pydantic.TypeAdapter(ModelConfig).dump_python(geometry, mode="json")

@@ -1,4 +1,4 @@
-"""Fields of saved configurations that had other names, so that runs of earlier versions are still read."""
+"""What earlier versions saved otherwise in configurations, so that their runs are still read."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ FORMER_NAMES = {
     "model.resampler.mlp_multiple": "model.resampler.mlp_ratio",
     "queries.bare_images": "queries.unconditional_rate",
     "queries.mix.preference": "queries.mix.rating",
+    "start": "init_from",
     "tasks.loss_weights.preference": "tasks.loss_weights.rating",
     "vqgan.widths": "vqgan.channels",
 }
 """Dotted name of a field as it was -> as it is. Only the last part differs."""
+
+
+FORMER_VALUES = {"loader": {"planner": 1}}
+"""By section, what fields that are not saved stood for, where that is not their default now."""
 
 
 def with_current_names(saved: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -26,3 +31,8 @@ def with_current_names(saved: dict[str, Any], prefix: str = "") -> dict[str, Any
         name = FORMER_NAMES.get(prefix + name, prefix + name).removeprefix(prefix)
         current[name] = with_current_names(value, f"{prefix}{name}.") if isinstance(value, dict) else value
     return current
+
+
+def with_former_values(saved: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as JSON with what it meant by the fields that it does not have."""
+    return saved | {name: FORMER_VALUES[name] | saved[name] for name in FORMER_VALUES if name in saved}

@@ -69,7 +69,9 @@ def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> s
     """
     options = Request(config.task, config.user, (), config.query, config.item, config.candidates)
     request = complete(options, read() if config.user is None else None)
-    data, open_model = open_to_ask(folder, config.checkpoint, records=config.data, mesh=config.mesh)
+    data, open_model = open_to_ask(
+        folder, config.checkpoint, records=config.data, new_items=config.new_items, mesh=config.mesh
+    )
     data, query = pose(data, request)
     if not 1 <= config.k <= data.corpus.num_items:
         raise DataError(f"--k is {config.k}: 1 to {data.corpus.num_items}, all items of the catalogue, is right")

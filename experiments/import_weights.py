@@ -12,9 +12,9 @@ from unimp_jax.interop.importing import ImportConfig, import_weights
 
 
 def import_command(folder: tyro.conf.Positional[Path], config: Annotated[ImportConfig, tyro.conf.arg(name="")]) -> None:
-    """Make published weights a start for `unimp train PRESET --start FOLDER`.
+    """Make published weights a folder for `unimp train PRESET --init-from`.
 
     Args:
       folder: is made, and holds the weights, their geometry and their tokenizer.
     """
-    print(f"{clean_lines(import_weights(config, folder))}\ntrain from it: unimp train PRESET --start {folder}")
+    print(f"{clean_lines(import_weights(config, folder))}\ntrain from it: unimp train PRESET --init-from {folder}")

@@ -1,4 +1,4 @@
-"""The parameters that a run starts with: drawn by the seed, pretrained ones that were imported, or another run's."""
+"""The parameters of step 0: drawn by the seed, pretrained ones that were imported, or another run's."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from experiments.parameters import Parameters, abstract_parameters, init_paramet
 from experiments.restore import restore_parameters
 from unimp_jax.interop.placing import place
 from unimp_jax.interop.start import Geometry, read_start, start_values
+from unimp_jax.model import DecoderConfig
 
 
-def is_run(start: Path) -> bool:
-    """Returns whether a start is the folder of a run."""
-    return (start / "config.json").is_file() and (start / "vocabulary").is_dir()
+def is_run(folder: Path) -> bool:
+    """Returns whether a folder is that of a run."""
+    return (folder / "config.json").is_file() and (folder / "vocabulary").is_dir()
 
 
-def vocabulary_of_start(config: ExperimentConfig) -> Path | None:
-    """Returns the folder of the vocabulary where the start is a run; None: the vocabulary is built from the data."""
-    return config.start / "vocabulary" if config.start is not None and is_run(config.start) else None
+def vocabulary_of_init(config: ExperimentConfig) -> Path | None:
+    """Returns the folder of the vocabulary of the run in `init_from`; None: it is built from the data."""
+    return config.init_from / "vocabulary" if config.init_from is not None and is_run(config.init_from) else None
 
 
-def with_start(config: ExperimentConfig) -> ExperimentConfig:
-    """Returns the experiment with the geometry, the tokenizer and the base rows of its start.
+def with_init_geometry(config: ExperimentConfig) -> ExperimentConfig:
+    """Returns the experiment with the geometry, the tokenizer and the base rows of what is in `init_from`.
 
     What is a choice of training, not of geometry, stays the experiment's: dropout, which images a token sees, and
     whether the class token, and what lies behind a last norm, is shown to a resampler or projector that is new.
 
     Raises:
-      DataError: the start is a run whose configuration cannot be read, or has no tokenizer.
-      WeightsError: the start is none.
+      DataError: it is a run whose configuration cannot be read, or has no tokenizer.
+      WeightsError: it is neither a run nor imported weights.
       ValueError: its parts do not fit the experiment's.
     """
-    if config.start is None:
+    if config.init_from is None:
         return config
-    if is_run(config.start):
-        return with_start_run(config, config.start)
-    geometry = read_start(config.start).geometry
+    if is_run(config.init_from):
+        return with_geometry_of_run(config, config.init_from)
+    geometry = read_start(config.init_from).geometry
     ours, vocabulary = config.model, config.vocabulary
     vision, gated, decoder = geometry.vision, geometry.gated, geometry.decoder
     if vision and not (geometry.resampler or geometry.projector):
@@ -55,31 +56,32 @@ def with_start(config: ExperimentConfig) -> ExperimentConfig:
         gated = dataclasses.replace(gated, attend=ours.gated.attend)
     if decoder:
         rows = decoder.vocab_size + decoder.new_tokens
-        decoder = dataclasses.replace(decoder, dropout=ours.decoder.dropout)
-        tokenizer = vocabulary.tokenizer or str(config.start / "tokenizer")
-        if not vocabulary.tokenizer and not (config.start / "tokenizer").is_dir():
-            raise DataError(f"{config.start} has no tokenizer; name the language model's with --vocabulary.tokenizer")
+        decoder = with_dropout_of(ours.decoder, decoder)
+        tokenizer = vocabulary.tokenizer or str(config.init_from / "tokenizer")
+        if not vocabulary.tokenizer and not (config.init_from / "tokenizer").is_dir():
+            raise DataError(
+                f"{config.init_from} has no tokenizer; name the language model's with --vocabulary.tokenizer"
+            )
         vocabulary = dataclasses.replace(vocabulary, tokenizer=tokenizer, base_size=max(vocabulary.base_size, rows))
     geometry = dataclasses.replace(geometry, vision=vision, gated=gated, decoder=decoder)
     return dataclasses.replace(config, model=geometry.of_model(ours), vocabulary=vocabulary)
 
 
-def with_start_run(config: ExperimentConfig, start: Path) -> ExperimentConfig:
+def with_geometry_of_run(config: ExperimentConfig, run: Path) -> ExperimentConfig:
     """Returns the experiment with the geometry and the vocabulary of a run, but its own choice of item attributes.
 
     Raises:
       ValueError: it needs codes of images that the run does not know.
     """
-    before = load_config(start / "config.json")
+    before = load_config(run / "config.json")
     ours, theirs = config.model, before.model
-    geometry, decoder = Geometry.of(theirs), dataclasses.replace(theirs.decoder, dropout=ours.decoder.dropout)
+    geometry, decoder = Geometry.of(theirs), with_dropout_of(ours.decoder, theirs.decoder)
     gated = geometry.gated and dataclasses.replace(geometry.gated, attend=ours.gated.attend)
     geometry = dataclasses.replace(geometry, gated=gated, decoder=decoder)
     shown = config.vocabulary
     if shown.image_codes not in (None, before.vocabulary.image_codes):
         raise ValueError(
-            f"a run begins with the tokens of its start, and those of {start} are not for the codes of "
-            f"{shown.image_codes}"
+            f"init_from {run}: its tokens become those of this run, and are not for the codes of {shown.image_codes}"
         )
     vocabulary = dataclasses.replace(
         before.vocabulary, attributes=shown.attributes, attribute_words=shown.attribute_words
@@ -87,24 +89,29 @@ def with_start_run(config: ExperimentConfig, start: Path) -> ExperimentConfig:
     return dataclasses.replace(config, model=geometry.of_model(ours), vocabulary=vocabulary, content=before.content)
 
 
+def with_dropout_of(ours: DecoderConfig, initial: DecoderConfig) -> DecoderConfig:
+    """Returns the geometry of an initial decoder with the experiment's own dropout."""
+    return dataclasses.replace(initial, dropout=ours.dropout, free_row_dropout=ours.free_row_dropout)
+
+
 def initial_parameters(config: ExperimentConfig, mesh: Mesh, data: ExperimentData | None = None) -> Parameters:
-    """Returns the parameters of step 0; where there is a start, its values are written in place.
+    """Returns the parameters of step 0; the values of `init_from` are written in place.
 
     Args:
       data: whose content the tokens have; without it, they have none yet.
 
     Raises:
-      WeightsError, CheckpointError: the start is damaged, or of another geometry.
-      DataError: the start is a run without a whole checkpoint.
+      WeightsError, CheckpointError: `init_from` is damaged, or of another geometry.
+      DataError: it is a run without a whole checkpoint.
     """
-    if config.start is None:
+    if config.init_from is None:
         return with_content(init_parameters(config, mesh), data)
-    if is_run(config.start):
-        return parameters_of_run(config, config.start, mesh)
-    # A start fills the parts it has, but for rows of the embeddings that only the model has.
-    filled = [part for part in read_start(config.start).geometry.parts if part != "embeddings"]
+    if is_run(config.init_from):
+        return parameters_of_run(config, config.init_from, mesh)
+    # Imported weights fill the parts they have, but for rows of the embeddings that only the model has.
+    filled = [part for part in read_start(config.init_from).geometry.parts if part != "embeddings"]
     parameters = init_parameters(config, mesh, filled)
-    values = start_values(config.start, config.model)
+    values = start_values(config.init_from, config.model)
     trainable, frozen = place((parameters.trainable, parameters.frozen), values)
     return with_content(dataclasses.replace(parameters, trainable=trainable, frozen=frozen), data)
 
@@ -117,16 +124,16 @@ def with_content(parameters: Parameters, data: ExperimentData | None) -> Paramet
     return dataclasses.replace(parameters, frozen=frozen)
 
 
-def parameters_of_run(config: ExperimentConfig, start: Path, mesh: Mesh) -> Parameters:
+def parameters_of_run(config: ExperimentConfig, run: Path, mesh: Mesh) -> Parameters:
     """Returns the parameters of a run's latest checkpoint, divided into what trains here and what does not.
 
     Each is read in the dtype and the sharding that it has here, and is nowhere else.
     """
     here = abstract_parameters(config, mesh)
     arrays = dict([*nnx.to_flat_state(here.trainable), *nnx.to_flat_state(here.frozen)])
-    there = abstract_parameters(dataclasses.replace(load_config(start / "config.json"), mesh=config.mesh), mesh)
+    there = abstract_parameters(dataclasses.replace(load_config(run / "config.json"), mesh=config.mesh), mesh)
     there = with_values(there, arrays)
-    read, _ = restore_parameters(start, "latest", there, config.checkpoint)
+    read, _ = restore_parameters(run, "latest", there, config.checkpoint)
     return with_values(here, dict([*nnx.to_flat_state(read.trainable), *nnx.to_flat_state(read.frozen)]))
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.errors import DataError
+from data_pipelines.image_decoding import decode_image
 from data_pipelines.images import decode
-from data_pipelines.opening import open_image
 from data_pipelines.plain_text import read_tokenizer, without_long_words
 from data_pipelines.schema import Item
 from data_pipelines.vocabulary import CATEGORY, Vocabulary
@@ -178,7 +178,7 @@ def image_encoder(name: str) -> ReadAndEncode:
         raise WeightsError(f"{name}: no encoder of images ({reason(error)})") from error
 
     def read(item: Item) -> Any:
-        return processor(images=open_image(item.image), return_tensors="pt")
+        return processor(images=decode_image(item.image), return_tensors="pt")
 
     def encode(images: list[Any]) -> np.ndarray:
         inputs = {key: torch.cat([image[key] for image in images]).to(model.device) for key in images[0]}

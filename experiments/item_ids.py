@@ -23,7 +23,7 @@ from unimp_jax.evaluation.mapping import map_batches
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.model import UniMP
 from unimp_jax.processes import ProcessesConfig, join, print_once
-from unimp_jax.semantic_ids import ResidualKMeansConfig, RQVAEConfig, SemanticIdConfig, semantic_ids
+from unimp_jax.semantic_ids import SemanticIdConfig, semantic_ids
 from unimp_jax.sharding import MeshConfig
 
 
@@ -35,9 +35,7 @@ class ItemIdsConfig:
     """The vision tower's features of an item's image, the mean over patches."""
     text: bool = True
     """The embeddings of the words of its attributes, their mean."""
-    ids: SemanticIdConfig = SemanticIdConfig(
-        residual_kmeans=ResidualKMeansConfig(scaling="none"), rq_vae=RQVAEConfig(scaling="none")
-    )
+    ids: SemanticIdConfig = SemanticIdConfig()
     checkpoint: Checkpoint = "best"
     """The best by validation, or the latest."""
     mesh: MeshConfig = ALL_DEVICES

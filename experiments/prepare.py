@@ -10,7 +10,7 @@ import tyro
 from data_pipelines.prepare import prepare
 from data_pipelines.sources.checks import OnBad
 from data_pipelines.sources.registry import SOURCES
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection import SourceSelection
 from experiments.terminal import clean_lines
 
 
@@ -20,7 +20,7 @@ def prepare_command(
     source_dir: Path | None = None,
     name: str | None = None,
     on_bad: OnBad = "refuse",
-    selection: Annotated[Selection, tyro.conf.arg(name="")] = Selection(),
+    selection: Annotated[SourceSelection, tyro.conf.arg(name="")] = SourceSelection(),
     beam_options: str | None = None,
 ) -> None:
     """Turn a source's own files into records.

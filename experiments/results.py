@@ -22,7 +22,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class TaskTable:
     """All models at one task."""
 
     task: str
@@ -71,7 +71,7 @@ class Evaluation:
     source: str
     split: str
     step: int
-    tables: tuple[Table, ...]
+    tables: tuple[TaskTable, ...]
     samples: tuple[Sample, ...]
     seconds: float = 0.0
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -18,6 +19,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.fingerprint import DATA_PARTS
 from experiments.config import ExperimentConfig, load_config
 from experiments.data import ExperimentData
+from experiments.new_items import with_new_items
 from experiments.parameters import Parameters, abstract_parameters, init_parameters, take_apart
 from experiments.restore import Checkpoint, restore_parameters
 from experiments.step import to_device
@@ -25,7 +27,7 @@ from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.interop.importing import GEOMETRY, exported_values
 from unimp_jax.interop.placing import place
 from unimp_jax.model import PARTS
-from unimp_jax.sharding import ROWS, MeshConfig, make_mesh
+from unimp_jax.sharding import ROWS, MeshConfig, make_mesh, param_shardings
 from unimp_jax.training.log import read_log
 
 EXPERIMENT = "unimp"
@@ -118,7 +120,12 @@ def load_model(folder: Path, data: ExperimentData, checkpoint: Checkpoint) -> tu
 
 
 def open_to_ask(
-    folder: Path, checkpoint: Checkpoint = "best", *, records: Path | None = None, mesh: MeshConfig
+    folder: Path,
+    checkpoint: Checkpoint = "best",
+    *,
+    records: Path | None = None,
+    new_items: Path | None = None,
+    mesh: MeshConfig,
 ) -> tuple[ExperimentData, Callable[[], Predictor]]:
     """What the folder of a run, or one that was exported, can be asked with: the data, and what then opens the model.
 
@@ -127,10 +134,11 @@ def open_to_ask(
     Args:
       checkpoint: of a run.
       records: where the prepared records are, if not where they were in training.
+      new_items: a file of items that a run's catalogue does not have (`experiments.new_items`).
       mesh: of the devices that are here.
 
     Raises:
-      DataError: the folder is neither, or its data is not prepared.
+      DataError: the folder is neither, or its data is not prepared; or the file is bad, or the run cannot take it.
       WeightsError, CheckpointError: the weights cannot be read, when they are.
     """
     exported = (folder / EXPERIMENT / "config.json").exists()
@@ -146,46 +154,85 @@ def open_to_ask(
         data=dataclasses.replace(config.data, folder=records or config.data.folder),
         loader=dataclasses.replace(config.loader, batch_size=math.prod(shards[axis] for axis in ROWS)),
     )
+    if new_items and (exported or config.content.is_empty):
+        lacks = "is an export, which has only whole rows" if exported else "has free rows alone"
+        raise DataError(f"{folder} {lacks}: --new-items is for the folder of a run with content (--content.…)")
     data = ExperimentData.load(config, described / "vocabulary", same=["items"])
+    if new_items:
+        data = with_new_items(data, new_items)
+        return data, lambda: restore(folder, config, checkpoint, data.content)[0]
     if exported:
         return data, functools.partial(read_exported, folder, config)
     return data, lambda: restore(folder, config, checkpoint)[0]
 
 
-def restore(folder: Path, config: ExperimentConfig, checkpoint: Checkpoint) -> tuple[Predictor, int]:
+def restore(
+    folder: Path, config: ExperimentConfig, checkpoint: Checkpoint, content: np.ndarray | None = None
+) -> tuple[Predictor, int]:
     """Returns (the model of a run, the step of its checkpoint); nothing but parameters is read.
 
+    Args:
+      config: as the run was trained.
+      content: of the run's tokens and of more behind them (`ExperimentData.content`), whose rows are that alone.
+
     Raises:
-      DataError: the run has no whole checkpoint.
+      DataError: the run has no whole checkpoint, or another content.
       CheckpointError: it cannot be read.
     """
     mesh = make_mesh(config.mesh)
     parameters, step = restore_parameters(folder, checkpoint, abstract_parameters(config, mesh), config.checkpoint)
-    parameters = materialised(config, parameters, mesh)
+    added = None if content is None else added_content(parameters, content)
+    parameters = materialised(config, parameters, mesh, added)
     return to_be_asked(parameters.graph, mesh, (parameters.trainable, parameters.frozen)), step
 
 
-def materialised(config: ExperimentConfig, parameters: Parameters, mesh: Mesh) -> Parameters:
-    """The parameters of a model whose tables hold the content of tokens, which is nowhere else then."""
-    if not config.model.decoder.content:
-        return parameters
-    graph, plain = parameters.graph, abstract_parameters(without_content(config), mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, (plain.trainable, plain.frozen))
+def added_content(parameters: Parameters, content: np.ndarray) -> np.ndarray:
+    """The content of the tokens that a run was trained without.
 
-    @jax.jit(out_shardings=shardings)
-    def materialise(trainable: nnx.State, frozen: nnx.State) -> tuple[nnx.State, nnx.State]:
-        apart = take_apart(config, nnx.merge(graph, trainable, frozen).materialised())
-        return apart.trainable, apart.frozen
+    Raises:
+      DataError: that of the others is not what the run was trained with.
+    """
+    trained = np.asarray(parameters.frozen["embeddings"]["content"][...], np.float32)
+    known = content[: len(trained)]
+    if known.shape != trained.shape or not np.allclose(known, trained, rtol=0.01, atol=0.01):  # kept in bfloat16, maybe
+        raise DataError(
+            "new items need the features of the others to be those that the run was trained with, and they are not: a "
+            "file of content.vectors, or the version that computes them, has changed"
+        )
+    return content[len(trained) :]
+
+
+def materialised(
+    config: ExperimentConfig, parameters: Parameters, mesh: Mesh, added_NK: np.ndarray | None = None
+) -> Parameters:
+    """The parameters of a model whose tables hold the content of tokens, which is nowhere else then.
+
+    Args:
+      added_NK: float32, the content of N more tokens, behind the others.
+    """
+    model = nnx.merge(parameters.graph, parameters.trainable, parameters.frozen)
+    embeddings = model.embeddings
+    if embeddings.content is None:
+        return parameters
+    graph, state = nnx.split(embeddings)
+
+    def rows(state: nnx.State, added_NK: jax.Array | None) -> nnx.State:
+        tables = nnx.merge(graph, state).tables(added_NK=added_NK)
+        named = {"new": tables.new, "new_head": tables.new_head}
+        return nnx.State({name: table for name, table in named.items() if table is not None})
 
     with jax.set_mesh(mesh):
-        trainable, frozen = materialise(parameters.trainable, parameters.frozen)
-    return Parameters(plain.graph, trainable, frozen)
+        shardings = param_shardings(jax.eval_shape(rows, state, added_NK), mesh)
+        sums = jax.jit(rows, out_shardings=shardings)(state, added_NK)
+    for name, table in sums.items():
+        getattr(embeddings, name).set_value(table[...])
+    embeddings.content = embeddings.projection = embeddings.head_projection = None
+    return take_apart(config, model)
 
 
 def without_content(config: ExperimentConfig) -> ExperimentConfig:
     """The experiment of a model whose tables hold the content of tokens."""
-    decoder = dataclasses.replace(config.model.decoder, content=0)
-    model = dataclasses.replace(config.model, decoder=decoder)
+    model = dataclasses.replace(config.model, decoder=config.model.decoder.without_content)
     return dataclasses.replace(config, model=model, content=ContentConfig())
 
 

@@ -14,7 +14,7 @@ from experiments.data import ExperimentData, sized_model
 from experiments.evals import EVALS
 from experiments.evals.config import GenerateConfig
 from experiments.generate import pose
-from experiments.init import initial_parameters, vocabulary_of_start, with_start
+from experiments.init import initial_parameters, vocabulary_of_init, with_init_geometry
 from experiments.request import Request
 from experiments.restore import Checkpoint
 from experiments.run import ALL_DEVICES, open_to_ask
@@ -72,7 +72,7 @@ class TrainedRun:
 
 
 class NewRun:
-    """A model with new parameters, or those of its start, that is trained on its source; nothing is written.
+    """A model with new parameters, or those of `init_from`, that is trained on its source; nothing is written.
 
     Attributes:
       config: with the size of the vocabulary.
@@ -86,8 +86,8 @@ class NewRun:
           DataError: the source is not prepared, or there is nothing to train on.
           ValueError: parts of the configuration do not fit one another, the data or the devices.
         """
-        self._mesh, config = make_mesh_of(config), with_start(config)
-        self.data = ExperimentData.load(config, vocabulary_of_start(config))
+        self._mesh, config = make_mesh_of(config), with_init_geometry(config)
+        self.data = ExperimentData.load(config, vocabulary_of_init(config))
         self.config = sized_model(config, self.data.vocabulary, self.data.content.shape[1])
         self.data.check_training()
         with jax.set_mesh(self._mesh):

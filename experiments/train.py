@@ -26,14 +26,14 @@ from data_pipelines.tasks import TASKS
 from data_pipelines.tasks.queries import held_out_queries
 from experiments.config import ExperimentConfig, differences, load_config, note_changes, refuse_changes, save_config
 from experiments.data import ExperimentData, sized_model
+from experiments.evals.queries import evenly_spaced
 from experiments.evals.ranking import rank_catalogue
 from experiments.features import tower_features
-from experiments.init import initial_parameters, vocabulary_of_start, with_start
+from experiments.init import initial_parameters, vocabulary_of_init, with_init_geometry
 from experiments.lock import alone_in
 from experiments.parameters import Parameters, abstract_parameters
 from experiments.preset_run import PresetRun
 from experiments.provenance import note_provenance
-from experiments.questions import evenly_spread
 from experiments.step import (
     abstract_state,
     compile_step,
@@ -198,7 +198,7 @@ def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
     """
     config, before = configure(config, folder)
     if before is None:
-        data = ExperimentData.load(config, vocabulary_of_start(config))
+        data = ExperimentData.load(config, vocabulary_of_init(config))
     else:
         reconfigured = differences(before, dataclasses.replace(config, model=before.model))
         data = ExperimentData.load(config, folder / "vocabulary", same=() if reconfigured else DATA_PARTS)
@@ -214,7 +214,7 @@ def configure(config: ExperimentConfig, folder: Path) -> tuple[ExperimentConfig,
     """As far as it is known without the data.
 
     Returns:
-      (the configuration with the geometry of its start, the configuration of the run that is in the folder already).
+      (the configuration with the geometry of `init_from`, the configuration of the run that is in the folder already).
 
     Raises:
       DataError: the folder holds the run of a VQGAN.
@@ -222,13 +222,13 @@ def configure(config: ExperimentConfig, folder: Path) -> tuple[ExperimentConfig,
     if (folder / OF_VQGAN).exists():
         raise DataError(f"{folder} holds the run of a VQGAN; name another folder")
     if not (folder / "config.json").exists():
-        return with_start(config), None
+        return with_init_geometry(config), None
     before = load_config(folder / "config.json")
-    if before.start == config.start is not None and not config.start.exists():
-        ours = config.model  # the start did its part, and its geometry is known without it
+    if before.init_from == config.init_from is not None and not config.init_from.exists():
+        ours = config.model  # `init_from` did its part, and its geometry is known without it
         model = dataclasses.replace(before.model, attention=ours.attention, remat=ours.remat, unroll=ours.unroll)
         return dataclasses.replace(config, model=model, vocabulary=before.vocabulary), before
-    return with_start(config), before
+    return with_init_geometry(config), before
 
 
 def validation(
@@ -238,7 +238,7 @@ def validation(
     everybody = held_out_queries(data.corpus, "validation", "recommendation")
     if not everybody:
         return lambda _: {}
-    queries = evenly_spread(everybody, config.training.validation_users)
+    queries = evenly_spaced(everybody, config.training.validation_users)
     predictor = Predictor(graph, mesh, to_device(mesh), ())
 
     def validate(state: TrainState) -> dict[str, float]:

@@ -12,10 +12,11 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import ShardBasedBuilder
 
 from data_pipelines.errors import DataError
-from data_pipelines.records import ITEM_FEATURES, KINDS, SPLIT, USER_FEATURES
+from data_pipelines.record_features import ITEM_FEATURES, USER_FEATURES
+from data_pipelines.records import KINDS, SPLIT
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.reading import is_there
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection import SourceSelection
 from data_pipelines.sources.source import Source
 from data_pipelines.sources.staging import Tally, parts_of, read_part, reading, stage
 
@@ -33,7 +34,7 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
     PUBLISHER = ""
     """A URL to read about it."""
     SELECTS: tuple[str, ...] = ()
-    """The fields of `Selection` that it knows."""
+    """The fields of `SourceSelection` that it knows."""
     DEFAULT_CORE = (1, 1)
     """(user_core, item_core) where the selection says nothing."""
 
@@ -42,7 +43,7 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
         *args: Any,
         source_dir: Path | None = None,
         faults: Faults | None = None,
-        selection: Selection = Selection(),
+        selection: SourceSelection = SourceSelection(),
         source: Source | None = None,
         tally: Tally | None = None,
         **kwargs: Any,
@@ -58,7 +59,7 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
         Raises:
           DataError: the selection names what this source does not know.
         """
-        for choice in dataclasses.fields(Selection):
+        for choice in dataclasses.fields(SourceSelection):
             if choice.name not in self.SELECTS and getattr(selection, choice.name) != choice.default:
                 known = ", ".join(map(option, self.SELECTS)) or "no such option"
                 raise DataError(f"{self.name} does not know {option(choice.name)}; it knows {known}")
@@ -138,5 +139,5 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
 
 
 def option(name: str) -> str:
-    """The command line's name of a field of `Selection`."""
+    """The command line's name of a field of `SourceSelection`."""
     return "--" + name.replace("_", "-")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_pipelines.opening import open_image
+from data_pipelines.image_decoding import decode_image
 from data_pipelines.sources.movielens import EMBEDDED
 
 HEIGHT, QUALITY = 96, 80
@@ -33,7 +33,7 @@ def embed(source: Path, target: Path = EMBEDDED) -> None:
     with zipfile.ZipFile(source / "posters.zip") as posters, zipfile.ZipFile(target / "posters.zip", "w") as reduced:
         there = set(posters.namelist())
         for file in (f"{movie}.jpg" for movie in movies if f"{movie}.jpg" in there):
-            image = open_image(posters.read(file))
+            image = decode_image(posters.read(file))
             image.thumbnail((HEIGHT, HEIGHT), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
             image.save(buffer, "JPEG", quality=QUALITY, optimize=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from data_pipelines.errors import DataError
-from data_pipelines.opening import LARGEST_BYTES, open_image
+from data_pipelines.image_decoding import LARGEST_BYTES, decode_image
 from data_pipelines.sources.checks import Faults
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -25,7 +25,7 @@ def try_image(encoded: bytes) -> tuple[int, int]:
     Raises:
       DataError: it is no whole image; the message is only the reason.
     """
-    return open_image(encoded, TRIED).size
+    return decode_image(encoded, TRIED).size
 
 
 class ImageFiles:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from data_pipelines.errors import DataError
 from data_pipelines.sources.checks import BadField, Faults
-from data_pipelines.sources.reading import Line, read_lines
+from data_pipelines.sources.reading import TextLine, read_lines
 
 Parsed = TypeVar("Parsed")
 
@@ -95,7 +95,7 @@ def read_objects(
         raise DataError(f"{path} is empty; one object a line is needed")
 
 
-def _refuse_other_layouts(line: Line) -> None:
+def _refuse_other_layouts(line: TextLine) -> None:
     """
     Raises:
       DataError: the first line begins an array, or an object of several lines.

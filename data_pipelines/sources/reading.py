@@ -33,7 +33,7 @@ HEAD = 64
 """So many bytes are looked at to see what a file is."""
 
 
-class Line(NamedTuple):
+class TextLine(NamedTuple):
     """A line of a file of text.
 
     Attributes:
@@ -135,7 +135,7 @@ def _no_text(head: bytes) -> str:
     return ""
 
 
-def read_lines(path: Path, other: str = "") -> Iterator[Line]:
+def read_lines(path: Path, other: str = "") -> Iterator[TextLine]:
     r"""The lines of a file, empty ones too; they end in `\n`, `\r\n` or `\r`, and byte-order marks are left out.
 
     Args:
@@ -153,7 +153,7 @@ def read_lines(path: Path, other: str = "") -> Iterator[Line]:
                 fault = _not_utf_8(line)
             if fault and other:
                 line, fault = line.encode(errors="surrogateescape").decode(other), ""
-            yield Line(found.name, number, line.rstrip("\n"), fault)
+            yield TextLine(found.name, number, line.rstrip("\n"), fault)
 
 
 def _not_utf_8(line: str) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
-class Selection:
+class SourceSelection:
     """Which part of a source is prepared; what a source does not know it refuses, where it is not the default."""
 
     categories: tuple[str, ...] = ()

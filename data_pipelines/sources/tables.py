@@ -21,7 +21,7 @@ import pyarrow.csv
 
 from data_pipelines.errors import DataError
 from data_pipelines.sources.checks import SAMPLE, Faults
-from data_pipelines.sources.reading import UTF_8_MARK, Line, open_bytes, read_lines
+from data_pipelines.sources.reading import UTF_8_MARK, TextLine, open_bytes, read_lines
 from data_pipelines.sources.times import Clock
 
 BLOCK = 2**24
@@ -151,7 +151,7 @@ def read_csv(path: Path, columns: Sequence[str], faults: Faults, *, needed: bool
     Raises:
       DataError: the file cannot be read, has no header, lacks a column or a row, or most of its rows are bad.
     """
-    header, names = next(split_records(read_lines(path)), (Line(path.name, 1, ""), []))
+    header, names = next(split_records(read_lines(path)), (TextLine(path.name, 1, ""), []))
     names = [name.strip() for name in names]
     check_header(header, names, columns)
     rows = _by_arrow(path, header.number, names, columns)
@@ -179,7 +179,7 @@ def _table(name: str, rows: pl.DataFrame, faults: Faults, needed: bool) -> Table
     return Table(name, rows, faults)
 
 
-def check_header(header: Line, names: Sequence[str], columns: Sequence[str]) -> None:
+def check_header(header: TextLine, names: Sequence[str], columns: Sequence[str]) -> None:
     """
     Raises:
       DataError: the names lack a column, or have it twice; it is said what is there instead.
@@ -228,7 +228,7 @@ def _by_arrow(path: Path, skipped: int, names: Sequence[str], columns: Sequence[
 
 
 def _by_record(
-    records: Iterable[tuple[Line, list[str]]], names: Sequence[str], columns: Sequence[str], faults: Faults
+    records: Iterable[tuple[TextLine, list[str]]], names: Sequence[str], columns: Sequence[str], faults: Faults
 ) -> pl.DataFrame:
     """Columns, as text, and `line`, of records; bad ones are reported and left out.
 
@@ -252,15 +252,15 @@ def _by_record(
     return frame_of(whole(), {**dict.fromkeys(columns, pl.String), "line": pl.Int64})
 
 
-def split_records(lines: Iterator[Line]) -> Iterator[tuple[Line, list[str]]]:
+def split_records(lines: Iterator[TextLine]) -> Iterator[tuple[TextLine, list[str]]]:
     """(its first line, fields) of each record of a CSV file; empty lines between records are left out.
 
     What is wrong with a record is the line's `fault`. The record after it begins in the next line, whatever quotes are
     open.
     """
-    ahead = deque[Line]()
+    ahead = deque[TextLine]()
 
-    def following() -> Line | None:
+    def following() -> TextLine | None:
         return ahead.popleft() if ahead else next(lines, None)
 
     while (first := following()) is not None:
@@ -271,7 +271,7 @@ def split_records(lines: Iterator[Line]) -> Iterator[tuple[Line, list[str]]]:
             continue
         taken = [first]
 
-        def texts(taken: list[Line] = taken) -> Iterator[str]:
+        def texts(taken: list[TextLine] = taken) -> Iterator[str]:
             yield taken[0].text + "\n"
             while (line := following()) is not None:
                 taken.append(line)

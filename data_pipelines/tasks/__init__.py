@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from data_pipelines.tasks.base import Query, Segment, Task, TaskData
+from data_pipelines.tasks.base import Task, TaskData
 from data_pipelines.tasks.image import Image
+from data_pipelines.tasks.query import Queries, Query
 from data_pipelines.tasks.rating import Rating
 from data_pipelines.tasks.recommendation import Recommendation
 from data_pipelines.tasks.registry import TASKS, register
 from data_pipelines.tasks.search import Search
 from data_pipelines.tasks.selection import Selection
+from data_pipelines.tasks.texts import Part
 
 for task in (Recommendation(), Search(), Rating(), Selection(), Image()):
     register(task)
 
-__all__ = ["TASKS", "Query", "Segment", "Task", "TaskData", "register"]
+__all__ = ["TASKS", "Part", "Queries", "Query", "Task", "TaskData", "register"]

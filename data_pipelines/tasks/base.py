@@ -4,46 +4,17 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from data_pipelines.corpus import Corpus
 from data_pipelines.tasks.examples import int32
-from data_pipelines.tasks.texts import PromptTexts
+from data_pipelines.tasks.query import Queries, Query
+from data_pipelines.tasks.texts import Part, PromptTexts
 from data_pipelines.vocabulary import Vocabulary
 
 Split = Literal["validation", "test"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Query:
-    """One question about one user.
-
-    Attributes:
-      task: the task's name.
-      user: whose history it is.
-      position: the history is the user's interactions before this one, and this one is asked about. As many as there
-        are interactions makes the question open: it can be asked, but nobody knows the answer.
-      right: the items that are right answers, at most two, oldest first; the first is the one at `position`. An open
-        question has none, but for a rating: there it is the item asked about.
-      candidates: for selection, the three items to select from.
-      words: what is searched for, where it is not the categories of the right item.
-      unconditional: for image, whether the history and what is searched for are left out.
-      whole: whether the latest items of the history are shown whole (`TaskConfig.full_items`), not as bare ids.
-      instead_of: the question that this one replaces, in words that are counted in the log.
-    """
-
-    task: str
-    user: int
-    position: int
-    right: tuple[int, ...]
-    candidates: tuple[int, ...] = ()
-    words: str | None = None
-    unconditional: bool = False
-    whole: bool = True
-    instead_of: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,24 +37,13 @@ class TaskData:
         Args:
           has_codes: bool [I], the items whose image is known as codes; None: there are no codes.
         """
-        has_categories = np.array([bool(words) for words in corpus.categories], bool)
         none = np.zeros(corpus.num_items, bool)
-        return cls(corpus, none if has_codes is None else has_codes & has_categories, unconditional_rate)
+        can_generate = none if has_codes is None else has_codes & corpus.has_categories
+        return cls(corpus, can_generate, unconditional_rate)
 
-    def event(self, user: int, position: int) -> int:
-        """The number of an interaction among those of all users."""
-        return int(self.corpus.offsets[user]) + position
-
-    def item(self, user: int, position: int) -> int:
-        """The item of an interaction."""
-        return int(self.corpus.items[self.event(user, position)])
-
-
-class Segment(NamedTuple):
-    """A part of a question: its tokens, int32 [t], and the item whose image, if it has one, they begin with."""
-
-    tokens: np.ndarray
-    item: int | None = None
+    def events(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """The numbers of interactions among those of all users: int64 [n]."""
+        return self.corpus.offsets[users] + positions
 
 
 class Task(abc.ABC):
@@ -113,63 +73,59 @@ class Task(abc.ABC):
     """Among how many texts of a question the room that is left is shared."""
     texts_are_categories: ClassVar[bool] = False
     """Whether these texts are items' categories, and not their attributes."""
+    unasked: ClassVar[str] = ""
+    """What the log counts where a training question gives way to a recommendation; "": that is not worth counting."""
 
     def unavailable(self, data: TaskData) -> str:
         """Why nobody can be asked, in words; "" where somebody can."""
         return ""
 
-    def missing(self, data: TaskData, event: int) -> str:
-        """What an interaction lacks to be asked about, in words that follow "users"; "" where it lacks nothing."""
-        return ""
-
-    def can_ask_about(self, corpus: Corpus, item: int) -> bool:
-        """Whether an earlier item of a history can be asked about (`asked_along`)."""
-        return True
-
-    def sample(
-        self, data: TaskData, user: int, position: int, last: int, rng: np.random.Generator
-    ) -> Query | str | None:
-        """A training question about the interaction at `position`.
+    def missing(self, data: TaskData, events: np.ndarray) -> np.ndarray:
+        """What interactions lack to be asked about, in words that follow "users"; "" where they lack nothing: str [n].
 
         Args:
-          last: the position of the user's last interaction to train on; nothing after it may be looked at.
+          events: int [n], indices into the interactions of the corpus.
+        """
+        return np.full(len(events), "")
+
+    def can_ask_about(self, corpus: Corpus, items: np.ndarray) -> np.ndarray:
+        """Which earlier items of a history can be asked about (`asked_along`): bool [n]."""
+        return np.ones(len(items), bool)
+
+    def sample(
+        self, data: TaskData, asked: Queries, last: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Queries, np.ndarray]:
+        """Completes training questions, which know the user, the position and the right item there.
+
+        Args:
+          last: int [n], the position of each user's last interaction to train on; nothing after it may be looked at.
 
         Returns:
-          The question; or None, where this interaction cannot be asked about; or, where that is worth counting in the
-          log, the reason.
+          The questions, and which of them can be asked: bool [n].
         """
-        if self.missing(data, data.event(user, position)):
-            return None
-        return Query(self.name, user, position, (data.item(user, position),))
+        return asked, self.missing(data, data.events(asked.users, asked.positions)) == ""
 
     def held_out(self, data: TaskData, split: Split, user: int, position: int) -> Query | str:
         """The held-out question about the interaction at `position`, the same at every call; or why there is none."""
-        missing = self.missing(data, data.event(user, position))
-        return missing or Query(self.name, user, position, (data.item(user, position),))
+        event = int(data.corpus.offsets[user]) + position
+        missing = str(self.missing(data, np.array([event]))[0])
+        return missing or Query(self.name, user, position, (int(data.corpus.items[event]),))
 
     def is_open(self, corpus: Corpus, query: Query) -> bool:
         """Whether nobody knows the answer."""
         return not query.right
 
-    def texts(self, texts: PromptTexts, query: Query) -> list[np.ndarray]:
-        """The texts of question and answer, int32 [t] each, that may be cut where there is no room for them."""
+    def prompt(self, texts: PromptTexts, asked: Queries) -> list[Part]:
+        """What stands between the history and the words of each question, part after part."""
         return []
 
-    def prompt(self, texts: PromptTexts, query: Query, shown: Sequence[np.ndarray]) -> list[Segment]:
-        """What stands between the history and the words of the question.
-
-        Args:
-          shown: the texts of `Task.texts`, cut to the room that there is.
-        """
+    def continuation(self, texts: PromptTexts, asked: Queries) -> list[Part]:
+        """What follows the history's last id in the place of a question (`continues_history`)."""
         return []
-
-    def continuation(self, vocabulary: Vocabulary, query: Query) -> np.ndarray:
-        """What follows the history's last id in the place of a question (`continues_history`): int32 [t]."""
-        return int32()
 
     @abc.abstractmethod
-    def answer(self, texts: PromptTexts, query: Query, shown: Sequence[np.ndarray]) -> np.ndarray:
-        """The tokens of the answer to a question that is not open, without the end of the sequence: int32 [t]."""
+    def answer(self, texts: PromptTexts, asked: Queries) -> list[Part]:
+        """The answer to each question, none of which is open, without the end of the sequence."""
 
     def open_answer(self, vocabulary: Vocabulary) -> np.ndarray:
         """Tokens in the place of an answer that nobody knows, as many as an answer takes: int32 [t]."""

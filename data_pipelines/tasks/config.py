@@ -27,8 +27,8 @@ class TaskConfig:
     rated_history: bool = True
     """In rating prediction, each id of the history is followed by the rating it was given, also a target."""
     ask_every: int = 0
-    """Recommendation and search are asked along the bare ids too, before every so many-th (the first one at random),
-    and answered by the item that came; 0: only at the end."""
+    """Recommendation and search are asked along the bare ids too, before every so many-th (the first one depends on the
+    user and the position), and answered by the item that came; 0: only at the end."""
     recommendation_at: Literal["question", "last_id"] = "question"
     """Where a recommendation is answered: after its question (as the paper), or right after the last id of the history,
     without a question, as `history_targets` next_item and both teach at every id before it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,21 +59,36 @@ def int32(*numbers: int) -> np.ndarray:
 class Ragged:
     """Many short token arrays in one."""
 
-    def __init__(self, rows: Sequence[Sequence[int]]):
-        self._offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
-        self._flat = np.fromiter((token for row in rows for token in row), np.int32, self._offsets[-1])
+    def __init__(self, flat: np.ndarray, lengths: np.ndarray):
+        """
+        Args:
+          flat: int32, all rows one after the other.
+          lengths: int [rows].
+        """
+        self._flat = flat
+        self._offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        self._lengths = np.append(lengths, 0)  # row -1 is empty
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        return cls(np.fromiter((token for row in rows for token in row), np.int32, lengths.sum()), lengths)
 
     @property
     def lengths(self) -> np.ndarray:
         """int64 [rows]."""
-        return np.diff(self._offsets)
+        return self._lengths[:-1]
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._flat[self._offsets[index] : self._offsets[index + 1]]
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        """How many tokens rows have, 0 for row -1: int64, of the shape of `rows`."""
+        return self._lengths[rows]
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self._flat[self._offsets[row] : self._offsets[row + 1]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Piece:
+class TokenSpan:
     """A run of tokens, the items whose images it shows, and what it predicts where.
 
     Attributes:
@@ -94,12 +110,18 @@ class Piece:
         return np.array([len(self.tokens), len(self.images), len(self.targets)])
 
 
-def cut_longest(texts: Sequence[np.ndarray], over: int) -> list[np.ndarray]:
-    """Texts without their last tokens, `over` fewer in all if they have so many: the longest are cut, to one length."""
-    room, lengths = max(sum(map(len, texts)) - over, 0), sorted(map(len, texts))
-    for number, length in enumerate(lengths):
-        share = room // (len(lengths) - number)
-        if length > share:
-            return [text[:share] for text in texts]
-        room -= length
-    return list(texts)
+def longest_kept(lengths: np.ndarray, over: np.ndarray) -> np.ndarray:
+    """To how many tokens texts that are longer must be cut, so that they have `over` fewer in all: int64 [n].
+
+    Args:
+      lengths: int64 [n, k], of k texts that share what room there is.
+      over: int64 [n]; where it is above 0, all that is longer than the result is cut to it.
+    """
+    room = np.maximum(lengths.sum(axis=1) - over, 0)
+    ascending = np.sort(lengths, axis=1)
+    shorter = np.cumsum(ascending, axis=1) - ascending
+    shares = (room[:, None] - shorter) // np.arange(lengths.shape[1], 0, -1)
+    too_long = ascending > shares
+    first = too_long.argmax(axis=1) if lengths.shape[1] else np.zeros(len(lengths), int)
+    levels = np.take_along_axis(np.pad(shares, ((0, 0), (0, 1))), first[:, None], axis=1)[:, 0]
+    return np.where(too_long.any(axis=1), levels, sys.maxsize)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.tasks.base import Query, Segment, Task, TaskData
-from data_pipelines.tasks.texts import PromptTexts
+from data_pipelines.tasks.base import Task, TaskData
+from data_pipelines.tasks.query import Queries
+from data_pipelines.tasks.texts import Part, PromptTexts
 from data_pipelines.vocabulary import Vocabulary
 
 
@@ -29,31 +29,40 @@ class Image(Task):
     def unavailable(self, data: TaskData) -> str:
         return "" if data.can_generate.any() else "no item has both codes of an image and categories"
 
-    def missing(self, data: TaskData, event: int) -> str:
-        can_generate = data.can_generate[int(data.corpus.items[event])]
-        return "" if can_generate else "whose answer has no codes of an image, or no categories"
+    def missing(self, data: TaskData, events: np.ndarray) -> np.ndarray:
+        can_generate = data.can_generate[data.corpus.items[events]]
+        return np.where(can_generate, "", "whose answer has no codes of an image, or no categories")
 
-    def sample(self, data: TaskData, user: int, position: int, last: int, rng: np.random.Generator) -> Query | None:
-        query = super().sample(data, user, position, last, rng)
-        if not isinstance(query, Query):
-            return None
-        return dataclasses.replace(query, unconditional=rng.random() < data.unconditional_rate)
+    def sample(
+        self, data: TaskData, asked: Queries, last: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Queries, np.ndarray]:
+        unconditional = rng.random(len(asked)) < data.unconditional_rate
+        return super().sample(data, dataclasses.replace(asked, unconditional=unconditional), last, rng)
 
-    def texts(self, texts: PromptTexts, query: Query) -> list[np.ndarray]:
-        return [] if query.unconditional else [texts.query_words(query.words, query.right)]
+    def prompt(self, texts: PromptTexts, asked: Queries) -> list[Part]:
+        return [Part(texts.query, np.where(asked.unconditional, -1, 0)), texts.query_words(asked)]
 
-    def prompt(self, texts: PromptTexts, query: Query, shown: Sequence[np.ndarray]) -> list[Segment]:
-        return [] if query.unconditional else [Segment(texts.query), Segment(shown[0])]
-
-    def answer(self, texts: PromptTexts, query: Query, shown: Sequence[np.ndarray]) -> np.ndarray:
-        check_codes(texts.vocabulary)
-        return texts.vocabulary.image_tokens(query.right[0])
+    def answer(self, texts: PromptTexts, asked: Queries) -> list[Part]:
+        return [Part(ImageTokens(texts.vocabulary), asked.right[:, 0])]
 
     def open_answer(self, vocabulary: Vocabulary) -> np.ndarray:
         return np.full(check_codes(vocabulary), vocabulary.eos, np.int32)
 
     def answer_tokens(self, vocabulary: Vocabulary) -> np.ndarray:
         return vocabulary.codes
+
+
+class ImageTokens:
+    """The tokens of items' images, row by row of the image."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self._vocabulary = vocabulary
+
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.full(rows.shape, check_codes(self._vocabulary))
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self._vocabulary.image_tokens(row)
 
 
 def check_codes(vocabulary: Vocabulary) -> int:

@@ -22,18 +22,37 @@ from typing import Self
 import numpy as np
 
 from data_pipelines.corpus import Corpus
-from data_pipelines.tasks.base import Query
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import Example, Piece, RowShape, cut_longest, int32
-from data_pipelines.tasks.history import History, continues_history, up_to_last_id
-from data_pipelines.tasks.registry import TASKS, task_number
-from data_pipelines.tasks.texts import QUERY, SELECT, PromptTexts
+from data_pipelines.tasks.examples import Example, Ragged, RowShape, TokenSpan, int32, longest_kept
+from data_pipelines.tasks.history import History, Shown, continues_history, past_last_id, up_to_last_id
+from data_pipelines.tasks.query import Queries, Query
+from data_pipelines.tasks.registry import TASKS, task_at
+from data_pipelines.tasks.texts import QUERY, SELECT, Part, PromptTexts
 from data_pipelines.vocabulary import Vocabulary
 
 
 def prompt_texts(*, images: bool = False) -> tuple[str, ...]:
     """What prompts say beside the items; with `images`, the questions of tasks that need images as codes too."""
     return (*(task.question for task in TASKS.values() if images or not task.needs_codes), QUERY, SELECT)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layouts:
+    """How n examples are written, which says how large they are.
+
+    Attributes:
+      queries: what they ask.
+      longest: int64 [n], texts of question and answer are cut to so many tokens.
+      shortened: bool [n], whether there are longer ones.
+      shown: how much of their histories they show.
+      sizes: int64 [n, 3], their tokens, images and answers.
+    """
+
+    queries: Queries
+    longest: np.ndarray
+    shortened: np.ndarray
+    shown: Shown
+    sizes: np.ndarray
 
 
 class PromptWriter:
@@ -67,10 +86,11 @@ class PromptWriter:
             show_ids=config.questions_show_ids,
             image_tokens=image_tokens,
         )
-        self._questions = {
-            name: vocabulary.encode_phrase(task.question if task.begins_text else vocabulary.space + task.question)
-            for name, task in TASKS.items()
-        }
+        phrases = [
+            vocabulary.encode_phrase(task.question if task.begins_text else vocabulary.space + task.question)
+            for task in TASKS.values()
+        ]
+        self._questions = Ragged.of([[*phrase.tolist(), vocabulary.answer] for phrase in phrases])
 
     @property
     def corpus(self) -> Corpus:
@@ -100,10 +120,43 @@ class PromptWriter:
         other.row_shape, other.texts = RowShape(*[sys.maxsize] * 3), self.texts.blank()
         return other
 
-    def write(self, query: Query, *, ask: bool = False, begun: Sequence[int] = ()) -> Example:
-        """The example that asks `query`, with its answer; the oldest history that does not fit the row is left out.
+    def lay_out(self, queries: Queries, *, is_open: bool = False) -> Layouts:
+        """How examples that ask `queries` with their answers are written: the oldest history that does not fit a row is
+        left out.
 
-        Where the question and its answer alone do not fit, their texts are cut, the longest first.
+        Where a question and its answer alone do not fit, their texts are cut, the longest first.
+
+        Args:
+          is_open: whether nobody knows the answers.
+
+        Raises:
+          ValueError: a question is larger than a row even without texts.
+        """
+        count = len(queries)
+        sizes, longest = np.zeros((count, 3), np.int64), np.full(count, sys.maxsize)
+        shortened, continued = np.zeros((2, count), bool)
+        for number in np.unique(queries.tasks).tolist():
+            rows = np.flatnonzero(queries.tasks == number)
+            of_task = queries.take(rows)
+            question, answer = self._question(of_task), self._answer(of_task, is_open)
+            parts = [*question, *answer]
+            lengths = np.stack([part.lengths(len(rows)) for part in parts], axis=1)
+            texts = [part.is_text for part in parts]
+            over = 1 + lengths.sum(axis=1) - self.row_shape.tokens
+            shortened[rows], longest[rows] = over > 0, longest_kept(lengths[:, texts], over)
+            lengths[:, texts] = np.minimum(lengths[:, texts], longest[rows, None])
+            images = lengths[:, [part.is_image for part in parts]] > 0
+            counts = 1 + lengths.sum(axis=1), images.sum(axis=1), lengths[:, len(question) :].sum(axis=1)
+            sizes[rows] = np.stack(counts, axis=1)
+            continued[rows] = continues_history(task_at(number), self.config)
+        left = np.array(dataclasses.astuple(self.row_shape)) - sizes
+        self._check_room(queries, left)
+        shown = self._history().fit(queries, left)
+        sizes += shown.sizes - past_last_id(shown, self.config) * continued[:, None]
+        return Layouts(queries, longest, shortened, shown, sizes)
+
+    def write(self, query: Query, *, ask: bool = False, begun: Sequence[int] = ()) -> Example:
+        """The example that asks `query`, with its answer, as `lay_out` says.
 
         Args:
           ask: write the prompt only, up to and with the last `<answer>`, followed by `begun`, the beginning of an
@@ -111,32 +164,57 @@ class PromptWriter:
             that is not known).
 
         Raises:
-          ValueError: the question is larger than a row even without them, or open and not only to be asked.
+          ValueError: the question is larger than a row even without texts, or open and not only to be asked.
         """
-        task = TASKS[query.task]
-        query = dataclasses.replace(query, whole=self.config.ask_whole) if ask else query
-        if not ask and task.is_open(self.corpus, query):
-            raise ValueError(f"the {query.task} question {query} is open: it has no answer to write")
-        texts = task.texts(self.texts, query)
-        question, answer = self._question(query, texts), self._answer(query, texts)
-        over = 1 + len(question.tokens) + len(answer) - self.row_shape.tokens
-        if over > 0:
-            texts = cut_longest(texts, over)
-            question, answer = self._question(query, texts), self._answer(query, texts)
-        left = self._room(query, question, answer)
-        history = (
-            [] if query.unconditional else History(self.texts, self.config, query, self._whole_question).pieces(left)
-        )
-        if history and continues_history(query, self.config):
+        (example,) = self.write_all([query], ask=ask, begun=[begun])
+        return example
+
+    def write_all(
+        self, queries: Sequence[Query], *, ask: bool = False, begun: Sequence[Sequence[int]] | None = None
+    ) -> list[Example]:
+        """As `write`, of many in less time; `begun` has one beginning for each."""
+        kinds: dict[tuple[str | None, bool], list[int]] = {}
+        for number, query in enumerate(queries):
+            is_open = TASKS[query.task].is_open(self.corpus, query)
+            if not ask and is_open:
+                raise ValueError(f"the {query.task} question {query} is open: it has no answer to write")
+            kinds.setdefault((query.words, is_open), []).append(number)
+        examples: dict[int, Example] = {}
+        for (_, is_open), numbers in kinds.items():
+            asked = Queries.of([queries[number] for number in numbers])
+            if ask:
+                asked.whole[:] = self.config.ask_whole
+            layouts = self.lay_out(asked, is_open=is_open)
+            for place, number in enumerate(numbers):
+                start = begun[number] if begun else ()
+                examples[number] = self._example(layouts, place, ask=ask, begun=start, is_open=is_open)
+        return [examples[number] for number in range(len(queries))]
+
+    def write_planned(self, layouts: Layouts, number: int) -> Example:
+        """The example of one of the questions that were laid out, with its answer."""
+        return self._example(layouts, number)
+
+    def _example(
+        self, layouts: Layouts, number: int, *, ask: bool = False, begun: Sequence[int] = (), is_open: bool = False
+    ) -> Example:
+        """As `write`."""
+        query, shown = layouts.queries.take(slice(number, number + 1)), layouts.shown
+        most = int(layouts.longest[number])
+        task = task_at(int(query.tasks[0]))
+        question = self.texts.written(self._question(query), most)
+        answer = self.texts.written(self._answer(query, is_open), most).tokens
+        counts = (int(of_all[number]) for of_all in (shown.whole, shown.bare, shown.asked))
+        history = self._history().pieces(query, *counts)
+        if history and continues_history(task, self.config):
             history[-1] = up_to_last_id(history[-1], self.vocabulary.end_of_chunk)
-        pieces = [Piece(int32(self.vocabulary.bos)), *history, question]
+        pieces = [TokenSpan(int32(self.vocabulary.bos)), *history, question]
         if ask:
-            pieces.append(Piece(int32(*begun)))
+            pieces.append(TokenSpan(int32(*begun)))
         else:
-            pieces.append(Piece(answer, (), int32(), np.arange(-1, len(answer) - 1), answer, np.ones(len(answer))))
+            pieces.append(TokenSpan(answer, (), int32(), np.arange(-1, len(answer) - 1), answer, np.ones(len(answer))))
         tokens = np.concatenate([piece.tokens for piece in pieces])
         starts = np.cumsum([0, *(len(piece.tokens) for piece in pieces[:-1])])
-        shown = [piece.shown_at + start for piece, start in zip(pieces, starts, strict=True) if piece.images]
+        images = [piece.shown_at + start for piece, start in zip(pieces, starts, strict=True) if piece.images]
         if ask:
             positions, targets = int32(len(tokens) - 1), answer[len(begun) : len(begun) + 1]
             weights = np.ones(1)
@@ -147,53 +225,41 @@ class PromptWriter:
         return Example(
             tokens=tokens,
             images=int32(*(image for piece in pieces for image in piece.images)),
-            image_positions=np.concatenate([int32(), *shown]).astype(np.int32),
+            image_positions=np.concatenate([int32(), *images]).astype(np.int32),
             answer_positions=positions.astype(np.int32),
             answer_targets=targets,
-            answer_weights=(self.config.loss_weights[query.task] * weights).astype(np.float32),
-            task=task_number(query.task),
-            shortened=over > 0,
+            answer_weights=(self.config.loss_weights[task.name] * weights).astype(np.float32),
+            task=int(query.tasks[0]),
+            shortened=bool(layouts.shortened[number]),
         )
 
-    def _room(self, query: Query, question: Piece, answer: np.ndarray) -> np.ndarray:
-        """The tokens, images and answers that are left for the history: int64 [3].
-
-        Raises:
-          ValueError: there is not even room for the question and its answer.
+    def _check_room(self, queries: Queries, left: np.ndarray) -> None:
         """
-        left = np.array([self.row_shape.tokens, self.row_shape.images, self.row_shape.answers])
-        left -= [1 + len(question.tokens) + len(answer), len(question.images), len(answer)]
-        if left.min() < 0 and not query.unconditional:
+        Raises:
+          ValueError: there is not even room for a question and its answer.
+        """
+        small = np.flatnonzero((left.min(axis=1) < 0) & ~queries.unconditional)
+        if len(small):
+            query = queries[int(small[0])]
             raise ValueError(
                 f"the {query.task} question of user {self.corpus.user_ids[query.user]} exceeds {self.row_shape} "
-                f"(left: {left.tolist()}); raise row_shape or show fewer attribute words"
+                f"(left: {left[small[0]].tolist()}); raise row_shape or show fewer attribute words"
             )
-        return left
 
-    def _whole_question(self, query: Query) -> Piece:
-        return self._question(query, TASKS[query.task].texts(self.texts, query))
+    def _history(self) -> History:
+        return History(self.texts, self.config, self._question)
 
-    def _question(self, query: Query, texts: Sequence[np.ndarray]) -> Piece:
-        """What stands between the history and the answer, the last `<answer>` included."""
-        if continues_history(query, self.config):
-            return Piece(TASKS[query.task].continuation(self.vocabulary, query))
-        segments = TASKS[query.task].prompt(self.texts, query, texts)
-        starts = np.cumsum([0, *(len(segment.tokens) for segment in segments)])
-        shown = [
-            (segment.item, start)
-            for segment, start in zip(segments, starts.tolist(), strict=False)
-            if segment.item is not None and self.has_image[segment.item]
-        ]
-        tokens = [segment.tokens for segment in segments]
-        return Piece(
-            np.concatenate([*tokens, self._questions[query.task], int32(self.vocabulary.answer)]),
-            tuple(item for item, _ in shown),
-            shown_at=int32(*(start + self.texts.image_at for _, start in shown)),
-        )
+    def _question(self, queries: Queries) -> list[Part]:
+        """What stands between the history and the answer of questions of one task, the last `<answer>` included."""
+        task = task_at(int(queries.tasks[0]))
+        if continues_history(task, self.config):
+            return task.continuation(self.texts, queries)
+        return [*task.prompt(self.texts, queries), Part(self._questions, int(queries.tasks[0]))]
 
-    def _answer(self, query: Query, texts: Sequence[np.ndarray]) -> np.ndarray:
-        """The tokens after the last `<answer>`, the end of the sequence included: int32 [t]."""
-        task = TASKS[query.task]
-        is_open = task.is_open(self.corpus, query)
-        answer = task.open_answer(self.vocabulary) if is_open else task.answer(self.texts, query, texts)
-        return np.append(answer, np.int32(self.vocabulary.eos))
+    def _answer(self, queries: Queries, is_open: bool) -> list[Part]:
+        """The tokens after the last `<answer>`, the end of the sequence included."""
+        task = task_at(int(queries.tasks[0]))
+        end = Part(Ragged(int32(self.vocabulary.eos), np.ones(1, int)), 0)
+        if is_open:
+            return [Part(Ragged.of([task.open_answer(self.vocabulary).tolist()]), 0), end]
+        return [*task.answer(self.texts, queries), end]

@@ -11,8 +11,10 @@ import numpy as np
 
 from data_pipelines.corpus import TEST, TRAIN, VALIDATION, Corpus
 from data_pipelines.errors import DataError
-from data_pipelines.tasks.base import Query, Split, TaskData
-from data_pipelines.tasks.registry import TASKS, check_names, default_shares
+from data_pipelines.permutation import hashed, permuted
+from data_pipelines.tasks.base import Split, TaskData
+from data_pipelines.tasks.query import Queries, Query
+from data_pipelines.tasks.registry import TASKS, check_names, default_shares, task_at, task_number
 
 NO_CODES = (
     "queries.mix.image asks for images, but vocabulary.image_codes names no file of their codes: `unimp vqgan codes` "
@@ -51,7 +53,8 @@ class QueryConfig:
 
 
 class TrainingQueries:
-    """The endless, seeded stream of training questions: query number i is the same whoever asks for it, and when.
+    """The endless, seeded stream of training questions, drawn in blocks: a block is the same whoever asks for it, and
+    when.
 
     Every user is asked once an epoch, in a random order, about one random window of their training interactions. A task
     that a user cannot be asked about (a rating where none was given, the image of an item that has none, a selection
@@ -93,30 +96,37 @@ class TrainingQueries:
                 "this source has neither ratings, categories, enough items to select from nor images for the only "
                 f"tasks of the mix ({'; '.join(self.notes)})"
             )
-        self._names = list(TASKS)
-        self.tasks = tuple(name for name, weight in zip(self._names, weights, strict=True) if weight)
+        self.tasks = tuple(name for name, weight in zip(TASKS, weights, strict=True) if weight)
         cumulative = np.cumsum(weights)
         self._cumulative = cumulative / cumulative[-1]  # 1 exactly from the last task on that has a weight
-        self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def __getitem__(self, number: int) -> Query:
-        epoch, place = divmod(number, len(self.users))
-        if epoch != self._epoch:
-            self._order = np.random.default_rng((self.seed, 0, epoch)).permutation(self.users)
-            self._epoch = epoch
-        user = int(self._order[place])
-        rng = np.random.default_rng((self.seed, 1, number))
-        task = TASKS[self._names[int(np.searchsorted(self._cumulative, rng.random(), side="right"))]]
-        last = int(self._num_train[user]) - 1
-        first = min(self.config.window_items, last) if self.config.window == "latest" else 1
-        position = int(rng.integers(max(first, 1), last + 1))
-        query = task.sample(self._data, user, position, last, rng)
-        if not isinstance(query, Query):
-            item = self._data.item(user, position)
-            query = Query("recommendation", user, position, (item,), instead_of=query or "")
-        if self.config.whole_rate < 1:
-            query = dataclasses.replace(query, whole=rng.random() < self.config.whole_rate)
-        return query
+    def draw(self, block: int, count: int) -> tuple[Queries, collections.Counter[str]]:
+        """The questions of a block, number `block * count` of the stream and those after it.
+
+        Returns:
+          `count` questions, and how many of them replace another one, by which.
+        """
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, block]))
+        epochs, places = np.divmod(block * count + np.arange(count), len(self.users))
+        keys = hashed(np.full(count, self.seed, np.uint64)) + hashed(epochs.astype(np.uint64))
+        users = self.users[permuted(places, len(self.users), keys)]
+        tasks = np.searchsorted(self._cumulative, rng.random(count), side="right")
+        last = self._num_train[users] - 1
+        first = np.minimum(self.config.window_items, last) if self.config.window == "latest" else 1
+        positions = rng.integers(np.maximum(first, 1), last + 1)
+        whole = rng.random(count) < self.config.whole_rate
+        recommended = task_number("recommendation")
+        items = self.corpus.items[self._data.events(users, positions)]
+        queries = Queries.about(np.full(count, recommended), users, positions, items, whole)
+        replaced: collections.Counter[str] = collections.Counter()
+        for number in np.unique(tasks).tolist():
+            task, rows = task_at(number), np.flatnonzero(tasks == number)
+            asked = dataclasses.replace(queries.take(rows), tasks=tasks[rows])
+            asked, able = task.sample(self._data, asked, last[rows], rng)
+            queries.put(rows[able], asked.take(able))
+            if task.unasked:
+                replaced[task.unasked] += int((~able).sum())
+        return queries, +replaced
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from data_pipelines.tasks.base import Query, Task, item_tokens
-from data_pipelines.tasks.texts import PromptTexts
+from data_pipelines.tasks.base import Task, item_tokens
+from data_pipelines.tasks.query import Queries
+from data_pipelines.tasks.texts import Part, PromptTexts
 from data_pipelines.vocabulary import Vocabulary
 
 
@@ -21,8 +20,8 @@ class Recommendation(Task):
     begins_text = True
     continues_history = "recommendation_at"
 
-    def answer(self, texts: PromptTexts, query: Query, shown: Sequence[np.ndarray]) -> np.ndarray:
-        return texts.vocabulary.items[query.right[0]]
+    def answer(self, texts: PromptTexts, asked: Queries) -> list[Part]:
+        return [Part(texts.names, asked.right[:, 0])]
 
     def answer_tokens(self, vocabulary: Vocabulary) -> np.ndarray:
         return item_tokens(vocabulary)

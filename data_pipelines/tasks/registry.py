@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from data_pipelines.tasks.base import Task
+if TYPE_CHECKING:
+    from data_pipelines.tasks.base import Task
 
 TASKS: dict[str, Task] = {}
 
@@ -22,6 +24,11 @@ def register(task: Task) -> None:
 def task_number(name: str) -> int:
     """The place of a task in the registry, which marks its answers in a batch."""
     return list(TASKS).index(name)
+
+
+def task_at(number: int) -> Task:
+    """The task with a place in the registry."""
+    return list(TASKS.values())[number]
 
 
 def default_shares() -> dict[str, float]:

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from data_pipelines.tasks.base import Query
 from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.prompt import PromptWriter
+from data_pipelines.tasks.query import Queries, Query
 from data_pipelines.tasks.registry import TASKS
 from data_pipelines.vocabulary import NUM_CANDIDATES
 
@@ -23,7 +23,7 @@ def least_row_shape(writer: PromptWriter, task: str) -> RowShape:
     items = tuple(np.concatenate([first, others])[:NUM_CANDIDATES].tolist())
     candidates = items + items[:1] * (NUM_CANDIDATES - len(items))
     right = items[: TASKS[task].num_right]
-    return RowShape(*writer.blank().write(Query(task, 0, 0, right, candidates)).size)
+    return RowShape(*writer.blank().lay_out(Queries.of([Query(task, 0, 0, right, candidates)])).sizes[0].tolist())
 
 
 def lacking_room(writer: PromptWriter, task: str) -> str:

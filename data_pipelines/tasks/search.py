@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from data_pipelines.corpus import Corpus
-from data_pipelines.tasks.base import Query, Segment, Task, TaskData, item_tokens
-from data_pipelines.tasks.texts import PromptTexts
+from data_pipelines.tasks.base import Task, TaskData, item_tokens
+from data_pipelines.tasks.query import Queries
+from data_pipelines.tasks.texts import Part, PromptTexts
 from data_pipelines.vocabulary import Vocabulary
 
 
@@ -22,23 +21,20 @@ class Search(Task):
     texts_are_categories = True
 
     def unavailable(self, data: TaskData) -> str:
-        return "" if any(data.corpus.categories) else "no item has categories"
+        return "" if data.corpus.has_categories.any() else "no item has categories"
 
-    def can_ask_about(self, corpus: Corpus, item: int) -> bool:
-        return bool(corpus.categories[item])
+    def can_ask_about(self, corpus: Corpus, items: np.ndarray) -> np.ndarray:
+        return corpus.has_categories[items]
 
-    def missing(self, data: TaskData, event: int) -> str:
-        has_categories = self.can_ask_about(data.corpus, int(data.corpus.items[event]))
-        return "" if has_categories else "whose answer has no categories to search by"
+    def missing(self, data: TaskData, events: np.ndarray) -> np.ndarray:
+        has_categories = self.can_ask_about(data.corpus, data.corpus.items[events])
+        return np.where(has_categories, "", "whose answer has no categories to search by")
 
-    def texts(self, texts: PromptTexts, query: Query) -> list[np.ndarray]:
-        return [texts.query_words(query.words, query.right)]
+    def prompt(self, texts: PromptTexts, asked: Queries) -> list[Part]:
+        return [Part(texts.query, 0), texts.query_words(asked)]
 
-    def prompt(self, texts: PromptTexts, query: Query, shown: Sequence[np.ndarray]) -> list[Segment]:
-        return [Segment(texts.query), Segment(shown[0])]
-
-    def answer(self, texts: PromptTexts, query: Query, shown: Sequence[np.ndarray]) -> np.ndarray:
-        return texts.vocabulary.items[query.right[0]]
+    def answer(self, texts: PromptTexts, asked: Queries) -> list[Part]:
+        return [Part(texts.names, asked.right[:, 0])]
 
     def answer_tokens(self, vocabulary: Vocabulary) -> np.ndarray:
         return item_tokens(vocabulary)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.corpus import SHOWN, VALIDATION
-from data_pipelines.tasks.base import Query, Segment, Split, Task, TaskData
-from data_pipelines.tasks.texts import PromptTexts
+from data_pipelines.corpus import SHOWN, VALIDATION, Corpus
+from data_pipelines.tasks.base import Split, Task, TaskData
+from data_pipelines.tasks.query import Queries, Query
+from data_pipelines.tasks.texts import Part, PromptTexts
 from data_pipelines.vocabulary import NUM_CANDIDATES, Vocabulary
 
 PRIOR = {1: 0.5, 2: 0.5}
@@ -24,24 +24,28 @@ class Selection(Task):
     question = "Can you select the suitable item from above for the user?"
     num_right = 2
     num_texts = NUM_CANDIDATES
+    unasked = "selection where nothing is left unmet"
 
     def unavailable(self, data: TaskData) -> str:
         num_items = data.corpus.num_items
         return f"it takes {NUM_CANDIDATES} items, and the catalogue has {num_items}" * (num_items < NUM_CANDIDATES)
 
-    def sample(self, data: TaskData, user: int, position: int, last: int, rng: np.random.Generator) -> Query | str:
-        event = data.event(user, position)
-        both = position < last and rng.random() < PRIOR[2]
-        items = data.corpus.items[event : event + 1 + both].tolist()
-        right = tuple(dict.fromkeys(items))  # the same item twice in a row is one right answer
-        met = data.corpus.history(user, last + 1)  # held-out items are unknown here, so they may be offered as wrong
-        offered = draw_candidates(data.corpus.num_items, right, met, rng)
-        return Query(self.name, user, position, right, offered) if offered else "selection where nothing is left unmet"
+    def sample(
+        self, data: TaskData, asked: Queries, last: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Queries, np.ndarray]:
+        corpus, events = data.corpus, data.events(asked.users, asked.positions)
+        both = (rng.random(len(asked)) < PRIOR[2]) & (asked.positions < last)
+        following = corpus.items[events + both]
+        right = asked.right.copy()
+        right[:, 1] = np.where(following == right[:, 0], -1, following)  # the same item twice in a row is one
+        # Held-out items are unknown here, so they may be offered as wrong.
+        candidates = draw_all_candidates(corpus, right, asked.users, last + 1, rng)
+        return dataclasses.replace(asked, right=right, candidates=candidates), candidates[:, 0] >= 0
 
     def held_out(self, data: TaskData, split: Split, user: int, position: int) -> Query | str:
         """Two items are right for every second user of the test split whose last item but one was not to train on (it
         is the validation item, or only shown): that one and the test item, asked of the history before both."""
-        corpus, event = data.corpus, data.event(user, position)
+        corpus, event = data.corpus, int(data.corpus.offsets[user]) + position
         query = Query(self.name, user, position, (int(corpus.items[event]),))
         unknown = corpus.splits[event - 1] in (VALIDATION, SHOWN)
         both = split == "test" and user % 2 == 1 and position >= 2 and unknown
@@ -51,15 +55,14 @@ class Selection(Task):
         offered = draw_candidates(corpus.num_items, query.right, corpus.history(user, position + 1), rng)
         return dataclasses.replace(query, candidates=offered) if offered else ALL_MET
 
-    def texts(self, texts: PromptTexts, query: Query) -> list[np.ndarray]:
-        return [texts.attributes[item] for item in query.candidates]
+    def prompt(self, texts: PromptTexts, asked: Queries) -> list[Part]:
+        offered = enumerate(asked.candidates.T)
+        items = [part for place, items in offered for part in texts.item(items, Part(texts.selections, place))]
+        return [Part(texts.select, 0), *items]
 
-    def prompt(self, texts: PromptTexts, query: Query, shown: Sequence[np.ndarray]) -> list[Segment]:
-        offered = zip(query.candidates, shown, texts.vocabulary.selections.tolist(), strict=True)
-        return [Segment(texts.select), *(Segment(texts.item(item, text, name), item) for item, text, name in offered)]
-
-    def answer(self, texts: PromptTexts, query: Query, shown: Sequence[np.ndarray]) -> np.ndarray:
-        return texts.vocabulary.selections[sorted(query.candidates.index(item) for item in query.right)]
+    def answer(self, texts: PromptTexts, asked: Queries) -> list[Part]:
+        is_right = (asked.candidates[:, :, None] == asked.right[:, None, :]).any(axis=2) & (asked.candidates >= 0)
+        return [Part(texts.selections, np.where(right, place, -1)) for place, right in enumerate(is_right.T)]
 
     def answer_tokens(self, vocabulary: Vocabulary) -> np.ndarray:
         return vocabulary.selections
@@ -80,3 +83,33 @@ def draw_candidates(
             offered.append(item)
             refused.add(item)
     return tuple(offered[place] for place in rng.permutation(NUM_CANDIDATES))
+
+
+def draw_all_candidates(
+    corpus: Corpus, right: np.ndarray, users: np.ndarray, lengths: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """As `draw_candidates`, for many questions at once.
+
+    Of four items a question the first that will do are taken, which is enough unless much of the catalogue was met.
+
+    Args:
+      right: int [n, 2], -1 where there are fewer.
+      lengths: int [n], so many of a user's first interactions have been met.
+
+    Returns:
+      int64 [n, 3]; -1 throughout where nothing wrong is left to offer.
+    """
+    drawn = rng.integers(corpus.num_items, size=(len(users), 4))
+    starts = np.cumsum(lengths) - lengths
+    events = np.arange(lengths.sum()) + np.repeat(corpus.offsets[users] - starts, lengths)
+    met = corpus.items[events, None] == np.repeat(drawn, lengths, axis=0)
+    refused = np.logical_or.reduceat(met, starts, axis=0) | (drawn[:, :, None] == right[:, None]).any(axis=2)
+    for place in range(1, drawn.shape[1]):
+        refused[:, place] |= (drawn[:, :place] == drawn[:, place, None]).any(axis=1)
+    offered = np.concatenate([right, np.where(refused, -1, drawn)], axis=1)
+    first = np.argsort(offered < 0, axis=1, kind="stable")[:, :NUM_CANDIDATES]
+    candidates = rng.permuted(np.take_along_axis(offered, first, axis=1), axis=1)
+    for row in np.flatnonzero((candidates < 0).any(axis=1)):
+        known = tuple(item for item in right[row].tolist() if item >= 0)
+        candidates[row] = draw_candidates(corpus.num_items, known, corpus.history(users[row], lengths[row]), rng) or -1
+    return candidates

@@ -3,18 +3,62 @@
 from __future__ import annotations
 
 import copy
-import itertools
+import sys
 from collections.abc import Sequence
-from typing import Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
 from data_pipelines.corpus import Corpus
 from data_pipelines.plain_text import shortened
-from data_pipelines.tasks.examples import Ragged, int32
+from data_pipelines.tasks.examples import Ragged, TokenSpan, int32
+from data_pipelines.tasks.query import Queries
 from data_pipelines.vocabulary import Vocabulary
 
 QUERY, SELECT = "Query:", "Select from:"
+NO_EVENT = np.iinfo(np.int64).max
+"""Behind the numbers of all interactions."""
+
+
+class Table(Protocol):
+    """Rows of tokens, as `Ragged` has them; row -1 is empty."""
+
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray: ...
+
+    def __getitem__(self, row: int) -> np.ndarray: ...
+
+
+class Part(NamedTuple):
+    """What a table says in each of n questions, or answers; the size of a question is known without writing it.
+
+    Attributes:
+      table: rows of tokens.
+      rows: int [n], which row each question has, -1 for nothing; or one number, for all of them.
+      is_text: whether it is a text, which is cut where there is no room for it.
+      is_image: whether the rows are those of items, and the tokens stand for their images.
+      at_most: so many tokens of a row, the others are left out.
+    """
+
+    table: Table
+    rows: np.ndarray | int
+    is_text: bool = False
+    is_image: bool = False
+    at_most: int = sys.maxsize
+
+    def lengths(self, count: int) -> np.ndarray:
+        """The tokens of each of `count` questions: int64 [count]."""
+        lengths = self.table.lengths_of(np.broadcast_to(np.asarray(self.rows), count))
+        return lengths if self.at_most == sys.maxsize else np.minimum(lengths, self.at_most)
+
+    def of_one(self, most: int) -> np.ndarray:
+        """The tokens of the one question that there is, a text cut to `most`: int32 [t]."""
+        tokens = self.table[self.row]
+        return tokens[: min(self.at_most, most if self.is_text else sys.maxsize)]
+
+    @property
+    def row(self) -> int:
+        """That of the one question that there is."""
+        return self.rows if isinstance(self.rows, int) else int(self.rows[0])
 
 
 class PromptTexts:
@@ -24,10 +68,15 @@ class PromptTexts:
       corpus: the interactions and the items.
       vocabulary: the tokens.
       has_image: bool [I], the items that are shown with an image.
-      query, select: int32 [t], the words before a query and before items to select from.
+      query, select: the words before a query and before items to select from, one row each.
+      markers: of each item, what stands for its image, if it is shown with one.
+      marker_at: which token of that is where the image is seen.
+      names: of each item, its id.
+      ratings: of each level, its token.
+      selections: of each place among items to select from, its token.
       attributes: of each item, its attributes.
       categories: of each item, its categories, as a query.
-      explanations: by the number of an interaction, what the user wrote.
+      explanations: what users wrote, by the rows of `explanation_rows`.
     """
 
     def __init__(
@@ -51,19 +100,24 @@ class PromptTexts:
         """
         self.corpus, self.vocabulary, self.has_image = corpus, vocabulary, has_image
         self._show_ids = show_ids
-        self.image_at = vocabulary.image_marker.index(vocabulary.image)
-        marker = ([id] * (image_tokens if id == vocabulary.image else 1) for id in vocabulary.image_marker)
-        self.image_marker = tuple(itertools.chain.from_iterable(marker))
-        self.query, self.select = vocabulary.encode_phrase(QUERY), vocabulary.encode_phrase(SELECT)
-        self.attributes = Ragged(vocabulary.encode_all(attributes))
+        self.query, self.select = (Ragged.of([vocabulary.encode_phrase(said).tolist()]) for said in (QUERY, SELECT))
+        self.marker_at = vocabulary.image_marker.index(vocabulary.image)
+        marker = np.array(vocabulary.image_marker, np.int32)
+        marker = np.repeat(marker, np.where(marker == vocabulary.image, image_tokens, 1))
+        self.markers = Ragged(np.tile(marker, int(has_image.sum())), has_image * len(marker))
+        self.names, self.ratings, self.selections = (
+            Ragged(tokens.astype(np.int32).ravel(), np.full(len(tokens), tokens[:1].size))
+            for tokens in (vocabulary.items, vocabulary.ratings, vocabulary.selections)
+        )
+        self.attributes = Ragged.of(vocabulary.encode_all(attributes))
         if vocabulary.categories:
-            self.categories = Ragged([vocabulary.encode_query(words) for words in corpus.categories])
+            self.categories = Ragged.of([vocabulary.encode_query(words) for words in corpus.categories])
         else:
             categories = [vocabulary.space + shortened(", ".join(words)) for words in corpus.categories]
-            self.categories = Ragged(vocabulary.encode_all(categories))
+            self.categories = Ragged.of(vocabulary.encode_all(categories))
         written = vocabulary.encode_all([shortened(text, explanation_words) for text in corpus.texts.values()])
-        rows = zip(corpus.texts, written, strict=True)
-        self.explanations = {event: int32(*row[:explanation_tokens]) for event, row in rows}
+        self._explained = np.append(np.fromiter(corpus.texts, np.int64, len(corpus.texts)), NO_EVENT)
+        self.explanations = Ragged.of([row[:explanation_tokens] for row in written])
 
     def of(self, corpus: Corpus) -> Self:
         """The texts of other users' histories of the same items; nothing is tokenised again."""
@@ -74,25 +128,42 @@ class PromptTexts:
     def blank(self) -> Self:
         """As if no item had any text."""
         other = copy.copy(self)
-        other.attributes = other.categories = Ragged([()] * self.corpus.num_items)
-        other.explanations = {}
+        other.attributes = other.categories = Ragged.of([()] * self.corpus.num_items)
+        other.explanations, other._explained = Ragged.of([]), np.array([NO_EVENT])
         return other
 
-    def image(self, item: int) -> tuple[int, ...]:
-        """The item, where it is shown with an image."""
-        return (item,) if self.has_image[item] else ()
+    def explanation_rows(self, events: np.ndarray) -> np.ndarray:
+        """Which row of `explanations` the user wrote of each interaction, -1 for none: int64 [n]."""
+        places = np.searchsorted(self._explained, events)
+        return np.where(self._explained[places] == events, places, -1)
 
-    def marker(self, image: tuple[int, ...]) -> np.ndarray:
-        """The tokens that stand for an item's image, or nothing: int32 [t]."""
-        return int32(*self.image_marker * len(image))
+    def item(self, items: np.ndarray, *name: Part) -> list[Part]:
+        """Items that are asked about, or offered under a name: image, name, id and text.
 
-    def item(self, item: int, text: np.ndarray, *name: int) -> np.ndarray:
-        """An item that is asked about, or offered under a name: its image, its name, its id and its text, int32 [t]."""
-        shown_id = self.vocabulary.items[item] if self._show_ids else int32()
-        return np.concatenate([self.marker(self.image(item)), int32(*name), shown_id, text])
+        Args:
+          items: int [n], -1 for none.
+        """
+        shown_id = [Part(self.names, items)] if self._show_ids else []
+        return [Part(self.markers, items, is_image=True), *name, *shown_id, Part(self.attributes, items, is_text=True)]
 
-    def query_words(self, words: str | None, right: tuple[int, ...]) -> np.ndarray:
-        """What is searched for, a user's words or else the categories of the right item: int32 [t]."""
-        if words is None:
-            return self.categories[right[0]]
-        return int32(*self.vocabulary.encode_query(self.vocabulary.split_query(words)))
+    def query_words(self, asked: Queries) -> Part:
+        """What is searched for, a user's words or else the categories of the right item; nothing where nothing is."""
+        if asked.words is not None:
+            words = self.vocabulary.encode_query(self.vocabulary.split_query(asked.words))
+            return Part(Ragged.of([words]), 0, is_text=True)
+        return Part(self.categories, np.where(asked.unconditional, -1, asked.right[:, 0]), is_text=True)
+
+    def written(self, parts: Sequence[Part], most: int = sys.maxsize) -> TokenSpan:
+        """The parts of one question, whose texts are cut to `most` tokens each."""
+        tokens = [part.of_one(most) for part in parts]
+        starts = np.cumsum([0, *map(len, tokens)]).tolist()
+        shown = [
+            (part.row, start)
+            for part, said, start in zip(parts, tokens, starts, strict=False)
+            if part.is_image and len(said)
+        ]
+        return TokenSpan(
+            np.concatenate([int32(), *tokens]),
+            tuple(item for item, _ in shown),
+            shown_at=int32(*(start + self.marker_at for _, start in shown)),
+        )

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse
 
 from data_pipelines.corpus import TRAIN, Corpus
 from data_pipelines.errors import DataError
+
+if TYPE_CHECKING:  # imported where it is used: it takes most of a second, which `unimp generate` can do without
+    import scipy.sparse
 
 
 class ConstantExplanation:
@@ -80,10 +83,12 @@ def training_texts(corpus: Corpus) -> tuple[np.ndarray, list[str]]:
 
 def _vectors(texts: Iterable[str]) -> scipy.sparse.csr_array:
     """TF-IDF of words, of length 1, 0 for a text without a word: float64 [texts, words]."""
+    import scipy.sparse
+
     texts = list(texts)
     if not any(re.search(r"\w", text) for text in texts):  # for the vectorizer, an error
         return scipy.sparse.csr_array((len(texts), 1))
-    from sklearn.feature_extraction.text import TfidfVectorizer  # seconds, which `unimp generate` can do without
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(token_pattern=r"\b\w+\b")  # unlike the default, words of one letter count
     return scipy.sparse.csr_array(vectorizer.fit_transform(texts))
@@ -96,6 +101,8 @@ def _medoid(vectors_TV: scipy.sparse.csr_array) -> int:
 
 def _members(groups: np.ndarray, num_groups: int) -> scipy.sparse.csr_array:
     """1 where a text belongs to a group: float64 [groups, texts]."""
+    import scipy.sparse
+
     places = (groups, np.arange(len(groups)))
     return scipy.sparse.csr_array((np.ones(len(groups)), places), shape=(num_groups, len(groups)))
 

@@ -18,7 +18,8 @@ from collections.abc import Iterable
 import numpy as np
 import scipy.sparse
 
-from data_pipelines.corpus import TRAIN, VALIDATION, Corpus
+from data_pipelines.co_occurrence import transition_counts
+from data_pipelines.corpus import VALIDATION, Corpus
 from experiments.baselines.ranker import best_on_validation, popularity_below
 
 
@@ -97,18 +98,6 @@ def choose_markov(corpus: Corpus, grid: Iterable[MarkovConfig] = GRID) -> Markov
     if not len(corpus.held_out(VALIDATION)[0]):
         return Markov(corpus)
     return best_on_validation(corpus, (Markov(corpus, config, lag_counts) for config in grid))
-
-
-def transition_counts(corpus: Corpus, lag: int) -> scipy.sparse.csr_array:
-    """How often one item was met exactly `lag` steps after another in training: float32 [I, I], from row to column."""
-    events = np.flatnonzero(corpus.splits == TRAIN)
-    user_of = np.repeat(np.arange(corpus.num_users), np.diff(corpus.offsets))
-    before, after = events[:-lag], events[lag:]
-    same = user_of[before] == user_of[after]  # a user's training events are neighbours, the held-out ones come last
-    rows, columns = corpus.items[before[same]], corpus.items[after[same]]
-    ones = np.ones(len(rows), np.float32)
-    counts = scipy.sparse.coo_array((ones, (rows, columns)), shape=(corpus.num_items, corpus.num_items))
-    return counts.tocsr()
 
 
 def _newest_first(corpus: Corpus, users: np.ndarray, positions: np.ndarray, last: int) -> np.ndarray:

@@ -88,18 +88,21 @@ def scored_batches(
 
 
 def rank_in_batches(
-    ranker: Ranker, corpus: Corpus, users: np.ndarray, positions: np.ndarray, targets: np.ndarray, batch: int = BATCH
-) -> tuple[np.ndarray, np.ndarray]:
+    ranker: Ranker, corpus: Corpus, users: np.ndarray, positions: np.ndarray, targets: np.ndarray, batch: int = BATCH,
+    outside: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The right item's rank with seen items (unfiltered, filtered): float32 [M] each. Scores and what was seen are held
     of some users at a time.
 
     Args:
       users, positions, targets: int32 [M], moments of histories, and the right item of each.
+      outside: int [n], items that are filtered as if they had been seen; None: none.
     """
+    none = np.empty(0, np.int64) if outside is None else outside
     unfiltered, filtered = (np.full(len(users), np.nan, np.float32) for _ in range(2))
     for part, scores in scored_batches(ranker, corpus, users, positions, batch):
         moments = zip(users[part].tolist(), positions[part].tolist(), strict=True)
-        seen = seen_bitmap([corpus.history(*moment) for moment in moments], corpus.num_items)
+        seen = seen_bitmap([np.append(corpus.history(*moment), none) for moment in moments], corpus.num_items)
         unfiltered[part], filtered[part] = jax.device_get(ranks(scores, targets[part], seen))
         del scores  # before the next ones are made
     return unfiltered, filtered

@@ -36,8 +36,8 @@ from data_pipelines.tasks import Query
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import Example, RowShape
 from data_pipelines.tasks.queries import held_out_queries
+from experiments.benchmarks.beside_transformers import export_weights, films, padded
 from experiments.benchmarks.measuring import CORES, print_header, print_row, runs_a_second
-from experiments.benchmarks.training_task import export_weights, films, padded
 from experiments.data import ExperimentData, sized_model
 from experiments.evals.ranking import seen_items
 from experiments.step import to_device
@@ -99,7 +99,7 @@ def compare(size: str, depth: int, options: Options, folder: Path) -> list[str]:
     """A row of the table."""
     (_, users, theirs), data = ASKED[size], open_data(size, depth, options, folder)
     queries = held_out_queries(data.corpus, "test", "recommendation")[:users]
-    prompts = filling([data.writer.write(query, ask=True) for query in queries], data)
+    prompts = filling(data.writer.write_all(queries, ask=True), data)
     queries, mesh = queries[: len(prompts)], make_mesh(MeshConfig(data=-1))
     with jax.set_mesh(mesh):
         net = init_model(data.config.model, mesh, options.seed)

@@ -1,10 +1,13 @@
-"""How fast a preset's training batches come when nothing waits for them, and how full they are.
+"""How fast a preset's training batches come, how full they are, and what each part of making them takes.
 
 python -m experiments.benchmarks.loader_speed small --loader.batch-size 4
+python -m experiments.benchmarks.loader_speed --copies 15 --batches 10 openflamingo-3b
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import dataclasses
 import itertools
 import time
 from typing import Annotated, Any
@@ -12,19 +15,86 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from data_pipelines.corpus import Corpus
+from data_pipelines.loader import BlockPlanner, fill_batch
 from experiments.data import ExperimentData
 from experiments.presets import DESCRIPTIONS, PRESETS
+from experiments.step import model_flops
+from unimp_jax.planning.chips import CHIPS
 
 Preset: Any = tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS, prefix_names=False)
+MFU = 0.65
+"""Of its peak, what a chip is taken to reach that has to be fed."""
 
 
-def main(config: Annotated[Preset, tyro.conf.arg(name="")], batches: int = 200) -> None:
-    """Prints examples, images and tokens a second, and the fill of the three budgets.
+def main(
+    config: Annotated[Preset, tyro.conf.arg(name="")], batches: int = 200, blocks: int = 20, copies: int = 1
+) -> None:
+    """Prints what a core does a second, how many chips that feeds, and the fill of the three budgets.
 
     Args:
-      batches: so many are read.
+      batches: so many are read as training reads them, with images.
+      blocks: so many are planned; and the rows of one are filled, without images.
+      copies: so many times the users of the source there are.
     """
-    stream = ExperimentData.load(config).training()
+    data = ExperimentData.load(config)
+    if copies > 1:
+        data = data.of(repeated(data.corpus, copies))
+    print(f"{'interactions':34}{len(data.corpus.items):14,}")
+    planned, size = plan_speed(data, blocks)
+    print(f"{'examples planned a second, a core':34}{planned:14,.0f}")
+    print(f"{'examples filled a second, a core':34}{fill_speed(data):14,.0f}")
+    flops = model_flops(config) / config.loader.batch_size * size
+    for name, chip in CHIPS.items():
+        print(f"{f'{name} chips fed at {MFU:.0%} MFU':34}{planned * flops / (MFU * chip.flops):14,.1f}")
+    read(data, batches)
+
+
+def repeated(corpus: Corpus, copies: int) -> Corpus:
+    """The corpus with each user so many times."""
+    items, times, ratings, splits = (
+        np.tile(array, copies) for array in (corpus.items, corpus.times, corpus.ratings, corpus.splits)
+    )
+    return dataclasses.replace(
+        corpus,
+        user_ids=[f"{user}-{number}" for number in range(copies) for user in corpus.user_ids],
+        offsets=np.concatenate([[0], np.cumsum(np.tile(np.diff(corpus.offsets), copies))]),
+        items=items,
+        times=times,
+        ratings=ratings,
+        splits=splits,
+        texts={},
+    )
+
+
+def plan_speed(data: ExperimentData, blocks: int) -> tuple[float, float]:
+    """(examples a second of processor time, rows an example)."""
+    config = data.config
+    planner = BlockPlanner(data.training_queries, data.writer, config.loader, config.seed)
+    planner(0)  # what is computed once
+    start, rows = time.process_time(), 0
+    for block in range(1, blocks + 1):
+        rows += len(planner(block).rows)
+    examples = blocks * config.loader.block_examples
+    return examples / (time.process_time() - start), rows / examples
+
+
+def fill_speed(data: ExperimentData) -> float:
+    """Examples a second of processor time that are written into rows; images are left out."""
+    config = data.config
+    block = BlockPlanner(data.training_queries, data.writer, config.loader, config.seed)(0)
+    rows = block.rows[: 1 + len(block.rows) // 8]
+    start = time.process_time()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        written = [[data.writer.write_planned(block.layouts, example) for example in row] for row in rows]
+        fill_batch(written, config.row_shape, None, pool)
+    return sum(map(len, rows)) / (time.process_time() - start)
+
+
+def read(data: ExperimentData, batches: int) -> None:
+    """Prints how fast batches come when nothing waits for them, and how full they are."""
+    config = data.config
+    stream = data.training()
     counts, fills = np.zeros(4, int), []
     start = time.perf_counter()
     for batch in itertools.islice(stream, batches):
@@ -34,12 +104,12 @@ def main(config: Annotated[Preset, tyro.conf.arg(name="")], batches: int = 200) 
     seconds = time.perf_counter() - start
     stream.close()
     for name, count in zip(("examples", "images", "tokens"), counts[:3], strict=True):
-        print(f"{name + ' a second':22}{count / seconds:12.0f}")
-    print(f"{'batches a second':22}{batches / seconds:12.1f}")
+        print(f"{name + ' read a second':34}{count / seconds:14,.0f}")
+    print(f"{'batches read a second':34}{batches / seconds:14,.1f}")
     slots = batches * config.loader.batch_size
-    print(f"{'filled token slots':22}{np.mean(fills):12.3f}")
-    print(f"{'filled image slots':22}{counts[1] / (slots * config.row_shape.images):12.3f}")
-    print(f"{'filled answer slots':22}{counts[3] / (slots * config.row_shape.answers):12.3f}")
+    print(f"{'filled token slots':34}{np.mean(fills):14.3f}")
+    print(f"{'filled image slots':34}{counts[1] / max(slots * config.row_shape.images, 1):14.3f}")
+    print(f"{'filled answer slots':34}{counts[3] / (slots * config.row_shape.answers):14.3f}")
 
 
 if __name__ == "__main__":

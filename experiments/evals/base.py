@@ -18,7 +18,7 @@ from data_pipelines.tasks import Query
 from experiments.baselines.ranker import Ranker
 from experiments.data import ExperimentData
 from experiments.evals.config import EvaluationConfig, GenerateConfig
-from experiments.questions import Questions
+from experiments.evals.queries import EvaluationQueries
 from experiments.request import Request
 from experiments.results import ImageSample, Sample
 from unimp_jax.evaluation.metrics import Means
@@ -60,14 +60,16 @@ class Setting:
     Attributes:
       questions: the held-out ones.
       rankers: baselines that rank the catalogue; none where no task needs them.
+      with_content: the run's model with rows of the content of more tokens (`ExperimentData.content` of other data).
       opened: what `TaskEval.open` opened.
     """
 
     data: ExperimentData
     predictor: Predictor
-    questions: Questions
+    questions: EvaluationQueries
     rankers: Sequence[Ranker]
     config: EvaluationConfig
+    with_content: Callable[[np.ndarray], Predictor]
     opened: Any = None
 
 
@@ -160,8 +162,7 @@ def prompt_batches(
       begun: of each question, the tokens that its answer begins with.
       tight: batches are no larger than these prompts need.
     """
-    starts = [()] * len(queries) if begun is None else begun
-    prompts = [data.writer.write(query, ask=True, begun=start) for query, start in zip(queries, starts, strict=True)]
+    prompts = data.writer.write_all(queries, ask=True, begun=begun)
     shard = ProcessShard(*row_shards(predictor.mesh))
     return data.questions(prompts, shard, tight=tight, with_images=predictor.needs_images)
 

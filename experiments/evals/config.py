@@ -120,6 +120,10 @@ class GenerateConfig:
     """For rating: the id of the item to be rated."""
     candidates: tuple[str, ...] = ()
     """For selection: the ids of three items."""
+    new_items: Path | None = None
+    """Items that the catalogue does not have yet, which can be recommended and be in the history: JSON lines, or
+    Parquet, with `item_id`, `title`, `attributes` (by name), `categories` and `image` (a file). For a run with content:
+    a new item's row is made of that alone."""
     k: int = 10
     """So many items are named by recommendation and search."""
     unfiltered: Flag = False

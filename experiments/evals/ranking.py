@@ -84,23 +84,48 @@ class RankingEval(TaskEval):
         return show_items(answer["items"])
 
 
+class NextItem:
+    """Our own recommendation as a ranker: the log-probability of each item to come next."""
+
+    name = OURS
+
+    def __init__(self, data: ExperimentData, predictor: Predictor):
+        self._data, self._predictor = data, predictor
+
+    def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        pairs = zip(users.tolist(), positions.tolist(), strict=True)
+        queries = [Query("recommendation", user, position, ()) for user, position in pairs]
+        batches = prompt_batches(self._data, self._predictor, queries)
+        return self._predictor.next_token(batches, self._data.vocabulary.items[:, 0], len(queries))
+
+
 def rank_metrics(unfiltered: np.ndarray, filtered: np.ndarray) -> PerUser:
     """Every metric of ranks with seen items filtered, then unfiltered."""
     without_filter = ranking_metrics(unfiltered, (10,)).items()
     return ranking_metrics(filtered) | {f"{name} (unfiltered)": values for name, values in without_filter}
 
 
-def seen_items(corpus: Corpus, queries: Sequence[Query]) -> Seen:
-    """What each user had interacted with before the question, by the question's number."""
-    return lambda number: corpus.history(queries[number].user, queries[number].position)
+def seen_items(corpus: Corpus, queries: Sequence[Query], outside: np.ndarray | None = None) -> Seen:
+    """What each user had interacted with before the question, by the question's number, and what lies `outside`."""
+
+    def seen(number: int) -> np.ndarray:
+        history = corpus.history(queries[number].user, queries[number].position)
+        return history if outside is None else np.concatenate([history, outside])
+
+    return seen
 
 
 def rank_catalogue(
-    data: ExperimentData, predictor: Predictor, queries: Sequence[Query], k: int = 10, beams: int = 20
-) -> Ranked:
-    """The best items for each question, and where among them the right ones are."""
+    data: ExperimentData, predictor: Predictor, queries: Sequence[Query], k: int = 10, beams: int = 20,
+    outside: np.ndarray | None = None,
+) -> Ranked:  # fmt: skip
+    """The best items for each question, and where among them the right ones are.
+
+    Args:
+      outside: int [n], items that are filtered as if they had been seen; None: none.
+    """
     targets = np.array([query.right[0] for query in queries], np.int32)
-    seen, items = seen_items(data.corpus, queries), data.vocabulary.items
+    seen, items = seen_items(data.corpus, queries, outside), data.vocabulary.items
     if data.vocabulary.depth == 1:
         batches = prompt_batches(data, predictor, queries)
         return predictor.rank(batches, item_tokens=items[:, 0], targets=targets, seen=seen, k=k)

@@ -28,7 +28,7 @@ from experiments.evals.base import (
     titled,
 )
 from experiments.evals.config import GenerateConfig
-from experiments.questions import Questions
+from experiments.evals.queries import EvaluationQueries
 from experiments.request import Request
 from experiments.terminal import fitted, room
 from unimp_jax.decoding import BeamConfig
@@ -70,7 +70,7 @@ class RatingEval(TaskEval):
 
 
 def rate_held_out(
-    data: ExperimentData, predictor: Predictor, questions: Questions, config: BeamConfig
+    data: ExperimentData, predictor: Predictor, questions: EvaluationQueries, config: BeamConfig
 ) -> dict[str, Outcome]:
     """Ratings, from the next token's probabilities and as written; and explanations, where users wrote any."""
     corpus, vocabulary, queries = data.corpus, data.vocabulary, questions.queries

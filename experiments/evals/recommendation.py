@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from experiments.evals.base import OURS, Answered, Setting
+from experiments.evals.cold import cold_tables
 from experiments.evals.ranking import RankingEval, rank_catalogue, rank_metrics
 from experiments.results import Sample
 from unimp_jax.evaluation.ranking import Ranked
@@ -31,7 +32,7 @@ class RecommendationEval(RankingEval):
             ours = {OURS: outcome.metrics[OURS], WHOLE: rank_metrics(shown.unfiltered, shown.filtered)}
             ranks = {f"{WHOLE}: rank, unfiltered": shown.unfiltered, f"{WHOLE}: rank, filtered": shown.filtered}
             outcome = dataclasses.replace(outcome, metrics=ours | outcome.metrics, answers=outcome.answers | ranks)
-        return Answered({self.task: outcome}, samples(setting, ranked))
+        return Answered({self.task: outcome} | cold_tables(setting), samples(setting, ranked))
 
 
 def samples(setting: Setting, ranked: Ranked) -> tuple[Sample, ...]:

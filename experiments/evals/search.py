@@ -1,4 +1,9 @@
-"""Search: the catalogue ranked for what comes next and fits a query, beside baselines that rank the matches first."""
+"""Search: the catalogue ranked for what comes next and fits a query, as asked and by Bayes' rule; beside baselines.
+
+A question's words are the categories of the item that it looks for. By Bayes' rule, an item is then right in proportion
+to its probability to come next where its categories are those words, and not otherwise. Where no item has exactly
+these, those that have most of them come first (`WordMatches`). Our recommendations and the baselines' are ranked so.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +11,20 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from data_pipelines.corpus import Corpus
 from data_pipelines.tasks import Query
 from experiments.baselines.query_match import QueryMatch, WordMatches
 from experiments.baselines.ranker import Ranker
 from experiments.data import ExperimentData
+from experiments.evals.base import OURS, Answered, Setting, titled
 from experiments.evals.config import GenerateConfig
-from experiments.evals.ranking import RankingEval
+from experiments.evals.ranking import NextItem, RankingEval
 from experiments.request import Request
 from unimp_jax.evaluation.predictor import Predictor
+
+BY_RULE = f"{OURS} + query"
 
 
 class SearchEval(RankingEval):
@@ -23,6 +33,15 @@ class SearchEval(RankingEval):
     task = "search"
     asks = "What comes next, given its categories as a query?"
     needs = ("query", 'the words searched for, such as --query "Comedy, Drama"')
+
+    def evaluate(self, setting: Setting) -> Answered:
+        if not answers_by_rule(setting.data):
+            return super().evaluate(setting)
+        ours = NextItem(setting.data, setting.predictor)
+        outcome, _ = self.rank(dataclasses.replace(setting, rankers=[ours, *setting.rankers]))
+        first = {BY_RULE: outcome.metrics[BY_RULE]}
+        note = f"{outcome.note} {BY_RULE}: by Bayes' rule from how probable items are to come next; {OURS}: as asked."
+        return Answered({self.task: dataclasses.replace(outcome, note=note, metrics=first | outcome.metrics)})
 
     def rankers(self, corpus: Corpus, rankers: Sequence[Ranker]) -> Sequence[Ranker]:
         def query_of(user: int, position: int) -> Sequence[str]:
@@ -39,4 +58,31 @@ class SearchEval(RankingEval):
     def answer(
         self, data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig, opened: Any
     ) -> dict[str, Any]:
-        return {"query": query.words} | super().answer(data, predictor, query, config, opened)
+        found = by_rule(data, predictor, query, config) if answers_by_rule(data) else None
+        return {"query": query.words} | (found or super().answer(data, predictor, query, config, opened))
+
+
+def answers_by_rule(data: ExperimentData) -> bool:
+    """Whether each item is one token, and the model has learnt to recommend."""
+    return data.vocabulary.depth == 1 and data.config.queries.mix["recommendation"] > 0
+
+
+def by_rule(data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig) -> dict[str, Any] | None:
+    """The items that have the query's words, the most probable recommendations among equals first; None: none has."""
+    corpus, words = data.corpus, data.vocabulary.split_query(query.words or "")
+    users, positions = np.array([query.user]), np.array([query.position])
+    matches_1I = WordMatches(corpus.categories, lambda *_: words)(users, positions)
+    if not (matches_1I > 0).any():
+        return None
+    ours = NextItem(data, predictor)
+    log_p_I = ours.scores(users, positions)[0]
+    order = np.lexsort((-log_p_I, -matches_1I[0]))
+    seen = () if config.unfiltered else corpus.history(query.user, query.position)
+    best = order[~np.isin(order, seen)][: config.k]
+    titles = titled(corpus, best.tolist())
+    probabilities = np.exp(log_p_I[best]).tolist()
+    items = [
+        {"rank": rank, **title, "probability": probability}
+        for rank, (title, probability) in enumerate(zip(titles, probabilities, strict=True), start=1)
+    ]
+    return {"items": items}

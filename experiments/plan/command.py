@@ -1,20 +1,22 @@
-"""What `unimp plan` does with its options."""
+"""The options of `unimp plan`, and what it prints."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from experiments.config import ExperimentConfig
-from experiments.plan.plan import make_plan, to_json
+from experiments.plan.plan import Plan, make_plan, to_json
 from experiments.plan.search import search
-from experiments.plan.show import show, table
 from experiments.presets import DESCRIPTIONS, PRESETS
 from unimp_jax.planning.chips import Slices
+
+GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +49,74 @@ PresetPlan: Any = tyro.extras.subcommand_type_from_defaults(
 )
 
 
-def plan(name: str, experiment: ExperimentConfig, config: PlanConfig) -> None:
-    """Prints a plan, or those that a search found.
-
-    Raises:
-      ValueError: as of `make_plan`, or libtpu is not installed.
-    """
-    slices = Slices(config.tpu, config.num_slices)
-    plans = (
-        search(experiment, slices, config.candidates, lambda line: print(line, flush=True))
-        if config.search
-        else [make_plan(experiment, slices)]
-    )
-    print(f"{table(plans)}\n\n{show(name, plans[0])}")
-    if config.json is not None:
-        config.json.write_text(json.dumps([{"preset": name, **to_json(one)} for one in plans], indent=1) + "\n")
-
-
 def plan_command(planned: Annotated[PresetPlan, tyro.conf.arg(name="")]) -> None:
     """Compile a preset's train step for TPUs that are not at hand: does it fit, and how fast might it be?"""
-    plan(planned.name, planned.experiment, planned.on)
+    config, slices = planned.on, Slices(planned.on.tpu, planned.on.num_slices)
+    plans = (
+        search(planned.experiment, slices, config.candidates, lambda line: print(line, flush=True))
+        if config.search
+        else [make_plan(planned.experiment, slices)]
+    )
+    print(f"{table(plans)}\n\n{show(planned.name, plans[0])}")
+    if config.json is not None:
+        told = [{"preset": planned.name, **to_json(one)} for one in plans]
+        config.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def mesh_words(mesh: dict[str, int]) -> str:
+    return " ".join(f"{name}={size}" for name, size in mesh.items() if size > 1) or "data=1"
+
+
+def show(name: str, plan: Plan) -> str:
+    """Several lines."""
+    one = plan.estimate
+    memory, seconds, work = one.memory, one.seconds, one.work
+    chips = plan.slices.chips
+    lines = [
+        f"{name} on {plan.slices}: mesh {mesh_words(plan.mesh)}, {plan.rows} rows of {plan.tokens} tokens, "
+        f"remat {plan.remat}, attention {plan.attention}",
+        f"{'fits' if one.fits else 'DOES NOT FIT'}: {memory.total / GIB:.2f} of {one.available / GIB:.0f} GiB a device",
+    ]
+    parts = {
+        "parameters that train": memory.trainable,
+        "frozen parameters": memory.frozen,
+        "optimizer": memory.optimizer,
+        "batch": memory.batch,
+        "activations kept": memory.activations,
+        "temporaries": memory.temporaries,
+        "program": memory.program,
+    }
+    lines += [f"  {part:<24}{size / GIB:8.2f} GiB" for part, size in parts.items()]
+    lines += ["sent by a device each step"]
+    small = 2**20
+    for sent in one.sent:
+        if sent.bytes >= small:
+            lines += [f"  {sent.kind + ' over ' + ', '.join(sent.axes):<44}{sent.bytes / GIB:8.3f} GiB"]
+    rest = sum(sent.bytes for sent in one.sent if sent.bytes < small)
+    if rest:
+        lines += [f"  {'others':<44}{rest / GIB:8.3f} GiB"]
+    again = work.again / work.model
+    lines += [
+        f"model FLOPs {work.model:.3e} a step, {work.model / chips:.3e} a device; {again:.0%} of them are done again",
+        f"seconds a step, each alone: products {seconds.compute:.4f}, memory {seconds.memory:.4f}, rings of a slice "
+        f"{seconds.rings:.4f}, network between slices {seconds.network:.4f}",
+        f"estimates: roofline {seconds.roofline:.4f} s, compiler {seconds.compiler + seconds.network:.4f} s; "
+        f"by the longer: {plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / chips:,.0f} a chip, "
+        f"MFU {one.mfu:.1%}",
+        f"compiled in {one.compile_seconds:.0f} s",
+    ]
+    return "\n".join(lines)
+
+
+def table(plans: Sequence[Plan]) -> str:
+    """Markdown, a line a plan."""
+    columns = "slices, chips, mesh, rows, remat, GiB of a device, step by roofline and compiler (s), tokens/s, MFU"
+    lines = [f"| {columns.replace(', ', ' | ')} |", "|---|---:|---|---:|---|---:|---:|---:|---:|"]
+    for plan in plans:
+        one, seconds = plan.estimate, plan.estimate.seconds
+        lines.append(
+            f"| {plan.slices} | {plan.slices.chips} | {mesh_words(plan.mesh)} | {plan.rows} | {plan.remat} | "
+            f"{one.memory.total / GIB:.1f} of {one.available / GIB:.0f} | {seconds.roofline:.3f}, "
+            f"{seconds.compiler + seconds.network:.3f} | {plan.tokens_per_second:,.0f} | {one.mfu:.1%} |"
+        )
+    return "\n".join(lines)

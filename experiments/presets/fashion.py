@@ -19,12 +19,14 @@ from unimp_jax.training.guard import GuardConfig
 from unimp_jax.training.loop import LoopConfig
 
 EXPERIMENT = ExperimentConfig(
-    model=dataclasses.replace(presets.small, decoder=dataclasses.replace(presets.small.decoder, dropout=0.2)),
+    model=dataclasses.replace(presets.small, decoder=dataclasses.replace(presets.small.decoder, dropout=0.3)),
     data=DataConfig("hm-products"),
     vocabulary=VocabularyConfig(
         trained_size=512, attributes=("Color", "Section"), attribute_words=2, category_items=1
     ),
-    content=ContentConfig(attributes=("Category", "Color", "Section", "Appearance"), popularity=True),
+    content=ContentConfig(
+        attributes=("Category", "Color", "Section", "Appearance"), popularity=True, co_occurrence=64
+    ),
     tasks=TaskConfig(
         full_items=2, id_items=40, ask_whole=False, history_targets="next_item", history_weight=0.5, ask_every=5,
         recommendation_at="last_id", questions_show_ids=True, loss_weights={"search": 2.0},

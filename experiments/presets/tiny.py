@@ -22,13 +22,14 @@ EXPERIMENT = ExperimentConfig(
     vocabulary=VocabularyConfig(
         trained_size=512, attributes=("Genres", "Year", "Title"), attribute_words=5, category_items=1
     ),
-    content=ContentConfig(attributes=("Category", "Year"), popularity=True, rating=True),
+    content=ContentConfig(attributes=("Category", "Year"), popularity=True, rating=True, co_occurrence=64),
     tasks=TaskConfig(
         full_items=2, id_items=60, ask_whole=False, history_targets="next_item", history_weight=0.5, ask_every=6,
-        recommendation_at="last_id", rating_at="last_id", questions_show_ids=True, loss_weights={"search": 2.0},
+        recommendation_at="last_id", rating_at="last_id", questions_show_ids=True,
+        loss_weights={"search": 2.0, "rating": 2.0},
     ),
     queries=QueryConfig(
-        mix={"recommendation": 2.0, "search": 4.0, "rating": 2.5, "selection": 0.25}, whole_rate=0.1
+        mix={"recommendation": 2.0, "search": 5.0, "rating": 4.0, "selection": 0.25}, whole_rate=0.1
     ),
     row_shape=RowShape(tokens=256, images=6, answers=200),
     images=ImageConfig(fit="stretch"),

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from experiments.evals.base import OURS
 from experiments.report.runs import EvaluatedRun, Group
-from experiments.results import Row, Table
-from unimp_jax.evaluation.bootstrap import Difference, Interval, paired_difference
+from experiments.results import Row, TaskTable
+from unimp_jax.evaluation.bootstrap import Difference, Interval
 from unimp_jax.evaluation.images import IMAGE_METRICS
 from unimp_jax.evaluation.metrics import RATING_METRICS, SELECTION_METRICS
 from unimp_jax.evaluation.repeats import difference_over_seeds, holm, influence, over_seeds
@@ -29,9 +29,6 @@ FORMULAS = {
 
 HEADLINES = ("NDCG@10", "RMSE", "F1", "ROUGE-L", "closer", "Fréchet distance")
 """The metrics that stand for a task in the overview; a task has one of them at most."""
-
-SAME_SEEDS = ", these seeds"
-"""Ends the name of a difference that speaks of other users, but not of other seeds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +72,7 @@ class Line:
 class Comparison:
     """A task's table; `headline` is '' for a task that has none of `HEADLINES`."""
 
-    table: Table
+    table: TaskTable
     headline: str
     lines: tuple[Line, ...]
 
@@ -104,14 +101,14 @@ class Comparison:
 
 def compare(groups: Sequence[Group]) -> list[Comparison]:
     """Compares groups of runs on one source, task by task; the first group is the base."""
-    tasks: dict[str, dict[EvaluatedRun, Table]] = {}
+    tasks: dict[str, dict[EvaluatedRun, TaskTable]] = {}
     for run in (run for group in groups for run in group.runs):
         for table in run.evaluation.tables:
             tasks.setdefault(table.task, {})[run] = table
     return [compare_task(groups, tables) for tables in tasks.values()]
 
 
-def compare_task(groups: Sequence[Group], tables: Mapping[EvaluatedRun, Table]) -> Comparison:
+def compare_task(groups: Sequence[Group], tables: Mapping[EvaluatedRun, TaskTable]) -> Comparison:
     """Compares groups at the task of the tables."""
     first = next(iter(tables.values()))
     headline = next((name for name in HEADLINES if name in first.rows[0].metrics), "")
@@ -119,15 +116,13 @@ def compare_task(groups: Sequence[Group], tables: Mapping[EvaluatedRun, Table]) 
     for row in (row for table in tables.values() for row in table.rows):
         rows.setdefault(row.model, row)
     models = [name for name in rows if name.startswith(OURS)]
-    lines = [line for model in models for line in lines_of(model, groups, tables, headline)]
+    lines = [line for model in models for line in lines_of(model, groups, tables)]
     lines = correct(lines, first.larger_is_better)
     baselines = [Line(name, None, 0, first.users, row.metrics) for name, row in rows.items() if name not in models]
     return Comparison(first, headline, (*lines, *baselines))
 
 
-def lines_of(
-    model: str, groups: Sequence[Group], tables: Mapping[EvaluatedRun, Table], headline: str
-) -> Iterator[Line]:
+def lines_of(model: str, groups: Sequence[Group], tables: Mapping[EvaluatedRun, TaskTable]) -> Iterator[Line]:
     """Yields the lines of all groups that were asked in one way, `model`; their p-values are not corrected yet."""
     variant = model[len(OURS) :].strip(", ")
     base: list[EvaluatedRun] = []
@@ -143,8 +138,6 @@ def lines_of(
             both, shared = paired_values([*rows, *base], task, model, [name for name in names if not is_minor(name)])
             pairs = {name: (x[: len(rows)], x[len(rows) :]) for name, x in both.items() if shared > 1}
             differences = {name: Tested(**vars(difference_over_seeds(*pair))) for name, pair in pairs.items()}
-            if headline in pairs:
-                differences[headline + SAME_SEEDS] = Tested(**vars(paired_difference(*pairs[headline])))
         elif group is groups[0]:
             base = list(rows)
         yield Line(f"{group.name}, {variant}" if variant else group.name, group, len(rows), users, metrics, differences)

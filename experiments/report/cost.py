@@ -53,9 +53,9 @@ def training_cost(config: ExperimentConfig, log: Log) -> tuple[float, float, flo
 def trainings(config: ExperimentConfig, log: Log) -> Iterator[tuple[ExperimentConfig, Log]]:
     """Yields configuration and log of a run, of the run that it was initialised from, and so on while they exist."""
     yield config, log
-    while config.start and (config.start / "config.json").exists() and (config.start / "metrics.jsonl").exists():
-        start, config = config.start, load_config(config.start / "config.json")
-        yield config, read_log(start / "metrics.jsonl")
+    while (run := config.init_from) and (run / "config.json").exists() and (run / "metrics.jsonl").exists():
+        config = load_config(run / "config.json")
+        yield config, read_log(run / "metrics.jsonl")
 
 
 def format_si(value: float, unit: str = "") -> str:

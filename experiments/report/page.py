@@ -1,4 +1,4 @@
-"""Writes the page of one run or of many, and the tables of many as Markdown."""
+"""`unimp report`: the page of one run or of many, and the tables of many as Markdown."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import tyro
 
 from data_pipelines.atomic import atomic_file
 from data_pipelines.errors import DataError
-from experiments.report import charts
-from experiments.report.compare import is_minor
+from experiments.report import charts, tables
+from experiments.report.compare import compare, is_minor
 from experiments.report.runs import Group, LeftOut, read_groups
-from experiments.report.samples import Samples, read_samples
-from experiments.report.section import Section, sections_of
-from experiments.report.tables import markdown_table
+from experiments.report.samples import Samples, UserSample, read_samples
 from experiments.results import load_evaluation
 
 MOST_UNFOLDED = 6
@@ -26,14 +25,25 @@ MOST_UNFOLDED = 6
 
 READING = (
     "Means over seeds [95 % interval for other seeds and other users; for baselines, and for groups of one seed, for "
-    "other users]. Differences are to the first group, on the same users; p over seeds and users (Student's t; of "
-    "these seeds, a randomisation test over users), after Holm's correction over the column (intervals are each for "
-    "itself); **bold** where it is below .05."
+    "other users]. Differences are to the first group, on the same users; p over seeds and users (Student's t), "
+    "after Holm's correction over the column (intervals are each for itself); **bold** where it is below .05."
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Section:
+    """A heading with a note, and below it tables, charts and samples of users; any of these may be none."""
+
+    id: str
+    title: str
+    note: str
+    tables: Sequence[tables.PageTable] = ()
+    charts: Sequence[str] = ()
+    users: Sequence[UserSample] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceReport:
     """All that is shown of one data source."""
 
     name: str
@@ -45,6 +55,19 @@ class Source:
     def stretched(self) -> bool:
         """Whether generated images were squeezed into squares and are shown in their own shape."""
         return self.groups[0].runs[0].config.images.fit == "stretch"
+
+
+def report_command(
+    folders: tyro.conf.Positional[tuple[Path, ...]], split: str = "test", out: Path | None = None
+) -> None:
+    """Write one page of a run that was evaluated, or of many, with what they differ in, and their tables as Markdown.
+
+    Args:
+      folders: the folder of the run, or those of several, of a sweep, or one that they all lie in.
+      split: which evaluation.
+      out: the folder for the page of many; by default the one that they all lie in.
+    """
+    print(write_report(folders, split, out))
 
 
 def write_report(folders: Sequence[Path], split: str = "test", out: Path | None = None) -> Path:
@@ -84,12 +107,51 @@ def write_report(folders: Sequence[Path], split: str = "test", out: Path | None 
     return out / "report.html"
 
 
-def read_source(groups: Sequence[Group]) -> Source:
+def read_source(groups: Sequence[Group]) -> SourceReport:
     samples = read_samples(groups)
-    return Source(groups[0].runs[0].config.data.source, groups, samples, sections_of(groups, samples))
+    return SourceReport(groups[0].runs[0].config.data.source, groups, samples, sections_of(groups, samples))
 
 
-def facts_of(sources: Sequence[Source], command: str) -> dict[str, Any]:
+def sections_of(groups: Sequence[Group], samples: Samples) -> list[Section]:
+    """Lists the sections of the groups on one source, in the order of the page; the first group is the base."""
+    base, comparisons, sections = groups[0].name, compare(groups), []
+    if len(groups) > 1:
+        note = f"One metric of each task, and in brackets the difference to {base}, coloured where it is significant."
+        sections.append(Section("overview", "Overview", note, [tables.overview_table(groups, comparisons)]))
+    for one in comparisons:
+        found = [tables.metrics_table(one), *([tables.differences_table(one, base)] if one.compared else [])]
+        sections.append(
+            Section(one.task, one.title.capitalize(), one.description, found, charts.differences_chart(one, base))
+        )
+    note = "Means over seeds; a band reaches from the lowest to the highest seed."
+    sections.append(Section("learning", "Learning", note, charts=charts.learning_curves(groups)))
+    note = (
+        "Of one run, the mean over seeds, with the runs that it was initialised from. Time is that of training steps "
+        "and of waiting for data, without compilation, validation and saving. Model FLOPs follow from the geometry."
+    )
+    sections.append(Section("cost", "Cost", note, [tables.cost_table(groups)]))
+    note = (
+        "The latest items of a history, the newest on the right; then the recommendations, the best on the left. A "
+        "green frame is the item that the user truly interacted with next."
+    )
+    if samples.error or not samples.recommendations:
+        note = f"No user is shown: {samples.error or f'{base} was evaluated without samples'}"
+    sections.append(Section("users", "Users, and what is recommended to them", note, users=samples.recommendations))
+    if samples.images:
+        note = (
+            "The latest items of a history; the wanted item's own image in a green frame, and the same decoded from "
+            "its codes (the best that could be generated); then what was generated for the query."
+        )
+        sections.append(Section("images", "Images generated for users", note, users=samples.images))
+    note = (
+        "Seeds, and the settings in which a group differs from the first. Of several groups, the first seed is shown."
+    )
+    found = [*([tables.settings_table(groups)] if len(groups) > 1 else []), tables.starts_table(groups)]
+    sections.append(Section("runs", "Runs", note, found))
+    return sections
+
+
+def facts_of(sources: Sequence[SourceReport], command: str) -> dict[str, Any]:
     """What stands at the head of a page, by name."""
     groups = [group for source in sources for group in source.groups]
     runs = [run for group in groups for run in group.runs]
@@ -99,16 +161,16 @@ def facts_of(sources: Sequence[Source], command: str) -> dict[str, Any]:
     return facts | {"groups": len(groups), "runs compared": len(runs), "made by": command}
 
 
-def markdown(title: str, command: str, sources: Sequence[Source], left_out: Sequence[LeftOut]) -> str:
+def markdown(title: str, command: str, sources: Sequence[SourceReport], left_out: Sequence[LeftOut]) -> str:
     """All tables of a page that are not folded."""
     lines = [f"# {title}", "", f"`{command}`", "", READING]
     for source in sources:
         lines += ["", f"## {source.name}"]
         for section in source.sections:
-            tables = [markdown_table(table) for table in section.tables if not table.summary]
-            if tables:
+            shown = [tables.markdown_table(table) for table in section.tables if not table.summary]
+            if shown:
                 lines += ["", f"### {section.title}", "", section.note]
-            for table in tables:
+            for table in shown:
                 lines += ["", *table]
     if left_out:
         lines += ["", "## Left out", "", *(f"- {one.name}: {one.reason}" for one in left_out)]

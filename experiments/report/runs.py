@@ -13,38 +13,25 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pydantic
 
 from data_pipelines.errors import DataError
 from experiments.config import ExperimentConfig, load_config, settings
 from experiments.results import Evaluation, load_evaluation
+from experiments.sweep.job import read_json
 from unimp_jax.training.log import read_log
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepCell:
-    """`cell.json`: which cell of a sweep a run is."""
-
-    sweep: str
-    base: str
-    ablation: str
-    description: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """`failed.json`: why a cell of a sweep failed, and the last lines that it printed."""
-
-    reason: str
-    end: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluatedRun:
-    """A run that was evaluated, read from its folder; `starts` is what `experiments.provenance` noted."""
+    """A run that was evaluated, read from its folder.
+
+    Attributes:
+      cell: its `cell.json`, where it is a cell of a sweep.
+      starts: what `experiments.provenance` noted.
+    """
 
     folder: Path
-    cell: SweepCell | None
+    cell: dict[str, Any] | None
     config: ExperimentConfig
     evaluation: Evaluation
     log: Sequence[dict[str, Any]]
@@ -68,7 +55,7 @@ class EvaluatedRun:
     def experiment(self) -> Any:
         """What the seeds of one experiment share."""
         if self.cell:
-            return self.cell.sweep, self.cell.base, self.cell.ablation
+            return self.cell["sweep"], self.cell["base"], self.cell["ablation"]
         return json.dumps({name: value for name, value in self.settings.items() if name != "seed"}, sort_keys=True)
 
 
@@ -131,7 +118,7 @@ def read_groups(folders: Iterable[Path], split: str) -> tuple[list[list[Group]],
     for path in dict.fromkeys(path.resolve() for folder in folders for path in run_folders(folder)):
         try:
             runs.append(read_run(path, split))
-        except (DataError, OSError) as error:
+        except (ValueError, OSError) as error:
             left_out.append(LeftOut(str(path), str(error)))
     if not runs:
         first = left_out[0]
@@ -178,9 +165,9 @@ def read_run(folder: Path, split: str) -> EvaluatedRun:
     Raises:
       DataError: the run failed, is not finished, is not evaluated on the split, or one of its files is damaged.
     """
-    failure = read_json(folder / "failed.json", Failure)
+    failure = read_json(folder / "failed.json")
     if failure:
-        raise DataError("; ".join([f"failed: {failure.reason}", *failure.end[-1:]]))
+        raise DataError("; ".join([f"failed: {failure['reason']}", *failure["end"][-1:]]))
     if not (folder / "config.json").exists():
         raise DataError("not begun")
     log, config = read_log(folder / "metrics.jsonl"), load_config(folder / "config.json")
@@ -190,8 +177,7 @@ def read_run(folder: Path, split: str) -> EvaluatedRun:
         if step < config.loop.steps:
             raise DataError(f"unfinished: step {step:,} of {config.loop.steps:,}")
         raise DataError(f"trained, not evaluated on {split}")
-    cell = read_json(folder / "cell.json", SweepCell)
-    starts = read_json(folder / "started.json", list[dict[str, str]])
+    cell, starts = read_json(folder / "cell.json"), read_json(folder / "started.json")
     run = EvaluatedRun(folder, cell, config, load_evaluation(path), log, starts or [])
     for path in (run.answers_path(table.task) for table in run.evaluation.tables):
         with contextlib.suppress(pa.ArrowException, OSError):
@@ -199,21 +185,6 @@ def read_run(folder: Path, split: str) -> EvaluatedRun:
                 continue
         raise DataError(f"{path.name} is not there, or damaged: run `unimp evaluate` on this run again")
     return run
-
-
-def read_json(path: Path, kind: Any) -> Any:
-    """Reads a value of the given type from a JSON file; None if there is no such file.
-
-    Raises:
-      DataError: the file holds something else.
-    """
-    try:
-        return pydantic.TypeAdapter(kind).validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def left_out_of(runs: Sequence[EvaluatedRun]) -> list[LeftOut]:
@@ -232,19 +203,19 @@ def name_groups(groups: Sequence[dict[int, EvaluatedRun]]) -> list[Group]:
     """Names groups of runs by seed after their ablation or folder, and the base first; names are made longer where
     they would be the same."""
     ordered = [[by_seed[seed] for seed in sorted(by_seed)] for by_seed in groups]
-    ordered.sort(key=lambda runs: runs[0].cell is None or runs[0].cell.ablation != "base")
+    ordered.sort(key=lambda runs: runs[0].cell is None or runs[0].cell["ablation"] != "base")
     names = [name_of(runs) for runs in ordered]
     named = []
     for number, (name, (first, *others)) in enumerate(zip(names, ordered, strict=True)):
         if names.count(name) > 1:
-            name = f"{first.cell.sweep} · {name}" if first.cell else "/".join(first.folder.parts[-2:])
-        named.append(Group(name, first.cell.description if first.cell else "", (first, *others), number))
+            name = f"{first.cell['sweep']} · {name}" if first.cell else "/".join(first.folder.parts[-2:])
+        named.append(Group(name, first.cell["description"] if first.cell else "", (first, *others), number))
     return named
 
 
 def name_of(runs: Sequence[EvaluatedRun]) -> str:
     """The ablation, or the folder's name; of folders `small-0` and `small-1` it is `small`."""
     if runs[0].cell:
-        return runs[0].cell.ablation
+        return runs[0].cell["ablation"]
     stems = {re.sub(r"[-_. ]*(seed)?[-_. ]*\d+$", "", run.folder.name) for run in runs}
     return stems.pop() or runs[0].folder.name if len(runs) > 1 and len(stems) == 1 else runs[0].folder.name

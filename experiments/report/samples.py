@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from data_pipelines.opening import open_image
-from experiments.data import Records, records_of
+from data_pipelines.image_decoding import decode_image
+from experiments.data import PreparedSource, records_of
 from experiments.evals.base import OURS
 from experiments.report.runs import EvaluatedRun, Group
 from experiments.results import ImageSample, Sample
@@ -97,7 +97,7 @@ def read_samples(groups: Sequence[Group]) -> Samples:
     return Samples(recommendations, images, posters(shown, records), records.corpus.titles)
 
 
-def ranked_items(run: EvaluatedRun, records: Records, most: int) -> dict[str, tuple[float, tuple[int, ...]]]:
+def ranked_items(run: EvaluatedRun, records: PreparedSource, most: int) -> dict[str, tuple[float, tuple[int, ...]]]:
     """The rank of the next item and the best items, by user."""
     table = run.answers.get("recommendation")
     if table is None:
@@ -126,13 +126,13 @@ def image_sample(question: ImageSample, groups: Sequence[Group], most: int) -> U
     return UserSample(question, question.history[-most:], tuple(answers), decoded)
 
 
-def posters(items: Iterable[int], records: Records) -> dict[int, str]:
+def posters(items: Iterable[int], records: PreparedSource) -> dict[int, str]:
     """Images of items as data URIs; an item whose image cannot be decoded has none."""
     found = {}
     for item in sorted(items):
         encoded = records.read_image(item) if records.has_image[item] else b""
         with contextlib.suppress(DataError):
-            image = open_image(encoded, at_least=2 * POSTER_HEIGHT)
+            image = decode_image(encoded, at_least=2 * POSTER_HEIGHT)
             found[item] = data_uri(image, POSTER_HEIGHT, "jpeg", quality=85)
     return found
 
@@ -144,7 +144,7 @@ def generated_image(path: Path) -> str:
       DataError: it is not where the evaluation left it.
     """
     try:
-        return data_uri(open_image(path.read_bytes()), GENERATED_HEIGHT, "png", optimize=True)
+        return data_uri(decode_image(path.read_bytes()), GENERATED_HEIGHT, "png", optimize=True)
     except (OSError, DataError) as error:
         raise DataError(f"{path} is not there, or no image: run `unimp evaluate` on this run again") from error
 

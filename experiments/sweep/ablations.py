@@ -56,6 +56,7 @@ NO_CONTENT: Changes = {
     "content.attributes": [],
     "content.popularity": False,
     "content.rating": False,
+    "content.co_occurrence": 0,
     "content.vectors": [],
 }
 IDS_ONLY: Changes = {**NO_IMAGES, "tasks.text": False, "tasks.questions_show_ids": True}
@@ -146,7 +147,7 @@ ALL = [
             f"no {part} in the content of items",
             {f"content.{part}": NO_CONTENT[f"content.{part}"]},
         )
-        for part in ("attributes", "popularity", "rating", "vectors")
+        for part in ("attributes", "popularity", "rating", "co_occurrence", "vectors")
     ),
     Ablation("asked_once", "a question behind each history, none along it", {"tasks.ask_every": 0}),
     Ablation("no_reconstruction", "no item of the history is a target", {HISTORY_TARGETS: "none"}),

@@ -22,7 +22,7 @@ CODES = "item_codes.parquet"
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class SweepCell:
     """What is trained and evaluated in one folder.
 
     Attributes:
@@ -54,7 +54,7 @@ class Cell:
         """What is trained in the sweep's `folder`."""
         config = self.config
         if self.starts_from is not None:
-            config = dataclasses.replace(config, start=folder / self.starts_from)
+            config = dataclasses.replace(config, init_from=folder / self.starts_from)
         if self.ids_of is not None:
             vocabulary = dataclasses.replace(config.vocabulary, item_codes=folder / self.name / CODES)
             config = dataclasses.replace(config, vocabulary=vocabulary)
@@ -87,8 +87,8 @@ class Cell:
         return {**names, "description": self.description}
 
 
-def write_cells(folder: Path, cells: Sequence[Cell]) -> None:
-    """Writes each cell's `cell.json`, and adds the cells to those of `sweep.json`.
+def write_cells(folder: Path, cells: Sequence[SweepCell]) -> None:
+    """Writes each cell's `cell.json`, and adds those that are evaluated to the cells of `sweep.json`.
 
     Raises:
       ValueError: a folder holds a cell of another configuration.
@@ -110,9 +110,9 @@ def write_cells(folder: Path, cells: Sequence[Cell]) -> None:
         described = {**cell.described(sweep), "needs": cell.needs, "hash": cell.hash, "commands": commands}
         write_json(path, described, shared=True)
     with locked(folder / "sweep.lock", waits=True):
-        listed = read_json(folder / "sweep.json") or {"cells": [], "parts": []}
-        for cell in cells:
-            kind = "parts" if cell.evaluation is None else "cells"
-            others = [one for one in listed[kind] if one["folder"] != cell.name]
-            listed[kind] = [*others, {"folder": cell.name, **cell.described(sweep)}]
-        write_json(folder / "sweep.json", {"sweep": sweep, "cells": listed["cells"], "parts": listed["parts"]})
+        new = {cell.name: cell.described(sweep) for cell in cells if cell.evaluation is not None}
+        listed = read_json(folder / "sweep.json") or {"cells": []}
+        kept = [one for one in listed["cells"] if one["folder"] not in new]
+        added = [{"folder": name, **described} for name, described in new.items()]
+        if added:
+            write_json(folder / "sweep.json", {"sweep": sweep, "cells": kept + added})

@@ -16,7 +16,7 @@ from experiments.preset_run import read_training
 from unimp_jax.processes import ProcessesConfig
 
 if TYPE_CHECKING:
-    from experiments.sweep.plan import Base
+    from experiments.sweep.grid import Base
     from experiments.sweep.run import Runner
 
 
@@ -108,7 +108,7 @@ def sweep(config: AblationsConfig | SearchConfig) -> int:
       ValueError: the sweep makes no sense, or cannot run here.
     """
     from experiments.sweep.ablations import list_ablations
-    from experiments.sweep.plan import Base
+    from experiments.sweep.grid import Base
 
     if isinstance(config, AblationsConfig) and config.lists:
         print(list_ablations())
@@ -124,8 +124,8 @@ def sweep(config: AblationsConfig | SearchConfig) -> int:
 
 def run_ablations(config: AblationsConfig, base: Base) -> int:
     from experiments.sweep.cells import write_cells
+    from experiments.sweep.grid import plan
     from experiments.sweep.job import is_done
-    from experiments.sweep.plan import plan
     from experiments.sweep.run import open_runner, run_cells, summary
 
     cells, refused = plan(base, config.only, config.seeds, config.evaluation)
@@ -149,13 +149,13 @@ def run_search(config: SearchConfig, base: Base) -> int:
     if config.engine == "print":
         raise ValueError("--engine print: what a search trains next depends on earlier trials; use local or slurm")
     try:
-        from experiments.sweep.search import Search
+        from experiments.sweep.search import HyperparameterSearch
     except ModuleNotFoundError as error:
         raise ValueError("a search needs Optuna: pip install 'unimp_jax[sweep]'") from error
     from experiments.sweep.run import open_runner, summary
 
     runner = open_runner(config)
-    search = Search(config, base.config, runner)
+    search = HyperparameterSearch(config, base.config, runner)
     failed = [one for one in search.run() if one.state == "failed"]
     print(summary(config.folder, failed))
     print(search.ranking())

@@ -11,8 +11,8 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class CellJob:
     def __init__(self, folder: Path, share: DeviceShare):
         self.folder, self.share, self._stopped = folder, share, False
         self._process: subprocess.Popen[bytes] | None = None
-        self._work: concurrent.futures.Future[str] | None = None
+        self._over: threading.Event | None = None  # once the work has begun, in its thread
 
     def __call__(self) -> str:
         signal.signal(signal.SIGTERM, lambda *_: self.stop())
@@ -39,16 +39,22 @@ class CellJob:
         if self.share.cores:
             os.sched_setaffinity(0, self.share.cores)
         with concurrent.futures.ThreadPoolExecutor(1) as thread:  # signals interrupt only the main thread
-            self._work = thread.submit(self.run)
-            return self._work.result()
+            return thread.submit(self._work).result()
+
+    def _work(self) -> str:
+        self._over = threading.Event()
+        try:
+            return self.run()
+        finally:
+            self._over.set()
 
     def checkpoint(self) -> Any:
         """submitit calls this before a time limit or a preemption, and queues what it returns."""
         from submitit.helpers import DelayedSubmission
 
         self.stop()
-        if self._work is not None:
-            concurrent.futures.wait([self._work])
+        if self._over is not None:
+            self._over.wait()
         return DelayedSubmission(CellJob(self.folder, self.share))
 
     def stop(self) -> None:
@@ -71,7 +77,6 @@ class CellJob:
             if is_done(self.folder):
                 return "done"
             cell, begin, reason = read_json(self.folder / "cell.json"), time.time(), ""
-            note(self.folder, "starts")
             (self.folder / "failed.json").unlink(missing_ok=True)
             for command in cell["commands"]:
                 if command is cell["commands"][-1] or not (self.folder / command["leaves"]).exists():
@@ -85,7 +90,6 @@ class CellJob:
             elif outcome == "failed":
                 failed = {"command": shlex.join(command["words"]), "reason": reason, "seconds": seconds}
                 write_json(self.folder / "failed.json", {**failed, "end": last_lines(self.folder / "log.txt")})
-            note(self.folder, outcome, seconds=seconds)
             return outcome
 
     def _run_command(self, command: dict[str, Any], lock: int) -> str:
@@ -119,14 +123,6 @@ def last_lines(log: Path) -> list[str]:
     """The last lines of a log; of a progress bar, its last state."""
     text = log.read_text(encoding="utf-8", errors="replace")
     return [line.rsplit("\r", 1)[-1] for line in text.rstrip().split("\n")][-LOG_LINES:]
-
-
-def note(cell: Path, event: str, **more: Any) -> None:
-    """Appends a line to the sweep's journal by one write, so that lines of several processes stay whole."""
-    when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    line = {"time": when, "cell": cell.name, "event": event, "host": socket.gethostname(), "pid": os.getpid(), **more}
-    with (cell.parent / "journal.jsonl").open("ab", buffering=0) as file:
-        file.write(json.dumps(line).encode() + b"\n")
 
 
 def read_json(path: Path) -> Any:

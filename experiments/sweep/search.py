@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from experiments.config import ExperimentConfig
 from experiments.presets import PRESETS
-from experiments.sweep.cells import Cell, write_cells
+from experiments.sweep.cells import SweepCell, write_cells
 from experiments.sweep.changes import changed, options
 from experiments.sweep.run import Result, Runner
 from unimp_jax.training.log import read_log
@@ -69,7 +69,7 @@ def distribution(kind: str, values: tuple[Any, ...]) -> BaseDistribution:
     return IntDistribution(low, high) if kind == "int" else FloatDistribution(low, high, log=kind == "log")
 
 
-class Search:
+class HyperparameterSearch:
     """A search in the folder of the runner, new or continued."""
 
     def __init__(self, config: SearchConfig, base: ExperimentConfig, runner: Runner):
@@ -157,15 +157,15 @@ class Search:
             return Result(cell.name, "ended", f"pruned at step {reported}: {cell.description}")
         return result
 
-    def cell(self, number: int, chosen: Mapping[str, Any]) -> Cell:
+    def cell(self, number: int, chosen: Mapping[str, Any]) -> SweepCell:
         """The cell of a trial; raises ValueError where the chosen values make no configuration."""
         if chosen.keys() != self.distributions.keys():
             raise ValueError("the search was killed while it was proposed")
         described = ", ".join(f"{name} {value}" for name, value in chosen.items())
         config = changed(self.base, chosen)
-        return Cell(f"trial-{number:04}", self.config.base, f"trial {number}", config.seed, described, config)
+        return SweepCell(f"trial-{number:04}", self.config.base, f"trial {number}", config.seed, described, config)
 
-    def validations(self, cell: Cell) -> list[tuple[int, float]]:
+    def validations(self, cell: SweepCell) -> list[tuple[int, float]]:
         """(step, value) of each validation of a trial."""
         lines = [line for line in read_log(self.runner.folder / cell.name / "metrics.jsonl") if self.metric in line]
         return [(line["step"], line[self.metric]) for line in lines if line["kind"] == "validation"]

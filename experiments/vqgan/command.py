@@ -40,34 +40,33 @@ class TrainVQGAN:
     run: Annotated[Preset, tyro.conf.arg(name="")]
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluateVQGAN:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UseVQGAN:
+    """A VQGAN that is used, and on which images."""
+
+    vqgan: tyro.conf.Positional[Path]
+    """The folder of a run, of a VQModel of diffusers, or a checkpoint of taming-transformers."""
+    data: WhichImages = WhichImages()
+    checkpoint: Checkpoint = "best"
+    """Of a run: the best by validation, or the latest."""
+    processes: ProcessesConfig = ProcessesConfig()
+    """How several processes find one another, where several compute."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateVQGAN(UseVQGAN):
     """Measure a VQGAN on held-out images, beside the mean image and JPEG at equal bits."""
 
-    vqgan: tyro.conf.Positional[Path]
-    """The folder of a run, of a VQModel of diffusers, or a checkpoint of taming-transformers."""
-    data: WhichImages = WhichImages()
-    checkpoint: Checkpoint = "best"
-    """Of a run: the best by validation, or the latest."""
     out: Path | None = None
     """The folder for `evaluation.json` and `reconstructions.png`; by default the VQGAN's, or the one it lies in."""
-    processes: ProcessesConfig = ProcessesConfig()
-    """How several processes find one another, where several compute."""
 
 
-@dataclasses.dataclass(frozen=True)
-class CodesOfImages:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodesOfImages(UseVQGAN):
     """Turn a catalogue's images into codes, for runs with --vocabulary.image-codes FILE."""
 
-    vqgan: tyro.conf.Positional[Path]
-    """The folder of a run, of a VQModel of diffusers, or a checkpoint of taming-transformers."""
     file: tyro.conf.Positional[Path]
     """Is written; Parquet."""
-    data: WhichImages = WhichImages()
-    checkpoint: Checkpoint = "best"
-    """Of a run: the best by validation, or the latest."""
-    processes: ProcessesConfig = ProcessesConfig()
-    """How several processes find one another, where several compute."""
 
 
 VQGANCommand = (
@@ -77,17 +76,14 @@ VQGANCommand = (
 )
 
 
-def run_vqgan(command: TrainVQGAN | EvaluateVQGAN | CodesOfImages) -> str:
-    """Returns what to tell the user."""
-    if isinstance(command, TrainVQGAN):
-        train_vqgan_run(command.run.experiment, command.run.folder)
-        return evaluate_vqgan(command.run.folder)
-    join(command.processes)
-    if isinstance(command, EvaluateVQGAN):
-        return evaluate_vqgan(command.vqgan, command.data, command.checkpoint, command.out)
-    return write_codes(command.vqgan, command.file, command.data, command.checkpoint)
-
-
 def vqgan_command(command: Annotated[VQGANCommand, tyro.conf.arg(name="")]) -> None:
     """Train and measure a VQGAN, or turn a catalogue's images into its codes."""
-    print_once(run_vqgan(command))
+    if isinstance(command, TrainVQGAN):
+        train_vqgan_run(command.run.experiment, command.run.folder)
+        print_once(evaluate_vqgan(command.run.folder))
+        return
+    join(command.processes)
+    if isinstance(command, EvaluateVQGAN):
+        print_once(evaluate_vqgan(command.vqgan, command.data, command.checkpoint, command.out))
+    else:
+        print_once(write_codes(command.vqgan, command.file, command.data, command.checkpoint))

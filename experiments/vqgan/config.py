@@ -94,8 +94,8 @@ class VQGANExperiment:
     checkpoint: CheckpointConfig = CheckpointConfig(best_metric="PSNR")
     batch_size: int = 8
     """Images of a step, all devices together."""
-    start: Path | None = None
-    """A VQGAN to begin with, and to take the geometry from: a run, a VQModel folder, or a checkpoint of
+    init_from: Path | None = None
+    """A VQGAN whose parameters and geometry training begins with: a run, a VQModel folder, or a checkpoint of
     taming-transformers."""
     seed: int = 0
     """Of the parameters, the order of images and what codewords are revived with."""

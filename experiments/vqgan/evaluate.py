@@ -25,7 +25,7 @@ ENLARGED = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class CodecRow:
     """One way of sending images.
 
     Attributes:
@@ -54,7 +54,7 @@ class Reconstructions:
     used: int
     perplexity: float
     jpeg_bits: float
-    rows: tuple[Row, ...]
+    rows: tuple[CodecRow, ...]
 
     def __str__(self) -> str:
         names = list(self.rows[0].metrics)
@@ -99,7 +99,7 @@ def evaluate_vqgan(
     images, bits = store.take(held_out), model.config.bits_per_image
     codes = encoder_of(model)(images)
     made, jpeg = decoder_of(model)(codes), compress(images, bits)
-    mean = mean_image(store.take(learnt))
+    mean = np.round(store.take(learnt).mean(axis=0)).astype(np.uint8)
     counts_K = np.bincount(codes.reshape(-1), minlength=model.config.codes)
     found = Reconstructions(
         source=data.source,
@@ -120,12 +120,8 @@ def evaluate_vqgan(
     return f"{found}\n\nabove: images, middle: VQGAN, below: JPEG: {out / 'reconstructions.png'}"
 
 
-def mean_image(images: np.ndarray) -> np.ndarray:
-    return np.round(images.mean(axis=0)).astype(np.uint8)
-
-
-def row(name: str, bits: float, images: np.ndarray, made: np.ndarray) -> Row:
-    return Row(name, bits, {metric: interval(values) for metric, values in likeness(images, made).items()})
+def row(name: str, bits: float, images: np.ndarray, made: np.ndarray) -> CodecRow:
+    return CodecRow(name, bits, {metric: interval(values) for metric, values in likeness(images, made).items()})
 
 
 def write_sheet(path: Path, rows: list[np.ndarray]) -> None:

@@ -19,7 +19,7 @@ THREADS = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Images:
+class CatalogueImages:
     """A catalogue's images.
 
     Attributes:
@@ -69,7 +69,7 @@ class Images:
         return iter(drawn[start:].map(self.take).to_iter_dataset(options))
 
 
-def open_images(config: ImageData, size: int) -> Images:
+def open_images(config: ImageData, size: int) -> CatalogueImages:
     """
     Raises:
       DataError: the source is not prepared, or has no images.
@@ -79,4 +79,4 @@ def open_images(config: ImageData, size: int) -> Images:
     shown = np.flatnonzero(has_image)
     if not len(shown):
         raise DataError(f"{config.source} has no images")
-    return Images(item_ids, shown, ImageStore(lambda item: items[item].image, size, ImageConfig(config.fit)))
+    return CatalogueImages(item_ids, shown, ImageStore(lambda item: items[item].image, size, ImageConfig(config.fit)))

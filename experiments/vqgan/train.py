@@ -25,14 +25,13 @@ from data_pipelines.fingerprint import save_fingerprint
 from experiments.config import note_changes, read_config, refuse_changes, save_config
 from experiments.lock import alone_in
 from experiments.vqgan.config import FILE, VQGANExperiment
-from experiments.vqgan.images import Images, open_images
+from experiments.vqgan.images import CatalogueImages, open_images
 from experiments.vqgan.measure import likeness
 from experiments.vqgan.perceptual import perceptual_model
 from experiments.vqgan.run import abstract_state, decoder_of, encoder_of, in_parts, open_vqgan, trainer_of
 from unimp_jax.image_tokens import from_pixels
 from unimp_jax.image_tokens.metrics import VQGANMetrics, VQGANWindow
 from unimp_jax.image_tokens.training import Trainer, VQGANState, make_step, with_codewords
-from unimp_jax.semantic_ids import ResidualKMeansConfig
 from unimp_jax.semantic_ids.residual_kmeans import residual_kmeans
 from unimp_jax.sharding import MeshConfig, batch_sharding, check_rows, make_mesh
 from unimp_jax.training.checkpoint import Checkpoints, abstract
@@ -61,7 +60,7 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
     mesh = make_mesh(MeshConfig(data=-1))
     check_rows(config.batch_size, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    config = with_start(config)
+    config = with_init_geometry(config)
     distance, frozen = perceptual_model(config.perceptual)
     images = open_images(config.data, config.vqgan.image_size)
     parts = images.parts(config.data)
@@ -118,7 +117,7 @@ def restore_or_init(
     restored = checkpoints.restore_latest(abstract_state(trainer, sharding))
     if restored is not None:
         return restored
-    model = trainer.new_model() if config.start is None else open_vqgan(config.start)
+    model = trainer.new_model() if config.init_from is None else open_vqgan(config.init_from)
     return jax.device_put(trainer.begin(model), sharding), None
 
 
@@ -135,7 +134,7 @@ def train_step(
     batch = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8, sharding=batch_sharding(mesh))
     jitted = jax.jit(make_step(trainer), donate_argnums=0, out_shardings=(everywhere, None))
     compiled = jitted.lower(abstract(state), abstract(frozen), batch).compile()
-    place, after = codewords(config, trainer, pixels), config.quantiser.after if config.start is None else None
+    place, after = codewords(config, trainer, pixels), config.quantiser.after if config.init_from is None else None
     numbers = itertools.count(int(state.step))
 
     def step(state: VQGANState, batch: jax.Array) -> tuple[VQGANState, VQGANMetrics]:
@@ -146,15 +145,15 @@ def train_step(
     return step
 
 
-def with_start(config: VQGANExperiment) -> VQGANExperiment:
-    """The configuration with the geometry of its start."""
-    if config.start is None:
+def with_init_geometry(config: VQGANExperiment) -> VQGANExperiment:
+    """The configuration with the geometry of `init_from`."""
+    if config.init_from is None:
         return config
     has_codes = dataclasses.replace(config.quantiser, after=0)
-    return dataclasses.replace(config, vqgan=open_vqgan(config.start).config, quantiser=has_codes)
+    return dataclasses.replace(config, vqgan=open_vqgan(config.init_from).config, quantiser=has_codes)
 
 
-def open_run(config: VQGANExperiment, folder: Path, images: Images) -> None:
+def open_run(config: VQGANExperiment, folder: Path, images: CatalogueImages) -> None:
     """The configuration, and what the images are, are saved in a new folder, compared in an old one."""
     saved = folder / FILE
     if (folder / "config.json").exists():
@@ -171,13 +170,12 @@ def open_run(config: VQGANExperiment, folder: Path, images: Images) -> None:
 def codewords(config: VQGANExperiment, trainer: Trainer, images: np.ndarray) -> Callable[[VQGANState], VQGANState]:
     """Puts the centres of what a model makes of images in the place of its codewords."""
     graph = nnx.graphdef(nnx.eval_shape(trainer.new_model))
-    centres = ResidualKMeansConfig(levels=1, codes=config.vqgan.codes, iterations=10, scaling="none", seed=config.seed)
 
     def place(state: VQGANState) -> VQGANState:
         encode = in_parts(nnx.merge(graph, state.model), lambda model, images: model.encode(from_pixels(images)))
         latents_NZ = encode(images).reshape(-1, config.vqgan.code_width)
-        words_KZ = jnp.asarray(residual_kmeans(latents_NZ, centres).codebooks[0], jnp.float32)
-        return with_codewords(state, graph, words_KZ)
+        centres = residual_kmeans(latents_NZ, levels=1, codes=config.vqgan.codes, iterations=10, seed=config.seed)
+        return with_codewords(state, graph, jnp.asarray(centres.codebooks[0], jnp.float32))
 
     return place
 

@@ -11,7 +11,7 @@ import pytest
 from data_pipelines.sources.amazon import AmazonBuilder
 from data_pipelines.sources.amazon_releases import Amazon2014, Amazon2018, Amazon2023
 from data_pipelines.sources.checks import Faults
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection import SourceSelection
 from data_pipelines.sources.source import Source
 from tests.data_pipelines.small import START
 
@@ -148,7 +148,7 @@ def opened(
     faults: Faults | None = None,
     categories: tuple[str, ...] = (),
 ) -> Source:
-    selection = Selection(categories=categories, user_core=cores[0], item_core=cores[1])
+    selection = SourceSelection(categories=categories, user_core=cores[0], item_core=cores[1])
     builder = RELEASES[name](config="items", data_dir="unused", source_dir=folder, faults=faults, selection=selection)
     return builder.open_source(None)
 

@@ -30,7 +30,7 @@ from data_pipelines.corpus import build_corpus
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.records import read_items, read_users
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection import SourceSelection
 from tests.data_pipelines import (
     amazon_files,
     test_amazon,
@@ -264,7 +264,7 @@ def outcome(number: int, folder: Path) -> tuple[str, str]:
     build(files)
     names = {path.name.removesuffix(".gz") for path in files.rglob("*")} | {str(files)}
     damage(files, rng)
-    selection = Selection(user_core=1, item_core=1) if source in CORED else Selection()
+    selection = SourceSelection(user_core=1, item_core=1) if source in CORED else SourceSelection()
     before = signal.signal(signal.SIGALRM, raise_too_long)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:

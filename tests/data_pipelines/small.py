@@ -14,6 +14,8 @@ from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
+from data_pipelines.tasks.queries import QueryConfig, TrainingQueries
+from data_pipelines.tasks.query import Queries
 from data_pipelines.vocabulary import Vocabulary, VocabularyConfig, attribute_texts, build_vocabulary
 
 START = 1_000_000_000
@@ -81,6 +83,18 @@ def small_images(corpus: Corpus, grid: tuple[int, int] = (3, 2), num_codes: int 
     codes = np.random.default_rng(0).integers(num_codes, size=(corpus.num_items, grid[0] * grid[1])).astype(np.int32)
     codes[::3] = -1
     return ImageCodes(tuple(corpus.item_ids), codes, grid, num_codes, {"made by": "chance"})
+
+
+def drawn(
+    corpus: Corpus,
+    config: QueryConfig | None = None,
+    *,
+    seed: int = 0,
+    count: int,
+    has_codes: np.ndarray | None = None,
+) -> Queries:
+    """The first questions of training, by default of the default tasks."""
+    return TrainingQueries(corpus, config or QueryConfig(), seed, has_codes).draw(0, count)[0]
 
 
 def small_writer(

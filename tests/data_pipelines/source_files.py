@@ -10,7 +10,7 @@ from typing import Any
 from data_pipelines.schema import Item, User
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.registry import find_source
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection import SourceSelection
 from tests.data_pipelines.amazon_files import PRODUCT, REVIEW
 from tests.data_pipelines.small import START
 from tests.data_pipelines.test_hm import HEADER, article
@@ -134,7 +134,7 @@ def read(folder: Path, source: str, faults: Faults | None = None) -> tuple[list[
         data_dir=str(folder / "unused"),
         source_dir=folder,
         faults=faults or Faults(),
-        selection=Selection(**core),
+        selection=SourceSelection(**core),
     )
     opened = builder.open_source(None)
     return list(opened.items()), list(opened.users())

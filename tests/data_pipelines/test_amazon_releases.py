@@ -14,7 +14,7 @@ from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.sources.amazon_reviews import AmazonInstruments2014
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.registry import find_source
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection import SourceSelection
 from tests.data_pipelines.amazon_files import (
     PRODUCT,
     RELEASES,
@@ -36,7 +36,7 @@ def test_a_release_from_its_files_to_records(name: str, tmp_path: Path) -> None:
     folder = write(tmp_path / "source", name, [review("U1", "B1"), review("U1", "B2", 2000)], [product("B1")])
     (folder / "images").mkdir()
     (folder / "images" / "B1.jpg").write_bytes(image(1))
-    prepared = prepare(name, tmp_path / "data", folder, selection=Selection(user_core=1, item_core=1))
+    prepared = prepare(name, tmp_path / "data", folder, selection=SourceSelection(user_core=1, item_core=1))
     assert (prepared.users, prepared.items, prepared.interactions, prepared.rated, prepared.images) == (1, 2, 2, 2, 1)
     assert prepared.bad_images == ["B2: B2.jpg is missing"]
     assert list(read_items(name, tmp_path / "data")) == [
@@ -105,7 +105,7 @@ def test_the_core_is_of_eight_and_five_and_of_all_categories_together(name: str,
     assert vars(prepared.read) == {"users": 8, "items": 10, "interactions": 59}
     users = [user.user_id for user in read_users(name, tmp_path / "data")]
     assert users == ["U0/Books", "U1/Books", "U2/Books", "U3/Books", "U7/Toys"]
-    lower = prepare(name, tmp_path / "data", tmp_path / "source", selection=Selection(user_core=7), name="lower")
+    lower = prepare(name, tmp_path / "data", tmp_path / "source", selection=SourceSelection(user_core=7), name="lower")
     assert (lower.users, lower.items, lower.interactions) == (7, 8, 54)
 
 
@@ -264,11 +264,11 @@ def test_images_are_fetched_when_asked_for(name: str, tmp_path: Path, monkeypatc
     bare.pop("imageURLHighRes", None)
     reviews = [REVIEW[name]("U1", item) for item in ("B1", "B2", "B3")]
     folder = write(tmp_path / "source", name, reviews, [PRODUCT[name]("B1"), bare, PRODUCT[name]("B4")])
-    lowest = Selection(user_core=1, item_core=1)
+    lowest = SourceSelection(user_core=1, item_core=1)
     prepared = prepare(name, tmp_path / "data", folder, selection=lowest)
     assert asked == []
     assert prepared.bad_images == [f"{folder / 'images'} does not exist: no item has an image"]
-    prepare(name, tmp_path / "data", folder, selection=Selection(user_core=1, item_core=1, fetch_images=True))
+    prepare(name, tmp_path / "data", folder, selection=SourceSelection(user_core=1, item_core=1, fetch_images=True))
     assert asked == [{"B1": product_of(name, PRODUCT[name]("B1")).image_url}]
 
 
@@ -299,7 +299,7 @@ def test_what_is_needed_is_reported(name: str, files: str, where: str, tmp_path:
         prepare(name, tmp_path / "data", tmp_path)
     write(tmp_path, name, [REVIEW[name]("U1", "B1")], category="Video_Games")
     with pytest.raises(DataError, match=r"no reviews of category 'VideoGames'; did you mean 'Video_Games'\? It holds"):
-        prepare(name, tmp_path / "data", tmp_path, selection=Selection(categories=("VideoGames",)))
+        prepare(name, tmp_path / "data", tmp_path, selection=SourceSelection(categories=("VideoGames",)))
     (tmp_path / f"{RELEASES[name].PRODUCTS.format('Video_Games')}.gz").unlink()
     with pytest.raises(DataError, match=rf"meta_Video_Games.jsonl? does not exist: for each category {files}"):
         prepare(name, tmp_path / "data", tmp_path)
@@ -308,7 +308,7 @@ def test_what_is_needed_is_reported(name: str, files: str, where: str, tmp_path:
 @every_release
 def test_other_choices_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"{name} does not know --item"):
-        prepare(name, tmp_path / "data", tmp_path, selection=Selection(item="product"))
+        prepare(name, tmp_path / "data", tmp_path, selection=SourceSelection(item="product"))
 
 
 # --- real reviews ----------------------------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ import pytest
 
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
-from data_pipelines.records import USER_FEATURES, read_items, read_users
+from data_pipelines.record_features import USER_FEATURES
+from data_pipelines.records import read_items, read_users
 from data_pipelines.schema import Interaction, Item
 from data_pipelines.sources import source as sources
 from data_pipelines.sources import staging
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection import SourceSelection
 from data_pipelines.sources.staging import encode_part, parts_of, read_part, stage
 from tests.data_pipelines.movielens_files import local, movielens_folder
 from tests.data_pipelines.test_hm import opened, write
@@ -68,7 +69,7 @@ def test_without_beam_it_is_reported_what_to_install(tmp_path: Path) -> None:
 def test_records_of_a_pipeline_are_the_same(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("apache_beam", reason="Apache Beam is not installed")
     folder = write(tmp_path / "source") if source == "hm" else movielens_folder(tmp_path / "source", num_users=9000)
-    selection = Selection(item="product") if source == "hm" else Selection()
+    selection = SourceSelection(item="product") if source == "hm" else SourceSelection()
     here = prepare(source, tmp_path / "data", folder, selection=selection)
     monkeypatch.setattr(staging, "ITEMS_A_PART", 1)
     there = prepare(

@@ -9,22 +9,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.co_occurrence import DAMPING, DECAY, WINDOW, co_occurrence_vectors
 from data_pipelines.content import (
     ATTRIBUTE_NORM,
     ContentConfig,
     build_content,
     mean_ratings,
     principal_components,
+    standardised,
     token_content,
     training_counts,
 )
-from data_pipelines.corpus import TRAIN
+from data_pipelines.corpus import TEST, TRAIN, with_items
 from data_pipelines.errors import DataError
 from data_pipelines.item_vectors import read_vectors, write_vectors
+from data_pipelines.schema import Item
 from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
 from tests.data_pipelines.small import small_corpus
 
-EVERYTHING = ContentConfig(attributes=("Category",), least_items=1, popularity=True, rating=True)
+EVERYTHING = ContentConfig(attributes=("Category",), least_items=1, popularity=True, rating=True, co_occurrence=2)
 
 
 def test_parts_are_the_attributes_popularity_and_ratings() -> None:
@@ -39,7 +42,8 @@ def test_parts_are_the_attributes_popularity_and_ratings() -> None:
     popularity = content.items[:, columns]
     assert (np.argsort(popularity, kind="stable") == np.argsort(training_counts(corpus), kind="stable")).all()
     np.testing.assert_allclose([popularity.mean(), popularity.std()], [0, 1], atol=1e-6)
-    np.testing.assert_array_equal(content.items[:, columns + 1 :], mean_ratings(corpus))
+    np.testing.assert_array_equal(content.items[:, columns + 1 : -2], 2 * mean_ratings(corpus))
+    np.testing.assert_allclose(content.items[:, -2:], 0.6 * standardised(co_occurrence_vectors(corpus, 2)), rtol=1e-6)
 
 
 def test_without_parts_there_is_no_content() -> None:
@@ -110,3 +114,37 @@ def test_files_that_are_no_vectors_are_refused_by_name(tmp_path, damage: str) ->
         np.savez(path, item_ids=np.array(["a", None], object), vectors=vectors)
     with pytest.raises(DataError, match=path.name):
         read_vectors(path, ["z"] if damage == "other items" else ["a", "b"])
+
+
+def test_co_occurrence_vectors_are_the_eigenvectors_of_plainly_counted_pairs() -> None:
+    corpus = small_corpus()
+    near = np.zeros((corpus.num_items, corpus.num_items))
+    for user in range(corpus.num_users):
+        events = slice(*corpus.offsets[user : user + 2])
+        items = corpus.items[events][corpus.splits[events] == TRAIN].tolist()
+        for later, item in enumerate(items):
+            for steps in range(1, min(WINDOW, later) + 1):
+                near[item, items[later - steps]] += DECAY ** (steps - 1)
+                near[items[later - steps], item] += DECAY ** (steps - 1)
+    np.fill_diagonal(near, 0)
+    scale = (near.sum(axis=1) + DAMPING) ** -0.5
+    values, vectors = np.linalg.eigh(scale[:, None] * near * scale)
+    order = np.argsort(-np.abs(values))[:2]
+    found = co_occurrence_vectors(corpus, 2)
+    for column, expected in zip(found.T, vectors[:, order].T, strict=True):
+        expected = expected * np.sign(expected[np.abs(expected).argmax()])
+        np.testing.assert_allclose(column, expected, atol=1e-5)
+
+
+def test_items_that_nobody_met_together_have_no_co_occurrence_vectors() -> None:
+    corpus = small_corpus()
+    nobody = dataclasses.replace(corpus, splits=np.full_like(corpus.splits, TEST))
+    assert not co_occurrence_vectors(nobody, 2).any()
+
+
+def test_new_items_do_not_change_the_co_occurrence_vectors_of_known_ones() -> None:
+    corpus = small_corpus()
+    more = with_items(corpus, [Item("new", "New")])
+    found = co_occurrence_vectors(more, 3, known=corpus.num_items)
+    np.testing.assert_array_equal(found[:-1], co_occurrence_vectors(corpus, 3))
+    assert not found[-1].any()

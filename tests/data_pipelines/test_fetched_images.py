@@ -1,13 +1,9 @@
-"""Images by URL, from a server on this machine that is slow, busy, wrong, or hangs up."""
+"""Images by URL, fetched once into a folder."""
 
 import dataclasses
-import http.server
 import io
 import json
-import threading
-import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,207 +16,11 @@ from data_pipelines.records import read_items
 from data_pipelines.sources import fetched_images
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.fetched_images import FetchedImages
-from data_pipelines.sources.fetching import Fetcher, Limits, Unavailable, Unusable
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.fetching import Fetcher
+from data_pipelines.sources.selection import SourceSelection
 from tests.data_pipelines.amazon_files import product_2018, review_2018, write
 from tests.data_pipelines.small import image
-
-LIMITS = Limits(per_second=1000, backoff=0.01, seconds=2, retries=2)
-Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
-
-
-def sends(body: bytes = b"", status: int = 200, headers: Mapping[str, str] | None = None, length: int = -1) -> Answer:
-    """Answers with `body`, of which the header says that it is `length` long."""
-
-    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        for name, value in (headers or {}).items():
-            handler.send_header(name, value)
-        handler.send_header("Content-Length", str(len(body) if length < 0 else length))
-        handler.end_headers()
-        handler.wfile.write(body)
-        handler.close_connection = length >= 0
-
-    return answer
-
-
-def after(seconds: float, then: Answer) -> Answer:
-    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
-        time.sleep(seconds)
-        then(handler)
-
-    return answer
-
-
-def drips(handler: http.server.BaseHTTPRequestHandler) -> None:
-    """A byte every hundredth of a second, far longer than anybody should wait."""
-    sends(length=10_000)(handler)
-    for _ in range(10_000):
-        handler.wfile.write(b".")
-        handler.wfile.flush()
-        time.sleep(0.01)
-
-
-class Site:
-    """What a server answers, by path, the first time, the second time, …, and then as the last time."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, list[Answer]] = {}
-        self.asked: Counter[str] = Counter()
-        self.times: dict[str, list[float]] = defaultdict(list)
-        self.busiest = self._at_work = 0
-        self._lock = threading.Lock()
-        site = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                with site._lock:
-                    number = site.asked[self.path]
-                    site.asked[self.path] += 1
-                    site.times[self.path].append(time.monotonic())
-                    site._at_work += 1
-                    site.busiest = max(site.busiest, site._at_work)
-                try:
-                    answers = site.answers.get(self.path, [sends(status=404)])
-                    answers[min(number, len(answers) - 1)](self)
-                except OSError:  # the other side has heard enough
-                    self.close_connection = True
-                finally:
-                    with site._lock:
-                        site._at_work -= 1
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-
-    def url(self, path: str, *answers: Answer) -> str:
-        if answers:
-            self.answers[path] = list(answers)
-        return f"http://127.0.0.1:{self.server.server_port}{path}"
-
-    @property
-    def requests(self) -> int:
-        return self.asked.total()
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    site = Site()
-    threading.Thread(target=site.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield site
-    site.server.shutdown()
-    site.server.server_close()
-
-
-# --- one file --------------------------------------------------------------------------------------------------------
-
-
-def get(url: str, **changed: Any) -> bytes:
-    with Fetcher(dataclasses.replace(LIMITS, **changed)) as fetcher:
-        return fetcher.get(url)
-
-
-def cut(body: bytes) -> Answer:
-    return sends(body[: len(body) // 2], length=len(body))
-
-
-@pytest.mark.parametrize(
-    "before",
-    [
-        sends(status=500),
-        sends(b"busy", status=503),
-        sends(status=429, headers={"Retry-After": "0"}),
-        sends(status=503, headers={"Retry-After": "soon"}),
-        cut(image(1)),
-        after(0.5, sends(b"late")),
-    ],
-)
-def test_what_may_be_otherwise_next_time_is_asked_for_again(site: Site, before: Answer) -> None:
-    url = site.url("/a.jpg", before, before, sends(image(1)))
-    assert get(url, seconds=0.2) == image(1)
-    assert site.requests == 3
-
-
-@pytest.mark.parametrize(
-    ("answer", "seconds", "message"),
-    [
-        (sends(status=503), 2, "status 503"),
-        (cut(bytes(1000)), 2, "IncompleteRead"),
-        (after(0.5, sends()), 0.1, "timed out"),
-    ],
-)
-def test_retries_end(site: Site, answer: Answer, seconds: float, message: str) -> None:
-    with pytest.raises(Unavailable, match=message):
-        get(site.url("/a.jpg", answer), seconds=seconds)
-    assert site.requests == 1 + LIMITS.retries
-
-
-def test_a_file_has_so_long_to_be_whole(site: Site) -> None:
-    with pytest.raises(Unavailable, match=r"not whole after 0.2 s"):
-        get(site.url("/a.jpg", drips), seconds=0.2)
-    assert site.requests == 1
-
-
-def test_without_a_server_it_is_unavailable(site: Site) -> None:
-    url = site.url("/a.jpg")
-    site.server.server_close()
-    with pytest.raises(Unavailable, match="refused"):
-        get(url)
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 418])
-def test_a_refusal_is_not_argued_with(site: Site, status: int) -> None:
-    with pytest.raises(Unavailable, match=f"status {status}"):
-        get(site.url("/a.jpg", sends(status=status)))
-    assert site.requests == 1
-
-
-@pytest.mark.parametrize("status", [404, 410])
-def test_what_is_gone_is_unusable(site: Site, status: int) -> None:
-    with pytest.raises(Unusable, match=f"status {status}"):
-        get(site.url("/a.jpg", sends(status=status)))
-    assert site.requests == 1
-
-
-@pytest.mark.parametrize("url", ["", "a.jpg", "ftp://x/a.jpg", "file:///etc/passwd", "http://", "http://[::1", "//x/y"])
-def test_what_is_no_address_of_the_web_is_unusable(url: str) -> None:
-    with pytest.raises(Unusable):
-        get(url)
-
-
-def test_a_server_says_when_to_come_again(site: Site) -> None:
-    url = site.url("/a.jpg", sends(status=429, headers={"Retry-After": "1"}), sends(b"here"))
-    assert get(url) == b"here"
-    first, second = site.times["/a.jpg"]
-    assert 1 <= second - first < 2
-
-
-def test_a_server_that_says_much_later_is_left_alone(site: Site) -> None:
-    with pytest.raises(Unavailable, match="status 503"):
-        get(site.url("/a.jpg", sends(status=503, headers={"Retry-After": "3600"})))
-    assert site.requests == 1
-
-
-@pytest.mark.parametrize("length", [-1, 10_000_000])
-def test_no_more_is_read_than_the_limit(site: Site, length: int) -> None:
-    url = site.url("/a.jpg", sends(bytes(300_000), length=length), sends(b"not asked for again"))
-    with pytest.raises(Unusable, match=r"larger than 0.125 MiB"):
-        get(url, megabytes=0.125)
-    assert get(site.url("/b.jpg", sends(bytes(2**17))), megabytes=0.125) == bytes(2**17)
-    assert site.asked["/a.jpg"] == 1
-
-
-def test_a_moved_file_is_followed(site: Site) -> None:
-    url = site.url("/old.jpg", sends(status=302, headers={"Location": "/new.jpg"}))
-    site.url("/new.jpg", sends(b"here"))
-    assert get(url) == b"here"
-
-
-# --- a folder of them ------------------------------------------------------------------------------------------------
+from tests.data_pipelines.web_site import LIMITS, Site, after, cut, sends
 
 
 def images(folder: Path, faults: Faults | None = None, **changed: Any) -> FetchedImages:
@@ -420,7 +220,7 @@ def test_a_source_is_prepared_with_its_images_and_again_without_a_request(site: 
     reviews = [review_2018("U1", item) for item in ("B1", "B2", "B3")]
     folder = write(tmp_path / "source", "amazon_2018", reviews, products)
     for fetch_images in (True, True, False):
-        selection = Selection(user_core=1, item_core=1, fetch_images=fetch_images)
+        selection = SourceSelection(user_core=1, item_core=1, fetch_images=fetch_images)
         prepared = prepare("amazon_2018", tmp_path / "data", folder, selection=selection)
         assert (prepared.items, prepared.images) == (3, 1)
         assert prepared.bad_images == [f"B2: {urls['B2']}: status 404", "B3: B3.jpg is missing"]

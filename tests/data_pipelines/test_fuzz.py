@@ -13,7 +13,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.records import read_items, read_users
 from data_pipelines.sources.registry import SOURCES
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection import SourceSelection
 from tests.data_pipelines import fuzz
 
 ROUNDS = 5
@@ -24,7 +24,7 @@ def test_every_source_is_among_them_and_its_files_are_good(tmp_path: Path) -> No
     assert {source for source, _ in fuzz.SEEDS} == set(SOURCES)
     for number, (source, build) in enumerate(fuzz.SEEDS):
         build(tmp_path / str(number))
-        selection = Selection(user_core=1, item_core=1) if source in fuzz.CORED else Selection()
+        selection = SourceSelection(user_core=1, item_core=1) if source in fuzz.CORED else SourceSelection()
         prepared = prepare(source, tmp_path / "data", tmp_path / str(number), selection=selection)
         assert prepared.interactions >= 3
         assert build_corpus(read_items(source, tmp_path / "data"), read_users(source, tmp_path / "data")).num_users

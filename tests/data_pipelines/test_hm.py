@@ -15,7 +15,7 @@ from data_pipelines.records import read_items, read_users
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.registry import find_source
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection import SourceSelection
 from data_pipelines.sources.source import Counts, Source
 from tests.data_pipelines.small import image
 
@@ -100,7 +100,7 @@ def opened(folder: Path, faults: Faults | None = None, **selection: object) -> S
         data_dir=str(folder / "unused"),
         source_dir=folder,
         faults=faults,
-        selection=Selection(**selection),  # type: ignore[arg-type]
+        selection=SourceSelection(**selection),  # type: ignore[arg-type]
     )
     source = builder.open_source(None)
     assert isinstance(source, Source)
@@ -277,12 +277,12 @@ def test_choices_of_other_sources_are_refused(folder: Path) -> None:
     with pytest.raises(DataError, match=r"^hm does not know --fetch-images; it knows --user-core, --item-core, --item"):
         opened(folder, fetch_images=True)
     with pytest.raises(DataError, match=r"^movielens_small does not know --item; it knows no such option"):
-        prepare("movielens_small", folder / "data", selection=Selection(item="product"))
+        prepare("movielens_small", folder / "data", selection=SourceSelection(item="product"))
 
 
 def test_prepared_under_a_name_of_its_own(folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    prepared = prepare("hm", data, folder, selection=Selection(item="product"), name="hm-products")
+    prepared = prepare("hm", data, folder, selection=SourceSelection(item="product"), name="hm-products")
     assert (prepared.users, prepared.items, prepared.interactions, prepared.images) == (2, 2, 4, 1)
     assert prepared.read == Counts(2, 2, 6)
     assert "the files held 2 users, 2 items and 6 interactions" in str(prepared)
@@ -299,7 +299,7 @@ def test_that_nothing_is_left_is_reported(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=rf"^hm: no items are left of {folder}, nothing to learn from \(of users with 9 and items wi"
     ):
-        prepare("hm", tmp_path / "data", folder, selection=Selection(user_core=9))
+        prepare("hm", tmp_path / "data", folder, selection=SourceSelection(user_core=9))
     with pytest.raises(DataError, match=r"^transactions_train.csv has no rows; there is nothing to learn from$"):
         prepare("hm", tmp_path / "data", write(folder, purchases=()))
 

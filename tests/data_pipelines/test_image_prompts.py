@@ -19,7 +19,7 @@ from data_pipelines.tasks.prompt import prompt_texts
 from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out_queries
 from data_pipelines.tasks.registry import task_number
 from data_pipelines.vocabulary import IMAGE_CODES, Vocabulary, VocabularyConfig, build_vocabulary, load_vocabulary
-from tests.data_pipelines.small import small_corpus, small_images, small_vocabulary, small_writer
+from tests.data_pipelines.small import drawn, small_corpus, small_images, small_vocabulary, small_writer
 
 CORPUS = small_corpus()
 VOCABULARY = small_vocabulary(CORPUS, images=True)
@@ -31,8 +31,8 @@ ALONE = QueryConfig({"recommendation": 0, "search": 0, "rating": 0, "selection":
 ASKED = "What is the generated image ID to the query based on the history?"
 
 
-def queries(config: QueryConfig = MIX, seed: int = 0) -> TrainingQueries:
-    return TrainingQueries(CORPUS, config, seed, IMAGES.has_codes)
+def queries(config: QueryConfig = MIX, seed: int = 0) -> list[Query]:
+    return list(drawn(CORPUS, config, seed=seed, count=2000, has_codes=IMAGES.has_codes))
 
 
 def can_be_asked(item: int) -> bool:
@@ -97,8 +97,7 @@ def test_what_is_asked_is_what_was_trained_on_within_any_budget(number, seed, to
 
 def test_only_items_with_codes_and_categories_are_asked_about():
     """Others fall back to recommendation, as a search without categories does."""
-    stream = queries(ALONE)
-    asked = [stream[number] for number in range(1000)]
+    asked = queries(ALONE)
     assert [query.task for query in asked] == ["image" if can_be_asked(q.right[0]) else "recommendation" for q in asked]
     assert len({query.task for query in asked}) == 2
     for split in ("validation", "test"):
@@ -112,23 +111,21 @@ def test_only_items_with_codes_and_categories_are_asked_about():
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_a_share_is_asked_without_history_and_query_the_same_for_whoever_asks(share):
     config = dataclasses.replace(MIX, unconditional_rate=share)
-    numbers = list(range(2000))
-    one, other = queries(config), queries(config)
-    forwards = [one[number] for number in numbers]
-    assert forwards == [other[number] for number in reversed(numbers)][::-1]
+    forwards = queries(config)
+    assert forwards == queries(config)
     bare = np.array([query.unconditional for query in forwards if query.task == "image"])
     assert not any(query.unconditional for query in forwards if query.task != "image")
     assert abs(bare.mean() - share) < 4 * 0.5 / len(bare) ** 0.5  # four standard deviations at most
     everything_asked = [dataclasses.replace(query, unconditional=False) for query in forwards]
     assert everything_asked == [
-        dataclasses.replace(query, unconditional=False) for query in map(queries().__getitem__, numbers)
+        dataclasses.replace(query, unconditional=False) for query in queries()
     ]  # of whom, and about what, does not hang on the share
 
 
 def test_without_images_in_the_mix_nothing_is_asked_otherwise_than_before():
     config = QueryConfig()
-    with_codes, without = queries(config), TrainingQueries(CORPUS, config, 0)
-    assert [with_codes[number] for number in range(500)] == [without[number] for number in range(500)]
+    with_codes, without = queries(config), list(drawn(CORPUS, config, count=2000))
+    assert with_codes == without
 
 
 def test_images_without_codes_are_refused_and_say_what_makes_them():
@@ -146,8 +143,8 @@ def test_images_without_codes_are_refused_and_say_what_makes_them():
 
 def test_where_nothing_can_be_asked_for_the_weight_counts_for_nothing():
     nothing = np.zeros(CORPUS.num_items, bool)
-    stream = TrainingQueries(CORPUS, MIX, 0, nothing)
-    assert {stream[number].task for number in range(300)} == {"recommendation", "search"}
+    asked = drawn(CORPUS, MIX, count=300, has_codes=nothing)
+    assert {query.task for query in asked} == {"recommendation", "search"}
     with pytest.raises(ValueError, match="nor images for the only tasks of the mix"):
         TrainingQueries(CORPUS, ALONE, 0, nothing)
 
@@ -186,8 +183,7 @@ def test_answers_of_64_codes_are_packed_into_rows_of_512_tokens():
     vocabulary, row_shape = of_64_codes(), RowShape(tokens=512, images=16, answers=320)
     config = TaskConfig(full_items=2, id_items=100, history_targets="next_item")
     writer = small_writer(CORPUS, vocabulary, config, row_shape)
-    stream = queries()
-    examples = [writer.write(stream[number]) for number in range(200)]
+    examples = [writer.write(query) for query in queries()[:200]]
     rows = pack(np.array([example.size for example in examples]), row_shape)
     assert sorted(number for row in rows for number in row) == list(range(200))
     whole = [fill_row([examples[number] for number in row], row_shape) for row in rows]

@@ -5,20 +5,24 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_pipelines.errors import DataError
 from data_pipelines.images import ImageConfig, ImageStore, decode
 from data_pipelines.loader import LoaderConfig, Position, ProcessShard, question_batches, training_batches
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import RowShape
+from data_pipelines.tasks.prompt import PromptWriter
 from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out_queries
-from tests.data_pipelines.small import image, small_corpus, small_vocabulary, small_writer
+from tests.data_pipelines.small import drawn, image, small_corpus, small_vocabulary, small_writer
 
 CORPUS = small_corpus()
 VOCABULARY = small_vocabulary(CORPUS)
 ROW_SHAPE = RowShape(tokens=256, images=12, answers=64)
 WRITER = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=2, id_items=10), ROW_SHAPE)
 CONFIG = LoaderConfig(batch_size=4, block_examples=40)
+NAMES = ("tokens", "segment_ids", "images", "image_index", "answer_targets", "answer_weights", "answer_tasks")
 
 
 def images() -> ImageStore:
@@ -69,9 +73,52 @@ def test_neither_threads_nor_batch_size_change_the_stream():
     np.testing.assert_array_equal(rows, np.concatenate([batch.arrays["tokens"] for batch in other]))
 
 
+@settings(max_examples=12, deadline=None)
+@given(
+    shares=st.sampled_from([1, 2, 4]).flatmap(lambda count: st.permutations(range(count))),
+    rows_a_shard=st.integers(1, 5),
+    threads=st.integers(1, 5),
+    start=st.sampled_from([Position(), Position(0, 3), Position(2, 1)]),
+)
+def test_any_processes_with_any_threads_and_rows_read_the_same(shares, rows_a_shard, threads, start):
+    size = len(shares) * rows_a_shard
+    config = dataclasses.replace(CONFIG, batch_size=size, threads=threads)
+    plain = dataclasses.replace(CONFIG, batch_size=1, threads=1)
+    whole = {name: np.concatenate([batch.arrays[name] for batch in batches(3 * size, plain, start)]) for name in NAMES}
+    read = [batches(3, config, start, ProcessShard((share,), len(shares))) for share in sorted(shares)]
+    for name in NAMES:
+        rows = [process[step].arrays[name] for step in range(3) for process in read]
+        np.testing.assert_array_equal(np.concatenate(rows), whole[name], err_msg=name)
+
+
+def test_a_process_writes_the_examples_of_its_own_rows_alone(monkeypatch):
+    written = []
+    write = PromptWriter.write_planned
+
+    def counted(self, layouts, number):
+        written.append(number)
+        return write(self, layouts, number)
+
+    monkeypatch.setattr(PromptWriter, "write_planned", counted)
+    (batch, *_) = batches(1, dataclasses.replace(CONFIG, prefetch=0), shard=ProcessShard((1,), 4))
+    assert 0 < len(written) == batch.arrays["segment_ids"].max(axis=1).sum() < batch.num_examples
+
+
+def test_what_a_batch_says_of_all_rows_is_what_they_hold():
+    for batch in batches(8):
+        arrays = batch.arrays
+        assert batch.num_examples == arrays["segment_ids"].max(axis=1).sum()
+        assert batch.num_images == (arrays["image_segment_ids"] > 0).sum()
+        assert batch.fill == (arrays["segment_ids"] > 0).mean()
+
+
+def test_plans_of_another_version_are_refused():
+    with pytest.raises(ValueError, match=r"loader\.planner 1: .* the version of this project that began the run"):
+        batches(1, dataclasses.replace(CONFIG, planner=1))
+
+
 def test_every_example_of_a_block_is_read_once():
-    queries = TrainingQueries(CORPUS, QueryConfig(), seed=0)
-    expected = sorted(tuple(WRITER.write(queries[number]).tokens.tolist()) for number in range(40))
+    expected = sorted(tuple(WRITER.write(query).tokens.tolist()) for query in drawn(CORPUS, count=40))
     seen = []
     for batch in batches(30, dataclasses.replace(CONFIG, batch_size=1)):
         arrays = batch.arrays

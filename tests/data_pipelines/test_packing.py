@@ -51,10 +51,11 @@ def plainly_packed(sizes: np.ndarray, row_shape: RowShape) -> list[list[int]]:
 
 
 narrow = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 3), st.integers(0, 3)), max_size=120)
+short_of_answers = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 1), st.integers(0, 20)), max_size=150)
 
 
 @settings(deadline=None)
-@given(sizes | narrow)
+@given(sizes | narrow | short_of_answers)
 def test_rows_are_those_that_a_look_at_every_row_finds(sizes):
     table = np.array(sizes).reshape(-1, 3)
     assert pack(table, ROW_SHAPE) == plainly_packed(table, ROW_SHAPE)

@@ -16,13 +16,13 @@ from data_pipelines.loader import SHORTENED, BlockPlanner, LoaderConfig, trainin
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.tasks import TASKS, Query
 from data_pipelines.tasks.config import TaskConfig
-from data_pipelines.tasks.examples import RowShape, cut_longest
+from data_pipelines.tasks.examples import RowShape, longest_kept
 from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
 from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out
 from data_pipelines.tasks.registry import default_shares
 from data_pipelines.tasks.room import check_room, lacking_room, least_row_shape, long_texts
 from data_pipelines.vocabulary import Vocabulary, VocabularyConfig, attribute_texts, build_vocabulary
-from tests.data_pipelines.small import image
+from tests.data_pipelines.small import drawn, image
 
 ROW_SHAPE = RowShape(tokens=160, images=6, answers=48)
 SHORT = TaskConfig(full_items=2, id_items=10, history_targets="next_item")
@@ -128,9 +128,8 @@ def test_three_blocks_are_planned_and_every_example_fits(name):
     planner = BlockPlanner(queries, writer, BLOCKS, seed=0)
     for block in range(3):
         assert sum(map(len, planner(block).rows)) == BLOCKS.block_examples
-    for number in range(3 * BLOCKS.block_examples):
-        assert_fits(writer, queries[number])
-        query = queries[number]
+    for query in drawn(corpus, count=3 * BLOCKS.block_examples):
+        assert_fits(writer, query)
         assert len(set(query.right)) == len(query.right)
         assert query.task != "selection" or set(query.right) < set(query.candidates)
     for split, task in itertools.product(("validation", "test"), TASKS):
@@ -147,7 +146,7 @@ def test_what_is_left_out_reaches_the_log_once():
     corpus = build_corpus(*PILLS["all users met everything"])
     config = QueryConfig(default_shares() | {"recommendation": 0, "search": 0, "rating": 0})
     queries, store = TrainingQueries(corpus, config, seed=0), ImageStore(image, 8, ImageConfig())
-    assert {queries[number].task for number in range(60)} == {"recommendation"}
+    assert {query.task for query in drawn(corpus, config, count=60)} == {"recommendation"}
     stream = training_batches(queries, writer_of(corpus), store, BLOCKS, seed=0)
     batches = list(itertools.takewhile(lambda batch: batch.next_position.block < 2, stream))
     stream.close()
@@ -183,14 +182,11 @@ def test_a_search_for_a_megabyte_is_asked_at_once():
 
 @given(st.lists(st.integers(0, 30), max_size=5), st.integers(0, 160))
 def test_the_longest_texts_are_cut_to_one_length(lengths, over):
-    texts = [np.arange(length) for length in lengths]
-    cut = cut_longest(texts, over)
-    kept = list(map(len, cut))
+    (longest,) = longest_kept(np.array([lengths], np.int64), np.array([over])).tolist()
+    kept = [min(length, longest) for length in lengths]
     assert sum(kept) <= max(sum(lengths) - over, 0)
-    assert all(text.tolist() == before[: len(text)].tolist() for text, before in zip(cut, texts, strict=True))
     shorter = {length for length, before in zip(kept, lengths, strict=True) if length < before}
-    assert len(shorter) <= 1
-    assert all(length <= max(shorter) for length in kept if shorter)
+    assert shorter <= {longest}
     assert sum(lengths) - over - sum(kept) < max(len(lengths), 1)
 
 
@@ -245,10 +241,7 @@ def test_a_catalogue_too_small_to_select_from_says_so_at_the_start(count):
 
 def test_a_user_who_met_all_but_one_is_asked_to_select_two_right_items_or_none():
     corpus = build_corpus(films(8), [user_of("most", *range(7))])
-    queries = TrainingQueries(
-        corpus, QueryConfig({"recommendation": 0, "search": 0, "rating": 0, "selection": 1}), seed=0
-    )
-    asked = [queries[number] for number in range(100)]
+    asked = drawn(corpus, QueryConfig({"recommendation": 0, "search": 0, "rating": 0, "selection": 1}), count=100)
     assert {len(query.right) for query in asked if query.task == "selection"} == {1, 2}
     held_out_one = {5, 6, 7}  # of training: neither of the validation, nor of the test, nor met
     assert all(set(query.candidates) - set(query.right) <= held_out_one for query in asked)
@@ -260,7 +253,7 @@ def test_ratings_that_are_held_out_alone_are_neither_learnt_nor_asked():
     assert queries.notes == [
         "rating is left out: no rating is among what is to train on; --queries.mix.rating 0 says so"
     ]
-    assert "rating" not in {queries[number].task for number in range(200)}
+    assert "rating" not in {query.task for query in drawn(corpus, count=200)}
     reason = "whose rating cannot be predicted, for no rating is among what was to train on"
     assert held_out(corpus, "test", "rating") == dataclasses.replace(
         held_out(corpus, "test", "rating"), queries=[], left_out={reason: 1}
@@ -331,9 +324,8 @@ def test_any_source_can_be_trained_on_and_asked_about(described, histories, toke
     ]
     corpus = build_corpus(items, made)
     writer = writer_of(corpus, row_shape=dataclasses.replace(ROW_SHAPE, tokens=tokens))
-    queries = TrainingQueries(corpus, QueryConfig(), seed=0)
-    for number in range(20):
-        assert_fits(writer, queries[number])
+    for query in drawn(corpus, count=20):
+        assert_fits(writer, query)
     for split, task in itertools.product(("validation", "test"), TASKS):
         for query in held_out(corpus, split, task).queries:
             assert_fits(writer, query)

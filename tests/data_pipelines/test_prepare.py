@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from data_pipelines import replacing
+from data_pipelines import folder_replacement
 from data_pipelines.errors import DataError
+from data_pipelines.folder_replacement import LOCK, replace_folder, temporary_folder
 from data_pipelines.prepare import prepare
 from data_pipelines.records import read_items, read_users
-from data_pipelines.replacing import LOCK, put_in_place, workplace
 from data_pipelines.schema import Item
 from data_pipelines.sources import staging
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection import SourceSelection
 from data_pipelines.sources.source import Source
 from tests.data_pipelines.amazon_files import product_2023, review_2023, write
 from tests.data_pipelines.movielens_files import movielens_folder, user_line
@@ -159,7 +159,7 @@ def folders(tmp_path: Path) -> Path:
 
 
 def new_beside(place: Path) -> Iterator[Path]:
-    with workplace(place) as work:
+    with temporary_folder(place) as work:
         (work / "made").mkdir()
         (work / "made" / "is").write_text("new")
         yield work / "made"
@@ -169,9 +169,9 @@ def new_beside(place: Path) -> Iterator[Path]:
 def test_the_new_takes_the_place_of_the_old(tmp_path: Path, exchanges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     place = folders(tmp_path)
     if not exchanges:
-        monkeypatch.setattr(replacing, "_exchange", lambda *_: False)
+        monkeypatch.setattr(folder_replacement, "_exchange", lambda *_: False)
     for new in new_beside(place):
-        put_in_place(new, place)
+        replace_folder(new, place)
         assert (place / "is").read_text() == "new"
     assert contents(tmp_path) == {"place/is": b"new"}
     assert list(tmp_path.iterdir()) == [place]
@@ -189,19 +189,19 @@ def test_a_failure_while_folders_change_places_leaves_the_old(
             raise OSError(errno.EIO, "Input/output error")
         rename(*names)
 
-    monkeypatch.setattr(replacing, "_exchange", lambda *_: False)
+    monkeypatch.setattr(folder_replacement, "_exchange", lambda *_: False)
     monkeypatch.setattr(os, "rename", failing)
     told = pytest.raises(OSError, match="Input/output") if fails < 2 else contextlib.nullcontext()
-    with told, workplace(place) as work:
+    with told, temporary_folder(place) as work:
         (work / "is").write_text("new")
-        put_in_place(work, place)
+        replace_folder(work, place)
     assert contents(tmp_path) == {"place/is": b"new" if fails == 2 else b"old"}
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from data_pipelines import replacing
+from data_pipelines import folder_replacement
 place, at, exchanges = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True"
 calls = 0
 def before(function):
@@ -212,14 +212,14 @@ def before(function):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
     return called
-real = replacing._exchange
-replacing._exchange = before(real if exchanges else lambda *_: False)
+real = folder_replacement._exchange
+folder_replacement._exchange = before(real if exchanges else lambda *_: False)
 os.rename, os.rmdir, os.unlink = before(os.rename), before(os.rmdir), before(os.unlink)
-with replacing.workplace(place) as work:
+with folder_replacement.temporary_folder(place) as work:
     before(lambda: None)()
     (work / "made").mkdir()
     (work / "made" / "is").write_text("new")
-    replacing.put_in_place(work / "made", place)
+    folder_replacement.replace_folder(work / "made", place)
 print(calls)
 """
 
@@ -349,7 +349,7 @@ def test_what_fails_while_writing_is_said_of_the_folder(
 def test_as_many_items_are_without_an_image_as_it_says(tmp_path: Path, data: Path) -> None:
     reviews = [review_2023("U1", f"B{number}") for number in range(6)]
     folder = write(tmp_path / "source", "amazon_2023", reviews, [product_2023(f"B{number}") for number in range(6)])
-    selection = Selection(user_core=1, item_core=1)
+    selection = SourceSelection(user_core=1, item_core=1)
     prepared = prepare("amazon_2023", data, folder, selection=selection)
     assert prepared.bad_images == [f"{folder / 'images'} does not exist: no item has an image"]
     assert "6 items without image:" in str(prepared).splitlines()

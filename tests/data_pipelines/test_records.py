@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
+from data_pipelines.record_features import ITEM_FEATURES, USER_FEATURES
 from data_pipelines.records import (
-    ITEM_FEATURES,
-    USER_FEATURES,
     decode_item,
     decode_user,
     read_items,
@@ -103,6 +102,14 @@ def test_records_are_read_by_number_and_in_order(source: Path, tmp_path: Path) -
 def test_a_source_that_is_not_prepared_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"run `unimp prepare movielens_small"):
         read_items("movielens_small", tmp_path)
+
+
+def test_a_missing_file_of_records_is_reported(source: Path, tmp_path: Path) -> None:
+    prepare("movielens_small", tmp_path / "data", source)
+    (file,) = (tmp_path / "data" / "movielens_small" / "items" / "1.0.0").glob("*.array_record-*")
+    file.rename(file.with_name(file.name.replace("-of-00001", "-of-00002")))
+    with pytest.raises(DataError, match=r"items/1.0.0: files of records are missing; prepare the source again"):
+        read_items("movielens_small", tmp_path / "data")
 
 
 def test_the_account_counts_what_was_written(source: Path, tmp_path: Path) -> None:

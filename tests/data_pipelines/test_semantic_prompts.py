@@ -13,10 +13,11 @@ from data_pipelines.errors import DataError
 from data_pipelines.tasks import TASKS, Query
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import Example, RowShape
-from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out_queries
+from data_pipelines.tasks.queries import held_out_queries
 from data_pipelines.vocabulary import CODES, VocabularyConfig, build_vocabulary, load_vocabulary
 from data_pipelines.whole_tokenizer import whole_tokenizer
 from tests.data_pipelines.small import (
+    drawn,
     semantic_vocabulary,
     small_codes,
     small_corpus,
@@ -254,7 +255,7 @@ def test_at_the_last_id_the_answer_is_one_more_name_that_the_one_before_foretell
 @pytest.mark.parametrize("targets", ["next_item", "none"])
 @pytest.mark.parametrize("task", ["recommendation", "search"])
 def test_a_question_along_the_bare_ids_is_answered_by_a_whole_name(task, targets):
-    config = TaskConfig(full_items=0, id_items=100, ask_every=5, history_targets=targets, history_weight=0.25)
+    config = TaskConfig(full_items=0, id_items=100, ask_every=2, history_targets=targets, history_weight=0.25)
     query = query_at(task, LATEST)
     example = written(query, config)
     tokens, history = example.tokens, CORPUS.history(USER, LATEST + 1)
@@ -291,6 +292,7 @@ def test_a_prompt_with_the_beginning_of_a_name_asks_for_its_next_token():
         np.testing.assert_array_equal(prompt.tokens, whole[: len(prompt.tokens)])
 
 
+DRAWN = drawn(CORPUS, seed=1, count=501)
 configs = st.builds(
     TaskConfig,
     full_items=st.integers(0, 6),
@@ -310,7 +312,7 @@ row_shapes = st.builds(RowShape, tokens=st.integers(160, 400), images=st.integer
 @settings(max_examples=60, deadline=None)
 @given(config=configs, row_shape=row_shapes, number=st.integers(0, 500))
 def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(config, row_shape, number):
-    query = TrainingQueries(CORPUS, QueryConfig(), seed=1)[number]
+    query = DRAWN[number]
     writer = small_writer(CORPUS, VOCABULARY, config, row_shape)
     trained, asked = writer.write(query), writer.write(query, ask=True)
     assert all(size <= room for size, room in zip(trained.size, dataclasses.astuple(row_shape), strict=True))
@@ -347,7 +349,7 @@ def test_what_a_budget_leaves_of_a_history_still_foretells_what_comes_next(confi
     config = dataclasses.replace(
         config, rated_history=False, questions_show_ids=False, recommendation_at="question", rating_at="question"
     )
-    query = TrainingQueries(CORPUS, QueryConfig(), seed=3)[number]
+    query = DRAWN[number]
     example = small_writer(CORPUS, VOCABULARY, config, row_shape).write(query)
     assert asked_of(example) == predicted(example, query.right[0]) | asked_in_answer(example)
     shown = example.tokens[list(predicted(example, 0))].reshape(-1, DEPTH)

@@ -11,7 +11,7 @@ from data_pipelines.prepare import prepare
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.registry import find_source
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection import SourceSelection
 from data_pipelines.sources.source import Counts, Source, core
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "amazon-2014"
@@ -31,7 +31,7 @@ def opened(folder: Path | None, faults: Faults | None = None, **selection: objec
         data_dir="unused",
         source_dir=folder,
         faults=faults,
-        selection=Selection(**selection),  # type: ignore[arg-type]
+        selection=SourceSelection(**selection),  # type: ignore[arg-type]
     )
     source = builder.open_source(None)
     assert isinstance(source, Source)
@@ -135,6 +135,6 @@ def test_the_real_files_have_the_published_counts(name: str, counts: tuple[int, 
 @published
 @pytest.mark.slow
 def test_the_real_files_are_prepared_whole(tmp_path: Path, name: str, counts: tuple[int, int, int]) -> None:
-    prepared = prepare("sequences", tmp_path, SHARED, selection=Selection(categories=(name,)), name=name)
+    prepared = prepare("sequences", tmp_path, SHARED, selection=SourceSelection(categories=(name,)), name=name)
     assert (prepared.users, prepared.items, prepared.interactions) == counts
     assert prepared.history_lengths["least"] == 5

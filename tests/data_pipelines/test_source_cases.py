@@ -18,7 +18,7 @@ import pytest
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.records import read_items, read_users
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection import SourceSelection
 from tests.data_pipelines.small import START
 from tests.data_pipelines.source_files import GOOD, Files, amazon, lines, table, write_files
 
@@ -327,7 +327,8 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_files_that_failed_are_read_or_refused(case: Case, tmp_path: Path) -> None:
     folder, data = write_files(tmp_path / "source", case.files), tmp_path / "data"
-    core = Selection(user_core=1, item_core=1) if case.source in ("amazon_2014", "amazon_2023") else Selection()
+    cored = case.source in ("amazon_2014", "amazon_2023")
+    core = SourceSelection(user_core=1, item_core=1) if cored else SourceSelection()
     if case.refused:
         with pytest.raises(DataError, match=f"^{case.refused}") as caught:
             prepare(case.source, data, folder, selection=core)
@@ -349,7 +350,7 @@ def test_a_file_of_reviews_is_reported_by_its_bytes_and_by_a_name_without_a_dot(
         "._Books.jsonl": b"\0\5\x16\7",
         "._meta_Books.jsonl": b"\0\5\x16\7",
     }
-    core = Selection(user_core=1, item_core=1)
+    core = SourceSelection(user_core=1, item_core=1)
     prepared = prepare("amazon_2023", tmp_path / "data", write_files(tmp_path / "in", files), selection=core)
     assert (prepared.users, prepared.items, prepared.interactions) == ALL
 

@@ -16,12 +16,13 @@ from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out_queries
 from data_pipelines.tasks.registry import default_shares
 from tests.data_pipelines.answers import answer_mask
-from tests.data_pipelines.small import small_corpus, small_vocabulary, small_writer
+from tests.data_pipelines.small import drawn, small_corpus, small_vocabulary, small_writer
 
 CORPUS = small_corpus()
 VOCABULARY = small_vocabulary(CORPUS, images=True)
 HAS_CODES = VOCABULARY.image_codes.has_codes
 ROOMY = RowShape(tokens=2048, images=64, answers=512)
+DRAWN = drawn(CORPUS, QueryConfig(default_shares() | {"image": 2}), seed=1, count=501, has_codes=HAS_CODES)
 USER = int(np.argmax(np.diff(CORPUS.offsets)))
 
 
@@ -175,7 +176,7 @@ row_shapes = st.builds(RowShape, tokens=st.integers(160, 400), images=st.integer
 @settings(max_examples=40, deadline=None)
 @given(config=configs, row_shape=row_shapes, number=st.integers(0, 500))
 def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(config, row_shape, number):
-    query = TrainingQueries(CORPUS, QueryConfig(default_shares() | {"image": 2}), seed=1, has_codes=HAS_CODES)[number]
+    query = DRAWN[number]
     writer = small_writer(CORPUS, VOCABULARY, config, row_shape)
     trained, asked = writer.write(query), writer.write(query, ask=True)
     assert all(size <= room for size, room in zip(trained.size, dataclasses.astuple(row_shape), strict=True))
@@ -241,7 +242,7 @@ def test_ids_cannot_be_shown_bare_or_predicted_where_they_are_not_shown(other):
 
 @pytest.mark.parametrize("number", range(40))
 def test_targets_without_bare_ids_are_the_labels_of_the_reference(number):
-    query = TrainingQueries(CORPUS, QueryConfig(default_shares() | {"image": 2}), seed=2, has_codes=HAS_CODES)[number]
+    query = DRAWN[number]
     example = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=4), ROOMY).write(query)
     mask = answer_mask(
         example.tokens,
@@ -299,9 +300,7 @@ def test_training_never_sees_what_is_held_out():
         for event in range(CORPUS.offsets[user], CORPUS.offsets[user + 1])
         if CORPUS.splits[event] != TRAIN
     }
-    queries = TrainingQueries(CORPUS, QueryConfig(), seed=0)
-    for number in range(2000):
-        query = queries[number]
+    for query in drawn(CORPUS, count=2000):
         seen = {*CORPUS.history(query.user, query.position).tolist(), *query.right}
         assert not any((query.user, item) in held_out for item in seen)
 
@@ -318,10 +317,13 @@ def test_each_epoch_asks_every_user_once_and_the_mix_holds():
     mix = {"recommendation": 2, "search": 0, "rating": 0, "selection": 2}
     queries = TrainingQueries(CORPUS, QueryConfig(mix=mix), seed=0)
     size = len(queries.users)
-    for epoch in range(3):
-        users = [queries[epoch * size + place].user for place in range(size)]
-        assert sorted(users) == queries.users.tolist()
-    tasks = collections.Counter(queries[number].task for number in range(2000))
+    asked, _ = queries.draw(0, 3 * size)
+    epochs = asked.users.reshape(3, size)
+    assert (np.sort(epochs, axis=1) == queries.users).all()
+    assert (epochs[0] != epochs[1]).any()
+    rest, _ = queries.draw(2, 2 * size)  # which goes on in the fifth epoch
+    assert (np.sort(rest.users.reshape(2, size), axis=1) == queries.users).all()
+    tasks = collections.Counter(query.task for query in queries.draw(0, 2000)[0])
     assert tasks["search"] == tasks["rating"] == 0
     assert abs(tasks["selection"] / 2000 - 0.5) < 0.05  # four standard deviations of a fair coin thrown 2,000 times
 
@@ -329,6 +331,6 @@ def test_each_epoch_asks_every_user_once_and_the_mix_holds():
 def test_the_stream_does_not_depend_on_who_reads_it():
     one = TrainingQueries(CORPUS, QueryConfig(), seed=3)
     other = TrainingQueries(CORPUS, QueryConfig(), seed=3)
-    numbers = list(range(200))
-    forwards = [one[number] for number in numbers]
-    assert forwards == [other[number] for number in reversed(numbers)][::-1]
+    forwards = [list(one.draw(block, 50)[0]) for block in range(4)]
+    assert forwards == [list(other.draw(block, 50)[0]) for block in reversed(range(4))][::-1]
+    assert forwards[0] != forwards[1]

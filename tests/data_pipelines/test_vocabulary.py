@@ -7,6 +7,9 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from data_pipelines.errors import DataError
+from data_pipelines.plain_text import read_tokenizer
+from data_pipelines.tasks.prompt import prompt_texts
+from data_pipelines.trained_tokenizer import TrainedTokenizer, read_trained_tokenizer
 from data_pipelines.vocabulary import (
     FAKE,
     VocabularyConfig,
@@ -54,6 +57,38 @@ def test_saving_and_loading_change_nothing(tmp_path):
     np.testing.assert_array_equal(loaded.items, VOCABULARY.items)
     for text in attribute_texts(CORPUS, VocabularyConfig()):
         np.testing.assert_array_equal(loaded.encode(text), VOCABULARY.encode(text))
+
+
+def test_a_trained_tokenizer_is_read_as_transformers_reads_it(tmp_path):
+    VOCABULARY.save(tmp_path)
+    ours, theirs = read_trained_tokenizer(tmp_path), read_tokenizer(str(tmp_path))
+    assert isinstance(load_vocabulary(tmp_path, CORPUS).tokenizer, TrainedTokenizer)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "added_tokens_decoder"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert dict(zip(ours.all_special_ids, ours.all_special_tokens, strict=True)) == dict(
+        zip(theirs.all_special_ids, theirs.all_special_tokens, strict=True)
+    )
+    assert (ours.get_vocab(), ours.get_added_vocab()) == (theirs.get_vocab(), theirs.get_added_vocab())
+    for text in [
+        "",
+        "A blue <s> House</s>, \u00fcnheard",
+        *prompt_texts(images=True),
+        *attribute_texts(CORPUS, VocabularyConfig()),
+    ]:
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours(text, add_special_tokens=False)["input_ids"] == ids
+        assert ours.convert_ids_to_tokens(ids) == theirs.convert_ids_to_tokens(ids)
+        assert ours.decode(ids) == theirs.decode(ids)
+    ours.save_pretrained(tmp_path / "again")
+    again = read_trained_tokenizer(tmp_path / "again")
+    assert again.backend_tokenizer.to_str() == ours.backend_tokenizer.to_str()
+
+
+def test_a_tokenizer_of_another_kind_is_left_to_transformers(tmp_path):
+    tokenizer = train_tokenizer(["some words"], 300)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(tmp_path)
+    assert read_trained_tokenizer(tmp_path) is None
 
 
 def test_a_vocabulary_of_another_catalogue_is_refused(tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from data_pipelines.tasks.queries import held_out_queries
 from experiments.config import ExperimentConfig
-from experiments.data import ExperimentData, Records
+from experiments.data import ExperimentData, PreparedSource
 from experiments.evals.base import OURS
 from experiments.evals.image_metrics import Generated, image_outcomes, items_of_the_query, sample_images
 from experiments.evaluate import save_answers, tabulate
@@ -22,7 +22,7 @@ from unimp_jax.sharding import make_mesh
 SIZE, SAMPLES, USERS = 64, 4, 40
 
 
-def draw_images(folder: Path, config: ExperimentConfig, records: Records, data: ExperimentData) -> None:
+def draw_images(folder: Path, config: ExperimentConfig, records: PreparedSource, data: ExperimentData) -> None:
     """Adds the image task to an evaluation that is there."""
     queries = [
         query for query in held_out_queries(records.corpus, "test", "search") if records.has_image[query.right[0]]

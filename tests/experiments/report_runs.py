@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.config import ExperimentConfig, save_config
-from experiments.data import Records
+from experiments.data import PreparedSource
 from experiments.evals.base import OURS, Outcome
 from experiments.evaluate import save_answers, tabulate
 from experiments.results import Evaluation, Sample, save_evaluation
@@ -25,7 +25,9 @@ from unimp_jax.training.log import RunLog
 SHOWN = 10
 
 
-def write_run(folder: Path, config: ExperimentConfig, records: Records, *, worse: float = 0.0, cell: str = "") -> Path:
+def write_run(
+    folder: Path, config: ExperimentConfig, records: PreparedSource, *, worse: float = 0.0, cell: str = ""
+) -> Path:
     """An evaluated run.
 
     Args:
@@ -80,11 +82,11 @@ def begin_run(folder: Path, config: ExperimentConfig, *, steps: int, worse: floa
     return folder
 
 
-def target_of(records: Records, user: int) -> int:
+def target_of(records: PreparedSource, user: int) -> int:
     return int(records.corpus.history(user, 4)[3])
 
 
-def answer(config: ExperimentConfig, records: Records, worse: float) -> dict[str, Outcome]:
+def answer(config: ExperimentConfig, records: PreparedSource, worse: float) -> dict[str, Outcome]:
     """A user is hard or easy for all runs; a seed adds a little, and chance the rest."""
     corpus = records.corpus
     users = np.arange(corpus.num_users)

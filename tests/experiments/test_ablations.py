@@ -16,7 +16,7 @@ from experiments.presets import PRESETS
 from experiments.sweep.ablations import ABLATIONS, list_ablations
 from experiments.sweep.cells import CODES
 from experiments.sweep.changes import changed, options
-from experiments.sweep.plan import Base, plan
+from experiments.sweep.grid import Base, plan
 from tests.experiments.tiny_run import experiment, prepare_source
 
 EVALUATION = EvaluationConfig(checkpoint="latest", rivals=())
@@ -45,10 +45,11 @@ SAYS: dict[str, set[str]] = {
         "tasks.history_ids", "tasks.questions_show_ids", "tasks.ask_every", "tasks.rating_at", "tasks.ask_whole",
         "queries.whole_rate",
     },
-    "no_content": {"content.attributes", "content.popularity", "content.rating"},
+    "no_content": {"content.attributes", "content.popularity", "content.rating", "content.co_occurrence"},
     "no_attributes_content": {"content.attributes"},
     "no_popularity_content": {"content.popularity"},
     "no_rating_content": {"content.rating"},
+    "no_co_occurrence_content": {"content.co_occurrence"},
     "asked_once": {"tasks.ask_every"},
     "no_reconstruction": {"tasks.history_targets"},
     "reconstruction": {"tasks.history_targets"},
@@ -227,7 +228,7 @@ def test_seeds_are_some_and_no_two_alike(seeds):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_most_ablations_make_sense_on_every_preset(preset):
-    config = dataclasses.replace(PRESETS[preset], start=None)
+    config = dataclasses.replace(PRESETS[preset], init_from=None)
     tasks = [task for task in TASKS if config.queries.mix[task]]
     made, refused = plan(Base(preset, config, config.row_shape.images > 0, tasks), (), (0,), EVALUATION)
     measured = {cell.ablation for cell in made if cell.evaluation}
@@ -235,10 +236,12 @@ def test_most_ablations_make_sense_on_every_preset(preset):
     assert len(measured) >= 22
 
 
-def test_geometry_that_a_start_decides_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.sweep.plan.with_start", lambda one: dataclasses.replace(one, model=BASE.model))
+def test_geometry_that_init_from_decides_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "experiments.sweep.grid.with_init_geometry", lambda one: dataclasses.replace(one, model=BASE.model)
+    )
     with pytest.raises(ValueError, match="from which the base starts"):
-        cells("layers_double", config=dataclasses.replace(BASE, start=tmp_path))
+        cells("layers_double", config=dataclasses.replace(BASE, init_from=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -261,7 +264,7 @@ def test_a_base_has_no_images_and_tasks_that_its_source_has_not(tmp_path, monkey
     counts = config.data.folder / config.data.source / "prepared.json"
     counts.write_text(json.dumps({"rated": 0, "images": 0}))
     items = [SimpleNamespace(categories=[], image="a.png")]
-    monkeypatch.setattr("experiments.sweep.plan.read_items", lambda source, folder: items)
+    monkeypatch.setattr("experiments.sweep.grid.read_items", lambda source, folder: items)
     found = Base.open("tiny", config)
     assert (found.images, found.tasks) == (False, ["recommendation", "selection"])
 

@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_pipelines.tasks import TASKS, Task, register
+from data_pipelines.tasks import TASKS, Part, Task, register
 from data_pipelines.tasks.queries import TrainingQueries
 from experiments.data import ExperimentData
 from experiments.evals import EVALS, TaskEval
@@ -26,12 +26,12 @@ class NextCategory(Task):
     name = "category"
     question = "Which category comes next?"
 
-    def missing(self, data, event):
-        has_categories = data.corpus.categories[int(data.corpus.items[event])]
-        return "" if has_categories else "whose answer has no category"
+    def missing(self, data, events):
+        has_categories = data.corpus.has_categories[data.corpus.items[events]]
+        return np.where(has_categories, "", "whose answer has no category")
 
-    def answer(self, texts, query, shown):
-        return texts.categories[query.right[0]][:1]
+    def answer(self, texts, asked):
+        return [Part(texts.categories, asked.right[:, 0], at_most=1)]
 
     def answer_tokens(self, vocabulary):
         return None
@@ -93,7 +93,7 @@ def test_a_task_is_added_by_two_objects(category, tmp_path):
     mix = {**config.queries.mix, "category": 2.0}
     config = dataclasses.replace(config, queries=dataclasses.replace(config.queries, mix=mix))
     queries = TrainingQueries(ExperimentData.load(config).corpus, config.queries, seed=0)
-    drawn = collections.Counter(queries[number].task for number in range(600))
+    drawn = collections.Counter(query.task for query in queries.draw(0, 600)[0])
     assert {"category", "recommendation", "search", "rating", "selection"} == set(drawn)
     assert abs(drawn["category"] / 600 - 2 / 6) < 0.08  # four standard deviations
     train_run(config, tmp_path / "run")

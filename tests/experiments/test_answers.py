@@ -35,20 +35,20 @@ def outcomes():
     """Rating and explanation, answered by a model of random weights: its ratings cannot always be read."""
     from data_pipelines.tasks.prompt import prompt_texts
     from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
-    from experiments.data import ExperimentData, Records
+    from experiments.data import ExperimentData, PreparedSource
+    from experiments.evals.queries import evaluation_queries
     from experiments.evals.rating import rate_held_out
-    from experiments.questions import questions_of
 
     corpus = reviewed_corpus()
     vocabulary = build_vocabulary(corpus, VocabularyConfig(trained_size=400, round_to=8), prompt_texts())
     data, model = test_searching.asked(1, images=False)
-    records = Records(corpus, np.zeros(corpus.num_items, bool), lambda item: b"")
+    records = PreparedSource(corpus, np.zeros(corpus.num_items, bool), lambda item: b"")
     size = data.config.model.decoder
     tasks = dataclasses.replace(data.config.tasks, questions_show_ids=True)
     config = dataclasses.replace(data.config, tasks=tasks)
     assert vocabulary.size <= size.vocab_size + size.new_tokens, "the model has a row for every token"
     data = ExperimentData(config, records, vocabulary)
-    return rate_held_out(data, model, questions_of(data, "test", "rating"), BeamConfig(beams=2, new_tokens=6))
+    return rate_held_out(data, model, evaluation_queries(data, "test", "rating"), BeamConfig(beams=2, new_tokens=6))
 
 
 def test_ratings_that_cannot_be_read_are_counted_and_not_guessed(outcomes, tmp_path):

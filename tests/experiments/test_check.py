@@ -78,7 +78,7 @@ REFUSED = [
     ("--mesh.context 8 --row_shape.tokens 500", "500 tokens a row are not a multiple of context=8"),
     ("--data.source hm", "holds no prepared source 'hm': run `unimp prepare hm"),
     ("--row_shape.tokens 8", "question does not fit: row_shape.tokens 8"),
-    ("--start {folder}/nowhere", "nowhere"),
+    ("--init-from {folder}/nowhere", "nowhere"),
     ("--vocabulary.base-size 100", "base_size 100 is too small for the tokenizer"),
 ]
 
@@ -164,7 +164,8 @@ def test_large_data_are_counted_and_not_read(data, tmp_path, capsys):
 def test_files_that_only_hosts_see_are_not_looked_for(tmp_path, capsys):
     config = dataclasses.replace(ON_8, files=False)
     check(config, words(tmp_path / "nowhere", tmp_path / "run"))
-    check(config, words(tmp_path / "nowhere", tmp_path / "run", "--start /start --mesh.tensor 8"))  # of any geometry
+    of_any_geometry = "--init-from /start --mesh.tensor 8"
+    check(config, words(tmp_path / "nowhere", tmp_path / "run", of_any_geometry))
     assert capsys.readouterr().out.count("data, folder: not looked for (--files False)\n") == 2
     with pytest.raises(ValueError, match="fsdp=3 does not make 8 devices"):
         check(config, words(tmp_path, tmp_path, "--mesh.fsdp 3 --mesh.data 1"))

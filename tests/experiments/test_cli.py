@@ -58,7 +58,8 @@ finally:
 
 
 def test_generate_imports_nothing_that_takes_seconds_and_is_not_used():
-    program = "import sys; import experiments.generate; print(*{'sklearn', 'matplotlib', 'torch'} & set(sys.modules))"
+    heavy = {"sklearn", "matplotlib", "torch", "transformers", "pandas", "tensorflow_datasets"}
+    program = f"import sys; import experiments.generate; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
@@ -242,7 +243,7 @@ def odd_places(folder):
         ["import", "out", "--vqgan", "PLACE"],
         ["vqgan", "evaluate", "PLACE", "--data.source", "movielens_small", "--data.folder", "DATA"],
         ["train", "tiny", "--data.folder", "DATA", "--folder", "PLACE"],
-        ["train", "tiny", "--data.folder", "DATA", "--folder", "run", "--start", "PLACE"],
+        ["train", "tiny", "--data.folder", "DATA", "--folder", "run", "--init-from", "PLACE"],
         ["train", "tiny", "--data.folder", "PLACE", "--folder", "run"],
         ["prepare", "movielens_small", "--source-dir", "PLACE"],
     ],

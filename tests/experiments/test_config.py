@@ -10,7 +10,7 @@ import pytest
 
 from data_pipelines.errors import DataError
 from data_pipelines.vocabulary import load_vocabulary
-from experiments.config import load_config, read_config, save_config, to_json
+from experiments.config import load_config, read_config, refuse_changes, save_config, to_json
 from experiments.former_names import FORMER_NAMES
 from experiments.presets import PRESETS
 from experiments.vqgan.presets import REFERENCE
@@ -78,7 +78,10 @@ def test_a_process_that_is_killed_leaves_no_part_of_a_vocabulary(tmp_path, monke
         ),
         (lambda text: text.replace('"answers": ', '"answers": -'), "tokens and answers must be at least 1"),
         (lambda text: text.replace('"patch_size": ', '"patch_size": -'), "vision: every size must be at least 1"),
-        (lambda text: re.sub(r'"heads": \d+, "kv_heads"', '"heads": 0, "kv_heads"', text), "decoder: every size must"),
+        (
+            lambda text: re.sub(r'"heads": \d+, "head_width"', '"heads": 0, "head_width"', text),
+            "decoder: every size must",
+        ),
         (lambda text: text.replace('"keep_latest": 2', '"keep_latest": 0'), "keep_latest 0 must be 1 or more"),
         (lambda text: text.replace('"split_seed": 0', '"split_seed": -1'), "data.split_seed -1 must be 0 or more"),
     ],
@@ -116,3 +119,14 @@ def test_fields_are_read_by_the_names_that_they_had(config, tmp_path):
     assert former >= 3
     path.write_text(json.dumps(saved))
     assert to_json(read_config(path, type(config))) == to_json(config)
+
+
+def test_a_run_from_before_blocks_were_planned_from_sizes_is_read_and_not_gone_on_with(tmp_path):
+    config = PRESETS["tiny"]
+    saved = to_json(config)
+    del saved["loader"]["planner"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    before = load_config(tmp_path / "config.json")
+    assert before.loader.planner == 1
+    with pytest.raises(DataError, match=r"loader\.planner: 1, now 2 \(.* that version of the project can go on\)"):
+        refuse_changes(before, config, tmp_path)

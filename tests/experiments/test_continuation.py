@@ -106,14 +106,14 @@ def test_a_longer_schedule_is_stated(tmp_path, capsys):
 
 
 def test_a_start_that_is_gone_takes_no_choice_with_it(data, tmp_path):
-    ours = dataclasses.replace(config_of(data), start=None)
+    ours = dataclasses.replace(config_of(data), init_from=None)
     _, before = open_run(ours, tmp_path / "run")
     gone = tmp_path / "gone"
-    save_config(dataclasses.replace(before, start=gone), tmp_path / "run" / "config.json")
-    _, now = open_run(changed(dataclasses.replace(ours, start=gone), model={"remat": "full"}), tmp_path / "run")
+    save_config(dataclasses.replace(before, init_from=gone), tmp_path / "run" / "config.json")
+    _, now = open_run(changed(dataclasses.replace(ours, init_from=gone), model={"remat": "full"}), tmp_path / "run")
     assert now.model == dataclasses.replace(before.model, remat="full")
     with pytest.raises(DataError, match="seed: 0, now 1"):
-        open_run(dataclasses.replace(ours, start=gone, seed=1), tmp_path / "run")
+        open_run(dataclasses.replace(ours, init_from=gone, seed=1), tmp_path / "run")
 
 
 @pytest.fixture(scope="module")

@@ -28,15 +28,17 @@ from experiments.evaluate import evaluate_command
 from experiments.item_ids import ItemIdsConfig, ids_command
 from experiments.vqgan.command import CodesOfImages, vqgan_command
 from unimp_jax.processes import ProcessesConfig
-from unimp_jax.semantic_ids import ResidualKMeansConfig, SemanticIdConfig
+from unimp_jax.semantic_ids import SemanticIdConfig
 joined = ProcessesConfig(**told["processes"])
 run, out = Path(told["run"]), Path(told["out"])
 tasks = ("recommendation",)
 evaluate_command(run, EvaluationConfig(checkpoint="latest", tasks=tasks, rivals=(), users=20), joined)
-few = SemanticIdConfig(levels=2, codes=8, last=8, residual_kmeans=ResidualKMeansConfig(scaling="none"))
+few = SemanticIdConfig(levels=2, codes=8, last=8)
 alone = ProcessesConfig(together=False)  # they have joined
 ids_command(run, out / "ids.parquet", ItemIdsConfig(ids=few, checkpoint="latest"), alone)
-vqgan_command(CodesOfImages(Path(told["vqgan"]), out / "codes.parquet", checkpoint="latest", processes=alone))
+vqgan_command(
+    CodesOfImages(vqgan=Path(told["vqgan"]), file=out / "codes.parquet", checkpoint="latest", processes=alone)
+)
 """
 
 

@@ -128,7 +128,7 @@ def test_images_as_tokens_in_the_hands_of_stock_transformers(places, tmp_path):
 
     said = import_weights(ImportConfig(llava=str(tmp_path / "out")), tmp_path / "start")
     assert "unused: vision_tower.vision_model.post_layernorm.bias" in said
-    again = experiment(places[0], steps=1, start=tmp_path / "start", model=LLAVA, training=config.training)
+    again = experiment(places[0], steps=1, init_from=tmp_path / "start", model=LLAVA, training=config.training)
     train_run(again, tmp_path / "again")
     assert load_config(tmp_path / "again" / "config.json").model.vision == LLAVA.vision
 
@@ -143,7 +143,7 @@ def test_exported_weights_start_another_run(places, exported, tmp_path):
     """The export's items are in its tokenizer, so that they keep their rows; the first answers are the same."""
     data_folder, run = places
     import_weights(ImportConfig(idefics=str(exported)), tmp_path / "start")
-    config = experiment(data_folder, steps=2, start=tmp_path / "start", model=MODEL)
+    config = experiment(data_folder, steps=2, init_from=tmp_path / "start", model=MODEL)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-9))
     train_run(config, tmp_path / "run")
     before, first, _ = open_model(run, "latest")
@@ -207,6 +207,6 @@ def test_a_start_without_a_tokenizer_is_refused(places, exported, tmp_path):
         file.unlink()
     (folder / "tokenizer").rmdir()
     with pytest.raises(DataError, match=r"has no tokenizer; name the language model's with --vocabulary\.tokenizer"):
-        train_run(experiment(places[0], steps=2, start=folder), tmp_path / "run")
+        train_run(experiment(places[0], steps=2, init_from=folder), tmp_path / "run")
     described = json.loads((folder / "start.json").read_text())
     assert described["sources"] == [str(exported)]

@@ -24,10 +24,10 @@ from experiments.generate import generate, pose, show
 from experiments.parameters import init_parameters
 from experiments.request import Request
 from experiments.run import open_to_ask, to_be_asked
-from experiments.train import train_run
 from tests.experiments.test_cli import run as run_command
 from tests.experiments.test_export import IDEFICS
 from tests.experiments.tiny_run import experiment, prepare_source
+from tests.experiments.untrained_run import write_run
 from unimp_jax.sharding import MeshConfig, make_mesh
 
 MESH = MeshConfig(data=-1)
@@ -42,10 +42,10 @@ ASKED = {
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """(prepared data, a short run, its export)"""
+    """(prepared data, a run that was never trained, its export)"""
     folder = tmp_path_factory.mktemp("generate")
     data = prepare_source(folder)
-    train_run(experiment(data, steps=4, model=IDEFICS), folder / "run")
+    write_run(experiment(data, model=IDEFICS), folder / "run", scale=1.5)
     export_run(folder / "run", folder / "exported", ExportConfig())
     return data, folder / "run", folder / "exported"
 
@@ -178,7 +178,7 @@ def test_what_an_answer_says_is_read_to_its_end(places, opening):
 
 def test_an_export_holds_its_experiment_but_not_where_it_began(places):
     config = load_config(places[2] / "unimp" / "config.json")
-    assert config.start is None
+    assert config.init_from is None
     assert config.model == load_config(places[1] / "config.json").model
 
 

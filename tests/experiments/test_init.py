@@ -12,7 +12,7 @@ from flax import nnx
 from data_pipelines.errors import DataError
 from experiments.config import load_config
 from experiments.data import sized_model
-from experiments.init import initial_parameters, with_start
+from experiments.init import initial_parameters, with_init_geometry
 from experiments.run import restore
 from experiments.train import open_run, train_run
 from tests.experiments.tiny_run import experiment, prepare_source
@@ -37,7 +37,7 @@ def first(data, tmp_path_factory):
 
 def following(data, first, **changes):
     """Another task, less that trains, and a vocabulary and geometry that the first run's take the place of."""
-    config = experiment(data, steps=4, start=first, **changes)
+    config = experiment(data, steps=4, init_from=first, **changes)
     training = dataclasses.replace(config.training, trains=FROZEN)
     queries = dataclasses.replace(config.queries, mix={"recommendation": 0, "search": 1, "rating": 0, "selection": 0})
     vocabulary = dataclasses.replace(config.vocabulary, trained_size=400)
@@ -69,7 +69,7 @@ def test_the_geometry_and_the_vocabulary_are_the_first_runs(data, first, tmp_pat
     assert config.vocabulary == before.vocabulary
     saved = [json.loads((run / "vocabulary" / "new_tokens.json").read_text()) for run in (first, tmp_path / "run")]
     assert saved[0] == saved[1]
-    assert sized_model(with_start(following(data, first)), opened.vocabulary).model == before.model
+    assert sized_model(with_init_geometry(following(data, first)), opened.vocabulary).model == before.model
 
 
 def test_it_trains_on_and_goes_on_without_the_first_run(data, first, tmp_path):

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from data_pipelines.errors import DataError
+from data_pipelines.image_decoding import decode_image
 from data_pipelines.images import decode
 from data_pipelines.item_vectors import read_vectors
-from data_pipelines.opening import open_image
 from data_pipelines.records import read_items
 from data_pipelines.schema import Item
 from experiments import item_features
@@ -126,7 +126,7 @@ def test_vectors_of_images_are_those_of_each_image_alone(data, items, vit, tmp_p
     assert list(found) == [item.item_id for item in shown]
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     for item in shown:
-        pixels = processor(images=open_image(item.image), return_tensors="pt")["pixel_values"]
+        pixels = processor(images=decode_image(item.image), return_tensors="pt")["pixel_values"]
         with torch.no_grad():
             if kind == "clip":
                 expected = model.visual_projection(model.vision_model(pixels).pooler_output)[0]

@@ -21,15 +21,15 @@ from experiments.baselines.ranker import evaluate_ranker
 from experiments.baselines.ratings import choose_factorisation
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.baselines.sasrec_model import SASRecModelConfig
-from experiments.data import ExperimentData, Records
+from experiments.data import ExperimentData, PreparedSource
 from experiments.evals import rating
 from experiments.evals.base import OURS, Outcome
 from experiments.evals.config import EvaluationConfig
+from experiments.evals.queries import EvaluationQueries, check_queries, evaluation_queries
 from experiments.evals.ranking import rank_metrics
 from experiments.evals.rating import explain, rate_held_out
 from experiments.evaluate import evaluate_run, fit_rankers, save_answers, show, tabulate
 from experiments.export import ExportConfig, card
-from experiments.questions import Questions, questions_of, refuse_nothing
 from experiments.report import write_report
 from experiments.results import Evaluation, load_evaluation, save_evaluation
 from experiments.run import Facts
@@ -59,7 +59,7 @@ def met(*splits: str, rating: float = 4.0, text: str = "", first: int = 0) -> li
 
 def data_of(corpus: Corpus) -> ExperimentData:
     vocabulary = build_vocabulary(corpus, VocabularyConfig(trained_size=320, round_to=8), prompt_texts())
-    records = Records(corpus, np.zeros(corpus.num_items, bool), lambda item: b"")
+    records = PreparedSource(corpus, np.zeros(corpus.num_items, bool), lambda item: b"")
     return ExperimentData(experiment(Path()), records, vocabulary)
 
 
@@ -82,7 +82,7 @@ def test_a_split_without_a_part_is_refused_by_the_part_that_has_questions(untest
         evaluate_run(Path(), EvaluationConfig(tasks=("image",)))
     nobody = data_of(corpus_of(met("train", "train")))
     with pytest.raises(DataError, match=r"^movielens_small: no validation questions$"):
-        refuse_nothing(nobody, "validation", {"search": questions_of(nobody, "validation", "search")})
+        check_queries(nobody, "validation", {"search": evaluation_queries(nobody, "validation", "search")})
 
 
 def test_what_would_end_an_evaluation_is_reported_before_anybody_is_asked(untested, monkeypatch, tmp_path):
@@ -105,17 +105,17 @@ def test_why_users_are_left_out_is_counted_in_the_refusal():
         [*met("train"), (1, "test", math.nan, "")],
     ]
     data = data_of(corpus_of(*unrated))
-    asked = {"rating": questions_of(data, "test", "rating")}
+    asked = {"rating": evaluation_queries(data, "test", "rating")}
     with pytest.raises(DataError, match=r"no test questions \(2 users whose answer has no rating\)$"):
-        refuse_nothing(data, "test", asked)
+        check_queries(data, "test", asked)
 
 
 def test_an_even_sample_is_asked_and_reported(untested):
-    some = questions_of(untested, "validation", "recommendation", users=2)
+    some = evaluation_queries(untested, "validation", "recommendation", users=2)
     assert [query.user for query in some.queries] == [0, 2]
     assert some.note == " An even sample of 2 of 4 users."
-    assert questions_of(untested, "validation", "recommendation").note == ""
-    assert Questions(some.queries, 2, {"who met everything": 1, "without categories": 1200}).note == (
+    assert evaluation_queries(untested, "validation", "recommendation").note == ""
+    assert EvaluationQueries(some.queries, 2, {"who met everything": 1, "without categories": 1200}).note == (
         " Left out: 1 user who met everything, 1,200 users without categories."
     )
     with pytest.raises(ValueError, match="users 0 must be 1 or more"):
@@ -182,7 +182,7 @@ def test_ratings_are_asked_for_where_nobody_rated_in_training(monkeypatch):
     """The run knows its levels from other data."""
     corpus = corpus_of(*[met("train", "train", "test", first=n) for n in range(4)])
     data = data_of(corpus)
-    questions = questions_of(data, "test", "rating")
+    questions = evaluation_queries(data, "test", "rating")
     unrated = np.where(corpus.splits == TRAIN, np.nan, corpus.ratings).astype(np.float32)
     data.corpus = dataclasses.replace(corpus, ratings=unrated)
     monkeypatch.setattr(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.parameters import abstract_parameters, init_parameters
-from experiments.plan.command import PlanConfig, plan
+from experiments.plan.command import PlanConfig, Planned, plan_command
 from experiments.plan.plan import DoesNotFit, make_plan
 from experiments.plan.search import candidates, guessed_bytes, meshes, parameter_counts, search
 from experiments.presets import PRESETS
@@ -78,7 +78,7 @@ def test_candidates_fit_their_slices(slices):
 @needs_libtpu
 def test_a_plan_for_one_slice(tmp_path, capsys):
     file = tmp_path / "plan.json"
-    plan("tiny", TINY, PlanConfig(tpu="v5e-4", json=file))
+    plan_command(Planned("tiny", TINY, PlanConfig(tpu="v5e-4", json=file)))
     told = capsys.readouterr().out
     assert "tiny on v5e-4: mesh fsdp=4" in told
     assert "fits: " in told

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.prepare import prepare
-from data_pipelines.sources.selection import Selection
+from data_pipelines.sources.selection import SourceSelection
 from data_pipelines.tasks.queries import TrainingQueries
 from experiments.config import DataConfig, ExperimentConfig
 from experiments.data import ExperimentData
@@ -77,7 +77,7 @@ def prepared(preset: str, folder: Path) -> DataConfig:
     """Small records for a preset."""
     source, data = folder / "source", folder / "data"
     if preset == "fashion":
-        prepare("hm", data, write_fashion(source), name="hm-products", selection=Selection(item="product"))
+        prepare("hm", data, write_fashion(source), name="hm-products", selection=SourceSelection(item="product"))
         return DataConfig("hm-products", data)
     if preset == "beauty":
         prepare("sequences", data, write_sequences(source), name="beauty")
@@ -99,10 +99,9 @@ def small_experiment(preset: str, data: DataConfig) -> ExperimentConfig:
 
 def digest(data: ExperimentData, config: ExperimentConfig) -> list[str]:
     """A digest of each of the first training examples: its tokens, images and targets."""
-    queries = TrainingQueries(data.corpus, config.queries, config.seed, data.has_codes)
+    queries, _ = TrainingQueries(data.corpus, config.queries, config.seed, data.has_codes).draw(0, EXAMPLES)
     digests = []
-    for number in range(EXAMPLES):
-        example = data.writer.write(queries[number])
+    for example in data.writer.write_all(list(queries)):
         parts = (example.tokens, example.images, example.answer_positions, example.answer_targets)
         whole = b"|".join(np.asarray(part, np.int32).tobytes() for part in parts)
         whole += np.asarray(example.answer_weights, np.float32).tobytes() + bytes([example.task])

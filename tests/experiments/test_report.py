@@ -20,7 +20,7 @@ from experiments.config import DataConfig
 from experiments.data import load_records
 from experiments.evals.base import OURS
 from experiments.report import write_report
-from experiments.report.compare import SAME_SEEDS, compare
+from experiments.report.compare import compare
 from experiments.report.cost import cost, format_seconds, format_si, mean_cost
 from experiments.report.page import write_whole
 from experiments.report.runs import changes, read_groups
@@ -122,12 +122,12 @@ def test_runs_that_are_no_cells_are_grouped_by_what_differs(base, records, tmp_p
 
 def test_what_differs_between_seeds_is_no_difference_of_groups(base, records, tmp_path):
     for seed in (0, 1):
-        begun = dataclasses.replace(with_seed(base, seed), start=tmp_path / f"start-{seed}")
+        begun = dataclasses.replace(with_seed(base, seed), init_from=tmp_path / f"start-{seed}")
         write_run(tmp_path / f"tuned-{seed}", begun, records, cell="tuned")
         write_run(tmp_path / f"base-{seed}", with_seed(base, seed), records, cell="base")
     (groups,), _ = read_groups([tmp_path], "test")
     tuned = groups[1]
-    assert tuned.varying == ["start"]
+    assert tuned.varying == ["init_from"]
     assert changes(groups[0], tuned) == []
 
 
@@ -185,10 +185,6 @@ def test_of_one_seed_differences_are_scipys_paired_test_corrected_by_holm(sweep)
         assert (tested.low, tested.high) == pytest.approx(tuple(right.confidence_interval()))
         assert tested.holm == pytest.approx(corrected)
         assert line.runs == 1
-    swapped = scipy.stats.permutation_test(
-        (values("no_images") - values("base"),), np.mean, permutation_type="samples", n_resamples=5000, rng=0
-    )
-    assert found[1].differences[f"NDCG@10{SAME_SEEDS}"].p_value == pytest.approx(swapped.pvalue, abs=0.02)
 
 
 def test_what_is_worse_is_found_to_be(groups):
@@ -220,7 +216,7 @@ def test_costs_by_hand(groups):
 
 def test_a_run_costs_what_it_began_with_too(base, records, tmp_path):
     begin_run(tmp_path / "first", base, steps=8)
-    write_run(tmp_path / "second", dataclasses.replace(base, start=tmp_path / "first"), records)
+    write_run(tmp_path / "second", dataclasses.replace(base, init_from=tmp_path / "first"), records)
     (groups,), _ = read_groups([tmp_path / "second"], "test")
     assert cost(groups[0].runs[0])["steps"] == 8 + 12
 
@@ -322,29 +318,25 @@ def order(dom: str, table: str) -> list[str]:
 
 
 @browser
-def test_tables_sort_in_a_browser_by_address_and_by_click(groups, page, tmp_path):
+def test_tables_sort_in_a_browser_by_a_click(groups, page, tmp_path):
     table = "movielens_small-recommendation-metrics"
     lines = compare(groups)[0].lines
     means = {line.name.replace("<", "&lt;").replace(">", "&gt;"): line.metrics["HR@10"].mean for line in lines}
     best_last, best_first = (sorted(means, key=means.get, reverse=down) for down in (False, True))
-    shown = chromium(tmp_path, "--dump-dom", f"{page.as_uri()}#sort={table};HR%4010;ascending")
-    assert not re.findall(r"CONSOLE.*", shown.stderr)
-    assert [means[name.replace("<", "&lt;").replace(">", "&gt;")] for name in order(shown.stdout, table)] == [
-        means[name] for name in best_last
-    ]
-    assert len(re.findall(r'aria-sort="ascending"', shown.stdout.split("<script>")[0])) == 1
-
-    clicks = f"""<script>
-    const button = headOf(document.getElementById("{table}"), "HR@10").firstChild;
-    button.focus(); document.activeElement.click();
-    </script></body>"""
-    clicked = tmp_path / "clicked.html"
-    clicked.write_text(page.read_text(encoding="utf-8").replace("</body>", clicks), encoding="utf-8")
-    dom = chromium(tmp_path, "--dump-dom", clicked.as_uri()).stdout
-    assert [means[name.replace("<", "&lt;").replace(">", "&gt;")] for name in order(dom, table)] == [
-        means[name] for name in best_first
-    ]
-    assert 'aria-sort="descending"' in dom.split("<script>")[0]
+    for clicks, expected, direction in ((1, best_first, "descending"), (2, best_last, "ascending")):
+        script = f"""<script>
+        const heads = [...document.getElementById("{table}").tHead.rows[0].cells];
+        const button = heads.find(cell => cell.textContent.trim() === "HR@10").firstChild;
+        for (let click = 0; click < {clicks}; click++) {{ button.focus(); document.activeElement.click(); }}
+        </script></body>"""
+        clicked = tmp_path / "clicked.html"
+        clicked.write_text(page.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
+        shown = chromium(tmp_path, "--dump-dom", clicked.as_uri())
+        assert not re.findall(r"CONSOLE.*", shown.stderr)
+        assert [means[name.replace("<", "&lt;").replace(">", "&gt;")] for name in order(shown.stdout, table)] == [
+            means[name] for name in expected
+        ]
+        assert len(re.findall(f'aria-sort="{direction}"', shown.stdout.split("<script>")[0])) == 1
 
 
 @browser

@@ -10,17 +10,17 @@ import pytest
 
 from experiments.config import load_config
 from experiments.evals.config import EvaluationConfig
+from experiments.evals.queries import evaluation_queries, evenly_spaced
 from experiments.evals.ranking import rank_catalogue
 from experiments.evaluate import evaluate_run
 from experiments.export import ExportConfig, export_run
 from experiments.item_ids import ItemIdsConfig, make_item_ids
-from experiments.questions import evenly_spread, questions_of
 from experiments.run import open_model, used_here
 from tests.experiments.live_bytes import live_bytes
 from tests.experiments.test_export import IDEFICS
 from tests.experiments.tiny_run import MODEL, experiment, prepare_source
 from tests.experiments.untrained_run import write_run
-from unimp_jax.semantic_ids import ResidualKMeansConfig, SemanticIdConfig
+from unimp_jax.semantic_ids import SemanticIdConfig
 from unimp_jax.sharding import MeshConfig
 
 TRAINS = ("resampler", "gated", "embeddings")
@@ -90,7 +90,7 @@ def test_a_run_of_sixteen_devices_answers_alike_on_one_and_on_two(run, monkeypat
         only(monkeypatch, devices)
         data, model, _ = open_model(run, "latest")
         assert data.config.loader.batch_size == 2 * devices
-        queries = evenly_spread(questions_of(data, "test", "recommendation").queries, 12)
+        queries = evenly_spaced(evaluation_queries(data, "test", "recommendation").queries, 12)
         found[devices] = rank_catalogue(data, model, queries)
         monkeypatch.undo()
     assert len({*found[1].top[:, 0].tolist()}) > 2, "answers hang on the history"
@@ -165,7 +165,7 @@ def test_parameters_are_held_once_while_a_run_is_evaluated_and_exported(run, one
 
 
 def test_ids_are_made_of_a_run_of_sixteen_devices(run, one_device, tmp_path):
-    few = SemanticIdConfig(levels=2, codes=8, last=8, residual_kmeans=ResidualKMeansConfig(scaling="none"))
+    few = SemanticIdConfig(levels=2, codes=8, last=8)
     told = make_item_ids(run, tmp_path / "ids.parquet", ItemIdsConfig(ids=few, checkpoint="latest"))
     assert "30 items: " in told
     assert (tmp_path / "ids.parquet").exists()

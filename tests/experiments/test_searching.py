@@ -21,18 +21,18 @@ from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import held_out_queries
 from data_pipelines.vocabulary import Vocabulary
 from experiments.config import TrainingConfig
-from experiments.data import ExperimentData, Records, sized_model
+from experiments.data import ExperimentData, PreparedSource, sized_model
 from experiments.evals.ranking import rank_catalogue, seen_items
 from experiments.evals.rating import write_reviews
 from experiments.step import to_device
 from tests.data_pipelines.small import image, semantic_vocabulary, small_corpus, small_vocabulary
 from tests.experiments.tiny_run import MODEL, experiment
 from tests.unimp_jax.interop.support import randomised
+from tests.unimp_jax.models import drawn
 from unimp_jax.decoding import BeamConfig, build_trie
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.evaluation.ranking import Ranked
-from unimp_jax.model import UniMP
 from unimp_jax.sharding import MeshConfig, make_mesh
 
 CORPUS = small_corpus()
@@ -61,8 +61,8 @@ def asked(
     )  # fmt: skip
     config = dataclasses.replace(config, loader=dataclasses.replace(config.loader, batch_size=2 * devices))
     config = sized_model(config, vocabulary(depth))
-    records = Records(CORPUS, np.arange(ITEMS) % 3 != 0, image)
-    net = randomised(UniMP(config.model, rngs=nnx.Rngs(0)), deviation=0.5)
+    records = PreparedSource(CORPUS, np.arange(ITEMS) % 3 != 0, image)
+    net = randomised(drawn(config.model), deviation=0.5)
     graph, state = nnx.split(net)
     state = jax.tree.map(lambda x: 3 * x, state)
     mesh = make_mesh(MeshConfig(data=-1), jax.devices()[:devices])

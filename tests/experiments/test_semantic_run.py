@@ -16,15 +16,13 @@ from experiments.evaluate import evaluate_run, show
 from experiments.item_ids import ItemIdsConfig, make_item_ids
 from experiments.train import open_run, train_run
 from tests.experiments.tiny_run import experiment, prepare_source
-from unimp_jax.semantic_ids import ResidualKMeansConfig, RQVAEConfig, SemanticIdConfig
+from unimp_jax.semantic_ids import RQVAEConfig, SemanticIdConfig
 from unimp_jax.training.log import read_log
 
 pytestmark = pytest.mark.slow  # two runs trained, one after the other
 
-FEW = SemanticIdConfig(levels=2, codes=8, last=8, residual_kmeans=ResidualKMeansConfig(scaling="none"))
-LEARNED = dataclasses.replace(
-    FEW, method="rq_vae", rq_vae=RQVAEConfig(hidden=(16,), latent=8, steps=20, batch_size=32, scaling="none")
-)
+FEW = SemanticIdConfig(levels=2, codes=8, last=8)
+LEARNED = dataclasses.replace(FEW, method="rq_vae", rq_vae=RQVAEConfig(hidden=(16,), latent=8, steps=20, batch_size=32))
 STEPS = 4
 
 

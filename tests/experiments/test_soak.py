@@ -14,7 +14,7 @@ import pytest
 from data_pipelines.prepare import prepare
 from experiments.config import save_config
 from experiments.presets import PRESETS
-from experiments.soak import allowed_statuses, differences
+from tests.experiments.soak import allowed_statuses, differences
 from unimp_jax.training.checkpoint import CheckpointConfig, Checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,7 +123,7 @@ def test_a_run_that_has_begun_must_save_when_it_is_asked_to_end():
 @pytest.mark.slow
 def test_a_run_that_is_killed_now_and_then_ends_as_one_that_never_was(tmp_path):
     prepare("movielens_small", tmp_path / "data")
-    command = [sys.executable, "-m", "experiments.soak", "--folder", str(tmp_path / "soak")]
+    command = [sys.executable, "-m", "tests.experiments.soak", "--folder", str(tmp_path / "soak")]
     options = ["--data", str(tmp_path / "data"), "--kills", "4", "--steps", "30"]
     done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr

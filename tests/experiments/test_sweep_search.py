@@ -17,7 +17,7 @@ from experiments.sweep.command import SearchConfig
 from experiments.sweep.devices import DeviceShare
 from experiments.sweep.job import CellJob, read_json
 from experiments.sweep.run import Runner
-from experiments.sweep.search import Search, read_space
+from experiments.sweep.search import HyperparameterSearch, read_space
 
 TINY = PRESETS["tiny"]
 SPACE = ("optimizer.learning-rate=log:1e-4,1e-1", "tasks.full_items=int:1,5", "objective.gamma=of:0,2")
@@ -82,15 +82,15 @@ def quality(chosen: dict[str, str]) -> float:
     return 1 / (1 + abs(math.log10(float(chosen["optimizer.learning_rate"])) + 2))
 
 
-def search(folder: Path, executor: AtOnce, trials: int = 6, base=TINY, space=SPACE, **options) -> Search:
+def search(folder: Path, executor: AtOnce, trials: int = 6, base=TINY, space=SPACE, **options) -> HyperparameterSearch:
     """One that was run, by cancellable jobs."""
     runner = Runner(folder, executor, [DeviceShare((), {})], local=False, say=lambda line: None)
-    found = Search(SearchConfig(base="tiny", space=space, trials=trials, **options), base, runner)
+    found = HyperparameterSearch(SearchConfig(base="tiny", space=space, trials=trials, **options), base, runner)
     found.results = found.run()
     return found
 
 
-def states(found: Search) -> list[str]:
+def states(found: HyperparameterSearch) -> list[str]:
     return [trial.state.name for trial in found.study.trials]
 
 

@@ -6,9 +6,7 @@ import pytest
 
 pytest.importorskip("torch")
 from data_pipelines.prepare import prepare
-from experiments.benchmarks.training_ours import Ours, read_arrays
-from experiments.benchmarks.training_peer import Peer, read_batches
-from experiments.benchmarks.training_task import SETTINGS, experiment, prepare_task
+from experiments.benchmarks.training_speed import SETTINGS, Ours, Peer, experiment, prepare_task, tensors
 from tests.experiments.tiny_run import write_source
 
 
@@ -23,15 +21,14 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_both_sides_have_the_same_losses_step_after_step(setting, data, tmp_path):
     """The first rate is 0, the others rise: the first loss shows the forward pass, later ones all of the step."""
-    prepare_task(experiment("16 x 2", setting, 16, data, seed=0), tmp_path / "task", 1, [4])
-    ours, theirs = Ours(tmp_path / "task"), Peer(tmp_path / "task" / "peer")
-    (arrays,), (batch,) = read_arrays(tmp_path / "task" / "ours"), read_batches(tmp_path / "task" / "peer" / "first")
+    task = prepare_task(experiment("16 x 2", setting, 16, data, seed=0), tmp_path / "task", 1)
+    ours, theirs = Ours(task), Peer(task)
+    (arrays,), batch = task.batches(), tensors(task.first())
     found = [float(ours.step(ours.place(arrays)).loss) for _ in range(8)]
     expected = [theirs.step(batch) for _ in range(8)]
     assert expected[-1] < expected[0] - 1e-2, "the tolerance is far below what is learnt"
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
-    cut = read_batches(tmp_path / "task" / "peer" / "4")
-    answers = sum(int((some["labels"] >= 0).sum()) for some in cut)
+    answers = sum(int((some["labels"] >= 0).sum()) for some in task.peer_batches(4))
     assert answers == int((arrays["answer_weights"] > 0).sum())
     trained = sum(x.size for x in jax.tree.leaves(ours.state.trainable))
     unread = sum(x.numel() for x in theirs.model.model.vision_model.post_layernorm.parameters() if x.requires_grad)

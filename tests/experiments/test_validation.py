@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from data_pipelines.tasks import Query
 from experiments.config import TrainingConfig
-from experiments.questions import evenly_spread
+from experiments.evals.queries import evenly_spaced
 
 
 @given(st.integers(0, 500), st.integers(1, 200))
 def test_they_are_spread_evenly_over_all(users, count):
     queries = [Query("recommendation", user, 3, (0,)) for user in range(users)]
-    asked = np.array([query.user for query in evenly_spread(queries, count)], int)
+    asked = np.array([query.user for query in evenly_spaced(queries, count)], int)
     assert len(asked) == min(users, count)
     gaps = np.diff([*asked, users])
     assert not len(asked) or (asked[0] == 0 and gaps.min() >= 1 and np.ptp(gaps) <= 1)

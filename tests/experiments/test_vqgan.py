@@ -22,11 +22,11 @@ from data_pipelines.prepare import prepare
 from data_pipelines.records import read_items
 from experiments import lock
 from experiments.config import save_config
+from experiments.export import ExportConfig, export_command
 from experiments.train import train_run
 from experiments.vqgan.codes import write_codes
 from experiments.vqgan.config import FILE, ImageData, VQGANExperiment, WhichImages
 from experiments.vqgan.evaluate import evaluate_vqgan
-from experiments.vqgan.export import export_vqgan
 from experiments.vqgan.images import open_images
 from experiments.vqgan.jpeg import compress, encode, scan_bytes
 from experiments.vqgan.measure import likeness
@@ -187,7 +187,7 @@ def test_codes_of_a_catalogue(data, run, tmp_path):
 
 
 def test_what_is_exported_is_the_same_vqgan(data, run, tmp_path):
-    export_vqgan(run, tmp_path / "exported", "best")
+    export_command(run, tmp_path / "exported", ExportConfig())
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     one, other = open_vqgan(run), open_vqgan(tmp_path / "exported")
     codes = encoder_of(one)(images)
@@ -200,7 +200,8 @@ def test_what_is_exported_is_the_same_vqgan(data, run, tmp_path):
 
 
 def test_a_run_begins_with_another_vqgan(data, run, tmp_path):
-    config = experiment(data, start=run, vqgan=VQGANConfig(), quantiser=QuantiserConfig(), loop=LoopConfig(1, 1, 1, 1))
+    one_step = LoopConfig(1, 1, 1, 1)
+    config = experiment(data, init_from=run, vqgan=VQGANConfig(), quantiser=QuantiserConfig(), loop=one_step)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-30))
     train_vqgan_run(config, tmp_path / "more")
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)

@@ -5,9 +5,9 @@ from pathlib import Path
 import jax
 
 from experiments.config import ExperimentConfig
-from experiments.parameters import init_parameters
+from experiments.parameters import take_apart
 from experiments.train import open_run
-from unimp_jax.sharding import MeshConfig, make_mesh
+from tests.unimp_jax.models import drawn
 from unimp_jax.training.checkpoint import Checkpoints
 from unimp_jax.training.frozen import save_frozen
 
@@ -17,7 +17,7 @@ STEP = 3
 def write_run(config: ExperimentConfig, folder: Path, scale: float = 8.0) -> Path:
     """`scale`: so many times larger are the parameters than those drawn, so that answers hang on the history."""
     _, config = open_run(config, folder)
-    parameters = init_parameters(config, make_mesh(MeshConfig(), jax.devices()[:1]))
+    parameters = take_apart(config, drawn(config.model))
     trainable, frozen = jax.tree.map(lambda x: scale * x, (parameters.trainable, parameters.frozen))
     with Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
         checkpoints.save(STEP, {"trainable": trainable, "moments": jax.tree.map(abs, trainable)}, {})

@@ -13,6 +13,7 @@ from flax import nnx
 from experiments.parameters import take_apart
 from tests.experiments.tiny_run import experiment
 from tests.unimp_jax.test_model import random_batch, random_model, small_config
+from unimp_jax.model import UniMP
 from unimp_jax.model.decoder import FrozenTable
 
 CONTENT = 5
@@ -59,6 +60,49 @@ def test_gradients_are_those_of_the_plain_tables_projected(tied: bool) -> None:
         np.testing.assert_allclose(
             ours["embeddings", projection][...], of_projection, atol=1e-5 * np.abs(of_projection).max()
         )
+
+
+def dropping_model(tied: bool, rate: float, tokens: int) -> UniMP:
+    """A model whose last two features of content are of interactions, and some of whose tokens have no content."""
+    decoder = {"content": CONTENT, "interaction_features": 2, "free_row_dropout": rate, "new_tokens": tokens}
+    model = random_model(small_config(tie_embeddings=tied, **decoder))
+    content_VK = np.random.default_rng(0).normal(size=(tokens, CONTENT)).astype(np.float32)
+    content_VK[::3] = 0
+    model.embeddings.content[...] = jnp.asarray(content_VK)
+    return model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_dropped_token_is_shown_as_if_it_were_new(tied: bool) -> None:
+    """Row by row, in the plainest form: content alone, without features of interactions; or all, nothing scaled."""
+    embeddings = dropping_model(tied, 0.4, 48).embeddings
+    tables = embeddings.tables(jax.random.key(3))
+    pairs = [(tables.new, embeddings.new, embeddings.projection)]
+    if not tied:
+        pairs.append((tables.new_head, embeddings.new_head, embeddings.head_projection))
+    content_VK = np.asarray(embeddings.content[...])
+    dropped = []
+    for token, content_K in enumerate(content_VK):
+        is_dropped = not np.allclose(tables.new[...][token], embeddings.tables().new[...][token], atol=1e-6)
+        dropped.append(is_dropped)
+        for table, free, projection in pairs:
+            projection_KD = np.asarray(projection[...])
+            whole = np.asarray(free[...])[token] + content_K @ projection_KD
+            alone = content_K[:-2] @ projection_KD[:-2]
+            np.testing.assert_allclose(table[...][token], alone if is_dropped else whole, rtol=1e-5, atol=1e-6)
+    assert not any(dropped[::3])  # what has no content keeps its free row
+    assert 0 < sum(dropped) < 32
+
+
+def test_tokens_are_dropped_by_the_key_at_the_rate_that_is_asked_for() -> None:
+    embeddings = dropping_model(True, 0.3, 30_000).embeddings
+    kept, *dropped = [
+        np.asarray(embeddings.tables(key).new[...][:, 0]) for key in (None, *map(jax.random.key, (0, 0, 1)))
+    ]
+    shares = [(rows != kept).mean() for rows in dropped]
+    np.testing.assert_allclose(shares, 0.3 * 2 / 3, atol=0.01)
+    np.testing.assert_array_equal(dropped[0], dropped[1])
+    assert (dropped[0] != dropped[2]).any()
 
 
 def test_content_never_trains() -> None:

@@ -13,11 +13,11 @@ from data_pipelines.loader import fill_batch
 from data_pipelines.packing import pack
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import RowShape
-from data_pipelines.tasks.queries import QueryConfig, TrainingQueries
-from tests.data_pipelines.small import image, small_corpus, small_vocabulary, small_writer
+from tests.data_pipelines.small import drawn, image, small_corpus, small_vocabulary, small_writer
 from tests.experiments.tiny_run import MODEL
 from unimp_jax.batch import Batch
-from unimp_jax.model import UniMP
+from unimp_jax.model import ModelConfig, UniMP
+from unimp_jax.model.decoder import FrozenTable
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.sharding import MeshConfig, batch_sharding, init_model, make_mesh
 from unimp_jax.training.guard import GuardConfig, new_guard
@@ -30,6 +30,10 @@ DECODER = dataclasses.replace(
     MODEL.decoder, vocab_size=VOCABULARY.base_size, new_tokens=len(VOCABULARY.new_tokens), dropout=0.0
 )
 CONFIG = dataclasses.replace(MODEL, decoder=DECODER)
+DROPPING = dataclasses.replace(
+    CONFIG, decoder=dataclasses.replace(DECODER, content=6, interaction_features=1, free_row_dropout=0.5)
+)
+"""With content, and tokens that are shown as if they were new."""
 ROWS = 8
 
 
@@ -50,8 +54,7 @@ def examples():
     writer = small_writer(
         CORPUS, VOCABULARY, TaskConfig(full_items=2, id_items=6, history_targets="next_item"), ROW_SHAPE
     )
-    queries = TrainingQueries(CORPUS, QueryConfig(), seed=0)
-    return [writer.write(queries[number]) for number in range(16)]
+    return writer.write_all(list(drawn(CORPUS, count=16)))
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +71,27 @@ def open_gates(model: UniMP) -> UniMP:
     return model
 
 
+def with_content(model: UniMP) -> UniMP:
+    if (content := model.embeddings.content) is not None:
+        content[...] = content[...] + np.sin(np.arange(content[...].size, dtype=np.float32)).reshape(content.shape)
+    return model
+
+
 def one_step(
-    batch: Batch, *, mesh: MeshConfig = MeshConfig(), devices: int = 1, accumulate: int = 1, trains=CONFIG.parts
+    batch: Batch,
+    *,
+    mesh: MeshConfig = MeshConfig(),
+    devices: int = 1,
+    accumulate: int = 1,
+    trains=CONFIG.parts,
+    config: ModelConfig = CONFIG,
 ):
     """(state after one step, metrics, gradient-shaped update), by a plain optimizer whose update is the gradient."""
     the_mesh = make_mesh(mesh, jax.devices()[:devices])
-    model = open_gates(init_model(CONFIG, the_mesh, seed=0))
-    graph, trainable, frozen = nnx.split(model, lambda path, _: path[0] in trains, ...)
+    model = with_content(open_gates(init_model(config, the_mesh, seed=0)))
+    graph, trainable, frozen = nnx.split(
+        model, lambda path, variable: path[0] in trains and not isinstance(variable, FrozenTable), ...
+    )
     transformation = optax.sgd(1.0)
     step = make_train_step(
         graph, transformation, objective=ObjectiveConfig(chunk=16), num_tasks=4, accumulate=accumulate, seed=0,
@@ -119,6 +136,15 @@ def test_every_mesh_gives_the_loss_and_update_of_one_device(packed, mesh):
 
 def test_accumulation_changes_nothing(packed):
     assert_close(one_step(packed), one_step(packed, accumulate=4))
+
+
+@pytest.mark.slow
+def test_the_same_rows_are_dropped_on_a_mesh_and_in_every_part_of_a_batch(packed):
+    one = one_step(packed, config=DROPPING)
+    assert_close(one, one_step(packed, config=DROPPING, mesh=MeshConfig(fsdp=4, tensor=2), devices=8, accumulate=2))
+    before = init_model(DROPPING, make_mesh(MeshConfig(), jax.devices()[:1]), seed=0).embeddings.new[...]
+    untouched = (one[0]["embeddings"]["new"][...] == before).all(axis=1)  # what is dropped has no gradient
+    assert 0.3 < untouched.mean() < 0.7
 
 
 def test_only_what_trains_has_gradients(packed):

@@ -37,7 +37,9 @@ def frechet_values(first_PF: np.ndarray, second_PF: np.ndarray) -> np.ndarray:
     """
     if len(first_PF) != len(second_PF):
         raise ValueError(f"{len(first_PF)} images against {len(second_PF)}: pairs are needed")
-    first, second = _spreads(first_PF, second_PF)
+    first, second = _spread(first_PF), _spread(second_PF)
+    if len(first.mean_F) != len(second.mean_F):
+        raise ValueError(f"features are {len(first.mean_F)} and {len(second.mean_F)} wide: of one tower they are alike")
     gap_F, count = first.mean_F - second.mean_F, len(first_PF)
     u_KL, singular_L, vt_LK = np.linalg.svd(first.r_KF @ second.r_KF.T, full_matrices=False)
     moved_P = (first.centred_NF - second.centred_NF) @ gap_F
@@ -45,13 +47,6 @@ def frechet_values(first_PF: np.ndarray, second_PF: np.ndarray) -> np.ndarray:
     # The optimal transport T from one distribution to the other gives x^T T x = (n - 1) sum of s (Q U)^2.
     shared_P = ((first.q_NK @ u_KL) ** 2 + (second.q_NK @ vt_LK.T) ** 2) @ singular_L
     return gap_F @ gap_F + 2 * moved_P + count * (spread_P / (count - 1) - shared_P)
-
-
-def _spreads(first_NF: np.ndarray, second_MF: np.ndarray) -> tuple[_Spread, _Spread]:
-    first, second = _spread(first_NF), _spread(second_MF)
-    if len(first.mean_F) != len(second.mean_F):
-        raise ValueError(f"features are {len(first.mean_F)} and {len(second.mean_F)} wide: of one tower they are alike")
-    return first, second
 
 
 def _spread(features_NF: np.ndarray) -> _Spread:

@@ -39,16 +39,16 @@ def influence(columns: dict[str, np.ndarray], formula: Callable[[dict[str, np.nd
     return whole + (count - 1) * (without.mean() - without)
 
 
-def over_seeds(values_SM: np.ndarray, *, confidence: float = 0.95) -> Interval:
+def over_seeds(values_SM: np.ndarray) -> Interval:
     """The mean of each seed's value of each user, [S, M], for other seeds and users; NaN bounds of one user alone."""
     if values_SM.shape[1] == 1:
         return Interval(float(values_SM.mean()), math.nan, math.nan)
     mean, error, freedom = _spread([values_SM], [1.0])
-    reach = error * float(scipy.stats.t.ppf((1 + confidence) / 2, freedom))
+    reach = error * float(scipy.stats.t.ppf(0.975, freedom))
     return Interval(mean, mean - reach, mean + reach)
 
 
-def difference_over_seeds(first_SM: np.ndarray, second_SM: np.ndarray, *, confidence: float = 0.95) -> Difference:
+def difference_over_seeds(first_SM: np.ndarray, second_SM: np.ndarray) -> Difference:
     """The mean of `first` minus that of `second`, [S, M] each; seeds may differ in number, users are the same.
 
     The p-value is that of Student's t, two-sided.
@@ -57,7 +57,7 @@ def difference_over_seeds(first_SM: np.ndarray, second_SM: np.ndarray, *, confid
       ValueError: the two are not of the same users.
     """
     mean, error, freedom = _spread([first_SM, second_SM], [1.0, -1.0])
-    reach = error * float(scipy.stats.t.ppf((1 + confidence) / 2, freedom))
+    reach = error * float(scipy.stats.t.ppf(0.975, freedom))
     chance = 2 * scipy.stats.t.sf(abs(mean) / error, freedom) if error else float(mean == 0)
     return Difference(mean, mean - reach, mean + reach, float(chance))
 

@@ -73,7 +73,7 @@ def nearest_codes(latents: jax.Array, codebook_KZ: jax.Array) -> jax.Array:
 
 
 @flax.struct.dataclass
-class Quantised:
+class QuantisedLatents:
     """Latents and what stands for them.
 
     Attributes:
@@ -89,7 +89,7 @@ class Quantised:
 
 def quantise(
     latents_NZ: jax.Array, codebook_KZ: jax.Array, config: QuantiserConfig, step: jax.Array | int
-) -> Quantised:
+) -> QuantisedLatents:
     """The nearest codewords, with the loss of the module's head; or latents as they are, at no cost, before there are
     codes.
 
@@ -105,7 +105,7 @@ def quantise(
         loss = loss + jnp.square(jax.lax.stop_gradient(latents_NZ) - words_NZ).mean()
     there_are = jnp.asarray(step) >= config.after
     passed_NZ = latents_NZ + jnp.where(there_are, jax.lax.stop_gradient(words_NZ - latents_NZ), 0)
-    return Quantised(codes_N, passed_NZ, jnp.where(there_are, loss, 0))
+    return QuantisedLatents(codes_N, passed_NZ, jnp.where(there_are, loss, 0))
 
 
 def learnt(

@@ -23,7 +23,7 @@ from unimp_jax.image_tokens.discriminator import Discriminator, DiscriminatorCon
 from unimp_jax.image_tokens.metrics import VQGANMetrics
 from unimp_jax.image_tokens.quantiser import (
     CodebookState,
-    Quantised,
+    QuantisedLatents,
     QuantiserConfig,
     learnt,
     new_codebook_state,
@@ -130,7 +130,7 @@ class Made:
     """
 
     latents: jax.Array
-    quantised: Quantised
+    quantised: QuantisedLatents
     features: jax.Array
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from unimp_jax.interop.layout import Table, WeightsError, by_name, pieces, some, unfilled
+from unimp_jax.interop.layout import Table, WeightsError, by_name, placements, some, unfilled
 from unimp_jax.interop.shards import SHARD_BYTES, write_shards
 from unimp_jax.model import ModelConfig
 
@@ -28,7 +28,7 @@ def their_arrays(parameters: Mapping[str, jax.Array], table: Table, dtype: str) 
       WeightsError: the table leaves out a part of a parameter.
     """
     shapes = {name: array.shape for name, array in parameters.items()}
-    planned = list(pieces(table, shapes))
+    planned = list(placements(table, shapes))
     if left := unfilled(shapes, ((ours, piece.index) for piece in planned for ours in piece.entry.ours)):
         raise WeightsError(f"the format has no place for {some(left)}")
     for piece in planned:

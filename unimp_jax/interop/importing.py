@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unimp_jax.interop import gguf, idefics, llava, open_flamingo
 from unimp_jax.interop.language import Tabulate, family
 from unimp_jax.interop.layout import Table, WeightsError, model_shapes
-from unimp_jax.interop.matching import Match, Source, Values, match, patterns
+from unimp_jax.interop.matching import Match, Values, WeightSource, match, patterns
 from unimp_jax.interop.shards import SHARD_BYTES, refuse_existing, whole_folder
 from unimp_jax.interop.start import Described, Geometry, write_start
 from unimp_jax.interop.tokenizers import add_flamingo_tokens, check_tokenizer, load_tokenizer
@@ -110,7 +110,7 @@ def whole(geometry: Geometry) -> ModelConfig:
     return geometry.of_model(ModelConfig(decoder=decoder, gated=gated))
 
 
-def gather(config: ImportConfig) -> tuple[Geometry, list[Source], dict[str, Any]]:
+def gather(config: ImportConfig) -> tuple[Geometry, list[WeightSource], dict[str, Any]]:
     """(geometry, sources in rising order of precedence, the language model's config.json)."""
     for option, gather_whole in (("idefics", gather_idefics), ("llava", gather_llava)):
         if place := getattr(config, option):
@@ -122,7 +122,7 @@ def gather(config: ImportConfig) -> tuple[Geometry, list[Source], dict[str, Any]
             "nothing to import: name --idefics, --llava, --vqgan, or any of --language, --vision and --open-flamingo"
         )
     geometry, described, tabulate = Geometry(), dict[str, Any](), None
-    sources: list[Source] = []
+    sources: list[WeightSource] = []
     if config.language:
         decoder, tabulate, source, described = open_language(locate(config.language))
         geometry = dataclasses.replace(geometry, decoder=decoder)
@@ -136,13 +136,13 @@ def gather(config: ImportConfig) -> tuple[Geometry, list[Source], dict[str, Any]
     return geometry, sources, described
 
 
-def gather_idefics(path: Path) -> tuple[Geometry, list[Source], dict[str, Any]]:
+def gather_idefics(path: Path) -> tuple[Geometry, list[WeightSource], dict[str, Any]]:
     described = read_json(path / "config.json")
     model = understood(path, idefics.model_config, described)
     return Geometry.of(model), [idefics_source(path, model)], described
 
 
-def gather_llava(path: Path) -> tuple[Geometry, list[Source], dict[str, Any]]:
+def gather_llava(path: Path) -> tuple[Geometry, list[WeightSource], dict[str, Any]]:
     described = read_json(path / "config.json")
     model = understood(path, llava.model_config, described)
     llava.check_processor(path, model.vision.image_size)
@@ -154,7 +154,7 @@ def gather_llava(path: Path) -> tuple[Geometry, list[Source], dict[str, Any]]:
     return Geometry.of(model), [source], described.get("text_config") or {}
 
 
-def idefics_source(path: Path, model: ModelConfig) -> Source:
+def idefics_source(path: Path, model: ModelConfig) -> WeightSource:
     """The weights of a folder, looked at as those of an Idefics of this geometry."""
 
     def tabulate(decoder: DecoderConfig) -> Table:
@@ -172,17 +172,17 @@ def exported_values(path: Path, config: ModelConfig) -> Iterator[Values]:
     return match([idefics_source(path, config)], model_shapes(config)).arrays()
 
 
-def source_of(weights: Weights, tabulate: Callable[[DecoderConfig], Table], decoder: DecoderConfig) -> Source:
+def source_of(weights: Weights, tabulate: Callable[[DecoderConfig], Table], decoder: DecoderConfig) -> WeightSource:
     """Weights and their table. A head that repeats the embeddings is taken for a copy of them, which it must be."""
     if decoder.tie_embeddings:
         untied = tabulate(dataclasses.replace(decoder, tie_embeddings=False))
         theirs = {entry.ours[0]: entry.theirs for entry in untied if entry.ours[0].startswith("embeddings/")}
         copies = {theirs[f"{ours}_head"]: key for ours, key in theirs.items() if f"{ours}_head" in theirs}
         weights = renamed(weights, lambda key: copies.get(key, key))
-    return Source(weights, tabulate(decoder))
+    return WeightSource(weights, tabulate(decoder))
 
 
-def open_language(path: Path) -> tuple[DecoderConfig, Tabulate, Source, dict[str, Any]]:
+def open_language(path: Path) -> tuple[DecoderConfig, Tabulate, WeightSource, dict[str, Any]]:
     """(geometry, its family's table, the weights, the config.json)."""
     file = gguf.gguf_file(path)
     if file is None and not (path / "config.json").is_file():
@@ -194,16 +194,16 @@ def open_language(path: Path) -> tuple[DecoderConfig, Tabulate, Source, dict[str
     return decoder, tabulate, source_of(weights, gguf.table if file else tabulate, decoder), described
 
 
-def open_vision(path: Path) -> tuple[VisionConfig, Source]:
+def open_vision(path: Path) -> tuple[VisionConfig, WeightSource]:
     described, weights = read_json(path / "config.json"), open_weights(path)
     root = vision_root(weights)
     config = understood(path, vision_config, described)
-    return config, Source(weights, tower(root, config))
+    return config, WeightSource(weights, tower(root, config))
 
 
 def add_open_flamingo(
-    path: Path, heads: int, geometry: Geometry, sources: list[Source], known: Tabulate | None
-) -> tuple[Geometry, list[Source]]:
+    path: Path, heads: int, geometry: Geometry, sources: list[WeightSource], known: Tabulate | None
+) -> tuple[Geometry, list[WeightSource]]:
     """What an OpenFlamingo checkpoint adds to, and replaces of, its language model and vision tower.
 
     Args:
@@ -244,11 +244,11 @@ def add_open_flamingo(
     table = [entry for entry in found.table if entry.ours[0] != HEAD or HEAD in own]
     table += open_flamingo.trained_table(gated) + (open_flamingo.vision_table(keys) if has_vision else [])
     beside_it = (entry.theirs.split("{")[0] for entry in found.table if not entry.ours[0].startswith("embeddings/"))
-    checkpoint = Source(found.weights, table, tuple(beside_it) if known else ())
+    checkpoint = WeightSource(found.weights, table, tuple(beside_it) if known else ())
     return geometry, [*(without_tables(source, own, rows) for source in sources), checkpoint]
 
 
-def without_tables(source: Source, replaced: set[str], rows: int) -> Source:
+def without_tables(source: WeightSource, replaced: set[str], rows: int) -> WeightSource:
     """A source without the embeddings that are replaced, and with only the first rows of a head that stays."""
     table = [e for e in source.table if not e.ours[0].startswith("embeddings/") or e.ours[0] not in replaced]
     heads = {e.theirs for e in table if e.ours[0] == HEAD}

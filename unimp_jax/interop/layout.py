@@ -80,7 +80,7 @@ def out_of_heads(theirs: str, ours: str, *, bias: bool = False) -> Table:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class Placement:
     """One of their arrays, by key, and the slices of our parameters that it fills.
 
     Attributes:
@@ -149,7 +149,7 @@ def model_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes_of(lambda: UniMP(config, rngs=nnx.Rngs(0)))
 
 
-def pieces(table: Table, shapes: Shapes) -> Iterator[Piece]:
+def placements(table: Table, shapes: Shapes) -> Iterator[Placement]:
     """Every array that a table asks of theirs, for the parameters of one geometry.
 
     Raises:
@@ -162,7 +162,7 @@ def pieces(table: Table, shapes: Shapes) -> Iterator[Piece]:
         shape = shapes[entry.ours[0]]
         layers = len(shape) - len(AXES.findall(entry.layout.split(" -> ")[1])) + (len(entry.ours) > 1)
         for number, index in enumerate(np.ndindex(*shape[:layers])):
-            yield Piece(entry.theirs.format(entry.first + number * entry.step), entry, index, shape[layers:])
+            yield Placement(entry.theirs.format(entry.first + number * entry.step), entry, index, shape[layers:])
 
 
 def unfilled(shapes: Shapes, slices: Iterable[Slice]) -> set[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from unimp_jax.interop.checked import check_arrays, read_finite
-from unimp_jax.interop.layout import Piece, Shapes, Slice, Table, WeightsError, by_name, pieces, some, unfilled
+from unimp_jax.interop.layout import Placement, Shapes, Slice, Table, WeightsError, by_name, placements, some, unfilled
 from unimp_jax.interop.weights import Weights
 
 M = TypeVar("M", bound=nnx.Module)
@@ -23,7 +23,7 @@ Values = tuple[str, tuple[int, ...], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Source:
+class WeightSource:
     """One file or folder of weights.
 
     Attributes:
@@ -46,7 +46,7 @@ class Match:
       replaced: name of a source -> its keys in whose place another source's array is taken.
     """
 
-    fillings: list[tuple[Weights, dict[str, tuple[Piece, set[Slice]]]]]
+    fillings: list[tuple[Weights, dict[str, tuple[Placement, set[Slice]]]]]
     unused: dict[str, list[str]]
     replaced: dict[str, list[str]]
 
@@ -59,7 +59,7 @@ class Match:
                         yield ours, piece.index, array
 
 
-def match(sources: Iterable[Source], shapes: Shapes) -> Match:
+def match(sources: Iterable[WeightSource], shapes: Shapes) -> Match:
     """Later sources come before earlier ones.
 
     Args:
@@ -70,9 +70,9 @@ def match(sources: Iterable[Source], shapes: Shapes) -> Match:
     """
     sources = list(sources)
     winner: dict[Slice, int] = {}
-    found: list[dict[str, Piece]] = []
+    found: list[dict[str, Placement]] = []
     for number, source in enumerate(sources):
-        asked = {piece.key: piece for piece in pieces(source.table, shapes)}
+        asked = {piece.key: piece for piece in placements(source.table, shapes)}
         wanted = {key: piece.their_shape for key, piece in asked.items()}
         found.append({key: asked[key] for key in check_arrays(source.weights, wanted, source.optional)})
         for piece in found[number].values():
@@ -100,7 +100,7 @@ def filled(make: Callable[[], M], table: Table, weights: Weights) -> M:
     """
     graph, abstract = nnx.split(nnx.eval_shape(make))
     values = {name: np.empty(variable.shape, np.float32) for name, variable in by_name(abstract).items()}
-    for name, index, array in match([Source(weights, table)], {n: x.shape for n, x in values.items()}).arrays():
+    for name, index, array in match([WeightSource(weights, table)], {n: x.shape for n, x in values.items()}).arrays():
         values[name][index] = array
 
     def fill(path: tuple[str | int, ...], variable: nnx.Variable) -> nnx.Variable:

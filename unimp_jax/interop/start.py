@@ -9,7 +9,7 @@ from pathlib import Path
 import pydantic
 
 from unimp_jax.interop.checked import check_kind, read_finite
-from unimp_jax.interop.layout import Shapes, Table, WeightsError, entry, model_shapes, pieces
+from unimp_jax.interop.layout import Shapes, Table, WeightsError, entry, model_shapes, placements
 from unimp_jax.interop.matching import Match, Values
 from unimp_jax.interop.shards import write_json, write_shards
 from unimp_jax.interop.weights import open_weights, read_described
@@ -80,7 +80,7 @@ def write_start(folder: Path, match: Match, shapes: Shapes, described: Described
     Args:
       shapes: of the parameters of the model that was matched.
     """
-    keys = {(piece.entry.ours[0], piece.index): piece.key for piece in pieces(start_table(shapes), shapes)}
+    keys = {(piece.entry.ours[0], piece.index): piece.key for piece in placements(start_table(shapes), shapes)}
     write_shards(folder, ((keys[name, index], array) for name, index, array in match.arrays()), shard_bytes)
     write_json(folder / FILE, pydantic.TypeAdapter(Described).dump_python(described, mode="json"))
 
@@ -118,7 +118,7 @@ def start_values(folder: Path, config: ModelConfig) -> Iterator[Values]:
     """
     geometry, weights = read_start(folder).geometry, open_weights(folder)
     ours, theirs = model_shapes(config), model_shapes(geometry.of_model(config))
-    for piece in pieces(start_table(theirs), theirs):
+    for piece in placements(start_table(theirs), theirs):
         (name,), key = piece.entry.ours, piece.key
         if name.split("/")[0] not in geometry.parts or (name.startswith("vision/norm/") and name not in ours):
             continue  # a tower's last norm, where the model reads what lies before it

@@ -46,6 +46,13 @@ class DecoderConfig:
     content: int = 0
     """Features of what each new token stands for, frozen, a projection of which is added to its row; 0: there are
     none."""
+    interaction_features: int = 0
+    """The last so many features of the content are of interactions (popularity, ratings); a new item has none of them
+    yet, they are 0."""
+    free_row_dropout: float = 0.0
+    """In training, tokens with content are shown as if they were new, each with this probability in each step: by their
+    content alone, without free row and features of interactions. So the projection learns to stand for an item by
+    itself, which is all that an unseen item has."""
     width: int = 2560
     layers: int = 32
     heads: int = 32
@@ -94,13 +101,23 @@ class DecoderConfig:
                 f"decoder: rotary_fraction {self.rotary_fraction} of {self.head_dim} channels is {self.rotary_width}; "
                 "it must be an even number, at most all"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"decoder: dropout {self.dropout} must be at least 0 and less than 1")
+        for name in ("dropout", "free_row_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"decoder: {name} {getattr(self, name)} must be at least 0 and less than 1")
         if self.vocab_size < 1 or min(self.new_tokens, self.content) < 0:
             raise ValueError(
                 f"decoder: vocab_size {self.vocab_size} must be above 0, new_tokens {self.new_tokens} and content "
                 f"{self.content} not below"
             )
+        if not 0 <= self.interaction_features <= self.content:
+            raise ValueError(
+                f"decoder: interaction_features {self.interaction_features} must be 0 to content {self.content}"
+            )
+
+    @property
+    def without_content(self) -> DecoderConfig:
+        """That of the same decoder, where the tables hold the content of tokens."""
+        return dataclasses.replace(self, content=0, interaction_features=0, free_row_dropout=0.0)
 
     @property
     def head_dim(self) -> int:
@@ -287,6 +304,7 @@ class Embeddings(nnx.Module):
 
     def __init__(self, config: DecoderConfig, dtypes: DTypes, rngs: nnx.Rngs):
         self.vocab_size, self.dtype = config.vocab_size, dtypes.compute
+        self.interaction_features, self.free_row_dropout = config.interaction_features, config.free_row_dropout
         base = {"vocab": config.vocab_size, "embed": config.width}
         new = {"new_vocab": config.new_tokens, "embed": config.width}
         tied = config.tie_embeddings
@@ -302,14 +320,36 @@ class Embeddings(nnx.Module):
         self.projection = normal(rngs, projection, deviation, dtypes) if has_content else None
         self.head_projection = normal(rngs, projection, deviation, dtypes) if has_content and not tied else None
 
-    def tables(self) -> EmbeddingTables:
-        """The tables, in which rows of new tokens have their content."""
-        new = self._with_content(self.new, self.projection)
-        new_head = self._with_content(self.new_head, self.head_projection)
-        return EmbeddingTables(self.vocab_size, self.dtype, self.base, new, self.base_head, new_head)
+    def tables(self, dropout_key: jax.Array | None = None, added_NK: jax.Array | None = None) -> EmbeddingTables:
+        """The tables, in which rows of new tokens have their content.
 
-    def _with_content(self, free_VD: nnx.Param | None, projection_KD: nnx.Param | None) -> nnx.Param | None:
-        if free_VD is None or projection_KD is None or self.content is None:
-            return free_VD
-        added_VD = jnp.einsum("vk,kd->vd", self.content[...].astype(free_VD.dtype), projection_KD[...])
-        return parameter(free_VD[...] + added_VD, free_VD.get_metadata("axis_names"))
+        Free rows that are left are not scaled up for those that are dropped: in training a row is then just what it is
+        in use, with its free row if its item was trained on, and without if it is new.
+
+        Args:
+          dropout_key: with it, and `free_row_dropout` above 0, some tokens are shown as if they were new, in embedding
+            and head alike.
+          added_NK: the content of more tokens, behind the others, whose rows are that alone.
+        """
+        shown_VK = dropped_V1 = None
+        if self.content is not None:
+            shown_VK = self.content[...]
+            if dropout_key is not None and self.free_row_dropout:
+                draws_V1 = jax.random.bits(dropout_key, (len(shown_VK), 1), jnp.uint16)
+                has_content_V1 = jnp.any(shown_VK != 0, axis=1, keepdims=True)
+                dropped_V1 = (draws_V1 < round(self.free_row_dropout * 2**16)) & has_content_V1
+                of_interactions_K = jnp.arange(shown_VK.shape[1]) >= shown_VK.shape[1] - self.interaction_features
+                shown_VK = jnp.where(dropped_V1 & of_interactions_K, 0, shown_VK)
+
+        def with_content(free_VD: nnx.Param | None, projection_KD: nnx.Param | None) -> nnx.Param | None:
+            if free_VD is None or projection_KD is None or shown_VK is None:
+                return free_VD
+            added_VD = jnp.einsum("vk,kd->vd", shown_VK.astype(free_VD.dtype), projection_KD[...])
+            kept_VD = free_VD[...] if dropped_V1 is None else jnp.where(dropped_V1, 0, free_VD[...])
+            rows_VD = kept_VD + added_VD
+            if added_NK is not None:
+                rows_VD = jnp.concatenate([rows_VD, added_NK.astype(rows_VD.dtype) @ projection_KD[...]])
+            return parameter(rows_VD, free_VD.get_metadata("axis_names"))
+
+        new, new_head = with_content(self.new, self.projection), with_content(self.new_head, self.head_projection)
+        return EmbeddingTables(self.vocab_size, self.dtype, self.base, new, self.base_head, new_head)

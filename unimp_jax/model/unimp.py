@@ -22,7 +22,15 @@ from unimp_jax.model.attention import (
     segment_mask,
 )
 from unimp_jax.model.axes import constrain, splits
-from unimp_jax.model.decoder import Decoder, DecoderConfig, DecoderLayer, Embeddings, TextContext, text_context
+from unimp_jax.model.decoder import (
+    Decoder,
+    DecoderConfig,
+    DecoderLayer,
+    Embeddings,
+    EmbeddingTables,
+    TextContext,
+    text_context,
+)
 from unimp_jax.model.gated import GatedCrossAttention, GatedCrossAttentionConfig
 from unimp_jax.model.layers import DTypes, Loop, Remat, dropout, scan, stack, unstack
 from unimp_jax.model.projector import Projector, ProjectorConfig
@@ -181,6 +189,7 @@ class UniMP(nnx.Module):
         batch: Batch,
         dropout_key: jax.Array | None = None,
         latents_BNLC: jax.Array | None = None,
+        tables: EmbeddingTables | None = None,
         *,
         answers_only: bool = False,
         cached: bool = False,
@@ -190,6 +199,7 @@ class UniMP(nnx.Module):
         Args:
           dropout_key: with it, and `decoder.dropout` above 0, there is dropout.
           latents_BNLC: of the images, where they are at hand; `batch.images` itself is not read then.
+          tables: of the embeddings, where they are at hand (in training, with free rows dropped).
           answers_only: hidden states are wanted at `batch.answer_positions` alone.
           cached: keys and values are wanted, too.
 
@@ -218,7 +228,7 @@ class UniMP(nnx.Module):
         if fewer and config.last_layer_apart and splits("sequence") == 1:
             answer_context = text_context(config.decoder, batch, self.kernel, answers_BA)
             last = functools.partial(group, [*contexts[1:], answer_context])
-        x_BTD = self.embed(batch.tokens)
+        x_BTD = self.embed(batch.tokens, tables)
         if config.interleaved and N:
             x_BTD = with_images(x_BTD, latents_BSC, image_slots(batch.image_index, L))
         x_BTD = dropout(x_BTD, rate, key_for(config.decoder.layers))
@@ -284,9 +294,10 @@ class UniMP(nnx.Module):
         numbers_BS = jnp.broadcast_to(jnp.repeat(jnp.arange(1, N + 1), latents), (B, N * latents))
         return segment_mask(batch.image_index + 1, numbers_BS, self.kernel)
 
-    def embed(self, tokens_BT: jax.Array) -> jax.Array:
+    def embed(self, tokens_BT: jax.Array, tables: EmbeddingTables | None = None) -> jax.Array:
         """int32 [B, T] -> [B, T, D]."""
-        return constrain(self.embeddings.tables().embed(tokens_BT), "batch", "sequence", None)
+        tables = self.embeddings.tables() if tables is None else tables
+        return constrain(tables.embed(tokens_BT), "batch", "sequence", None)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., V]."""
@@ -300,8 +311,7 @@ class UniMP(nnx.Module):
         """The same model with the content of tokens in their rows: what is asked and exported."""
         if self.embeddings.content is None:
             return self
-        decoder = dataclasses.replace(self.config.decoder, content=0)
-        config = dataclasses.replace(self.config, decoder=decoder)
+        config = dataclasses.replace(self.config, decoder=self.config.decoder.without_content)
         graph, state = nnx.split(nnx.eval_shape(lambda: UniMP(config, rngs=nnx.Rngs(0))))
         values = dict(nnx.to_flat_state(nnx.state(self)))
         tables = nnx.to_flat_state(nnx.state(self.embeddings.tables()))
@@ -313,10 +323,14 @@ class UniMP(nnx.Module):
         return self.forward(batch, dropout_key)[0]
 
     def answer_hidden(
-        self, batch: Batch, dropout_key: jax.Array | None = None, latents_BNLC: jax.Array | None = None
+        self,
+        batch: Batch,
+        dropout_key: jax.Array | None = None,
+        latents_BNLC: jax.Array | None = None,
+        tables: EmbeddingTables | None = None,
     ) -> jax.Array:
         """Hidden states at `batch.answer_positions` alone: [B, A, D]."""
-        return self.forward(batch, dropout_key, latents_BNLC, answers_only=True)[0]
+        return self.forward(batch, dropout_key, latents_BNLC, tables, answers_only=True)[0]
 
     def __call__(self, batch: Batch) -> jax.Array:
         """Logits at `batch.answer_positions` alone: float32 [B, A, V]."""

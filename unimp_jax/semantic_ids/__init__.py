@@ -10,14 +10,13 @@ import numpy as np
 from unimp_jax.semantic_ids import residual_kmeans, rq_vae
 from unimp_jax.semantic_ids.collisions import residual_distances, resolve
 from unimp_jax.semantic_ids.metrics import CodebookMetrics, describe
-from unimp_jax.semantic_ids.residual_kmeans import Quantised, ResidualKMeansConfig
+from unimp_jax.semantic_ids.residual_kmeans import Quantised
 from unimp_jax.semantic_ids.rq_vae import RQVAEConfig
 
 __all__ = [
     "CodebookMetrics",
     "Quantised",
     "RQVAEConfig",
-    "ResidualKMeansConfig",
     "SemanticIdConfig",
     "SemanticIds",
     "describe",
@@ -38,14 +37,16 @@ class SemanticIdConfig:
     """Codes of each learned level."""
     last: int = 32
     """Codes of the level that is added."""
-    seed: int = 0
-    residual_kmeans: ResidualKMeansConfig = ResidualKMeansConfig()
-    """Of this and the next, levels, codes and seed are not read: those above stand in their place."""
+    iterations: int = 50
+    """Of k-means, a level at most."""
     rq_vae: RQVAEConfig = RQVAEConfig()
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in ("residual_kmeans", "rq_vae"):
             raise ValueError(f'method "{self.method}" is neither "residual_kmeans" nor "rq_vae"')
+        if min(self.levels, self.codes, self.iterations) < 1:
+            raise ValueError(f"ids: levels, codes and iterations must each be at least 1: {self}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def semantic_ids(features: np.ndarray, config: SemanticIdConfig) -> SemanticIds:
     """A distinct id for each item.
 
     Args:
-      features: float32 [I, F].
+      features: float32 [I, F], of like scales.
 
     Raises:
       ValueError: features are not of two axes, are empty, or are not all finite; the ids are fewer than the items; a
@@ -69,11 +70,9 @@ def semantic_ids(features: np.ndarray, config: SemanticIdConfig) -> SemanticIds:
     """
     levels, codes, seed = config.levels, config.codes, config.seed
     if config.method == "rq_vae":
-        vae = dataclasses.replace(config.rq_vae, levels=levels, codes=codes, seed=seed)
-        quantised = rq_vae.train_rq_vae(features, vae)
+        quantised = rq_vae.train_rq_vae(features, config.rq_vae, levels, codes, seed)
     else:
-        clustering = dataclasses.replace(config.residual_kmeans, levels=levels, codes=codes, seed=seed)
-        quantised = residual_kmeans.residual_kmeans(features, clustering)
+        quantised = residual_kmeans.residual_kmeans(features, levels, codes, iterations=config.iterations, seed=seed)
     distances = residual_distances(quantised.points, quantised.codebooks)
     ids = resolve(quantised.codes, config.last, size=codes, distances=distances)
     return SemanticIds(ids, quantised, describe(quantised.codes, ids, size=codes, errors=quantised.errors))

@@ -6,13 +6,15 @@ is climbed until there is room below, and descended again, each time by the near
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
 CHUNK = 4096  # items whose distances to all codewords are held at once
 
+Codes: TypeAlias = tuple[int, ...]
 Distances: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(items int [N], their first l codes int32 [N, l]) -> float [N, K]: from each item's residual after these l levels,
 the distances to all codewords of the next level. Any increasing function of a distance will do."""
@@ -70,9 +72,12 @@ def resolve(codes: np.ndarray, last: int = 32, *, size: int = 512, distances: Di
 
     surplus = _surplus(codes_IL, last, size, distances)
     if len(surplus):
-        tree = _Tree(np.delete(_keys(codes_IL, size), surplus), levels, size, last)
+        room = [size ** (levels - length) * last for length in range(levels + 1)]
+        below: Counter[Codes] = Counter()
+        for kept in np.delete(codes_IL, surplus, axis=0).tolist():
+            below.update(tuple(kept[:length]) for length in range(levels + 1))
         for item in surplus:
-            codes_IL[item] = _move(item, codes_IL[item], tree, distances)
+            codes_IL[item] = _move(item, codes_IL[item], below, room, distances)
     keys_I = _keys(codes_IL, size)
     order_I = np.argsort(keys_I, kind="stable")
     numbers_I = np.empty(num_items, np.int32)
@@ -107,36 +112,19 @@ def _surplus(codes_IL: np.ndarray, last: int, size: int, distances: Distances) -
     return np.sort(crowded[order][_number(group_I[crowded][order]) >= last])
 
 
-class _Tree:
-    """How many more items fit below each prefix of codes."""
+def _move(item: int, codes_L: np.ndarray, below: Counter[Codes], room: Sequence[int], distances: Distances) -> Codes:
+    """The codes that an item gets, which `below` counts from now on.
 
-    def __init__(self, kept: np.ndarray, levels: int, size: int, last: int):
-        """`kept`: keys of the items that are already placed."""
-        self.kept, self.levels, self.size, self.last = np.sort(kept), levels, size, last
-        self.rooms = dict[tuple[int, ...], np.ndarray]()
-
-    def room(self, prefix: tuple[int, ...]) -> np.ndarray:
-        """Below each code that may follow a prefix: int64 [size]."""
-        if prefix not in self.rooms:
-            span = self.size ** (self.levels - len(prefix) - 1)
-            first = _keys(np.array([prefix], np.int64), self.size)[0] * self.size
-            bounds = (first + np.arange(self.size + 1)) * span
-            self.rooms[prefix] = span * self.last - np.diff(np.searchsorted(self.kept, bounds))
-        return self.rooms[prefix]
-
-    def place(self, codes: tuple[int, ...]) -> None:
-        """Counts one more item with these codes."""
-        for depth, code in enumerate(codes):
-            self.room(codes[:depth])[code] -= 1
-
-
-def _move(item: int, codes_L: np.ndarray, tree: _Tree, distances: Distances) -> tuple[int, ...]:
-    """The codes that an item gets, which `tree` counts from now on."""
-    prefix = tuple(codes_L[:-1].tolist())
-    while not tree.room(prefix).any():
+    Args:
+      below: how many items have codes that begin so, for all beginnings.
+      room: how many can, by the length of the beginning.
+    """
+    prefix: Codes = tuple(codes_L[:-1].tolist())
+    while below[prefix] >= room[len(prefix)]:
         prefix = prefix[:-1]
-    while len(prefix) < tree.levels:
+    while len(prefix) < len(codes_L):
         found_K = distances(np.array([item]), np.array([prefix], np.int32))[0]
-        prefix += (int(np.argmin(np.where(tree.room(prefix) > 0, found_K, np.inf))),)
-    tree.place(prefix)
+        nearest_first = ((*prefix, int(code)) for code in np.argsort(found_K, kind="stable"))
+        prefix = next(codes for codes in nearest_first if below[codes] < room[len(codes)])
+    below.update(prefix[:length] for length in range(len(prefix) + 1))
     return prefix

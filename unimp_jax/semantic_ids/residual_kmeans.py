@@ -1,13 +1,12 @@
 """Residual k-means, as QARM (arXiv:2411.11739) and OneRec (arXiv:2502.18965) make semantic ids.
 
-With r_0 the scaled features and E_l the centres that k-means finds for r_l, an item's code and its next residual are
+With r_0 the features and E_l the centres that k-means finds for r_l, an item's code and its next residual are
 c_l = argmin_k |r_l - E_l[k]|^2  and  r_(l+1) = r_l - E_l[c_l].
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,26 +16,6 @@ from unimp_jax.semantic_ids.metrics import unexplained
 
 CHUNK = 16384  # points whose distances to all centres are held at once
 Arrays = tuple[jax.Array, ...]
-Scaling = Literal["none", "standardised", "whitened"]
-"""As they are; each feature with mean 0 and variance 1; or also uncorrelated (PCA, without directions of no variance).
-The last gives noise the weight of all else: prefer it only where features are few or already reduced."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ResidualKMeansConfig:
-    """How features become codes."""
-
-    levels: int = 3
-    codes: int = 512
-    """Centres of each level."""
-    iterations: int = 50
-    """Lloyd's iterations of a level at most; fewer where the centres stop moving."""
-    scaling: Scaling = "standardised"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.levels, self.codes, self.iterations) < 1:
-            raise ValueError(f"levels, codes and iterations must each be at least 1: {self}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,45 +24,41 @@ class Quantised:
 
     codes: np.ndarray  # int32 [I, L]
     codebooks: np.ndarray  # float32 [L, K, D]
-    points: np.ndarray  # float32 [I, D]: scaled features, or latents of an autoencoder
+    points: np.ndarray  # float32 [I, D]: features, or latents of an autoencoder
     errors: tuple[float, ...]  # the part of the features' variance that the first 1, 2, … levels do not explain
     losses: np.ndarray | None = None  # float32 [steps, 2]: an autoencoder's reconstruction and codebook terms
 
 
-def residual_kmeans(features: np.ndarray, config: ResidualKMeansConfig) -> Quantised:
+def residual_kmeans(features: np.ndarray, levels: int, codes: int, *, iterations: int = 50, seed: int = 0) -> Quantised:
     """Codes for every item of float32 [I, F]; with fewer distinct items than codes, some codes stay unused.
+
+    Args:
+      features: float32 [I, F], of like scales.
+      codes: centres of each level.
+      iterations: Lloyd's iterations of a level at most; fewer where the centres stop moving.
 
     Raises:
       ValueError: features are not of two axes, are empty, or are not all finite.
     """
-    points_IF = scale(features, config.scaling)
-    residual_IF, codes, codebooks, errors = points_IF, list[np.ndarray](), list[np.ndarray](), list[float]()
-    for key in jax.random.split(jax.random.key(config.seed), config.levels):
+    points_IF = checked(features)
+    residual_IF, found, codebooks, errors = points_IF, list[np.ndarray](), list[np.ndarray](), list[float]()
+    for key in jax.random.split(jax.random.key(seed), levels):
         placed_IF = jnp.asarray(residual_IF)
-        start_KF = seed_centres(placed_IF, key, codes=config.codes)
-        centres_KF, codes_I = jax.device_get(lloyd(placed_IF, start_KF, iterations=config.iterations))
+        start_KF = seed_centres(placed_IF, key, codes=codes)
+        centres_KF, codes_I = jax.device_get(lloyd(placed_IF, start_KF, iterations=iterations))
         residual_IF = residual_IF - centres_KF[codes_I]
-        codes.append(codes_I)
+        found.append(codes_I)
         codebooks.append(centres_KF)
         errors.append(unexplained(points_IF, np.square(residual_IF).sum(axis=1)))
-    return Quantised(np.stack(codes, axis=1), np.stack(codebooks), points_IF, tuple(errors))
+    return Quantised(np.stack(found, axis=1), np.stack(codebooks), points_IF, tuple(errors))
 
 
-def scale(features: np.ndarray, scaling: Scaling) -> np.ndarray:
-    """Features as `Scaling` says, float32 [I, F] (whitened, [I, rank]); raises as `residual_kmeans` does."""
+def checked(features: np.ndarray) -> np.ndarray:
+    """Features as float32 [I, F]; raises as `residual_kmeans` does."""
     x_IF = np.asarray(features, np.float32)
     if x_IF.ndim != 2 or not x_IF.size or not np.isfinite(x_IF).all():
         raise ValueError(f"features of shape {x_IF.shape}: [items, features], not empty and all finite, is right")
-    if scaling == "none":
-        return x_IF
-    x_IF = x_IF - x_IF.mean(axis=0, dtype=np.float64).astype(np.float32)
-    deviation_F = np.sqrt(np.square(x_IF).mean(axis=0, dtype=np.float64)).astype(np.float32)
-    x_IF /= np.where(deviation_F > 0, deviation_F, 1)
-    if scaling == "standardised" or not x_IF.any():
-        return x_IF
-    variances_R, directions_FR = np.linalg.eigh((x_IF.T @ x_IF / len(x_IF)).astype(np.float64))
-    varies_R = variances_R > 1e-6 * variances_R.max()
-    return x_IF @ (directions_FR[:, varies_R] / np.sqrt(variances_R[varies_R])).astype(np.float32)
+    return x_IF
 
 
 def nearest(points_NF: jax.Array, centres_KF: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """RQ-VAE: an autoencoder whose latents are sums of one codeword from each level (Lee et al. 2022, arXiv:2203.01941).
 
-As TIGER (arXiv:2305.05065, section 3.1): with x scaled features, r_0 their latents, e_l the codeword nearest to r_l,
+As TIGER (arXiv:2305.05065, section 3.1): with x features, r_0 their latents, e_l the codeword nearest to r_l,
 r_(l+1) = r_l - sg(e_l), where sg passes no gradient, and x' what is decoded from r_0 + sg(sum_l e_l - r_0), an item
 costs  mean (x - x')^2 + sum_l |sg(r_l) - e_l|^2 + beta |r_l - sg(e_l)|^2.  TIGER's first term is a sum over features;
 with the mean, latents do not outgrow the codebooks when training starts.
@@ -26,8 +26,6 @@ from unimp_jax.semantic_ids.metrics import unexplained
 class RQVAEConfig:
     """The autoencoder, and its training by AdamW with a cosine schedule; batches are drawn with replacement."""
 
-    levels: int = 3
-    codes: int = 512
     hidden: tuple[int, ...] = (512, 256, 128)
     """Widths of the encoder's ReLU layers, and backwards of the decoder's."""
     latent: int = 32
@@ -39,11 +37,9 @@ class RQVAEConfig:
     revive_until: float = 0.75
     """After each `revive_every` steps, codewords that none of them used become residuals of the batch, up to this part
     of all steps, so that training then settles."""
-    scaling: kmeans.Scaling = "standardised"
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = (self.levels, self.codes, *self.hidden, self.latent, self.steps, self.batch_size, self.revive_every)
+        counts = (*self.hidden, self.latent, self.steps, self.batch_size, self.revive_every)
         if min(counts) < 1 or self.learning_rate <= 0:
             raise ValueError(f"all counts and widths must be at least 1, and learning_rate above 0: {self}")
 
@@ -51,10 +47,10 @@ class RQVAEConfig:
 class RQVAE(nnx.Module):
     """Two MLPs and the codebooks between them, zero until they are set."""
 
-    def __init__(self, num_features: int, config: RQVAEConfig, rngs: nnx.Rngs):
+    def __init__(self, num_features: int, config: RQVAEConfig, levels: int, codes: int, rngs: nnx.Rngs):
         widths = (num_features, *config.hidden, config.latent)
         self.encoder, self.decoder = _mlp(widths, rngs), _mlp(widths[::-1], rngs)
-        self.codebooks = nnx.Param(jnp.zeros((config.levels, config.codes, config.latent)))
+        self.codebooks = nnx.Param(jnp.zeros((levels, codes, config.latent)))
 
 
 def _mlp(widths: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Sequential:
@@ -89,20 +85,20 @@ def revive(codebooks_LKD: jax.Array, used_LK: jax.Array, residuals_LBD: jax.Arra
     return jnp.where(used_LK[..., None], codebooks_LKD, jnp.take_along_axis(residuals_LBD, drawn_LK[..., None], axis=1))
 
 
-def train_rq_vae(features: np.ndarray, config: RQVAEConfig) -> kmeans.Quantised:
+def train_rq_vae(features: np.ndarray, config: RQVAEConfig, levels: int, codes: int, seed: int) -> kmeans.Quantised:
     """Latents of float32 [I, F], quantised, from codebooks that residual k-means finds for the first latents.
 
     The errors are the decoder's. Raises ValueError as `residual_kmeans` does, and where a loss is not finite.
     """
-    points_IF = jnp.asarray(kmeans.scale(features, config.scaling))
-    model = RQVAE(points_IF.shape[1], config, nnx.Rngs(config.seed))
+    points_IF = jnp.asarray(kmeans.checked(features))
+    model = RQVAE(points_IF.shape[1], config, levels, codes, nnx.Rngs(seed))
     latents_ID = np.asarray(_apply(*nnx.split(model), points_IF)[0])
-    start = kmeans.ResidualKMeansConfig(config.levels, config.codes, iterations=10, scaling="none", seed=config.seed)
-    model.codebooks[...] = jnp.asarray(kmeans.residual_kmeans(latents_ID, start).codebooks)
+    start = kmeans.residual_kmeans(latents_ID, levels, codes, iterations=10, seed=seed)
+    model.codebooks[...] = jnp.asarray(start.codebooks)
     graph, parameters = nnx.split(model)
     optimizer = optax.adamw(optax.cosine_decay_schedule(config.learning_rate, config.steps))
-    state, used_LK = optimizer.init(parameters), jnp.zeros((config.levels, config.codes), bool)
-    step, key, losses = make_step(graph, optimizer, config), jax.random.key(config.seed), list[jax.Array]()
+    state, used_LK = optimizer.init(parameters), jnp.zeros((levels, codes), bool)
+    step, key, losses = make_step(graph, optimizer, config), jax.random.key(seed), list[jax.Array]()
     for number in range(config.steps):
         parameters, state, used_LK, losses_2 = step(parameters, state, used_LK, points_IF, key, np.int32(number))
         losses.append(losses_2)
@@ -141,7 +137,7 @@ def make_step(graph: Any, optimizer: optax.GradientTransformation, config: RQVAE
         gradients, (codes_LB, residuals_LBD, losses_2) = jax.grad(loss_of, has_aux=True)(parameters, x_BF)
         updates, state = optimizer.update(gradients, state, parameters)
         model = nnx.merge(graph, optax.apply_updates(parameters, updates))
-        used_LK = used_LK.at[jnp.arange(config.levels)[:, None], codes_LB].set(True)
+        used_LK = used_LK.at[jnp.arange(len(used_LK))[:, None], codes_LB].set(True)
         due = (number + 1) % config.revive_every == 0
         kept_LK = used_LK | ~due | (number >= config.revive_until * config.steps)
         model.codebooks[...] = revive(model.codebooks[...], kept_LK, residuals_LBD, of_revival)

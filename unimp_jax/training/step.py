@@ -16,6 +16,9 @@ from unimp_jax.objective import ObjectiveConfig, chunked_loss, count_answers
 from unimp_jax.training.guard import Guard, GuardConfig, judge
 from unimp_jax.training.metrics import StepMetrics
 
+FREE_ROWS = 2**32 - 1
+"""What the key of a step is folded with to drop free rows: no part of a batch and no layer has this number."""
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -51,11 +54,12 @@ def make_train_step(
     """
 
     def losses(
-        trainable: Any, frozen: Any, batch: Batch, num_answers: jax.Array, key: jax.Array
+        trainable: Any, frozen: Any, batch: Batch, num_answers: jax.Array, key: jax.Array, row_key: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         model = nnx.merge(graph, trainable, frozen)
-        hidden_BAD = model.answer_hidden(batch, dropout_key=key)
-        head_graph, head = nnx.split(model.embeddings.tables())
+        tables = model.embeddings.tables(row_key)
+        hidden_BAD = model.answer_hidden(batch, dropout_key=key, tables=tables)
+        head_graph, head = nnx.split(tables)
         loss, plain_BA = chunked_loss(
             lambda head, hidden: nnx.merge(head_graph, head).logits(hidden),
             head,
@@ -70,19 +74,21 @@ def make_train_step(
     def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, StepMetrics]:
         num_answers = count_answers(batch.answer_weights)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        row_key = jax.random.fold_in(key, jnp.uint32(FREE_ROWS))  # that of the step, whatever part of the batch
         gradient_of = jax.value_and_grad(losses, has_aux=True)
 
         def part(total: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
             number, batch = numbered
-            this = gradient_of(state.trainable, frozen, batch, num_answers, jax.random.fold_in(key, number))
+            part_key = jax.random.fold_in(key, number)
+            this = gradient_of(state.trainable, frozen, batch, num_answers, part_key, row_key)
             return jax.tree.map(jnp.add, total, this), None
 
         if accumulate == 1:
-            (loss, tasks), gradient = gradient_of(state.trainable, frozen, batch, num_answers, key)
+            (loss, tasks), gradient = gradient_of(state.trainable, frozen, batch, num_answers, key, row_key)
         else:
             parts = (jnp.arange(accumulate), microbatches(batch, accumulate))
             first = jax.tree.map(lambda x: x[0], parts)
-            shapes = jax.eval_shape(gradient_of, state.trainable, frozen, first[1], num_answers, key)
+            shapes = jax.eval_shape(gradient_of, state.trainable, frozen, first[1], num_answers, key, row_key)
             nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             ((loss, tasks), gradient), _ = jax.lax.scan(part, nothing, parts)
         norm = optax.global_norm(gradient)

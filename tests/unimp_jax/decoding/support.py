@@ -10,6 +10,7 @@ from flax import nnx
 
 from tests.unimp_jax.interop.support import randomised
 from tests.unimp_jax.interop.test_idefics import geometry
+from tests.unimp_jax.models import drawn
 from unimp_jax.batch import Batch
 from unimp_jax.model import DecoderConfig, GatedCrossAttentionConfig, ModelConfig, UniMP
 
@@ -52,7 +53,7 @@ GEOMETRIES = {"idefics": IDEFICS, "neox, all images": NEOX, "mpt": MPT, "qwen3, 
 @functools.cache
 def model(name: str = "idefics") -> UniMP:
     """Layer norms make larger weights chaotic: float32 would no longer tell right from wrong."""
-    return distinguished(UniMP(GEOMETRIES[name], rngs=nnx.Rngs(0)), 3.0 if name == "idefics" else 1.5)
+    return distinguished(drawn(GEOMETRIES[name]), 3.0 if name == "idefics" else 1.5)
 
 
 def rows_of(

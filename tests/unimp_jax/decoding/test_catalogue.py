@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.unimp_jax.decoding.support import GEOMETRIES, ROOM, jitted, longer, model, prompts
 from tests.unimp_jax.interop.support import all_logits
+from tests.unimp_jax.models import drawn
 from unimp_jax.decoding import PAST, build_trie, path_scores, prefill, search_items
 from unimp_jax.sharding import MeshConfig, batch_sharding, make_mesh
 
@@ -150,13 +151,10 @@ def test_on_a_mesh_it_finds_what_one_device_finds():
 @pytest.mark.slow
 def test_bfloat16_is_near_float32():
     """bfloat16 has 8 bits: log-probabilities around -5, through three steps, within 0.5; every answer is valid."""
-    from flax import nnx
-
-    from unimp_jax.model import UniMP
 
     config = dataclasses.replace(GEOMETRIES["idefics"], compute_dtype="bfloat16")
-    ids, net = random_ids(3, 3), UniMP(config, rngs=nnx.Rngs(0))
-    exact = UniMP(GEOMETRIES["idefics"], rngs=nnx.Rngs(0))
+    ids, net = random_ids(3, 3), drawn(config)
+    exact = drawn(GEOMETRIES["idefics"])
     batch, trie = prompts("packed", config), build_trie(ids)
     found, expected = (
         jitted(one, lambda net, batch, trie: find_items(net, batch, trie, k=ITEMS, beams=ITEMS))(batch, trie)

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from tests.unimp_jax.feature_extractors.inception_reference import random_images, random_weights
 from unimp_jax.feature_extractors import Inception
 from unimp_jax.interop.feature_extractors import inception_table, read_inception
-from unimp_jax.interop.layout import WeightsError, pieces, shapes_of
+from unimp_jax.interop.layout import WeightsError, placements, shapes_of
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "inception.npz"
 
@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "inception.npz"
 @pytest.fixture(scope="module")
 def weights() -> dict[str, np.ndarray]:
     shapes = shapes_of(lambda: Inception(nnx.Rngs(0)))
-    drawn = random_weights({piece.key: piece.their_shape for piece in pieces(inception_table(), shapes)})
+    drawn = random_weights({piece.key: piece.their_shape for piece in placements(inception_table(), shapes)})
     return drawn | {"fc.weight": np.zeros((1008, 2048), np.float32)}  # of no use here
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from tests.unimp_jax.models import drawn
 from unimp_jax.batch import Batch
 from unimp_jax.interop.importing import ImportConfig, import_weights
 from unimp_jax.interop.placing import place
@@ -50,7 +51,7 @@ def from_start(folder: Path, others: ModelConfig | None = None) -> UniMP:
     decoder = geometry.decoder
     decoder = dataclasses.replace(decoder, vocab_size=decoder.vocab_size + decoder.new_tokens, new_tokens=0)
     geometry = dataclasses.replace(geometry, decoder=decoder)
-    graph, state = nnx.split(UniMP(geometry, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(drawn(geometry))
     (state,) = place((state,), start_values(folder, geometry))
     return nnx.merge(graph, state)
 

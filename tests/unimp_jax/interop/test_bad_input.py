@@ -13,7 +13,7 @@ from tests.unimp_jax.interop.support import from_start, write_config
 from unimp_jax.interop import shards
 from unimp_jax.interop.importing import ImportConfig, import_weights
 from unimp_jax.interop.language import llama, llama_config
-from unimp_jax.interop.layout import WeightsError, model_shapes, pieces
+from unimp_jax.interop.layout import WeightsError, model_shapes, placements
 from unimp_jax.interop.start import start_values
 from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig
 
@@ -28,7 +28,7 @@ def arrays() -> dict[str, np.ndarray]:
     decoder = llama_config(LLAMA)
     config = ModelConfig(decoder=decoder, gated=GatedCrossAttentionConfig(every=2))
     rng = np.random.default_rng(0)
-    wanted = pieces(llama(decoder), model_shapes(config))
+    wanted = placements(llama(decoder), model_shapes(config))
     return {piece.key: rng.normal(size=piece.their_shape).astype(np.float32) for piece in wanted}
 
 

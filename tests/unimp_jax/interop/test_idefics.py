@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.unimp_jax.interop.support import all_logits, batch_of, imported, randomised, shake, weight_files
+from tests.unimp_jax.models import drawn
 from unimp_jax.interop import idefics
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import ImportConfig
@@ -142,7 +143,7 @@ def test_their_weights_give_their_logits(config, tmp_path):
     ids=[*GEOMETRIES.keys(), "two key heads", "one key head, tied"],
 )
 def test_our_export_gives_our_logits(config, tmp_path):
-    ours = randomised(UniMP(config, rngs=nnx.Rngs(1)))
+    ours = randomised(drawn(config, 1))
     folder = export(tmp_path / "exported", ours)
     theirs, info = IdeficsForVisionText2Text.from_pretrained(folder, output_loading_info=True)
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -159,7 +160,7 @@ def test_our_export_gives_our_logits(config, tmp_path):
     ids=["norms, vector", "shared heads, tied"],
 )
 def test_export_import_export_is_the_same_bytes(config, shard_bytes, tmp_path):
-    first = export(tmp_path / "first", randomised(UniMP(config, rngs=nnx.Rngs(2))), shard_bytes=shard_bytes)
+    first = export(tmp_path / "first", randomised(drawn(config, 2)), shard_bytes=shard_bytes)
     again = imported(ImportConfig(idefics=str(first)), tmp_path / "start")
     second = export(tmp_path / "second", again, config.decoder.new_tokens, shard_bytes)
     files = weight_files(first)
@@ -197,7 +198,7 @@ def test_bfloat16_weights_keep_their_bits(tmp_path):
 def test_parameters_land_in_their_places_whatever_the_mesh(tmp_path):
     """The eight host devices of the tests: sharded parameters are filled as whole ones are."""
     config = geometry(every=2, new_tokens=3, kv_heads=2)
-    ours = randomised(UniMP(config, rngs=nnx.Rngs(3)))
+    ours = randomised(drawn(config, 3))
     start = tmp_path / "start"
     whole = imported(ImportConfig(idefics=str(export(tmp_path / "exported", ours))), start)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from unimp_jax.interop import idefics, open_flamingo
 from unimp_jax.interop.language import gpt_neox, llama, mosaic_gpt, mpt
-from unimp_jax.interop.layout import Entry, Piece, WeightsError, model_shapes, pieces, unfilled
+from unimp_jax.interop.layout import Entry, Placement, WeightsError, model_shapes, placements, unfilled
 from unimp_jax.interop.vision import open_clip, transformers_clip
 from unimp_jax.model import (
     DecoderConfig,
@@ -30,7 +30,7 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 @st.composite
-def layouts(draw) -> Piece:
+def layouts(draw) -> Placement:
     """Any layout that the tables may have, with sizes."""
     ours = draw(st.lists(st.sampled_from("abcdgko"), min_size=1, max_size=4, unique=True))
     heads = draw(st.booleans())
@@ -50,7 +50,7 @@ def layouts(draw) -> Piece:
     layout = f"{' '.join(theirs)} -> {'p ' if parts > 1 else ''}{' '.join(ours)}"
     shape = tuple(draw(st.integers(1, 4)) for _ in ours)
     sizes = {"copy": copies} if copies > 1 else {}
-    return Piece("theirs", Entry("theirs", tuple("xyz"[:parts]), layout, sizes), (), shape)
+    return Placement("theirs", Entry("theirs", tuple("xyz"[:parts]), layout, sizes), (), shape)
 
 
 @given(piece=layouts(), seed=st.integers(0, 99))
@@ -71,7 +71,7 @@ def test_there_and_back(piece, seed):
 
 
 def test_a_layout_that_can_be_checked_by_eye():
-    piece = Piece("x", Entry("x", ("q", "k"), "(h p k) d -> p d h k"), (), (1, 2, 2))
+    piece = Placement("x", Entry("x", ("q", "k"), "(h p k) d -> p d h k"), (), (1, 2, 2))
     theirs = np.array([[0], [1], [2], [3], [4], [5], [6], [7]])
     query, key = piece.to_ours(theirs)
     assert query.tolist() == [[[0, 1], [4, 5]]]
@@ -80,7 +80,7 @@ def test_a_layout_that_can_be_checked_by_eye():
 
 def test_axes_of_ours_may_be_merged_too():
     entry = Entry("x", ("q",), "(h half two) d -> d h (two half)", {"two": 2, "half": 2})
-    piece = Piece("x", entry, (), (1, 2, 4))
+    piece = Placement("x", entry, (), (1, 2, 4))
     theirs = np.arange(8)[:, None]
     assert piece.to_ours(theirs)[0].tolist() == [[[0, 2, 1, 3], [4, 6, 5, 7]]]
     assert piece.to_theirs(piece.to_ours(theirs)).tolist() == theirs.tolist()
@@ -88,7 +88,7 @@ def test_axes_of_ours_may_be_merged_too():
 
 
 def test_repeated_heads_that_differ_are_refused():
-    piece = Piece("layer.k_proj", Entry("x", ("k",), "(h copy k) d -> d h k", {"copy": 2}), (), (1, 1, 2))
+    piece = Placement("layer.k_proj", Entry("x", ("k",), "(h copy k) d -> d h k", {"copy": 2}), (), (1, 1, 2))
     assert piece.to_ours(np.array([[1], [2], [1], [2]]))[0].tolist() == [[[1, 2]]]
     with pytest.raises(WeightsError, match=r"layer\.k_proj: heads that share keys and values differ"):
         piece.to_ours(np.array([[1], [2], [1], [3]]))
@@ -145,7 +145,7 @@ def test_tables_cover_every_parameter_once(family, vision, data):
         table = open_flamingo.table(config, LANGUAGE[family], VISION[vision])
         assert open_flamingo.tabulate_by_config(config) is LANGUAGE[family]
     shapes = model_shapes(config)
-    planned = list(pieces(table, shapes))
+    planned = list(placements(table, shapes))
     assert max(Counter(piece.key for piece in planned).values()) == 1
     covered = Counter((ours, piece.index) for piece in planned for ours in piece.entry.ours)
     assert max(covered.values()) == 1
@@ -170,4 +170,4 @@ def test_a_table_for_another_geometry_is_refused():
     config = ModelConfig(decoder=DecoderConfig(vocab_size=3, width=4, layers=1, heads=2, mlp_width=3))
     table = llama(config.decoder)
     with pytest.raises(WeightsError, match="the geometry gives the model no parameter decoder/layers/mlp/gate/kernel"):
-        list(pieces(table, model_shapes(config)))
+        list(placements(table, model_shapes(config)))

@@ -9,11 +9,12 @@ import pytest
 from flax import nnx
 
 from tests.unimp_jax.interop.support import all_logits, batch_of, imported
+from tests.unimp_jax.models import drawn
 from unimp_jax.batch import Batch
 from unimp_jax.interop import open_flamingo
 from unimp_jax.interop.importing import ImportConfig, import_weights
 from unimp_jax.interop.layout import WeightsError, model_shapes
-from unimp_jax.interop.matching import Source, match
+from unimp_jax.interop.matching import WeightSource, match
 from unimp_jax.interop.placing import place
 from unimp_jax.interop.weights import open_weights
 from unimp_jax.model import (
@@ -133,8 +134,8 @@ def loaded(name: str) -> UniMP:
     weights = open_weights(GOLDEN / name / "model.safetensors")
     keys = list(weights.arrays)
     table = open_flamingo.table(config, open_flamingo.tabulate_by_keys(keys), open_flamingo.vision_table(keys))
-    graph, state = nnx.split(UniMP(config, rngs=nnx.Rngs(0)))
-    (state,) = place((state,), match([Source(weights, table)], model_shapes(config)).arrays())
+    graph, state = nnx.split(drawn(config))
+    (state,) = place((state,), match([WeightSource(weights, table)], model_shapes(config)).arrays())
     return nnx.merge(graph, state)
 
 

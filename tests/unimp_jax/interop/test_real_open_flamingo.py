@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from tests.unimp_jax.interop.support import all_logits, batch_of, imported, randomised, weight_files
+from tests.unimp_jax.models import drawn
 from unimp_jax.interop import open_flamingo
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import GEOMETRY, ImportConfig
@@ -60,7 +61,7 @@ def test_export_loads_and_gives_the_same_logits(make, every, tmp_path):
         compute_dtype="float32",
     )  # fmt: skip
     open_flamingo.refuse(config)
-    ours = randomised(UniMP(config, rngs=nnx.Rngs(0)))
+    ours = randomised(drawn(config))
     table = open_flamingo.table(config, open_flamingo.tabulate_by_config(config), open_flamingo.vision_table())
     unread = last_norm(open_flamingo.LAST_NORM, VISION)
     write_weights(tmp_path, named(nnx.state(ours)), table, unread=unread)
@@ -114,7 +115,7 @@ def test_export_import_export_is_the_same_bytes(make, shard_bytes, tmp_path):
         write_json(folder / GEOMETRY, dataclasses.asdict(config))
         return folder
 
-    first = export(tmp_path / "first", randomised(UniMP(config, rngs=nnx.Rngs(1))))
+    first = export(tmp_path / "first", randomised(drawn(config, 1)))
     again = imported(ImportConfig(open_flamingo=str(first)), tmp_path / "start")
     files = weight_files(export(tmp_path / "second", again))
     assert files == weight_files(first)

@@ -5,13 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from unimp_jax.semantic_ids import (
-    ResidualKMeansConfig,
-    RQVAEConfig,
-    SemanticIdConfig,
-    describe,
-    semantic_ids,
-)
+from unimp_jax.semantic_ids import RQVAEConfig, SemanticIdConfig, describe, semantic_ids
 from unimp_jax.semantic_ids.metrics import unexplained
 
 CODES = np.array([[0, 1], [0, 1], [0, 1], [1, 2], [1, 3], [1, 0], [1, 0], [1, 1]])
@@ -55,7 +49,7 @@ def test_both_methods_give_distinct_ids(method: str) -> None:
     x_IF = np.random.default_rng(0).normal(size=(100, 6))
     x_IF[:30] = x_IF[0]
     vae = RQVAEConfig(hidden=(16,), latent=4, steps=30, batch_size=32)
-    config = SemanticIdConfig(method, 2, 8, 12, 3, ResidualKMeansConfig(scaling="none"), vae)  # type: ignore[arg-type]
+    config = SemanticIdConfig(method, 2, 8, 12, rq_vae=vae, seed=3)  # type: ignore[arg-type]
     found = semantic_ids(x_IF, config)
     assert found.ids.shape == (100, 3)
     assert found.ids.dtype == np.int32
@@ -71,3 +65,8 @@ def test_both_methods_give_distinct_ids(method: str) -> None:
 def test_an_unknown_method() -> None:
     with pytest.raises(ValueError, match="neither"):
         SemanticIdConfig("kmeans")  # type: ignore[arg-type]
+
+
+def test_a_layout_without_codes() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        SemanticIdConfig(codes=0)

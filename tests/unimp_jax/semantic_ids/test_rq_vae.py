@@ -10,7 +10,7 @@ from flax import nnx
 from unimp_jax.semantic_ids.rq_vae import RQVAE, RQVAEConfig, make_step, quantise, revive, train_rq_vae
 
 BETA = 0.25
-SMALL = RQVAEConfig(levels=2, codes=16, hidden=(32,), latent=4, steps=200, batch_size=64, revive_every=20)
+SMALL = RQVAEConfig(hidden=(32,), latent=4, steps=200, batch_size=64, revive_every=20)
 
 
 def features() -> np.ndarray:
@@ -72,8 +72,8 @@ def test_unused_codewords_become_residuals_of_their_level() -> None:
 
 
 def test_a_step_revives_what_none_of_the_last_steps_used() -> None:
-    config = RQVAEConfig(levels=1, codes=3, hidden=(8,), latent=4, steps=100, batch_size=16, revive_every=3)
-    model = RQVAE(12, config, nnx.Rngs(0))
+    config = RQVAEConfig(hidden=(8,), latent=4, steps=100, batch_size=16, revive_every=3)
+    model = RQVAE(12, config, 1, 3, nnx.Rngs(0))
     model.codebooks[...] = jnp.array([[[0.0] * 4, [1e3] * 4, [-1e3] * 4]])
     graph, parameters = nnx.split(model)
     optimizer = optax.adam(1e-3)
@@ -92,7 +92,7 @@ def test_a_step_revives_what_none_of_the_last_steps_used() -> None:
 
 def test_training() -> None:
     x_IF = features()
-    first, again = train_rq_vae(x_IF, SMALL), train_rq_vae(x_IF, SMALL)
+    first, again = train_rq_vae(x_IF, SMALL, 2, 16, seed=0), train_rq_vae(x_IF, SMALL, 2, 16, seed=0)
     assert first.losses is not None
     assert again.losses is not None
     assert first.losses.shape == (200, 2)
@@ -109,9 +109,9 @@ def test_training() -> None:
 
 
 def test_a_loss_that_is_not_finite_is_an_error() -> None:
-    config = RQVAEConfig(levels=1, codes=2, hidden=(4,), latent=2, steps=4, batch_size=8, learning_rate=1e30)
+    config = RQVAEConfig(hidden=(4,), latent=2, steps=4, batch_size=8, learning_rate=1e30)
     with pytest.raises(ValueError, match="learning_rate below"):
-        train_rq_vae(features(), config)
+        train_rq_vae(features(), config, 1, 2, seed=0)
 
 
 def test_bad_configuration() -> None:

@@ -1,4 +1,4 @@
-"""Encoded images of any origin to pixels as users see them: the one place where an image is decoded.
+"""Decodes images of any origin to pixels as users see them; no other module decodes any.
 
 Only `FORMATS` are decoded (others start programs, such as Ghostscript, or have decoders that few have tried). What a
 header says is checked before anything is decoded, so that one image takes some hundred megabytes at most.
@@ -37,7 +37,7 @@ ORIENTATION, PHOTOMETRIC, TILE_WIDTH, TILE_HEIGHT = 274, 262, 322, 323  # number
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def open_image(encoded: bytes, at_least: int | None = None) -> Image.Image:
+def decode_image(encoded: bytes, at_least: int | None = None) -> Image.Image:
     """The image in mode RGB: upright, on white where it is transparent, the first frame of several.
 
     Greys of more than 8 bits are scaled to 8.

@@ -10,9 +10,9 @@ from data_pipelines.records import read_items
 from data_pipelines.tasks import TASKS
 from experiments.config import ExperimentConfig
 from experiments.evals.config import EvaluationConfig
-from experiments.init import with_start
+from experiments.init import with_init_geometry
 from experiments.sweep.ablations import ABLATIONS, Ablation
-from experiments.sweep.cells import Cell
+from experiments.sweep.cells import SweepCell
 from experiments.sweep.changes import changed
 from experiments.sweep.job import read_json
 
@@ -57,7 +57,7 @@ class Base:
 
 def plan(
     base: Base, names: Sequence[str], seeds: Sequence[int], evaluation: EvaluationConfig
-) -> tuple[list[Cell], dict[str, str]]:
+) -> tuple[list[SweepCell], dict[str, str]]:
     """The cells of some ablations with each of the seeds.
 
     Args:
@@ -73,7 +73,7 @@ def plan(
         raise ValueError(f"--seeds {' '.join(map(str, seeds))}: one or more, no two alike")
     if unknown := [name for name in names if name not in ABLATIONS]:
         raise ValueError(f"there is no ablation {unknown[0]!r}; {did_you_mean(unknown[0], ABLATIONS)}see --list")
-    cells: dict[str, Cell] = {}
+    cells: dict[str, SweepCell] = {}
     refused: dict[str, str] = {}
     for name in names or ABLATIONS:
         try:
@@ -85,7 +85,7 @@ def plan(
     return list(cells.values()), refused
 
 
-def cells_of(ablation: Ablation, base: Base, seed: int, evaluation: EvaluationConfig) -> list[Cell]:
+def cells_of(ablation: Ablation, base: Base, seed: int, evaluation: EvaluationConfig) -> list[SweepCell]:
     """The cell of an ablation and a seed, after those that it needs.
 
     Raises:
@@ -102,8 +102,8 @@ def cells_of(ablation: Ablation, base: Base, seed: int, evaluation: EvaluationCo
     if len(stages) == 1 and not ablation.needs_ids and ablation.name != "base":
         if config == base.config:
             raise ValueError("the base is so already")
-        if with_start(config) == with_start(base.config):
-            raise ValueError(f"the geometry is that of {base.config.start}, from which the base starts")
+        if with_init_geometry(config) == with_init_geometry(base.config):
+            raise ValueError(f"the geometry is that of {base.config.init_from}, from which the base starts")
     cells = cells_of(ABLATIONS["base"], base, seed, evaluation) if ablation.needs_ids else []
     ids_of = cells[0].name if cells else None
     steps, previous = base.config.loop.steps, None
@@ -111,7 +111,7 @@ def cells_of(ablation: Ablation, base: Base, seed: int, evaluation: EvaluationCo
         raise ValueError(f"{steps} steps cannot be divided among {len(stages)} stages")
     for number, stage in enumerate(stages):
         own_steps = steps * (number + 1) // len(stages) - steps * number // len(stages)
-        cell = Cell(
+        cell = SweepCell(
             name=f"{stage.name}-seed{seed}",
             preset=base.preset,
             ablation=stage.name,

@@ -1,4 +1,4 @@
-"""A folder of records made beside an earlier one and put in its place, whole, and nothing deleted that others made.
+"""Replaces a folder of records by a new one, whole, and deletes nothing that others made.
 
 What is made lies in a folder of a unique name, `.NAME.….partial`, in which `LOCK` says for which name. It is locked as
 long as its process lives, so that one that nobody holds was left behind by a kill, and is cleaned up.
@@ -25,7 +25,7 @@ MADE = "prepared.json"
 AT_WORKING_DIRECTORY, EXCHANGE = -100, 2  # of Linux
 
 
-def check_place(place: Path, parts: Collection[str], source_dir: Path | None) -> None:
+def check_replaceable(place: Path, parts: Collection[str], source_dir: Path | None) -> None:
     """
     Args:
       parts: what may stand in a folder that is replaced, beside `MADE` and dotfiles.
@@ -52,8 +52,8 @@ def check_place(place: Path, parts: Collection[str], source_dir: Path | None) ->
 
 
 @contextlib.contextmanager
-def workplace(place: Path) -> Iterator[Path]:
-    """An empty folder beside `place`, for `put_in_place`; it is gone at the end.
+def temporary_folder(place: Path) -> Iterator[Path]:
+    """An empty folder beside `place`, for `replace_folder`; it is gone at the end.
 
     Raises:
       DataError: another process makes the same folder.
@@ -98,11 +98,11 @@ def _remove(work: Path, place: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def put_in_place(new: Path, place: Path) -> None:
-    """Puts a folder that was made in a `workplace` where it belongs, instead of an earlier one.
+def replace_folder(new: Path, place: Path) -> None:
+    """Puts a folder that was made in a `temporary_folder` where it belongs, instead of an earlier one.
 
     There is the old or the new one at any moment; where the file system cannot exchange two folders at once, there is
-    none for a moment, and if that is the last, the next `workplace` puts the old one back.
+    none for a moment, and if that is the last, the next `temporary_folder` puts the old one back.
     """
     if not place.exists():
         os.rename(new, place)

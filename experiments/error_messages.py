@@ -1,4 +1,4 @@
-"""What is not the program's fault, in one line: a mistake of the user's, or a full disk, or too little memory."""
+"""One line for an error that is not the program's fault: the user's, a full disk, too little memory."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ MEMORY = (
 )
 
 
-def explained(error: Exception) -> str | None:
+def error_message(error: Exception) -> str | None:
     """One line about an error; None where the program itself is at fault, and its traceback is what helps."""
     if isinstance(error, OSError):
-        return fitted(clean(of_system(error)), LINE)
+        return fitted(clean(system_error_message(error)), LINE)
     if isinstance(error, ValueError):
         return fitted(clean(str(error)), LINE) or type(error).__name__
     from jax.errors import JaxRuntimeError
@@ -53,14 +53,14 @@ def explained(error: Exception) -> str | None:
     return None
 
 
-def of_system(error: OSError) -> str:
+def system_error_message(error: OSError) -> str:
     """What the operating system refused, where, and what to do."""
-    told = REMEDIES.get(error.errno or 0, error.strerror or str(error) or type(error).__name__)
+    reason = REMEDIES.get(error.errno or 0, error.strerror or str(error) or type(error).__name__)
     names = [str(name)[:SHOWN] for name in (error.filename, error.filename2) if name is not None]
-    return f"{' -> '.join(names)}: {told}" if names else told
+    return f"{' -> '.join(names)}: {reason}" if names else reason
 
 
-def nobody_reads() -> bool:
+def stdout_is_closed() -> bool:
     """Whether standard output is a pipe whose reader, such as `head`, has gone."""
     try:
         poll = select.poll()

@@ -1,6 +1,6 @@
 """A soak test: a run that is killed again and again must end as one that never was.
 
-    python -m experiments.soak --folder runs/soak --kills 50 --seed 0
+    python -m tests.experiments.soak --folder runs/soak --kills 50 --seed 0
 
 One run is left alone. Another, by the same command, is sent SIGKILL, SIGTERM or both at random moments, and is started
 again each time. In the end the latest and the best checkpoint, the log but for timings and all other files must be the

@@ -1,4 +1,4 @@
-"""Which held-out questions of a task are asked, and what is said of those that are not."""
+"""The held-out queries that a model is evaluated on, and what tables say of those that are left out."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from experiments.data import ExperimentData
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Questions:
-    """Of one task.
+class EvaluationQueries:
+    """The queries of one task.
 
     Attributes:
       queries: those that are asked, at most one a user.
       available: how many could be asked.
-      left_out: how many users cannot be asked, by the reason in words.
+      left_out: the number of users who cannot be asked, by the reason in words.
     """
 
     queries: list[Query]
@@ -39,27 +39,27 @@ class Questions:
         return ", ".join(f"{count:,} user{'s' * (count != 1)} {reason}" for reason, count in self.left_out.items())
 
 
-def evenly_spread(queries: Sequence[Query], count: int | None) -> list[Query]:
+def evenly_spaced(queries: Sequence[Query], count: int | None) -> list[Query]:
     """`count` of them in their order, or all where there are fewer; None: all."""
     count = len(queries) if count is None else min(count, len(queries))
     return [queries[len(queries) * number // count] for number in range(count)]
 
 
-def questions_of(data: ExperimentData, split: Split, task: str, users: int | None = None) -> Questions:
-    """The held-out questions of a task, of `users` evenly spread ones; None: of all."""
+def evaluation_queries(data: ExperimentData, split: Split, task: str, users: int | None = None) -> EvaluationQueries:
+    """The held-out queries of a task, of `users` evenly spaced ones; None: of all."""
     found = held_out(data.corpus, split, task, data.has_codes)
-    return Questions(evenly_spread(found.queries, users), len(found.queries), found.left_out)
+    return EvaluationQueries(evenly_spaced(found.queries, users), len(found.queries), found.left_out)
 
 
-def why_none(data: ExperimentData, split: Split, task: str, questions: Questions) -> str:
-    """Why a task has no questions, and where there are some."""
+def reason_for_none(data: ExperimentData, split: Split, task: str, questions: EvaluationQueries) -> str:
+    """Why a task has no queries, and in which split there are some."""
     other: Split = "test" if split == "validation" else "validation"
     there = len(held_out_queries(data.corpus, other, task, data.has_codes))
     why = f" ({questions.reasons})" if questions.left_out else ""
     return f"no {split} questions{why}" + (f"; --split {other} has {there:,}" if there else "")
 
 
-def refuse_nothing(data: ExperimentData, split: Split, asked: dict[str, Questions]) -> None:
+def check_queries(data: ExperimentData, split: Split, asked: dict[str, EvaluationQueries]) -> None:
     """
     Raises:
       DataError: no task has a question.
@@ -67,5 +67,5 @@ def refuse_nothing(data: ExperimentData, split: Split, asked: dict[str, Question
     if not asked:
         raise DataError("this run was not trained to generate images (queries.mix.image): name other --tasks")
     if not any(questions.queries for questions in asked.values()):
-        told = dict.fromkeys(why_none(data, split, task, questions) for task, questions in asked.items())
+        told = dict.fromkeys(reason_for_none(data, split, task, questions) for task, questions in asked.items())
         raise DataError(f"{data.config.data.source}: {'; '.join(told)}")

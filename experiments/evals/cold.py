@@ -1,0 +1,83 @@
+"""Items that training never met, or hardly: tables beside that of recommendation, of runs with `data.cold_items`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_pipelines.content import training_counts
+from data_pipelines.tasks import Query
+from data_pipelines.tasks.queries import held_out_queries
+from experiments.baselines.content_knn import ContentKNN, choose_content_knn
+from experiments.baselines.ranker import Popularity, Ranker, rank_in_batches
+from experiments.data import ExperimentData, load_records
+from experiments.evals.base import OURS, Outcome, PerUser, Setting, asked, moments
+from experiments.evals.queries import evenly_spaced
+from experiments.evals.ranking import rank_catalogue
+from unimp_jax.evaluation.metrics import ranking_metrics
+from unimp_jax.evaluation.predictor import Predictor
+
+SPARSE = 3
+"""Items of one to so many training interactions are sparse."""
+
+
+def cold_tables(setting: Setting) -> dict[str, Outcome]:
+    """Users whose held-out item is cold, beside popularity and content-kNN, and those whose item is sparse, beside all
+    baselines; none where no item is cold, and only those that somebody can be asked for."""
+    data, config = setting.data, setting.config
+    if not data.config.data.cold_items:
+        return {}
+    chosen = choose_content_knn(data.corpus, data.features)
+    tables = {}
+
+    extended = data.with_items(load_records(data.config.data, config.split))
+    is_cold = np.arange(extended.corpus.num_items) >= data.corpus.num_items
+    everybody = held_out_queries(extended.corpus, config.split, "recommendation")
+    queries = evenly_spaced([query for query in everybody if is_cold[query.right[0]]], config.users)
+    if queries:
+        rankers = Popularity(extended.corpus), ContentKNN(extended.corpus, extended.features, chosen.decay)
+        note = f"What comes next is one of {is_cold.sum():,} items that training never met."
+        tables["cold-items"] = table(note, extended, setting.with_content(extended.content), rankers, queries, is_cold)
+
+    counts = training_counts(data.corpus)
+    is_sparse = (counts >= 1) & (counts <= SPARSE)
+    queries = [query for query in setting.questions.queries if is_sparse[query.right[0]]]
+    if queries:
+        note = f"What comes next is one of {is_sparse.sum():,} items that training met one to {SPARSE} times."
+        known = [*setting.rankers, chosen]
+        tables["sparse-items"] = table(note, data, setting.predictor, known, queries, is_sparse)
+    return tables
+
+
+def table(
+    note: str, data: ExperimentData, predictor: Predictor, rankers: Sequence[Ranker], queries: Sequence[Query],
+    members: np.ndarray,
+) -> Outcome:  # fmt: skip
+    """The right item's place among all items, and among those of a group that it is of.
+
+    Args:
+      members: bool [I], the items of the group.
+    """
+    targets, outside = np.array([query.right[0] for query in queries], np.int32), np.flatnonzero(~members)
+    ranks = {OURS: [rank_catalogue(data, predictor, queries, outside=hidden).filtered for hidden in (None, outside)]}
+    for ranker in rankers:
+        ranks[ranker.name] = [
+            rank_in_batches(ranker, data.corpus, *moments(queries), targets, outside=hidden)[1]
+            for hidden in (None, outside)
+        ]
+    answers = asked(data.corpus, queries)
+    for name, (whole, group) in ranks.items():
+        answers |= {f"{name}: rank, filtered": whole, f"{name}: rank among them": group}
+    note += " Seen items filtered; among all items and, in the last columns, among those alone."
+    return Outcome(note, {name: metrics(*both) for name, both in ranks.items()}, answers)
+
+
+def metrics(whole: np.ndarray, group: np.ndarray) -> PerUser:
+    """HR@10 and NDCG@10 of both ranks."""
+    return {
+        f"{name}{where}": values
+        for ranks, where in ((whole, ""), (group, " (among them)"))
+        for name, values in ranking_metrics(ranks, (10,)).items()
+        if not name.startswith("MRR")
+    }

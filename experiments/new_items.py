@@ -1,0 +1,118 @@
+"""Items that a run's catalogue does not have yet, from a file: what `unimp generate --new-items` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from data_pipelines.code_files import MISTAKES
+from data_pipelines.corpus import Corpus, with_items
+from data_pipelines.errors import DataError, reason_of
+from data_pipelines.image_decoding import decode_image
+from data_pipelines.nearest import did_you_mean
+from data_pipelines.schema import Item
+from data_pipelines.sources.checks import BadField, field, shown, text, texts
+from data_pipelines.sources.json_files import from_json
+from data_pipelines.sources.reading import read_lines
+from experiments.data import ExperimentData, PreparedSource
+from experiments.request import check_object, read_id
+
+FIELDS = ("item_id", "title", "attributes", "categories", "image")
+
+
+def with_new_items(data: ExperimentData, path: Path) -> ExperimentData:
+    """The data of a run with the items of a file behind its own.
+
+    Raises:
+      DataError: the file cannot be read, an item in it is bad or in the catalogue already, or the run names items by
+        semantic ids.
+    """
+    items = read_new_items(path, data.corpus)
+    known, images = data.corpus.num_items, [item.image for item in items]
+    records = PreparedSource(
+        corpus=with_items(data.corpus, items),
+        has_image=np.append(data.has_image, [bool(image) for image in images]),
+        read_image=lambda item: images[item - known] if item >= known else data.images.encoded(item),
+    )
+    return data.with_items(records)
+
+
+def read_new_items(path: Path, corpus: Corpus) -> list[Item]:
+    """The items of a file of JSON lines or, by its name's end, of Parquet.
+
+    Raises:
+      DataError: as of `with_new_items`; names the line and the field.
+    """
+    known, items = set(corpus.item_ids), list[Item]()
+    names = list(dict.fromkeys(name for attributes in corpus.attributes for name, _ in attributes))
+    for place, record in read_records(path):
+        try:
+            item = read_item(record, names, path.parent)
+            if item.item_id in known:
+                raise BadField(f"item {item.item_id!r} is in the catalogue, or in this file, already")
+        except BadField as fault:
+            raise DataError(f"{place}: {fault}") from fault
+        known.add(item.item_id)
+        items.append(item)
+    if not items:
+        raise DataError(f"{path} is empty; one item or more is needed")
+    return items
+
+
+def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, fields) of each item; fields that are null are left out."""
+    if path.suffix == ".parquet":
+        try:
+            with pq.ParquetFile(path) as file:
+                rows = file.read().to_pylist()
+        except MISTAKES as error:
+            raise DataError(f"{path} cannot be read ({reason_of(error)}); Parquet or JSON lines are needed") from error
+        for number, row in enumerate(rows, start=1):
+            yield f"{path.name} row {number}", {name: value for name, value in row.items() if value is not None}
+        return
+    for line in read_lines(path):
+        if line.text.strip():
+            try:
+                if line.fault:
+                    raise BadField(line.fault)
+                yield line.place, from_json(line.text)
+            except BadField as fault:
+                raise DataError(f"{line.place}: {fault}") from fault
+
+
+def read_item(record: dict[str, Any], names: list[str], folder: Path) -> Item:
+    """
+    Args:
+      names: the attributes that the source has.
+      folder: where images are, unless their paths are absolute.
+
+    Raises:
+      BadField: a field is missing, unknown or of another kind, or the image cannot be read.
+    """
+    check_object(record, FIELDS)
+    attributes = dict(field(record, "attributes", dict, list, default={}))  # Parquet's maps are lists of pairs
+    for name, value in attributes.items():
+        if name not in names:
+            raise BadField(
+                f"no attribute {name!r} in this source; {did_you_mean(name, names)}it has {', '.join(names)}"
+            )
+        if not isinstance(value, str | None):
+            raise BadField(f"attribute {name!r} is {shown(value)}; it must be a text")
+    image, file = b"", text(record, "image")
+    if file:
+        try:
+            image = (folder / file).read_bytes()
+            decode_image(image)
+        except (OSError, DataError) as error:
+            raise BadField(f"image {file!r} cannot be read ({reason_of(error)})") from error
+    return Item(
+        read_id(record, "item_id"),
+        text(record, "title"),
+        tuple((name, attributes.get(name) or "") for name in names),
+        texts(record, "categories"),
+        image,
+    )
