@@ -62,6 +62,11 @@ class ImportConfig:
     vqgan_image_size: int | None = None
     """Pixels, where such a checkpoint has no configuration (`.yaml`) beside it, and they are not 256."""
 
+    @property
+    def sources(self) -> list[str]:
+        """What is named of a model's weights."""
+        return list(filter(None, (self.language, self.vision, self.idefics, self.llava, self.open_flamingo)))
+
 
 def import_weights(config: ImportConfig, folder: Path, shard_bytes: int = SHARD_BYTES) -> str:
     """Makes `folder` a start; returns what to tell the user of it.
@@ -71,7 +76,7 @@ def import_weights(config: ImportConfig, folder: Path, shard_bytes: int = SHARD_
     """
     refuse_existing(folder)
     if config.vqgan:
-        if config.language or config.vision or config.idefics or config.llava or config.open_flamingo:
+        if config.sources:
             raise WeightsError("--vqgan is a model of its own; it goes with no other source")
         return import_vqgan(locate(config.vqgan), folder, config.vqgan_image_size)
     geometry, sources, described = gather(config)
@@ -114,10 +119,10 @@ def gather(config: ImportConfig) -> tuple[Geometry, list[WeightSource], dict[str
     """(geometry, sources in rising order of precedence, the language model's config.json)."""
     for option, gather_whole in (("idefics", gather_idefics), ("llava", gather_llava)):
         if place := getattr(config, option):
-            if sum(map(bool, (config.language, config.vision, config.idefics, config.llava, config.open_flamingo))) > 1:
+            if len(config.sources) > 1:
                 raise WeightsError(f"--{option} is a whole model; it goes with no other source but --tokenizer")
             return gather_whole(locate(place))
-    if not (config.language or config.vision or config.open_flamingo):
+    if not config.sources:
         raise WeightsError(
             "nothing to import: name --idefics, --llava, --vqgan, or any of --language, --vision and --open-flamingo"
         )
@@ -145,7 +150,7 @@ def gather_idefics(path: Path) -> tuple[Geometry, list[WeightSource], dict[str, 
 def gather_llava(path: Path) -> tuple[Geometry, list[WeightSource], dict[str, Any]]:
     described = read_json(path / "config.json")
     model = understood(path, llava.model_config, described)
-    llava.check_processor(path, model.vision.image_size)
+    llava.check_processor(path, model)
 
     def tabulate(decoder: DecoderConfig) -> Table:
         return llava.table(dataclasses.replace(model, decoder=decoder))

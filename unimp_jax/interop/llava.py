@@ -60,6 +60,11 @@ def model_config(described: dict[str, Any]) -> ModelConfig:
         raise WeightsError(
             f"config.json: a text_config of family {text['model_type']!r} is not known; {', '.join(DECODERS)} are"
         )
+    image = described.get("image_token_index", described.get("image_token_id"))
+    if image is not None and image >= text.get("vocab_size", image + 1):
+        raise WeightsError(
+            f"config.json: image_token_index {image} is beyond text_config's {text['vocab_size']} tokens"
+        )
     text["tie_word_embeddings"] = bool(text.get("tie_word_embeddings") or described.get("tie_word_embeddings"))
     seen, layer = described.get("vision_config") or {}, described.get("vision_feature_layer", -2)
     if not isinstance(layer, int):
@@ -86,19 +91,31 @@ def model_config(described: dict[str, Any]) -> ModelConfig:
     )
 
 
-def check_processor(folder: Path, image_size: int) -> None:
+def check_processor(folder: Path, config: ModelConfig) -> None:
     """
     Raises:
-      WeightsError: the processor beside a checkpoint makes images of another size than its tower reads.
+      WeightsError: the processor beside a checkpoint makes images of another size than its tower reads, or writes
+        another number of tokens an image than it makes.
     """
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        return
-    described = read_json(file)
-    size = described.get("crop_size") if described.get("do_center_crop") else described.get("size")
-    found = set(size.values()) if isinstance(size, dict) else {size}
-    if found != {image_size}:
-        raise WeightsError(f"{file}: images of {size}, the vision tower reads {image_size} x {image_size}")
+    vision, file = config.vision, folder / "preprocessor_config.json"
+    if file.is_file():
+        described = read_json(file)
+        size = described.get("crop_size") if described.get("do_center_crop") else described.get("size")
+        found = set(size.values()) if isinstance(size, dict) else {size}
+        if found != {vision.image_size}:
+            raise WeightsError(
+                f"{file}: images of {size}, the vision tower reads {vision.image_size} x {vision.image_size}"
+            )
+    file = folder / "processor_config.json"
+    described = read_json(file) if file.is_file() else {}
+    if patch_size := described.get("patch_size"):  # older files leave the number of tokens to the model
+        tokens = (vision.image_size // patch_size) ** 2 + (described.get("num_additional_image_tokens") or 0)
+        tokens -= described.get("vision_feature_select_strategy") == "default"
+        if tokens != config.image_tokens:
+            raise WeightsError(
+                f"{file}: writes {tokens} tokens an image (patch_size {patch_size}), the model makes "
+                f"{config.image_tokens}"
+            )
 
 
 def described_as(config: ModelConfig) -> dict[str, Any]:

@@ -176,6 +176,7 @@ SOUND = CONFIGS["qwen3 and siglip"].to_dict()
         ({"vision_feature_layer": -4}, "vision_feature_layer -4 is none of the tower's 2 layers"),
         ({"projector_hidden_act": "relu"}, "projector_hidden_act 'relu' is not known"),
         ({"model_type": "idefics3"}, "model_type is 'idefics3', not 'llava'"),
+        ({"image_token_index": VOCABULARY}, "image_token_index 67 is beyond text_config's 67 tokens"),
     ],
 )
 def test_what_is_not_supported_is_named(changes, telling, tmp_path):
@@ -184,11 +185,20 @@ def test_what_is_not_supported_is_named(changes, telling, tmp_path):
     assert telling in refused(ImportConfig(llava=str(folder)), tmp_path)
 
 
-@pytest.mark.parametrize("size", [{"size": {"height": 32, "width": 32}}, {"do_center_crop": True, "crop_size": 20}])
-def test_a_processor_of_another_size_is_refused(size, tmp_path):
+@pytest.mark.parametrize(
+    ("file", "processor", "telling"),
+    [
+        ("preprocessor_config", {"size": {"height": 32, "width": 32}}, "the vision tower reads 16 x 16"),
+        ("preprocessor_config", {"do_center_crop": True, "crop_size": 20}, "the vision tower reads 16 x 16"),
+        ("processor_config", {"patch_size": 4}, "writes 16 tokens an image (patch_size 4), the model makes 4"),
+        ("processor_config", {"patch_size": 8, "num_additional_image_tokens": 1}, "writes 5 tokens an image"),
+        ("processor_config", {"patch_size": 8, "vision_feature_select_strategy": "default"}, "writes 3 tokens"),
+    ],
+)
+def test_a_processor_of_another_model_is_refused(file, processor, telling, tmp_path):
     folder = write_config(tmp_path / "llava", SOUND)
-    (folder / "preprocessor_config.json").write_text(json.dumps(size))
-    assert "the vision tower reads 16 x 16" in refused(ImportConfig(llava=str(folder)), tmp_path)
+    (folder / f"{file}.json").write_text(json.dumps(processor))
+    assert telling in refused(ImportConfig(llava=str(folder)), tmp_path)
 
 
 def test_it_goes_with_no_other_source(tmp_path):

@@ -109,7 +109,9 @@ def test_qwen3(preset):
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     )  # fmt: skip
     vision = SiglipVisionConfig(**tower, vision_use_head=False)
-    config = LlavaConfig(vision, text, vision_feature_layer=-1, vision_feature_select_strategy="full")
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, vision_feature_layer=-1, vision_feature_select_strategy="full"
+    )
     with torch.device("meta"):
         theirs = LlavaForConditionalGeneration(config)
     assert ours(preset) == count(theirs) - count(theirs.model.vision_tower.post_layernorm)
