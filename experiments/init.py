@@ -78,6 +78,10 @@ def with_geometry_of_run(config: ExperimentConfig, run: Path) -> ExperimentConfi
     geometry, decoder = Geometry.of(theirs), with_dropout_of(ours.decoder, theirs.decoder)
     gated = geometry.gated and dataclasses.replace(geometry.gated, attend=ours.gated.attend)
     geometry = dataclasses.replace(geometry, gated=gated, decoder=decoder)
+    if ours.adapters != theirs.adapters:
+        raise ValueError(
+            f"init_from {run}: its adapters are {theirs.adapters}; to merge them, export it and import that"
+        )
     shown = config.vocabulary
     if shown.image_codes not in (None, before.vocabulary.image_codes):
         raise ValueError(

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from experiments.config import ExperimentConfig
-from unimp_jax.model import PARTS, Part, UniMP
+from unimp_jax.model import PARTS, Part, UniMP, part_of
 from unimp_jax.model.decoder import FrozenTable
 from unimp_jax.sharding import abstract_model, init_model
 
@@ -55,7 +55,7 @@ def take_apart(config: ExperimentConfig, model: UniMP) -> Parameters:
         raise ValueError("training.trains names no part: nothing would be trained")
 
     def is_trained(path: tuple[Any, ...], variable: Any) -> bool:
-        return path[0] in trains and not isinstance(variable, FrozenTable)
+        return part_of(path) in trains and not isinstance(variable, FrozenTable)
 
     graph, trainable, frozen = nnx.split(model, is_trained, ...)  # type: ignore[misc]
     return Parameters(graph, trainable, frozen)

@@ -27,6 +27,7 @@ from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.interop.importing import GEOMETRY, exported_values
 from unimp_jax.interop.placing import place
 from unimp_jax.model import PARTS
+from unimp_jax.model.adapters import merge_adapters
 from unimp_jax.sharding import ROWS, MeshConfig, make_mesh, param_shardings
 from unimp_jax.training.log import read_log
 
@@ -205,15 +206,18 @@ def added_content(parameters: Parameters, content: np.ndarray) -> np.ndarray:
 def materialised(
     config: ExperimentConfig, parameters: Parameters, mesh: Mesh, added_NK: np.ndarray | None = None
 ) -> Parameters:
-    """The parameters of a model whose tables hold the content of tokens, which is nowhere else then.
+    """The parameters of a model whose matrices hold what its adapters add to them, and its tables the content of
+    tokens; neither is anywhere else then.
 
     Args:
       added_NK: float32, the content of N more tokens, behind the others.
     """
     model = nnx.merge(parameters.graph, parameters.trainable, parameters.frozen)
-    embeddings = model.embeddings
+    model.config, embeddings = config.model.materialised, model.embeddings
+    with jax.set_mesh(mesh):
+        merge_adapters(model)
     if embeddings.content is None:
-        return parameters
+        return take_apart(config, model)
     graph, state = nnx.split(embeddings)
 
     def rows(state: nnx.State, added_NK: jax.Array | None) -> nnx.State:
@@ -231,9 +235,11 @@ def materialised(
 
 
 def without_content(config: ExperimentConfig) -> ExperimentConfig:
-    """The experiment of a model whose tables hold the content of tokens."""
-    model = dataclasses.replace(config.model, decoder=config.model.decoder.without_content)
-    return dataclasses.replace(config, model=model, content=ContentConfig())
+    """The experiment of a model whose tables hold the content of tokens, and whose matrices hold its adapters."""
+    model = config.model.materialised
+    trains = tuple(part for part in config.training.trains if part in model.parts)
+    training = dataclasses.replace(config.training, trains=trains or model.parts)
+    return dataclasses.replace(config, model=model, content=ContentConfig(), training=training)
 
 
 def read_exported(folder: Path, config: ExperimentConfig) -> Predictor:

@@ -251,13 +251,14 @@ def validation(
 
 def describe(config: ExperimentConfig, data: ExperimentData, parameters: Parameters, mesh: Mesh) -> None:
     """Says what is about to run."""
-    trainable, frozen = (
-        sum(x.size for x in jax.tree.leaves(tree)) for tree in (parameters.trainable, parameters.frozen)
-    )
+    trees = parameters.trainable, parameters.frozen
+    trainable, frozen = (sum(x.size for x in jax.tree.leaves(tree)) for tree in trees)
+    megabytes, frozen_megabytes = (sum(x.nbytes for x in jax.tree.leaves(tree)) / 10**6 for tree in trees)
     print(
         f"{config.data.source}: {data.corpus.num_users} users, {data.corpus.num_items} items; "
         f"vocabulary {data.vocabulary.base_size} + {len(data.vocabulary.new_tokens)}\n"
-        f"{trainable:,} parameters train, {frozen:,} are frozen; mesh {dict(mesh.shape)}",
+        f"{trainable:,} parameters train ({megabytes:,.1f} MB, twice that for the optimizer), {frozen:,} are frozen "
+        f"({frozen_megabytes:,.1f} MB); mesh {dict(mesh.shape)}",
         *data.check_training(),
         sep="\n",
     )

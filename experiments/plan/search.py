@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from experiments.config import ExperimentConfig
 from experiments.plan.plan import DoesNotFit, Plan, make_plan, work_of
 from unimp_jax.interop.layout import model_shapes
-from unimp_jax.model import ModelConfig
+from unimp_jax.model import ModelConfig, part_of
 from unimp_jax.model.layers import Remat
 from unimp_jax.planning.chips import Slices
 from unimp_jax.sharding import MeshConfig
@@ -96,7 +96,7 @@ def part_counts(model: ModelConfig) -> Counter[str]:
     """Parameters of each part."""
     counts: Counter[str] = Counter()
     for name, shape in model_shapes(model).items():
-        counts[name.split("/")[0]] += math.prod(shape)
+        counts[part_of(name.split("/"))] += math.prod(shape)
     return counts
 
 

@@ -14,6 +14,7 @@ from unimp_jax.interop.matching import Match, Values
 from unimp_jax.interop.shards import write_json, write_shards
 from unimp_jax.interop.weights import open_weights, read_described
 from unimp_jax.model import (
+    AdapterConfig,
     DecoderConfig,
     GatedCrossAttentionConfig,
     ModelConfig,
@@ -117,7 +118,10 @@ def start_values(folder: Path, config: ModelConfig) -> Iterator[Values]:
       WeightsError: an array is missing, damaged, or of a shape that the model has no place for.
     """
     geometry, weights = read_start(folder).geometry, open_weights(folder)
-    ours, theirs = model_shapes(config), model_shapes(geometry.of_model(config))
+    ours, theirs = (
+        model_shapes(config),
+        model_shapes(geometry.of_model(dataclasses.replace(config, adapters=AdapterConfig()))),
+    )
     for piece in placements(start_table(theirs), theirs):
         (name,), key = piece.entry.ours, piece.key
         if name.split("/")[0] not in geometry.parts or (name.startswith("vision/norm/") and name not in ours):

@@ -1,5 +1,6 @@
 """The model: vision tower, then resampler and decoder with gated cross-attention, or projector and decoder."""
 
+from unimp_jax.model.adapters import AdapterConfig
 from unimp_jax.model.decoder import DecoderConfig
 from unimp_jax.model.gated import GatedCrossAttentionConfig
 from unimp_jax.model.projector import ProjectorConfig
@@ -10,6 +11,7 @@ from unimp_jax.model.vision import VisionConfig
 
 __all__ = [
     "PARTS",
+    "AdapterConfig",
     "DecoderConfig",
     "GatedCrossAttentionConfig",
     "ModelConfig",

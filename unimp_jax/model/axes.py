@@ -27,6 +27,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "norm": None,
     "gate": None,
     "latents": None,
+    "rank": None,
     "patches": None,
     "patch_rows": None,
     "patch_columns": None,

@@ -157,7 +157,7 @@ class Passes:
     @classmethod
     def of(cls, trains: Set[str], images: int, config: ModelConfig) -> Passes:
         media = bool(images) and bool({"vision", connector(config)} & trains)
-        text = bool({"embeddings", "decoder"} & trains) or (media and config.interleaved)
+        text = bool({"embeddings", "decoder", "adapters"} & trains) or (media and config.interleaved)
         return cls(media, text, text or media or "gated" in trains)
 
 

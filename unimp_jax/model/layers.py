@@ -49,7 +49,13 @@ def constant(value: float, sizes: Sizes, dtypes: DTypes) -> nnx.Param:
 
 
 class Linear(nnx.Module):
-    """A product over the last axes of its input, `inputs`, that leaves `outputs` in their place."""
+    """A product over the last axes of its input, `inputs`, that leaves `outputs` in their place.
+
+    Attributes:
+      adapter: what is added to its product, if it has been given one (`unimp_jax.model.adapters`).
+    """
+
+    adapter: Any = None
 
     def __init__(
         self, inputs: Sizes, outputs: Sizes, *, bias: bool, dtypes: DTypes, rngs: nnx.Rngs, scale: float = 1.0
@@ -61,7 +67,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = cpu.matmul(x.astype(self.dtype), gathered(self.kernel, self.dtype), self.contracted)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        y = y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y if self.adapter is None else y + self.adapter(x)
 
 
 class Norm(nnx.Module):

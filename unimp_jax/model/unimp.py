@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unimp_jax.batch import Batch
+from unimp_jax.model.adapters import AdapterConfig, add_adapters
 from unimp_jax.model.attention import (
     Kernel,
     KeysValues,
@@ -37,9 +38,9 @@ from unimp_jax.model.projector import Projector, ProjectorConfig
 from unimp_jax.model.resampler import Resampler, ResamplerConfig
 from unimp_jax.model.vision import VisionConfig, VisionTower
 
-Part = Literal["vision", "resampler", "gated", "projector", "decoder", "embeddings"]
-PARTS: tuple[Part, ...] = ("vision", "resampler", "gated", "projector", "decoder", "embeddings")
-"""The attributes that a `UniMP` may have, each of which trains or stays frozen as a whole."""
+Part = Literal["vision", "resampler", "gated", "projector", "decoder", "embeddings", "adapters"]
+PARTS: tuple[Part, ...] = ("vision", "resampler", "gated", "projector", "decoder", "embeddings", "adapters")
+"""The attributes that a `UniMP` may have, and the adapters within them; each trains or stays frozen as a whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,7 @@ class ModelConfig:
     """How text sees images: by gated blocks that attend to them (resampler, gated); or as tokens in the decoder's own
     sequence (projector)."""
     projector: ProjectorConfig = ProjectorConfig()
+    adapters: AdapterConfig = AdapterConfig()
     compute_dtype: str = "bfloat16"
     """Of activations and products; norms, softmax and logits are float32 whatever this says."""
     param_dtype: str = "float32"
@@ -88,6 +90,7 @@ class ModelConfig:
     def parts(self) -> tuple[Part, ...]:
         """The parts that the model has."""
         absent = ("resampler", "gated") if self.interleaved else ("projector",)
+        absent = absent if self.adapters.rank else (*absent, "adapters")
         return tuple(part for part in PARTS if part not in absent)
 
     @property
@@ -113,6 +116,11 @@ class ModelConfig:
         return self.decoder.layers // self.group_layers
 
     @property
+    def materialised(self) -> ModelConfig:
+        """That of the same model, where tables hold the content of tokens and matrices what adapters add to them."""
+        return dataclasses.replace(self, decoder=self.decoder.without_content, adapters=AdapterConfig())
+
+    @property
     def last_layer_apart(self) -> bool:
         """Whether the last layer is in no loop, and so can be computed for answers alone."""
         return self.unroll >= self.groups
@@ -129,8 +137,10 @@ def part_of(path: Sequence[Any]) -> Part:
     Raises:
       ValueError: the path does not start at a part.
     """
-    first = path[0]
-    name = getattr(first, "key", getattr(first, "name", first))
+    names = [getattr(entry, "key", getattr(entry, "name", entry)) for entry in path]
+    if "adapter" in names:
+        return "adapters"
+    name = names[0]
     if name not in PARTS:
         raise ValueError(f"{name!r} is no part of the model; the parts are {', '.join(PARTS)}")
     return name
@@ -166,6 +176,7 @@ class UniMP(nnx.Module):
         self.projector = projector() if tokens else None
         self.decoder = Decoder(config.decoder, config.groups, dtypes, rngs)
         self.embeddings = Embeddings(config.decoder, dtypes, rngs)
+        add_adapters(self, config.adapters, dtypes, rngs)
 
     def see(self, images_NHW3: jax.Array) -> jax.Array:
         """uint8 (or normalised float) [N, height, width, 3] -> what the tower makes of them, [N, P, C]."""

@@ -1,0 +1,94 @@
+"""A run that trains adapters alone: what its optimizer holds, that it goes on bit for bit, and what is exported."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from data_pipelines.tasks.queries import held_out_queries
+from experiments.config import TrainingConfig, load_config
+from experiments.export import ExportConfig, export_run
+from experiments.init import with_init_geometry
+from experiments.parameters import Parameters, abstract_parameters
+from experiments.restore import restore_parameters
+from experiments.run import open_model, to_be_asked
+from experiments.step import abstract_state, optimizer_of
+from experiments.train import train_run
+from tests.experiments.test_export import LLAVA
+from tests.experiments.tiny_run import experiment, prepare_source
+from unimp_jax.interop.importing import ImportConfig, import_weights
+from unimp_jax.model import AdapterConfig
+from unimp_jax.sharding import make_mesh
+
+pytestmark = pytest.mark.slow  # runs are trained
+MODEL = dataclasses.replace(LLAVA, adapters=AdapterConfig(rank=2, layers=r"decoder/.*"))
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """(prepared data, a run that trains adapters of a model from random weights)"""
+    folder = tmp_path_factory.mktemp("adapters")
+    data = prepare_source(folder)
+    training = TrainingConfig(trains=("adapters",), validation_users=8)
+    train_run(experiment(data, steps=4, model=MODEL, training=training), folder / "run")
+    return data, folder / "run"
+
+
+def restored(run) -> tuple[Parameters, dict]:
+    """As they were trained, and by their names."""
+    config = load_config(run / "config.json")
+    places = abstract_parameters(config, make_mesh(config.mesh))
+    parameters, step = restore_parameters(run, "latest", places, config.checkpoint)
+    assert step == 4
+    return parameters, {path: np.asarray(x[...]) for path, x in nnx.to_flat_state(parameters.trainable)}
+
+
+def test_the_optimizer_has_moments_of_adapters_alone(places):
+    config = load_config(places[1] / "config.json")
+    mesh = make_mesh(config.mesh)
+    parameters = abstract_parameters(config, mesh)
+    state = abstract_state(parameters.trainable, optimizer_of(config), mesh)
+    adapters = sum(x.size for x in jax.tree.leaves(parameters.trainable))
+    assert 0 < adapters < 0.2 * sum(x.size for x in jax.tree.leaves(parameters.frozen))
+    assert {path[-2] for path, _ in nnx.to_flat_state(parameters.trainable)} == {"adapter"}
+    assert sum(x.size for x in jax.tree.leaves(state.optimizer) if x.ndim) == 2 * adapters
+
+
+def test_it_goes_on_bit_for_bit(places, tmp_path):
+    run = shutil.copytree(places[1], tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "4")
+    train_run(load_config(run / "config.json"), run)
+    whole, again = restored(places[1])[1], restored(run)[1]
+    assert any(np.abs(value).max() > 0 for path, value in whole.items() if path[-1] == "up")
+    for path, value in whole.items():
+        np.testing.assert_array_equal(again[path], value)
+
+
+def test_merged_and_exported_it_says_the_same(places, tmp_path):
+    export_run(places[1], tmp_path / "out", ExportConfig("llava", "latest"))
+    import_weights(ImportConfig(llava=str(tmp_path / "out")), tmp_path / "start")
+    data, merged, _ = open_model(places[1], "latest")
+    config, parameters = load_config(places[1] / "config.json"), restored(places[1])[0]
+    unmerged = to_be_asked(parameters.graph, merged.mesh, (parameters.trainable, parameters.frozen))
+    queries = held_out_queries(data.corpus, "test", "recommendation")[:4]
+    examples = [data.writer.write(query, ask=True) for query in queries]
+    found, expected = (
+        model.next_token(data.questions(examples), np.arange(data.vocabulary.size), len(examples))
+        for model in (merged, unmerged)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    # Adapters may be added to what was exported, which is then trained on.
+    training = dataclasses.replace(config.training, trains=("adapters", "projector"))
+    following = experiment(places[0], steps=1, init_from=tmp_path / "start", model=MODEL, training=training)
+    assert with_init_geometry(following).model.adapters == MODEL.adapters
+    train_run(following, tmp_path / "following")
+
+
+def test_adapters_of_another_run_are_not_replaced(places):
+    other = dataclasses.replace(MODEL, adapters=AdapterConfig(rank=3))
+    training = TrainingConfig(trains=("adapters",))
+    with pytest.raises(ValueError, match=r"its adapters are .*rank=2.*export it and import that"):
+        with_init_geometry(experiment(places[0], init_from=places[1], model=other, training=training))

@@ -1,0 +1,86 @@
+"""Low-rank adapters: what they add, merged or not; and that nothing else trains."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.unimp_jax.test_model import DECODERS, answer_logits, random_batch, random_model, small_config
+from unimp_jax.model import AdapterConfig, UniMP, part_of
+from unimp_jax.model.adapters import adapted, merge_adapters
+
+QUERIES_AND_VALUES = r"decoder/layers/attention/(query|value)"
+CASES = [
+    ("qwen3", "interleaved", r"decoder/.*"),
+    ("qwen3", "interleaved", r"projector/first|vision/blocks/.*|" + QUERIES_AND_VALUES),
+    ("rotary", "last_image", r"gated/.*|decoder/layers/attention/out"),
+]
+
+
+def with_adapters(form="interleaved", layers=QUERIES_AND_VALUES, rank=2, kind="qwen3"):
+    config = small_config(form, **DECODERS[kind])
+    projector = dataclasses.replace(config.projector, kind="mlp")
+    return dataclasses.replace(config, projector=projector, adapters=AdapterConfig(rank, 6.0, layers))
+
+
+@pytest.mark.parametrize(("kind", "form", "layers"), CASES)
+def test_merged_equals_unmerged(kind, form, layers):
+    config = with_adapters(form, layers, kind=kind)
+    model, batch = random_model(config), random_batch(np.random.default_rng(0), config)
+    before = answer_logits(model, batch)
+    layers_of = {id(layer): layer for layer in adapted(model)}
+    kernels = {key: np.asarray(layer.kernel[...]) for key, layer in layers_of.items()}
+    merge_adapters(model)
+    assert not list(adapted(model))
+    assert all(np.abs(layer.kernel[...] - kernels[key]).max() > 0.1 for key, layer in layers_of.items())
+    np.testing.assert_allclose(answer_logits(model, batch), before, rtol=1e-5, atol=1e-5)
+    plain = nnx.eval_shape(lambda: UniMP(config.materialised, rngs=nnx.Rngs(0)))
+    assert nnx.to_flat_state(nnx.state(model)).paths == nnx.to_flat_state(nnx.state(plain)).paths
+
+
+def test_new_ones_change_nothing_and_what_is_drawn_beside_them_is_the_same():
+    config = with_adapters()
+    model, plain = (UniMP(one, rngs=nnx.Rngs(3)) for one in (config, config.materialised))
+    drawn = dict(nnx.to_flat_state(nnx.state(model)))
+    for path, variable in nnx.to_flat_state(nnx.state(plain)):
+        np.testing.assert_array_equal(drawn[path][...], variable[...])
+    batch = random_batch(np.random.default_rng(0), config)
+    np.testing.assert_array_equal(answer_logits(model, batch), answer_logits(plain, batch))
+
+
+def test_gradients_are_those_of_adapters_alone_and_equal_finite_differences():
+    config = with_adapters()
+    batch = random_batch(np.random.default_rng(1), config)
+    graph, adapters, frozen = nnx.split(random_model(config), lambda path, _: part_of(path) == "adapters", ...)
+    sizes = {path[-1]: variable.shape for path, variable in nnx.to_flat_state(adapters)}
+    groups, layers, width, rank = sizes["down"]
+    assert (groups * layers, width, rank) == (config.decoder.layers, config.decoder.width, 2)
+
+    @jax.jit
+    def loss(adapters):
+        return jnp.square(nnx.merge(graph, adapters, frozen)(batch)).mean()
+
+    gradients = jax.grad(loss)(adapters)
+    rng = np.random.default_rng(2)
+    along = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), adapters)
+    moved = [loss(jax.tree.map(lambda x, d, s=s: x + s * d, adapters, along)) for s in (1e-3, -1e-3)]
+    slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), gradients, along)))
+    assert float(slope) == pytest.approx(float(moved[0] - moved[1]) / 2e-3, rel=2e-2)
+    assert all(np.abs(gradient).max() > 0 for gradient in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize(
+    ("make", "telling"),
+    [
+        (lambda: AdapterConfig(rank=-1), "rank -1 must be 0 or more"),
+        (lambda: AdapterConfig(layers="("), "is no regular expression"),
+        (lambda: UniMP(with_adapters(layers="decoder"), rngs=nnx.Rngs(0)), "is none of the linear layers"),
+        (lambda: UniMP(with_adapters("last_image", "resampler/.*"), rngs=nnx.Rngs(0)), "the resampler has no adapters"),
+    ],
+)
+def test_what_cannot_be_adapted_is_refused(make, telling):
+    with pytest.raises(ValueError, match=telling):
+        make()

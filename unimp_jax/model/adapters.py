@@ -1,0 +1,95 @@
+"""Low-rank adapters of linear layers (LoRA, arXiv:2106.09685): what trains where a decoder is too large to train."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from unimp_jax.model import cpu
+from unimp_jax.model.axes import gathered
+from unimp_jax.model.layers import DTypes, Linear, parameter
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """Which linear layers have adapters, and how large these are."""
+
+    rank: int = 0
+    """Of the product that is added to each matrix; 0: there are no adapters."""
+    alpha: float = 16.0
+    """The product is multiplied by alpha / rank."""
+    layers: str = r"decoder/.*"
+    """A regular expression of all of the names of the linear layers that have one, such as
+    decoder/layers/attention/query."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"adapters: rank {self.rank} must be 0 or more")
+        try:
+            re.compile(self.layers)
+        except re.error as error:
+            raise ValueError(f"adapters: layers {self.layers!r} is no regular expression ({error})") from error
+
+
+class Adapter(nnx.Module):
+    """A product of two matrices of a low rank, added to the matrix of a linear layer; 0 before training."""
+
+    def __init__(self, linear: Linear, config: AdapterConfig, dtypes: DTypes, rngs: nnx.Rngs):
+        shape, names = linear.kernel.shape, linear.kernel.get_metadata("axis_names")
+        layers = names.count("layers")
+        split, rank = layers + linear.contracted, config.rank
+        self.dtype, self.contracted, self.scale = dtypes.compute, linear.contracted, config.alpha / rank
+        down = jax.random.normal(rngs.params(), (*shape[:split], rank)) / math.sqrt(math.prod(shape[layers:split]))
+        up = jnp.zeros((*shape[:layers], rank, *shape[split:]), dtypes.parameter)
+        self.down = parameter(down.astype(dtypes.parameter), (*names[:split], "rank"))
+        self.up = parameter(up, (*names[:layers], "rank", *names[split:]))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        low = cpu.matmul(x.astype(self.dtype), gathered(self.down, self.dtype), self.contracted)
+        return self.scale * cpu.matmul(low, gathered(self.up, self.dtype), 1)
+
+    def added_to(self, kernel: jax.Array) -> jax.Array:
+        """The matrix, stacked or not, with the product; computed in float32, of the dtype of the matrix."""
+        layers, rank = kernel.shape[: self.down.ndim - 1 - self.contracted], self.down.shape[-1]
+        down_LIr = self.down[...].reshape(*layers, -1, rank).astype(jnp.float32)
+        up_LrO = self.up[...].reshape(*layers, rank, -1).astype(jnp.float32)
+        return (kernel + self.scale * (down_LIr @ up_LrO).reshape(kernel.shape)).astype(kernel.dtype)
+
+
+def adapted(module: nnx.Module) -> Iterator[Linear]:
+    """The linear layers that have an adapter."""
+    return (layer for _, layer in nnx.iter_modules(module) if isinstance(layer, Linear) and layer.adapter is not None)
+
+
+def add_adapters(module: nnx.Module, config: AdapterConfig, dtypes: DTypes, rngs: nnx.Rngs) -> None:
+    """Gives adapters to the linear layers that the configuration names, where it has a rank.
+
+    Raises:
+      ValueError: it names none, or one of the resampler, which does without its linear layers where that is faster.
+    """
+    if not config.rank:
+        return
+    linear = {"/".join(map(str, path)): layer for path, layer in nnx.iter_modules(module) if isinstance(layer, Linear)}
+    chosen = [name for name in linear if re.fullmatch(config.layers, name)]
+    if not chosen:
+        raise ValueError(f"adapters: layers {config.layers!r} is none of the linear layers {', '.join(linear)}")
+    if of_resampler := [name for name in chosen if "resampler" in name]:
+        raise ValueError(f"adapters: layers {config.layers!r} names {of_resampler[0]}; the resampler has no adapters")
+    for name in chosen:
+        linear[name].adapter = Adapter(linear[name], config, dtypes, rngs)
+
+
+def merge_adapters(module: nnx.Module) -> None:
+    """Adds adapters to the matrices that they belong to, one after the other, each where it lies."""
+    for layer in adapted(module):
+        graph, state = nnx.split(layer.adapter)
+        kernel = layer.kernel[...]
+        add = jax.jit(lambda state, kernel: nnx.merge(graph, state).added_to(kernel), out_shardings=kernel.sharding)  # noqa: B023
+        layer.kernel.set_value(add(state, kernel))
+        del layer.adapter
