@@ -225,8 +225,11 @@ def materialised(
         shardings = param_shardings(jax.eval_shape(rows, state, added_NK), mesh)
         sums = jax.jit(rows, out_shardings=shardings)(state, added_NK)
     for name, table in sums.items():
-        getattr(embeddings, name).set_value(table[...])
+        setattr(embeddings, name, getattr(embeddings, name).replace(table[...]))  # not in place: the parameters stay
     embeddings.content = embeddings.projection = embeddings.head_projection = None
+    plain = config.model.decoder.without_content
+    plain = dataclasses.replace(plain, new_tokens=plain.new_tokens + (0 if added_NK is None else len(added_NK)))
+    model.config = dataclasses.replace(model.config, decoder=plain)
     return take_apart(config, model)
 
 
