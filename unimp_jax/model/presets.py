@@ -110,7 +110,7 @@ SIGLIP2_SO400M = dataclasses.replace(
 
 
 def qwen3(vision: VisionConfig, **sizes: Any) -> ModelConfig:
-    """A LLaVA of a Qwen3 behind a tower: images among the tokens of the text. Heads are 128 wide, whatever its width."""
+    """A LLaVA of a Qwen3 behind a tower: images among the tokens of the text; heads 128 wide."""
     head_width = None if 128 * sizes["heads"] == sizes["width"] else 128
     decoder = DecoderConfig(
         vocab_size=151936, head_width=head_width, kv_heads=8, norm="rms_norm", norm_eps=1e-6, bias=False,
