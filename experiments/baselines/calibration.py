@@ -43,17 +43,22 @@ class Calibration:
         return np.log((1 - self.even) * shares + self.even / scores.shape[1])
 
 
+def validation_sample(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
+    """(users, positions) of validation interactions, so few that the scores of all fit: int32 [M] each."""
+    users, positions = corpus.held_out(VALIDATION)
+    most = min(len(users), max(1, min(USERS, SCORES // corpus.num_items)))
+    some = np.linspace(0, len(users) - 1, most).astype(int)
+    return users[some], positions[some]
+
+
 def calibrate(ranker: Ranker, corpus: Corpus) -> Calibration:
     """The calibration under which what validation users met next is most probable; without any, the default."""
-    users, positions = corpus.held_out(VALIDATION)
+    users, positions = validation_sample(corpus)
     if not len(users):
         return Calibration()
-    most = max(1, min(USERS, SCORES // corpus.num_items, len(users)))
-    some = np.linspace(0, len(users) - 1, most).astype(int)
-    users, positions = users[some], positions[some]
     targets = corpus.targets(users, positions)
     batches = [(part, scores.copy()) for part, scores in scored_batches(ranker, corpus, users, positions)]
-    logits = min(scores.min() for _, scores in batches) < 0
+    logits = bool(min(scores.min() for _, scores in batches) < 0)
     best, likelihood = Calibration(logits=logits), -np.inf
     for temperature, even in itertools.product(TEMPERATURES, EVEN):
         calibration = Calibration(temperature, even, logits)

@@ -101,7 +101,8 @@ def test_images_as_tokens_in_the_hands_of_stock_transformers(places, tmp_path):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    config = experiment(places[0], steps=4, model=LLAVA, training=TrainingConfig(trains=LLAVA.parts))
+    training = TrainingConfig(trains=LLAVA.parts)
+    config = experiment(places[0], steps=4, model=LLAVA, training=training, content=CONTENT)
     train_run(config, tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "out", ExportConfig("llava", "latest"))
     processor = AutoProcessor.from_pretrained(tmp_path / "out")

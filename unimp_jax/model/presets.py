@@ -110,9 +110,10 @@ SIGLIP2_SO400M = dataclasses.replace(
 
 
 def qwen3(vision: VisionConfig, **sizes: Any) -> ModelConfig:
-    """A LLaVA of a Qwen3 behind a tower: images among the tokens of the text."""
+    """A LLaVA of a Qwen3 behind a tower: images among the tokens of the text; heads 128 wide."""
+    head_width = None if 128 * sizes["heads"] == sizes["width"] else 128
     decoder = DecoderConfig(
-        vocab_size=151936, head_width=128, kv_heads=8, norm="rms_norm", norm_eps=1e-6, bias=False,
+        vocab_size=151936, head_width=head_width, kv_heads=8, norm="rms_norm", norm_eps=1e-6, bias=False,
         rotary_base=1_000_000.0, mlp="swiglu", qk_norm=True, qk_norm_per_head=True, **sizes,
     )  # fmt: skip
     return ModelConfig(vision=vision, decoder=decoder, fusion="interleaved", remat="full")
