@@ -215,7 +215,11 @@ def materialised(
       added_NK: float32, the content of N more tokens, behind the others.
     """
     model = nnx.merge(parameters.graph, parameters.trainable, parameters.frozen)
-    model.config, embeddings = config.model.materialised, model.embeddings
+    plain, embeddings = config.model.materialised, model.embeddings
+    decoder = dataclasses.replace(
+        plain.decoder, new_tokens=plain.decoder.new_tokens + (0 if added_NK is None else len(added_NK))
+    )
+    model.config = dataclasses.replace(plain, decoder=decoder)
     with jax.set_mesh(mesh):
         merge_adapters(model)
     if embeddings.content is None:
@@ -233,9 +237,6 @@ def materialised(
     for name, table in sums.items():
         setattr(embeddings, name, getattr(embeddings, name).replace(table[...]))  # not in place: the parameters stay
     embeddings.content = embeddings.projection = embeddings.head_projection = None
-    plain = config.model.decoder.without_content
-    plain = dataclasses.replace(plain, new_tokens=plain.new_tokens + (0 if added_NK is None else len(added_NK)))
-    model.config = dataclasses.replace(model.config, decoder=plain)
     return take_apart(config, model)
 
 

@@ -86,10 +86,10 @@ def add_adapters(module: nnx.Module, config: AdapterConfig, dtypes: DTypes, rngs
 
 
 def merge_adapters(module: nnx.Module) -> None:
-    """Adds adapters to the matrices that they belong to, one after the other, each where it lies."""
-    for layer in adapted(module):
+    """Puts matrices with what adapters add in their places, one after the other, each lying as it lay."""
+    for layer in list(adapted(module)):
         graph, state = nnx.split(layer.adapter)
         kernel = layer.kernel[...]
         add = jax.jit(lambda state, kernel: nnx.merge(graph, state).added_to(kernel), out_shardings=kernel.sharding)  # noqa: B023
-        layer.kernel.set_value(add(state, kernel))
+        layer.kernel = layer.kernel.replace(add(state, kernel))
         del layer.adapter
