@@ -27,6 +27,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "norm": None,
     "gate": None,
     "latents": None,
+    "seen": None,  # channels of an image, of which one matrix makes a token
     "patches": None,
     "patch_rows": None,
     "patch_columns": None,
