@@ -25,7 +25,7 @@ def page(found: Sequence[Standing], seconds: Mapping[str, Sequence[float]], comm
         "",
         f"One model a data set, all tasks, test split, seeds {', '.join(map(str, seeds))}; `{command}`. "
         "Intervals are for other users and seeds; a difference is of the same users, and level where chance gives a "
-        "larger one in more than one case of twenty. What is compared is our first row; the model alone is in the tables.",
+        "larger one in more than one case of twenty. Our first row is compared; the model alone is in the tables.",
         "",
         f"**{counts['won']} won, {counts['level']} level, {counts['lost']} lost.**",
         "",
