@@ -16,7 +16,7 @@ read -r -d '' LINES_OF_HOST <<'END' || true
 set -e;
 FOLDER=/shared/3b; STEPS=20000;
 trap 'kill -TERM $! || exit 143' TERM;
-unimp train openflamingo-3b --folder "$FOLDER" --loop.steps "$STEPS" --mesh.slice 2 & training=$!;
+unimp train openflamingo-3b --folder "$FOLDER" --loop.steps "$STEPS" --loop.hang-seconds 1800 --mesh.slice 2 & training=$!;
 status=0; wait "$training" || status=$?;
 while kill -0 "$training" 2>/dev/null; do status=0; wait "$training" || status=$?; done;
 if [ "$status" -eq 0 ] && [ ! -d "$FOLDER/checkpoints/$STEPS" ]; then status=42; fi;
