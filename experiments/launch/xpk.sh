@@ -1,7 +1,7 @@
 #!/bin/bash
 # A training on TPUs of Google Kubernetes Engine, through XPK (pip install xpk, beside gcloud). Copy this file, edit the
 # training command and the options of xpk, then
-#   unimp check --tpu v5p-64 --num-slices 2 -- train openflamingo-3b --folder /shared/3b --mesh.slice 2
+#   unimp check --tpu v5p-64 --num-slices 2 -- train openflamingo-3b --folder /shared/3b --loop.hang-seconds 1800 --mesh.slice 2
 #   bash xpk.sh
 #
 # Ending: Kubernetes sends SIGTERM before it takes a host away, and waits for --termination-grace-period-seconds.
