@@ -30,9 +30,12 @@ LIKELY = 1e-3
 
 
 @settings(max_examples=60, deadline=None)
-@given(config=configs, row_shape=row_shapes, seed=st.integers(0, 3), block=st.integers(0, 5))
-def test_sizes_planned_are_sizes_written(config, row_shape, seed, block):
-    writer = small_writer(CORPUS, VOCABULARY, config, row_shape)
+@given(
+    config=configs, row_shape=row_shapes, seed=st.integers(0, 3), block=st.integers(0, 5),
+    image_tokens=st.sampled_from([1, 3]),
+)  # fmt: skip
+def test_sizes_planned_are_sizes_written(config, row_shape, seed, block, image_tokens):
+    writer = small_writer(CORPUS, VOCABULARY, config, row_shape, image_tokens)
     queries, _ = TrainingQueries(CORPUS, EVERY_TASK, seed, HAS_CODES).draw(block, 30)
     layouts = writer.lay_out(queries)
     for number in range(30):

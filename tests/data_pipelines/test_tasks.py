@@ -174,15 +174,15 @@ row_shapes = st.builds(RowShape, tokens=st.integers(160, 400), images=st.integer
 
 
 @settings(max_examples=40, deadline=None)
-@given(config=configs, row_shape=row_shapes, number=st.integers(0, 500))
-def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(config, row_shape, number):
+@given(config=configs, row_shape=row_shapes, number=st.integers(0, 500), image_tokens=st.sampled_from([1, 3]))
+def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(config, row_shape, number, image_tokens):
     query = DRAWN[number]
-    writer = small_writer(CORPUS, VOCABULARY, config, row_shape)
+    writer = small_writer(CORPUS, VOCABULARY, config, row_shape, image_tokens)
     trained, asked = writer.write(query), writer.write(query, ask=True)
     assert all(size <= room for size, room in zip(trained.size, dataclasses.astuple(row_shape), strict=True))
     assert trained.tokens[0] == VOCABULARY.bos
     assert trained.tokens[-1] == VOCABULARY.eos
-    assert (trained.tokens == VOCABULARY.image).sum() == len(trained.images)
+    assert (trained.tokens == VOCABULARY.image).sum() == image_tokens * len(trained.images)
     assert len(set(trained.answer_positions.tolist())) == len(trained.answer_positions)
     markers = [VOCABULARY.image, VOCABULARY.answer, VOCABULARY.end_of_chunk]
     assert not np.isin(trained.answer_targets, markers).any()

@@ -28,6 +28,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "gate": None,
     "latents": None,
     "rank": None,
+    "seen": None,  # channels of an image, of which one matrix makes a token
     "patches": None,
     "patch_rows": None,
     "patch_columns": None,

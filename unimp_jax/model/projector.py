@@ -60,8 +60,9 @@ class Projector(nnx.Module):
         mlp, embed = config.kind == "mlp", {"embed": width}
         resamples = config.kind == "resampler"
         self.resampler = Resampler(resampler, vision.width, dtypes, loop, rngs) if resamples else None
-        hidden = {"mlp": width} if mlp else embed
-        self.first = Linear({"vision_embed": inputs}, hidden, bias=mlp, dtypes=dtypes, rngs=rngs)
+        # One matrix between two widths that are both split over fsdp is split by what it makes.
+        seen, hidden = ({"vision_embed": inputs}, {"mlp": width}) if mlp else ({"seen": inputs}, embed)
+        self.first = Linear(seen, hidden, bias=mlp, dtypes=dtypes, rngs=rngs)
         self.second = Linear(hidden, embed, bias=True, dtypes=dtypes, rngs=rngs) if mlp else None
 
     def __call__(self, x_BPC: jax.Array) -> jax.Array:
