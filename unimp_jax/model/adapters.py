@@ -91,5 +91,5 @@ def merge_adapters(module: nnx.Module) -> None:
         graph, state = nnx.split(layer.adapter)
         kernel = layer.kernel[...]
         add = jax.jit(lambda state, kernel: nnx.merge(graph, state).added_to(kernel), out_shardings=kernel.sharding)  # noqa: B023
-        layer.kernel = layer.kernel.replace(add(state, kernel))
+        layer.kernel = parameter(add(state, kernel), layer.kernel.get_metadata("axis_names"))
         del layer.adapter

@@ -89,7 +89,7 @@ class ModelConfig:
     @property
     def parts(self) -> tuple[Part, ...]:
         """The parts that the model has."""
-        absent = ("resampler", "gated") if self.interleaved else ("projector",)
+        absent: tuple[str, ...] = ("resampler", "gated") if self.interleaved else ("projector",)
         absent = absent if self.adapters.rank else (*absent, "adapters")
         return tuple(part for part in PARTS if part not in absent)
 
