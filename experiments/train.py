@@ -254,7 +254,9 @@ def describe(config: ExperimentConfig, data: ExperimentData, parameters: Paramet
     """Says what is about to run."""
     trees = parameters.trainable, parameters.frozen
     trainable, frozen = (sum(x.size for x in jax.tree.leaves(tree)) for tree in trees)
-    megabytes, frozen_megabytes = (sum(x.nbytes for x in jax.tree.leaves(tree)) / 10**6 for tree in trees)
+    megabytes, frozen_megabytes = (
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / 10**6 for tree in trees
+    )
     print(
         f"{config.data.source}: {data.corpus.num_users} users, {data.corpus.num_items} items; "
         f"vocabulary {data.vocabulary.base_size} + {len(data.vocabulary.new_tokens)}\n"

@@ -27,13 +27,16 @@ pytestmark = pytest.mark.slow  # runs are trained
 MODEL = dataclasses.replace(LLAVA, adapters=AdapterConfig(rank=2, layers=r"decoder/.*"))
 
 
+def config_of(data):
+    return experiment(data, steps=4, model=MODEL, training=TrainingConfig(trains=("adapters",), validation_users=8))
+
+
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """(prepared data, a run that trains adapters of a model from random weights)"""
     folder = tmp_path_factory.mktemp("adapters")
     data = prepare_source(folder)
-    training = TrainingConfig(trains=("adapters",), validation_users=8)
-    train_run(experiment(data, steps=4, model=MODEL, training=training), folder / "run")
+    train_run(config_of(data), folder / "run")
     return data, folder / "run"
 
 
@@ -60,7 +63,7 @@ def test_the_optimizer_has_moments_of_adapters_alone(places):
 def test_it_goes_on_bit_for_bit(places, tmp_path):
     run = shutil.copytree(places[1], tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "4")
-    train_run(load_config(run / "config.json"), run)
+    train_run(config_of(places[0]), run)
     whole, again = restored(places[1])[1], restored(run)[1]
     assert any(np.abs(value).max() > 0 for path, value in whole.items() if path[-1] == "up")
     for path, value in whole.items():
