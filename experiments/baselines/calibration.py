@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 
 import numpy as np
+from scipy.special import softmax
 
 from data_pipelines.corpus import VALIDATION, Corpus
 from experiments.baselines.ranker import SCORES, Ranker, scored_batches
@@ -36,11 +37,7 @@ class Calibration:
         logs = scores.astype(np.float64)
         if not self.logits:
             logs = np.log(np.maximum(logs, np.finfo(np.float32).tiny))
-        logs = self.temperature * logs
-        logs -= logs.max(axis=1, keepdims=True)
-        shares = np.exp(logs)
-        shares /= shares.sum(axis=1, keepdims=True)
-        return np.log((1 - self.even) * shares + self.even / scores.shape[1])
+        return np.log((1 - self.even) * softmax(self.temperature * logs, axis=1) + self.even / scores.shape[1])
 
 
 def calibrate(ranker: Ranker, corpus: Corpus) -> Calibration:

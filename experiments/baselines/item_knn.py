@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse
 
 from data_pipelines.corpus import TRAIN, Corpus
-from experiments.baselines.ranker import best_on_validation, padded_histories, popularity_below
+from experiments.baselines.ranker import best_on_validation, decayed_histories, popularity_below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +60,7 @@ class ItemKNN:
         self._floor_I = popularity_below(corpus, float(self._weights_II.data.min(initial=1.0)))
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        histories_MS = padded_histories(self.corpus, users, positions)
-        there = histories_MS >= 0
-        back_MS = positions[:, None] - 1 - np.arange(histories_MS.shape[1])
-        weights = (self.config.decay ** back_MS[there]).astype(np.float32)
-        rows = np.repeat(np.arange(len(users)), there.sum(axis=1))
-        shape = len(users), self.corpus.num_items
-        history_MI = scipy.sparse.csr_array((weights, (rows, histories_MS[there])), shape)
+        history_MI = decayed_histories(self.corpus, users, positions, self.config.decay)
         return np.asarray((history_MI @ self._weights_II).todense(), np.float32) + self._floor_I
 
 

@@ -16,10 +16,9 @@ from flax import nnx
 from data_pipelines.corpus import TRAIN, VALIDATION, Corpus
 from data_pipelines.errors import DataError
 from experiments.baselines.full_softmax import full_softmax
-from experiments.baselines.ranker import evaluate_ranker
+from experiments.baselines.ranker import validation_ndcg
 from experiments.baselines.sampled_softmax import sampled_softmax
 from experiments.baselines.sasrec import SASRecConfig, SASRecRanker
-from unimp_jax.evaluation.metrics import ranking_metrics
 
 Record = dict[str, float]
 
@@ -139,10 +138,8 @@ def spent_part(config: SASRecConfig, steps: int, seconds: float) -> float:
 
 def validate(ranker: SASRecRanker) -> float:
     """NDCG@10 of the validation users, seen items filtered; NaN where there are none."""
-    if not len(ranker.corpus.held_out(VALIDATION)[0]):
-        return math.nan
-    ranks = evaluate_ranker(ranker, ranker.corpus, "validation")["filtered"]
-    return float(ranking_metrics(ranks)["NDCG@10"].mean())
+    there = len(ranker.corpus.held_out(VALIDATION)[0])
+    return validation_ndcg(ranker, ranker.corpus) if there else math.nan
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
