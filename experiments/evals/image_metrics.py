@@ -117,9 +117,9 @@ def refuse_few(data: ExperimentData, queries: Sequence[Query]) -> None:
 
 
 def tell_signs(name: str, shares: np.ndarray) -> str:
-    found = sign_test(shares)
-    chance = "< .001" if found.p_value < 0.001 else f"= {found.p_value:.3f}"
-    return f"{name} is above chance for {found.above:,} users and below for {found.below:,} (sign test, p {chance})."
+    above, below, p_value = sign_test(shares)
+    chance = "< .001" if p_value < 0.001 else f"= {p_value:.3f}"
+    return f"{name} is above chance for {above:,} users and below for {below:,} (sign test, p {chance})."
 
 
 class Beside(NamedTuple):

@@ -25,7 +25,7 @@ from experiments.evals.base import (
     asked,
     moments,
     prompt_batches,
-    titled,
+    ranked_items,
 )
 from experiments.evals.config import GenerateConfig
 from experiments.terminal import columns, fitted, padded, room
@@ -141,12 +141,8 @@ def best_items(
     seen = (lambda _: nothing) if config.unfiltered else seen_items(data.corpus, [query])
     batches = prompt_batches(data, predictor, [query], tight=True)
     items, scores = predictor.best_items(batches, 1, trie=data.trie, excluded=seen, k=config.k, beams=beams)
-    found = [(item, float(np.exp(score))) for item, score in zip(items[0], scores[0], strict=True)]
-    return [
-        {"rank": rank, **titled(data.corpus, [item])[0], "probability": probability}
-        for rank, (item, probability) in enumerate(found, start=1)
-        if item >= 0
-    ]
+    there = items[0] >= 0
+    return ranked_items(data.corpus, items[0][there].tolist(), scores[0][there])
 
 
 def show_items(items: list[dict[str, Any]]) -> list[str]:

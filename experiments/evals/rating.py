@@ -167,15 +167,10 @@ def write_reviews(data: ExperimentData, predictor: Predictor, queries: Sequence[
     vocabulary = data.vocabulary
     batches = prompt_batches(data, predictor, queries, tight=True)
     tokens, scores = predictor.generate(batches, len(queries), config, eos=vocabulary.eos, pad=vocabulary.pad)
-    levels = dict(zip(vocabulary.ratings.tolist(), vocabulary.rating_levels, strict=True))
-    ratings, explanations, texts = np.full(len(queries), np.nan), [], []
-    for number, row in enumerate(tokens.tolist()):
-        answer = row[: row.index(vocabulary.eos)] if vocabulary.eos in row else row
-        if answer and answer[0] in levels:
-            ratings[number] = levels[answer[0]]
-        explanations.append(vocabulary.decode(answer[1:] if answer and answer[0] in levels else answer))
-        texts.append(vocabulary.decode(answer))
-    return Reviews(ratings, explanations, texts, scores)
+    parsed = [parse_rating(vocabulary, row) for row in tokens]
+    explanations = [one.get("explanation", one.get("answer", "")) for one in parsed]
+    texts = [vocabulary.decode(row[: np.append(np.flatnonzero(row == vocabulary.eos), len(row))[0]]) for row in tokens]
+    return Reviews(np.array([one["rating"] for one in parsed], np.float64), explanations, texts, scores)
 
 
 def parse_rating(vocabulary: Vocabulary, tokens: np.ndarray) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from data_pipelines.tasks import Query
 from experiments.baselines.query_match import QueryMatch, WordMatches
 from experiments.baselines.ranker import Ranker
 from experiments.data import ExperimentData
-from experiments.evals.base import OURS, Answered, Setting, titled
+from experiments.evals.base import OURS, Answered, Setting, ranked_items
 from experiments.evals.config import GenerateConfig
 from experiments.evals.ranking import NextItem, RankingEval
 from experiments.request import Request
@@ -74,15 +74,8 @@ def by_rule(data: ExperimentData, predictor: Predictor, query: Query, config: Ge
     matches_1I = WordMatches(corpus.categories, lambda *_: words)(users, positions)
     if not (matches_1I > 0).any():
         return None
-    ours = NextItem(data, predictor)
-    log_p_I = ours.scores(users, positions)[0]
+    log_p_I = NextItem(data, predictor).scores(users, positions)[0]
     order = np.lexsort((-log_p_I, -matches_1I[0]))
     seen = () if config.unfiltered else corpus.history(query.user, query.position)
     best = order[~np.isin(order, seen)][: config.k]
-    titles = titled(corpus, best.tolist())
-    probabilities = np.exp(log_p_I[best]).tolist()
-    items = [
-        {"rank": rank, **title, "probability": probability}
-        for rank, (title, probability) in enumerate(zip(titles, probabilities, strict=True), start=1)
-    ]
-    return {"items": items}
+    return {"items": ranked_items(corpus, best.tolist(), log_p_I[best])}

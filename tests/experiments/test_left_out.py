@@ -115,7 +115,7 @@ def test_an_even_sample_is_asked_and_reported(untested):
     assert [query.user for query in some.queries] == [0, 2]
     assert some.note == " An even sample of 2 of 4 users."
     assert evaluation_queries(untested, "validation", "recommendation").note == ""
-    assert EvaluationQueries(some.queries, 2, {"who met everything": 1, "without categories": 1200}).note == (
+    assert EvaluationQueries(some.queries, {"who met everything": 1, "without categories": 1200}, 2).note == (
         " Left out: 1 user who met everything, 1,200 users without categories."
     )
     with pytest.raises(ValueError, match="users 0 must be 1 or more"):
