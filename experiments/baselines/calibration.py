@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 
 import numpy as np
-from scipy.special import softmax
 
 from data_pipelines.corpus import VALIDATION, Corpus
 from experiments.baselines.ranker import SCORES, Ranker, scored_batches
@@ -34,6 +33,8 @@ class Calibration:
 
     def log_probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Of all items: [M, I] -> float64 [M, I]."""
+        from scipy.special import softmax  # imported where it is used, for `unimp generate` does without
+
         logs = scores.astype(np.float64)
         if not self.logits:
             logs = np.log(np.maximum(logs, np.finfo(np.float32).tiny))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.sparse
-from scipy.stats import rankdata
 
 from experiments.baselines.ranker import Ranker
 
@@ -24,6 +23,8 @@ class QueryMatch:
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """The place of an item by both, among the user's, which float32 holds exactly for up to 2^24 items; ties stay
         ties, and an item without a number stays without one."""
+        from scipy.stats import rankdata  # here, for it takes seconds that `unimp generate` does without
+
         base_MI = self.base.scores(users, positions)
         matches_MI = np.asarray(self.matches(users, positions), np.int64)
         if matches_MI.shape != base_MI.shape:

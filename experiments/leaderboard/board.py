@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -79,8 +79,3 @@ def standing(contest: str, runs: Sequence[EvaluatedRun], table: TaskTable, metri
     return Standing(
         contest, table.task, metric, table.users, table.larger_is_better, tuple(ours), tuple(rivals), difference
     )
-
-
-def as_json(found: Sequence[Standing]) -> list[dict[str, Any]]:
-    """The standings with their verdicts."""
-    return [dataclasses.asdict(one) | {"verdict": one.verdict} for one in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import tyro
 
 from data_pipelines.atomic import atomic_file, write_json
 from data_pipelines.errors import DataError
-from experiments.leaderboard.board import Standing, as_json, standings
+from experiments.leaderboard.board import Standing, standings
 from experiments.leaderboard.cells import CONTESTS, LeaderboardConfig, run_cell
 from experiments.leaderboard.page import page
 from experiments.report.cost import training_cost
@@ -58,7 +59,8 @@ def write_page(folder: Path, config: LeaderboardConfig, out: Path) -> None:
     command = shlex.join(["unimp", *sys.argv[1:]])
     with atomic_file(out) as partial:
         partial.write_text(page(found, seconds, command, config.seeds), encoding="utf-8")
-    write_json(out.with_suffix(".json"), {"seconds": seconds, "standings": as_json(found)})
+    told = [dataclasses.asdict(one) | {"verdict": one.verdict} for one in found]
+    write_json(out.with_suffix(".json"), {"seconds": seconds, "standings": told})
 
 
 def evaluated(folder: Path, seeds: tuple[int, ...]) -> list[EvaluatedRun]:
