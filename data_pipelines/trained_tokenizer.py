@@ -1,4 +1,4 @@
-"""A tokenizer that was trained on a catalogue, read without transformers, whose import takes seconds."""
+"""A tokenizer that is trained on a catalogue, and read without transformers, whose import takes seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -15,6 +15,27 @@ if TYPE_CHECKING:
 GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """The classes of tokenizers that transformers saves so (from version 5 on, and before)."""
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
+
+
+def train_tokenizer(texts: Sequence[str], size: int, whole: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most `size` tokens, with <pad>, <s> and </s>; no text is unknown to it.
+
+    Each of the texts in `whole` is one token.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - len(whole),
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(text, lstrip=True) for text in whole])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
 class TrainedTokenizer:

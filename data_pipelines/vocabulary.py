@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_pipelines.atomic import atomic_folder
 from data_pipelines.corpus import TRAIN, Corpus
@@ -33,11 +32,10 @@ from data_pipelines.plain_text import (
     table_size,
     without_long_words,
 )
+from data_pipelines.trained_tokenizer import TrainedTokenizer, train_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-    from data_pipelines.trained_tokenizer import TrainedTokenizer
+    from transformers import PreTrainedTokenizerBase
 
 IMAGE, ANSWER, END_OF_CHUNK = "<image>", "<answer>", "<|endofchunk|>"
 FAKE = "<fake_token_around_image>"  # which Idefics was pretrained with
@@ -281,27 +279,6 @@ def attribute_texts(corpus: Corpus, config: VocabularyConfig) -> list[str]:
             " ".join(f"{name} {shortened(values.get(name, ''), config.attribute_words) or 'Unknown'}" for name in shown)
         )
     return texts
-
-
-def train_tokenizer(texts: Sequence[str], size: int, whole: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most `size` tokens, with <pad>, <s> and </s>; no text is unknown to it.
-
-    Each of the texts in `whole` is one token.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size - len(whole),
-        special_tokens=["<pad>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([AddedToken(text, lstrip=True) for text in whole])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
 def build_vocabulary(corpus: Corpus, config: VocabularyConfig, prompt_texts: Sequence[str] = ()) -> Vocabulary:

@@ -37,6 +37,7 @@ from data_pipelines.tasks.queries import TrainingQueries
 from data_pipelines.tasks.room import check_room, long_texts
 from data_pipelines.vocabulary import Vocabulary, attribute_texts, build_vocabulary, load_vocabulary
 from experiments.config import DataConfig, ExperimentConfig
+from experiments.memory import MemoryConfig
 from unimp_jax.decoding import Trie, build_trie
 
 PROMPTS_A_ROW = 16
@@ -112,7 +113,10 @@ class ExperimentData:
       corpus, vocabulary, writer, images: see their classes.
       has_image: bool [I], the items that have an image, whether it is shown or not.
       known_items: so many items, from the first on, were trained on; those behind them are new.
+      memory: what answers beside the model; None: nothing.
     """
+
+    memory: MemoryConfig | None = None
 
     def __init__(self, config: ExperimentConfig, records: PreparedSource, vocabulary: Vocabulary):
         self.config, self.corpus, self.vocabulary = config, records.corpus, vocabulary
@@ -202,7 +206,7 @@ class ExperimentData:
         """
         vocabulary = self.vocabulary.with_items(records.corpus.item_ids[self.corpus.num_items :])
         other = ExperimentData(self.config, records, vocabulary)
-        other.known_items = self.known_items
+        other.known_items, other.memory = self.known_items, self.memory
         return other
 
     def showing_whole(self) -> Self:

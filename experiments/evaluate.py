@@ -28,9 +28,11 @@ from experiments.baselines.ranker import Popularity, Ranker
 from experiments.baselines.sasrec import NAMES, rival_config
 from experiments.baselines.sasrec_training import train_sasrec
 from experiments.evals import EVALS
-from experiments.evals.base import Answered, Outcome, Setting, TooFewError
+from experiments.evals.base import OURS, Answered, Outcome, Setting, TooFewError
 from experiments.evals.config import EvaluationConfig
 from experiments.evals.queries import check_queries, evaluation_queries, reason_for_none
+from experiments.evals.recommender import choose_memory, remembers
+from experiments.memory import save_memory
 from experiments.results import Evaluation, Row, TaskTable, save_evaluation
 from experiments.run import load_model, open_data, restore
 from unimp_jax.evaluation.bootstrap import interval, metric
@@ -86,6 +88,9 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     ranks = any(EVALS[task].needs_rankers for task in asked)
     rankers, unfit = fit_rankers(corpus, config) if ranks else ([], {})
     left_out |= unfit
+    if ranks and remembers(data) and (memory := choose_memory(data, predictor, rankers)):
+        rankers = [memory, *rankers]
+        save_memory(folder, memory.memory)
 
     def with_content(content: np.ndarray) -> Predictor:
         return restore(folder, data.config, config.checkpoint, content)[0]
@@ -136,7 +141,7 @@ def fit_rankers(corpus: Corpus, config: EvaluationConfig) -> tuple[list[Ranker],
 def tabulate(task: str, outcome: Outcome, seed: int) -> TaskTable:
     """Means (or RMSE, F1, BLEU, … of means) with bootstrap intervals over users."""
     rows = []
-    for model, per_user in outcome.metrics.items():
+    for model, per_user in sorted(outcome.metrics.items(), key=lambda row: place_of(row[0])):
         if outcome.formulas:
             formulas = outcome.formulas(per_user)
             metrics = {name: metric(per_user, formula, seed=seed) for name, formula in formulas.items()}
@@ -145,6 +150,11 @@ def tabulate(task: str, outcome: Outcome, seed: int) -> TaskTable:
         rows.append(Row(model, metrics))
     users = len(next(iter(outcome.answers.values())))
     return TaskTable(task, users, outcome.larger_is_better, tuple(rows), outcome.note)
+
+
+def place_of(model: str) -> int:
+    """Our rows come first, of them those with more beside the model: "UniMP + memory + query" before "UniMP"."""
+    return -model.count(" + ") if model.startswith(OURS) else 1
 
 
 def save_answers(outcome: Outcome, path: Path) -> None:

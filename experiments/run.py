@@ -19,6 +19,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.fingerprint import DATA_PARTS
 from experiments.config import ExperimentConfig, load_config
 from experiments.data import ExperimentData
+from experiments.memory import read_memory
 from experiments.new_items import with_new_items
 from experiments.parameters import Parameters, abstract_parameters, init_parameters, take_apart
 from experiments.restore import Checkpoint, restore_parameters
@@ -158,6 +159,7 @@ def open_to_ask(
         lacks = "is an export, which has only whole rows" if exported else "has free rows alone"
         raise DataError(f"{folder} {lacks}: --new-items is for the folder of a run with content (--content.…)")
     data = ExperimentData.load(config, described / "vocabulary", same=["items"])
+    data.memory = read_memory(described)
     if new_items:
         data = with_new_items(data, new_items)
         return data, lambda: restore(folder, config, checkpoint, data.content)[0]
@@ -225,8 +227,11 @@ def materialised(
         shardings = param_shardings(jax.eval_shape(rows, state, added_NK), mesh)
         sums = jax.jit(rows, out_shardings=shardings)(state, added_NK)
     for name, table in sums.items():
-        getattr(embeddings, name).set_value(table[...])
+        setattr(embeddings, name, getattr(embeddings, name).replace(table[...]))  # not in place: the parameters stay
     embeddings.content = embeddings.projection = embeddings.head_projection = None
+    plain = config.model.decoder.without_content
+    plain = dataclasses.replace(plain, new_tokens=plain.new_tokens + (0 if added_NK is None else len(added_NK)))
+    model.config = dataclasses.replace(model.config, decoder=plain)
     return take_apart(config, model)
 
 

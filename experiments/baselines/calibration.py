@@ -33,25 +33,32 @@ class Calibration:
 
     def log_probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Of all items: [M, I] -> float64 [M, I]."""
-        from scipy.special import softmax  # imported where it is used, for `unimp generate` does without
-
         logs = scores.astype(np.float64)
         if not self.logits:
             logs = np.log(np.maximum(logs, np.finfo(np.float32).tiny))
-        return np.log((1 - self.even) * softmax(self.temperature * logs, axis=1) + self.even / scores.shape[1])
+        logs = self.temperature * logs
+        logs -= logs.max(axis=1, keepdims=True)
+        shares = np.exp(logs)
+        shares /= shares.sum(axis=1, keepdims=True)
+        return np.log((1 - self.even) * shares + self.even / scores.shape[1])
+
+
+def validation_sample(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
+    """(users, positions) of validation interactions, so few that the scores of all fit: int32 [M] each."""
+    users, positions = corpus.held_out(VALIDATION)
+    most = min(len(users), max(1, min(USERS, SCORES // corpus.num_items)))
+    some = np.linspace(0, len(users) - 1, most).astype(int)
+    return users[some], positions[some]
 
 
 def calibrate(ranker: Ranker, corpus: Corpus) -> Calibration:
     """The calibration under which what validation users met next is most probable; without any, the default."""
-    users, positions = corpus.held_out(VALIDATION)
+    users, positions = validation_sample(corpus)
     if not len(users):
         return Calibration()
-    most = max(1, min(USERS, SCORES // corpus.num_items, len(users)))
-    some = np.linspace(0, len(users) - 1, most).astype(int)
-    users, positions = users[some], positions[some]
     targets = corpus.targets(users, positions)
     batches = [(part, scores.copy()) for part, scores in scored_batches(ranker, corpus, users, positions)]
-    logits = min(scores.min() for _, scores in batches) < 0
+    logits = bool(min(scores.min() for _, scores in batches) < 0)
     best, likelihood = Calibration(logits=logits), -np.inf
     for temperature, even in itertools.product(TEMPERATURES, EVEN):
         calibration = Calibration(temperature, even, logits)

@@ -143,12 +143,6 @@ def titled(corpus: Corpus, items: Sequence[int]) -> list[dict[str, Any]]:
     return [{"item": corpus.item_ids[item], "title": corpus.titles[item]} for item in items]
 
 
-def ranked_items(corpus: Corpus, items: Sequence[int], log_p: Sequence[float]) -> list[dict[str, Any]]:
-    """Rank, id, title and probability of items, best first."""
-    rows = enumerate(zip(titled(corpus, items), np.exp(log_p).tolist(), strict=True), start=1)
-    return [{"rank": rank, **title, "probability": probability} for rank, (title, probability) in rows]
-
-
 def moments(queries: Sequence[Query]) -> tuple[np.ndarray, np.ndarray]:
     """(users, positions) as baselines take them, int32 [P] each."""
     return np.array([q.user for q in queries], np.int32), np.array([q.position for q in queries], np.int32)

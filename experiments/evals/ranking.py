@@ -25,9 +25,10 @@ from experiments.evals.base import (
     asked,
     moments,
     prompt_batches,
-    ranked_items,
+    titled,
 )
 from experiments.evals.config import GenerateConfig
+from experiments.evals.recommender import recommender
 from experiments.terminal import columns, fitted, padded, room
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.evaluation.predictor import Predictor, Seen
@@ -84,21 +85,6 @@ class RankingEval(TaskEval):
         return show_items(answer["items"])
 
 
-class NextItem:
-    """Our own recommendation as a ranker: the log-probability of each item to come next."""
-
-    name = OURS
-
-    def __init__(self, data: ExperimentData, predictor: Predictor):
-        self._data, self._predictor = data, predictor
-
-    def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        pairs = zip(users.tolist(), positions.tolist(), strict=True)
-        queries = [Query("recommendation", user, position, ()) for user, position in pairs]
-        batches = prompt_batches(self._data, self._predictor, queries)
-        return self._predictor.next_token(batches, self._data.vocabulary.items[:, 0], len(queries))
-
-
 def rank_metrics(unfiltered: np.ndarray, filtered: np.ndarray) -> PerUser:
     """Every metric of ranks with seen items filtered, then unfiltered."""
     without_filter = ranking_metrics(unfiltered, (10,)).items()
@@ -137,12 +123,33 @@ def best_items(
     data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig
 ) -> list[dict[str, Any]]:
     """The best items for an open question, whatever the right ones are."""
+    if data.memory is not None:
+        log_p_I = recommender(data, predictor).scores(*moments([query]))[0]
+        return best_of(data.corpus, query, np.argsort(-log_p_I, kind="stable"), log_p_I, config)
     nothing, beams = np.empty(0, np.int32), max(config.beams, config.k)
     seen = (lambda _: nothing) if config.unfiltered else seen_items(data.corpus, [query])
     batches = prompt_batches(data, predictor, [query], tight=True)
     items, scores = predictor.best_items(batches, 1, trie=data.trie, excluded=seen, k=config.k, beams=beams)
-    there = items[0] >= 0
-    return ranked_items(data.corpus, items[0][there].tolist(), scores[0][there])
+    found = items[0] >= 0
+    return named(data.corpus, items[0][found], scores[0][found])
+
+
+def best_of(
+    corpus: Corpus, query: Query, order_I: np.ndarray, log_p_I: np.ndarray, config: GenerateConfig
+) -> list[dict[str, Any]]:
+    """The first items of an order that are not in the history, or may be."""
+    seen = () if config.unfiltered else corpus.history(query.user, query.position)
+    best = order_I[~np.isin(order_I, seen)][: config.k]
+    return named(corpus, best, log_p_I[best])
+
+
+def named(corpus: Corpus, items: np.ndarray, log_p: np.ndarray) -> list[dict[str, Any]]:
+    """Items, best first, with their probabilities."""
+    titles = titled(corpus, items.tolist())
+    return [
+        {"rank": rank, **title, "probability": probability}
+        for rank, (title, probability) in enumerate(zip(titles, np.exp(log_p).tolist(), strict=True), start=1)
+    ]
 
 
 def show_items(items: list[dict[str, Any]]) -> list[str]:

@@ -18,9 +18,10 @@ from data_pipelines.tasks import Query
 from experiments.baselines.query_match import QueryMatch, WordMatches
 from experiments.baselines.ranker import Ranker
 from experiments.data import ExperimentData
-from experiments.evals.base import OURS, Answered, Setting, ranked_items
+from experiments.evals.base import OURS, Answered, Setting
 from experiments.evals.config import GenerateConfig
-from experiments.evals.ranking import NextItem, RankingEval
+from experiments.evals.ranking import RankingEval, best_of
+from experiments.evals.recommender import NextItem, recommender, remembers
 from experiments.request import Request
 from unimp_jax.evaluation.predictor import Predictor
 
@@ -35,13 +36,12 @@ class SearchEval(RankingEval):
     needs = ("query", 'the words searched for, such as --query "Comedy, Drama"')
 
     def evaluate(self, setting: Setting) -> Answered:
-        if not answers_by_rule(setting.data):
+        if not remembers(setting.data):
             return super().evaluate(setting)
         ours = NextItem(setting.data, setting.predictor)
         outcome, _ = self.rank(dataclasses.replace(setting, rankers=[ours, *setting.rankers]))
-        first = {BY_RULE: outcome.metrics[BY_RULE]}
         note = f"{outcome.note} {BY_RULE}: by Bayes' rule from how probable items are to come next; {OURS}: as asked."
-        return Answered({self.task: dataclasses.replace(outcome, note=note, metrics=first | outcome.metrics)})
+        return Answered({self.task: dataclasses.replace(outcome, note=note)})
 
     def rankers(self, corpus: Corpus, rankers: Sequence[Ranker]) -> Sequence[Ranker]:
         def query_of(user: int, position: int) -> Sequence[str]:
@@ -58,13 +58,8 @@ class SearchEval(RankingEval):
     def answer(
         self, data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig, opened: Any
     ) -> dict[str, Any]:
-        found = by_rule(data, predictor, query, config) if answers_by_rule(data) else None
+        found = by_rule(data, predictor, query, config) if remembers(data) else None
         return {"query": query.words} | (found or super().answer(data, predictor, query, config, opened))
-
-
-def answers_by_rule(data: ExperimentData) -> bool:
-    """Whether each item is one token, and the model has learnt to recommend."""
-    return data.vocabulary.depth == 1 and data.config.queries.mix["recommendation"] > 0
 
 
 def by_rule(data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig) -> dict[str, Any] | None:
@@ -74,8 +69,6 @@ def by_rule(data: ExperimentData, predictor: Predictor, query: Query, config: Ge
     matches_1I = WordMatches(corpus.categories, lambda *_: words)(users, positions)
     if not (matches_1I > 0).any():
         return None
-    log_p_I = NextItem(data, predictor).scores(users, positions)[0]
-    order = np.lexsort((-log_p_I, -matches_1I[0]))
-    seen = () if config.unfiltered else corpus.history(query.user, query.position)
-    best = order[~np.isin(order, seen)][: config.k]
-    return {"items": ranked_items(corpus, best.tolist(), log_p_I[best])}
+    log_p_I = recommender(data, predictor).scores(users, positions)[0]
+    order_I = np.lexsort((-log_p_I, -matches_1I[0]))
+    return {"items": best_of(corpus, query, order_I, log_p_I, config)}

@@ -21,7 +21,7 @@ import numpy as np
 from data_pipelines.tasks import Query
 from data_pipelines.tasks.selection import PRIOR
 from data_pipelines.vocabulary import NUM_CANDIDATES
-from experiments.baselines.calibration import calibrate
+from experiments.baselines.calibration import Calibration, calibrate
 from experiments.baselines.ranker import scored_batches
 from experiments.data import ExperimentData
 from experiments.evals.base import (
@@ -37,10 +37,14 @@ from experiments.evals.base import (
     titled,
 )
 from experiments.evals.config import GenerateConfig
+from experiments.evals.recommender import NextItem, recommender
 from experiments.request import Request
 from experiments.terminal import fitted, room
 from unimp_jax.evaluation.metrics import SELECTION_METRICS, selection_counts
 from unimp_jax.evaluation.predictor import Predictor
+
+OURS_ARE = Calibration(temperature=1.0, even=0.0, logits=True)
+"""Scores of our own rankers are log-probabilities already."""
 
 
 class SelectionEval(TaskEval):
@@ -57,7 +61,8 @@ class SelectionEval(TaskEval):
         chosen: dict[str, Any] = {OURS: select(setting.data, setting.predictor, queries)}
         chosen[f"{OURS}, written"] = select_as_written(setting.data, setting.predictor, queries)
         for ranker in setting.rankers:
-            calibration, log_p = calibrate(ranker, corpus), np.empty(candidates.shape)
+            log_p = np.empty(candidates.shape)
+            calibration = OURS_ARE if isinstance(ranker, NextItem) else calibrate(ranker, corpus)
             for part, scores in scored_batches(ranker, corpus, *moments(queries)):
                 log_p[part] = np.take_along_axis(calibration.log_probabilities(scores), candidates[part], axis=1)
                 del scores  # before the next ones are made
@@ -97,9 +102,12 @@ class SelectionEval(TaskEval):
 
 def select(data: ExperimentData, predictor: Predictor, queries: Sequence[Query]) -> list[tuple[int, ...]]:
     """The most probable items to be right, one or two of the three, by how probable each is as a recommendation."""
-    asked = [Query("recommendation", query.user, query.position, query.right[:1]) for query in queries]
-    ids = data.vocabulary.items[np.array([query.candidates for query in queries])]
-    log_p = predictor.score(prompt_batches(data, predictor, asked), ids)
+    candidates = np.array([query.candidates for query in queries])
+    if data.memory is None:
+        asked = [Query("recommendation", query.user, query.position, query.right[:1]) for query in queries]
+        log_p = predictor.score(prompt_batches(data, predictor, asked), data.vocabulary.items[candidates])
+    else:
+        log_p = np.take_along_axis(recommender(data, predictor).scores(*moments(queries)), candidates, axis=1)
     return chosen_items(queries, most_probable_sets(log_p, data.corpus.num_items, PRIOR))
 
 

@@ -265,14 +265,15 @@ def outcome(number: int, folder: Path) -> tuple[str, str]:
     names = {path.name.removesuffix(".gz") for path in files.rglob("*")} | {str(files)}
     damage(files, rng)
     selection = SourceSelection(user_core=1, item_core=1) if source in CORED else SourceSelection()
+    held = peak_memory()
     before = signal.signal(signal.SIGALRM, raise_too_long)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         prepare(source, folder / "data", files, rng.choice(["refuse", "skip"]), selection)
         build_corpus(read_items(source, folder / "data"), read_users(source, folder / "data"))
-        return source, told_memory() or "records"
+        return source, too_much_memory(held) or "records"
     except DataError as error:
-        return source, wrong_with(str(error), names, files) or told_memory() or "refused"
+        return source, wrong_with(str(error), names, files) or too_much_memory(held) or "refused"
     except TooLong:
         return source, f"it took more than {SECONDS} s"
     except BaseException as error:
@@ -299,10 +300,18 @@ def wrong_with(message: str, names: set[str], files: Path) -> str:
     return ""
 
 
-def told_memory() -> str:
-    """What is wrong with the largest memory that this process ever had; "" where nothing is."""
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return f"{used:,} MiB of memory" if used > MEBIBYTES else ""
+def peak_memory() -> int:
+    """The largest memory that this process ever had, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def too_much_memory(held: int) -> str:
+    """What is wrong with the memory taken since the peak was `held` MiB; "" where nothing is.
+
+    Only the growth counts: a process that trained a model before is large without any fault of a reader.
+    """
+    grown = peak_memory() - held
+    return f"{grown:,} MiB of memory" if grown > MEBIBYTES else ""
 
 
 def run(first: int, count: int, keep: Path | None = None) -> list[tuple[int, str, str]]:

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from data_pipelines.errors import DataError
 from data_pipelines.plain_text import PlainText, read_tokenizer, shortened, table_size, without_long_words
 from data_pipelines.tasks.prompt import prompt_texts
-from data_pipelines.vocabulary import VocabularyConfig, attribute_texts, build_vocabulary, train_tokenizer
+from data_pipelines.trained_tokenizer import train_tokenizer
+from data_pipelines.vocabulary import VocabularyConfig, attribute_texts, build_vocabulary
 from data_pipelines.whole_tokenizer import whole_tokenizer
 from tests.data_pipelines.small import small_corpus
 

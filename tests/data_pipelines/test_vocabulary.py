@@ -9,14 +9,13 @@ from tokenizers import pre_tokenizers
 from data_pipelines.errors import DataError
 from data_pipelines.plain_text import read_tokenizer
 from data_pipelines.tasks.prompt import prompt_texts
-from data_pipelines.trained_tokenizer import TrainedTokenizer, read_trained_tokenizer
+from data_pipelines.trained_tokenizer import TrainedTokenizer, read_trained_tokenizer, train_tokenizer
 from data_pipelines.vocabulary import (
     FAKE,
     VocabularyConfig,
     attribute_texts,
     build_vocabulary,
     load_vocabulary,
-    train_tokenizer,
 )
 from tests.data_pipelines.small import small_corpus, small_vocabulary
 

@@ -251,17 +251,6 @@ class UniMP(nnx.Module):
         """[..., D] -> float32 [..., V], of the tokens that are named (int32 [V]) alone."""
         return self.embeddings.tables().logits_of(hidden, tokens_V)
 
-    def materialised(self) -> UniMP:
-        """The same model with the content of tokens in their rows: what is asked and exported."""
-        if self.embeddings.content is None:
-            return self
-        config = dataclasses.replace(self.config, decoder=self.config.decoder.without_content)
-        graph, state = nnx.split(nnx.eval_shape(lambda: UniMP(config, rngs=nnx.Rngs(0))))
-        values = dict(nnx.to_flat_state(nnx.state(self)))
-        tables = nnx.to_flat_state(nnx.state(self.embeddings.tables()))
-        values |= {("embeddings", *path): variable for path, variable in tables}
-        return nnx.merge(graph, nnx.map_state(lambda path, _: values[path], state))
-
     def hidden(self, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
         """Hidden states of all tokens: [B, T, D]."""
         return self.forward(batch, dropout_key)[0]
@@ -270,11 +259,10 @@ class UniMP(nnx.Module):
         self,
         batch: Batch,
         dropout_key: jax.Array | None = None,
-        latents_BNLC: jax.Array | None = None,
         tables: EmbeddingTables | None = None,
     ) -> jax.Array:
         """Hidden states at `batch.answer_positions` alone: [B, A, D]."""
-        return self.forward(batch, dropout_key, latents_BNLC, tables, answers_only=True)[0]
+        return self.forward(batch, dropout_key, tables=tables, answers_only=True)[0]
 
     def __call__(self, batch: Batch) -> jax.Array:
         """Logits at `batch.answer_positions` alone: float32 [B, A, V]."""
