@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -11,10 +11,9 @@ from scipy.sparse import csr_array
 
 from data_pipelines.content import training_counts
 from data_pipelines.corpus import SPLITS, VALIDATION, Corpus
+from data_pipelines.tasks.base import Split
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.evaluation.ranking import ranks, seen_bitmap
-
-Split = Literal["validation", "test"]
 
 BATCH = 512
 """Users scored at a time, …"""
@@ -136,7 +135,7 @@ R = TypeVar("R", bound=Ranker)
 
 
 def best_on_validation(corpus: Corpus, rankers: Iterable[R]) -> R:
-    """The ranker with the highest `validation_ndcg`, the first of equals; of two or more, two are held at a time."""
+    """The ranker with the highest `validation_ndcg`, the first of equals; at most two are held at a time."""
     if not len(corpus.held_out(VALIDATION)[0]):
         return next(iter(rankers))
     return max(rankers, key=lambda ranker: validation_ndcg(ranker, corpus))

@@ -14,7 +14,7 @@ from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.tasks.prompt import prompt_texts
 from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
 from experiments import evaluate
-from experiments.baselines.explanations import ConstantExplanation, NearestExplanation
+from experiments.baselines.explanations import NearestExplanation
 from experiments.baselines.markov import choose_markov
 from experiments.baselines.query_match import QueryMatch, WordMatches
 from experiments.baselines.ranker import evaluate_ranker
@@ -210,7 +210,7 @@ def test_explanations_stand_alone_where_nobody_wrote_in_training(training, model
     assert tabulate("explanation", outcome, 0).users == 2
     if training:
         assert NearestExplanation(corpus).explain(users[:1], np.array([0])) == [training]
-        assert ConstantExplanation(corpus).text == training
+        assert NearestExplanation(corpus).constant == training
 
 
 def test_one_user_has_a_metric_and_no_interval():
