@@ -37,7 +37,7 @@ from data_pipelines.tasks.queries import TrainingQueries
 from data_pipelines.tasks.room import check_room, long_texts
 from data_pipelines.vocabulary import Vocabulary, attribute_texts, build_vocabulary, load_vocabulary
 from experiments.config import DataConfig, ExperimentConfig
-from experiments.memory import MemoryConfig
+from experiments.memory import Memory
 from unimp_jax.decoding import Trie, build_trie
 
 PROMPTS_A_ROW = 16
@@ -113,10 +113,10 @@ class ExperimentData:
       corpus, vocabulary, writer, images: see their classes.
       has_image: bool [I], the items that have an image, whether it is shown or not.
       known_items: so many items, from the first on, were trained on; those behind them are new.
-      memory: what answers beside the model; None: nothing.
+      memory: what answers beside the model.
     """
 
-    memory: MemoryConfig | None = None
+    memory = Memory()
 
     def __init__(self, config: ExperimentConfig, records: PreparedSource, vocabulary: Vocabulary):
         self.config, self.corpus, self.vocabulary = config, records.corpus, vocabulary

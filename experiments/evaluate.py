@@ -31,8 +31,9 @@ from experiments.evals import EVALS
 from experiments.evals.base import OURS, Answered, Outcome, Setting, TooFewError
 from experiments.evals.config import EvaluationConfig
 from experiments.evals.queries import check_queries, evaluation_queries, reason_for_none
+from experiments.evals.rating import choose_rating_memory
 from experiments.evals.recommender import choose_memory, remembers
-from experiments.memory import save_memory
+from experiments.memory import Memory, save_memory
 from experiments.results import Evaluation, Row, TaskTable, save_evaluation
 from experiments.run import load_model, open_data, restore
 from unimp_jax.evaluation.bootstrap import interval, metric
@@ -88,9 +89,11 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     ranks = any(EVALS[task].needs_rankers for task in asked)
     rankers, unfit = fit_rankers(corpus, config) if ranks else ([], {})
     left_out |= unfit
-    if ranks and remembers(data) and (memory := choose_memory(data, predictor, rankers)):
-        rankers = [memory, *rankers]
-        save_memory(folder, memory.memory)
+    with_items = choose_memory(data, predictor, rankers) if ranks and remembers(data) else None
+    memory = Memory(
+        with_items.memory if with_items else None, choose_rating_memory(data, predictor) if "rating" in asked else None
+    )
+    rankers = [with_items, *rankers] if with_items else rankers
 
     def with_content(content: np.ndarray) -> Predictor:
         return restore(folder, data.config, config.checkpoint, content)[0]
@@ -98,7 +101,7 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     answered: dict[str, Answered] = {}
     for task, questions in asked.items():
         try:
-            setting = Setting(data, predictor, questions, rankers, config, with_content, opened[task])
+            setting = Setting(data, predictor, questions, rankers, config, with_content, opened[task], memory)
             answered[task] = EVALS[task].evaluate(setting)
         except TooFewError as error:
             left_out[task] = str(error)
@@ -121,6 +124,7 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
                 evaluation = dataclasses.replace(evaluation, images=one.save_images(place))
         for task, outcome in outcomes.items():
             save_answers(outcome, place / f"{split}-{task}.parquet")
+        save_memory(folder, memory)
         save_evaluation(evaluation, place / f"{split}.json")  # at last: what it speaks of is there
     return evaluation
 

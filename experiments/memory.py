@@ -1,7 +1,8 @@
 """What a run's memory is: which counts of training stand beside the model, and how much they say.
 
-`unimp evaluate` chooses it on validation users (`experiments.evals.recommender`), and leaves `memory.json` in the
-folder of the run, from which `unimp generate` answers. The counts themselves are made anew from the records.
+`unimp evaluate` chooses it on validation users (`experiments.evals.recommender`, `experiments.evals.rating`), and
+leaves `memory.json` in the folder of the run, from which `unimp generate` answers. The counts themselves are made anew
+from the records.
 """
 
 from __future__ import annotations
@@ -13,13 +14,19 @@ from data_pipelines.atomic import write_json
 from experiments.baselines.calibration import Calibration
 from experiments.baselines.item_knn import ItemKNN, ItemKNNConfig
 from experiments.baselines.markov import Markov, MarkovConfig
+from experiments.baselines.ratings import FactorisationConfig
 from experiments.config import read_config, to_json
 
 FILE = "memory.json"
 
 
+def check_share(share: float) -> None:
+    if not 0 < share < 1:
+        raise ValueError(f"share {share}: above 0 and below 1 is right")
+
+
 @dataclasses.dataclass(frozen=True)
-class MemoryConfig:
+class ItemMemory:
     """Counts of which items followed, or were met with, those of a history; one of the two kinds is given."""
 
     share: float
@@ -30,26 +37,45 @@ class MemoryConfig:
     markov: MarkovConfig | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise ValueError(f"share {self.share}: above 0 and below 1 is right")
+        check_share(self.share)
         if (self.item_knn is None) == (self.markov is None):
             raise ValueError("a memory is one of item_knn and markov")
 
-
-def memory_of(ranker: ItemKNN | Markov, share: float, calibration: Calibration) -> MemoryConfig:
-    if isinstance(ranker, ItemKNN):
-        return MemoryConfig(share, calibration, item_knn=ranker.config)
-    return MemoryConfig(share, calibration, markov=ranker.config)
+    @property
+    def described(self) -> str:
+        return f"{ItemKNN.name if self.markov is None else Markov.name}, a share of {self.share:g}"
 
 
-def save_memory(folder: Path, memory: MemoryConfig) -> None:
-    write_json(folder / FILE, to_json(memory), shared=True)
+@dataclasses.dataclass(frozen=True)
+class RatingMemory:
+    """Biases (and factors) of users and items."""
+
+    share: float
+    """Of the expected rating, how much is the memory's; the rest is the model's."""
+    factorisation: FactorisationConfig
+
+    def __post_init__(self) -> None:
+        check_share(self.share)
 
 
-def read_memory(folder: Path) -> MemoryConfig | None:
-    """That of a run; None where it was not evaluated.
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What stands beside a model; None where nothing does."""
+
+    items: ItemMemory | None = None
+    ratings: RatingMemory | None = None
+
+
+def save_memory(folder: Path, memory: Memory) -> None:
+    """What is None stays as it was chosen before."""
+    chosen = {name: value for name, value in vars(memory).items() if value is not None}
+    write_json(folder / FILE, to_json(dataclasses.replace(read_memory(folder), **chosen)), shared=True)
+
+
+def read_memory(folder: Path) -> Memory:
+    """That of a run; an empty one where it was not evaluated.
 
     Raises:
       DataError: the file does not describe a memory.
     """
-    return read_config(folder / FILE, MemoryConfig) if (folder / FILE).exists() else None
+    return read_config(folder / FILE, Memory) if (folder / FILE).exists() else Memory()

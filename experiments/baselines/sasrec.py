@@ -37,7 +37,7 @@ class SASRecConfig:
     steps: int | None = None
     """End after so many steps, …"""
     seconds: float | None = 300.0
-    """… or after so much time, validation included and compilation not, whichever comes first."""
+    """… or after so much time of training alone, whichever comes first."""
     batch_size: int = 16
     """Rows of `max_length` transitions in a batch."""
     learning_rate: float = 4e-3

@@ -19,6 +19,7 @@ from experiments.baselines.ranker import Ranker
 from experiments.data import ExperimentData
 from experiments.evals.config import EvaluationConfig, GenerateConfig
 from experiments.evals.queries import EvaluationQueries
+from experiments.memory import Memory
 from experiments.request import Request
 from experiments.results import ImageSample, Sample
 from unimp_jax.evaluation.metrics import Means
@@ -62,6 +63,7 @@ class Setting:
       rankers: baselines that rank the catalogue; none where no task needs them.
       with_content: the run's model with rows of the content of more tokens (`ExperimentData.content` of other data).
       opened: what `TaskEval.open` opened.
+      memory: what was chosen to stand beside the model.
     """
 
     data: ExperimentData
@@ -71,6 +73,7 @@ class Setting:
     config: EvaluationConfig
     with_content: Callable[[np.ndarray], Predictor]
     opened: Any = None
+    memory: Memory = Memory()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

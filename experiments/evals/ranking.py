@@ -72,7 +72,9 @@ class RankingEval(TaskEval):
             metrics[ranker.name] = rank_metrics(unfiltered, filtered)
             answers |= {f"{ranker.name}: rank, unfiltered": unfiltered, f"{ranker.name}: rank, filtered": filtered}
         found = "" if data.vocabulary.depth == 1 else f" Semantic ids, searched for with {beams} beams."
-        note = f"{self.asks} Seen items filtered, but for the last columns.{found}{setting.questions.note}"
+        items = setting.memory.items
+        beside = f" Memory: {items.described}." if items else ""
+        note = f"{self.asks} Seen items filtered, but for the last columns.{found}{setting.questions.note}{beside}"
         return Outcome(note, metrics, answers | self.columns(corpus, queries)), ranked
 
     def answer(
@@ -123,7 +125,7 @@ def best_items(
     data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig
 ) -> list[dict[str, Any]]:
     """The best items for an open question, whatever the right ones are."""
-    if data.memory is not None:
+    if data.memory.items is not None:
         log_p_I = recommender(data, predictor).scores(*moments([query]))[0]
         return best_of(data.corpus, query, np.argsort(-log_p_I, kind="stable"), log_p_I, config)
     nothing, beams = np.empty(0, np.int32), max(config.beams, config.k)

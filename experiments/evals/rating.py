@@ -28,12 +28,17 @@ from experiments.evals.base import (
     titled,
 )
 from experiments.evals.config import GenerateConfig
-from experiments.evals.queries import EvaluationQueries
+from experiments.evals.queries import EvaluationQueries, evaluation_queries
+from experiments.evals.recommender import SHARES
+from experiments.memory import RatingMemory
 from experiments.request import Request
 from experiments.terminal import fitted, room
 from unimp_jax.decoding import BeamConfig
 from unimp_jax.evaluation.metrics import RATING_METRICS, rating_errors
 from unimp_jax.evaluation.predictor import Predictor
+
+VALIDATED = 2000
+"""So many validation users choose the memory."""
 
 
 class RatingEval(TaskEval):
@@ -43,7 +48,9 @@ class RatingEval(TaskEval):
     needs = ("item", "the id of the item to be rated")
 
     def evaluate(self, setting: Setting) -> Answered:
-        return Answered(rate_held_out(setting.data, setting.predictor, setting.questions, setting.config.reviews))
+        data, predictor = setting.data, setting.predictor
+        reviews, memory = setting.config.reviews, setting.memory.ratings
+        return Answered(rate_held_out(data, predictor, setting.questions, reviews, memory))
 
     def query(self, data: ExperimentData, request: Request, query: Query, item_of: Callable[[str], int]) -> Query:
         if not len(data.vocabulary.rating_levels):
@@ -53,11 +60,12 @@ class RatingEval(TaskEval):
     def answer(
         self, data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig, opened: Any
     ) -> dict[str, Any]:
-        """The item asked about, and what `parse_rating` finds in the best answer."""
+        """The item asked about, what `parse_rating` finds in the best answer, and the rating to be expected."""
         vocabulary, beams = data.vocabulary, BeamConfig(config.beams, config.new_tokens)
         batches = prompt_batches(data, predictor, [query], tight=True)
         tokens, _ = predictor.generate(batches, 1, beams, eos=vocabulary.eos, pad=vocabulary.pad)
-        return titled(data.corpus, query.right)[0] | parse_rating(vocabulary, tokens[0])
+        expected = float(expected_ratings(data, predictor, [query], data.memory.ratings)[0])
+        return titled(data.corpus, query.right)[0] | parse_rating(vocabulary, tokens[0]) | {"expected": expected}
 
     def show(self, answer: dict[str, Any]) -> list[str]:
         cut = "" if answer["whole"] else " … (cut off: --new-tokens allows more)"
@@ -66,11 +74,53 @@ class RatingEval(TaskEval):
             words = f"answer       {answer['answer'] or 'empty'}{cut}"
             return [item, "rating       none: the answer does not begin with one", words]
         explanation = answer["explanation"] or "none was written"
-        return [item, f"rating       {answer['rating']:g}", f"explanation  {explanation}{cut}"]
+        expected = f"expected     {answer['expected']:.2f}"
+        return [item, f"rating       {answer['rating']:g}", expected, f"explanation  {explanation}{cut}"]
+
+
+def choose_rating_memory(data: ExperimentData, predictor: Predictor) -> RatingMemory | None:
+    """The factorisation and the share of it that validate best beside the model; None: nobody validates, or nothing
+    was rated in training."""
+    queries = evaluation_queries(data, "validation", "rating", VALIDATED).queries
+    if not queries:
+        return None
+    try:
+        factorisation = choose_factorisation(data.corpus)
+    except DataError:
+        return None
+    users, items, actual = rated(data.corpus, queries)
+    ours, counted = expected_ratings(data, predictor, queries), factorisation.predict(users, items)
+    errors = {share: np.square((1 - share) * ours + share * counted - actual).mean() for share in SHARES}
+    return RatingMemory(min(errors, key=lambda share: errors[share]), factorisation.config)
+
+
+def rated(corpus: Corpus, queries: Sequence[Query]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(users, items, ratings; NaN where there is none) of rating questions."""
+    users = np.array([query.user for query in queries])
+    items = np.array([query.right[0] for query in queries])
+    ends = corpus.offsets[users + 1] - 1
+    events = np.minimum(corpus.offsets[users] + np.array([query.position for query in queries]), ends)
+    return users, items, np.where(corpus.items[events] == items, corpus.ratings[events], np.nan)
+
+
+def expected_ratings(
+    data: ExperimentData, predictor: Predictor, queries: Sequence[Query], memory: RatingMemory | None = None
+) -> np.ndarray:
+    """In stars, by the next token's probabilities and the memory, if there is one: float64 [P]."""
+    expected = next_token(data, predictor, queries, data.vocabulary.ratings) @ np.array(data.vocabulary.rating_levels)
+    if memory is None:
+        return expected
+    users, items, _ = rated(data.corpus, queries)
+    counted = BiasedFactorisation(data.corpus, memory.factorisation).predict(users, items)
+    return (1 - memory.share) * expected + memory.share * counted
 
 
 def rate_held_out(
-    data: ExperimentData, predictor: Predictor, questions: EvaluationQueries, config: BeamConfig
+    data: ExperimentData,
+    predictor: Predictor,
+    questions: EvaluationQueries,
+    config: BeamConfig,
+    memory: RatingMemory | None = None,
 ) -> dict[str, Outcome]:
     """Ratings, from the next token's probabilities and as written; and explanations, where users wrote any."""
     corpus, vocabulary, queries = data.corpus, data.vocabulary, questions.queries
@@ -83,16 +133,23 @@ def rate_held_out(
         f"{OURS}, expected rating": probabilities @ levels,
         f"{OURS}, most probable rating": levels[probabilities.argmax(axis=1)],
     }
+    note = f"How many stars will it get?{questions.note}"
     with contextlib.suppress(DataError):  # nothing was rated in training: there is nothing to compare with
+        factorisation = BiasedFactorisation(corpus, memory.factorisation) if memory else choose_factorisation(corpus)
+        counted = factorisation.predict(users, items)
+        if memory is not None:
+            mixed = (1 - memory.share) * predicted[f"{OURS}, expected rating"] + memory.share * counted
+            predicted[f"{OURS} + memory, expected rating"] = mixed
+            note += f" Memory: biased factorisation, a share of {memory.share:g}."
         biases = BiasedFactorisation(corpus, BIASES)
         predicted |= {
-            "biased factorisation": choose_factorisation(corpus).predict(users, items),
+            "biased factorisation": counted,
             "user and item bias": biases.predict(users, items),
             "mean rating": np.full(len(users), biases.mean, np.float32),
         }
     texts = [corpus.texts.get(int(event), "") for event in events]
     answers = asked(corpus, queries) | {"rating": actual, "probabilities": probabilities.tolist(), "review": texts}
-    note, explanations = f"How many stars will it get?{questions.note}", {}
+    explanations: dict[str, Outcome] = {}
     wrote = np.array([bool(text.strip()) for text in texts])
     if wrote.mean() >= 0.5:  # elsewhere, a review is not what is answered
         ratings, ours, written, scores = write_reviews(data, predictor, queries, config)

@@ -24,7 +24,7 @@ from experiments.baselines.markov import Markov
 from experiments.baselines.ranker import Ranker, scored_batches
 from experiments.data import ExperimentData
 from experiments.evals.base import OURS, prompt_batches
-from experiments.memory import MemoryConfig, memory_of
+from experiments.memory import ItemMemory
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.evaluation.ranking import ranks, seen_bitmap
@@ -52,7 +52,7 @@ class WithMemory(NextItem):
 
     name = f"{OURS} + memory"
 
-    def __init__(self, data: ExperimentData, predictor: Predictor, memory: MemoryConfig, ranker: Ranker | None = None):
+    def __init__(self, data: ExperimentData, predictor: Predictor, memory: ItemMemory, ranker: Ranker | None = None):
         """`ranker` spares the counting where that of the memory is there."""
         super().__init__(data, predictor)
         self.memory, self._ranker = memory, ranker or ranker_of(data, memory)
@@ -62,7 +62,7 @@ class WithMemory(NextItem):
         return interpolated(super().scores(users, positions), known, self.memory.share)
 
 
-def ranker_of(data: ExperimentData, memory: MemoryConfig) -> Ranker:
+def ranker_of(data: ExperimentData, memory: ItemMemory) -> Ranker:
     """The counts of a memory, of the training interactions of a corpus."""
     if memory.item_knn is not None:
         return ItemKNN(data.corpus, memory.item_knn)
@@ -72,7 +72,8 @@ def ranker_of(data: ExperimentData, memory: MemoryConfig) -> Ranker:
 
 def recommender(data: ExperimentData, predictor: Predictor) -> NextItem:
     """What answers: with the memory of the run, where it has one."""
-    return NextItem(data, predictor) if data.memory is None else WithMemory(data, predictor, data.memory)
+    memory = data.memory.items
+    return NextItem(data, predictor) if memory is None else WithMemory(data, predictor, memory)
 
 
 def interpolated(model_MI: np.ndarray, memory_MI: np.ndarray, share: float) -> np.ndarray:
@@ -110,7 +111,11 @@ def choose_memory(data: ExperimentData, predictor: Predictor, rankers: Sequence[
             _, filtered = jax.device_get(ranks(interpolated(model_MI, memory_MI, share), targets, seen))
             score = float(ranking_metrics(filtered)["NDCG@10"].mean())
             if score > highest:
-                best, highest = WithMemory(data, predictor, memory_of(ranker, share, calibration), ranker), score
+                if isinstance(ranker, ItemKNN):
+                    memory = ItemMemory(share, calibration, item_knn=ranker.config)
+                else:
+                    memory = ItemMemory(share, calibration, markov=ranker.config)
+                best, highest = WithMemory(data, predictor, memory, ranker), score
     return best
 
 

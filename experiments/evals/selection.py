@@ -103,7 +103,7 @@ class SelectionEval(TaskEval):
 def select(data: ExperimentData, predictor: Predictor, queries: Sequence[Query]) -> list[tuple[int, ...]]:
     """The most probable items to be right, one or two of the three, by how probable each is as a recommendation."""
     candidates = np.array([query.candidates for query in queries])
-    if data.memory is None:
+    if data.memory.items is None:
         asked = [Query("recommendation", query.user, query.position, query.right[:1]) for query in queries]
         log_p = predictor.score(prompt_batches(data, predictor, asked), data.vocabulary.items[candidates])
     else:

@@ -1,7 +1,7 @@
 #!/bin/bash
 # A training on TPUs of Google Kubernetes Engine, through XPK (pip install xpk, beside gcloud). Copy this file, edit the
 # training command and the options of xpk, then
-#   unimp check --tpu v5p-64 --num-slices 2 -- train openflamingo-3b --folder /shared/3b --mesh.slice 2
+#   unimp check --tpu v5p-64 --num-slices 2 -- train openflamingo-3b --folder /shared/3b --loop.hang-seconds 1800 --mesh.slice 2
 #   bash xpk.sh
 #
 # Ending: Kubernetes sends SIGTERM before it takes a host away, and waits for --termination-grace-period-seconds.
@@ -16,7 +16,7 @@ read -r -d '' LINES_OF_HOST <<'END' || true
 set -e;
 FOLDER=/shared/3b; STEPS=20000;
 trap 'kill -TERM $! || exit 143' TERM;
-unimp train openflamingo-3b --folder "$FOLDER" --loop.steps "$STEPS" --mesh.slice 2 & training=$!;
+unimp train openflamingo-3b --folder "$FOLDER" --loop.steps "$STEPS" --loop.hang-seconds 1800 --mesh.slice 2 & training=$!;
 status=0; wait "$training" || status=$?;
 while kill -0 "$training" 2>/dev/null; do status=0; wait "$training" || status=$?; done;
 if [ "$status" -eq 0 ] && [ ! -d "$FOLDER/checkpoints/$STEPS" ]; then status=42; fi;

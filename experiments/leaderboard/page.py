@@ -25,21 +25,21 @@ def page(found: Sequence[Standing], seconds: Mapping[str, Sequence[float]], comm
         "",
         f"One model a data set, all tasks, test split, seeds {', '.join(map(str, seeds))}; `{command}`. "
         "Intervals are for other users and seeds; a difference is of the same users, and level where chance gives a "
-        "larger one in more than one case of twenty.",
+        "larger one in more than one case of twenty. Our first row is compared; the model alone is in the tables.",
         "",
         f"**{counts['won']} won, {counts['level']} level, {counts['lost']} lost.**",
         "",
     ]
     order = {"lost": 0, "level": 1, "won": 2, "alone": 3}
-    lines += ["| | data | task | metric | UniMP | best rival | | difference | p |", "|" + "---|" * 9]
+    lines += ["| | data | task | metric | ours | | best rival | | difference | p |", "|" + "---|" * 10]
     for one in sorted(found, key=lambda one: order[one.verdict]):
         ours = one.ours[0].metrics[one.metric]
         rival = one.rivals[0] if one.rivals else None
-        cells = [one.verdict, one.contest, one.task, one.metric, shown(ours)]
+        cells = [one.verdict, one.contest, one.task, one.metric, shown(ours), one.ours[0].model]
         cells += [shown(rival.metrics[one.metric]), rival.model] if rival else ["", ""]
         if one.difference:
             cells += [f"{one.difference.mean:+.4f} [{bounds(one.difference)}]", f"{one.difference.p_value:.3f}"]
-        lines.append("| " + " | ".join([*cells, *[""] * (9 - len(cells))]) + " |")
+        lines.append("| " + " | ".join([*cells, *[""] * (10 - len(cells))]) + " |")
     for contest in dict.fromkeys(one.contest for one in found):
         took = ", ".join(f"{second:.0f}" for second in seconds.get(contest, ()))
         lines += ["", f"## {contest}", "", f"Training took {took} s."]

@@ -21,7 +21,7 @@ EXPERIMENT = ExperimentConfig(
     vocabulary=VocabularyConfig(
         trained_size=512, attributes=("Genres", "Title"), attribute_words=4, category_items=1
     ),
-    content=ContentConfig(attributes=("Category", "Year"), popularity=True),
+    content=ContentConfig(attributes=("Category", "Year"), popularity=True, co_occurrence=64),
     tasks=TaskConfig(
         full_items=1, id_items=120, ask_whole=False, history_targets="next_item", history_weight=0.5, ask_every=8,
         recommendation_at="last_id", loss_weights={"search": 2.0},

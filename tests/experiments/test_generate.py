@@ -165,11 +165,11 @@ def test_what_an_answer_says_is_read_to_its_end(places, opening):
     assert parsed(rating, eos) == {"rating": 4.0, "explanation": "", "whole": True}
     assert parsed(*words, rating, eos) == {"rating": None, "answer": "Film Comedy rate_4", "whole": True}
     assert parsed(eos, eos) == {"rating": None, "answer": "", "whole": True}
-    asked = {"task": "rating", "user": None, "title": "Film 3", "item": "3"}
+    asked = {"task": "rating", "user": None, "title": "Film 3", "item": "3", "expected": 3.456}
     asked["history"] = {"items": 1, "latest": [{"item": "1", "title": "Film 1"}]}
     shown = show(asked | parsed(rating, *words))
     assert "the given history: 1 item, the latest Film 1" in shown
-    assert "Film 3 (3)\nrating       4\nexplanation  Film Comedy … (cut off" in shown
+    assert "Film 3 (3)\nrating       4\nexpected     3.46\nexplanation  Film Comedy … (cut off" in shown
     assert "none was written" in show(asked | parsed(rating, eos))
     assert "rating       none: the answer does not begin with one\nanswer       Film Comedy" in show(
         asked | parsed(*words, eos)

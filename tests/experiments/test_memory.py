@@ -10,15 +10,19 @@ import pytest
 
 from data_pipelines.corpus import VALIDATION, split_by_users
 from data_pipelines.errors import DataError
+from data_pipelines.tasks import Query
 from data_pipelines.tasks.selection import PRIOR
 from experiments.baselines.item_knn import ItemKNN
 from experiments.baselines.markov import Markov
+from experiments.baselines.ratings import BiasedFactorisation
 from experiments.evals.config import EvaluationConfig, GenerateConfig
+from experiments.evals.queries import evaluation_queries
+from experiments.evals.rating import expected_ratings, rated
 from experiments.evals.recommender import SHARES, NextItem, WithMemory, choose_memory, interpolated
 from experiments.evals.selection import most_probable_sets
 from experiments.evaluate import evaluate_run
 from experiments.generate import generate
-from experiments.memory import FILE, read_memory
+from experiments.memory import FILE, Memory, read_memory
 from experiments.run import open_model
 from tests.experiments.tiny_run import experiment, prepare_source
 from tests.experiments.untrained_run import write_run
@@ -32,7 +36,7 @@ def evaluated(tmp_path_factory):
     """A run that was never trained, and the tables of its evaluation."""
     folder = tmp_path_factory.mktemp("memory")
     run = write_run(experiment(prepare_source(folder)), folder / "run", scale=1.5)
-    tasks = "recommendation", "search", "selection"
+    tasks = "recommendation", "search", "selection", "rating"
     tables = evaluate_run(run, EvaluationConfig(tasks=tasks, rivals=())).tables
     return run, {table.task: table for table in tables}
 
@@ -40,7 +44,7 @@ def evaluated(tmp_path_factory):
 def probabilities(run, users, positions):
     """Of all items by the memory of a run, in plain numpy: float64 [M, I]."""
     data, predictor, _ = open_model(run, "best")
-    memory = read_memory(run)
+    memory = read_memory(run).items
     log_p = NextItem(data, predictor).scores(users, positions).astype(np.float64)
     ranker = Markov(data.corpus, memory.markov) if memory.markov else ItemKNN(data.corpus, memory.item_knn)
     powers = np.asarray(ranker.scores(users, positions), np.float64) ** memory.calibration.temperature
@@ -56,6 +60,7 @@ def test_our_rows_come_first_those_with_the_most_beside_the_model_before(evaluat
     assert tables["recommendation"][:2] == [MODEL, "UniMP"]
     assert tables["search"][:3] == [f"{MODEL} + query", "UniMP + query", "UniMP"]
     assert tables["selection"][0] == MODEL
+    assert tables["rating"][:2] == [f"{MODEL}, expected rating", "UniMP, expected rating"]
     assert "UniMP" in tables["selection"]
 
 
@@ -97,10 +102,39 @@ def test_an_open_question_is_answered_from_the_memory(evaluated):
     assert [item["item"] for item in answer] == [data.corpus.item_ids[item] for item in np.argsort(-p_MI[0])[:4]]
 
 
+def test_ratings_are_a_mean_of_the_model_and_of_the_factorisation_weighed_on_validation(evaluated):
+    run, _ = evaluated
+    answers = pq.read_table(run / "evaluation" / "test-rating.parquet").to_pydict()
+    share = read_memory(run).ratings.share
+    ours, counted, mixed = (
+        np.array(answers[f"{model}: rating"])
+        for model in ("UniMP, expected rating", "biased factorisation", f"{MODEL}, expected rating")
+    )
+    np.testing.assert_allclose(mixed, (1 - share) * ours + share * counted, rtol=1e-6)
+    data, predictor, _ = open_model(run, "best")
+    queries = evaluation_queries(data, "validation", "rating").queries
+    users, items, actual = rated(data.corpus, queries)
+    assert [*items] == [query.right[0] for query in queries]
+    assert np.isfinite(actual).all()
+    ours = expected_ratings(data, predictor, queries)
+    counted = BiasedFactorisation(data.corpus, read_memory(run).ratings.factorisation).predict(users, items)
+    errors = {share: np.mean((share * counted + (1 - share) * ours - actual) ** 2) for share in SHARES}
+    assert share == min(errors, key=errors.get)
+    question = GenerateConfig(task="rating", user="5", item="3", json=True, new_tokens=4)
+    told = json.loads(generate(run, question, None))["expected"]
+    user = data.corpus.user_ids.index("5")
+    met = int(data.corpus.offsets[user + 1] - data.corpus.offsets[user])
+    item = data.corpus.item_ids.index("3")
+    open_question = [Query("rating", user, met, (item,))]
+    own = expected_ratings(data, predictor, open_question)[0]
+    theirs = BiasedFactorisation(data.corpus, read_memory(run).ratings.factorisation).predict([user], [item])[0]
+    assert told == pytest.approx((1 - share) * own + share * theirs, rel=1e-4)
+
+
 def test_what_is_kept_is_the_best_on_validation(evaluated):
     run, _ = evaluated
     data, predictor, _ = open_model(run, "best")
-    corpus, memory = data.corpus, read_memory(run)
+    corpus, memory = data.corpus, read_memory(run).items
     users, positions = corpus.held_out(VALIDATION)
     targets = corpus.targets(users, positions)
 
@@ -134,10 +168,18 @@ def test_a_mixture_of_distributions_is_one():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", '{"share": 2, "calibration": {}, "markov": {}}', '{"share": 0.5, "calibration": {}}', "[1]"]
+    "text",
+    [
+        "",
+        "[1]",
+        '{"items": {"share": 2, "calibration": {}, "markov": {}}}',
+        '{"items": {"share": 0.5, "calibration": {}}}',
+        '{"ratings": {"share": 0.5}}',
+        '{"people": null}',
+    ],
 )
 def test_a_damaged_file_is_named(text, tmp_path):
-    assert read_memory(tmp_path) is None
+    assert read_memory(tmp_path) == Memory()
     (tmp_path / FILE).write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=FILE):
         read_memory(tmp_path)

@@ -14,6 +14,7 @@ from unimp_jax.training.log import RunLog, read_log
 from unimp_jax.training.preemption import EndRequest, print_saved
 from unimp_jax.training.prefetch import Prefetcher
 from unimp_jax.training.profile import Profile
+from unimp_jax.training.watchdog import Watchdog
 from unimp_jax.training.window import Window
 
 
@@ -41,10 +42,14 @@ class LoopConfig:
     """Steps between checkpoints."""
     profile_steps: tuple[int, int] | None = None
     """First and last step to be profiled by jax.profiler, into `profile` in the folder of the run."""
+    hang_seconds: float | None = None
+    """A step, validation or save that takes longer ends the run, with the stacks of its threads (`Watchdog`)."""
 
     def __post_init__(self) -> None:
         if min(self.steps, self.log_every, self.validate_every, self.save_every) < 1:
             raise ValueError("steps, log_every, validate_every and save_every must be 1 or more")
+        if self.hang_seconds is not None and self.hang_seconds <= 0:
+            raise ValueError(f"hang_seconds {self.hang_seconds} must be above 0")
         if self.profile_steps is not None and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
             raise ValueError(f"profile_steps {self.profile_steps} must be the first step, at least 1, and the last")
         for name in ("validate_every", "save_every"):
@@ -97,12 +102,14 @@ def train(
         print_saved(step)
 
     def measure(step: int) -> dict[str, float]:
+        watchdog.begin(step, "validating")
         with end.ends_after(lambda: save_and_end(step)) if step > saved else contextlib.nullcontext():
             metrics = validate(state)
         log.write(step, "validation", metrics)
         return metrics
 
-    with contextlib.closing(Profile(config.profile_steps, log.folder / "profile")) as profile:
+    watchdog = Watchdog(config.hang_seconds)
+    with watchdog, contextlib.closing(Profile(config.profile_steps, log.folder / "profile")) as profile:
         if validation_is_due(done, config, log):
             checkpoints.note_metrics(done, measure(done))
         if done < config.steps:
@@ -114,7 +121,9 @@ def train(
                 if step - 1 > saved:
                     checkpoints.save(step - 1, state, window.notes())
                 return state, False
+            watchdog.begin(step, "waiting for data")
             loaded, batch = batches.take()
+            watchdog.begin(step, "computing")
             profile.before(step, state)
             state, metrics = train_step(state, batch)
             if not last:
@@ -129,6 +138,7 @@ def train(
             validates = last or step % config.validate_every == 0
             measured = measure(step) if validates else None
             if validates or step % config.save_every == 0:
+                watchdog.begin(step, "saving")
                 checkpoints.save(step, state, window.notes(), measured)
                 saved = step
             window.restart_clock()

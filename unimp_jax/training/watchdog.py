@@ -1,0 +1,120 @@
+"""Ends a run that hangs, with the stacks of its threads; of several processes, it names the one that is behind.
+
+A host that has stopped feeding its chips stops all others in their next collective, where each of them waits without an
+error. So every process tells the others, through the key-value store of JAX's distributed runtime, what it is at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from typing import Any, Literal, Self
+
+import jax
+from jax._src import distributed
+
+Phase = Literal["waiting for data", "computing", "validating", "saving"]
+PHASES: tuple[Phase, ...] = ("waiting for data", "computing", "validating", "saving")
+"""In the order in which a step passes through them."""
+
+STATUS = 3
+"""Of a process that ends itself so."""
+
+KEY = "unimp_watchdog"
+
+
+@dataclasses.dataclass(frozen=True)
+class Beat:
+    """What a process is at.
+
+    Attributes:
+      seconds: for how long.
+    """
+
+    process: int
+    host: str
+    step: int
+    phase: Phase
+    seconds: float
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Ascending in the order of work."""
+        return self.step, PHASES.index(self.phase)
+
+    def __str__(self) -> str:
+        return f"process {self.process} ({self.host}), {self.phase} at step {self.step} for {self.seconds:.0f} s"
+
+
+class Watchdog:
+    """A thread beside the one that trains. As a context; nothing is watched outside of it."""
+
+    def __init__(self, seconds: float | None):
+        """
+        Args:
+          seconds: what takes longer is taken to hang; None: nothing is watched.
+        """
+        self._seconds, self._over, self._store = seconds, threading.Event(), store()
+        self._at: tuple[int, Phase, float] = (0, "waiting for data", time.monotonic())
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def begin(self, step: int, phase: Phase) -> None:
+        """To be called by the thread that trains."""
+        self._at = step, phase, time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._seconds is not None:
+            self.begin(*self._at[:2])
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        assert self._seconds is not None
+        while not self._over.wait(min(self._seconds / 5, 10.0)):
+            step, phase, since = self._at
+            own = Beat(jax.process_index(), socket.gethostname(), step, phase, time.monotonic() - since)
+            self._tell(own)
+            if own.seconds > self._seconds:
+                print(explained(own, self._others(own), self._seconds), file=sys.stderr, flush=True)
+                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+                os._exit(STATUS)
+
+    def _tell(self, own: Beat) -> None:
+        if self._store is not None:
+            with contextlib.suppress(Exception):  # where the runtime has gone, there is nobody to tell
+                beat = json.dumps(dataclasses.asdict(own))
+                self._store.key_value_set(f"{KEY}/{own.process}", beat, allow_overwrite=True)
+
+    def _others(self, own: Beat) -> list[Beat]:
+        if self._store is not None:
+            with contextlib.suppress(Exception):
+                told = [Beat(**json.loads(value)) for _, value in self._store.key_value_dir_get(KEY)]
+                return [beat for beat in told if beat.process != own.process]
+        return []
+
+
+def store() -> Any:
+    """The key-value store that the processes of a run share; None where there is one process."""
+    return distributed.global_state.client if jax.process_count() > 1 else None
+
+
+def explained(own: Beat, others: list[Beat], seconds: float) -> str:
+    """What to say of a run that hangs."""
+    first = f"unimp: nothing has moved for {seconds:g} s (--loop.hang-seconds), so this process ends: {own}."
+    beats = [own, *others]
+    behind = [beat for beat in beats if beat.place == min(beat.place for beat in beats)]
+    if len(beats) == 1:
+        return f"{first} Where its threads are:"
+    if len(behind) == len(beats):
+        return f"{first} All {len(beats)} processes are at the same place. Where the threads of this one are:"
+    return f"{first} Behind the others: {'; '.join(map(str, behind))}. Where the threads of this process are:"
