@@ -16,10 +16,13 @@ import jax
 from data_pipelines.atomic import write_json
 
 
-def note_provenance(folder: Path) -> None:
+def note_provenance(folder: Path) -> float:
     """Adds the running command to `started.json`, unless an earlier entry is the same in all but its time.
 
     A damaged file is replaced, because nothing but a report reads it.
+
+    Returns:
+      When the first command was started, in seconds since 1970.
     """
     path = folder / "started.json"
     try:
@@ -27,9 +30,9 @@ def note_provenance(folder: Path) -> None:
     except (FileNotFoundError, ValueError):
         before = []
     now = provenance()
-    if any({**one, "time": ""} == {**now, "time": ""} for one in before):
-        return
-    write_json(path, [*before, now])
+    if not any({**one, "time": ""} == {**now, "time": ""} for one in before):
+        write_json(path, [*before, now])
+    return datetime.datetime.fromisoformat([*before, now][0]["time"]).timestamp()
 
 
 def provenance() -> dict[str, str]:

@@ -44,6 +44,7 @@ LOGGED = {
     "tokens a second": ("tokens_per_second", ",.0f"),
     "share of peak": ("mfu", ".1%"),
     "waiting for data": ("waiting_share", ".2%"),
+    "goodput": ("goodput", ".1%"),
 }
 """What is said of a run's last line of training, as far as the line has it."""
 

@@ -85,11 +85,12 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints,
     ):
         parameters, optimizer = abstract_parameters(config, mesh), optimizer_of(config)
+        began = None
         state, frozen, notes = restore_or_init(config, data, parameters, optimizer, mesh, checkpoints)
         if jax.process_index() == 0:
             note_changes(load_config(folder / "config.json"), config, folder / "config.json")
             describe(config, data, parameters, mesh)
-            note_provenance(folder)
+            began = note_provenance(folder)
         features = None
         if config.training.cache_features:
             features = tower_features(
@@ -106,7 +107,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         position = Position() if notes is None else Position(**notes["position"])
         done, main = int(state.step), jax.process_index() == 0
         with (
-            RunLog(folder, step=done, steps=config.loop.steps, writes=main) as log,
+            RunLog(folder, step=done, steps=config.loop.steps, writes=main, began=began) as log,
             contextlib.closing(data.training(position, shard, features)) as batches,
         ):
             state, finished = train(

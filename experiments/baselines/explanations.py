@@ -6,8 +6,9 @@ product with the sum of their vectors, but for a factor that changes no comparis
 
 from __future__ import annotations
 
+import collections
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,6 +55,67 @@ class NearestExplanation:
             return self._medoid
         wanted_V = self._user_sums_UV[[user]].toarray()[0] if len(own) else self._sum_V
         return int(candidates[np.argmax(self._vectors_TV[candidates] @ wanted_V)])
+
+
+class ConsensusExplanation:
+    """Of what was written about the item and what the user wrote, the text that has most in common with all of it.
+
+    This is the choice of least Bayes risk (Kumar and Byrne 2004) where each of these texts is as likely to be written
+    again, and a text is worth the F1 of its words' stems with what is written. Where there are none, some of all texts
+    take their place.
+    """
+
+    name = "Consensus text"
+
+    def __init__(self, corpus: Corpus, most: int = 32):
+        """
+        Args:
+          most: so many texts about an item, and as many of a user, count: the latest in the corpus.
+
+        Raises:
+          DataError: nothing was written in training.
+        """
+        events, self._texts = training_texts(corpus)
+        users = np.searchsorted(corpus.offsets, events, side="right") - 1
+        self._of_user, self._of_item, self._most = grouped(users), grouped(corpus.items[events]), most
+        self._some = np.linspace(0, len(events) - 1, min(most, len(events))).astype(int).tolist()
+        from rouge_score.tokenizers import DefaultTokenizer  # which takes NLTK along
+
+        self._stems, self._words = DefaultTokenizer(use_stemmer=True), dict[str, collections.Counter[str]]()
+
+    def explain(self, users: np.ndarray, items: np.ndarray, own: Sequence[str] | None = None) -> list[str]:
+        """M texts for int [M] users and items.
+
+        Args:
+          own: of each, a text more that may be chosen, and that the others are compared with.
+        """
+        chosen = []
+        for number, (user, item) in enumerate(zip(users.tolist(), items.tolist(), strict=True)):
+            known = self._of_item.get(item, [])[-self._most :] + self._of_user.get(user, [])[-self._most :]
+            texts = [self._texts[place] for place in dict.fromkeys(known or self._some)]
+            texts += [] if own is None else [own[number]]
+            words = [self._counted(text) for text in texts]
+            worth = [sum(f1(one, other) for other in words) - f1(one, one) for one in words]
+            chosen.append(texts[int(np.argmax(worth))])
+        return chosen
+
+    def _counted(self, text: str) -> collections.Counter[str]:
+        if text not in self._words:
+            self._words[text] = collections.Counter(self._stems.tokenize(text))
+        return self._words[text]
+
+
+def f1(one: collections.Counter[str], other: collections.Counter[str]) -> float:
+    """Of the words that two texts have in common, 0 to 1."""
+    return 2 * (one & other).total() / max(one.total() + other.total(), 1)
+
+
+def grouped(groups: np.ndarray) -> dict[int, list[int]]:
+    """The places of each group, ascending."""
+    places: dict[int, list[int]] = {}
+    for place, group in enumerate(groups.tolist()):
+        places.setdefault(group, []).append(place)
+    return places
 
 
 def training_texts(corpus: Corpus) -> tuple[np.ndarray, list[str]]:

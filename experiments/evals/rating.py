@@ -13,7 +13,7 @@ from data_pipelines.corpus import Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import Query
 from data_pipelines.vocabulary import Vocabulary
-from experiments.baselines.explanations import NearestExplanation
+from experiments.baselines.explanations import ConsensusExplanation, NearestExplanation
 from experiments.baselines.ratings import BIASES, BiasedFactorisation, choose_factorisation
 from experiments.data import ExperimentData
 from experiments.evals.base import (
@@ -172,7 +172,8 @@ def explain(
     corpus: Corpus, users: np.ndarray, items: np.ndarray, wrote: np.ndarray, texts: list[str], ours: list[str],
     sampled: str = "",
 ) -> dict[str, Outcome]:  # fmt: skip
-    """The explanations of those who wrote one, beside the same text for all and the nearest user's.
+    """The explanations of those who wrote one, as written and as the best of that and of the memory's texts; beside the
+    memory's alone, the nearest user's and the same text for all.
 
     Args:
       sampled: what is to be said of who was asked, behind a blank.
@@ -184,6 +185,9 @@ def explain(
     references = [texts[number] for number in asked]
     generated = {OURS: [ours[number] for number in asked]}
     with contextlib.suppress(DataError):  # nothing was written in training: there is nothing to compare with
+        consensus = ConsensusExplanation(corpus)
+        among = {f"{OURS} + memory": consensus.explain(users[asked], items[asked], generated[OURS])}
+        generated = among | generated | {consensus.name: consensus.explain(users[asked], items[asked])}
         nearest = NearestExplanation(corpus)
         generated["Nearest text"] = nearest.explain(users[asked], items[asked])
         generated["Constant text"] = [nearest.constant] * len(asked)

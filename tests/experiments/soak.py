@@ -36,7 +36,7 @@ TRAIN = (
     "--training.trains resampler gated embeddings"
 )
 Process = subprocess.Popen[bytes]
-TIMINGS = re.compile(r"\w+_per_second|step_seconds|waiting_share|mfu")
+TIMINGS = re.compile(r"\w+_per_second|step_seconds|waiting_share|mfu|goodput")
 
 
 def train(run: Path, data: Path, steps: int) -> Process:

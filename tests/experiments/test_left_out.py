@@ -194,9 +194,12 @@ def test_ratings_are_asked_for_where_nobody_rated_in_training(monkeypatch):
     assert table.rows[0].metrics["RMSE"].mean == 0
 
 
+ANSWERED = [f"{OURS} + memory", OURS, "Consensus text", "Nearest text", "Constant text"]
+
+
 @pytest.mark.parametrize(
     ("training", "models"),
-    [("", [OURS]), ("!!! …", [OURS, "Nearest text", "Constant text"]), ("a", [OURS, "Nearest text", "Constant text"])],
+    [("", [OURS]), ("!!! …", ANSWERED), ("a", ANSWERED)],
 )
 def test_explanations_stand_alone_where_nobody_wrote_in_training(training, models):
     histories = [[(0, "train", 3.0, training), (1, "train", 3.0, training), (2, "test", 3.0, "good")]] * 2

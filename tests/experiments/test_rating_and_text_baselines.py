@@ -4,11 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from rouge_score.rouge_scorer import RougeScorer
 
 from data_pipelines.corpus import TEST, TRAIN, VALIDATION, Corpus, build_corpus
 from data_pipelines.errors import DataError
 from data_pipelines.schema import Interaction, Item, User
-from experiments.baselines.explanations import NearestExplanation, training_texts
+from experiments.baselines.explanations import ConsensusExplanation, NearestExplanation, training_texts
 from experiments.baselines.ratings import (
     BIASES,
     BiasedFactorisation,
@@ -135,6 +136,33 @@ def test_nearest_text_is_about_the_item_in_the_words_of_the_user(reviews: Corpus
     own = {text for _, text in REVIEWS[bob][1][:2]}
     assert set(model.explain(np.array([bob]), np.array([pen]))) <= own  # nobody wrote about it
     assert model.explain(np.array([dan]), np.array([pen])) == [model.constant]
+
+
+def test_consensus_text_has_most_in_common_with_what_the_item_and_the_user_are_known_for(reviews: Corpus) -> None:
+    ann, bob, cat, dan = range(4)
+    film, book, disc, lamp, pen = range(5)
+    model = ConsensusExplanation(reviews)
+
+    def plain(texts: list[str]) -> str:
+        """The text of highest mean ROUGE-1 with the others."""
+        scorer = RougeScorer(["rouge1"], use_stemmer=True)
+        worth = [sum(scorer.score(a, b)["rouge1"].fmeasure for b in texts if b is not a) for a in texts]
+        return texts[int(np.argmax(worth))]
+
+    written = {name: [text for _, text in one[:2] if text] for name, one in REVIEWS}
+    about = {
+        disc: written["cat"],
+        lamp: written["bob"][1:],
+        book: written["ann"][1:],
+        film: ["slow romance", "loud explosions"],
+    }
+    for user, item in [(ann, disc), (bob, disc), (cat, lamp), (cat, book), (ann, film)]:
+        texts = list(dict.fromkeys(about[item] + written[REVIEWS[user][0]]))
+        assert model.explain(np.array([user]), np.array([item])) == [plain(texts)]
+        own = "a loud romance of explosions"
+        assert model.explain(np.array([user]), np.array([item]), [own]) == [plain([*texts, own])]
+    assert model.explain(np.array([dan]), np.array([pen])) == [plain(training_texts(reviews)[1])]
+    assert len(ConsensusExplanation(reviews, most=1).explain(np.array([ann]), np.array([film]))) == 1
 
 
 def test_constant_text_is_the_medoid(reviews: Corpus) -> None:

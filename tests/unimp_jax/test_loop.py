@@ -1,6 +1,7 @@
 """The loop, around a step that adds numbers: interrupted anywhere, it logs and saves what it would have without."""
 
 import functools
+import time
 
 import flax.struct
 import jax
@@ -117,3 +118,16 @@ def test_before_anything_is_saved_it_says_so():
     check_skips(3, "guard.spike", 5, {"": 2}, lambda: None)
     with pytest.raises(TrainingError, match=r"step 6: the last 3 steps were skipped.*nothing was saved yet"):
         check_skips(3, "guard.spike", 6, {"": 3}, lambda: None)
+
+
+def test_goodput_is_of_steps_that_were_kept_and_of_all_time_since_the_first_start(tmp_path):
+    began = time.time() - 100
+    with RunLog(tmp_path, step=0, steps=10, began=began) as log:
+        log.write(5, "train", {"step_seconds": 2.0})
+        log.write(5, "validation", {"NDCG@10": 0.1})
+        log.write(10, "train", {"step_seconds": 4.0})
+    with RunLog(tmp_path, step=5, steps=10, began=began) as log:  # it was killed after the checkpoint of step 5
+        log.write(10, "train", {"step_seconds": 3.0})
+    rows = read_log(tmp_path / "metrics.jsonl")
+    assert ["goodput" in row for row in rows] == [True, False, True]
+    assert [row["goodput"] for row in rows[::2]] == pytest.approx([0.1, 0.25], rel=0.1)  # of 100 s and some

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from tqdm import tqdm
 
 from data_pipelines.atomic import atomic_file
@@ -16,14 +19,16 @@ from data_pipelines.atomic import atomic_file
 class RunLog:
     """The log of one run, continued at a step: what was logged after that step is removed, because it comes again."""
 
-    def __init__(self, folder: Path, *, step: int, steps: int, writes: bool = True):
+    def __init__(self, folder: Path, *, step: int, steps: int, writes: bool = True, began: float | None = None):
         """
         Args:
           folder: gets `metrics.jsonl` and `tensorboard/`.
           step: the run goes on after this step.
           steps: the last step.
           writes: False on all processes but one.
+          began: when the run was started for the first time, in seconds since 1970; None: now.
         """
+        self._began = time.time() if began is None else began
         self._writes, self.folder = writes, folder
         self.path = folder / "metrics.jsonl"
         if not writes:
@@ -33,14 +38,24 @@ class RunLog:
         kept = [line for line in read_log(self.path) if line["step"] <= step]
         with atomic_file(self.path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        trained = [line for line in kept if line["kind"] == "train"]
+        self._trained, self._productive = step, productive_seconds(trained)
         self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)
 
     def write(self, step: int, kind: str, metrics: dict[str, float]) -> None:
-        """Writes one row of metrics, without those that are NaN."""
+        """Writes one row of metrics, without those that are NaN.
+
+        One of training steps is given the run's `goodput`: of the time since its first start, whatever it was spent
+        on, the share in which steps were computed that were not lost when the run was interrupted.
+        """
         if not self._writes:
             return
+        if "step_seconds" in metrics:
+            self._productive += (step - self._trained) * metrics["step_seconds"]
+            self._trained = step
+            metrics = metrics | {"goodput": min(self._productive / max(time.time() - self._began, 1e-9), 1.0)}
         numbers = {name: float(value) for name, value in metrics.items() if not math.isnan(value)}
         self._file.write(json.dumps({"step": step, "kind": kind, **numbers}) + "\n")
         self._file.flush()
@@ -68,6 +83,12 @@ class RunLog:
             self._bar.close()
             self._file.close()
             self._board.close()
+
+
+def productive_seconds(trained: Sequence[Mapping[str, Any]]) -> float:
+    """What the steps of some rows of a log took, without what came between them."""
+    steps = np.diff([line["step"] for line in trained], prepend=0)
+    return float(sum(steps * [line.get("step_seconds", 0.0) for line in trained]))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
