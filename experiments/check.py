@@ -12,7 +12,6 @@ import importlib.util
 import math
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,15 +59,6 @@ def check_command(
 
     Args:
       command: all that follows `--` is what would be run: -- train tiny --folder runs/tiny
-    """
-    check(config, command)
-
-
-def check(config: CheckConfig, command: Sequence[str]) -> None:
-    """Prints one line a finding.
-
-    Args:
-      command: the words of a training command, from `train` on.
 
     Raises:
       ValueError: training would be refused there, or does not fit into the memory of the devices.

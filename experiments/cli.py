@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 from data_pipelines.errors import DataError
 from data_pipelines.nearest import did_you_mean
+from experiments.compilation_cache import use_compilation_cache
 from experiments.error_messages import error_message, stdout_is_closed
 
 BROKEN_PIPE = 128 + 13
@@ -106,7 +107,8 @@ def run_command(arguments: Sequence[str]) -> None:
         raise DataError(f"there is no command {name!r}; {did_you_mean(name, COMMANDS)}There are {', '.join(COMMANDS)}")
     gc.disable()  # what is imported stays: to look for garbage in it, again and again, takes a second
     try:
-        configure_jax(compilation_cache=not options.no_compilation_cache)
+        use_compilation_cache(not options.no_compilation_cache)
+        use_all_cores()
         import tyro
 
         command = load(name)
@@ -123,14 +125,6 @@ def run_command(arguments: Sequence[str]) -> None:
 def load(name: str) -> Callable[..., None]:
     """The function of a command, whose parameters are its options."""
     return getattr(importlib.import_module(COMMANDS[name][0]), f"{name}_command")
-
-
-def configure_jax(*, compilation_cache: bool) -> None:
-    """Sets how JAX is used by all commands, before any of them imports it."""
-    from experiments.compilation_cache import use_compilation_cache
-
-    use_compilation_cache(compilation_cache)
-    use_all_cores()
 
 
 def gather_training(name: str, arguments: Sequence[str]) -> list[str]:

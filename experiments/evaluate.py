@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +27,6 @@ from experiments.baselines.markov import choose_markov
 from experiments.baselines.ranker import Popularity, Ranker
 from experiments.baselines.sasrec import NAMES, rival_config
 from experiments.baselines.sasrec_training import train_sasrec
-from experiments.data import ExperimentData
 from experiments.evals import EVALS
 from experiments.evals.base import OURS, Answered, Outcome, Setting, TooFewError
 from experiments.evals.config import EvaluationConfig
@@ -72,7 +70,9 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     start = time.perf_counter()
     data, split = open_data(folder, config.mesh), config.split
     corpus = data.corpus
-    everything = {task: evaluation_queries(data, split, task, config.users) for task in asked_tasks(data, config)}
+    mix = data.config.queries.mix  # a run that was not trained to generate images is not asked for any
+    tasks = [name for name, task in TASKS.items() if name in config.tasks and (not task.needs_codes or mix[name])]
+    everything = {task: evaluation_queries(data, split, task, config.users) for task in tasks}
     check_queries(data, split, everything)
     if data.vocabulary.depth > 1 and config.beams < BEST:
         raise ValueError(f"{config.beams} beams do not find the {BEST} best items: --beams {BEST} or more do")
@@ -127,12 +127,6 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
         save_memory(folder, memory)
         save_evaluation(evaluation, place / f"{split}.json")  # at last: what it speaks of is there
     return evaluation
-
-
-def asked_tasks(data: ExperimentData, config: EvaluationConfig) -> list[str]:
-    """Those asked for, but for images where the run was not trained to generate any."""
-    mix = data.config.queries.mix
-    return [name for name, task in TASKS.items() if name in config.tasks and (not task.needs_codes or mix[name])]
 
 
 def fit_rankers(corpus: Corpus, config: EvaluationConfig) -> tuple[list[Ranker], dict[str, str]]:
@@ -194,8 +188,5 @@ def show(evaluation: Evaluation) -> str:
             told = [f"{row.metrics[name].mean:.4f}" if name in row.metrics else "-" for name in names]
             cells = [f"{metric:>{max(9, len(head))}}" for metric, head in zip(told, names.values(), strict=True)]
             lines.append(" ".join([f"{row.model:{width}}", *cells]))
-    return "\n".join([*lines, "", "* unfiltered", *show_left_out(evaluation.left_out)])
-
-
-def show_left_out(left_out: Mapping[str, str]) -> list[str]:
-    return [f"left out: {what}: {why}" for what, why in left_out.items()]
+    left_out = [f"left out: {what}: {why}" for what, why in evaluation.left_out.items()]
+    return "\n".join([*lines, "", "* unfiltered", *left_out])

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +13,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from data_pipelines.plain_text import shortened
+from data_pipelines.plain_text import read_tokenizer, shortened
 from unimp_jax.evaluation.mapping import in_batches
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.interop.feature_extractors import read_clip, read_inception
 from unimp_jax.interop.layout import WeightsError
-from unimp_jax.interop.weights import reason
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.vision import VisionTower
 from unimp_jax.sharding import put_everywhere
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +83,7 @@ def clip_tower(folder: Path) -> FeatureExtractor:
 
     Raises:
       WeightsError: the folder holds no CLIP, or one that reads without its tokenizer.
+      DataError: the tokenizer cannot be read.
     """
     clip = read_clip(folder)
     config, text = clip.config, clip.config.text
@@ -96,7 +92,9 @@ def clip_tower(folder: Path) -> FeatureExtractor:
     see = functools.partial(in_batches, encode)
     if text is None:
         return FeatureExtractor(name, see)
-    tokenizer, encode_texts = open_tokenizer(folder), jax.jit(clip.read)
+    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):  # or transformers makes one up
+        raise WeightsError(f"{folder}: this CLIP reads, and has no tokenizer beside it (tokenizer.json or vocab.json)")
+    tokenizer, encode_texts = read_tokenizer(str(folder)), jax.jit(clip.read)
 
     def read(texts: Sequence[str]) -> np.ndarray:
         rows = tokenizer(
@@ -111,21 +109,6 @@ def clip_tower(folder: Path) -> FeatureExtractor:
         return in_batches(lambda rows: encode_texts(rows[:, :-1], rows[:, -1]), both)
 
     return FeatureExtractor(name, see, read)
-
-
-def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """
-    Raises:
-      WeightsError: there is none in the folder.
-    """
-    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):  # or transformers makes one up
-        raise WeightsError(f"{folder}: this CLIP reads, and has no tokenizer beside it (tokenizer.json or vocab.json)")
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # of many kinds, by tokenizer
-        raise WeightsError(f"{folder}: the tokenizer of this CLIP cannot be read ({reason(error)})") from error
 
 
 def open_towers(

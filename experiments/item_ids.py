@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 
 from data_pipelines.code_files import check_place
+from data_pipelines.content import standardised
 from data_pipelines.images import take
 from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.vocabulary import attribute_texts
@@ -21,7 +22,6 @@ from experiments.restore import Checkpoint
 from experiments.run import ALL_DEVICES, open_model
 from unimp_jax.evaluation.mapping import map_batches
 from unimp_jax.evaluation.predictor import Predictor
-from unimp_jax.model import UniMP
 from unimp_jax.processes import ProcessesConfig, join, print_once
 from unimp_jax.semantic_ids import SemanticIdConfig, semantic_ids
 from unimp_jax.sharding import MeshConfig
@@ -70,13 +70,14 @@ def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
         raise ValueError("ids are made of images, of text or of both; neither is left")
     check_place(path)
     data, predictor, facts = open_model(run, config.checkpoint, config.mesh)
-    net = predictor.model()
     blocks = []
     if config.images:
         blocks.append(image_features(predictor, data))
     if config.text:
-        blocks.append(text_features(net, data))
-    features = np.concatenate([evenly(block) for block in blocks], axis=1)
+        texts = attribute_texts(data.corpus, data.config.vocabulary)
+        blocks.append(embedded_texts(predictor.model(), data.vocabulary)(texts))
+    # Each block has as much variance as any other, and each of its features its share.
+    features = np.concatenate([standardised(block) / block.shape[1] ** 0.5 for block in blocks], axis=1)
     if not np.ptp(features, axis=0).any():
         raise ValueError(
             "what ids are to be made of is the same for all items; use images and text, where there are any"
@@ -108,15 +109,3 @@ def image_features(predictor: Predictor, data: ExperimentData) -> np.ndarray:
         features[items] = seen
     features[~data.writer.has_image] = features[shown].mean(axis=0) if len(shown) else 0
     return features
-
-
-def text_features(net: UniMP, data: ExperimentData) -> np.ndarray:
-    """float32 [I, D]; an item without words is given zeros."""
-    return embedded_texts(net, data.vocabulary)(attribute_texts(data.corpus, data.config.vocabulary))
-
-
-def evenly(block: np.ndarray) -> np.ndarray:
-    """Features with mean 0, and so scaled that each block has as much variance as any other, and each of its features
-    its share."""
-    deviation = block.std(axis=0)
-    return (block - block.mean(axis=0)) / np.where(deviation > 0, deviation, 1) / block.shape[1] ** 0.5

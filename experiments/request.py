@@ -11,6 +11,7 @@ from typing import Any
 from data_pipelines.errors import DataError
 from data_pipelines.nearest import did_you_mean
 from data_pipelines.sources.checks import BadField, field, shown, stars
+from data_pipelines.sources.json_files import from_json
 
 STDIN = "standard input"
 EXAMPLE = '{"history": ["ITEM_ID", {"item": "ITEM_ID", "rating": 4.0}]}'
@@ -47,7 +48,7 @@ def read_request(text: str) -> Request:
     if not text:
         raise DataError(f"{STDIN} is empty: name a --user, or give a history there, such as {EXAMPLE}")
     try:
-        record = json.loads(text, object_pairs_hook=without_repeats, parse_constant=no_number)
+        record = from_json(text)
         check_object(record, FIELDS)
         if record.get("history") == []:
             raise BadField("field 'history' is empty, one item or more is needed")
@@ -59,14 +60,8 @@ def read_request(text: str) -> Request:
                 read_id({"candidates": one}, "candidates") for one in field(record, "candidates", list, default=())
             ),
         )
-    except json.JSONDecodeError as error:
-        where = f"{error.msg} at line {error.lineno} column {error.colno}"
-        more = "more than one object, or text behind it, " if error.msg == "Extra data" else ""
-        raise DataError(f"{STDIN}: not JSON ({more}{where}); right is {EXAMPLE}") from error
-    except RecursionError as error:
-        raise DataError(f"{STDIN}: nested too deeply; right is {EXAMPLE}") from error
-    except (ValueError, OverflowError) as error:  # BadField, and numbers of thousands of digits
-        raise DataError(f"{STDIN}: {error}; right is {EXAMPLE}") from error
+    except BadField as fault:
+        raise DataError(f"{STDIN}: {fault}; right is {EXAMPLE}") from fault
 
 
 def decoded(content: bytes) -> str:
@@ -82,23 +77,6 @@ def decoded(content: bytes) -> str:
             f"{STDIN} is not UTF-8 (byte 0x{content[error.start]:02x} at position {error.start}): convert it, such as "
             "with `iconv -f latin1 -t utf-8`"
         ) from error
-
-
-def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-      BadField: it has a field twice.
-    """
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise BadField(f"field {next(name for name in names if names.count(name) > 1)!r} is there twice")
-    return record
-
-
-def no_number(constant: str) -> float:
-    raise BadField(f"{constant} where a number should be")
 
 
 def read_id(record: dict[str, Any], name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,7 +51,7 @@ from unimp_jax.processes import join, wait_for_all
 from unimp_jax.sharding import row_shards
 from unimp_jax.training.checkpoint import Checkpoints
 from unimp_jax.training.frozen import load_frozen, save_frozen
-from unimp_jax.training.guard import SkipLimit
+from unimp_jax.training.guard import check_skips
 from unimp_jax.training.log import RunLog
 from unimp_jax.training.loop import train
 from unimp_jax.training.metrics import UniMPWindow
@@ -116,7 +117,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
                 validation(config, data, parameters.graph, frozen, mesh),
                 config=config.loop,
                 window=window,
-                limit=SkipLimit(config.training.guard.patience, "training.guard.spike"),
+                check_skips=functools.partial(check_skips, config.training.guard.patience, "training.guard.spike"),
                 checkpoints=checkpoints,
                 log=log,
                 end=end,

@@ -19,7 +19,7 @@ Parsed = TypeVar("Parsed")
 
 
 def from_json(text: str) -> dict[str, Any]:
-    """The object that a line says.
+    """The object that a text says.
 
     Raises:
       BadField: it is no JSON, no object, or has a key twice.
@@ -30,11 +30,9 @@ def from_json(text: str) -> dict[str, Any]:
         raise
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
-            raise BadField(f"not JSON (more than one value in the line, from column {error.colno} on)") from error
+            raise BadField(f"not JSON (more than one value, the second from column {error.colno} on)") from error
         if error.pos >= len(text.rstrip()) or not text.rstrip().endswith("}"):
-            raise BadField(
-                "not JSON (the line ends within a value: it is cut off, or the value goes on in the next line)"
-            ) from error
+            raise BadField("not JSON (it ends within a value, and is cut off or goes on in a next line)") from error
         raise BadField(f"not JSON ({error.msg} at column {error.colno})") from error
     except RecursionError as error:
         raise BadField("nested too deeply") from error

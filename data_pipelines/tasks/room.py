@@ -26,27 +26,23 @@ def least_row_shape(writer: PromptWriter, task: str) -> RowShape:
     return RowShape(*writer.blank().lay_out(Queries.of([Query(task, 0, 0, right, candidates)])).sizes[0].tolist())
 
 
-def lacking_room(writer: PromptWriter, task: str) -> str:
-    """Which field of the row shape is too small for the questions of a task, and what would do; "": none is."""
-    row_shape, least = dataclasses.asdict(writer.row_shape), dataclasses.asdict(least_row_shape(writer, task))
-    small = [
-        f"row_shape.{name} {row_shape[name]}, {least[name]} is the least"
-        for name in least
-        if row_shape[name] < least[name]
-    ]
-    return "; ".join(small)
-
-
 def check_room(writer: PromptWriter, tasks: Iterable[str]) -> None:
     """
     Raises:
       ValueError: a row cannot hold a question of one of the tasks, however short texts are.
     """
+    row_shape = dataclasses.asdict(writer.row_shape)
     for task in tasks:
-        small = lacking_room(writer, task)
+        least = dataclasses.asdict(least_row_shape(writer, task))
+        small = [
+            f"row_shape.{name} {row_shape[name]}, {least[name]} is the least"
+            for name in least
+            if row_shape[name] < least[name]
+        ]
         if small:
             raise ValueError(
-                f"a {task} question does not fit: {small} (or --queries.mix.{task} 0, which leaves the task out)"
+                f"a {task} question does not fit: {'; '.join(small)} (or --queries.mix.{task} 0, which leaves the "
+                "task out)"
             )
 
 

@@ -32,15 +32,6 @@ def sasrec_command(
       folder: where its curve, parameters and test ranks go.
       data: what it is trained on.
     """
-    train_rival(data, config, folder)
-
-
-def train_rival(data: DataConfig, config: SASRecConfig, folder: Path) -> None:
-    """Trains a sequential baseline on a prepared source; leaves configuration, curve, parameters and each test rank.
-
-    Raises:
-      DataError: the source is not prepared, or holds nothing to train on or to test with.
-    """
     corpus = load_records(data).corpus
     if not len(corpus.held_out(TEST)[0]):
         raise DataError(f"{data.source} has no test questions: nobody would be ranked for")

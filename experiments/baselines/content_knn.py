@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import scipy.sparse
 
 from data_pipelines.corpus import Corpus
-from experiments.baselines.ranker import best_on_validation, padded_histories
+from experiments.baselines.ranker import best_on_validation, decayed_histories
 
 DECAYS = (1.0, 0.9, 0.7, 0.4, 0.0)
 """0 leaves the latest item alone."""
@@ -29,13 +28,7 @@ class ContentKNN:
         self._directions_IF = features_IF / np.maximum(np.linalg.norm(features_IF, axis=1, keepdims=True), 1e-12)
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        histories_MS = padded_histories(self.corpus, users, positions)
-        there = histories_MS >= 0
-        back_MS = positions[:, None] - 1 - np.arange(histories_MS.shape[1])
-        rows = np.repeat(np.arange(len(users)), there.sum(axis=1))
-        shape = len(users), self.corpus.num_items
-        history_MI = scipy.sparse.csr_array((self.decay ** back_MS[there], (rows, histories_MS[there])), shape)
-        mean_MF = history_MI @ self._features_IF
+        mean_MF = decayed_histories(self.corpus, users, positions, self.decay) @ self._features_IF
         mean_MF /= np.maximum(np.linalg.norm(mean_MF, axis=1, keepdims=True), 1e-12)
         return (mean_MF @ self._directions_IF.T).astype(np.float32)
 

@@ -20,30 +20,16 @@ if TYPE_CHECKING:  # imported where it is used: it takes most of a second, which
     import scipy.sparse
 
 
-class ConstantExplanation:
-    """The same text for everyone: the medoid, of all training texts the one of highest mean cosine with them all."""
-
-    name = "Constant text"
-
-    def __init__(self, corpus: Corpus):
-        """Raises DataError where nothing was written in training."""
-        texts = training_texts(corpus)[1]
-        self.text = texts[_medoid(_vectors(texts))]
-
-    def explain(self, users: np.ndarray, items: np.ndarray) -> list[str]:
-        """M texts for int [M] users and items."""
-        return [self.text] * len(users)
-
-
 class NearestExplanation:
     """What someone wrote about the item, in the words nearest to those in which the user writes.
 
     Of the training texts about the item, the one of highest mean cosine with the user's own training texts (with all
     training texts for a user who wrote none). Where nobody wrote about the item, the medoid of the user's own texts,
     and where there are none either, that of all. Of equals the first in the corpus is taken.
-    """
 
-    name = "Nearest text"
+    Attributes:
+      constant: the medoid, of all training texts the one of highest mean cosine with them all.
+    """
 
     def __init__(self, corpus: Corpus):
         """Raises DataError where nothing was written in training."""
@@ -54,7 +40,8 @@ class NearestExplanation:
         self._by_item_IT = _members(corpus.items[events], corpus.num_items)
         self._user_sums_UV = (self._by_user_UT @ self._vectors_TV).tocsr()
         self._sum_V = self._vectors_TV.sum(axis=0)
-        self._medoid = _medoid(self._vectors_TV)
+        self._medoid = int(np.argmax(self._vectors_TV @ self._sum_V))
+        self.constant = self._texts[self._medoid]
 
     def explain(self, users: np.ndarray, items: np.ndarray) -> list[str]:
         """M texts for int [M] users and items."""
@@ -154,11 +141,6 @@ def _vectors(texts: Iterable[str]) -> scipy.sparse.csr_array:
 
     vectorizer = TfidfVectorizer(token_pattern=r"\b\w+\b")  # unlike the default, words of one letter count
     return scipy.sparse.csr_array(vectorizer.fit_transform(texts))
-
-
-def _medoid(vectors_TV: scipy.sparse.csr_array) -> int:
-    """Which text has the highest mean cosine with all."""
-    return int(np.argmax(vectors_TV @ vectors_TV.sum(axis=0)))
 
 
 def _members(groups: np.ndarray, num_groups: int) -> scipy.sparse.csr_array:

@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse
 
 from data_pipelines.corpus import TRAIN, Corpus
-from experiments.baselines.ranker import best_on_validation, padded_histories, popularity_below
+from experiments.baselines.ranker import best_on_validation, decayed_histories, popularity_below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,24 +49,20 @@ class ItemKNN:
         self,
         corpus: Corpus,
         config: ItemKNNConfig = ItemKNNConfig(),
-        met_together: scipy.sparse.csr_array | None = None,
+        counted: scipy.sparse.csr_array | None = None,
     ):
-        """`met_together` spares the counting where it was done before (`co_occurrences`)."""
+        """`counted` spares the counting where it was done before (`co_occurrences`)."""
         self.corpus, self.config = corpus, config
-        met_together = co_occurrences(corpus) if met_together is None else met_together
-        users_I = np.bincount(np.unique(_pairs(corpus), axis=1)[1], minlength=corpus.num_items) + config.damping
+        counted = co_occurrences(corpus) if counted is None else counted
+        users_I = counted.diagonal().astype(np.float64) + config.damping
+        met_together = (counted - scipy.sparse.diags_array(counted.diagonal())).tocsr()
+        met_together.eliminate_zeros()
         left, right = (scipy.sparse.diags_array(users_I**-power) for power in (config.of_history, config.of_items))
         self._weights_II = (left @ met_together @ right).astype(np.float32).tocsr()
         self._floor_I = popularity_below(corpus, float(self._weights_II.data.min(initial=1.0)))
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        histories_MS = padded_histories(self.corpus, users, positions)
-        there = histories_MS >= 0
-        back_MS = positions[:, None] - 1 - np.arange(histories_MS.shape[1])
-        weights = (self.config.decay ** back_MS[there]).astype(np.float32)
-        rows = np.repeat(np.arange(len(users)), there.sum(axis=1))
-        shape = len(users), self.corpus.num_items
-        history_MI = scipy.sparse.csr_array((weights, (rows, histories_MS[there])), shape)
+        history_MI = decayed_histories(self.corpus, users, positions, self.config.decay)
         return np.asarray((history_MI @ self._weights_II).todense(), np.float32) + self._floor_I
 
 
@@ -77,18 +73,11 @@ def choose_item_knn(corpus: Corpus, grid: Iterable[ItemKNNConfig] = GRID) -> Ite
 
 
 def co_occurrences(corpus: Corpus) -> scipy.sparse.csr_array:
-    """How many users met both of two different items in training: float32 [I, I]."""
-    users, items = np.unique(_pairs(corpus), axis=1)
-    shape = corpus.num_users, corpus.num_items
-    met = scipy.sparse.csr_array((np.ones(len(users), np.float32), (users, items)), shape)
-    together = (met.T @ met).tocsr()
-    together = (together - scipy.sparse.diags_array(together.diagonal())).tocsr()
-    together.eliminate_zeros()
-    return together
-
-
-def _pairs(corpus: Corpus) -> np.ndarray:
-    """(users, items) of the training interactions: int64 [2, E]."""
+    """How many users met both of two items in training, and on the diagonal who met one: float32 [I, I]."""
     events = np.flatnonzero(corpus.splits == TRAIN)
     users = np.repeat(np.arange(corpus.num_users), np.diff(corpus.offsets))[events]
-    return np.stack([users, corpus.items[events].astype(np.int64)])
+    met = scipy.sparse.csr_array(
+        (np.ones(len(events), np.float32), (users, corpus.items[events])), (corpus.num_users, corpus.num_items)
+    )
+    met.data[:] = 1  # once, however often
+    return (met.T @ met).tocsr()

@@ -88,15 +88,11 @@ class Markov:
 
 
 def choose_markov(corpus: Corpus, grid: Iterable[MarkovConfig] = GRID) -> Markov:
-    """The chain of the grid with the highest NDCG@10, seen filtered, on the validation users.
-
-    Where nobody has a validation interaction, the default.
-    """
-    grid = list(grid) or [MarkovConfig()]
-    longest = max(config.last for config in grid)
-    lag_counts = [transition_counts(corpus, lag) for lag in range(1, longest + 1)]
+    """The best of the grid on the validation users; where nobody has a validation interaction, the default."""
     if not len(corpus.held_out(VALIDATION)[0]):
         return Markov(corpus)
+    grid = list(grid)
+    lag_counts = [transition_counts(corpus, lag) for lag in range(1, max(config.last for config in grid) + 1)]
     return best_on_validation(corpus, (Markov(corpus, config, lag_counts) for config in grid))
 
 

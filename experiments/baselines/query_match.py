@@ -21,29 +21,17 @@ class QueryMatch:
         self.name = f"{base.name} + query"
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """The place of an item by both, among the user's: as many numbers as are needed, ties stay ties."""
+        """The place of an item by both, among the user's, which float32 holds exactly for up to 2^24 items; ties stay
+        ties, and an item without a number stays without one."""
+        from scipy.stats import rankdata  # here, for it takes seconds that `unimp generate` does without
+
         base_MI = self.base.scores(users, positions)
         matches_MI = np.asarray(self.matches(users, positions), np.int64)
         if matches_MI.shape != base_MI.shape:
             raise ValueError(f"matches are {matches_MI.shape}, scores {base_MI.shape}: both must be [queries, items]")
-        places_MI = np.stack([places(*pair) for pair in zip(matches_MI, base_MI, strict=True)])
-        return np.where(np.isnan(base_MI), np.float32(np.nan), in_order(places_MI))
-
-
-def places(first_I: np.ndarray, second_I: np.ndarray) -> np.ndarray:
-    """From 0, the place of each item by `first`, among equals by `second`; equal in both, equal in place: int32 [I]."""
-    order_I = np.lexsort((second_I, first_I))
-    ordered = first_I[order_I], second_I[order_I]
-    risen_I = np.concatenate([[False], (ordered[0][1:] != ordered[0][:-1]) | (ordered[1][1:] != ordered[1][:-1])])
-    places_I = np.empty(len(order_I), np.int32)
-    places_I[order_I] = np.cumsum(risen_I)
-    return places_I
-
-
-def in_order(places: np.ndarray) -> np.ndarray:
-    """float32 numbers in the order of int32 ones from 0 on, of which more than 2^24 would not be exact as float32: the
-    bits of floats above 0 are in the order of the floats. They begin at the smallest that no processor takes for 0."""
-    return (places.astype(np.int32) + np.float32(np.finfo(np.float32).tiny).view(np.int32)).view(np.float32)
+        ranked_MI = rankdata(np.nan_to_num(base_MI, nan=-np.inf, neginf=-np.inf, posinf=np.inf), "dense", axis=1)
+        places_MI = rankdata(matches_MI * (base_MI.shape[1] + 1) + ranked_MI, "dense", axis=1)
+        return np.where(np.isnan(base_MI), np.nan, places_MI).astype(np.float32)
 
 
 class WordMatches:

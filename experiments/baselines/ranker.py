@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import jax
 import numpy as np
+from scipy.sparse import csr_array
 
 from data_pipelines.content import training_counts
-from data_pipelines.corpus import SPLITS, Corpus
+from data_pipelines.corpus import SPLITS, VALIDATION, Corpus
+from data_pipelines.tasks.base import Split
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.evaluation.ranking import ranks, seen_bitmap
-
-Split = Literal["validation", "test"]
 
 BATCH = 512
 """Users scored at a time, …"""
@@ -76,6 +76,16 @@ def padded_histories(
     return np.where(steps < lengths[:, None], values[events], -1).astype(np.int32)
 
 
+def decayed_histories(corpus: Corpus, users: np.ndarray, positions: np.ndarray, decay: float) -> csr_array:
+    """What each item counts that a user met, `decay` as much as the one after it: float32 [M, num_items]."""
+    histories_MS = padded_histories(corpus, users, positions)
+    there = histories_MS >= 0
+    back_MS = positions[:, None] - 1 - np.arange(histories_MS.shape[1])
+    rows = np.repeat(np.arange(len(users)), there.sum(axis=1))
+    weights = (decay ** back_MS[there]).astype(np.float32)
+    return csr_array((weights, (rows, histories_MS[there])), (len(users), corpus.num_items))
+
+
 def scored_batches(
     ranker: Ranker, corpus: Corpus, users: np.ndarray, positions: np.ndarray, batch: int = BATCH
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -125,19 +135,12 @@ R = TypeVar("R", bound=Ranker)
 
 
 def best_on_validation(corpus: Corpus, rankers: Iterable[R]) -> R:
-    """The ranker with the highest NDCG@10, seen filtered, on the validation users; where there are none, the first.
+    """The ranker with the highest `validation_ndcg`, the first of equals; at most two are held at a time."""
+    if not len(corpus.held_out(VALIDATION)[0]):
+        return next(iter(rankers))
+    return max(rankers, key=lambda ranker: validation_ndcg(ranker, corpus))
 
-    Raises:
-      ValueError: there is no ranker.
-    """
-    best, best_score = None, -np.inf
-    for ranker in rankers:
-        ranked = evaluate_ranker(ranker, corpus, "validation")["filtered"]
-        score = float(ranking_metrics(ranked)["NDCG@10"].mean()) if len(ranked) else -np.inf
-        if best is None or score > best_score:
-            best, best_score = ranker, score
-        if not len(ranked):
-            break
-    if best is None:
-        raise ValueError("there is no ranker to choose from")
-    return best
+
+def validation_ndcg(ranker: Ranker, corpus: Corpus) -> float:
+    """NDCG@10 of the validation users, of whom there are some, seen items filtered."""
+    return float(ranking_metrics(evaluate_ranker(ranker, corpus, "validation")["filtered"])["NDCG@10"].mean())

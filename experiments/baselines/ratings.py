@@ -1,4 +1,4 @@
-"""Ratings by the mean, and by matrix factorisation with biases (Koren, Bell and Volinsky 2009, "Matrix factorization
+"""Ratings by matrix factorisation with biases (Koren, Bell and Volinsky 2009, "Matrix factorization
 techniques for recommender systems"), of which rank 0 leaves a bias for each user and item."""
 
 from __future__ import annotations
@@ -58,19 +58,6 @@ def training_ratings(corpus: Corpus) -> tuple[np.ndarray, np.ndarray, np.ndarray
         raise DataError("no training interaction has a rating: ratings cannot be predicted from this source")
     users = np.searchsorted(corpus.offsets, events, side="right") - 1
     return users, corpus.items[events], corpus.ratings[events].astype(np.float64)
-
-
-class GlobalMean:
-    """The mean of all training ratings for everyone."""
-
-    name = "Global mean"
-
-    def __init__(self, corpus: Corpus):
-        self.mean = float(training_ratings(corpus)[2].mean())
-
-    def predict(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Ratings in stars, float32 [M]."""
-        return np.full(len(users), self.mean, np.float32)
 
 
 class BiasedFactorisation:

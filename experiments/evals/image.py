@@ -20,10 +20,13 @@ from experiments.evals.config import EvaluationConfig, GenerateConfig, ImageGene
 from experiments.request import Request
 from experiments.vqgan.run import decoder_of, open_vqgan
 from unimp_jax.evaluation.predictor import Predictor
-from unimp_jax.image_tokens import VQGAN
 
 if TYPE_CHECKING:
     from experiments.evals.image_metrics import Generated
+
+
+Decoder = Callable[[np.ndarray], np.ndarray]
+"""Codes, int32 [..., h * w] -> images, uint8 [..., H, W, 3]."""
 
 
 class ImageEval(TaskEval):
@@ -32,12 +35,12 @@ class ImageEval(TaskEval):
     task = "image"
     needs = ("query", 'the words of what is to be seen, such as --query "Comedy, Drama"')
 
-    def open(self, data: ExperimentData, config: EvaluationConfig | GenerateConfig) -> ImageGenerator:
+    def open(self, data: ExperimentData, config: EvaluationConfig | GenerateConfig) -> Decoder:
         if isinstance(config, EvaluationConfig):
-            return open_image_generator(data, config.images.generation.vqgan)
-        generator = open_image_generator(data, config.generation.vqgan)
+            return open_decoder(data, config.images.generation.vqgan)
+        decode = open_decoder(data, config.generation.vqgan)
         config.out.mkdir(parents=True, exist_ok=True)
-        return generator
+        return decode
 
     def evaluate(self, setting: Setting) -> Answered:
         # What measures images takes seconds to import, and answers need none of it.
@@ -69,7 +72,7 @@ class ImageEval(TaskEval):
         codes, scores = sample_codes(data, predictor, [query], config.generation, config.seed)
         order = np.argsort(-scores[0], kind="stable")
         images = []
-        for number, image in enumerate(opened.decode(codes[0, order]), start=1):
+        for number, image in enumerate(opened(codes[0, order]), start=1):
             path = config.out / f"{number}.png"
             save_image(image, path)
             images.append({"file": str(path), "log-probability": float(scores[0, order[number - 1]])})
@@ -80,21 +83,9 @@ class ImageEval(TaskEval):
         return [f"query  {answer['query']}", *files]
 
 
-class ImageGenerator:
-    """A VQGAN that makes images of codes."""
+def open_decoder(data: ExperimentData, folder: Path | None) -> Decoder:
+    """A VQGAN that makes images of codes.
 
-    def __init__(self, vqgan: VQGAN):
-        self._grid, self._size = vqgan.config.grid, vqgan.config.image_size
-        self._decode = decoder_of(vqgan)
-
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        """int32 [..., h * w] -> uint8 [..., H, W, 3]."""
-        images = self._decode(codes.reshape(-1, self._grid, self._grid))
-        return images.reshape(*codes.shape[:-1], self._size, self._size, 3)
-
-
-def open_image_generator(data: ExperimentData, folder: Path | None) -> ImageGenerator:
-    """
     Args:
       folder: of the VQGAN; None: the one that the codes say they were made with.
 
@@ -115,7 +106,8 @@ def open_image_generator(data: ExperimentData, folder: Path | None) -> ImageGene
             f"{folder} makes images of {has[0]} x {has[0]} of {has[1]} codes, but those of the catalogue are "
             f"{codes.grid[0]} x {codes.grid[1]} of {codes.num_codes}: another VQGAN made them"
         )
-    return ImageGenerator(vqgan)
+    decoder, grid, size = decoder_of(vqgan), vqgan.config.grid, vqgan.config.image_size
+    return lambda codes: decoder(codes.reshape(-1, grid, grid)).reshape(*codes.shape[:-1], size, size, 3)
 
 
 def sample_codes(
@@ -136,7 +128,7 @@ def generate_images(
     data: ExperimentData,
     predictor: Predictor,
     queries: Sequence[Query],
-    generator: ImageGenerator,
+    decode: Decoder,
     config: ImageGenerationConfig,
     seed: int = 0,
 ) -> Generated:
@@ -147,7 +139,7 @@ def generate_images(
     assert codes is not None
     drawn, _ = sample_codes(data, predictor, queries, config, seed)
     wanted = codes.codes[[query.right[0] for query in queries]]
-    return Generated(queries, {OURS: generator.decode(drawn)}, generator.decode(wanted))
+    return Generated(queries, {OURS: decode(drawn)}, decode(wanted))
 
 
 def save_image(image: np.ndarray, path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -83,15 +82,14 @@ def image_outcomes(
       note: more to say of who was asked.
     """
     beside = draw_beside(data, generated.queries, randoms, seed)
-    words = [", ".join(data.corpus.categories[item]) for item in beside.wanted_P]
-    seen = seen_by(tower, data, generated, beside)
-    others = (seen.random_PRF, seen.alike_PRF)
-    scores = {name: image_scores(x_PSF, seen.wanted_PF, *others, words) for name, x_PSF in seen.rows.items()}
+    words = [", ".join(data.corpus.categories[item]) for item in beside[0]]
+    rows, wanted_PF, alike_PRF, random_PRF = seen_by(tower, data, generated, beside)
+    scores = {name: image_scores(x_PSF, wanted_PF, random_PRF, alike_PRF, words) for name, x_PSF in rows.items()}
     if clip and clip.read:
         query_PF = clip.read(words)
-        for name, x_PSF in (seen if clip is tower else seen_by(clip, data, generated, beside)).rows.items():
+        for name, x_PSF in (rows if clip is tower else seen_by(clip, data, generated, beside)[0]).items():
             scores[name]["CLIP score"] = clip_score(x_PSF, query_PF)
-    distances = {name: image_distances(x_PSF, seen.wanted_PF) for name, x_PSF in seen.rows.items()}
+    distances = {name: image_distances(x_PSF, wanted_PF) for name, x_PSF in rows.items()}
     answers = asked(data.corpus, generated.queries) | {"query": words}
     how = f"{generated.size} x {generated.size} pixels, seen by {tower.name}.{note}"
     signs = " ".join(
@@ -117,20 +115,14 @@ def refuse_few(data: ExperimentData, queries: Sequence[Query]) -> None:
 
 
 def tell_signs(name: str, shares: np.ndarray) -> str:
-    found = sign_test(shares)
-    chance = "< .001" if found.p_value < 0.001 else f"= {found.p_value:.3f}"
-    return f"{name} is above chance for {found.above:,} users and below for {found.below:,} (sign test, p {chance})."
+    above, below, p_value = sign_test(shares)
+    chance = "< .001" if p_value < 0.001 else f"= {p_value:.3f}"
+    return f"{name} is above chance for {above:,} users and below for {below:,} (sign test, p {chance})."
 
 
-class Beside(NamedTuple):
-    """Items whose own images stand beside P users's generated ones: wanted; of the query, and any, to be rows of the
-    table; and of both kinds, to be compared with."""
-
-    wanted_P: np.ndarray
-    alike_P: np.ndarray
-    random_P: np.ndarray
-    alike_PR: np.ndarray
-    random_PR: np.ndarray
+Beside = tuple[np.ndarray, ...]
+"""Items whose own images stand beside P users' generated ones: int64 [P], wanted, of the query, and any, to be rows of
+the table; [P, R], of the query and any, to be compared with."""
 
 
 def draw_beside(data: ExperimentData, queries: Sequence[Query], randoms: int, seed: int) -> Beside:
@@ -138,7 +130,7 @@ def draw_beside(data: ExperimentData, queries: Sequence[Query], randoms: int, se
     wanted_P = np.array([query.right[0] for query in queries])
     random_PR = random_items(data.writer.has_image, wanted_P, randoms + 1, rng)
     alike_P, alike_PR = items_of_the_query(data, wanted_P, randoms, rng)
-    return Beside(wanted_P, alike_P, random_PR[:, 0], alike_PR, random_PR[:, 1:])
+    return wanted_P, alike_P, random_PR[:, 0], alike_PR, random_PR[:, 1:]
 
 
 def random_items(has_image: np.ndarray, wanted_P: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -168,18 +160,11 @@ def items_of_the_query(
     return alike_P, draw(count, wanted_P, alike_P)
 
 
-class Seen(NamedTuple):
-    """Features that a tower makes: by row of the table, [P, S, F]; of the wanted items' images; and of others', those
-    of the query and any."""
-
-    rows: dict[str, np.ndarray]
-    wanted_PF: np.ndarray
-    alike_PRF: np.ndarray
-    random_PRF: np.ndarray
-
-
-def seen_by(tower: FeatureExtractor, data: ExperimentData, generated: Generated, beside: Beside) -> Seen:
-    """Each item's own image is seen once."""
+def seen_by(
+    tower: FeatureExtractor, data: ExperimentData, generated: Generated, beside: Beside
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+    """Features that a tower makes: by row of the table, [P, S, F]; of the wanted items' images, [P, F]; of others',
+    those of the query and any, [P, R, F]. Each item's own image is seen once."""
     items = np.unique(np.concatenate([part.ravel() for part in beside]))
     own = ImageStore(data.images.encoded, generated.size, data.config.images)
     features = tower.see(take(own, items))
@@ -187,7 +172,7 @@ def seen_by(tower: FeatureExtractor, data: ExperimentData, generated: Generated,
     rows = {name: see_samples(tower, images) for name, images in generated.images.items()}
     rows |= {OF_THE_QUERY: alike_PF[:, None], RANDOM: random_PF[:, None]}
     rows[RECONSTRUCTED] = tower.see(generated.reconstructions)[:, None]
-    return Seen(rows, wanted_PF, alike_PRF, random_PRF)
+    return rows, wanted_PF, alike_PRF, random_PRF
 
 
 def see_samples(tower: FeatureExtractor, images_PSHW3: np.ndarray) -> np.ndarray:

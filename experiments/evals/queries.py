@@ -8,23 +8,15 @@ from collections.abc import Sequence
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import Query
 from data_pipelines.tasks.base import Split
-from data_pipelines.tasks.queries import held_out, held_out_queries
+from data_pipelines.tasks.queries import HeldOut, held_out, held_out_queries
 from experiments.data import ExperimentData
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class EvaluationQueries:
-    """The queries of one task.
+@dataclasses.dataclass(frozen=True)
+class EvaluationQueries(HeldOut):
+    """The queries of one task that are asked, of as many as are `available`."""
 
-    Attributes:
-      queries: those that are asked, at most one a user.
-      available: how many could be asked.
-      left_out: the number of users who cannot be asked, by the reason in words.
-    """
-
-    queries: list[Query]
     available: int
-    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def note(self) -> str:
@@ -48,7 +40,7 @@ def evenly_spaced(queries: Sequence[Query], count: int | None) -> list[Query]:
 def evaluation_queries(data: ExperimentData, split: Split, task: str, users: int | None = None) -> EvaluationQueries:
     """The held-out queries of a task, of `users` evenly spaced ones; None: of all."""
     found = held_out(data.corpus, split, task, data.has_codes)
-    return EvaluationQueries(evenly_spaced(found.queries, users), len(found.queries), found.left_out)
+    return EvaluationQueries(evenly_spaced(found.queries, users), found.left_out, len(found.queries))
 
 
 def reason_for_none(data: ExperimentData, split: Split, task: str, questions: EvaluationQueries) -> str:

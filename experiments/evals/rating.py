@@ -13,8 +13,8 @@ from data_pipelines.corpus import Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import Query
 from data_pipelines.vocabulary import Vocabulary
-from experiments.baselines.explanations import ConsensusExplanation, ConstantExplanation, NearestExplanation
-from experiments.baselines.ratings import BIASES, BiasedFactorisation, GlobalMean, choose_factorisation
+from experiments.baselines.explanations import ConsensusExplanation, NearestExplanation
+from experiments.baselines.ratings import BIASES, BiasedFactorisation, choose_factorisation
 from experiments.data import ExperimentData
 from experiments.evals.base import (
     OURS,
@@ -141,22 +141,23 @@ def rate_held_out(
             mixed = (1 - memory.share) * predicted[f"{OURS}, expected rating"] + memory.share * counted
             predicted[f"{OURS} + memory, expected rating"] = mixed
             note += f" Memory: biased factorisation, a share of {memory.share:g}."
+        biases = BiasedFactorisation(corpus, BIASES)
         predicted |= {
             "biased factorisation": counted,
-            "user and item bias": BiasedFactorisation(corpus, BIASES).predict(users, items),
-            "mean rating": GlobalMean(corpus).predict(users, items),
+            "user and item bias": biases.predict(users, items),
+            "mean rating": np.full(len(users), biases.mean, np.float32),
         }
     texts = [corpus.texts.get(int(event), "") for event in events]
     answers = asked(corpus, queries) | {"rating": actual, "probabilities": probabilities.tolist(), "review": texts}
     explanations: dict[str, Outcome] = {}
     wrote = np.array([bool(text.strip()) for text in texts])
     if wrote.mean() >= 0.5:  # elsewhere, a review is not what is answered
-        reviews = write_reviews(data, predictor, queries, config)
-        predicted |= {f"{OURS}, written rating": reviews.ratings}
-        unread = int(np.isnan(reviews.ratings).sum())
+        ratings, ours, written, scores = write_reviews(data, predictor, queries, config)
+        predicted |= {f"{OURS}, written rating": ratings}
+        unread = int(np.isnan(ratings).sum())
         note += f" Of {len(queries)} written answers {unread} begin with no rating, and are left out of their row."
-        answers |= {"answer": reviews.texts, "explanation": reviews.explanations, "score": reviews.scores}
-        explanations = explain(corpus, users, items, wrote, texts, reviews.explanations, questions.note)
+        answers |= {"answer": written, "explanation": ours, "score": scores}
+        explanations = explain(corpus, users, items, wrote, texts, ours, questions.note)
     metrics = {}
     for name, values in predicted.items():
         there = np.isfinite(values)
@@ -187,8 +188,9 @@ def explain(
         consensus = ConsensusExplanation(corpus)
         among = {f"{OURS} + memory": consensus.explain(users[asked], items[asked], generated[OURS])}
         generated = among | generated | {consensus.name: consensus.explain(users[asked], items[asked])}
-        for baseline in (NearestExplanation(corpus), ConstantExplanation(corpus)):
-            generated[baseline.name] = baseline.explain(users[asked], items[asked])
+        nearest = NearestExplanation(corpus)
+        generated["Nearest text"] = nearest.explain(users[asked], items[asked])
+        generated["Constant text"] = [nearest.constant] * len(asked)
     metrics = {name: text_scores(said, references) for name, said in generated.items()}
     answers = {
         "user": [corpus.user_ids[user] for user in users[asked]],
@@ -206,37 +208,22 @@ def explain(
     return {"explanation": Outcome(note, metrics, answers, text_metrics)}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Reviews:
-    """What was written about P items.
+def write_reviews(
+    data: ExperimentData, predictor: Predictor, queries: Sequence[Query], config: BeamConfig
+) -> tuple[np.ndarray, list[str], list[str], np.ndarray]:
+    """Rating and explanation of rating questions, as beam search over all tokens writes them.
 
-    Attributes:
-      ratings: float64 [P], the stars that the answer begins with; NaN where it does not begin with a rating.
-      explanations: the text behind the rating, or the whole of it where there is none.
-      texts: whole answers, for users.
-      scores: float32 [P], log-probabilities under the length penalty.
+    Returns:
+      (float64 [P], the stars that an answer begins with, NaN where it begins with none; the texts behind them; whole
+      answers; float32 [P], their log-probabilities under the length penalty).
     """
-
-    ratings: np.ndarray
-    explanations: list[str]
-    texts: list[str]
-    scores: np.ndarray
-
-
-def write_reviews(data: ExperimentData, predictor: Predictor, queries: Sequence[Query], config: BeamConfig) -> Reviews:
-    """Rating and explanation of rating questions, as beam search over all tokens writes them."""
     vocabulary = data.vocabulary
     batches = prompt_batches(data, predictor, queries, tight=True)
     tokens, scores = predictor.generate(batches, len(queries), config, eos=vocabulary.eos, pad=vocabulary.pad)
-    levels = dict(zip(vocabulary.ratings.tolist(), vocabulary.rating_levels, strict=True))
-    ratings, explanations, texts = np.full(len(queries), np.nan), [], []
-    for number, row in enumerate(tokens.tolist()):
-        answer = row[: row.index(vocabulary.eos)] if vocabulary.eos in row else row
-        if answer and answer[0] in levels:
-            ratings[number] = levels[answer[0]]
-        explanations.append(vocabulary.decode(answer[1:] if answer and answer[0] in levels else answer))
-        texts.append(vocabulary.decode(answer))
-    return Reviews(ratings, explanations, texts, scores)
+    parsed = [parse_rating(vocabulary, row) for row in tokens]
+    explanations = [one.get("explanation", one.get("answer", "")) for one in parsed]
+    texts = [vocabulary.decode(row[: np.append(np.flatnonzero(row == vocabulary.eos), len(row))[0]]) for row in tokens]
+    return np.array([one["rating"] for one in parsed], np.float64), explanations, texts, scores
 
 
 def parse_rating(vocabulary: Vocabulary, tokens: np.ndarray) -> dict[str, Any]:

@@ -1,9 +1,19 @@
-"""Selection: which of three items suit, by Bayes' rule from what would be recommended, and as it is written."""
+"""Selection: which of three items suit, by Bayes' rule from what would be recommended, and as it is written.
+
+A question offers the right items among others that are drawn evenly from the catalogue of I items. With p(i) the
+probability that item i comes next, a set S of candidates is right in proportion to
+
+    prior(|S|) / (number of sets of this size) * product over i in S of  I p(i)
+
+where I p(i) is how much more likely i is to come next than to be drawn.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +36,6 @@ from experiments.evals.base import (
     prompt_batches,
     titled,
 )
-from experiments.evals.candidate_sets import most_probable_sets
 from experiments.evals.config import GenerateConfig
 from experiments.evals.recommender import NextItem, recommender
 from experiments.request import Request
@@ -100,6 +109,24 @@ def select(data: ExperimentData, predictor: Predictor, queries: Sequence[Query])
     else:
         log_p = np.take_along_axis(recommender(data, predictor).scores(*moments(queries)), candidates, axis=1)
     return chosen_items(queries, most_probable_sets(log_p, data.corpus.num_items, PRIOR))
+
+
+def most_probable_sets(log_p: np.ndarray, num_items: int, prior: Mapping[int, float]) -> list[tuple[int, ...]]:
+    """The most probable set of right candidates of each question, as places among its candidates.
+
+    Args:
+      log_p: [P, c], of each candidate, the logarithm of the probability that it comes next.
+      num_items: of the catalogue.
+      prior: how often a question has so many right candidates.
+    """
+    candidates = log_p.shape[1]
+    sets = [places for size in prior for places in itertools.combinations(range(candidates), size)]
+    gains = log_p.astype(np.float64) + math.log(num_items)
+    scores = [
+        gains[:, list(places)].sum(axis=1) + math.log(prior[len(places)] / math.comb(candidates, len(places)))
+        for places in sets
+    ]
+    return [sets[number] for number in np.argmax(np.stack(scores, axis=1), axis=1).tolist()]
 
 
 def chosen_items(queries: Sequence[Query], sets: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

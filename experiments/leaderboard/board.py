@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from experiments.evals.base import OURS
-from experiments.report.compare import HEADLINES, paired_values
+from experiments.report.compare import headline_of, paired_values
 from experiments.report.runs import EvaluatedRun
-from unimp_jax.evaluation.bootstrap import Difference, Interval
+from experiments.results import Row, TaskTable
+from unimp_jax.evaluation.bootstrap import Difference
 from unimp_jax.evaluation.repeats import difference_over_seeds, over_seeds
 
 Verdict = Literal["won", "level", "lost", "alone"]
@@ -22,25 +23,13 @@ CONTROLS = ("the wanted image from its codes",)
 
 
 @dataclasses.dataclass(frozen=True)
-class Entrant:
-    """One model at one task.
-
-    Attributes:
-      metrics: over seeds and users.
-    """
-
-    model: str
-    metrics: dict[str, Interval]
-
-
-@dataclasses.dataclass(frozen=True)
 class Standing:
     """A task on a data set.
 
     Attributes:
       metric: by which models are compared.
-      ours: our rows, the one that is compared first.
-      rivals: best first.
+      ours: our rows, with metrics over seeds and users, the one that is compared first.
+      rivals: likewise, best first.
       difference: of ours to the best rival, of the same users; None where there is no rival.
     """
 
@@ -49,8 +38,8 @@ class Standing:
     metric: str
     users: int
     larger_is_better: bool
-    ours: tuple[Entrant, ...]
-    rivals: tuple[Entrant, ...]
+    ours: tuple[Row, ...]
+    rivals: tuple[Row, ...]
     difference: Difference | None
 
     @property
@@ -70,44 +59,23 @@ def standings(contest: str, runs: Sequence[EvaluatedRun]) -> list[Standing]:
     Args:
       runs: one of each seed.
     """
-    found: list[Standing] = []
-    for table in runs[0].evaluation.tables:
-        metric = next((name for name in HEADLINES if name in table.rows[0].metrics), "")
-        models = [row.model for row in table.rows if metric in row.metrics and row.model not in CONTROLS]
-        if metric:
-            found.append(standing(contest, runs, table.task, metric, models, table.users, table.larger_is_better))
-    return found
+    found = [(table, headline_of(table)) for table in runs[0].evaluation.tables]
+    return [standing(contest, runs, table, metric) for table, metric in found if metric]
 
 
-def standing(
-    contest: str,
-    runs: Sequence[EvaluatedRun],
-    task: str,
-    metric: str,
-    models: Sequence[str],
-    users: int,
-    larger_is_better: bool,
-) -> Standing:
-    """Compares all models at one task."""
-    rows = {row.model: row for table in runs[0].evaluation.tables if table.task == task for row in table.rows}
+def standing(contest: str, runs: Sequence[EvaluatedRun], table: TaskTable, metric: str) -> Standing:
+    """Compares all models at the task of a table."""
     values: dict[str, np.ndarray] = {}
-    entrants: dict[str, Entrant] = {}
-    for model in models:
-        by_name, _ = paired_values(runs, task, model, list(rows[model].metrics))
-        values[model] = by_name[metric]
-        entrants[model] = Entrant(model, {name: over_seeds(x) for name, x in by_name.items()})
-    sign = 1 if larger_is_better else -1
-    ours = [model for model in models if model.startswith(OURS)]
-    rivals = sorted((m for m in models if m not in ours), key=lambda m: -sign * entrants[m].metrics[metric].mean)
-    difference = None
-    if rivals:
-        difference = difference_over_seeds(values[ours[0]], values[rivals[0]])
+    rows: list[Row] = []
+    for row in table.rows:
+        if metric in row.metrics and row.model not in CONTROLS:
+            by_name, _ = paired_values(runs, table.task, row.model, list(row.metrics))
+            values[row.model] = by_name[metric]
+            rows.append(Row(row.model, {name: over_seeds(x) for name, x in by_name.items()}))
+    ours = [row for row in rows if row.model.startswith(OURS)]
+    rivals = [row for row in rows if row not in ours]
+    rivals.sort(key=lambda row: row.metrics[metric].mean, reverse=table.larger_is_better)
+    difference = difference_over_seeds(values[ours[0].model], values[rivals[0].model]) if rivals else None
     return Standing(
-        contest, task, metric, users, larger_is_better,
-        tuple(entrants[m] for m in ours), tuple(entrants[m] for m in rivals), difference,
-    )  # fmt: skip
-
-
-def as_json(found: Sequence[Standing]) -> list[dict[str, Any]]:
-    """The standings with their verdicts."""
-    return [dataclasses.asdict(one) | {"verdict": one.verdict} for one in found]
+        contest, table.task, metric, table.users, table.larger_is_better, tuple(ours), tuple(rivals), difference
+    )

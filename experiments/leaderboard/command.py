@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ import tyro
 
 from data_pipelines.atomic import atomic_file, write_json
 from data_pipelines.errors import DataError
-from experiments.leaderboard.board import Standing, as_json, standings
+from experiments.leaderboard.board import Standing, standings
 from experiments.leaderboard.cells import CONTESTS, LeaderboardConfig, run_cell
 from experiments.leaderboard.page import page
+from experiments.report.cost import training_cost
 from experiments.report.runs import EvaluatedRun, read_run
 
 
@@ -30,22 +32,12 @@ def leaderboard_command(
       out: the page; the same as JSON goes beside it.
       read_only: train nothing, read what is there.
     """
-    write_leaderboard(folder, config, out, read_only=read_only)
-
-
-def write_leaderboard(folder: Path, config: LeaderboardConfig, out: Path, *, read_only: bool = False) -> None:
-    """Writes the page and its JSON after every cell, so that an interrupted leaderboard shows what it has.
-
-    Raises:
-      DataError: a source is not prepared, or nothing is evaluated yet and nothing is to be trained.
-    """
-    for seed in config.seeds:  # every data set once, before any is repeated
+    for seed in () if read_only else config.seeds:  # every data set once, before any is repeated
         for name in config.contests:
             cell = folder / name / f"seed-{seed}"
-            if not read_only:
-                print(f"{name}, seed {seed}: {cell}", flush=True)
-                run_cell(cell, CONTESTS[name], seed, config.data)
-                write_page(folder, config, out)
+            print(f"{name}, seed {seed}: {cell}", flush=True)
+            run_cell(cell, CONTESTS[name], seed, config.data)
+            write_page(folder, config, out)  # so that an interrupted leaderboard shows what it has
     write_page(folder, config, out)
 
 
@@ -61,23 +53,17 @@ def write_page(folder: Path, config: LeaderboardConfig, out: Path) -> None:
         if runs:
             title = CONTESTS[name].title
             found += standings(title, runs)
-            seconds[title] = [training_seconds(run) for run in runs]
+            seconds[title] = [training_cost(run.config, run.log)[1] for run in runs]
     if not found:
         raise DataError(f"{folder} holds no evaluated run: without --read-only the leaderboard trains them")
     command = shlex.join(["unimp", *sys.argv[1:]])
     with atomic_file(out) as partial:
         partial.write_text(page(found, seconds, command, config.seeds), encoding="utf-8")
-    write_json(out.with_suffix(".json"), {"seconds": seconds, "standings": as_json(found)})
+    told = [dataclasses.asdict(one) | {"verdict": one.verdict} for one in found]
+    write_json(out.with_suffix(".json"), {"seconds": seconds, "standings": told})
 
 
 def evaluated(folder: Path, seeds: tuple[int, ...]) -> list[EvaluatedRun]:
     """The cells of a data set that are evaluated."""
     paths = [folder / f"seed-{seed}" for seed in seeds]
     return [read_run(path, "test") for path in paths if (path / "evaluation" / "test.json").exists()]
-
-
-def training_seconds(run: EvaluatedRun) -> float:
-    """What the steps of a run took, from its log; compilation and validation are not counted."""
-    lines = [line for line in run.log if line["kind"] == "train"]
-    steps = [line["step"] - before for line, before in zip(lines, [0, *(line["step"] for line in lines)], strict=False)]
-    return sum(steps * line["step_seconds"] for steps, line in zip(steps, lines, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Mapping, Sequence
 
-from experiments.leaderboard.board import Entrant, Standing
+from experiments.leaderboard.board import Standing
 from unimp_jax.evaluation.bootstrap import Interval
 
 COLUMNS = ("HR@10", "NDCG@10", "HR@10 (unfiltered)", "NDCG@10 (unfiltered)", "recall", "precision", "F1", "RMSE", "MAE")
@@ -50,27 +50,18 @@ def page(found: Sequence[Standing], seconds: Mapping[str, Sequence[float]], comm
 
 def table(one: Standing) -> list[str]:
     """All models of a task, best first; the best of each column in bold, whoever has it."""
-    entrants = [*one.ours, *one.rivals]
-    names = [name for name in COLUMNS if any(name in entrant.metrics for entrant in entrants)] or [one.metric]
-    best = {name: extreme(entrants, name, one.larger_is_better) for name in names}
-    sign = -1 if one.larger_is_better else 1
+    rows, choose = [*one.ours, *one.rivals], max if one.larger_is_better else min
+    names = [name for name in COLUMNS if any(name in row.metrics for row in rows)] or [one.metric]
+    best = {name: choose(row.metrics[name].mean for row in rows if name in row.metrics) for name in names}
+
+    def cell(found: Interval | None, best: float) -> str:
+        text = shown(found) if found else ""
+        return f"**{text}**" if found and found.mean == best else text
+
     lines = ["| model | " + " | ".join(names) + " |", "|" + "---|" * (1 + len(names))]
-    for entrant in sorted(entrants, key=lambda entrant: sign * entrant.metrics[one.metric].mean):
-        cells = [cell(entrant, name, best[name]) for name in names]
-        lines.append(f"| {entrant.model} | " + " | ".join(cells) + " |")
+    for row in sorted(rows, key=lambda row: row.metrics[one.metric].mean, reverse=one.larger_is_better):
+        lines.append(f"| {' | '.join([row.model, *(cell(row.metrics.get(name), best[name]) for name in names)])} |")
     return lines
-
-
-def extreme(entrants: Sequence[Entrant], name: str, larger_is_better: bool) -> float:
-    means = [entrant.metrics[name].mean for entrant in entrants if name in entrant.metrics]
-    return max(means) if larger_is_better else min(means)
-
-
-def cell(entrant: Entrant, name: str, best: float) -> str:
-    if name not in entrant.metrics:
-        return ""
-    text = shown(entrant.metrics[name])
-    return f"**{text}**" if entrant.metrics[name].mean == best else text
 
 
 def shown(interval: Interval) -> str:

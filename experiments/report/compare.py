@@ -31,6 +31,11 @@ HEADLINES = ("NDCG@10", "RMSE", "F1", "ROUGE-L", "closer", "Fréchet distance")
 """The metrics that stand for a task in the overview; a task has one of them at most."""
 
 
+def headline_of(table: TaskTable) -> str:
+    """The metric of `HEADLINES` that a table has; "" where it has none."""
+    return next((name for name in HEADLINES if name in table.rows[0].metrics), "")
+
+
 @dataclasses.dataclass(frozen=True)
 class Tested(Difference):
     """A difference to the base.
@@ -111,7 +116,6 @@ def compare(groups: Sequence[Group]) -> list[Comparison]:
 def compare_task(groups: Sequence[Group], tables: Mapping[EvaluatedRun, TaskTable]) -> Comparison:
     """Compares groups at the task of the tables."""
     first = next(iter(tables.values()))
-    headline = next((name for name in HEADLINES if name in first.rows[0].metrics), "")
     rows: dict[str, Row] = {}
     for row in (row for table in tables.values() for row in table.rows):
         rows.setdefault(row.model, row)
@@ -119,7 +123,7 @@ def compare_task(groups: Sequence[Group], tables: Mapping[EvaluatedRun, TaskTabl
     lines = [line for model in models for line in lines_of(model, groups, tables)]
     lines = correct(lines, first.larger_is_better)
     baselines = [Line(name, None, 0, first.users, row.metrics) for name, row in rows.items() if name not in models]
-    return Comparison(first, headline, (*lines, *baselines))
+    return Comparison(first, headline_of(first), (*lines, *baselines))
 
 
 def lines_of(model: str, groups: Sequence[Group], tables: Mapping[EvaluatedRun, TaskTable]) -> Iterator[Line]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from data_pipelines.nearest import did_you_mean
-from data_pipelines.records import read_items
-from data_pipelines.tasks import TASKS
+from data_pipelines.tasks import TASKS, TaskData
 from experiments.config import ExperimentConfig
+from experiments.data import load_records
 from experiments.evals.config import EvaluationConfig
 from experiments.init import with_init_geometry
 from experiments.sweep.ablations import ABLATIONS, Ablation
 from experiments.sweep.cells import SweepCell
 from experiments.sweep.changes import changed
-from experiments.sweep.job import read_json
-
-INSPECTED_ITEMS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,24 +34,17 @@ class Base:
 
     @classmethod
     def open(cls, preset: str, config: ExperimentConfig) -> Base:
-        """Looks at the first items of the source, and at the counts of `unimp prepare`.
+        """Looks at the records of the source, as training does.
 
         Raises:
           DataError: the source is not prepared.
         """
-        items = read_items(config.data.source, config.data.folder)
-        first = [items[number] for number in range(min(len(items), INSPECTED_ITEMS))]
-        counts = read_json(config.data.folder / config.data.source / "prepared.json") or {}
-        shown = config.tasks.images and config.row_shape.images > 0
-        impossible = {"rating"} if counts.get("rated") == 0 else set()
-        if not any(item.categories for item in first):
-            impossible.add("search")
-        return cls(
-            preset,
-            config,
-            images=shown and counts.get("images") != 0,
-            tasks=[task for task in TASKS if config.queries.mix[task] and task not in impossible],
-        )
+        records = load_records(config.data)
+        has_codes = np.ones(records.corpus.num_items, bool) if config.queries.needs_codes else None
+        data, mix = TaskData.of(records.corpus, has_codes), config.queries.mix
+        tasks = [name for name, task in TASKS.items() if mix[name] and not task.unavailable(data)]
+        shown = config.tasks.images and config.row_shape.images > 0 and bool(records.has_image.any())
+        return cls(preset, config, shown, tasks)
 
 
 def plan(

@@ -98,7 +98,7 @@ def evaluate_vqgan(
     learnt, held_out = store.parts(data)
     images, bits = store.take(held_out), model.config.bits_per_image
     codes = encoder_of(model)(images)
-    made, jpeg = decoder_of(model)(codes), compress(images, bits)
+    made, (jpeg, scan_bits, whole_bits) = decoder_of(model)(codes), compress(images, bits)
     mean = np.round(store.take(learnt).mean(axis=0)).astype(np.uint8)
     counts_K = np.bincount(codes.reshape(-1), minlength=model.config.codes)
     found = Reconstructions(
@@ -107,16 +107,16 @@ def evaluate_vqgan(
         codes=model.config.codes,
         used=int((counts_K > 0).sum()),
         perplexity=float(perplexity(counts_K.astype(np.float32))),
-        jpeg_bits=float(jpeg.whole_bits.mean()),
+        jpeg_bits=float(whole_bits.mean()),
         rows=(
             row("VQGAN", bits, images, made),
             row("the mean image", 0, images, np.broadcast_to(mean, images.shape)),
-            row("JPEG, tables not counted", float(jpeg.scan_bits.mean()), images, jpeg.images),
+            row("JPEG, tables not counted", float(scan_bits.mean()), images, jpeg),
         ),
     )
     if jax.process_index() == 0:
         write_json(out / "evaluation.json", dataclasses.asdict(found))
-        write_sheet(out / "reconstructions.png", [images, made, jpeg.images])
+        write_sheet(out / "reconstructions.png", [images, made, jpeg])
     return f"{found}\n\nabove: images, middle: VQGAN, below: JPEG: {out / 'reconstructions.png'}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import io
 
 import numpy as np
@@ -15,35 +14,22 @@ START_OF_SCAN = 0xDA
 QUALITIES = range(1, 96)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Compressed:
-    """Images that were JPEGs.
-
-    Attributes:
-      images: uint8 [N, H, W, 3], decoded.
-      scan_bits: int64 [N], of the coefficients alone.
-      whole_bits: int64 [N], of the files, tables and headers included.
-    """
-
-    images: np.ndarray
-    scan_bits: np.ndarray
-    whole_bits: np.ndarray
-
-
-def compress(images: np.ndarray, bits: float) -> Compressed:
+def compress(images: np.ndarray, bits: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each image of uint8 [N, H, W, 3] as the JPEG with the highest PSNR whose coefficients take at most so many
     bits: of its own size, or shrunk to a half, a quarter, … and enlarged again, which at few bits is far better.
 
     Tables and headers, hundreds of bytes that could be agreed upon beforehand, are not counted: without that no JPEG is
     as small. Huffman tables are the standard's, colours have half the resolution, blocks are of 8 x 8.
 
+    Returns:
+      (uint8 [N, H, W, 3], decoded; int64 [N], bits of the coefficients alone; int64 [N], of the whole files).
+
     Raises:
       ValueError: not even 8 x 8 pixels fit.
     """
-    best = [best_jpeg(image, bits) for image in images]
-    decoded, files = [image for image, _ in best], [file for _, file in best]
-    whole_bits = np.array([8 * len(file) for file in files])
-    return Compressed(np.stack(decoded), np.array([8 * scan_bytes(file) for file in files]), whole_bits)
+    decoded, files = zip(*(best_jpeg(image, bits) for image in images), strict=True)
+    sizes = [(8 * scan_bytes(file), 8 * len(file)) for file in files]
+    return np.stack(decoded), *np.array(sizes).T
 
 
 def best_jpeg(image: np.ndarray, bits: float) -> tuple[np.ndarray, bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,7 @@ from unimp_jax.image_tokens.training import Trainer, VQGANState, make_step, with
 from unimp_jax.semantic_ids.residual_kmeans import residual_kmeans
 from unimp_jax.sharding import MeshConfig, batch_sharding, check_rows, make_mesh
 from unimp_jax.training.checkpoint import Checkpoints, abstract
-from unimp_jax.training.guard import SkipLimit
+from unimp_jax.training.guard import check_skips
 from unimp_jax.training.log import RunLog
 from unimp_jax.training.loop import train
 from unimp_jax.training.preemption import EndRequest, print_saved
@@ -88,7 +89,7 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
                 validation(trainer, images.take(held_out[:VALIDATION])),
                 config=config.loop,
                 window=VQGANWindow(notes),
-                limit=SkipLimit(config.guard.patience, "guard.spike"),
+                check_skips=functools.partial(check_skips, config.guard.patience, "guard.spike"),
                 checkpoints=checkpoints,
                 log=log,
                 end=end,

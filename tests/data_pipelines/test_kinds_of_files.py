@@ -233,8 +233,8 @@ def test_an_empty_file_is_named(tmp_path: Path, source: str, file: str) -> None:
             lambda text: text.replace(b"{", b"{\n ", 1),
             r"line 1: one object a line is needed; this one goes over several",
         ),
-        (lambda text: text.rstrip()[:-2], r"line \d+: not JSON \(the line ends within a value: it is cut off"),
-        (lambda text: text.replace(b"}\n{", b"}{", 1), r"line \d+: not JSON \(more than one value in the line, from"),
+        (lambda text: text.rstrip()[:-2], r"line \d+: not JSON \(it ends within a value, and is cut off"),
+        (lambda text: text.replace(b"}\n{", b"}{", 1), r"line \d+: not JSON \(more than one value, the second from"),
     ],
 )
 def test_json_that_is_not_an_object_a_line_is_reported(tmp_path: Path, source: str, change, message: str) -> None:

@@ -1,15 +1,17 @@
 """Ablations change what they say and nothing else, and what makes no sense is refused in words."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from data_pipelines.corpus import build_corpus
+from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.tasks import TASKS
 from experiments.config import ExperimentConfig, flat, to_json
+from experiments.data import PreparedSource
 from experiments.evals.config import EvaluationConfig
 from experiments.preset_run import read_training
 from experiments.presets import PRESETS
@@ -260,12 +262,11 @@ def test_a_base_has_the_images_and_tasks_of_its_configuration(tmp_path, changes,
 
 
 def test_a_base_has_no_images_and_tasks_that_its_source_has_not(tmp_path, monkeypatch):
-    config = experiment(prepare_source(tmp_path))
-    counts = config.data.folder / config.data.source / "prepared.json"
-    counts.write_text(json.dumps({"rated": 0, "images": 0}))
-    items = [SimpleNamespace(categories=[], image="a.png")]
-    monkeypatch.setattr("experiments.sweep.grid.read_items", lambda source, folder: items)
-    found = Base.open("tiny", config)
+    items = [Item(str(number), "A thing") for number in range(4)]
+    corpus = build_corpus(items, [User("u", tuple(Interaction(item.item_id) for item in items))])
+    bare = PreparedSource(corpus, np.zeros(4, bool), lambda item: b"")
+    monkeypatch.setattr("experiments.sweep.grid.load_records", lambda config: bare)
+    found = Base.open("tiny", BASE)
     assert (found.images, found.tasks) == (False, ["recommendation", "selection"])
 
 

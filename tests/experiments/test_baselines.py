@@ -10,7 +10,7 @@ from data_pipelines.errors import DataError
 from experiments.baselines.markov import Markov, MarkovConfig, choose_markov
 from experiments.baselines.query_match import QueryMatch, WordMatches
 from experiments.baselines.ranker import Popularity, evaluate_ranker, padded_histories
-from experiments.baselines.ratings import BIASES, BiasedFactorisation, FactorisationConfig, GlobalMean
+from experiments.baselines.ratings import BIASES, BiasedFactorisation, FactorisationConfig
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.baselines.sasrec_model import SASRecModelConfig
 from experiments.baselines.sasrec_training import train_sasrec
@@ -135,7 +135,7 @@ def test_a_factorisation_of_rank_0_solves_the_ridge_regression(corpus: Corpus) -
     np.testing.assert_allclose(np.concatenate([found.users, found.items]), right, atol=1e-9)
     predicted = found.predict(users, corpus.items[events])
     np.testing.assert_allclose(predicted, np.clip(ratings.mean() + design @ right, 0.5, 5), atol=1e-6)
-    assert GlobalMean(corpus).predict(users[:2], users[:2]) == pytest.approx(ratings.mean())
+    assert found.mean == pytest.approx(ratings.mean())
 
 
 def test_sources_without_ratings_are_refused() -> None:
@@ -158,7 +158,7 @@ def test_nothing_is_learned_from_held_out_interactions(corpus: Corpus) -> None:
         np.testing.assert_array_equal(one.scores(users, positions), two.scores(users, positions))
     one, two = BiasedFactorisation(corpus, BIASES), BiasedFactorisation(other, BIASES)
     assert (one.users == two.users).all()
-    assert GlobalMean(corpus).mean == GlobalMean(other).mean
+    assert one.mean == two.mean
 
 
 def test_wrong_configurations_are_refused() -> None:

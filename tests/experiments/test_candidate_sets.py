@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from experiments.evals.candidate_sets import most_probable_sets
+from experiments.evals.selection import most_probable_sets
 
 
 def enumerated(p_I: np.ndarray, candidates: tuple[int, ...], prior: dict[int, float]) -> dict[tuple[int, ...], float]:

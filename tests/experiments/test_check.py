@@ -12,7 +12,7 @@ import pytest
 from data_pipelines.errors import DataError
 from experiments import check as checking
 from experiments import cli
-from experiments.check import CheckConfig, check
+from experiments.check import CheckConfig, check_command
 from experiments.preset_run import read_training
 from experiments.train import open_run, train_run
 from tests.experiments.tiny_run import prepare_source
@@ -66,7 +66,7 @@ def test_each_finding_is_a_line(data, tmp_path, monkeypatch, capsys):
 
 
 def test_nothing_is_written(data, tmp_path):
-    check(ON_8, words(data, tmp_path / "a" / "run"))
+    check_command(config=ON_8, command=words(data, tmp_path / "a" / "run"))
     assert not list(tmp_path.iterdir())
 
 
@@ -87,7 +87,7 @@ REFUSED = [
 def test_it_refuses_what_training_refuses_in_the_same_words(data, tmp_path, options, message):
     command = words(data, tmp_path / "run", options.format(folder=tmp_path))
     with pytest.raises((ValueError, OSError)) as refused:
-        check(ON_8, command)
+        check_command(config=ON_8, command=command)
     training = read_training(command[1:])
     with pytest.raises((ValueError, OSError)) as ended:
         train_run(training.experiment, training.folder)
@@ -107,11 +107,11 @@ def test_it_refuses_what_training_refuses_in_the_same_words(data, tmp_path, opti
 )
 def test_it_accepts_what_training_accepts(data, tmp_path, options, capsys):
     command = words(data, tmp_path / "run", options)
-    check(ON_8, command)
+    check_command(config=ON_8, command=command)
     training = read_training(command[1:])
     open_run(training.experiment, training.folder)
     make_mesh(training.experiment.mesh)
-    check(ON_8, command)  # of the run that is there now
+    check_command(config=ON_8, command=command)  # of the run that is there now
     assert capsys.readouterr().out.count("memory:") == 2
 
 
@@ -120,9 +120,9 @@ def test_the_folder_of_another_run_is_refused_and_that_of_the_same_run_is_not(da
     folder, config = tmp_path / "run", dataclasses.replace(ON_8, read_records=read_records)
     training = read_training(words(data, folder)[1:])
     open_run(training.experiment, folder)
-    check(config, words(data, folder, "--mesh.fsdp 2 --loop.steps 2000"))
+    check_command(config=config, command=words(data, folder, "--mesh.fsdp 2 --loop.steps 2000"))
     with pytest.raises(DataError) as refused:
-        check(config, words(data, folder, "--optimizer.learning-rate 1"))
+        check_command(config=config, command=words(data, folder, "--optimizer.learning-rate 1"))
     with pytest.raises(DataError) as ended:
         open_run(read_training(words(data, folder, "--optimizer.learning-rate 1")[1:]).experiment, folder)
     assert str(refused.value) == str(ended.value)
@@ -132,15 +132,15 @@ def test_the_folder_of_another_run_is_refused_and_that_of_the_same_run_is_not(da
 def test_the_folder_of_a_vqgan_and_a_file_in_the_way_are_refused(data, tmp_path):
     (tmp_path / "vqgan.json").touch()
     with pytest.raises(DataError, match="holds the run of a VQGAN"):
-        check(ON_8, words(data, tmp_path))
+        check_command(config=ON_8, command=words(data, tmp_path))
     with pytest.raises(NotADirectoryError):
-        check(ON_8, words(data, tmp_path / "vqgan.json" / "run"))
+        check_command(config=ON_8, command=words(data, tmp_path / "vqgan.json" / "run"))
 
 
 def test_a_folder_that_may_not_be_written_is_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(checking.os, "access", lambda *_: False)
     with pytest.raises(PermissionError):
-        check(ON_8, words(data, tmp_path / "run"))
+        check_command(config=ON_8, command=words(data, tmp_path / "run"))
 
 
 def test_it_says_from_which_step_a_run_goes_on(data, tmp_path, capsys):
@@ -148,27 +148,27 @@ def test_it_says_from_which_step_a_run_goes_on(data, tmp_path, capsys):
     open_run(read_training(words(data, folder)[1:]).experiment, folder)
     with Checkpoints(folder / "checkpoints", CheckpointConfig()) as checkpoints:
         checkpoints.save(30, {"x": jnp.zeros(2)}, {})
-    check(ON_8, words(data, folder))
+    check_command(config=ON_8, command=words(data, folder))
     assert f"folder: {folder}, where the run goes on from step 30 of 700" in capsys.readouterr().out
 
 
 def test_large_data_are_counted_and_not_read(data, tmp_path, capsys):
     """A row that has no room is then found by training alone."""
     config = dataclasses.replace(ON_8, read_records=69)
-    check(config, words(data, tmp_path / "run", "--row_shape.tokens 8"))
+    check_command(config=config, command=words(data, tmp_path / "run", "--row_shape.tokens 8"))
     assert "40 users and 30 items\ndata: not read (--read-records)" in capsys.readouterr().out
     with pytest.raises(DataError, match="holds no prepared source"):
-        check(config, words(tmp_path / "nowhere", tmp_path / "run"))
+        check_command(config=config, command=words(tmp_path / "nowhere", tmp_path / "run"))
 
 
 def test_files_that_only_hosts_see_are_not_looked_for(tmp_path, capsys):
     config = dataclasses.replace(ON_8, files=False)
-    check(config, words(tmp_path / "nowhere", tmp_path / "run"))
+    check_command(config=config, command=words(tmp_path / "nowhere", tmp_path / "run"))
     of_any_geometry = "--init-from /start --mesh.tensor 8"
-    check(config, words(tmp_path / "nowhere", tmp_path / "run", of_any_geometry))
+    check_command(config=config, command=words(tmp_path / "nowhere", tmp_path / "run", of_any_geometry))
     assert capsys.readouterr().out.count("data, folder: not looked for (--files False)\n") == 2
     with pytest.raises(ValueError, match="fsdp=3 does not make 8 devices"):
-        check(config, words(tmp_path, tmp_path, "--mesh.fsdp 3 --mesh.data 1"))
+        check_command(config=config, command=words(tmp_path, tmp_path, "--mesh.fsdp 3 --mesh.data 1"))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_misspelt_option_of_training_is_refused_with_the_right_one(monkeypatch
 )
 def test_slices_have_as_many_devices_as_chips(without_libtpu, capsys, tpu, chips):
     """As XPK counts them, too."""
-    check(CheckConfig(tpu=tpu, files=False), ["train", "tiny", "--loader.batch-size", "256"])
+    check_command(config=CheckConfig(tpu=tpu, files=False), command=["train", "tiny", "--loader.batch-size", "256"])
     told = capsys.readouterr().out
     assert f"mesh: data={chips}, which makes {chips} devices\n" in told
     assert "memory: of a step it is known where libtpu is installed: pip install 'unimp_jax[tpu]'" in told
@@ -218,7 +218,7 @@ def test_slices_have_as_many_devices_as_chips(without_libtpu, capsys, tpu, chips
 
 def test_processes_of_the_command_are_the_hosts(capsys):
     command = ["train", "tiny", "--processes.coordinator", "a:1", "--processes.count", "4", "--processes.index", "0"]
-    check(CheckConfig(devices=8, files=False), command)
+    check_command(config=CheckConfig(devices=8, files=False), command=command)
     assert "4 of them loaded by each of 4 processes" in capsys.readouterr().out
 
 
@@ -232,7 +232,7 @@ def test_on_tpus_rows_lie_as_the_torus_has_them(monkeypatch, capsys):
     monkeypatch.setattr(checking, "make_plan", too_large)
     command = ["train", "tiny", "--mesh.data", "1", "--mesh.fsdp", "8", "--mesh.context", "2"]
     with pytest.raises(ValueError, match="it does not fit v5e-16"):
-        check(CheckConfig(tpu="v5e-16", files=False), command)
+        check_command(config=CheckConfig(tpu="v5e-16", files=False), command=command)
     mesh = make_mesh(MeshConfig(fsdp=8, context=2), devices(Slices("v5e-16")))
     most = max(16 // shards * len(own) for own, shards in (row_shards(mesh, process) for process in range(4)))
     assert f"rows: 16 a batch, {most} of them loaded by each of 4 processes" in capsys.readouterr().out
@@ -241,7 +241,7 @@ def test_on_tpus_rows_lie_as_the_torus_has_them(monkeypatch, capsys):
 @needs_libtpu
 @pytest.mark.slow  # a step is compiled
 def test_the_memory_of_a_step_is_that_of_its_plan(data, tmp_path, capsys):
-    check(CheckConfig(tpu="v5e-4"), words(data, tmp_path / "run"))
+    check_command(config=CheckConfig(tpu="v5e-4"), command=words(data, tmp_path / "run"))
     told = capsys.readouterr().out.splitlines()[-1]
     assert told.startswith("memory: 0.")
     assert told.endswith(" of 16 GiB a device, as compiled for v5e-4")

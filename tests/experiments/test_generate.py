@@ -202,7 +202,7 @@ NEW = '{"history": ["3"]}'
         ([], '{"history": ["3",]}', "standard input: not JSON"),
         ([], "[" * 100_000, "standard input: nested too deeply"),
         ([], "", "standard input is empty: name a --user, or give a history there, such as {"),
-        ([], '["3"]', "where an object with history, query, item, candidates should be"),
+        ([], '["3"]', "standard input: a list where an object should be"),
         ([], '{"histroy": ["3"]}', "there is no field 'histroy'; did you mean 'history'?"),
         ([], '{"history": []}', "field 'history' is empty"),
         ([], "{}", "field 'history' is missing"),

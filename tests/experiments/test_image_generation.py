@@ -15,7 +15,7 @@ from data_pipelines.tasks.registry import default_shares
 from experiments.config import DataConfig, load_config
 from experiments.data import load_records
 from experiments.evals.config import EvaluationConfig, GenerateConfig, ImageEvaluationConfig, ImageGenerationConfig
-from experiments.evals.image import open_image_generator, sample_codes
+from experiments.evals.image import open_decoder, sample_codes
 from experiments.evaluate import evaluate_run
 from experiments.export import ExportConfig, export_run
 from experiments.generate import generate
@@ -117,7 +117,7 @@ def test_images_are_codes_of_the_catalogues_vqgan_and_hang_on_seed_and_number(op
     np.testing.assert_array_equal(codes, known)
     other, _ = sample_codes(data, model, queries, GUIDED, seed=1)
     assert (codes != other).any()
-    generated = open_image_generator(data, None).decode(codes)
+    generated = open_decoder(data, None)(codes)
     assert (generated.shape, generated.dtype) == ((7, 3, 16, 16, 3), np.uint8)
 
 
@@ -173,10 +173,10 @@ def test_a_vqgan_that_is_gone_is_asked_for(opened, monkeypatch):
     codes = dataclasses.replace(data.vocabulary.image_codes, facts={"vqgan": "moved/away"})
     monkeypatch.setattr(data, "vocabulary", dataclasses.replace(data.vocabulary, image_codes=codes))
     with pytest.raises(DataError, match="the VQGAN that made the codes, moved/away, is not there"):
-        open_image_generator(data, None)
+        open_decoder(data, None)
     monkeypatch.setattr(data, "vocabulary", dataclasses.replace(data.vocabulary, image_codes=None))
     with pytest.raises(DataError, match="knows no codes of images"):
-        open_image_generator(data, None)
+        open_decoder(data, None)
 
 
 def test_images_without_codes_are_refused_before_a_folder_is_made(places):

@@ -9,17 +9,18 @@ import pytest
 
 from data_pipelines.errors import DataError
 from experiments.leaderboard import cells
-from experiments.leaderboard.board import Entrant, Standing
+from experiments.leaderboard.board import Standing
 from experiments.leaderboard.cells import CONTESTS, Contest, LeaderboardConfig, experiment_of, run_cell
-from experiments.leaderboard.command import write_leaderboard
+from experiments.leaderboard.command import leaderboard_command
 from experiments.leaderboard.page import page
+from experiments.results import Row
 from tests.experiments.tiny_run import experiment, prepare_source
 from unimp_jax.evaluation.bootstrap import Difference, Interval
 
 
 def standing(task: str, ours: float, rival: float, p_value: float, larger: bool = True) -> Standing:
     name = "NDCG@10" if larger else "RMSE"
-    entrants = [Entrant(model, {name: Interval(x, x - 0.01, x + 0.01)}) for model, x in (("UniMP", ours), ("R", rival))]
+    entrants = [Row(model, {name: Interval(x, x - 0.01, x + 0.01)}) for model, x in (("UniMP", ours), ("R", rival))]
     difference = Difference(ours - rival, ours - rival - 0.01, ours - rival + 0.01, p_value)
     return Standing("D", task, name, 9, larger, (entrants[0],), (entrants[1],), difference)
 
@@ -64,7 +65,7 @@ def test_unknown_data_sets_equal_seeds_and_nothing_to_read_are_refused(tmp_path:
     with pytest.raises(ValueError, match="all different"):
         LeaderboardConfig(seeds=(1, 1))
     with pytest.raises(DataError, match="no evaluated run"):
-        write_leaderboard(tmp_path, LeaderboardConfig(), tmp_path / "L.md", read_only=True)
+        leaderboard_command(tmp_path, LeaderboardConfig(), tmp_path / "L.md", read_only=True)
 
 
 @pytest.mark.slow
@@ -76,12 +77,12 @@ def test_cells_are_trained_evaluated_and_shown_beside_every_rival(
     monkeypatch.setitem(cells.PRESETS, "beauty", prepared)
     config = LeaderboardConfig(("beauty",), (0, 1), prepared.data.folder)
     page, again = tmp_path / "L.md", tmp_path / "again.md"
-    write_leaderboard(tmp_path / "runs", config, page)
+    leaderboard_command(tmp_path / "runs", config, page)
     text = page.read_text(encoding="utf-8")
     for name in ("UniMP", "Markov", "item-kNN", "SASRec", "eSASRec", "HSTU", "Markov + query", "biased factorisation"):
         assert f"| {name} |" in text
     found = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
     assert {one["task"] for one in found["standings"]} >= {"recommendation", "search", "selection", "rating"}
     assert len(found["seconds"]["A few films"]) == 2
-    write_leaderboard(tmp_path / "runs", config, again, read_only=True)
+    leaderboard_command(tmp_path / "runs", config, again, read_only=True)
     assert again.read_text(encoding="utf-8") == text

@@ -14,7 +14,7 @@ from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.tasks.prompt import prompt_texts
 from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
 from experiments import evaluate
-from experiments.baselines.explanations import ConstantExplanation, NearestExplanation
+from experiments.baselines.explanations import NearestExplanation
 from experiments.baselines.markov import choose_markov
 from experiments.baselines.query_match import QueryMatch, WordMatches
 from experiments.baselines.ranker import evaluate_ranker
@@ -115,7 +115,7 @@ def test_an_even_sample_is_asked_and_reported(untested):
     assert [query.user for query in some.queries] == [0, 2]
     assert some.note == " An even sample of 2 of 4 users."
     assert evaluation_queries(untested, "validation", "recommendation").note == ""
-    assert EvaluationQueries(some.queries, 2, {"who met everything": 1, "without categories": 1200}).note == (
+    assert EvaluationQueries(some.queries, {"who met everything": 1, "without categories": 1200}, 2).note == (
         " Left out: 1 user who met everything, 1,200 users without categories."
     )
     with pytest.raises(ValueError, match="users 0 must be 1 or more"):
@@ -213,7 +213,7 @@ def test_explanations_stand_alone_where_nobody_wrote_in_training(training, model
     assert tabulate("explanation", outcome, 0).users == 2
     if training:
         assert NearestExplanation(corpus).explain(users[:1], np.array([0])) == [training]
-        assert ConstantExplanation(corpus).text == training
+        assert NearestExplanation(corpus).constant == training
 
 
 def test_one_user_has_a_metric_and_no_interval():

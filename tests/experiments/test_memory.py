@@ -15,11 +15,11 @@ from data_pipelines.tasks.selection import PRIOR
 from experiments.baselines.item_knn import ItemKNN
 from experiments.baselines.markov import Markov
 from experiments.baselines.ratings import BiasedFactorisation
-from experiments.evals.candidate_sets import most_probable_sets
 from experiments.evals.config import EvaluationConfig, GenerateConfig
 from experiments.evals.queries import evaluation_queries
 from experiments.evals.rating import expected_ratings, rated
 from experiments.evals.recommender import SHARES, NextItem, WithMemory, choose_memory, interpolated
+from experiments.evals.selection import most_probable_sets
 from experiments.evaluate import evaluate_run
 from experiments.generate import generate
 from experiments.memory import FILE, Memory, read_memory

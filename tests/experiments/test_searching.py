@@ -279,9 +279,9 @@ def test_reviews_begin_with_a_rating_or_are_counted_as_unread():
     data, model = asked(1)
     queries = held_out_queries(CORPUS, "test", "rating")[:6]
     config = BeamConfig(beams=2, new_tokens=5)
-    reviews = write_reviews(data, model, queries, config)
+    ratings, explanations, texts, scores = write_reviews(data, model, queries, config)
     names = {f"rate_{level:g}": level for level in data.vocabulary.rating_levels}
-    for rating, text, explanation in zip(reviews.ratings, reviews.texts, reviews.explanations, strict=True):
+    for rating, text, explanation in zip(ratings, texts, explanations, strict=True):
         first = text.split(" ", 1)[0]
         if first in names:
             assert rating == names[first]
@@ -289,9 +289,9 @@ def test_reviews_begin_with_a_rating_or_are_counted_as_unread():
         else:
             assert np.isnan(rating)
             assert text == explanation
-    alone = write_reviews(data, model, queries[:1], config)
-    assert alone.texts == reviews.texts[:1]
-    np.testing.assert_allclose(alone.scores, reviews.scores[:1], atol=1e-4)
+    _, _, alone, score = write_reviews(data, model, queries[:1], config)
+    assert alone == texts[:1]
+    np.testing.assert_allclose(score, scores[:1], atol=1e-4)
 
 
 def test_parameters_are_let_go_with_their_predictor():

@@ -114,7 +114,7 @@ def test_the_check_at_its_head_is_of_its_training_and_passes(name, tmp_path, mon
     monkeypatch.setattr(check.importlib.util, "find_spec", lambda _: None)  # nothing is compiled
     given = {name.removeprefix("--").replace("-", "_"): value for name, value in told.items() if name != "--files"}
     given = {name: value if name == "tpu" else int(value) for name, value in given.items()}
-    check.check(CheckConfig(files=False, **given), command)
+    check.check_command(command, CheckConfig(files=False, **given))
     assert "mesh: slice=" in capsys.readouterr().out
 
 

@@ -1,5 +1,6 @@
 """The loop, around a step that adds numbers: interrupted anywhere, it logs and saves what it would have without."""
 
+import functools
 import time
 
 import flax.struct
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from unimp_jax.training.checkpoint import CheckpointConfig, Checkpoints, abstract
-from unimp_jax.training.guard import SkipLimit, TrainingError
+from unimp_jax.training.guard import TrainingError, check_skips
 from unimp_jax.training.log import RunLog, read_log
 from unimp_jax.training.loop import LoopConfig, train
 from unimp_jax.training.preemption import EndRequest
@@ -75,7 +76,7 @@ def run(folder, end=0, config=CONFIG, patience=9):
         with RunLog(folder, step=int(state.step), steps=config.steps) as log:
             return train(
                 state, add, Prefetcher(batches, jnp.asarray), validate,
-                config=config, window=Sums(notes), limit=SkipLimit(patience, "guard.spike"),
+                config=config, window=Sums(notes), check_skips=functools.partial(check_skips, patience, "guard.spike"),
                 checkpoints=checkpoints, log=log, end=request,
             )  # fmt: skip
 
@@ -114,10 +115,9 @@ def test_it_stops_after_so_many_consecutive_skips_and_keeps_what_was_saved(tmp_p
 
 
 def test_before_anything_is_saved_it_says_so():
-    limit = SkipLimit(3, "guard.spike")
-    limit.check(5, {"": 2}, lambda: None)
+    check_skips(3, "guard.spike", 5, {"": 2}, lambda: None)
     with pytest.raises(TrainingError, match=r"step 6: the last 3 steps were skipped.*nothing was saved yet"):
-        limit.check(6, {"": 3}, lambda: None)
+        check_skips(3, "guard.spike", 6, {"": 3}, lambda: None)
 
 
 def test_goodput_is_of_steps_that_were_kept_and_of_all_time_since_the_first_start(tmp_path):

@@ -11,18 +11,7 @@ The distance is biased upwards in small sets (arXiv:1911.07023), so that only se
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-
-
-class _Spread(NamedTuple):
-    """Features about their mean: the rows of `centred_NF` are root (n - 1) times those of `q_NK` @ `r_KF`."""
-
-    mean_F: np.ndarray
-    centred_NF: np.ndarray
-    q_NK: np.ndarray
-    r_KF: np.ndarray
 
 
 def frechet_values(first_PF: np.ndarray, second_PF: np.ndarray) -> np.ndarray:
@@ -37,19 +26,20 @@ def frechet_values(first_PF: np.ndarray, second_PF: np.ndarray) -> np.ndarray:
     """
     if len(first_PF) != len(second_PF):
         raise ValueError(f"{len(first_PF)} images against {len(second_PF)}: pairs are needed")
-    first, second = _spread(first_PF), _spread(second_PF)
-    if len(first.mean_F) != len(second.mean_F):
-        raise ValueError(f"features are {len(first.mean_F)} and {len(second.mean_F)} wide: of one tower they are alike")
-    gap_F, count = first.mean_F - second.mean_F, len(first_PF)
-    u_KL, singular_L, vt_LK = np.linalg.svd(first.r_KF @ second.r_KF.T, full_matrices=False)
-    moved_P = (first.centred_NF - second.centred_NF) @ gap_F
-    spread_P = (first.centred_NF**2).sum(axis=1) + (second.centred_NF**2).sum(axis=1)
+    (mean1_F, centred1_PF, q1_PK, r1_KF), (mean2_F, centred2_PF, q2_PK, r2_KF) = map(_spread, (first_PF, second_PF))
+    if len(mean1_F) != len(mean2_F):
+        raise ValueError(f"features are {len(mean1_F)} and {len(mean2_F)} wide: of one tower they are alike")
+    gap_F, count = mean1_F - mean2_F, len(first_PF)
+    u_KL, singular_L, vt_LK = np.linalg.svd(r1_KF @ r2_KF.T, full_matrices=False)
+    moved_P = (centred1_PF - centred2_PF) @ gap_F
+    spread_P = (centred1_PF**2).sum(axis=1) + (centred2_PF**2).sum(axis=1)
     # The optimal transport T from one distribution to the other gives x^T T x = (n - 1) sum of s (Q U)^2.
-    shared_P = ((first.q_NK @ u_KL) ** 2 + (second.q_NK @ vt_LK.T) ** 2) @ singular_L
+    shared_P = ((q1_PK @ u_KL) ** 2 + (q2_PK @ vt_LK.T) ** 2) @ singular_L
     return gap_F @ gap_F + 2 * moved_P + count * (spread_P / (count - 1) - shared_P)
 
 
-def _spread(features_NF: np.ndarray) -> _Spread:
+def _spread(features_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(mean [F], centred [N, F], q [N, K], r [K, F]): root (n - 1) q r is what is centred."""
     features_NF = np.asarray(features_NF, np.float64)
     if features_NF.ndim != 2 or len(features_NF) < 2:
         raise ValueError(f"features are of shape {features_NF.shape}: two or more images' are needed")
@@ -57,4 +47,4 @@ def _spread(features_NF: np.ndarray) -> _Spread:
         raise ValueError("a feature is no finite number")
     mean_F = features_NF.mean(axis=0)
     centred_NF = features_NF - mean_F
-    return _Spread(mean_F, centred_NF, *np.linalg.qr(centred_NF / (len(centred_NF) - 1) ** 0.5))
+    return mean_F, centred_NF, *np.linalg.qr(centred_NF / (len(centred_NF) - 1) ** 0.5)

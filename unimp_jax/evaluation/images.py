@@ -5,7 +5,6 @@ The images of R other items are what they are compared with. Distances are Eucli
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -131,20 +130,11 @@ def clip_score(generated_PSF: np.ndarray, query_PF: np.ndarray) -> np.ndarray:
     return 100 * np.maximum(cosine_PS, 0).mean(axis=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class SignTest:
-    """How many users lie above chance and how many below, and the two-sided p-value if both were as likely."""
-
-    above: int
-    below: int
-    p_value: float
-
-
-def sign_test(shares: np.ndarray, chance: float = 0.5) -> SignTest:
-    """Of one share a user; those exactly at chance are left out."""
+def sign_test(shares: np.ndarray, chance: float = 0.5) -> tuple[int, int, float]:
+    """(users above chance, users below, the two-sided p-value if both were as likely), of one share a user; those
+    exactly at chance are left out."""
     above, below = int((shares > chance).sum()), int((shares < chance).sum())
-    p_value = scipy.stats.binomtest(above, above + below).pvalue if above + below else 1.0
-    return SignTest(above, below, float(p_value))
+    return above, below, float(scipy.stats.binomtest(above, max(above + below, 1)).pvalue)
 
 
 def _distances(first_PNF: np.ndarray, second_PMF: np.ndarray) -> np.ndarray:

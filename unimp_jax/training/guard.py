@@ -83,37 +83,27 @@ class TrainingError(RuntimeError):
     """Training cannot make progress any more; the message is one line."""
 
 
-@dataclasses.dataclass(frozen=True)
-class SkipLimit:
+def check_skips(
+    patience: int, option: str, step: int, consecutive_skips: Mapping[str, int], latest: Callable[[], int | None]
+) -> None:
     """Ends a run whose steps are all skipped.
 
-    Attributes:
+    Args:
       patience: the number of consecutive skips at which the run ends.
       option: the name of the option that says what a spike is, for the message.
+      step: the number of the step that was done last.
+      consecutive_skips: counts by whose steps were skipped, in words that follow "steps".
+      latest: the step of the latest checkpoint, None where there is none; asked for only where the run ends.
+
+    Raises:
+      TrainingError: one of the counts has reached the limit.
     """
-
-    patience: int
-    option: str
-
-    def check(self, step: int, consecutive_skips: Mapping[str, int], latest: Callable[[], int | None]) -> None:
-        """Checks the counts after a step.
-
-        Args:
-          step: the number of the step.
-          consecutive_skips: counts by whose steps were skipped, in words that follow "steps".
-          latest: the step of the latest checkpoint, None where there is none; asked for only where the run ends.
-
-        Raises:
-          TrainingError: one of the counts has reached the limit.
-        """
-        for whose, count in consecutive_skips.items():
-            if count >= self.patience:
-                saved = latest()
-                kept = "nothing was saved yet"
-                if saved is not None:
-                    kept = f"the checkpoint of step {saved} holds none of them"
-                raise TrainingError(
-                    f"step {step}: the last {count} steps{whose} were skipped, because their loss or gradient is not "
-                    f"finite or far above the usual; {kept}: look at the data, or, in a new folder, lower "
-                    f"optimizer.learning_rate or raise {self.option}"
-                )
+    for whose, count in consecutive_skips.items():
+        if count >= patience:
+            saved = latest()
+            kept = "nothing was saved yet" if saved is None else f"the checkpoint of step {saved} holds none of them"
+            raise TrainingError(
+                f"step {step}: the last {count} steps{whose} were skipped, because their loss or gradient is not "
+                f"finite or far above the usual; {kept}: look at the data, or, in a new folder, lower "
+                f"optimizer.learning_rate or raise {option}"
+            )

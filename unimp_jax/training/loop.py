@@ -10,7 +10,6 @@ from typing import Any, Protocol, TypeVar
 import jax
 
 from unimp_jax.training.checkpoint import Checkpoints
-from unimp_jax.training.guard import SkipLimit
 from unimp_jax.training.log import RunLog, read_log
 from unimp_jax.training.preemption import EndRequest, print_saved
 from unimp_jax.training.prefetch import Prefetcher
@@ -69,7 +68,7 @@ def train(
     *,
     config: LoopConfig,
     window: Window,
-    limit: SkipLimit,
+    check_skips: Callable[[int, dict[str, int], Callable[[], int | None]], None],
     checkpoints: Checkpoints,
     log: RunLog,
     end: EndRequest,
@@ -85,7 +84,7 @@ def train(
       batches: from the position of `state` on.
       validate: state -> metrics, among them the one that determines the best checkpoint.
       window: sums steps up for the log; it holds those that an interrupted process had not logged yet.
-      limit: ends the run after too many consecutive skips.
+      check_skips: ends the run after too many consecutive skips (`unimp_jax.training.guard.check_skips`).
 
     Returns:
       (the state after the last step that was done, whether all steps are).
@@ -135,7 +134,7 @@ def train(
                 row, skips = window.close(batches.waited())
                 log.write(step, "train", row)
                 log.progress(step, window.progress(row))
-                limit.check(step, skips, checkpoints.latest)
+                check_skips(step, skips, checkpoints.latest)
             validates = last or step % config.validate_every == 0
             measured = measure(step) if validates else None
             if validates or step % config.save_every == 0:

@@ -52,7 +52,7 @@ class Window(abc.ABC):
 
     @abc.abstractmethod
     def consecutive_skips(self) -> dict[str, int]:
-        """Returns the counts after the last step, for `SkipLimit.check`."""
+        """Returns the counts after the last step, for `guard.check_skips`."""
 
     def notes(self) -> dict[str, Any]:
         """Returns what a checkpoint needs beside the state, as JSON: the data's position and the steps not logged yet.

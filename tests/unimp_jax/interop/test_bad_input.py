@@ -9,50 +9,19 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from tests.unimp_jax.interop.support import from_start, write_config
+from tests.unimp_jax.interop.small_llama import LLAMA, refused, write_index
+from tests.unimp_jax.interop.support import write_config
 from unimp_jax.interop import shards
 from unimp_jax.interop.importing import ImportConfig, import_weights
-from unimp_jax.interop.language import llama, llama_config
-from unimp_jax.interop.layout import WeightsError, model_shapes, placements
-from unimp_jax.interop.start import start_values
-from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig
+from unimp_jax.interop.layout import WeightsError
 
-LLAMA = {
-    "model_type": "llama", "vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "intermediate_size": 24, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
 LAST = "model.layers.1.mlp.down_proj.weight"
-
-
-def arrays() -> dict[str, np.ndarray]:
-    decoder = llama_config(LLAMA)
-    config = ModelConfig(decoder=decoder, gated=GatedCrossAttentionConfig(every=2))
-    rng = np.random.default_rng(0)
-    wanted = placements(llama(decoder), model_shapes(config))
-    return {piece.key: rng.normal(size=piece.their_shape).astype(np.float32) for piece in wanted}
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory) -> Path:
-    """A language model in two shards."""
-    folder = write_config(tmp_path_factory.mktemp("sound") / "llama", LLAMA)
-    weights = arrays()
-    names = sorted(weights)
-    files = {"model-1.safetensors": names[:9], "model-2.safetensors": names[9:]}
-    for name, keys in files.items():
-        save_file({key: weights[key] for key in keys}, folder / name)
-    write_index(folder, {key: name for name, keys in files.items() for key in keys})
-    return folder
 
 
 @pytest.fixture
 def language(sound, tmp_path) -> Path:
     """The same, to be damaged."""
     return shutil.copytree(sound, tmp_path / "llama")
-
-
-def write_index(folder: Path, map_: dict[str, str]) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": map_}))
 
 
 def change(folder: Path, **changes) -> None:
@@ -74,17 +43,6 @@ def edit(folder: Path, key: str, array: np.ndarray | None) -> None:
     else:
         weights[key] = array
     save_file(weights, shard)
-
-
-def refused(config: ImportConfig, tmp_path: Path) -> str:
-    """What is said; nothing may appear beside the target or in it."""
-    place = tmp_path / "place"
-    with pytest.raises(WeightsError) as error:
-        import_weights(config, place / "start")
-    assert not place.exists() or not list(place.iterdir())
-    said = str(error.value)
-    assert "\n" not in said
-    return said
 
 
 def test_what_is_sound_is_read(sound, tmp_path):
@@ -332,79 +290,3 @@ def test_named_tokenizer_that_is_none(language, tmp_path):
     (tmp_path / "empty").mkdir()
     said = refused(ImportConfig(language=str(language), tokenizer=str(tmp_path / "empty")), tmp_path)
     assert "empty: no tokenizer in it" in said
-
-
-# Torch's files
-
-
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
-def test_truncated_torch_file(zipped, tmp_path):
-    torch = pytest.importorskip("torch")
-    path = tmp_path / "checkpoint.pt"
-    torch.save({"perceiver.latents": torch.ones(100, 10)}, path, _use_new_zipfile_serialization=zipped)
-    path.write_bytes(path.read_bytes()[:-500])
-    said = refused(ImportConfig(open_flamingo=str(path)), tmp_path)
-    assert "checkpoint.pt: truncated" in said
-
-
-def test_torch_file_without_tensors(tmp_path):
-    torch = pytest.importorskip("torch")
-    torch.save({"epoch": 3}, tmp_path / "checkpoint.pt")
-    assert "no tensors in it" in refused(ImportConfig(open_flamingo=str(tmp_path / "checkpoint.pt")), tmp_path)
-
-
-def test_language_model_as_torch_files(sound, tmp_path):
-    """`pytorch_model.bin` with an index gives what safetensors give; a key in two shards is refused."""
-    torch = pytest.importorskip("torch")
-    folder = write_config(tmp_path / "bin", LLAMA)
-    map_ = {}
-    for number, path in enumerate(sorted(sound.glob("*.safetensors"))):
-        weights = {key: torch.tensor(array) for key, array in load_file(path).items()}
-        map_ |= dict.fromkeys(weights, f"pytorch_model-{number}.bin")
-        torch.save(weights, folder / f"pytorch_model-{number}.bin")
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": map_}))
-    for name, source in (("one", sound), ("other", folder)):
-        import_weights(ImportConfig(language=str(source)), tmp_path / name)
-    one, other = ((tmp_path / name / "model.safetensors") for name in ("one", "other"))
-    first, second = load_file(one), load_file(other)
-    assert first.keys() == second.keys()
-    assert all(np.array_equal(first[key], second[key]) for key in first)
-    torch.save(weights | {next(iter(map_)): torch.zeros(1)}, folder / "pytorch_model-1.bin")
-    said = refused(ImportConfig(language=str(folder)), tmp_path)
-    assert f"{next(iter(map_))} is in pytorch_model-0.bin as well" in said
-
-
-# Starts
-
-
-@pytest.fixture
-def start(sound, tmp_path) -> Path:
-    import_weights(ImportConfig(language=str(sound)), tmp_path / "start")
-    return tmp_path / "start"
-
-
-def test_folder_that_is_no_start(tmp_path):
-    with pytest.raises(WeightsError, match=r"is no start: it has no start\.json; `unimp import` makes one"):
-        from_start(tmp_path)
-
-
-def test_start_that_lacks_an_array(start):
-    weights = load_file(start / "model.safetensors")
-    del weights["decoder/norm/scale"]
-    save_file(weights, start / "model.safetensors")
-    with pytest.raises(WeightsError, match="lacks decoder/norm/scale"):
-        list(start_values(start, ModelConfig(decoder=llama_config(LLAMA), gated=GatedCrossAttentionConfig(every=2))))
-
-
-def test_start_of_another_geometry(start):
-    narrow = ModelConfig(decoder=llama_config(LLAMA | {"hidden_size": 8}), gated=GatedCrossAttentionConfig(every=2))
-    with pytest.raises(WeightsError, match=r"has shape .*, the model has room for"):
-        list(start_values(start, narrow))
-
-
-def test_start_with_a_damaged_description(start):
-    described = json.loads((start / "start.json").read_text())
-    described["geometry"]["decoder"]["layers"] = "many"
-    (start / "start.json").write_text(json.dumps(described))
-    with pytest.raises(WeightsError, match=r"start\.json: geometry\.decoder\.layers"):
-        from_start(start)

@@ -1,4 +1,4 @@
-"""The benchmark of training: both sides are given the same task, and train alike."""
+"""A run trains as transformers' Idefics is trained in PyTorch: the same losses, step after step."""
 
 import jax
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("torch")
 from data_pipelines.prepare import prepare
-from experiments.benchmarks.training_speed import SETTINGS, Ours, Peer, experiment, prepare_task, tensors
+from tests.experiments.idefics_training import SETTINGS, Ours, Peer, experiment, prepare_task, tensors
 from tests.experiments.tiny_run import write_source
 
 

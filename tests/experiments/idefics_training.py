@@ -1,63 +1,51 @@
-"""Training: this project's step against transformers' `IdeficsForVisionText2Text` trained in PyTorch.
+"""transformers' `IdeficsForVisionText2Text`, trained in PyTorch from the same weights, on the same examples as a run.
 
-    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 JAX_PLATFORMS=cpu python -m experiments.benchmarks.training_speed --data data
-
-One process, the same weights, the same real examples (MovieLens small, five films with poster and attributes each,
-four tasks, as the paper has them), float32, the same optimizer. Ours is the step that `unimp train` compiles, on the
-loader's packed rows, ready in memory. The peer has one example a row, padded on the right to the longest of its batch,
-as the UniMP reference trains it; AdamW is the fused one, and nothing is recorded for the gradient of what is frozen.
-Both must give the same loss of the same examples.
-
-Both are timed in turns. The peer is tried with several sizes of a batch, of which the fastest counts. What counts is
-answer tokens a second: tokens that are trained on. A step works in memory that is allocated anew each time; in pages of
-4 KB in the place of 2 MB (`GLIBC_TUNABLES`, above) that takes a good part of a small step, on both sides.
+Ours is the step that `unimp train` compiles, on the loader's packed rows. The peer has one example a row, padded on the
+right to the longest of its batch, as the UniMP reference trains it. Float32, real geometry in small.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import functools
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import torch
-import tyro
 from flax import nnx
 from jax.sharding import Mesh
 from transformers import IdeficsForVisionText2Text
 
 from data_pipelines.features import FeatureStore
-from data_pipelines.images import ImageStore
+from data_pipelines.images import ImageConfig, ImageStore
 from data_pipelines.loader import BlockPlanner, LoaderConfig, fill_batch
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import Example, RowShape
 from data_pipelines.tasks.queries import TrainingQueries
-from experiments.benchmarks.beside_transformers import export_weights, films, padded
-from experiments.benchmarks.measuring import CORES, print_header, print_row, runs_a_second
-from experiments.config import ExperimentConfig, TrainingConfig
+from data_pipelines.vocabulary import VocabularyConfig
+from experiments.config import DataConfig, ExperimentConfig, TrainingConfig
 from experiments.data import ExperimentData, sized_model
 from experiments.features import tower_features
 from experiments.parameters import Parameters, init_parameters
-from experiments.step import batch_shape, compile_step, init_state, optimizer_of, to_device
-from unimp_jax.model import ModelConfig, Part
-from unimp_jax.model.flops import training_step_flops
+from experiments.step import compile_step, init_state, optimizer_of, to_device
+from unimp_jax.interop import idefics
+from unimp_jax.interop.exporting import named, write_weights
+from unimp_jax.interop.shards import write_json
+from unimp_jax.interop.vision import last_norm
+from unimp_jax.model import DecoderConfig, ModelConfig, Part, ResamplerConfig
+from unimp_jax.model.presets import POSTERS, blocks_of
+from unimp_jax.model.vision import CLIP_DEVIATION, CLIP_MEAN
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.sharding import MeshConfig, make_mesh
 from unimp_jax.training.optimizer import learning_rate_schedule
-from unimp_jax.training.peak import measured_matmul_flops
 
 IGNORED = -100
 """The label of a token that is no answer."""
 GATE = 0.5
 """Where gates begin here: at 0, as they truly do, nothing of an image would be in the loss that is compared."""
-TRAINED = {"64 x 2": (16, 4), "128 x 4": (16, 4), "256 x 6": (16, 2), "512 x 8": (8, 2)}
-"""Size -> rows a batch, of 256 tokens each, and batches, for ours."""
 
 PAPER = TaskConfig(
     full_items=5, id_items=0, history_targets="reconstruct", rated_history=False,
@@ -106,30 +94,6 @@ THEIR_MODULES: dict[Part, tuple[str, ...]] = {
 """How the names of a part's parameters begin in transformers."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What is compared."""
-
-    data: Path = Path("data")
-    """Where MovieLens small is, or will be, prepared."""
-    sizes: tuple[str, ...] = tuple(TRAINED)
-    settings: tuple[str, ...] = tuple(SETTINGS)
-    """What examples are like, and what trains."""
-    repeats: int = 3
-    """Timings a side, in turns; their median is taken."""
-    seconds: float = 5.0
-    """That a timing takes at least."""
-    devices: int = CORES
-    """Host devices of ours."""
-    accumulate: int = 2
-    """Parts that ours works a batch through in."""
-    peer_batches: tuple[int, ...] = (8, 16, 32)
-    """Examples a batch that the peer is tried with."""
-    tolerance: float = 1e-4
-    """How far apart the two losses may be."""
-    seed: int = 0
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """What both sides train on.
@@ -138,7 +102,6 @@ class Task:
       rows: packed examples, which make whole batches of ours.
       features: what the frozen tower makes of images, where ours reads that in their place.
       weights: a model folder of transformers.
-      made_in: seconds that the features took.
     """
 
     config: ExperimentConfig
@@ -146,7 +109,6 @@ class Task:
     rows: list[list[Example]]
     features: FeatureStore | None
     weights: Path
-    made_in: float
 
     def batches(self) -> list[dict[str, np.ndarray]]:
         """Ours, as the loader makes them."""
@@ -190,10 +152,10 @@ def prepare_task(config: ExperimentConfig, folder: Path, batches: int) -> Task:
     with jax.set_mesh(mesh):
         parameters = begin_open(config, mesh)
         weights = export_weights(folder / "weights", config.model, parameters.trainable, parameters.frozen)
-        start, features = time.perf_counter(), None
+        features = None
         if config.training.cache_features:
             features = tower_features(data, parameters, mesh, folder / "features")
-    return Task(config, data, rows, features, weights, time.perf_counter() - start)
+    return Task(config, data, rows, features, weights)
 
 
 def askable(example: Example) -> Example:
@@ -243,12 +205,6 @@ class Ours:
         self.state, metrics = self._step(self.state, self.frozen, batch)
         return metrics
 
-    def steps(self, batches: Sequence[Any]) -> None:
-        """A step a batch, after which nothing is still to come."""
-        for batch in batches:
-            metrics = self.step(batch)
-        jax.block_until_ready((metrics, self.state))
-
 
 class Peer:
     """`IdeficsForVisionText2Text` and its optimizer, and one step of training as PyTorch is written."""
@@ -295,71 +251,77 @@ class Peer:
         self.done += 1
         return loss.item()
 
-    def steps(self, batches: Sequence[dict[str, torch.Tensor]]) -> None:
-        """A step a batch."""
-        for batch in batches:
-            self.step(batch)
-
 
 def tensors(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
-def compare(size: str, setting: str, options: Options, folder: Path) -> list[str]:
-    """A row of the table.
+def films(size: str, data: Path, seed: int, *, clip_patches: bool = False, **parts: Any) -> ExperimentConfig:
+    """The films of MovieLens small with poster and attributes, in float32.
 
-    Raises:
-      RuntimeError: the losses differ.
+    Args:
+      size: as of `geometry`.
+      data: where they are prepared.
+      parts: other fields of the configuration.
     """
-    rows, count = TRAINED[size]
-    task = prepare_task(experiment(size, setting, rows, options.data, options.seed), folder / "task", count)
-    ours, peer, arrays = Ours(task, options.accumulate), Peer(task), task.batches()
-    answers = sum(int((one["answer_weights"] > 0).sum()) for one in arrays)
-    batches = [ours.place(one) for one in arrays]
-    theirs = {many: [tensors(one) for one in task.peer_batches(many)] for many in options.peer_batches}
-    with torch.no_grad():
-        losses = float(ours.step(batches[0]).loss), float(peer.loss(tensors(task.first())))
-    if abs(losses[0] - losses[1]) > options.tolerance:
-        raise RuntimeError(f"{size}, {setting}: our loss is {losses[0]}, the peer's {losses[1]}")
-    peer.step(next(iter(theirs.values()))[0])  # a first step is not timed, ours was done above
-    turns = []
-    for _ in range(options.repeats):
-        own = runs_a_second(functools.partial(ours.steps, batches), options.seconds)
-        others = [runs_a_second(functools.partial(peer.steps, some), options.seconds) for some in theirs.values()]
-        turns.append([own, *others])
-    rates = answers * np.array(turns)
-    medians, spreads = np.median(rates, axis=0), rates.max(axis=0) / rates.min(axis=0)
-    best = 1 + int(medians[1:].argmax())
-    config, model = ours.config, ours.config.model
-    tower = not config.training.cache_features
-    flops = training_step_flops(model, batch_shape(config), frozenset(config.training.trains), tower=tower)
-    of_peak = medians[0] / answers * len(batches) * flops / measured_matmul_flops("float32", 4096)
-    parameters = sum(x.size for x in jax.tree.leaves((ours.state.trainable, ours.frozen)))
-    return [
-        size, f"{parameters / 1e6:.1f} M", setting, f"{medians[best]:.0f} ({spreads[best]:.2f})",
-        f"{options.peer_batches[best - 1]}", f"**{medians[0]:.0f}** ({spreads[0]:.2f})",
-        f"**{medians[0] / medians[best]:.2f}**", f"{of_peak:.0%}", f"{task.made_in:.0f}",
-    ]  # fmt: skip
-
-
-def main(options: Options) -> None:
-    jax.config.update("jax_num_cpu_devices", options.devices)
-    torch.set_num_threads(CORES)
-    print(
-        f"{CORES} cores, {options.devices} devices, a batch in {options.accumulate} parts, float32, median of "
-        f"{options.repeats}, seed {options.seed}\n"
+    return ExperimentConfig(
+        model=geometry(size, clip_patches=clip_patches),
+        data=DataConfig("movielens_small", data),
+        vocabulary=VocabularyConfig(trained_size=2048, attributes=("Genres", "Year", "Title")),
+        images=ImageConfig(fit="stretch"),
+        seed=seed,
+        **parts,
     )
-    print_header(
-        [
-            "model", "parameters", "setting", "peer, answers/s (max/min)", "a batch", "ours, **answers/s** (max/min)",
-            "**ratio**", "of the peak", "features (s)",
-        ]
+
+
+def geometry(size: str, *, clip_patches: bool = False) -> ModelConfig:
+    """An Idefics in OpenFlamingo 3B's proportions: the tower half as wide as the decoder, and as deep.
+
+    Args:
+      size: of the decoder, `WIDTH x LAYERS`.
+      clip_patches: images of 224 pixels in 256 patches, as CLIP ViT-L/14 reads them, become 16 latents; else images
+        of 32 pixels in 16 patches become 4.
+    """
+    width, layers = map(int, size.split(" x "))
+    decoder = DecoderConfig(
+        width=width, layers=layers, heads=max(width // 64, 2), mlp_width=4 * width, norm="rms_norm", bias=False,
+        mlp="swiglu", tie_embeddings=True,
     )  # fmt: skip
-    for size in options.sizes:
-        for setting in options.settings:
-            with tempfile.TemporaryDirectory() as folder:
-                print_row(compare(size, setting, options, Path(folder)))
+    half = width // 2
+    vision = dataclasses.replace(POSTERS, width=half, layers=layers, heads=max(half // 64, 1), mlp_width=4 * half)
+    if clip_patches:
+        vision = dataclasses.replace(vision, image_size=224, patch_size=14)
+    return ModelConfig(
+        vision=vision,
+        resampler=ResamplerConfig(layers=1, heads=4, head_dim=16, latents=16 if clip_patches else 4, mlp="relu"),
+        gated=blocks_of(decoder, every=2),
+        decoder=decoder,
+        compute_dtype="float32",
+        unroll=layers,
+    )
 
 
-if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+def export_weights(folder: Path, config: ModelConfig, *states: Any) -> Path:
+    """What `from_pretrained` reads, in a new folder."""
+    folder.mkdir()
+    unread = last_norm(idefics.LAST_NORM, config.vision)
+    write_weights(folder, named(*states), idefics.table(config), unread=unread)
+    write_json(folder / "config.json", idefics.described_as(config))
+    return folder
+
+
+def padded(examples: Sequence[Example], images: ImageStore, side: Literal["left", "right"]) -> dict[str, np.ndarray]:
+    """One example a row, as long as the longest of them, padded on a side; the arguments of the model's `forward`."""
+    length, slots = max(len(one.tokens) for one in examples), max(len(one.images) for one in examples)
+    tokens, attended = (np.zeros((len(examples), length), np.int64) for _ in range(2))
+    mask = np.zeros((len(examples), length, slots), np.int64)
+    pixels = np.zeros((len(examples), slots, 3, images.size, images.size), np.float32)
+    for row, one in enumerate(examples):
+        where = slice(length - len(one.tokens), length) if side == "left" else slice(len(one.tokens))
+        tokens[row, where], attended[row, where] = one.tokens, 1
+        shown = np.searchsorted(one.image_positions, np.arange(len(one.tokens)), side="right") - 1
+        mask[row, where] = shown[:, None] == np.arange(slots)
+        for place, item in enumerate(one.images):
+            image = (images[int(item)].astype(np.float32) / 255 - CLIP_MEAN) / CLIP_DEVIATION
+            pixels[row, place] = np.moveaxis(image, -1, 0)
+    return {"input_ids": tokens, "attention_mask": attended, "pixel_values": pixels, "image_attention_mask": mask}
