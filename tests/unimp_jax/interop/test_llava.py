@@ -9,8 +9,8 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from tests.unimp_jax.decoding.support import jitted
+from tests.unimp_jax.interop.small_llama import refused
 from tests.unimp_jax.interop.support import all_logits, batch_of, imported, shake, weight_files, write_config
-from tests.unimp_jax.interop.test_bad_input import refused
 from unimp_jax.batch import Batch
 from unimp_jax.decoding import BeamConfig, beam_search
 from unimp_jax.interop import llava
