@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 from transformers import AutoTokenizer
 
-from tests.unimp_jax.interop.support import write_config
 from tests.unimp_jax.interop.small_llama import LLAMA, arrays, refused
+from tests.unimp_jax.interop.support import write_config
 from tests.unimp_jax.interop.test_bad_input import LAST, save_tokenizer
 from unimp_jax.interop.checked import check_arrays, read_finite
 from unimp_jax.interop.feature_extractors import read_clip, read_inception
