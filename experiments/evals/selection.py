@@ -43,7 +43,7 @@ from experiments.terminal import fitted, room
 from unimp_jax.evaluation.metrics import SELECTION_METRICS, selection_counts
 from unimp_jax.evaluation.predictor import Predictor
 
-OURS_ARE = Calibration(temperature=1.0, even=0.0, logits=True)
+LOG_PROBABILITIES = Calibration(temperature=1.0, even=0.0, logits=True)
 """Scores of our own rankers are log-probabilities already."""
 
 
@@ -62,7 +62,7 @@ class SelectionEval(TaskEval):
         chosen[f"{OURS}, written"] = select_as_written(setting.data, setting.predictor, queries)
         for ranker in setting.rankers:
             log_p = np.empty(candidates.shape)
-            calibration = OURS_ARE if isinstance(ranker, NextItem) else calibrate(ranker, corpus)
+            calibration = LOG_PROBABILITIES if isinstance(ranker, NextItem) else calibrate(ranker, corpus)
             for part, scores in scored_batches(ranker, corpus, *moments(queries)):
                 log_p[part] = np.take_along_axis(calibration.log_probabilities(scores), candidates[part], axis=1)
                 del scores  # before the next ones are made
