@@ -32,7 +32,7 @@ from experiments.evals.base import OURS, Answered, Outcome, Setting, TooFewError
 from experiments.evals.config import EvaluationConfig
 from experiments.evals.queries import check_queries, evaluation_queries, reason_for_none
 from experiments.evals.rating import choose_rating_memory
-from experiments.evals.recommender import choose_memory, remembers
+from experiments.evals.recommender import NextItem, choose_memories, remembers
 from experiments.memory import Memory, save_memory
 from experiments.results import Evaluation, Row, TaskTable, save_evaluation
 from experiments.run import load_model, open_data, restore
@@ -86,14 +86,15 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     predictor, facts = load_model(folder, data, config.checkpoint)
     if config.encode_catalogue:
         predictor = predictor.encode_catalogue(data.writer.has_image, data.images.__getitem__)
-    ranks = any(EVALS[task].needs_rankers for task in asked)
-    rankers, unfit = fit_rankers(corpus, config) if ranks else ([], {})
+    ranking = [EVALS[task] for task in asked if EVALS[task].needs_rankers]
+    rankers, unfit = fit_rankers(corpus, config) if ranking else ([], {})
     left_out |= unfit
-    with_items = choose_memory(data, predictor, rankers) if ranks and remembers(data) else None
+    next_item = NextItem(data, predictor)
+    with_memory = choose_memories(data, next_item, rankers, ranking) if remembers(data) else {}
     memory = Memory(
-        with_items.memory if with_items else None, choose_rating_memory(data, predictor) if "rating" in asked else None
+        {task: chosen.memory for task, chosen in with_memory.items()},
+        choose_rating_memory(data, predictor) if "rating" in asked else None,
     )
-    rankers = [with_items, *rankers] if with_items else rankers
 
     def with_content(content: np.ndarray) -> Predictor:
         return restore(folder, data.config, config.checkpoint, content)[0]
@@ -101,7 +102,8 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     answered: dict[str, Answered] = {}
     for task, questions in asked.items():
         try:
-            setting = Setting(data, predictor, questions, rankers, config, with_content, opened[task], memory)
+            beside = [with_memory[task], *rankers] if task in with_memory else rankers
+            setting = Setting(data, predictor, questions, next_item, beside, config, with_content, opened[task], memory)
             answered[task] = EVALS[task].evaluate(setting)
         except TooFewError as error:
             left_out[task] = str(error)
@@ -124,7 +126,7 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
                 evaluation = dataclasses.replace(evaluation, images=one.save_images(place))
         for task, outcome in outcomes.items():
             save_answers(outcome, place / f"{split}-{task}.parquet")
-        save_memory(folder, memory)
+        save_memory(folder, memory, asked)
         save_evaluation(evaluation, place / f"{split}.json")  # at last: what it speaks of is there
     return evaluation
 

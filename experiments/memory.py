@@ -1,4 +1,4 @@
-"""What a run's memory is: which counts of training stand beside the model, and how much they say.
+"""What a run's memory is: which counts of training stand beside the model in which task, and how much they say.
 
 `unimp evaluate` chooses it on validation users (`experiments.evals.recommender`, `experiments.evals.rating`), and
 leaves `memory.json` in the folder of the run, from which `unimp generate` answers. The counts themselves are made anew
@@ -8,9 +8,11 @@ from the records.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from data_pipelines.atomic import write_json
+from data_pipelines.errors import DataError
 from experiments.baselines.calibration import Calibration
 from experiments.baselines.item_knn import ItemKNN, ItemKNNConfig
 from experiments.baselines.markov import Markov, MarkovConfig
@@ -60,16 +62,19 @@ class RatingMemory:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What stands beside a model; None where nothing does."""
+    """What stands beside a model; nothing where the model answers alone."""
 
-    items: ItemMemory | None = None
+    items: Mapping[str, ItemMemory] = dataclasses.field(default_factory=dict)
+    """By the tasks that are answered by how probable each item is to come next."""
     ratings: RatingMemory | None = None
 
 
-def save_memory(folder: Path, memory: Memory) -> None:
-    """What is None stays as it was chosen before."""
-    chosen = {name: value for name, value in vars(memory).items() if value is not None}
-    write_json(folder / FILE, to_json(dataclasses.replace(read_memory(folder), **chosen)), shared=True)
+def save_memory(folder: Path, memory: Memory, tasks: Collection[str]) -> None:
+    """Saves what was chosen for some tasks; that of others stays as it was chosen before."""
+    before = read_memory(folder)
+    items = {task: one for task, one in before.items.items() if task not in tasks} | dict(memory.items)
+    saved = Memory(items, memory.ratings if "rating" in tasks else before.ratings)
+    write_json(folder / FILE, to_json(saved), shared=True)
 
 
 def read_memory(folder: Path) -> Memory:
@@ -78,4 +83,9 @@ def read_memory(folder: Path) -> Memory:
     Raises:
       DataError: the file does not describe a memory.
     """
-    return read_config(folder / FILE, Memory) if (folder / FILE).exists() else Memory()
+    if not (folder / FILE).exists():
+        return Memory()
+    try:
+        return read_config(folder / FILE, Memory)
+    except DataError as error:
+        raise DataError(f"{error}; delete it, and `unimp evaluate` makes it anew") from error

@@ -51,8 +51,8 @@ class Selection(Task):
         both = split == "test" and user % 2 == 1 and position >= 2 and unknown
         if both and corpus.items[event - 1] != corpus.items[event]:
             query = Query(self.name, user, position - 1, (int(corpus.items[event - 1]), int(corpus.items[event])))
-        rng = np.random.default_rng((user, position))
-        offered = draw_candidates(corpus.num_items, query.right, corpus.history(user, position + 1), rng)
+        met = corpus.history(user, position + 1)
+        offered = draw_candidates(corpus.num_items, query.right, met, rng_of(user, position))
         return dataclasses.replace(query, candidates=offered) if offered else ALL_MET
 
     def prompt(self, texts: PromptTexts, asked: Queries) -> list[Part]:
@@ -66,6 +66,11 @@ class Selection(Task):
 
     def answer_tokens(self, vocabulary: Vocabulary) -> np.ndarray:
         return vocabulary.selections
+
+
+def rng_of(user: int, position: int) -> np.random.Generator:
+    """What the others of a held-out question are drawn with, so that they are always the same."""
+    return np.random.default_rng((user, position))
 
 
 def draw_candidates(

@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse
 
 from data_pipelines.corpus import TRAIN, Corpus
-from experiments.baselines.ranker import best_on_validation, decayed_histories, popularity_below
+from experiments.baselines.ranker import SCORES, best_on_validation, decayed_histories, popularity_below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +58,14 @@ class ItemKNN:
         met_together = (counted - scipy.sparse.diags_array(counted.diagonal())).tocsr()
         met_together.eliminate_zeros()
         left, right = (scipy.sparse.diags_array(users_I**-power) for power in (config.of_history, config.of_items))
-        self._weights_II = (left @ met_together @ right).astype(np.float32).tocsr()
-        self._floor_I = popularity_below(corpus, float(self._weights_II.data.min(initial=1.0)))
+        weights_II = (left @ met_together @ right).astype(np.float32).tocsr()
+        self._floor_I = popularity_below(corpus, float(weights_II.data.min(initial=1.0)))
+        # Dense products are several times faster, where all pairs of items fit.
+        self._weights_II = weights_II.toarray() if corpus.num_items**2 <= SCORES else weights_II
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        history_MI = decayed_histories(self.corpus, users, positions, self.config.decay)
-        return np.asarray((history_MI @ self._weights_II).todense(), np.float32) + self._floor_I
+        scores_MI = decayed_histories(self.corpus, users, positions, self.config.decay) @ self._weights_II
+        return (scores_MI.toarray() if scipy.sparse.issparse(scores_MI) else scores_MI) + self._floor_I
 
 
 def choose_item_knn(corpus: Corpus, grid: Iterable[ItemKNNConfig] = GRID) -> ItemKNN:

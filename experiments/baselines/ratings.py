@@ -89,13 +89,14 @@ class BiasedFactorisation:
         self.items = np.zeros(corpus.num_items)
         rng = np.random.default_rng(config.seed)
         self.item_factors = rng.normal(size=(corpus.num_items, config.rank)) / max(config.rank, 1) ** 0.5
-        of_user, of_item = _Groups(users, corpus.num_users), _Groups(items, corpus.num_items)
+        of_user = _Groups(users, items, left, corpus.num_users, corpus.num_items)
+        of_item = _Groups(items, users, left, corpus.num_items, corpus.num_users)
         for _ in range(config.sweeps):
             self.users, self.user_factors = of_user.solve(
-                left - self.items[items], self.item_factors[items], config.user_ridge, config.factor_ridge
+                self.items, self.item_factors, config.user_ridge, config.factor_ridge
             )
             self.items, self.item_factors = of_item.solve(
-                left - self.users[users], self.user_factors[users], config.item_ridge, config.factor_ridge
+                self.users, self.user_factors, config.item_ridge, config.factor_ridge
             )
 
     def predict(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -120,31 +121,50 @@ def choose_factorisation(corpus: Corpus, grid: Iterable[FactorisationConfig] = G
 
 
 class _Groups:
-    """Ratings grouped by user, or by item, and the ridge regression of each group."""
+    """Ratings grouped by user (or by item), and the ridge regression of each group on the items (or users) rated.
 
-    def __init__(self, groups: np.ndarray, num_groups: int):
-        self._order = np.argsort(groups, kind="stable")
-        self._offsets = np.concatenate([[0], np.cumsum(np.bincount(groups, minlength=num_groups))])
+    Groups of about one size are solved together, padded to the next power of two with an item that has neither bias
+    nor factors.
+    """
+
+    def __init__(self, groups: np.ndarray, others: np.ndarray, ratings: np.ndarray, num_groups: int, num_others: int):
+        """
+        Args:
+          groups, others, ratings: of each rating, the user and the item (or the item and the user), and its value.
+        """
+        self._num_groups = num_groups
+        order = np.argsort(groups, kind="stable")
+        sizes = np.bincount(groups, minlength=num_groups)
+        starts = np.cumsum(sizes) - sizes
+        others, ratings = np.append(others[order], num_others), np.append(ratings[order], 0.0)
+        logs = np.ceil(np.log2(np.maximum(sizes, 1))).astype(int)
+        self._batches = []
+        for log in np.unique(logs[sizes > 0]):
+            batch_G = np.flatnonzero((logs == log) & (sizes > 0))
+            steps_L = np.arange(1 << log)
+            rows_GL = np.where(steps_L < sizes[batch_G, None], starts[batch_G, None] + steps_L, len(order))
+            self._batches.append((batch_G, others[rows_GL], ratings[rows_GL]))
 
     def solve(
-        self, targets: np.ndarray, features: np.ndarray, bias_ridge: float, factor_ridge: float
+        self, biases: np.ndarray, factors: np.ndarray, bias_ridge: float, factor_ridge: float
     ) -> tuple[np.ndarray, np.ndarray]:
         """The bias and factors of each group that fit its ratings best.
 
         Args:
-          targets: float64 [ratings], what bias + factors . features should be.
-          features: float64 [ratings, rank].
+          biases: float64 [others].
+          factors: float64 [others, rank].
 
         Returns:
           float64 [groups] and [groups, rank].
         """
-        rank = features.shape[1]
-        targets = targets[self._order]
-        features = np.concatenate([np.ones((len(targets), 1)), features[self._order]], axis=1)
-        ridge = np.diag([bias_ridge] + [factor_ridge] * rank)
-        found = np.zeros((len(self._offsets) - 1, 1 + rank))
-        for group in np.flatnonzero(np.diff(self._offsets)):
-            rows = slice(self._offsets[group], self._offsets[group + 1])
-            x = features[rows]
-            found[group] = np.linalg.solve(x.T @ x + ridge, x.T @ targets[rows])
+        rank = factors.shape[1]
+        ridge_KK = np.diag([bias_ridge] + [factor_ridge] * rank)
+        biases = np.append(biases, 0.0)
+        features = np.pad(np.column_stack([np.ones(len(factors)), factors]), ((0, 1), (0, 0)))
+        found = np.zeros((self._num_groups, 1 + rank))
+        for batch_G, others_GL, ratings_GL in self._batches:
+            x_GLK = features[others_GL]
+            x_GKL = x_GLK.swapaxes(1, 2)
+            left_GL1 = (ratings_GL - biases[others_GL])[:, :, None]
+            found[batch_G] = np.linalg.solve(x_GKL @ x_GLK + ridge_KK, x_GKL @ left_GL1)[:, :, 0]
         return found[:, 0], found[:, 1:]

@@ -27,6 +27,7 @@ from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.sharding import row_shards
 
 OURS = "UniMP"
+ANSWER_TOKENS = 16
 PerUser = dict[str, np.ndarray]
 Formulas = Mapping[str, Callable[[Means], np.ndarray]]
 
@@ -60,6 +61,7 @@ class Setting:
 
     Attributes:
       questions: the held-out ones.
+      next_item: the model alone, as a ranker by how probable items are to come next.
       rankers: baselines that rank the catalogue; none where no task needs them.
       with_content: the run's model with rows of the content of more tokens (`ExperimentData.content` of other data).
       opened: what `TaskEval.open` opened.
@@ -69,6 +71,7 @@ class Setting:
     data: ExperimentData
     predictor: Predictor
     questions: EvaluationQueries
+    next_item: Ranker
     rankers: Sequence[Ranker]
     config: EvaluationConfig
     with_content: Callable[[np.ndarray], Predictor]
@@ -104,6 +107,16 @@ class TaskEval(abc.ABC):
     def open(self, data: ExperimentData, config: EvaluationConfig | GenerateConfig) -> Any:
         """What is needed beside the model; it is opened, or found missing, before any weights are read."""
         return None
+
+    def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray, log_p_MI: np.ndarray) -> float:
+        """How well the task is answered by how probable each item is to come next: larger is better. Tasks that need
+        rankers say it, and a memory is chosen by it.
+
+        Args:
+          users, positions: int32 [M], moments of histories.
+          log_p_MI: float32 [M, I], log-probabilities of all items to come next.
+        """
+        raise TypeError(f"{self.task} is not answered by how probable items are to come next")
 
     @abc.abstractmethod
     def evaluate(self, setting: Setting) -> Answered:
@@ -178,6 +191,8 @@ def next_token(
     begun: Sequence[tuple[int, ...]] | None = None,
 ) -> np.ndarray:
     """Probabilities of `tokens` (int [n]) among themselves, behind each question: float32 [P, n]."""
-    logs = predictor.next_token(prompt_batches(data, predictor, queries, begun=begun), tokens, len(queries))
+    batches = prompt_batches(data, predictor, queries, begun=begun)
+    padded = np.resize(tokens, max(len(tokens), ANSWER_TOKENS))  # one program, whatever the answer is
+    logs = predictor.next_token(batches, padded, len(queries))[:, : len(tokens)]
     weights = np.exp(logs - logs.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)

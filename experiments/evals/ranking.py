@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from data_pipelines.corpus import Corpus
@@ -32,7 +33,7 @@ from experiments.evals.recommender import recommender
 from experiments.terminal import columns, fitted, padded, room
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.evaluation.predictor import Predictor, Seen
-from unimp_jax.evaluation.ranking import Ranked
+from unimp_jax.evaluation.ranking import Ranked, ranks, seen_bitmap
 
 
 class RankingEval(TaskEval):
@@ -49,6 +50,13 @@ class RankingEval(TaskEval):
     def columns(self, corpus: Corpus, queries: Sequence[Query]) -> dict[str, Any]:
         """More columns of what was asked."""
         return {}
+
+    def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray, log_p_MI: np.ndarray) -> float:
+        """NDCG@10, seen items filtered."""
+        pairs = zip(users.tolist(), positions.tolist(), strict=True)
+        seen = seen_bitmap([corpus.history(*pair) for pair in pairs], corpus.num_items)
+        _, filtered = jax.device_get(ranks(log_p_MI, corpus.targets(users, positions), seen))
+        return float(ranking_metrics(filtered)["NDCG@10"].mean())
 
     def evaluate(self, setting: Setting) -> Answered:
         return Answered({self.task: self.rank(setting)[0]})
@@ -72,7 +80,7 @@ class RankingEval(TaskEval):
             metrics[ranker.name] = rank_metrics(unfiltered, filtered)
             answers |= {f"{ranker.name}: rank, unfiltered": unfiltered, f"{ranker.name}: rank, filtered": filtered}
         found = "" if data.vocabulary.depth == 1 else f" Semantic ids, searched for with {beams} beams."
-        items = setting.memory.items
+        items = setting.memory.items.get(self.task)
         beside = f" Memory: {items.described}." if items else ""
         note = f"{self.asks} Seen items filtered, but for the last columns.{found}{setting.questions.note}{beside}"
         return Outcome(note, metrics, answers | self.columns(corpus, queries)), ranked
@@ -80,8 +88,11 @@ class RankingEval(TaskEval):
     def answer(
         self, data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig, opened: Any
     ) -> dict[str, Any]:
-        """Items, best first, with the probability that the model gives their ids."""
-        return {"items": best_items(data, predictor, query, config)}
+        """Items, best first, with their probabilities: by the memory of the task, where there is one, or as asked."""
+        if query.task not in data.memory.items:
+            return {"items": best_items(data, predictor, query, config)}
+        log_p_I = recommender(data, predictor, query.task).scores(*moments([query]))[0]
+        return {"items": best_of(data.corpus, query, np.argsort(-log_p_I, kind="stable"), log_p_I, config)}
 
     def show(self, answer: dict[str, Any]) -> list[str]:
         return show_items(answer["items"])
@@ -124,10 +135,7 @@ def rank_catalogue(
 def best_items(
     data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig
 ) -> list[dict[str, Any]]:
-    """The best items for an open question, whatever the right ones are."""
-    if data.memory.items is not None:
-        log_p_I = recommender(data, predictor).scores(*moments([query]))[0]
-        return best_of(data.corpus, query, np.argsort(-log_p_I, kind="stable"), log_p_I, config)
+    """The best items for an open question as it is asked, whatever the right ones are, by the model alone."""
     nothing, beams = np.empty(0, np.int32), max(config.beams, config.k)
     seen = (lambda _: nothing) if config.unfiltered else seen_items(data.corpus, [query])
     batches = prompt_batches(data, predictor, [query], tight=True)

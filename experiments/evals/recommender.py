@@ -6,28 +6,27 @@ The probability that item i comes next is then
     (1 - share) * p_model(i | history) + share * p_memory(i | history)
 
 where p_memory are the calibrated scores of item-kNN or of the Markov chain. Which of them, and the share, are those
-with the highest NDCG@10, seen items filtered, on validation users. The model's few dozen dimensions cannot hold every
-pair of items that was met together; the memory holds nothing else.
+with which validation users are answered best (`TaskEval.quality`), for each task apart: what ranks the catalogue best
+is not what says best how much more probable one item is than another. The model's few dozen dimensions cannot hold
+every pair of items that was met together; the memory holds nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Collection, Sequence
 
-import jax
 import numpy as np
 
 from data_pipelines.tasks import Query
 from experiments.baselines.calibration import calibrate, validation_sample
 from experiments.baselines.item_knn import ItemKNN
 from experiments.baselines.markov import Markov
-from experiments.baselines.ranker import Ranker, scored_batches
+from experiments.baselines.ranker import SCORES, Ranker, scored_batches
 from experiments.data import ExperimentData
-from experiments.evals.base import OURS, prompt_batches
+from experiments.evals.base import OURS, TaskEval, prompt_batches
 from experiments.memory import ItemMemory
-from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.evaluation.predictor import Predictor
-from unimp_jax.evaluation.ranking import ranks, seen_bitmap
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -39,27 +38,36 @@ class NextItem:
 
     def __init__(self, data: ExperimentData, predictor: Predictor):
         self._data, self._predictor = data, predictor
+        self._asked: dict[bytes, np.ndarray] = {}
+        """What was answered before, of so many users that all fit: every task asks about the same moments."""
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        moments = np.stack([users, positions]).tobytes()
+        if moments not in self._asked:
+            if sum(scores.size for scores in self._asked.values()) > SCORES:
+                self._asked.clear()
+            self._asked[moments] = self._ask(users, positions)
+        return self._asked[moments]
+
+    def _ask(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
         pairs = zip(users.tolist(), positions.tolist(), strict=True)
         queries = [Query("recommendation", user, position, ()) for user, position in pairs]
         batches = prompt_batches(self._data, self._predictor, queries)
         return self._predictor.next_token(batches, self._data.vocabulary.items[:, 0], len(queries))
 
 
-class WithMemory(NextItem):
-    """The model beside a memory."""
+@dataclasses.dataclass(eq=False)
+class WithMemory:
+    """The model beside a memory, and the counts of the memory."""
 
-    name = f"{OURS} + memory"
-
-    def __init__(self, data: ExperimentData, predictor: Predictor, memory: ItemMemory, ranker: Ranker | None = None):
-        """`ranker` spares the counting where that of the memory is there."""
-        super().__init__(data, predictor)
-        self.memory, self._ranker = memory, ranker or ranker_of(data, memory)
+    model: NextItem
+    memory: ItemMemory
+    counts: Ranker
+    name: str = f"{OURS} + memory"
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        known = self.memory.calibration.log_probabilities(self._ranker.scores(users, positions))
-        return interpolated(super().scores(users, positions), known, self.memory.share)
+        known_MI = self.memory.calibration.log_probabilities(self.counts.scores(users, positions))
+        return interpolated(self.model.scores(users, positions), known_MI, self.memory.share)
 
 
 def ranker_of(data: ExperimentData, memory: ItemMemory) -> Ranker:
@@ -70,10 +78,10 @@ def ranker_of(data: ExperimentData, memory: ItemMemory) -> Ranker:
     return Markov(data.corpus, memory.markov)
 
 
-def recommender(data: ExperimentData, predictor: Predictor) -> NextItem:
-    """What answers: with the memory of the run, where it has one."""
-    memory = data.memory.items
-    return NextItem(data, predictor) if memory is None else WithMemory(data, predictor, memory)
+def recommender(data: ExperimentData, predictor: Predictor, task: str) -> NextItem | WithMemory:
+    """What answers a task: with the memory that the run has for it, if any."""
+    model, memory = NextItem(data, predictor), data.memory.items.get(task)
+    return model if memory is None else WithMemory(model, memory, ranker_of(data, memory))
 
 
 def interpolated(model_MI: np.ndarray, memory_MI: np.ndarray, share: float) -> np.ndarray:
@@ -92,30 +100,34 @@ def remembers(data: ExperimentData) -> bool:
     return data.vocabulary.depth == 1 and data.config.queries.mix["recommendation"] > 0
 
 
-def choose_memory(data: ExperimentData, predictor: Predictor, rankers: Sequence[Ranker]) -> WithMemory | None:
-    """The model with that memory, among the rankers that only count, which validates best; None: nobody validates."""
-    users, positions = validation_sample(data.corpus)
-    if not len(users):
-        return None
-    targets = data.corpus.targets(users, positions)
-    moments = zip(users.tolist(), positions.tolist(), strict=True)
-    seen = seen_bitmap([data.corpus.history(*moment) for moment in moments], data.corpus.num_items)
-    model_MI = scores_of(NextItem(data, predictor), data, users, positions)
-    best, highest = None, -np.inf
+def choose_memories(
+    data: ExperimentData, model: NextItem, rankers: Sequence[Ranker], tasks: Collection[TaskEval]
+) -> dict[str, WithMemory]:
+    """For each task by name, the model with that memory, among the rankers that only count, which validates best; a
+    task that the model alone answers best has none, and none has one where nobody validates."""
+    moments = validation_sample(data.corpus)
+    if not len(moments[0]):
+        return {}
+    model_MI = scores_of(model, data, *moments)
+    model_MI -= np.logaddexp.reduce(model_MI, axis=1, keepdims=True)
+    highest = {one.task: one.quality(data.corpus, *moments, model_MI) for one in tasks}
+    best: dict[str, WithMemory] = {}
     for ranker in rankers:
         if not isinstance(ranker, ItemKNN | Markov):
             continue
         calibration = calibrate(ranker, data.corpus)
-        memory_MI = calibration.log_probabilities(scores_of(ranker, data, users, positions)).astype(np.float32)
+        memory_MI = calibration.log_probabilities(scores_of(ranker, data, *moments)).astype(np.float32)
         for share in SHARES:
-            _, filtered = jax.device_get(ranks(interpolated(model_MI, memory_MI, share), targets, seen))
-            score = float(ranking_metrics(filtered)["NDCG@10"].mean())
-            if score > highest:
-                if isinstance(ranker, ItemKNN):
-                    memory = ItemMemory(share, calibration, item_knn=ranker.config)
-                else:
-                    memory = ItemMemory(share, calibration, markov=ranker.config)
-                best, highest = WithMemory(data, predictor, memory, ranker), score
+            mixed_MI = interpolated(model_MI, memory_MI, share)
+            if isinstance(ranker, ItemKNN):
+                memory = ItemMemory(share, calibration, item_knn=ranker.config)
+            else:
+                memory = ItemMemory(share, calibration, markov=ranker.config)
+            for one in tasks:
+                quality = one.quality(data.corpus, *moments, mixed_MI)
+                if quality > highest[one.task]:
+                    highest[one.task] = quality
+                    best[one.task] = WithMemory(model, memory, ranker)
     return best
 
 

@@ -20,8 +20,8 @@ from experiments.baselines.ranker import Ranker
 from experiments.data import ExperimentData
 from experiments.evals.base import OURS, Answered, Setting
 from experiments.evals.config import GenerateConfig
-from experiments.evals.ranking import RankingEval, best_of
-from experiments.evals.recommender import NextItem, recommender, remembers
+from experiments.evals.ranking import RankingEval, best_items, best_of
+from experiments.evals.recommender import recommender, remembers
 from experiments.request import Request
 from unimp_jax.evaluation.predictor import Predictor
 
@@ -38,16 +38,18 @@ class SearchEval(RankingEval):
     def evaluate(self, setting: Setting) -> Answered:
         if not remembers(setting.data):
             return super().evaluate(setting)
-        ours = NextItem(setting.data, setting.predictor)
-        outcome, _ = self.rank(dataclasses.replace(setting, rankers=[ours, *setting.rankers]))
+        outcome, _ = self.rank(dataclasses.replace(setting, rankers=[setting.next_item, *setting.rankers]))
         note = f"{outcome.note} {BY_RULE}: by Bayes' rule from how probable items are to come next; {OURS}: as asked."
         return Answered({self.task: dataclasses.replace(outcome, note=note)})
 
     def rankers(self, corpus: Corpus, rankers: Sequence[Ranker]) -> Sequence[Ranker]:
-        def query_of(user: int, position: int) -> Sequence[str]:
-            return corpus.categories[int(corpus.items[corpus.offsets[user] + position])]
+        return [QueryMatch(ranker, WordMatches(corpus.categories, query_of(corpus))) for ranker in rankers]
 
-        return [QueryMatch(ranker, WordMatches(corpus.categories, query_of)) for ranker in rankers]
+    def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray, log_p_MI: np.ndarray) -> float:
+        """NDCG@10 among the items that match the query as well as the right one, seen items filtered."""
+        matches_MI = WordMatches(corpus.categories, query_of(corpus))(users, positions)
+        best_M1 = np.take_along_axis(matches_MI, corpus.targets(users, positions)[:, None], axis=1)
+        return super().quality(corpus, users, positions, np.where(matches_MI == best_M1, log_p_MI, -np.inf))
 
     def columns(self, corpus: Corpus, queries: Sequence[Query]) -> dict[str, Any]:
         return {"query": [", ".join(corpus.categories[query.right[0]]) for query in queries]}
@@ -59,7 +61,12 @@ class SearchEval(RankingEval):
         self, data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig, opened: Any
     ) -> dict[str, Any]:
         found = by_rule(data, predictor, query, config) if remembers(data) else None
-        return {"query": query.words} | (found or super().answer(data, predictor, query, config, opened))
+        return {"query": query.words} | (found or {"items": best_items(data, predictor, query, config)})
+
+
+def query_of(corpus: Corpus) -> Callable[[int, int], Sequence[str]]:
+    """The words that are asked for at a held-out moment (user, position): those of the item that came next."""
+    return lambda user, position: corpus.categories[int(corpus.items[corpus.offsets[user] + position])]
 
 
 def by_rule(data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig) -> dict[str, Any] | None:
@@ -69,6 +76,6 @@ def by_rule(data: ExperimentData, predictor: Predictor, query: Query, config: Ge
     matches_1I = WordMatches(corpus.categories, lambda *_: words)(users, positions)
     if not (matches_1I > 0).any():
         return None
-    log_p_I = recommender(data, predictor).scores(users, positions)[0]
+    log_p_I = recommender(data, predictor, "search").scores(users, positions)[0]
     order_I = np.lexsort((-log_p_I, -matches_1I[0]))
     return {"items": best_of(corpus, query, order_I, log_p_I, config)}

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.corpus import Corpus
 from data_pipelines.tasks import Query
-from data_pipelines.tasks.selection import PRIOR
+from data_pipelines.tasks.selection import PRIOR, draw_candidates, rng_of
 from data_pipelines.vocabulary import NUM_CANDIDATES
 from experiments.baselines.calibration import Calibration, calibrate
 from experiments.baselines.ranker import scored_batches
@@ -37,7 +38,7 @@ from experiments.evals.base import (
     titled,
 )
 from experiments.evals.config import GenerateConfig
-from experiments.evals.recommender import NextItem, recommender
+from experiments.evals.recommender import NextItem, WithMemory, recommender
 from experiments.request import Request
 from experiments.terminal import fitted, room
 from unimp_jax.evaluation.metrics import SELECTION_METRICS, selection_counts
@@ -54,6 +55,22 @@ class SelectionEval(TaskEval):
     needs_rankers = True
     needs = ("candidates", f"the ids of {NUM_CANDIDATES} items to select from")
 
+    def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray, log_p_MI: np.ndarray) -> float:
+        """F1 of choosing what came next from among two others; 0 where nobody has so many items left to meet."""
+        pairs = [*zip(users.tolist(), positions.tolist(), strict=True)]
+        offered = [
+            draw_candidates(corpus.num_items, (target,), corpus.history(user, position + 1), rng_of(user, position))
+            for (user, position), target in zip(pairs, corpus.targets(users, positions).tolist(), strict=True)
+        ]
+        rows = [row for row, candidates in enumerate(offered) if candidates]
+        if not rows:
+            return 0.0
+        candidates = np.array([offered[row] for row in rows])
+        sets = most_probable_sets(log_p_MI[np.array(rows)[:, None], candidates], corpus.num_items, PRIOR)
+        chosen = [candidates[row, list(places)].tolist() for row, places in enumerate(sets)]
+        counts = selection_counts(chosen, corpus.targets(users, positions)[rows, None].tolist())
+        return float(SELECTION_METRICS["F1"]({name: column.mean(keepdims=True) for name, column in counts.items()})[0])
+
     def evaluate(self, setting: Setting) -> Answered:
         corpus, queries = setting.data.corpus, setting.questions.queries
         right = [query.right for query in queries]
@@ -62,7 +79,7 @@ class SelectionEval(TaskEval):
         chosen[f"{OURS}, written"] = select_as_written(setting.data, setting.predictor, queries)
         for ranker in setting.rankers:
             log_p = np.empty(candidates.shape)
-            calibration = LOG_PROBABILITIES if isinstance(ranker, NextItem) else calibrate(ranker, corpus)
+            calibration = LOG_PROBABILITIES if isinstance(ranker, NextItem | WithMemory) else calibrate(ranker, corpus)
             for part, scores in scored_batches(ranker, corpus, *moments(queries)):
                 log_p[part] = np.take_along_axis(calibration.log_probabilities(scores), candidates[part], axis=1)
                 del scores  # before the next ones are made
@@ -103,11 +120,12 @@ class SelectionEval(TaskEval):
 def select(data: ExperimentData, predictor: Predictor, queries: Sequence[Query]) -> list[tuple[int, ...]]:
     """The most probable items to be right, one or two of the three, by how probable each is as a recommendation."""
     candidates = np.array([query.candidates for query in queries])
-    if data.memory.items is None:
+    if "selection" not in data.memory.items:
         asked = [Query("recommendation", query.user, query.position, query.right[:1]) for query in queries]
         log_p = predictor.score(prompt_batches(data, predictor, asked), data.vocabulary.items[candidates])
     else:
-        log_p = np.take_along_axis(recommender(data, predictor).scores(*moments(queries)), candidates, axis=1)
+        log_p_MI = recommender(data, predictor, "selection").scores(*moments(queries))
+        log_p = np.take_along_axis(log_p_MI, candidates, axis=1)
     return chosen_items(queries, most_probable_sets(log_p, data.corpus.num_items, PRIOR))
 
 

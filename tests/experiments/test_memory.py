@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines.corpus import VALIDATION, split_by_users
+from data_pipelines.corpus import TRAIN, VALIDATION
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import Query
 from data_pipelines.tasks.selection import PRIOR
-from experiments.baselines.item_knn import ItemKNN
-from experiments.baselines.markov import Markov
-from experiments.baselines.ratings import BiasedFactorisation
+from experiments.baselines.calibration import Calibration, calibrate
+from experiments.baselines.item_knn import ItemKNN, choose_item_knn
+from experiments.baselines.markov import Markov, MarkovConfig, choose_markov
+from experiments.baselines.ratings import BiasedFactorisation, FactorisationConfig
+from experiments.evals import EVALS
 from experiments.evals.config import EvaluationConfig, GenerateConfig
 from experiments.evals.queries import evaluation_queries
 from experiments.evals.rating import expected_ratings, rated
-from experiments.evals.recommender import SHARES, NextItem, WithMemory, choose_memory, interpolated
+from experiments.evals.recommender import SHARES, NextItem, choose_memories, interpolated
 from experiments.evals.selection import most_probable_sets
 from experiments.evaluate import evaluate_run
 from experiments.generate import generate
-from experiments.memory import FILE, Memory, read_memory
+from experiments.memory import FILE, ItemMemory, Memory, RatingMemory, read_memory, save_memory
 from experiments.run import open_model
 from tests.experiments.tiny_run import experiment, prepare_source
 from tests.experiments.untrained_run import write_run
@@ -41,10 +44,10 @@ def evaluated(tmp_path_factory):
     return run, {table.task: table for table in tables}
 
 
-def probabilities(run, users, positions):
-    """Of all items by the memory of a run, in plain numpy: float64 [M, I]."""
+def probabilities(run, task, users, positions):
+    """Of all items by the memory that a run has for a task, in plain numpy: float64 [M, I]."""
     data, predictor, _ = open_model(run, "best")
-    memory = read_memory(run).items
+    memory = read_memory(run).items[task]
     log_p = NextItem(data, predictor).scores(users, positions).astype(np.float64)
     ranker = Markov(data.corpus, memory.markov) if memory.markov else ItemKNN(data.corpus, memory.item_knn)
     powers = np.asarray(ranker.scores(users, positions), np.float64) ** memory.calibration.temperature
@@ -70,7 +73,7 @@ def test_held_out_items_are_ranked_by_the_mixture(evaluated):
     data, _, _ = open_model(run, "best")
     users = np.array([data.corpus.user_ids.index(user) for user in answers["user"]])
     positions = np.array(answers["position"])
-    _, p_MI = probabilities(run, users, positions)
+    _, p_MI = probabilities(run, "recommendation", users, positions)
     targets = data.corpus.targets(users, positions)
     higher = p_MI > np.take_along_axis(p_MI, targets[:, None], axis=1) * (1 + 1e-5)
     np.testing.assert_allclose(answers[f"{MODEL}: rank, unfiltered"], 1 + higher.sum(axis=1), atol=1)
@@ -82,7 +85,7 @@ def test_selection_is_by_bayes_from_the_mixture(evaluated):
     data, _, _ = open_model(run, "best")
     numbers = {item: number for number, item in enumerate(data.corpus.item_ids)}
     users = np.array([data.corpus.user_ids.index(user) for user in answers["user"]])
-    _, p_MI = probabilities(run, users, np.array(answers["position"]))
+    _, p_MI = probabilities(run, "selection", users, np.array(answers["position"]))
     candidates = np.array([[numbers[item] for item in row] for row in answers["candidates"]])
     log_p = np.log(np.take_along_axis(p_MI, candidates, axis=1))
     sets = most_probable_sets(log_p, data.corpus.num_items, PRIOR)
@@ -95,7 +98,7 @@ def test_an_open_question_is_answered_from_the_memory(evaluated):
     data, _, _ = open_model(run, "best")
     user = data.corpus.user_ids.index("5")
     met = int(data.corpus.offsets[user + 1] - data.corpus.offsets[user])
-    _, p_MI = probabilities(run, np.array([user]), np.array([met]))
+    _, p_MI = probabilities(run, "recommendation", np.array([user]), np.array([met]))
     p_MI[0, data.corpus.history(user, met)] = 0
     answer = json.loads(generate(run, GenerateConfig(user="5", k=4, json=True), None))["items"]
     np.testing.assert_allclose([item["probability"] for item in answer], np.sort(p_MI[0])[::-1][:4], rtol=1e-4)
@@ -131,31 +134,75 @@ def test_ratings_are_a_mean_of_the_model_and_of_the_factorisation_weighed_on_val
     assert told == pytest.approx((1 - share) * own + share * theirs, rel=1e-4)
 
 
-def test_what_is_kept_is_the_best_on_validation(evaluated):
+def test_what_is_kept_for_each_task_is_the_best_on_validation(evaluated):
     run, _ = evaluated
     data, predictor, _ = open_model(run, "best")
     corpus, memory = data.corpus, read_memory(run).items
     users, positions = corpus.held_out(VALIDATION)
-    targets = corpus.targets(users, positions)
+    targets_M1 = corpus.targets(users, positions)[:, None]
+    fitting_MI = np.array(
+        [[set(words) == set(corpus.categories[t]) for words in corpus.categories] for [t] in targets_M1]
+    )
 
     def ndcg(scores_MI):
         scores = np.array(scores_MI)
         for row, (user, position) in enumerate(zip(users, positions, strict=True)):
-            others = np.setdiff1d(corpus.history(user, position), targets[row])
+            others = np.setdiff1d(corpus.history(user, position), targets_M1[row])
             scores[row, others] = -np.inf
-        right = np.take_along_axis(scores, targets[:, None], axis=1)
+        right = np.take_along_axis(scores, targets_M1, axis=1)
         ranks = 0.5 + (scores > right).sum(axis=1) + 0.5 * (scores == right).sum(axis=1)
         return float(ranking_metrics(ranks.astype(np.float32))["NDCG@10"].mean())
 
+    questions = {(q.user, q.position): q for q in evaluation_queries(data, "validation", "selection").queries}
+    asked = [questions[moment] for moment in zip(users.tolist(), positions.tolist(), strict=True)]
+
+    def selection_f1(scores_MI):
+        log_p = np.array([row[list(query.candidates)] for row, query in zip(scores_MI, asked, strict=True)])
+        chosen = most_probable_sets(log_p, corpus.num_items, PRIOR)
+        found = [query.right[0] in {query.candidates[p] for p in c} for query, c in zip(asked, chosen, strict=True)]
+        return 2 * sum(found) / (len(asked) + sum(map(len, chosen)))
+
+    qualities = {
+        "recommendation": ndcg,
+        "search": lambda scores_MI: ndcg(np.where(fitting_MI, scores_MI, -np.inf)),
+        "selection": selection_f1,
+    }
     ours = NextItem(data, predictor).scores(users, positions)
-    ranker = Markov(corpus, memory.markov) if memory.markov else ItemKNN(corpus, memory.item_knn)
-    counted = memory.calibration.log_probabilities(ranker.scores(users, positions))
-    scores = {share: ndcg(interpolated(ours, counted, share)) for share in SHARES}
-    assert scores[memory.share] == pytest.approx(max(scores.values()), abs=1e-6)
-    others = [Markov(corpus), ItemKNN(corpus)]
-    best = choose_memory(data, predictor, others)
-    assert isinstance(best, WithMemory)
-    assert choose_memory(data.of(split_by_users(corpus, seed=0)), predictor, []) is None
+    others = choose_markov(corpus), choose_item_knn(corpus)
+    counted = [calibrate(ranker, corpus).log_probabilities(ranker.scores(users, positions)) for ranker in others]
+    for task, quality in qualities.items():
+        mixed = {(which, share): interpolated(ours, counted[which], share) for which in (0, 1) for share in SHARES}
+        found = {key: quality(scores_MI) for key, scores_MI in mixed.items()}
+        if max(found.values()) <= quality(ours - np.logaddexp.reduce(ours, axis=1, keepdims=True)):
+            assert task not in memory
+        else:
+            kept = int(memory[task].markov is None), memory[task].share
+            assert found[kept] == pytest.approx(max(found.values()), abs=1e-6)
+    splits = np.where(corpus.splits == VALIDATION, TRAIN, corpus.splits)
+    nobody = data.of(dataclasses.replace(corpus, splits=splits))
+    assert choose_memories(nobody, NextItem(data, predictor), others, [EVALS["search"]]) == {}
+
+
+def test_a_memory_that_helps_no_validation_user_is_left_out(evaluated, monkeypatch):
+    run, _ = evaluated
+    data, predictor, _ = open_model(run, "best")
+    known, positions = data.corpus.held_out(VALIDATION)
+    knows = np.full((len(known), data.corpus.num_items), -20, np.float32)
+    knows[np.arange(len(known)), data.corpus.targets(known, positions)] = 0
+    monkeypatch.setattr(NextItem, "scores", lambda self, users, positions: knows[np.searchsorted(known, users)])
+    tasks = [EVALS[task] for task in ("recommendation", "search", "selection")]
+    assert choose_memories(data, NextItem(data, predictor), [ItemKNN(data.corpus)], tasks) == {}
+
+
+def test_what_was_chosen_for_other_tasks_stays(tmp_path):
+    one = ItemMemory(0.3, Calibration(), markov=MarkovConfig())
+    save_memory(tmp_path, Memory({"search": one, "selection": one}, RatingMemory(0.5, FactorisationConfig())), EVALS)
+    other = dataclasses.replace(one, share=0.6)
+    save_memory(tmp_path, Memory({"search": other}), ["search", "recommendation"])
+    saved = read_memory(tmp_path)
+    assert saved == Memory({"search": other, "selection": one}, RatingMemory(0.5, FactorisationConfig()))
+    save_memory(tmp_path, Memory(), ["search", "rating"])
+    assert read_memory(tmp_path) == Memory({"selection": one})
 
 
 def test_a_mixture_of_distributions_is_one():
@@ -172,8 +219,9 @@ def test_a_mixture_of_distributions_is_one():
     [
         "",
         "[1]",
-        '{"items": {"share": 2, "calibration": {}, "markov": {}}}',
-        '{"items": {"share": 0.5, "calibration": {}}}',
+        '{"items": {"search": {"share": 2, "calibration": {}, "markov": {}}}}',
+        '{"items": {"search": {"share": 0.5, "calibration": {}}}}',
+        '{"items": {"share": 0.5, "calibration": {}, "markov": {}}}',
         '{"ratings": {"share": 0.5}}',
         '{"people": null}',
     ],
@@ -181,5 +229,5 @@ def test_a_mixture_of_distributions_is_one():
 def test_a_damaged_file_is_named(text, tmp_path):
     assert read_memory(tmp_path) == Memory()
     (tmp_path / FILE).write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=FILE):
+    with pytest.raises(DataError, match=f"{FILE}.*delete it"):
         read_memory(tmp_path)
