@@ -17,6 +17,7 @@ from data_pipelines.tasks import TASKS
 from experiments.config import ExperimentConfig
 from experiments.parameters import Parameters
 from unimp_jax.batch import Batch
+from unimp_jax.compiling import compiler_options
 from unimp_jax.model.flops import training_step_flops
 from unimp_jax.processes import wait_for_all
 from unimp_jax.sharding import batch_sharding, check_rows, check_tokens, make_mesh, put_rows
@@ -111,7 +112,7 @@ def lower_step(
         guard=config.training.guard,
     )
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=compiler_options(mesh))
     return jitted.lower(abstract(state), abstract(parameters.frozen), abstract_batch(config, mesh))
 
 

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from unimp_jax.compiling import draw
 from unimp_jax.model.axes import mesh_axes, partition_spec
 from unimp_jax.model.unimp import ModelConfig, Part, UniMP, part_of
 
@@ -285,5 +286,4 @@ def init_model(
 
     graph, shapes = abstract_model(config, mesh, dtypes)
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
-    draw = jax.jit(lambda: nnx.map_state(value, nnx.state(make())), out_shardings=shardings)
-    return nnx.merge(graph, draw())
+    return nnx.merge(graph, draw(lambda: nnx.map_state(value, nnx.state(make())), shardings))

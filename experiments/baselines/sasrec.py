@@ -19,6 +19,7 @@ from flax import nnx
 from data_pipelines.corpus import Corpus
 from experiments.baselines.ranker import padded_histories
 from experiments.baselines.sasrec_model import Block, SASRec, SASRecModelConfig
+from unimp_jax.compiling import draw
 
 Rival = Literal["sasrec", "esasrec", "hstu"]
 
@@ -88,8 +89,11 @@ class SASRecRanker:
 
     def __init__(self, corpus: Corpus, config: SASRecConfig):
         self.name, self.corpus, self.config = NAMES[config.model.block], corpus, config
-        model = SASRec(config.model, corpus.num_items, rngs=nnx.Rngs(config.seed))
-        self.graph, self.parameters = nnx.split(model, nnx.Param)
+
+        def make() -> SASRec:
+            return SASRec(config.model, corpus.num_items, rngs=nnx.Rngs(config.seed))
+
+        self.graph, self.parameters = nnx.graphdef(nnx.eval_shape(make)), draw(lambda: nnx.state(make(), nnx.Param))
         self.curve: list[dict[str, float]] = []
         self._score = jax.jit(self._scores)
 

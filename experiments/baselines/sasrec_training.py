@@ -19,6 +19,7 @@ from experiments.baselines.full_softmax import full_softmax
 from experiments.baselines.ranker import rank_in_batches
 from experiments.baselines.sampled_softmax import sampled_softmax
 from experiments.baselines.sasrec import SASRecConfig, SASRecRanker
+from unimp_jax.compiling import compiler_options
 from unimp_jax.evaluation.metrics import ranking_metrics
 
 Record = dict[str, float]
@@ -111,7 +112,7 @@ def make_step(ranker: SASRecRanker, optimizer: optax.GradientTransformation) -> 
         updates, state = optimizer.update(gradients, state, parameters)
         return optax.apply_updates(parameters, jax.tree.map(lambda x: -rate * x, updates)), state, loss
 
-    return jax.jit(step, donate_argnums=(0, 1))
+    return jax.jit(step, donate_argnums=(0, 1), compiler_options=compiler_options())
 
 
 def make_optimizer(config: SASRecConfig) -> optax.GradientTransformation:

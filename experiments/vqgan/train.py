@@ -30,6 +30,7 @@ from experiments.vqgan.images import CatalogueImages, open_images
 from experiments.vqgan.measure import likeness
 from experiments.vqgan.perceptual import perceptual_model
 from experiments.vqgan.run import abstract_state, decoder_of, encoder_of, in_parts, open_vqgan, trainer_of
+from unimp_jax.compiling import compiler_options, draw
 from unimp_jax.image_tokens import from_pixels
 from unimp_jax.image_tokens.metrics import VQGANMetrics, VQGANWindow
 from unimp_jax.image_tokens.training import Trainer, VQGANState, make_step, with_codewords
@@ -118,8 +119,9 @@ def restore_or_init(
     restored = checkpoints.restore_latest(abstract_state(trainer, sharding))
     if restored is not None:
         return restored
-    model = trainer.new_model() if config.init_from is None else open_vqgan(config.init_from)
-    return jax.device_put(trainer.begin(model), sharding), None
+    if config.init_from is None:
+        return draw(lambda: trainer.begin(trainer.new_model()), sharding), None
+    return jax.device_put(trainer.begin(open_vqgan(config.init_from)), sharding), None
 
 
 def train_step(
@@ -133,7 +135,9 @@ def train_step(
     """
     everywhere, size = NamedSharding(mesh, PartitionSpec()), config.vqgan.image_size
     batch = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8, sharding=batch_sharding(mesh))
-    jitted = jax.jit(make_step(trainer), donate_argnums=0, out_shardings=(everywhere, None))
+    jitted = jax.jit(
+        make_step(trainer), donate_argnums=0, out_shardings=(everywhere, None), compiler_options=compiler_options()
+    )
     compiled = jitted.lower(abstract(state), abstract(frozen), batch).compile()
     place, after = codewords(config, trainer, pixels), config.quantiser.after if config.init_from is None else None
     numbers = itertools.count(int(state.step))

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from unimp_jax.batch import Batch
+from unimp_jax.compiling import compiler_options
 from unimp_jax.decoding import BeamConfig, CodeSamplingConfig, Trie
 from unimp_jax.evaluation import answering
 from unimp_jax.evaluation.mapping import padded_batches
@@ -89,7 +90,7 @@ class Predictor:
             encoded_NLC = nnx.merge(graph, *parameters).encode_images(images_NHW3[:, None])[:, 0]
             return latents_ILC.at[items_N].set(encoded_NLC)
 
-        add = jax.jit(encode, donate_argnums=0, out_shardings=everywhere)
+        add = jax.jit(encode, donate_argnums=0, out_shardings=everywhere, compiler_options=compiler_options(self.mesh))
         with jax.set_mesh(self.mesh):
             latents_ILC = jax.jit(lambda: jnp.zeros(shape, config.compute_dtype), out_shardings=everywhere)()
             for items, _ in padded_batches(np.flatnonzero(has_image).astype(np.int32)):
@@ -256,7 +257,9 @@ class Predictor:
                 return [x.reshape(-1, *x.shape[2:]) for x in (*results, prompts_BA)]
 
             everywhere = NamedSharding(self.mesh, PartitionSpec())
-            self._programs[function, static] = jax.jit(run, out_shardings=everywhere)
+            self._programs[function, static] = jax.jit(
+                run, out_shardings=everywhere, compiler_options=compiler_options(self.mesh)
+            )
         return self._programs[function, static]
 
 
