@@ -1,7 +1,8 @@
 """The named ablations: what each changes of a base configuration.
 
-All cells of a sweep train for the same number of steps over the same number of rows and token slots. An ablation with
-shorter prompts therefore sees more examples, and one that trains in stages divides the steps of the base among them.
+All cells of a sweep train for the same number of steps over the same number of rows and, but for one that is made to
+be of equal work, of token slots. An ablation with shorter prompts therefore sees more examples, and one that trains in
+stages divides the steps of the base among them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from data_pipelines.tasks import TASKS
 from experiments.config import ExperimentConfig, flat, to_json
+from experiments.step import model_flops
 from experiments.sweep.changes import Changes, changed
 from unimp_jax.model import PARTS
 
@@ -59,6 +61,8 @@ NO_CONTENT: Changes = {
     "content.co_occurrence": 0,
     "content.vectors": [],
 }
+ROW_STEP = 16
+"""Rows are lengthened by so many tokens."""
 IDS_ONLY: Changes = {**NO_IMAGES, "tasks.text": False, "tasks.questions_show_ids": True}
 
 
@@ -110,6 +114,41 @@ def vision_tower(trains: bool) -> ChangesOf:
     def changes(base: ExperimentConfig) -> Changes:
         trained = {*base.training.trains, "vision"} if trains else {*base.training.trains} - {"vision"}
         return {"training.trains": [part for part in PARTS if part in trained]}
+
+    return changes
+
+
+def interleaved(base: ExperimentConfig) -> Changes:
+    """The latents of images among the tokens; rows are as long as those of the base."""
+    trained = {*base.training.trains} - {"resampler", "gated"} | {"projector"}
+    return {
+        "model.fusion": "interleaved",
+        "model.projector.kind": "resampler",
+        "training.trains": [part for part in PARTS if part in trained],
+    }
+
+
+def interleaved_same_compute(base: ExperimentConfig) -> Changes:
+    """As `interleaved`, in rows longer by as much as makes a step the work that it is with cross-attention."""
+    changes = dict(interleaved(base))
+
+    def longer(tokens: int) -> Changes:
+        """Rows have more room for images and answers in proportion."""
+        rooms = {"images": base.row_shape.images, "answers": base.row_shape.answers}
+        more = {name: -(-room * tokens // base.row_shape.tokens) for name, room in rooms.items()}
+        return changes | {f"row_shape.{name}": room for name, room in {"tokens": tokens, **more}.items()}
+
+    lengths = range(base.row_shape.tokens, 8 * base.row_shape.tokens, ROW_STEP)
+    work = model_flops(base)
+    return longer(max(lengths, key=lambda tokens: -abs(model_flops(changed(base, longer(tokens))) - work)))
+
+
+def image_tokens(count: int) -> ChangesOf:
+    """So many latents an image, which text attends to, or which stand among it."""
+
+    def changes(base: ExperimentConfig) -> Changes:
+        resampled: Changes = {"model.projector.kind": "resampler"} if base.model.interleaved else {}
+        return {"model.resampler.latents": count, **resampled}
 
     return changes
 
@@ -178,6 +217,14 @@ ALL = [
     ),
     Ablation("last_image", "a token sees the latest image", {ATTEND: "last_image"}, needs_images=True),
     Ablation("all_images", "a token sees all earlier images", {ATTEND: "all_earlier_images"}, needs_images=True),
+    Ablation("interleaved", "images are tokens among those of the text", interleaved, needs_images=True),
+    Ablation(
+        "interleaved_same_compute",
+        "images are tokens among those of the text, in longer rows of as much work",
+        interleaved_same_compute,
+        needs_images=True,
+    ),
+    *(Ablation(f"image_tokens_{n}", f"{n} latents an image", image_tokens(n), needs_images=True) for n in (1, 4, 16)),
     Ablation("frozen_tower", "the vision tower does not train", vision_tower(False), needs_images=True),
     Ablation("trained_tower", "the vision tower trains too", vision_tower(True), needs_images=True),
     Ablation("one_token_ids", "each item has a token of its own", {"vocabulary.item_codes": None}),

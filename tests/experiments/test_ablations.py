@@ -15,6 +15,7 @@ from experiments.data import PreparedSource
 from experiments.evals.config import EvaluationConfig
 from experiments.preset_run import read_training
 from experiments.presets import PRESETS
+from experiments.step import model_flops
 from experiments.sweep.ablations import ABLATIONS, list_ablations
 from experiments.sweep.cells import CODES
 from experiments.sweep.changes import changed, options
@@ -26,6 +27,7 @@ MIX = {f"queries.mix.{task}" for task in TASKS}
 WIDTH = {f"model.decoder.{name}" for name in ("width", "heads", "mlp_width")} | {
     "model.gated.heads", "model.gated.mlp_width",
 }  # fmt: skip
+FUSION = {"model.fusion", "model.projector.kind", "training.trains"}
 BASE = changed(
     PRESETS["tiny"],
     {
@@ -67,6 +69,10 @@ SAYS: dict[str, set[str]] = {
     "cross_every_1": {"model.gated.every"},
     "cross_every_4": {"model.gated.every"},
     "all_images": {"model.gated.attend"},
+    "interleaved": FUSION,
+    "interleaved_same_compute": FUSION | {f"row_shape.{room}" for room in ("tokens", "images", "answers")},
+    "image_tokens_1": {"model.resampler.latents"},
+    "image_tokens_16": {"model.resampler.latents"},
     "frozen_tower": {"training.trains"},
     "semantic_ids": set(),
     **{f"history_{items}": {"tasks.full_items", "tasks.id_items"} for items in (1,)},
@@ -84,6 +90,7 @@ AS_THE_BASE = {
     "gamma_2",
     "cross_every_2",
     "last_image",
+    "image_tokens_4",
     "trained_tower",
     "one_token_ids",
     "packed",
@@ -125,8 +132,20 @@ def test_an_ablation_changes_what_it_says_and_nothing_else(name):
     cell = cells(name)[-1]
     assert cell.ablation == name
     assert differing(BASE, cell.config) == SAYS[name]
-    assert cell.config.row_shape.tokens == BASE.row_shape.tokens
+    assert cell.config.row_shape.tokens == BASE.row_shape.tokens or name == "interleaved_same_compute"
     assert cell.config.loader.batch_size == BASE.loader.batch_size
+
+
+def test_images_among_tokens_are_compared_at_equal_tokens_and_at_equal_work():
+    same_tokens, same_work = (cells(name)[-1].config for name in ("interleaved", "interleaved_same_compute"))
+    assert same_tokens.training.trains == ("vision", "projector", "decoder", "embeddings")
+    assert model_flops(same_tokens) < model_flops(BASE)
+    assert abs(model_flops(same_work) / model_flops(BASE) - 1) < abs(model_flops(same_tokens) / model_flops(BASE) - 1)
+    longer = same_work.row_shape.tokens / BASE.row_shape.tokens
+    assert longer > 1
+    assert same_work.row_shape.answers / BASE.row_shape.answers == pytest.approx(longer, rel=0.01)
+    (cell,) = cells("image_tokens_16", config=same_tokens)
+    assert cell.config.model.image_tokens == 16
 
 
 def test_without_ids_recommendations_are_asked_for_even_where_the_base_answers_at_the_last_id():
