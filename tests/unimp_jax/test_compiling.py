@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from unimp_jax.compiling import LEVEL, compiler_options, draw
+from unimp_jax.compiling import LEVEL, QUICK, compiler_options, draw
 from unimp_jax.planning.chips import Slices, devices
 
 
 def test_cpus_optimise_little_unless_flags_say_otherwise(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-    assert compiler_options() == {LEVEL: 1}
-    assert compiler_options(jax.make_mesh((2,), ("data",))) == {LEVEL: 1}
+    assert compiler_options() == QUICK
+    assert compiler_options(jax.make_mesh((2,), ("data",))) == QUICK
     monkeypatch.setenv("XLA_FLAGS", f"--{LEVEL}=3")
     assert compiler_options() is None
 
