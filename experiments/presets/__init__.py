@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from experiments.config import ExperimentConfig
 from experiments.presets import beauty, fashion, reviews, small, smol, tiny
+from experiments.presets.interleaved import DESCRIPTIONS as INTERLEAVED
+from experiments.presets.interleaved import interleaved
 from experiments.presets.published import DESCRIPTIONS as PUBLISHED
 from experiments.presets.published import as_published
 
@@ -11,6 +13,11 @@ MODULES = {"tiny": tiny, "small": small, "smol": smol, "reviews": reviews, "fash
 PRESETS: dict[str, ExperimentConfig] = {
     **{name: module.EXPERIMENT for name, module in MODULES.items()},
     **{name: as_published(name) for name in PUBLISHED},
+    **{name: interleaved(name) for name in INTERLEAVED},
 }
-DESCRIPTIONS: dict[str, str] = {**{name: str(module.__doc__) for name, module in MODULES.items()}, **PUBLISHED}
+DESCRIPTIONS: dict[str, str] = {
+    **{name: str(module.__doc__) for name, module in MODULES.items()},
+    **PUBLISHED,
+    **INTERLEAVED,
+}
 """One line for `unimp train --help`."""

@@ -12,7 +12,7 @@ from experiments.parameters import abstract_parameters, init_parameters
 from experiments.plan.command import PlanConfig, Planned, plan_command
 from experiments.plan.plan import DoesNotFit, make_plan
 from experiments.plan.search import candidates, guessed_bytes, meshes, parameter_counts, search
-from experiments.presets import PRESETS
+from experiments.presets import INTERLEAVED, PRESETS
 from experiments.step import abstract_state, init_state, optimizer_of
 from tests.experiments.tiny_run import MODEL
 from unimp_jax.model.flops import recomputed_flops, training_step_flops
@@ -45,7 +45,7 @@ def test_a_plan_is_of_the_arrays_that_training_makes():
 
 
 def test_counted_parameters_are_those_there_are():
-    for name in ("openflamingo-3b", "openflamingo-4b", "openflamingo-9b", "idefics-9b"):
+    for name in ("openflamingo-3b", "openflamingo-4b", "openflamingo-9b", "idefics-9b", *INTERLEAVED):
         preset = dataclasses.replace(PRESETS[name], mesh=MeshConfig())
         parameters = abstract_parameters(preset, make_mesh(MeshConfig(), jax.devices()[:1]))
         sizes = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (parameters.trainable, parameters.frozen))
@@ -62,9 +62,10 @@ def test_what_is_computed_again_follows_the_policy():
     assert 0 < again("dots") < again("full") < training_step_flops(MODEL, shape, trains) / 2
 
 
+@pytest.mark.parametrize("name", ["openflamingo-9b", "qwen3-8b"])
 @pytest.mark.parametrize("slices", [Slices("v5e-16"), Slices("v5p-64", 2), Slices("v6e-256")])
-def test_candidates_fit_their_slices(slices):
-    preset = PRESETS["openflamingo-9b"]
+def test_candidates_fit_their_slices(name, slices):
+    preset = PRESETS[name]
     found = list(candidates(preset, slices))
     assert found
     for candidate in found:

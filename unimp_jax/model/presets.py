@@ -7,6 +7,7 @@ from typing import Any
 
 from unimp_jax.model.decoder import DecoderConfig
 from unimp_jax.model.gated import GatedCrossAttentionConfig
+from unimp_jax.model.projector import ProjectorConfig
 from unimp_jax.model.resampler import ResamplerConfig
 from unimp_jax.model.unimp import ModelConfig
 from unimp_jax.model.vision import VisionConfig
@@ -92,11 +93,12 @@ SMOLLM2_135M = DecoderConfig(
 smol = ModelConfig(
     vision=dataclasses.replace(POSTERS, image_size=64, width=128),
     resampler=ResamplerConfig(layers=1, heads=4, head_dim=32, latents=8, mlp="relu"),
-    gated=blocks_of(SMOLLM2_135M, every=10),
     decoder=SMOLLM2_135M,
+    fusion="interleaved",
+    projector=ProjectorConfig(kind="resampler"),
     compute_dtype="float32",
 )
-"""SmolLM2-135M behind a small tower of our own."""
+"""SmolLM2-135M behind a small tower of our own, which makes eight tokens of an image."""
 
 SIGLIP2_BASE = VisionConfig(
     image_size=256, patch_size=32, width=768, layers=12, heads=12, mlp_width=3072, activation="gelu_tanh",
