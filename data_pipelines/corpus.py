@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -186,37 +188,54 @@ def _oldest_first(interactions: tuple[Interaction, ...]) -> tuple[Interaction, .
     return tuple(sorted(interactions, key=lambda interaction: interaction.time))
 
 
-def build_corpus(items: Iterable[Item], users: Iterable[User]) -> Corpus:
-    """Gathers records into arrays.
+@dataclasses.dataclass(frozen=True, eq=False)
+class UserEvents:
+    """One user's interactions, oldest first, by the numbers of their items; see `Corpus`.
+
+    Attributes:
+      texts: what was written, by index into these interactions.
+    """
+
+    ARRAYS: ClassVar = ("items", "times", "ratings", "splits")
+
+    user_id: str
+    items: list[int]
+    times: list[int]
+    ratings: list[float]
+    splits: list[int]
+    texts: dict[int, str]
+
+
+def catalogue_of(items: Iterable[Item]) -> dict[str, int]:
+    """The number of each item by its id.
+
+    Raises:
+      DataError: an id occurs twice, or there is no item.
+    """
+    index: dict[str, int] = {}
+    for number, item in enumerate(items):
+        if index.setdefault(item.item_id, number) != number:
+            raise DataError(f"item {item.item_id} occurs twice; ids must be unique in a source")
+    if not index:
+        raise DataError("the source has no items")
+    return index
+
+
+def all_events(index: Mapping[str, int], users: Iterable[User]) -> Iterator[UserEvents]:
+    """Every user who has an interaction.
 
     Interactions are put in order of time; where times tie, or a user's are not all known, the source's order stands.
     Users without a single interaction are kept out, for there is nothing to learn from or ask about them.
 
     Raises:
-      DataError: an item or user id occurs twice, or a history names an item that does not exist.
+      DataError: a user id occurs twice, a history names an item that does not exist, or nobody has an interaction.
     """
-    index: dict[str, int] = {}
-    titles: list[str] = []
-    attributes: list[tuple[tuple[str, str], ...]] = []
-    categories: list[tuple[str, ...]] = []
-    for item in items:
-        if index.setdefault(item.item_id, len(index)) != len(titles):
-            raise DataError(f"item {item.item_id} occurs twice; ids must be unique in a source")
-        titles.append(item.title)
-        attributes.append(item.attributes)
-        categories.append(item.categories)
-    if not index:
-        raise DataError("the source has no items")
-
-    user_ids: list[str] = []
-    offsets, splits = [0], list[int]()
-    events: list[tuple[int, int, float]] = []
-    texts: dict[int, str] = {}
-    seen_users: set[str] = set()
+    seen: set[str] = set()
+    asked = False
     for user in users:
-        if user.user_id in seen_users:
+        if user.user_id in seen:
             raise DataError(f"user {user.user_id} occurs twice; ids must be unique in a source")
-        seen_users.add(user.user_id)
+        seen.add(user.user_id)
         if not user.interactions:
             continue
         interactions = _oldest_first(user.interactions)
@@ -225,26 +244,58 @@ def build_corpus(items: Iterable[Item], users: Iterable[User]) -> Corpus:
                 raise DataError(
                     f"user {user.user_id}, interaction {number}: item {interaction.item_id} is not in the catalogue"
                 )
-            if interaction.text:
-                texts[len(events)] = interaction.text
-            events.append((index[interaction.item_id], interaction.time, interaction.rating))
-        splits += leave_one_out(dataclasses.replace(user, interactions=interactions))
-        offsets.append(len(events))
-        user_ids.append(user.user_id)
-    if not user_ids:
+        asked = True
+        yield UserEvents(
+            user_id=user.user_id,
+            items=[index[interaction.item_id] for interaction in interactions],
+            times=[interaction.time for interaction in interactions],
+            ratings=[interaction.rating for interaction in interactions],
+            splits=leave_one_out(dataclasses.replace(user, interactions=interactions)),
+            texts={number: interaction.text for number, interaction in enumerate(interactions) if interaction.text},
+        )
+    if not asked:
         raise DataError("the source has no user with an interaction")
 
-    met, times, ratings = zip(*events, strict=True)
+
+def build_corpus(items: Iterable[Item], users: Iterable[User]) -> Corpus:
+    """Gathers records into arrays.
+
+    Raises:
+      DataError: as of `catalogue_of` and `all_events`.
+    """
+    titles: list[str] = []
+    attributes: list[tuple[tuple[str, str], ...]] = []
+    categories: list[tuple[str, ...]] = []
+
+    def described() -> Iterator[Item]:
+        for item in items:
+            titles.append(item.title)
+            attributes.append(item.attributes)
+            categories.append(item.categories)
+            yield item
+
+    index = catalogue_of(described())
+    events = [*all_events(index, users)]
+    offsets = np.cumsum([0, *(len(one.items) for one in events)])
+    texts = {
+        int(start) + number: text
+        for start, one in zip(offsets, events, strict=False)
+        for number, text in one.texts.items()
+    }
+
+    def joined(name: str, dtype: type[np.generic]) -> np.ndarray:
+        return np.fromiter(itertools.chain.from_iterable(getattr(one, name) for one in events), dtype, offsets[-1])
+
     return Corpus(
         item_ids=list(index),
         titles=titles,
         attributes=attributes,
         categories=categories,
-        user_ids=user_ids,
-        offsets=np.array(offsets, np.int64),
-        items=np.array(met, np.int32),
-        times=np.array(times, np.int64),
-        ratings=np.array(ratings, np.float32),
-        splits=np.array(splits, np.int8),
+        user_ids=[one.user_id for one in events],
+        offsets=offsets.astype(np.int64),
+        items=joined("items", np.int32),
+        times=joined("times", np.int64),
+        ratings=joined("ratings", np.float32),
+        splits=joined("splits", np.int8),
         texts=texts,
     )

@@ -15,15 +15,19 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
+from data_pipelines.columns import FOLDER, write_columns
 from data_pipelines.errors import DataError, printable, reason_of
 from data_pipelines.folder_replacement import MADE, check_replaceable, replace_folder, temporary_folder
 from data_pipelines.record_features import quiet_tfds
-from data_pipelines.records import KINDS
+from data_pipelines.records import KINDS, read_items, read_users
 from data_pipelines.sources.checks import Faults, OnBad
 from data_pipelines.sources.registry import find_source
 from data_pipelines.sources.selection import SourceSelection
 from data_pipelines.sources.source import Counts, Source
 from data_pipelines.sources.staging import Tally
+
+PARTS = (*KINDS, FOLDER)
+"""What stands in the folder of a prepared source."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +109,7 @@ def prepare(
     place, faults, tally, opened = folder / name, Faults(on_bad), Tally(), None
     config = tfds.download.DownloadConfig(register_checksums=False, **_beam(beam_options))
     try:
-        check_replaceable(place, KINDS, source_dir)
+        check_replaceable(place, PARTS, source_dir)
         with temporary_folder(place) as new, quiet_tfds():
             for kind in KINDS:
                 builder = builder_class(
@@ -119,10 +123,12 @@ def prepare(
                 )
                 builder.download_and_prepare(download_config=config, download_dir=str(folder / "downloads"))
                 opened = builder.source
+            records = new / source
+            write_columns(read_items(source, new), read_users(source, new), records / FOLDER)
             prepared = _account(name, source, selection, tally, faults, opened, start)
-            (new / source / MADE).write_text(json.dumps(dataclasses.asdict(prepared), indent=1))
-            check_replaceable(place, KINDS, source_dir)
-            replace_folder(new / source, place)
+            (records / MADE).write_text(json.dumps(dataclasses.asdict(prepared), indent=1))
+            check_replaceable(place, PARTS, source_dir)
+            replace_folder(records, place)
     except DataError:
         raise
     except (tfds.download.DownloadError, NonMatchingChecksumError) as error:

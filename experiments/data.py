@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +13,8 @@ import grain
 import numpy as np
 
 from data_pipelines.cold import choose_cold, without_cold
+from data_pipelines.columns import FOLDER as COLUMNS
+from data_pipelines.columns import read_columns
 from data_pipelines.content import Content, build_content, token_content
 from data_pipelines.corpus import VALIDATION, Corpus, build_corpus, split_by_users
 from data_pipelines.errors import DataError
@@ -29,7 +31,7 @@ from data_pipelines.loader import (
     training_batches,
 )
 from data_pipelines.records import read_items, read_users
-from data_pipelines.schema import Item
+from data_pipelines.schema import Item, User
 from data_pipelines.tasks.base import Split
 from data_pipelines.tasks.examples import Example
 from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
@@ -67,15 +69,9 @@ def load_records(config: DataConfig, cold: Split | None = None) -> PreparedSourc
     Raises:
       DataError: the source is not prepared, or its records contradict one another.
     """
-    items, users = read_items(config.source, config.folder), read_users(config.source, config.folder)
-    has_image = np.zeros(len(items), bool)
-
-    def without_images() -> Iterator[Item]:
-        for number, item in enumerate(items):
-            has_image[number] = bool(item.image)
-            yield dataclasses.replace(item, image=b"")
-
-    corpus = build_corpus(without_images(), users)
+    items = read_items(config.source, config.folder)
+    columns = read_columns(config.folder / config.source / COLUMNS)
+    corpus, has_image = columns or gathered(items, read_users(config.source, config.folder))
     if config.split == "users":
         corpus = split_by_users(corpus, config.split_seed)
     if not config.cold_items:
@@ -83,6 +79,19 @@ def load_records(config: DataConfig, cold: Split | None = None) -> PreparedSourc
     is_cold = choose_cold(corpus.num_items, config.cold_items, config.split_seed)
     corpus, kept = without_cold(corpus, is_cold, cold)
     return PreparedSource(corpus, has_image[kept], lambda item: items[int(kept[item])].image)
+
+
+def gathered(items: Iterable[Item], users: Iterable[User]) -> tuple[Corpus, np.ndarray]:
+    """(the corpus, which items have an image) of records that have no columns beside them."""
+    has_image: list[bool] = []
+
+    def looked_at() -> Iterator[Item]:
+        for item in items:
+            has_image.append(bool(item.image))
+            yield item
+
+    corpus = build_corpus(looked_at(), users)
+    return corpus, np.array(has_image)
 
 
 def fingerprint_of(corpus: Corpus, has_image: np.ndarray, config: ExperimentConfig) -> Fingerprint:

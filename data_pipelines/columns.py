@@ -1,0 +1,153 @@
+"""A prepared source's interactions as columns on disk, so that opening takes no longer where there are more of them.
+
+`unimp prepare` writes them beside the records, a user at a time; numbers are memory-mapped, and shared by all processes
+of a host. Records without columns are gathered each time they are opened (`corpus.build_corpus`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipelines.corpus import Corpus, UserEvents, all_events, catalogue_of
+from data_pipelines.errors import DataError
+from data_pipelines.schema import Item, User
+
+FOLDER = "columns"
+ABOUT, VERSION = "columns.json", 1
+NUMBERS: dict[str, type[np.generic]] = {
+    "offsets": np.int64,
+    "items": np.int32,
+    "times": np.int64,
+    "ratings": np.float32,
+    "splits": np.int8,
+}
+"""A file each of these arrays of a corpus, and nothing else in it."""
+PAIR = pa.struct([("name", pa.string()), ("text", pa.string())])
+ITEMS = pa.schema(
+    {
+        "item_id": pa.string(),
+        "title": pa.string(),
+        "attributes": pa.list_(PAIR),
+        "categories": pa.list_(pa.string()),
+        "has_image": pa.bool_(),
+    }
+)
+USERS = pa.schema({"user_id": pa.string()})
+TEXTS = pa.schema({"event": pa.int64(), "text": pa.string()})
+ROWS = 10_000
+"""So many strings are held before they are written."""
+
+
+class Rows:
+    """An Arrow file that is written some rows at a time."""
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        self._schema, self._rows = schema, list[dict[str, Any]]()
+        self._writer = pa.ipc.new_file(path, schema)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) >= ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, self._schema))
+        self._rows.clear()
+
+    def close(self) -> None:
+        self.flush()
+        self._writer.close()
+
+
+def write_columns(items: Iterable[Item], users: Iterable[User], folder: Path) -> None:
+    """Writes the columns of a source into a new folder; memory holds the ids, and some rows.
+
+    Raises:
+      DataError: as of `build_corpus`.
+    """
+    folder.mkdir()
+    with contextlib.ExitStack() as files:
+        rows = files.enter_context(contextlib.closing(Rows(folder / "items.arrow", ITEMS)))
+
+        def written() -> Iterator[Item]:
+            for item in items:
+                attributes = [{"name": name, "text": text} for name, text in item.attributes]
+                rows.add(
+                    {
+                        "item_id": item.item_id,
+                        "title": item.title,
+                        "attributes": attributes,
+                        "categories": item.categories,
+                        "has_image": bool(item.image),
+                    }
+                )
+                yield item
+
+        index = catalogue_of(written())
+        ids = files.enter_context(contextlib.closing(Rows(folder / "users.arrow", USERS)))
+        texts = files.enter_context(contextlib.closing(Rows(folder / "texts.arrow", TEXTS)))
+        numbers = {name: files.enter_context((folder / f"{name}.bin").open("wb")) for name in NUMBERS}
+        numbers["offsets"].write(np.zeros(1, NUMBERS["offsets"]).tobytes())
+        count = end = 0
+        for one in all_events(index, users):
+            ids.add({"user_id": one.user_id})
+            for number, text in one.texts.items():
+                texts.add({"event": end + number, "text": text})
+            end += len(one.items)
+            count += 1
+            numbers["offsets"].write(np.array(end, NUMBERS["offsets"]).tobytes())
+            for name in UserEvents.ARRAYS:
+                numbers[name].write(np.asarray(getattr(one, name), NUMBERS[name]).tobytes())
+    about = {"version": VERSION, "items": len(index), "users": count, "interactions": end}
+    (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+
+
+def read_columns(folder: Path) -> tuple[Corpus, np.ndarray] | None:
+    """(the corpus, which items have an image: bool [I]); None where there are no columns of this version.
+
+    Raises:
+      DataError: a file is missing, or cut off.
+    """
+    if not folder.exists():
+        return None
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        if about["version"] != VERSION:
+            return None
+        lengths = dict.fromkeys(NUMBERS, about["interactions"]) | {"offsets": about["users"] + 1}
+        arrays = {name: mapped(folder / f"{name}.bin", dtype, lengths[name]) for name, dtype in NUMBERS.items()}
+        items, users, texts = (table(folder / f"{name}.arrow") for name in ("items", "users", "texts"))
+        if (len(items), len(users)) != (about["items"], about["users"]):
+            raise ValueError(f"{len(items)} items and {len(users)} users, where {about} are right")
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise DataError(f"{folder} cannot be read ({error}); prepare the source again") from error
+    corpus = Corpus(
+        item_ids=items["item_id"].to_pylist(),
+        titles=items["title"].to_pylist(),
+        attributes=[tuple((one["name"], one["text"]) for one in row) for row in items["attributes"].to_pylist()],
+        categories=[tuple(row) for row in items["categories"].to_pylist()],
+        user_ids=users["user_id"].to_pylist(),
+        texts=dict(zip(texts["event"].to_pylist(), texts["text"].to_pylist(), strict=True)),
+        **arrays,
+    )
+    return corpus, items["has_image"].to_numpy()
+
+
+def mapped(path: Path, dtype: type[np.generic], length: int) -> np.ndarray:
+    """The array of a file, read where it is looked at."""
+    size, right = path.stat().st_size, length * np.dtype(dtype).itemsize
+    if size != right:
+        raise ValueError(f"{path.name} has {size:,} bytes, where {right:,} are right")
+    return np.memmap(path, dtype, mode="r", shape=(length,)).view(np.ndarray)
+
+
+def table(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()

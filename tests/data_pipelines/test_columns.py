@@ -1,0 +1,127 @@
+"""Columns hold what records do, are not copied into memory, and are named where they are damaged."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines import columns
+from data_pipelines.columns import ABOUT, FOLDER, NUMBERS, read_columns, write_columns
+from data_pipelines.corpus import Corpus, build_corpus
+from data_pipelines.errors import DataError
+from data_pipelines.prepare import prepare
+from data_pipelines.records import read_items, read_users
+from data_pipelines.schema import NO_TIME, Interaction, Item, User
+from tests.data_pipelines.movielens_files import movielens_folder
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+catalogues = st.lists(
+    st.builds(
+        Item,
+        item_id=texts,
+        title=texts,
+        attributes=st.lists(st.tuples(texts, texts), max_size=2).map(tuple),
+        categories=st.lists(texts, max_size=2).map(tuple),
+        image=st.sampled_from([b"", b"\x89PNG"]),
+    ),
+    min_size=1,
+    max_size=6,
+    unique_by=lambda item: item.item_id,
+)
+
+
+@st.composite
+def sources(draw: st.DrawFn) -> tuple[list[Item], list[User]]:
+    items = draw(catalogues)
+    interactions = st.builds(
+        Interaction,
+        item_id=st.sampled_from([item.item_id for item in items]),
+        time=st.sampled_from([NO_TIME, 3, 5, 2**40]),
+        rating=st.sampled_from([float("nan"), 0.5, 4.0]),
+        text=texts,
+    )
+    histories = draw(st.lists(st.lists(interactions, max_size=4).map(tuple), min_size=1, max_size=5))
+    users = [User(f"u{number}", history) for number, history in enumerate(histories)]
+    return items, [*users, User("last", (Interaction(items[0].item_id),))]
+
+
+def assert_same(one: Corpus, other: Corpus) -> None:
+    for field in dataclasses.fields(Corpus):
+        here, there = getattr(one, field.name), getattr(other, field.name)
+        if isinstance(there, np.ndarray):
+            assert here.dtype == there.dtype
+            np.testing.assert_array_equal(here, there)
+        else:
+            assert here == there
+
+
+@settings(deadline=None)
+@given(sources(), st.integers(1, 3))
+def test_columns_are_what_is_gathered(tmp_path_factory: pytest.TempPathFactory, source, rows: int) -> None:
+    folder = tmp_path_factory.mktemp("columns") / FOLDER
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "ROWS", rows)  # several batches a file
+        write_columns(*source, folder)
+    read = read_columns(folder)
+    assert read is not None
+    assert_same(read[0], build_corpus(*source))
+    np.testing.assert_array_equal(read[1], [bool(item.image) for item in source[0]])
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare("movielens_small", folder / "data", movielens_folder(folder / "source"))
+    return folder / "data"
+
+
+@pytest.fixture
+def prepared(written: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(written, tmp_path / "data")
+
+
+def test_prepare_writes_them_and_records_without_them_are_gathered(prepared: Path) -> None:
+    folder = prepared / "movielens_small" / FOLDER
+    read = read_columns(folder)
+    assert read is not None
+    assert_same(read[0], build_corpus(read_items("movielens_small", prepared), read_users("movielens_small", prepared)))
+    assert all(isinstance(getattr(read[0], name).base, np.memmap) for name in NUMBERS)
+    assert read_columns(prepared / "nowhere") is None
+    about = json.loads((folder / ABOUT).read_text())
+    (folder / ABOUT).write_text(json.dumps(about | {"version": 0}))
+    assert read_columns(folder) is None
+
+
+@pytest.mark.parametrize("name", [ABOUT, *(f"{name}.bin" for name in NUMBERS), "items.arrow", "users.arrow"])
+@pytest.mark.parametrize("kept", [None, 0, 0.5])
+def test_a_damaged_file_is_named(prepared: Path, name: str, kept: float | None) -> None:
+    path = prepared / "movielens_small" / FOLDER / name
+    whole = path.read_bytes()
+    if kept is None:
+        path.unlink()
+    else:
+        path.write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(DataError, match=rf"{FOLDER}.*prepare the source again"):
+        read_columns(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("items", "users", "message"),
+    [
+        ([Item("a", "A"), Item("a", "B")], [], "item a occurs twice"),
+        ([], [], "no items"),
+        ([Item("a", "A")], [User("u", ())], "no user with an interaction"),
+        ([Item("a", "A")], [User("u", (Interaction("b"),))], "item b is not in the catalogue"),
+        ([Item("a", "A")], [User("u", (Interaction("a"),))] * 2, "user u occurs twice"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_as_it_is_when_gathered(tmp_path: Path, items, users, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        write_columns(items, users, tmp_path / FOLDER)
+    with pytest.raises(DataError, match=message):
+        build_corpus(items, users)
