@@ -50,7 +50,7 @@ def selected(corpus: Corpus, items: np.ndarray, events: np.ndarray) -> Corpus:
         titles=[corpus.titles[item] for item in items],
         attributes=[corpus.attributes[item] for item in items],
         categories=[corpus.categories[item] for item in items],
-        user_ids=[corpus.user_ids[user] for user in np.flatnonzero(counts)],
+        user_ids=[corpus.user_ids[user] for user in np.flatnonzero(counts).tolist()],
         offsets=np.concatenate([[0], np.cumsum(counts[counts > 0])]),
         items=place[corpus.items[events]].astype(np.int32),
         times=corpus.times[events],

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipelines.corpus import Corpus, UserEvents, all_events, catalogue_of
 from data_pipelines.errors import DataError
 from data_pipelines.schema import Item, User
 
+T = TypeVar("T")
 FOLDER = "columns"
 ABOUT, VERSION = "columns.json", 1
 NUMBERS: dict[str, type[np.generic]] = {
@@ -64,6 +66,41 @@ class Rows:
     def close(self) -> None:
         self.flush()
         self._writer.close()
+
+
+class Column(Sequence[T]):
+    """A column of strings, or of lists of them, on disk: each value is made when it is asked for."""
+
+    def __init__(self, values: pa.ChunkedArray, made: Callable[[Any], T] = lambda value: value):
+        self._values, self._made = values, made
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        return self._made(self._values[int(number)].as_py())
+
+    def __iter__(self) -> Iterator[T]:
+        for start in range(0, len(self), ROWS):
+            yield from map(self._made, self._values.slice(start, ROWS).to_pylist())
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it holds the same values, as a list or another column."""
+        if self is other or not isinstance(other, list | Column):
+            return self is other
+        return len(self) == len(other) and all(one == another for one, another in zip(self, other, strict=True))
+
+    def __contains__(self, value: object) -> bool:
+        return pc.index(self._values, value).as_py() >= 0
+
+    def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
+        """As that of a list, but compared by Arrow."""
+        found = pc.index(self._values, value, start=start, end=stop).as_py()
+        if found < 0:
+            raise ValueError(f"{value!r} is not in the column")
+        return int(found)
 
 
 def write_columns(items: Iterable[Item], users: Iterable[User], folder: Path) -> None:
@@ -129,11 +166,11 @@ def read_columns(folder: Path) -> tuple[Corpus, np.ndarray] | None:
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise DataError(f"{folder} cannot be read ({error}); prepare the source again") from error
     corpus = Corpus(
-        item_ids=items["item_id"].to_pylist(),
-        titles=items["title"].to_pylist(),
-        attributes=[tuple((one["name"], one["text"]) for one in row) for row in items["attributes"].to_pylist()],
-        categories=[tuple(row) for row in items["categories"].to_pylist()],
-        user_ids=users["user_id"].to_pylist(),
+        item_ids=Column(items["item_id"]),
+        titles=Column(items["title"]),
+        attributes=Column(items["attributes"], lambda row: tuple((one["name"], one["text"]) for one in row)),
+        categories=Column(items["categories"], tuple),
+        user_ids=Column(users["user_id"]),
         texts=dict(zip(texts["event"].to_pylist(), texts["text"].to_pylist(), strict=True)),
         **arrays,
     )

@@ -38,11 +38,11 @@ class Corpus:
       texts: what was written, by index into the E interactions.
     """
 
-    item_ids: list[str]
-    titles: list[str]
-    attributes: list[tuple[tuple[str, str], ...]]
-    categories: list[tuple[str, ...]]
-    user_ids: list[str]
+    item_ids: Sequence[str]
+    titles: Sequence[str]
+    attributes: Sequence[tuple[tuple[str, str], ...]]
+    categories: Sequence[tuple[str, ...]]
+    user_ids: Sequence[str]
     offsets: np.ndarray
     items: np.ndarray
     times: np.ndarray

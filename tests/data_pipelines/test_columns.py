@@ -56,8 +56,17 @@ def assert_same(one: Corpus, other: Corpus) -> None:
         if isinstance(there, np.ndarray):
             assert here.dtype == there.dtype
             np.testing.assert_array_equal(here, there)
-        else:
+        elif field.name == "texts":
             assert here == there
+        else:
+            assert [*here] == there
+            assert here == there
+            assert there == here
+            assert here != there[1:]
+            assert here != [*there[1:], None]
+            assert [here[number] for number in range(len(here))] == there
+            assert here[1:] == there[1:]
+            assert here[-1] == there[-1]
 
 
 @settings(deadline=None)
@@ -71,6 +80,14 @@ def test_columns_are_what_is_gathered(tmp_path_factory: pytest.TempPathFactory, 
     assert read is not None
     assert_same(read[0], build_corpus(*source))
     np.testing.assert_array_equal(read[1], [bool(item.image) for item in source[0]])
+    for number, user in enumerate(user for user in source[1] if user.interactions):
+        assert read[0].user_ids.index(user.user_id) == number
+        assert user.user_id in read[0].user_ids
+    assert "nobody" not in read[0].user_ids
+    with pytest.raises(ValueError, match="nobody"):
+        read[0].user_ids.index("nobody")
+    with pytest.raises(IndexError):
+        read[0].titles[len(source[0])]
 
 
 @pytest.fixture(scope="module")
