@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"]
+
 setup(
     name="unimp_jax",
     version="0.1.0",
@@ -12,13 +14,15 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
     packages=find_packages(include=["unimp_jax*", "data_pipelines*", "experiments*"]),
     package_data={
         "data_pipelines": ["sources/*.tsv", "sources/embedded/movielens/**/*", "sources/embedded/movielens/*"],
         "experiments": ["*.jinja", "report/*.jinja", "launch/*"],
     },
     install_requires=[
-        # flax up to 0.12.8 breaks on jax from 0.11.1 on, and flax 0.12.9 needs Python 3.12.
+        # flax up to 0.12.8 breaks on jax from 0.11.1 on, and flax 0.12.9 needs Python 3.12. Tested are jax 0.10.2 with
+        # flax 0.12.8, and jax 0.12.0.1 with flax 0.12.12.
         "jax>=0.10,<0.11; python_version < '3.12'",
         "jax>=0.10,<0.13; python_version >= '3.12'",
         "flax>=0.12.5,<0.12.9; python_version < '3.12'",
@@ -68,16 +72,8 @@ setup(
         "wordllama": ["wordllama>=0.4"],  # word vectors for `unimp features`; MIT
         "sweep": ["optuna>=4.1"],  # the search for hyper-parameters
         "docs": ["sphinx>=8", "myst-nb>=1.1", "furo"],
-        "dev": [
-            "pytest>=8",
-            "pytest-xdist>=3.6",
-            "hypothesis>=6.100",
-            "networkx>=3",
-            "scipy>=1.14",
-            "ruff>=0.12",
-            "mypy>=1.15",
-            "optuna>=4.1",
-        ],
+        "test": TEST,  # what `make test-newer` needs
+        "dev": [*TEST, "networkx>=3", "scipy>=1.14", "ruff>=0.12", "mypy>=1.15", "optuna>=4.1"],
     },
     entry_points={"console_scripts": ["unimp=experiments.cli:main"]},
 )

@@ -141,14 +141,12 @@ def test_articles_are_what_the_paper_shows_of_them(folder: Path) -> None:
 def test_purchases_keep_their_order_in_a_day_and_count_once(folder: Path) -> None:
     source = opened(folder)
     first, second = source.users()
-    assert first == User(
-        "c2",
-        (
-            Interaction("0108775044", JULY),
-            Interaction("0108775015", JULY),
-            Interaction("0111565001", JULY + 2 * DAY),
-        ),
+    bought = (
+        Interaction("0108775044", JULY),
+        Interaction("0108775015", JULY),
+        Interaction("0111565001", JULY + 2 * DAY),
     )
+    assert str(first) == str(User("c2", bought))  # compared as text, for a rating that is NaN equals none
     assert [one.time for one in second.interactions] == [JULY, JULY + DAY]
     assert source.read == Counts(2, 3, 6)
 

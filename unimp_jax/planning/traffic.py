@@ -192,17 +192,20 @@ def cycles(program: Program) -> float:
 
 
 def kept_bytes(program: Program) -> float:
-    """Bytes that forward loops write, a part an iteration, and backward loops read: what is kept of activations."""
-    entry = program.computations[program.entry]
+    """Bytes that forward loops write, a part an iteration, and backward loops read: what is kept of activations.
+
+    Loops stand in the entry, or in a computation that it calls, as newer XLA for CPUs does with small ones.
+    """
     total = 0.0
-    for loop in entry.instructions.values():
-        if loop.opcode != "while" or "transpose(jvp())" in loop.attributes:
-            continue
-        body = program.computations[loop.attribute("body") or ""]
-        root, trips = body.instructions[body.root], program.trips(loop, entry)
-        for number, name in enumerate(root.operands):
-            own, array = body.instructions[name], loop.out[number]
-            unchanged = own.opcode == "get-tuple-element" and own.attribute("index") == str(number)
-            if array.in_memory and trips > 1 and array.shape[:1] == (trips,) and not unchanged:
-                total += array.bytes
+    for computation in (program.computations[name] for name, times in program.runs.items() if times == 1):
+        for loop in computation.instructions.values():
+            if loop.opcode != "while" or "transpose(jvp())" in loop.attributes:
+                continue
+            body = program.computations[loop.attribute("body") or ""]
+            root, trips = body.instructions[body.root], program.trips(loop, computation)
+            for number, name in enumerate(root.operands):
+                own, array = body.instructions[name], loop.out[number]
+                unchanged = own.opcode == "get-tuple-element" and own.attribute("index") == str(number)
+                if array.in_memory and trips > 1 and array.shape[:1] == (trips,) and not unchanged:
+                    total += array.bytes
     return total
