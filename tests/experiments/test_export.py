@@ -127,7 +127,7 @@ def test_images_as_tokens_in_the_hands_of_stock_transformers(places, tmp_path):
             assert found[items].argmax() == expected[items].argmax()
     assert theirs.generation_config.eos_token_id == data.vocabulary.eos
 
-    said = import_weights(ImportConfig(llava=str(tmp_path / "out")), tmp_path / "start")
+    said = import_weights(ImportConfig(vision_language=str(tmp_path / "out")), tmp_path / "start")
     assert "unused: vision_tower.vision_model.post_layernorm.bias" in said
     again = experiment(places[0], steps=1, init_from=tmp_path / "start", model=LLAVA, training=config.training)
     train_run(again, tmp_path / "again")
@@ -143,7 +143,7 @@ def test_the_card_says_what_it_is(exported):
 def test_exported_weights_start_another_run(places, exported, tmp_path):
     """The export's items are in its tokenizer, so that they keep their rows; the first answers are the same."""
     data_folder, run = places
-    import_weights(ImportConfig(idefics=str(exported)), tmp_path / "start")
+    import_weights(ImportConfig(vision_language=str(exported)), tmp_path / "start")
     config = experiment(data_folder, steps=2, init_from=tmp_path / "start", model=MODEL)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-9))
     train_run(config, tmp_path / "run")
@@ -203,7 +203,7 @@ def test_an_export_does_not_overwrite(places, exported):
 
 def test_a_start_without_a_tokenizer_is_refused(places, exported, tmp_path):
     folder = tmp_path / "start"
-    import_weights(ImportConfig(idefics=str(exported)), folder)
+    import_weights(ImportConfig(vision_language=str(exported)), folder)
     for file in (folder / "tokenizer").iterdir():
         file.unlink()
     (folder / "tokenizer").rmdir()
