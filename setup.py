@@ -67,6 +67,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "torch": ["torch>=2.6"],  # .pt, .pth and .ckpt files, and tests against transformers
+        "smolvlm": ["num2words>=0.5", "torchvision>=0.21"],  # which transformers' processor of SmolVLM needs, in tests
         "gguf": ["gguf>=0.17"],
         "beam": ["apache-beam>=2.60"],  # large sources, encoded by other machines
         "wordllama": ["wordllama>=0.4"],  # word vectors for `unimp features`; MIT

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IMAGE, ANSWER, END_OF_CHUNK = "<image>", "<answer>", "<|endofchunk|>"
-FAKE = "<fake_token_around_image>"  # which Idefics was pretrained with
+FAKE, GLOBAL = "<fake_token_around_image>", "<global-img>"
+IMAGE_MARKER = (FAKE, GLOBAL, IMAGE, FAKE)
+"""What SmolVLM was pretrained with around an image that is not split; without <global-img> it is Idefics'."""
 NUM_CANDIDATES = 3
 MOST_LEVELS = 50
 """Ratings on a continuous scale would be a token each."""
@@ -90,7 +92,7 @@ class Vocabulary:
       new_tokens: the strings of the ids from base_size on, reserved ones included.
       bos, eos, pad: base ids (bos is a new token where the tokenizer has none; padding is masked, so its id is free).
       image, answer, end_of_chunk: the markers' ids.
-      image_marker: the ids that stand for an image: `image`, between two of another where the tokenizer has that.
+      image_marker: the ids that stand for an image: `image`, and what the tokenizer has of the others in IMAGE_MARKER.
       selections: int32 [3], the ids of s_1, s_2, s_3.
       rating_levels: the stars that can be given, ascending.
       ratings: int32 [levels], the ids of their tokens.
@@ -365,7 +367,7 @@ def _extend(
         eos=tokenizer.eos_token_id,
         pad=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         image=ids[IMAGE],
-        image_marker=(known[FAKE], ids[IMAGE], known[FAKE]) if FAKE in known else (ids[IMAGE],),
+        image_marker=tuple(ids[name] for name in IMAGE_MARKER if name in {*known, IMAGE}),
         answer=ids[ANSWER],
         end_of_chunk=ids[END_OF_CHUNK],
         selections=ids_of(selections),

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 from data_pipelines.errors import DataError
 from data_pipelines.plain_text import table_size
 from data_pipelines.trained_tokenizer import TrainedTokenizer
-from data_pipelines.vocabulary import FAKE, Vocabulary
+from data_pipelines.vocabulary import IMAGE_MARKER, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,7 +21,7 @@ def whole_tokenizer(vocabulary: Vocabulary) -> PreTrainedTokenizerBase:
     """The base tokenizer, with reserved tokens up to `base_size`, and the new tokens behind them under their ids.
 
     `Vocabulary.text` is the inverse: the tokenizer gives the tokens of such a text. Blanks before new tokens are free.
-    Idefics' processor puts `<fake_token_around_image>` around images; a vocabulary without it passes it over.
+    Processors of Idefics and SmolVLM put tokens around images; those that a vocabulary does not have are passed over.
 
     Raises:
       DataError: the tokenizer does not give a new token the id it must have.
@@ -41,9 +41,9 @@ def whole_tokenizer(vocabulary: Vocabulary) -> PreTrainedTokenizerBase:
         tokenizer.bos_token = "<s>"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if FAKE not in tokenizer.get_vocab():
-        inner, drop = tokenizer.backend_tokenizer, normalizers.Replace(FAKE, "")
-        inner.normalizer = normalizers.Sequence([drop, inner.normalizer] if inner.normalizer else [drop])
+    inner, absent = tokenizer.backend_tokenizer, {*IMAGE_MARKER} - tokenizer.get_vocab().keys()
+    if drops := [normalizers.Replace(name, "") for name in sorted(absent)]:
+        inner.normalizer = normalizers.Sequence([*drops, inner.normalizer] if inner.normalizer else drops)
     tokenizer.padding_side = "left"  # so that what is generated follows the prompt
     return tokenizer
 

@@ -16,12 +16,13 @@ import numpy as np
 import pydantic
 import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from data_pipelines.errors import DataError
 from data_pipelines.tasks.base import Split
 from data_pipelines.tasks.examples import Example
 from data_pipelines.tasks.queries import held_out_queries
-from data_pipelines.vocabulary import Vocabulary
+from data_pipelines.vocabulary import GLOBAL, Vocabulary
 from data_pipelines.whole_tokenizer import whole_tokenizer
 from experiments.config import load_config, save_config
 from experiments.data import ExperimentData
@@ -29,20 +30,22 @@ from experiments.restore import Checkpoint
 from experiments.results import Evaluation, load_evaluation
 from experiments.run import ALL_DEVICES, EXPERIMENT, Facts, open_model, without_content
 from experiments.vqgan.run import is_vqgan_run, open_vqgan
-from unimp_jax.interop import idefics, llava, open_flamingo
+from unimp_jax.interop import idefics, llava, open_flamingo, smolvlm
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import GEOMETRY
-from unimp_jax.interop.layout import Table
+from unimp_jax.interop.layout import Table, WeightsError
 from unimp_jax.interop.shards import SHARD_BYTES, refuse_existing, whole_folder, write_json
 from unimp_jax.interop.vision import last_norm
 from unimp_jax.interop.vqgan import write_vqgan
 from unimp_jax.model import ModelConfig
 from unimp_jax.sharding import MeshConfig
 
-Format = Literal["idefics", "llava", "open_flamingo"]
+Format = Literal["idefics", "llava", "smolvlm", "open_flamingo"]
+PACKAGES = {"idefics": idefics, "llava": llava, "smolvlm": smolvlm, "open_flamingo": open_flamingo}
 LOADS = {
     "idefics": "IdeficsForVisionText2Text and AutoProcessor",
     "llava": "LlavaForConditionalGeneration and AutoProcessor, or vLLM",
+    "smolvlm": "SmolVLMForConditionalGeneration and AutoProcessor, or vLLM",
     "open_flamingo": "open-flamingo 2.0.1",
 }
 
@@ -55,8 +58,8 @@ class ExportConfig:
     """What is written."""
 
     format: Format = "idefics"
-    """Hugging Face's IdeficsForVisionText2Text; its LlavaForConditionalGeneration, where fusion is interleaved; or
-    open-flamingo's state dict."""
+    """Hugging Face's IdeficsForVisionText2Text; its LlavaForConditionalGeneration (projector mlp) or
+    SmolVLMForConditionalGeneration (pixel_shuffle), where fusion is interleaved; or open-flamingo's state dict."""
     checkpoint: Checkpoint = "best"
     """The best by validation, or the latest."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -97,26 +100,17 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
     refuse_existing(folder)
     data, model, facts = open_model(run, config.checkpoint, config.mesh)
     geometry, parameters = model.model().config, named(*model.parameters)
-    if config.format == "open_flamingo":
+    package, described = PACKAGES[config.format], dict[str, Any]()
+    if config.format != "idefics":
         geometry, parameters = folded(geometry, parameters)
+    if config.format == "open_flamingo":
         open_flamingo.refuse(geometry)
         tabulate = open_flamingo.tabulate_by_config(geometry)
         table: Table = open_flamingo.table(geometry, tabulate, open_flamingo.vision_table())
-        described: dict[str, Any] = {}
-    elif config.format == "llava":
-        geometry, parameters = folded(geometry, parameters)
-        described = llava.described_as(geometry) | token_ids(data.vocabulary) | {"dtype": config.dtype}
-        described["image_token_index"] = data.vocabulary.image
-        described["text_config"] |= token_ids(data.vocabulary)
-        described["text_config"]["max_position_embeddings"] = data.config.row_shape.tokens
-        table = llava.table(geometry)
     else:
-        described = idefics.described_as(geometry) | token_ids(data.vocabulary) | {"dtype": config.dtype}
-        described["max_position_embeddings"] = data.config.row_shape.tokens
-        table = idefics.table(geometry)
+        described, table = described_whole(geometry, data, config), package.table(geometry)
     with whole_folder(folder) as temporary:
         shard_bytes = int(config.shard_gigabytes * 10**9)
-        package = {"idefics": idefics, "llava": llava, "open_flamingo": open_flamingo}[config.format]
         unread = last_norm(package.LAST_NORM, geometry.vision)
         write_weights(temporary, parameters, table, unread=unread, dtype=config.dtype, shard_bytes=shard_bytes)
         whole_tokenizer(data.vocabulary).save_pretrained(temporary)
@@ -133,6 +127,23 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
             write_json(temporary / GEOMETRY, dumped)
         (temporary / "README.md").write_text(card(run, folder.name, data, facts, config), encoding="utf-8")
     return f"{folder}: step {facts.step} of {run}, for {LOADS[config.format]}; how to load it: {folder / 'README.md'}"
+
+
+def described_whole(geometry: ModelConfig, data: ExperimentData, config: ExportConfig) -> dict[str, Any]:
+    """`config.json` of a model that transformers reads.
+
+    Raises:
+      WeightsError: the format has no such geometry, or its processor other tokens around images than the vocabulary.
+    """
+    package, vocabulary = PACKAGES[config.format], data.vocabulary
+    described = package.described_as(geometry) | token_ids(vocabulary) | {"dtype": config.dtype}
+    if geometry.interleaved:
+        described[package.IMAGE_ID] = vocabulary.image
+    elif GLOBAL in vocabulary.tokenizer.get_added_vocab():
+        raise WeightsError(f"Idefics' processor does not write {GLOBAL}, which the tokenizer of this run has")
+    text = described.get("text_config", described)
+    text |= token_ids(vocabulary) | {"max_position_embeddings": data.config.row_shape.tokens}
+    return described
 
 
 def folded(geometry: ModelConfig, parameters: dict[str, jax.Array]) -> tuple[ModelConfig, dict[str, jax.Array]]:
@@ -164,6 +175,14 @@ def write_settings(folder: Path, data: ExperimentData, format: Format) -> None:
             "image_size": size,
             "image_num_channels": 3,
         }
+    elif format == "smolvlm":
+        images |= {
+            "image_processor_type": "SmolVLMImageProcessor",
+            "do_image_splitting": False,
+            "size": {"longest_edge": size},
+            "max_image_size": {"longest_edge": size},
+            "resample": int(Image.Resampling.BICUBIC),
+        }
     else:
         crops = data.config.images.fit == "crop"
         images |= {
@@ -172,9 +191,10 @@ def write_settings(folder: Path, data: ExperimentData, format: Format) -> None:
             "crop_size": {"height": size, "width": size},
             "size": {"shortest_edge": size} if crops else {"height": size, "width": size},
         }
-    if format == "llava":
-        images["processor_class"] = "LlavaProcessor"
-        write_json(folder / "processor_config.json", llava.processor(data.config.model))
+    if data.config.model.interleaved:
+        processor = PACKAGES[format].processor(data.config.model)
+        images["processor_class"] = processor["processor_class"]
+        write_json(folder / "processor_config.json", processor)
     write_json(folder / "preprocessor_config.json", images)
     longest = max(64, data.config.tasks.explanation_words * 4)
     write_json(folder / "generation_config.json", token_ids(data.vocabulary) | {"max_new_tokens": longest})
@@ -191,9 +211,14 @@ def prompt_parts(vocabulary: Vocabulary, tokens: list[int]) -> list[str | None]:
     return parts
 
 
-def prompt_text(vocabulary: Vocabulary, example: Example, image_tokens: int) -> str:
-    """A prompt as LLaVA's processor takes it, which writes each `<image>` so many times."""
-    more = example.image_positions[:, None] + np.arange(1, image_tokens)
+def prompt_text(vocabulary: Vocabulary, example: Example, model: ModelConfig) -> str:
+    """A prompt as processors of LLaVA and SmolVLM take it, which write each `<image>` so many times; SmolVLM's also
+    what is around it."""
+    before = behind = 0
+    if model.projector.kind == "pixel_shuffle":
+        before = vocabulary.image_marker.index(vocabulary.image)
+        behind = len(vocabulary.image_marker) - before - 1
+    more = example.image_positions[:, None] + np.r_[-before:0, 1 : model.image_tokens + behind]
     return vocabulary.text(np.delete(example.tokens, more.ravel()).tolist())
 
 
@@ -204,8 +229,8 @@ def card(run: Path, name: str, data: ExperimentData, facts: Facts, config: Expor
     held_out = (query for split in SPLITS for query in held_out_queries(data.corpus, split, "recommendation"))
     query = next(held_out, None)
     example = data.writer.write(query, ask=True) if query else None
-    if config.format == "llava":
-        shown = [repr(prompt_text(data.vocabulary, example, data.config.model.image_tokens))] if example else []
+    if data.config.model.interleaved:
+        shown = [repr(prompt_text(data.vocabulary, example, data.config.model))] if example else []
     else:
         parts = prompt_parts(data.vocabulary, example.tokens.tolist()) if example else []
         shown = [

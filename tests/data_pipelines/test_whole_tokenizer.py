@@ -7,7 +7,7 @@ from data_pipelines.tasks import TASKS
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import held_out_queries
-from data_pipelines.vocabulary import FAKE, IMAGE
+from data_pipelines.vocabulary import FAKE, IMAGE, IMAGE_MARKER
 from data_pipelines.whole_tokenizer import whole_tokenizer
 from tests.data_pipelines.small import small_corpus, small_vocabulary, small_writer
 
@@ -33,8 +33,9 @@ def test_prompts_have_the_same_tokens(task, tokenizer):
         tokens = tokens[tokens != VOCABULARY.eos]  # of an image, which is reported in tokens of its own
         text = VOCABULARY.text(tokens)
         with_fakes = text.replace(IMAGE, FAKE + IMAGE + FAKE)
+        as_in_smolvlm = text.replace(IMAGE, "".join(IMAGE_MARKER))
         with_blanks = VOCABULARY.decode(tokens).replace("<s> ", "<s>")
-        for written in (text, with_fakes, with_blanks):
+        for written in (text, with_fakes, as_in_smolvlm, with_blanks):
             assert tokenizer(written, add_special_tokens=False)["input_ids"] == tokens.tolist()
 
 

@@ -72,7 +72,7 @@ def test_it_goes_on_bit_for_bit(places, tmp_path):
 
 def test_merged_and_exported_it_says_the_same(places, tmp_path):
     export_run(places[1], tmp_path / "out", ExportConfig("llava", "latest"))
-    import_weights(ImportConfig(llava=str(tmp_path / "out")), tmp_path / "start")
+    import_weights(ImportConfig(vision_language=str(tmp_path / "out")), tmp_path / "start")
     data, merged, _ = open_model(places[1], "latest")
     config, parameters = load_config(places[1] / "config.json"), restored(places[1])[0]
     unmerged = to_be_asked(parameters.graph, merged.mesh, (parameters.trainable, parameters.frozen))

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from data_pipelines.content import ContentConfig
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import TASKS
 from data_pipelines.tasks.queries import held_out_queries
+from data_pipelines.trained_tokenizer import train_tokenizer
+from data_pipelines.vocabulary import IMAGE_MARKER, VocabularyConfig
 from experiments.config import TrainingConfig, load_config
 from experiments.export import ExportConfig, export_run, prompt_parts, prompt_text
 from experiments.run import open_model
@@ -22,6 +25,7 @@ from tests.experiments.tiny_run import MODEL, experiment, prepare_source
 from unimp_jax.interop.importing import ImportConfig, import_weights
 from unimp_jax.interop.layout import WeightsError
 from unimp_jax.interop.weights import open_weights
+from unimp_jax.model import ProjectorConfig
 from unimp_jax.model.presets import blocks_of
 
 pytestmark = pytest.mark.slow  # a run is trained and exported
@@ -46,6 +50,12 @@ LLAVA = dataclasses.replace(
     fusion="interleaved",
 )
 """Qwen3 behind SigLIP."""
+SMOLVLM = dataclasses.replace(
+    LLAVA,
+    vision=dataclasses.replace(LLAVA.vision, patch_size=4, norm="last"),
+    decoder=DECODER,
+    projector=ProjectorConfig("pixel_shuffle", scale=2),
+)
 
 CONTENT = ContentConfig(attributes=("Category",), least_items=1, popularity=True, rating=True)
 
@@ -96,15 +106,33 @@ def test_stock_transformers_read_prompts_and_images_and_say_the_same(places, exp
     assert processor.batch_decode(answer)
 
 
-def test_images_as_tokens_in_the_hands_of_stock_transformers(places, tmp_path):
+def vocabulary_with_markers(folder: Path) -> VocabularyConfig:
+    """That of a tokenizer that knows what SmolVLM has around images."""
+    tokenizer = train_tokenizer(["Film Action Comedy Drama Horror 1990 2009"] * 4, 300)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(dict.fromkeys(IMAGE_MARKER))})
+    tokenizer.save_pretrained(folder)
+    return VocabularyConfig(tokenizer=str(folder), attribute_words=4)
+
+
+@pytest.mark.parametrize(
+    ("format", "model", "markers"),
+    [("llava", LLAVA, False), ("smolvlm", SMOLVLM, False), ("smolvlm", SMOLVLM, True)],
+    ids=["llava", "smolvlm", "smolvlm, its tokens around images"],
+)
+def test_images_as_tokens_in_the_hands_of_stock_transformers(places, tmp_path, format, model, markers):
     """Given the card's prompt and the images, it has our log-probabilities and our best item."""
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    training = TrainingConfig(trains=LLAVA.parts)
-    config = experiment(places[0], steps=4, model=LLAVA, training=training, content=CONTENT)
+    if format == "smolvlm":
+        pytest.importorskip("torchvision", reason="SmolVLM's processor needs torchvision")
+        pytest.importorskip("num2words", reason="SmolVLM's processor needs num2words")
+    training = TrainingConfig(trains=model.parts)
+    config = experiment(places[0], steps=4, model=model, training=training, content=CONTENT)
+    if markers:
+        config = dataclasses.replace(config, vocabulary=vocabulary_with_markers(tmp_path / "tokenizer"))
     train_run(config, tmp_path / "run")
-    export_run(tmp_path / "run", tmp_path / "out", ExportConfig("llava", "latest"))
+    export_run(tmp_path / "run", tmp_path / "out", ExportConfig(format, "latest"))
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     theirs, told = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(told.values())
@@ -114,9 +142,10 @@ def test_images_as_tokens_in_the_hands_of_stock_transformers(places, tmp_path):
     for task in TASKS:
         for number, query in enumerate(held_out_queries(data.corpus, "test", task)[:3]):
             example = data.writer.write(query, ask=True)
-            prompt = prompt_text(data.vocabulary, example, LLAVA.image_tokens)
+            prompt = prompt_text(data.vocabulary, example, model)
             assert prompt == shown or task != "recommendation" or number
             images = [Image.open(io.BytesIO(data.images.encoded(int(item)))).convert("RGB") for item in example.images]
+            images = [image.resize((16, 16), Image.Resampling.BICUBIC) for image in images]  # torchvision's is another
             inputs = processor(text=prompt, images=images or None, add_special_tokens=False, return_tensors="pt")
             assert inputs["input_ids"][0].tolist() == example.tokens.tolist()
             with torch.no_grad():
@@ -127,11 +156,11 @@ def test_images_as_tokens_in_the_hands_of_stock_transformers(places, tmp_path):
             assert found[items].argmax() == expected[items].argmax()
     assert theirs.generation_config.eos_token_id == data.vocabulary.eos
 
-    said = import_weights(ImportConfig(llava=str(tmp_path / "out")), tmp_path / "start")
-    assert "unused: vision_tower.vision_model.post_layernorm.bias" in said
-    again = experiment(places[0], steps=1, init_from=tmp_path / "start", model=LLAVA, training=config.training)
+    said = import_weights(ImportConfig(vision_language=str(tmp_path / "out")), tmp_path / "start")
+    assert ("unused: vision_tower.vision_model.post_layernorm.bias" in said) == (format == "llava")
+    again = experiment(places[0], steps=1, init_from=tmp_path / "start", model=model, training=config.training)
     train_run(again, tmp_path / "again")
-    assert load_config(tmp_path / "again" / "config.json").model.vision == LLAVA.vision
+    assert load_config(tmp_path / "again" / "config.json").model.vision == model.vision
 
 
 def test_the_card_says_what_it_is(exported):
@@ -143,7 +172,7 @@ def test_the_card_says_what_it_is(exported):
 def test_exported_weights_start_another_run(places, exported, tmp_path):
     """The export's items are in its tokenizer, so that they keep their rows; the first answers are the same."""
     data_folder, run = places
-    import_weights(ImportConfig(idefics=str(exported)), tmp_path / "start")
+    import_weights(ImportConfig(vision_language=str(exported)), tmp_path / "start")
     config = experiment(data_folder, steps=2, init_from=tmp_path / "start", model=MODEL)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-9))
     train_run(config, tmp_path / "run")
@@ -186,6 +215,7 @@ def test_open_flamingo_has_every_key_of_its_geometry(places, tmp_path):
             ExportConfig("open_flamingo", "latest"),
             "open-flamingo has no such geometry: .*vision.class_token_out is True",
         ),
+        (ExportConfig("smolvlm", "latest"), "SmolVLM has no such geometry: fusion is 'cross_attention'"),
         (ExportConfig("llava", "latest"), "LLaVA has no such geometry: fusion is 'cross_attention', not 'interleaved'"),
         (ExportConfig(checkpoint="latest", shard_gigabytes=0), "shard_gigabytes 0 must be above 0"),
     ],
@@ -203,7 +233,7 @@ def test_an_export_does_not_overwrite(places, exported):
 
 def test_a_start_without_a_tokenizer_is_refused(places, exported, tmp_path):
     folder = tmp_path / "start"
-    import_weights(ImportConfig(idefics=str(exported)), folder)
+    import_weights(ImportConfig(vision_language=str(exported)), folder)
     for file in (folder / "tokenizer").iterdir():
         file.unlink()
     (folder / "tokenizer").rmdir()

@@ -43,6 +43,11 @@ def table(config: ModelConfig) -> Table:
     return transformers_clip("model.vision_model.") + resampler_table(config.resampler) + gated + decoding + new
 
 
+def canonical(key: str) -> str:
+    """The name that an array has here: theirs."""
+    return key
+
+
 def resampler_table(config: ResamplerConfig) -> Table:
     root, ours = "model.perceiver_resampler", "resampler/layers"
     attention, mlp = f"{root}.blocks.{{}}.0", f"{root}.blocks.{{}}.1"
@@ -69,10 +74,8 @@ def model_config(described: dict[str, Any]) -> ModelConfig:
     """The geometry that their `config.json` describes.
 
     Raises:
-      WeightsError: it is of another family, or has a part that this model lacks.
+      WeightsError: it has a part that this model lacks.
     """
-    if described.get("model_type") != "idefics":
-        raise WeightsError(f"config.json: model_type is {described.get('model_type')!r}, not 'idefics'")
     if not described.get("use_resampler", False):
         raise WeightsError("config.json: use_resampler is false; an Idefics without a resampler is not known")
     decoder = llama_config(described)
@@ -107,6 +110,16 @@ def model_config(described: dict[str, Any]) -> ModelConfig:
         ),
         decoder=dataclasses.replace(decoder, new_tokens=described.get("additional_vocab_size", 0)),
     )
+
+
+def image_size_of(settings: dict[str, Any]) -> Any:
+    """Of the images that an image processor makes."""
+    return settings.get("image_size", 224)
+
+
+def image_tokens_of(processor: dict[str, Any], config: ModelConfig) -> int | None:
+    """Theirs always write one."""
+    return None
 
 
 def described_as(config: ModelConfig) -> dict[str, Any]:

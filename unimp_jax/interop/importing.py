@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unimp_jax.interop import gguf, idefics, llava, open_flamingo
+from unimp_jax.interop import gguf, idefics, open_flamingo
 from unimp_jax.interop.language import Tabulate, family
 from unimp_jax.interop.layout import Table, WeightsError, model_shapes
-from unimp_jax.interop.matching import Match, Values, WeightSource, match, patterns
+from unimp_jax.interop.matching import Match, Values, WeightSource, match, patterns, source_of
 from unimp_jax.interop.shards import SHARD_BYTES, refuse_existing, whole_folder
 from unimp_jax.interop.start import Described, Geometry, write_start
 from unimp_jax.interop.tokenizers import add_flamingo_tokens, check_tokenizer, load_tokenizer
@@ -27,6 +27,7 @@ from unimp_jax.interop.weights import (
     renamed,
     understood,
 )
+from unimp_jax.interop.whole import read_whole, weights_of
 from unimp_jax.model import DecoderConfig, GatedCrossAttentionConfig, ModelConfig, VisionConfig
 
 if TYPE_CHECKING:
@@ -46,10 +47,9 @@ class ImportConfig:
     a LLaMA."""
     vision: str | None = None
     """A CLIP or SigLIP model, or the vision tower of one, in Hugging Face's form."""
-    idefics: str | None = None
-    """A whole IdeficsForVisionText2Text, in Hugging Face's form."""
-    llava: str | None = None
-    """A whole LlavaForConditionalGeneration of a LLaMA or Qwen and a CLIP or SigLIP, in Hugging Face's form."""
+    vision_language: str | None = None
+    """A whole vision-language model, in Hugging Face's form: Idefics; LLaVA, of a LLaMA or Qwen and a CLIP or SigLIP;
+    Idefics3 or SmolVLM. Its config.json says which."""
     open_flamingo: str | None = None
     """An OpenFlamingo checkpoint: a `.pt` or safetensors file, or a folder; full, or of the trained keys alone, in
     which case the language model and the vision tower have to be named as well."""
@@ -65,7 +65,7 @@ class ImportConfig:
     @property
     def sources(self) -> list[str]:
         """What is named of a model's weights."""
-        return list(filter(None, (self.language, self.vision, self.idefics, self.llava, self.open_flamingo)))
+        return list(filter(None, (self.language, self.vision, self.vision_language, self.open_flamingo)))
 
 
 def import_weights(config: ImportConfig, folder: Path, shard_bytes: int = SHARD_BYTES) -> str:
@@ -101,7 +101,7 @@ def tokenizer_of(config: ImportConfig) -> PreTrainedTokenizerBase | None:
     Raises:
       WeightsError: the one that is named is none, or the one that is there cannot be read.
     """
-    place = config.tokenizer or config.idefics or config.llava or config.language or config.open_flamingo
+    place = config.tokenizer or config.vision_language or config.language or config.open_flamingo
     tokenizer = load_tokenizer(locate(place)) if place else None
     if config.tokenizer and tokenizer is None:
         raise WeightsError(f"{config.tokenizer}: no tokenizer in it")
@@ -117,14 +117,14 @@ def whole(geometry: Geometry) -> ModelConfig:
 
 def gather(config: ImportConfig) -> tuple[Geometry, list[WeightSource], dict[str, Any]]:
     """(geometry, sources in rising order of precedence, the language model's config.json)."""
-    for option, gather_whole in (("idefics", gather_idefics), ("llava", gather_llava)):
-        if place := getattr(config, option):
-            if len(config.sources) > 1:
-                raise WeightsError(f"--{option} is a whole model; it goes with no other source but --tokenizer")
-            return gather_whole(locate(place))
+    if config.vision_language:
+        if len(config.sources) > 1:
+            raise WeightsError("--vision-language is a whole model; it goes with no other source but --tokenizer")
+        model, source, described = read_whole(locate(config.vision_language))
+        return Geometry.of(model), [source], described
     if not config.sources:
         raise WeightsError(
-            "nothing to import: name --idefics, --llava, --vqgan, or any of --language, --vision and --open-flamingo"
+            "nothing to import: name --vision-language, --vqgan, or any of --language, --vision and --open-flamingo"
         )
     geometry, described, tabulate = Geometry(), dict[str, Any](), None
     sources: list[WeightSource] = []
@@ -141,50 +141,13 @@ def gather(config: ImportConfig) -> tuple[Geometry, list[WeightSource], dict[str
     return geometry, sources, described
 
 
-def gather_idefics(path: Path) -> tuple[Geometry, list[WeightSource], dict[str, Any]]:
-    described = read_json(path / "config.json")
-    model = understood(path, idefics.model_config, described)
-    return Geometry.of(model), [idefics_source(path, model)], described
-
-
-def gather_llava(path: Path) -> tuple[Geometry, list[WeightSource], dict[str, Any]]:
-    described = read_json(path / "config.json")
-    model = understood(path, llava.model_config, described)
-    llava.check_processor(path, model)
-
-    def tabulate(decoder: DecoderConfig) -> Table:
-        return llava.table(dataclasses.replace(model, decoder=decoder))
-
-    source = source_of(renamed(open_weights(path), llava.canonical), tabulate, model.decoder)
-    return Geometry.of(model), [source], described.get("text_config") or {}
-
-
-def idefics_source(path: Path, model: ModelConfig) -> WeightSource:
-    """The weights of a folder, looked at as those of an Idefics of this geometry."""
-
-    def tabulate(decoder: DecoderConfig) -> Table:
-        return idefics.table(dataclasses.replace(model, decoder=decoder))
-
-    return source_of(open_weights(path), tabulate, model.decoder)
-
-
 def exported_values(path: Path, config: ModelConfig) -> Iterator[Values]:
     """All parameters of a model that was exported as an Idefics, read one array at a time as they are asked for.
 
     Raises:
       WeightsError: the weights cannot be read whole, or are not of this geometry.
     """
-    return match([idefics_source(path, config)], model_shapes(config)).arrays()
-
-
-def source_of(weights: Weights, tabulate: Callable[[DecoderConfig], Table], decoder: DecoderConfig) -> WeightSource:
-    """Weights and their table. A head that repeats the embeddings is taken for a copy of them, which it must be."""
-    if decoder.tie_embeddings:
-        untied = tabulate(dataclasses.replace(decoder, tie_embeddings=False))
-        theirs = {entry.ours[0]: entry.theirs for entry in untied if entry.ours[0].startswith("embeddings/")}
-        copies = {theirs[f"{ours}_head"]: key for ours, key in theirs.items() if f"{ours}_head" in theirs}
-        weights = renamed(weights, lambda key: copies.get(key, key))
-    return WeightSource(weights, tabulate(decoder))
+    return match([weights_of(path, idefics, config)], model_shapes(config)).arrays()
 
 
 def open_language(path: Path) -> tuple[DecoderConfig, Tabulate, WeightSource, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from unimp_jax.interop.exporting import refuse_others
@@ -58,15 +58,22 @@ def mpt(
     ]
 
 
-def llama(config: DecoderConfig, root: str = "", layer: str = "model.layers.{}", *, copies: int = 1) -> Table:
-    """Also of Qwen2 and Qwen3. `copies`: theirs has each key and value head so many times."""
+def llama(
+    config: DecoderConfig, root: str = "", layer: str = "model.layers.{}", *, body: str = "model.", copies: int = 1
+) -> Table:
+    """Also of Qwen2 and Qwen3.
+
+    Args:
+      body: stands, behind `root`, before the names of embeddings and last norm.
+      copies: theirs has each key and value head so many times.
+    """
     bias, norms = config.qkv_bias, []
     if config.qk_norm:
         norms += norm(f"{layer}.self_attn.q_norm", f"{OURS}/attention/query_norm", bias=False)
         norms += norm(f"{layer}.self_attn.k_norm", f"{OURS}/attention/key_norm", bias=False)
     return [
-        *embeddings(f"{root}model.embed_tokens.weight", f"{root}lm_head.weight", config),
-        *norm(f"{root}model.norm", "decoder/norm", bias=False),
+        *embeddings(f"{root}{body}embed_tokens.weight", f"{root}lm_head.weight", config),
+        *norm(f"{root}{body}norm", "decoder/norm", bias=False),
         *norm(f"{layer}.input_layernorm", f"{OURS}/attention_norm", bias=False),
         *into_heads(f"{layer}.self_attn.q_proj", f"{OURS}/attention/query", bias=bias),
         *into_heads(f"{layer}.self_attn.k_proj", f"{OURS}/attention/key", bias=bias, copies=copies),
@@ -232,10 +239,31 @@ def family(described: dict[str, Any]) -> tuple[DecoderConfig, Tabulate]:
     """
     kind = described.get("model_type")
     if kind not in FAMILIES:
-        hint = "; give it as --idefics" if kind == "idefics" else ""
+        hint = "; give it as --vision-language" if kind in ("idefics", "idefics3", "llava", "smolvlm") else ""
         raise WeightsError(f"a language model of family {kind!r} is not known; {', '.join(FAMILIES)} are{hint}")
     geometry, tabulate = FAMILIES[kind]
     return geometry(described), tabulate
+
+
+def text_decoder(described: dict[str, Any], families: Sequence[str], *, tied: bool) -> DecoderConfig:
+    """The geometry of the decoder that a `config.json` of a vision-language model describes.
+
+    Args:
+      families: those that may be the model's decoder.
+      tied: whether the head is the embeddings.
+
+    Raises:
+      WeightsError: it is of another family, has a part that this decoder lacks, or no row for the image token.
+    """
+    text = {"model_type": "llama"} | (described.get("text_config") or {})
+    if text["model_type"] not in families:
+        known = f"{', '.join(families)} {'is' if len(families) == 1 else 'are'}"
+        raise WeightsError(f"config.json: a text_config of family {text['model_type']!r} is not known; {known}")
+    decoder, _ = family(text | {"tie_word_embeddings": tied})
+    for name in ("image_token_index", "image_token_id"):
+        if (image := described.get(name)) is not None and image >= decoder.vocab_size:
+            raise WeightsError(f"config.json: {name} {image} is beyond text_config's {decoder.vocab_size} tokens")
+    return decoder
 
 
 def described_as(config: ModelConfig) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import Any
 
 from unimp_jax.interop import language
@@ -15,9 +14,9 @@ from unimp_jax.interop.exporting import refuse_others
 from unimp_jax.interop.layout import Table, WeightsError, linear
 from unimp_jax.interop.vision import described_as as described_tower
 from unimp_jax.interop.vision import tower, vision_config
-from unimp_jax.interop.weights import read_json
 from unimp_jax.model import ModelConfig, ProjectorConfig
 
+IMAGE_ID = "image_token_index"
 VISION, LANGUAGE = "vision_tower.vision_model.", "language_model."
 LAST_NORM = f"{VISION}post_layernorm"
 DECODERS = ("llama", "qwen2", "qwen3")
@@ -50,22 +49,11 @@ def model_config(described: dict[str, Any]) -> ModelConfig:
     """The geometry that their `config.json` describes.
 
     Raises:
-      WeightsError: it is of another family, or has a part that this model lacks.
+      WeightsError: it has a part that this model lacks.
     """
-    if (kind := described.get("model_type")) != "llava":
-        raise WeightsError(f"config.json: model_type is {kind!r}, not 'llava'")
     language.expect(described, projector_hidden_act="gelu", multimodal_projector_bias=True)
-    text = {"model_type": "llama"} | (described.get("text_config") or {})
-    if text["model_type"] not in DECODERS:
-        raise WeightsError(
-            f"config.json: a text_config of family {text['model_type']!r} is not known; {', '.join(DECODERS)} are"
-        )
-    image = described.get("image_token_index", described.get("image_token_id"))
-    if image is not None and image >= text.get("vocab_size", image + 1):
-        raise WeightsError(
-            f"config.json: image_token_index {image} is beyond text_config's {text['vocab_size']} tokens"
-        )
-    text["tie_word_embeddings"] = bool(text.get("tie_word_embeddings") or described.get("tie_word_embeddings"))
+    tied = described.get("tie_word_embeddings") or (described.get("text_config") or {}).get("tie_word_embeddings")
+    decoder = language.text_decoder(described, DECODERS, tied=bool(tied))
     seen, layer = described.get("vision_config") or {}, described.get("vision_feature_layer", -2)
     if not isinstance(layer, int):
         raise WeightsError(f"config.json: vision_feature_layer {layer} is not known; it must be one layer's number")
@@ -85,37 +73,23 @@ def model_config(described: dict[str, Any]) -> ModelConfig:
     class_token_out = whole.class_token and strategy == "full"
     return ModelConfig(
         vision=dataclasses.replace(read, class_token_out=class_token_out),
-        decoder=language.family(text)[0],
+        decoder=decoder,
         fusion="interleaved",
         projector=ProjectorConfig("mlp"),
     )
 
 
-def check_processor(folder: Path, config: ModelConfig) -> None:
-    """
-    Raises:
-      WeightsError: the processor beside a checkpoint makes images of another size than its tower reads, or writes
-        another number of tokens an image than it makes.
-    """
-    vision, file = config.vision, folder / "preprocessor_config.json"
-    if file.is_file():
-        described = read_json(file)
-        size = described.get("crop_size") if described.get("do_center_crop") else described.get("size")
-        found = set(size.values()) if isinstance(size, dict) else {size}
-        if found != {vision.image_size}:
-            raise WeightsError(
-                f"{file}: images of {size}, the vision tower reads {vision.image_size} x {vision.image_size}"
-            )
-    file = folder / "processor_config.json"
-    described = read_json(file) if file.is_file() else {}
-    if patch_size := described.get("patch_size"):  # older files leave the number of tokens to the model
-        tokens = (vision.image_size // patch_size) ** 2 + (described.get("num_additional_image_tokens") or 0)
-        tokens -= described.get("vision_feature_select_strategy") == "default"
-        if tokens != config.image_tokens:
-            raise WeightsError(
-                f"{file}: writes {tokens} tokens an image (patch_size {patch_size}), the model makes "
-                f"{config.image_tokens}"
-            )
+def image_size_of(settings: dict[str, Any]) -> Any:
+    """Of the images that an image processor makes."""
+    return settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
+
+
+def image_tokens_of(processor: dict[str, Any], config: ModelConfig) -> int | None:
+    """How many a processor writes an image; None where it leaves that to the model, as older ones do."""
+    if not (patch_size := processor.get("patch_size")):
+        return None
+    tokens = (config.vision.image_size // patch_size) ** 2 + (processor.get("num_additional_image_tokens") or 0)
+    return tokens - (processor.get("vision_feature_select_strategy") == "default")
 
 
 def described_as(config: ModelConfig) -> dict[str, Any]:
@@ -143,7 +117,7 @@ def described_as(config: ModelConfig) -> dict[str, Any]:
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": strategy(config),
         "text_config": text,
-        "vision_config": described_tower(vision),
+        "vision_config": described_tower(vision) | ({} if vision.class_token else {"vision_use_head": False}),
     }
 
 

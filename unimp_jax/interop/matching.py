@@ -14,7 +14,8 @@ from flax import nnx
 
 from unimp_jax.interop.checked import check_arrays, read_finite
 from unimp_jax.interop.layout import Placement, Shapes, Slice, Table, WeightsError, by_name, placements, some, unfilled
-from unimp_jax.interop.weights import Weights
+from unimp_jax.interop.weights import Weights, renamed
+from unimp_jax.model import DecoderConfig
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -34,6 +35,16 @@ class WeightSource:
     weights: Weights
     table: Table
     optional: tuple[str, ...] = ()
+
+
+def source_of(weights: Weights, tabulate: Callable[[DecoderConfig], Table], decoder: DecoderConfig) -> WeightSource:
+    """Weights and their table. A head that repeats the embeddings is taken for a copy of them, which it must be."""
+    if decoder.tie_embeddings:
+        untied = tabulate(dataclasses.replace(decoder, tie_embeddings=False))
+        theirs = {entry.ours[0]: entry.theirs for entry in untied if entry.ours[0].startswith("embeddings/")}
+        copies = {theirs[f"{ours}_head"]: key for ours, key in theirs.items() if f"{ours}_head" in theirs}
+        weights = renamed(weights, lambda key: copies.get(key, key))
+    return WeightSource(weights, tabulate(decoder))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

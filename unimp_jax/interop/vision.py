@@ -12,9 +12,9 @@ from unimp_jax.interop.weights import Weights
 from unimp_jax.model import VisionConfig
 
 
-def last_norm(name: str, config: VisionConfig) -> dict[str, np.ndarray]:
-    """CLIP's norm of its pooled output, on which no patch token depends, as it is before training."""
-    return {f"{name}.weight": np.ones(config.width), f"{name}.bias": np.zeros(config.width)}
+def last_norm(name: str | None, config: VisionConfig) -> dict[str, np.ndarray]:
+    """A tower's last norm, where a format has one that no answer depends on, as it is before training."""
+    return {} if name is None else {f"{name}.weight": np.ones(config.width), f"{name}.bias": np.zeros(config.width)}
 
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -146,11 +146,9 @@ def vision_config(described: dict[str, Any], **changes: Any) -> VisionConfig:
 
 
 def described_as(config: VisionConfig) -> dict[str, Any]:
-    """`config.json` of a tower, of the family that it is of; without a head of its own."""
-    described: dict[str, Any] = {"model_type": "clip_vision_model" if config.class_token else "siglip_vision_model"}
-    if not config.class_token:
-        described["vision_use_head"] = False
-    return described | {
+    """`config.json` of a tower, of the family that it is of."""
+    return {
+        "model_type": "clip_vision_model" if config.class_token else "siglip_vision_model",
         "image_size": config.image_size,
         "patch_size": config.patch_size,
         "hidden_size": config.width,

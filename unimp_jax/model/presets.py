@@ -126,6 +126,15 @@ qwen3_1_7b = qwen3(SIGLIP2_BASE, width=2048, layers=28, heads=16, mlp_width=6144
 qwen3_4b = qwen3(SIGLIP2_SO400M, width=2560, layers=36, heads=32, mlp_width=9728, tie_embeddings=True)
 qwen3_8b = qwen3(SIGLIP2_SO400M, width=4096, layers=36, heads=32, mlp_width=12288)
 
+smolvlm_256m = ModelConfig(
+    vision=dataclasses.replace(SIGLIP2_BASE, image_size=512, patch_size=16, norm="last"),
+    decoder=dataclasses.replace(SMOLLM2_135M, vocab_size=49280, tie_embeddings=False),
+    fusion="interleaved",
+    projector=ProjectorConfig("pixel_shuffle", scale=4),
+    remat="full",
+)
+"""SmolVLM-256M: SmolLM2-135M behind SigLIP base, 64 tokens an image."""
+
 PRESETS: dict[str, ModelConfig] = {
     "tiny": tiny,
     "small": small,
@@ -139,4 +148,5 @@ PRESETS: dict[str, ModelConfig] = {
     "qwen3_1_7b": qwen3_1_7b,
     "qwen3_4b": qwen3_4b,
     "qwen3_8b": qwen3_8b,
+    "smolvlm_256m": smolvlm_256m,
 }

@@ -110,11 +110,13 @@ def test_foreign_language_model(kind, language, tmp_path):
 
 def test_idefics_as_language_model(language, tmp_path):
     change(language, model_type="idefics")
-    assert "give it as --idefics" in refused(ImportConfig(language=str(language)), tmp_path)
+    assert "give it as --vision-language" in refused(ImportConfig(language=str(language)), tmp_path)
 
 
 def test_language_model_as_idefics(language, tmp_path):
-    assert "model_type is 'llama', not 'idefics'" in refused(ImportConfig(idefics=str(language)), tmp_path)
+    assert "model_type 'llama' is no vision-language model that is known" in refused(
+        ImportConfig(vision_language=str(language)), tmp_path
+    )
 
 
 def test_language_model_as_tower(language, tmp_path):
@@ -201,8 +203,8 @@ def test_nothing_named(tmp_path):
 
 
 def test_idefics_with_another_source(language, tmp_path):
-    config = ImportConfig(idefics=str(language), language=str(language))
-    assert "--idefics is a whole model" in refused(config, tmp_path)
+    config = ImportConfig(vision_language=str(language), language=str(language))
+    assert "--vision-language is a whole model" in refused(config, tmp_path)
 
 
 def test_folder_without_weights(tmp_path):

@@ -131,7 +131,7 @@ def test_their_weights_give_their_logits(config, tmp_path):
     theirs = IdeficsForVisionText2Text(IdeficsConfig(**idefics.described_as(config)))
     shake(theirs)
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = imported(ImportConfig(idefics=str(tmp_path / "theirs")), tmp_path / "start")
+    ours = imported(ImportConfig(vision_language=str(tmp_path / "theirs")), tmp_path / "start")
     assert read_start(tmp_path / "start").geometry.of_model(config) == config
     inputs = random_inputs(config)
     check(our_logits(ours, *inputs), their_logits(theirs, *inputs))
@@ -161,7 +161,7 @@ def test_our_export_gives_our_logits(config, tmp_path):
 )
 def test_export_import_export_is_the_same_bytes(config, shard_bytes, tmp_path):
     first = export(tmp_path / "first", randomised(drawn(config, 2)), shard_bytes=shard_bytes)
-    again = imported(ImportConfig(idefics=str(first)), tmp_path / "start")
+    again = imported(ImportConfig(vision_language=str(first)), tmp_path / "start")
     second = export(tmp_path / "second", again, config.decoder.new_tokens, shard_bytes)
     files = weight_files(first)
     assert files == weight_files(second)
@@ -176,7 +176,7 @@ def test_what_they_save_comes_back_as_they_saved_it(tmp_path):
     theirs = IdeficsForVisionText2Text(IdeficsConfig(**idefics.described_as(config)))
     shake(theirs)
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = imported(ImportConfig(idefics=str(tmp_path / "theirs")), tmp_path / "start")
+    ours = imported(ImportConfig(vision_language=str(tmp_path / "theirs")), tmp_path / "start")
     back = IdeficsForVisionText2Text.from_pretrained(export(tmp_path / "ours", ours, 3)).state_dict()
     for key, tensor in theirs.state_dict().items():
         if not key.startswith(idefics.LAST_NORM):
@@ -187,7 +187,7 @@ def test_bfloat16_weights_keep_their_bits(tmp_path):
     config = GEOMETRIES["plain"]
     theirs = IdeficsForVisionText2Text(IdeficsConfig(**idefics.described_as(config))).to(torch.bfloat16)
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = imported(ImportConfig(idefics=str(tmp_path / "theirs")), tmp_path / "start")
+    ours = imported(ImportConfig(vision_language=str(tmp_path / "theirs")), tmp_path / "start")
     expected = theirs.model.norm.weight.detach().float().numpy()
     assert np.array_equal(np.asarray(ours.decoder.norm.scale[...]), expected)
     kernel = theirs.lm_head.weight.detach().float().numpy()
@@ -200,7 +200,7 @@ def test_parameters_land_in_their_places_whatever_the_mesh(tmp_path):
     config = geometry(every=2, new_tokens=3, kv_heads=2)
     ours = randomised(drawn(config, 3))
     start = tmp_path / "start"
-    whole = imported(ImportConfig(idefics=str(export(tmp_path / "exported", ours))), start)
+    whole = imported(ImportConfig(vision_language=str(export(tmp_path / "exported", ours))), start)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
         state = nnx.state(init_model(whole.config, mesh, 0))

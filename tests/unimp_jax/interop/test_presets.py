@@ -8,6 +8,7 @@ import pytest
 from unimp_jax.interop.idefics import model_config
 from unimp_jax.interop.layout import model_shapes
 from unimp_jax.interop.llava import model_config as llava_config
+from unimp_jax.interop.smolvlm import model_config as smolvlm_config
 from unimp_jax.model.presets import PRESETS
 
 torch = pytest.importorskip("torch")
@@ -24,6 +25,8 @@ from transformers import (  # noqa: E402
     MptForCausalLM,
     Qwen3Config,
     SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
 
 
@@ -119,6 +122,30 @@ def test_qwen3(preset):
     assert language / 1e9 == pytest.approx(billions, abs=1e-3)
     read = llava_config(config.to_dict())
     assert dataclasses.replace(read, remat=PRESETS[preset].remat) == PRESETS[preset]
+
+
+SMOLVLM_256M = {
+    "scale_factor": 4,
+    "image_token_id": 49190,
+    "text_config": {
+        "model_type": "llama", "vocab_size": 49280, "hidden_size": 576, "intermediate_size": 1536,
+        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
+        "rms_norm_eps": 1e-5, "pad_token_id": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
+    },
+    "vision_config": {"hidden_size": 768, "num_attention_heads": 12, "image_size": 512, "patch_size": 16},
+}  # fmt: skip
+"""As HuggingFaceTB/SmolVLM-256M-Instruct is published."""
+
+
+def test_smolvlm_256m():
+    config = SmolVLMConfig(**SMOLVLM_256M)
+    with torch.device("meta"):
+        theirs = SmolVLMForConditionalGeneration(config)
+    assert ours("smolvlm_256m") == count(theirs) == 256_484_928
+    preset = PRESETS["smolvlm_256m"]
+    assert preset.image_tokens == 64
+    for described in (config.to_dict(), SMOLVLM_256M):
+        assert dataclasses.replace(smolvlm_config(described), remat=preset.remat) == preset
 
 
 LANGUAGE = {

@@ -1,0 +1,75 @@
+"""Whole vision-language models in Hugging Face's form; which one a folder holds, its `config.json` says."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Protocol
+
+from unimp_jax.interop import idefics, llava, smolvlm
+from unimp_jax.interop.layout import Table, WeightsError
+from unimp_jax.interop.matching import WeightSource, source_of
+from unimp_jax.interop.weights import open_weights, read_json, renamed, understood
+from unimp_jax.model import DecoderConfig, ModelConfig
+
+
+class Package(Protocol):
+    """What must be known of a class of models."""
+
+    def model_config(self, described: dict[str, Any], /) -> ModelConfig: ...
+    def table(self, config: ModelConfig, /) -> Table: ...
+    def canonical(self, key: str, /) -> str: ...
+    def image_size_of(self, settings: dict[str, Any], /) -> Any: ...
+    def image_tokens_of(self, processor: dict[str, Any], config: ModelConfig, /) -> int | None: ...
+
+
+PACKAGES: dict[str, Package] = {"idefics": idefics, "llava": llava, "idefics3": smolvlm, "smolvlm": smolvlm}
+"""By `model_type`."""
+
+
+def read_whole(path: Path) -> tuple[ModelConfig, WeightSource, dict[str, Any]]:
+    """(geometry, weights, the language model's part of the config.json).
+
+    Raises:
+      WeightsError: it is no such model or has parts that are not known, or its processor is of another model.
+    """
+    described = read_json(path / "config.json")
+    if (kind := described.get("model_type")) not in PACKAGES:
+        raise WeightsError(
+            f"{path}: config.json: model_type {kind!r} is no vision-language model that is known; "
+            f"{', '.join(PACKAGES)} are"
+        )
+    package = PACKAGES[kind]
+    config = understood(path, package.model_config, described)
+    check_processor(path, package, config)
+    return config, weights_of(path, package, config), described.get("text_config") or described
+
+
+def weights_of(path: Path, package: Package, config: ModelConfig) -> WeightSource:
+    """The weights of a folder, looked at as those of a model of this geometry."""
+
+    def tabulate(decoder: DecoderConfig) -> Table:
+        return package.table(dataclasses.replace(config, decoder=decoder))
+
+    return source_of(renamed(open_weights(path), package.canonical), tabulate, config.decoder)
+
+
+def check_processor(folder: Path, package: Package, config: ModelConfig) -> None:
+    """
+    Raises:
+      WeightsError: the processor beside a checkpoint makes images of another size than its tower reads, or writes
+        another number of tokens an image than it makes.
+    """
+    file, side = folder / "processor_config.json", config.vision.image_size
+    processor = read_json(file) if file.is_file() else {}
+    images = folder / "preprocessor_config.json"
+    # From version 5 on, transformers writes what the image processor does into the other file.
+    settings = read_json(images) if images.is_file() else processor.get("image_processor")
+    if settings is not None:
+        size = package.image_size_of(settings)
+        if {*size.values()} != {side} if isinstance(size, dict) else size != side:
+            said = images if images.is_file() else file
+            raise WeightsError(f"{said}: images of {size}, the vision tower reads {side} x {side}")
+    tokens = package.image_tokens_of(processor, config)
+    if tokens not in (None, config.image_tokens):
+        raise WeightsError(f"{file}: writes {tokens} tokens an image, the model makes {config.image_tokens}")
