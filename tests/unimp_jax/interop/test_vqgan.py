@@ -1,6 +1,7 @@
 """VQGANs of diffusers and taming-transformers: the same codes, latents and images, in both directions."""
 
 import dataclasses
+import functools
 import json
 import sys
 import types
@@ -55,6 +56,16 @@ def some_of(latents, count):
     return drawn + 0.01 * torch.randn_like(drawn)
 
 
+def new_model(config) -> VQGAN:
+    """Drawn by one program; without `jit` each shape of its parameters has some of its own."""
+    return nnx.merge(*drawn(config))
+
+
+@functools.cache
+def drawn(config) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.jit(lambda: VQGAN(config, rngs=nnx.Rngs(3)))())
+
+
 def random_images(config, count=3):
     return np.random.default_rng(0).uniform(-1, 1, (count, config.image_size, config.image_size, 3)).astype(np.float32)
 
@@ -101,9 +112,10 @@ def test_import_from_diffusers(config, tmp_path):
 
 @geometries
 def test_export_to_diffusers(config, tmp_path):
-    ours = VQGAN(config, rngs=nnx.Rngs(3))
+    ours = new_model(config)
     images = random_images(config)
-    ours.codebook[...] = jnp.asarray(some_of(torch.from_numpy(np.array(ours.encode(images))), config.codes))
+    latents = nnx.jit(VQGAN.encode)(ours, images)
+    ours.codebook[...] = jnp.asarray(some_of(torch.from_numpy(np.array(latents)), config.codes))
     write_vqgan(tmp_path / "ours", ours)
     model, loading = diffusers.VQModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not loading["missing_keys"] + loading["unexpected_keys"]
@@ -111,7 +123,7 @@ def test_export_to_diffusers(config, tmp_path):
 
 
 def test_export_import_and_export_again_give_the_same_bytes(tmp_path):
-    write_vqgan(tmp_path / "one", VQGAN(GEOMETRIES[0], rngs=nnx.Rngs(3)))
+    write_vqgan(tmp_path / "one", new_model(GEOMETRIES[0]))
     import_weights(ImportConfig(vqgan=str(tmp_path / "one")), tmp_path / "two")
     for file in ("config.json", "diffusion_pytorch_model.safetensors"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
@@ -204,7 +216,7 @@ def check_places(config):
     ],
 )
 def test_another_geometry_is_refused_in_one_line(change, told, tmp_path):
-    write_vqgan(tmp_path / "model", VQGAN(GEOMETRIES[0], rngs=nnx.Rngs(0)))
+    write_vqgan(tmp_path / "model", new_model(GEOMETRIES[0]))
     file = tmp_path / "model" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(WeightsError, match=told) as caught:
