@@ -70,7 +70,7 @@ setup(
         "docs": ["sphinx>=8", "myst-nb>=1.1", "furo"],
         "dev": [
             "pytest>=8",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.8",
             "hypothesis>=6.100",
             "networkx>=3",
             "scipy>=1.14",
