@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import sys
 import types
 
@@ -57,13 +58,21 @@ def some_of(latents, count):
 
 
 def new_model(config) -> VQGAN:
-    """Drawn by one program; without `jit` each shape of its parameters has some of its own."""
-    return nnx.merge(*drawn(config))
+    """Drawn by NumPy, norms and biases too: by JAX, a program would be compiled for it."""
+    rng = np.random.default_rng(3)
+
+    def draw(path, variable):
+        spread = math.prod(variable.shape[:-1]) ** -0.5 if len(variable.shape) > 1 else 0.1
+        mean = 1.0 if path[-1] == "scale" else 0.0
+        return variable.replace(jnp.asarray(mean + spread * rng.normal(size=variable.shape), jnp.float32))
+
+    graph, shapes = structure(config)
+    return nnx.merge(graph, nnx.map_state(draw, shapes))
 
 
 @functools.cache
-def drawn(config) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.jit(lambda: VQGAN(config, rngs=nnx.Rngs(3)))())
+def structure(config) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: VQGAN(config, rngs=nnx.Rngs(0))))
 
 
 def random_images(config, count=3):
