@@ -15,7 +15,7 @@ from experiments.parameters import take_apart
 from experiments.run import materialised
 from tests.experiments.tiny_run import experiment
 from tests.unimp_jax.test_model import answer_logits, random_batch, random_model, small_config
-from unimp_jax.model import UniMP
+from unimp_jax.model import UniMP, part_of
 from unimp_jax.model.decoder import FrozenTable
 from unimp_jax.sharding import MeshConfig, make_mesh
 
@@ -57,9 +57,9 @@ def test_gradients_are_those_of_the_plain_tables_projected(tied: bool) -> None:
     batch = random_batch(np.random.default_rng(0), config)
 
     def gradients(model: UniMP) -> dict:
-        graph, state = nnx.split(model)
-        gradient = jax.jit(jax.grad(lambda state: jnp.square(nnx.merge(graph, state)(batch)).mean()))
-        return dict(nnx.to_flat_state(gradient(state)))
+        graph, tables, others = nnx.split(model, lambda path, _: part_of(path) == "embeddings", ...)
+        gradient = jax.jit(jax.grad(lambda tables, others: jnp.square(nnx.merge(graph, tables, others)(batch)).mean()))
+        return dict(nnx.to_flat_state(gradient(tables, others)))
 
     ours, plain = gradients(model), gradients(in_use(model))
     content_KV = np.asarray(model.embeddings.content[...]).T

@@ -69,11 +69,11 @@ def test_one_pass_gives_the_gradients_of_the_whole_loss(adaptive):
     def verdict(parameters):
         return -nnx.merge(judging, before.adversary.parameters)(reconstructed(parameters)[0]).mean()
 
-    of_likeness, of_verdict = (jax.jit(jax.grad(part))(before.model) for part in (likeness, verdict))
+    of_likeness, of_verdict = jax.grad(likeness)(before.model), jax.grad(verdict)(before.model)
     kernels = (gradient["decoder"]["conv_out"]["kernel"][...] for gradient in (of_likeness, of_verdict))
     scale = np.divide(*(np.linalg.norm(kernel) + extra for kernel, extra in zip(kernels, (0, 1e-4), strict=True)))
     weight = 0.7 * (scale if adaptive else 1)
-    of_cost = jax.jit(jax.grad(lambda parameters: reconstructed(parameters)[1]))(before.model)
+    of_cost = jax.grad(lambda parameters: reconstructed(parameters)[1])(before.model)
     whole = jax.tree.map(lambda a, b, c: a + weight * b + c, of_likeness, of_verdict, of_cost)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), moved(before.model, after.model), whole)
     assert metrics.scale == pytest.approx(scale if adaptive else 1, rel=1e-4)
@@ -84,7 +84,7 @@ def test_one_pass_gives_the_gradients_of_the_whole_loss(adaptive):
         return 0.5 * (jnp.maximum(1 - real, 0).mean() + jnp.maximum(1 + made, 0).mean())
 
     own = moved(before.adversary.parameters, after.adversary.parameters)
-    wanted = jax.jit(jax.grad(confusion))(before.adversary.parameters)
+    wanted = jax.grad(confusion)(before.adversary.parameters)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), own, wanted)
 
 
