@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Files are handed out in the order in which they are collected: the last ones are short, so that no worker is left alone.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 # More of them: torch and gguf (import of .pt and GGUF files, tests against transformers), cuda, tpu.
 EXTRAS ?= dev
 
@@ -38,10 +40,10 @@ demo: install
 	$(BIN)/unimp demo
 
 test: install
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: install
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(PYTEST)
 
 test-newer:
 	$(if $(NEWER_PYTHON),,@echo "test-newer: neither Python 3.13 nor 3.12 was found: nothing was tested")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 from collections.abc import Collection, Mapping, Sequence
@@ -241,6 +242,15 @@ def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
     return nnx.map_state(sharding, state)
 
 
+@functools.lru_cache(maxsize=8)
+def structure(config: ModelConfig) -> tuple[nnx.GraphDef[UniMP], nnx.State]:
+    """The structure of a model, and the shapes of its parameters, which callers share and must not change.
+
+    Tracing a model takes a second, and a command asks for its structure several times.
+    """
+    return nnx.split(nnx.eval_shape(lambda: UniMP(config, rngs=nnx.Rngs(0))))
+
+
 def abstract_model(
     config: ModelConfig, mesh: Mesh, dtypes: Mapping[Part, str] = types.MappingProxyType({})
 ) -> tuple[nnx.GraphDef[UniMP], nnx.State]:
@@ -250,7 +260,7 @@ def abstract_model(
         dtype = dtypes.get(part_of(path), config.param_dtype)
         return jax.ShapeDtypeStruct(variable.shape, dtype, sharding=place)
 
-    graph, state = nnx.split(nnx.eval_shape(lambda: UniMP(config, rngs=nnx.Rngs(0))))
+    graph, state = structure(config)
     places = dict(nnx.to_flat_state(param_shardings(state, mesh)))
     return graph, nnx.map_state(lambda path, x: x.replace(shaped(path, x, places[path].get_value())), state)
 

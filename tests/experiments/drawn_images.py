@@ -36,7 +36,8 @@ def draw_images(folder: Path, config: ExperimentConfig, records: PreparedSource,
         {OURS: np.stack([[blurred(data, item) for item in row] for row in alike])},
         np.stack([blurred(data, item) for item in wanted]),
     )
-    tower = mean_of_patches(VisionTower(config.model.vision, DTypes(), Loop(), nnx.Rngs(0)), make_mesh(config.mesh))
+    drawn = nnx.jit(lambda: VisionTower(config.model.vision, DTypes(), Loop(), nnx.Rngs(0)))()
+    tower = mean_of_patches(drawn, make_mesh(config.mesh))
     outcomes = image_outcomes(data, tower, generated)
     path = folder / "evaluation" / "test.json"
     evaluation = load_evaluation(path)

@@ -13,9 +13,10 @@ from experiments.config import load_config
 from experiments.data import ExperimentData, load_records
 from experiments.evals.config import EvaluationConfig
 from experiments.evaluate import evaluate_run
-from experiments.train import open_run, train_run
+from experiments.train import open_run
 from tests.data_pipelines.small import small_corpus
 from tests.experiments.tiny_run import experiment, prepare_source
+from tests.experiments.untrained_run import write_run
 from unimp_jax.model import DecoderConfig
 
 SHARE = 0.3
@@ -41,16 +42,16 @@ def test_content_knn_is_the_cosine_to_the_mean_of_the_history(decay):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    """A run that was never trained, with cold items and content."""
     folder = tmp_path_factory.mktemp("cold")
-    config = experiment(prepare_source(folder), steps=4, content=ContentConfig(("Category",), 1, popularity=True))
+    config = experiment(prepare_source(folder), content=ContentConfig(("Category",), 1, popularity=True))
     decoder = dataclasses.replace(config.model.decoder, free_row_dropout=0.3)
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, decoder=decoder),
         data=dataclasses.replace(config.data, cold_items=SHARE),
     )
-    train_run(config, folder / "run")
-    return folder / "run"
+    return write_run(config, folder / "run", scale=1.5)
 
 
 def test_cold_and_sparse_items_have_tables_of_their_own(run):

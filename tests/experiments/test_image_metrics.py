@@ -39,7 +39,7 @@ def data(tmp_path_factory) -> ExperimentData:
 
 @pytest.fixture(scope="module")
 def tower() -> FeatureExtractor:
-    vision = VisionTower(MODEL.vision, DTypes(), Loop(), nnx.Rngs(0))
+    vision = nnx.jit(lambda: VisionTower(MODEL.vision, DTypes(), Loop(), nnx.Rngs(0)))()
     return mean_of_patches(vision, make_mesh(MeshConfig(data=-1)))
 
 

@@ -21,10 +21,10 @@ from experiments.new_items import read_new_items
 from experiments.parameters import abstract_parameters
 from experiments.restore import restore_parameters
 from experiments.run import open_to_ask
-from experiments.train import train_run
 from tests.data_pipelines.small import image, semantic_vocabulary, small_corpus, small_vocabulary
 from tests.experiments.test_export import IDEFICS
 from tests.experiments.tiny_run import experiment, prepare_source
+from tests.experiments.untrained_run import write_run
 from unimp_jax.sharding import MeshConfig, make_mesh
 
 MESH = MeshConfig(data=-1)
@@ -36,7 +36,7 @@ NEW = [
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """(a short run with content, a file of new items)"""
+    """(a run with content that was never trained, a file of new items)"""
     folder = tmp_path_factory.mktemp("new")
     data = prepare_source(folder)
     rng = np.random.default_rng(0)
@@ -44,9 +44,8 @@ def places(tmp_path_factory):
     content = ContentConfig(
         attributes=("Category",), least_items=1, popularity=True, rating=True, vectors=(folder / "v.parquet",)
     )
-    decoder = dataclasses.replace(IDEFICS.decoder, free_row_dropout=0.3)
-    config = experiment(data, steps=4, model=dataclasses.replace(IDEFICS, decoder=decoder), content=content)
-    train_run(config, folder / "run")
+    model = dataclasses.replace(IDEFICS, decoder=dataclasses.replace(IDEFICS.decoder, free_row_dropout=0.3))
+    write_run(experiment(data, model=model, content=content), folder / "run", scale=1.5)
     (folder / "a.png").write_bytes(image(7))
     file = folder / "items.jsonl"
     file.write_text("".join(json.dumps(item) + "\n" for item in NEW))

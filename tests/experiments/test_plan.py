@@ -105,6 +105,7 @@ def test_gradients_cross_slices():
     assert planned.estimate.seconds.network > 0
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_what_does_not_fit_is_said_in_words():
     wide = dataclasses.replace(TINY.model.decoder, width=8192, mlp_width=65536, heads=64, layers=8)
@@ -112,6 +113,10 @@ def test_what_does_not_fit_is_said_in_words():
     large = dataclasses.replace(TINY, model=model, training=dataclasses.replace(TINY.training, trains=("decoder",)))
     with pytest.raises(DoesNotFit, match="it does not fit v5e-4"):
         make_plan(large, Slices("v5e-4"))
+
+
+@needs_libtpu
+def test_meshes_that_no_slice_has_are_refused():
     with pytest.raises(ValueError, match="does not make 4 devices"):
         make_plan(dataclasses.replace(TINY, mesh=MeshConfig(fsdp=8)), Slices("v5e-4"))
     with pytest.raises(ValueError, match="slice=1 is not a multiple of the 2 slices there are"):  # as a start says

@@ -24,7 +24,7 @@ from experiments.evals.config import EvaluationConfig
 from experiments.evaluate import evaluate_run
 from experiments.report import write_report
 from experiments.results import load_evaluation
-from experiments.train import train_run
+from experiments.train import open_run, train_run
 from tests.experiments.tiny_run import experiment, prepare_source
 from unimp_jax.training.checkpoint import CheckpointConfig, CheckpointError, Checkpoints
 from unimp_jax.training.guard import GuardConfig, TrainingError
@@ -37,7 +37,7 @@ import sys
 from pathlib import Path
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
-from experiments.train import train_run
+from experiments.train import open_run, train_run
 from tests.experiments.tiny_run import experiment
 train_run(experiment(Path(sys.argv[1]), steps={steps}), Path(sys.argv[2]))
 """
@@ -107,7 +107,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 2)
 from experiments import lock
 from experiments.data import ExperimentData
-from experiments.train import train_run
+from experiments.train import open_run, train_run
 from tests.experiments.tiny_run import experiment
 from unimp_jax.training.loop import LoopConfig
 all_batches = ExperimentData.training
@@ -162,6 +162,14 @@ def test_a_run_that_makes_no_sense_any_more_stops_at_its_last_good_checkpoint(da
 
 
 @pytest.fixture(scope="module")
+def opened(data, tmp_path_factory):
+    """The folder of a run that has not made its first step."""
+    folder = tmp_path_factory.mktemp("opened") / "run"
+    open_run(experiment(data), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
     train_run(experiment(data), folder)
@@ -187,17 +195,17 @@ def test_tasks_that_are_none_are_refused(tasks, said):
         EvaluationConfig(tasks=tasks)
 
 
-def test_a_run_of_another_configuration_is_refused(data, run):
+def test_a_run_of_another_configuration_is_refused(data, opened):
     config = experiment(data)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.5))
     with pytest.raises(DataError, match=r"another configuration \(optimizer.learning_rate: 0.01, now 0.5\)"):
-        train_run(config, run)
+        train_run(config, opened)
 
 
-def test_a_run_that_trains_just_now_is_refused(data, run, monkeypatch):
+def test_a_run_that_trains_just_now_is_refused(data, opened, monkeypatch):
     monkeypatch.setattr(lock, "PATIENCE", 0)
-    with lock.alone_in(run), pytest.raises(DataError, match=f"{run} is trained in by process {os.getpid()} on"):
-        train_run(experiment(data), run)
+    with lock.alone_in(opened), pytest.raises(DataError, match=f"{opened} is trained in by process {os.getpid()} on"):
+        train_run(experiment(data), opened)
 
 
 def test_threads_and_mesh_may_change(data, run):
@@ -249,8 +257,8 @@ def test_a_folder_without_a_run_is_named(tmp_path):
         evaluate_run(tmp_path, EvaluationConfig())
 
 
-def test_the_configuration_is_read_back_as_it_was(data, run):
-    assert to_json(load_config(run / "config.json"))["loop"] == to_json(experiment(data))["loop"]
+def test_the_configuration_is_read_back_as_it_was(data, opened):
+    assert to_json(load_config(opened / "config.json"))["loop"] == to_json(experiment(data))["loop"]
 
 
 def test_evaluation_and_report(data, run):

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -92,9 +91,9 @@ def batches_of(data: ExperimentData, task: str, row_shape: RowShape = TOGETHER) 
 
 def search(
     depth: int, task: str = "recommendation", row_shape: RowShape = TOGETHER, *, k: int = K, beams: int = ITEMS,
-    targets: np.ndarray | None = None, seen: Sequence[np.ndarray] | None = None,
+    targets: np.ndarray | None = None, seen: Sequence[np.ndarray] | None = None, model: Predictor | None = None,
 ) -> Ranked:  # fmt: skip
-    data, model = asked(depth)
+    data, model = asked(depth)[0], model or asked(depth)[1]
     targets = right_items(questions(task)) if targets is None else targets
     seen = met(questions(task)) if seen is None else seen
     return model.search(
@@ -242,9 +241,9 @@ def test_more_items_than_beams_are_refused():
 
 
 def test_a_broken_model_finds_nothing():
-    data, model = asked(3)
-    broken = model.with_parameters(jax.tree.map(lambda x: x * np.nan, model.parameters))
-    ranked = rank_catalogue(data, broken, questions())
+    _, model = asked(3)
+    nothing = jax.tree.map(lambda x: jax.device_put(np.full(x.shape, np.nan, x.dtype), x.sharding), model.parameters)
+    ranked = search(3, model=model.with_parameters(nothing))
     assert (ranked.filtered == np.inf).all()
     assert (ranked.top == -1).all()
     assert np.isnan(ranked.cross_entropy).all()
@@ -296,7 +295,7 @@ def test_reviews_begin_with_a_rating_or_are_counted_as_unread():
 
 def test_parameters_are_let_go_with_their_predictor():
     data, model = asked(1)
-    own = model.with_parameters(jax.tree.map(jnp.copy, model.parameters))
+    own = model.with_parameters(jax.tree.map(lambda x: jax.device_put(np.array(x), x.sharding), model.parameters))
     ask_for = functools.partial(rank_catalogue, data, queries=questions()[:2], k=3)
     ask_for(predictor=own)
     leaf = weakref.ref(jax.tree.leaves(own.parameters)[0])

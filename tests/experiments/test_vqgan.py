@@ -77,9 +77,10 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train_vqgan_run(experiment(data), folder)
-    return folder
+    """A run that was never trained."""
+    from tests.experiments.untrained_vqgan import write_vqgan_run  # which is of this file's experiment
+
+    return write_vqgan_run(data, tmp_path_factory.mktemp("runs") / "run")
 
 
 def start(data: Path, folder: Path) -> subprocess.Popen:
@@ -126,6 +127,19 @@ def test_asked_to_end_it_saves_and_goes_on(data, tmp_path, run):
     output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0
     assert b"the same command goes on" in output or (tmp_path / "run" / "checkpoints" / str(STEPS)).exists()
+
+
+def test_a_run_trains_validates_and_saves(data, tmp_path):
+    """Of a smaller model; codewords are placed, revived and averaged, and the discriminator trains in the last step."""
+    smaller = VQGANConfig(8, (8, 8), 1, (), False, 4, 4, codes=16, code_width=4)
+    config = experiment(data, vqgan=smaller, loop=LoopConfig(steps=4, log_every=1, validate_every=4, save_every=2))
+    train_vqgan_run(config, tmp_path / "run")
+    rows = read_log(tmp_path / "run" / "metrics.jsonl")
+    trained, validated = ([row["step"] for row in rows if row["kind"] == kind] for kind in ("train", "validation"))
+    assert (trained, validated) == ([1, 2, 3, 4], [4])
+    assert all(np.isfinite(value) for row in rows for name, value in row.items() if name != "kind")
+    assert {folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()} == {"2", "4"}
+    assert open_vqgan(tmp_path / "run").config == smaller
 
 
 def test_a_run_is_measured_beside_the_mean_image_and_jpeg(data, run):

@@ -11,6 +11,7 @@ from flax import nnx
 
 from unimp_jax.model import ModelConfig, UniMP
 from unimp_jax.model.layers import Linear
+from unimp_jax.sharding import structure
 
 
 def drawn(config: ModelConfig, seed: int = 0) -> UniMP:
@@ -19,7 +20,8 @@ def drawn(config: ModelConfig, seed: int = 0) -> UniMP:
     To draw them by JAX, one program is compiled for each shape: 10 s of processor time for the smallest model, of which
     running it takes 4.
     """
-    model, rng = nnx.eval_shape(lambda: UniMP(config, rngs=nnx.Rngs(0))), np.random.default_rng(seed)
+    graph, state = structure(config)
+    model, rng = nnx.merge(graph, state), np.random.default_rng(seed)
     spreads = {}
     for path, module in nnx.iter_modules(model):
         if isinstance(module, Linear):
@@ -35,5 +37,4 @@ def drawn(config: ModelConfig, seed: int = 0) -> UniMP:
         )
         return variable.replace(jnp.asarray(numbers.astype(variable.dtype)))
 
-    graph, state = nnx.split(model)
     return nnx.merge(graph, nnx.map_state(value, state))

@@ -14,8 +14,8 @@ from flax import nnx
 from experiments.parameters import take_apart
 from experiments.run import materialised
 from tests.experiments.tiny_run import experiment
-from tests.unimp_jax.test_model import random_batch, random_model, small_config
-from unimp_jax.model import UniMP
+from tests.unimp_jax.test_model import answer_logits, random_batch, random_model, small_config
+from unimp_jax.model import UniMP, part_of
 from unimp_jax.model.decoder import FrozenTable
 from unimp_jax.sharding import MeshConfig, make_mesh
 
@@ -32,8 +32,8 @@ def in_use(model: UniMP) -> UniMP:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_rows_are_free_rows_plus_projected_content(tied: bool) -> None:
-    config = small_config(content=CONTENT, tie_embeddings=tied)
-    model, plain_config = random_model(config), small_config(tie_embeddings=tied)
+    config = small_config(groups=1, content=CONTENT, tie_embeddings=tied)
+    model, plain_config = random_model(config), small_config(groups=1, tie_embeddings=tied)
     made_of, tables = model.embeddings, model.embeddings.tables()
     content_VK = np.asarray(made_of.content[...])
     np.testing.assert_allclose(tables.new[...], made_of.new[...] + content_VK @ made_of.projection[...], rtol=1e-6)
@@ -45,23 +45,23 @@ def test_rows_are_free_rows_plus_projected_content(tied: bool) -> None:
     plain = in_use(model)
     assert plain.config == plain_config
     assert not [path for path, value in nnx.to_flat_state(nnx.state(plain)) if isinstance(value, FrozenTable)]
-    np.testing.assert_allclose(plain(batch), model(batch), rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(in_use(plain)(batch), plain(batch))
+    found = answer_logits(plain, batch)
+    np.testing.assert_allclose(found, answer_logits(model, batch), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(answer_logits(in_use(plain), batch), found)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_gradients_are_those_of_the_plain_tables_projected(tied: bool) -> None:
-    config = small_config(content=CONTENT, tie_embeddings=tied)
+    config = small_config(groups=1, content=CONTENT, tie_embeddings=tied)
     model = random_model(config)
     batch = random_batch(np.random.default_rng(0), config)
 
-    def loss(state: nnx.State, graph: nnx.GraphDef) -> jax.Array:
-        return jnp.square(nnx.merge(graph, state)(batch)).mean()
+    def gradients(model: UniMP) -> dict:
+        graph, tables, others = nnx.split(model, lambda path, _: part_of(path) == "embeddings", ...)
+        gradient = jax.jit(jax.grad(lambda tables, others: jnp.square(nnx.merge(graph, tables, others)(batch)).mean()))
+        return dict(nnx.to_flat_state(gradient(tables, others)))
 
-    graph, state = nnx.split(model)
-    ours = dict(nnx.to_flat_state(jax.grad(loss)(state, graph)))
-    graph, state = nnx.split(in_use(model))
-    plain = dict(nnx.to_flat_state(jax.grad(loss)(state, graph)))
+    ours, plain = gradients(model), gradients(in_use(model))
     content_KV = np.asarray(model.embeddings.content[...]).T
     for free, projection in (("new", "projection"), ("new_head", "head_projection"))[: 1 if tied else 2]:
         of_table = np.asarray(plain["embeddings", free][...])
@@ -76,7 +76,7 @@ def test_gradients_are_those_of_the_plain_tables_projected(tied: bool) -> None:
 def dropping_model(tied: bool, rate: float, tokens: int) -> UniMP:
     """A model whose last two features of content are of interactions, and some of whose tokens have no content."""
     decoder = {"content": CONTENT, "interaction_features": 2, "free_row_dropout": rate, "new_tokens": tokens}
-    model = random_model(small_config(tie_embeddings=tied, **decoder))
+    model = random_model(small_config(groups=1, tie_embeddings=tied, **decoder))
     content_VK = np.random.default_rng(0).normal(size=(tokens, CONTENT)).astype(np.float32)
     content_VK[::3] = 0
     model.embeddings.content[...] = jnp.asarray(content_VK)
@@ -87,14 +87,15 @@ def dropping_model(tied: bool, rate: float, tokens: int) -> UniMP:
 def test_a_dropped_token_is_shown_as_if_it_were_new(tied: bool) -> None:
     """Row by row, in the plainest form: content alone, without features of interactions; or all, nothing scaled."""
     embeddings = dropping_model(tied, 0.4, 48).embeddings
-    tables = embeddings.tables(jax.random.key(3))
+    tables_of = nnx.jit(type(embeddings).tables)
+    tables, every = tables_of(embeddings, jax.random.key(3)), tables_of(embeddings)
     pairs = [(tables.new, embeddings.new, embeddings.projection)]
     if not tied:
         pairs.append((tables.new_head, embeddings.new_head, embeddings.head_projection))
     content_VK = np.asarray(embeddings.content[...])
     dropped = []
     for token, content_K in enumerate(content_VK):
-        is_dropped = not np.allclose(tables.new[...][token], embeddings.tables().new[...][token], atol=1e-6)
+        is_dropped = not np.allclose(tables.new[...][token], every.new[...][token], atol=1e-6)
         dropped.append(is_dropped)
         for table, free, projection in pairs:
             projection_KD = np.asarray(projection[...])

@@ -30,12 +30,17 @@ def causal_mask(ids):
 
 
 def assert_equal_with_gradients(one, other, arguments, atol):
-    weights = jnp.asarray(np.random.default_rng(0).normal(size=one(*arguments).shape), jnp.float32)
-    for mine, plain in zip(
-        (one(*arguments), *jax.jit(jax.grad(lambda *x: (one(*x) * weights).sum(), (0, 1, 2)))(*arguments)),
-        (other(*arguments), *jax.jit(jax.grad(lambda *x: (other(*x) * weights).sum(), (0, 1, 2)))(*arguments)),
-        strict=True,
-    ):
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=arguments[0].shape), jnp.float32)  # as the queries'
+
+    def with_gradients(function):
+        def weighted(*x):
+            out = function(*x)
+            return (out * weights).sum(), out
+
+        (_, out), gradients = jax.jit(jax.value_and_grad(weighted, (0, 1, 2), has_aux=True))(*arguments)
+        return out, *gradients
+
+    for mine, plain in zip(with_gradients(one), with_gradients(other), strict=True):
         np.testing.assert_allclose(mine, plain, atol=atol)
 
 
@@ -74,10 +79,8 @@ def test_splash_on_a_mesh_equals_one_device(mesh):
     arguments = qkv(rng, 8, 256, 256, 4, 4, 8)
     with jax.set_mesh(make_mesh(MeshConfig(**mesh))):
         assert_equal_with_gradients(
-            jax.jit(
-                lambda *x: attention(*x, segment_mask(ids, ids, "splash", causal=True, alibi_positions_BT=positions))
-            ),
-            jax.jit(lambda *x: attend(*x, causal_mask(ids), alibi(positions, positions, 4))),
+            lambda *x: attention(*x, segment_mask(ids, ids, "splash", causal=True, alibi_positions_BT=positions)),
+            lambda *x: attend(*x, causal_mask(ids), alibi(positions, positions, 4)),
             arguments,
             atol=1e-4,  # as above
         )

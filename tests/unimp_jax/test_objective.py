@@ -48,7 +48,7 @@ def test_losses_and_gradients_equal_the_reference(golden, name, gamma):
     def loss(logits):
         return loss_of(logits[:, :-1], np.maximum(labels, 0), weights, gamma)
 
-    value, gradient = jax.value_and_grad(loss)(jnp.asarray(golden["logits"]))
+    value, gradient = jax.jit(jax.value_and_grad(loss))(golden["logits"])
     np.testing.assert_allclose(value, golden[f"loss_{name}"], rtol=1e-5)
     np.testing.assert_allclose(gradient, golden[f"grad_{name}"], rtol=1e-5, atol=1e-5)
 
@@ -59,18 +59,15 @@ def test_micro_batches_add_up_to_the_whole(golden):
     targets = rng.integers(11, size=(8, 5))
     weights = rng.choice([0.0, 1.0, 2.0], size=(8, 5)).astype(np.float32)
     shares = weights / count_answers(weights)
-    whole = chunked_loss(itself, {}, logits, targets, shares, 2.0, 4)[0]
-    parts = [
-        chunked_loss(itself, {}, logits[i : i + 2], targets[i : i + 2], shares[i : i + 2], 2.0, 4)[0]
-        for i in range(0, 8, 2)
-    ]
-    np.testing.assert_allclose(sum(parts), whole, rtol=1e-6)
+    loss = jax.jit(lambda *batch: chunked_loss(itself, {}, *batch, 2.0, 4)[0])
+    parts = [loss(logits[i : i + 2], targets[i : i + 2], shares[i : i + 2]) for i in range(0, 8, 2)]
+    np.testing.assert_allclose(sum(parts), loss(logits, targets, shares), rtol=1e-6)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_certain_answers_cost_nothing_and_pull_nowhere(gamma):
     logits = jnp.array([[100.0, 0.0, 0.0]])
-    value, gradient = jax.value_and_grad(lambda x: token_losses(x, jnp.array([0]), gamma)[0].sum())(logits)
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: token_losses(x, jnp.array([0]), gamma)[0].sum()))(logits)
     assert abs(value) < 1e-6
     assert np.isfinite(gradient).all()
     assert np.abs(gradient).max() < 1e-6
@@ -79,7 +76,7 @@ def test_certain_answers_cost_nothing_and_pull_nowhere(gamma):
 def test_an_empty_slot_counts_nothing_even_if_its_logits_are_not_finite():
     logits = jnp.array([[[0.0, 1.0], [jnp.inf, jnp.nan]]])
     weights = jnp.array([[1.0, 0.0]])
-    value = loss_of(logits, jnp.array([[1, 0]]), weights, 2.0)
+    value = jax.jit(lambda logits: loss_of(logits, jnp.array([[1, 0]]), weights, 2.0))(logits)
     assert np.isfinite(value)
 
 
@@ -101,11 +98,14 @@ def test_chunks_give_the_loss_and_gradients_of_the_whole(chunk, gamma):
     def chunked(head, hidden):
         return chunked_loss(logits, head, hidden, targets, weights / count_answers(weights), gamma, chunk)[0]
 
-    for one, other in zip(
-        jax.tree.leaves(jax.value_and_grad(plain, argnums=(0, 1))(head, hidden)),
-        jax.tree.leaves(jax.value_and_grad(lambda *x: 1.0 * chunked(*x), argnums=(0, 1))(head, hidden)),
-        strict=True,
-    ):
+    @jax.jit
+    def both(head, hidden):
+        whole = jax.value_and_grad(plain, argnums=(0, 1))(head, hidden)
+        in_chunks = jax.value_and_grad(lambda *x: 1.0 * chunked(*x), argnums=(0, 1))(head, hidden)
+        entropy = chunked_loss(logits, head, hidden, targets, weights, gamma, chunk)[1]
+        return whole, in_chunks, entropy, token_losses(logits(head, hidden), targets, 0.0)[1]
+
+    whole, in_chunks, entropy, whole_entropy = both(head, hidden)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(in_chunks), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-    entropy = chunked_loss(logits, head, hidden, targets, weights, gamma, chunk)[1]
-    np.testing.assert_allclose(entropy, token_losses(logits(head, hidden), targets, 0.0)[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(entropy, whole_entropy, rtol=1e-5, atol=1e-6)

@@ -5,11 +5,12 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unimp_jax.test_model import random_model, small_config
-from unimp_jax.model import ModelConfig, ProjectorConfig, VisionConfig
+from unimp_jax.model import ModelConfig, ProjectorConfig, UniMP, VisionConfig
 from unimp_jax.model.unimp import image_slots
 
 
@@ -34,11 +35,12 @@ def test_an_image_becomes_as_many_tokens_as_its_configuration_says(kind):
     config = dataclasses.replace(small_config("interleaved"), projector=ProjectorConfig(kind))
     model = random_model(config)
     images = np.random.default_rng(12).integers(0, 256, (2, 3, 8, 8, 3)).astype(np.uint8)
-    found = model.encode_images(images)
+    encode, see = nnx.jit(UniMP.encode_images), nnx.jit(UniMP.see)
+    found = encode(model, images)
     assert (
         found.shape == (2, 3, *config.latents_shape) == (2, 3, {"mlp": 4, "pixel_shuffle": 1, "resampler": 3}[kind], 32)
     )
-    np.testing.assert_allclose(model.encode_images(model.see(images[0])[None]), found[:1], atol=1e-5)
+    np.testing.assert_allclose(encode(model, see(model, images[0])[None]), found[:1], atol=1e-5)
 
 
 def shuffled(scale: int = 2, **vision) -> ModelConfig:

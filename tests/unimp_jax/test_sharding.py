@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.unimp_jax.test_model import random_batch, small_config
-from unimp_jax.model import part_of
+from unimp_jax.model import PARTS, part_of
 from unimp_jax.objective import count_answers, token_losses
 from unimp_jax.sharding import MeshConfig, batch_sharding, check_rows, check_tokens, init_model, make_mesh, row_shards
 
@@ -85,7 +85,7 @@ def check_equal(on_eight, on_one):
 
 def test_fsdp_and_tensor_split_what_they_should():
     mesh = make_mesh(MESHES["fsdp=4 tensor=2"])
-    model = init_model(small_config(), mesh, seed=0)
+    model = init_model(small_config(), mesh, seed=0, blank=PARTS)
     query = model.decoder.layers.attention.query.kernel[...]
     assert query.shape == (2, 2, 32, 4, 8)
     assert query.addressable_shards[0].data.shape == (2, 2, 8, 2, 8)

@@ -15,11 +15,12 @@ from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import RowShape
 from tests.data_pipelines.small import drawn, image, small_corpus, small_vocabulary, small_writer
 from tests.experiments.tiny_run import MODEL
+from tests.unimp_jax.models import drawn as drawn_model
 from unimp_jax.batch import Batch
 from unimp_jax.model import ModelConfig, UniMP
 from unimp_jax.model.decoder import FrozenTable
 from unimp_jax.objective import ObjectiveConfig
-from unimp_jax.sharding import MeshConfig, batch_sharding, init_model, make_mesh
+from unimp_jax.sharding import MeshConfig, batch_sharding, make_mesh, param_shardings
 from unimp_jax.training.guard import GuardConfig, new_guard
 from unimp_jax.training.step import TrainState, make_train_step
 
@@ -88,9 +89,10 @@ def one_step(
 ):
     """(state after one step, metrics, gradient-shaped update), by a plain optimizer whose update is the gradient."""
     the_mesh = make_mesh(mesh, jax.devices()[:devices])
-    model = with_content(open_gates(init_model(config, the_mesh, seed=0)))
-    graph, trainable, frozen = nnx.split(
-        model, lambda path, variable: path[0] in trains and not isinstance(variable, FrozenTable), ...
+    graph, state = nnx.split(with_content(open_gates(drawn_model(config))))
+    state = jax.tree.map(jax.device_put, state, param_shardings(state, the_mesh))
+    trainable, frozen = nnx.split_state(
+        state, lambda path, variable: path[0] in trains and not isinstance(variable, FrozenTable), ...
     )
     transformation = optax.sgd(1.0)
     step = make_train_step(
@@ -142,7 +144,7 @@ def test_accumulation_changes_nothing(packed):
 def test_the_same_rows_are_dropped_on_a_mesh_and_in_every_part_of_a_batch(packed):
     one = one_step(packed, config=DROPPING)
     assert_close(one, one_step(packed, config=DROPPING, mesh=MeshConfig(fsdp=4, tensor=2), devices=8, accumulate=2))
-    before = init_model(DROPPING, make_mesh(MeshConfig(), jax.devices()[:1]), seed=0).embeddings.new[...]
+    before = drawn_model(DROPPING).embeddings.new[...]
     untouched = (one[0]["embeddings"]["new"][...] == before).all(axis=1)  # what is dropped has no gradient
     assert 0.3 < untouched.mean() < 0.7
 

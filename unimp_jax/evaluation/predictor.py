@@ -6,6 +6,7 @@ Whatever is asked, `Predictor` maps one function of `unimp_jax.evaluation.answer
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, Self
 
@@ -59,7 +60,6 @@ class Predictor:
         """
         self.graph, self.mesh, self.parameters, self._to_device = graph, mesh, parameters, to_device
         self.latents_ILC: jax.Array | None = None
-        self._programs: dict[Any, Callable[..., list[jax.Array]]] = {}
 
     def with_parameters(self, parameters: tuple[Any, ...]) -> Self:
         """The same model with other parameters, for which nothing is compiled again."""
@@ -242,25 +242,30 @@ class Predictor:
         return tuple(wholes)
 
     def _program(self, function: Callable[..., Any], static: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
-        """`function` compiled, its results flattened to [B * A, …], the prompts' numbers behind them."""
-        graph = self.graph  # a program that held the predictor would keep its parameters alive
-        if (function, static) not in self._programs:
+        return program(self.graph, self.mesh, function, static)
 
-            def run(
-                parameters: tuple[Any, ...], latents_ILC: jax.Array | None, batch: Batch, prompts_BA: jax.Array,
-                constants: tuple[Any, ...], facts: tuple[jax.Array, ...],
-            ) -> list[jax.Array]:  # fmt: skip
-                model = nnx.merge(graph, *parameters)
-                latents_BNLC = None if latents_ILC is None else latents_ILC[batch.images]
-                prompts = answering.Prompts(batch, latents_BNLC, prompts_BA)
-                results = function(model, prompts, *constants, *facts, **dict(static))
-                return [x.reshape(-1, *x.shape[2:]) for x in (*results, prompts_BA)]
 
-            everywhere = NamedSharding(self.mesh, PartitionSpec())
-            self._programs[function, static] = jax.jit(
-                run, out_shardings=everywhere, compiler_options=compiler_options(self.mesh)
-            )
-        return self._programs[function, static]
+@functools.lru_cache(maxsize=32)
+def program(
+    graph: nnx.GraphDef, mesh: Mesh, function: Callable[..., Any], static: tuple[tuple[str, Any], ...]
+) -> Callable[..., list[jax.Array]]:
+    """`function` compiled, its results flattened to [B * A, …], the prompts' numbers behind them.
+
+    Predictors of models of one structure share it, so that a run that is opened again is not compiled again.
+    """
+
+    def run(
+        parameters: tuple[Any, ...], latents_ILC: jax.Array | None, batch: Batch, prompts_BA: jax.Array,
+        constants: tuple[Any, ...], facts: tuple[jax.Array, ...],
+    ) -> list[jax.Array]:  # fmt: skip
+        model = nnx.merge(graph, *parameters)
+        latents_BNLC = None if latents_ILC is None else latents_ILC[batch.images]
+        prompts = answering.Prompts(batch, latents_BNLC, prompts_BA)
+        results = function(model, prompts, *constants, *facts, **dict(static))
+        return [x.reshape(-1, *x.shape[2:]) for x in (*results, prompts_BA)]
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(run, out_shardings=everywhere, compiler_options=compiler_options(mesh))
 
 
 def targets_of(batch: PromptBatch, targets: np.ndarray) -> np.ndarray:

@@ -17,7 +17,8 @@ import einops
 import numpy as np
 from flax import nnx
 
-from unimp_jax.model import ModelConfig, UniMP
+from unimp_jax.model import ModelConfig
+from unimp_jax.sharding import structure
 
 AXES = re.compile(r"\([^)]*\)|\S+")
 """Each axis of one side of a layout."""
@@ -146,7 +147,7 @@ def shapes_of(make: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
 
 def model_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Of the parameters of `UniMP(config)`."""
-    return shapes_of(lambda: UniMP(config, rngs=nnx.Rngs(0)))
+    return {name: tuple(variable.shape) for name, variable in by_name(structure(config)[1]).items()}
 
 
 def placements(table: Table, shapes: Shapes) -> Iterator[Placement]:

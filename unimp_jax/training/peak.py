@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 
 import jax
@@ -32,12 +33,14 @@ def peak_flops(dtype: str = "bfloat16") -> float:
     for name, flops in PEAK_BFLOAT16.items():
         if device.device_kind.startswith(name) and dtype == "bfloat16":
             return flops * jax.device_count()
-    shared = 1 if device.platform == "cpu" else jax.device_count()
-    return measured_matmul_flops(dtype) * shared
+    if device.platform == "cpu":
+        return measured_matmul_flops(dtype, size=1024)
+    return measured_matmul_flops(dtype, size=2048) * jax.device_count()
 
 
-def measured_matmul_flops(dtype: str, size: int = 2048, repeats: int = 5) -> float:
-    """The best of some square matrix products on one device, in FLOP/s."""
+@functools.cache
+def measured_matmul_flops(dtype: str, size: int, repeats: int = 5) -> float:
+    """The best of some square matrix products on one device, in FLOP/s; a process measures it once."""
     matrix = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     product(matrix, matrix).block_until_ready()

@@ -18,7 +18,7 @@ from unimp_jax.model import DecoderConfig, GatedCrossAttentionConfig, ModelConfi
 def distinguished(model: UniMP, factor: float) -> UniMP:
     """All weights so many times as large, so that what is said depends on what was said."""
     graph, state = nnx.split(randomised(model, deviation=0.5))
-    return nnx.merge(graph, jax.tree.map(lambda x: factor * x, state))
+    return nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(np.float32(factor) * np.asarray(x)), state))
 
 
 IDEFICS = geometry(every=2, new_tokens=3, qk_norm=True, gate="channel", kv_heads=2)
@@ -89,11 +89,10 @@ def rows_of(
             start, shown = start + length, shown + count
     nothing = np.zeros((B, slots), np.int32)
     pixels = rng.normal(size=(B, images, size, size, 3)).astype(np.float32)
-    batch = Batch(
+    return Batch(
         **arrays, images=pixels, image_segment_ids=segments, answer_positions=places, answer_targets=nothing,
         answer_weights=weights.astype(np.float32), answer_tasks=nothing,
     )  # fmt: skip
-    return jax.tree.map(jnp.asarray, batch)
 
 
 ROOM = 32

@@ -17,6 +17,7 @@ from tests.unimp_jax.decoding.support import (
     next_logits,
     prompts,
 )
+from tests.unimp_jax.models import drawn
 from unimp_jax.decoding import BeamConfig, SamplingConfig, beam_search
 from unimp_jax.decoding.sampling import kept_logits
 from unimp_jax.sharding import MeshConfig, batch_sharding, make_mesh
@@ -157,11 +158,7 @@ def test_on_a_mesh_it_says_what_one_device_says():
 
 
 def test_bfloat16_runs():
-    from flax import nnx
-
-    from unimp_jax.model import UniMP
-
-    net = UniMP(dataclasses.replace(model().config, compute_dtype="bfloat16"), rngs=nnx.Rngs(0))
+    net = drawn(dataclasses.replace(model().config, compute_dtype="bfloat16"))
     batch = prompts("packed", net.config)
     answers = jitted(net, lambda net, batch: beam_search(net, batch, BeamConfig(2, 5), eos=EOS))(batch)
     assert np.isfinite(answers.scores_BAW[np.asarray(batch.answer_weights) > 0]).all()

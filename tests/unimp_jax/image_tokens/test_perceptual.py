@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from unimp_jax.image_tokens.perceptual import STAGES, tower_distance
+from unimp_jax.image_tokens.perceptual import LPIPS, STAGES, tower_distance
 from unimp_jax.interop.layout import WeightsError
 from unimp_jax.interop.lpips import read_lpips
 from unimp_jax.model.layers import DTypes, Loop
@@ -72,9 +72,10 @@ def test_lpips_from_its_two_files_and_from_a_taming_checkpoint(weights, tmp_path
     torch.save({"state_dict": inside | {"encoder.conv_in.bias": torch.zeros(3)}}, tmp_path / "last.ckpt")
     one, other = images(32)
     expected = lpips_of_torch(vgg, linear, *(torch.tensor(x).permute(0, 3, 1, 2) for x in (one, other)))
+    distance = nnx.jit(LPIPS.distance)
     for files in (("vgg16.pth", "vgg.pth"), ("last.ckpt",)):
         model = read_lpips([tmp_path / file for file in files])
-        assert model.distance(one, other) == pytest.approx(float(expected), rel=1e-4)
+        assert distance(model, one, other) == pytest.approx(float(expected), rel=1e-4)
     with pytest.raises(WeightsError, match="arrays are missing"):
         read_lpips([tmp_path / "vgg16.pth"])
     with pytest.raises(WeightsError, match="as well"):
@@ -83,10 +84,10 @@ def test_lpips_from_its_two_files_and_from_a_taming_checkpoint(weights, tmp_path
 
 def test_distance_in_a_tower_is_0_of_equal_images_and_has_a_gradient():
     config = VisionConfig(image_size=16, patch_size=8, width=8, layers=1, heads=2, mlp_width=8)
-    tower = VisionTower(config, DTypes(), Loop(), nnx.Rngs(0))
+    tower = nnx.jit(lambda: VisionTower(config, DTypes(), Loop(), nnx.Rngs(0)))()
     one, other = images(32)
     assert tower_distance(tower, one, one) == 0
-    distance, gradient = jax.value_and_grad(lambda one: tower_distance(tower, one, other))(one)
+    distance, gradient = jax.jit(jax.value_and_grad(lambda one: tower_distance(tower, one, other)))(one)
     assert distance > 0
     assert np.isfinite(gradient).all()
     assert gradient.any()

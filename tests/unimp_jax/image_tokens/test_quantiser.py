@@ -1,5 +1,7 @@
 """Codes and codewords against their plain formulas."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,17 +49,19 @@ def test_gradients_pass_straight_to_latents_and_codewords_are_drawn_to_them(draw
         quantised = quantise(latents, codebook, QuantiserConfig(beta=beta), 0)
         return jnp.sum(quantised.codewords * 3) + quantised.loss
 
-    of_latents, of_codebook = jax.grad(loss, (0, 1))(latents, codebook)
+    of_latents, of_codebook = jax.jit(jax.grad(loss, (0, 1)))(latents, codebook)
     apart = latents - codebook[codes]
     np.testing.assert_allclose(of_latents, 3 + 2 * beta * apart / latents.size, rtol=1e-5)
     drawn_to = np.stack([-2 * apart[codes == k].sum(axis=0) / latents.size for k in range(K)])
     np.testing.assert_allclose(of_codebook, drawn_to, atol=1e-6)
-    assert np.allclose(quantise(latents, codebook, QuantiserConfig(), 0).codewords, codebook[codes], atol=1e-6)
+    found = jax.jit(lambda *x: quantise(*x, QuantiserConfig(), 0).codewords)(latents, codebook)
+    assert np.allclose(found, codebook[codes], atol=1e-6)
 
 
 def test_before_there_are_codes_latents_pass_as_they_are(drawn):
     latents, codebook = drawn
-    early, late = (quantise(latents, codebook, QuantiserConfig(after=2), step) for step in (1, 2))
+    at = jax.jit(lambda step: quantise(latents, codebook, QuantiserConfig(after=2), step))
+    early, late = at(1), at(2)
     assert np.array_equal(early.codewords, latents)
     assert early.loss == 0 < late.loss
     assert np.allclose(late.codewords, codebook[late.codes], atol=1e-6)
@@ -66,17 +70,18 @@ def test_before_there_are_codes_latents_pass_as_they_are(drawn):
 def test_averaged_codewords_pass_no_gradient(drawn):
     latents, codebook = drawn
     config = QuantiserConfig(average=0.99)
-    assert not jax.grad(lambda codebook: quantise(latents, codebook, config, 0).loss)(codebook).any()
+    assert not jax.jit(jax.grad(lambda codebook: quantise(latents, codebook, config, 0).loss))(codebook).any()
 
 
 def test_moving_averages_are_their_formula(drawn):
     latents, codebook = drawn
     decay, state, words = 0.9, new_codebook_state(jnp.asarray(codebook)), jnp.asarray(codebook)
     counts, sums = np.ones(K), codebook.astype(np.float64)
+    nearest, average = jax.jit(nearest_codes), jax.jit(functools.partial(averaged, decay=decay))
     for round in range(5):
         batch = latents + round
-        codes = np.asarray(nearest_codes(batch, words))
-        words, state = averaged(words, state, codes, batch, decay)
+        codes = np.asarray(nearest(batch, words))
+        words, state = average(words, state, codes, batch)
         for k in range(K):
             counts[k] = decay * counts[k] + (1 - decay) * (codes == k).sum()
             sums[k] = decay * sums[k] + (1 - decay) * batch[codes == k].sum(axis=0)
@@ -100,7 +105,7 @@ def test_dead_codewords_become_latents_of_the_batch(drawn):
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=2, max_size=9).filter(any))
 def test_perplexity_is_the_exponential_of_the_entropy(counts):
-    assert perplexity(jnp.array(counts, jnp.float32)) == pytest.approx(np.exp(entropy(counts)), rel=1e-4)
+    assert jax.jit(perplexity)(np.array(counts, np.float32)) == pytest.approx(np.exp(entropy(counts)), rel=1e-4)
 
 
 @pytest.mark.parametrize("wrong", [{"after": -1}, {"beta": -1}, {"average": 1.0}, {"revive_every": 0}])

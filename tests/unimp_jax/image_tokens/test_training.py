@@ -182,7 +182,10 @@ def test_it_learns():
         (lambda: VQGANConfig(blocks=0), "at least 1"),
         (lambda: LossConfig(absolute=0.0), "absolute or squared"),
         (lambda: DiscriminatorConfig(layers=0), "at least 1"),
-        (lambda: VQGAN(TRAINER.vqgan, rngs=nnx.Rngs(0)).encode(jnp.zeros((1, 15, 16, 3))), "multiples of 2"),
+        (
+            lambda: nnx.eval_shape(lambda: VQGAN(TRAINER.vqgan, rngs=nnx.Rngs(0)).encode(jnp.zeros((1, 15, 16, 3)))),
+            "multiples of 2",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(make, told):

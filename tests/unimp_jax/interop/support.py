@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -57,16 +58,15 @@ def from_start(folder: Path, others: ModelConfig | None = None) -> UniMP:
 
 
 def randomised(model: UniMP, seed: int = 0, deviation: float = 0.3) -> UniMP:
-    """A model in which nothing is where it starts: norms, biases and gates too."""
+    """A model in which nothing is where it starts: what is all zeros or ones (norms, biases, gates) is moved."""
     rng = np.random.default_rng(seed)
     graph, state = nnx.split(model)
-    moved = jax.tree.map(lambda x: x + deviation * rng.normal(size=x.shape).astype(np.float32) * scale(x), state)
-    return nnx.merge(graph, moved)
 
+    def moved(x: jax.Array) -> jax.Array:
+        noise = deviation * rng.normal(size=x.shape).astype(np.float32)
+        return jnp.asarray(np.asarray(x) + noise) if np.ptp(np.asarray(x)) == 0 else x
 
-def scale(x: jax.Array) -> float:
-    """Matrices are as they were; what starts as all zeros or ones is moved."""
-    return 1.0 if float(x.std()) == 0 else 0.0
+    return nnx.merge(graph, jax.tree.map(moved, state))
 
 
 def shake(module, seed: int = 0, deviation: float = 0.3) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -281,9 +282,9 @@ def check_tower(folder, theirs, class_token: bool) -> str:
 
 
 def vision_of(start, config: ModelConfig, images: np.ndarray) -> np.ndarray:
-    graph, state = nnx.split(VisionTower(config.vision, DTypes(), Loop(), nnx.Rngs(0)))
+    graph, state = nnx.split(nnx.jit(lambda: VisionTower(config.vision, DTypes(), Loop(), nnx.Rngs(0)))())
     (whole,) = place((nnx.State({"vision": state}),), start_values(start, config))
-    return np.asarray(nnx.merge(graph, whole["vision"])(images))
+    return np.asarray(jax.jit(lambda state, images: nnx.merge(graph, state)(images))(whole["vision"], images))
 
 
 def test_language_and_vision_together(tmp_path):

@@ -1,7 +1,9 @@
 """VQGANs of diffusers and taming-transformers: the same codes, latents and images, in both directions."""
 
 import dataclasses
+import functools
 import json
+import math
 import sys
 import types
 
@@ -55,6 +57,24 @@ def some_of(latents, count):
     return drawn + 0.01 * torch.randn_like(drawn)
 
 
+def new_model(config) -> VQGAN:
+    """Drawn by NumPy, norms and biases too: by JAX, a program would be compiled for it."""
+    rng = np.random.default_rng(3)
+
+    def draw(path, variable):
+        spread = math.prod(variable.shape[:-1]) ** -0.5 if len(variable.shape) > 1 else 0.1
+        mean = 1.0 if path[-1] == "scale" else 0.0
+        return variable.replace(jnp.asarray(mean + spread * rng.normal(size=variable.shape), jnp.float32))
+
+    graph, shapes = structure(config)
+    return nnx.merge(graph, nnx.map_state(draw, shapes))
+
+
+@functools.cache
+def structure(config) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: VQGAN(config, rngs=nnx.Rngs(0))))
+
+
 def random_images(config, count=3):
     return np.random.default_rng(0).uniform(-1, 1, (count, config.image_size, config.image_size, 3)).astype(np.float32)
 
@@ -101,9 +121,10 @@ def test_import_from_diffusers(config, tmp_path):
 
 @geometries
 def test_export_to_diffusers(config, tmp_path):
-    ours = VQGAN(config, rngs=nnx.Rngs(3))
+    ours = new_model(config)
     images = random_images(config)
-    ours.codebook[...] = jnp.asarray(some_of(torch.from_numpy(np.array(ours.encode(images))), config.codes))
+    latents = nnx.jit(VQGAN.encode)(ours, images)
+    ours.codebook[...] = jnp.asarray(some_of(torch.from_numpy(np.array(latents)), config.codes))
     write_vqgan(tmp_path / "ours", ours)
     model, loading = diffusers.VQModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not loading["missing_keys"] + loading["unexpected_keys"]
@@ -111,7 +132,7 @@ def test_export_to_diffusers(config, tmp_path):
 
 
 def test_export_import_and_export_again_give_the_same_bytes(tmp_path):
-    write_vqgan(tmp_path / "one", VQGAN(GEOMETRIES[0], rngs=nnx.Rngs(3)))
+    write_vqgan(tmp_path / "one", new_model(GEOMETRIES[0]))
     import_weights(ImportConfig(vqgan=str(tmp_path / "one")), tmp_path / "two")
     for file in ("config.json", "diffusion_pytorch_model.safetensors"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
@@ -204,7 +225,7 @@ def check_places(config):
     ],
 )
 def test_another_geometry_is_refused_in_one_line(change, told, tmp_path):
-    write_vqgan(tmp_path / "model", VQGAN(GEOMETRIES[0], rngs=nnx.Rngs(0)))
+    write_vqgan(tmp_path / "model", new_model(GEOMETRIES[0]))
     file = tmp_path / "model" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(WeightsError, match=told) as caught:

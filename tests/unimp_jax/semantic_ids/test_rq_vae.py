@@ -25,7 +25,7 @@ def latents_and_codebooks() -> tuple[np.ndarray, np.ndarray]:
 
 def test_quantisation_is_that_of_a_plain_loop() -> None:
     latents_BD, codebooks_LKD = latents_and_codebooks()
-    codes_LB, residuals_LBD, sums_LBD, loss = quantise(jnp.asarray(latents_BD), jnp.asarray(codebooks_LKD), BETA)
+    codes_LB, residuals_LBD, sums_LBD, loss = jax.jit(quantise)(latents_BD, codebooks_LKD, BETA)
     total = 0.0
     for b, latent_D in enumerate(latents_BD):
         residual_D = latent_D.copy()
@@ -47,9 +47,7 @@ def test_gradients_are_those_written_by_hand() -> None:
         _, _, sums_LBD, loss = quantise(latents_BD, codebooks_LKD, BETA)
         return (slope_BD * sums_LBD[-1]).sum() + loss
 
-    of_latents_BD, of_codebooks_LKD = jax.grad(cost, argnums=(0, 1))(
-        jnp.asarray(latents_BD), jnp.asarray(codebooks_LKD)
-    )
+    of_latents_BD, of_codebooks_LKD = jax.jit(jax.grad(cost, argnums=(0, 1)))(latents_BD, codebooks_LKD)
     by_latents_BD, by_codebooks_LKD = slope_BD.copy(), np.zeros_like(codebooks_LKD)
     for b, residual_D in enumerate(latents_BD):
         for level, codebook_KD in enumerate(codebooks_LKD):
