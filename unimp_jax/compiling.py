@@ -7,21 +7,18 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-import jaxlib
 from jax.sharding import Mesh
 
 T = TypeVar("T")
 LEVEL = "xla_backend_optimization_level"
 QUICK: dict[str, Any] = {LEVEL: 1}
-if jaxlib.__version__.startswith("0.10."):  # later ones have no other way
-    QUICK["xla_cpu_use_fusion_emitters"] = False
 
 
 def compiler_options(mesh: Mesh | None = None) -> dict[str, Any] | None:
     """Options for `jax.jit` on the devices of a mesh, or on the default ones: for CPUs, LLVM's first level of
-    optimisation, without a module of MLIR for each fusion; None for others, or where `XLA_FLAGS` names a level.
+    optimisation; None for others, or where `XLA_FLAGS` names a level.
 
-    The step of a model for minutes is compiled in 16 s where the default takes 40, and its random parameters in 10 s
+    The step of a model for minutes is compiled in 23 s where the default takes 40, and its random parameters in 10 s
     where it takes 28; steps are not slower, for their products are calls of a library.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
