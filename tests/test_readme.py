@@ -1,13 +1,14 @@
 """The Python example of the README and the notebook run from top to bottom."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.child import child_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,8 +41,7 @@ exec(compile(sys.argv[1], "README.md", "exec"), {})
 def test_the_example_of_the_readme_runs(tmp_path):
     """On the data of `unimp demo`, after a single step of a smaller model, on one device, as its readers have."""
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-    flags = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "")
-    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    environment = child_environment(PYTHONPATH=str(ROOT))
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, example], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

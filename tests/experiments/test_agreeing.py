@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.child import child_environment
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import errno, json, os, signal, sys, time
@@ -57,7 +59,7 @@ def both(folder: Path, error: str, times: int, *, asked: bool = False) -> tuple[
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment = child_environment()
     told = {"folder": str(folder / "checkpoints"), "coordinator": coordinator, "error": error, "times": times}
     running = [
         subprocess.Popen(

@@ -1,6 +1,5 @@
 """Asked to end by SIGTERM while XLA compiles: the process is gone within seconds, nothing is half-written or lost."""
 
-import os
 import re
 import signal
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.child import child_environment
 from tests.experiments.tiny_run import prepare_source
 from unimp_jax.training.log import read_log
 
@@ -52,7 +52,7 @@ def data(tmp_path_factory):
 
 
 def start(data: Path, run: Path, slow: str) -> subprocess.Popen:
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment = child_environment()
     command = [sys.executable, "-u", "-c", PROGRAM, str(data), str(run), slow]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.child import child_environment
 from tests.experiments.tiny_run import MODEL, experiment, prepare_source
 from tests.experiments.untrained_run import write_run
 from tests.experiments.untrained_vqgan import write_vqgan_run
@@ -59,7 +59,7 @@ def together(runs: tuple[Path, Path], out: Path, processes: int, devices: int) -
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment = child_environment()
     running = []
     for index in range(processes):
         joined = {"coordinator": f"localhost:{port}", "count": processes, "index": index} if processes > 1 else {}

@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tests.child import child_environment
 from tests.experiments.tiny_run import prepare_source
 from unimp_jax.processes import ProcessesConfig, check_joined, join, started
 from unimp_jax.training.log import read_log
@@ -74,7 +75,7 @@ def train(
 ) -> list[str]:
     """What each process prints; those `asked` are sent SIGTERM before their second step; `order` is of the devices."""
     port = free_port()
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment = child_environment()
     running = []
     for index in range(processes):
         joined = {"coordinator": f"localhost:{port}", "count": processes, "index": index} if processes > 1 else {}
@@ -333,7 +334,7 @@ cli.main()
 
 
 def start(*arguments: str) -> subprocess.Popen:
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment = child_environment()
     command = [sys.executable, "-c", FAILING, *arguments]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -25,6 +25,7 @@ from experiments.evaluate import evaluate_run
 from experiments.report import write_report
 from experiments.results import load_evaluation
 from experiments.train import open_run, train_run
+from tests.child import child_environment
 from tests.experiments.tiny_run import experiment, prepare_source
 from unimp_jax.training.checkpoint import CheckpointConfig, CheckpointError, Checkpoints
 from unimp_jax.training.guard import GuardConfig, TrainingError
@@ -49,12 +50,11 @@ def data(tmp_path_factory):
 
 
 def start(data: Path, run: Path, program: str = PROGRAM) -> subprocess.Popen:
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    environment |= {
-        "JAX_COMPILATION_CACHE_DIR": str(data / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
+    environment = child_environment(
+        JAX_COMPILATION_CACHE_DIR=str(data / "compiled"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        PYTHONUNBUFFERED="1",
+    )
     command = [sys.executable, "-c", program.format(steps=STEPS), str(data), str(run)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments.results import load_evaluation
+from tests.child import child_environment
 from tests.experiments.tiny_run import prepare_source
 from unimp_jax.training.log import read_log
 
@@ -29,12 +30,12 @@ def data(tmp_path_factory):
 
 
 def start(data: Path, *words: str) -> subprocess.Popen:
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(data / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
+    environment = child_environment(
+        PYTHONPATH=str(ROOT),
+        JAX_COMPILATION_CACHE_DIR=str(data / "compiled"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        PYTHONUNBUFFERED="1",
+    )
     command = [sys.executable, "-m", "experiments.cli", "sweep", *words, "--train", "--data.folder", str(data), *SHORT]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

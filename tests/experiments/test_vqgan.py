@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from experiments.vqgan.measure import likeness
 from experiments.vqgan.presets import PRESETS
 from experiments.vqgan.run import decoder_of, encoder_of, open_vqgan
 from experiments.vqgan.train import train_vqgan_run
+from tests.child import child_environment
 from tests.experiments import tiny_run
 from tests.experiments.tiny_run import prepare_source, write_source
 from unimp_jax.image_tokens import VQGANConfig
@@ -84,11 +84,10 @@ def run(data, tmp_path_factory):
 
 
 def start(data: Path, folder: Path) -> subprocess.Popen:
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    environment |= {
-        "JAX_COMPILATION_CACHE_DIR": str(data / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    environment = child_environment(
+        JAX_COMPILATION_CACHE_DIR=str(data / "compiled"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    )
     command = [sys.executable, "-c", PROGRAM, str(data), str(folder)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
