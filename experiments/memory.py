@@ -23,8 +23,8 @@ FILE = "memory.json"
 
 
 def check_share(share: float) -> None:
-    if not 0 < share < 1:
-        raise ValueError(f"share {share}: above 0 and below 1 is right")
+    if not 0 <= share < 1:
+        raise ValueError(f"share {share}: at least 0 and below 1 is right")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ItemMemory:
     """Counts of which items followed, or were met with, those of a history; one of the two kinds is given."""
 
     share: float
-    """Of the probability, how much is the memory's; the rest is the model's."""
+    """Of the probability, how much is the memory's; the rest is the model's. 0 where the model alone validates best."""
     calibration: Calibration
     """From the memory's scores to probabilities."""
     item_knn: ItemKNNConfig | None = None

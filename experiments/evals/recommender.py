@@ -28,7 +28,7 @@ from experiments.evals.base import OURS, TaskEval, prompt_batches
 from experiments.memory import ItemMemory
 from unimp_jax.evaluation.predictor import Predictor
 
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class NextItem:
@@ -92,6 +92,8 @@ def interpolated(model_MI: np.ndarray, memory_MI: np.ndarray, share: float) -> n
       memory_MI: log-probabilities, which sum to 1 over items.
     """
     model_MI = model_MI - np.logaddexp.reduce(model_MI, axis=1, keepdims=True)
+    if not share:
+        return model_MI.astype(np.float32)
     return np.logaddexp(np.log1p(-share) + model_MI, np.log(share) + memory_MI).astype(np.float32)
 
 
@@ -103,14 +105,14 @@ def remembers(data: ExperimentData) -> bool:
 def choose_memories(
     data: ExperimentData, model: NextItem, rankers: Sequence[Ranker], tasks: Collection[TaskEval]
 ) -> dict[str, WithMemory]:
-    """For each task by name, the model with that memory, among the rankers that only count, which validates best; a
-    task that the model alone answers best has none, and none has one where nobody validates."""
+    """For each task by name, the model with that memory, among the rankers that only count, which validates best; one
+    with a share of 0 where the model alone does. There is none where nobody validates."""
     moments = validation_sample(data.corpus)
     if not len(moments[0]):
         return {}
     model_MI = scores_of(model, data, *moments)
     model_MI -= np.logaddexp.reduce(model_MI, axis=1, keepdims=True)
-    highest = {one.task: one.quality(data.corpus, *moments, model_MI) for one in tasks}
+    highest = dict.fromkeys((one.task for one in tasks), -np.inf)
     best: dict[str, WithMemory] = {}
     for ranker in rankers:
         if not isinstance(ranker, ItemKNN | Markov):

@@ -63,12 +63,18 @@ def standings(contest: str, runs: Sequence[EvaluatedRun]) -> list[Standing]:
     return [standing(contest, runs, table, metric) for table, metric in found if metric]
 
 
+def answered_in_all(runs: Sequence[EvaluatedRun], task: str, model: str) -> bool:
+    """Whether a model is in the tables of all runs; a rival that was left out of one of them cannot be compared."""
+    tables = [table for run in runs for table in run.evaluation.tables if table.task == task]
+    return sum(row.model == model for table in tables for row in table.rows) == len(runs)
+
+
 def standing(contest: str, runs: Sequence[EvaluatedRun], table: TaskTable, metric: str) -> Standing:
     """Compares all models at the task of a table."""
     values: dict[str, np.ndarray] = {}
     rows: list[Row] = []
     for row in table.rows:
-        if metric in row.metrics and row.model not in CONTROLS:
+        if metric in row.metrics and row.model not in CONTROLS and answered_in_all(runs, table.task, row.model):
             by_name, _ = paired_values(runs, table.task, row.model, list(row.metrics))
             values[row.model] = by_name[metric]
             rows.append(Row(row.model, {name: over_seeds(x) for name, x in by_name.items()}))

@@ -181,7 +181,7 @@ def paired_values(
             for name in common.column_names
             if name.startswith(f"{number} ")
         }
-        for name in metrics:
+        for name in metrics if own else ():
             with contextlib.suppress(KeyError):  # this run was not measured by it
                 values[name].append(per_user(own, formulas[name]) if name in formulas else own[name])
     return {name: np.stack(x) for name, x in values.items() if len(x) == len(runs)}, len(common)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from data_pipelines.errors import DataError
 from experiments.leaderboard import cells
 from experiments.leaderboard.board import Standing
+from experiments.leaderboard.board import standing as standing_of
 from experiments.leaderboard.cells import CONTESTS, Contest, LeaderboardConfig, experiment_of, run_cell
 from experiments.leaderboard.command import leaderboard_command
 from experiments.leaderboard.page import page
-from experiments.results import Row
+from experiments.report.compare import paired_values
+from experiments.results import Row, TaskTable
 from tests.experiments.tiny_run import experiment, prepare_source
 from unimp_jax.evaluation.bootstrap import Difference, Interval
 
@@ -57,6 +62,22 @@ def test_an_evaluated_cell_is_not_run_again(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(cells, "train_run", refuse)
     assert not run_cell(tmp_path, CONTESTS["beauty"], 0, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "metric"), [("selection", ("hits", "chosen", "right"), "F1"), ("search", ("HR@10",), "HR@10")]
+)
+def test_a_rival_that_one_seed_lacks_is_not_compared(task: str, columns: tuple[str, ...], metric: str) -> None:
+    def run(*models: str) -> Any:
+        rows = {f"{model}: {column}": [1.0, 2.0, 2.0] for model in models for column in columns}
+        answers = pa.table({"user": ["a", "b", "c"], "item": ["x", "y", "z"], **rows})
+        table = TaskTable(task, 3, True, tuple(Row(model, {metric: Interval(1, 1, 1)}) for model in models), "")
+        return SimpleNamespace(answers={task: answers}, evaluation=SimpleNamespace(tables=(table,)))
+
+    runs = [run("UniMP", "R", "S"), run("UniMP", "S")]
+    found = standing_of("D", runs, runs[0].evaluation.tables[0], metric)
+    assert [row.model for row in (*found.ours, *found.rivals)] == ["UniMP", "S"]
+    assert paired_values(runs, task, "R", [metric])[0] == {}
 
 
 def test_unknown_data_sets_equal_seeds_and_nothing_to_read_are_refused(tmp_path: Path) -> None:
