@@ -24,6 +24,7 @@ from experiments.results import ImageSample
 from unimp_jax.evaluation.images import (
     SAME_QUERY,
     clip_score,
+    distance_metrics,
     image_distances,
     image_metrics,
     image_scores,
@@ -98,7 +99,7 @@ def image_outcomes(
     )  # fmt: skip
     return {
         "image": Outcome(f"{QUESTION} {how} {MEANINGS.format(randoms)} {signs}", scores, answers, image_metrics),
-        "image-distance": Outcome(f"{how} {DISTANCES}", distances, answers, larger_is_better=False),
+        "image-distance": Outcome(f"{how} {DISTANCES}", distances, answers, distance_metrics, larger_is_better=False),
     }
 
 

@@ -14,6 +14,7 @@ from unimp_jax.evaluation.images import (
     apart_from_others,
     clip_score,
     closer,
+    distance_metrics,
     image_distances,
     image_metrics,
     image_scores,
@@ -84,6 +85,19 @@ def test_frechet_values_tell_how_the_distance_moves():
     without = [frechet_distance(np.delete(one, n, 0), np.delete(other, n, 0)) for n in range(20)]
     jackknife = whole + (count - 1) * (whole - np.array(without))
     assert jackknife == pytest.approx(values, abs=0.02 * values.std())
+
+
+def test_no_interval_of_a_distance_reaches_below_none():
+    rng = np.random.default_rng(0)
+    generated, wanted = rng.standard_t(2, size=(60, 2, 3)), rng.standard_t(2, size=(60, 3))  # a few are far away
+    distances = image_distances(generated, wanted)
+    found = {name: metric(distances, formula) for name, formula in distance_metrics(distances).items()}
+    straight = interval(distances["Fréchet distance"])
+    one = found["Fréchet distance"]
+    assert straight.low < 0 < one.low < one.mean < one.high
+    assert one.mean == pytest.approx(straight.mean)
+    assert np.log(one.high / one.mean) == pytest.approx(straight.high / straight.mean - 1)
+    assert found["distance to wanted"] == interval(distances["distance to wanted"])
 
 
 def test_intervals_of_frechet_distances_hold_the_distance_of_more_images():

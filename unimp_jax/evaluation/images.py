@@ -59,6 +59,18 @@ def image_distances(generated_PSF: np.ndarray, wanted_PF: np.ndarray) -> PerUser
     }
 
 
+def distance_metrics(distances: PerUser) -> dict[str, Callable[[Means], np.ndarray]]:
+    """Means of what `image_distances` made, but that the Fréchet distance moves on the scale of logarithms (the delta
+    method for log d): no interval of a distance reaches below 0, however few images there are."""
+    whole = float(distances["Fréchet distance"].mean())
+
+    def frechet(means: Means) -> np.ndarray:
+        moved = means["Fréchet distance"]
+        return whole * np.exp(moved / whole - 1) if whole > 0 else np.maximum(moved, 0)
+
+    return {**{name: _mean(name) for name in distances}, "Fréchet distance": frechet}
+
+
 def image_metrics(scores: PerUser) -> dict[str, Callable[[Means], np.ndarray]]:
     """Those of `IMAGE_METRICS` that `scores`, made by `image_scores`, have something for."""
     there = {*scores, "diversity"} if scores["with others"].any() else {*scores}
