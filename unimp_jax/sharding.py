@@ -83,12 +83,7 @@ def _laid_out(shape: tuple[int, ...], devices: list[jax.Device], slices: int) ->
             return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         inside, across = (shape[0] // slices, *shape[1:]), (slices, *[1] * (len(shape) - 1))
         return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
-    except (
-        AssertionError,
-        NotImplementedError,
-        TypeError,
-        ValueError,
-    ) as error:  # the last for what it did not foresee
+    except (AssertionError, NotImplementedError, TypeError, ValueError) as error:  # mesh_utils raises all of them
         reason = str(error).partition("\n")[0][:200]
         raise ValueError(
             f"mesh: JAX cannot lay out {len(devices)} TPUs as {' x '.join(map(str, shape))} ({reason}); choose sizes "

@@ -37,6 +37,8 @@ class FactorisationConfig:
             raise ValueError("ridges must be above 0, or users of few ratings have no one solution")
 
 
+RATINGS = 1 << 20
+"""So many, padded, are solved for at a time: their features take 8 bytes a factor."""
 BIASES = FactorisationConfig(rank=0)
 GRID = (
     BIASES,
@@ -140,10 +142,10 @@ class _Groups:
         logs = np.ceil(np.log2(np.maximum(sizes, 1))).astype(int)
         self._batches = []
         for log in np.unique(logs[sizes > 0]):
-            batch_G = np.flatnonzero((logs == log) & (sizes > 0))
-            steps_L = np.arange(1 << log)
-            rows_GL = np.where(steps_L < sizes[batch_G, None], starts[batch_G, None] + steps_L, len(order))
-            self._batches.append((batch_G, others[rows_GL], ratings[rows_GL]))
+            alike, steps_L = np.flatnonzero((logs == log) & (sizes > 0)), np.arange(1 << log)
+            for batch_G in np.array_split(alike, -(-(len(alike) << log) // RATINGS)):
+                rows_GL = np.where(steps_L < sizes[batch_G, None], starts[batch_G, None] + steps_L, len(order))
+                self._batches.append((batch_G, others[rows_GL], ratings[rows_GL]))
 
     def solve(
         self, biases: np.ndarray, factors: np.ndarray, bias_ridge: float, factor_ridge: float

@@ -108,13 +108,16 @@ class TaskEval(abc.ABC):
         """What is needed beside the model; it is opened, or found missing, before any weights are read."""
         return None
 
-    def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray, log_p_MI: np.ndarray) -> float:
-        """How well the task is answered by how probable each item is to come next: larger is better. Tasks that need
-        rankers say it, and a memory is chosen by it.
+    def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray) -> Callable[[np.ndarray], float]:
+        """What says how well the task is answered by how probable each item is to come next: larger is better. Tasks
+        that need rankers have it, and a memory is chosen by it.
 
         Args:
           users, positions: int32 [M], moments of histories.
-          log_p_MI: float32 [M, I], log-probabilities of all items to come next.
+
+        Returns:
+          A function of log-probabilities of all items to come next, float32 [M, I]; what does not depend on them is
+          computed before.
         """
         raise TypeError(f"{self.task} is not answered by how probable items are to come next")
 

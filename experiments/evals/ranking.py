@@ -6,7 +6,7 @@ ids are searched for with beams.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -51,12 +51,17 @@ class RankingEval(TaskEval):
         """More columns of what was asked."""
         return {}
 
-    def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray, log_p_MI: np.ndarray) -> float:
+    def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray) -> Callable[[np.ndarray], float]:
         """NDCG@10, seen items filtered."""
         pairs = zip(users.tolist(), positions.tolist(), strict=True)
-        seen = seen_bitmap([corpus.history(*pair) for pair in pairs], corpus.num_items)
-        _, filtered = jax.device_get(ranks(log_p_MI, corpus.targets(users, positions), seen))
-        return float(ranking_metrics(filtered)["NDCG@10"].mean())
+        seen_Mw = seen_bitmap([corpus.history(*pair) for pair in pairs], corpus.num_items)
+        targets_M = corpus.targets(users, positions)
+
+        def ndcg(log_p_MI: np.ndarray) -> float:
+            _, filtered = jax.device_get(ranks(log_p_MI, targets_M, seen_Mw))
+            return float(ranking_metrics(filtered)["NDCG@10"].mean())
+
+        return ndcg
 
     def evaluate(self, setting: Setting) -> Answered:
         return Answered({self.task: self.rank(setting)[0]})

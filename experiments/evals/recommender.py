@@ -112,7 +112,8 @@ def choose_memories(
         return {}
     model_MI = scores_of(model, data, *moments)
     model_MI -= np.logaddexp.reduce(model_MI, axis=1, keepdims=True)
-    highest = dict.fromkeys((one.task for one in tasks), -np.inf)
+    qualities = {one.task: one.quality(data.corpus, *moments) for one in tasks}
+    highest = dict.fromkeys(qualities, -np.inf)
     best: dict[str, WithMemory] = {}
     for ranker in rankers:
         if not isinstance(ranker, ItemKNN | Markov):
@@ -125,11 +126,9 @@ def choose_memories(
                 memory = ItemMemory(share, calibration, item_knn=ranker.config)
             else:
                 memory = ItemMemory(share, calibration, markov=ranker.config)
-            for one in tasks:
-                quality = one.quality(data.corpus, *moments, mixed_MI)
-                if quality > highest[one.task]:
-                    highest[one.task] = quality
-                    best[one.task] = WithMemory(model, memory, ranker)
+            for task, quality in qualities.items():
+                if (found := quality(mixed_MI)) > highest[task]:
+                    highest[task], best[task] = found, WithMemory(model, memory, ranker)
     return best
 
 

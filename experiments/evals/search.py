@@ -45,11 +45,12 @@ class SearchEval(RankingEval):
     def rankers(self, corpus: Corpus, rankers: Sequence[Ranker]) -> Sequence[Ranker]:
         return [QueryMatch(ranker, WordMatches(corpus.categories, query_of(corpus))) for ranker in rankers]
 
-    def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray, log_p_MI: np.ndarray) -> float:
+    def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray) -> Callable[[np.ndarray], float]:
         """NDCG@10 among the items that match the query as well as the right one, seen items filtered."""
         matches_MI = WordMatches(corpus.categories, query_of(corpus))(users, positions)
-        best_M1 = np.take_along_axis(matches_MI, corpus.targets(users, positions)[:, None], axis=1)
-        return super().quality(corpus, users, positions, np.where(matches_MI == best_M1, log_p_MI, -np.inf))
+        best_MI = matches_MI == np.take_along_axis(matches_MI, corpus.targets(users, positions)[:, None], axis=1)
+        ndcg = super().quality(corpus, users, positions)
+        return lambda log_p_MI: ndcg(np.where(best_MI, log_p_MI, -np.inf))
 
     def columns(self, corpus: Corpus, queries: Sequence[Query]) -> dict[str, Any]:
         return {"query": [", ".join(corpus.categories[query.right[0]]) for query in queries]}

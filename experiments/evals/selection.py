@@ -55,21 +55,25 @@ class SelectionEval(TaskEval):
     needs_rankers = True
     needs = ("candidates", f"the ids of {NUM_CANDIDATES} items to select from")
 
-    def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray, log_p_MI: np.ndarray) -> float:
+    def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray) -> Callable[[np.ndarray], float]:
         """F1 of choosing what came next from among two others; 0 where nobody has so many items left to meet."""
-        pairs = [*zip(users.tolist(), positions.tolist(), strict=True)]
+        pairs = zip(users.tolist(), positions.tolist(), strict=True)
         offered = [
             draw_candidates(corpus.num_items, (target,), corpus.history(user, position + 1), rng_of(user, position))
             for (user, position), target in zip(pairs, corpus.targets(users, positions).tolist(), strict=True)
         ]
         rows = [row for row, candidates in enumerate(offered) if candidates]
-        if not rows:
-            return 0.0
-        candidates = np.array([offered[row] for row in rows])
-        sets = most_probable_sets(log_p_MI[np.array(rows)[:, None], candidates], corpus.num_items, PRIOR)
-        chosen = [candidates[row, list(places)].tolist() for row, places in enumerate(sets)]
-        counts = selection_counts(chosen, corpus.targets(users, positions)[rows, None].tolist())
-        return float(SELECTION_METRICS["F1"]({name: column.mean(keepdims=True) for name, column in counts.items()})[0])
+        candidates = np.array([offered[row] for row in rows], np.int64).reshape(len(rows), NUM_CANDIDATES)
+        right = corpus.targets(users, positions)[rows, None].tolist()
+
+        def f1(log_p_MI: np.ndarray) -> float:
+            sets = most_probable_sets(log_p_MI[np.array(rows)[:, None], candidates], corpus.num_items, PRIOR)
+            chosen = [candidates[row, list(places)].tolist() for row, places in enumerate(sets)]
+            counts = selection_counts(chosen, right)
+            means = {name: column.mean(keepdims=True) for name, column in counts.items()}
+            return float(SELECTION_METRICS["F1"](means)[0])
+
+        return f1 if rows else lambda _: 0.0
 
     def evaluate(self, setting: Setting) -> Answered:
         corpus, queries = setting.data.corpus, setting.questions.queries
