@@ -9,8 +9,10 @@ from unimp_jax.interop.exporting import refuse_others
 from unimp_jax.interop.language import llama, llama_config
 from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
 from unimp_jax.interop.vision import their_activation, transformers_clip, vision_config
+from unimp_jax.interop.weights import Aliases
 from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig, RotaryScaling
 
+ALIASES: Aliases = ()
 LAST_NORM = "model.vision_model.post_layernorm"
 
 
@@ -41,11 +43,6 @@ def table(config: ModelConfig) -> Table:
             new.append(entry("lm_head.additional_fc.weight", "embeddings/new_head", "v d -> v d"))
     decoding = llama(decoder, copies=decoder.heads // decoder.num_kv_heads)
     return transformers_clip("model.vision_model.") + resampler_table(config.resampler) + gated + decoding + new
-
-
-def canonical(key: str) -> str:
-    """The name that an array has here: theirs."""
-    return key
 
 
 def resampler_table(config: ResamplerConfig) -> Table:

@@ -19,6 +19,7 @@ from unimp_jax.interop.vqgan import import_vqgan
 from unimp_jax.interop.weights import (
     Stored,
     Weights,
+    canonical,
     locate,
     open_weights,
     read_described,
@@ -178,7 +179,7 @@ def add_open_flamingo(
       heads: of its resampler and gated blocks, where nothing beside it says.
       known: the table of the language model, where one is given.
     """
-    weights = renamed(open_weights(path), open_flamingo.canonical)
+    weights = renamed(open_weights(path), lambda key: canonical(key, open_flamingo.ALIASES))
     keys = weights.arrays.keys()
     tabulate = known or open_flamingo.tabulate_by_keys(keys)
     beside = (path if path.is_dir() else path.parent) / GEOMETRY

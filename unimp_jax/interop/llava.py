@@ -1,6 +1,6 @@
 """LLaVA (LlavaForConditionalGeneration): images as tokens of a LLaMA or Qwen, projected by an MLP.
 
-Names are those of llava-hf's checkpoints, which transformers and vLLM read; `canonical` makes them of transformers'.
+Names are those of llava-hf's checkpoints, which transformers and vLLM read; `ALIASES` make them of transformers'.
 """
 
 from __future__ import annotations
@@ -26,13 +26,6 @@ ALIASES = (
     (re.compile(r"^model\.(vision_tower|multi_modal_projector)\."), r"\1."),
     (re.compile(r"^vision_tower\.(?!vision_model\.)"), VISION),
 )
-
-
-def canonical(key: str) -> str:
-    """The name that an array has here."""
-    for pattern, replacement in ALIASES:
-        key = pattern.sub(replacement, key)
-    return key
 
 
 def table(config: ModelConfig) -> Table:

@@ -150,13 +150,6 @@ ALIASES = (
 """The package's wrapper registers each layer twice; saved keys may have either name."""
 
 
-def canonical(key: str) -> str:
-    """The one name of an array among those that wrappers give it."""
-    for pattern, replacement in ALIASES:
-        key = pattern.sub(replacement, key)
-    return key
-
-
 def refuse(config: ModelConfig) -> None:
     """
     Raises:

@@ -15,19 +15,16 @@ from unimp_jax.interop.exporting import refuse_others
 from unimp_jax.interop.layout import Table, WeightsError, linear
 from unimp_jax.interop.vision import described_as as described_tower
 from unimp_jax.interop.vision import tower, vision_config
+from unimp_jax.interop.weights import Aliases
 from unimp_jax.model import ModelConfig, ProjectorConfig
 
+ALIASES: Aliases = ()
 IMAGE_ID = "image_token_id"
 LAST_NORM = None  # is read
 VISION = {"model_type": "siglip_vision_model", "hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}
 """What transformers takes for a tower whose config.json does not say it, where SigLIP's default is another."""
 LANES = (1, 4, 8, 16)
 """Numbers that CPUs compute at a time."""
-
-
-def canonical(key: str) -> str:
-    """The name that an array has here: theirs."""
-    return key
 
 
 def table(config: ModelConfig) -> Table:

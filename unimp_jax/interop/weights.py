@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -140,6 +140,17 @@ def read_files(paths: Iterable[Path], name: str) -> Weights:
         arrays |= found
         where |= dict.fromkeys(found, path)
     return Weights(name, arrays)
+
+
+Aliases = Sequence[tuple[re.Pattern[str], str]]
+"""Patterns in keys, and what stands for them in the one name that an array has here; one after the other."""
+
+
+def canonical(key: str, aliases: Aliases) -> str:
+    """The one name of an array among those that wrappers and versions give it."""
+    for pattern, replacement in aliases:
+        key = pattern.sub(replacement, key)
+    return key
 
 
 def renamed(weights: Weights, rename: Callable[[str], str]) -> Weights:

@@ -9,16 +9,17 @@ from typing import Any, Protocol
 from unimp_jax.interop import idefics, llava, smolvlm
 from unimp_jax.interop.layout import Table, WeightsError
 from unimp_jax.interop.matching import WeightSource, source_of
-from unimp_jax.interop.weights import open_weights, read_json, renamed, understood
+from unimp_jax.interop.weights import Aliases, canonical, open_weights, read_json, renamed, understood
 from unimp_jax.model import DecoderConfig, ModelConfig
 
 
 class Package(Protocol):
     """What must be known of a class of models."""
 
+    @property
+    def ALIASES(self) -> Aliases: ...
     def model_config(self, described: dict[str, Any], /) -> ModelConfig: ...
     def table(self, config: ModelConfig, /) -> Table: ...
-    def canonical(self, key: str, /) -> str: ...
     def image_size_of(self, settings: dict[str, Any], /) -> Any: ...
     def image_tokens_of(self, processor: dict[str, Any], config: ModelConfig, /) -> int | None: ...
 
@@ -51,7 +52,8 @@ def weights_of(path: Path, package: Package, config: ModelConfig) -> WeightSourc
     def tabulate(decoder: DecoderConfig) -> Table:
         return package.table(dataclasses.replace(config, decoder=decoder))
 
-    return source_of(renamed(open_weights(path), package.canonical), tabulate, config.decoder)
+    weights = renamed(open_weights(path), lambda key: canonical(key, package.ALIASES))
+    return source_of(weights, tabulate, config.decoder)
 
 
 def check_processor(folder: Path, package: Package, config: ModelConfig) -> None:

@@ -18,6 +18,7 @@ from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import GEOMETRY, ImportConfig
 from unimp_jax.interop.shards import SHARD_BYTES, write_json
 from unimp_jax.interop.vision import last_norm
+from unimp_jax.interop.weights import canonical
 from unimp_jax.model import (
     DecoderConfig,
     GatedCrossAttentionConfig,
@@ -74,7 +75,7 @@ def test_export_loads_and_gives_the_same_logits(make, every, tmp_path):
     missing, unexpected = theirs.load_state_dict(weights, strict=False)
     assert not unexpected
     # What is left is there under its other name, tied, or CLIP's projection, which the package does not use.
-    other = {open_flamingo.canonical(key) for key in missing} - set(weights)
+    other = {canonical(key, open_flamingo.ALIASES) for key in missing} - set(weights)
     assert other <= {"vision_encoder.proj", "lang_encoder.lm_head.weight"}
     assert ("lang_encoder.lm_head.weight" in other) == decoder.tie_embeddings
 
