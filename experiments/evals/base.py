@@ -28,6 +28,7 @@ from unimp_jax.sharding import row_shards
 
 OURS = "UniMP"
 ANSWER_TOKENS = 16
+"""So many tokens are asked about at least, so that answers of different kinds share one compiled program."""
 PerUser = dict[str, np.ndarray]
 Formulas = Mapping[str, Callable[[Means], np.ndarray]]
 
@@ -195,7 +196,7 @@ def next_token(
 ) -> np.ndarray:
     """Probabilities of `tokens` (int [n]) among themselves, behind each question: float32 [P, n]."""
     batches = prompt_batches(data, predictor, queries, begun=begun)
-    padded = np.resize(tokens, max(len(tokens), ANSWER_TOKENS))  # one program, whatever the answer is
+    padded = np.resize(tokens, max(len(tokens), ANSWER_TOKENS))
     logs = predictor.next_token(batches, padded, len(queries))[:, : len(tokens)]
     weights = np.exp(logs - logs.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)

@@ -140,7 +140,7 @@ def interleaved_same_compute(base: ExperimentConfig) -> Changes:
 
     lengths = range(base.row_shape.tokens, 8 * base.row_shape.tokens, ROW_STEP)
     work = model_flops(base)
-    return longer(max(lengths, key=lambda tokens: -abs(model_flops(changed(base, longer(tokens))) - work)))
+    return longer(min(lengths, key=lambda tokens: abs(model_flops(changed(base, longer(tokens))) - work)))
 
 
 def image_tokens(count: int) -> ChangesOf:
