@@ -51,11 +51,11 @@ def open_reader(path: Path) -> Any:
     Raises:
       WeightsError: the package is not installed; the file is truncated, or not of a LLaMA.
     """
+    refuse_stand_in(path, "GGUF")  # which is told without the package, too
     try:
         from gguf import GGUFReader
     except ImportError as error:
         raise WeightsError(f"{path}: needs gguf: pip install 'unimp_jax[gguf]'") from error
-    refuse_stand_in(path, "GGUF")
     try:
         reader = GGUFReader(path)
     except Exception as error:  # it reads a mapped file without bounds
