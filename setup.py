@@ -5,6 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 TEST = ["pytest>=8", "pytest-xdist>=3.8", "hypothesis>=6.100"]
+S3 = "s3fs>=2025.5"
+STORE = [S3, "moto[s3]>=5", "flask>=3", "flask-cors>=5"]  # with a server to test against
 
 setup(
     name="unimp_jax",
@@ -44,6 +46,8 @@ setup(
         "requests>=2.32",
         "urllib3>=2.3",
         "filelock>=3.30",
+        "etils[epath]>=1.12",
+        "fsspec>=2025.5",
         "tenacity>=9",
         "safetensors>=0.8",
         "einops>=0.8",
@@ -68,13 +72,15 @@ setup(
         "tpu": ["jax[tpu]"],
         "torch": ["torch>=2.6"],  # .pt, .pth and .ckpt files, and tests against transformers
         "smolvlm": ["num2words>=0.5", "torchvision>=0.21"],  # which transformers' processor of SmolVLM needs, in tests
+        "s3": [S3],  # data and runs in an object store
+        "gcs": ["gcsfs>=2025.5"],
         "gguf": ["gguf>=0.17"],
         "beam": ["apache-beam>=2.60"],  # large sources, encoded by other machines
         "wordllama": ["wordllama>=0.4"],  # word vectors for `unimp features`; MIT
         "sweep": ["optuna>=4.1"],  # the search for hyper-parameters
         "docs": ["sphinx>=8", "myst-nb>=1.1", "furo"],
         "test": TEST,  # what `make test-newer` needs
-        "dev": [*TEST, "networkx>=3", "scipy>=1.14", "ruff>=0.12", "mypy>=1.15", "optuna>=4.1"],
+        "dev": [*TEST, *STORE, "networkx>=3", "scipy>=1.14", "ruff>=0.12", "mypy>=1.15", "optuna>=4.1"],
     },
     entry_points={"console_scripts": ["unimp=experiments.cli:main"]},
 )

@@ -2,7 +2,7 @@
 
 What is written goes to a temporary path beside the final one, `.NAME.partial`, which is renamed once it is complete.
 After an error the temporary path is removed. A process that is killed leaves it behind, and the next one to write the
-same path takes its place.
+same path takes its place. What goes to an object store is written to the local disk first (`object_store`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from data_pipelines.object_store import is_remote, put_file, put_folder
 
 
 @contextlib.contextmanager
@@ -26,6 +29,11 @@ def atomic_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
       shared: whether several processes may write the file at the same time. Each then has a temporary path of its own,
         and the last one to end determines the content.
     """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+            put_file(Path(folder) / path.name, path)
+        return
     temporary = _temporary(path, shared)
     try:
         yield temporary
@@ -50,6 +58,11 @@ def atomic_folder(path: Path, *, replaces: bool = False, shared: bool = False) -
     Raises:
       OSError: the folder cannot be written, or exists and must not be replaced.
     """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+            put_folder(Path(folder), path)
+        return
     temporary = _temporary(path, shared)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

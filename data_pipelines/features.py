@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from data_pipelines.atomic import atomic_folder
 from data_pipelines.errors import DataError
+from data_pipelines.object_store import is_remote
 
 
 class FeatureStore:
@@ -43,7 +45,7 @@ def check_room(folder: Path, count: int, shape: tuple[int, ...], dtype: str) -> 
       DataError: the disk has no room for the features of so many images.
     """
     needed = count * int(np.prod(shape)) * np.dtype(dtype).itemsize
-    room = shutil.disk_usage(folder.parent).free
+    room = shutil.disk_usage(tempfile.gettempdir() if is_remote(folder) else folder.parent).free
     if needed > room:
         raise DataError(f"{folder}: the features of {count} images need {needed:,} bytes, {room:,} are free")
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from data_pipelines.columns import FOLDER, write_columns
 from data_pipelines.errors import DataError, printable, reason_of
 from data_pipelines.folder_replacement import MADE, check_replaceable, replace_folder, temporary_folder
+from data_pipelines.object_store import is_remote, marked, put_folder
 from data_pipelines.record_features import quiet_tfds
 from data_pipelines.records import KINDS, read_items, read_users
 from data_pipelines.sources.checks import Faults, OnBad
@@ -99,6 +101,8 @@ def prepare(
       DataError: the source is unknown, its files are missing or bad, there is no room for the records, the name is no
         name of a folder, what stands in their place was not made here, or Beam is not installed.
     """
+    if is_remote(folder):
+        return _prepare_remote(source, folder, source_dir, on_bad, selection, name, beam_options)
     builder_class = find_source(source)
     start = time.perf_counter()
     name = source if name is None else name
@@ -138,6 +142,24 @@ def prepare(
         ) from error
     except Exception as error:  # TFDS and ArrayRecord raise errors of many classes, some made as they go
         raise DataError(f"{folder}: records could not be written ({reason_of(error)}); nothing was kept") from error
+    return prepared
+
+
+def _prepare_remote(
+    source: str, folder: Path, source_dir: Path | None, on_bad: OnBad, selection: SourceSelection, name: str | None,
+    beam_options: str | None,
+) -> Prepared:  # fmt: skip
+    """As `prepare`, on the local disk first; in an object store there are no records while new ones take the place."""
+    place = folder / (name or source)
+    if not marked(place) and place.exists():
+        raise DataError(
+            f"{place} was not made by `unimp prepare`: give the records another --name, or another --folder"
+        )
+    if beam_options is not None:
+        raise DataError("--beam-options is for a --folder on a disk that all workers see, not for an object store")
+    with tempfile.TemporaryDirectory() as disk:
+        prepared = prepare(source, Path(disk), source_dir, on_bad, selection, name)
+        put_folder(Path(disk) / place.name, place)
     return prepared
 
 

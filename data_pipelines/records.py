@@ -10,6 +10,8 @@ import grain
 
 from data_pipelines.errors import DataError
 from data_pipelines.example_message import Example
+from data_pipelines.local_copy import local_copy
+from data_pipelines.object_store import is_remote, marked
 from data_pipelines.schema import Interaction, Item, User
 
 KINDS = ("items", "users")
@@ -87,18 +89,33 @@ class Records(Sequence[Record], Generic[Record]):
         return (self[number] for number in range(len(self)))
 
 
+def source_folder(source: str, folder: Path) -> Path:
+    """Where a prepared source is on this host's disk, to which it is copied from an object store.
+
+    Raises:
+      DataError: the store has it not, or not whole, or there is no room for the copy.
+    """
+    if is_remote(folder) and not marked(folder / source):
+        raise DataError(not_prepared(source, folder))
+    return local_copy(folder / source)
+
+
+def not_prepared(source: str, folder: Path) -> str:
+    return (
+        f"{folder} holds no prepared source {source!r}: run `unimp prepare {source} --folder {folder}`, or another "
+        f"source's with --name {source}"
+    )
+
+
 def record_folder(source: str, folder: Path, kind: str) -> Path:
     """Where the builder of a source has put one kind of records.
 
     Raises:
       DataError: the source is not prepared there.
     """
-    versions = sorted((folder / source / kind).glob("[0-9]*"))
+    versions = sorted((source_folder(source, folder) / kind).glob("[0-9]*"))
     if not versions:
-        raise DataError(
-            f"{folder} holds no prepared source {source!r}: run `unimp prepare {source} --folder {folder}`, or another "
-            f"source's with --name {source}"
-        )
+        raise DataError(not_prepared(source, folder))
     return versions[-1]
 
 

@@ -19,6 +19,7 @@ import jax
 import tyro
 from jax.sharding import Mesh
 
+from data_pipelines.object_store import is_remote
 from data_pipelines.records import read_items, read_users
 from experiments.config import ExperimentConfig, refuse_changes
 from experiments.parameters import abstract_parameters
@@ -149,11 +150,12 @@ def check_files(experiment: ExperimentConfig, folder: Path, read_records: int) -
 
 
 def check_folder(folder: Path, experiment: ExperimentConfig) -> None:
-    there = existing(folder)
-    if not there.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "", str(there))
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, "", str(there))
+    if not is_remote(folder):
+        there = existing(folder)
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "", str(there))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "", str(there))
     latest = None
     if (folder / "checkpoints").is_dir():
         with Checkpoints(folder / "checkpoints", experiment.checkpoint, reads_only=True) as checkpoints:
@@ -170,6 +172,10 @@ def check_folder(folder: Path, experiment: ExperimentConfig) -> None:
 def existing(folder: Path) -> Path:
     """The folder, or what of the path to it is there already."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def free_in(folder: Path) -> str:
+    return "" if is_remote(folder) else f"; {shutil.disk_usage(existing(folder)).free / GIB:.1f} GiB are free"
 
 
 def check_memory(experiment: ExperimentConfig, folder: Path | None, mesh: Mesh, slices: Slices | None) -> None:
@@ -191,9 +197,8 @@ def check_memory(experiment: ExperimentConfig, folder: Path | None, mesh: Mesh, 
     if folder is not None:
         of_leaves = ([x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)] for tree in (state, parameters.frozen))
         each, frozen = (math.fsum(sizes) / GIB for sizes in of_leaves)
-        free = shutil.disk_usage(existing(folder)).free / GIB
         most = each * (experiment.checkpoint.keep_latest + 2) + frozen  # the best one, and one that is being written
-        print(f"disk: {each:.3f} GiB a checkpoint, up to {most:.3f} GiB in all; {free:.1f} GiB are free")
+        print(f"disk: {each:.3f} GiB a checkpoint, up to {most:.3f} GiB in all{free_in(folder)}")
     if slices is None:
         print("memory: of a step it is known for TPUs alone (--tpu), and with libtpu")
     elif importlib.util.find_spec("libtpu") is None:

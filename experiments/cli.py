@@ -111,6 +111,8 @@ def run_command(arguments: Sequence[str]) -> None:
         use_all_cores()
         import tyro
 
+        from experiments.places import LOCAL
+
         command = load(name)
     finally:
         gc.enable()
@@ -119,6 +121,7 @@ def run_command(arguments: Sequence[str]) -> None:
         prog=f"unimp {name}",
         args=gather_training(name, arguments[first + 1 :]),
         config=(tyro.conf.FlagConversionOff,),
+        registry=LOCAL,
     )
 
 

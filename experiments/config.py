@@ -21,6 +21,7 @@ from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import NO_CODES, QueryConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.former_names import with_current_names, with_former_values
+from experiments.places import Place
 from unimp_jax.model import ModelConfig, Part
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.sharding import MeshConfig
@@ -40,8 +41,8 @@ class DataConfig:
 
     source: str = "movielens_small"
     """A source that `unimp prepare` has prepared, by its own name or the one it was given."""
-    folder: Path = Path("data")
-    """Where `unimp prepare` has put it."""
+    folder: Place = Path("data")
+    """Where `unimp prepare` has put it, on the disk or in an object store (s3://BUCKET/FOLDER, gs://BUCKET/FOLDER)."""
     split: Literal["time", "users"] = "time"
     """What is held out: the last two interactions of everybody, or those that the source prescribes; or, as in the
     paper, the last one of a tenth of the users for validation and of a tenth for test, of whom nothing is learnt."""

@@ -30,7 +30,8 @@ from data_pipelines.loader import (
     question_batches,
     training_batches,
 )
-from data_pipelines.records import read_items, read_users
+from data_pipelines.local_copy import local_copy
+from data_pipelines.records import read_items, read_users, source_folder
 from data_pipelines.schema import Item, User
 from data_pipelines.tasks.base import Split
 from data_pipelines.tasks.examples import Example
@@ -70,7 +71,7 @@ def load_records(config: DataConfig, cold: Split | None = None) -> PreparedSourc
       DataError: the source is not prepared, or its records contradict one another.
     """
     items = read_items(config.source, config.folder)
-    columns = read_columns(config.folder / config.source / COLUMNS)
+    columns = read_columns(source_folder(config.source, config.folder) / COLUMNS)
     corpus, has_image = columns or gathered(items, read_users(config.source, config.folder))
     if config.split == "users":
         corpus = split_by_users(corpus, config.split_seed)
@@ -162,7 +163,7 @@ class ExperimentData:
             said = prompt_texts(images=config.vocabulary.image_codes is not None)
             vocabulary = build_vocabulary(records.corpus, config.vocabulary, said)
         else:
-            vocabulary = load_vocabulary(vocabulary_folder, records.corpus)
+            vocabulary = load_vocabulary(local_copy(vocabulary_folder), records.corpus)
         return cls(config, records, vocabulary)
 
     def save_fingerprint(self, folder: Path) -> None:

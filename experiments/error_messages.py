@@ -6,6 +6,7 @@ import errno
 import select
 import sys
 
+from data_pipelines.object_store import URLError
 from experiments.terminal import clean, fitted
 
 SHOWN = 300
@@ -29,6 +30,8 @@ REMEDIES = {
     errno.EIO: "the disk does not read or write there (input/output error)",
     errno.ESTALE: "the file server no longer knows it: the same command goes on once it is mounted anew",
 }
+STORES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google")
+"""Packages that speak with object stores; of what they raise, much is no `OSError`."""
 MEMORY = (
     "out of memory ({}): what needs less is fewer --loader.batch-size, --training.accumulate 2 or more, "
     "--model.remat full, a larger --mesh.fsdp, or more devices"
@@ -39,8 +42,10 @@ def error_message(error: Exception) -> str | None:
     """One line about an error; None where the program itself is at fault, and its traceback is what helps."""
     if isinstance(error, OSError):
         return fitted(clean(system_error_message(error)), LINE)
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError | URLError):
         return fitted(clean(str(error)), LINE) or type(error).__name__
+    if type(error).__module__.partition(".")[0] in STORES:
+        return fitted(clean(f"the object store: {error}"), LINE)
     from jax.errors import JaxRuntimeError
 
     from unimp_jax.training.checkpoint import CheckpointError

@@ -21,6 +21,7 @@ import tyro
 from data_pipelines.atomic import atomic_file
 from data_pipelines.corpus import Corpus
 from data_pipelines.errors import DataError
+from data_pipelines.object_store import is_remote
 from data_pipelines.tasks import TASKS
 from experiments.baselines.item_knn import choose_item_knn
 from experiments.baselines.markov import choose_markov
@@ -34,6 +35,7 @@ from experiments.evals.queries import check_queries, evaluation_queries, reason_
 from experiments.evals.rating import choose_rating_memory
 from experiments.evals.recommender import NextItem, choose_memories, remembers
 from experiments.memory import Memory, save_memory
+from experiments.places import Place
 from experiments.results import Evaluation, Row, TaskTable, save_evaluation
 from experiments.run import load_model, open_data, restore
 from unimp_jax.evaluation.bootstrap import interval, metric
@@ -45,7 +47,7 @@ BEST = 10
 
 
 def evaluate_command(
-    folder: tyro.conf.Positional[Path],
+    folder: tyro.conf.Positional[Place],
     config: Annotated[EvaluationConfig, tyro.conf.arg(name="")],
     processes: ProcessesConfig = ProcessesConfig(),
 ) -> None:
@@ -81,7 +83,7 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     opened = {task: EVALS[task].open(data, config) for task in asked}
     place = folder / "evaluation"
     place.mkdir(exist_ok=True)
-    if not os.access(place, os.W_OK):  # which is better told before anybody is asked
+    if not is_remote(place) and not os.access(place, os.W_OK):  # which is better told before anybody is asked
         raise DataError(f"{place} may not be written: it belongs to somebody else, or its disk can only be read")
     predictor, facts = load_model(folder, data, config.checkpoint)
     if config.encode_catalogue:

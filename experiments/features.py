@@ -14,6 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.features import FeatureStore, check_room, write_features
 from data_pipelines.images import take
+from data_pipelines.local_copy import local_copy
+from data_pipelines.object_store import is_there
 from experiments.data import ExperimentData
 from experiments.parameters import Parameters
 from unimp_jax.evaluation.mapping import batch_size, map_batches
@@ -27,7 +29,7 @@ def tower_features(data: ExperimentData, parameters: Parameters, mesh: Mesh, fol
     Raises:
       DataError: they are damaged, or there is no room for them.
     """
-    if not of_first(folder.exists()):
+    if not of_first(is_there(folder)):
         vision = data.config.model.vision
         shape, dtype = (vision.tokens_out, vision.width), data.config.model.compute_dtype
         items = np.flatnonzero(data.writer.has_image)
@@ -42,7 +44,7 @@ def tower_features(data: ExperimentData, parameters: Parameters, mesh: Mesh, fol
             for _ in make(items):  # its devices take part
                 pass
         wait_for_all("features are written")
-    return FeatureStore(folder)
+    return FeatureStore(local_copy(folder))
 
 
 def encoded(data: ExperimentData, parameters: Parameters, mesh: Mesh, items: np.ndarray) -> Iterator[np.ndarray]:

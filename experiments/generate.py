@@ -26,6 +26,7 @@ from experiments.data import ExperimentData
 from experiments.evals import EVALS
 from experiments.evals.base import titled
 from experiments.evals.config import GenerateConfig
+from experiments.places import Place
 from experiments.request import FIELDS, STDIN, Request, decoded, read_request
 from experiments.run import open_to_ask
 from experiments.terminal import cleaned, fitted, room
@@ -36,7 +37,7 @@ SHOWN = 3
 
 
 def generate_command(
-    folder: tyro.conf.Positional[Path], config: Annotated[GenerateConfig, tyro.conf.arg(name="")]
+    folder: tyro.conf.Positional[Place], config: Annotated[GenerateConfig, tyro.conf.arg(name="")]
 ) -> None:
     """Answer one user's question with a trained model: what to recommend, what matches a search, how they would rate
     an item, which of three suits them.

@@ -18,6 +18,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout, lock_descriptor
 
 from data_pipelines.errors import DataError
+from data_pipelines.object_store import is_remote
+from experiments.lease import leased
 
 PATIENCE = 180
 """Seconds: so long may a file server take to learn that a machine is gone (NFS 4 gives it 90)."""
@@ -55,6 +57,10 @@ def alone_in(folder: Path) -> Iterator[None]:
       DataError: another process trains there, and does not end within `PATIENCE`.
     """
     path = folder / "training.lock"
+    if is_remote(folder):
+        with leased(path, PATIENCE):
+            yield
+        return
     lock = FileLock(path, fallback_to_soft=False, on_acquired=_sign)
     try:
         try:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.config import ExperimentConfig
+from experiments.places import LOCAL, Place
 from experiments.presets import DESCRIPTIONS, PRESETS
 from unimp_jax.processes import ProcessesConfig
 
@@ -18,8 +19,8 @@ from unimp_jax.processes import ProcessesConfig
 class Training:
     """A preset, and where its run is kept."""
 
-    folder: Path
-    """The folder of the run."""
+    folder: Place
+    """The folder of the run; s3://BUCKET/FOLDER or gs://BUCKET/FOLDER lies in an object store."""
     experiment: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
     processes: ProcessesConfig = ProcessesConfig()
 
@@ -31,4 +32,5 @@ PresetRun: Any = tyro.extras.subcommand_type_from_defaults(
 
 def read_training(arguments: Sequence[str]) -> Training:
     """What `unimp train` would make of `arguments`; mistakes end as they end there."""
-    return tyro.cli(PresetRun, args=arguments, prog="unimp train", config=(tyro.conf.FlagConversionOff,))
+    options = (tyro.conf.FlagConversionOff,)
+    return tyro.cli(PresetRun, args=arguments, prog="unimp train", config=options, registry=LOCAL)

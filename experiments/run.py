@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from data_pipelines.content import ContentConfig
 from data_pipelines.errors import DataError
 from data_pipelines.fingerprint import DATA_PARTS
+from data_pipelines.local_copy import local_copy
 from experiments.config import ExperimentConfig, load_config
 from experiments.data import ExperimentData
 from experiments.memory import read_memory
@@ -145,6 +146,7 @@ def open_to_ask(
       WeightsError, CheckpointError: the weights cannot be read, when they are.
     """
     exported = (folder / EXPERIMENT / "config.json").exists()
+    folder = local_copy(folder) if exported else folder
     if not exported and ((folder / "generation_config.json").exists() or (folder / GEOMETRY).exists()):
         raise DataError(
             f"{folder} lacks {EXPERIMENT}/, which `unimp export --format idefics` writes: export the run anew"

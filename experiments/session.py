@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from data_pipelines.object_store import make_path
 from experiments.config import ExperimentConfig
 from experiments.data import ExperimentData, sized_model
 from experiments.evals import EVALS
@@ -41,7 +42,7 @@ class TrainedRun:
           DataError: the folder is neither, or its data is not prepared.
           WeightsError, CheckpointError: the weights cannot be read.
         """
-        self.data, open_model = open_to_ask(Path(folder), checkpoint, mesh=mesh)
+        self.data, open_model = open_to_ask(make_path(folder), checkpoint, mesh=mesh)
         self.predictor = open_model()
 
     def recommend(self, history: Sequence[str | tuple[str, float]], k: int = 10) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from data_pipelines.tasks.base import Split
 from data_pipelines.tasks.registry import check_names
 from experiments.baselines.sasrec import Rival, SASRecConfig
 from experiments.feature_extractors import FeatureExtractorConfig
+from experiments.places import Place
 from experiments.restore import Checkpoint
 from experiments.run import ALL_DEVICES
 from unimp_jax.decoding import BeamConfig, CodeSamplingConfig
@@ -140,7 +141,7 @@ class GenerateConfig:
     """For image: of what is drawn."""
     checkpoint: Checkpoint = "best"
     """Of a run: the best by validation, or the latest."""
-    data: Path | None = None
+    data: Place | None = None
     """Where the prepared records are, if not where they were in training."""
     mesh: MeshConfig = MeshConfig(data=-1)
     """How the model lies on the devices that are here."""

@@ -14,6 +14,8 @@ import tyro
 
 from data_pipelines.atomic import atomic_file
 from data_pipelines.errors import DataError
+from data_pipelines.object_store import is_remote
+from experiments.places import Place
 from experiments.report import charts, tables
 from experiments.report.compare import compare, is_minor
 from experiments.report.runs import Group, LeftOut, read_groups
@@ -58,7 +60,7 @@ class SourceReport:
 
 
 def report_command(
-    folders: tyro.conf.Positional[tuple[Path, ...]], split: str = "test", out: Path | None = None
+    folders: tyro.conf.Positional[tuple[Place, ...]], split: str = "test", out: Place | None = None
 ) -> None:
     """Write one page of a run that was evaluated, or of many, with what they differ in, and their tables as Markdown.
 
@@ -95,7 +97,11 @@ def write_report(folders: Sequence[Path], split: str = "test", out: Path | None 
     sources = [read_source(groups) for groups in found]
     if single and sources[0].samples.errors:
         raise DataError(sources[0].samples.errors[0])
-    out = out or Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    if len(folders) > 1 and out is None and any(map(is_remote, folders)):
+        raise DataError("the page of several runs of an object store needs a place: name one with --out")
+    if out is None:
+        here = [folder.absolute() for folder in folders]
+        out = here[0] if len(here) == 1 else Path(os.path.commonpath(here))
     out.mkdir(parents=True, exist_ok=True)
     options = [] if split == "test" else ["--split", split]
     command = shlex.join(["unimp", "report", *map(str, folders), *options])

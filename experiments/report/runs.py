@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.errors import DataError
+from data_pipelines.object_store import readable
 from experiments.config import ExperimentConfig, load_config, settings
 from experiments.results import Evaluation, load_evaluation
 from experiments.sweep.job import read_json
@@ -45,7 +46,7 @@ class EvaluatedRun:
     @functools.cached_property
     def answers(self) -> dict[str, pa.Table]:
         """The answers to each task, one row a question."""
-        return {table.task: pq.read_table(self.answers_path(table.task)) for table in self.evaluation.tables}
+        return {table.task: pq.read_table(readable(self.answers_path(table.task))) for table in self.evaluation.tables}
 
     def answers_path(self, task: str) -> Path:
         """The file with the answers to a task."""
@@ -181,7 +182,7 @@ def read_run(folder: Path, split: str) -> EvaluatedRun:
     run = EvaluatedRun(folder, cell, config, load_evaluation(path), log, starts or [])
     for path in (run.answers_path(table.task) for table in run.evaluation.tables):
         with contextlib.suppress(pa.ArrowException, OSError):
-            if {"user", "item"} <= set(pq.read_schema(path).names):
+            if {"user", "item"} <= set(pq.read_schema(readable(path)).names):
                 continue
         raise DataError(f"{path.name} is not there, or damaged: run `unimp evaluate` on this run again")
     return run

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
 
+from data_pipelines.object_store import make_path
 from data_pipelines.prepare import prepare
 from experiments.config import save_config
 from experiments.presets import PRESETS
 from tests.experiments.soak import allowed_statuses, differences
+from tests.object_store import environment, running
 from unimp_jax.training.checkpoint import CheckpointConfig, Checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,8 +125,20 @@ def test_a_run_that_has_begun_must_save_when_it_is_asked_to_end():
 @pytest.mark.slow
 def test_a_run_that_is_killed_now_and_then_ends_as_one_that_never_was(tmp_path):
     prepare("movielens_small", tmp_path / "data")
-    command = [sys.executable, "-m", "tests.experiments.soak", "--folder", str(tmp_path / "soak")]
-    options = ["--data", str(tmp_path / "data"), "--kills", "4", "--steps", "30"]
-    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert soak(tmp_path, 4, "--data", str(tmp_path / "data"), "--steps", "30")
+
+
+@pytest.mark.slow
+def test_so_does_one_in_an_object_store(tmp_path):
+    with running() as server:
+        prepare("movielens_small", make_path("s3://bucket/data"))
+        options = ["--data", "s3://bucket/data", "--store", "s3://bucket/soak", "--steps", "24"]
+        own = {"UNIMP_STAGING": str(tmp_path / "staged")}
+        assert soak(tmp_path, 3, *options, environment=environment(server) | own)
+
+
+def soak(folder, kills, *options, environment=None):
+    command = [sys.executable, "-m", "tests.experiments.soak", "--folder", str(folder / "soak"), "--kills", str(kills)]
+    done = subprocess.run([*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 kills: the same bit for bit, and nothing is left behind" in done.stdout
+    return f"{kills} kills: the same bit for bit, and nothing is left behind" in done.stdout

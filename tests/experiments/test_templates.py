@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -23,11 +24,12 @@ TEMPLATES = ("slurm.sbatch", "xpk.sh", "skypilot.yaml")
 AGAIN = 42
 """On this status XPK and SkyPilot start a job again."""
 ENVIRONMENT = {"SLURM_JOB_ID": "7", "SKYPILOT_NODE_IPS": "host1\nhost2", "SKYPILOT_NUM_NODES": "2"}
-ENVIRONMENT |= {"SKYPILOT_NODE_RANK": "1"}
+ENVIRONMENT |= {"SKYPILOT_NODE_RANK": "1", "PYTHONPATH": str(ROOT)}
 STAND_INS = {
     "srun": 'while [ "${1#-}" != "$1" ]; do shift; done; exec "$@"',
     "scontrol": 'echo "scontrol $*"',
     "xpk": 'for word; do printf "%s\\0" "$word"; done',
+    "python": f'exec {sys.executable} "$@"',
 }
 
 
@@ -54,9 +56,14 @@ def options_of_xpk(folder: Path, text: str) -> list[str]:
     return run(text, folder, "").stdout.split("\0")[:-1]
 
 
+def on_disk(text: str) -> str:
+    """A template for a shared disk, where its own is for a bucket, which is looked for where it is read."""
+    return text.replace("gs://BUCKET/", "/shared/")
+
+
 def script(name: str, folder: Path, run_folder: str = "/shared/3b", steps: int = 20000) -> str:
     """What runs on hosts, where the folder of the run and the number of steps are these."""
-    text = (FOLDER / name).read_text()
+    text = on_disk((FOLDER / name).read_text())
     changed = text.replace("FOLDER=/shared/3b", f"FOLDER={shlex.quote(run_folder)}")
     changed = changed.replace("STEPS=20000", f"STEPS={steps}")
     assert changed.count(shlex.quote(run_folder)) >= 1
@@ -94,7 +101,7 @@ def test_the_training_is_one_that_unimp_takes(name, run_folder, tmp_path):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_check_at_its_head_is_of_its_training_and_passes(name, tmp_path, monkeypatch, capsys):
     """The devices are those that it asks the engine for."""
-    (line,) = re.findall(r"^# +unimp (check .*)$", (FOLDER / name).read_text(), re.MULTILINE)
+    (line,) = re.findall(r"^# +unimp (check .*)$", on_disk((FOLDER / name).read_text()), re.MULTILINE)
     words = shlex.split(line)
     options, command = words[1 : words.index("--")], words[words.index("--") + 1 :]
     checked, real = read_training(command[1:]), training_of(name, tmp_path)
@@ -145,10 +152,8 @@ def test_xpk_is_given_one_line_and_its_options(tmp_path):
 def test_skypilot_recovers_what_is_not_whole():
     task = yaml.safe_load((FOLDER / "skypilot.yaml").read_text())
     assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [AGAIN, 143]
-    (mount,) = task["file_mounts"]
-    folder = re.search(r"^FOLDER=(\S+)$", task["run"], re.MULTILINE)[1]
-    assert Path(folder).is_relative_to(mount)  # else it would be lost with its host
-    assert set(task) == {"name", "num_nodes", "resources", "workdir", "file_mounts", "setup", "run"}
+    assert re.search(r"^FOLDER=gs://", task["run"], re.MULTILINE)  # else it would be lost with its host
+    assert set(task) == {"name", "num_nodes", "resources", "workdir", "setup", "run"}
 
 
 @pytest.mark.parametrize("name", ["xpk.sh", "skypilot.yaml"])
@@ -167,7 +172,7 @@ def test_sigterm_reaches_training_and_is_waited_for(name, tmp_path):
     saves = f"trap 'sleep 0.3; touch {tmp_path}/saved; exit 0' TERM; touch {tmp_path}/begun; "
     saves += "while true; do sleep 0.05; done"
     text = script(name, tmp_path, str(tmp_path / "run"), steps=30)
-    programs = write_programs(tmp_path / "programs", unimp=saves)
+    programs = write_programs(tmp_path / "programs", unimp=saves, python=STAND_INS["python"])
     environment = ENVIRONMENT | {"PATH": f"{programs}{os.pathsep}/usr/bin{os.pathsep}/bin"}
     running = subprocess.Popen(["bash", "-c", text], env=environment)
     wait_for(tmp_path / "begun")

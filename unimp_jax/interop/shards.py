@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from data_pipelines.atomic import atomic_folder
+from data_pipelines.object_store import is_there
 from unimp_jax.interop.layout import WeightsError
 
 SHARD_BYTES = 5 * 10**9
@@ -24,7 +25,7 @@ def refuse_existing(path: Path) -> None:
     Raises:
       WeightsError: `path` is there already.
     """
-    if path.exists():
+    if is_there(path):
         raise WeightsError(f"{path} is there already; name another folder, or remove it")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -19,7 +18,9 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from data_pipelines.atomic import write_json
+from data_pipelines.object_store import is_remote
 from unimp_jax.processes import of_first, wait_for_all
+from unimp_jax.training.object_store import options_of, set_aside
 from unimp_jax.training.reading import CheckpointError, DamagedError, read_together
 
 DELETED = "deleted"
@@ -75,9 +76,10 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(config.keep_latest), best]),
                 best_fn=self._quality,  # without one, metrics are not written, and forgotten with the process
-                todelete_subdir=DELETED,
+                todelete_subdir=None if is_remote(folder) else DELETED,
                 create=not reads_only,
                 cleanup_tmp_directories=not reads_only,
+                **options_of(folder),
             ),
         )
         self._delete()
@@ -133,7 +135,7 @@ class Checkpoints:
 
     def _delete(self) -> None:
         """Those that have given way to newer ones. They were moved first, so that none is ever there in part."""
-        if jax.process_index() == 0 and not self._reads_only:
+        if jax.process_index() == 0 and not self._reads_only and not is_remote(self.folder):
             shutil.rmtree(self.folder / DELETED, ignore_errors=True)
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
@@ -215,8 +217,8 @@ class Checkpoints:
         aside = self.folder.parent / "damaged"
         if jax.process_index() == 0:
             aside.mkdir(exist_ok=True)
-            taken = sum(1 for folder in aside.iterdir() if folder.name.startswith(f"{step}."))
-            os.replace(self.folder / str(step), aside / f"{step}.{taken + 1}")
+            taken = sum(1 for folder in aside.glob("*") if folder.name.startswith(f"{step}."))
+            set_aside(self.folder / str(step), aside / f"{step}.{taken + 1}")
         wait_for_all("a damaged checkpoint is set aside")
         self._manager.reload()
 

@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from data_pipelines.object_store import is_remote
 from unimp_jax.processes import of_first
 from unimp_jax.training.checkpoint import abstract
+from unimp_jax.training.object_store import is_saved, options_of
 from unimp_jax.training.reading import read_together
 
 
@@ -20,9 +22,9 @@ def save_frozen(folder: Path, parameters: Any) -> Any:
     """
     if not jax.tree.leaves(parameters):
         return parameters
-    if not of_first(folder.exists()):
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder.absolute(), parameters)
+    if not of_first(is_saved(folder)):
+        with ocp.StandardCheckpointer(**options_of(folder)) as checkpointer:
+            checkpointer.save(folder.absolute(), parameters, force=is_remote(folder))  # what a kill left gives way
         return parameters
     shapes = abstract(parameters)
     for array in jax.tree.leaves(parameters):

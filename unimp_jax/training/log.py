@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipelines.atomic import atomic_file
+from data_pipelines.object_store import is_remote, put_file
 
 
 class RunLog:
@@ -22,26 +24,31 @@ class RunLog:
     def __init__(self, folder: Path, *, step: int, steps: int, writes: bool = True, began: float | None = None):
         """
         Args:
-          folder: gets `metrics.jsonl` and `tensorboard/`.
+          folder: gets `metrics.jsonl` and `tensorboard/`. Where it is in an object store, they are written to a
+            local folder, and from there to the store at each `flush`.
           step: the run goes on after this step.
           steps: the last step.
           writes: False on all processes but one.
           began: when the run was started for the first time, in seconds since 1970; None: now.
         """
         self._began = time.time() if began is None else began
-        self._writes, self.folder = writes, folder
-        self.path = folder / "metrics.jsonl"
+        self._writes, self.folder, self._store = writes, folder, folder
+        self._sent: dict[Path, int] = {}
+        if is_remote(folder):
+            self._disk = tempfile.TemporaryDirectory()
+            self.folder = Path(self._disk.name)
+        self.path = self.folder / "metrics.jsonl"
         if not writes:
             return
         from tensorboardX import SummaryWriter
 
-        kept = [line for line in read_log(self.path) if line["step"] <= step]
+        kept = [line for line in read_log(folder / "metrics.jsonl") if line["step"] <= step]
         with atomic_file(self.path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         trained = [line for line in kept if line["kind"] == "train"]
         self._trained, self._productive = step, productive_seconds(trained)
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)
 
     def write(self, step: int, kind: str, metrics: dict[str, float]) -> None:
@@ -63,9 +70,18 @@ class RunLog:
             self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def flush(self) -> None:
-        """Writes to disk what TensorBoard's writer still holds in memory."""
+        """Writes to disk what TensorBoard's writer still holds in memory, and to the store what has changed since."""
         if self._writes:
             self._board.flush()
+        self._send()
+
+    def _send(self) -> None:
+        if not is_remote(self._store):
+            return
+        for file in sorted(self.folder.rglob("*")):
+            if file.is_file() and self._sent.get(file) != (changed := file.stat().st_mtime_ns):
+                put_file(file, self._store / file.relative_to(self.folder).as_posix())
+                self._sent[file] = changed
 
     def progress(self, step: int, shown: dict[str, str]) -> None:
         """Moves the progress bar to a step and shows some values beside it."""
@@ -83,6 +99,7 @@ class RunLog:
             self._bar.close()
             self._file.close()
             self._board.close()
+        self._send()
 
 
 def productive_seconds(trained: Sequence[Mapping[str, Any]]) -> float:

@@ -96,9 +96,9 @@ def train(
     done = saved = int(state.step)
 
     def save_and_end(step: int) -> None:
+        log.flush()  # in a store, the log is there as far as the checkpoint
         checkpoints.save(step, state, window.notes())
         checkpoints.wait()
-        log.flush()
         print_saved(step)
 
     def measure(step: int) -> dict[str, float]:
@@ -119,6 +119,7 @@ def train(
             last = step == config.steps
             if end.at(step):
                 if step - 1 > saved:
+                    log.flush()
                     checkpoints.save(step - 1, state, window.notes())
                 return state, False
             watchdog.begin(step, "waiting for data")
@@ -139,6 +140,7 @@ def train(
             measured = measure(step) if validates else None
             if validates or step % config.save_every == 0:
                 watchdog.begin(step, "saving")
+                log.flush()
                 checkpoints.save(step, state, window.notes(), measured)
                 saved = step
             window.restart_clock()

@@ -1,0 +1,96 @@
+"""Folders of an object store on this host's disk: each is copied once, for all processes of the host.
+
+`UNIMP_STAGING` is the folder where copies lie (by default in the user's cache), `UNIMP_STAGING_GB` what they may take
+together. The one that has not been used for longest gives way to a new one, unless a process uses it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from filelock import FileLock
+
+from data_pipelines.atomic import atomic_folder
+from data_pipelines.errors import DataError
+from data_pipelines.object_store import get_folder, is_remote, whole
+
+GIGABYTES = 200.0
+"""Of all copies, where `UNIMP_STAGING_GB` does not say it."""
+_used: dict[Path, int] = {}
+"""Copies that this process uses, and the descriptors by which it holds them."""
+
+
+def local_copy(place: Path) -> Path:
+    """The folder itself where it is local, else its copy on this host's disk, which stays as long as the process runs.
+
+    Raises:
+      DataError: the folder is not whole, or there is no room for it.
+    """
+    if not is_remote(place):
+        return place
+    told, root = whole(place), staging_folder()
+    digest = hashlib.sha256(f"{place} {told['writer']}".encode()).hexdigest()
+    copy = root / f"{place.name}-{digest[:16]}"
+    if copy not in _used:
+        with FileLock(root / "lock"):
+            if not copy.exists():
+                make_room(root, sum(told["files"].values()), place)
+                with atomic_folder(copy) as partial:
+                    get_folder(place, partial, told)
+            os.utime(copy)
+            _used[copy] = os.open(copy, os.O_RDONLY)
+            fcntl.flock(_used[copy], fcntl.LOCK_SH)
+    return copy
+
+
+def staging_folder() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = Path(os.environ.get("UNIMP_STAGING") or Path(cache) / "unimp_jax" / "staged").absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def make_room(root: Path, needed: int, place: Path) -> None:
+    """Removes what killed processes left, and the copies that were not used for longest until there is room.
+
+    Raises:
+      DataError: there is none.
+    """
+    try:
+        limit = float(os.environ.get("UNIMP_STAGING_GB", GIGABYTES)) * 10**9
+    except ValueError as error:
+        raise DataError(f"UNIMP_STAGING_GB is {os.environ['UNIMP_STAGING_GB']!r}: a number is right") from error
+    for left in root.glob(".*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+    copies = sorted((copy for copy in root.iterdir() if copy.is_dir()), key=lambda copy: copy.stat().st_mtime)
+    held = {copy: sum(file.stat().st_size for file in copy.rglob("*") if file.is_file()) for copy in copies}
+
+    def lacks() -> bool:
+        return sum(held.values()) + needed > limit or shutil.disk_usage(root).free < needed
+
+    for copy in copies:
+        if lacks() and not is_used(copy):
+            shutil.rmtree(copy.rename(root / f".{copy.name}.partial"))  # no part of it is ever there
+            del held[copy]
+    if lacks():
+        raise DataError(
+            f"{place} has {needed:,} bytes, for which {root} has no room: copies that are used take "
+            f"{sum(held.values()):,}, all may take {limit:,.0f} (UNIMP_STAGING_GB), and the disk (UNIMP_STAGING) has "
+            f"{shutil.disk_usage(root).free:,} free"
+        )
+
+
+def is_used(copy: Path) -> bool:
+    """Whether a process uses it."""
+    descriptor = os.open(copy, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

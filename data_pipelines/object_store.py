@@ -1,0 +1,184 @@
+"""Object stores: URLs as paths, and folders that are whole or not at all.
+
+An object is written by one PUT, whole or not at all. A folder has `whole.json` in it, which is written first, without
+the files' sizes, and again with them when all are there: only then is the folder whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+from data_pipelines.errors import DataError, printable, reason_of
+
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
+EXTRAS = {"s3": "s3", "gs": "gcs"}
+MARK = "whole.json"
+
+
+class URLError(Exception):
+    """A URL that cannot be used, told in one line. No `ValueError`: parsers of options would make many lines of it."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+def make_path(text: str | PurePath) -> Path:
+    """A local path, or one in an object store where `text` is a URL; all else is written for pathlib's interface.
+
+    Raises:
+      URLError: it is a URL, but of no store that is known, or misspelt, or the store's package is not installed.
+    """
+    scheme, colon, rest = str(text).partition(":/")
+    if is_remote(text) or not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
+        return Path(text)
+    known = " and ".join(f"{one}://BUCKET/FOLDER" for one in PACKAGES)
+    if scheme not in PACKAGES:
+        raise URLError(f"{text}: {known} are known; a local path that looks so begins with ./")
+    if not re.match(r"/[^/]", rest):
+        raise URLError(f"{text}: {scheme}://BUCKET/FOLDER, with two slashes, is right")
+    if importlib.util.find_spec(PACKAGES[scheme]) is None:
+        raise URLError(f"{text} needs {PACKAGES[scheme]}: pip install 'unimp_jax[{EXTRAS[scheme]}]'")
+    from data_pipelines.store_path import StorePath
+
+    path: Any = StorePath(text)
+    return path
+
+
+def is_remote(path: Any) -> bool:
+    """Whether `make_path` made it of a URL."""
+    return isinstance(path, PurePath) and not isinstance(path, Path)
+
+
+def reached(path: Path) -> Path:
+    """The path, where it is local or its bucket is there.
+
+    Raises:
+      URLError: the bucket cannot be reached.
+    """
+    if is_remote(path):
+        bucket = "/".join(str(path).split("/")[:3])
+        try:
+            if not store(path).exists(bucket):
+                store(path).ls(bucket)  # says why
+                raise FileNotFoundError(2, "there is none of this name, or it may not be read")
+        except Exception as error:  # of the store's own package
+            raise URLError(
+                f"{bucket} cannot be reached ({reason_of(error)}): check its name, the credentials and, where "
+                "the store is not the cloud's own, its endpoint (such as AWS_ENDPOINT_URL)"
+            ) from error
+    return path
+
+
+def store(path: Path) -> Any:
+    """fsspec's file system of a path in a store."""
+    return getattr(path, "fs")  # noqa: B009  (what pathlib does not have)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Whatever a store's package raises is an `OSError` that says where."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise OSError(f"{path}: the object store could not be used ({reason_of(error)})") from error
+
+
+def put_file(file: Path, path: Path) -> None:
+    """Writes an object, by one PUT or by parts that become it at once."""
+    with naming(path):
+        store(path).put_file(str(file), str(path))
+
+
+def put_folder(folder: Path, place: Path) -> None:
+    """Writes a local folder into a store, in place of an earlier one.
+
+    Raises:
+      DataError: another process writes there.
+      OSError: the store could not be used.
+    """
+    token, fs = secrets.token_hex(8), store(place)
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    with naming(place):
+        mark(place, {"writer": token})
+        if earlier := [str(place / name) for name in objects_in(place) if name != MARK]:
+            fs.rm(earlier)
+        fs.put([str(file) for file in files.values()], [str(place / name) for name in files])
+        if marked(place).get("writer") != token:
+            raise DataError(f"{place} is being written by another process: wait for it, or name another place")
+        mark(place, {"writer": token, "files": {name: file.stat().st_size for name, file in files.items()}})
+
+
+def get_folder(place: Path, folder: Path, told: dict[str, Any]) -> None:
+    """Reads a whole folder of a store into an empty local one.
+
+    Args:
+      told: what `whole` says of it.
+
+    Raises:
+      DataError: it lacks files, or another one took its place meanwhile.
+      OSError: the store could not be used.
+    """
+    with naming(place):
+        with contextlib.suppress(FileNotFoundError):
+            names = list(told["files"])
+            store(place).get([str(place / name) for name in names], [str(folder / name) for name in names])
+        here = {name: (folder / name).stat().st_size for name in told["files"] if (folder / name).exists()}
+        if marked(place) != told or here != told["files"]:
+            raise DataError(f"{place} was changed while it was read, or lacks files: read it again, or write it anew")
+
+
+def objects_in(place: Path) -> list[str]:
+    """The names of all objects in a folder, relative to it."""
+    key = str(place).partition("://")[2]
+    return [file.removeprefix(f"{key}/") for file in store(place).find(str(place))]
+
+
+def mark(place: Path, told: dict[str, Any]) -> None:
+    store(place).pipe_file(str(place / MARK), json.dumps(told).encode())
+
+
+def marked(place: Path) -> dict[str, Any]:
+    """What the mark of a folder says; nothing where it has none."""
+    try:
+        told: dict[str, Any] = json.loads((place / MARK).read_bytes())
+        return told
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise DataError(f"{place / MARK} is damaged ({error}): write the folder anew") from error
+
+
+def whole(place: Path) -> dict[str, Any]:
+    """What the mark of a whole folder says: `writer`, who wrote it, and `files`, their sizes by name.
+
+    Raises:
+      DataError: it is not whole.
+    """
+    told = marked(place)
+    if "files" not in told:
+        state = "is not whole: who wrote it has not ended, or was killed" if told else "does not exist, or has no mark"
+        raise DataError(f"{place} {state} ({place / MARK}); write it (again)")
+    return told
+
+
+def is_there(place: Path) -> bool:
+    """Whether a folder is there; one in a store only if it is whole, or none that `put_folder` left unfinished."""
+    if not is_remote(place):
+        return place.exists()
+    told = marked(place)
+    return "files" in told or (not told and place.exists())
+
+
+def readable(path: Path) -> Any:
+    """What libraries read a file from, that know local paths only."""
+    return io.BytesIO(path.read_bytes()) if is_remote(path) else path

@@ -1,0 +1,57 @@
+"""Options that are paths: some may be URLs of an object store, the others must be local."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+from typing import Annotated, Any
+
+import pydantic
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from data_pipelines.object_store import URLError, is_remote, make_path, reached
+
+Place = Annotated[
+    Path,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH|URL",
+        instance_from_str=lambda words: reached(make_path(words[0])),
+        is_instance=lambda value: hasattr(value, "__fspath__"),
+        str_from_instance=lambda path: [str(path)],
+    ),
+    pydantic.WrapValidator(lambda value, as_path: read_place(value) or as_path(value)),
+    pydantic.PlainSerializer(str, when_used="json"),
+]
+"""A local path, or a URL: `s3://BUCKET/…`, `gs://BUCKET/…`."""
+LOCAL = ConstructorRegistry()
+"""For `tyro.cli`: options that are declared as `Path` are local."""
+
+
+def read_place(value: Any) -> Path | None:
+    """The path of a URL; None of anything else."""
+    path = make_path(value) if isinstance(value, str | PurePath) else None
+    return path if is_remote(path) else None
+
+
+@LOCAL.primitive_rule
+def local_path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    if info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: refuse_url(words[0]),
+        is_instance=lambda value: hasattr(value, "__fspath__"),
+        str_from_instance=lambda path: [str(path)],
+    )
+
+
+def refuse_url(text: Any) -> Path:
+    """
+    Raises:
+      URLError: the text is one.
+    """
+    path = make_path(text)
+    if is_remote(path):
+        raise URLError(f"{text}: this option takes a path of the local disk, and no URL")
+    return path

@@ -1,0 +1,20 @@
+"""For scripts: `python -m experiments.saved FOLDER STEP` ends with 0 where the run has that step, whole."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from data_pipelines.object_store import is_remote, make_path
+
+COMMIT = "commit_success.txt"
+"""As of `unimp_jax.training.object_store`, whose import would take seconds."""
+
+
+def has_saved(folder: Path, step: str) -> bool:
+    checkpoint = folder / "checkpoints" / step
+    return (checkpoint / COMMIT).exists() if is_remote(folder) else checkpoint.is_dir()
+
+
+if __name__ == "__main__":
+    sys.exit(not has_saved(make_path(sys.argv[1]), sys.argv[2]))
