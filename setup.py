@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8", "pytest-xdist>=3.8", "hypothesis>=6.100"]
+TEST = ["pytest>=8", "pytest-xdist>=3.8", "hypothesis>=6.100", "qwix>=0.1.8"]
 
 setup(
     name="unimp_jax",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
@@ -68,18 +69,20 @@ def platform() -> Literal["tpu", "gpu", "cpu"]:
     return "tpu" if kind.startswith("TPU") else "gpu" if kind.startswith("NVIDIA") else "cpu"
 
 
-def gathered(parameter: nnx.Param, dtype: str) -> jax.Array:
-    """A parameter as a product takes it: converted, then gathered over the devices that keep parts of it.
+def gathered(parameter: nnx.Variable[Any], dtype: str) -> jax.Array:
+    """A parameter as a product takes it: converted, and gathered over the devices that keep parts of it.
 
     Left to itself, XLA for TPUs would rather send the parts around while it multiplies by them, one after another,
     and write and read the whole product each time.
     """
-    value = parameter[...].astype(dtype)
+    value = parameter[...]
+    narrow = value.dtype.itemsize < jnp.dtype(dtype).itemsize  # fewer bytes are sent where it is converted afterwards
+    value = value if narrow else value.astype(dtype)
     names = parameter.get_metadata("axis_names")[-value.ndim :]  # of one layer, where it is stacked
     if all(splits(name) == 1 for name in names if name in GATHERED):
-        return value
+        return value.astype(dtype)
     kept = constrain(value, *names)  # so that of a gradient, too, each device is sent its own part alone
-    return constrain(kept, *[None if name in GATHERED else name for name in names])
+    return constrain(kept, *[None if name in GATHERED else name for name in names]).astype(dtype)
 
 
 def constrain(x: jax.Array, *names: Name) -> jax.Array:

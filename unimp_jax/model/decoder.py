@@ -193,8 +193,11 @@ class SelfAttention(nnx.Module):
 
         self.query_norm, self.key_norm = qk_norm(heads), qk_norm(kv_heads)
 
-    def __call__(self, x_BTD: jax.Array, context: TextContext) -> tuple[jax.Array, KeysValues]:
-        query, key, value = self.query(context.of_queries(x_BTD)), self.key(x_BTD), self.value(x_BTD)
+    def __call__(
+        self, x_BTD: jax.Array, context: TextContext, dropout_key: jax.Array | None = None
+    ) -> tuple[jax.Array, KeysValues]:
+        query = self.query(context.of_queries(x_BTD), dropout_key)
+        key, value = self.key(x_BTD, dropout_key), self.value(x_BTD, dropout_key)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if context.angles is not None:
@@ -202,7 +205,7 @@ class SelfAttention(nnx.Module):
             query, key = rotate(query, (context.of_queries(cos), context.of_queries(sin))), rotate(key, context.angles)
         query = constrain(query, "batch", "sequence", "heads", None)
         key, value = (constrain(x, "batch", None, "kv_heads", None) for x in (key, value))
-        return self.out(context.attend(query, key, value)), KeysValues(key, value)
+        return self.out(context.attend(query, key, value), dropout_key), KeysValues(key, value)
 
 
 class DecoderLayer(nnx.Module):
@@ -222,10 +225,11 @@ class DecoderLayer(nnx.Module):
     def __call__(self, x_BTD: jax.Array, context: TextContext, key: jax.Array | None) -> tuple[jax.Array, KeysValues]:
         """The queries' hidden states after this layer, and all tokens' keys and values; with a key, with dropout."""
         keys = (None, None) if key is None else jax.random.split(key)
-        attended, own = self.attention(self.attention_norm(x_BTD), context)
+        adapter_key = None if key is None else jax.random.fold_in(key, 2)
+        attended, own = self.attention(self.attention_norm(x_BTD), context, adapter_key)
         before = context.of_queries(x_BTD)
         after = before + dropout(attended, self.dropout, keys[0])
-        wide = self.mlp(self.mlp_norm(before if self.parallel else after))
+        wide = self.mlp(self.mlp_norm(before if self.parallel else after), adapter_key)
         return constrain(after + dropout(wide, self.dropout, keys[1]), "batch", "sequence", None), own
 
 

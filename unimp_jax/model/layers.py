@@ -53,22 +53,29 @@ class Linear(nnx.Module):
 
     Attributes:
       adapter: what is added to its product, if it has been given one (`unimp_jax.model.adapters`).
+      kernel_scale: what each column of its matrix is multiplied by, if that is quantised
+        (`unimp_jax.model.quantization`).
     """
 
     adapter: Any = None
+    kernel_scale: Any = None
 
     def __init__(
         self, inputs: Sizes, outputs: Sizes, *, bias: bool, dtypes: DTypes, rngs: nnx.Rngs, scale: float = 1.0
     ):
         """Weights are normal with deviation scale / sqrt(fan in)."""
         self.dtype, self.contracted = dtypes.compute, len(inputs)
-        self.kernel = normal(rngs, inputs | outputs, scale / math.sqrt(math.prod(inputs.values())), dtypes)
+        self.kernel: nnx.Variable[Any] = normal(
+            rngs, inputs | outputs, scale / math.sqrt(math.prod(inputs.values())), dtypes
+        )
         self.bias = constant(0.0, outputs, dtypes) if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """With a key, its adapter has dropout."""
         y = cpu.matmul(x.astype(self.dtype), gathered(self.kernel, self.dtype), self.contracted)
+        y = y if self.kernel_scale is None else y * gathered(self.kernel_scale, self.dtype)
         y = y if self.bias is None else y + self.bias[...].astype(self.dtype)
-        return y if self.adapter is None else y + self.adapter(x)
+        return y if self.adapter is None else y + self.adapter(x, key)
 
 
 class Norm(nnx.Module):
@@ -123,11 +130,12 @@ class MLP(nnx.Module):
         self.up = Linear(width, wide, bias=bias, dtypes=dtypes, rngs=rngs)
         self.down = Linear(wide, width, bias=bias, dtypes=dtypes, rngs=rngs, scale=down_scale)
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        up = constrain(self.up(x_BTD), *[PartitionSpec.UNCONSTRAINED] * 2, "mlp")
+    def __call__(self, x_BTD: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """With a key, adapters have dropout."""
+        up = constrain(self.up(x_BTD, key), *[PartitionSpec.UNCONSTRAINED] * 2, "mlp")
         if self.gate is not None:
-            return self.down(jax.nn.silu(self.gate(x_BTD)) * up)
-        return self.down(jax.nn.relu(up) if self.kind == "relu" else jax.nn.gelu(up, approximate=False))
+            return self.down(jax.nn.silu(self.gate(x_BTD, key)) * up, key)
+        return self.down(jax.nn.relu(up) if self.kind == "relu" else jax.nn.gelu(up, approximate=False), key)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
