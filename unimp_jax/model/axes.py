@@ -18,11 +18,11 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "embed": "fsdp",
     "vision_embed": "fsdp",
     "vocab": "tensor",
+    "new_vocab": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
     "layers": None,  # stacked by scan
-    "new_vocab": None,
     "content": None,
     "head_dim": None,
     "norm": None,
