@@ -60,7 +60,7 @@ class ModelConfig:
     """Of activations and products; norms, softmax and logits are float32 whatever this says."""
     param_dtype: str = "float32"
     """Of parameters; in training, what trains is float32, and what does not is of `compute_dtype`."""
-    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    attention: Literal["auto", "xla", "rows", "splash", "cudnn"] = "auto"
     """What computes attention of text where shapes and types allow it: splash on TPUs, cuDNN on NVIDIA GPUs, XLA
     elsewhere (and wherever they do not, and among the few tokens of an image)."""
     remat: Remat = "none"
