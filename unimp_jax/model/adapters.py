@@ -51,8 +51,9 @@ class Adapter(nnx.Module):
         self.up = parameter(up, (*names[:layers], "rank", *names[split:]))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        low = cpu.matmul(x.astype(self.dtype), gathered(self.down, self.dtype), self.contracted)
-        return self.scale * cpu.matmul(low, gathered(self.up, self.dtype), 1)
+        """[..., O], whatever the axes of the layer's output."""
+        low = cpu.matmul(x.astype(self.dtype), gathered(self.down, self.dtype, self.contracted), self.contracted)
+        return self.scale * cpu.matmul(low, gathered(self.up, self.dtype, 1), 1)
 
     def added_to(self, kernel: jax.Array) -> jax.Array:
         """The matrix, stacked or not, with the product; computed in float32, of the dtype of the matrix."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from unimp_jax.model import cpu
+from unimp_jax.model import cpu, tpu
 from unimp_jax.model.axes import constrain, gathered
 
 Sizes = dict[str, int]
@@ -66,28 +66,32 @@ class Linear(nnx.Module):
         self.bias = constant(0.0, outputs, dtypes) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = cpu.matmul(x.astype(self.dtype), gathered(self.kernel, self.dtype), self.contracted)
-        y = y if self.bias is None else y + self.bias[...].astype(self.dtype)
-        return y if self.adapter is None else y + self.adapter(x)
+        # Several outputs are one axis for as long as they can be: TPUs fill up the last one to 128 in memory.
+        y = cpu.matmul(x.astype(self.dtype), gathered(self.kernel, self.dtype, self.contracted), self.contracted)
+        y = y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape(-1)
+        y = y if self.adapter is None else y + self.adapter(x)
+        return y.reshape(*y.shape[:-1], *self.kernel.shape[self.contracted :])
 
 
 class Norm(nnx.Module):
     """Layer norm or RMS norm over the last axes, with statistics in float32."""
 
     def __init__(self, kind: NormKind, sizes: Sizes, *, eps: float, bias: bool, dtypes: DTypes):
-        self.kind, self.eps, self.dtype, self.axes = kind, eps, dtypes.compute, tuple(range(-len(sizes), 0))
+        self.kind, self.eps, self.dtype, self.axes = kind, eps, dtypes.compute, len(sizes)
         self.scale = constant(1.0, sizes, dtypes)
         self.bias = constant(0.0, sizes, dtypes) if bias and kind == "layer_norm" else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.scaled(self.standardised(x)).astype(self.dtype)
+        flat = x.reshape(*x.shape[: x.ndim - self.axes], -1)  # as `Linear` leaves it
+        return self.scaled(self.standardised(flat)).astype(self.dtype).reshape(x.shape)
 
     def standardised(self, x: jax.Array) -> jax.Array:
-        """float32, before scale and bias; no parameter has a part in it."""
-        x = x.astype(jnp.float32)
+        """float32, before scale and bias, over the last axis; no parameter has a part in it."""
         if self.kind == "layer_norm":
-            x = x - x.mean(self.axes, keepdims=True)
-        return x * jax.lax.rsqrt(jnp.square(x).mean(self.axes, keepdims=True) + self.eps)
+            mean, variance = tpu.mean_and_variance(x)
+            return (x - mean) * jax.lax.rsqrt(variance + self.eps)
+        x = x.astype(jnp.float32)
+        return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
 
     def scaled(self, x: jax.Array) -> jax.Array:
         """What is standardised, with scale and bias: float32."""
@@ -95,9 +99,9 @@ class Norm(nnx.Module):
         return x * scale if self.bias is None else x * scale + bias
 
     def scale_and_bias(self) -> tuple[jax.Array, jax.Array]:
-        """float32; a bias that is not there is 0."""
-        scale = self.scale[...].astype(jnp.float32)
-        return scale, jnp.zeros_like(scale) if self.bias is None else self.bias[...].astype(jnp.float32)
+        """float32, of one axis; a bias that is not there is 0."""
+        scale = self.scale[...].astype(jnp.float32).reshape(-1)
+        return scale, jnp.zeros_like(scale) if self.bias is None else self.bias[...].astype(jnp.float32).reshape(-1)
 
 
 MLPKind = Literal["gelu", "relu", "swiglu"]
@@ -127,7 +131,7 @@ class MLP(nnx.Module):
         up = constrain(self.up(x_BTD), *[PartitionSpec.UNCONSTRAINED] * 2, "mlp")
         if self.gate is not None:
             return self.down(jax.nn.silu(self.gate(x_BTD)) * up)
-        return self.down(jax.nn.relu(up) if self.kind == "relu" else jax.nn.gelu(up, approximate=False))
+        return self.down(jax.nn.relu(up) if self.kind == "relu" else tpu.gelu(up))
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
