@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from unimp_jax.model import cpu, tpu
@@ -89,9 +90,11 @@ class Norm(nnx.Module):
         """float32, before scale and bias, over the last axis; no parameter has a part in it."""
         if self.kind == "layer_norm":
             mean, variance = tpu.mean_and_variance(x)
-            return (x - mean) * jax.lax.rsqrt(variance + self.eps)
-        x = x.astype(jnp.float32)
-        return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+            x = x - checkpoint_name(mean, STATISTICS)
+        else:
+            x = x.astype(jnp.float32)
+            variance = jnp.square(x).mean(-1, keepdims=True)
+        return x * checkpoint_name(jax.lax.rsqrt(variance + self.eps), STATISTICS)
 
     def scaled(self, x: jax.Array) -> jax.Array:
         """What is standardised, with scale and bias: float32."""
@@ -143,13 +146,17 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 Remat = Literal["none", "full", "dots", "dots_with_batch"]
-"""What a scanned layer keeps for its backward pass: everything; its input alone; also the products with weights; also
-those of attention."""
+"""What a scanned layer keeps for its backward pass: everything; its input alone; also the products with weights, and of
+norms the two numbers of a token; also the products of attention."""
 
+STATISTICS = "statistics"
+"""The name of what norms take of a token, to which policies refer."""
+_statistics = jax.checkpoint_policies.save_only_these_names(STATISTICS)
+_both = jax.checkpoint_policies.save_from_both_policies
 POLICIES: dict[str, Callable[..., Any]] = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "dots_with_batch": jax.checkpoint_policies.dots_saveable,
+    "dots": _both(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _statistics),
+    "dots_with_batch": _both(jax.checkpoint_policies.dots_saveable, _statistics),
 }
 
 

@@ -61,8 +61,9 @@ class ModelConfig:
     param_dtype: str = "float32"
     """Of parameters; in training, what trains is float32, and what does not is of `compute_dtype`."""
     attention: Literal["auto", "xla", "rows", "splash", "cudnn"] = "auto"
-    """What computes attention of text where shapes and types allow it: splash on TPUs, cuDNN on NVIDIA GPUs, XLA
-    elsewhere (and wherever they do not, and among the few tokens of an image)."""
+    """What computes attention of text where shapes and types allow it: on TPUs a kernel of our own for whole rows, or
+    splash where tokens of a row lie on several devices or do not make whole tiles; cuDNN on NVIDIA GPUs; XLA elsewhere,
+    and wherever they do not. Among the tokens of an image it is that kernel on TPUs, and XLA elsewhere."""
     remat: Remat = "none"
     """What the backward pass keeps of each layer or group, and what it computes again."""
     unroll: int = 1
