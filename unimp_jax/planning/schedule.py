@@ -12,9 +12,6 @@ from unimp_jax.planning.chips import Chip
 from unimp_jax.planning.program import Computation, Instruction, Program
 from unimp_jax.planning.traffic import Sent, sent_by, with_fused
 
-KERNEL_SHARE = 0.65
-"""Of the chip's peak, what attention kernels reach: the schedules that libtpu makes of `row_kernel` take as long."""
-
 
 @dataclasses.dataclass
 class Schedule:
@@ -88,7 +85,7 @@ def _work(instruction: Instruction, chip: Chip) -> float | None:
     if "tpu_custom_call" not in instruction.attributes:
         return 0.0
     flops = re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.attributes)
-    return int(flops.group(1)) / chip.flops / KERNEL_SHARE if flops else None
+    return int(flops.group(1)) / chip.flops / chip.kernel_share if flops else None
 
 
 def _sent(

@@ -4,7 +4,7 @@ import pytest
 
 from unimp_jax.planning.chips import CHIPS
 from unimp_jax.planning.program import read_program
-from unimp_jax.planning.schedule import KERNEL_SHARE, schedule_of
+from unimp_jax.planning.schedule import schedule_of
 from unimp_jax.sharding import MeshConfig, make_mesh
 
 CHIP = CHIPS["v5e"]
@@ -78,5 +78,5 @@ def test_kernels_take_what_they_say():
     )
     told = of(f'{call}"body":"TUz","cost_estimate":{{"flops":"1000000"}}}}}}')
     assert told.kernels_told
-    assert told.work == pytest.approx(1e6 / CHIP.flops / KERNEL_SHARE)
+    assert told.work == pytest.approx(1e6 / CHIP.flops / CHIP.kernel_share)
     assert not of(f'{call}"body":"TUz"}}}}').kernels_told
