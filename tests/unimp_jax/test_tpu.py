@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from unimp_jax.model import tpu
+from unimp_jax.model.layers import POLICIES, DTypes, Norm
 
 
 @pytest.fixture
@@ -38,3 +39,28 @@ def test_float32_keeps_two_passes(on_tpu):
     x = jnp.asarray(np.random.default_rng(0).normal(3000, 1, (4, 512)), jnp.float32)
     _, variance = jax.jit(tpu.mean_and_variance)(x)
     np.testing.assert_allclose(variance[:, 0], np.asarray(x, np.float64).var(-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_a_backward_pass_takes_statistics_as_they_were(monkeypatch, kind, platform):
+    """Where they are not kept, each is a sum over channels more."""
+    monkeypatch.setattr(tpu, "platform", lambda: platform)
+    norm = Norm(kind, {"norm": 64}, eps=1e-5, bias=False, dtypes=DTypes("float32", "bfloat16"))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 64)), jnp.bfloat16)
+
+    def loss(x):
+        return jnp.sin(norm(x).astype(jnp.float32)).sum()
+
+    def sums(policy):
+        jaxpr = jax.make_jaxpr(jax.grad(jax.checkpoint(loss, policy=POLICIES[policy])))(x)
+        (again,) = [equation for equation in jaxpr.eqns if "jaxpr" in equation.params and "policy" in equation.params]
+        return str(again.params["jaxpr"]).count(" reduce_sum[")
+
+    assert sums("full") - sums("dots") == (2 if kind == "layer_norm" else 1)
+    kept = jax.jit(jax.grad(jax.checkpoint(loss, policy=POLICIES["dots"])))(x)
+    np.testing.assert_allclose(
+        kept.astype(jnp.float32),
+        jax.jit(jax.grad(loss))(x).astype(jnp.float32),
+        atol=0.02,  # bfloat16's 8 bits
+    )

@@ -74,6 +74,16 @@ class Linear(nnx.Module):
         return y.reshape(*y.shape[:-1], *self.kernel.shape[self.contracted :])
 
 
+STATISTICS = "statistics"
+"""The name of what norms take of a token, to which policies refer."""
+
+
+def kept(x: jax.Array) -> jax.Array:
+    """What a norm takes of a token: few numbers, which policies keep for the backward pass. Gradients must go through
+    what this returns alone, or it is computed again all the same."""
+    return checkpoint_name(x, STATISTICS)
+
+
 class Norm(nnx.Module):
     """Layer norm or RMS norm over the last axes, with statistics in float32."""
 
@@ -89,12 +99,10 @@ class Norm(nnx.Module):
     def standardised(self, x: jax.Array) -> jax.Array:
         """float32, before scale and bias, over the last axis; no parameter has a part in it."""
         if self.kind == "layer_norm":
-            mean, variance = tpu.mean_and_variance(x)
-            x = x - checkpoint_name(mean, STATISTICS)
-        else:
-            x = x.astype(jnp.float32)
-            variance = jnp.square(x).mean(-1, keepdims=True)
-        return x * checkpoint_name(jax.lax.rsqrt(variance + self.eps), STATISTICS)
+            mean, variance = tpu.mean_and_variance(x, kept)
+            return (x - mean) * jax.lax.rsqrt(variance + self.eps)
+        x = x.astype(jnp.float32)
+        return x * jax.lax.rsqrt(kept(jnp.square(x).mean(-1, keepdims=True)) + self.eps)
 
     def scaled(self, x: jax.Array) -> jax.Array:
         """What is standardised, with scale and bias: float32."""
@@ -149,8 +157,6 @@ Remat = Literal["none", "full", "dots", "dots_with_batch"]
 """What a scanned layer keeps for its backward pass: everything; its input alone; also the products with weights, and of
 norms the two numbers of a token; also the products of attention."""
 
-STATISTICS = "statistics"
-"""The name of what norms take of a token, to which policies refer."""
 _statistics = jax.checkpoint_policies.save_only_these_names(STATISTICS)
 _both = jax.checkpoint_policies.save_from_both_policies
 POLICIES: dict[str, Callable[..., Any]] = {
