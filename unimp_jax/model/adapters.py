@@ -60,10 +60,11 @@ class Adapter(nnx.Module):
         self.up = parameter(up, (*names[:layers], "rank", *names[split:]))
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """What is added to the product of the layer; with a key, with dropout."""
+        """What is added to the product of the layer, [..., O], whatever the axes of the layer's output; with a key,
+        there is dropout."""
         x = dropout(x, self.dropout, None if key is None else jax.random.fold_in(key, self.number))
-        low = cpu.matmul(x.astype(self.dtype), gathered(self.down, self.dtype), self.contracted)
-        return self.scale * cpu.matmul(low, gathered(self.up, self.dtype), 1)
+        low = cpu.matmul(x.astype(self.dtype), gathered(self.down, self.dtype, self.contracted), self.contracted)
+        return self.scale * cpu.matmul(low, gathered(self.up, self.dtype, 1), 1)
 
     def added_to(self, kernel: jax.Array) -> jax.Array:
         """The matrix, stacked or not, with the product; computed in float32, of the dtype of the matrix."""

@@ -64,9 +64,10 @@ class ModelConfig:
     decoder_quantization: Quantization = "none"
     """How the matrices of a decoder that does not train are kept: as other parameters, or as int8 or float8 with a
     scale a column, in half of what bfloat16 takes."""
-    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
-    """What computes attention of text where shapes and types allow it: splash on TPUs, cuDNN on NVIDIA GPUs, XLA
-    elsewhere (and wherever they do not, and among the few tokens of an image)."""
+    attention: Literal["auto", "xla", "rows", "splash", "cudnn"] = "auto"
+    """What computes attention of text where shapes and types allow it: on TPUs a kernel of our own for whole rows, or
+    splash where tokens of a row lie on several devices or do not make whole tiles; cuDNN on NVIDIA GPUs; XLA elsewhere,
+    and wherever they do not. Among the tokens of an image it is that kernel on TPUs, and XLA elsewhere."""
     remat: Remat = "none"
     """What the backward pass keeps of each layer or group, and what it computes again."""
     unroll: int = 1
