@@ -115,6 +115,11 @@ class ExperimentConfig:
             )
         if self.training.cache_features and "vision" in self.training.trains:
             raise ValueError("training: cache_features needs a frozen tower, but vision is among what trains")
+        if self.model.decoder_quantization != "none" and "decoder" in self.training.trains:
+            raise ValueError(
+                f"model.decoder_quantization {self.model.decoder_quantization} is for a decoder that does not train: "
+                "take decoder out of training.trains (its adapters may train)"
+            )
         if self.queries.needs_codes and self.vocabulary.image_codes is None and self.init_from is None:
             raise ValueError(NO_CODES)
         if self.content.is_empty and self.init_from is None and self.model.decoder.free_row_dropout:

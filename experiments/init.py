@@ -7,17 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipelines.errors import DataError
 from experiments.config import ExperimentConfig, load_config
 from experiments.data import ExperimentData
-from experiments.parameters import Parameters, abstract_parameters, init_parameters
+from experiments.parameters import Parameters, abstract_parameters, init_parameters, take_apart
 from experiments.restore import restore_parameters
 from unimp_jax.interop.placing import place
 from unimp_jax.interop.start import Geometry, read_start, start_values
 from unimp_jax.model import DecoderConfig
+from unimp_jax.model.quantization import quantize_layers
 
 
 def is_run(folder: Path) -> bool:
@@ -82,6 +84,11 @@ def with_geometry_of_run(config: ExperimentConfig, run: Path) -> ExperimentConfi
         raise ValueError(
             f"init_from {run}: its adapters are {theirs.adapters}; to merge them, export it and import that"
         )
+    if ours.decoder_quantization != theirs.decoder_quantization:
+        raise ValueError(
+            f"init_from {run}: its model.decoder_quantization is {theirs.decoder_quantization}; to change it, export "
+            "it and import that"
+        )
     shown = config.vocabulary
     if shown.image_codes not in (None, before.vocabulary.image_codes):
         raise ValueError(
@@ -108,10 +115,14 @@ def initial_parameters(config: ExperimentConfig, mesh: Mesh, data: ExperimentDat
       WeightsError, CheckpointError: `init_from` is damaged, or of another geometry.
       DataError: it is a run without a whole checkpoint.
     """
+    if config.init_from is not None and is_run(config.init_from):
+        return parameters_of_run(config, config.init_from, mesh)
+    if config.model.decoder_quantization != "none":
+        model = dataclasses.replace(config.model, decoder_quantization="none")
+        dense = initial_parameters(dataclasses.replace(config, model=model), mesh, data)
+        return quantized(config, dense, mesh)
     if config.init_from is None:
         return with_content(init_parameters(config, mesh), data)
-    if is_run(config.init_from):
-        return parameters_of_run(config, config.init_from, mesh)
     # Imported weights fill the parts they have, but for rows of the embeddings that only the model has.
     filled = [part for part in read_start(config.init_from).geometry.parts if part != "embeddings"]
     parameters = init_parameters(config, mesh, filled)
@@ -125,6 +136,17 @@ def with_content(parameters: Parameters, data: ExperimentData | None) -> Paramet
     if data is None or data.config.content.is_empty:
         return parameters
     (frozen,) = place((parameters.frozen,), [("embeddings/content", (), data.content)])
+    return dataclasses.replace(parameters, frozen=frozen)
+
+
+def quantized(config: ExperimentConfig, dense: Parameters, mesh: Mesh) -> Parameters:
+    """Returns the parameters, the decoder's matrices quantised; both are in memory for a moment."""
+    model = nnx.merge(dense.graph, dense.trainable, dense.frozen)
+    model.config = config.model
+    with jax.set_mesh(mesh):
+        quantize_layers(model.decoder, config.model.decoder_quantization)
+    parameters, places = take_apart(config, model), abstract_parameters(config, mesh)
+    frozen = jax.tree.map(lambda x, place: jax.device_put(x, place.sharding), parameters.frozen, places.frozen)
     return dataclasses.replace(parameters, frozen=frozen)
 
 

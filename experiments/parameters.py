@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from experiments.config import ExperimentConfig
 from unimp_jax.model import PARTS, Part, UniMP, part_of
 from unimp_jax.model.decoder import FrozenTable
+from unimp_jax.model.quantization import Quantized
 from unimp_jax.sharding import abstract_model, init_model
 
 
@@ -55,7 +56,7 @@ def take_apart(config: ExperimentConfig, model: UniMP) -> Parameters:
         raise ValueError("training.trains names no part: nothing would be trained")
 
     def is_trained(path: tuple[Any, ...], variable: Any) -> bool:
-        return part_of(path) in trains and not isinstance(variable, FrozenTable)
+        return part_of(path) in trains and not isinstance(variable, FrozenTable | Quantized)
 
     graph, trainable, frozen = nnx.split(model, is_trained, ...)  # type: ignore[misc]
     return Parameters(graph, trainable, frozen)

@@ -30,6 +30,7 @@ from unimp_jax.interop.importing import GEOMETRY, exported_values
 from unimp_jax.interop.placing import place
 from unimp_jax.model import PARTS
 from unimp_jax.model.adapters import merge_adapters
+from unimp_jax.model.quantization import dequantize_layers
 from unimp_jax.sharding import ROWS, MeshConfig, make_mesh, param_shardings
 from unimp_jax.training.log import read_log
 
@@ -224,6 +225,7 @@ def materialised(
     )
     model.config = dataclasses.replace(plain, decoder=decoder)
     with jax.set_mesh(mesh):
+        dequantize_layers(model.decoder)
         merge_adapters(model)
     if embeddings.content is None:
         return take_apart(config, model)

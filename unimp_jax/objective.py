@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +24,34 @@ class ObjectiveConfig:
     """Focusing exponent; 0 is plain cross entropy."""
     chunk: int = 64
     """So many answers of each row are scored at a time, so that logits of all of them never exist at once."""
+    sampled_tokens: int = 0
+    """In training, an answer is compared with all base tokens and with so many new ones, drawn anew each step, in the
+    place of all (`unimp_jax.sampled_softmax`); 0: with all. For catalogues of millions of items with a token each."""
+    sampler: Literal["uniform", "log_uniform"] = "uniform"
+    """How new tokens are drawn: each alike, or those with lower ids more often, as word2vec's candidates are, for
+    catalogues whose popular items come first."""
+
+    def __post_init__(self) -> None:
+        if self.sampled_tokens < 0:
+            raise ValueError(f"objective: sampled_tokens {self.sampled_tokens} must be 0 or more")
 
 
-def token_losses(logits: jax.Array, targets: jax.Array, gamma: float) -> tuple[jax.Array, jax.Array]:
+Logits: TypeAlias = jax.Array | Sequence[jax.Array]
+"""[..., V], or parts of it that lie side by side, which may be split over devices differently."""
+
+
+def token_losses(logits: Logits, targets: jax.Array, gamma: float) -> tuple[jax.Array, jax.Array]:
     """Focal and plain cross entropy of each answer, before weights.
 
     Args:
-      logits: [..., V], any float type; the softmax is computed in float32.
-      targets: int32 [...].
+      logits: any float type; the softmax is computed in float32.
+      targets: int32 [...], counted over all parts.
 
     Returns:
       (focal, plain): float32 [...] each, in nats. Only the focal one passes a gradient.
     """
-    log_p = _log_probability(logits.astype(jnp.float32), targets)
+    parts = (logits,) if isinstance(logits, jax.Array) else logits
+    log_p = _log_probability(tuple(part.astype(jnp.float32) for part in parts), targets)
     plain = -jax.lax.stop_gradient(log_p)
     if gamma == 0:
         return -log_p, plain
@@ -44,22 +60,41 @@ def token_losses(logits: jax.Array, targets: jax.Array, gamma: float) -> tuple[j
     return -(wrong**gamma) * log_p, plain
 
 
+Parts: TypeAlias = tuple[jax.Array, ...]
+
+
 @jax.custom_vjp
-def _log_probability(logits: jax.Array, targets: jax.Array) -> jax.Array:
+def _log_probability(parts: Parts, targets: jax.Array) -> jax.Array:
     """log softmax(logits)[targets], with a gradient written in one pass over the logits, without a scatter."""
-    return _log_probability_forward(logits, targets)[0]
+    return _log_probability_forward(parts, targets)[0]
 
 
-def _log_probability_forward(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    right = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    total = jax.nn.logsumexp(logits, axis=-1)
-    return right - total, (logits, targets, total)
+def _log_probability_forward(parts: Parts, targets: jax.Array) -> tuple[jax.Array, Any]:
+    if len(parts) == 1:
+        right = jnp.take_along_axis(parts[0], targets[..., None], axis=-1)[..., 0]
+        total = jax.nn.logsumexp(parts[0], axis=-1)
+    else:  # sums over columns are taken where these lie; only they are sent between devices
+        rights = [
+            jnp.where(is_right, x, 0).sum(-1) for is_right, x in zip(_is_right(parts, targets), parts, strict=True)
+        ]
+        right = functools.reduce(jnp.add, rights)
+        total = functools.reduce(jnp.logaddexp, [jax.nn.logsumexp(x, axis=-1) for x in parts])
+    return right - total, (parts, targets, total)
 
 
-def _log_probability_backward(saved: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, None]:
-    logits, targets, total = saved
-    is_right = jnp.arange(logits.shape[-1]) == targets[..., None]
-    return gradient[..., None] * (is_right - jnp.exp(logits - total[..., None])), None
+def _is_right(parts: Parts, targets: jax.Array) -> list[jax.Array]:
+    """Of each part, bool [..., v]: where the target is."""
+    begins = itertools.accumulate((part.shape[-1] for part in parts), initial=0)
+    return [begin + jnp.arange(x.shape[-1]) == targets[..., None] for begin, x in zip(begins, parts, strict=False)]
+
+
+def _log_probability_backward(saved: Any, gradient: jax.Array) -> tuple[Parts, None]:
+    parts, targets, total = saved
+    rights = _is_right(parts, targets)
+    return tuple(
+        gradient[..., None] * (is_right - jnp.exp(x - total[..., None]))
+        for is_right, x in zip(rights, parts, strict=True)
+    ), None
 
 
 _log_probability.defvjp(_log_probability_forward, _log_probability_backward)
@@ -70,13 +105,13 @@ def count_answers(weights: jax.Array) -> jax.Array:
     return jnp.maximum((weights > 0).sum(), 1).astype(jnp.float32)
 
 
-Head = Callable[[Any, jax.Array], jax.Array]
+Head = Callable[[Any, jax.Array, jax.Array, Any], tuple[Logits, jax.Array]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
 def chunked_loss(
     head: Head, parameters: Any, hidden_BAD: jax.Array, targets_BA: jax.Array, weights_BA: jax.Array, gamma: float,
-    chunk: int,
+    chunk: int, constants: Any = (),
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """The sum of weighted answer losses of head(parameters, hidden), without ever holding all logits.
 
@@ -85,18 +120,19 @@ def chunked_loss(
     head is computed once, and memory does not grow with vocabulary times answers.
 
     Args:
-      head: (parameters, [B, a, D]) -> logits [B, a, V].
+      head: (parameters, hidden [B, a, D], targets [B, a], constants) -> (logits [B, a, V], targets within them [B, a]).
       weights_BA: float32 [B, A], 0 where there is no answer.
+      constants: arrays that the head reads, which pass no gradient.
 
     Returns:
       (the sum of weighted focal losses, float32 scalar; plain cross entropies, float32 [B, A], which pass no gradient).
     """
-    return _chunked_forward(head, parameters, hidden_BAD, targets_BA, weights_BA, gamma, chunk)[0]
+    return _chunked_forward(head, parameters, hidden_BAD, targets_BA, weights_BA, gamma, chunk, constants)[0]
 
 
 def _chunked_forward(
     head: Head, parameters: Any, hidden_BAD: jax.Array, targets_BA: jax.Array, weights_BA: jax.Array, gamma: float,
-    chunk: int,
+    chunk: int, constants: Any,
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:  # fmt: skip
     """(what `chunked_loss` returns, the gradients of the loss with respect to parameters and hidden states)."""
     answers = targets_BA.shape[1]
@@ -106,7 +142,7 @@ def _chunked_forward(
         return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
 
     def one(parameters: Any, hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-        focal, plain = token_losses(head(parameters, hidden), targets, gamma)
+        focal, plain = token_losses(*head(parameters, hidden, targets, constants), gamma)
         return jnp.where(weights > 0, weights * focal, 0.0).sum(), plain
 
     def step(total: tuple[jax.Array, Any], part: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, Any], Any]:
@@ -124,9 +160,9 @@ def _chunked_forward(
 
 def _chunked_backward(
     head: Head, gamma: float, chunk: int, gradients: Any, of_loss: tuple[jax.Array, jax.Array]
-) -> tuple[Any, jax.Array, None, None]:
+) -> tuple[Any, jax.Array, None, None, None]:
     of_parameters, of_hidden = jax.tree.map(lambda x: (of_loss[0] * x).astype(x.dtype), gradients)
-    return of_parameters, of_hidden, None, None
+    return of_parameters, of_hidden, None, None, None
 
 
 chunked_loss.defvjp(_chunked_forward, _chunked_backward)

@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unimp_jax.compiling import draw
 from unimp_jax.model.axes import mesh_axes, partition_spec
+from unimp_jax.model.quantization import Quantized
 from unimp_jax.model.unimp import ModelConfig, Part, UniMP, part_of
 
 ROWS = mesh_axes("batch")
@@ -252,7 +253,8 @@ def abstract_model(
     """The structure of a model, and shapes, types and shardings of its parameters; arguments as of `init_model`."""
 
     def shaped(path: tuple[Any, ...], variable: nnx.Variable[Any], place: NamedSharding) -> jax.ShapeDtypeStruct:
-        dtype = dtypes.get(part_of(path), config.param_dtype)
+        quantized = isinstance(variable, Quantized)
+        dtype = variable.dtype if quantized else dtypes.get(part_of(path), config.param_dtype)
         return jax.ShapeDtypeStruct(variable.shape, dtype, sharding=place)
 
     graph, state = structure(config)
@@ -286,6 +288,8 @@ def init_model(
 
     def value(path: tuple[Any, ...], variable: nnx.Variable[Any]) -> nnx.Variable[Any]:
         part = part_of(path)
+        if isinstance(variable, Quantized):
+            return variable
         drawn = jnp.zeros_like(variable[...]) if part in blank else variable[...]
         return variable.replace(drawn.astype(dtypes.get(part, config.param_dtype)))
 

@@ -100,9 +100,10 @@ def show(name: str, plan: Plan) -> str:
         f"model FLOPs {work.model:.3e} a step, {work.model / chips:.3e} a device; {again:.0%} of them are done again",
         f"seconds a step, each alone: products {seconds.compute:.4f}, memory {seconds.memory:.4f}, rings of a slice "
         f"{seconds.rings:.4f}, network between slices {seconds.network:.4f}",
-        f"estimates: roofline {seconds.roofline:.4f} s, compiler {seconds.compiler + seconds.network:.4f} s; "
-        f"by the longer: {plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / chips:,.0f} a chip, "
-        f"MFU {one.mfu:.1%}",
+        f"estimates: roofline {seconds.roofline:.4f} s, compiler {seconds.in_order:.4f} s, of which "
+        f"{seconds.waiting:.4f} s wait for exchanges within a slice; by the longer: "
+        f"{plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / chips:,.0f} a chip, MFU {one.mfu:.1%} "
+        f"({one.mfu_without_waiting:.1%} without waiting)",
         f"compiled in {one.compile_seconds:.0f} s",
     ]
     return "\n".join(lines)
@@ -110,13 +111,17 @@ def show(name: str, plan: Plan) -> str:
 
 def table(plans: Sequence[Plan]) -> str:
     """Markdown, a line a plan."""
-    columns = "slices, chips, mesh, rows, remat, GiB of a device, step by roofline and compiler (s), tokens/s, MFU"
-    lines = [f"| {columns.replace(', ', ' | ')} |", "|---|---:|---|---:|---|---:|---:|---:|---:|"]
+    columns = (
+        "slices, chips, mesh, rows, remat, GiB of a device, step by roofline and compiler (s), of it waiting (s), "
+        "tokens/s, MFU, MFU without waiting"
+    )
+    lines = [f"| {columns.replace(', ', ' | ')} |", "|---|---:|---|---:|---|---:|---:|---:|---:|---:|---:|"]
     for plan in plans:
         one, seconds = plan.estimate, plan.estimate.seconds
         lines.append(
             f"| {plan.slices} | {plan.slices.chips} | {mesh_words(plan.mesh)} | {plan.rows} | {plan.remat} | "
             f"{one.memory.total / GIB:.1f} of {one.available / GIB:.0f} | {seconds.roofline:.3f}, "
-            f"{seconds.compiler + seconds.network:.3f} | {plan.tokens_per_second:,.0f} | {one.mfu:.1%} |"
+            f"{seconds.in_order:.3f} | {seconds.waiting:.3f} | {plan.tokens_per_second:,.0f} | {one.mfu:.1%} | "
+            f"{one.mfu_without_waiting:.1%} |"
         )
     return "\n".join(lines)

@@ -100,7 +100,7 @@ def compile_anew(lowered: jax.stages.Lowered, slices: Slices) -> tuple[jax.stage
 
 def work_of(config: ExperimentConfig) -> Work:
     trains, shape = frozenset(config.training.trains), batch_shape(config)
-    kernels = config.model.attention in ("auto", "splash")
+    kernels = config.model.attention in ("auto", "rows", "splash")
     return Work(
         model=model_flops(config),
         again=recomputed_flops(config.model, shape, trains),

@@ -8,13 +8,14 @@ from data_pipelines.loader import LoaderConfig
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import RowShape
 from experiments.config import ExperimentConfig, TrainingConfig
-from unimp_jax.model import ModelConfig, presets
+from unimp_jax.model import ModelConfig, Part, presets
 from unimp_jax.model.adapters import AdapterConfig
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.training.loop import LoopConfig
 from unimp_jax.training.optimizer import OptimizerConfig
 
 DESCRIPTIONS = {
+    "smolvlm-256m": "SigLIP base and SmolLM2-135M, images among the tokens as SmolVLM has them; all of it trains.",
     "qwen3-0.6b": "SigLIP 2 base and Qwen3-0.6B, images among the tokens; all but the tower trains.",
     "qwen3-1.7b": "SigLIP 2 base and Qwen3-1.7B, images among the tokens; all but the tower trains.",
     "qwen3-4b": "SigLIP 2 so400m and Qwen3-4B, images among the tokens; adapters of the decoder train.",
@@ -27,10 +28,12 @@ def interleaved(name: str) -> ExperimentConfig:
     """One of these models for the histories of the paper's recipe: five items of an example have images.
 
     A tower that makes 64 tokens of an image has rows of 2,048 tokens, one that makes 256 rows of 4,096: three or four
-    examples each. Decoders above two billion parameters train by low-rank adapters.
+    examples each. Decoders above two billion parameters train by low-rank adapters, towers only where they are as
+    small as SmolVLM's.
     """
     model: ModelConfig = getattr(presets, name.replace("-", "_").replace(".", "_"))
     large = model.decoder.width > 2048
+    tower: tuple[Part, ...] = ("vision",) if model.decoder.width < 1024 else ()
     return ExperimentConfig(
         model=dataclasses.replace(model, adapters=LOW_RANK) if large else model,
         tasks=TaskConfig(full_items=5, id_items=0, history_targets="reconstruct", rated_history=False),
@@ -40,6 +43,6 @@ def interleaved(name: str) -> ExperimentConfig:
         else RowShape(tokens=2048, images=24, answers=256),
         optimizer=OptimizerConfig(decay="matrices"),
         objective=ObjectiveConfig(chunk=256),
-        training=TrainingConfig(trains=("projector", "adapters" if large else "decoder", "embeddings")),
+        training=TrainingConfig(trains=(*tower, "projector", "adapters" if large else "decoder", "embeddings")),
         loop=LoopConfig(steps=20_000, log_every=10, validate_every=1000, save_every=500),
     )

@@ -1,4 +1,5 @@
-"""A run that trains adapters alone: what its optimizer holds, that it goes on bit for bit, and what is exported."""
+"""A run that trains adapters alone, of a decoder that is quantised or not: what its optimizer holds, that it goes on
+bit for bit, and what is exported."""
 
 import dataclasses
 import shutil
@@ -27,16 +28,17 @@ pytestmark = pytest.mark.slow  # runs are trained
 MODEL = dataclasses.replace(LLAVA, adapters=AdapterConfig(rank=2, layers=r"decoder/.*"))
 
 
-def config_of(data):
-    return experiment(data, steps=4, model=MODEL, training=TrainingConfig(trains=("adapters",), validation_users=8))
+def config_of(data, quantization):
+    model = dataclasses.replace(MODEL, decoder_quantization=quantization)
+    return experiment(data, steps=4, model=model, training=TrainingConfig(trains=("adapters",), validation_users=8))
 
 
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
+@pytest.fixture(scope="module", params=["none", "int8"])
+def places(tmp_path_factory, request):
     """(prepared data, a run that trains adapters of a model from random weights)"""
     folder = tmp_path_factory.mktemp("adapters")
     data = prepare_source(folder)
-    train_run(config_of(data), folder / "run")
+    train_run(config_of(data, request.param), folder / "run")
     return data, folder / "run"
 
 
@@ -58,12 +60,14 @@ def test_the_optimizer_has_moments_of_adapters_alone(places):
     assert 0 < adapters < 0.2 * sum(x.size for x in jax.tree.leaves(parameters.frozen))
     assert {path[-2] for path, _ in nnx.to_flat_state(parameters.trainable)} == {"adapter"}
     assert sum(x.size for x in jax.tree.leaves(state.optimizer) if x.ndim) == 2 * adapters
+    entries = {x.dtype for path, x in nnx.to_flat_state(parameters.frozen) if path[-1] == "kernel" and "layers" in path}
+    assert entries == {np.dtype("int8" if config.model.decoder_quantization == "int8" else "float32")}
 
 
 def test_it_goes_on_bit_for_bit(places, tmp_path):
     run = shutil.copytree(places[1], tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "4")
-    train_run(config_of(places[0]), run)
+    train_run(config_of(places[0], load_config(run / "config.json").model.decoder_quantization), run)
     whole, again = restored(places[1])[1], restored(run)[1]
     assert any(np.abs(value).max() > 0 for path, value in whole.items() if path[-1] == "up")
     for path, value in whole.items():
@@ -85,13 +89,22 @@ def test_merged_and_exported_it_says_the_same(places, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
     # Adapters may be added to what was exported, which is then trained on.
     training = dataclasses.replace(config.training, trains=("adapters", "projector"))
-    following = experiment(places[0], steps=1, init_from=tmp_path / "start", model=MODEL, training=training)
+    following = experiment(places[0], steps=1, init_from=tmp_path / "start", model=config.model, training=training)
     assert with_init_geometry(following).model.adapters == MODEL.adapters
     train_run(following, tmp_path / "following")
 
 
 def test_adapters_of_another_run_are_not_replaced(places):
-    other = dataclasses.replace(MODEL, adapters=AdapterConfig(rank=3))
+    model = load_config(places[1] / "config.json").model
     training = TrainingConfig(trains=("adapters",))
-    with pytest.raises(ValueError, match=r"its adapters are .*rank=2.*export it and import that"):
-        with_init_geometry(experiment(places[0], init_from=places[1], model=other, training=training))
+    for other, telling in (
+        (dataclasses.replace(model, adapters=AdapterConfig(rank=3)), r"its adapters are .*rank=2"),
+        (dataclasses.replace(model, decoder_quantization="fp8"), "its model.decoder_quantization is (none|int8)"),
+    ):
+        with pytest.raises(ValueError, match=f"{telling}.*export it and import that"):
+            with_init_geometry(experiment(places[0], init_from=places[1], model=other, training=training))
+
+
+def test_a_decoder_that_trains_is_not_quantised(places):
+    with pytest.raises(ValueError, match=r"int8 is for a decoder that does not train: take decoder out"):
+        dataclasses.replace(config_of(places[0], "int8"), training=TrainingConfig(trains=("decoder", "adapters")))

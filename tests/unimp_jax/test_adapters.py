@@ -20,10 +20,10 @@ CASES = [
 ]
 
 
-def with_adapters(form="interleaved", layers=QUERIES_AND_VALUES, rank=2, kind="qwen3"):
+def with_adapters(form="interleaved", layers=QUERIES_AND_VALUES, rank=2, kind="qwen3", **changes):
     config = small_config(form, **DECODERS[kind])
     projector = dataclasses.replace(config.projector, kind="mlp")
-    return dataclasses.replace(config, projector=projector, adapters=AdapterConfig(rank, 6.0, layers))
+    return dataclasses.replace(config, projector=projector, adapters=AdapterConfig(rank, 6.0, layers, **changes))
 
 
 def traced(config) -> UniMP:
@@ -76,11 +76,34 @@ def test_gradients_are_those_of_adapters_alone_and_equal_finite_differences():
     assert all(np.abs(gradient).max() > 0 for gradient in jax.tree.leaves(gradients))
 
 
+def test_dropout_is_of_what_adapters_read():
+    """On average over keys a layer gives what it gives without; each adapter drops others; without a key none does."""
+    config = with_adapters(dropout=0.25)
+    model = random_model(config)
+    query, key = (nnx.clone(model.decoder.layers.attention.query), nnx.clone(model.decoder.layers.attention.key))
+    first = jax.tree.map(lambda x: x[0, 0], nnx.state(query.adapter))
+    adapter = nnx.merge(nnx.graphdef(query.adapter), first)
+    x = jax.random.normal(jax.random.key(0), (64, config.decoder.width))
+    plain = adapter(x)
+    draws = jax.jit(jax.vmap(lambda key: adapter(x, key)))(jax.random.split(jax.random.key(1), 4000))
+    spread = np.asarray(draws.std(0))
+    # A mean of 4,000 draws lies within five of its standard deviations.
+    assert (np.abs(draws.mean(0) - plain) < 5 * spread / np.sqrt(4000)).mean() > 0.999
+    assert spread.min() > 0
+    assert query.adapter.number != getattr(key.adapter, "number", -1)
+    batch = random_batch(np.random.default_rng(0), config)
+    logits = [model.logits(model.answer_hidden(batch, dropout_key=key)) for key in (None, jax.random.key(0))]
+    np.testing.assert_array_equal(logits[0], model(batch))
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("make", "telling"),
     [
         (lambda: AdapterConfig(rank=-1), "rank -1 must be 0 or more"),
         (lambda: AdapterConfig(layers="("), "is no regular expression"),
+        (lambda: AdapterConfig(dropout=1.0), "dropout 1.0 must be at least 0 and less than 1"),
+        (lambda: traced(with_adapters(layers=".*projector.*", dropout=0.1)), "for layers of the decoder alone"),
         (lambda: traced(with_adapters(layers="decoder")), "is none of the linear layers"),
         (lambda: traced(with_adapters("last_image", "resampler/.*")), "the resampler has no adapters"),
     ],

@@ -141,5 +141,5 @@ def test_alibi_in_channels_is_exact(dtype):
 
 
 def test_the_kernel_is_the_platforms():
-    assert kernel_for("auto") == {"tpu": "splash", "gpu": "cudnn", "cpu": "xla"}[platform()]
+    assert kernel_for("auto") == {"tpu": "rows", "gpu": "cudnn", "cpu": "xla"}[platform()]
     assert kernel_for("splash") == "splash"

@@ -13,9 +13,9 @@ from unimp_jax.objective import chunked_loss, count_answers, token_losses
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "unimp_loss.npz"
 
 
-def itself(_, logits):
+def itself(_, logits, targets, constants):
     """A head whose logits are what it is given."""
-    return logits
+    return logits, targets
 
 
 def loss_of(logits, targets, weights, gamma):
@@ -82,7 +82,8 @@ def test_an_empty_slot_counts_nothing_even_if_its_logits_are_not_finite():
 
 @pytest.mark.parametrize("chunk", [1, 4, 5, 12, 100])
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
-def test_chunks_give_the_loss_and_gradients_of_the_whole(chunk, gamma):
+@pytest.mark.parametrize("parts", [1, 3])
+def test_chunks_and_parts_give_the_loss_and_gradients_of_the_whole(chunk, gamma, parts):
     rng = np.random.default_rng(1)
     hidden = jnp.asarray(rng.normal(size=(3, 12, 7)), jnp.float32)
     head = {"table": jnp.asarray(rng.normal(size=(17, 7)), jnp.float32), "bias": jnp.zeros(17)}
@@ -92,17 +93,21 @@ def test_chunks_give_the_loss_and_gradients_of_the_whole(chunk, gamma):
     def logits(head, hidden):
         return hidden @ head["table"].T + head["bias"]
 
+    def scored(head, hidden, targets, _):
+        whole = logits(head, hidden)
+        return (whole if parts == 1 else jnp.split(whole, [3, 11], axis=-1)), targets
+
     def plain(head, hidden):
         return (weights * token_losses(logits(head, hidden), targets, gamma)[0]).sum() / count_answers(weights)
 
     def chunked(head, hidden):
-        return chunked_loss(logits, head, hidden, targets, weights / count_answers(weights), gamma, chunk)[0]
+        return chunked_loss(scored, head, hidden, targets, weights / count_answers(weights), gamma, chunk)[0]
 
     @jax.jit
     def both(head, hidden):
         whole = jax.value_and_grad(plain, argnums=(0, 1))(head, hidden)
         in_chunks = jax.value_and_grad(lambda *x: 1.0 * chunked(*x), argnums=(0, 1))(head, hidden)
-        entropy = chunked_loss(logits, head, hidden, targets, weights, gamma, chunk)[1]
+        entropy = chunked_loss(scored, head, hidden, targets, weights, gamma, chunk)[1]
         return whole, in_chunks, entropy, token_losses(logits(head, hidden), targets, 0.0)[1]
 
     whole, in_chunks, entropy, whole_entropy = both(head, hidden)

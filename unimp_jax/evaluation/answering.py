@@ -13,10 +13,14 @@ import jax.numpy as jnp
 from unimp_jax import decoding
 from unimp_jax.batch import Batch
 from unimp_jax.decoding import BeamConfig, CodeSamplingConfig, Trie, beam_search, path_scores, prefill, search_items
+from unimp_jax.evaluation.chunked_ranking import rank_by_chunks
 from unimp_jax.evaluation.ranking import ranks, seen_mask, top_items
 from unimp_jax.model import UniMP
 
 Results = tuple[jax.Array, ...]
+
+CHUNK = 2**18
+"""Scores of so many items, for a batch of prompts, fit into any device's memory."""
 
 
 class Prompts(NamedTuple):
@@ -45,12 +49,23 @@ def score(model: UniMP, prompts: Prompts, answers_BAWn: jax.Array) -> Results:
 
 
 def rank(
-    model: UniMP, prompts: Prompts, tokens_I: jax.Array, targets_BA: jax.Array, seen_BAw: jax.Array, *, k: int
-) -> Results:
-    """The fields of `unimp_jax.evaluation.ranking.Ranked`, by exact scores of all items of one token."""
+    model: UniMP, prompts: Prompts, tokens_I: jax.Array, targets_BA: jax.Array, seen_BAw: jax.Array, *, k: int,
+    chunk: int = CHUNK,
+) -> Results:  # fmt: skip
+    """The fields of `unimp_jax.evaluation.ranking.Ranked`, by exact scores of all items of one token.
+
+    Args:
+      chunk: in larger catalogues so many tokens are scored at a time.
+    """
+    targets_M, seen_Mw = targets_BA.reshape(-1), seen_BAw.reshape(-1, seen_BAw.shape[-1])
+    if len(tokens_I) > chunk:
+        hidden_BAD, _ = prefill(model, prompts.batch, prompts.latents_BNLC)
+        hidden_MD = hidden_BAD.reshape(-1, hidden_BAD.shape[-1])
+        tables = model.embeddings.tables()
+        results = rank_by_chunks(tables, hidden_MD, tokens_I, targets_M, seen_Mw, k=k, chunk=chunk)
+        return jax.tree.map(lambda x_M: x_M.reshape(*targets_BA.shape, *x_M.shape[1:]), results)
     (scores_BAI,) = next_token(model, prompts, tokens_I)
-    scores_MI, targets_M = scores_BAI.reshape(-1, tokens_I.shape[0]), targets_BA.reshape(-1)
-    seen_Mw = seen_BAw.reshape(-1, seen_BAw.shape[-1])
+    scores_MI = scores_BAI.reshape(-1, tokens_I.shape[0])
     unfiltered_M, filtered_M = ranks(scores_MI, targets_M, seen_Mw)
     entropy_M = -jnp.take_along_axis(scores_MI, targets_M[:, None], axis=1)[:, 0]
     top_Mk = top_items(scores_MI, seen_Mw, k)

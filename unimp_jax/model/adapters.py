@@ -13,7 +13,7 @@ from flax import nnx
 
 from unimp_jax.model import cpu
 from unimp_jax.model.axes import gathered
-from unimp_jax.model.layers import DTypes, Linear, parameter
+from unimp_jax.model.layers import DTypes, Linear, dropout, parameter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,14 @@ class AdapterConfig:
     layers: str = r"decoder/.*"
     """A regular expression of all of the names of the linear layers that have one, such as
     decoder/layers/attention/query."""
+    dropout: float = 0.0
+    """In training, this share of what adapters read is zeroed; for adapters of the decoder alone."""
 
     def __post_init__(self) -> None:
         if self.rank < 0:
             raise ValueError(f"adapters: rank {self.rank} must be 0 or more")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"adapters: dropout {self.dropout} must be at least 0 and less than 1")
         try:
             re.compile(self.layers)
         except re.error as error:
@@ -40,19 +44,27 @@ class AdapterConfig:
 class Adapter(nnx.Module):
     """A product of two matrices of a low rank, added to the matrix of a linear layer; 0 before training."""
 
-    def __init__(self, linear: Linear, config: AdapterConfig, dtypes: DTypes, rngs: nnx.Rngs):
+    def __init__(self, linear: Linear, config: AdapterConfig, number: int, dtypes: DTypes, rngs: nnx.Rngs):
+        """
+        Args:
+          number: no other adapter of the model has it; their dropout differs by it.
+        """
         shape, names = linear.kernel.shape, linear.kernel.get_metadata("axis_names")
         layers = names.count("layers")
         split, rank = layers + linear.contracted, config.rank
         self.dtype, self.contracted, self.scale = dtypes.compute, linear.contracted, config.alpha / rank
+        self.dropout, self.number = config.dropout, number
         down = jax.random.normal(rngs.params(), (*shape[:split], rank)) / math.sqrt(math.prod(shape[layers:split]))
         up = jnp.zeros((*shape[:layers], rank, *shape[split:]), dtypes.parameter)
         self.down = parameter(down.astype(dtypes.parameter), (*names[:split], "rank"))
         self.up = parameter(up, (*names[:layers], "rank", *names[split:]))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        low = cpu.matmul(x.astype(self.dtype), gathered(self.down, self.dtype), self.contracted)
-        return self.scale * cpu.matmul(low, gathered(self.up, self.dtype), 1)
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """What is added to the product of the layer, [..., O], whatever the axes of the layer's output; with a key,
+        there is dropout."""
+        x = dropout(x, self.dropout, None if key is None else jax.random.fold_in(key, self.number))
+        low = cpu.matmul(x.astype(self.dtype), gathered(self.down, self.dtype, self.contracted), self.contracted)
+        return self.scale * cpu.matmul(low, gathered(self.up, self.dtype, 1), 1)
 
     def added_to(self, kernel: jax.Array) -> jax.Array:
         """The matrix, stacked or not, with the product; computed in float32, of the dtype of the matrix."""
@@ -71,7 +83,8 @@ def add_adapters(module: nnx.Module, config: AdapterConfig, dtypes: DTypes, rngs
     """Gives adapters to the linear layers that the configuration names, where it has a rank.
 
     Raises:
-      ValueError: it names none, or one of the resampler, which does without its linear layers where that is faster.
+      ValueError: it names none, or one of the resampler, which does without its linear layers where that is faster; or
+        there is dropout, and it names one that is not the decoder's.
     """
     if not config.rank:
         return
@@ -81,8 +94,12 @@ def add_adapters(module: nnx.Module, config: AdapterConfig, dtypes: DTypes, rngs
         raise ValueError(f"adapters: layers {config.layers!r} is none of the linear layers {', '.join(linear)}")
     if of_resampler := [name for name in chosen if "resampler" in name]:
         raise ValueError(f"adapters: layers {config.layers!r} names {of_resampler[0]}; the resampler has no adapters")
-    for name in chosen:
-        linear[name].adapter = Adapter(linear[name], config, dtypes, rngs)
+    if config.dropout and (others := [name for name in chosen if not name.startswith("decoder/")]):
+        raise ValueError(
+            f"adapters: dropout is for layers of the decoder alone, and {others[0]} is none; set dropout 0"
+        )
+    for number, name in enumerate(chosen):
+        linear[name].adapter = Adapter(linear[name], config, number, dtypes, rngs)
 
 
 def merge_adapters(module: nnx.Module) -> None:

@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unimp_jax.model import cpu, kernels
-from unimp_jax.model.axes import platform
+from unimp_jax.model import cpu, kernels, row_kernel
+from unimp_jax.model.axes import Name, platform
 
-Kernel = Literal["xla", "splash", "cudnn"]
+Kernel = Literal["xla", "rows", "splash", "cudnn"]
+"""What computes attention: XLA; for TPUs `row_kernel`, or splash where rows are not fit for it, or splash alone; cuDNN
+for NVIDIA GPUs."""
 
 MASKED = -1e30
 """A score that no softmax notices, yet finite, so that a row without a single key has no NaN in its gradient."""
@@ -51,9 +53,9 @@ Mask: TypeAlias = jax.Array | SegmentMask
 """An attention mask: bool [B, T, S], which XLA alone works with, or segments."""
 
 
-def kernel_for(wanted: Literal["auto", "xla", "splash", "cudnn"]) -> Kernel:
+def kernel_for(wanted: Literal["auto", "xla", "rows", "splash", "cudnn"]) -> Kernel:
     """The kernel asked for, or the one made for this platform."""
-    made_for: dict[str, Kernel] = {"tpu": "splash", "gpu": "cudnn", "cpu": "xla"}
+    made_for: dict[str, Kernel] = {"tpu": "rows", "gpu": "cudnn", "cpu": "xla"}
     return made_for[platform()] if wanted == "auto" else wanted
 
 
@@ -61,7 +63,7 @@ def segment_mask(
     query_segment_ids_BT: jax.Array, key_segment_ids_BS: jax.Array, kernel: Kernel, *, causal: bool = False,
     alibi_positions_BT: jax.Array | None = None, query_positions_BA: jax.Array | None = None,
 ) -> SegmentMask:  # fmt: skip
-    """A mask for the kernel wanted, or for XLA where splash has no tiles for so many tokens or keys.
+    """A mask for the kernel wanted, or for XLA where those of TPUs have no tiles for so many tokens or keys.
 
     Args:
       query_segment_ids_BT, key_segment_ids_BS: as of `SegmentMask`.
@@ -71,7 +73,7 @@ def segment_mask(
     """
     T, S = query_segment_ids_BT.shape[1], key_segment_ids_BS.shape[1]
     alibi_positions = None if alibi_positions_BT is None else (alibi_positions_BT, alibi_positions_BT)
-    if query_positions_BA is None and kernel == "splash" and kernels.splash_fits(T, S):
+    if query_positions_BA is None and kernel in ("rows", "splash") and kernels.splash_fits(T, S):
         return SegmentMask(query_segment_ids_BT, key_segment_ids_BS, causal, alibi_positions, kernel, None)
     rows = jnp.arange(T)[None] if query_positions_BA is None else query_positions_BA
     if query_positions_BA is not None:
@@ -83,7 +85,7 @@ def segment_mask(
     if causal:
         mask_BTS &= jnp.arange(S) <= rows[..., None]
     in_blocks = causal and query_positions_BA is None
-    kernel = "xla" if kernel == "splash" or query_positions_BA is not None else kernel
+    kernel = "xla" if kernel in ("rows", "splash") or query_positions_BA is not None else kernel
     return SegmentMask(query_segment_ids_BT, key_segment_ids_BS, in_blocks, alibi_positions, kernel, mask_BTS)
 
 
@@ -105,6 +107,10 @@ def attention(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask: Mas
     """What `attend` gives, by the kernel that the mask names."""
     if not isinstance(mask, SegmentMask):
         return attend(q_BTHh, k_BSKh, v_BSKh, mask)
+    if mask.mask_BTS is None and mask.kernel == "rows" and row_kernel.fits(q_BTHh, k_BSKh):
+        segments = row_kernel.Segments(mask.query_segment_ids_BT, mask.key_segment_ids_BS)
+        costs = mask.alibi_positions and row_kernel.Alibi(mask.alibi_positions[1], alibi_slopes(q_BTHh.shape[2]))
+        return row_kernel.row_attention(q_BTHh, k_BSKh, v_BSKh, segments, costs, causal=mask.causal)
     if mask.mask_BTS is None:
         return kernels.splash(
             q_BTHh, k_BSKh, v_BSKh, mask.query_segment_ids_BT, mask.key_segment_ids_BS, causal=mask.causal,
@@ -116,6 +122,13 @@ def attention(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask: Mas
     if mask.causal:
         return cpu.attend_in_blocks(attend, q_BTHh, k_BSKh, v_BSKh, mask.mask_BTS, bias)
     return attend(q_BTHh, k_BSKh, v_BSKh, mask.mask_BTS, bias)
+
+
+def attend_to_all(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, rows: Name) -> jax.Array:
+    """What `attend` gives without a mask, on TPUs by a kernel; `rows` is the logical name of the first axis."""
+    if platform() == "tpu" and row_kernel.fits(q_BTHh, k_BSKh):
+        return row_kernel.row_attention(q_BTHh, k_BSKh, v_BSKh, rows=rows)
+    return attend(q_BTHh, k_BSKh, v_BSKh, None)
 
 
 def attend(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
@@ -17,11 +19,11 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "embed": "fsdp",
     "vision_embed": "fsdp",
     "vocab": "tensor",
+    "new_vocab": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
     "layers": None,  # stacked by scan
-    "new_vocab": None,
     "content": None,
     "head_dim": None,
     "norm": None,
@@ -68,18 +70,45 @@ def platform() -> Literal["tpu", "gpu", "cpu"]:
     return "tpu" if kind.startswith("TPU") else "gpu" if kind.startswith("NVIDIA") else "cpu"
 
 
-def gathered(parameter: nnx.Param, dtype: str) -> jax.Array:
-    """A parameter as a product takes it: converted, then gathered over the devices that keep parts of it.
+def gathered(parameter: nnx.Variable[Any], dtype: str, contracted: int | None = None) -> jax.Array:
+    """A parameter as a product takes it: converted, and gathered over the devices that keep parts of it.
 
     Left to itself, XLA for TPUs would rather send the parts around while it multiplies by them, one after another,
     and write and read the whole product each time.
+
+    Args:
+      contracted: makes a matrix of it: so many axes, from the first on, are one, and the others; of either only the
+        first may be split over devices. None: it keeps its axes.
     """
-    value = parameter[...].astype(dtype)
+    value = parameter[...]
+    narrow = value.dtype.itemsize < jnp.dtype(dtype).itemsize  # fewer bytes are sent where it is converted afterwards
+    value = value if narrow else value.astype(dtype)
     names = parameter.get_metadata("axis_names")[-value.ndim :]  # of one layer, where it is stacked
+    if contracted is not None:
+        value = value.reshape(math.prod(value.shape[:contracted]), -1)
+        names = (names[0], names[contracted])
     if all(splits(name) == 1 for name in names if name in GATHERED):
-        return value
-    kept = constrain(value, *names)  # so that of a gradient, too, each device is sent its own part alone
+        return value.astype(dtype)
+    return _gather(names, value).astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather(names: tuple[str | None, ...], value: jax.Array) -> jax.Array:
+    kept = constrain(value, *names)
     return constrain(kept, *[None if name in GATHERED else name for name in names])
+
+
+def _gather_forward(names: tuple[str | None, ...], value: jax.Array) -> tuple[jax.Array, None]:
+    return _gather(names, value), None
+
+
+def _gather_backward(names: tuple[str | None, ...], _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    """Of a gradient each device is sent its own part alone. JAX's own rule would first have it whole everywhere, as
+    the parameter was, which takes twice the bytes, and XLA for TPUs waits for them."""
+    return (constrain(gradient, *names),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def constrain(x: jax.Array, *names: Name) -> jax.Array:

@@ -29,13 +29,12 @@ def of_matrices() -> bool:
     return platform() == "cpu" and splits("sequence") == 1
 
 
-def matmul(x: jax.Array, kernel: jax.Array, contracted: int) -> jax.Array:
-    """`jnp.tensordot(x, kernel, contracted)`, on CPUs as a product of two matrices."""
+def matmul(x: jax.Array, matrix_IO: jax.Array, contracted: int) -> jax.Array:
+    """The product of the last axes of x, so many, and a matrix: [..., O]; on CPUs a product of two matrices."""
+    rows = x.shape[: x.ndim - contracted]
     if not of_matrices():
-        return jnp.tensordot(x, kernel, contracted)
-    rows, inside, outputs = x.shape[: x.ndim - contracted], kernel.shape[:contracted], kernel.shape[contracted:]
-    y = x.reshape(-1, math.prod(inside)) @ kernel.reshape(math.prod(inside), -1)
-    return y.reshape(*rows, *outputs)
+        return x.reshape(*rows, -1) @ matrix_IO
+    return (x.reshape(math.prod(rows), -1) @ matrix_IO).reshape(*rows, -1)
 
 
 def attend_in_blocks(

@@ -15,7 +15,7 @@ from flax import nnx
 from unimp_jax.batch import Batch
 from unimp_jax.model import cpu
 from unimp_jax.model.attention import Kernel, KeysValues, attention, rotary_angles, rotate, segment_mask
-from unimp_jax.model.axes import constrain, gathered
+from unimp_jax.model.axes import constrain, gathered, splits
 from unimp_jax.model.layers import (
     MLP,
     DTypes,
@@ -193,8 +193,11 @@ class SelfAttention(nnx.Module):
 
         self.query_norm, self.key_norm = qk_norm(heads), qk_norm(kv_heads)
 
-    def __call__(self, x_BTD: jax.Array, context: TextContext) -> tuple[jax.Array, KeysValues]:
-        query, key, value = self.query(context.of_queries(x_BTD)), self.key(x_BTD), self.value(x_BTD)
+    def __call__(
+        self, x_BTD: jax.Array, context: TextContext, dropout_key: jax.Array | None = None
+    ) -> tuple[jax.Array, KeysValues]:
+        query = self.query(context.of_queries(x_BTD), dropout_key)
+        key, value = self.key(x_BTD, dropout_key), self.value(x_BTD, dropout_key)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if context.angles is not None:
@@ -202,7 +205,7 @@ class SelfAttention(nnx.Module):
             query, key = rotate(query, (context.of_queries(cos), context.of_queries(sin))), rotate(key, context.angles)
         query = constrain(query, "batch", "sequence", "heads", None)
         key, value = (constrain(x, "batch", None, "kv_heads", None) for x in (key, value))
-        return self.out(context.attend(query, key, value)), KeysValues(key, value)
+        return self.out(context.attend(query, key, value), dropout_key), KeysValues(key, value)
 
 
 class DecoderLayer(nnx.Module):
@@ -222,10 +225,11 @@ class DecoderLayer(nnx.Module):
     def __call__(self, x_BTD: jax.Array, context: TextContext, key: jax.Array | None) -> tuple[jax.Array, KeysValues]:
         """The queries' hidden states after this layer, and all tokens' keys and values; with a key, with dropout."""
         keys = (None, None) if key is None else jax.random.split(key)
-        attended, own = self.attention(self.attention_norm(x_BTD), context)
+        adapter_key = None if key is None else jax.random.fold_in(key, 2)
+        attended, own = self.attention(self.attention_norm(x_BTD), context, adapter_key)
         before = context.of_queries(x_BTD)
         after = before + dropout(attended, self.dropout, keys[0])
-        wide = self.mlp(self.mlp_norm(before if self.parallel else after))
+        wide = self.mlp(self.mlp_norm(before if self.parallel else after), adapter_key)
         return constrain(after + dropout(wide, self.dropout, keys[1]), "batch", "sequence", None), own
 
 
@@ -260,16 +264,40 @@ class EmbeddingTables(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., V], base tokens first."""
+        parts = self._logit_parts(hidden)
+        return (parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)).reshape(*hidden.shape[:-1], -1)
+
+    def logit_parts(self, hidden: jax.Array) -> list[jax.Array]:
+        """`logits`, or where columns are split over devices its parts, float32 [..., v] each, which stay split."""
+        if splits("vocab") == 1:
+            return [self.logits(hidden)]
+        return [part.reshape(*hidden.shape[:-1], -1) for part in self._logit_parts(hidden)]
+
+    def _logit_parts(self, hidden: jax.Array) -> list[jax.Array]:
         weights = [gathered(table, self.dtype) for table in self._head if table is not None]
         rows = hidden.reshape(-1, hidden.shape[-1]) if cpu.of_matrices() else hidden
-        parts = [jnp.einsum("...d,vd->...v", rows, w, preferred_element_type=jnp.float32) for w in weights]
-        logits = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
-        return logits.reshape(*hidden.shape[:-1], -1)
+        return [jnp.einsum("...d,vd->...v", rows, w, preferred_element_type=jnp.float32) for w in weights]
 
     def logits_of(self, hidden: jax.Array, tokens_V: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., V], of the tokens that are named (int32 [V]) alone."""
-        rows_VD = self._rows(*self._head, tokens_V)
+        rows_VD = self.head_rows(tokens_V)
         return jnp.einsum("...d,vd->...v", hidden, rows_VD, preferred_element_type=jnp.float32)
+
+    def head_rows(self, tokens: jax.Array) -> jax.Array:
+        """int32 [...] -> [..., D], rows of the output head."""
+        return self._rows(*self._head, tokens)
+
+    def new_head_by_shard(self) -> jax.Array:
+        """[N, C, D], the head's rows of new tokens, as they are split over N devices."""
+        new = self._head[1]
+        assert new is not None
+        rows_VD = gathered(new, self.dtype)
+        shards_NCD = rows_VD.reshape(splits("new_vocab"), -1, rows_VD.shape[1])
+        return constrain(shards_NCD, "new_vocab", None, None)
+
+    def without_new(self) -> EmbeddingTables:
+        """The tables of base tokens alone."""
+        return EmbeddingTables(self.vocab_size, self.dtype, self.base, None, self.base_head, None)
 
     @property
     def _head(self) -> tuple[nnx.Param, nnx.Param | None]:
@@ -278,11 +306,16 @@ class EmbeddingTables(nnx.Module):
 
     def _rows(self, base: nnx.Param, new: nnx.Param | None, tokens: jax.Array) -> jax.Array:
         """int32 [...] -> [..., D], from a pair of tables."""
+
+        def rows(table: nnx.Param, numbers: jax.Array) -> jax.Array:
+            # Gradients, too, then lie as the table does: none is ever whole.
+            return constrain(table[...], *table.get_metadata("axis_names"))[numbers]
+
         if new is None:
-            return base[...][tokens].astype(self.dtype)
+            return rows(base, tokens).astype(self.dtype)
         is_new = tokens >= self.vocab_size
-        of_base = base[...][jnp.where(is_new, 0, tokens)]
-        of_new = new[...][jnp.where(is_new, tokens - self.vocab_size, 0)]
+        of_base = rows(base, jnp.where(is_new, 0, tokens))
+        of_new = rows(new, jnp.where(is_new, tokens - self.vocab_size, 0))
         return jnp.where(is_new[..., None], of_new, of_base).astype(self.dtype)
 
 

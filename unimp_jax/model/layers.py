@@ -10,9 +10,10 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from unimp_jax.model import cpu
+from unimp_jax.model import cpu, tpu
 from unimp_jax.model.axes import constrain, gathered
 
 Sizes = dict[str, int]
@@ -53,41 +54,62 @@ class Linear(nnx.Module):
 
     Attributes:
       adapter: what is added to its product, if it has been given one (`unimp_jax.model.adapters`).
+      kernel_scale: what each column of its matrix is multiplied by, if that is quantised
+        (`unimp_jax.model.quantization`).
     """
 
     adapter: Any = None
+    kernel_scale: Any = None
 
     def __init__(
         self, inputs: Sizes, outputs: Sizes, *, bias: bool, dtypes: DTypes, rngs: nnx.Rngs, scale: float = 1.0
     ):
         """Weights are normal with deviation scale / sqrt(fan in)."""
         self.dtype, self.contracted = dtypes.compute, len(inputs)
-        self.kernel = normal(rngs, inputs | outputs, scale / math.sqrt(math.prod(inputs.values())), dtypes)
+        self.kernel: nnx.Variable[Any] = normal(
+            rngs, inputs | outputs, scale / math.sqrt(math.prod(inputs.values())), dtypes
+        )
         self.bias = constant(0.0, outputs, dtypes) if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = cpu.matmul(x.astype(self.dtype), gathered(self.kernel, self.dtype), self.contracted)
-        y = y if self.bias is None else y + self.bias[...].astype(self.dtype)
-        return y if self.adapter is None else y + self.adapter(x)
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """With a key, its adapter has dropout."""
+        # Several outputs are one axis for as long as they can be: TPUs fill up the last one to 128 in memory.
+        y = cpu.matmul(x.astype(self.dtype), gathered(self.kernel, self.dtype, self.contracted), self.contracted)
+        y = y if self.kernel_scale is None else y * gathered(self.kernel_scale, self.dtype).reshape(-1)
+        y = y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape(-1)
+        y = y if self.adapter is None else y + self.adapter(x, key)
+        return y.reshape(*y.shape[:-1], *self.kernel.shape[self.contracted :])
+
+
+STATISTICS = "statistics"
+"""The name of what norms take of a token, to which policies refer."""
+
+
+def kept(x: jax.Array) -> jax.Array:
+    """What a norm takes of a token: few numbers, which policies keep for the backward pass. Gradients must go through
+    what this returns alone, or it is computed again all the same."""
+    return checkpoint_name(x, STATISTICS)
 
 
 class Norm(nnx.Module):
     """Layer norm or RMS norm over the last axes, with statistics in float32."""
 
     def __init__(self, kind: NormKind, sizes: Sizes, *, eps: float, bias: bool, dtypes: DTypes):
-        self.kind, self.eps, self.dtype, self.axes = kind, eps, dtypes.compute, tuple(range(-len(sizes), 0))
+        self.kind, self.eps, self.dtype, self.axes = kind, eps, dtypes.compute, len(sizes)
         self.scale = constant(1.0, sizes, dtypes)
         self.bias = constant(0.0, sizes, dtypes) if bias and kind == "layer_norm" else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.scaled(self.standardised(x)).astype(self.dtype)
+        flat = x.reshape(*x.shape[: x.ndim - self.axes], -1)  # as `Linear` leaves it
+        return self.scaled(self.standardised(flat)).astype(self.dtype).reshape(x.shape)
 
     def standardised(self, x: jax.Array) -> jax.Array:
-        """float32, before scale and bias; no parameter has a part in it."""
-        x = x.astype(jnp.float32)
+        """float32, before scale and bias, over the last axis; no parameter has a part in it."""
         if self.kind == "layer_norm":
-            x = x - x.mean(self.axes, keepdims=True)
-        return x * jax.lax.rsqrt(jnp.square(x).mean(self.axes, keepdims=True) + self.eps)
+            mean, variance = tpu.mean_and_variance(x, kept)
+            return (x - mean) * jax.lax.rsqrt(variance + self.eps)
+        x = x.astype(jnp.float32)
+        return x * jax.lax.rsqrt(kept(jnp.square(x).mean(-1, keepdims=True)) + self.eps)
 
     def scaled(self, x: jax.Array) -> jax.Array:
         """What is standardised, with scale and bias: float32."""
@@ -95,9 +117,9 @@ class Norm(nnx.Module):
         return x * scale if self.bias is None else x * scale + bias
 
     def scale_and_bias(self) -> tuple[jax.Array, jax.Array]:
-        """float32; a bias that is not there is 0."""
-        scale = self.scale[...].astype(jnp.float32)
-        return scale, jnp.zeros_like(scale) if self.bias is None else self.bias[...].astype(jnp.float32)
+        """float32, of one axis; a bias that is not there is 0."""
+        scale = self.scale[...].astype(jnp.float32).reshape(-1)
+        return scale, jnp.zeros_like(scale) if self.bias is None else self.bias[...].astype(jnp.float32).reshape(-1)
 
 
 MLPKind = Literal["gelu", "relu", "swiglu"]
@@ -123,11 +145,12 @@ class MLP(nnx.Module):
         self.up = Linear(width, wide, bias=bias, dtypes=dtypes, rngs=rngs)
         self.down = Linear(wide, width, bias=bias, dtypes=dtypes, rngs=rngs, scale=down_scale)
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        up = constrain(self.up(x_BTD), *[PartitionSpec.UNCONSTRAINED] * 2, "mlp")
+    def __call__(self, x_BTD: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """With a key, adapters have dropout."""
+        up = constrain(self.up(x_BTD, key), *[PartitionSpec.UNCONSTRAINED] * 2, "mlp")
         if self.gate is not None:
-            return self.down(jax.nn.silu(self.gate(x_BTD)) * up)
-        return self.down(jax.nn.relu(up) if self.kind == "relu" else jax.nn.gelu(up, approximate=False))
+            return self.down(jax.nn.silu(self.gate(x_BTD, key)) * up, key)
+        return self.down(jax.nn.relu(up) if self.kind == "relu" else tpu.gelu(up), key)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -139,13 +162,15 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 Remat = Literal["none", "full", "dots", "dots_with_batch"]
-"""What a scanned layer keeps for its backward pass: everything; its input alone; also the products with weights; also
-those of attention."""
+"""What a scanned layer keeps for its backward pass: everything; its input alone; also the products with weights, and of
+norms the two numbers of a token; also the products of attention."""
 
+_statistics = jax.checkpoint_policies.save_only_these_names(STATISTICS)
+_both = jax.checkpoint_policies.save_from_both_policies
 POLICIES: dict[str, Callable[..., Any]] = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "dots_with_batch": jax.checkpoint_policies.dots_saveable,
+    "dots": _both(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _statistics),
+    "dots_with_batch": _both(jax.checkpoint_policies.dots_saveable, _statistics),
 }
 
 

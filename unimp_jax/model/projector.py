@@ -9,6 +9,7 @@ import einops
 import jax
 from flax import nnx
 
+from unimp_jax.model import tpu
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.layers import DTypes, Linear, Loop
 from unimp_jax.model.resampler import Resampler, ResamplerConfig
@@ -76,5 +77,5 @@ class Projector(nnx.Module):
             )
         x_BLD = self.first(x_BPC)
         if self.second is not None:
-            x_BLD = self.second(jax.nn.gelu(x_BLD, approximate=False))
+            x_BLD = self.second(tpu.gelu(x_BLD))
         return constrain(x_BLD, "images", None, None)

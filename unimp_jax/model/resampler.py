@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unimp_jax.model import cpu
-from unimp_jax.model.attention import attend
+from unimp_jax.model.attention import attend_to_all
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.layers import MLP, DTypes, Linear, Loop, MLPKind, Norm, normal, scan, stack
 
@@ -75,7 +75,7 @@ class ResamplerLayer(nnx.Module):
         query, key = self.query(normed_BLC), self.key(both)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        return attend(query, key, self.value(both), None)
+        return attend_to_all(query, key, self.value(both), "images")
 
 
 class Resampler(nnx.Module):

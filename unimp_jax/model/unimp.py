@@ -35,6 +35,7 @@ from unimp_jax.model.decoder import (
 from unimp_jax.model.gated import GatedCrossAttention, GatedCrossAttentionConfig
 from unimp_jax.model.layers import DTypes, Loop, Remat, dropout, scan, stack, unstack
 from unimp_jax.model.projector import Projector, ProjectorConfig
+from unimp_jax.model.quantization import Quantization, quantize_layers
 from unimp_jax.model.resampler import Resampler, ResamplerConfig
 from unimp_jax.model.vision import VisionConfig, VisionTower
 
@@ -60,9 +61,13 @@ class ModelConfig:
     """Of activations and products; norms, softmax and logits are float32 whatever this says."""
     param_dtype: str = "float32"
     """Of parameters; in training, what trains is float32, and what does not is of `compute_dtype`."""
-    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
-    """What computes attention of text where shapes and types allow it: splash on TPUs, cuDNN on NVIDIA GPUs, XLA
-    elsewhere (and wherever they do not, and among the few tokens of an image)."""
+    decoder_quantization: Quantization = "none"
+    """How the matrices of a decoder that does not train are kept: as other parameters, or as int8 or float8 with a
+    scale a column, in half of what bfloat16 takes."""
+    attention: Literal["auto", "xla", "rows", "splash", "cudnn"] = "auto"
+    """What computes attention of text where shapes and types allow it: on TPUs a kernel of our own for whole rows, or
+    splash where tokens of a row lie on several devices or do not make whole tiles; cuDNN on NVIDIA GPUs; XLA elsewhere,
+    and wherever they do not. Among the tokens of an image it is that kernel on TPUs, and XLA elsewhere."""
     remat: Remat = "none"
     """What the backward pass keeps of each layer or group, and what it computes again."""
     unroll: int = 1
@@ -117,8 +122,11 @@ class ModelConfig:
 
     @property
     def materialised(self) -> ModelConfig:
-        """That of the same model, where tables hold the content of tokens and matrices what adapters add to them."""
-        return dataclasses.replace(self, decoder=self.decoder.without_content, adapters=AdapterConfig())
+        """That of the same model, where tables hold the content of tokens and matrices what adapters add to them, none
+        of them quantised."""
+        return dataclasses.replace(
+            self, decoder=self.decoder.without_content, adapters=AdapterConfig(), decoder_quantization="none"
+        )
 
     @property
     def last_layer_apart(self) -> bool:
@@ -176,6 +184,7 @@ class UniMP(nnx.Module):
         self.projector = projector() if tokens else None
         self.decoder = Decoder(config.decoder, config.groups, dtypes, rngs)
         self.embeddings = Embeddings(config.decoder, dtypes, rngs)
+        quantize_layers(self.decoder, config.decoder_quantization)
         add_adapters(self, config.adapters, dtypes, rngs)
 
     def see(self, images_NHW3: jax.Array) -> jax.Array:
@@ -208,7 +217,7 @@ class UniMP(nnx.Module):
         """All of the model but the output head.
 
         Args:
-          dropout_key: with it, and `decoder.dropout` above 0, there is dropout.
+          dropout_key: with it, and `decoder.dropout` or `adapters.dropout` above 0, there is dropout.
           latents_BNLC: of the images, where they are at hand; `batch.images` itself is not read then.
           tables: of the embeddings, where they are at hand (in training, with free rows dropped).
           answers_only: hidden states are wanted at `batch.answer_positions` alone.
@@ -219,6 +228,7 @@ class UniMP(nnx.Module):
           and of the images, [G, B, S, H, h], None where images are tokens; else None).
         """
         config, rate = self.config, self.config.decoder.dropout
+        drops = rate > 0 or config.adapters.dropout > 0
         latents_BNLC = self.encode_images(batch.images) if latents_BNLC is None else latents_BNLC
         B, N, L, C = latents_BNLC.shape
         latents_BSC = latents_BNLC.reshape(B, N * L, C)
@@ -226,7 +236,7 @@ class UniMP(nnx.Module):
         contexts = [text_context(config.decoder, batch, self.kernel)] * config.group_layers
 
         def key_for(number: jax.Array | int) -> jax.Array | None:
-            return None if dropout_key is None or rate == 0 else jax.random.fold_in(dropout_key, number)
+            return jax.random.fold_in(dropout_key, number) if drops and dropout_key is not None else None
 
         def group(contexts: list[TextContext], x_BTD: jax.Array, modules: Group, number: jax.Array) -> Any:
             images = None if modules[0] is None else modules[0].keys_values(latents_BSC)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from unimp_jax.model.attention import attend
+from unimp_jax.model import tpu
+from unimp_jax.model.attention import attend, attend_to_all
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.layers import DTypes, Linear, Loop, Norm, normal, scan, stack
 
@@ -115,12 +116,13 @@ class VisionBlock(nnx.Module):
     def __call__(self, x_BPC: jax.Array, mask_BPS: jax.Array | None = None) -> jax.Array:
         """`mask_BPS`: which others each one attends to; None: all."""
         y = self.attention_norm(x_BPC)
-        x_BPC = x_BPC + self.out(attend(self.query(y), self.key(y), self.value(y), mask_BPS))
+        qkv = self.query(y), self.key(y), self.value(y)
+        x_BPC = x_BPC + self.out(attend_to_all(*qkv, "images") if mask_BPS is None else attend(*qkv, mask_BPS))
         y = self.up(self.mlp_norm(x_BPC))
         if self.activation == "quick_gelu":
             y = y * jax.nn.sigmoid(1.702 * y)
         else:
-            y = jax.nn.gelu(y, approximate=self.activation == "gelu_tanh")
+            y = jax.nn.gelu(y) if self.activation == "gelu_tanh" else tpu.gelu(y)
         return constrain(x_BPC + self.down(y), "images", None, None)
 
 

@@ -27,6 +27,8 @@ class Chip:
       clock: cycles a second, from `flops` and the size of its matrix units.
       cores: by which v5p slices are named, two a chip.
       shapes: slices there are, by their chips.
+      kernel_share: of `flops`, what attention kernels reach by the schedules that libtpu makes of them; wider matrix
+        units find no more to do, while a softmax takes as long.
       layout: how libtpu is asked for one.
     """
 
@@ -38,6 +40,7 @@ class Chip:
     clock: float
     cores: int
     shapes: dict[int, str]
+    kernel_share: float
     layout: str = "default"
 
 
@@ -47,9 +50,9 @@ CUBES = {
     1024: "8x8x16",
 }  # fmt: skip
 CHIPS: dict[str, Chip] = {
-    "v5e": Chip(197e12, 16 * GIB, 819 * GIGA, 100 * GIGA, 3.125 * GIGA, 1.5e9, 1, FLAT),
-    "v5p": Chip(459e12, 95 * GIB, 2765 * GIGA, 200 * GIGA, 6.25 * GIGA, 1.75e9, 2, CUBES, "megachip"),
-    "v6e": Chip(918e12, 32 * GIB, 1640 * GIGA, 200 * GIGA, 12.5 * GIGA, 1.75e9, 1, FLAT),
+    "v5e": Chip(197e12, 16 * GIB, 819 * GIGA, 100 * GIGA, 3.125 * GIGA, 1.5e9, 1, FLAT, 0.65),
+    "v5p": Chip(459e12, 95 * GIB, 2765 * GIGA, 200 * GIGA, 6.25 * GIGA, 1.75e9, 2, CUBES, 0.65, "megachip"),
+    "v6e": Chip(918e12, 32 * GIB, 1640 * GIGA, 200 * GIGA, 12.5 * GIGA, 1.75e9, 1, FLAT, 0.2),
 }
 
 

@@ -11,7 +11,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from unimp_jax.planning.chips import Slices
 from unimp_jax.planning.program import read_program
-from unimp_jax.planning.traffic import Sent, collectives, cycles, kept_bytes, memory_bytes
+from unimp_jax.planning.schedule import schedule_of
+from unimp_jax.planning.traffic import Sent, collectives, kept_bytes, memory_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Work:
     Attributes:
       model: what must be computed (`unimp_jax.model.flops`).
       again: what is computed a second time in the backward pass.
-      kernels: of both, what is computed in kernels, which the compiler gives no cycles for.
+      kernels: of both, what is computed in kernels that do not say themselves how much they compute.
     """
 
     model: float
@@ -55,14 +56,15 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-    """Of a step, each as if there were nothing else.
+    """Of a step; all but `waiting` are each as if there were nothing else.
 
     Attributes:
       compute: all products at the chip's peak.
       memory: what is moved between main memory and chip.
       rings: what devices of a slice send one another, each along one ring of the torus.
       network: what they send to other slices.
-      compiler: XLA's own estimate of what it has compiled, and kernels at the chip's peak.
+      compiler: XLA's own estimate of what it has compiled, and kernels (`unimp_jax.planning.schedule`).
+      waiting: besides, for exchanges within the slice that the compiler's order does not hide behind work.
     """
 
     compute: float
@@ -70,6 +72,12 @@ class Seconds:
     rings: float
     network: float
     compiler: float
+    waiting: float
+
+    @property
+    def in_order(self) -> float:
+        """What the compiler has made, one after the other."""
+        return self.compiler + self.waiting + self.network
 
     @property
     def roofline(self) -> float:
@@ -79,7 +87,7 @@ class Seconds:
     @property
     def step(self) -> float:
         """The larger of both estimates: what to plan with."""
-        return max(self.roofline, self.compiler + self.network)
+        return max(self.roofline, self.in_order)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +97,7 @@ class Estimate:
     Attributes:
       fits: whether it needs no more memory than a device has.
       mfu: model FLOPs over what all devices could do in `seconds.step`.
+      mfu_without_waiting: the same if all exchanges within a slice were hidden behind work.
     """
 
     fits: bool
@@ -98,6 +107,7 @@ class Estimate:
     work: Work
     seconds: Seconds
     mfu: float
+    mfu_without_waiting: float
     compile_seconds: float
 
 
@@ -132,13 +142,17 @@ def estimate(
     sent = tuple(collectives(program, mesh))
     across = math.fsum(one.bytes for one in sent if slices.count > 1 and "slice" in one.axes)
     within = math.fsum(one.bytes for one in sent) - across
+    schedule = schedule_of(program, mesh, chip)
+    kernels = 0.0 if schedule.kernels_told else work.kernels / mesh.size / chip.flops
     seconds = Seconds(
         compute=(work.model + work.again) / mesh.size / chip.flops,
         memory=memory_bytes(program) / chip.memory_bandwidth,
         rings=within / chip.ring_bandwidth,
         network=across / chip.network_bandwidth,
-        compiler=cycles(program) / chip.clock + work.kernels / mesh.size / chip.flops,
+        compiler=schedule.work + kernels,
+        waiting=schedule.waiting,
     )
+    ideal = work.model / mesh.size / chip.flops
     return Estimate(
         fits=memory.total <= chip.memory,
         memory=memory,
@@ -146,6 +160,7 @@ def estimate(
         sent=sent,
         work=work,
         seconds=seconds,
-        mfu=work.model / mesh.size / chip.flops / seconds.step,
+        mfu=ideal / seconds.step,
+        mfu_without_waiting=ideal / dataclasses.replace(seconds, waiting=0.0).step,
         compile_seconds=compile_seconds,
     )

@@ -35,38 +35,45 @@ def collectives(program: Program, mesh: Mesh) -> list[Sent]:
     """All exchanges of a step, the largest first; one that XLA has cut into a start, steps and an end counts once."""
     found: dict[str, Sent] = {}
     for name, times in program.runs.items():
-        for computation, instruction in _with_fused(program, program.computations[name]):
-            kind = instruction.opcode.removesuffix("-start")
-            across = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
-            if kind == "send" and across:  # to other slices, through the hosts
-                kind = across.group(1).lower().replace("_", "-")
-                sent = times * _sent(kind, instruction.out[0].bytes, mesh.shape["slice"])
-                found[f"{name}/{instruction.name}"] = Sent(kind, ("slice",), sent)
-            if kind not in KINDS or instruction.opcode == "send":
+        for computation, instruction in with_fused(program, program.computations[name]):
+            one = sent_by(instruction, computation, mesh)
+            if one is None:
                 continue
-            group = group_of(kind, instruction.attributes, mesh.size)
-            size, scattered = len(group), "reduce-scatter" in computation.name or "reduce_scatter" in computation.name
-            if size < 2:
-                continue
-            if kind == "all-reduce" and scattered:
-                kind = "reduce-scatter"
-            bytes_sent = times * _sent(kind, _moved(instruction, computation), size)
-            number = instruction.attribute("channel_id")
-            channel = f"{name}/{instruction.name}" if number is None else f"{kind} {number}"
-            if channel not in found or found[channel].bytes < bytes_sent:
-                found[channel] = Sent(kind, axes_of(group, mesh), bytes_sent)
+            one = dataclasses.replace(one, bytes=times * one.bytes)
+            number = None if instruction.opcode == "send" else instruction.attribute("channel_id")
+            channel = f"{name}/{instruction.name}" if number is None else f"{one.kind} {number}"
+            if channel not in found or found[channel].bytes < one.bytes:
+                found[channel] = one
     sums: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
     for one in found.values():
         sums[one.kind, one.axes] += one.bytes
     return sorted((Sent(*key, count) for key, count in sums.items()), key=lambda one: -one.bytes)
 
 
-def _with_fused(program: Program, computation: Computation) -> Iterator[tuple[Computation, Instruction]]:
+def sent_by(instruction: Instruction, computation: Computation, mesh: Mesh) -> Sent | None:
+    """What a device sends in one run of an instruction; None: nothing."""
+    kind = instruction.opcode.removesuffix("-start")
+    across = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    if kind == "send" and across:  # to other slices, through the hosts
+        kind = across.group(1).lower().replace("_", "-")
+        return Sent(kind, ("slice",), _sent(kind, instruction.out[0].bytes, mesh.shape["slice"]))
+    if kind not in KINDS:
+        return None
+    group = group_of(kind, instruction.attributes, mesh.size)
+    if len(group) < 2:
+        return None
+    if kind == "all-reduce" and ("reduce-scatter" in computation.name or "reduce_scatter" in computation.name):
+        kind = "reduce-scatter"
+    return Sent(kind, axes_of(group, mesh), _sent(kind, _moved(instruction, computation), len(group)))
+
+
+def with_fused(program: Program, computation: Computation) -> Iterator[tuple[Computation, Instruction]]:
+    """All instructions of a computation, and of what they fuse."""
     for instruction in computation.instructions.values():
         yield computation, instruction
         fused = program.of_fusion(instruction) if instruction.opcode == "fusion" else None
         if fused is not None:
-            yield from _with_fused(program, fused)
+            yield from with_fused(program, fused)
 
 
 def _moved(instruction: Instruction, computation: Computation) -> float:
@@ -179,16 +186,6 @@ def _touched(program: Program, computation: Computation, instruction: Instructio
 
 def _in_memory(arrays: tuple[Array, ...] | list[Array]) -> float:
     return float(sum(array.bytes for array in arrays if array.in_memory))
-
-
-def cycles(program: Program) -> float:
-    """The compiler's own estimate of a step, in cycles of one device; kernels and collectives have none."""
-    total = 0
-    for name, times in program.runs.items():
-        for instruction in program.computations[name].instructions.values():
-            found = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
-            total += times * int(found.group(1)) if found else 0
-    return float(total)
 
 
 def kept_bytes(program: Program) -> float:

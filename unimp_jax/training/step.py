@@ -12,7 +12,9 @@ import optax
 from flax import nnx
 
 from unimp_jax.batch import Batch
-from unimp_jax.objective import ObjectiveConfig, chunked_loss, count_answers
+from unimp_jax.model.decoder import EmbeddingTables
+from unimp_jax.objective import Head, ObjectiveConfig, chunked_loss, count_answers
+from unimp_jax.sampled_softmax import draw_sample, sampled_head
 from unimp_jax.training.guard import Guard, GuardConfig, judge
 from unimp_jax.training.metrics import StepMetrics
 
@@ -59,16 +61,15 @@ def make_train_step(
         model = nnx.merge(graph, trainable, frozen)
         tables = model.embeddings.tables(row_key)
         hidden_BAD = model.answer_hidden(batch, dropout_key=key, tables=tables)
-        head_graph, head = nnx.split(tables)
-        loss, plain_BA = chunked_loss(
-            lambda head, hidden: nnx.merge(head_graph, head).logits(hidden),
-            head,
-            hidden_BAD,
-            batch.answer_targets,
-            batch.answer_weights / num_answers,
-            objective.gamma,
-            objective.chunk,
-        )
+        targets_BA, weights_BA = batch.answer_targets, batch.answer_weights / num_answers
+        gamma, chunk = objective.gamma, objective.chunk
+        if objective.sampled_tokens:
+            sample = draw_sample(jax.random.fold_in(row_key, 1), objective, tables)
+            head, parameters, both_BAE = sampled_head(tables, hidden_BAD, targets_BA, sample)
+            loss, plain_BA = chunked_loss(head, parameters, both_BAE, targets_BA, weights_BA, gamma, chunk, sample)
+        else:
+            head, parameters = whole_head(tables)
+            loss, plain_BA = chunked_loss(head, parameters, hidden_BAD, targets_BA, weights_BA, gamma, chunk)
         return loss, per_task(plain_BA, batch, num_tasks)
 
     def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -103,6 +104,12 @@ def make_train_step(
         return TrainState(state.step + 1, trainable, optimizer_state, seen), metrics
 
     return train_step
+
+
+def whole_head(tables: EmbeddingTables) -> tuple[Head, Any]:
+    """(a head over all tokens for `unimp_jax.objective.chunked_loss`, its parameters)."""
+    graph, parameters = nnx.split(tables)
+    return lambda state, hidden, targets, _: (nnx.merge(graph, state).logit_parts(hidden), targets), parameters
 
 
 def per_task(values_BA: jax.Array, batch: Batch, num_tasks: int) -> tuple[jax.Array, jax.Array]:
