@@ -1,11 +1,13 @@
 """An S3 server in this process, whose requests a test may count, delay or let fail."""
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+import requests
 
 KEYS = {"AWS_ACCESS_KEY_ID": "of a test", "AWS_SECRET_ACCESS_KEY": "of a test", "AWS_DEFAULT_REGION": "us-east-1"}
 BUCKET = "s3://bucket"
@@ -40,23 +42,28 @@ class Server:
             return []
         return self._app(environ, start_response)
 
-    def close(self) -> None:
-        self._server.shutdown()
+
+@functools.cache
+def started() -> Server:
+    """The one of this process: libraries remember where they found it."""
+    return Server()
 
 
 @contextmanager
 def running() -> Iterator[Server]:
     """With a bucket, and the environment by which every program finds it; nothing is kept from one to the next."""
+    server = started()
     import fsspec
 
-    server = Server()
+    server.fault = lambda *_: None
+    server.requests.clear()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**KEYS, "AWS_ENDPOINT_URL": server.url}.items():
             patch.setenv(name, value)
+        requests.post(f"{server.url}/moto-api/reset", timeout=60)
         fsspec.filesystem("s3").clear_instance_cache()
         fsspec.filesystem("s3", use_listings_cache=False).mkdir("bucket")
         yield server
-        server.close()
         fsspec.filesystem("s3").clear_instance_cache()
 
 
