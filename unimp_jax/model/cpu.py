@@ -31,10 +31,10 @@ def of_matrices() -> bool:
 
 def matmul(x: jax.Array, matrix_IO: jax.Array, contracted: int) -> jax.Array:
     """The product of the last axes of x, so many, and a matrix: [..., O]; on CPUs a product of two matrices."""
-    rows = x.shape[: x.ndim - contracted]
+    rows, (inputs, outputs) = x.shape[: x.ndim - contracted], matrix_IO.shape  # there may be no rows
     if not of_matrices():
-        return x.reshape(*rows, -1) @ matrix_IO
-    return (x.reshape(math.prod(rows), -1) @ matrix_IO).reshape(*rows, -1)
+        return x.reshape(*rows, inputs) @ matrix_IO
+    return (x.reshape(math.prod(rows), inputs) @ matrix_IO).reshape(*rows, outputs)
 
 
 def attend_in_blocks(

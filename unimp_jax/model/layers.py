@@ -100,7 +100,8 @@ class Norm(nnx.Module):
         self.bias = constant(0.0, sizes, dtypes) if bias and kind == "layer_norm" else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        flat = x.reshape(*x.shape[: x.ndim - self.axes], -1)  # as `Linear` leaves it
+        rows, channels = x.shape[: x.ndim - self.axes], x.shape[x.ndim - self.axes :]
+        flat = x.reshape(*rows, math.prod(channels))  # as `Linear` leaves it
         return self.scaled(self.standardised(flat)).astype(self.dtype).reshape(x.shape)
 
     def standardised(self, x: jax.Array) -> jax.Array:

@@ -99,7 +99,7 @@ def row_attention(
     form = _Form(h, H // K, causal, segments is not None, alibi is not None)
     query, key = (rows, None, "heads"), (rows, None, "kv_heads")
     specs = [fitting_spec(*one) for one in (((B, T, H), query), ((B, S, K), key), ((B, S, K), key))]
-    inputs = [x.reshape(*x.shape[:2], -1) for x in (q_BTHh, k_BSKh, v_BSKh)]
+    inputs = [x.reshape(*x.shape[:2], math.prod(x.shape[2:])) for x in (q_BTHh, k_BSKh, v_BSKh)]
     if segments is not None:  # no key has the id -1
         inputs += [jnp.where(segments.queries_BT > 0, segments.queries_BT, -1)[:, None], segments.keys_BS[..., None]]
     if alibi is not None:
