@@ -125,7 +125,7 @@ def start(server, folder: Path, run: str, count: int) -> list[subprocess.Popen]:
             subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, json.dumps(told)],
                 cwd=home,
-                env=child_environment(**kept, **own),
+                env=child_environment(**{**kept, **own}),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
             )
