@@ -65,8 +65,11 @@ def outcome(run: Path, folder: Path):
     if not isinstance(run, Path):
         store(run).get(str(run / "checkpoints" / str(STEPS)), str(folder), recursive=True)
         run = None
-    with ocp.StandardCheckpointer() as checkpointer:
-        state = checkpointer.restore((folder if run is None else run / "checkpoints" / str(STEPS)).absolute() / "state")
+    place = (folder if run is None else run / "checkpoints" / str(STEPS)).absolute() / "state"
+    with ocp.PyTreeCheckpointer() as checkpointer:  # as NumPy arrays, whatever devices wrote them
+        tree = checkpointer.metadata(place).item_metadata.tree
+        whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        state = checkpointer.restore(place, args=ocp.args.PyTreeRestore(restore_args=whole))
     return log, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
 
 
