@@ -72,3 +72,12 @@ def processor_seconds() -> float:
     """What this process and those that it has waited for have used."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+@pytest.fixture(scope="module")
+def server():
+    """An S3 server with a bucket; skips where its packages are not installed."""
+    from tests.object_store import running
+
+    with running() as one:
+        yield one

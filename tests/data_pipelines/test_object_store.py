@@ -20,13 +20,7 @@ from data_pipelines.prepare import prepare
 from data_pipelines.records import read_items, read_users
 from experiments import cli
 from tests.experiments.tiny_run import write_source
-from tests.object_store import environment, running
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running() as one:
-        yield one
+from tests.object_store import environment
 
 
 @pytest.fixture

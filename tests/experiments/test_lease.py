@@ -16,17 +16,11 @@ from data_pipelines.object_store import make_path
 from experiments import lease, lock
 from experiments.lease import leased, read
 from experiments.lock import alone_in
-from tests.object_store import environment, running
+from tests.object_store import environment
 
 HOLDS = "import sys, time; from experiments import lease; from experiments.lock import alone_in\n"
 HOLDS += "from data_pipelines.object_store import make_path; lease.REFRESH = 0.2\n"
 HOLDS += "with alone_in(make_path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running() as one:
-        yield one
 
 
 @pytest.fixture

@@ -10,17 +10,10 @@ import pytest
 from data_pipelines.object_store import make_path
 from data_pipelines.store_path import MARKS
 from experiments.saved import has_saved
-from tests.object_store import running
 from unimp_jax.training.checkpoint import CheckpointConfig, CheckpointError, Checkpoints, abstract
 from unimp_jax.training.frozen import load_frozen, save_frozen
 from unimp_jax.training.log import RunLog, read_log
 from unimp_jax.training.object_store import COMMIT, build_kvstore_tspec, is_saved
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running() as one:
-        yield one
 
 
 @pytest.fixture
