@@ -5,8 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 TEST = ["pytest>=8", "pytest-xdist>=3.8", "hypothesis>=6.100", "qwix>=0.1.8"]
-S3 = "s3fs>=2025.5"
-STORE = [S3, "moto[s3]>=5", "flask>=3", "flask-cors>=5"]  # with a server to test against
+S3 = "s3fs>=2026.2"
+STORE = [S3, "aiobotocore[boto3]>=3", "moto[s3]>=5.2", "flask>=3", "flask-cors>=5"]  # with a server to test against
 
 setup(
     name="unimp_jax",
