@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Literal
 
 from data_pipelines.atomic import write_json
 from data_pipelines.errors import DataError
@@ -20,6 +21,7 @@ from experiments.baselines.ratings import FactorisationConfig
 from experiments.config import read_config, to_json
 
 FILE = "memory.json"
+Pool = Literal["linear", "logarithmic"]
 
 
 def check_share(share: float) -> None:
@@ -28,24 +30,42 @@ def check_share(share: float) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class ItemMemory:
+class Counts:
     """Counts of which items followed, or were met with, those of a history; one of the two kinds is given."""
 
     share: float
-    """Of the probability, how much is the memory's; the rest is the model's. 0 where the model alone validates best."""
+    """How much of the pool is theirs."""
     calibration: Calibration
-    """From the memory's scores to probabilities."""
+    """From their scores to probabilities."""
     item_knn: ItemKNNConfig | None = None
     markov: MarkovConfig | None = None
 
     def __post_init__(self) -> None:
         check_share(self.share)
         if (self.item_knn is None) == (self.markov is None):
-            raise ValueError("a memory is one of item_knn and markov")
+            raise ValueError("counts are one of item_knn and markov")
 
     @property
     def described(self) -> str:
         return f"{ItemKNN.name if self.markov is None else Markov.name}, a share of {self.share:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemMemory:
+    """What is pooled with the model's probabilities; what is left of the shares is the model's."""
+
+    counts: tuple[Counts, ...] = ()
+    """None where the model alone validates best."""
+    pool: Pool = "linear"
+    """Whether probabilities are added up by their shares, or multiplied to the power of them."""
+
+    def __post_init__(self) -> None:
+        check_share(sum(one.share for one in self.counts))
+
+    @property
+    def described(self) -> str:
+        kinds = "; ".join(one.described for one in self.counts)
+        return f"{kinds} ({self.pool} pool)" if kinds else "none"
 
 
 @dataclasses.dataclass(frozen=True)

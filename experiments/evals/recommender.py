@@ -1,34 +1,39 @@
 """Our own recommendations as a ranker: the model's probabilities of what comes next, alone or beside a memory.
 
-A memory is what kNN-LM calls one (Khandelwal et al. 2020): counts of training, looked up at the items of the history.
-The probability that item i comes next is then
+A memory is what kNN-LM calls one (Khandelwal et al. 2020): counts of training, looked up at the items of the history,
+their scores calibrated to probabilities. These are pooled with the model's, linearly or logarithmically (Genest and
+Zidek 1986), by shares s that sum to 1:
 
-    (1 - share) * p_model(i | history) + share * p_memory(i | history)
+    sum over k of  s_k p_k(i | history)        or, in proportion to it,        product over k of  p_k(i | history)^s_k
 
-where p_memory are the calibrated scores of item-kNN or of the Markov chain. Which of them, and the share, are those
-with which validation users are answered best (`TaskEval.quality`), for each task apart: what ranks the catalogue best
-is not what says best how much more probable one item is than another. The model's few dozen dimensions cannot hold
-every pair of items that was met together; the memory holds nothing else.
+A linear pool ranks an item high that one of them holds for likely, a logarithmic one what all of them do. Counts,
+shares and pool are those with which validation users are answered best (`TaskEval.quality`), for each task apart: what
+ranks the catalogue best is not what says best how much more probable one item is than another. The model's few dozen
+dimensions cannot hold every pair of items that was met together; the memory holds nothing else.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
 from data_pipelines.tasks import Query
-from experiments.baselines.calibration import calibrate, validation_sample
+from experiments.baselines.calibration import Calibration, calibrate, validation_sample
 from experiments.baselines.item_knn import ItemKNN
 from experiments.baselines.markov import Markov
 from experiments.baselines.ranker import SCORES, Ranker, scored_batches
 from experiments.data import ExperimentData
 from experiments.evals.base import OURS, TaskEval, prompt_batches
-from experiments.memory import ItemMemory
+from experiments.memory import Counts, ItemMemory, Pool
 from unimp_jax.evaluation.predictor import Predictor
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+POOLS: tuple[Pool, ...] = ("linear", "logarithmic")
+DIVISIONS = (1.0, 0.7, 0.5, 0.3, 0.0)
+"""How much of a memory is the first's where two kinds of counts share it."""
 
 
 class NextItem:
@@ -58,43 +63,53 @@ class NextItem:
 
 @dataclasses.dataclass(eq=False)
 class WithMemory:
-    """The model beside a memory, and the counts of the memory."""
+    """The model beside a memory, and what counts for each of the memory's counts."""
 
     model: NextItem
     memory: ItemMemory
-    counts: Ranker
+    rankers: Sequence[Ranker]
     name: str = f"{OURS} + memory"
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        known_MI = self.memory.calibration.log_probabilities(self.counts.scores(users, positions))
-        return interpolated(self.model.scores(users, positions), known_MI, self.memory.share)
+        counted = [
+            (one.share, one.calibration.log_probabilities(ranker.scores(users, positions)))
+            for one, ranker in zip(self.memory.counts, self.rankers, strict=True)
+        ]
+        return pooled(self.model.scores(users, positions), counted, self.memory.pool)
 
 
-def ranker_of(data: ExperimentData, memory: ItemMemory) -> Ranker:
-    """The counts of a memory, of the training interactions of a corpus."""
-    if memory.item_knn is not None:
-        return ItemKNN(data.corpus, memory.item_knn)
-    assert memory.markov is not None  # one of the two is given
-    return Markov(data.corpus, memory.markov)
+def ranker_of(data: ExperimentData, counts: Counts) -> Ranker:
+    """What counts the training interactions of a corpus so."""
+    if counts.item_knn is not None:
+        return ItemKNN(data.corpus, counts.item_knn)
+    assert counts.markov is not None  # one of the two is given
+    return Markov(data.corpus, counts.markov)
 
 
 def recommender(data: ExperimentData, predictor: Predictor, task: str) -> NextItem | WithMemory:
     """What answers a task: with the memory that the run has for it, if any."""
     model, memory = NextItem(data, predictor), data.memory.items.get(task)
-    return model if memory is None else WithMemory(model, memory, ranker_of(data, memory))
+    if memory is None:
+        return model
+    return WithMemory(model, memory, [ranker_of(data, counts) for counts in memory.counts])
 
 
-def interpolated(model_MI: np.ndarray, memory_MI: np.ndarray, share: float) -> np.ndarray:
-    """Logarithms of the mixture of two distributions over items: float32 [M, I].
+def pooled(model_MI: np.ndarray, counted: Sequence[tuple[float, np.ndarray]], pool: Pool) -> np.ndarray:
+    """Logarithms of the pool of distributions over items: float32 [M, I].
 
     Args:
       model_MI: log-probabilities; what the model gives to tokens that are no items is shared out among those that are.
-      memory_MI: log-probabilities, which sum to 1 over items.
+      counted: (share, log-probabilities [M, I], which sum to 1 over items) of each of the others.
+      pool: how.
     """
     model_MI = model_MI - np.logaddexp.reduce(model_MI, axis=1, keepdims=True)
-    if not share:
+    if not counted:
         return model_MI.astype(np.float32)
-    return np.logaddexp(np.log1p(-share) + model_MI, np.log(share) + memory_MI).astype(np.float32)
+    shared = [(1 - sum(share for share, _ in counted), model_MI), *counted]
+    if pool == "linear":
+        return np.log(sum(share * np.exp(log_p_MI, dtype=np.float32) for share, log_p_MI in shared))
+    log_p_MI = sum(share * log_p_MI for share, log_p_MI in shared)
+    return (log_p_MI - np.log(np.exp(log_p_MI).sum(axis=1, keepdims=True))).astype(np.float32)
 
 
 def remembers(data: ExperimentData) -> bool:
@@ -105,31 +120,45 @@ def remembers(data: ExperimentData) -> bool:
 def choose_memories(
     data: ExperimentData, model: NextItem, rankers: Sequence[Ranker], tasks: Collection[TaskEval]
 ) -> dict[str, WithMemory]:
-    """For each task by name, the model with that memory, among the rankers that only count, which validates best; one
-    with a share of 0 where the model alone does. There is none where nobody validates."""
+    """For each task by name, the model with that memory, of the rankers that only count, which validates best; one
+    without counts where the model alone does. There is none where nobody validates."""
     moments = validation_sample(data.corpus)
     if not len(moments[0]):
         return {}
     model_MI = scores_of(model, data, *moments)
     model_MI -= np.logaddexp.reduce(model_MI, axis=1, keepdims=True)
+    counting = [ranker for ranker in rankers if isinstance(ranker, ItemKNN | Markov)]
+    calibrations = [calibrate(ranker, data.corpus) for ranker in counting]
+    counted_kMI = [
+        calibration.log_probabilities(scores_of(ranker, data, *moments)).astype(np.float32)
+        for ranker, calibration in zip(counting, calibrations, strict=True)
+    ]
     qualities = {one.task: one.quality(data.corpus, *moments) for one in tasks}
     highest = dict.fromkeys(qualities, -np.inf)
     best: dict[str, WithMemory] = {}
-    for ranker in rankers:
-        if not isinstance(ranker, ItemKNN | Markov):
-            continue
-        calibration = calibrate(ranker, data.corpus)
-        memory_MI = calibration.log_probabilities(scores_of(ranker, data, *moments)).astype(np.float32)
-        for share in SHARES:
-            mixed_MI = interpolated(model_MI, memory_MI, share)
-            if isinstance(ranker, ItemKNN):
-                memory = ItemMemory(share, calibration, item_knn=ranker.config)
-            else:
-                memory = ItemMemory(share, calibration, markov=ranker.config)
-            for task, quality in qualities.items():
-                if (found := quality(mixed_MI)) > highest[task]:
-                    highest[task], best[task] = found, WithMemory(model, memory, ranker)
+    for pool, shares in (("linear", (0.0,) * len(counting)), *itertools.product(POOLS, divided(len(counting)))):
+        used = [number for number, share in enumerate(shares) if share]
+        mixed_MI = pooled(model_MI, [(shares[k], counted_kMI[k]) for k in used], pool)
+        counts = tuple(described(counting[k], shares[k], calibrations[k]) for k in used)
+        for task, quality in qualities.items():
+            if (found := quality(mixed_MI)) > highest[task]:
+                highest[task] = found
+                best[task] = WithMemory(model, ItemMemory(counts, pool), [counting[k] for k in used])
     return best
+
+
+def divided(kinds: int) -> Iterator[tuple[float, ...]]:
+    """Shares of one kind of counts, or of two."""
+    divisions = [(1.0,)] if kinds == 1 else [(first, 1 - first) for first in DIVISIONS]
+    for share, division in itertools.product(SHARES[1:], divisions):
+        yield tuple(share * part for part in division)
+
+
+def described(ranker: ItemKNN | Markov, share: float, calibration: Calibration) -> Counts:
+    """The counts of a ranker, as a memory names them."""
+    if isinstance(ranker, ItemKNN):
+        return Counts(share, calibration, item_knn=ranker.config)
+    return Counts(share, calibration, markov=ranker.config)
 
 
 def scores_of(ranker: Ranker, data: ExperimentData, users: np.ndarray, positions: np.ndarray) -> np.ndarray:

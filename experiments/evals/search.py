@@ -46,7 +46,7 @@ class SearchEval(RankingEval):
         return [QueryMatch(ranker, WordMatches(corpus.categories, query_of(corpus))) for ranker in rankers]
 
     def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray) -> Callable[[np.ndarray], float]:
-        """NDCG@10 among the items that match the query as well as the right one, seen items filtered."""
+        """NDCG@50 among the items that match the query as well as the right one, seen items filtered."""
         matches_MI = WordMatches(corpus.categories, query_of(corpus))(users, positions)
         best_MI = matches_MI == np.take_along_axis(matches_MI, corpus.targets(users, positions)[:, None], axis=1)
         ndcg = super().quality(corpus, users, positions)

@@ -21,11 +21,11 @@ from experiments.evals import EVALS
 from experiments.evals.config import EvaluationConfig, GenerateConfig
 from experiments.evals.queries import evaluation_queries
 from experiments.evals.rating import expected_ratings, rated
-from experiments.evals.recommender import SHARES, NextItem, choose_memories, interpolated
+from experiments.evals.recommender import POOLS, SHARES, NextItem, choose_memories, pooled
 from experiments.evals.selection import most_probable_sets
 from experiments.evaluate import evaluate_run
 from experiments.generate import generate
-from experiments.memory import FILE, ItemMemory, Memory, RatingMemory, read_memory, save_memory
+from experiments.memory import FILE, Counts, ItemMemory, Memory, RatingMemory, read_memory, save_memory
 from experiments.run import open_model
 from tests.experiments.tiny_run import experiment, prepare_source
 from tests.experiments.untrained_run import write_run
@@ -49,13 +49,18 @@ def probabilities(run, task, users, positions):
     data, predictor, _ = open_model(run, "best")
     memory = read_memory(run).items[task]
     log_p = NextItem(data, predictor).scores(users, positions).astype(np.float64)
-    ranker = Markov(data.corpus, memory.markov) if memory.markov else ItemKNN(data.corpus, memory.item_knn)
-    powers = np.asarray(ranker.scores(users, positions), np.float64) ** memory.calibration.temperature
-    counted = powers / powers.sum(axis=1, keepdims=True)
-    even = memory.calibration.even
-    counted = (1 - even) * counted + even / counted.shape[1]
     own = np.exp(log_p) / np.exp(log_p).sum(axis=1, keepdims=True)
-    return data, (1 - memory.share) * own + memory.share * counted
+    pool = [(1 - sum(one.share for one in memory.counts), own)]
+    for one in memory.counts:
+        ranker = Markov(data.corpus, one.markov) if one.markov else ItemKNN(data.corpus, one.item_knn)
+        powers = np.asarray(ranker.scores(users, positions), np.float64) ** one.calibration.temperature
+        even = one.calibration.even / powers.shape[1]
+        calibrated = (1 - one.calibration.even) * powers / powers.sum(axis=1, keepdims=True) + even
+        pool.append((one.share, calibrated))
+    if memory.pool == "linear":
+        return data, sum(share * p_MI for share, p_MI in pool)
+    product = np.prod([p_MI**share for share, p_MI in pool], axis=0)
+    return data, product / product.sum(axis=1, keepdims=True)
 
 
 def test_our_rows_come_first_those_with_the_most_beside_the_model_before(evaluated):
@@ -151,7 +156,7 @@ def test_what_is_kept_for_each_task_is_the_best_on_validation(evaluated):
             scores[row, others] = -np.inf
         right = np.take_along_axis(scores, targets_M1, axis=1)
         ranks = 0.5 + (scores > right).sum(axis=1) + 0.5 * (scores == right).sum(axis=1)
-        return float(ranking_metrics(ranks.astype(np.float32))["NDCG@10"].mean())
+        return float(ranking_metrics(ranks.astype(np.float32), (50,))["NDCG@50"].mean())
 
     questions = {(q.user, q.position): q for q in evaluation_queries(data, "validation", "selection").queries}
     asked = [questions[moment] for moment in zip(users.tolist(), positions.tolist(), strict=True)]
@@ -170,11 +175,18 @@ def test_what_is_kept_for_each_task_is_the_best_on_validation(evaluated):
     ours = NextItem(data, predictor).scores(users, positions)
     others = choose_markov(corpus), choose_item_knn(corpus)
     counted = [calibrate(ranker, corpus).log_probabilities(ranker.scores(users, positions)) for ranker in others]
+    divisions = [(share * part, share * (1 - part)) for share in SHARES for part in (0, 0.3, 0.5, 0.7, 1)]
+    pools = {
+        (pool, *shares): pooled(ours, [pair for pair in zip(shares, counted, strict=True) if pair[0]], pool)
+        for pool in POOLS
+        for shares in divisions
+    }
     for task, quality in qualities.items():
-        mixed = {(which, share): interpolated(ours, counted[which], share) for which in (0, 1) for share in SHARES}
-        found = {key: quality(scores_MI) for key, scores_MI in mixed.items()}
-        kept = int(memory[task].markov is None), memory[task].share
-        assert found[kept] == pytest.approx(max(found.values()), abs=1e-6)
+        chosen = memory[task]
+        shares = [sum(one.share for one in chosen.counts if bool(one.item_knn) == knn) for knn in (False, True)]
+        found = {key: quality(scores_MI) for key, scores_MI in pools.items()}
+        [kept] = {value for key, value in found.items() if key[0] == chosen.pool and np.allclose(key[1:], shares)}
+        assert kept == pytest.approx(max(found.values()), abs=1e-6)
     splits = np.where(corpus.splits == VALIDATION, TRAIN, corpus.splits)
     nobody = data.of(dataclasses.replace(corpus, splits=splits))
     assert choose_memories(nobody, NextItem(data, predictor), others, [EVALS["search"]]) == {}
@@ -189,14 +201,14 @@ def test_a_memory_that_helps_no_validation_user_has_no_share(evaluated, monkeypa
     monkeypatch.setattr(NextItem, "scores", lambda self, users, positions: knows[np.searchsorted(known, users)])
     tasks = [EVALS[task] for task in ("recommendation", "search", "selection")]
     chosen = choose_memories(data, NextItem(data, predictor), [ItemKNN(data.corpus)], tasks)
-    assert {task: one.memory.share for task, one in chosen.items()} == {one.task: 0 for one in tasks}
+    assert {task: one.memory for task, one in chosen.items()} == {one.task: ItemMemory() for one in tasks}
     np.testing.assert_allclose(chosen["search"].scores(known, positions), knows, atol=1e-6)
 
 
 def test_what_was_chosen_for_other_tasks_stays(tmp_path):
-    one = ItemMemory(0.3, Calibration(), markov=MarkovConfig())
+    one = ItemMemory((Counts(0.3, Calibration(), markov=MarkovConfig()),))
     save_memory(tmp_path, Memory({"search": one, "selection": one}, RatingMemory(0.5, FactorisationConfig())), EVALS)
-    other = dataclasses.replace(one, share=0.6)
+    other = dataclasses.replace(one, pool="logarithmic")
     save_memory(tmp_path, Memory({"search": other}), ["search", "recommendation"])
     saved = read_memory(tmp_path)
     assert saved == Memory({"search": other, "selection": one}, RatingMemory(0.5, FactorisationConfig()))
@@ -204,13 +216,18 @@ def test_what_was_chosen_for_other_tasks_stays(tmp_path):
     assert read_memory(tmp_path) == Memory({"selection": one})
 
 
-def test_a_mixture_of_distributions_is_one():
+def test_pools_of_distributions_are_distributions():
     rng = np.random.default_rng(0)
-    model, memory = (np.log(rng.dirichlet(np.full(7, 0.3), 5)) for _ in range(2))
+    model, *counts = (np.log(rng.dirichlet(np.full(7, 0.3), 5)) for _ in range(3))
     for share in SHARES:
-        mixed = np.exp(interpolated(model - 0.3, memory, share))
-        np.testing.assert_allclose(mixed, (1 - share) * np.exp(model) + share * np.exp(memory), rtol=1e-5)
-        np.testing.assert_allclose(mixed.sum(axis=1), 1, rtol=1e-5)
+        shares = 1 - share, 0.7 * share, 0.3 * share
+        mixed = [np.exp(pooled(model - 0.3, [*zip(shares[1:], counts, strict=True)], pool)) for pool in POOLS]
+        linear, product = 0, 1
+        for one, log_p in zip(shares, (model, *counts), strict=True):
+            linear, product = linear + one * np.exp(log_p), product * np.exp(one * log_p)
+        np.testing.assert_allclose(mixed[0], linear, rtol=1e-5)
+        np.testing.assert_allclose(mixed[1], product / product.sum(axis=1, keepdims=True), rtol=1e-5)
+    np.testing.assert_allclose(pooled(model - 0.3, [], "linear"), model, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -218,8 +235,9 @@ def test_a_mixture_of_distributions_is_one():
     [
         "",
         "[1]",
-        '{"items": {"search": {"share": 2, "calibration": {}, "markov": {}}}}',
-        '{"items": {"search": {"share": 0.5, "calibration": {}}}}',
+        '{"items": {"search": {"counts": [{"share": 2, "calibration": {}, "markov": {}}]}}}',
+        '{"items": {"search": {"counts": [{"share": 0.5, "calibration": {}}]}}}',
+        '{"items": {"search": {"counts": [], "pool": "deep"}}}',
         '{"items": {"share": 0.5, "calibration": {}, "markov": {}}}',
         '{"ratings": {"share": 0.5}}',
         '{"people": null}',
