@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from unimp_jax.model import kernels
 from unimp_jax.model.attention import alibi, alibi_slopes, attend, attention, kernel_for, segment_mask
 from unimp_jax.model.axes import platform
 from unimp_jax.model.kernels import cudnn, with_alibi
@@ -102,18 +103,36 @@ def test_where_splash_has_no_tiles_xla_does_it():
         assert segment_mask(ids, ids, "splash").kernel == "xla"
 
 
-@pytest.mark.parametrize("use_alibi", [False, True])
-def test_what_cudnn_is_given_makes_plain_attention(use_alibi):
-    """The mask and the bias, computed by XLA: cuDNN itself needs a GPU."""
+@pytest.mark.parametrize("costs", ["none", "bias", "channels"])
+def test_what_cudnn_is_given_makes_plain_attention(costs):
+    """The mask, the bias and the channels of ALiBi, computed by XLA: cuDNN itself needs a GPU."""
     rng = np.random.default_rng(4)
     ids, positions = packed_rows(rng, 2, 64)
-    bias = alibi(positions, positions, 4) if use_alibi else None
+    bias = None if costs == "none" else alibi(positions, positions, 4)
+    given = {"alibi": (positions, alibi_slopes(4))} if costs == "channels" else {"bias": bias}
     assert_equal_with_gradients(
-        lambda *x: cudnn(*x, causal_mask(ids), bias, "xla"),
+        lambda *x: cudnn(*x, causal_mask(ids), **given, implementation="xla"),
         lambda *x: attend(*x, causal_mask(ids), bias),
         qkv(rng, 2, 64, 64, 4, 2, 16),
         atol=1e-5,
     )
+
+
+def test_what_cudnn_is_given_without_a_mask_makes_plain_attention():
+    assert_equal_with_gradients(
+        lambda *x: cudnn(*x, None, implementation="xla"), lambda *x: attend(*x, None),
+        qkv(np.random.default_rng(8), 2, 17, 17, 2, 2, 16), atol=1e-5,
+    )  # fmt: skip
+
+
+def test_alibi_is_channels_where_cudnn_has_heads_so_wide(monkeypatch):
+    """Heads of 128 get 8 more channels on Hopper, and a bias before; narrow ones always get channels."""
+    narrow, wide = (jnp.zeros((1, 8, 2, h), jnp.bfloat16) for h in (64, 128))
+    for widest, fits in ((128, False), (256, True)):
+        monkeypatch.setattr(kernels, "cudnn_widest", lambda widest=widest: widest)
+        assert kernels.cudnn_fits(wide, wide, kernels.ALIBI_CHANNELS) == fits
+        assert kernels.cudnn_fits(narrow, narrow, kernels.ALIBI_CHANNELS)
+        assert kernels.cudnn_fits(wide, wide)
 
 
 @pytest.mark.skipif(platform() != "gpu", reason="cuDNN needs an NVIDIA GPU")

@@ -116,6 +116,9 @@ def attention(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask: Mas
             q_BTHh, k_BSKh, v_BSKh, mask.query_segment_ids_BT, mask.key_segment_ids_BS, causal=mask.causal,
             alibi=None if mask.alibi_positions is None else (mask.alibi_positions[1], alibi_slopes(q_BTHh.shape[2])),
         )  # fmt: skip
+    if mask.kernel == "cudnn" and mask.alibi_positions and kernels.cudnn_fits(q_BTHh, k_BSKh, kernels.ALIBI_CHANNELS):
+        slopes_H = alibi_slopes(q_BTHh.shape[2])
+        return kernels.cudnn(q_BTHh, k_BSKh, v_BSKh, mask.mask_BTS, alibi=(mask.alibi_positions[1], slopes_H))
     bias = None if mask.alibi_positions is None else alibi(*mask.alibi_positions, q_BTHh.shape[2])
     if mask.kernel == "cudnn" and kernels.cudnn_fits(q_BTHh, k_BSKh):
         return kernels.cudnn(q_BTHh, k_BSKh, v_BSKh, mask.mask_BTS, bias)
@@ -125,9 +128,11 @@ def attention(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask: Mas
 
 
 def attend_to_all(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, rows: Name) -> jax.Array:
-    """What `attend` gives without a mask, on TPUs by a kernel; `rows` is the logical name of the first axis."""
+    """What `attend` gives without a mask, by the platform's kernel; `rows` is the logical name of the first axis."""
     if platform() == "tpu" and row_kernel.fits(q_BTHh, k_BSKh):
         return row_kernel.row_attention(q_BTHh, k_BSKh, v_BSKh, rows=rows)
+    if platform() == "gpu" and kernels.cudnn_fits(q_BTHh, k_BSKh):
+        return kernels.cudnn(q_BTHh, k_BSKh, v_BSKh, None)
     return attend(q_BTHh, k_BSKh, v_BSKh, None)
 
 

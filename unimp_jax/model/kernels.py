@@ -3,7 +3,6 @@ scores, and cuDNN on NVIDIA GPUs."""
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Literal
 
 import jax
@@ -15,6 +14,9 @@ from unimp_jax.model.axes import fitting_spec, platform, splits
 
 if TYPE_CHECKING:  # Pallas takes long to import, and only TPUs need it
     from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SplashAttentionKernel
+
+ALIBI_CHANNELS = 8
+"""The six channels of `with_alibi`, filled up to what cuDNN has heads of."""
 
 BLOCKS = (512, 384, 256, 128)
 """Sides of the tiles that splash works in; lengths are filled up to a multiple of one."""
@@ -119,26 +121,48 @@ def _three_parts(values: np.ndarray) -> np.ndarray:
     return np.stack(parts, axis=1)
 
 
-def cudnn_fits(q_BTHh: jax.Array, k_BSKh: jax.Array) -> bool:
-    """Whether cuDNN has attention for this type and width of head, and there are keys at all."""
+def cudnn_fits(q_BTHh: jax.Array, k_BSKh: jax.Array, more: int = 0) -> bool:
+    """Whether cuDNN has attention for this type and so many more channels a head, and there are keys at all."""
+    width = q_BTHh.shape[-1] + more
     return (
         k_BSKh.shape[1] > 0
         and q_BTHh.dtype in (jnp.bfloat16, jnp.float16)
-        and q_BTHh.shape[-1] % 8 == 0
-        and q_BTHh.shape[-1] <= 128
+        and width % 8 == 0
+        and width <= (128 if width <= 128 else cudnn_widest())
     )
 
 
+def cudnn_widest() -> int:
+    """The widest head that cuDNN has attention for: 256 from compute capability 9 (Hopper) on, 128 before."""
+    capability = getattr(jax.devices()[0], "compute_capability", "0")
+    return 256 if float(capability) >= 9 else 128
+
+
 def cudnn(
-    q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask_BTS: jax.Array,
-    bias: jax.Array | None, implementation: Literal["cudnn", "xla"] = "cudnn",
+    q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask_BTS: jax.Array | None,
+    bias: jax.Array | None = None, alibi: tuple[jax.Array, np.ndarray] | None = None,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:  # fmt: skip
-    """cuDNN's attention; it reads mask and bias as an array of one number a row, query and key (and head, for a bias).
+    """cuDNN's attention; it reads a mask as an array of one number a row, query and key, and a bias as one a head, too.
 
     Args:
+      mask_BTS: None: a query attends to all keys.
+      alibi: as of `splash`, by eight more channels a head (`ALIBI_CHANNELS`): no bias is an array then.
       implementation: "xla" computes the same without a GPU.
     """
+    h, scale = q_BTHh.shape[-1], None
+    if alibi is not None:
+        q_BTHh, k_BSKh = with_alibi(q_BTHh * h**-0.5, k_BSKh, *alibi)
+        width, scale = h + ALIBI_CHANNELS, 1.0
+        q_BTHh, k_BSKh, v_BSKh = (_widened(x, width) for x in (q_BTHh, k_BSKh, v_BSKh))
     bias = None if bias is None else bias.astype(q_BTHh.dtype)
-    attention = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
-    out_BTHh = attention(q_BTHh, k_BSKh, v_BSKh, bias=bias, mask=mask_BTS[:, None])
-    return jnp.where(mask_BTS.any(-1)[..., None, None], out_BTHh, 0)
+    mask_B1TS = None if mask_BTS is None else mask_BTS[:, None]
+    out_BTHh = jax.nn.dot_product_attention(
+        q_BTHh, k_BSKh, v_BSKh, bias=bias, mask=mask_B1TS, scale=scale, implementation=implementation
+    )[..., :h]
+    return out_BTHh if mask_BTS is None else jnp.where(mask_BTS.any(-1)[..., None, None], out_BTHh, 0)
+
+
+def _widened(x: jax.Array, width: int) -> jax.Array:
+    """With zeros up to so many channels."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
