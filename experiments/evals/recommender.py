@@ -75,7 +75,7 @@ class WithMemory:
             (one.share, one.calibration.log_probabilities(ranker.scores(users, positions)))
             for one, ranker in zip(self.memory.counts, self.rankers, strict=True)
         ]
-        return pooled(self.model.scores(users, positions), counted, self.memory.pool)
+        return pooled(among_items(self.model.scores(users, positions)), counted, self.memory.pool)
 
 
 def ranker_of(data: ExperimentData, counts: Counts) -> Ranker:
@@ -94,15 +94,19 @@ def recommender(data: ExperimentData, predictor: Predictor, task: str) -> NextIt
     return WithMemory(model, memory, [ranker_of(data, counts) for counts in memory.counts])
 
 
+def among_items(log_p_MI: np.ndarray) -> np.ndarray:
+    """What the model gives to tokens that are no items is shared out among those that are."""
+    return log_p_MI - np.logaddexp.reduce(log_p_MI, axis=1, keepdims=True)
+
+
 def pooled(model_MI: np.ndarray, counted: Sequence[tuple[float, np.ndarray]], pool: Pool) -> np.ndarray:
     """Logarithms of the pool of distributions over items: float32 [M, I].
 
     Args:
-      model_MI: log-probabilities; what the model gives to tokens that are no items is shared out among those that are.
-      counted: (share, log-probabilities [M, I], which sum to 1 over items) of each of the others.
+      model_MI: log-probabilities, whose exponentials sum to 1 over items, as those of the others do.
+      counted: (share, log-probabilities [M, I]) of each of the others.
       pool: how.
     """
-    model_MI = model_MI - np.logaddexp.reduce(model_MI, axis=1, keepdims=True)
     if not counted:
         return model_MI.astype(np.float32)
     shared = [(1 - sum(share for share, _ in counted), model_MI), *counted]
@@ -125,8 +129,7 @@ def choose_memories(
     moments = validation_sample(data.corpus)
     if not len(moments[0]):
         return {}
-    model_MI = scores_of(model, data, *moments)
-    model_MI -= np.logaddexp.reduce(model_MI, axis=1, keepdims=True)
+    model_MI = among_items(scores_of(model, data, *moments))
     counting = [ranker for ranker in rankers if isinstance(ranker, ItemKNN | Markov)]
     calibrations = [calibrate(ranker, data.corpus) for ranker in counting]
     counted_kMI = [

@@ -21,7 +21,7 @@ from experiments.evals import EVALS
 from experiments.evals.config import EvaluationConfig, GenerateConfig
 from experiments.evals.queries import evaluation_queries
 from experiments.evals.rating import expected_ratings, rated
-from experiments.evals.recommender import POOLS, SHARES, NextItem, choose_memories, pooled
+from experiments.evals.recommender import POOLS, SHARES, NextItem, among_items, choose_memories, pooled
 from experiments.evals.selection import most_probable_sets
 from experiments.evaluate import evaluate_run
 from experiments.generate import generate
@@ -172,7 +172,7 @@ def test_what_is_kept_for_each_task_is_the_best_on_validation(evaluated):
         "search": lambda scores_MI: ndcg(np.where(fitting_MI, scores_MI, -np.inf)),
         "selection": selection_f1,
     }
-    ours = NextItem(data, predictor).scores(users, positions)
+    ours = among_items(NextItem(data, predictor).scores(users, positions))
     others = choose_markov(corpus), choose_item_knn(corpus)
     counted = [calibrate(ranker, corpus).log_probabilities(ranker.scores(users, positions)) for ranker in others]
     divisions = [(share * part, share * (1 - part)) for share in SHARES for part in (0, 0.3, 0.5, 0.7, 1)]
@@ -221,13 +221,15 @@ def test_pools_of_distributions_are_distributions():
     model, *counts = (np.log(rng.dirichlet(np.full(7, 0.3), 5)) for _ in range(3))
     for share in SHARES:
         shares = 1 - share, 0.7 * share, 0.3 * share
-        mixed = [np.exp(pooled(model - 0.3, [*zip(shares[1:], counts, strict=True)], pool)) for pool in POOLS]
+        mixed = [
+            np.exp(pooled(among_items(model - 0.3), [*zip(shares[1:], counts, strict=True)], pool)) for pool in POOLS
+        ]
         linear, product = 0, 1
         for one, log_p in zip(shares, (model, *counts), strict=True):
             linear, product = linear + one * np.exp(log_p), product * np.exp(one * log_p)
         np.testing.assert_allclose(mixed[0], linear, rtol=1e-5)
         np.testing.assert_allclose(mixed[1], product / product.sum(axis=1, keepdims=True), rtol=1e-5)
-    np.testing.assert_allclose(pooled(model - 0.3, [], "linear"), model, rtol=1e-5)
+    np.testing.assert_allclose(pooled(among_items(model - 0.3), [], "linear"), model, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
