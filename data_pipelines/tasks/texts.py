@@ -116,7 +116,7 @@ class PromptTexts:
             categories = [vocabulary.space + shortened(", ".join(words)) for words in corpus.categories]
             self.categories = Ragged.of(vocabulary.encode_all(categories))
         written = vocabulary.encode_all([shortened(text, explanation_words) for text in corpus.texts.values()])
-        self._explained = np.append(np.fromiter(corpus.texts, np.int64, len(corpus.texts)), NO_EVENT)
+        self._explained = np.append(corpus.text_events, NO_EVENT)
         self.explanations = Ragged.of([row[:explanation_tokens] for row in written])
 
     def of(self, corpus: Corpus) -> Self:
