@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -178,7 +179,8 @@ def write_columns(items: Iterable[Item], users: Iterable[User], folder: Path) ->
             for name in UserEvents.ARRAYS:
                 numbers[name].write(np.asarray(getattr(one, name), NUMBERS[name]).tobytes())
     refuse_repeated_users(folder, np.frombuffer(hashes, np.int64))
-    about = {"version": VERSION, "items": len(index), "users": len(hashes), "interactions": end}
+    counts = {"items": len(index), "users": len(hashes), "interactions": end}
+    about = {"version": VERSION, **counts, "digest": digest_of_files(folder)}
     (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
 
 
@@ -194,6 +196,24 @@ def refuse_repeated_users(folder: Path, hashes: np.ndarray) -> None:
     if repeated := set(values[counts > 1].tolist()):
         ids = Column[str](table(folder / "users.arrow")["user_id"])
         refuse_repeats(user_id for user_id in ids if hash(user_id) in repeated)
+
+
+def digest_of_files(folder: Path) -> str:
+    """Of all that is said of items, and all that users wrote."""
+    digests = []
+    for name in ("items.arrow", "texts.arrow"):
+        with (folder / name).open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return " ".join(digests)
+
+
+def digest_of_texts(folder: Path) -> str:
+    """As of `digest_of_files`, which columns of before do not say.
+
+    Raises:
+      OSError, ValueError: they cannot be read.
+    """
+    return json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("digest") or digest_of_files(folder)
 
 
 def read_columns(folder: Path) -> tuple[Corpus, np.ndarray] | None:
