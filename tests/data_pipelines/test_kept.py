@@ -16,7 +16,7 @@ from data_pipelines.columns import FOLDER as COLUMNS
 from data_pipelines.columns import read_columns, write_columns
 from data_pipelines.corpus import Corpus
 from data_pipelines.fingerprint import fingerprint
-from data_pipelines.kept import MADE_OF, Kept
+from data_pipelines.kept import ABOUT, Kept
 from data_pipelines.plain_text import shortened
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.tasks import token_tables
@@ -143,8 +143,8 @@ def test_a_saved_vocabulary_has_the_digest_of_the_one_that_was_built(tmp_path: P
     assert load_vocabulary(tmp_path / "vocabulary", corpus).tokenizer_digest == vocabulary.tokenizer_digest
 
 
-@pytest.mark.parametrize("name", ["tokens.bin", "lengths.bin", "offsets.bin", MADE_OF])
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "foreign"])
+@pytest.mark.parametrize("name", ["tokens.bin", "lengths.bin", "offsets.bin", ABOUT])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "changed", "foreign"])
 def test_what_is_damaged_is_made_anew(tmp_path: Path, name: str, damage: str) -> None:
     texts, kept, calls = ["ab", "", "c"], Kept((tmp_path / "kept",)), list[Sequence[str]]()
     right = written(texts, kept, calls)
@@ -156,6 +156,8 @@ def test_what_is_damaged_is_made_anew(tmp_path: Path, name: str, damage: str) ->
         written(["d", "efgh"], Kept((tmp_path / "other",)).of("other"))
         (other,) = (tmp_path / "other").glob("[!.]*")
         shutil.copy(other / name, folder / name)
+    elif damage == "changed":
+        (folder / name).write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
     else:
         (folder / name).write_bytes(whole[: 0 if damage == "empty" else len(whole) // 2])
     assert written(texts, kept, calls) == right
