@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -69,8 +68,9 @@ def opening(folder: Path) -> tuple[float, int]:
 
 
 def peak() -> int:
-    """The most memory that this process has held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most memory that this process has held, in bytes; `ru_maxrss` would count what its parent held, too."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 if __name__ == "__main__":
