@@ -6,9 +6,11 @@ of a host. Records without columns are gathered each time they are opened (`corp
 
 from __future__ import annotations
 
+import array
 import contextlib
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipelines.corpus import Corpus, UserEvents, all_events, catalogue_of
+from data_pipelines.corpus import Corpus, UserEvents, all_events, catalogue_of, refuse_repeats
 from data_pipelines.errors import DataError
 from data_pipelines.schema import Item, User
 
@@ -103,8 +105,42 @@ class Column(Sequence[T]):
         return int(found)
 
 
+class Texts(Mapping[int, str]):
+    """What was written, by the number of the interaction, on disk as a `Column` is.
+
+    Attributes:
+      events: int64 [n], these numbers, ascending.
+    """
+
+    def __init__(self, events: np.ndarray, texts: Column[str]):
+        self.events, self._texts = events, texts
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.events.tolist())
+
+    def __getitem__(self, event: int) -> str:
+        place = int(np.searchsorted(self.events, event))
+        if place == len(self) or self.events[place] != event:
+            raise KeyError(event)
+        text: str = self._texts[place]
+        return text
+
+    def values(self) -> Column[str]:  # type: ignore[override]
+        """In the order of the interactions."""
+        return self._texts
+
+    def items(self) -> Iterator[tuple[int, str]]:  # type: ignore[override]
+        """Likewise, each with the number of its interaction."""
+        return zip(self, self._texts, strict=True)
+
+
 def write_columns(items: Iterable[Item], users: Iterable[User], folder: Path) -> None:
-    """Writes the columns of a source into a new folder; memory holds the ids, and some rows.
+    """Writes the columns of a source into a new folder.
+
+    Memory holds the ids of items, eight bytes a user, and some rows.
 
     Raises:
       DataError: as of `build_corpus`.
@@ -132,18 +168,52 @@ def write_columns(items: Iterable[Item], users: Iterable[User], folder: Path) ->
         texts = files.enter_context(contextlib.closing(Rows(folder / "texts.arrow", TEXTS)))
         numbers = {name: files.enter_context((folder / f"{name}.bin").open("wb")) for name in NUMBERS}
         numbers["offsets"].write(np.zeros(1, NUMBERS["offsets"]).tobytes())
-        count = end = 0
+        end, hashes = 0, array.array("q")
         for one in all_events(index, users):
             ids.add({"user_id": one.user_id})
             for number, text in one.texts.items():
                 texts.add({"event": end + number, "text": text})
             end += len(one.items)
-            count += 1
+            hashes.append(hash(one.user_id))
             numbers["offsets"].write(np.array(end, NUMBERS["offsets"]).tobytes())
             for name in UserEvents.ARRAYS:
                 numbers[name].write(np.asarray(getattr(one, name), NUMBERS[name]).tobytes())
-    about = {"version": VERSION, "items": len(index), "users": count, "interactions": end}
+    refuse_repeated_users(folder, np.frombuffer(hashes, np.int64))
+    counts = {"items": len(index), "users": len(hashes), "interactions": end}
+    about = {"version": VERSION, **counts, "digest": digest_of_files(folder)}
     (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+
+
+def refuse_repeated_users(folder: Path, hashes: np.ndarray) -> None:
+    """
+    Args:
+      hashes: of the ids of users, int64 [U].
+
+    Raises:
+      DataError: one occurs twice; only ids whose hashes do are looked at.
+    """
+    values, counts = np.unique(hashes, return_counts=True)
+    if repeated := set(values[counts > 1].tolist()):
+        ids = Column[str](table(folder / "users.arrow")["user_id"])
+        refuse_repeats(user_id for user_id in ids if hash(user_id) in repeated)
+
+
+def digest_of_files(folder: Path) -> str:
+    """Of all that is said of items, and all that users wrote."""
+    digests = []
+    for name in ("items.arrow", "texts.arrow"):
+        with (folder / name).open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return " ".join(digests)
+
+
+def digest_of_texts(folder: Path) -> str:
+    """As of `digest_of_files`, which columns of before do not say.
+
+    Raises:
+      OSError, ValueError: they cannot be read.
+    """
+    return json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("digest") or digest_of_files(folder)
 
 
 def read_columns(folder: Path) -> tuple[Corpus, np.ndarray] | None:
@@ -171,7 +241,7 @@ def read_columns(folder: Path) -> tuple[Corpus, np.ndarray] | None:
         attributes=Column(items["attributes"], lambda row: tuple((one["name"], one["text"]) for one in row)),
         categories=Column(items["categories"], tuple),
         user_ids=Column(users["user_id"]),
-        texts=dict(zip(texts["event"].to_pylist(), texts["text"].to_pylist(), strict=True)),
+        texts=Texts(texts["event"].to_numpy(), Column(texts["text"])),
         **arrays,
     )
     return corpus, items["has_image"].to_numpy()

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.attribute_texts import CATEGORY
 from data_pipelines.co_occurrence import co_occurrence_vectors
 from data_pipelines.corpus import TRAIN, Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.item_vectors import read_vectors
-from data_pipelines.vocabulary import CATEGORY, Vocabulary
+from data_pipelines.vocabulary import Vocabulary
 
 ATTRIBUTE_NORM = 3.0
 """The length of the attribute part of an item's vector, next to which popularity has a deviation of 1."""

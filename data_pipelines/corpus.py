@@ -35,7 +35,7 @@ class Corpus:
       times: int64 [E], seconds since 1970, -1 where unknown.
       ratings: float32 [E], NaN where unknown.
       splits: int8 [E], TRAIN, VALIDATION, TEST or SHOWN.
-      texts: what was written, by index into the E interactions.
+      texts: what was written, by index into the E interactions, in their order.
     """
 
     item_ids: Sequence[str]
@@ -48,7 +48,7 @@ class Corpus:
     times: np.ndarray
     ratings: np.ndarray
     splits: np.ndarray
-    texts: dict[int, str]
+    texts: Mapping[int, str]
 
     @property
     def num_items(self) -> int:
@@ -62,6 +62,12 @@ class Corpus:
     def has_categories(self) -> np.ndarray:
         """The items that have categories to search them by: bool [I]."""
         return np.fromiter(map(bool, self.categories), bool, self.num_items)
+
+    @functools.cached_property
+    def text_events(self) -> np.ndarray:
+        """The interactions with texts, ascending: int64 [len(texts)]."""
+        events = getattr(self.texts, "events", None)
+        return np.fromiter(self.texts, np.int64, len(self.texts)) if events is None else events
 
     @functools.cached_property
     def rating_levels(self) -> list[float]:
@@ -228,14 +234,10 @@ def all_events(index: Mapping[str, int], users: Iterable[User]) -> Iterator[User
     Users without a single interaction are kept out, for there is nothing to learn from or ask about them.
 
     Raises:
-      DataError: a user id occurs twice, a history names an item that does not exist, or nobody has an interaction.
+      DataError: a history names an item that does not exist, or nobody has an interaction.
     """
-    seen: set[str] = set()
     asked = False
     for user in users:
-        if user.user_id in seen:
-            raise DataError(f"user {user.user_id} occurs twice; ids must be unique in a source")
-        seen.add(user.user_id)
         if not user.interactions:
             continue
         interactions = _oldest_first(user.interactions)
@@ -257,11 +259,23 @@ def all_events(index: Mapping[str, int], users: Iterable[User]) -> Iterator[User
         raise DataError("the source has no user with an interaction")
 
 
+def refuse_repeats(user_ids: Iterable[str]) -> None:
+    """
+    Raises:
+      DataError: one occurs twice.
+    """
+    seen: set[str] = set()
+    for user_id in user_ids:
+        if user_id in seen:
+            raise DataError(f"user {user_id} occurs twice; ids must be unique in a source")
+        seen.add(user_id)
+
+
 def build_corpus(items: Iterable[Item], users: Iterable[User]) -> Corpus:
     """Gathers records into arrays.
 
     Raises:
-      DataError: as of `catalogue_of` and `all_events`.
+      DataError: as of `catalogue_of`, `all_events` and `refuse_repeats`.
     """
     titles: list[str] = []
     attributes: list[tuple[tuple[str, str], ...]] = []
@@ -276,6 +290,7 @@ def build_corpus(items: Iterable[Item], users: Iterable[User]) -> Corpus:
 
     index = catalogue_of(described())
     events = [*all_events(index, users)]
+    refuse_repeats(one.user_id for one in events)
     offsets = np.cumsum([0, *(len(one.items) for one in events)])
     texts = {
         int(start) + number: text

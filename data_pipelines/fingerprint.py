@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import array
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ import numpy as np
 from data_pipelines.atomic import write_json
 from data_pipelines.corpus import TRAIN, Corpus
 from data_pipelines.errors import DataError
+from data_pipelines.kept import Kept
 
 FILE = "data.json"
+PART = 2**17
+"""So many numbers or texts at a time."""
 Fingerprint = dict[str, tuple[int, str]]
 """By what users call a part of the data: how many there are, and the SHA-256 of all of them in their order."""
 DATA_PARTS = (
@@ -23,32 +27,37 @@ DATA_PARTS = (
 )  # fmt: skip
 
 
-def fingerprint(corpus: Corpus, has_image: np.ndarray, prompts: Sequence[str]) -> Fingerprint:
+def fingerprint(corpus: Corpus, has_image: np.ndarray, prompts: Iterable[str], kept: Kept = Kept()) -> Fingerprint:
     """
     Args:
       has_image: bool [I].
       prompts: what prompts say, of each item and beside them.
+      kept: what determines the items of the corpus and `prompts`, and where what was found of them is kept.
     """
-    rows = zip(corpus.titles, corpus.attributes, corpus.categories, strict=True)
-    of_items = [[title, *itertools.chain.from_iterable(pairs), *categories] for title, pairs, categories in rows]
-    numbers = np.fromiter(corpus.texts, np.int64, len(corpus.texts))
-    times, ratings = corpus.times.astype("<i8"), np.nan_to_num(corpus.ratings.astype("<f4"), nan=-1e30)
+
+    def of_texts() -> Fingerprint:
+        said = list(prompts)
+        return {
+            "items": (corpus.num_items, _digest(_texts(corpus.item_ids))),
+            "texts of items": _texts_of_items(corpus),
+            "texts of prompts": digest_of(said),
+        }
+
+    ratings = (np.nan_to_num(part.astype("<f4"), nan=-1e30).tobytes() for part in _parts(corpus.ratings))
     parts: dict[str, tuple[int, Iterable[bytes]]] = {
-        "items": (corpus.num_items, _texts(corpus.item_ids)),
-        "texts of items": (
-            sum(map(len, of_items)),
-            [*_array(list(map(len, of_items))), *_texts(list(itertools.chain.from_iterable(of_items)))],
-        ),
         "images": (int(has_image.sum()), _array(has_image)),
         "users": (corpus.num_users, _texts(corpus.user_ids)),
-        "interactions": (len(corpus.items), [*_array(corpus.offsets), *_array(corpus.items)]),
-        "known times": (int((times >= 0).sum()), [times.tobytes()]),
-        "ratings": (int((~np.isnan(corpus.ratings)).sum()), [ratings.tobytes()]),
+        "interactions": (len(corpus.items), itertools.chain(_array(corpus.offsets), _array(corpus.items))),
+        "known times": (int((corpus.times >= 0).sum()), _array(corpus.times)),
+        "ratings": (int((~np.isnan(corpus.ratings)).sum()), ratings),
         "held-out interactions": (int((corpus.splits != TRAIN).sum()), _array(corpus.splits)),
-        "reviews": (len(numbers), [*_array(numbers), *_texts(list(corpus.texts.values()))]),
-        "texts of prompts": (len(prompts), _texts(prompts)),
-    }
-    return {name: (count, _digest(chunks)) for name, (count, chunks) in parts.items()}
+        "reviews": (
+            len(corpus.texts), itertools.chain(_array(corpus.text_events), _texts(corpus.texts.values()))
+        ),
+    }  # fmt: skip
+    found = {name: (count, _digest(chunks)) for name, (count, chunks) in parts.items()}
+    found |= {name: (count, digest) for name, (count, digest) in kept.value(of_texts).items()}
+    return {name: found[name] for name in DATA_PARTS}
 
 
 def digest_of(texts: Sequence[str]) -> tuple[int, str]:
@@ -92,15 +101,35 @@ def check_same(path: Path, data: Fingerprint, parts: Collection[str] = DATA_PART
         )
 
 
-def _array(numbers: np.ndarray | Sequence[int]) -> list[bytes]:
-    return [np.asarray(numbers).astype("<i8").tobytes()]
+def _texts_of_items(corpus: Corpus) -> tuple[int, str]:
+    """(how many, the digest of) titles, attributes and categories, of which memory holds the bytes alone."""
+    counts, lengths, said = array.array("q"), array.array("q"), list[bytes]()
+    for title, pairs, categories in zip(corpus.titles, corpus.attributes, corpus.categories, strict=True):
+        texts = [title, *itertools.chain.from_iterable(pairs), *categories]
+        counts.append(len(texts))
+        lengths.extend(map(len, texts))
+        said.append(_encoded(texts))
+    return len(lengths), _digest(itertools.chain(_array(np.asarray(counts)), _array(np.asarray(lengths)), said))
 
 
-def _texts(texts: Sequence[str]) -> list[bytes]:
-    return [
-        *_array(np.fromiter(map(len, texts), np.int64, len(texts))),
-        "".join(texts).encode("utf-8", "surrogatepass"),
-    ]
+def _parts(numbers: np.ndarray) -> Iterator[np.ndarray]:
+    """So few at a time that no more than some megabytes of a file are copied."""
+    return (numbers[start : start + PART] for start in range(0, len(numbers), PART))
+
+
+def _array(numbers: np.ndarray) -> Iterator[bytes]:
+    return (part.astype("<i8").tobytes() for part in _parts(numbers))
+
+
+def _texts(texts: Collection[str]) -> Iterator[bytes]:
+    yield from _array(np.fromiter(map(len, texts), np.int64, len(texts)))
+    rest = iter(texts)
+    while part := [*itertools.islice(rest, PART)]:
+        yield _encoded(part)
+
+
+def _encoded(texts: Iterable[str]) -> bytes:
+    return "".join(texts).encode("utf-8", "surrogatepass")
 
 
 def _digest(chunks: Iterable[bytes]) -> str:

@@ -47,9 +47,14 @@ def local_copy(place: Path) -> Path:
     return copy
 
 
-def staging_folder() -> Path:
+def staging_place() -> Path:
+    """Where copies lie, if there are any."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = Path(os.environ.get("UNIMP_STAGING") or Path(cache) / "unimp_jax" / "staged").absolute()
+    return Path(os.environ.get("UNIMP_STAGING") or Path(cache) / "unimp_jax" / "staged").absolute()
+
+
+def staging_folder() -> Path:
+    root = staging_place()
     root.mkdir(parents=True, exist_ok=True)
     return root
 

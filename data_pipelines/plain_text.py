@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import tokenizers
 from tokenizers import Tokenizer
 
 from data_pipelines.errors import DataError
@@ -108,13 +110,18 @@ class PlainText:
         }
         self._tokenizer = tokenizer
         self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
+        self.digest: str | None = None
+        """Of all that determines the tokens of a text; None where that is not known."""
         if self._backend is not None:
             described = json.loads(self._backend.to_str())
             described["added_tokens"] = [token for token in described["added_tokens"] if token["id"] in kept]
             described |= {"post_processor": None, "truncation": None, "padding": None}
-            self._backend = Tokenizer.from_str(json.dumps(described))
+            text = json.dumps(described)
+            self._backend = Tokenizer.from_str(text)
             # Tokens behind the model's own are numbered anew.
             self._spelled |= {self._backend.token_to_id(added[id]): [id] for id in kept}
+            determines = [tokenizers.__version__, text, sorted(self._spelled.items(), key=str)]
+            self.digest = hashlib.sha256(json.dumps(determines).encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text."""

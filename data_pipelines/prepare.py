@@ -19,6 +19,7 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from data_pipelines.columns import FOLDER, write_columns
 from data_pipelines.errors import DataError, printable, reason_of
 from data_pipelines.folder_replacement import MADE, check_replaceable, replace_folder, temporary_folder
+from data_pipelines.kept import FOLDER as KEPT
 from data_pipelines.object_store import is_remote, marked, put_folder
 from data_pipelines.record_features import quiet_tfds
 from data_pipelines.records import KINDS, read_items, read_users
@@ -28,7 +29,7 @@ from data_pipelines.sources.selection import SourceSelection
 from data_pipelines.sources.source import Counts, Source
 from data_pipelines.sources.staging import Tally
 
-PARTS = (*KINDS, FOLDER)
+PARTS = (*KINDS, FOLDER, KEPT)
 """What stands in the folder of a prepared source."""
 
 
@@ -184,7 +185,7 @@ def _account(
     opened: Source | None,
     start: float,
 ) -> Prepared:
-    lengths = np.array(tally.lengths)
+    lengths = np.asarray(tally.lengths)
     percentiles: dict[str, Any] = {"least": 0, "median": 50, "95 %": 95, "most": 100}
     return Prepared(
         name=name,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_pipelines.atomic import atomic_folder
+from data_pipelines.attribute_texts import AttributeTexts
 from data_pipelines.corpus import TRAIN, Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.image_codes import ImageCodes, load_image_codes, save_image_codes
@@ -44,7 +45,6 @@ IMAGE_MARKER = (FAKE, GLOBAL, IMAGE, FAKE)
 NUM_CANDIDATES = 3
 MOST_LEVELS = 50
 """Ratings on a continuous scale would be a token each."""
-CATEGORY = "Category"
 CODES, IMAGE_CODES = "item_codes.parquet", "image_codes.parquet"
 
 
@@ -188,6 +188,11 @@ class Vocabulary:
     def _categories(self) -> dict[str, int]:
         return {name.casefold(): token for name, token in self.categories.items()}
 
+    @property
+    def tokenizer_digest(self) -> str | None:
+        """Of all that determines what `encode_all` returns; None where that is not known."""
+        return self._plain_text.digest
+
     @functools.cached_property
     def _plain_text(self) -> PlainText:
         return PlainText(self.tokenizer)
@@ -269,18 +274,7 @@ def attribute_texts(corpus: Corpus, config: VocabularyConfig) -> list[str]:
     Raises:
       DataError: an attribute is not in the source.
     """
-    known = dict.fromkeys(name for attributes in corpus.attributes for name, _ in attributes)
-    for name in config.attributes:
-        if name not in (*known, CATEGORY):
-            raise DataError(f"attribute {name!r} is not in this source; it has {', '.join(known) or 'none'}")
-    shown = config.attributes or tuple(known)
-    texts = []
-    for attributes, categories in zip(corpus.attributes, corpus.categories, strict=True):
-        values = {CATEGORY: ", ".join(categories), **dict(attributes)}
-        texts.append(
-            " ".join(f"{name} {shortened(values.get(name, ''), config.attribute_words) or 'Unknown'}" for name in shown)
-        )
-    return texts
+    return [*AttributeTexts(corpus, config.attributes, config.attribute_words)]
 
 
 def build_vocabulary(corpus: Corpus, config: VocabularyConfig, prompt_texts: Sequence[str] = ()) -> Vocabulary:

@@ -1,7 +1,8 @@
 """`unimp check`: whether a training command could run on so many devices, before it waits in a queue for them.
 
 The functions that check it are those that training itself calls, so that a command is refused here in the words in
-which it would be refused there. Nothing is written, and no device is used.
+which it would be refused there. Nothing is written but the
+tokens of the source, which training then finds, and no device is used.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -12,15 +13,18 @@ from typing import Self
 import grain
 import numpy as np
 
+from data_pipelines.attribute_texts import AttributeTexts
 from data_pipelines.cold import choose_cold, without_cold
 from data_pipelines.columns import FOLDER as COLUMNS
-from data_pipelines.columns import read_columns
+from data_pipelines.columns import digest_of_texts, read_columns
 from data_pipelines.content import Content, build_content, token_content
 from data_pipelines.corpus import VALIDATION, Corpus, build_corpus, split_by_users
 from data_pipelines.errors import DataError
 from data_pipelines.features import FeatureStore
 from data_pipelines.fingerprint import FILE, Fingerprint, check_same, fingerprint, save_fingerprint
 from data_pipelines.images import ImageStore
+from data_pipelines.kept import FOLDER as KEPT
+from data_pipelines.kept import Kept
 from data_pipelines.loader import (
     Position,
     ProcessShard,
@@ -30,7 +34,7 @@ from data_pipelines.loader import (
     question_batches,
     training_batches,
 )
-from data_pipelines.local_copy import local_copy
+from data_pipelines.local_copy import local_copy, staging_place
 from data_pipelines.records import read_items, read_users, source_folder
 from data_pipelines.schema import Item, User
 from data_pipelines.tasks.base import Split
@@ -38,7 +42,7 @@ from data_pipelines.tasks.examples import Example
 from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
 from data_pipelines.tasks.queries import TrainingQueries
 from data_pipelines.tasks.room import check_room, long_texts
-from data_pipelines.vocabulary import Vocabulary, attribute_texts, build_vocabulary, load_vocabulary
+from data_pipelines.vocabulary import Vocabulary, build_vocabulary, load_vocabulary
 from experiments.config import DataConfig, ExperimentConfig
 from experiments.memory import Memory
 from unimp_jax.decoding import Trie, build_trie
@@ -55,11 +59,13 @@ class PreparedSource:
       corpus: who met what.
       has_image: bool [I].
       read_image: item index -> encoded image.
+      kept: what determines items and texts of the corpus, and where what is computed of them is kept.
     """
 
     corpus: Corpus
     has_image: np.ndarray
     read_image: Callable[[int], bytes]
+    kept: Kept = Kept()
 
 
 def load_records(config: DataConfig, cold: Split | None = None) -> PreparedSource:
@@ -71,15 +77,23 @@ def load_records(config: DataConfig, cold: Split | None = None) -> PreparedSourc
       DataError: the source is not prepared, or its records contradict one another.
     """
     items = read_items(config.source, config.folder)
-    columns = read_columns(source_folder(config.source, config.folder) / COLUMNS)
+    folder = source_folder(config.source, config.folder)
+    columns = read_columns(folder / COLUMNS)
     corpus, has_image = columns or gathered(items, read_users(config.source, config.folder))
+    kept = Kept() if columns is None else kept_of(folder)
     if config.split == "users":
         corpus = split_by_users(corpus, config.split_seed)
     if not config.cold_items:
-        return PreparedSource(corpus, has_image, lambda item: items[item].image)
+        return PreparedSource(corpus, has_image, lambda item: items[item].image, kept)
     is_cold = choose_cold(corpus.num_items, config.cold_items, config.split_seed)
-    corpus, kept = without_cold(corpus, is_cold, cold)
-    return PreparedSource(corpus, has_image[kept], lambda item: items[int(kept[item])].image)
+    corpus, chosen = without_cold(corpus, is_cold, cold)
+    kept = kept.of(config.cold_items, config.split, config.split_seed, cold)
+    return PreparedSource(corpus, has_image[chosen], lambda item: items[int(chosen[item])].image, kept)
+
+
+def kept_of(folder: Path) -> Kept:
+    """What is kept of a prepared source: beside its records, or in this host's cache where these cannot be written."""
+    return Kept((folder / KEPT, staging_place() / KEPT)).of(digest_of_texts(folder / COLUMNS))
 
 
 def gathered(items: Iterable[Item], users: Iterable[User]) -> tuple[Corpus, np.ndarray]:
@@ -95,9 +109,18 @@ def gathered(items: Iterable[Item], users: Iterable[User]) -> tuple[Corpus, np.n
     return corpus, np.array(has_image)
 
 
-def fingerprint_of(corpus: Corpus, has_image: np.ndarray, config: ExperimentConfig) -> Fingerprint:
-    said = prompt_texts(images=config.vocabulary.image_codes is not None)
-    return fingerprint(corpus, has_image, [*said, *attribute_texts(corpus, config.vocabulary)])
+def fingerprint_of(corpus: Corpus, has_image: np.ndarray, config: ExperimentConfig, kept: Kept = Kept()) -> Fingerprint:
+    """
+    Args:
+      kept: of the source, as of `PreparedSource`.
+    """
+    said, attributes = prompt_texts(images=config.vocabulary.image_codes is not None), attributes_of(corpus, config)
+    kept = kept.of("fingerprint", said, attributes.shown, attributes.words)
+    return fingerprint(corpus, has_image, itertools.chain(said, attributes), kept)
+
+
+def attributes_of(corpus: Corpus, config: ExperimentConfig) -> AttributeTexts:
+    return AttributeTexts(corpus, config.vocabulary.attributes, config.vocabulary.attribute_words)
 
 
 def records_of(run: Path, config: ExperimentConfig, items: Collection[int]) -> PreparedSource:
@@ -110,7 +133,7 @@ def records_of(run: Path, config: ExperimentConfig, items: Collection[int]) -> P
       DataError: the source is not prepared, or has other items than the run was trained on.
     """
     records = load_records(config.data)
-    check_same(run / FILE, fingerprint_of(records.corpus, records.has_image, config), ["items"])
+    check_same(run / FILE, fingerprint_of(records.corpus, records.has_image, config, records.kept), ["items"])
     if max(items, default=0) >= records.corpus.num_items:  # of a run from before there were fingerprints
         raise DataError(f"the data is not what {run} was evaluated on: it has {records.corpus.num_items:,} items")
     return records
@@ -124,6 +147,7 @@ class ExperimentData:
       has_image: bool [I], the items that have an image, whether it is shown or not.
       known_items: so many items, from the first on, were trained on; those behind them are new.
       memory: what answers beside the model.
+      kept: as of `PreparedSource`.
     """
 
     memory = Memory()
@@ -131,7 +155,7 @@ class ExperimentData:
     def __init__(self, config: ExperimentConfig, records: PreparedSource, vocabulary: Vocabulary):
         self.config, self.corpus, self.vocabulary = config, records.corpus, vocabulary
         self.has_image, self.known_items = records.has_image, records.corpus.num_items
-        attributes = attribute_texts(records.corpus, config.vocabulary)
+        self.kept, attributes = records.kept, attributes_of(records.corpus, config)
         self.writer = PromptWriter(
             records.corpus,
             vocabulary,
@@ -140,6 +164,7 @@ class ExperimentData:
             attributes=attributes,
             has_image=records.has_image,
             image_tokens=config.model.image_tokens,
+            kept=records.kept.of(attributes.shown, attributes.words),
         )
         self.images = ImageStore(records.read_image, config.model.vision.image_size, config.images)
 
@@ -157,7 +182,7 @@ class ExperimentData:
         """
         records = load_records(config.data)
         if vocabulary_folder is not None and same:
-            now = fingerprint_of(records.corpus, records.has_image, config)
+            now = fingerprint_of(records.corpus, records.has_image, config, records.kept)
             check_same(vocabulary_folder.parent / FILE, now, same)
         if vocabulary_folder is None:
             said = prompt_texts(images=config.vocabulary.image_codes is not None)
@@ -168,7 +193,8 @@ class ExperimentData:
 
     def save_fingerprint(self, folder: Path) -> None:
         """Writes into the folder of a run, or of an experiment that is exported, what its data is."""
-        save_fingerprint(folder / FILE, fingerprint_of(self.corpus, self.has_image, self.config))
+        data = fingerprint_of(self.corpus, self.has_image, self.config, self.kept)
+        save_fingerprint(folder / FILE, data)
 
     @functools.cached_property
     def training_queries(self) -> TrainingQueries:

@@ -11,12 +11,13 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from data_pipelines.attribute_texts import CATEGORY
 from data_pipelines.errors import DataError
 from data_pipelines.image_decoding import decode_image
 from data_pipelines.images import decode
 from data_pipelines.plain_text import read_tokenizer, without_long_words
 from data_pipelines.schema import Item
-from data_pipelines.vocabulary import CATEGORY, Vocabulary
+from data_pipelines.vocabulary import Vocabulary
 from experiments.feature_extractors import own_tower
 from experiments.restore import Checkpoint
 from experiments.run import open_model

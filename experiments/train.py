@@ -192,7 +192,7 @@ def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
 
 
 def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
-    """The data and the complete configuration that training in `folder` begins or goes on with; nothing is written.
+    """The data and the complete configuration that training in `folder` begins or goes on with; no run is written.
 
     Raises:
       DataError: the folder holds a run of another configuration or a VQGAN's, or the data is not what it was.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import dataclasses
 from collections.abc import Iterator
@@ -71,12 +72,12 @@ class Tally:
     items: int = 0
     images: int = 0
     rated: int = 0
-    lengths: list[int] = dataclasses.field(default_factory=list)
+    lengths: array.array[int] = dataclasses.field(default_factory=lambda: array.array("q"))
 
     def count(self, part: pl.DataFrame) -> pl.DataFrame:
         """The part itself."""
         if "user_id" in part.columns:
-            self.lengths += part["item_id"].list.len().to_list()
+            self.lengths.extend(part["item_id"].list.len().to_list())
             self.rated += int(part["rating"].explode().is_not_nan().sum())
         else:
             self.items += len(part)

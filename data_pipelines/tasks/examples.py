@@ -57,7 +57,12 @@ def int32(*numbers: int) -> np.ndarray:
 
 
 class Ragged:
-    """Many short token arrays in one."""
+    """Many short token arrays in one.
+
+    Attributes:
+      offsets: int64 [rows + 1]; row r has the tokens offsets[r] to offsets[r + 1].
+      lengths_and_end: int64 [rows + 1], how many tokens rows have, and 0.
+    """
 
     def __init__(self, flat: np.ndarray, lengths: np.ndarray):
         """
@@ -66,25 +71,32 @@ class Ragged:
           lengths: int [rows].
         """
         self._flat = flat
-        self._offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        self._lengths = np.append(lengths, 0)  # row -1 is empty
+        self.offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        self.lengths_and_end = np.append(lengths, 0)  # row -1 is empty
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         return cls(np.fromiter((token for row in rows for token in row), np.int32, lengths.sum()), lengths)
 
+    @classmethod
+    def of_arrays(cls, flat: np.ndarray, offsets: np.ndarray, lengths_and_end: np.ndarray) -> Ragged:
+        """Of arrays that are one's already, none of which is copied."""
+        rows = cls.__new__(cls)
+        rows._flat, rows.offsets, rows.lengths_and_end = flat, offsets, lengths_and_end
+        return rows
+
     @property
     def lengths(self) -> np.ndarray:
         """int64 [rows]."""
-        return self._lengths[:-1]
+        return self.lengths_and_end[:-1]
 
     def lengths_of(self, rows: np.ndarray) -> np.ndarray:
         """How many tokens rows have, 0 for row -1: int64, of the shape of `rows`."""
-        return self._lengths[rows]
+        return self.lengths_and_end[rows]
 
     def __getitem__(self, row: int) -> np.ndarray:
-        return self._flat[self._offsets[row] : self._offsets[row + 1]]
+        return self._flat[self.offsets[row] : self.offsets[row + 1]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

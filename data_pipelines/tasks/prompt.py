@@ -16,12 +16,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 import numpy as np
 
 from data_pipelines.corpus import Corpus
+from data_pipelines.kept import Kept
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import Example, Ragged, RowShape, TokenSpan, int32, longest_kept
 from data_pipelines.tasks.history import History, Shown, continues_history, past_last_id, up_to_last_id
@@ -56,7 +57,7 @@ class Layouts:
 
 
 class PromptWriter:
-    """Writes examples. Every text is tokenised once, when the writer is made."""
+    """Writes examples. Every text is tokenised once, when the writer is made, or when an earlier one was."""
 
     def __init__(
         self,
@@ -65,15 +66,17 @@ class PromptWriter:
         config: TaskConfig,
         row_shape: RowShape,
         *,
-        attributes: Sequence[str],
+        attributes: Iterable[str],
         has_image: np.ndarray,
         image_tokens: int = 1,
+        kept: Kept = Kept(),
     ):
         """
         Args:
           attributes: what a prompt says of each item (`vocabulary.attribute_texts`).
           has_image: bool [I], the items that have an image.
           image_tokens: so many tokens stand for an image; all take room in a row.
+          kept: what determines the corpus and `attributes`, and where their tokens are kept.
         """
         self.vocabulary, self.config, self.row_shape = vocabulary, config, row_shape
         self.texts = PromptTexts(
@@ -85,6 +88,7 @@ class PromptWriter:
             explanation_tokens=max(row_shape.answers - 2, 0),  # beside the rating and the end
             show_ids=config.questions_show_ids,
             image_tokens=image_tokens,
+            kept=kept.of(config.text),
         )
         phrases = [
             vocabulary.encode_phrase(task.question if task.begins_text else vocabulary.space + task.question)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
 from data_pipelines.corpus import Corpus
+from data_pipelines.kept import Kept
 from data_pipelines.plain_text import shortened
 from data_pipelines.tasks.examples import Ragged, TokenSpan, int32
 from data_pipelines.tasks.query import Queries
+from data_pipelines.tasks.token_tables import tokenised
 from data_pipelines.vocabulary import Vocabulary
 
 QUERY, SELECT = "Query:", "Select from:"
@@ -84,19 +86,21 @@ class PromptTexts:
         corpus: Corpus,
         vocabulary: Vocabulary,
         *,
-        attributes: Sequence[str],
+        attributes: Iterable[str],
         has_image: np.ndarray,
         explanation_words: int,
         explanation_tokens: int,
         show_ids: bool,
         image_tokens: int = 1,
+        kept: Kept = Kept(),
     ):
         """
         Args:
-          attributes: what a prompt says of each item.
+          attributes: what a prompt says of each item; can be gone through more than once.
           explanation_words, explanation_tokens: explanations are cut to so many.
           show_ids: whether items that are asked about are named by their ids.
           image_tokens: so many tokens stand for an image.
+          kept: what determines the corpus and `attributes`, and where their tokens are kept.
         """
         self.corpus, self.vocabulary, self.has_image = corpus, vocabulary, has_image
         self._show_ids = show_ids
@@ -109,15 +113,23 @@ class PromptTexts:
             Ragged(tokens.astype(np.int32).ravel(), np.full(len(tokens), tokens[:1].size))
             for tokens in (vocabulary.items, vocabulary.ratings, vocabulary.selections)
         )
-        self.attributes = Ragged.of(vocabulary.encode_all(attributes))
-        if vocabulary.categories:
-            self.categories = Ragged.of([vocabulary.encode_query(words) for words in corpus.categories])
-        else:
-            categories = [vocabulary.space + shortened(", ".join(words)) for words in corpus.categories]
-            self.categories = Ragged.of(vocabulary.encode_all(categories))
-        written = vocabulary.encode_all([shortened(text, explanation_words) for text in corpus.texts.values()])
-        self._explained = np.append(np.fromiter(corpus.texts, np.int64, len(corpus.texts)), NO_EVENT)
-        self.explanations = Ragged.of([row[:explanation_tokens] for row in written])
+        digest = vocabulary.tokenizer_digest
+        kept = Kept() if digest is None else kept.of(digest)
+
+        def queries(items: Sequence[Sequence[str]]) -> Sequence[Sequence[int]]:
+            if vocabulary.categories:
+                return [vocabulary.encode_query(words) for words in items]
+            return vocabulary.encode_all([vocabulary.space + shortened(", ".join(words)) for words in items])
+
+        def explanations(texts: Sequence[str]) -> Sequence[Sequence[int]]:
+            rows = vocabulary.encode_all([shortened(text, explanation_words) for text in texts])
+            return [row[:explanation_tokens] for row in rows]
+
+        self.attributes = tokenised(attributes, vocabulary.encode_all, kept.of("attributes"))
+        self.categories = tokenised(corpus.categories, queries, kept.of("categories", dict(vocabulary.categories)))
+        of_texts = kept.of("explanations", explanation_words, explanation_tokens)
+        self.explanations = tokenised(corpus.texts.values(), explanations, of_texts)
+        self._explained = np.append(corpus.text_events, NO_EVENT)
 
     def of(self, corpus: Corpus) -> Self:
         """The texts of other users' histories of the same items; nothing is tokenised again."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,18 +20,20 @@ from data_pipelines.schema import Interaction, Item, User
 
 LENGTH = 100
 """Interactions of a user."""
+REVIEW = "words of " * 22 + "it"
 
 
-def main(interactions: tuple[int, ...] = (1_000_000,), items: int = 100_000) -> None:
+def main(interactions: tuple[int, ...] = (1_000_000,), items: int = 100_000, reviews: int = 0) -> None:
     """
     Args:
       interactions: so many each time, drawn evenly from the catalogue.
       items: of the catalogue.
+      reviews: so many interactions of each user have a text, of 200 letters.
     """
     for count in interactions:
         with tempfile.TemporaryDirectory() as folder:
             start = time.process_time()
-            write_columns(catalogue(items), users(count // LENGTH, items), Path(folder) / FOLDER)
+            write_columns(catalogue(items), users(count // LENGTH, items, reviews), Path(folder) / FOLDER)
             written, size = time.process_time() - start, sum(path.stat().st_size for path in Path(folder).rglob("*"))
             with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 opened, grown = pool.submit(opening, Path(folder) / FOLDER).result()
@@ -47,11 +48,13 @@ def catalogue(count: int) -> Iterator[Item]:
         yield Item(f"item-{number}", f"Item number {number}", (("Kind", str(number % 100)),), (str(number % 100),))
 
 
-def users(count: int, items: int) -> Iterator[User]:
-    rng = np.random.default_rng(0)
+def users(count: int, items: int, reviews: int) -> Iterator[User]:
+    rng, texts = np.random.default_rng(0), [REVIEW] * reviews + [""] * (LENGTH - reviews)
     for number in range(count):
         met = rng.integers(items, size=LENGTH).tolist()
-        yield User(f"user-{number}", tuple(Interaction(f"item-{item}", at, 4.0) for at, item in enumerate(met)))
+        yield User(
+            f"user-{number}", tuple(Interaction(f"item-{item}", at, 4.0, texts[at]) for at, item in enumerate(met))
+        )
 
 
 def opening(folder: Path) -> tuple[float, int]:
@@ -65,8 +68,9 @@ def opening(folder: Path) -> tuple[float, int]:
 
 
 def peak() -> int:
-    """The most memory that this process has held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most memory that this process has held, in bytes; `ru_maxrss` would count what its parent held, too."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 if __name__ == "__main__":

@@ -142,3 +142,26 @@ def test_what_contradicts_itself_is_refused_as_it_is_when_gathered(tmp_path: Pat
         write_columns(items, users, tmp_path / FOLDER)
     with pytest.raises(DataError, match=message):
         build_corpus(items, users)
+
+
+def test_texts_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    history = tuple(Interaction("a", at, text="" if at % 3 else f"text {at}") for at in range(10))
+    write_columns([Item("a", "A")], [User("u", history), User("v", history[4:])], tmp_path / FOLDER)
+    corpus = read_columns(tmp_path / FOLDER)[0]  # type: ignore[index]
+    known = {0: "text 0", 3: "text 3", 6: "text 6", 9: "text 9", 12: "text 6", 15: "text 9"}
+    assert corpus.texts == known
+    assert [*corpus.texts] == corpus.text_events.tolist() == [*known]
+    assert [*corpus.texts.values()] == [*known.values()]
+    assert [corpus.texts.get(event) for event in range(17)] == [known.get(event) for event in range(17)]
+    with pytest.raises(KeyError):
+        corpus.texts[1]
+
+
+def test_users_whose_hashes_are_the_same_are_compared_by_their_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "hash", len, raising=False)
+    met = (Interaction("a"),)
+    write_columns([Item("a", "A")], [User("one", met), User("two", met)], tmp_path / "other")
+    with pytest.raises(DataError, match="user two occurs twice"):
+        write_columns([Item("a", "A")], [User(name, met) for name in ("one", "two", "two")], tmp_path / "same")

@@ -1,0 +1,41 @@
+"""What a prompt says of each item."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from data_pipelines.corpus import Corpus
+from data_pipelines.errors import DataError
+from data_pipelines.plain_text import shortened
+
+CATEGORY = "Category"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttributeTexts:
+    """Of each item `Name text Name text …`, made anew each time that they are gone through, and not held.
+
+    Attributes:
+      shown: the attributes, by name; empty: all that the source has.
+      words: each text is cut to so many words.
+    """
+
+    corpus: Corpus
+    shown: tuple[str, ...]
+    words: int
+
+    def __iter__(self) -> Iterator[str]:
+        """
+        Raises:
+          DataError: an attribute is not in the source.
+        """
+        corpus = self.corpus
+        known = dict.fromkeys(name for attributes in corpus.attributes for name, _ in attributes)
+        for name in self.shown:
+            if name not in (*known, CATEGORY):
+                raise DataError(f"attribute {name!r} is not in this source; it has {', '.join(known) or 'none'}")
+        shown = self.shown or tuple(known)
+        for attributes, categories in zip(corpus.attributes, corpus.categories, strict=True):
+            values = {CATEGORY: ", ".join(categories), **dict(attributes)}
+            yield " ".join(f"{name} {shortened(values.get(name, ''), self.words) or 'Unknown'}" for name in shown)

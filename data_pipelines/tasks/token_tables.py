@@ -1,0 +1,66 @@
+"""Texts as rows of tokens: made some thousand at a time, and kept on disk, where they are mapped and not read."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from data_pipelines.columns import mapped
+from data_pipelines.kept import Kept
+from data_pipelines.tasks.examples import Ragged
+
+T = TypeVar("T")
+BATCH = 10_000
+"""So many texts are tokenised at once, on all cores: what the tokenizer returns takes a kilobyte a text."""
+TOKENS, LENGTHS, OFFSETS = "tokens.bin", "lengths.bin", "offsets.bin"
+
+
+def tokenised(texts: Iterable[T], encode: Callable[[Sequence[T]], Sequence[Sequence[int]]], kept: Kept) -> Ragged:
+    """A row of tokens a text.
+
+    Args:
+      texts: can be gone through more than once.
+      encode: the tokens of some of them.
+      kept: where the rows are kept, and what determines them; `encode` is not called where they are known.
+    """
+
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(tokens, int32, of some texts one after the other; how many each text has, int64)."""
+        rest = iter(texts)
+        while batch := [*itertools.islice(rest, BATCH)]:
+            rows = encode(batch)
+            lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+            yield np.fromiter(itertools.chain.from_iterable(rows), np.int32, lengths.sum()), lengths
+
+    def write(folder: Path) -> None:
+        lengths = [np.zeros(0, np.int64)]
+        with (folder / TOKENS).open("wb") as file:
+            for tokens, of_batch in batches():
+                tokens.tofile(file)
+                lengths.append(of_batch)
+        made = Ragged(np.zeros(0, np.int32), np.concatenate(lengths))
+        made.lengths_and_end.tofile(folder / LENGTHS)
+        made.offsets.tofile(folder / OFFSETS)
+
+    rows = kept.get(write, read_rows)
+    if rows is not None:
+        return rows
+    made_here = [(np.zeros(0, np.int32), np.zeros(0, np.int64)), *batches()]
+    return Ragged(*(np.concatenate(arrays) for arrays in zip(*made_here, strict=True)))
+
+
+def read_rows(folder: Path) -> Ragged:
+    """What `tokenised` wrote, mapped.
+
+    Raises:
+      OSError, ValueError: a file is missing, or cut off.
+    """
+    count = (folder / OFFSETS).stat().st_size // np.dtype(np.int64).itemsize
+    offsets, lengths = (mapped(folder / name, np.int64, count) for name in (OFFSETS, LENGTHS))
+    size = int(offsets[-1])
+    tokens = mapped(folder / TOKENS, np.int32, size) if size else np.zeros(0, np.int32)  # nothing cannot be mapped
+    return Ragged.of_arrays(tokens, offsets, lengths)

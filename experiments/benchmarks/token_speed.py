@@ -1,0 +1,78 @@
+"""How long a catalogue of made-up items takes to open, the first time and again, in a process of its own each time.
+
+python -m experiments.benchmarks.token_speed --items 100000 1000000
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from data_pipelines.columns import FOLDER, read_columns, write_columns
+from data_pipelines.schema import Item
+from data_pipelines.tasks.prompt import prompt_texts
+from data_pipelines.vocabulary import build_vocabulary, load_vocabulary
+from experiments.benchmarks.opening_speed import peak, users
+from experiments.data import ExperimentData, PreparedSource, fingerprint_of, kept_of
+from experiments.presets import PRESETS
+
+CONFIG = dataclasses.replace(
+    PRESETS["small"], vocabulary=dataclasses.replace(PRESETS["small"].vocabulary, attributes=())
+)
+"""With whatever attributes there are."""
+
+
+def main(items: tuple[int, ...] = (100_000,)) -> None:
+    """
+    Args:
+      items: so many each time, of twelve words and two categories.
+    """
+    for count in items:
+        with tempfile.TemporaryDirectory() as folder:
+            write_columns(described(count), users(1000, count, 0), Path(folder) / FOLDER)
+            corpus, _ = read_columns(Path(folder) / FOLDER) or (None, None)
+            assert corpus is not None
+            build_vocabulary(corpus, CONFIG.vocabulary, prompt_texts()).save(Path(folder) / "vocabulary")
+            for which in ("first", "next"):
+                with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                    print(
+                        f"{count:,} items, {which} opening: {pool.submit(opening, Path(folder)).result()}", flush=True
+                    )
+
+
+def described(count: int) -> Iterator[Item]:
+    words = np.random.default_rng(0).integers(5000, size=(count, 12))
+    for number, row in enumerate(words.tolist()):
+        said = [f"w{word:x}" for word in row]
+        attributes = ("Title", " ".join(said[:6])), ("Brand", said[6]), ("Kind", " ".join(said[7:10]))
+        yield Item(f"item-{number}", attributes[0][1], attributes, (said[10], said[11]))
+
+
+def opening(folder: Path) -> str:
+    """What each part took, in seconds of processor time, and how much memory was held at most."""
+    libraries = peak()
+    times = [time.process_time()]
+    corpus, has_image = read_columns(folder / FOLDER) or (None, None)
+    assert corpus is not None
+    assert has_image is not None
+    records = PreparedSource(corpus, has_image, lambda _: b"", kept_of(folder))
+    fingerprint_of(corpus, has_image, CONFIG, records.kept)
+    times.append(time.process_time())
+    vocabulary = load_vocabulary(folder / "vocabulary", corpus)
+    times.append(time.process_time())
+    ExperimentData(CONFIG, records, vocabulary)
+    times.append(time.process_time())
+    took = "fingerprint {:.2f} s, vocabulary {:.2f} s, prompts {:.2f} s".format(*np.diff(times))
+    return f"{took}; the process held {peak() / 1e6:,.0f} MB at most, {libraries / 1e6:,.0f} of it before"
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
