@@ -13,8 +13,8 @@ import numpy as np
 
 from data_pipelines.atomic import write_json
 from data_pipelines.corpus import TRAIN, Corpus
+from data_pipelines.disk_cache import DiskCache
 from data_pipelines.errors import DataError
-from data_pipelines.kept import Kept
 
 FILE = "data.json"
 PART = 2**17
@@ -27,12 +27,14 @@ DATA_PARTS = (
 )  # fmt: skip
 
 
-def fingerprint(corpus: Corpus, has_image: np.ndarray, prompts: Iterable[str], kept: Kept = Kept()) -> Fingerprint:
+def fingerprint(
+    corpus: Corpus, has_image: np.ndarray, prompts: Iterable[str], cache: DiskCache = DiskCache()
+) -> Fingerprint:
     """
     Args:
       has_image: bool [I].
       prompts: what prompts say, of each item and beside them.
-      kept: what determines the items of the corpus and `prompts`, and where what was found of them is kept.
+      cache: what determines the items of the corpus and `prompts`, and where what was found of them is kept.
     """
 
     def of_texts() -> Fingerprint:
@@ -56,7 +58,7 @@ def fingerprint(corpus: Corpus, has_image: np.ndarray, prompts: Iterable[str], k
         ),
     }  # fmt: skip
     found = {name: (count, _digest(chunks)) for name, (count, chunks) in parts.items()}
-    found |= {name: (count, digest) for name, (count, digest) in kept.value(of_texts).items()}
+    found |= {name: (count, digest) for name, (count, digest) in cache.value(of_texts).items()}
     return {name: found[name] for name in DATA_PARTS}
 
 

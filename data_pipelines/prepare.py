@@ -17,9 +17,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from data_pipelines.columns import FOLDER, write_columns
+from data_pipelines.disk_cache import FOLDER as CACHE
 from data_pipelines.errors import DataError, printable, reason_of
 from data_pipelines.folder_replacement import MADE, check_replaceable, replace_folder, temporary_folder
-from data_pipelines.kept import FOLDER as KEPT
 from data_pipelines.object_store import is_remote, marked, put_folder
 from data_pipelines.record_features import quiet_tfds
 from data_pipelines.records import KINDS, read_items, read_users
@@ -29,7 +29,7 @@ from data_pipelines.sources.selection import SourceSelection
 from data_pipelines.sources.source import Counts, Source
 from data_pipelines.sources.staging import Tally
 
-PARTS = (*KINDS, FOLDER, KEPT)
+PARTS = (*KINDS, FOLDER, CACHE)
 """What stands in the folder of a prepared source."""
 
 

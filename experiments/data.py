@@ -19,12 +19,12 @@ from data_pipelines.columns import FOLDER as COLUMNS
 from data_pipelines.columns import digest_of_texts, read_columns
 from data_pipelines.content import Content, build_content, token_content
 from data_pipelines.corpus import VALIDATION, Corpus, build_corpus, split_by_users
+from data_pipelines.disk_cache import FOLDER as CACHE
+from data_pipelines.disk_cache import DiskCache
 from data_pipelines.errors import DataError
 from data_pipelines.features import FeatureStore
 from data_pipelines.fingerprint import FILE, Fingerprint, check_same, fingerprint, save_fingerprint
 from data_pipelines.images import ImageStore
-from data_pipelines.kept import FOLDER as KEPT
-from data_pipelines.kept import Kept
 from data_pipelines.loader import (
     Position,
     ProcessShard,
@@ -59,13 +59,13 @@ class PreparedSource:
       corpus: who met what.
       has_image: bool [I].
       read_image: item index -> encoded image.
-      kept: what determines items and texts of the corpus, and where what is computed of them is kept.
+      cache: what determines items and texts of the corpus, and where what is computed of them is kept.
     """
 
     corpus: Corpus
     has_image: np.ndarray
     read_image: Callable[[int], bytes]
-    kept: Kept = Kept()
+    cache: DiskCache = DiskCache()
 
 
 def load_records(config: DataConfig, cold: Split | None = None) -> PreparedSource:
@@ -80,20 +80,20 @@ def load_records(config: DataConfig, cold: Split | None = None) -> PreparedSourc
     folder = source_folder(config.source, config.folder)
     columns = read_columns(folder / COLUMNS)
     corpus, has_image = columns or gathered(items, read_users(config.source, config.folder))
-    kept = Kept() if columns is None else kept_of(folder)
+    cache = DiskCache() if columns is None else cache_of(folder)
     if config.split == "users":
         corpus = split_by_users(corpus, config.split_seed)
     if not config.cold_items:
-        return PreparedSource(corpus, has_image, lambda item: items[item].image, kept)
+        return PreparedSource(corpus, has_image, lambda item: items[item].image, cache)
     is_cold = choose_cold(corpus.num_items, config.cold_items, config.split_seed)
     corpus, chosen = without_cold(corpus, is_cold, cold)
-    kept = kept.of(config.cold_items, config.split, config.split_seed, cold)
-    return PreparedSource(corpus, has_image[chosen], lambda item: items[int(chosen[item])].image, kept)
+    cache = cache.of(config.cold_items, config.split, config.split_seed, cold)
+    return PreparedSource(corpus, has_image[chosen], lambda item: items[int(chosen[item])].image, cache)
 
 
-def kept_of(folder: Path) -> Kept:
+def cache_of(folder: Path) -> DiskCache:
     """What is kept of a prepared source: beside its records, or in this host's cache where these cannot be written."""
-    return Kept((folder / KEPT, staging_place() / KEPT)).of(digest_of_texts(folder / COLUMNS))
+    return DiskCache((folder / CACHE, staging_place() / CACHE)).of(digest_of_texts(folder / COLUMNS))
 
 
 def gathered(items: Iterable[Item], users: Iterable[User]) -> tuple[Corpus, np.ndarray]:
@@ -109,14 +109,16 @@ def gathered(items: Iterable[Item], users: Iterable[User]) -> tuple[Corpus, np.n
     return corpus, np.array(has_image)
 
 
-def fingerprint_of(corpus: Corpus, has_image: np.ndarray, config: ExperimentConfig, kept: Kept = Kept()) -> Fingerprint:
+def fingerprint_of(
+    corpus: Corpus, has_image: np.ndarray, config: ExperimentConfig, cache: DiskCache = DiskCache()
+) -> Fingerprint:
     """
     Args:
-      kept: of the source, as of `PreparedSource`.
+      cache: of the source, as of `PreparedSource`.
     """
     said, attributes = prompt_texts(images=config.vocabulary.image_codes is not None), attributes_of(corpus, config)
-    kept = kept.of("fingerprint", said, attributes.shown, attributes.words)
-    return fingerprint(corpus, has_image, itertools.chain(said, attributes), kept)
+    cache = cache.of("fingerprint", said, attributes.shown, attributes.words)
+    return fingerprint(corpus, has_image, itertools.chain(said, attributes), cache)
 
 
 def attributes_of(corpus: Corpus, config: ExperimentConfig) -> AttributeTexts:
@@ -133,7 +135,7 @@ def records_of(run: Path, config: ExperimentConfig, items: Collection[int]) -> P
       DataError: the source is not prepared, or has other items than the run was trained on.
     """
     records = load_records(config.data)
-    check_same(run / FILE, fingerprint_of(records.corpus, records.has_image, config, records.kept), ["items"])
+    check_same(run / FILE, fingerprint_of(records.corpus, records.has_image, config, records.cache), ["items"])
     if max(items, default=0) >= records.corpus.num_items:  # of a run from before there were fingerprints
         raise DataError(f"the data is not what {run} was evaluated on: it has {records.corpus.num_items:,} items")
     return records
@@ -147,7 +149,7 @@ class ExperimentData:
       has_image: bool [I], the items that have an image, whether it is shown or not.
       known_items: so many items, from the first on, were trained on; those behind them are new.
       memory: what answers beside the model.
-      kept: as of `PreparedSource`.
+      cache: as of `PreparedSource`.
     """
 
     memory = Memory()
@@ -155,7 +157,7 @@ class ExperimentData:
     def __init__(self, config: ExperimentConfig, records: PreparedSource, vocabulary: Vocabulary):
         self.config, self.corpus, self.vocabulary = config, records.corpus, vocabulary
         self.has_image, self.known_items = records.has_image, records.corpus.num_items
-        self.kept, attributes = records.kept, attributes_of(records.corpus, config)
+        self.cache, attributes = records.cache, attributes_of(records.corpus, config)
         self.writer = PromptWriter(
             records.corpus,
             vocabulary,
@@ -164,7 +166,7 @@ class ExperimentData:
             attributes=attributes,
             has_image=records.has_image,
             image_tokens=config.model.image_tokens,
-            kept=records.kept.of(attributes.shown, attributes.words),
+            cache=records.cache.of(attributes.shown, attributes.words),
         )
         self.images = ImageStore(records.read_image, config.model.vision.image_size, config.images)
 
@@ -182,7 +184,7 @@ class ExperimentData:
         """
         records = load_records(config.data)
         if vocabulary_folder is not None and same:
-            now = fingerprint_of(records.corpus, records.has_image, config, records.kept)
+            now = fingerprint_of(records.corpus, records.has_image, config, records.cache)
             check_same(vocabulary_folder.parent / FILE, now, same)
         if vocabulary_folder is None:
             said = prompt_texts(images=config.vocabulary.image_codes is not None)
@@ -193,7 +195,7 @@ class ExperimentData:
 
     def save_fingerprint(self, folder: Path) -> None:
         """Writes into the folder of a run, or of an experiment that is exported, what its data is."""
-        data = fingerprint_of(self.corpus, self.has_image, self.config, self.kept)
+        data = fingerprint_of(self.corpus, self.has_image, self.config, self.cache)
         save_fingerprint(folder / FILE, data)
 
     @functools.cached_property

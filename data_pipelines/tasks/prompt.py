@@ -22,7 +22,7 @@ from typing import Self
 import numpy as np
 
 from data_pipelines.corpus import Corpus
-from data_pipelines.kept import Kept
+from data_pipelines.disk_cache import DiskCache
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import Example, Ragged, RowShape, TokenSpan, int32, longest_kept
 from data_pipelines.tasks.history import History, Shown, continues_history, past_last_id, up_to_last_id
@@ -69,14 +69,14 @@ class PromptWriter:
         attributes: Iterable[str],
         has_image: np.ndarray,
         image_tokens: int = 1,
-        kept: Kept = Kept(),
+        cache: DiskCache = DiskCache(),
     ):
         """
         Args:
           attributes: what a prompt says of each item (`vocabulary.attribute_texts`).
           has_image: bool [I], the items that have an image.
           image_tokens: so many tokens stand for an image; all take room in a row.
-          kept: what determines the corpus and `attributes`, and where their tokens are kept.
+          cache: what determines the corpus and `attributes`, and where their tokens are kept.
         """
         self.vocabulary, self.config, self.row_shape = vocabulary, config, row_shape
         self.texts = PromptTexts(
@@ -88,7 +88,7 @@ class PromptWriter:
             explanation_tokens=max(row_shape.answers - 2, 0),  # beside the rating and the end
             show_ids=config.questions_show_ids,
             image_tokens=image_tokens,
-            kept=kept.of(config.text),
+            cache=cache.of(config.text),
         )
         phrases = [
             vocabulary.encode_phrase(task.question if task.begins_text else vocabulary.space + task.question)

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 
 from data_pipelines.corpus import Corpus
-from data_pipelines.kept import Kept
+from data_pipelines.disk_cache import DiskCache
 from data_pipelines.plain_text import shortened
 from data_pipelines.tasks.examples import Ragged, TokenSpan, int32
 from data_pipelines.tasks.query import Queries
@@ -92,7 +92,7 @@ class PromptTexts:
         explanation_tokens: int,
         show_ids: bool,
         image_tokens: int = 1,
-        kept: Kept = Kept(),
+        cache: DiskCache = DiskCache(),
     ):
         """
         Args:
@@ -100,7 +100,7 @@ class PromptTexts:
           explanation_words, explanation_tokens: explanations are cut to so many.
           show_ids: whether items that are asked about are named by their ids.
           image_tokens: so many tokens stand for an image.
-          kept: what determines the corpus and `attributes`, and where their tokens are kept.
+          cache: what determines the corpus and `attributes`, and where their tokens are kept.
         """
         self.corpus, self.vocabulary, self.has_image = corpus, vocabulary, has_image
         self._show_ids = show_ids
@@ -114,7 +114,7 @@ class PromptTexts:
             for tokens in (vocabulary.items, vocabulary.ratings, vocabulary.selections)
         )
         digest = vocabulary.tokenizer_digest
-        kept = Kept() if digest is None else kept.of(digest)
+        cache = DiskCache() if digest is None else cache.of(digest)
 
         def queries(items: Sequence[Sequence[str]]) -> Sequence[Sequence[int]]:
             if vocabulary.categories:
@@ -125,9 +125,9 @@ class PromptTexts:
             rows = vocabulary.encode_all([shortened(text, explanation_words) for text in texts])
             return [row[:explanation_tokens] for row in rows]
 
-        self.attributes = tokenised(attributes, vocabulary.encode_all, kept.of("attributes"))
-        self.categories = tokenised(corpus.categories, queries, kept.of("categories", dict(vocabulary.categories)))
-        of_texts = kept.of("explanations", explanation_words, explanation_tokens)
+        self.attributes = tokenised(attributes, vocabulary.encode_all, cache.of("attributes"))
+        self.categories = tokenised(corpus.categories, queries, cache.of("categories", dict(vocabulary.categories)))
+        of_texts = cache.of("explanations", explanation_words, explanation_tokens)
         self.explanations = tokenised(corpus.texts.values(), explanations, of_texts)
         self._explained = np.append(corpus.text_events, NO_EVENT)
 

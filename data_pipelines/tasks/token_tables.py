@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from data_pipelines.columns import mapped
-from data_pipelines.kept import Kept
+from data_pipelines.disk_cache import DiskCache
 from data_pipelines.tasks.examples import Ragged
 
 T = TypeVar("T")
@@ -19,13 +19,13 @@ BATCH = 10_000
 TOKENS, LENGTHS, OFFSETS = "tokens.bin", "lengths.bin", "offsets.bin"
 
 
-def tokenised(texts: Iterable[T], encode: Callable[[Sequence[T]], Sequence[Sequence[int]]], kept: Kept) -> Ragged:
+def tokenised(texts: Iterable[T], encode: Callable[[Sequence[T]], Sequence[Sequence[int]]], cache: DiskCache) -> Ragged:
     """A row of tokens a text.
 
     Args:
       texts: can be gone through more than once.
       encode: the tokens of some of them.
-      kept: where the rows are kept, and what determines them; `encode` is not called where they are known.
+      cache: where the rows are kept, and what determines them; `encode` is not called where they are known.
     """
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -46,7 +46,7 @@ def tokenised(texts: Iterable[T], encode: Callable[[Sequence[T]], Sequence[Seque
         made.lengths_and_end.tofile(folder / LENGTHS)
         made.offsets.tofile(folder / OFFSETS)
 
-    rows = kept.get(write, read_rows)
+    rows = cache.get(write, read_rows)
     if rows is not None:
         return rows
     made_here = [(np.zeros(0, np.int32), np.zeros(0, np.int64)), *batches()]

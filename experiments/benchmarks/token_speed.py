@@ -21,7 +21,7 @@ from data_pipelines.schema import Item
 from data_pipelines.tasks.prompt import prompt_texts
 from data_pipelines.vocabulary import build_vocabulary, load_vocabulary
 from experiments.benchmarks.opening_speed import peak, users
-from experiments.data import ExperimentData, PreparedSource, fingerprint_of, kept_of
+from experiments.data import ExperimentData, PreparedSource, cache_of, fingerprint_of
 from experiments.presets import PRESETS
 
 CONFIG = dataclasses.replace(
@@ -63,8 +63,8 @@ def opening(folder: Path) -> str:
     corpus, has_image = read_columns(folder / FOLDER) or (None, None)
     assert corpus is not None
     assert has_image is not None
-    records = PreparedSource(corpus, has_image, lambda _: b"", kept_of(folder))
-    fingerprint_of(corpus, has_image, CONFIG, records.kept)
+    records = PreparedSource(corpus, has_image, lambda _: b"", cache_of(folder))
+    fingerprint_of(corpus, has_image, CONFIG, records.cache)
     times.append(time.process_time())
     vocabulary = load_vocabulary(folder / "vocabulary", corpus)
     times.append(time.process_time())

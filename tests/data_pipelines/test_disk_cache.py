@@ -15,8 +15,8 @@ import pytest
 from data_pipelines.columns import FOLDER as COLUMNS
 from data_pipelines.columns import read_columns, write_columns
 from data_pipelines.corpus import Corpus
+from data_pipelines.disk_cache import ABOUT, DiskCache
 from data_pipelines.fingerprint import fingerprint
-from data_pipelines.kept import ABOUT, Kept
 from data_pipelines.plain_text import shortened
 from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.tasks import token_tables
@@ -57,7 +57,7 @@ def odd_records() -> tuple[list[Item], list[User]]:
 
 
 def texts_of(
-    corpus: Corpus, vocabulary: Vocabulary, kept: Kept = Kept(), *, words: int = 20, cut: int = 9
+    corpus: Corpus, vocabulary: Vocabulary, cache: DiskCache = DiskCache(), *, words: int = 20, cut: int = 9
 ) -> PromptTexts:
     return PromptTexts(
         corpus,
@@ -67,7 +67,7 @@ def texts_of(
         explanation_words=5,
         explanation_tokens=cut,
         show_ids=False,
-        kept=kept.of(words),
+        cache=cache.of(words),
     )
 
 
@@ -91,8 +91,8 @@ def test_kept_tokens_are_those_of_each_text(
     else:
         said = (vocabulary.space + shortened(", ".join(words)) for words in corpus.categories)
         categories = [vocabulary.encode(text).tolist() for text in said]
-    for kept in (Kept(), Kept((tmp_path / "kept",)), Kept((tmp_path / "kept",))):
-        texts = texts_of(corpus, vocabulary, kept)
+    for cache in (DiskCache(), DiskCache((tmp_path / "cache",)), DiskCache((tmp_path / "cache",))):
+        texts = texts_of(corpus, vocabulary, cache)
         for table, right in ((texts.attributes, alone), (texts.categories, categories), (texts.explanations, reviews)):
             assert rows(table) == right
             assert table[-1].tolist() == []
@@ -101,7 +101,7 @@ def test_kept_tokens_are_those_of_each_text(
     assert isinstance(texts.attributes[0].base.base, np.memmap)
 
 
-def written(texts: list[str], kept: Kept, calls: list[Sequence[str]] | None = None) -> list[list[int]]:
+def written(texts: list[str], cache: DiskCache, calls: list[Sequence[str]] | None = None) -> list[list[int]]:
     """Rows of the letters of texts."""
 
     def encode(batch: Sequence[str]) -> list[list[int]]:
@@ -109,30 +109,30 @@ def written(texts: list[str], kept: Kept, calls: list[Sequence[str]] | None = No
             calls.append(batch)
         return [[ord(letter) for letter in text] for text in batch]
 
-    return rows(tokenised(texts, encode, kept))
+    return rows(tokenised(texts, encode, cache))
 
 
 def test_what_determines_tokens_tells_them_apart(tmp_path: Path) -> None:
-    corpus, kept = small_corpus(), Kept((tmp_path,))
+    corpus, cache = small_corpus(), DiskCache((tmp_path,))
     vocabulary = small_vocabulary(corpus)
 
     def folders() -> int:
         return len([*tmp_path.glob("[!.]*")])
 
-    texts_of(corpus, vocabulary, kept)
+    texts_of(corpus, vocabulary, cache)
     assert folders() == 3
-    texts_of(corpus, vocabulary, kept)
+    texts_of(corpus, vocabulary, cache)
     assert folders() == 3
-    texts_of(corpus, vocabulary, kept, cut=3)
+    texts_of(corpus, vocabulary, cache, cut=3)
     assert folders() == 4
-    texts_of(corpus, vocabulary, kept.of("another catalogue"))
+    texts_of(corpus, vocabulary, cache.of("another catalogue"))
     assert folders() == 7
     other = build_vocabulary(corpus, VocabularyConfig(trained_size=390))
     assert other.tokenizer_digest != vocabulary.tokenizer_digest
-    assert rows(texts_of(corpus, other, kept).attributes) == rows(texts_of(corpus, other).attributes)
+    assert rows(texts_of(corpus, other, cache).attributes) == rows(texts_of(corpus, other).attributes)
     assert folders() == 10
     with_names = build_vocabulary(corpus, VocabularyConfig(trained_size=390, category_items=1))
-    assert rows(texts_of(corpus, with_names, kept).categories) == rows(texts_of(corpus, with_names).categories)
+    assert rows(texts_of(corpus, with_names, cache).categories) == rows(texts_of(corpus, with_names).categories)
     assert folders() == 11
 
 
@@ -146,24 +146,24 @@ def test_a_saved_vocabulary_has_the_digest_of_the_one_that_was_built(tmp_path: P
 @pytest.mark.parametrize("name", ["tokens.bin", "lengths.bin", "offsets.bin", ABOUT])
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "changed", "foreign"])
 def test_what_is_damaged_is_made_anew(tmp_path: Path, name: str, damage: str) -> None:
-    texts, kept, calls = ["ab", "", "c"], Kept((tmp_path / "kept",)), list[Sequence[str]]()
-    right = written(texts, kept, calls)
-    (folder,) = (tmp_path / "kept").glob("[!.]*")
+    texts, cache, calls = ["ab", "", "c"], DiskCache((tmp_path / "cache",)), list[Sequence[str]]()
+    right = written(texts, cache, calls)
+    (folder,) = (tmp_path / "cache").glob("[!.]*")
     whole = (folder / name).read_bytes()
     if damage == "missing":
         (folder / name).unlink()
     elif damage == "foreign":
-        written(["d", "efgh"], Kept((tmp_path / "other",)).of("other"))
+        written(["d", "efgh"], DiskCache((tmp_path / "other",)).of("other"))
         (other,) = (tmp_path / "other").glob("[!.]*")
         shutil.copy(other / name, folder / name)
     elif damage == "changed":
         (folder / name).write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
     else:
         (folder / name).write_bytes(whole[: 0 if damage == "empty" else len(whole) // 2])
-    assert written(texts, kept, calls) == right
+    assert written(texts, cache, calls) == right
     assert len(calls) == 2
     assert (folder / name).read_bytes() == whole
-    assert written(texts, kept, calls) == right
+    assert written(texts, cache, calls) == right
     assert len(calls) == 2
 
 
@@ -176,7 +176,7 @@ def killed(place: Path) -> None:
         return [[1] for _ in batch]
 
     token_tables.BATCH = 1
-    tokenised(["ab", "", "c"], encode, Kept((place,)))
+    tokenised(["ab", "", "c"], encode, DiskCache((place,)))
 
 
 def test_a_killed_writer_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
@@ -185,14 +185,14 @@ def test_a_killed_writer_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) 
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert [path.name[0] for path in tmp_path.iterdir()] == [".", "."]  # the lock, and what was begun
-    assert written(["ab", "", "c"], Kept((tmp_path,))) == [[97, 98], [], [99]]
+    assert written(["ab", "", "c"], DiskCache((tmp_path,))) == [[97, 98], [], [99]]
     assert not [*tmp_path.glob(".*.partial")]
 
 
 def test_of_several_that_begin_at_once_one_makes_it(tmp_path: Path) -> None:
     calls, found = list[Sequence[str]](), list[list[list[int]]]()
     threads = [
-        threading.Thread(target=lambda: found.append(written(["ab"] * 1000, Kept((tmp_path,)), calls)))
+        threading.Thread(target=lambda: found.append(written(["ab"] * 1000, DiskCache((tmp_path,)), calls)))
         for _ in range(8)
     ]
     for thread in threads:
@@ -205,11 +205,11 @@ def test_of_several_that_begin_at_once_one_makes_it(tmp_path: Path) -> None:
 
 def test_where_one_place_cannot_be_written_the_next_takes_it_and_else_nothing_is_kept(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    kept, calls = Kept((tmp_path / "file", tmp_path / "next")), list[Sequence[str]]()
+    cache, calls = DiskCache((tmp_path / "file", tmp_path / "next")), list[Sequence[str]]()
     for _ in range(2):
-        assert written(["ab"], kept, calls) == [[97, 98]]
+        assert written(["ab"], cache, calls) == [[97, 98]]
     assert len(calls) == 1
-    nowhere = dataclasses.replace(kept, places=kept.places[:1])
+    nowhere = dataclasses.replace(cache, places=cache.places[:1])
     for _ in range(2):
         assert written(["ab"], nowhere, calls) == [[97, 98]]
         assert nowhere.value(lambda: calls.append(["made"]) or [3]) == [3]
@@ -219,8 +219,8 @@ def test_where_one_place_cannot_be_written_the_next_takes_it_and_else_nothing_is
 def test_a_fingerprint_is_the_same_where_parts_of_it_are_kept(tmp_path: Path) -> None:
     write_columns(*odd_records(), tmp_path / COLUMNS)
     corpus, has_image = read_columns(tmp_path / COLUMNS)
-    prompts, kept = attribute_texts(corpus, VocabularyConfig()), Kept((tmp_path / "kept",))
+    prompts, cache = attribute_texts(corpus, VocabularyConfig()), DiskCache((tmp_path / "cache",))
     right = fingerprint(corpus, has_image, prompts)
-    assert fingerprint(corpus, has_image, prompts, kept) == right
+    assert fingerprint(corpus, has_image, prompts, cache) == right
     unread = dataclasses.replace(corpus, titles=None, attributes=None, item_ids=range(corpus.num_items))
-    assert fingerprint(unread, has_image, (), kept) == right
+    assert fingerprint(unread, has_image, (), cache) == right

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipelines.disk_cache import FOLDER
 from data_pipelines.fingerprint import DATA_PARTS
-from data_pipelines.kept import FOLDER
 from data_pipelines.plain_text import PlainText, shortened
 from data_pipelines.prepare import prepare
 from data_pipelines.vocabulary import attribute_texts
@@ -75,11 +75,11 @@ def test_cold_items_records_without_columns_and_a_new_preparation_have_their_own
     cold = dataclasses.replace(config, data=dataclasses.replace(config.data, cold_items=0.3))
     there = [*ExperimentData.load(cold).corpus.item_ids]
     numbers = [data.corpus.item_ids.index(item_id) for item_id in there]
-    kept = ExperimentData.load(cold, None).writer.texts.attributes
+    cached = ExperimentData.load(cold, None).writer.texts.attributes
     vocabulary = ExperimentData.load(cold).vocabulary
     right = [vocabulary.encode(attribute_texts(data.corpus, config.vocabulary)[number]) for number in numbers]
     for row, tokens in enumerate(right):
-        np.testing.assert_array_equal(kept[row], tokens)
+        np.testing.assert_array_equal(cached[row], tokens)
     assert [*(folder / "movielens_small" / FOLDER).glob("[!.]*")]
     prepare("movielens_small", folder, tmp_path / "source")  # what is kept does not stand in its way
     assert not (folder / "movielens_small" / FOLDER).exists()

@@ -21,14 +21,14 @@ from typing import Any, TypeVar
 from data_pipelines.atomic import atomic_folder
 
 T = TypeVar("T")
-FOLDER = "kept"
+FOLDER = "cache"
 VERSION = 1
 """To be raised where the same texts become other tokens, or the same records other texts."""
 ABOUT, VALUE = "about.json", "value.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class DiskCache:
     """Where things are kept, and what determines all of them.
 
     Attributes:
@@ -39,7 +39,7 @@ class Kept:
     places: tuple[Path, ...] = ()
     made_of: tuple[Any, ...] = (VERSION,)
 
-    def of(self, *made_of: Any) -> Kept:
+    def of(self, *made_of: Any) -> DiskCache:
         """The same places, for what is determined by `made_of` too."""
         return dataclasses.replace(self, made_of=(*self.made_of, *made_of))
 
