@@ -27,6 +27,8 @@ from data_pipelines.tasks import TASKS
 from data_pipelines.tasks.queries import held_out_queries
 from experiments.config import ExperimentConfig, differences, load_config, note_changes, refuse_changes, save_config
 from experiments.data import ExperimentData, sized_model
+from experiments.elastic import FILE as FIRST_MACHINE
+from experiments.elastic import as_begun, described, fitted, note_first_machine
 from experiments.evals.queries import evenly_spaced
 from experiments.evals.ranking import rank_catalogue
 from experiments.features import tower_features
@@ -75,8 +77,10 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         it was.
       ValueError: parts of the configuration do not fit one another.
     """
-    mesh = make_mesh_of(config)  # before there is a folder, in which what is refused could not be changed any more
-    data, config = open_run(config, folder)
+    # Before there is a folder, in which what is refused could not be changed any more.
+    mesh = make_mesh_of(fitted(config, folder))
+    data, asked = open_run(config, folder)
+    config = fitted(asked, folder)
     shard = ProcessShard(*row_shards(mesh))
     with (
         alone_in(folder) if jax.process_index() == 0 else contextlib.nullcontext(),
@@ -88,8 +92,10 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         began = None
         state, frozen, notes = restore_or_init(config, data, parameters, optimizer, mesh, checkpoints)
         if jax.process_index() == 0:
-            note_changes(load_config(folder / "config.json"), config, folder / "config.json")
+            note_changes(load_config(folder / "config.json"), asked, folder / "config.json")
             describe(config, data, parameters, mesh)
+            if config.training.elastic:
+                print(f"elastic: {described(config)}; where the run began: {described(as_begun(asked, folder))}")
             began = note_provenance(folder)
         features = None
         if config.training.cache_features:
@@ -184,6 +190,8 @@ def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
             data.vocabulary.save(folder / "vocabulary")
         if new or not (folder / FILE).exists():
             data.save_fingerprint(folder)
+        if not (folder / FIRST_MACHINE).exists():
+            note_first_machine(folder)
         if new:
             save_config(config, folder / "config.json")
         return data, config
@@ -241,6 +249,7 @@ def validation(
     if not everybody:
         return lambda _: {}
     queries = evenly_spaced(everybody, config.training.validation_users)
+    data = data.asking(config.loader.batch_size // config.training.accumulate)
     predictor = Predictor(graph, mesh, to_device(mesh), ())
 
     def validate(state: TrainState) -> dict[str, float]:
