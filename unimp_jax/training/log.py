@@ -51,8 +51,8 @@ class RunLog:
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)
 
-    def write(self, step: int, kind: str, metrics: dict[str, float]) -> None:
-        """Writes one row of metrics, without those that are NaN.
+    def write(self, step: int, kind: str, metrics: Mapping[str, float | str]) -> None:
+        """Writes one row of metrics, without those that are NaN, and words beside them.
 
         One of training steps is given the run's `goodput`: of the time since its first start, whatever it was spent
         on, the share in which steps were computed that were not lost when the run was interrupted.
@@ -60,14 +60,22 @@ class RunLog:
         if not self._writes:
             return
         if "step_seconds" in metrics:
-            self._productive += (step - self._trained) * metrics["step_seconds"]
+            self._productive += (step - self._trained) * float(metrics["step_seconds"])
             self._trained = step
-            metrics = metrics | {"goodput": min(self._productive / max(time.time() - self._began, 1e-9), 1.0)}
-        numbers = {name: float(value) for name, value in metrics.items() if not math.isnan(value)}
-        self._file.write(json.dumps({"step": step, "kind": kind, **numbers}) + "\n")
+            metrics = {**metrics, "goodput": min(self._productive / max(time.time() - self._began, 1e-9), 1.0)}
+        words = {name: value for name, value in metrics.items() if isinstance(value, str)}
+        numbers = {name: float(value) for name, value in metrics.items() if name not in words}
+        numbers = {name: value for name, value in numbers.items() if not math.isnan(value)}
+        self._file.write(json.dumps({"step": step, "kind": kind, **numbers, **words}) + "\n")
         self._file.flush()
         for name, value in numbers.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
+        for name, text in words.items():
+            self._board.add_text(f"{kind}/{name}", text, step)
+
+    def has(self, step: int, kind: str) -> bool:
+        """Whether there is a row of a step."""
+        return any(row["step"] == step and row["kind"] == kind for row in read_log(self.path))
 
     def flush(self) -> None:
         """Writes to disk what TensorBoard's writer still holds in memory, and to the store what has changed since."""

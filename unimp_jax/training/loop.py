@@ -10,7 +10,8 @@ from typing import Any, Protocol, TypeVar
 import jax
 
 from unimp_jax.training.checkpoint import Checkpoints
-from unimp_jax.training.log import RunLog, read_log
+from unimp_jax.training.host_times import across_hosts
+from unimp_jax.training.log import RunLog
 from unimp_jax.training.preemption import EndRequest, print_saved
 from unimp_jax.training.prefetch import Prefetcher
 from unimp_jax.training.profile import Profile
@@ -110,7 +111,8 @@ def train(
 
     watchdog = Watchdog(config.hang_seconds)
     with watchdog, contextlib.closing(Profile(config.profile_steps, log.folder / "profile")) as profile:
-        if validation_is_due(done, config, log):
+        due = done and (done % config.validate_every == 0 or done == config.steps) and jax.process_count() == 1
+        if due and not log.has(done, "validation"):  # the process before was asked to end while it validated
             checkpoints.note_metrics(done, measure(done))
         if done < config.steps:
             batches.fetch(None)
@@ -132,8 +134,8 @@ def train(
             profile.after(step, state)
             window.add(loaded, metrics)
             if last or step % config.log_every == 0:
-                row, skips = window.close(batches.waited())
-                log.write(step, "train", row)
+                row, skips = window.close(waited := batches.waited())
+                log.write(step, "train", {**row, **across_hosts(watchdog.spent(waited))})
                 log.progress(step, window.progress(row))
                 check_skips(step, skips, checkpoints.latest)
             validates = last or step % config.validate_every == 0
@@ -145,10 +147,3 @@ def train(
                 saved = step
             window.restart_clock()
     return state, True
-
-
-def validation_is_due(step: int, config: LoopConfig, log: RunLog) -> bool:
-    """Whether the process before was asked to end while it validated at `step`: it saved and left that to this one."""
-    if not step or (step % config.validate_every and step != config.steps) or jax.process_count() > 1:
-        return False
-    return all(line["step"] != step or line["kind"] != "validation" for line in read_log(log.path))
