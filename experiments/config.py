@@ -131,7 +131,8 @@ class ExperimentConfig:
 
 WITHOUT_EFFECT = (
     "data.folder", "mesh", "model.attention", "model.unroll", "loader.threads", "loader.prefetch",
-    "images.cache_megabytes", "loop.profile_steps", "training.cache_features", "checkpoint.keep_latest",
+    "images.cache_megabytes", "loop.profile_steps", "loop.hang_seconds", "loop.wandb",
+    "training.cache_features", "checkpoint.keep_latest",
 )  # fmt: skip
 """Fields, each with all that lies below it, on which no result depends (but for rounding)."""
 CHANGEABLE = (

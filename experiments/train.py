@@ -25,7 +25,15 @@ from data_pipelines.fingerprint import DATA_PARTS, FILE
 from data_pipelines.loader import Position, ProcessShard, TrainingBatch
 from data_pipelines.tasks import TASKS
 from data_pipelines.tasks.queries import held_out_queries
-from experiments.config import ExperimentConfig, differences, load_config, note_changes, refuse_changes, save_config
+from experiments.config import (
+    ExperimentConfig,
+    differences,
+    load_config,
+    note_changes,
+    refuse_changes,
+    save_config,
+    to_json,
+)
 from experiments.data import ExperimentData, sized_model
 from experiments.elastic import FILE as FIRST_MACHINE
 from experiments.elastic import as_begun, described, fitted, note_first_machine
@@ -61,6 +69,7 @@ from unimp_jax.training.peak import peak_flops
 from unimp_jax.training.preemption import EndRequest, print_saved
 from unimp_jax.training.prefetch import LoadedBatch, Prefetcher
 from unimp_jax.training.step import TrainState
+from unimp_jax.training.wandb_run import WandbRun, check_wandb
 
 
 def train_command(run: Annotated[PresetRun, tyro.conf.arg(name="")]) -> None:
@@ -77,6 +86,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         it was.
       ValueError: parts of the configuration do not fit one another.
     """
+    check_wandb(config.loop.wandb)
     # Before there is a folder, in which what is refused could not be changed any more.
     mesh = make_mesh_of(fitted(config, folder))
     data, asked = open_run(config, folder)
@@ -111,9 +121,10 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
             tokens=config.loader.batch_size * config.row_shape.tokens,
         )
         position = Position() if notes is None else Position(**notes["position"])
-        done, main = int(state.step), jax.process_index() == 0
+        done, main, project = int(state.step), jax.process_index() == 0, config.loop.wandb
+        wandb = WandbRun(project, folder, to_json(asked)) if main and project is not None else None
         with (
-            RunLog(folder, step=done, steps=config.loop.steps, writes=main, began=began) as log,
+            RunLog(folder, step=done, steps=config.loop.steps, writes=main, began=began, wandb=wandb) as log,
             contextlib.closing(data.training(position, shard, features)) as batches,
         ):
             state, finished = train(

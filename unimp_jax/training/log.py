@@ -16,12 +16,22 @@ from tqdm import tqdm
 
 from data_pipelines.atomic import atomic_file
 from data_pipelines.object_store import is_remote, put_file
+from unimp_jax.training.wandb_run import WandbRun
 
 
 class RunLog:
     """The log of one run, continued at a step: what was logged after that step is removed, because it comes again."""
 
-    def __init__(self, folder: Path, *, step: int, steps: int, writes: bool = True, began: float | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        step: int,
+        steps: int,
+        writes: bool = True,
+        began: float | None = None,
+        wandb: WandbRun | None = None,
+    ):
         """
         Args:
           folder: gets `metrics.jsonl` and `tensorboard/`. Where it is in an object store, they are written to a
@@ -30,9 +40,10 @@ class RunLog:
           steps: the last step.
           writes: False on all processes but one.
           began: when the run was started for the first time, in seconds since 1970; None: now.
+          wandb: it gets all rows as well, and is finished with the log.
         """
         self._began = time.time() if began is None else began
-        self._writes, self.folder, self._store = writes, folder, folder
+        self._writes, self.folder, self._store, self._wandb = writes, folder, folder, wandb
         self._sent: dict[Path, int] = {}
         if is_remote(folder):
             self._disk = tempfile.TemporaryDirectory()
@@ -72,6 +83,8 @@ class RunLog:
             self._board.add_scalar(f"{kind}/{name}", value, step)
         for name, text in words.items():
             self._board.add_text(f"{kind}/{name}", text, step)
+        if self._wandb is not None:
+            self._wandb.log(step, {f"{kind}/{name}": value for name, value in (numbers | words).items()})
 
     def has(self, step: int, kind: str) -> bool:
         """Whether there is a row of a step."""
@@ -107,6 +120,8 @@ class RunLog:
             self._bar.close()
             self._file.close()
             self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish(failed=kind is not None)
         self._send()
 
 

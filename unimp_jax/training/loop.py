@@ -45,6 +45,8 @@ class LoopConfig:
     """First and last step to be profiled by jax.profiler, into `profile` in the folder of the run."""
     hang_seconds: float | None = None
     """A step, validation or save that takes longer ends the run, with the stacks of its threads (`Watchdog`)."""
+    wandb: str | None = None
+    """A project of Weights & Biases that the log is sent to as well; needs 'unimp_jax[wandb]'."""
 
     def __post_init__(self) -> None:
         if min(self.steps, self.log_every, self.validate_every, self.save_every) < 1:
@@ -54,11 +56,8 @@ class LoopConfig:
         if self.profile_steps is not None and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
             raise ValueError(f"profile_steps {self.profile_steps} must be the first step, at least 1, and the last")
         for name in ("validate_every", "save_every"):
-            if getattr(self, name) % self.log_every:
-                raise ValueError(
-                    f"{name} {getattr(self, name)} must be a multiple of log_every {self.log_every}, "
-                    "so that a run that is interrupted logs the same rows"
-                )
+            if getattr(self, name) % self.log_every:  # a run that is interrupted would log other rows
+                raise ValueError(f"{name} {getattr(self, name)} must be a multiple of log_every {self.log_every}")
 
 
 def train(
