@@ -113,7 +113,9 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
                 data, Parameters(parameters.graph, state.trainable, frozen), mesh, folder / "features"
             )
         step = compile_step(config, parameters, optimizer, state, mesh)
-        window = UniMPWindow(
+        main, project = jax.process_index() == 0, config.loop.wandb
+        wandb = WandbRun(project, folder, to_json(asked)) if main and project is not None else None
+        window = UniMPWindow(  # its clock starts, so that what takes long comes before
             notes,
             tasks=tuple(TASKS),
             flops=model_flops(config),
@@ -121,8 +123,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
             tokens=config.loader.batch_size * config.row_shape.tokens,
         )
         position = Position() if notes is None else Position(**notes["position"])
-        done, main, project = int(state.step), jax.process_index() == 0, config.loop.wandb
-        wandb = WandbRun(project, folder, to_json(asked)) if main and project is not None else None
+        done = int(state.step)
         with (
             RunLog(folder, step=done, steps=config.loop.steps, writes=main, began=began, wandb=wandb) as log,
             contextlib.closing(data.training(position, shard, features)) as batches,
