@@ -78,6 +78,7 @@ setup(
         "beam": ["apache-beam>=2.60"],  # large sources, encoded by other machines
         "wordllama": ["wordllama>=0.4"],  # word vectors for `unimp features`; MIT
         "sweep": ["optuna>=4.1"],  # the search for hyper-parameters
+        "wandb": ["wandb>=0.19"],  # the log of a run at Weights & Biases
         "docs": ["sphinx>=8", "myst-nb>=1.1", "furo"],
         "test": TEST,  # what `make test-newer` needs
         "dev": [*TEST, *STORE, "networkx>=3", "scipy>=1.14", "ruff>=0.12", "mypy>=1.15", "optuna>=4.1"],

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from data_pipelines.object_store import is_remote
 from data_pipelines.records import read_items, read_users
 from experiments.config import ExperimentConfig, refuse_changes
+from experiments.elastic import Machine, described, fitted
 from experiments.parameters import abstract_parameters
 from experiments.plan.command import GIB, mesh_words
 from experiments.plan.plan import DoesNotFit, make_plan
@@ -71,8 +72,14 @@ def check_command(
     training = read_training(command[1:])
     experiment = training.experiment
     slices = None if config.tpu is None else Slices(config.tpu.replace("v5litepod", "v5e"), config.num_slices)
-    mesh = mesh_there(experiment, config, slices, config.hosts or training.processes.count or 1)
+    there = devices_there(config, slices, config.hosts or training.processes.count or 1)
+    machine = Machine(len(there), config.num_slices)
+    experiment = fitted(experiment, training.folder if config.files else None, machine)
+    mesh_sizes(experiment.mesh, machine.devices, machine.slices)  # of stand-ins, slices cannot be told
+    mesh = make_mesh_of(experiment, there)
     print(f"mesh: {mesh_words(dict(mesh.shape))}, which makes {mesh.size} devices")
+    if experiment.training.elastic:
+        print(f"elastic: {described(experiment)}")
     print(rows_of_processes(experiment, mesh))
     if config.files:
         experiment = check_files(experiment, training.folder, config.read_records)
@@ -94,22 +101,20 @@ class StandIn:
     device_kind: str = "stand-in"
 
 
-def mesh_there(experiment: ExperimentConfig, config: CheckConfig, slices: Slices | None, hosts: int) -> Mesh:
-    """The mesh that training would make: of TPUs as they lie where libtpu tells, else of devices in their order.
+def devices_there(config: CheckConfig, slices: Slices | None, hosts: int) -> list[Any]:
+    """What training would have: TPUs as they lie where libtpu tells, else devices in their order.
 
     Raises:
-      ValueError: as of `make_mesh_of`, or no such devices can be there.
+      ValueError: no such devices can be there.
     """
     if (config.devices is None) == (slices is None):
         raise ValueError("check: give either --devices N, or a slice of TPUs as in --tpu v5e-16")
     if slices is not None and importlib.util.find_spec("libtpu") is not None:
-        return make_mesh_of(experiment, devices(slices))
+        return list(devices(slices))
     count = (config.devices or 0) if slices is None else slices.chips
     if min(count, hosts, config.num_slices) < 1 or count % hosts:
         raise ValueError(f"check: {count} devices are not equally many on each of {hosts} hosts")
-    mesh_sizes(experiment.mesh, count, config.num_slices)
-    there: Any = [StandIn(number, number * hosts // count) for number in range(count)]
-    return make_mesh_of(experiment, there)
+    return [StandIn(number, number * hosts // count) for number in range(count)]
 
 
 def rows_of_processes(experiment: ExperimentConfig, mesh: Mesh) -> str:
@@ -184,7 +189,7 @@ def check_memory(experiment: ExperimentConfig, folder: Path | None, mesh: Mesh, 
     Args:
       experiment: as it is trained; the size of its vocabulary may be a guess.
       folder: of the run, None where it is not here.
-      mesh: as of `mesh_there`.
+      mesh: of the devices that are to be there.
       slices: where the mesh is of TPUs.
     """
     decoder, tensor = experiment.model.decoder, mesh.shape["tensor"]

@@ -67,6 +67,9 @@ class TrainingConfig:
     """The parts whose parameters train; the others are frozen."""
     accumulate: int = 1
     """Parts that a batch is worked through in, one after the other."""
+    elastic: bool = False
+    """On more or fewer devices than the run began on, `mesh` is fitted to them, and `accumulate` so that a device has
+    no more rows at a time than there; dropout is drawn by row, so that it does not depend on `accumulate`."""
     guard: GuardConfig = GuardConfig()
     """Which steps are skipped."""
     cache_features: bool = False
@@ -128,12 +131,13 @@ class ExperimentConfig:
 
 WITHOUT_EFFECT = (
     "data.folder", "mesh", "model.attention", "model.unroll", "loader.threads", "loader.prefetch",
-    "images.cache_megabytes", "loop.profile_steps", "training.cache_features", "checkpoint.keep_latest",
+    "images.cache_megabytes", "loop.profile_steps", "loop.hang_seconds", "loop.wandb",
+    "training.cache_features", "checkpoint.keep_latest",
 )  # fmt: skip
 """Fields, each with all that lies below it, on which no result depends (but for rounding)."""
 CHANGEABLE = (
-    *WITHOUT_EFFECT, "model.remat", "training.accumulate", "training.guard", "guard", "objective.chunk",
-    "loop.log_every", "loop.validate_every", "loop.save_every",
+    *WITHOUT_EFFECT, "model.remat", "training.accumulate", "training.elastic", "training.guard", "guard",
+    "objective.chunk", "loop.log_every", "loop.validate_every", "loop.save_every",
 )  # fmt: skip
 """What may change between a run's start and its continuation, on other hardware, say; `loop.steps` may also grow."""
 

@@ -255,6 +255,12 @@ class ExperimentData:
         other.writer.config = dataclasses.replace(self.writer.config, ask_whole=True)
         return other
 
+    def asking(self, rows: int) -> Self:
+        """The same, whose batches of questions have so many rows."""
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, loader=dataclasses.replace(self.config.loader, batch_size=rows))
+        return other
+
     def training(
         self, start: Position = Position(), shard: ProcessShard = ProcessShard(), features: FeatureStore | None = None
     ) -> grain.DatasetIterator[TrainingBatch]:

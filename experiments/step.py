@@ -110,6 +110,7 @@ def lower_step(
         accumulate=config.training.accumulate,
         seed=config.seed,
         guard=config.training.guard,
+        dropout_by_row=config.training.elastic,
     )
     shardings = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=compiler_options(mesh))

@@ -25,8 +25,18 @@ from data_pipelines.fingerprint import DATA_PARTS, FILE
 from data_pipelines.loader import Position, ProcessShard, TrainingBatch
 from data_pipelines.tasks import TASKS
 from data_pipelines.tasks.queries import held_out_queries
-from experiments.config import ExperimentConfig, differences, load_config, note_changes, refuse_changes, save_config
+from experiments.config import (
+    ExperimentConfig,
+    differences,
+    load_config,
+    note_changes,
+    refuse_changes,
+    save_config,
+    to_json,
+)
 from experiments.data import ExperimentData, sized_model
+from experiments.elastic import FILE as FIRST_MACHINE
+from experiments.elastic import as_begun, described, fitted, note_first_machine
 from experiments.evals.queries import evenly_spaced
 from experiments.evals.ranking import rank_catalogue
 from experiments.features import tower_features
@@ -59,6 +69,7 @@ from unimp_jax.training.peak import peak_flops
 from unimp_jax.training.preemption import EndRequest, print_saved
 from unimp_jax.training.prefetch import LoadedBatch, Prefetcher
 from unimp_jax.training.step import TrainState
+from unimp_jax.training.wandb_run import WandbRun, check_wandb
 
 
 def train_command(run: Annotated[PresetRun, tyro.conf.arg(name="")]) -> None:
@@ -75,8 +86,11 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         it was.
       ValueError: parts of the configuration do not fit one another.
     """
-    mesh = make_mesh_of(config)  # before there is a folder, in which what is refused could not be changed any more
-    data, config = open_run(config, folder)
+    check_wandb(config.loop.wandb)
+    # Before there is a folder, in which what is refused could not be changed any more.
+    mesh = make_mesh_of(fitted(config, folder))
+    data, asked = open_run(config, folder)
+    config = fitted(asked, folder)
     shard = ProcessShard(*row_shards(mesh))
     with (
         alone_in(folder) if jax.process_index() == 0 else contextlib.nullcontext(),
@@ -88,8 +102,10 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         began = None
         state, frozen, notes = restore_or_init(config, data, parameters, optimizer, mesh, checkpoints)
         if jax.process_index() == 0:
-            note_changes(load_config(folder / "config.json"), config, folder / "config.json")
+            note_changes(load_config(folder / "config.json"), asked, folder / "config.json")
             describe(config, data, parameters, mesh)
+            if config.training.elastic:
+                print(f"elastic: {described(config)}; where the run began: {described(as_begun(asked, folder))}")
             began = note_provenance(folder)
         features = None
         if config.training.cache_features:
@@ -97,7 +113,9 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
                 data, Parameters(parameters.graph, state.trainable, frozen), mesh, folder / "features"
             )
         step = compile_step(config, parameters, optimizer, state, mesh)
-        window = UniMPWindow(
+        main, project = jax.process_index() == 0, config.loop.wandb
+        wandb = WandbRun(project, folder, to_json(asked)) if main and project is not None else None
+        window = UniMPWindow(  # its clock starts, so that what takes long comes before
             notes,
             tasks=tuple(TASKS),
             flops=model_flops(config),
@@ -105,9 +123,9 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
             tokens=config.loader.batch_size * config.row_shape.tokens,
         )
         position = Position() if notes is None else Position(**notes["position"])
-        done, main = int(state.step), jax.process_index() == 0
+        done = int(state.step)
         with (
-            RunLog(folder, step=done, steps=config.loop.steps, writes=main, began=began) as log,
+            RunLog(folder, step=done, steps=config.loop.steps, writes=main, began=began, wandb=wandb) as log,
             contextlib.closing(data.training(position, shard, features)) as batches,
         ):
             state, finished = train(
@@ -184,6 +202,8 @@ def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
             data.vocabulary.save(folder / "vocabulary")
         if new or not (folder / FILE).exists():
             data.save_fingerprint(folder)
+        if not (folder / FIRST_MACHINE).exists():
+            note_first_machine(folder)
         if new:
             save_config(config, folder / "config.json")
         return data, config
@@ -241,6 +261,7 @@ def validation(
     if not everybody:
         return lambda _: {}
     queries = evenly_spaced(everybody, config.training.validation_users)
+    data = data.asking(config.loader.batch_size // config.training.accumulate)
     predictor = Predictor(graph, mesh, to_device(mesh), ())
 
     def validate(state: TrainState) -> dict[str, float]:

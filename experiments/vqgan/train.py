@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from data_pipelines.errors import DataError
 from data_pipelines.fingerprint import FILE as IMAGES_FILE
 from data_pipelines.fingerprint import save_fingerprint
-from experiments.config import note_changes, read_config, refuse_changes, save_config
+from experiments.config import note_changes, read_config, refuse_changes, save_config, to_json
 from experiments.lock import alone_in
 from experiments.vqgan.config import FILE, VQGANExperiment
 from experiments.vqgan.images import CatalogueImages, open_images
@@ -42,6 +42,7 @@ from unimp_jax.training.log import RunLog
 from unimp_jax.training.loop import train
 from unimp_jax.training.preemption import EndRequest, print_saved
 from unimp_jax.training.prefetch import LoadedBatch, Prefetcher
+from unimp_jax.training.wandb_run import WandbRun, check_wandb
 
 LATENTS = 16
 """For each code, of which k-means makes the first codebook."""
@@ -59,6 +60,7 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
     """
     if jax.process_count() > 1:
         raise ValueError("a VQGAN is trained by one process: on one host, whose devices are all that it sees")
+    check_wandb(config.loop.wandb)
     mesh = make_mesh(MeshConfig(data=-1))
     check_rows(config.batch_size, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -78,9 +80,10 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
         )
         few = -(-LATENTS * config.vqgan.codes // config.vqgan.codes_per_image)
         first = images.take(np.random.default_rng(config.seed).permutation(learnt)[:few])
-        done = int(state.step)
+        done, project = int(state.step), config.loop.wandb
+        wandb = None if project is None else WandbRun(project, folder, to_json(config))
         with (
-            RunLog(folder, step=done, steps=config.loop.steps) as log,
+            RunLog(folder, step=done, steps=config.loop.steps, wandb=wandb) as log,
             contextlib.closing(images.batches(learnt, config.batch_size, config.seed, done)) as batches,
         ):
             state, finished = train(

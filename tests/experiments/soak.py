@@ -40,7 +40,7 @@ TRAIN = (
     "--training.trains resampler gated embeddings"
 )
 Process = subprocess.Popen[bytes]
-TIMINGS = re.compile(r"\w+_per_second|step_seconds|waiting_share|mfu|goodput")
+TIMINGS = re.compile(r"\w+_per_second|\w+_seconds|waiting_share|mfu|goodput")
 
 
 def train(run: Path, data: str, steps: int, printed: Path) -> Process:

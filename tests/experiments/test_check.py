@@ -152,6 +152,15 @@ def test_it_says_from_which_step_a_run_goes_on(data, tmp_path, capsys):
     assert f"folder: {folder}, where the run goes on from step 30 of 700" in capsys.readouterr().out
 
 
+def test_it_says_how_an_elastic_run_goes_on_with_other_devices(data, tmp_path, capsys):
+    command = words(data, tmp_path / "run", "--training.elastic True --mesh.data 4 --mesh.fsdp 2")
+    open_run(read_training(command[1:]).experiment, tmp_path / "run")  # on eight devices
+    check_command(config=dataclasses.replace(ON_8, devices=2), command=command)
+    assert "elastic: mesh fsdp=2, 2 rows at a time, accumulate 4, remat none\n" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"training\.elastic: 16 rows a batch cannot be split over 3 shards"):
+        check_command(config=dataclasses.replace(ON_8, devices=3), command=command)
+
+
 def test_large_data_are_counted_and_not_read(data, tmp_path, capsys):
     """A row that has no room is then found by training alone."""
     config = dataclasses.replace(ON_8, read_records=69)

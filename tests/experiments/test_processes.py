@@ -94,8 +94,8 @@ def train(
     return told
 
 
-def outcome(run: Path, first: int = 1):
-    """The losses from step `first` on, and the parameters after the last one."""
+def outcome(run: Path, first: int = 1, part: str = "trainable"):
+    """The losses from step `first` on, and the parameters (or another part of the state) after the last one."""
     lines = [line for line in read_log(run / "metrics.jsonl") if line["kind"] == "train" and line["step"] >= first]
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
@@ -103,7 +103,7 @@ def outcome(run: Path, first: int = 1):
         saved = checkpointer.metadata(folder).item_metadata.tree
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), saved)
         state = checkpointer.restore(folder, shapes)
-    return [(line["step"], line["loss"]) for line in lines], jax.device_get(state["trainable"])
+    return [(line["step"], line["loss"]) for line in lines], jax.device_get(state[part])
 
 
 def assert_alike(one, other, tolerance=1e-6):

@@ -57,7 +57,7 @@ def stored(server, data):
 
 def outcome(run: Path, folder: Path):
     """The log without times, and the bytes of the last parameters and optimizer state; `folder` gets a copy."""
-    timed = ("seconds", "second", "share", "mfu", "goodput")
+    timed = ("seconds", "second", "share", "mfu", "goodput", "slowest_host")
     log = [
         {key: value for key, value in line.items() if not key.endswith(timed)}
         for line in read_log(run / "metrics.jsonl")

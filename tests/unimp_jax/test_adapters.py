@@ -97,6 +97,19 @@ def test_dropout_is_of_what_adapters_read():
     assert np.abs(logits[0] - logits[1]).max() > 1e-3
 
 
+def test_with_a_key_for_each_row_its_noise_depends_on_no_other_row():
+    config = with_adapters(dropout=0.25)
+    config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, dropout=0.5))
+    model, batch = random_model(config), random_batch(np.random.default_rng(0), config)
+    keys = jax.random.split(jax.random.key(0), len(batch.tokens))
+    run = nnx.jit(lambda model, batch, keys: model.hidden(batch, dropout_key=keys))
+    whole = np.asarray(run(model, batch, keys))
+    last = run(model, jax.tree.map(lambda x: x[-1:], batch), keys[-1:])
+    np.testing.assert_allclose(last, whole[-1:], rtol=1e-5, atol=1e-5)  # two programs
+    others = np.asarray(run(model, batch, keys[::-1]))
+    assert np.abs(others - whole).max(axis=(1, 2)).min() > 0.1
+
+
 @pytest.mark.parametrize(
     ("make", "telling"),
     [

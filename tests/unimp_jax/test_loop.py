@@ -81,6 +81,47 @@ def run(folder, end=0, config=CONFIG, patience=9):
             )  # fmt: skip
 
 
+def without_seconds(run):
+    rows = read_log(run / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if not name.endswith("_seconds")} for row in rows]
+
+
+def test_a_row_says_where_the_time_since_the_row_before_went(tmp_path):
+    """Data come slowly in steps 1 to 3, steps 4 to 6 are slow themselves, and the save after step 6 is."""
+
+    def slowly(state, number):
+        time.sleep(0.2 if 4 <= int(state.step) + 1 <= 6 else 0)
+        return add(state, number)
+
+    def numbers():
+        for number in range(1, 10):
+            time.sleep(0.2 if number <= 3 else 0)
+            yield LoadedBatch(np.float32(number), None, {"odd": 0})
+
+    class SlowCheckpoints(Checkpoints):
+        def save(self, step, *arguments):
+            time.sleep(0.7 if step == 6 else 0)
+            super().save(step, *arguments)
+
+    config = LoopConfig(steps=9, log_every=3, validate_every=9, save_every=3)
+    state = State(jnp.int32(0), jnp.float32(0))
+    jax.block_until_ready(add(state, jnp.float32(0)))  # compiled
+    with (
+        SlowCheckpoints(tmp_path / "checkpoints", CheckpointConfig()) as checkpoints,
+        RunLog(tmp_path, step=0, steps=9) as log,
+    ):
+        train(
+            state, slowly, Prefetcher(numbers(), jnp.asarray), lambda _: {}, config=config, window=Sums(None),
+            check_skips=lambda *_: None, checkpoints=checkpoints, log=log, end=EndBefore(0),
+        )  # fmt: skip
+    rows = [row for row in read_log(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
+    for number, phase in enumerate(("waiting_for_data", "computing", "saving")):
+        seconds = [row[f"{phase}_seconds"] for row in rows]
+        assert np.argmax(seconds) == number, (phase, seconds)
+        assert seconds[number] > 0.5
+    assert not any("host" in name for name in rows[0])  # there is one process
+
+
 def test_it_logs_validates_and_saves_when_it_should(tmp_path):
     state, finished = run(tmp_path)
     assert (int(state.step), float(state.total), finished) == (10, 55.0, True)
@@ -100,7 +141,7 @@ def test_asked_to_end_between_any_steps_it_continues_with_the_same_rows(tmp_path
         assert (int(state.step), finished) == (end - 1, False)
     state, finished = run(tmp_path / "disturbed")
     assert (float(state.total), finished) == (55.0, True)
-    logs = [read_log(tmp_path / name / "metrics.jsonl") for name in ("undisturbed", "disturbed")]
+    logs = [without_seconds(tmp_path / name) for name in ("undisturbed", "disturbed")]
     assert logs[0] == logs[1]
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from unimp_jax.model import cpu
 from unimp_jax.model.axes import gathered
-from unimp_jax.model.layers import DTypes, Linear, dropout, parameter
+from unimp_jax.model.layers import DTypes, Linear, dropout, of_keys, parameter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Adapter(nnx.Module):
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """What is added to the product of the layer, [..., O], whatever the axes of the layer's output; with a key,
         there is dropout."""
-        x = dropout(x, self.dropout, None if key is None else jax.random.fold_in(key, self.number))
+        if key is not None:
+            x = dropout(x, self.dropout, of_keys(lambda one: jax.random.fold_in(one, self.number), key))
         low = cpu.matmul(x.astype(self.dtype), gathered(self.down, self.dtype, self.contracted), self.contracted)
         return self.scale * cpu.matmul(low, gathered(self.up, self.dtype, 1), 1)
 

@@ -26,6 +26,7 @@ from unimp_jax.model.layers import (
     Sizes,
     dropout,
     normal,
+    of_keys,
     parameter,
     stack,
 )
@@ -224,8 +225,8 @@ class DecoderLayer(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, context: TextContext, key: jax.Array | None) -> tuple[jax.Array, KeysValues]:
         """The queries' hidden states after this layer, and all tokens' keys and values; with a key, with dropout."""
-        keys = (None, None) if key is None else jax.random.split(key)
-        adapter_key = None if key is None else jax.random.fold_in(key, 2)
+        keys = (None, None) if key is None else jnp.moveaxis(of_keys(jax.random.split, key), -1, 0)
+        adapter_key = None if key is None else of_keys(lambda one: jax.random.fold_in(one, 2), key)
         attended, own = self.attention(self.attention_norm(x_BTD), context, adapter_key)
         before = context.of_queries(x_BTD)
         after = before + dropout(attended, self.dropout, keys[0])

@@ -154,11 +154,21 @@ class MLP(nnx.Module):
         return self.down(jax.nn.relu(up) if self.kind == "relu" else tpu.gelu(up), key)
 
 
+def of_keys(draw: Callable[[jax.Array], jax.Array], keys: jax.Array) -> jax.Array:
+    """What is drawn by one key; or by each of several, stacked."""
+    return jax.vmap(draw)(keys) if keys.ndim else draw(keys)
+
+
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes entries with probability `rate`, to 1 part in 65,536, and scales the others; no key, no dropout."""
+    """Zeroes entries with probability `rate`, to 1 part in 65,536, and scales the others; no key, no dropout.
+
+    Args:
+      x: [B, …].
+      key: of all rows, [], or of each, [B]; the noise of a row then depends on no other.
+    """
     if key is None or rate == 0:
         return x
-    keep = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
+    keep = of_keys(lambda one: jax.random.bits(one, x.shape[key.ndim :], jnp.uint16), key) >= round(rate * 2**16)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 

@@ -33,7 +33,7 @@ from unimp_jax.model.decoder import (
     text_context,
 )
 from unimp_jax.model.gated import GatedCrossAttention, GatedCrossAttentionConfig
-from unimp_jax.model.layers import DTypes, Loop, Remat, dropout, scan, stack, unstack
+from unimp_jax.model.layers import DTypes, Loop, Remat, dropout, of_keys, scan, stack, unstack
 from unimp_jax.model.projector import Projector, ProjectorConfig
 from unimp_jax.model.quantization import Quantization, quantize_layers
 from unimp_jax.model.resampler import Resampler, ResamplerConfig
@@ -217,7 +217,8 @@ class UniMP(nnx.Module):
         """All of the model but the output head.
 
         Args:
-          dropout_key: with it, and `decoder.dropout` or `adapters.dropout` above 0, there is dropout.
+          dropout_key: with it, one for all rows or [B], and `decoder.dropout` or `adapters.dropout` above 0, there is
+            dropout.
           latents_BNLC: of the images, where they are at hand; `batch.images` itself is not read then.
           tables: of the embeddings, where they are at hand (in training, with free rows dropped).
           answers_only: hidden states are wanted at `batch.answer_positions` alone.
@@ -236,7 +237,9 @@ class UniMP(nnx.Module):
         contexts = [text_context(config.decoder, batch, self.kernel)] * config.group_layers
 
         def key_for(number: jax.Array | int) -> jax.Array | None:
-            return jax.random.fold_in(dropout_key, number) if drops and dropout_key is not None else None
+            if not drops or dropout_key is None:
+                return None
+            return of_keys(lambda key: jax.random.fold_in(key, number), dropout_key)
 
         def group(contexts: list[TextContext], x_BTD: jax.Array, modules: Group, number: jax.Array) -> Any:
             images = None if modules[0] is None else modules[0].keys_values(latents_BSC)

@@ -16,12 +16,22 @@ from tqdm import tqdm
 
 from data_pipelines.atomic import atomic_file
 from data_pipelines.object_store import is_remote, put_file
+from unimp_jax.training.wandb_run import WandbRun
 
 
 class RunLog:
     """The log of one run, continued at a step: what was logged after that step is removed, because it comes again."""
 
-    def __init__(self, folder: Path, *, step: int, steps: int, writes: bool = True, began: float | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        step: int,
+        steps: int,
+        writes: bool = True,
+        began: float | None = None,
+        wandb: WandbRun | None = None,
+    ):
         """
         Args:
           folder: gets `metrics.jsonl` and `tensorboard/`. Where it is in an object store, they are written to a
@@ -30,9 +40,10 @@ class RunLog:
           steps: the last step.
           writes: False on all processes but one.
           began: when the run was started for the first time, in seconds since 1970; None: now.
+          wandb: it gets all rows as well, and is finished with the log.
         """
         self._began = time.time() if began is None else began
-        self._writes, self.folder, self._store = writes, folder, folder
+        self._writes, self.folder, self._store, self._wandb = writes, folder, folder, wandb
         self._sent: dict[Path, int] = {}
         if is_remote(folder):
             self._disk = tempfile.TemporaryDirectory()
@@ -51,8 +62,8 @@ class RunLog:
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
         self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)
 
-    def write(self, step: int, kind: str, metrics: dict[str, float]) -> None:
-        """Writes one row of metrics, without those that are NaN.
+    def write(self, step: int, kind: str, metrics: Mapping[str, float | str]) -> None:
+        """Writes one row of metrics, without those that are NaN, and words beside them.
 
         One of training steps is given the run's `goodput`: of the time since its first start, whatever it was spent
         on, the share in which steps were computed that were not lost when the run was interrupted.
@@ -60,14 +71,24 @@ class RunLog:
         if not self._writes:
             return
         if "step_seconds" in metrics:
-            self._productive += (step - self._trained) * metrics["step_seconds"]
+            self._productive += (step - self._trained) * float(metrics["step_seconds"])
             self._trained = step
-            metrics = metrics | {"goodput": min(self._productive / max(time.time() - self._began, 1e-9), 1.0)}
-        numbers = {name: float(value) for name, value in metrics.items() if not math.isnan(value)}
-        self._file.write(json.dumps({"step": step, "kind": kind, **numbers}) + "\n")
+            metrics = {**metrics, "goodput": min(self._productive / max(time.time() - self._began, 1e-9), 1.0)}
+        words = {name: value for name, value in metrics.items() if isinstance(value, str)}
+        numbers = {name: float(value) for name, value in metrics.items() if name not in words}
+        numbers = {name: value for name, value in numbers.items() if not math.isnan(value)}
+        self._file.write(json.dumps({"step": step, "kind": kind, **numbers, **words}) + "\n")
         self._file.flush()
         for name, value in numbers.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
+        for name, text in words.items():
+            self._board.add_text(f"{kind}/{name}", text, step)
+        if self._wandb is not None:
+            self._wandb.log(step, {f"{kind}/{name}": value for name, value in (numbers | words).items()})
+
+    def has(self, step: int, kind: str) -> bool:
+        """Whether there is a row of a step."""
+        return any(row["step"] == step and row["kind"] == kind for row in read_log(self.path))
 
     def flush(self) -> None:
         """Writes to disk what TensorBoard's writer still holds in memory, and to the store what has changed since."""
@@ -99,6 +120,8 @@ class RunLog:
             self._bar.close()
             self._file.close()
             self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish(failed=kind is not None)
         self._send()
 
 

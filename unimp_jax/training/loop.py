@@ -10,7 +10,8 @@ from typing import Any, Protocol, TypeVar
 import jax
 
 from unimp_jax.training.checkpoint import Checkpoints
-from unimp_jax.training.log import RunLog, read_log
+from unimp_jax.training.host_times import across_hosts
+from unimp_jax.training.log import RunLog
 from unimp_jax.training.preemption import EndRequest, print_saved
 from unimp_jax.training.prefetch import Prefetcher
 from unimp_jax.training.profile import Profile
@@ -44,6 +45,8 @@ class LoopConfig:
     """First and last step to be profiled by jax.profiler, into `profile` in the folder of the run."""
     hang_seconds: float | None = None
     """A step, validation or save that takes longer ends the run, with the stacks of its threads (`Watchdog`)."""
+    wandb: str | None = None
+    """A project of Weights & Biases that the log is sent to as well; needs 'unimp_jax[wandb]'."""
 
     def __post_init__(self) -> None:
         if min(self.steps, self.log_every, self.validate_every, self.save_every) < 1:
@@ -53,11 +56,8 @@ class LoopConfig:
         if self.profile_steps is not None and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
             raise ValueError(f"profile_steps {self.profile_steps} must be the first step, at least 1, and the last")
         for name in ("validate_every", "save_every"):
-            if getattr(self, name) % self.log_every:
-                raise ValueError(
-                    f"{name} {getattr(self, name)} must be a multiple of log_every {self.log_every}, "
-                    "so that a run that is interrupted logs the same rows"
-                )
+            if getattr(self, name) % self.log_every:  # a run that is interrupted would log other rows
+                raise ValueError(f"{name} {getattr(self, name)} must be a multiple of log_every {self.log_every}")
 
 
 def train(
@@ -110,7 +110,8 @@ def train(
 
     watchdog = Watchdog(config.hang_seconds)
     with watchdog, contextlib.closing(Profile(config.profile_steps, log.folder / "profile")) as profile:
-        if validation_is_due(done, config, log):
+        due = done and (done % config.validate_every == 0 or done == config.steps) and jax.process_count() == 1
+        if due and not log.has(done, "validation"):  # the process before was asked to end while it validated
             checkpoints.note_metrics(done, measure(done))
         if done < config.steps:
             batches.fetch(None)
@@ -132,8 +133,8 @@ def train(
             profile.after(step, state)
             window.add(loaded, metrics)
             if last or step % config.log_every == 0:
-                row, skips = window.close(batches.waited())
-                log.write(step, "train", row)
+                row, skips = window.close(waited := batches.waited())
+                log.write(step, "train", {**row, **across_hosts(watchdog.spent(waited))})
                 log.progress(step, window.progress(row))
                 check_skips(step, skips, checkpoints.latest)
             validates = last or step % config.validate_every == 0
@@ -145,10 +146,3 @@ def train(
                 saved = step
             window.restart_clock()
     return state, True
-
-
-def validation_is_due(step: int, config: LoopConfig, log: RunLog) -> bool:
-    """Whether the process before was asked to end while it validated at `step`: it saved and left that to this one."""
-    if not step or (step % config.validate_every and step != config.steps) or jax.process_count() > 1:
-        return False
-    return all(line["step"] != step or line["kind"] != "validation" for line in read_log(log.path))

@@ -39,20 +39,26 @@ class TrainState:
     guard: Guard
 
 
-def microbatches(batch: Batch, count: int) -> Batch:
+def microbatches(batch: Any, count: int) -> Any:
     """[B, …] -> [count, B / count, …], each with rows from all over the batch, so that every device keeps its share."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
+def fold_in_all(key: jax.Array, count: int) -> jax.Array:
+    """A key for each of so many numbers."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+
+
 def make_train_step(
     graph: nnx.GraphDef, optimizer: optax.GradientTransformation, *, objective: ObjectiveConfig, num_tasks: int,
-    accumulate: int, seed: int, guard: GuardConfig,
+    accumulate: int, seed: int, guard: GuardConfig, dropout_by_row: bool = False,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, StepMetrics]]:  # fmt: skip
     """Makes the function (state, frozen parameters, batch) -> (state, metrics), to be jitted with the state donated.
 
     Gradients are taken of `state.trainable` alone. With `accumulate` > 1 the batch is worked through in so many parts,
-    one after the other; the loss is normalised over all of it all the same. A step that `guard` skips changes
-    neither parameters nor optimizer.
+    one after the other; the loss is normalised over all of it all the same. The noise of dropout is drawn for each
+    part, or, `dropout_by_row`, for each row, and then does not depend on `accumulate`. A step that `guard` skips
+    changes neither parameters nor optimizer.
     """
 
     def losses(
@@ -78,18 +84,20 @@ def make_train_step(
         row_key = jax.random.fold_in(key, jnp.uint32(FREE_ROWS))  # that of the step, whatever part of the batch
         gradient_of = jax.value_and_grad(losses, has_aux=True)
 
-        def part(total: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
-            number, batch = numbered
-            part_key = jax.random.fold_in(key, number)
+        def part(total: Any, keyed: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+            part_key, batch = keyed
             this = gradient_of(state.trainable, frozen, batch, num_answers, part_key, row_key)
             return jax.tree.map(jnp.add, total, this), None
 
+        keys_B = fold_in_all(key, len(batch.tokens)) if dropout_by_row else None
         if accumulate == 1:
-            (loss, tasks), gradient = gradient_of(state.trainable, frozen, batch, num_answers, key, row_key)
+            noise = key if keys_B is None else keys_B
+            (loss, tasks), gradient = gradient_of(state.trainable, frozen, batch, num_answers, noise, row_key)
         else:
-            parts = (jnp.arange(accumulate), microbatches(batch, accumulate))
+            keys = fold_in_all(key, accumulate) if keys_B is None else microbatches(keys_B, accumulate)
+            parts = (keys, microbatches(batch, accumulate))
             first = jax.tree.map(lambda x: x[0], parts)
-            shapes = jax.eval_shape(gradient_of, state.trainable, frozen, first[1], num_answers, key, row_key)
+            shapes = jax.eval_shape(gradient_of, state.trainable, frozen, first[1], num_answers, first[0], row_key)
             nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             ((loss, tasks), gradient), _ = jax.lax.scan(part, nothing, parts)
         norm = optax.global_norm(gradient)

@@ -1,4 +1,4 @@
-"""Ends a run that hangs, with the stacks of its threads; of several processes, it names the one that is behind.
+"""What a process is at. A run that hangs is ended, with the stacks of its threads, and the process behind is named.
 
 A host that has stopped feeding its chips stops all others in their next collective, where each of them waits without an
 error. So every process tells the others, through the key-value store of JAX's distributed runtime, what it is at.
@@ -63,11 +63,28 @@ class Watchdog:
         """
         self._seconds, self._over, self._store = seconds, threading.Event(), store()
         self._at: tuple[int, Phase, float] = (0, "waiting for data", time.monotonic())
+        self._seconds_of: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def begin(self, step: int, phase: Phase) -> None:
         """To be called by the thread that trains."""
+        _, before, since = self._at
         self._at = step, phase, time.monotonic()
+        self._seconds_of[before] += self._at[2] - since
+
+    def spent(self, waited: float) -> dict[str, float]:
+        """The seconds spent in each phase since the last call; to be called by the thread that trains.
+
+        Args:
+          waited: of the time between validations and saves, what the devices waited for data; the rest they computed.
+        """
+        self.begin(*self._at[:2])
+        spent, self._seconds_of = self._seconds_of, dict.fromkeys(PHASES, 0.0)
+        return {
+            **spent,
+            "waiting for data": waited,
+            "computing": spent["waiting for data"] + spent["computing"] - waited,
+        }
 
     def __enter__(self) -> Self:
         if self._seconds is not None:

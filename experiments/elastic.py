@@ -1,0 +1,112 @@
+"""Elastic training: mesh, accumulation and remat of a run follow the devices that are here; its batches stay."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import jax
+
+from data_pipelines.atomic import write_json
+from experiments.config import ExperimentConfig, read_config, to_json
+from unimp_jax.sharding import MeshConfig, tpu_slices
+
+FILE = "first_machine.json"
+"""In the folder of a run: the `Machine` that it began on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What a mesh is made of."""
+
+    devices: int
+    """All of them."""
+    slices: int = 1
+    """Of TPUs; other devices count as one."""
+
+    @classmethod
+    def here(cls) -> Machine:
+        return cls(len(jax.devices()), tpu_slices(jax.devices()))
+
+
+def first_machine(folder: Path | None) -> Machine | None:
+    """The one that the run in a folder began on; None where there is no run, or one that an earlier version began."""
+    return read_config(folder / FILE, Machine) if folder is not None and (folder / FILE).exists() else None
+
+
+def note_first_machine(folder: Path) -> None:
+    """To be called by the first process when a run begins."""
+    write_json(folder / FILE, to_json(Machine.here()))
+
+
+def fitted(config: ExperimentConfig, folder: Path | None, machine: Machine | None = None) -> ExperimentConfig:
+    """The experiment as it is trained on a machine: that itself, unless `training.elastic`.
+
+    The mesh is that of `fitted_mesh`. Accumulation is the least by which a device has no more of a batch at a time than
+    on the machine that the run began on: rows, and of a row what `mesh.context` and `mesh.tensor` leave it. Where even
+    one row is more than that, layers are recomputed (`model.remat full`).
+
+    Args:
+      folder: of the run; None: it begins on this machine.
+      machine: by default, all devices that are here.
+
+    Raises:
+      ValueError: the rows of a batch cannot be split over the devices.
+    """
+    if not config.training.elastic:
+        return config
+    machine = machine or Machine.here()
+    first, mesh = fitted_mesh(config.mesh, first_machine(folder) or machine), fitted_mesh(config.mesh, machine)
+    rows, shards, parts = config.loader.batch_size, _row_shards(mesh), mesh.context * mesh.tensor
+    if rows % shards:
+        right = parts * next(count for count in range(shards, 0, -1) if rows % count == 0)
+        raise ValueError(
+            f"training.elastic: {rows} rows a batch cannot be split over {shards} shards, which {machine.devices} "
+            f"devices with context={mesh.context} and tensor={mesh.tensor} make; take {right} devices, or another "
+            "mesh.context or mesh.tensor"
+        )
+    most = rows * parts // (_row_shards(first) * first.context * first.tensor * config.training.accumulate)
+    at_once = max(count for count in range(1, max(most, 1) + 1) if rows // shards % count == 0)
+    return dataclasses.replace(
+        config,
+        mesh=mesh,
+        training=dataclasses.replace(config.training, accumulate=rows // shards // at_once),
+        model=config.model if most else dataclasses.replace(config.model, remat="full"),
+    )
+
+
+def as_begun(config: ExperimentConfig, folder: Path) -> ExperimentConfig:
+    """The experiment of a run as it was trained on the machine that it began on."""
+    return fitted(config, folder, first_machine(folder))
+
+
+def fitted_mesh(asked: MeshConfig, machine: Machine) -> MeshConfig:
+    """The sizes asked for, each as far as it divides the devices that the axes before it leave, from the last axis on.
+
+    What is left goes to the axis whose size is -1, else to `data`. Each size divides the one asked for (but for these
+    two axes and the slices of TPUs), so that heads, channels and tokens that could be split over the one can be split
+    over the other.
+    """
+    left, sizes = machine.devices // machine.slices, {}
+    wanted = dataclasses.asdict(asked)
+    rest = next((axis for axis, size in wanted.items() if size == -1), "data")
+    wanted |= {"slice": max(asked.slice // machine.slices, 1), rest: 1}
+    for axis in ("tensor", "context", "fsdp", "slice", "data"):
+        sizes[axis] = math.gcd(wanted[axis], left)
+        left //= sizes[axis]
+    sizes[rest] *= left
+    sizes["slice"] *= machine.slices
+    return MeshConfig(**sizes)
+
+
+def described(config: ExperimentConfig) -> str:
+    """What is fitted, in a few words."""
+    mesh = " ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(config.mesh).items() if size > 1)
+    parts = config.training.accumulate
+    rows = config.loader.batch_size // _row_shards(config.mesh) // parts
+    return f"mesh {mesh or 'data=1'}, {rows} rows at a time, accumulate {parts}, remat {config.model.remat}"
+
+
+def _row_shards(mesh: MeshConfig) -> int:
+    return mesh.slice * mesh.data * mesh.fsdp
