@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "experiments").glob("*.md"))]
 
 
 def commands(page: Path) -> list[str]:
@@ -18,10 +19,12 @@ def commands(page: Path) -> list[str]:
     return [line[line.index("unimp ") :] for line in blocks.splitlines() if re.match(r"(echo .*\| )?unimp ", line)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    links = [link for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")) if "://" not in link]
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
+    assert not re.search(r"^(<{7}|={7}|>{7})( |$)", text, re.M), "a conflict of a merge was left in the page"
 
 
 @pytest.mark.slow  # of each command all options are made anew
