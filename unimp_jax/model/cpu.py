@@ -24,8 +24,8 @@ def of_matrices() -> bool:
     """Whether products should be computed as products of two matrices, and so their gradients: true on CPUs.
 
     XLA would otherwise first transpose the operands of a product over several axes, which takes longer than the
-    product. If the tokens of a row are split over devices, rows and tokens cannot be merged into one axis. Without: 21
-    % more.
+    product. If the tokens of a row are split over devices, rows and tokens cannot be merged into one axis. Without:
+    21 % more.
     """
     return platform() == "cpu" and splits("sequence") == 1
 

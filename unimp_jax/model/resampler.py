@@ -92,9 +92,7 @@ class Resampler(nnx.Module):
 
     def __call__(self, media_BPC: jax.Array) -> jax.Array:
         """[B, P, C] -> [B, L, C]."""
-        media_BPC = self.norm.standardised(media_BPC).astype(
-            self.dtype
-        )  # shared by all norms of it, before scale and bias
+        media_BPC = self.norm.standardised(media_BPC).astype(self.dtype)  # shared by the norms of all layers
         latents = self.latents[...].astype(self.dtype)
         latents_BLC = jnp.broadcast_to(latents, (media_BPC.shape[0], *latents.shape))
         latents_BLC, _ = scan(lambda x, layer: (layer(x, media_BPC), None), latents_BLC, self.layers, loop=self.loop)
