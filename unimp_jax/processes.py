@@ -62,8 +62,7 @@ def join(config: ProcessesConfig) -> None:
 
 
 def started(environment: Mapping[str, str]) -> int | None:
-    """Returns the number of processes that a launcher has started together; None if unknown, so that JAX must detect
-    it.
+    """Returns how many processes a launcher has started together; None if unknown, so that JAX must detect it.
 
     JAX's detection mistakes some single processes for one of several, which would then wait for others that never come:
     the shell of a SLURM job, a notebook on Kubernetes, a TPU host that is to use its CPUs.

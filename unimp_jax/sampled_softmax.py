@@ -48,8 +48,7 @@ def draw_sample(key: jax.Array, config: ObjectiveConfig, tables: EmbeddingTables
 def draw_numbers(
     key: jax.Array, count: int, end: int, sampler: Literal["uniform", "log_uniform"]
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns (int32 [count] numbers from 0 to below `end`, with replacement; float32 [count], the probability of
-    each).
+    """Draws with replacement: (int32 [count] numbers from 0 to below `end`; float32 [count], their probabilities).
 
     Log-uniform numbers n have the probability log((n + 2) / (n + 1)) / log(end + 1).
     """

@@ -30,8 +30,7 @@ class MeshConfig:
     """Size of each mesh axis; one may be -1, for all remaining devices."""
 
     slice: int = 1
-    """Like `data`, but across networks: a multiple of the number of TPU slices, or of GPU nodes. Only gradients cross
-    it."""
+    """Like `data`, but across networks, which only gradients cross: a multiple of the TPU slices, or GPU nodes."""
     data: int = 1
     """Each holds all parameters and works on its own rows."""
     fsdp: int = 1
@@ -48,7 +47,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes a mesh of `devices` (by default, all) with the axes of `MeshConfig`, placing neighbours on busy axes.
+    """Makes a mesh of `devices` (by default, all) with the axes of `MeshConfig`, neighbours along busy axes.
 
     TPUs are arranged by their torus; with several slices, all axes except `slice` stay within one. Other devices are
     ordered by node and process: the last axes stay within a node as far as possible, and any axis may cross nodes.
@@ -142,8 +141,7 @@ def row_shards(mesh: Mesh, process: int | None = None) -> tuple[tuple[int, ...],
 
 
 def local_rows(index: slice, rows: int, shards: tuple[int, ...], count: int) -> slice:
-    """Returns where the rows `index` (one shard) of a batch are among the concatenated `shards` that a process
-    loaded."""
+    """Returns where a batch's rows `index` (one shard) are in the concatenated `shards` of a process."""
     start, stop, _ = index.indices(rows)
     first = shards.index(start * count // rows) * (stop - start)
     return slice(first, first + stop - start)

@@ -28,8 +28,7 @@ class BeamConfig:
     """A finished answer of n tokens scores log p / n^length_penalty."""
     early_stopping: bool | Literal["never"] = False
     """When the search for a prompt ends. True: as soon as there are as many finished answers as beams. False: when the
-    best unfinished one would not be among them if it ended now. "never": when it could not be among them at any
-    length."""
+    best unfinished one would not be among them if it ended now. "never": when no length would put it among them."""
 
     def __post_init__(self) -> None:
         if self.beams < 1 or self.new_tokens < 1:
@@ -171,6 +170,5 @@ def take(x: jax.Array, places_BAk: jax.Array) -> Any:
 
 
 def log_probabilities(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Returns log softmax(logits) at `tokens` only: float32 [..., n] from [..., V] and int32 [..., n] (or [1, …,
-    n])."""
+    """Returns log softmax(logits) at `tokens`: float32 [..., n] from [..., V] and int32 [..., n] (or [1, …, n])."""
     return jnp.take_along_axis(logits, tokens, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)

@@ -1,5 +1,4 @@
-"""A trie of the token sequences of all valid answers in flat arrays: the possible next tokens, and the items they lead
-to.
+"""A trie of the token sequences of all valid answers in flat arrays: possible next tokens and their items.
 
 Built with NumPy, read on the device. Nodes are numbered level by level in the order of their tokens, so that the
 children of a node are contiguous, and so are all items below it.

@@ -78,8 +78,7 @@ def search(
     model: UniMP, prompts: Prompts, trie: Trie, tokens_In: jax.Array, targets_BA: jax.Array, seen_BAw: jax.Array, *,
     k: int, beams: int,
 ) -> Results:  # fmt: skip
-    """Returns the fields of `unimp_jax.evaluation.ranking.Ranked` for items found by beam search over the tokens of
-    their ids."""
+    """Returns the fields of `unimp_jax.evaluation.ranking.Ranked` for items found by beam search over their ids."""
     num_items = tokens_In.shape[0]
     seen_BAI = seen_mask(seen_BAw, num_items)
     is_target_BAI = jnp.arange(num_items) == targets_BA[..., None]

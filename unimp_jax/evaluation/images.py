@@ -53,8 +53,7 @@ def image_scores(
 
 
 def image_distances(generated_PSF: np.ndarray, wanted_PF: np.ndarray) -> PerUser:
-    """Computes the per-user values of metrics for which lower is better: float64 [P] by name, whose means are the
-    metrics."""
+    """Computes values of metrics for which lower is better: float64 [P] by name, whose means are the metrics."""
     return {
         "Fréchet distance": frechet_values(generated_PSF[:, 0], wanted_PF),
         "distance to wanted": _distances(generated_PSF, wanted_PF[:, None]).mean(axis=(1, 2)),

@@ -38,8 +38,8 @@ def ranking_metrics(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict
 
 
 def rating_errors(predicted: np.ndarray, actual: np.ndarray) -> dict[str, np.ndarray]:
-    """Computes squared and absolute errors in stars, float64 [M]; `RATING_METRICS` derives RMSE and MAE from their
-    means.
+    """Computes squared and absolute errors in stars, float64 [M], from whose means `RATING_METRICS` derives RMSE and
+    MAE.
 
     Raises:
       ValueError: A rating is not finite; an answer that cannot be parsed is not a rating.
@@ -54,8 +54,7 @@ def rating_errors(predicted: np.ndarray, actual: np.ndarray) -> dict[str, np.nda
 
 
 def selection_counts(chosen: Sequence[Collection[int]], right: Sequence[Collection[int]]) -> dict[str, np.ndarray]:
-    """Counts chosen items that are right, chosen items and right items, float64 [M]; `SELECTION_METRICS` derives micro
-    metrics.
+    """Counts hits, chosen items and right items, float64 [M], from which `SELECTION_METRICS` derives micro metrics.
 
     Micro-averaging sums counts over users before dividing, so a user with two right items has twice the weight.
     """

@@ -16,8 +16,7 @@ BLOCK = 512  # rows of distances held at once
 def precision_and_recall(
     generated_NF: np.ndarray, real_MF: np.ndarray, k: int = NEIGHBOURS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns each image's contribution, 0 or 1: (float64 [N], whose mean is precision; float64 [M], whose mean is
-    recall).
+    """Returns contributions, 0 or 1, of images: (float64 [N] with mean precision; float64 [M] with mean recall).
 
     Both depend on the number of images, so only sets of equal size are comparable.
 
@@ -33,7 +32,7 @@ def lies_within(points_NF: np.ndarray, centres_MF: np.ndarray, k: int) -> np.nda
         raise ValueError(f"{len(centres_MF)} images have no {k} neighbours each: {k + 1} or more are needed")
     points_NF, centres_MF = np.asarray(points_NF, np.float64), np.asarray(centres_MF, np.float64)
     blocks = [centres_MF[start : start + BLOCK] for start in range(0, len(centres_MF), BLOCK)]
-    # The nearest centre is the centre itself.
+    # Index 0 is the centre itself.
     radii_M = np.concatenate([np.partition(cdist(block, centres_MF), k, axis=1)[:, k] for block in blocks])
     parts = [points_NF[start : start + BLOCK] for start in range(0, len(points_NF), BLOCK)]
     return np.concatenate([(cdist(part, centres_MF) <= radii_M).any(axis=1) for part in parts]).astype(np.float64)

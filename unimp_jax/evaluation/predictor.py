@@ -102,8 +102,7 @@ class Predictor:
         return other
 
     def next_token(self, batches: Iterable[PromptBatch], tokens: np.ndarray, num_prompts: int) -> np.ndarray:
-        """Returns log-probabilities of `tokens` (int [n]) as the next token, over the whole vocabulary: float32 [P,
-        n]."""
+        """Returns log-probabilities of `tokens` (int [n]) as next token, over the whole vocabulary: float32 [P, n]."""
         (scores,) = self._map(answering.next_token, batches, num_prompts, np.asarray(tokens, np.int32))
         return scores
 
@@ -163,8 +162,7 @@ class Predictor:
         self, batches: Iterable[PromptBatch], num_prompts: int, *, trie: Trie, excluded: Seen, k: int = 10,
         beams: int = 10,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """Returns the best items for every prompt: (int32 [P, k], best first, -1 where there are no more; float32
-        scores).
+        """Returns the best items for every prompt: (int32 [P, k], best first, padded with -1; float32 scores).
 
         Args:
           excluded: The items that must not be found.
@@ -277,8 +275,7 @@ def targets_of(batch: PromptBatch, targets: np.ndarray) -> np.ndarray:
 
 
 def seen_of(batch: PromptBatch, seen: Seen, num_items: int) -> np.ndarray:
-    """Returns bitmaps of the items that a batch's users have interacted with, empty for empty slots: uint8 [B, A,
-    w]."""
+    """Returns bitmaps of the items that a batch's users have seen, empty for empty slots: uint8 [B, A, w]."""
     nothing = np.empty(0, np.int32)
     rows = [seen(prompt) if prompt >= 0 else nothing for prompt in batch.prompts.ravel().tolist()]
     return seen_bitmap(rows, num_items).reshape(*batch.prompts.shape, -1)

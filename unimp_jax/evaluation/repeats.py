@@ -24,8 +24,7 @@ from unimp_jax.evaluation.bootstrap import Difference, Interval
 
 
 def influence(columns: dict[str, np.ndarray], formula: Callable[[dict[str, np.ndarray]], np.ndarray]) -> np.ndarray:
-    """Returns one value per user whose mean is the metric that `formula` computes from the means of `columns`, float
-    [M] each.
+    """Returns one value per user whose mean is `formula` of the means of `columns`, float [M] each.
 
     A user's value says how the metric changes without the user (the jackknife), so that RMSE or F1 can be compared like
     a mean. For a mean it is the value itself.
@@ -43,8 +42,7 @@ def influence(columns: dict[str, np.ndarray], formula: Callable[[dict[str, np.nd
 
 
 def over_seeds(values_SM: np.ndarray) -> Interval:
-    """Returns the mean over seeds and users, [S, M], with its interval for other seeds and users; bounds are NaN for
-    one user."""
+    """Returns the mean over seeds and users, [S, M], with its interval; bounds are NaN if there is one user."""
     if values_SM.shape[1] == 1:
         return Interval(float(values_SM.mean()), math.nan, math.nan)
     mean, error, freedom = _spread([values_SM], [1.0])
@@ -53,8 +51,7 @@ def over_seeds(values_SM: np.ndarray) -> Interval:
 
 
 def difference_over_seeds(first_SM: np.ndarray, second_SM: np.ndarray) -> Difference:
-    """Returns the mean of `first` minus that of `second`, [S, M] each; the number of seeds may differ, users are the
-    same.
+    """Returns the mean of `first` minus that of `second`, [S, M] each, of the same users; numbers of seeds may differ.
 
     The p-value is that of Student's t, two-sided.
 
@@ -68,7 +65,7 @@ def difference_over_seeds(first_SM: np.ndarray, second_SM: np.ndarray) -> Differ
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Returns P-values adjusted for multiple tests, controlling the probability of any false rejection (Holm 1979).
+    """Adjusts p-values for multiple tests, controlling the probability of any false rejection (Holm 1979).
 
     statsmodels computes the same but collects garbage at every call, which takes a second in a process with JAX.
     """
@@ -98,8 +95,7 @@ def _spread(groups: Sequence[np.ndarray], signs: Sequence[float]) -> tuple[float
 
 
 def _between(values_SM: np.ndarray) -> tuple[float, float]:
-    """Returns (variance of the seeds' means, the part of it that is expected from the residual if seeds had no
-    effect)."""
+    """Returns (variance of the seeds' means, the part of it that the residual alone would cause)."""
     (seeds, num_users), means_S = values_SM.shape, values_SM.mean(axis=1)
     rest_SM = values_SM - means_S[:, None] - values_SM.mean(axis=0) + means_S.mean()
     return float(means_S.var(ddof=1)), float((rest_SM**2).sum() / ((seeds - 1) * (num_users - 1) * num_users))

@@ -1,5 +1,4 @@
-"""The complete CLIP model (arXiv:2103.00020): embeds images and texts so that their cosine measures how well they
-match."""
+"""The complete CLIP model (arXiv:2103.00020): embeds images and texts, whose cosine measures how well they match."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""PatchGAN discriminator (Isola et al. 2017, arXiv:1611.07004), which classifies image patches as real, with hinge
-loss.
+"""PatchGAN discriminator (Isola et al. 2017, arXiv:1611.07004) for image patches, and its hinge loss.
 
 As in pix2pix and taming-transformers: 4 x 4 convolutions with batch norm and leaky ReLU halve the image `layers` times,
 and two more keep its size. Norms use the statistics of the global batch on every device.

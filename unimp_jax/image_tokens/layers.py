@@ -27,8 +27,7 @@ class GroupNorm(nnx.Module):
         return centred_BHWC * (jax.lax.rsqrt(variance_B11C + EPS) * self.scale[...]) + self.bias[...]
 
     def over_groups(self, means_BC: jax.Array) -> jax.Array:
-        """Returns each channel's group mean; channels are averaged first, because loops over a few channels are
-        slow."""
+        """Returns each channel's group mean. Channels are averaged first: loops over a few channels are slow."""
         B, C = means_BC.shape
         means_BG1 = means_BC.reshape(B, self.groups, C // self.groups).mean(axis=2, keepdims=True)
         return jnp.broadcast_to(means_BG1, (B, self.groups, C // self.groups)).reshape(B, 1, 1, C)
@@ -93,8 +92,7 @@ class Level(nnx.Module):
 
 
 def halving(channels: int, rngs: nnx.Rngs) -> nnx.Conv:
-    """Returns a downsampling convolution that halves height and width, with zero padding at the bottom and right
-    only."""
+    """Returns a convolution that halves height and width, with zero padding at the bottom and right only."""
     return nnx.Conv(channels, channels, (3, 3), strides=2, padding=((0, 1), (0, 1)), rngs=rngs)
 
 

@@ -52,8 +52,7 @@ class VQGANWindow(Window):
     step_metrics = VQGANMetrics
 
     def row(self, seconds: float, waited: float) -> dict[str, float]:
-        """Returns means over the steps, and for skipped steps their number and the length of the current run of
-        skips."""
+        """Returns means over the steps, and the total and consecutive numbers of skipped steps."""
         columns = {
             field.name: np.array([np.asarray(getattr(one, field.name)) for one in self.metrics], np.float64)
             for field in dataclasses.fields(VQGANMetrics)

@@ -90,8 +90,7 @@ class QuantisedLatents:
 def quantise(
     latents_NZ: jax.Array, codebook_KZ: jax.Array, config: QuantiserConfig, step: jax.Array | int
 ) -> QuantisedLatents:
-    """Returns the nearest codewords with the loss described above; before `config.after` steps, latents unchanged at
-    loss 0.
+    """Returns the nearest codewords and their loss; before `config.after` steps, unchanged latents at loss 0.
 
     Args:
       step: int32 scalar, number of completed steps.
@@ -112,8 +111,7 @@ def learnt(
     codebook_KZ: jax.Array, state: CodebookState, codes_N: jax.Array, latents_NZ: jax.Array, config: QuantiserConfig,
     step: jax.Array, steps: int, seed: int,
 ) -> tuple[jax.Array, CodebookState]:  # fmt: skip
-    """Returns (the codebook, its state) after a batch, with moving averages updated and dead codewords revived when
-    due.
+    """Returns (the codebook, its state) after a batch: averages updated, and dead codewords revived when due.
 
     Args:
       step: int32 scalar, number of steps completed before this one, of `steps` in total.

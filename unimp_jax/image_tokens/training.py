@@ -54,8 +54,7 @@ class LossConfig:
     adversarial_from: int = 10_000
     """Number of steps before the discriminator takes part."""
     adaptive: bool = True
-    """Whether the adversarial loss is scaled so that its gradient at the last layer is as large as that of the other
-    terms."""
+    """Whether the adversarial loss is scaled to match the reconstruction loss's gradient norm at the last layer."""
 
     def __post_init__(self) -> None:
         weights = (self.absolute, self.squared, self.perceptual, self.codes, self.adversarial)

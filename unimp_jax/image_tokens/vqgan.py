@@ -101,8 +101,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Maps a grid of latents to an image; levels are numbered as in the encoder, 0 the finest, and run from the
-    last."""
+    """Maps a grid of latents to an image; levels are numbered as in the encoder but run from the last, 0 the finest."""
 
     def __init__(self, config: VQGANConfig, rngs: nnx.Rngs):
         channels, groups = config.channels, config.groups

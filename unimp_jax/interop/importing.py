@@ -44,8 +44,8 @@ class ImportConfig:
     """The weights to import: local folders, files, or ids of the Hugging Face hub."""
 
     language: str | None = None
-    """A causal language model: GPT-NeoX, MPT, LLaMA, Qwen2 or Qwen3; a folder in Hugging Face's format, or a GGUF file
-    of a LLaMA."""
+    """A causal language model: GPT-NeoX, MPT, LLaMA, Qwen2 or Qwen3 in Hugging Face's format, or a LLaMA in a GGUF
+    file."""
     vision: str | None = None
     """A CLIP or SigLIP model, or its vision tower, in Hugging Face's format."""
     vision_language: str | None = None
@@ -61,8 +61,7 @@ class ImportConfig:
     vqgan: str | None = None
     """A VQGAN, imported alone: a VQModel of diffusers, or a checkpoint of taming-transformers (`.ckpt`, `.pt`)."""
     vqgan_image_size: int | None = None
-    """Image size of the VQGAN in pixels, if its checkpoint has no configuration (`.yaml`) beside it and it is not
-    256."""
+    """Image size of the VQGAN in pixels, if it is not 256 and its checkpoint has no configuration (`.yaml`)."""
 
     @property
     def sources(self) -> list[str]:

@@ -20,8 +20,7 @@ def embeddings(embed: str, head: str, config: DecoderConfig) -> Table:
 
 
 def gpt_neox(config: DecoderConfig, root: str = "", layer: str = "gpt_neox.layers.{}") -> Table:
-    """Returns the table of GPT-NeoX; `root` prefixes all names except those of layers, for which `layer` is the
-    pattern."""
+    """Returns the table of GPT-NeoX; `root` prefixes all names except those of layers, which follow `layer`."""
     return [
         *embeddings(f"{root}gpt_neox.embed_in.weight", f"{root}embed_out.weight", config),
         *norm(f"{root}gpt_neox.final_layer_norm", "decoder/norm"),

@@ -53,8 +53,7 @@ GATED_TABLE: Table = [
 
 
 def trained_table(config: GatedCrossAttentionConfig) -> Table:
-    """Returns the table of a checkpoint with only the trained keys, without embeddings; blocks are numbered by
-    layer."""
+    """Returns the table of the trained keys, without embeddings; blocks have the numbers of their layers."""
     gated = [dataclasses.replace(entry, first=config.block_layer, step=config.every) for entry in GATED_TABLE]
     return RESAMPLER_TABLE + gated
 

@@ -20,7 +20,7 @@ from unimp_jax.model import ModelConfig, ProjectorConfig
 
 ALIASES: Aliases = ()
 IMAGE_ID = "image_token_id"
-LAST_NORM = None  # part of the table
+LAST_NORM = None  # None because the norm is in the table
 VISION = {"model_type": "siglip_vision_model", "hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}
 """Defaults of transformers for the vision tower that differ from those for SigLIP."""
 LANES = (1, 4, 8, 16)

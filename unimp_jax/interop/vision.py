@@ -1,5 +1,4 @@
-"""Vision towers: CLIP with transformers' or open_clip's names, and SigLIP (including SigLIP 2 of a fixed
-resolution)."""
+"""Vision towers: CLIP with transformers' or open_clip's names, and SigLIP (also SigLIP 2 of a fixed resolution)."""
 
 from __future__ import annotations
 
@@ -24,8 +23,7 @@ CLIP, SIGLIP = ("clip", "clip_vision_model"), ("siglip", "siglip_vision_model")
 
 
 def transformers_clip(root: str) -> Table:
-    """Returns the table of the vision tower; `root` prefixes all names: "vision_model." and what precedes it, or
-    nothing."""
+    """Returns the vision tower's table; `root` prefixes all names, such as "vision_model.", and may be empty."""
     embeddings = f"{root}embeddings"
     return [
         entry(f"{embeddings}.class_embedding", "vision/class_embedding", "c -> c"),
@@ -81,8 +79,7 @@ def vision_root(weights: Weights) -> str:
 
 
 def transformers_clip_whole(root: str, config: CLIPConfig) -> Table:
-    """Returns the table of a `CLIPModel`, or of its vision tower, including projections; for `root` see
-    `transformers_clip`."""
+    """Returns the table of a `CLIPModel` or of its vision tower with projection; for `root` see `transformers_clip`."""
     entries = [*transformers_clip(root), *norm(f"{root}post_layernorm", "vision_norm")]
     if config.width:
         entries.append(entry("visual_projection.weight", "image_projection/kernel", "o i -> i o"))
@@ -176,8 +173,7 @@ def activation(described: dict[str, Any]) -> Any:
 
 
 def clip_config(described: dict[str, Any], projected: bool) -> CLIPConfig:
-    """Returns the CLIP configuration for a `config.json` of a `CLIPModel`, with both towers, or of its vision tower
-    alone.
+    """Returns the CLIP configuration for a `config.json` of a `CLIPModel`, or of its vision tower alone.
 
     Args:
       projected: Whether the weights include a projection after the vision tower.

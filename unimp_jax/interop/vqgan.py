@@ -1,5 +1,4 @@
-"""VQGANs of other packages: import and export of diffusers' `VQModel` folders, import of taming-transformers
-checkpoints.
+"""VQGANs of other packages: diffusers' `VQModel` folders, in and out, and taming-transformers checkpoints, in.
 
 Outside training, a VQGAN is always stored as such a folder, so that diffusers can read what was imported or exported
 here, and vice versa. Checkpoints of taming-transformers contain the same arrays under other names.

@@ -1,5 +1,4 @@
-"""The UniMP model: a vision tower, then either a resampler and a decoder with gated cross-attention, or a projector and
-a decoder."""
+"""The UniMP model: vision tower, then resampler and decoder with gated cross-attention, or projector and decoder."""
 
 from unimp_jax.model.adapters import AdapterConfig
 from unimp_jax.model.decoder import DecoderConfig

@@ -68,8 +68,7 @@ class Adapter(nnx.Module):
         return self.scale * cpu.matmul(low, gathered(self.up, self.dtype, 1), 1)
 
     def added_to(self, kernel: jax.Array) -> jax.Array:
-        """Returns the matrix, stacked or not, plus the product; computed in float32, returned in the dtype of the
-        matrix."""
+        """Returns the matrix, stacked or not, plus the product; computed in float32, in the dtype of the matrix."""
         layers, rank = kernel.shape[: self.down.ndim - 1 - self.contracted], self.down.shape[-1]
         down_LIr = self.down[...].reshape(*layers, -1, rank).astype(jnp.float32)
         up_LrO = self.up[...].reshape(*layers, rank, -1).astype(jnp.float32)

@@ -20,8 +20,7 @@ Kernel = Literal["xla", "rows", "splash", "cudnn"]
 splash; or cudnn for NVIDIA GPUs."""
 
 MASKED = -1e30
-"""A score that contributes nothing to a softmax yet is finite, so that a row without keys has no NaN in its
-gradient."""
+"""A score that vanishes in a softmax yet is finite, so that a row without keys has no NaN in its gradient."""
 
 
 class KeysValues(NamedTuple):

@@ -40,8 +40,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 
 
 Name: TypeAlias = Any
-"""Name of an activation's axis: a logical name, None for not sharded, `PartitionSpec.UNCONSTRAINED` to let XLA
-choose."""
+"""An activation's axis: a logical name, None (not sharded) or `PartitionSpec.UNCONSTRAINED` (XLA chooses)."""
 
 GATHERED = ("embed", "vision_embed")
 """Parameter axes that are sharded in storage and gathered for use."""
@@ -113,8 +112,7 @@ _gather.defvjp(_gather_forward, _gather_backward)
 
 
 def constrain(x: jax.Array, *names: Name) -> jax.Array:
-    """Constrains the sharding of an activation on the mesh of the context (`jax.set_mesh`); without a mesh, does
-    nothing."""
+    """Constrains an activation's sharding on the mesh of the context (`jax.set_mesh`), if there is one."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x

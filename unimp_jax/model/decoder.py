@@ -41,7 +41,7 @@ class DecoderConfig:
     """Architecture of the decoder; the defaults are RedPajama-INCITE-3B."""
 
     vocab_size: int = 50432
-    """Rows of the base embedding table; larger ids are new tokens."""
+    """Rows of the base embedding table; ids from this number on are new tokens."""
     new_tokens: int = 0
     """Rows of the embedding table of new tokens."""
     content: int = 0
@@ -268,8 +268,7 @@ class EmbeddingTables(nnx.Module):
         return (parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)).reshape(*hidden.shape[:-1], -1)
 
     def logit_parts(self, hidden: jax.Array) -> list[jax.Array]:
-        """Returns `logits` as a list of parts, float32 [..., v] each, which stay split where the vocabulary is
-        sharded."""
+        """Returns `logits` in parts, float32 [..., v] each, which stay split if the vocabulary is sharded."""
         if splits("vocab") == 1:
             return [self.logits(hidden)]
         return [part.reshape(*hidden.shape[:-1], -1) for part in self._logit_parts(hidden)]

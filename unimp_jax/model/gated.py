@@ -35,8 +35,7 @@ class GatedCrossAttentionConfig:
     gate: Literal["scalar", "channel"] = "scalar"
     """One gate for all channels, or one per channel."""
     attend: Literal["last_image", "all_earlier_images"] = "last_image"
-    """Attend to the most recent image before a token (as OpenFlamingo's checkpoints expect), or to all earlier images
-    of its segment."""
+    """Images that a token attends to: the most recent one (as in OpenFlamingo), or all earlier ones of its segment."""
 
     def __post_init__(self) -> None:
         if min(self.every, self.heads, self.head_dim, self.mlp_ratio, self.mlp_width or 1) < 1:

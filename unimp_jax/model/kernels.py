@@ -25,8 +25,7 @@ BLOCKS = (512, 384, 256, 128)
 
 
 def splash_fits(tokens: int, keys: int) -> bool:
-    """Whether splash supports this number of tokens and keys per row; a row split over devices must fill whole
-    tiles."""
+    """Whether splash supports these tokens and keys per row; a row split over devices must fill whole tiles."""
     parts = splits("sequence")
     return min(tokens, keys) > 0 and (parts == 1 or tokens % (parts * BLOCKS[-1]) == 0)
 
@@ -146,8 +145,7 @@ def cudnn(
     bias: jax.Array | None = None, alibi: tuple[jax.Array, np.ndarray] | None = None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:  # fmt: skip
-    """Runs cuDNN attention. It reads a mask as an array with one entry per row, query and key, and a bias with one per
-    head as well.
+    """Runs cuDNN attention, which reads a mask as an array [B, T, S], and a bias with a head axis as well.
 
     Args:
       mask_BTS: None: a query attends to all keys.

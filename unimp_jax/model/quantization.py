@@ -21,8 +21,7 @@ class Quantized(nnx.Variable):
 
 
 def quantize(kernel: jax.Array, axes: tuple[int, ...], dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """Quantises a matrix to (entries of `dtype`, float32 scales) whose product, broadcast along `axes`, approximates
-    it.
+    """Quantises a matrix to (entries of `dtype`, float32 scales), whose product along `axes` approximates it.
 
     Args:
       kernel: float [..., I, ..., O, ...], one matrix or a stack of them.

@@ -1,5 +1,4 @@
-"""The Perceiver resampler (Flamingo, arXiv:2204.14198, section 2.1), which maps an image's patch tokens to a few
-latents."""
+"""The Perceiver resampler (Flamingo, arXiv:2204.14198, section 2.1): maps an image's patch tokens to a few latents."""
 
 from __future__ import annotations
 

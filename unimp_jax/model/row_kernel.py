@@ -134,8 +134,7 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 
 def _call(form: _Form, kernel: Any, inputs: tuple[jax.Array, ...], outputs: int, products: int) -> list[jax.Array]:
-    """Runs a kernel on a device's arrays; a grid step handles a tile of a row's queries and all of its keys, for a few
-    heads.
+    """Runs a kernel on a device's arrays; a grid step takes a tile of a row's queries, all its keys, and a few heads.
 
     Args:
       outputs: Each of the first `outputs` inputs has an output of the same shape and dtype.

@@ -26,8 +26,7 @@ def gelu(x: jax.Array) -> jax.Array:
 def mean_and_variance(
     x: jax.Array, kept: Callable[[jax.Array], jax.Array] = lambda x: x
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns float32 mean and variance over the last axis, which is kept with size 1; sums over it pass through
-    `kept`.
+    """Returns float32 mean and variance over the last axis, kept with size 1; results pass through `kept`.
 
     On TPUs, 16-bit inputs take one pass, E[x^2] - E[x]^2. The cancellation error, 2^-23 of the squared mean, is below
     the change of the variance by the rounding of the inputs, 2^-18 or more.

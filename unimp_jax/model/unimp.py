@@ -41,8 +41,7 @@ from unimp_jax.model.vision import VisionConfig, VisionTower
 
 Part = Literal["vision", "resampler", "gated", "projector", "decoder", "embeddings", "adapters"]
 PARTS: tuple[Part, ...] = ("vision", "resampler", "gated", "projector", "decoder", "embeddings", "adapters")
-"""The possible parts of a `UniMP`: its attributes, and the adapters inside them. Each part is trained or frozen as a
-whole."""
+"""The parts of a `UniMP`: its attributes, and the adapters in them; each is trained or frozen as a whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +53,8 @@ class ModelConfig:
     gated: GatedCrossAttentionConfig = GatedCrossAttentionConfig()
     decoder: DecoderConfig = DecoderConfig()
     fusion: Literal["cross_attention", "interleaved"] = "cross_attention"
-    """How images reach the text: through gated cross-attention blocks (resampler, gated), or as tokens in the decoder's
-    sequence (projector)."""
+    """How text sees images: through gated cross-attention (resampler, gated), or as tokens in its sequence
+    (projector)."""
     projector: ProjectorConfig = ProjectorConfig()
     adapters: AdapterConfig = AdapterConfig()
     compute_dtype: str = "bfloat16"
@@ -118,8 +117,7 @@ class ModelConfig:
 
     @property
     def groups(self) -> int:
-        """Number of groups of decoder layers. Each has one gated block; without gated blocks a group is a single
-        layer."""
+        """Number of groups of decoder layers, with a gated block each; without such blocks, number of layers."""
         return self.decoder.layers // self.group_layers
 
     @property
@@ -284,8 +282,7 @@ class UniMP(nnx.Module):
         latent_mask: Mask | None,
         contexts: Sequence[tuple[TextContext, jax.Array | None]],
     ) -> tuple[jax.Array, KeysValues]:
-        """Runs the gated block, if there is one, and the decoder layers of a group, each with its context and dropout
-        key.
+        """Runs the gated block (if any) and the decoder layers of a group, each with its context and dropout key.
 
         Returns:
           The hidden states after the group, and the keys and values of each layer, [E, B, T, K, h].
@@ -306,7 +303,7 @@ class UniMP(nnx.Module):
 
     @property
     def kernel(self) -> Kernel:
-        """The attention kernel for the current platform."""
+        """The attention kernel: the configured one, or for "auto" that of the platform."""
         return kernel_for(self.config.attention)
 
     def image_mask(self, batch: Batch) -> jax.Array:

@@ -171,8 +171,7 @@ class VisionTower(nnx.Module):
 
 
 def normalise(images: jax.Array, mean: np.ndarray, deviation: np.ndarray) -> jax.Array:
-    """Normalises uint8 [..., 3] to float32 with mean and deviation [3] on the scale 0 to 1; floats are returned as they
-    are."""
+    """Normalises uint8 [..., 3] to float32, with mean and deviation [3] for colours of 0 to 1; returns floats as is."""
     if images.dtype != jnp.uint8:
         return images
     return (images.astype(jnp.float32) / 255 - mean) / deviation

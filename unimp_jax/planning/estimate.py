@@ -81,8 +81,7 @@ class Seconds:
 
     @property
     def roofline(self) -> float:
-        """The lower bound if all work within a slice overlaps, but nothing overlaps the exchange of gradients between
-        slices."""
+        """The step time if all work within a slice overlaps, and nothing overlaps with exchanges between slices."""
         return max(self.compute, self.memory, self.rings) + self.network
 
     @property

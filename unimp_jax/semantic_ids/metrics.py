@@ -74,7 +74,6 @@ def describe(
 
 
 def unexplained(points_ID: np.ndarray, lost_I: np.ndarray) -> float:
-    """Returns the share of squared errors |point - its approximation|^2 in sum |point - mean|^2, 0 if nothing
-    varies."""
+    """Returns the sum of squared errors |point - approximation|^2 over sum |point - mean|^2; 0 if nothing varies."""
     variation = np.square(points_ID - points_ID.mean(axis=0, dtype=np.float64)).sum()
     return float(lost_I.sum(dtype=np.float64) / variation) if variation > 0 else 0.0

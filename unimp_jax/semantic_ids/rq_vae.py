@@ -123,8 +123,7 @@ def _apply(graph: Any, parameters: Any, points_IF: jax.Array) -> kmeans.Arrays:
 
 
 def make_step(graph: Any, optimizer: optax.GradientTransformation, config: RQVAEConfig) -> Any:
-    """Makes (parameters, state, used codes, points, key, number) -> (the first three, losses [2]), jitted with
-    donation."""
+    """Makes (parameters, state, used codes, points, key, number) -> (the first three, losses [2]), jitted, donating."""
 
     def loss_of(parameters: Any, x_BF: jax.Array) -> tuple[jax.Array, kmeans.Arrays]:
         model = nnx.merge(graph, parameters)

@@ -116,8 +116,7 @@ class Checkpoints:
             self._manager.reload()
 
     def latest(self) -> int | None:
-        """Returns the latest step as seen by the first process (as does `best`), since another process may be
-        writing."""
+        """Returns the latest step as the first process sees it (like `best`): another process may be writing."""
         return self._of_first(self._manager.latest_step())
 
     def best(self) -> int | None:
@@ -206,8 +205,7 @@ class Checkpoints:
         return None
 
     def _steps(self) -> list[int]:
-        """Returns all steps, latest first, as seen by process 0; network file systems may show other processes fewer
-        for a while."""
+        """Returns all steps, latest first, as process 0 sees them; network file systems may lag for other processes."""
         steps = sorted(self._manager.all_steps(), reverse=True)
         if jax.process_count() == 1:
             return steps

@@ -22,8 +22,7 @@ _build = tensorstore_utils.build_kvstore_tspec
 
 
 def options_of(folder: Path) -> dict[str, Any]:
-    """Returns options for Orbax checkpointers: a store has no rename, so there a folder is complete once it has
-    `COMMIT`."""
+    """Returns options for Orbax: a store has no rename, so there a folder is complete once it has `COMMIT`."""
     return {"temporary_path_class": atomicity.CommitFileTemporaryPath} if is_remote(folder) else {}
 
 

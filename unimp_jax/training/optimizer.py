@@ -23,8 +23,7 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     """Decoupled weight decay, multiplied by the learning rate."""
     decay: Literal["gated", "matrices"] = "gated"
-    """Which parameters decay: the matrices of the gated blocks (as in the reference), or all matrices except
-    embeddings."""
+    """Which matrices decay: those of the gated blocks (as in the reference), or all except embeddings."""
     clip: float = 1.0
     """Maximum global norm of the gradient."""
     b1: float = 0.9

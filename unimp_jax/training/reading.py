@@ -127,8 +127,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _reason(error: Exception) -> str:
-    """Returns one line from the first cause of a chain, which names the file; later errors only say where it was
-    read."""
+    """Returns one line from the first cause of a chain, which names the file; the others only say where it was read."""
     causes = [link for link in _chain(error) if str(link).strip()]
     if not causes:
         return type(error).__name__

@@ -40,8 +40,7 @@ class TrainState:
 
 
 def microbatches(batch: Any, count: int) -> Any:
-    """Splits [B, …] into [count, B / count, …]; each part has rows from the whole batch, so devices keep their
-    shares."""
+    """Splits [B, …] into [count, B / count, …], each part with rows from the whole batch: devices keep their shares."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
