@@ -38,8 +38,7 @@ def ranking_metrics(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict
 
 
 def rating_errors(predicted: np.ndarray, actual: np.ndarray) -> dict[str, np.ndarray]:
-    """Computes squared and absolute errors in stars, float64 [M], from whose means `RATING_METRICS` derives RMSE and
-    MAE.
+    """Computes squared and absolute errors in stars, float64 [M], for RMSE and MAE (`RATING_METRICS`).
 
     Raises:
       ValueError: A rating is not finite; an answer that cannot be parsed is not a rating.

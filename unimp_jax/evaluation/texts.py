@@ -1,7 +1,8 @@
 r"""BLEU, ROUGE and METEOR of generated texts against the users' own texts, as computed by maintained libraries.
 
-METEOR needs WordNet in NLTK's data path; without it METEOR is left out and `signatures` says so. `python -m
-nltk.downloader wordnet` installs it, or, from Debian's packages alone:
+METEOR needs WordNet where NLTK looks for data (the folders of NLTK_DATA); without it METEOR is left out and
+`signatures` says so.
+Install it with `python -m nltk.downloader wordnet`, or from Debian's packages alone:
 
     apt-get download wordnet-base wordnet-sense-index && for deb in wordnet-*.deb; do dpkg -x $deb wn; done
     zcat wn/usr/share/man/man5/lexnames.5WN.gz | awk '/^[0-9][0-9]\t/ {print $1 "\t" $2 "\t" \

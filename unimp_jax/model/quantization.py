@@ -21,7 +21,9 @@ class Quantized(nnx.Variable):
 
 
 def quantize(kernel: jax.Array, axes: tuple[int, ...], dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """Quantises a matrix to (entries of `dtype`, float32 scales), whose product along `axes` approximates it.
+    """Quantises a matrix to (entries of `dtype`, float32 scales).
+
+    The entries times the scales, which are broadcast along `axes`, approximate the matrix.
 
     Args:
       kernel: float [..., I, ..., O, ...], one matrix or a stack of them.
