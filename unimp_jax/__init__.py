@@ -1,14 +1,14 @@
-"""UniMP in JAX: the model and everything that runs it. Knows arrays, not data sets.
+"""UniMP in JAX: the model and everything that runs it. This package works on arrays and knows no data sets.
 
-These are its public names; each is imported when it is first asked for:
+Its public names, each imported on first access:
 
-    UniMP, ModelConfig                  the model, and what determines its geometry
+    UniMP, ModelConfig                  the model and its configuration
     Batch                               the arrays that the model reads
-    MeshConfig, make_mesh               the devices and what is split over them
-    TrainState, make_train_step         one step of training as a pure function
+    MeshConfig, make_mesh               the device mesh and its axes
+    TrainState, make_train_step         one training step as a pure function
     OptimizerConfig, make_optimizer     AdamW with its schedule, as an optax transformation
     Predictor                           a model that ranks, searches, generates and samples
-    Trie, build_trie                    the items that decoding may name
+    Trie, build_trie                    the items that decoding may return
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much XLA optimises, and parameters drawn at random by one program."""
+"""XLA optimisation options, and random initialisation in one program."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ QUICK: dict[str, Any] = {LEVEL: 1}
 
 
 def compiler_options(mesh: Mesh | None = None) -> dict[str, Any] | None:
-    """Options for `jax.jit` on the devices of a mesh, or on the default ones: for CPUs, LLVM's first level of
-    optimisation; None for others, or where `XLA_FLAGS` names a level.
+    """Returns options for `jax.jit` on the devices of a mesh, or on the default ones.
 
-    The step of a model for minutes is compiled in 23 s where the default takes 40, and its random parameters in 10 s
-    where it takes 28; steps are not slower, for their products are calls of a library.
+    On CPUs, LLVM's first optimisation level; None on other platforms, or if `XLA_FLAGS` sets a level. The step of a
+    model that trains in minutes compiles in 23 s instead of 40 s, and its random parameters in 10 s instead of 28 s.
+    Steps are not slower, because their matrix products are library calls.
     """
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     ours = platform == "cpu" and LEVEL not in os.environ.get("XLA_FLAGS", "")
@@ -27,5 +27,5 @@ def compiler_options(mesh: Mesh | None = None) -> dict[str, Any] | None:
 
 
 def draw(make: Callable[[], T], out_shardings: Any = None) -> T:
-    """What `make` draws, arrays in any tree, compiled once for all of them and not one by one."""
+    """Returns the arrays, in any tree, that `make` draws; compiled once for all of them instead of one by one."""
     return jax.jit(make, out_shardings=out_shardings, compiler_options=compiler_options())()

@@ -1,6 +1,6 @@
-"""The loss: focal cross entropy on answer tokens, normalised by the answers of the whole global batch.
+"""The loss: focal cross entropy on answer tokens, normalised by the number of answers in the whole global batch.
 
-Section 3 of the UniMP paper (ICLR 2024): each answer token costs  w (1 - p)^gamma (-log p),  with p the model's
+Section 3 of the UniMP paper (ICLR 2024): each answer token costs w (1 - p)^gamma (-log p), where p is the model's
 probability of the right token and w the weight of its task; gradients flow through both factors.
 """
 
@@ -18,18 +18,18 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """The loss of one answer token."""
+    """The loss of an answer token."""
 
     gamma: float = 2.0
     """Focusing exponent; 0 is plain cross entropy."""
     chunk: int = 64
-    """So many answers of each row are scored at a time, so that logits of all of them never exist at once."""
+    """Number of answers per row that are scored at a time, so that the logits of all answers never exist at once."""
     sampled_tokens: int = 0
-    """In training, an answer is compared with all base tokens and with so many new ones, drawn anew each step, in the
-    place of all (`unimp_jax.sampled_softmax`); 0: with all. For catalogues of millions of items with a token each."""
+    """Number of new tokens, drawn anew each step, with which training compares an answer besides all base tokens
+    (`unimp_jax.sampled_softmax`); 0: all new tokens. For catalogues of millions of items with one token each."""
     sampler: Literal["uniform", "log_uniform"] = "uniform"
-    """How new tokens are drawn: each alike, or those with lower ids more often, as word2vec's candidates are, for
-    catalogues whose popular items come first."""
+    """How new tokens are drawn: uniformly, or with lower ids more often, like word2vec's candidates, for catalogues
+    that list popular items first."""
 
     def __post_init__(self) -> None:
         if self.sampled_tokens < 0:
@@ -37,15 +37,15 @@ class ObjectiveConfig:
 
 
 Logits: TypeAlias = jax.Array | Sequence[jax.Array]
-"""[..., V], or parts of it that lie side by side, which may be split over devices differently."""
+"""[..., V], or adjacent parts of it, which may be sharded differently."""
 
 
 def token_losses(logits: Logits, targets: jax.Array, gamma: float) -> tuple[jax.Array, jax.Array]:
-    """Focal and plain cross entropy of each answer, before weights.
+    """Returns focal and plain cross entropy of each answer, before weighting.
 
     Args:
-      logits: any float type; the softmax is computed in float32.
-      targets: int32 [...], counted over all parts.
+      logits: Any float type; the softmax is computed in float32.
+      targets: int32 [...], indices into all parts concatenated.
 
     Returns:
       (focal, plain): float32 [...] each, in nats. Only the focal one passes a gradient.
@@ -55,7 +55,7 @@ def token_losses(logits: Logits, targets: jax.Array, gamma: float) -> tuple[jax.
     plain = -jax.lax.stop_gradient(log_p)
     if gamma == 0:
         return -log_p, plain
-    # Where p is 1 to the last bit, the factor's own slope is infinite for gamma < 1 although the product's is 0.
+    # If p rounds to 1, the factor's own slope is infinite for gamma < 1, although the product's is 0.
     wrong = jnp.maximum(-jnp.expm1(log_p), 1e-7)
     return -(wrong**gamma) * log_p, plain
 
@@ -65,7 +65,7 @@ Parts: TypeAlias = tuple[jax.Array, ...]
 
 @jax.custom_vjp
 def _log_probability(parts: Parts, targets: jax.Array) -> jax.Array:
-    """log softmax(logits)[targets], with a gradient written in one pass over the logits, without a scatter."""
+    """Computes log softmax(logits)[targets]; the gradient takes one pass over the logits and no scatter."""
     return _log_probability_forward(parts, targets)[0]
 
 
@@ -73,7 +73,7 @@ def _log_probability_forward(parts: Parts, targets: jax.Array) -> tuple[jax.Arra
     if len(parts) == 1:
         right = jnp.take_along_axis(parts[0], targets[..., None], axis=-1)[..., 0]
         total = jax.nn.logsumexp(parts[0], axis=-1)
-    else:  # sums over columns are taken where these lie; only they are sent between devices
+    else:  # columns are summed on their own devices; only the sums are communicated
         rights = [
             jnp.where(is_right, x, 0).sum(-1) for is_right, x in zip(_is_right(parts, targets), parts, strict=True)
         ]
@@ -83,7 +83,7 @@ def _log_probability_forward(parts: Parts, targets: jax.Array) -> tuple[jax.Arra
 
 
 def _is_right(parts: Parts, targets: jax.Array) -> list[jax.Array]:
-    """Of each part, bool [..., v]: where the target is."""
+    """Returns for each part, bool [..., v], where the target is."""
     begins = itertools.accumulate((part.shape[-1] for part in parts), initial=0)
     return [begin + jnp.arange(x.shape[-1]) == targets[..., None] for begin, x in zip(begins, parts, strict=False)]
 
@@ -101,7 +101,7 @@ _log_probability.defvjp(_log_probability_forward, _log_probability_backward)
 
 
 def count_answers(weights: jax.Array) -> jax.Array:
-    """Answer tokens in a batch, at least 1 so that a batch without answers costs 0: float32 scalar."""
+    """Counts answer tokens in a batch, at least 1 so that a batch without answers costs 0: float32 scalar."""
     return jnp.maximum((weights > 0).sum(), 1).astype(jnp.float32)
 
 
@@ -113,16 +113,16 @@ def chunked_loss(
     head: Head, parameters: Any, hidden_BAD: jax.Array, targets_BA: jax.Array, weights_BA: jax.Array, gamma: float,
     chunk: int, constants: Any = (),
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """The sum of weighted answer losses of head(parameters, hidden), without ever holding all logits.
+    """Returns the sum of weighted answer losses of head(parameters, hidden), without ever holding all logits.
 
-    With weights that are already divided by the answers of the whole global batch, micro-batches and devices add up.
-    Gradients are taken chunk by chunk while its logits are there, and scaled when the backward pass comes; so the
-    head is computed once, and memory does not grow with vocabulary times answers.
+    If weights are already divided by the number of answers in the global batch, results of micro-batches and devices
+    can be added. Gradients are computed chunk by chunk in the forward pass and scaled in the backward pass, so the head
+    is computed once, and memory does not grow with vocabulary times answers.
 
     Args:
       head: (parameters, hidden [B, a, D], targets [B, a], constants) -> (logits [B, a, V], targets within them [B, a]).
       weights_BA: float32 [B, A], 0 where there is no answer.
-      constants: arrays that the head reads, which pass no gradient.
+      constants: Arrays that the head reads, which pass no gradient.
 
     Returns:
       (the sum of weighted focal losses, float32 scalar; plain cross entropies, float32 [B, A], which pass no gradient).
@@ -134,7 +134,7 @@ def _chunked_forward(
     head: Head, parameters: Any, hidden_BAD: jax.Array, targets_BA: jax.Array, weights_BA: jax.Array, gamma: float,
     chunk: int, constants: Any,
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:  # fmt: skip
-    """(what `chunked_loss` returns, the gradients of the loss with respect to parameters and hidden states)."""
+    """Returns (the result of `chunked_loss`, the gradients of the loss for parameters and hidden states)."""
     answers = targets_BA.shape[1]
     size = next(size for size in range(min(chunk, answers), 0, -1) if answers % size == 0)
 

@@ -1,4 +1,4 @@
-"""Several processes as one: JAX's distributed runtime, joined by flags or by what JAX detects of a cluster."""
+"""Runs with several processes: joins JAX's distributed runtime, configured by flags or detected from the cluster."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from jax.experimental import multihost_utils
 
 @dataclasses.dataclass(frozen=True)
 class ProcessesConfig:
-    """How the processes of a run find one another. On TPU VMs, under SLURM's srun, Open MPI, GKE and in indexed jobs of
-    Kubernetes, JAX detects it and nothing need be said."""
+    """How the processes of a run find one another.
+
+    JAX detects this on TPU VMs, under SLURM's srun, Open MPI and GKE, and in indexed Kubernetes jobs.
+    """
 
     coordinator: str | None = None
-    """Address of process 0, `host:port`; with `count` and `index`, where nothing is detected."""
+    """Address of process 0, `host:port`; with `count` and `index`, if nothing is detected."""
     count: int | None = None
-    """So many processes."""
+    """Number of processes."""
     index: int | None = None
-    """Which one this is, from 0."""
+    """Number of this process, from 0."""
     together: bool | None = None
-    """Whether this process is one of several. None: where the flags above, or what JAX detects, say so."""
+    """Whether this process is one of several. None: as the flags above or JAX's detection say."""
     wait_seconds: int = 300
-    """So long processes wait for one another at the start."""
+    """Seconds that processes wait for one another at the start."""
 
     def __post_init__(self) -> None:
         told = [self.coordinator, self.count, self.index]
@@ -45,12 +47,12 @@ class ProcessesConfig:
 
 
 def join(config: ProcessesConfig) -> None:
-    """Makes the processes of a run one; to be called before anything is computed. A process of its own stays so.
+    """Joins the processes of a run; must be called before anything is computed. A single process stays single.
 
-    SIGTERM goes on to end a process at once, as JAX's preemption service would not let it, until `end_together`.
+    Until `end_together` is called, SIGTERM still ends a process at once, which JAX's preemption service would prevent.
 
     Raises:
-      ValueError: the others are not found, or are visible without having been joined.
+      ValueError: The others are not found, or are visible without having been joined.
     """
     told = started(os.environ)
     must = config.coordinator is not None or bool(config.together) or (config.together is None and (told or 0) > 1)
@@ -60,10 +62,10 @@ def join(config: ProcessesConfig) -> None:
 
 
 def started(environment: Mapping[str, str]) -> int | None:
-    """How many processes a launcher says it has started together; None where none says, and JAX is to look.
+    """Returns how many processes a launcher has started together; None if unknown, so that JAX must detect it.
 
-    JAX's detection takes some single processes for one of several, which would wait for others that never come: the
-    shell of a SLURM job, a notebook on Kubernetes, a host of TPUs that is to use its CPUs.
+    JAX's detection mistakes some single processes for one of several, which would then wait for others that never come:
+    the shell of a SLURM job, a notebook on Kubernetes, a TPU host that is to use its CPUs.
     """
 
     def number(name: str) -> int | None:
@@ -82,21 +84,21 @@ def started(environment: Mapping[str, str]) -> int | None:
 
 
 def _initialize(config: ProcessesConfig, must: bool) -> None:
-    """Joins; where nothing is detected and nothing `must`, it leaves the process on its own."""
+    """Joins the processes; if nothing is detected and joining is not required (`must`), the process stays single."""
     options: dict[str, Any] = {}
     if config.coordinator is not None:
         options = dict(coordinator_address=config.coordinator, num_processes=config.count, process_id=config.index)
     elif _needs_mpi4py(os.environ):
         options = dict(cluster_detection_method="mpi4py")
     place = config.coordinator or "the coordinator that JAX detected"
-    # JAX itself would abort the process then, with a stack of C++.
+    # Otherwise JAX would abort the process with a C++ stack trace.
     watch = threading.Timer(config.wait_seconds, _give_up, [config.wait_seconds, place])
     watch.daemon = True
     watch.start()
     try:
         jax.distributed.initialize(**options, initialization_timeout=config.wait_seconds + 60)
         _preemption_handlers.append(_handle_sigterm(None))
-    except Exception as error:  # by the kind of cluster: of its metadata, its packages, its network
+    except Exception as error:  # depends on the cluster: its metadata, packages and network
         nothing = isinstance(error, OSError | ImportError) or any(words in str(error) for words in NOTHING)
         if must or not nothing:
             reason = str(error).partition("\n")[0].rstrip(".")
@@ -111,11 +113,11 @@ def _initialize(config: ProcessesConfig, must: bool) -> None:
 
 
 NOTHING = ("coordinator_address should be defined", "must be called before any JAX calls")
-"""What JAX says where it detects no cluster, or was used before as by a process of its own."""
+"""JAX's errors if it detects no cluster, or was used before by a single process."""
 
 
 def _needs_mpi4py(environment: Mapping[str, str]) -> bool:
-    """Whether MPI has started this process in a way that JAX detects only when told to ask mpi4py."""
+    """Returns whether MPI started this process in a way that JAX detects only through mpi4py."""
     if "OMPI_COMM_WORLD_SIZE" in environment:
         return "OMPI_MCA_orte_hnp_uri" not in environment
     return "PMI_SIZE" in environment and "SLURM_STEP_NODELIST" not in environment
@@ -132,10 +134,11 @@ def _give_up(seconds: int, place: str) -> None:
 
 
 def check_joined() -> None:
-    """
+    """Checks that all visible processes have been joined.
+
     Raises:
-      ValueError: devices of other processes are visible, and what makes all of them save and end together is not set
-        up.
+      ValueError: Devices of other processes are visible, but the mechanism by which all save and end together is not
+        set up.
     """
     processes = jax.process_count()
     if processes > 1 and not (jax.distributed.is_initialized() and jax.config.jax_enable_preemption_service):
@@ -147,27 +150,28 @@ def check_joined() -> None:
 
 
 _preemption_handlers: list[int | None] = []
-"""The address of the handler of SIGTERM that JAX's preemption service installed, once `join` has replaced it."""
+"""The address of the SIGTERM handler that JAX's preemption service installed, once `join` has replaced it."""
 
 
 def end_together() -> None:
-    """From now on SIGTERM asks all to end at one step, which `multihost_utils.reached_preemption_sync_point` tells."""
+    """From now on SIGTERM asks all processes to end at one step, given by
+    `multihost_utils.reached_preemption_sync_point`."""
     if _preemption_handlers:
         _handle_sigterm(_preemption_handlers[-1])
 
 
 def _handle_sigterm(handler: int | None) -> int | None:
-    """Installs a handler by its address, which Python cannot; returns the one before. None: the system's own."""
+    """Installs a handler by address, which Python cannot, and returns the previous one. None: the system's default."""
     install = ctypes.CDLL(None).signal
     install.argtypes, install.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
     return install(signal.SIGTERM, handler)
 
 
 def leave_others(status: int, why: str) -> None:
-    """Prints why and ends this process, where it is one of several; does nothing where it is on its own.
+    """Prints the reason and ends this process if it is one of several; does nothing in a single process.
 
-    Where the others fail as well, all leave JAX's distributed runtime together. Else they wait for this process in a
-    collective, and it would wait for them as long as the runtime does, for minutes. Once it is gone, the runtime ends
+    If the others fail as well, all leave JAX's distributed runtime together. Otherwise they wait for this process in a
+    collective, and it would wait for them until the runtime's timeout, for minutes. Once it is gone, the runtime ends
     them.
     """
     if jax.distributed.is_initialized():
@@ -180,24 +184,24 @@ def leave_others(status: int, why: str) -> None:
 
 
 PATIENCE = 10.0
-"""Seconds that a process which failed waits for others that fail, too."""
+"""Seconds that a failed process waits for other failing processes."""
 
 
 def of_first(number: int) -> int:
-    """The number that the first process has, on every process; all must call this together.
+    """Returns the first process's number on every process; all processes must call this together.
 
-    For what is seen of a file system, which may show some processes less, or other things, than the first one.
+    Used for views of a file system, which may show some processes fewer or other files than the first one.
     """
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def wait_for_all(reason: str) -> None:
-    """Returns when every process has come here."""
+    """Waits until every process has reached this point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(reason)
 
 
 def print_once(text: str) -> None:
-    """Prints on the first of several processes."""
+    """Prints on the first of several processes only."""
     if jax.process_index() == 0:
         print(text)

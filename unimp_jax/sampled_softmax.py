@@ -1,8 +1,8 @@
-"""Sampled softmax: in training an answer is compared with some new tokens, in the place of all.
+"""Sampled softmax: in training, an answer is compared with a sample of new tokens instead of all.
 
-What the drawn ones add to the softmax's sum is divided by how often each is expected to be drawn, so that the
-expectation of the sum is the sum over all (Bengio and Senecal 2008, "Adaptive importance sampling"; also known as the
-logQ correction).
+The contribution of a drawn token to the softmax's sum is divided by its expected number of draws, so that the
+expectation of the sum is the sum over all tokens (Bengio and Senecal 2008, "Adaptive importance sampling"; also known
+as the logQ correction).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unimp_jax.model.decoder import EmbeddingTables
 from unimp_jax.objective import Head, ObjectiveConfig
 
 EXCLUDED = -1e30
-"""A logit that no softmax notices, yet finite, so that no gradient is NaN."""
+"""A logit that contributes nothing to a softmax yet is finite, so that no gradient is NaN."""
 
 
 class Sample(NamedTuple):
@@ -25,7 +25,7 @@ class Sample(NamedTuple):
 
     Attributes:
       tokens_S: int32.
-      log_expected_S: float32, the logarithm of how often each is expected to be among S.
+      log_expected_S: float32, the logarithm of the expected number of draws of each token.
     """
 
     tokens_S: jax.Array
@@ -33,9 +33,10 @@ class Sample(NamedTuple):
 
 
 def draw_sample(key: jax.Array, config: ObjectiveConfig, tables: EmbeddingTables) -> Sample:
-    """
+    """Draws a sample of new tokens.
+
     Raises:
-      ValueError: there are no new tokens.
+      ValueError: There are no new tokens.
     """
     if tables.new is None:
         raise ValueError("objective: sampled_tokens are drawn of new tokens, and this model has none")
@@ -47,7 +48,7 @@ def draw_sample(key: jax.Array, config: ObjectiveConfig, tables: EmbeddingTables
 def draw_numbers(
     key: jax.Array, count: int, end: int, sampler: Literal["uniform", "log_uniform"]
 ) -> tuple[jax.Array, jax.Array]:
-    """(int32 [count] numbers from 0 to below `end`, with replacement; float32 [count], the probability of each).
+    """Draws with replacement: (int32 [count] numbers from 0 to below `end`; float32 [count], their probabilities).
 
     Log-uniform numbers n have the probability log((n + 2) / (n + 1)) / log(end + 1).
     """
@@ -61,10 +62,10 @@ def draw_numbers(
 def sampled_head(
     tables: EmbeddingTables, hidden_BAD: jax.Array, targets_BA: jax.Array, sample: Sample
 ) -> tuple[Head, Any, jax.Array]:
-    """What `unimp_jax.objective.chunked_loss` takes: (head, its parameters, [B, A, 2 D]).
+    """Returns inputs for `unimp_jax.objective.chunked_loss`: (head, its parameters, [B, A, 2 D]).
 
-    The row of an answer's own token travels beside its hidden state. Among the logits it comes first, then all base
-    tokens and the sample, in neither of which it counts again.
+    The row of an answer's own token is concatenated to its hidden state. Its logit comes first, followed by all base
+    tokens and the sample, in which the token is excluded.
     """
     graph, base = nnx.split(tables.without_new())
     rows_SD = tables.head_rows(sample.tokens_S)

@@ -1,4 +1,4 @@
-"""The mesh, and how parameters and batches lie on it. What each named axis is split over: `unimp_jax.model.axes`."""
+"""The device mesh, and the sharding of parameters and batches; `unimp_jax.model.axes` maps named axes to mesh axes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ from unimp_jax.model.quantization import Quantized
 from unimp_jax.model.unimp import ModelConfig, Part, UniMP, part_of
 
 ROWS = mesh_axes("batch")
-"""The mesh axes that the rows of a batch are split over."""
+"""The mesh axes over which the rows of a batch are split."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices each axis has; one may be -1, for all that are left."""
+    """Size of each mesh axis; one may be -1, for all remaining devices."""
 
     slice: int = 1
-    """As `data`, but across networks: a multiple of the slices of TPUs there are; of GPUs, nodes. Only gradients cross
-    them."""
+    """Like `data`, but across networks, which only gradients cross: a multiple of the TPU slices, or GPU nodes."""
     data: int = 1
     """Each holds all parameters and works on its own rows."""
     fsdp: int = 1
@@ -48,15 +47,14 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of all `devices` (by default, all there are) with the axes of `MeshConfig`, neighbours where much is sent.
+    """Makes a mesh of `devices` (by default, all) with the axes of `MeshConfig`, neighbours along busy axes.
 
-    TPUs are laid out by their torus, and with several slices of them, what is not `slice` lies within one. Other
-    devices are taken node by node and process by process: the last axes lie within a node as far as it reaches, and
-    any axis may go across nodes.
+    TPUs are arranged by their torus; with several slices, all axes except `slice` stay within one. Other devices are
+    ordered by node and process: the last axes stay within a node as far as possible, and any axis may cross nodes.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices, the TPUs make another number of slices, or JAX
-        cannot lay out these devices so.
+      ValueError: The sizes do not multiply to the number of devices, they do not fit the number of TPU slices, or JAX
+        cannot arrange the devices in this shape.
     """
     devices = list(jax.devices() if devices is None else devices)
     slices = tpu_slices(devices)
@@ -66,16 +64,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def tpu_slices(devices: Sequence[jax.Device]) -> int:
-    """How many slices TPUs make, between which there is only a slow network; other devices count as one.
+    """Returns the number of TPU slices, which only a slow network connects; other devices count as one slice.
 
-    JAX numbers the nodes of GPUs as slices, too, but exchanges between those differ in nothing but their speed.
+    JAX numbers GPU nodes as slices, too, but communication between them differs in speed only.
     """
     on_tpu = devices[0].platform == "tpu"
     return len({getattr(device, "slice_index", 0) for device in devices}) if on_tpu else 1
 
 
 def _laid_out(shape: tuple[int, ...], devices: list[jax.Device], slices: int) -> np.ndarray:
-    """The devices as an array of this shape, whose first axis is that of slices."""
+    """Returns the devices as an array of this shape, whose first axis is that of slices."""
     if devices[0].platform != "tpu":
         ordered = sorted(devices, key=lambda device: (getattr(device, "slice_index", 0), device.process_index))
         return np.array(ordered).reshape(shape)
@@ -93,10 +91,11 @@ def _laid_out(shape: tuple[int, ...], devices: list[jax.Device], slices: int) ->
 
 
 def mesh_sizes(config: MeshConfig, devices: int, slices: int = 1) -> dict[str, int]:
-    """How many of so many devices, in so many slices of TPUs, each axis has.
+    """Returns the size of each mesh axis for a number of devices in a number of TPU slices.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices, or the axis `slice` is no multiple of the slices.
+      ValueError: The sizes do not multiply to the number of devices, or the axis `slice` is not a multiple of the
+        slices.
     """
     sizes = dataclasses.asdict(config)
     known = math.prod(size for size in sizes.values() if size != -1)
@@ -116,23 +115,23 @@ def mesh_sizes(config: MeshConfig, devices: int, slices: int = 1) -> dict[str, i
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of every array of a `Batch`: rows over data and fsdp, the rest whole."""
+    """Returns the sharding of every array of a `Batch`: split by rows, otherwise whole."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def row_shards(mesh: Mesh, process: int | None = None) -> tuple[tuple[int, ...], int]:
-    """(shards, count): of every global batch, cut along its rows into `count` equal shards, those a process loads.
+    """Returns (shards, count): the row shards of every global batch that a process loads, and their total number.
 
-    They are the ones that its devices work on, whatever they are: a host of TPUs is a block of the torus, and the
-    mesh goes around that. A shard whose devices belong to several processes (as where `tensor` or `context` goes
-    across them) is loaded by each of those.
+    A process loads the shards that its devices work on, which need not be contiguous: a TPU host is a block of the
+    torus, and the mesh winds through it. A shard whose devices belong to several processes (as when `tensor` or
+    `context` crosses them) is loaded by each of them.
 
     Args:
-      mesh: as of `make_mesh`.
-      process: by default, this one.
+      mesh: See `make_mesh`.
+      process: By default, this process.
 
     Returns:
-      The numbers of the shards in ascending order, and how many there are in all.
+      The numbers of the shards in ascending order, and the total number of equal shards.
     """
     process = jax.process_index() if process is None else process
     count = math.prod(mesh.shape[axis] for axis in ROWS)
@@ -142,24 +141,24 @@ def row_shards(mesh: Mesh, process: int | None = None) -> tuple[tuple[int, ...],
 
 
 def local_rows(index: slice, rows: int, shards: tuple[int, ...], count: int) -> slice:
-    """Where a process that has loaded `shards`, one after the other, has the rows `index` (one shard) of a batch."""
+    """Returns where a batch's rows `index` (one shard) are in the concatenated `shards` of a process."""
     start, stop, _ = index.indices(rows)
     first = shards.index(start * count // rows) * (stop - start)
     return slice(first, first + stop - start)
 
 
 def put_rows(mesh: Mesh, loaded: Any) -> Any:
-    """Global arrays of a batch, split over the mesh by their rows, from what each process has loaded of them.
+    """Returns global arrays of a batch, sharded by rows, from the rows that each process has loaded.
 
-    `jax.make_array_from_process_local_data` would do where all processes have equally many shards, or the same ones;
-    this does for every mesh.
+    `jax.make_array_from_process_local_data` requires that all processes have equally many shards, or the same ones;
+    this works for every mesh.
 
     Args:
-      mesh: as of `make_mesh`.
-      loaded: arrays in any structure; of each, the rows of the process's `row_shards`, in ascending order.
+      mesh: See `make_mesh`.
+      loaded: Arrays in any structure, each with the rows of the process's `row_shards`, in ascending order.
     """
     sharding = batch_sharding(mesh)
-    if sharding.is_fully_addressable:  # all at once, which costs the host a fraction of one after another
+    if sharding.is_fully_addressable:  # all at once costs the host a fraction of one after another
         return jax.device_put(loaded, sharding)
     shards, count = row_shards(mesh)
 
@@ -173,14 +172,16 @@ def put_rows(mesh: Mesh, loaded: Any) -> Any:
 
 
 def put_everywhere(mesh: Mesh, loaded: Any) -> Any:
-    """Whole arrays on every device, in any structure, of which every process has loaded the same; unlike
-    `jax.device_put`, it does not compare what the processes have."""
+    """Replicates arrays, in any structure, that every process has loaded, on every device.
+
+    Unlike `jax.device_put`, it does not compare the values across processes.
+    """
     everywhere = NamedSharding(mesh, PartitionSpec())
     if everywhere.is_fully_addressable:
         return jax.device_put(loaded, everywhere)
 
     def put(array: Any) -> jax.Array:
-        if isinstance(array, jax.Array) and not array.is_fully_addressable:  # it is there
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:  # already global
             return array
         whole = np.asarray(array)
         return jax.make_array_from_callback(whole.shape, everywhere, lambda index: whole[index])
@@ -189,9 +190,10 @@ def put_everywhere(mesh: Mesh, loaded: Any) -> Any:
 
 
 def check_rows(rows: int, mesh: Mesh, accumulate: int = 1) -> None:
-    """
+    """Checks that rows can be split evenly.
+
     Raises:
-      ValueError: each device would not get the same number of rows in each of `accumulate` parts of a batch.
+      ValueError: Each device would not get the same number of rows in each of `accumulate` parts of a batch.
     """
     shards = math.prod(mesh.shape[axis] for axis in ROWS)
     if rows % (shards * accumulate):
@@ -202,9 +204,10 @@ def check_rows(rows: int, mesh: Mesh, accumulate: int = 1) -> None:
 
 
 def check_tokens(tokens: int, mesh: Mesh) -> None:
-    """
+    """Checks that tokens can be split evenly.
+
     Raises:
-      ValueError: each device would not get the same number of tokens of a row.
+      ValueError: Each device would not get the same number of tokens of a row.
     """
     if tokens % mesh.shape["context"]:
         raise ValueError(
@@ -214,14 +217,14 @@ def check_tokens(tokens: int, mesh: Mesh) -> None:
 
 
 def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
-    """The sharding of each parameter: a state of `NamedSharding`s, as `jax.jit` takes it for `out_shardings`.
+    """Returns the sharding of each parameter: a state of `NamedSharding`s, for `out_shardings` of `jax.jit`.
 
     Args:
-      state: parameters, real or abstract, with their axis names.
-      mesh: as of `make_mesh`.
+      state: Parameters, concrete or abstract, with their axis names.
+      mesh: See `make_mesh`.
 
     Raises:
-      ValueError: an axis of a parameter is not a multiple of the mesh axis that would split it.
+      ValueError: An axis of a parameter is not a multiple of the mesh axis that would split it.
     """
 
     def sharding(path: tuple[Any, ...], variable: nnx.Variable[Any]) -> nnx.Variable[Any]:
@@ -240,9 +243,9 @@ def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
 
 @functools.lru_cache(maxsize=8)
 def structure(config: ModelConfig) -> tuple[nnx.GraphDef[UniMP], nnx.State]:
-    """The structure of a model, and the shapes of its parameters, which callers share and must not change.
+    """Returns the graph of a model and the shapes of its parameters, which callers share and must not change.
 
-    Tracing a model takes a second, and a command asks for its structure several times.
+    Tracing a model takes a second, and a command needs its structure several times.
     """
     return nnx.split(nnx.eval_shape(lambda: UniMP(config, rngs=nnx.Rngs(0))))
 
@@ -250,7 +253,7 @@ def structure(config: ModelConfig) -> tuple[nnx.GraphDef[UniMP], nnx.State]:
 def abstract_model(
     config: ModelConfig, mesh: Mesh, dtypes: Mapping[Part, str] = types.MappingProxyType({})
 ) -> tuple[nnx.GraphDef[UniMP], nnx.State]:
-    """The structure of a model, and shapes, types and shardings of its parameters; arguments as of `init_model`."""
+    """Returns the graph of a model and its parameters' shapes, dtypes and shardings; for arguments see `init_model`."""
 
     def shaped(path: tuple[Any, ...], variable: nnx.Variable[Any], place: NamedSharding) -> jax.ShapeDtypeStruct:
         quantized = isinstance(variable, Quantized)
@@ -270,17 +273,17 @@ def init_model(
     blank: Collection[Part] = (),
     dtypes: Mapping[Part, str] = types.MappingProxyType({}),
 ) -> UniMP:
-    """A new model, its parameters drawn straight into their shardings; the same values whatever the mesh.
+    """Returns a new model whose parameters are drawn directly into their shardings; values do not depend on the mesh.
 
     Args:
-      config: its geometry.
-      mesh: as of `make_mesh`.
-      seed: of what is drawn.
-      blank: parts that are all zeros, as something else will be written over them: drawing takes memory.
-      dtypes: what parts are kept in, where it is not `config.param_dtype`.
+      config: Configuration of the model.
+      mesh: See `make_mesh`.
+      seed: Random seed of the parameters.
+      blank: Parts that are set to zero because they will be overwritten; drawing takes memory.
+      dtypes: Dtypes of parts, where they differ from `config.param_dtype`.
 
     Raises:
-      ValueError: as of `param_shardings`.
+      ValueError: See `param_shardings`.
     """
 
     def make() -> UniMP:

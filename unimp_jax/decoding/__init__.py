@@ -1,4 +1,4 @@
-"""Prefill and KV cache: beam search, over all tokens or along a catalogue's trie, and sampled codes of images."""
+"""Decoding with a KV cache: beam search over the vocabulary or a catalogue's trie, and sampling of image codes."""
 
 from unimp_jax.decoding.beam import Answers, BeamConfig, beam_search
 from unimp_jax.decoding.cache import AnswerCache, PromptCache, decode_step, empty_cache, prefill

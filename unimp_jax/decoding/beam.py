@@ -1,4 +1,4 @@
-"""Beam search over the whole vocabulary, step for step as transformers' `generate(num_beams=...)` does it."""
+"""Beam search over the whole vocabulary, equivalent step by step to transformers' `generate(num_beams=...)`."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from unimp_jax.decoding.cache import AnswerCache, decode_step, empty_cache, pref
 from unimp_jax.model import UniMP
 
 WORST = -1e9
-"""The score of what is not there."""
+"""The score of empty slots."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BeamConfig:
-    """How answers are searched for."""
+    """Settings of beam search."""
 
     beams: int = 5
     new_tokens: int = 256
-    """At most so many."""
+    """Maximum number of generated tokens."""
     length_penalty: float = 1.0
     """A finished answer of n tokens scores log p / n^length_penalty."""
     early_stopping: bool | Literal["never"] = False
-    """Ends a prompt's search: as soon as there are as many finished answers as beams (True); when the best unfinished
-    one, were it to end now, would not be among them (False); when it could not, however long it became ("never")."""
+    """When the search for a prompt ends. True: as soon as there are as many finished answers as beams. False: when the
+    best unfinished one would not be among them if it ended now. "never": when no length would put it among them."""
 
     def __post_init__(self) -> None:
         if self.beams < 1 or self.new_tokens < 1:
@@ -40,8 +40,8 @@ class Answers:
     """W answers to each prompt.
 
     Attributes:
-      tokens_BAWn: int32, the end included where one came, padding behind it.
-      scores_BAW: float32, the sum of the tokens' log-probabilities under the length penalty.
+      tokens_BAWn: int32, including the end token if one was generated, then padding.
+      scores_BAW: float32, the sum of the tokens' log-probabilities, with the length penalty.
     """
 
     tokens_BAWn: jax.Array
@@ -50,15 +50,15 @@ class Answers:
 
 @flax.struct.dataclass
 class _Search:
-    """Where the searches of all prompts stand; W beams go on, W answers are finished, best first.
+    """State of the searches of all prompts: W unfinished beams and W finished answers per prompt, best first.
 
     Attributes:
-      step: int32, tokens chosen so far.
-      tokens_BAWn, scores_BAW: what goes on.
-      answers: what is finished; the scores are under the length penalty.
-      finished_BAW: bool, whether there is an answer.
-      hopeful_BA: bool, whether what goes on can still improve what is finished.
-      parents_BAW: int32, the places of the beam that what goes on continues.
+      step: int32, number of tokens chosen so far.
+      tokens_BAWn, scores_BAW: The unfinished beams.
+      answers: The finished answers; their scores include the length penalty.
+      finished_BAW: bool, whether the slot holds an answer.
+      hopeful_BA: bool, whether the unfinished beams can still improve on the finished answers.
+      parents_BAW: int32, the beam index of the parent of each unfinished beam.
     """
 
     step: jax.Array
@@ -74,17 +74,17 @@ def beam_search(
     model: UniMP, batch: Batch, config: BeamConfig, *, eos: int | None, pad: int = 0,
     latents_BNLC: jax.Array | None = None,
 ) -> Answers:  # fmt: skip
-    """The best answers to each prompt, best first; jittable but for `batch`.
+    """Returns the best answers to each prompt, best first; jittable except for `batch`.
 
     Args:
-      batch, latents_BNLC: as of `unimp_jax.decoding.cache.prefill`.
-      eos: what ends an answer; None: only its length does.
-      pad: what stands behind the end.
+      batch, latents_BNLC: See `unimp_jax.decoding.cache.prefill`.
+      eos: The token that ends an answer; None: only the length limit does.
+      pad: The token after the end.
     """
     hidden_BAD, prompts = prefill(model, batch, latents_BNLC)
     B, A = prompts.used_BA.shape
     W, n = config.beams, config.new_tokens
-    scores_BAW = jnp.full((B, A, W), WORST).at[..., 0].set(0.0)  # all beams begin equal, so only one counts
+    scores_BAW = jnp.full((B, A, W), WORST).at[..., 0].set(0.0)  # beams start equal, so only one counts
     tokens_BAWn = jnp.full((B, A, W, n), pad, jnp.int32)
     search = _Search(
         step=jnp.int32(0),
@@ -116,7 +116,7 @@ def beam_search(
 
 
 def _extend(search: _Search, logits_BAWV: jax.Array, config: BeamConfig, eos: int | None) -> _Search:
-    """One more token for every beam: of twice as many candidates, what ends and what goes on."""
+    """Extends every beam by one token: splits twice as many candidates as beams into finished and unfinished ones."""
     W, step = config.beams, search.step
     log_p_BAWV = jax.nn.log_softmax(logits_BAWV) + search.scores_BAW[..., None]
     scores_BA2, places_BA2, new_BA2 = top_candidates(log_p_BAWV, 2 * W)
@@ -151,9 +151,9 @@ def _extend(search: _Search, logits_BAWV: jax.Array, config: BeamConfig, eos: in
 
 
 def top_candidates(scores_BAWC: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The best of all beams' candidates: (scores, places in the beam, candidate numbers), [B, A, count] each.
+    """Returns the best candidates of all beams: (scores, beam indices, candidate numbers), [B, A, count] each.
 
-    Equal ones in the order in which they lie; where there are fewer than `count`, -inf fills up.
+    Ties are broken by position; if there are fewer than `count`, the rest is filled with -inf.
     """
     B, A, W, C = scores_BAWC.shape
     fill = ((0, 0), (0, 0), (0, max(count - W * C, 0)))
@@ -165,10 +165,10 @@ def top_candidates(scores_BAWC: jax.Array, count: int) -> tuple[jax.Array, jax.A
 
 
 def take(x: jax.Array, places_BAk: jax.Array) -> Any:
-    """What lies at places of the beam: [B, A, W, …] -> [B, A, k, …]."""
+    """Selects beams by index: [B, A, W, …] -> [B, A, k, …]."""
     return jnp.take_along_axis(x, places_BAk.reshape(*places_BAk.shape, *[1] * (x.ndim - 3)), axis=2)
 
 
 def log_probabilities(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    """log softmax(logits) at `tokens` alone: float32 [..., n] from [..., V] and int32 [..., n] (or [1, …, n])."""
+    """Returns log softmax(logits) at `tokens`: float32 [..., n] from [..., V] and int32 [..., n] (or [1, …, n])."""
     return jnp.take_along_axis(logits, tokens, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)

@@ -1,9 +1,9 @@
-"""Prefill and decode step, the two that all decoding is made of, and the KV cache between them.
+"""Prefill and decode step, the building blocks of all decoding, and the KV cache between them.
 
-Prompts lie packed in rows, as everywhere. Keys and values of a prompt's tokens and images are computed once and stay
-where they are; all continuations of all prompts of a row attend to them together, each to its own prompt's part. Keys
-and values of a continuation lie by the step, and the place in the beam, at which its tokens were chosen; who descends
-from whom is a mask, so that nothing is ever copied when a beam is reordered.
+Prompts are packed in rows, as in training. Keys and values of a prompt's tokens and images are computed once and never
+moved; all continuations of all prompts of a row attend to them together, each to its own prompt's part. Keys and values
+of a continuation are stored by the step and the beam index at which its tokens were chosen. A mask records which beam
+descends from which, so that reordering beams copies no keys or values.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from unimp_jax.model.unimp import Group
 
 @flax.struct.dataclass
 class PromptCache:
-    """Keys and values of the prompts of B rows, and what else their continuations need to know of them.
+    """Keys and values of the prompts of B rows, and the metadata that their continuations need.
 
     Attributes:
-      text: of every layer's tokens: [G, E, B, K, T, h].
-      images: of the latents that any continuation attends to: [G, B, S, H, h]; None where images are tokens.
-      positions_BT: int32, of the tokens.
+      text: Keys and values of the tokens in every layer, [G, E, B, K, T, h].
+      images: Those of the latents that any continuation attends to, [G, B, S, H, h]; None where images are tokens.
+      positions_BT: int32, positions of the tokens.
       mask_BAT: bool, the tokens of each prompt.
       image_mask_BAS: bool, the latents that each prompt's continuations attend to; None where images are tokens.
       lengths_BA: int32, the position of the first token of an answer.
@@ -53,33 +53,33 @@ class AnswerCache:
     """Keys and values of W continuations of each prompt.
 
     Attributes:
-      text: of every layer, by step and place in the beam: [G, E, B, A, K, n, W, h].
-      mask_BAWnV: bool, whether continuation W descends from the token of a step in place V of the beam.
+      text: Keys and values in every layer, by step and beam index, [G, E, B, A, K, n, W, h].
+      mask_BAWnV: bool, whether continuation W descends from the token chosen at a step in beam V.
     """
 
     text: KeysValues
     mask_BAWnV: jax.Array
 
     def reorder(self, parents_BAW: jax.Array) -> AnswerCache:
-        """Each place of the beam taken over by a continuation of that of `parents_BAW`, int32."""
+        """Returns a cache in which each beam continues the beam given by `parents_BAW`, int32."""
         mask_BAWnV = jnp.take_along_axis(self.mask_BAWnV, parents_BAW[..., None, None], axis=2)
         return dataclasses.replace(self, mask_BAWnV=mask_BAWnV)
 
 
 def prefill(model: UniMP, batch: Batch, latents_BNLC: jax.Array | None = None) -> tuple[jax.Array, PromptCache]:
-    """The whole prompts at once.
+    """Processes the prompts in one pass.
 
     Args:
-      batch: prompts that end at `answer_positions`, one a slot; weight 0 marks an empty slot.
-      latents_BNLC: the images', where they are at hand; `batch.images` itself is not read then.
+      batch: Prompts that end at `answer_positions`, one per slot; weight 0 marks an empty slot.
+      latents_BNLC: Latents of the images, if already computed; `batch.images` itself is not read then.
 
     Returns:
-      (the hidden state [B, A, D] that the first token of each answer is predicted from, the prompts' cache).
+      (the hidden state [B, A, D] from which the first token of each answer is predicted, the prompts' cache).
     """
     hidden_BAD, (text, images) = model.forward(batch, None, latents_BNLC, answers_only=True, cached=True)
 
     def at_end(x: jax.Array) -> jax.Array:
-        """[B, T, …] -> [B, A, …], of each prompt's last token."""
+        """Selects each prompt's last token: [B, T, …] -> [B, A, …]."""
         return jax.vmap(lambda row, positions: row[positions])(x, batch.answer_positions)
 
     segment_ids_BA = at_end(batch.segment_ids)
@@ -98,15 +98,16 @@ def prefill(model: UniMP, batch: Batch, latents_BNLC: jax.Array | None = None) -
 def _of_prompts(
     model: UniMP, batch: Batch, images: KeysValues, at_end: Callable[[jax.Array], jax.Array]
 ) -> tuple[KeysValues, jax.Array]:
-    """(keys and values of the latents that any continuation attends to, which of them each prompt's do [B, A, S]).
+    """Returns (keys and values of the latents that any continuation attends to, bool [B, A, S] which of them each
+    prompt's continuations attend to).
 
     Args:
-      images: of all latents of the rows.
-      at_end: [B, T, …] -> [B, A, …], of each prompt's last token.
+      images: Keys and values of all latents of the rows.
+      at_end: Selects each prompt's last token: [B, T, …] -> [B, A, …].
     """
     config, image_mask_BAN = model.config, at_end(model.image_mask(batch))
     (_, A, N), L = image_mask_BAN.shape, config.resampler.latents
-    if config.gated.attend == "last_image" and A < N:  # each prompt's one image, in a place of its own
+    if config.gated.attend == "last_image" and A < N:  # only each prompt's one image, in a slot of its own
         index_BA = jnp.maximum(at_end(batch.image_index), 0)
 
         def own(x_GBSHh: jax.Array) -> jax.Array:
@@ -121,7 +122,7 @@ def _of_prompts(
 
 
 def empty_cache(config: ModelConfig, prompts: PromptCache, beams: int, steps: int) -> AnswerCache:
-    """Room for `beams` continuations of each prompt, of up to `steps` tokens."""
+    """Returns an empty cache for `beams` continuations of each prompt, of up to `steps` tokens."""
     decoder, steps = config.decoder, max(steps, 1)
     B, A = prompts.lengths_BA.shape
     shape = (config.groups, config.group_layers, B, A, decoder.num_kv_heads, steps, beams, decoder.head_dim)
@@ -132,10 +133,10 @@ def empty_cache(config: ModelConfig, prompts: PromptCache, beams: int, steps: in
 def decode_step(
     model: UniMP, prompts: PromptCache, cache: AnswerCache, tokens_BAW: jax.Array, step: jax.Array | int
 ) -> tuple[jax.Array, AnswerCache]:
-    """The `step`-th token (from 0) of every continuation.
+    """Processes the `step`-th token (from 0) of every continuation.
 
     Returns:
-      (the hidden state [B, A, W, D] that the token after it is predicted from, the cache with this token).
+      (the hidden state [B, A, W, D] from which the next token is predicted, the cache with this token).
     """
     config = model.config
     B, A, W = tokens_BAW.shape
@@ -173,8 +174,7 @@ def attend_to_caches(
     prompt: KeysValues, past: KeysValues, prompts: PromptCache, mask_BAWnV: jax.Array, step: jax.Array | int,
     query_BQHh: jax.Array, key_BQKh: jax.Array, value_BQKh: jax.Array, *, alibi: bool,
 ) -> jax.Array:  # fmt: skip
-    """Attention of continuations to their prompt, to their own tokens before and to themselves: one softmax of three
-    parts.
+    """Computes the attention of continuations to their prompt, their own earlier tokens and themselves, in one softmax.
 
     Args:
       prompt: [B, K, T, h] each.
@@ -192,7 +192,7 @@ def attend_to_caches(
     f32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def joined(to_prompt: jax.Array, to_past: jax.Array, to_self: jax.Array) -> jax.Array:
-        """What is known of each part of the keys, side by side: [..., W, T + n W + 1]."""
+        """Broadcasts and concatenates values of the three parts of the keys: [..., W, T + n W + 1]."""
         parts = (to_prompt, to_past, to_self)
         common = jnp.broadcast_shapes(*(part.shape[:-1] for part in parts))
         return jnp.concatenate([jnp.broadcast_to(part, (*common, part.shape[-1])) for part in parts], axis=-1)

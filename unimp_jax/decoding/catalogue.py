@@ -1,4 +1,4 @@
-"""Beam search along the trie of a catalogue: every answer is an item, and none is found twice."""
+"""Beam search along the trie of a catalogue: every answer is an item, and no item is found twice."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from unimp_jax.model import UniMP
 
 @flax.struct.dataclass
 class Found:
-    """The best items of each prompt, best first.
+    """The best items for each prompt, best first.
 
     Attributes:
-      items_BAk: int32, -1 where there are no more.
-      scores_BAk: float32, the log-probability of all tokens of the id under the whole vocabulary, -inf beside -1.
+      items_BAk: int32, -1 where there are no more items.
+      scores_BAk: float32, the log-probability of all tokens of the id under the whole vocabulary; -inf for item -1.
     """
 
     items_BAk: jax.Array
@@ -29,15 +29,15 @@ def search_items(
     model: UniMP, hidden_BAD: jax.Array, prompts: PromptCache, trie: Trie, excluded_BAI: jax.Array | None = None, *,
     k: int = 10, beams: int = 10,
 ) -> Found:  # fmt: skip
-    """Beam search constrained to the trie.
+    """Runs beam search constrained to the trie.
 
-    A beam never enters a branch below which everything is excluded, so min(k, items that are left) items are found
-    wherever `beams` is at least `k`. Ids of one token are ranked exactly, by the prefill alone; deeper ones as far as
-    `beams` reaches, exactly where it is as wide as the catalogue.
+    A beam never enters a branch in which all items are excluded, so min(k, remaining items) items are found if `beams`
+    is at least `k`. Ids of one token are ranked exactly, by the prefill alone; the ranking of longer ids is approximate
+    unless `beams` is as large as the catalogue.
 
     Args:
-      hidden_BAD, prompts: of `unimp_jax.decoding.cache.prefill`.
-      excluded_BAI: bool, items not to be found.
+      hidden_BAD, prompts: From `unimp_jax.decoding.cache.prefill`.
+      excluded_BAI: bool, items that must not be found.
     """
     excluded_BAp = None if excluded_BAI is None else excluded_before(trie, excluded_BAI)
     hidden_BAWD = hidden_BAD[:, :, None]
@@ -60,16 +60,16 @@ def search_items(
         if not last:
             tokens_BAW = jnp.maximum(chosen(ways.tokens_BAWC), 0)
             hidden_BAWD, cache = decode_step(model, prompts, cache.reorder(parents_BAW), tokens_BAW, level)
-    items_BAk = jnp.where(scores_BAW > -jnp.inf, trie.items[nodes_BAW], -1)  # NaN too is no score
+    items_BAk = jnp.where(scores_BAW > -jnp.inf, trie.items[nodes_BAW], -1)  # excludes NaN, too
     return Found(items_BAk, scores_BAW)
 
 
 def path_scores(model: UniMP, hidden_BAD: jax.Array, prompts: PromptCache, ids_BAWn: jax.Array) -> jax.Array:
-    """The log-probability of given answers: float32 [B, A, W].
+    """Returns the log-probabilities of given answers, float32 [B, A, W].
 
     Args:
-      hidden_BAD, prompts: of `unimp_jax.decoding.cache.prefill`.
-      ids_BAWn: int32, W answers to each, of n tokens, `PAST` behind the end of shorter ones.
+      hidden_BAD, prompts: From `unimp_jax.decoding.cache.prefill`.
+      ids_BAWn: int32, W answers to each prompt, of n tokens; shorter ones are padded with `PAST`.
     """
     n = ids_BAWn.shape[-1]
     cache = empty_cache(model.config, prompts, ids_BAWn.shape[2], n - 1)

@@ -1,8 +1,8 @@
-"""Images sampled code by code: every token is a code, and there are exactly as many as an image has.
+"""Sampling of images code by code: every token is a code, and an image has a fixed number of codes.
 
-Classifier-free guidance (Ho and Salimans, arXiv:2207.12598) samples from  u + s (c - u),  c the logits behind the
-prompt and u the unconditional ones, behind the question alone, without history and query. Both continue with the same
-sampled codes.
+Classifier-free guidance (Ho and Salimans, arXiv:2207.12598) samples from u + s (c - u), where c are the logits given
+the prompt and u the unconditional logits, given the question alone, without history and query. Both continue with the
+same sampled codes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from unimp_jax.decoding.cache import AnswerCache, PromptCache, decode_step, empt
 from unimp_jax.model import UniMP
 
 ROUND_TO = 16
-"""The unconditional prompt is padded to a multiple of so many tokens, so that meshes divide it."""
+"""The unconditional prompt is padded to a multiple of this number of tokens, so that meshes divide it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How the next code is chosen; as it stands, greedily."""
+    """How the next code is chosen; greedily by default."""
 
     temperature: float = 0.0
-    """What logits are divided by before one is drawn; 0: the most probable code."""
+    """Divisor of the logits before sampling; 0 chooses the most probable code."""
     top_k: int = 0
-    """Draw among the so many most probable codes; 0: among all."""
+    """Sample among this number of most probable codes; 0: among all."""
     top_p: float = 1.0
-    """Draw among the most probable codes that together have at least this probability (nucleus, arXiv:1904.09751)."""
+    """Sample among the most probable codes whose total probability reaches this value (nucleus, arXiv:1904.09751)."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
@@ -44,10 +44,10 @@ class CodeSamplingConfig:
     """How the codes of an image are sampled."""
 
     guidance: float = 1.0
-    """How far what history and query say is gone beyond: 1 draws from what the model says, without guidance; more than
-    1 exaggerates what the question alone would not have led to; 0 asks the question alone."""
+    """Guidance scale s: 1 samples from the model without guidance, above 1 amplifies the effect of history and query,
+    and 0 conditions on the question alone."""
     sampling: SamplingConfig = SamplingConfig(temperature=1.0)
-    """How each code is chosen by the guided logits."""
+    """How each code is chosen from the guided logits."""
 
     def __post_init__(self) -> None:
         if self.guidance < 0:
@@ -59,8 +59,8 @@ class SampledCodes:
     """W images for each prompt.
 
     Attributes:
-      codes_BAWn: int32, numbers of codes, row by row of the image.
-      scores_BAW: float32, the sum of the codes' log-probabilities among all codes, guided, whatever the temperature.
+      codes_BAWn: int32, code numbers in row-major order of the image.
+      scores_BAW: float32, the sum of the codes' guided log-probabilities among all codes, without temperature.
     """
 
     codes_BAWn: jax.Array
@@ -72,14 +72,15 @@ def sample_codes(
     bare_T: jax.Array, key: jax.Array | None = None, numbers_BA: jax.Array | None = None, samples: int = 1,
     latents_BNLC: jax.Array | None = None,
 ) -> SampledCodes:  # fmt: skip
-    """Continues each prompt by `length` codes, `samples` times; jittable but for arrays.
+    """Continues each prompt by `length` codes, `samples` times; jittable except for non-array arguments.
 
     Args:
-      batch, latents_BNLC: as of `unimp_jax.decoding.cache.prefill`.
+      batch, latents_BNLC: See `unimp_jax.decoding.cache.prefill`.
       tokens_K: int32, the token of each code.
-      bare_T: int32, the question without history and query, the same for all prompts; read where there is guidance.
-      key: of the randomness; needed where the temperature is above 0.
-      numbers_BA: int32, by which each prompt has randomness of its own, wherever it lies; None: by its slot.
+      bare_T: int32, the question without history and query, the same for all prompts; used for guidance only.
+      key: Random key; required if the temperature is above 0.
+      numbers_BA: int32, number of each prompt, which seeds its randomness wherever it is in a batch; None: its slot
+        number.
     """
     if config.sampling.temperature and key is None:
         raise ValueError("sampling at a temperature above 0 needs a key")
@@ -115,7 +116,7 @@ def _choose(
     logits_BAWK: jax.Array, sampling: SamplingConfig, key: jax.Array | None, numbers_BA: jax.Array,
     step: jax.Array | int,
 ) -> jax.Array:  # fmt: skip
-    """int32 [B, A, W]; a prompt's randomness depends on its number and the step alone."""
+    """Chooses the next codes, int32 [B, A, W]; a prompt's randomness depends only on its number and the step."""
     if key is None or sampling.temperature == 0:
         return logits_BAWK.argmax(-1).astype(jnp.int32)
 
@@ -127,7 +128,7 @@ def _choose(
 
 
 def kept_logits(logits: jax.Array, sampling: SamplingConfig) -> jax.Array:
-    """Logits over the temperature, -inf where a code is not among those to sample from: float32 [..., V]."""
+    """Returns logits divided by the temperature, -inf for codes that must not be sampled: float32 [..., V]."""
     logits = logits / sampling.temperature
     if sampling.top_k:
         least = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]))[0][..., -1:]
@@ -135,14 +136,14 @@ def kept_logits(logits: jax.Array, sampling: SamplingConfig) -> jax.Array:
     if sampling.top_p < 1:
         descending = jnp.sort(logits, axis=-1, descending=True)
         weights = jax.nn.softmax(descending, axis=-1)
-        before = jnp.cumsum(weights, axis=-1) - weights  # what is more probable; the first always stays
+        before = jnp.cumsum(weights, axis=-1) - weights  # mass of more probable codes; the first always stays
         least = jnp.where(before < sampling.top_p, descending, jnp.inf).min(-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
     return logits
 
 
 def prompt_without_images(tokens_t: jax.Array, rows: int) -> Batch:
-    """One prompt, the same in all rows."""
+    """Returns a batch with the same prompt in all rows."""
     length = tokens_t.shape[0]
     padding = -length % ROUND_TO
 
@@ -165,7 +166,7 @@ def prompt_without_images(tokens_t: jax.Array, rows: int) -> Batch:
 
 
 def _for_all_slots(hidden_B1D: jax.Array, prompts: PromptCache, slots: int) -> tuple[jax.Array, PromptCache]:
-    """The one prompt of each row for so many slots."""
+    """Repeats the one prompt of each row for `slots` slots."""
     names = ("mask_BAT", "image_mask_BAS", "lengths_BA", "used_BA")
     repeated = {name: jax.tree.map(lambda x: jnp.repeat(x, slots, axis=1), getattr(prompts, name)) for name in names}
     return jnp.repeat(hidden_B1D, slots, axis=1), dataclasses.replace(prompts, **repeated)

@@ -1,7 +1,7 @@
-"""Every valid answer as a trie of tokens, in flat arrays: which tokens may come next, and which item they then name.
+"""A trie of the token sequences of all valid answers in flat arrays: possible next tokens and their items.
 
-Built with NumPy, read on the device. Nodes are numbered level by level in the order of their tokens, so that a node's
-children are neighbours, and so are all items below it.
+Built with NumPy, read on the device. Nodes are numbered level by level in the order of their tokens, so that the
+children of a node are contiguous, and so are all items below it.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 
 PAST = -1
-"""Stands behind the end of an id that is shorter than others."""
+"""Padding after the end of ids that are shorter than others."""
 
 
 @flax.struct.dataclass
 class Trie:
-    """I ids of at most `depth` tokens.
+    """A trie of I ids of at most `depth` tokens.
 
     Attributes:
-      tokens: for each level l from 1 to depth, the token of every node: int32 [M_l]. `PAST` costs nothing.
-      children: for each level from 0 on, where the children of every node begin in the next one: int32 [M_l + 1].
-      leaves: for each level from 1 on, where the items below every node begin: int32 [M_l + 1].
+      tokens: For each level l from 1 to depth, the token of every node, int32 [M_l]. `PAST` has log-probability 0.
+      children: For each level from 0 on, the index in the next level of every node's first child, int32 [M_l + 1].
+      leaves: For each level from 1 on, the index of the first item below every node, int32 [M_l + 1].
       items: int32 [I], the item of every node of the last level.
-      branching: for each level from 0 on, the most children that a node has; fixed when a search is compiled.
+      branching: For each level from 0 on, the maximum number of children of a node; static when a search is compiled.
     """
 
     tokens: tuple[jax.Array, ...]
@@ -42,15 +42,15 @@ class Trie:
 
 
 def build_trie(ids: np.ndarray) -> Trie:
-    """A trie of the valid answers: of a catalogue, or of any set of ids.
+    """Builds a trie of the valid answers: a catalogue or any other set of ids.
 
-    Items are added, or taken out of stock for all, by building anew; the model is not concerned.
+    To add items or remove them for all users, build a new trie; the model does not change.
 
     Args:
-      ids: int [I, depth], `PAST` behind the end of shorter ones.
+      ids: int [I, depth]; shorter ids are padded with `PAST`.
 
     Raises:
-      ValueError: no ids, one that occurs twice, one that begins another, or a negative token.
+      ValueError: There are no ids, a duplicate id, an id that is a prefix of another, or a negative token.
     """
     ids = np.asarray(ids)
     if ids.ndim != 2 or not ids.size:
@@ -61,7 +61,7 @@ def build_trie(ids: np.ndarray) -> Trie:
         raise ValueError("an id has a negative token, or none; only behind the end of shorter ids stands -1")
     order = np.lexsort(ids.T[::-1])
     ordered = ids[order]
-    differs = np.ones((num_items, depth + 1), bool)  # from the id before, up to and with level l
+    differs = np.ones((num_items, depth + 1), bool)  # from the previous id, up to and including level l
     differs[:, 0] = np.arange(num_items) == 0
     differs[1:, 1:] = np.logical_or.accumulate(ordered[1:] != ordered[:-1], axis=1)
     _refuse_ambiguous(ordered, differs, order)
@@ -81,15 +81,16 @@ def build_trie(ids: np.ndarray) -> Trie:
 
 
 def _refuse_ambiguous(ordered: np.ndarray, differs: np.ndarray, order: np.ndarray) -> None:
-    """
+    """Checks that ids are unambiguous.
+
     Raises:
-      ValueError: an id occurs twice or begins another.
+      ValueError: An id is a duplicate or a prefix of another.
     """
     same = np.flatnonzero(~differs[:, -1])
     if len(same):
         one, other = order[same[0] - 1], order[same[0]]
         raise ValueError(f"items {one} and {other} have the same id {ordered[same[0]].tolist()}")
-    # Among ordered rows, an id that begins others stands right before the first of them.
+    # Among ordered rows, an id that is a prefix of others directly precedes the first of them.
     shorter = ordered[:-1] == PAST
     begins = np.flatnonzero((shorter | (ordered[:-1] == ordered[1:])).all(axis=1) & shorter.any(axis=1))
     if len(begins):
@@ -102,12 +103,12 @@ def _refuse_ambiguous(ordered: np.ndarray, differs: np.ndarray, order: np.ndarra
 
 @dataclasses.dataclass(frozen=True)
 class Branches:
-    """The tokens that may come next in each of W beams of each prompt; C is the branching of their level.
+    """The possible next tokens in each of W beams of each prompt; C is the branching of their level.
 
     Attributes:
-      tokens_BAWC: int32; [1, 1, 1, C] from the root, where it is the same for all.
-      nodes_BAWC: int32, of the next level; [1, 1, 1, C] from the root.
-      open_BAWC: bool, whether there is such a child, and below it an item that is not excluded.
+      tokens_BAWC: int32; [1, 1, 1, C] at the root, where they are the same for all.
+      nodes_BAWC: int32, nodes of the next level; [1, 1, 1, C] at the root.
+      open_BAWC: bool, whether the child exists and leads to an item that is not excluded.
     """
 
     tokens_BAWC: jax.Array
@@ -116,7 +117,7 @@ class Branches:
 
 
 def excluded_before(trie: Trie, excluded_BAI: jax.Array) -> jax.Array:
-    """How many of the first 0, 1, … I items, along the trie's last level, must not be found: int32 [B, A, I + 1].
+    """Counts the excluded items among the first 0, 1, … I items of the trie's last level: int32 [B, A, I + 1].
 
     Args:
       excluded_BAI: bool, which items must not be found.
@@ -126,9 +127,9 @@ def excluded_before(trie: Trie, excluded_BAI: jax.Array) -> jax.Array:
 
 
 def branches(trie: Trie, level: int, nodes_BAW: jax.Array, excluded_BAp: jax.Array | None = None) -> Branches:
-    """The children of nodes of `level`; none below which all items are excluded (`excluded_before`)."""
+    """Returns the children of nodes of `level`, closed where all items below are excluded (`excluded_before`)."""
     if level == 0:
-        nodes_BAW = jnp.zeros((1, 1, 1), jnp.int32)  # the root, for all
+        nodes_BAW = jnp.zeros((1, 1, 1), jnp.int32)  # all are at the root
     begin_BAW, end_BAW = trie.children[level][nodes_BAW], trie.children[level][nodes_BAW + 1]
     reach_BAWC = begin_BAW[..., None] + jnp.arange(trie.branching[level])
     nodes_BAWC = jnp.minimum(reach_BAWC, trie.tokens[level].shape[0] - 1)

@@ -1,4 +1,4 @@
-"""What one batch of prompts is answered with: pure functions of a model, jittable, with results [B, A, …].
+"""Functions that answer one batch of prompts: pure, jittable functions of a model with results [B, A, …].
 
 `unimp_jax.evaluation.predictor` maps them over batches.
 """
@@ -20,16 +20,16 @@ from unimp_jax.model import UniMP
 Results = tuple[jax.Array, ...]
 
 CHUNK = 2**18
-"""Scores of so many items, for a batch of prompts, fit into any device's memory."""
+"""The number of items whose scores, for a batch of prompts, fit into any device's memory."""
 
 
 class Prompts(NamedTuple):
-    """One batch of them.
+    """One batch of prompts.
 
     Attributes:
-      batch: prompts that end at its answer positions.
-      latents_BNLC: of its images; None: the batch holds the images.
-      numbers_BA: int32, of the prompts, -1 for an empty slot.
+      batch: Prompts that end at its answer positions.
+      latents_BNLC: Latents of its images; None: the batch contains the images.
+      numbers_BA: int32, numbers of the prompts, -1 for an empty slot.
     """
 
     batch: Batch
@@ -38,13 +38,13 @@ class Prompts(NamedTuple):
 
 
 def next_token(model: UniMP, prompts: Prompts, tokens_n: jax.Array) -> Results:
-    """Log-probabilities of `tokens_n` as the next one, over the whole vocabulary: float32 [B, A, n]."""
+    """Returns log-probabilities of `tokens_n` as the next token, over the whole vocabulary: float32 [B, A, n]."""
     hidden_BAD, _ = prefill(model, prompts.batch, prompts.latents_BNLC)
     return (jax.nn.log_softmax(model.logits(hidden_BAD))[..., tokens_n],)
 
 
 def score(model: UniMP, prompts: Prompts, answers_BAWn: jax.Array) -> Results:
-    """Log-probabilities of whole answers: float32 [B, A, W]."""
+    """Returns log-probabilities of whole answers: float32 [B, A, W]."""
     return (path_scores(model, *prefill(model, prompts.batch, prompts.latents_BNLC), answers_BAWn),)
 
 
@@ -52,10 +52,10 @@ def rank(
     model: UniMP, prompts: Prompts, tokens_I: jax.Array, targets_BA: jax.Array, seen_BAw: jax.Array, *, k: int,
     chunk: int = CHUNK,
 ) -> Results:  # fmt: skip
-    """The fields of `unimp_jax.evaluation.ranking.Ranked`, by exact scores of all items of one token.
+    """Returns the fields of `unimp_jax.evaluation.ranking.Ranked`, by exact scores of all items, for ids of one token.
 
     Args:
-      chunk: in larger catalogues so many tokens are scored at a time.
+      chunk: Number of tokens that are scored at a time in larger catalogues.
     """
     targets_M, seen_Mw = targets_BA.reshape(-1), seen_BAw.reshape(-1, seen_BAw.shape[-1])
     if len(tokens_I) > chunk:
@@ -78,21 +78,21 @@ def search(
     model: UniMP, prompts: Prompts, trie: Trie, tokens_In: jax.Array, targets_BA: jax.Array, seen_BAw: jax.Array, *,
     k: int, beams: int,
 ) -> Results:  # fmt: skip
-    """The fields of `unimp_jax.evaluation.ranking.Ranked`, of the items that beams find by their ids' tokens."""
+    """Returns the fields of `unimp_jax.evaluation.ranking.Ranked` for items found by beam search over their ids."""
     num_items = tokens_In.shape[0]
     seen_BAI = seen_mask(seen_BAw, num_items)
     is_target_BAI = jnp.arange(num_items) == targets_BA[..., None]
     read = prefill(model, prompts.batch, prompts.latents_BNLC)
     others_BAI = seen_BAI & ~is_target_BAI  # the right item is never filtered
     unfiltered = search_items(model, *read, trie, None, k=k, beams=beams)
-    found = search_items(model, *read, trie, others_BAI, k=k + 1, beams=beams)  # one to spare
+    found = search_items(model, *read, trie, others_BAI, k=k + 1, beams=beams)  # one extra
     entropy_BA = -path_scores(model, *read, tokens_In[targets_BA][:, :, None])[..., 0]
 
     def place(items_BAk: jax.Array) -> jax.Array:
         hits_BAk = items_BAk[..., :k] == targets_BA[..., None]
         return jnp.where(hits_BAk.any(-1), hits_BAk.argmax(-1) + 1, jnp.inf).astype(jnp.float32)
 
-    seen_BA = (seen_BAI & is_target_BAI).any(-1)  # then the right item has a rank, and is not among the best
+    seen_BA = (seen_BAI & is_target_BAI).any(-1)  # then the right item has a rank but is not among the best
     shown_BAk = (found.items_BAk >= 0) & ~(seen_BA[..., None] & (found.items_BAk == targets_BA[..., None]))
     order_BAk = jnp.argsort(~shown_BAk, axis=-1, stable=True)[..., :k]
 
@@ -104,7 +104,7 @@ def search(
 
 
 def best_items(model: UniMP, prompts: Prompts, trie: Trie, excluded_BAw: jax.Array, *, k: int, beams: int) -> Results:
-    """The best items that are not excluded: (int32 [B, A, k], -1 where there are no more; float32 scores)."""
+    """Returns the best items that are not excluded: (int32 [B, A, k], -1 where there are no more; float32 scores)."""
     read = prefill(model, prompts.batch, prompts.latents_BNLC)
     excluded_BAI = seen_mask(excluded_BAw, trie.items.shape[0])
     found = search_items(model, *read, trie, excluded_BAI, k=k, beams=beams)
@@ -112,7 +112,7 @@ def best_items(model: UniMP, prompts: Prompts, trie: Trie, excluded_BAw: jax.Arr
 
 
 def generate(model: UniMP, prompts: Prompts, *, config: BeamConfig, eos: int, pad: int) -> Results:
-    """The best answer of beam search: (int32 [B, A, n] tokens, float32 [B, A] scores)."""
+    """Returns the best answer of beam search: (int32 [B, A, n] tokens, float32 [B, A] scores)."""
     answers = beam_search(model, prompts.batch, config, eos=eos, pad=pad, latents_BNLC=prompts.latents_BNLC)
     return answers.tokens_BAWn[:, :, 0], answers.scores_BAW[:, :, 0]
 
@@ -121,7 +121,7 @@ def sample_codes(
     model: UniMP, prompts: Prompts, tokens_K: jax.Array, bare_T: jax.Array, key: jax.Array, *, length: int,
     config: CodeSamplingConfig, samples: int,
 ) -> Results:  # fmt: skip
-    """Images as codes: (int32 [B, A, samples, length], their log-probabilities, float32 [B, A, samples])."""
+    """Returns images as codes: (int32 [B, A, samples, length], their log-probabilities, float32 [B, A, samples])."""
     sampled = decoding.sample_codes(
         model, prompts.batch, tokens_K, length, config, bare_T=bare_T, key=jax.random.wrap_key_data(key),
         numbers_BA=prompts.numbers_BA, samples=samples, latents_BNLC=prompts.latents_BNLC,

@@ -1,8 +1,8 @@
-"""Intervals from metrics for each user; users are what is resampled, by a seed.
+"""Bootstrap confidence intervals of metrics with one value per user; users are resampled, with a fixed seed.
 
-`scipy.stats.bootstrap` agrees up to Monte Carlo error (tests compare them), but draws other resamples from a seed:
-every interval that was published would change. It would also resample each metric anew, where here all metrics of a
-table are of the same resampled users.
+`scipy.stats.bootstrap` agrees up to Monte Carlo error (tests compare them), but draws other resamples from a seed, so
+every published interval would change. It would also resample each metric separately, whereas here all metrics of a
+table use the same resampled users.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 RESAMPLES = 1000
-CHUNK = 1 << 22  # resampled users held at once
+CHUNK = 1 << 22  # number of resampled users held at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A metric and its 95 % percentile bootstrap interval, NaN where there is one user, who tells of no other."""
+    """A metric and its 95 % percentile bootstrap interval, whose bounds are NaN if there is only one user."""
 
     mean: float
     low: float
     high: float
 
     def bounds(self, between: str) -> str:
-        """Such as `0.123, 0.234`, or what is said of a single user's."""
+        """Formats the bounds, such as `0.123, 0.234`, or says that there is no interval."""
         return "no interval" if math.isnan(self.low) else f"{self.low:.3f}{between}{self.high:.3f}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference(Interval):
-    """The mean difference of two models on the same users, its interval, and whether it could be chance.
+    """The mean difference of two models on the same users, its interval, and the p-value of a test.
 
     Attributes:
-      p_value: two-sided.
+      p_value: Two-sided p-value.
     """
 
     p_value: float
 
 
 def interval(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """The mean of one value a user, float [M]."""
+    """Returns the mean of one value per user, float [M], with its interval."""
     return metric({"": values}, lambda means: means[""], seed=seed, resamples=resamples)
 
 
@@ -53,14 +53,14 @@ def metric(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """A metric computed from means over users, such as RMSE, the root of a mean.
+    """Returns a metric computed from means over users, such as RMSE, the root of a mean.
 
     Args:
-      values: for each name, one value a user: float [M].
-      formula: turns the means, arrays of any one shape by name, into the metric (`metrics.RATING_METRICS`, …).
+      values: For each name, one value per user, float [M].
+      formula: Computes the metric from the means, arrays of any one shape by name (`metrics.RATING_METRICS`, …).
 
     Raises:
-      ValueError: no users, names with unequal numbers of users, or a value that is NaN.
+      ValueError: There are no users, names differ in their number of users, or a value is NaN.
     """
     columns_CM = np.stack([_checked(name, column) for name, column in values.items()])
     mean = float(formula(dict(zip(values, columns_CM.mean(axis=1, keepdims=True), strict=True)))[0])
@@ -73,7 +73,7 @@ def metric(
 
 
 def _checked(name: str, values: np.ndarray) -> np.ndarray:
-    """float64 [M]."""
+    """Validates the values of one name and returns them as float64 [M]."""
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not values.size:
         raise ValueError(f"{name or 'values'} are of shape {values.shape}: [users] is right")
@@ -83,7 +83,7 @@ def _checked(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def _resampled_means(columns_CM: np.ndarray, seed: int, resamples: int) -> Iterator[np.ndarray]:
-    """float64 [C, some of the R resamples]; the same seed draws the same users for every metric."""
+    """Yields means as float64 [C, some of the R resamples]; the same seed draws the same users for every metric."""
     rng = np.random.default_rng((seed, 0))
     num_users = columns_CM.shape[1]
     size = max(CHUNK // num_users, 1)

@@ -1,5 +1,7 @@
-"""Exact ranks in catalogues whose scores do not fit into memory at once: a pass over chunks of the vocabulary for the
-softmax, and one for ranks and the best items."""
+"""Exact ranks in catalogues whose scores do not fit into memory at once.
+
+One pass over chunks of the vocabulary computes the softmax, a second one the ranks and the best items.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,19 @@ from unimp_jax.model.decoder import EmbeddingTables
 
 
 class Softmax(NamedTuple):
-    """Of M hidden states, float32 [M] each: the logarithm of the sum over all tokens, and the right one's logit."""
+    """For M hidden states, float32 [M] each: log-sum-exp over all tokens, and the right token's logit."""
 
     total_M: jax.Array
     right_M: jax.Array
 
 
 class Best(NamedTuple):
-    """What has been seen of the catalogue so far.
+    """Results over the part of the catalogue processed so far.
 
     Attributes:
-      unfiltered_M, filtered_M: float32, how many other items score higher, ties counted half.
-      scores_MNk, items_MNk: of each shard of the table the best ones that the user has not met, -inf and -1 where there
-        are none.
+      unfiltered_M, filtered_M: float32, number of other items that score higher; ties count half.
+      scores_MNk, items_MNk: The best items of each table shard that the user has not seen; -inf and -1 where there are
+        none.
       nan_M: bool, whether a score was NaN.
     """
 
@@ -39,18 +41,18 @@ def rank_by_chunks(
     tables: EmbeddingTables, hidden_MD: jax.Array, tokens_I: jax.Array, targets_M: jax.Array, seen_Mw: jax.Array, *,
     k: int, chunk: int,
 ) -> tuple[jax.Array, ...]:  # fmt: skip
-    """What `unimp_jax.evaluation.ranking` makes of the scores of all items, from those of `chunk` tokens at a time.
+    """Computes the results of `unimp_jax.evaluation.ranking` with the scores of `chunk` tokens at a time.
 
-    Where the table of new tokens is split over devices, each looks at its own shard, and N best lists are merged.
+    If the table of new tokens is sharded, each device processes its own shard, and the N best lists are merged.
 
     Args:
-      tokens_I: int32, the token of each item, a new one; those of later items are higher.
+      tokens_I: int32, the token of each item, a new token; tokens increase with the item number.
       targets_M: int32, the right items.
-      seen_Mw: uint8, bitmaps of the items that users have met.
+      seen_Mw: uint8, bitmaps of the items that users have seen.
 
     Returns:
       (unfiltered ranks [M], filtered ranks [M], the best items [M, min(k, I)], their log-probabilities, the cross
-      entropy of the right items [M]), as the fields of `unimp_jax.evaluation.ranking.Ranked`.
+      entropy of the right items [M]), like the fields of `unimp_jax.evaluation.ranking.Ranked`.
     """
     M, num_items, k = len(hidden_MD), len(tokens_I), min(k, len(tokens_I))
     base_MB, table_NCD = tables.without_new().logits(hidden_MD), tables.new_head_by_shard()
@@ -61,9 +63,9 @@ def rank_by_chunks(
     right_items_M11 = targets_M[:, None, None]
 
     def read(start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(logits [M, N, c] of new tokens, -inf where an earlier chunk had them; bool [N, c], where none had; int32
-        [N, c], which items they are, -1 for none)"""
-        begin = jnp.minimum(start, C - size)  # the last chunk begins within the one before it
+        """Returns (logits [M, N, c] of new tokens, -inf where an earlier chunk contained them; bool [N, c], not in an
+        earlier chunk; int32 [N, c], item numbers, -1 for none)."""
+        begin = jnp.minimum(start, C - size)  # the last chunk overlaps the previous one
         fresh_Nc = jnp.broadcast_to(begin + jnp.arange(size) >= start, (N, size))
         rows_NcD, items_Nc = (jax.lax.dynamic_slice_in_dim(x, begin, size, axis=1) for x in (table_NCD, items_NC))
         logits_MNc = jnp.einsum("md,ncd->mnc", hidden_MD, rows_NcD, preferred_element_type=jnp.float32)
@@ -105,6 +107,6 @@ def rank_by_chunks(
 
 
 def best_of(scores: jax.Array, items: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The k highest scores of the last axis, the first among equals first, and their items."""
+    """Returns the k highest scores of the last axis, ties in order of position, and their items."""
     best, places = jax.lax.top_k(scores, k)
     return best, jnp.take_along_axis(items, places, axis=-1)

@@ -1,12 +1,12 @@
-"""The Fréchet distance between two sets of features, and what each of their pairs adds to it.
+"""The Fréchet distance between two sets of features, and the contribution of each pair.
 
-Taken as normal distributions with means m and covariances S, two sets are |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
-apart (Dowson and Landau 1982); of Inception's features that is the FID (arXiv:1706.08500). No root of a product of
-covariances is taken here, whose smallest eigenvalues rounding turns negative. With centred features over the root of
-n - 1 parted into Q R, S = R^T R, and tr (S1 S2)^(1/2) is the sum of the singular values of R1 R2^T. That also holds,
-exactly, where there are fewer images than features.
+For normal distributions with means m and covariances S, the distance is |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
+(Dowson and Landau 1982); for features of Inception it is the FID (arXiv:1706.08500). The root of a product of
+covariances, whose smallest eigenvalues become negative by rounding, is avoided: if the centred features divided by the
+root of n - 1 have the decomposition Q R, then S = R^T R, and tr (S1 S2)^(1/2) is the sum of the singular values of R1
+R2^T. This also holds exactly if there are fewer images than features.
 
-The distance is biased upwards in small sets (arXiv:1911.07023), so that only sets of one size compare.
+The distance is biased upwards for small sets (arXiv:1911.07023), so only sets of equal size are comparable.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 
 
 def frechet_values(first_PF: np.ndarray, second_PF: np.ndarray) -> np.ndarray:
-    """One value a pair, float64 [P], whose mean is the distance between all firsts and all seconds.
+    """Returns one value per pair, float64 [P], whose mean is the distance between all firsts and all seconds.
 
-    A value tells how the distance moves with the weight of its pair (the first derivative, by both sets' means and
-    covariances), so that a mean's interval and tests are the distance's (the delta method). They are too narrow where
-    there are not many more images than features.
+    A value says how the distance changes with the weight of its pair (the first derivative, through the means and
+    covariances of both sets), so intervals and tests of the mean apply to the distance (the delta method). They are too
+    narrow unless there are many more images than features.
 
     Raises:
-      ValueError: the sets are not of as many, or are too small, a feature is no finite number, or their widths differ.
+      ValueError: The sets differ in size or are too small, a feature is not finite, or their widths differ.
     """
     if len(first_PF) != len(second_PF):
         raise ValueError(f"{len(first_PF)} images against {len(second_PF)}: pairs are needed")
@@ -39,7 +39,7 @@ def frechet_values(first_PF: np.ndarray, second_PF: np.ndarray) -> np.ndarray:
 
 
 def _spread(features_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(mean [F], centred [N, F], q [N, K], r [K, F]): root (n - 1) q r is what is centred."""
+    """Returns (mean [F], centred [N, F], q [N, K], r [K, F]), where root (n - 1) q r equals the centred features."""
     features_NF = np.asarray(features_NF, np.float64)
     if features_NF.ndim != 2 or len(features_NF) < 2:
         raise ValueError(f"features are of shape {features_NF.shape}: two or more images' are needed")

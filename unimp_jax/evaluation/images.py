@@ -1,6 +1,6 @@
-"""Metrics of generated images for each user, from features that some tower makes of them.
+"""Metrics of generated images with one value per user, computed from features of a vision tower.
 
-The images of R other items are what they are compared with. Distances are Euclidean.
+Generated images are compared with the images of R other items. Distances are Euclidean.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ def image_scores(
     alike_PRF: np.ndarray,
     queries: Sequence[str],
 ) -> PerUser:
-    """What `image_metrics` makes metrics of; of all, more is better.
+    """Computes the per-user values for `image_metrics`; higher is better for all metrics.
 
     Args:
-      generated_PSF: of the images generated for each question.
-      wanted_PF: of the image of the item that each user truly met.
-      random_PRF, alike_PRF: of the images of R other items, drawn for each; among all, and among those of the query.
-      queries: what each asked for.
+      generated_PSF: Features of the images generated for each question.
+      wanted_PF: Features of the image of the item that each user interacted with.
+      random_PRF, alike_PRF: Features of the images of R other items per user, drawn from all, and from those of the
+        query.
+      queries: The query of each user.
 
     Returns:
-      float64 [P] by name. Sets, for precision and recall, are each user's first image and all the wanted ones, so
-      that they are of one size whatever S is.
+      float64 [P] by name. The sets for precision and recall are each user's first image and all wanted images, so that
+      they have equal size for any S.
     """
     precision_P, recall_P = precision_and_recall(generated_PSF[:, 0], wanted_PF)
     apart_P, shared_P = apart_from_others(generated_PSF, queries)
@@ -52,7 +53,7 @@ def image_scores(
 
 
 def image_distances(generated_PSF: np.ndarray, wanted_PF: np.ndarray) -> PerUser:
-    """Metrics of which less is better: float64 [P] by name, whose means they are."""
+    """Computes values of metrics for which lower is better: float64 [P] by name, whose means are the metrics."""
     return {
         "Fréchet distance": frechet_values(generated_PSF[:, 0], wanted_PF),
         "distance to wanted": _distances(generated_PSF, wanted_PF[:, None]).mean(axis=(1, 2)),
@@ -60,8 +61,11 @@ def image_distances(generated_PSF: np.ndarray, wanted_PF: np.ndarray) -> PerUser
 
 
 def distance_metrics(distances: PerUser) -> dict[str, Callable[[Means], np.ndarray]]:
-    """Means of what `image_distances` made, but that the Fréchet distance moves on the scale of logarithms (the delta
-    method for log d): no interval of a distance reaches below 0, however few images there are."""
+    """Returns formulas for the values of `image_distances`: means, except for the Fréchet distance.
+
+    The Fréchet distance is moved on a logarithmic scale (the delta method for log d), so that no interval extends below
+    0, however few images there are.
+    """
     whole = float(distances["Fréchet distance"].mean())
 
     def frechet(means: Means) -> np.ndarray:
@@ -72,7 +76,7 @@ def distance_metrics(distances: PerUser) -> dict[str, Callable[[Means], np.ndarr
 
 
 def image_metrics(scores: PerUser) -> dict[str, Callable[[Means], np.ndarray]]:
-    """Those of `IMAGE_METRICS` that `scores`, made by `image_scores`, have something for."""
+    """Returns the `IMAGE_METRICS` for which `scores`, from `image_scores`, contains values."""
     there = {*scores, "diversity"} if scores["with others"].any() else {*scores}
     return {name: formula for name, formula in IMAGE_METRICS.items() if name in there}
 
@@ -90,14 +94,14 @@ IMAGE_METRICS: dict[str, Callable[[Means], np.ndarray]] = {
     "diversity": lambda means: means["apart from others"] / np.maximum(means["with others"], 1e-12),
     "own diversity": _mean("own diversity"),
 }
-"""All there are; the score of a CLIP comes from `clip_score`."""
+"""All image metrics; the values of "CLIP score" come from `clip_score`."""
 
 
 def closer(generated_PSF: np.ndarray, wanted_PF: np.ndarray, others_PRF: np.ndarray) -> np.ndarray:
-    """How often a user's generated images lie closer to the wanted one than to another, ties as half.
+    """Computes how often a user's generated images are closer to the wanted image than to another; ties count half.
 
     Returns:
-      float64 [P], the share of all S x R comparisons; by chance 1/2.
+      float64 [P], the share of all S x R comparisons; 1/2 by chance.
     """
     to_wanted_PS1 = _distances(generated_PSF, wanted_PF[:, None])
     to_others_PSR = _distances(generated_PSF, others_PRF)
@@ -106,10 +110,10 @@ def closer(generated_PSF: np.ndarray, wanted_PF: np.ndarray, others_PRF: np.ndar
 
 
 def apart(generated_PSF: np.ndarray) -> np.ndarray:
-    """The mean distance between two images of one user: float64 [P].
+    """Returns the mean distance between two images of one user, float64 [P].
 
     Raises:
-      ValueError: there is but one.
+      ValueError: There is only one image per user.
     """
     samples = generated_PSF.shape[1]
     if samples < 2:
@@ -118,9 +122,11 @@ def apart(generated_PSF: np.ndarray) -> np.ndarray:
 
 
 def apart_from_others(generated_PSF: np.ndarray, queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """How far a user's images are from those of others with the same query, on average, and 1 (float64 [P] each); 0
-    and 0 where there is no other. The sum of the former over that of the latter is the diversity of a query's images
-    across users; compared with `apart`, it tells how much is due to who asks."""
+    """Returns the mean distance of a user's images to those of others with the same query, and 1 (float64 [P] each).
+
+    Both are 0 if there is no other user. The sum of the former divided by that of the latter is the diversity of a
+    query's images across users; comparing it with `apart` shows how much of it is due to the user.
+    """
     total_P, shared_P = np.zeros(len(queries)), np.zeros(len(queries))
     for query in dict.fromkeys(queries):
         users = np.array([user for user, other in enumerate(queries) if other == query])
@@ -136,21 +142,21 @@ def apart_from_others(generated_PSF: np.ndarray, queries: Sequence[str]) -> tupl
 
 
 def clip_score(generated_PSF: np.ndarray, query_PF: np.ndarray) -> np.ndarray:
-    """100 max(cosine, 0) of CLIP's embeddings of image and query, averaged over a user's images: float64 [P]
-    (arXiv:2104.08718, scaled to 100 as libraries do)."""
+    """Returns 100 max(cosine, 0) of CLIP's image and query embeddings, averaged over a user's images: float64 [P]
+    (arXiv:2104.08718, scaled to 100 as in common libraries)."""
     cosine_PS = np.einsum("psf,pf->ps", _unit(generated_PSF), _unit(query_PF))
     return 100 * np.maximum(cosine_PS, 0).mean(axis=1)
 
 
 def sign_test(shares: np.ndarray, chance: float = 0.5) -> tuple[int, int, float]:
-    """(users above chance, users below, the two-sided p-value if both were as likely), of one share a user; those
+    """Returns (users above chance, users below, two-sided p-value of equal probability) for one share per user; users
     exactly at chance are left out."""
     above, below = int((shares > chance).sum()), int((shares < chance).sum())
     return above, below, float(scipy.stats.binomtest(above, max(above + below, 1)).pvalue)
 
 
 def _distances(first_PNF: np.ndarray, second_PMF: np.ndarray) -> np.ndarray:
-    """Of each user's images: float64 [P, N, M]."""
+    """Returns the distances between each user's images, float64 [P, N, M]."""
     return np.stack([cdist(*pair) for pair in zip(first_PNF, second_PMF, strict=True)])
 
 

@@ -1,4 +1,4 @@
-"""One compiled function over many images, texts or codes, batch by batch."""
+"""Applies one compiled function to many images, texts or codes, batch by batch."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy as np
 from tqdm import tqdm
 
 BATCH = 64
-"""Rows that are encoded together."""
+"""Number of rows that are encoded together."""
 
 
 def batch_size(shards: int) -> int:
-    """The least multiple of `shards`, over which a mesh splits a batch, that is not below `BATCH`."""
+    """Returns the smallest multiple of `shards`, the number of batch shards on a mesh, that is at least `BATCH`."""
     return -(-BATCH // shards) * shards
 
 
 def padded_batches(rows: np.ndarray, size: int = BATCH, *, progress: str = "") -> Iterator[tuple[np.ndarray, int]]:
-    """Splits rows into batches of one size, so that one compilation serves them all.
+    """Splits rows into batches of one size, so that one compilation is enough.
 
     Args:
       rows: [N, ...].
-      progress: what a progress bar says; without it there is none.
+      progress: Label of a progress bar; without a label there is none.
 
     Yields:
-      ([size, ...], how many of these count): the last batch is filled up with its own rows again.
+      ([size, ...], number of valid rows); the last batch is filled up by repeating its rows.
     """
     for start in tqdm(range(0, len(rows), size), desc=progress, leave=False, disable=not progress):
         part = rows[start : start + size]
@@ -41,13 +41,13 @@ def map_batches(
       function: [size, ...] -> [size, ...], on the host or a device.
 
     Yields:
-      (some of the rows, [some, ...] what the function returns for them), in order.
+      (some of the rows, [some, ...] the function's results for them), in order.
     """
     for batch, count in padded_batches(rows, size, progress=progress):
         yield batch[:count], np.asarray(function(batch))[:count]
 
 
 def in_batches(function: Callable[[np.ndarray], Any], rows: np.ndarray, size: int | None = None) -> np.ndarray:
-    """[N, ...], what `function` returns for N rows, at least one; by default few rows are one small batch."""
+    """Returns the results of `function` for N rows, at least one, [N, ...]; by default few rows are one small batch."""
     size = min(BATCH, len(rows)) if size is None else size
     return np.concatenate([result for _, result in map_batches(function, rows, size)])

@@ -1,6 +1,6 @@
-"""Metrics for each user, from which every mean, interval and comparison is computed.
+"""Metrics with one value per user, from which all means, intervals and comparisons are computed.
 
-Each function returns arrays by name with one value a user; `unimp_jax.evaluation.bootstrap` turns them into metrics.
+Each function returns arrays by name with one value per user; `unimp_jax.evaluation.bootstrap` turns them into metrics.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ CUTOFFS = (3, 5, 10)
 
 
 def ranking_metrics(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, np.ndarray]:
-    """HR@k, NDCG@k and MRR@k of questions with one right answer each.
+    """Computes HR@k, NDCG@k and MRR@k of questions with one right answer each.
 
-    With the right item at rank r: HR@k is 1, NDCG@k is 1 / log2(1 + r) (the ideal gain is 1) and MRR@k is 1 / r where
-    r <= k, and all three are 0 beyond. A tied rank such as 10.5 is beyond 10.
+    For a right item at rank r <= k, HR@k is 1, NDCG@k is 1 / log2(1 + r) (the ideal gain is 1) and MRR@k is 1 / r;
+    beyond k all three are 0. A tied rank such as 10.5 is beyond 10.
 
     Args:
-      ranks: floating [M], 1 for the best.
+      ranks: floating [M], 1 is best.
 
     Returns:
       float64 [M] by name.
 
     Raises:
-      ValueError: a rank is NaN or below 1.
+      ValueError: A rank is NaN or below 1.
     """
     ranks = np.asarray(ranks, np.float64)
     broken = np.isnan(ranks)
@@ -38,10 +38,10 @@ def ranking_metrics(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict
 
 
 def rating_errors(predicted: np.ndarray, actual: np.ndarray) -> dict[str, np.ndarray]:
-    """Squared and absolute errors in stars, float64 [M]; `RATING_METRICS` makes RMSE and MAE of their means.
+    """Computes squared and absolute errors in stars, float64 [M], for RMSE and MAE (`RATING_METRICS`).
 
     Raises:
-      ValueError: a rating is not finite; an answer that cannot be read is no rating.
+      ValueError: A rating is not finite; an answer that cannot be parsed is not a rating.
     """
     predicted, actual = np.asarray(predicted, np.float64), np.asarray(actual, np.float64)
     if predicted.shape != actual.shape:
@@ -53,9 +53,9 @@ def rating_errors(predicted: np.ndarray, actual: np.ndarray) -> dict[str, np.nda
 
 
 def selection_counts(chosen: Sequence[Collection[int]], right: Sequence[Collection[int]]) -> dict[str, np.ndarray]:
-    """How many were chosen rightly, chosen, and right, float64 [M]; `SELECTION_METRICS` makes micro metrics of them.
+    """Counts hits, chosen items and right items, float64 [M], from which `SELECTION_METRICS` derives micro metrics.
 
-    Micro: counts are summed over users before they are divided, so a user with two right items weighs twice.
+    Micro-averaging sums counts over users before dividing, so a user with two right items has twice the weight.
     """
     pairs = [(set(one), set(other)) for one, other in zip(chosen, right, strict=True)]
     return {
@@ -79,5 +79,5 @@ SELECTION_METRICS: dict[str, Callable[[Means], np.ndarray]] = {
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """above / below, and 0 where nothing was chosen."""
+    """Returns above / below, and 0 where below is 0."""
     return np.divide(above, below, out=np.zeros_like(above, np.float64), where=np.asarray(below) > 0)

@@ -1,7 +1,7 @@
 """Improved precision and recall of a set of images (arXiv:1904.06991).
 
-The k nearest neighbours of real images tell where images are real. Precision is the share of generated images
-that lie there, recall the share of real images that lie where generated ones do.
+The k nearest neighbours of real images define the region of real images. Precision is the share of generated images in
+this region, recall the share of real images in the corresponding region of generated images.
 """
 
 from __future__ import annotations
@@ -9,30 +9,30 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.distance import cdist
 
-NEIGHBOURS = 3  # as the paper has it
+NEIGHBOURS = 3  # as in the paper
 BLOCK = 512  # rows of distances held at once
 
 
 def precision_and_recall(
     generated_NF: np.ndarray, real_MF: np.ndarray, k: int = NEIGHBOURS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each image's part in them, 0 or 1: (float64 [N], whose mean is precision; float64 [M], whose mean is recall).
+    """Returns contributions, 0 or 1, of images: (float64 [N] with mean precision; float64 [M] with mean recall).
 
-    Both depend on how many images there are, so that only sets of one size compare.
+    Both depend on the number of images, so only sets of equal size are comparable.
 
     Raises:
-      ValueError: a set has no more than k images.
+      ValueError: A set has no more than k images.
     """
     return lies_within(generated_NF, real_MF, k), lies_within(real_MF, generated_NF, k)
 
 
 def lies_within(points_NF: np.ndarray, centres_MF: np.ndarray, k: int) -> np.ndarray:
-    """1 where a point is no farther from one of the centres than that one's k-th nearest other centre, else 0."""
+    """Returns 1 where a point is within the distance of a centre to its k-th nearest other centre, else 0."""
     if len(centres_MF) <= k:
         raise ValueError(f"{len(centres_MF)} images have no {k} neighbours each: {k + 1} or more are needed")
     points_NF, centres_MF = np.asarray(points_NF, np.float64), np.asarray(centres_MF, np.float64)
     blocks = [centres_MF[start : start + BLOCK] for start in range(0, len(centres_MF), BLOCK)]
-    # The nearest centre of all is the centre itself.
+    # Index 0 is the centre itself.
     radii_M = np.concatenate([np.partition(cdist(block, centres_MF), k, axis=1)[:, k] for block in blocks])
     parts = [points_NF[start : start + BLOCK] for start in range(0, len(points_NF), BLOCK)]
     return np.concatenate([(cdist(part, centres_MF) <= radii_M).any(axis=1) for part in parts]).astype(np.float64)

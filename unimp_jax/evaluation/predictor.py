@@ -1,6 +1,6 @@
-"""The predictor: one model's parameters, and batches of prompts in; log-probabilities, ranks or answers out.
+"""The predictor: maps batches of prompts to log-probabilities, ranks or answers, given a model's parameters.
 
-Whatever is asked, `Predictor` maps one function of `unimp_jax.evaluation.answering` over the batches, on the mesh.
+`Predictor` maps one function of `unimp_jax.evaluation.answering` over the batches, on the mesh.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from unimp_jax.model import UniMP
 from unimp_jax.sharding import put_everywhere, put_rows
 
 Seen = Callable[[int], np.ndarray]
-"""The items that the user of a prompt, named by its number, has interacted with: int [any]. It is called batch by
-batch, so that nothing is ever held of all users at once."""
+"""The items that the user of a prompt, given by its number, has interacted with, int [any]. It is called batch by
+batch, so that nothing is held for all users at once."""
 
 
 class PromptBatch(Protocol):
-    """What a data pipeline hands over (`data_pipelines.loader.QuestionBatch`)."""
+    """A batch from a data pipeline (`data_pipelines.loader.QuestionBatch`)."""
 
     @property
     def arrays(self) -> dict[str, np.ndarray]: ...
@@ -40,48 +40,49 @@ class PromptBatch(Protocol):
 
 
 class Predictor:
-    """A model with its parameters bound, and the latents of the catalogue's images where they have been encoded.
+    """A model bound to parameters, optionally with the encoded latents of the catalogue's images.
 
     Attributes:
-      graph: of the model.
-      mesh: the devices that it runs on.
-      parameters: its parts (trainable, frozen), which `nnx.merge` puts together.
-      latents_ILC: what tower and resampler make of the image of each of I items; None: batches hold the images.
-        Where it is there, the images of batches are the items' numbers, int32 [B, N].
+      graph: Graph definition of the model.
+      mesh: The devices that it runs on.
+      parameters: Its states (trainable, frozen), which `nnx.merge` combines.
+      latents_ILC: Latents of the image of each of I items; None: batches contain the images. If set, the images of
+        batches are item numbers, int32 [B, N].
     """
 
     def __init__(
         self, graph: nnx.GraphDef, mesh: Mesh, to_device: Callable[[dict[str, np.ndarray]], Batch],
         parameters: tuple[Any, ...],
     ):  # fmt: skip
-        """
+        """Binds a model to parameters.
+
         Args:
-          to_device: turns a process's share of a batch into global arrays.
+          to_device: Converts a process's share of a batch to global arrays.
         """
         self.graph, self.mesh, self.parameters, self._to_device = graph, mesh, parameters, to_device
         self.latents_ILC: jax.Array | None = None
 
     def with_parameters(self, parameters: tuple[Any, ...]) -> Self:
-        """The same model with other parameters, for which nothing is compiled again."""
+        """Returns the same model with other parameters, without compiling anything again."""
         other = copy.copy(self)
         other.parameters, other.latents_ILC = parameters, None
         return other
 
     def model(self) -> UniMP:
-        """The model itself."""
+        """Returns the model itself."""
         return nnx.merge(self.graph, *self.parameters)
 
     @property
     def needs_images(self) -> bool:
-        """Whether batches must hold images, and not only their items' numbers."""
+        """Whether batches must contain images instead of item numbers."""
         return self.latents_ILC is None
 
     def encode_catalogue(self, has_image: np.ndarray, image: Callable[[int], np.ndarray]) -> Self:
-        """A predictor that knows the latents of every image of the catalogue; each device then holds them all.
+        """Returns a predictor with the latents of all images of the catalogue, replicated on each device.
 
         Args:
           has_image: bool [I], the items that have an image.
-          image: uint8 [H, W, 3], of an item.
+          image: Returns the image of an item, uint8 [H, W, 3].
         """
         graph, config, everywhere = self.graph, self.model().config, NamedSharding(self.mesh, PartitionSpec())
         shape = (len(has_image), *config.latents_shape)
@@ -101,15 +102,15 @@ class Predictor:
         return other
 
     def next_token(self, batches: Iterable[PromptBatch], tokens: np.ndarray, num_prompts: int) -> np.ndarray:
-        """Log-probabilities of `tokens` (int [n]) as the next one, over the whole vocabulary: float32 [P, n]."""
+        """Returns log-probabilities of `tokens` (int [n]) as next token, over the whole vocabulary: float32 [P, n]."""
         (scores,) = self._map(answering.next_token, batches, num_prompts, np.asarray(tokens, np.int32))
         return scores
 
     def score(self, batches: Iterable[PromptBatch], answers: np.ndarray) -> np.ndarray:
-        """Log-probabilities of W given answers to every prompt: float32 [P, W].
+        """Returns log-probabilities of W given answers to every prompt: float32 [P, W].
 
         Args:
-          answers: int32 [P, W, n] tokens, `unimp_jax.decoding.PAST` behind the end of shorter ones.
+          answers: int32 [P, W, n] tokens; shorter answers are padded with `unimp_jax.decoding.PAST`.
         """
 
         def facts(batch: PromptBatch) -> tuple[np.ndarray, ...]:
@@ -121,12 +122,12 @@ class Predictor:
     def rank(
         self, batches: Iterable[PromptBatch], *, item_tokens: np.ndarray, targets: np.ndarray, seen: Seen, k: int = 10
     ) -> Ranked:
-        """Ranks the catalogue for every prompt: one forward pass, one token an item.
+        """Ranks the catalogue for every prompt in one forward pass, for ids of one token.
 
         Args:
           item_tokens: int32 [I], the token of each item.
           targets: int32 [P], the right item of each prompt.
-          seen: what each user has interacted with.
+          seen: The items that each user has interacted with.
         """
 
         def facts(batch: PromptBatch) -> tuple[np.ndarray, ...]:
@@ -138,12 +139,12 @@ class Predictor:
         self, batches: Iterable[PromptBatch], *, trie: Trie, item_tokens: np.ndarray, targets: np.ndarray, seen: Seen,
         k: int = 10, beams: int = 10,
     ) -> Ranked:  # fmt: skip
-        """Searches the catalogue for every prompt, for ids of several tokens: one pass, then a step for each token.
+        """Searches the catalogue for every prompt, for ids of several tokens: one pass, then a step per token.
 
         Args:
-          trie: of the items' tokens.
+          trie: Trie of the items' tokens.
           item_tokens: int32 [I, depth].
-          targets, seen: as of `rank`.
+          targets, seen: See `rank`.
 
         Raises:
           ValueError: `k` is not 1 to `beams`.
@@ -161,10 +162,10 @@ class Predictor:
         self, batches: Iterable[PromptBatch], num_prompts: int, *, trie: Trie, excluded: Seen, k: int = 10,
         beams: int = 10,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """The best items for every prompt: (int32 [P, k], best first, -1 where there are no more; float32 scores).
+        """Returns the best items for every prompt: (int32 [P, k], best first, padded with -1; float32 scores).
 
         Args:
-          excluded: the items that are not to be found.
+          excluded: The items that must not be found.
         """
 
         def facts(batch: PromptBatch) -> tuple[np.ndarray, ...]:
@@ -176,7 +177,7 @@ class Predictor:
     def generate(
         self, batches: Iterable[PromptBatch], num_prompts: int, config: BeamConfig, *, eos: int, pad: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best answer to every prompt by beam search: (int32 [P, n] tokens, float32 [P] scores)."""
+        """Returns the best answer to every prompt by beam search: (int32 [P, n] tokens, float32 [P] scores)."""
         tokens, scores = self._map(answering.generate, batches, num_prompts, config=config, eos=eos, pad=pad)
         return tokens, scores
 
@@ -184,12 +185,12 @@ class Predictor:
         self, batches: Iterable[PromptBatch], num_prompts: int, config: CodeSamplingConfig, *, tokens: np.ndarray,
         length: int, unconditional: np.ndarray, samples: int = 1, seed: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """Images for every prompt: (int32 [P, samples, length] codes, float32 [P, samples] log-probabilities).
+        """Samples images for every prompt: (int32 [P, samples, length] codes, float32 [P, samples] log-probabilities).
 
-        What is sampled depends on the seed and on the number of a prompt, not on how prompts lie in batches.
+        The samples depend on the seed and a prompt's number, not on how prompts are batched.
 
         Args:
-          tokens: int32 [K], of each code.
+          tokens: int32 [K], the token of each code.
           unconditional: int32 [t], the question without history and query.
         """
         key = jax.random.key_data(jax.random.key(seed))
@@ -208,11 +209,11 @@ class Predictor:
         facts: Callable[[PromptBatch], tuple[np.ndarray, ...]] = lambda _: (),
         **static: Any,
     ) -> tuple[np.ndarray, ...]:
-        """What `function` makes of every prompt, in their order. While a batch is answered, the next is on its way.
+        """Returns the results of `function` for all prompts in order. The next batch is sent while one is computed.
 
         Args:
-          function: takes the model, `answering.Prompts`, then `constants`, then `facts`; returns arrays [B, A, …].
-          facts: of a batch, arrays [B, A, …] that it does not hold.
+          function: Takes the model, `answering.Prompts`, then `constants`, then `facts`; returns arrays [B, A, …].
+          facts: Returns arrays [B, A, …] for a batch that it does not contain itself.
         """
         program = self._program(function, tuple(static.items()))
         constants = put_everywhere(self.mesh, constants)
@@ -232,7 +233,7 @@ class Predictor:
         for batch in batches:
             arrays, prompts = self._to_device(batch.arrays), put_rows(self.mesh, batch.prompts)
             told = tuple(put_rows(self.mesh, fact) for fact in facts(batch))
-            with jax.set_mesh(self.mesh):  # by which kernels and activations are laid out, as in training
+            with jax.set_mesh(self.mesh):  # determines kernels and sharding, as in training
                 now = program(self.parameters, self.latents_ILC, arrays, prompts, constants, told)
             if before is not None:
                 gather(before)
@@ -249,9 +250,9 @@ class Predictor:
 def program(
     graph: nnx.GraphDef, mesh: Mesh, function: Callable[..., Any], static: tuple[tuple[str, Any], ...]
 ) -> Callable[..., list[jax.Array]]:
-    """`function` compiled, its results flattened to [B * A, …], the prompts' numbers behind them.
+    """Compiles `function`; its results are flattened to [B * A, …], followed by the prompts' numbers.
 
-    Predictors of models of one structure share it, so that a run that is opened again is not compiled again.
+    Predictors of models with one structure share the program, so that reopening a run does not compile again.
     """
 
     def run(
@@ -269,12 +270,12 @@ def program(
 
 
 def targets_of(batch: PromptBatch, targets: np.ndarray) -> np.ndarray:
-    """The right items of a batch's prompts, of empty slots 0: int32 [B, A]."""
+    """Returns the right items of a batch's prompts, 0 for empty slots: int32 [B, A]."""
     return np.where(batch.prompts >= 0, targets[np.maximum(batch.prompts, 0)], 0).astype(np.int32)
 
 
 def seen_of(batch: PromptBatch, seen: Seen, num_items: int) -> np.ndarray:
-    """Bitmaps of what the users of a batch have interacted with, of empty slots nothing: uint8 [B, A, w]."""
+    """Returns bitmaps of the items that a batch's users have seen, empty for empty slots: uint8 [B, A, w]."""
     nothing = np.empty(0, np.int32)
     rows = [seen(prompt) if prompt >= 0 else nothing for prompt in batch.prompts.ravel().tolist()]
     return seen_bitmap(rows, num_items).reshape(*batch.prompts.shape, -1)

@@ -1,4 +1,4 @@
-"""Exact ranks in the whole catalogue, from scores of every item; no sampling anywhere."""
+"""Exact ranks in the whole catalogue from the scores of all items, without sampling."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Ranked:
 
     Attributes:
       unfiltered, filtered: float32 [P], the right item's rank (1 is best) among all items, and among those that the
-        user has not met. By exact scores of all items, ties counted half; or, where items were searched for, their
-        place among the k found, infinite where the right one is not found.
-      top: int32 [P, k], the best items that the user has not met, best first; -1 where there are no more; all of
-        them where the catalogue has fewer than k.
+        user has not seen. With exact scores of all items, ties count half; after a beam search, it is the position
+        among the k items found, infinite if the right item is not found.
+      top: int32 [P, k], the best items that the user has not seen, best first; -1 where there are no more; all of them
+        where the catalogue has fewer than k.
       scores: float32 [P, k], their log-probabilities.
-      cross_entropy: float32 [P], of the right item's tokens among the whole vocabulary, in nats.
+      cross_entropy: float32 [P], of the right item's tokens over the whole vocabulary, in nats.
     """
 
     unfiltered: np.ndarray
@@ -33,16 +33,16 @@ class Ranked:
 
 @jax.jit
 def ranks(scores_MI: jax.Array, targets_M: jax.Array, seen_Mw: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The rank of each query's right item, 1 for the best; an item of equal score counts half.
+    """Returns the rank of each query's right item, 1 for the best; items of equal score count half.
 
-    A rank is 1 + (items that score higher) + (other items that score the same) / 2: what is expected on average when
-    ties are broken at random. A query with a NaN among its scores has the rank NaN, which
-    `unimp_jax.evaluation.metrics` refuses, so that a broken model never looks good.
+    A rank is 1 + (items that score higher) + (other items that score the same) / 2: the expectation if ties are broken
+    at random. A query with a NaN among its scores has rank NaN, which `unimp_jax.evaluation.metrics` rejects, so that a
+    broken model never looks good.
 
     Args:
       scores_MI: floating [M, I], larger is better.
       targets_M: int32 [M], the right items.
-      seen_Mw: uint8 [M, w], the items that each user has met (`seen_bitmap`).
+      seen_Mw: uint8 [M, w], the items that each user has seen (`seen_bitmap`).
 
     Returns:
       (unfiltered, filtered), float32 [M] each: the rank among all items, and among those not seen. The right item
@@ -53,16 +53,15 @@ def ranks(scores_MI: jax.Array, targets_M: jax.Array, seen_Mw: jax.Array) -> tup
     half_ranks_MI = jnp.where(jnp.isnan(scores_MI), jnp.nan, half_ranks_MI).astype(jnp.float32)
     is_target_MI = jnp.arange(scores_MI.shape[1]) == targets_M[:, None]
     hidden_MI = seen_mask(seen_Mw, scores_MI.shape[1]) & ~is_target_MI & ~jnp.isnan(scores_MI)
-    unfiltered_M = 0.5 + half_ranks_MI.sum(axis=1)  # the right item ties with itself: one half of its own 1
+    unfiltered_M = 0.5 + half_ranks_MI.sum(axis=1)  # the right item's tie with itself adds the other half
     filtered_M = 0.5 + jnp.where(hidden_MI, 0.0, half_ranks_MI).sum(axis=1)
     return unfiltered_M, filtered_M
 
 
 def top_items(scores_MI: jax.Array, seen_Mw: jax.Array, k: int) -> jax.Array:
-    """The k unseen items of highest score (all, of a catalogue of fewer), best first, the lower index first among
-    equals: int32 [M, min(k, I)].
+    """Returns the k unseen items with the highest scores, best first: int32 [M, min(k, I)]; ties by the lower index.
 
-    Where fewer items are unseen, and in the whole row of a query with a NaN among its scores, stands -1.
+    Entries are -1 where fewer items are unseen, and in the whole row of a query with a NaN among its scores.
 
     Raises:
       ValueError: k is below 1.
@@ -78,12 +77,12 @@ def top_items(scores_MI: jax.Array, seen_Mw: jax.Array, k: int) -> jax.Array:
 
 
 def seen_bitmap(seen: Sequence[np.ndarray], num_items: int) -> np.ndarray:
-    """What M users have met as bitmaps of the catalogue, uint8 [M, w], an item a bit, the lowest one first.
+    """Returns the items that M users have seen as bitmaps, uint8 [M, w], with one bit per item, the lowest bit first.
 
-    A bitmap is as large for a user who met everything as for one who met nothing: a 32nd of the user's scores.
+    A bitmap has the same size for every user: a 32nd of the user's scores.
 
     Args:
-      seen: M times int [any], the items that a user has met, in any order, repeated or not.
+      seen: For each of M users, int [any], the items seen, in any order, possibly repeated.
     """
     rows_Mw = np.zeros((len(seen), -(-num_items // 8)), np.uint8)
     for row_w, items in zip(rows_Mw, seen, strict=True):
@@ -93,5 +92,5 @@ def seen_bitmap(seen: Sequence[np.ndarray], num_items: int) -> np.ndarray:
 
 
 def seen_mask(seen_w: jax.Array, num_items: int) -> jax.Array:
-    """bool [..., I], True where a user has met an item, of bitmaps, uint8 [..., w]."""
+    """Converts bitmaps, uint8 [..., w], to bool [..., I], True where a user has seen an item."""
     return jnp.unpackbits(seen_w, axis=-1, count=num_items, bitorder="little").astype(bool)

@@ -1,7 +1,8 @@
-r"""Generated texts against what was really written: BLEU, ROUGE and METEOR, as well-kept libraries compute them.
+r"""BLEU, ROUGE and METEOR of generated texts against the users' own texts, as computed by maintained libraries.
 
 METEOR needs WordNet where NLTK looks for data (the folders of NLTK_DATA); without it METEOR is left out and
-`signatures` says so. `python -m nltk.downloader wordnet` installs it, or, from Debian's packages alone:
+`signatures` says so.
+Install it with `python -m nltk.downloader wordnet`, or from Debian's packages alone:
 
     apt-get download wordnet-base wordnet-sense-index && for deb in wordnet-*.deb; do dpkg -x $deb wn; done
     zcat wn/usr/share/man/man5/lexnames.5WN.gz | awk '/^[0-9][0-9]\t/ {print $1 "\t" $2 "\t" \
@@ -24,7 +25,7 @@ from sacrebleu.metrics.bleu import BLEU
 from unimp_jax.evaluation.metrics import Means
 
 ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
-ORDERS = range(1, 5)  # of the n-grams of BLEU
+ORDERS = range(1, 5)  # orders of the n-grams of BLEU
 BLEU_COLUMNS = (
     "BLEU length",
     "BLEU reference length",
@@ -34,20 +35,20 @@ BLEU_COLUMNS = (
 
 
 def text_scores(generated: Sequence[str], written: Sequence[str]) -> dict[str, np.ndarray]:
-    """What `TEXT_METRICS` needs to know of each user's generated text and the one that was written.
+    """Computes the per-user values that `TEXT_METRICS` needs from each generated text and the text that the user wrote.
 
     An empty generated text scores 0.
 
     Args:
-      generated, written: M texts each; every written text has something in it.
+      generated, written: M texts each; no written text is empty.
 
     Returns:
-      float64 [M] by name. `ROUGE-1`, `ROUGE-2` and `ROUGE-L` are F1 of Porter stems, 0 to 1 (Lin 2004), and `METEOR`,
-      0 to 1 (Lavie and Agarwal 2007), is there where WordNet is. Of BLEU (Papineni et al. 2002) there are the counts
-      that make it up, which add up over users as BLEU itself does not; `BLEU users` is M for everyone.
+      float64 [M] by name. `ROUGE-1`, `ROUGE-2` and `ROUGE-L` are F1 of Porter stems, 0 to 1 (Lin 2004); `METEOR`, 0 to
+      1 (Lavie and Agarwal 2007), is present if WordNet is. BLEU (Papineni et al. 2002) is represented by its counts,
+      which can be summed over users, unlike BLEU itself; `BLEU users` is M for everyone.
 
     Raises:
-      ValueError: the two are not as many, or a written text is blank.
+      ValueError: The numbers of texts differ, or a written text is blank.
     """
     if len(generated) != len(written):
         raise ValueError(f"{len(generated)} generated texts for {len(written)} written ones")
@@ -62,7 +63,7 @@ def text_scores(generated: Sequence[str], written: Sequence[str]) -> dict[str, n
 
 
 def meteor(generated: str, written: str) -> float:
-    """METEOR of one text, 0 to 1, as NLTK has it: synonyms are looked up for the Porter stems of unmatched words.
+    """Computes METEOR of one text, 0 to 1, with NLTK: synonyms are looked up for the Porter stems of unmatched words.
 
     Raises:
       LookupError: WordNet is not installed.
@@ -71,14 +72,14 @@ def meteor(generated: str, written: str) -> float:
 
 
 def text_metrics(values: dict[str, np.ndarray]) -> dict[str, Callable[[Means], np.ndarray]]:
-    """Those of `TEXT_METRICS` that `values`, made by `text_scores`, have something for."""
+    """Returns the `TEXT_METRICS` for which `values`, from `text_scores`, contains values."""
     return {name: formula for name, formula in TEXT_METRICS.items() if name == "BLEU" or name in values}
 
 
 def signatures() -> dict[str, str]:
-    """What computes `BLEU`, `ROUGE` and `METEOR`: version and settings, or why METEOR is left out."""
+    """Returns version and settings of the libraries for `BLEU`, `ROUGE` and `METEOR`, or why METEOR is left out."""
     bleu = BLEU()
-    bleu.corpus_score(["a"], [["a"]])  # the signature tells the number of references, known once it has seen some
+    bleu.corpus_score(["a"], [["a"]])  # sets the number of references in the signature
     missing = _wordnet_missing()
     return {
         "BLEU": f"sacrebleu {bleu.get_signature()}",
@@ -90,7 +91,7 @@ def signatures() -> dict[str, str]:
 
 
 def _bleu_counts(pairs: list[tuple[str, str]]) -> dict[str, np.ndarray]:
-    """float64 [M] by the names of `BLEU_COLUMNS`, and `BLEU users`."""
+    """Returns float64 [M] by the names of `BLEU_COLUMNS`, and `BLEU users`."""
     bleu = BLEU()
     scores = [bleu.corpus_score([generated], [[written]]) for generated, written in pairs]
     rows = [[score.sys_len, score.ref_len, *score.counts, *score.totals] for score in scores]
@@ -99,14 +100,14 @@ def _bleu_counts(pairs: list[tuple[str, str]]) -> dict[str, np.ndarray]:
 
 
 def _rouge(pairs: list[tuple[str, str]]) -> dict[str, np.ndarray]:
-    """float64 [M] by the names of `ROUGE`."""
+    """Returns float64 [M] by the names of `ROUGE`."""
     scorer = RougeScorer(list(ROUGE.values()), use_stemmer=True)
     scores = [scorer.score(written, generated) for generated, written in pairs]
     return {name: np.array([score[key].fmeasure for score in scores], np.float64) for name, key in ROUGE.items()}
 
 
 def _wordnet_missing() -> str:
-    """Why WordNet cannot be used, empty where it can."""
+    """Returns why WordNet cannot be used; empty if it can."""
     try:
         wordnet.ensure_loaded()
     except LookupError:
@@ -117,9 +118,9 @@ def _wordnet_missing() -> str:
 
 
 def _corpus_bleu(means: Means) -> np.ndarray:
-    """Corpus BLEU, 0 to 100, of the users that were averaged over.
+    """Computes corpus BLEU, 0 to 100, from means over users.
 
-    Counts are made whole sums again, for smoothing asks how many n-grams there are in all.
+    Counts are converted back to sums, because smoothing depends on the total number of n-grams.
     """
     bleu = BLEU()
     columns = [np.rint(means[name] * means["BLEU users"]).astype(np.int64) for name in BLEU_COLUMNS]

@@ -1,4 +1,4 @@
-"""Towers that images are measured by: CLIP, images and words, and the Inception that the FID is made with."""
+"""Feature extractors for image metrics: CLIP for images and texts, and the Inception network of the FID."""
 
 from unimp_jax.feature_extractors.clip import CLIP, CLIPConfig, TextConfig
 from unimp_jax.feature_extractors.inception import Inception

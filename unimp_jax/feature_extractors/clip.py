@@ -1,4 +1,4 @@
-"""CLIP whole (arXiv:2103.00020): images and words to embeddings whose angle tells how well they fit."""
+"""The complete CLIP model (arXiv:2103.00020): embeds images and texts, whose cosine measures how well they match."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from unimp_jax.model.vision import VisionBlock, VisionConfig, VisionTower
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Geometry of the tower that reads; the defaults are CLIP ViT-B/32's."""
+    """Architecture of the text tower; the defaults are those of CLIP ViT-B/32."""
 
     vocab_size: int = 49408
     length: int = 77
-    """Tokens of the longest text."""
+    """Number of tokens in the longest text."""
     width: int = 512
     layers: int = 12
     heads: int = 8
-    """Divides width."""
+    """Number of attention heads; must divide width."""
     mlp_width: int = 2048
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     norm_eps: float = 1e-5
@@ -35,12 +35,12 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-    """Geometry of both towers.
+    """Architecture of both towers.
 
     Attributes:
-      vision: with the class token in its output, which is what is embedded.
-      text: None where only images are seen.
-      width: of embeddings; None: they are as the vision tower makes them.
+      vision: Vision tower, with the class token, which becomes the embedding, in its output.
+      text: Text tower; None if only images are embedded.
+      width: Width of embeddings; None: the vision tower's output without a projection.
     """
 
     vision: VisionConfig
@@ -55,7 +55,7 @@ class CLIPConfig:
 
 
 class TextTower(nnx.Module):
-    """Tokens in, the hidden state of each text's last one out."""
+    """Maps tokens to the hidden state of each text's last token."""
 
     def __init__(self, config: TextConfig, dtypes: DTypes, loop: Loop, rngs: nnx.Rngs):
         self.config, self.loop = config, loop
@@ -66,10 +66,11 @@ class TextTower(nnx.Module):
         self.norm = Norm("layer_norm", {"norm": config.width}, eps=config.norm_eps, bias=True, dtypes=dtypes)
 
     def __call__(self, tokens_BT: jax.Array, last_B: jax.Array) -> jax.Array:
-        """
+        """Encodes texts.
+
         Args:
-          tokens_BT: int32, T at most `length`; whatever stands behind a text's end is not looked at.
-          last_B: int32, where each text ends.
+          tokens_BT: int32, T at most `length`; tokens after a text's end are ignored.
+          last_B: int32, position of each text's last token.
 
         Returns:
           [B, C].
@@ -82,7 +83,7 @@ class TextTower(nnx.Module):
 
 
 class CLIP(nnx.Module):
-    """Embeddings of images and words, each of length 1."""
+    """Embeddings of images and texts, each of length 1."""
 
     def __init__(self, config: CLIPConfig, rngs: nnx.Rngs):
         self.config, dtypes, loop = config, DTypes(), Loop()
@@ -94,15 +95,15 @@ class CLIP(nnx.Module):
         self.text_projection = projection(text.width, config.width, dtypes, rngs) if text and config.width else None
 
     def see(self, images_BHW3: jax.Array) -> jax.Array:
-        """float32 [B, F] from uint8 of the tower's size."""
+        """Embeds images: float32 [B, F] from uint8 of the tower's size."""
         x_BC = self.vision_norm(self.vision(images_BHW3)[:, 0])
         return unit(x_BC if self.image_projection is None else self.image_projection(x_BC))
 
     def read(self, tokens_BT: jax.Array, last_B: jax.Array) -> jax.Array:
-        """float32 [B, F] of texts; see `TextTower`.
+        """Embeds texts, float32 [B, F]; for arguments see `TextTower`.
 
         Raises:
-          ValueError: this CLIP sees only.
+          ValueError: This CLIP has no text tower.
         """
         if self.text is None or self.text_projection is None:
             raise ValueError("this CLIP has no text tower")

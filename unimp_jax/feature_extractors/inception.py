@@ -1,7 +1,7 @@
-"""Inception v3 (arXiv:1512.00567) up to its pooled features, as the FID is computed with it.
+"""Inception v3 (arXiv:1512.00567) up to its pooled features, as used for the FID.
 
-It differs from the published network in its pools: means leave padding out, and the last block takes a maximum. Blocks
-and units are called what torchvision calls them, so that weights are found by name.
+It differs from the published network in its pooling: means exclude padding, and the last block uses a maximum. Blocks
+and units have torchvision's names, so that weights can be found by name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EPS = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """A convolution; `padded` so that height and width stay as they are."""
+    """A convolution; `padded` preserves height and width."""
 
     name: str
     outputs: int
@@ -29,9 +29,9 @@ class Unit:
 
 
 Pool = Literal["mean", "max", "halve"]
-"""Of 3 x 3: the mean or maximum at every place, or the maximum at every second one."""
+"""3 x 3 pooling: mean or maximum at every position, or maximum at every second one."""
 Step = Unit | Pool | tuple[Unit, Unit]
-"""Two units see the same, and what they make lies side by side."""
+"""A tuple of two units share their input, and their outputs are concatenated."""
 Branch = tuple[Step, ...]
 
 
@@ -44,7 +44,7 @@ def halving(name: str, outputs: int) -> Unit:
 
 
 def along(name: str, outputs: int, size: int) -> Unit:
-    """Along rows."""
+    """Returns a convolution along rows."""
     return Unit(name, outputs, (1, size))
 
 
@@ -127,11 +127,11 @@ BLOCKS: dict[str, tuple[Branch, ...]] = {
 
 
 def units() -> dict[str, tuple[int, Unit]]:
-    """Name -> (the width of what it sees, the unit)."""
+    """Returns name -> (input width, unit)."""
     found: dict[str, tuple[int, Unit]] = {}
 
     def follow(prefix: str, branch: Branch, width: int) -> int:
-        """The width of what comes out of a branch."""
+        """Adds a branch's units; returns its output width."""
         for step in branch:
             together = () if isinstance(step, str) else step if isinstance(step, tuple) else (step,)
             found.update({prefix + unit.name: (width, unit) for unit in together})
@@ -145,7 +145,7 @@ def units() -> dict[str, tuple[int, Unit]]:
 
 
 class Convolution(nnx.Module):
-    """A convolution, normalised by fixed statistics, and what is above zero of it."""
+    """A convolution followed by normalisation with fixed statistics and ReLU."""
 
     def __init__(self, inputs: int, unit: Unit, rngs: nnx.Rngs):
         self.stride, self.padding = unit.stride, "SAME" if unit.padded else "VALID"
@@ -162,13 +162,13 @@ class Convolution(nnx.Module):
 
 
 class Inception(nnx.Module):
-    """Images in, 2,048 features out."""
+    """Maps images to 2,048 features."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.units = nnx.Dict({name: Convolution(*unit, rngs) for name, unit in units().items()})
 
     def __call__(self, images_BHW3: jax.Array) -> jax.Array:
-        """float32 [B, 2048] from uint8 of any size, which are stretched to 299 x 299 as the FID has it (bilinear)."""
+        """Returns float32 [B, 2048] for uint8 of any size, resized to 299 x 299 as for the FID (bilinear)."""
         shape = (len(images_BHW3), SIZE, SIZE, 3)
         pixels = jax.image.resize(images_BHW3.astype(jnp.float32) / 255, shape, "bilinear", antialias=False)
         x_BHWC = self._run("", STEM, 2 * pixels - 1)

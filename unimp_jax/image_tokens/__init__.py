@@ -1,4 +1,4 @@
-"""Images as codes: a VQGAN, what it is trained by, and its training."""
+"""Image tokenizer: a VQGAN, its losses, and its training."""
 
 from unimp_jax.image_tokens.vqgan import VQGAN, VQGANConfig, from_pixels, pixels
 

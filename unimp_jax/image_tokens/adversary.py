@@ -1,7 +1,7 @@
-"""What the discriminator adds to a step: the gradient of its verdict on images, and its own learning.
+"""The adversarial part of a training step: the discriminator's gradient for images, and its own training.
 
-The verdict's weight is scaled by  lambda = |g_likeness| / (|g_verdict| + 1e-4),  norms of the gradients with respect to
-the kernel of the VQGAN's last layer (arXiv:2012.09841, equation 7), so that neither drowns the other.
+The adversarial loss is scaled by lambda = |g_likeness| / (|g_verdict| + 1e-4), the ratio of gradient norms with respect
+to the kernel of the VQGAN's last layer (arXiv:2012.09841, equation 7), so that neither loss dominates.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from unimp_jax.image_tokens.discriminator import Discriminator, hinge
 from unimp_jax.training.guard import Guard, GuardConfig, judge
 
 LARGEST = 1e4
-"""Of lambda, as in taming-transformers."""
+"""Upper limit of lambda, as in taming-transformers."""
 
 
 @flax.struct.dataclass
 class Adversary:
-    """The discriminator's parameters, its optimizer's state, and what the guard knows of its steps so far."""
+    """The discriminator's parameters, its optimizer's state, and the state of its guard."""
 
     parameters: Any
     optimizer: Any
@@ -32,12 +32,12 @@ class Adversary:
 
 @flax.struct.dataclass
 class Verdict:
-    """What the discriminator says of a batch, float32.
+    """The discriminator's output for a batch, float32.
 
     Attributes:
-      gradient: [B, H, W, 3], of the scaled verdict with respect to the made images.
-      logit: scalar, its mean for the made images.
-      loss: scalar, the discriminator's own.
+      gradient: [B, H, W, 3], gradient of the scaled adversarial loss with respect to the reconstructed images.
+      logit: scalar, mean logit of the reconstructed images.
+      loss: scalar, the discriminator's own loss.
       scale: scalar, lambda.
       skipped: bool scalar, whether the discriminator's own step was skipped.
     """
@@ -50,7 +50,7 @@ class Verdict:
 
 
 def silent(made_BHW3: jax.Array) -> Verdict:
-    """Before the discriminator takes part."""
+    """Returns the verdict before the discriminator takes part: zeros."""
     return Verdict(jnp.zeros_like(made_BHW3), jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), jnp.zeros((), bool))
 
 
@@ -63,12 +63,13 @@ def judge_images(
     scale_of: Any,
     guard: GuardConfig,
 ) -> tuple[Verdict, Adversary]:
-    """(the verdict, the discriminator after a step of its own on the same images).
+    """Returns (the verdict, the discriminator after its own step on the same images).
 
-    Where the discriminator's loss or gradient is no number, or far above the usual, only its count of steps changes.
+    If the discriminator's loss or gradient is not finite, or the gradient is far above the usual, only its guard
+    changes.
 
     Args:
-      scale_of: the verdict's gradient with respect to the made images -> lambda.
+      scale_of: Maps the adversarial loss's gradient with respect to the reconstructed images to lambda.
     """
 
     def logits(parameters: Any, images_BHW3: jax.Array) -> jax.Array:
@@ -94,7 +95,7 @@ def judge_images(
 
 
 def balance(last: nnx.Conv, features_BHWC: jax.Array, of_likeness: jax.Array, of_verdict: jax.Array) -> jax.Array:
-    """Lambda, from two gradients with respect to the images that the last layer makes of features."""
+    """Returns lambda, from two gradients with respect to the images that the last layer computes from features."""
     graph, parameters = nnx.split(last)
     _, pull = jax.vjp(lambda parameters: nnx.merge(graph, parameters)(features_BHWC), parameters)
 

@@ -1,7 +1,7 @@
-"""PatchGAN (Isola et al. 2017, arXiv:1611.07004): whether each patch of an image is real, and the hinge loss on that.
+"""PatchGAN discriminator (Isola et al. 2017, arXiv:1611.07004) for image patches, and its hinge loss.
 
-As pix2pix and taming-transformers have it: convolutions of 4 x 4 that halve the image `layers` times, with batch norm
-and leaky ReLU, and two more that do not. Norms use the statistics of the batch, which is all of them on every device.
+As in pix2pix and taming-transformers: 4 x 4 convolutions with batch norm and leaky ReLU halve the image `layers` times,
+and two more keep its size. Norms use the statistics of the global batch on every device.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ LEAK = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Geometry."""
+    """Architecture of the discriminator."""
 
     channels: int = 64
     """Channels of the first convolution; they double up to eight times as many."""
     layers: int = 3
-    """Times that an image is halved."""
+    """Number of times that an image is halved."""
 
     def __post_init__(self) -> None:
         if min(self.channels, self.layers) < 1:
@@ -31,7 +31,7 @@ class DiscriminatorConfig:
 
 
 class BatchNorm(nnx.Module):
-    """Each channel to mean 0 and variance 1 over the batch, as in training always."""
+    """Batch norm that always uses the statistics of the batch, as in training."""
 
     def __init__(self, channels: int, rngs: nnx.Rngs):
         self.scale = nnx.Param(1 + 0.02 * jax.random.normal(rngs.params(), (channels,)))
@@ -44,7 +44,7 @@ class BatchNorm(nnx.Module):
 
 
 class Discriminator(nnx.Module):
-    """Images to a logit a patch, above 0 where it looks real."""
+    """Maps images to one logit per patch, above 0 if it looks real."""
 
     def __init__(self, config: DiscriminatorConfig, *, rngs: nnx.Rngs):
         widths = [config.channels * min(2**n, 8) for n in range(config.layers + 1)]
@@ -63,7 +63,7 @@ class Discriminator(nnx.Module):
         self.conv_out = conv(widths[-1], 1, 1, True)
 
     def __call__(self, images_BHW3: jax.Array) -> jax.Array:
-        """[B, rows of patches, columns of patches]."""
+        """Returns logits, [B, rows of patches, columns of patches]."""
         x = nnx.leaky_relu(self.conv_in(images_BHW3), LEAK)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = nnx.leaky_relu(norm(conv(x)), LEAK)
@@ -71,5 +71,5 @@ class Discriminator(nnx.Module):
 
 
 def hinge(real: jax.Array, made: jax.Array) -> jax.Array:
-    """What the discriminator minimises, of its logits for real images and for made ones."""
+    """Returns the discriminator's hinge loss for its logits of real and reconstructed images."""
     return 0.5 * (nnx.relu(1 - real).mean() + nnx.relu(1 + made).mean())

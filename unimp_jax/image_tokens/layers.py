@@ -1,4 +1,4 @@
-"""The layers of a VQGAN: residual blocks, attention over places, and the way to half the size and back; in float32."""
+"""Layers of a VQGAN: residual blocks, spatial attention, downsampling and upsampling; all in float32."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ EPS = 1e-6
 
 
 def conv(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Conv:
-    """A convolution of 3 x 3 that leaves height and width as they are."""
+    """Returns a 3 x 3 convolution that preserves height and width."""
     return nnx.Conv(inputs, outputs, (3, 3), padding=1, rngs=rngs)
 
 
 class GroupNorm(nnx.Module):
-    """Each image's channels, in groups, to mean 0 and variance 1; on a CPU 2 to 5 times as fast as `nnx.GroupNorm`."""
+    """Group norm over each image; on a CPU 2 to 5 times as fast as `nnx.GroupNorm`."""
 
     def __init__(self, channels: int, groups: int):
         self.groups = groups
@@ -27,14 +27,14 @@ class GroupNorm(nnx.Module):
         return centred_BHWC * (jax.lax.rsqrt(variance_B11C + EPS) * self.scale[...]) + self.bias[...]
 
     def over_groups(self, means_BC: jax.Array) -> jax.Array:
-        """The mean of each channel's group. Means of channels come first, for loops over a few channels are slow."""
+        """Returns each channel's group mean. Channels are averaged first: loops over a few channels are slow."""
         B, C = means_BC.shape
         means_BG1 = means_BC.reshape(B, self.groups, C // self.groups).mean(axis=2, keepdims=True)
         return jnp.broadcast_to(means_BG1, (B, self.groups, C // self.groups)).reshape(B, 1, 1, C)
 
 
 class ResidualBlock(nnx.Module):
-    """Two convolutions, each behind a norm and a SiLU, added to what came in."""
+    """Two convolutions, each after a norm and a SiLU, with a residual connection."""
 
     def __init__(self, inputs: int, outputs: int, groups: int, rngs: nnx.Rngs):
         self.norm1, self.conv1 = GroupNorm(inputs, groups), conv(inputs, outputs, rngs)
@@ -48,7 +48,7 @@ class ResidualBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Each place of an image attends to all of it, with one head as wide as the channels."""
+    """Spatial self-attention over an image, with one head as wide as the channels."""
 
     def __init__(self, channels: int, groups: int, rngs: nnx.Rngs):
         self.norm = GroupNorm(channels, groups)
@@ -63,7 +63,7 @@ class Attention(nnx.Module):
 
 
 class Middle(nnx.Module):
-    """What stands at the lowest resolution: a block, attention unless it is left out, and a block."""
+    """The blocks at the lowest resolution: residual block, optional attention, residual block."""
 
     def __init__(self, channels: int, groups: int, attention: bool, rngs: nnx.Rngs):
         self.block1 = ResidualBlock(channels, channels, groups, rngs)
@@ -76,7 +76,7 @@ class Middle(nnx.Module):
 
 
 class Level(nnx.Module):
-    """Residual blocks at one resolution, each followed by attention where the level has it."""
+    """Residual blocks at one resolution, each followed by attention if the level has it."""
 
     def __init__(self, inputs: int, outputs: int, blocks: int, groups: int, attention: bool, rngs: nnx.Rngs):
         widths = [inputs] + [outputs] * (blocks - 1)
@@ -92,11 +92,11 @@ class Level(nnx.Module):
 
 
 def halving(channels: int, rngs: nnx.Rngs) -> nnx.Conv:
-    """To half the height and width; a row and a column of zeros are put behind the image, none before it."""
+    """Returns a convolution that halves height and width, with zero padding at the bottom and right only."""
     return nnx.Conv(channels, channels, (3, 3), strides=2, padding=((0, 1), (0, 1)), rngs=rngs)
 
 
 def doubled(x_BHWC: jax.Array) -> jax.Array:
-    """Each place four times: twice the height and width."""
+    """Doubles height and width by repeating each position four times."""
     B, H, W, C = x_BHWC.shape
     return jnp.broadcast_to(x_BHWC[:, :, None, :, None], (B, H, 2, W, 2, C)).reshape(B, 2 * H, 2 * W, C)

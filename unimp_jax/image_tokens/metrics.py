@@ -1,4 +1,4 @@
-"""The metrics of a VQGAN's steps, and the rows of the log that sum them up."""
+"""The metrics of a VQGAN's training steps, and the log rows that aggregate them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from unimp_jax.training.window import Window
 
 @flax.struct.dataclass
 class VQGANMetrics:
-    """What one step measures: scalars, float32 but for the last four.
+    """Metrics of one step: scalars, float32 except for the last four.
 
     Attributes:
-      loss: of the autoencoder, all terms with their weights, but for the discriminator's.
-      squared: the mean squared difference of pixels, from -1 to 1.
-      perceptual: the distance between features.
-      codes: the loss of the codebook.
-      perplexity: of the codes of the batch.
-      verdict: the discriminator's mean logit for reconstructions.
-      discriminator: its own loss.
-      scale: the factor by which its verdict was multiplied.
-      gradient_norm: the autoencoder's, before clipping.
+      loss: Weighted sum of all terms of the autoencoder's loss except the discriminator's.
+      squared: Mean squared difference of pixels, which are from -1 to 1.
+      perceptual: Distance between features.
+      codes: Loss of the codebook.
+      perplexity: Perplexity of the codes of the batch.
+      verdict: The discriminator's mean logit for reconstructions.
+      discriminator: The discriminator's own loss.
+      scale: Factor by which the adversarial loss was multiplied.
+      gradient_norm: The autoencoder's gradient norm before clipping.
       skipped: bool, whether the step was skipped.
-      consecutive_skips: int32, how many steps were skipped in succession, up to and with this one.
-      discriminator_skipped, discriminator_consecutive_skips: likewise, of the discriminator's steps, where the
-        autoencoder's was not skipped.
+      consecutive_skips: int32, number of consecutive skipped steps up to and including this one.
+      discriminator_skipped, discriminator_consecutive_skips: The same for the discriminator's steps, where the
+        autoencoder's step was not skipped.
     """
 
     loss: jax.Array
@@ -47,12 +47,12 @@ class VQGANMetrics:
 
 
 class VQGANWindow(Window):
-    """Sums a VQGAN's steps up."""
+    """Aggregates a VQGAN's training steps."""
 
     step_metrics = VQGANMetrics
 
     def row(self, seconds: float, waited: float) -> dict[str, float]:
-        """Means over the steps; of skipped ones their number, and how many of them were the last ones in succession."""
+        """Returns means over the steps, and the total and consecutive numbers of skipped steps."""
         columns = {
             field.name: np.array([np.asarray(getattr(one, field.name)) for one in self.metrics], np.float64)
             for field in dataclasses.fields(VQGANMetrics)

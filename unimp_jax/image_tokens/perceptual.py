@@ -1,8 +1,9 @@
-"""How far images are apart in the features of a frozen model: LPIPS on VGG-16, or a vision tower's patches.
+"""Perceptual distance of images in the features of a frozen model: LPIPS on VGG-16, or the patches of a vision tower.
 
-LPIPS (Zhang et al. 2018, arXiv:1801.03924): at five depths, features of both images are scaled to length 1 at each
-place; squared differences, weighted by channel, are summed over channels and depths and averaged over places. Of a
-tower it is the last hidden state, unweighted. Images are float [B, H, W, 3] from -1 to 1; distances are means over B.
+LPIPS (Zhang et al. 2018, arXiv:1801.03924): at five depths, features of both images are normalised to length 1 at each
+position; squared differences, weighted by channel, are summed over channels and depths and averaged over positions. For
+a tower, the unweighted last hidden state is used. Images are float [B, H, W, 3] from -1 to 1; distances are means over
+B.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from unimp_jax.model.vision import CLIP_DEVIATION, CLIP_MEAN, VisionTower
 
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 SCALE = np.array([0.458, 0.448, 0.450], np.float32)
-"""Of VGG's images, as LPIPS states them for pixels from -1 to 1."""
+"""Normalisation of VGG's inputs, as given by LPIPS for pixels from -1 to 1."""
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-"""(channels, convolutions) of VGG-16; between two stages height and width are halved."""
+"""(channels, convolutions) of each stage of VGG-16; between two stages height and width are halved."""
 
 
 class LPIPS(nnx.Module):
-    """VGG-16's convolutions, and a weight for each channel that is looked at."""
+    """VGG-16's convolutions, and LPIPS's channel weights."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         inputs = (3, *(width for width, _ in STAGES))
@@ -34,7 +35,7 @@ class LPIPS(nnx.Module):
         self.weights = nnx.List([nnx.Param(jnp.ones(width)) for width, _ in STAGES])
 
     def features(self, images_BHW3: jax.Array) -> list[jax.Array]:
-        """[B, H, W, C] at the end of each stage."""
+        """Returns [B, H, W, C] at the end of each stage."""
         x, seen = (images_BHW3 - SHIFT) / SCALE, list[jax.Array]()
         for number, stage in enumerate(self.stages):
             x = x if number == 0 else nnx.max_pool(x, (2, 2), (2, 2))
@@ -51,7 +52,7 @@ class LPIPS(nnx.Module):
 
 
 def tower_distance(tower: VisionTower, images_BHW3: jax.Array, others_BHW3: jax.Array) -> jax.Array:
-    """The mean over patches of the squared distance between their features at length 1."""
+    """Returns the mean over patches of the squared distance between their features, normalised to length 1."""
     size = tower.config.image_size
 
     def features(images_BHW3: jax.Array) -> jax.Array:
@@ -62,10 +63,10 @@ def tower_distance(tower: VisionTower, images_BHW3: jax.Array, others_BHW3: jax.
 
 
 def apart(one: jax.Array, other: jax.Array) -> jax.Array:
-    """Squared differences of features [..., C] whose length was made 1."""
+    """Returns squared differences of features [..., C] after normalisation to length 1."""
     return jnp.square(unit(one) - unit(other))
 
 
 def unit(features: jax.Array) -> jax.Array:
-    # The root of a sum that is nowhere 0, for its gradient there would be no number.
+    # The added constant keeps the gradient of the root finite.
     return features * jax.lax.rsqrt(jnp.square(features).sum(axis=-1, keepdims=True) + 1e-10)

@@ -1,12 +1,12 @@
-"""From latents to codes and back: the nearest codeword, what it costs, and how codewords learn and are revived.
+"""Vector quantisation of latents: nearest codewords, the commitment loss, and training and revival of codewords.
 
-van den Oord et al. 2017 (arXiv:1711.00937): with z a latent, e its nearest codeword and sg what passes no gradient, a
-latent costs  |sg(z) - e|^2 + beta |z - sg(e)|^2,  means over channels as in taming-transformers. The first term draws
-codewords by gradient; without it, they can be moving averages of the latents that they stand for (appendix A.1):
+van den Oord et al. 2017 (arXiv:1711.00937): with z a latent, e its nearest codeword and sg the stop-gradient, a latent
+costs |sg(z) - e|^2 + beta |z - sg(e)|^2, as means over channels like in taming-transformers. The first term trains
+codewords by gradient; alternatively, they are moving averages of the latents assigned to them (appendix A.1):
 
   N_k <- g N_k + (1 - g) n_k,   m_k <- g m_k + (1 - g) sum of z,   e_k = m_k / N_k,
 
-of the n_k latents z of a batch whose code is k, with N_k smoothed as (N_k + eps) / (N + K eps) N, N the sum of all.
+for the n_k latents z of a batch whose code is k, with N_k smoothed as (N_k + eps) / (N + K eps) N, N the sum of all.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class QuantiserConfig:
     """How the codebook learns."""
 
     after: int = 0
-    """Steps before there are codes: latents reach the decoder as they are until then, which teaches both what matters
-    (colours, say) in a fraction of the time. Codewords are then made of latents by k-means."""
+    """Steps without quantisation, in which latents reach the decoder unchanged, so that both learn basics such as
+    colours in a fraction of the time. Codewords are then initialised from latents by k-means."""
     beta: float = 0.25
-    """Of the commitment loss, which keeps latents near their codewords."""
+    """Weight of the commitment loss, which keeps latents near their codewords."""
     average: float = 0.0
-    """0: codewords learn by gradient. Above: they are moving averages of latents, with this decay (0.99, say)."""
+    """0: codewords learn by gradient. Above: they are moving averages of latents, with this decay (such as 0.99)."""
     revive_every: int = 100
     revive_until: float = 0.75
-    """After each `revive_every` steps, codewords that none of them used become latents of the batch, up to this part of
-    all steps, so that training then settles."""
+    """After every `revive_every` steps, unused codewords are replaced by latents of the batch, until this fraction of
+    all steps, so that training can then converge."""
 
     def __post_init__(self) -> None:
         if min(self.after, self.beta) < 0 or not 0 <= self.average < 1 or self.revive_every < 1:
@@ -48,12 +48,12 @@ class QuantiserConfig:
 
 @flax.struct.dataclass
 class CodebookState:
-    """What is known of codewords besides themselves.
+    """State of the codebook besides the codewords.
 
     Attributes:
-      used: bool [K], which were the nearest to a latent since codewords were last revived.
+      used: bool [K], codewords that were nearest to a latent since the last revival.
       counts: float32 [K], N of the moving averages.
-      sums: float32 [K, Z], m of them.
+      sums: float32 [K, Z], m of the moving averages.
     """
 
     used: jax.Array
@@ -62,23 +62,23 @@ class CodebookState:
 
 
 def new_codebook_state(codebook_KZ: jax.Array) -> CodebookState:
-    """Each codeword as the average of one latent, itself."""
+    """Returns the initial state, in which each codeword is the average of one latent equal to itself."""
     codes = len(codebook_KZ)
     return CodebookState(jnp.zeros(codes, bool), jnp.ones(codes), jnp.array(codebook_KZ))
 
 
 def nearest_codes(latents: jax.Array, codebook_KZ: jax.Array) -> jax.Array:
-    """The nearest codeword of each of [..., Z], the first of equals: int32 [...]."""
+    """Returns the nearest codeword of each latent, [..., Z], ties by the lowest index: int32 [...]."""
     return nearest(latents.reshape(-1, latents.shape[-1]), codebook_KZ).reshape(latents.shape[:-1])
 
 
 @flax.struct.dataclass
 class QuantisedLatents:
-    """Latents and what stands for them.
+    """Latents and their codewords.
 
     Attributes:
       codes: int32 [N].
-      codewords: float32 [N, Z], that pass gradients straight to the latents.
+      codewords: float32 [N, Z], which pass gradients straight through to the latents.
       loss: float32 scalar, the mean over latents.
     """
 
@@ -90,14 +90,13 @@ class QuantisedLatents:
 def quantise(
     latents_NZ: jax.Array, codebook_KZ: jax.Array, config: QuantiserConfig, step: jax.Array | int
 ) -> QuantisedLatents:
-    """The nearest codewords, with the loss of the module's head; or latents as they are, at no cost, before there are
-    codes.
+    """Returns the nearest codewords and their loss; before `config.after` steps, unchanged latents at loss 0.
 
     Args:
-      step: int32 scalar, steps done.
+      step: int32 scalar, number of completed steps.
     """
     codes_N = nearest(latents_NZ, codebook_KZ)
-    # A product, since accelerators add a gather's gradients in no fixed order.
+    # A product, because accelerators add a gather's gradients in no fixed order.
     words_NZ = jnp.matmul(jax.nn.one_hot(codes_N, len(codebook_KZ)), codebook_KZ, precision="highest")
     fixed_NZ = jax.lax.stop_gradient(words_NZ)
     loss = config.beta * jnp.square(latents_NZ - fixed_NZ).mean()
@@ -112,10 +111,10 @@ def learnt(
     codebook_KZ: jax.Array, state: CodebookState, codes_N: jax.Array, latents_NZ: jax.Array, config: QuantiserConfig,
     step: jax.Array, steps: int, seed: int,
 ) -> tuple[jax.Array, CodebookState]:  # fmt: skip
-    """(the codebook, its state) after a batch: averaged where it is, and dead codewords revived when it is time.
+    """Returns (the codebook, its state) after a batch: averages updated, and dead codewords revived when due.
 
     Args:
-      step: int32 scalar, steps done before this one, of `steps` in all.
+      step: int32 scalar, number of steps completed before this one, of `steps` in total.
     """
     if config.average:
         codebook_KZ, state = averaged(codebook_KZ, state, codes_N, latents_NZ, config.average)
@@ -130,7 +129,7 @@ def learnt(
 def averaged(
     codebook_KZ: jax.Array, state: CodebookState, codes_N: jax.Array, latents_NZ: jax.Array, decay: float
 ) -> tuple[jax.Array, CodebookState]:
-    """(the codebook, its state) after the moving averages took in a batch."""
+    """Returns (the codebook, its state) after updating the moving averages with a batch."""
     member_NK = jax.nn.one_hot(codes_N, len(codebook_KZ))
     counts_K = decay * state.counts + (1 - decay) * member_NK.sum(axis=0)
     sums_KZ = decay * state.sums + (1 - decay) * jnp.matmul(member_NK.T, latents_NZ, precision="highest")
@@ -142,7 +141,7 @@ def averaged(
 def revived(
     codebook_KZ: jax.Array, state: CodebookState, dead_K: jax.Array, latents_NZ: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, CodebookState]:
-    """(the codebook, its state) with random latents of a batch in the place of dead codewords."""
+    """Returns (the codebook, its state) with dead codewords replaced by random latents of a batch."""
     drawn_KZ = latents_NZ[jax.random.randint(key, dead_K.shape, 0, len(latents_NZ))]
     codebook_KZ = jnp.where(dead_K[:, None], drawn_KZ, codebook_KZ)
     sums_KZ = jnp.where(dead_K[:, None], drawn_KZ, state.sums)
@@ -150,6 +149,6 @@ def revived(
 
 
 def perplexity(counts_K: jax.Array) -> jax.Array:
-    """How many codes are in use, as if all of these were used alike: the exponential of the entropy of their shares."""
+    """Returns the effective number of codes in use: the exponential of the entropy of their shares."""
     shares_K = counts_K / counts_K.sum()
     return jnp.exp(-jnp.sum(jnp.where(shares_K > 0, shares_K * jnp.log(jnp.where(shares_K > 0, shares_K, 1)), 0)))

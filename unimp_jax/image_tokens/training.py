@@ -1,8 +1,8 @@
-"""One step of training a VQGAN as a pure function: autoencoder, codebook and discriminator.
+"""One training step of a VQGAN as a pure function: autoencoder, codebook and discriminator.
 
-Esser et al. 2020 (arXiv:2012.09841, section 3.1): an image that codes say is to be like the one they were taken of, in
-pixels and in the features of a perceptual model; codes are to cost little; and a discriminator is to take it for real.
-Gradients of all of these with respect to the image are added before any reaches the autoencoder, in one pass.
+Esser et al. 2020 (arXiv:2012.09841, section 3.1): the loss compares a reconstruction with its image, in pixels and in
+the features of a perceptual model, and adds the quantisation loss and the adversarial loss. Gradients of all terms with
+respect to the reconstruction are summed before they are passed to the autoencoder, in a single backward pass.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from unimp_jax.image_tokens.vqgan import VQGAN, VQGANConfig, from_pixels
 from unimp_jax.training.guard import Guard, GuardConfig, judge, new_guard
 
 Distance = Callable[[Any, jax.Array, jax.Array], jax.Array]
-"""(a perceptual model's parameters, images, images) -> how far they are apart, a scalar; images from -1 to 1."""
+"""(parameters of the perceptual model, images, images) -> their distance, a scalar; images from -1 to 1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What counts how much; the defaults are those of taming-transformers."""
+    """Weights of the loss terms; the defaults are those of taming-transformers."""
 
     absolute: float = 1.0
-    """Of the mean absolute difference of pixels, which are from -1 to 1."""
+    """Weight of the mean absolute difference of pixels, which are from -1 to 1."""
     squared: float = 0.0
-    """Of the mean squared difference."""
+    """Weight of the mean squared difference of pixels."""
     perceptual: float = 1.0
-    """Of the distance between features, where there is a model of them."""
+    """Weight of the perceptual distance, if there is a perceptual model."""
     codes: float = 1.0
-    """Of what codes cost."""
+    """Weight of the quantisation loss."""
     adversarial: float = 0.8
-    """Of the discriminator's verdict; 0: there is no discriminator."""
+    """Weight of the adversarial loss; 0: no discriminator."""
     adversarial_from: int = 10_000
-    """Steps before the discriminator takes part."""
+    """Number of steps before the discriminator takes part."""
     adaptive: bool = True
-    """Whether the verdict is scaled, so that it reaches the last layer as strongly as likeness does."""
+    """Whether the adversarial loss is scaled to match the reconstruction loss's gradient norm at the last layer."""
 
     def __post_init__(self) -> None:
         weights = (self.absolute, self.squared, self.perceptual, self.codes, self.adversarial)
@@ -64,14 +64,14 @@ class LossConfig:
 
 @flax.struct.dataclass
 class VQGANState:
-    """All that changes from step to step.
+    """Everything that changes from step to step.
 
     Attributes:
-      step: int32 scalar, steps done.
-      model, optimizer: the VQGAN's parameters, and the optimizer's state for them.
-      codebook: what is known of codewords.
-      adversary: None where there is no discriminator.
-      guard: what it knows of the steps so far.
+      step: int32 scalar, number of completed steps.
+      model, optimizer: The VQGAN's parameters, and the state of their optimizer.
+      codebook: State of the codebook besides the codewords.
+      adversary: None if there is no discriminator.
+      guard: The guard's state after the steps so far.
     """
 
     step: jax.Array
@@ -84,12 +84,12 @@ class VQGANState:
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """What a step is made of.
+    """The components of a training step.
 
     Attributes:
-      optimizer: of the VQGAN, and another of its kind of the discriminator.
-      steps: of the whole training.
-      distance: of the perceptual model, if there is one.
+      optimizer: Optimizer of the VQGAN; the discriminator has another of the same kind.
+      steps: Number of steps of the whole training.
+      distance: Distance of the perceptual model, if there is one.
     """
 
     vqgan: VQGANConfig
@@ -109,7 +109,7 @@ class Trainer:
         return Discriminator(self.discriminator, rngs=nnx.Rngs(self.seed + 1))
 
     def begin(self, model: VQGAN) -> VQGANState:
-        """The state before the first step."""
+        """Returns the state before the first step."""
         parameters, adversary = nnx.state(model), None
         if self.loss.adversarial:
             judging = nnx.state(self.new_discriminator())
@@ -121,12 +121,12 @@ class Trainer:
 
 @flax.struct.dataclass
 class Made:
-    """A batch on its way through the autoencoder.
+    """Intermediate results of the autoencoder for a batch.
 
     Attributes:
-      latents: float32 [N, Z], of all places of all images.
-      quantised: what stands for them.
-      features: float32 [B, H, W, C], what the last layer made the images of.
+      latents: float32 [N, Z], of all positions of all images.
+      quantised: The quantised latents.
+      features: float32 [B, H, W, C], the inputs of the last layer.
     """
 
     latents: jax.Array
@@ -135,17 +135,17 @@ class Made:
 
 
 def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[VQGANState, VQGANMetrics]]:
-    """(state, the perceptual model's parameters, images, uint8 [B, H, W, 3]) -> (state, metrics); to be jitted with
-    the state donated.
+    """Returns a function (state, parameters of the perceptual model, images uint8 [B, H, W, 3]) -> (state, metrics), to
+    be jitted with the state donated.
 
-    A step that the guard skips changes nothing but what is counted.
+    A step that the guard skips changes only the counters.
     """
     graph = nnx.graphdef(nnx.eval_shape(trainer.new_model))
     judging = nnx.graphdef(nnx.eval_shape(trainer.new_discriminator))
     loss = trainer.loss
 
     def make(parameters: Any, images: jax.Array, number: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Made]:
-        """((made_BHWC, what codes cost), how they came about)."""
+        """Returns ((made_BHWC, quantisation loss), intermediate results)."""
         model = nnx.merge(graph, parameters)
         latents_BhwZ = model.encode(images)
         latents_NZ = latents_BhwZ.reshape(-1, latents_BhwZ.shape[-1])
@@ -156,7 +156,7 @@ def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[
     def unlikeness(
         made_BHWC: jax.Array, images: jax.Array, frozen: Any
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """(the weighted sum, (mean squared difference, perceptual distance))."""
+        """Returns (the weighted sum, (mean squared difference, perceptual distance))."""
         squared, apart = jnp.square(made_BHWC - images).mean(), jnp.zeros(())
         total = loss.absolute * jnp.abs(made_BHWC - images).mean() + loss.squared * squared
         if trainer.distance is not None and loss.perceptual:
@@ -167,7 +167,7 @@ def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[
     def contest(
         state: VQGANState, images: jax.Array, made_BHWC: jax.Array, made: Made, pulled: jax.Array
     ) -> tuple[Verdict, Any]:
-        """The discriminator's verdict, and itself after the step; `pulled` is the gradient of unlikeness."""
+        """Returns the verdict and the discriminator after its step; `pulled` is the gradient of `unlikeness`."""
         if state.adversary is None:
             return silent(made_BHWC), None
         adversary, last = state.adversary, nnx.merge(graph, state.model).decoder.conv_out
@@ -212,7 +212,7 @@ def make_step(trainer: Trainer) -> Callable[[VQGANState, Any, jax.Array], tuple[
 
 
 def with_codewords(state: VQGANState, graph: nnx.GraphDef, words_KZ: jax.Array) -> VQGANState:
-    """The state with other codewords, of which nothing is known yet."""
+    """Returns the state with other codewords and a new codebook state."""
     model = nnx.merge(graph, state.model)
     model.codebook[...] = words_KZ
     return dataclasses.replace(state, model=nnx.state(model), codebook=new_codebook_state(words_KZ))

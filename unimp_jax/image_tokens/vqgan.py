@@ -1,6 +1,6 @@
-"""VQGAN (Esser et al. 2021, arXiv:2012.09841): an image as a grid of codes, and the image that a grid of codes says.
+"""VQGAN (Esser et al. 2021, arXiv:2012.09841): encodes an image as a grid of codes, and decodes codes to an image.
 
-The computation is that of taming-transformers, and of `VQModel` in diffusers, with which weights are exchanged
+The computation is that of taming-transformers and of `VQModel` in diffusers, with which weights are exchanged
 (`unimp_jax.interop.vqgan`).
 """
 
@@ -19,22 +19,22 @@ from unimp_jax.image_tokens.quantiser import nearest_codes
 
 @dataclasses.dataclass(frozen=True)
 class VQGANConfig:
-    """Geometry; the defaults are those of the UniMP reference: 256 x 256 pixels as 16 x 16 of 1,024 codes."""
+    """Architecture; the defaults are those of the UniMP reference: 256 x 256 pixels as 16 x 16 of 1,024 codes."""
 
     image_size: int = 256
-    """Pixels, height and width."""
+    """Height and width in pixels."""
     channels: tuple[int, ...] = (128, 128, 256, 256, 512)
-    """Channels at each resolution; each after the first is half the one before."""
+    """Channels at each resolution; each resolution is half the previous one."""
     blocks: int = 2
-    """Residual blocks at a resolution of the encoder; the decoder has one more."""
+    """Residual blocks per resolution of the encoder; the decoder has one more."""
     attention_levels: tuple[int, ...] = (4,)
     """Resolutions, 0 the finest, whose blocks are followed by attention."""
     middle_attention: bool = True
-    """Attention between the two blocks that stand at the lowest resolution."""
+    """Whether there is attention between the two blocks at the lowest resolution."""
     latent_channels: int = 256
-    """Of the encoder's output and the decoder's input."""
+    """Channels of the encoder's output and the decoder's input."""
     groups: int = 32
-    """Of the norms; divides all channels."""
+    """Groups of the norms; must divide all channels."""
     codes: int = 1024
     code_width: int = 256
     """Channels of a codeword."""
@@ -59,12 +59,12 @@ class VQGANConfig:
 
     @property
     def downscale(self) -> int:
-        """Pixels, high and wide, that a code stands for."""
+        """Height and width in pixels of the area that a code represents."""
         return 2 ** (len(self.channels) - 1)
 
     @property
     def grid(self) -> int:
-        """Rows of codes, and columns."""
+        """Number of rows of codes, and of columns."""
         return self.image_size // self.downscale
 
     @property
@@ -73,12 +73,12 @@ class VQGANConfig:
 
     @property
     def bits_per_image(self) -> float:
-        """What the codes of an image take, all codes being as long."""
+        """Size in bits of the codes of an image at equal code lengths."""
         return self.codes_per_image * float(np.log2(self.codes))
 
 
 class Encoder(nnx.Module):
-    """An image to a grid of latents."""
+    """Maps an image to a grid of latents."""
 
     def __init__(self, config: VQGANConfig, rngs: nnx.Rngs):
         channels, groups = config.channels, config.groups
@@ -101,7 +101,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A grid of latents to an image. Levels are numbered as the encoder's, 0 the finest, and run from the last."""
+    """Maps a grid of latents to an image; levels are numbered as in the encoder but run from the last, 0 the finest."""
 
     def __init__(self, config: VQGANConfig, rngs: nnx.Rngs):
         channels, groups = config.channels, config.groups
@@ -117,7 +117,7 @@ class Decoder(nnx.Module):
         self.conv_out = conv(channels[0], 3, rngs)
 
     def features(self, x_BhwL: jax.Array) -> jax.Array:
-        """[B, H, W, channels[0]], of which `conv_out` makes the image."""
+        """Returns the inputs of `conv_out`, [B, H, W, channels[0]]."""
         x = self.levels[-1](self.middle(self.conv_in(x_BhwL)))
         for number in reversed(range(len(self.doublings))):
             x = self.levels[number](self.doublings[number](doubled(x)))
@@ -128,7 +128,7 @@ class Decoder(nnx.Module):
 
 
 class VQGAN(nnx.Module):
-    """Encoder, codebook and decoder. Images are float, -1 black and 1 white, colours last."""
+    """Encoder, codebook and decoder; images are float with channels last, -1 black and 1 white."""
 
     def __init__(self, config: VQGANConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -140,10 +140,10 @@ class VQGAN(nnx.Module):
         )
 
     def encode(self, images_BHW3: jax.Array) -> jax.Array:
-        """Latents, float32 [B, h, w, Z], as they are before codes are taken for them.
+        """Returns latents before quantisation, float32 [B, h, w, Z].
 
         Raises:
-          ValueError: images are not of three colours, or height and width are no multiples of `config.downscale`.
+          ValueError: Images do not have three channels, or height and width are not multiples of `config.downscale`.
         """
         shape, shrinks = images_BHW3.shape, self.config.downscale
         if len(shape) != 4 or shape[3] != 3 or shape[1] % shrinks or shape[2] % shrinks:
@@ -151,23 +151,23 @@ class VQGAN(nnx.Module):
         return self.to_code(self.encoder(images_BHW3))
 
     def codes(self, images_BHW3: jax.Array) -> jax.Array:
-        """The nearest code at each place: int32 [B, h, w]."""
+        """Returns the nearest code at each position, int32 [B, h, w]."""
         return nearest_codes(self.encode(images_BHW3), self.codebook[...])
 
     def decode(self, codes_Bhw: jax.Array) -> jax.Array:
-        """The image that codes say: float32 [B, H, W, 3]; about -1 to 1, see `pixels`."""
+        """Decodes codes to images, float32 [B, H, W, 3], about -1 to 1; see `pixels`."""
         return self.decoder.conv_out(self.features(self.codebook[...][codes_Bhw]))
 
     def features(self, codewords_BhwZ: jax.Array) -> jax.Array:
-        """`Decoder.features` of codewords, or of latents in their place."""
+        """Returns `Decoder.features` of codewords or of latents."""
         return self.decoder.features(self.from_code(codewords_BhwZ))
 
 
 def pixels(images: jax.Array) -> jax.Array:
-    """Images as a VQGAN makes them, float about -1 to 1, to uint8."""
+    """Converts images from a VQGAN, float about -1 to 1, to uint8."""
     return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 
 def from_pixels(images: jax.Array) -> jax.Array:
-    """uint8 to float32, -1 to 1."""
+    """Converts uint8 to float32, -1 to 1."""
     return images.astype(jnp.float32) / 127.5 - 1

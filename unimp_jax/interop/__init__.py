@@ -1,1 +1,1 @@
-"""Weights of other packages, in and out."""
+"""Import and export of weights in the formats of other packages."""

@@ -1,4 +1,4 @@
-"""Whether arrays are weights: all there, of the right type and shape, and every one of their numbers finite."""
+"""Validation of arrays as weights: complete, of the right dtype and shape, and finite."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ QUANTISED = re.compile(
     r"(.+)\.(qweight|qzeros|scales|SCB|weight_packed|weight_scale(_inv)?|weight_zero_point"
     r"|weight\.(SCB|absmax|quant_map|quant_state\..+))"
 )
-"""Keys beside those of quantised matrices, such as GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors have."""
+"""Keys stored beside quantised matrices by GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors."""
 
 
 def check_arrays(weights: Weights, wanted: Mapping[str, tuple[int, ...]], optional: tuple[str, ...] = ()) -> list[str]:
-    """The keys of `wanted` (key -> shape) that are there, of which none has been read.
+    """Returns the keys of `wanted` (key -> shape) that are present; reads no array.
 
     Args:
-      optional: keys that begin so may be absent.
+      optional: Keys with these prefixes may be absent.
 
     Raises:
-      WeightsError: one is missing, quantised, of a type that no weights have, or of another shape.
+      WeightsError: An array is missing, quantised, of a dtype that weights do not have, or of another shape.
     """
     arrays = weights.arrays
     quantised = {f"{found[1]}.weight": key for key in sorted(arrays) if (found := QUANTISED.fullmatch(key))}
@@ -47,9 +47,10 @@ def check_arrays(weights: Weights, wanted: Mapping[str, tuple[int, ...]], option
 
 
 def check_kind(weights: Weights, key: str) -> None:
-    """
+    """Checks the dtype of an array.
+
     Raises:
-      WeightsError: an array's type is none that weights have.
+      WeightsError: The array has a dtype that weights do not have.
     """
     kind = weights.arrays[key].kind
     if kind not in FLOATS:
@@ -60,14 +61,14 @@ def check_kind(weights: Weights, key: str) -> None:
 
 
 def read_finite(weights: Weights, key: str) -> np.ndarray:
-    """An array, all of whose numbers are finite in float32.
+    """Reads an array whose numbers must all be finite in float32.
 
     Raises:
-      WeightsError: they are not; says how many.
+      WeightsError: Some numbers are not finite; the message says how many.
     """
     array = weights.arrays[key].read()
     with np.errstate(over="ignore", invalid="ignore"):
-        ends = np.array([array.min(), array.max()] if array.size else [], np.float32)  # NaN where a number is
+        ends = np.array([array.min(), array.max()] if array.size else [], np.float32)  # NaN if any number is NaN
         bad = 0 if np.isfinite(ends).all() else int(np.count_nonzero(~np.isfinite(array.astype(np.float32))))
     if bad:
         what = "is NaN, infinite or beyond float32" if bad == 1 else "are NaN, infinite or beyond float32"

@@ -1,4 +1,4 @@
-"""Parameters on a mesh into files of other packages, one of their arrays at a time."""
+"""Writes parameters on a mesh to files of other packages, one of their arrays at a time."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from unimp_jax.model import ModelConfig
 
 
 def named(*states: Any) -> dict[str, jax.Array]:
-    """Name, such as decoder/norm/scale, -> array, of all parameters of some states."""
+    """Returns name, such as decoder/norm/scale, -> array for all parameters of some states."""
     return {name: variable[...] for name, variable in by_name(*states).items()}
 
 
 def their_arrays(parameters: Mapping[str, jax.Array], table: Table, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
-    """(key, array) of all that a table asks for.
+    """Yields (key, array) for all arrays of a table.
 
     Raises:
-      WeightsError: the table leaves out a part of a parameter.
+      WeightsError: The table omits a part of a parameter.
     """
     shapes = {name: array.shape for name, array in parameters.items()}
     planned = list(placements(table, shapes))
@@ -37,13 +37,14 @@ def their_arrays(parameters: Mapping[str, jax.Array], table: Table, dtype: str) 
 
 
 def refuse_others(format: str, config: ModelConfig, wanted: Mapping[str, Any]) -> None:
-    """
+    """Rejects configurations that a format cannot represent.
+
     Args:
-      wanted: field, such as vision.class_token -> the value that a format has it in; gated.mlp_width may also come of
-        gated.mlp_ratio.
+      wanted: Field, such as vision.class_token -> the value that the format requires; gated.mlp_width may also be given
+        by gated.mlp_ratio.
 
     Raises:
-      WeightsError: the format has no such geometry; says which fields would have to be what.
+      WeightsError: The format has no such architecture; the message names the fields and their required values.
     """
     gated = dataclasses.replace(config.gated, mlp_width=config.gated.hidden_width(config.decoder.width))
     config = dataclasses.replace(config, gated=gated)
@@ -54,9 +55,9 @@ def refuse_others(format: str, config: ModelConfig, wanted: Mapping[str, Any]) -
 
 
 def to_host(array: jax.Array, index: tuple[int, ...]) -> np.ndarray:
-    """A slice of an array that may lie on devices of several processes."""
+    """Copies to the host a slice of an array that may be sharded over several processes."""
     if array.is_fully_replicated and next(iter(array.devices())).platform == "cpu":
-        return np.asarray(array.addressable_data(0))[index]  # where it lies
+        return np.asarray(array.addressable_data(0))[index]  # without a copy
     part = array[index]
     if part.is_fully_addressable:
         return np.asarray(part)
@@ -74,10 +75,10 @@ def write_weights(
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """All parameters as shards of at most `shard_bytes` (an array larger than that has its own).
+    """Writes all parameters as shards of at most `shard_bytes` (a larger array has its own shard).
 
     Args:
-      unread: arrays that the format has and no answer depends on.
+      unread: Arrays that the format has but no answer depends on.
     """
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:

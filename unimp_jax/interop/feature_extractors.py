@@ -1,4 +1,4 @@
-"""Towers that images are measured by, from the files that others publish: a CLIP folder, or Inception's weights."""
+"""Feature extractors for image metrics from published files: a CLIP folder, or the weights of Inception."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from unimp_jax.interop.weights import open_weights, read_json, understood
 
 
 def read_clip(folder: Path) -> CLIP:
-    """A `CLIPModel` of transformers, or its vision tower alone, with a projection or without.
+    """Reads a `CLIPModel` of transformers, or only its vision tower, with or without a projection.
 
     Raises:
-      WeightsError: the folder is none, or cannot be read whole.
+      WeightsError: The folder contains no CLIP, or it cannot be read completely.
     """
     described, weights = read_json(folder / "config.json"), open_weights(folder)
     projected = "visual_projection.weight" in weights.arrays
@@ -28,10 +28,10 @@ def read_clip(folder: Path) -> CLIP:
 
 
 def read_inception(path: Path) -> Inception:
-    """The Inception v3 of the FID, as `pt_inception-2015-12-05-*.pth` has it, or the same arrays as safetensors.
+    """Reads the Inception v3 of the FID from `pt_inception-2015-12-05-*.pth`, or the same arrays as safetensors.
 
     Raises:
-      WeightsError: the file is something else, or cannot be read whole.
+      WeightsError: The file contains something else, or cannot be read completely.
     """
     return filled(lambda: Inception(nnx.Rngs(0)), inception_table(), open_weights(path))
 

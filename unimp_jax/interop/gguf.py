@@ -1,4 +1,4 @@
-"""A LLaMA in a GGUF file: llama.cpp's names, rotary heads in its order, and quantised blocks."""
+"""LLaMA models in GGUF files: llama.cpp's names, its channel order of rotary heads, and quantised blocks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from unimp_jax.interop.weights import Stored
 from unimp_jax.model import DecoderConfig
 
 WHOLE = ("I8", "I16", "I32", "I64")
-"""Types of whole numbers; all others are floats, or blocks that are dequantised."""
+"""Integer types; all others are floats, or blocks that are dequantised."""
 
 
 def table(config: DecoderConfig) -> Table:
-    """Channels of a query or key stand in pairs that are turned together; ours are a half of the head apart."""
+    """Returns the table; GGUF pairs adjacent channels of queries and keys for rotation, ours are half a head apart."""
     layer, turned = "blk.{}", "(h half two) d -> d h (two half)"
     pairs = {"two": 2, "half": config.head_dim // 2}
     return [
@@ -38,7 +38,7 @@ def table(config: DecoderConfig) -> Table:
 
 
 def gguf_file(path: Path) -> Path | None:
-    """The GGUF file that a path is, or the only one in a folder without another description of a model."""
+    """Returns the path if it is a GGUF file, or the only one in a folder without a config.json; otherwise None."""
     if path.suffix == ".gguf":
         return path
     files = [] if (path / "config.json").exists() else list(path.glob("*.gguf"))
@@ -46,12 +46,12 @@ def gguf_file(path: Path) -> Path | None:
 
 
 def open_reader(path: Path) -> Any:
-    """The gguf package's reader of a file.
+    """Opens a file with the reader of the gguf package.
 
     Raises:
-      WeightsError: the package is not installed; the file is truncated, or not of a LLaMA.
+      WeightsError: The package is not installed; or the file is truncated or does not contain a LLaMA.
     """
-    refuse_stand_in(path, "GGUF")  # which is told without the package, too
+    refuse_stand_in(path, "GGUF")  # reported even without the package
     try:
         from gguf import GGUFReader
     except ImportError as error:
@@ -67,9 +67,10 @@ def open_reader(path: Path) -> Any:
 
 
 def field(reader: Any, path: Path, name: str, default: Any = None) -> Any:
-    """
+    """Returns the value of a metadata field.
+
     Raises:
-      WeightsError: the file does not say, and there is no default.
+      WeightsError: The file lacks the field, and there is no default.
     """
     found = reader.get_field(name)
     if found is None and default is None:
@@ -78,10 +79,10 @@ def field(reader: Any, path: Path, name: str, default: Any = None) -> Any:
 
 
 def read_gguf(path: Path) -> dict[str, Stored]:
-    """The tensors of a file, dequantised to float32 as they are read.
+    """Returns the tensors of a file, which are dequantised to float32 when they are read.
 
     Raises:
-      WeightsError: as of `open_reader`.
+      WeightsError: See `open_reader`.
     """
 
     def kind(tensor: Any) -> str:
@@ -107,10 +108,10 @@ def dequantised(path: Path, tensor: Any) -> np.ndarray:
 
 
 def described(path: Path) -> dict[str, Any]:
-    """What a `config.json` would say.
+    """Returns the content of an equivalent `config.json`.
 
     Raises:
-      WeightsError: as of `open_reader`, or the file does not say.
+      WeightsError: See `open_reader`, or the file lacks a field.
     """
     reader = open_reader(path)
     of_file = functools.partial(field, reader, path)
@@ -142,5 +143,5 @@ def described(path: Path) -> dict[str, Any]:
 
 
 def shortest(value: float) -> float:
-    """A float32 as it was written down: 1e-05, not 9.999999747378752e-06."""
+    """Returns a float32 as the shortest decimal, such as 1e-05 instead of 9.999999747378752e-06."""
     return float(str(np.float32(value)))

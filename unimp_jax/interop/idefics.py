@@ -1,4 +1,4 @@
-"""Hugging Face's Idefics (IdeficsForVisionText2Text): a LLaMA that looks at images."""
+"""Hugging Face's Idefics (IdeficsForVisionText2Text): a LLaMA with gated cross-attention to images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAST_NORM = "model.vision_model.post_layernorm"
 
 
 def table(config: ModelConfig) -> Table:
-    """All of a checkpoint; query heads that share keys get a copy of them each."""
+    """Returns the table of a whole checkpoint; query heads that share keys get one copy of them each."""
     decoder, root = config.decoder, "model.gated_cross_attn_layers.{}"
     attention, gates = f"{root}.cross_attn", "1 1 g -> g" if config.gated.gate == "channel" else "g -> g"
     gated = [
@@ -68,10 +68,10 @@ def resampler_table(config: ResamplerConfig) -> Table:
 
 
 def model_config(described: dict[str, Any]) -> ModelConfig:
-    """The geometry that their `config.json` describes.
+    """Returns the model configuration for a `config.json` of Idefics.
 
     Raises:
-      WeightsError: it has a part that this model lacks.
+      WeightsError: It has a part that this model lacks.
     """
     if not described.get("use_resampler", False):
         raise WeightsError("config.json: use_resampler is false; an Idefics without a resampler is not known")
@@ -110,20 +110,20 @@ def model_config(described: dict[str, Any]) -> ModelConfig:
 
 
 def image_size_of(settings: dict[str, Any]) -> Any:
-    """Of the images that an image processor makes."""
+    """Returns the size of the images that an image processor produces."""
     return settings.get("image_size", 224)
 
 
 def image_tokens_of(processor: dict[str, Any], config: ModelConfig) -> int | None:
-    """Theirs always write one."""
+    """Returns None: Idefics processors always write one token per image."""
     return None
 
 
 def described_as(config: ModelConfig) -> dict[str, Any]:
-    """`config.json` of a geometry, without token ids.
+    """Returns the `config.json` of a model configuration, without token ids.
 
     Raises:
-      WeightsError: Idefics has no such geometry; says which fields would have to be what.
+      WeightsError: Idefics has no such architecture; the message names the fields and their required values.
     """
     vision, resampler, gated, decoder = config.vision, config.resampler, config.gated, config.decoder
     wanted = {

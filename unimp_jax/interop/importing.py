@@ -1,4 +1,4 @@
-"""`unimp import`: published weights of one or several packages become one start."""
+"""`unimp import`: combines published weights of one or several packages into a folder to start training from."""
 
 from __future__ import annotations
 
@@ -36,44 +36,44 @@ if TYPE_CHECKING:
 
 HEAD = "embeddings/base_head"
 GEOMETRY = "unimp_geometry.json"
-"""Beside exported weights: the geometry, where the format itself has no file for it."""
+"""File beside exported weights with the configuration, if the format itself has no file for it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImportConfig:
-    """Folders on disk, files, or ids of the Hugging Face hub."""
+    """The weights to import: local folders, files, or ids of the Hugging Face hub."""
 
     language: str | None = None
-    """A causal language model: GPT-NeoX, MPT, LLaMA, Qwen2 or Qwen3; a folder in Hugging Face's form, or a GGUF file of
-    a LLaMA."""
+    """A causal language model: GPT-NeoX, MPT, LLaMA, Qwen2 or Qwen3 in Hugging Face's format, or a LLaMA in a GGUF
+    file."""
     vision: str | None = None
-    """A CLIP or SigLIP model, or the vision tower of one, in Hugging Face's form."""
+    """A CLIP or SigLIP model, or its vision tower, in Hugging Face's format."""
     vision_language: str | None = None
-    """A whole vision-language model, in Hugging Face's form: Idefics; LLaVA, of a LLaMA or Qwen and a CLIP or SigLIP;
-    Idefics3 or SmolVLM. Its config.json says which."""
+    """A complete vision-language model in Hugging Face's format: Idefics; LLaVA with a LLaMA or Qwen and a CLIP or
+    SigLIP; Idefics3 or SmolVLM. The type is read from its config.json."""
     open_flamingo: str | None = None
-    """An OpenFlamingo checkpoint: a `.pt` or safetensors file, or a folder; full, or of the trained keys alone, in
-    which case the language model and the vision tower have to be named as well."""
+    """An OpenFlamingo checkpoint: a `.pt` or safetensors file, or a folder. If it contains only the trained keys, name
+    the language model and the vision tower as well."""
     tokenizer: str | None = None
-    """Where it is not beside the language model."""
+    """The tokenizer, if it is not beside the language model."""
     heads: int = 8
-    """Of OpenFlamingo's resampler and gated blocks, whose checkpoints do not tell."""
+    """Number of attention heads of OpenFlamingo's resampler and gated blocks, which its checkpoints do not record."""
     vqgan: str | None = None
-    """A VQGAN, alone: a VQModel of diffusers, or a checkpoint of taming-transformers (`.ckpt`, `.pt`)."""
+    """A VQGAN, imported alone: a VQModel of diffusers, or a checkpoint of taming-transformers (`.ckpt`, `.pt`)."""
     vqgan_image_size: int | None = None
-    """Pixels, where such a checkpoint has no configuration (`.yaml`) beside it, and they are not 256."""
+    """Image size of the VQGAN in pixels, if it is not 256 and its checkpoint has no configuration (`.yaml`)."""
 
     @property
     def sources(self) -> list[str]:
-        """What is named of a model's weights."""
+        """The named sources of a model's weights."""
         return list(filter(None, (self.language, self.vision, self.vision_language, self.open_flamingo)))
 
 
 def import_weights(config: ImportConfig, folder: Path, shard_bytes: int = SHARD_BYTES) -> str:
-    """Makes `folder` a start; returns what to tell the user of it.
+    """Imports weights into `folder`, from which training can start; returns a summary for the user.
 
     Raises:
-      WeightsError: what is named cannot be read whole, or does not fit together. Nothing is left behind then.
+      WeightsError: A source cannot be read completely, or the sources do not fit together. Nothing is left behind then.
     """
     refuse_existing(folder)
     if config.vqgan:
@@ -97,10 +97,10 @@ def import_weights(config: ImportConfig, folder: Path, shard_bytes: int = SHARD_
 
 
 def tokenizer_of(config: ImportConfig) -> PreTrainedTokenizerBase | None:
-    """The one that is named, or lies beside the language model; None where there is none.
+    """Returns the tokenizer that is named or found beside the language model; None if there is none.
 
     Raises:
-      WeightsError: the one that is named is none, or the one that is there cannot be read.
+      WeightsError: The named place contains no tokenizer, or the tokenizer cannot be read.
     """
     place = config.tokenizer or config.vision_language or config.language or config.open_flamingo
     tokenizer = load_tokenizer(locate(place)) if place else None
@@ -110,14 +110,14 @@ def tokenizer_of(config: ImportConfig) -> PreTrainedTokenizerBase | None:
 
 
 def whole(geometry: Geometry) -> ModelConfig:
-    """A model in which the imported parts have a place; of the others only the fit matters."""
+    """Returns a complete model configuration with the imported parts; the other parts only have to be consistent."""
     decoder = geometry.decoder or DecoderConfig()
     gated = geometry.gated or GatedCrossAttentionConfig(every=decoder.layers)
     return geometry.of_model(ModelConfig(decoder=decoder, gated=gated))
 
 
 def gather(config: ImportConfig) -> tuple[Geometry, list[WeightSource], dict[str, Any]]:
-    """(geometry, sources in rising order of precedence, the language model's config.json)."""
+    """Returns (geometry, sources in increasing order of precedence, the language model's config.json)."""
     if config.vision_language:
         if len(config.sources) > 1:
             raise WeightsError("--vision-language is a whole model; it goes with no other source but --tokenizer")
@@ -143,19 +143,19 @@ def gather(config: ImportConfig) -> tuple[Geometry, list[WeightSource], dict[str
 
 
 def exported_values(path: Path, config: ModelConfig) -> Iterator[Values]:
-    """All parameters of a model that was exported as an Idefics, read one array at a time as they are asked for.
+    """Yields all parameters of a model that was exported as an Idefics, each array being read when it is requested.
 
     Raises:
-      WeightsError: the weights cannot be read whole, or are not of this geometry.
+      WeightsError: The weights cannot be read completely, or do not fit the configuration.
     """
     return match([weights_of(path, idefics, config)], model_shapes(config)).arrays()
 
 
 def open_language(path: Path) -> tuple[DecoderConfig, Tabulate, WeightSource, dict[str, Any]]:
-    """(geometry, its family's table, the weights, the config.json)."""
+    """Returns (decoder configuration, the table of its family, the weights, the config.json)."""
     file = gguf.gguf_file(path)
     if file is None and not (path / "config.json").is_file():
-        open_weights(path)  # which says so where that is no model at all
+        open_weights(path)  # reports a path that is no model at all
         raise WeightsError(f"{path}: has no config.json, which says what language model it is")
     described = understood(path, gguf.described, file) if file else read_json(path / "config.json")
     decoder, tabulate = understood(path, family, described)
@@ -173,11 +173,11 @@ def open_vision(path: Path) -> tuple[VisionConfig, WeightSource]:
 def add_open_flamingo(
     path: Path, heads: int, geometry: Geometry, sources: list[WeightSource], known: Tabulate | None
 ) -> tuple[Geometry, list[WeightSource]]:
-    """What an OpenFlamingo checkpoint adds to, and replaces of, its language model and vision tower.
+    """Adds an OpenFlamingo checkpoint, which extends and partly replaces its language model and vision tower.
 
     Args:
-      heads: of its resampler and gated blocks, where nothing beside it says.
-      known: the table of the language model, where one is given.
+      heads: Attention heads of its resampler and gated blocks, if no file beside it says so.
+      known: Table of the language model, if one is given.
     """
     weights = renamed(open_weights(path), lambda key: canonical(key, open_flamingo.ALIASES))
     keys = weights.arrays.keys()
@@ -207,8 +207,8 @@ def add_open_flamingo(
     decoder = dataclasses.replace(geometry.decoder, vocab_size=rows)
     geometry = Geometry(geometry.vision, resampler, gated, decoder)
     found = source_of(weights, language, decoder)
-    # The language model's own tables have other rows, and the checkpoint's stand in their place. A head that was frozen
-    # is not in the checkpoint: its rows are the first of the language model's, as their package left them.
+    # The checkpoint's embedding tables replace the language model's own, which have other numbers of rows. A frozen
+    # head is not in the checkpoint: its rows are the first ones of the language model's, as in open-flamingo.
     own = {entry.ours[0] for entry in found.table if entry.theirs in keys}
     table = [entry for entry in found.table if entry.ours[0] != HEAD or HEAD in own]
     table += open_flamingo.trained_table(gated) + (open_flamingo.vision_table(keys) if has_vision else [])
@@ -218,7 +218,7 @@ def add_open_flamingo(
 
 
 def without_tables(source: WeightSource, replaced: set[str], rows: int) -> WeightSource:
-    """A source without the embeddings that are replaced, and with only the first rows of a head that stays."""
+    """Returns a source without the replaced embeddings, and with only the first rows of a head that is kept."""
     table = [e for e in source.table if not e.ours[0].startswith("embeddings/") or e.ours[0] not in replaced]
     heads = {e.theirs for e in table if e.ours[0] == HEAD}
     arrays = {key: first_rows(x, rows) if key in heads else x for key, x in source.weights.arrays.items()}
@@ -231,7 +231,7 @@ def first_rows(array: Stored, rows: int) -> Stored:
 
 
 def summary(folder: Path, geometry: Geometry, matched: Match, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """What was read, and, pattern by pattern, what was not."""
+    """Returns which arrays were read and, grouped by pattern, which were not."""
     lines = [f"{folder}: {', '.join(geometry.parts)}"]
     for weights, filled in matched.fillings:
         lines.append(f"{weights.name}: {len(filled)} arrays read")

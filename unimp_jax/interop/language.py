@@ -1,4 +1,4 @@
-"""Causal language models: GPT-NeoX, MPT (transformers' and MosaicML's own files), LLaMA, Qwen2 and Qwen3."""
+"""Causal language models: GPT-NeoX, MPT (in the formats of transformers and MosaicML), LLaMA, Qwen2 and Qwen3."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ QKV = f"{OURS}/attention/query/{{0}} {OURS}/attention/key/{{0}} {OURS}/attention
 
 
 def embeddings(embed: str, head: str, config: DecoderConfig) -> Table:
-    """The table of base tokens, and the head where it is another."""
+    """Returns the table for base tokens, including the head if it is untied."""
     table = [entry(embed, "embeddings/base", "v d -> v d")]
     return table if config.tie_embeddings else [*table, entry(head, "embeddings/base_head", "v d -> v d")]
 
 
 def gpt_neox(config: DecoderConfig, root: str = "", layer: str = "gpt_neox.layers.{}") -> Table:
-    """`root` stands before all names but those of layers, which `layer` is."""
+    """Returns the table of GPT-NeoX; `root` prefixes all names except those of layers, which follow `layer`."""
     return [
         *embeddings(f"{root}gpt_neox.embed_in.weight", f"{root}embed_out.weight", config),
         *norm(f"{root}gpt_neox.final_layer_norm", "decoder/norm"),
@@ -37,7 +37,7 @@ def gpt_neox(config: DecoderConfig, root: str = "", layer: str = "gpt_neox.layer
 def mpt(
     config: DecoderConfig, root: str = "", layer: str = "transformer.blocks.{}", *, old_names: bool = False
 ) -> Table:
-    """`old_names`: those of MPT-1B, whose class MosaicML called MosaicGPT."""
+    """Returns the table of MPT; `old_names` are those of MPT-1B, whose class MosaicML called MosaicGPT."""
     names = ("ln_1", "ln_2", "ln_f", "mlp.mlp_up", "mlp.mlp_down") if old_names else (
         "norm_1", "norm_2", "norm_f", "ffn.up_proj", "ffn.down_proj")  # fmt: skip
     before_attention, before_mlp, last, up, down = names
@@ -61,11 +61,11 @@ def mpt(
 def llama(
     config: DecoderConfig, root: str = "", layer: str = "model.layers.{}", *, body: str = "model.", copies: int = 1
 ) -> Table:
-    """Also of Qwen2 and Qwen3.
+    """Returns the table of LLaMA, Qwen2 and Qwen3.
 
     Args:
-      body: stands, behind `root`, before the names of embeddings and last norm.
-      copies: theirs has each key and value head so many times.
+      body: Prefix, after `root`, of the embeddings and the final norm.
+      copies: Number of copies of each key and value head in the other package.
     """
     bias, norms = config.qkv_bias, []
     if config.qk_norm:
@@ -88,7 +88,7 @@ def llama(
 
 
 def rotary_base(described: dict[str, Any], default: float = 10000.0) -> float:
-    """Of a config.json's rotary positions."""
+    """Returns the base of the rotary positions from a config.json."""
     parameters = described.get("rope_parameters") or described.get("rope_scaling") or {}
     base = parameters.get("rope_theta") or described.get("rope_theta") or described.get("rotary_emb_base")
     return float(base or default)
@@ -108,9 +108,10 @@ ROTARY: dict[str, dict[str, str]] = {
 
 
 def rotary_scaling(described: dict[str, Any]) -> RotaryScaling:
-    """
+    """Returns the scaling of the rotary positions from a config.json.
+
     Raises:
-      WeightsError: positions are scaled in a way that is not known, or not described whole.
+      WeightsError: The kind of scaling is not supported, or its description is incomplete.
     """
     parameters = described.get("rope_parameters") or described.get("rope_scaling") or {}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
@@ -123,9 +124,10 @@ def rotary_scaling(described: dict[str, Any]) -> RotaryScaling:
 
 
 def expect(described: dict[str, Any], **wanted: Any) -> None:
-    """
+    """Checks that fields of a config.json have supported values.
+
     Raises:
-      WeightsError: a field that has a value says something else.
+      WeightsError: A field is present with another value.
     """
     for name, values in wanted.items():
         values = values if isinstance(values, tuple) else (values,)
@@ -152,7 +154,7 @@ def gpt_neox_config(described: dict[str, Any]) -> DecoderConfig:
 
 
 def mpt_config(described: dict[str, Any]) -> DecoderConfig:
-    """Of MPT, or of MosaicGPT, whose attention is described beside the rest."""
+    """Returns the configuration of MPT, or of MosaicGPT, which describes attention at the top level."""
     attention = described.get("attn_config") or {}
     attention = attention | {name[5:]: value for name, value in described.items() if name.startswith("attn_")}
     attention = {name: described[name] for name in ("alibi", "alibi_bias_max") if name in described} | attention
@@ -177,7 +179,7 @@ def mpt_config(described: dict[str, Any]) -> DecoderConfig:
 
 
 def llama_config(described: dict[str, Any], **changes: Any) -> DecoderConfig:
-    """Also of Idefics, whose decoder is LLaMA's, and with `changes` of Qwen."""
+    """Returns the configuration of LLaMA, of the decoder of Idefics, or with `changes` of Qwen."""
     expect(described, hidden_act="silu", attention_bias=False, mlp_bias=False, use_sliding_window=False)
     expect(described.get("rope_parameters") or described.get("rope_scaling") or {}, partial_rotary_factor=1)
     if others := set(described.get("layer_types") or ()) - {"full_attention"}:
@@ -204,11 +206,11 @@ def llama_config(described: dict[str, Any], **changes: Any) -> DecoderConfig:
 
 
 QWEN = {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32}
-"""What transformers takes for a Qwen whose config.json does not say it, where LLaMA's default is another."""
+"""Defaults of transformers for Qwen that differ from those for LLaMA."""
 
 
 def qwen2_config(described: dict[str, Any]) -> DecoderConfig:
-    """Of Qwen2 and Qwen2.5."""
+    """Returns the configuration of Qwen2 or Qwen2.5."""
     return llama_config(QWEN | described, qkv_bias=True)
 
 
@@ -229,13 +231,14 @@ FAMILIES: dict[str, tuple[Callable[[dict[str, Any]], DecoderConfig], Tabulate]] 
     "qwen2": (qwen2_config, llama),
     "qwen3": (qwen3_config, llama),
 }
-"""`model_type` of a config.json -> (its geometry, the table of its weights)."""
+"""`model_type` of a config.json -> (reader of its configuration, table of its weights)."""
 
 
 def family(described: dict[str, Any]) -> tuple[DecoderConfig, Tabulate]:
-    """
+    """Returns the decoder configuration and the table for a config.json.
+
     Raises:
-      WeightsError: the family is not known, or has a part that this decoder lacks.
+      WeightsError: The family is not supported, or has a part that this decoder lacks.
     """
     kind = described.get("model_type")
     if kind not in FAMILIES:
@@ -246,14 +249,14 @@ def family(described: dict[str, Any]) -> tuple[DecoderConfig, Tabulate]:
 
 
 def text_decoder(described: dict[str, Any], families: Sequence[str], *, tied: bool) -> DecoderConfig:
-    """The geometry of the decoder that a `config.json` of a vision-language model describes.
+    """Returns the configuration of the decoder in a vision-language model's `config.json`.
 
     Args:
-      families: those that may be the model's decoder.
-      tied: whether the head is the embeddings.
+      families: Families that the model's decoder may be of.
+      tied: Whether the head shares the embeddings.
 
     Raises:
-      WeightsError: it is of another family, has a part that this decoder lacks, or no row for the image token.
+      WeightsError: It is of another family, has a part that this decoder lacks, or no row for the image token.
     """
     text = {"model_type": "llama"} | (described.get("text_config") or {})
     if text["model_type"] not in families:
@@ -267,10 +270,10 @@ def text_decoder(described: dict[str, Any], families: Sequence[str], *, tied: bo
 
 
 def described_as(config: ModelConfig) -> dict[str, Any]:
-    """`config.json` of a decoder as LLaMA, Qwen2 or Qwen3, whose table is `llama`, without token ids.
+    """Returns the `config.json` of a decoder as LLaMA, Qwen2 or Qwen3, whose table is `llama`, without token ids.
 
     Raises:
-      WeightsError: it is none of these; says which fields would have to be what.
+      WeightsError: It is none of these; the message names the fields and their required values.
     """
     decoder = config.decoder
     kind = "qwen3" if decoder.qk_norm else "qwen2" if decoder.qkv_bias else "llama"
@@ -308,7 +311,7 @@ def described_as(config: ModelConfig) -> dict[str, Any]:
 
 
 def rope_parameters(decoder: DecoderConfig) -> dict[str, Any]:
-    """What `rotary_base` and `rotary_scaling` read."""
+    """Returns the inverse of `rotary_base` and `rotary_scaling`."""
     scaling = decoder.rotary_scaling
     kind = "default" if scaling.kind == "none" else scaling.kind
     read = {theirs: getattr(scaling, ours) for ours, theirs in ROTARY[kind].items()}

@@ -1,8 +1,8 @@
-"""One table a family says which of their arrays become which of our parameters; it reads in both directions.
+"""Tables that map arrays of other packages to our parameters, one per model family, usable in both directions.
 
-A layout such as "(h p k) d -> p d h k" is a pattern of einops. It names the axes of their array, parentheses around
-those that are merged into one, and of ours. Where one of their arrays holds several of our parameters, p counts these;
-where theirs has several equal copies of a part, copy counts these. An axis 1 is theirs alone.
+A layout such as "(h p k) d -> p d h k" is an einops pattern. It names the axes of the other package's array, with
+merged axes in parentheses, and those of our parameter. If one array contains several parameters, p indexes them; if it
+contains several equal copies of a part, copy indexes these. An axis 1 exists only in the other package.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ AXES = re.compile(r"\([^)]*\)|\S+")
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be read, or do not fit a geometry, told in one line."""
+    """Weights that cannot be read or do not fit a configuration; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One of their arrays and the parameters it becomes.
+    """One array of another package and the parameters that it contains.
 
     Attributes:
-      theirs: its key; where our parameters have leading axes that count layers, that of each layer, {} its number.
-      sizes: of axes that our shape does not tell.
-      first: the number that they give to the first layer.
-      step: how far their numbers of two layers are apart.
+      theirs: Its key; if our parameters have leading axes for layers, a pattern with {} for the layer's number.
+      sizes: Sizes of axes that do not follow from our shape.
+      first: The other package's number of the first layer.
+      step: Difference between the other package's numbers of consecutive layers.
     """
 
     theirs: str
@@ -51,44 +51,44 @@ Table = list[Entry]
 
 
 def entry(theirs: str, ours: str, layout: str, **sizes: int) -> Entry:
-    """`ours` lists the parameters, separated by blanks."""
+    """Creates an entry; `ours` lists the parameters, separated by spaces."""
     return Entry(theirs, tuple(ours.split()), layout, sizes)
 
 
 def norm(theirs: str, ours: str, *, bias: bool = True) -> Table:
-    """A norm's scale and bias."""
+    """Returns the entries of a norm's scale and bias."""
     scale = entry(f"{theirs}.weight", f"{ours}/scale", "d -> d")
     return [scale, entry(f"{theirs}.bias", f"{ours}/bias", "d -> d")] if bias else [scale]
 
 
 def linear(theirs: str, ours: str, *, bias: bool = False) -> Table:
-    """A matrix between unsplit axes."""
+    """Returns the entries of a linear layer whose axes are not split into heads."""
     kernel = entry(f"{theirs}.weight", f"{ours}/kernel", "o i -> i o")
     return [kernel, entry(f"{theirs}.bias", f"{ours}/bias", "o -> o")] if bias else [kernel]
 
 
 def into_heads(theirs: str, ours: str, *, bias: bool = False, copies: int = 1) -> Table:
-    """A matrix onto heads: queries, keys or values, where theirs has each head so many times, one after the other."""
+    """Returns the entries of a projection to heads; the other package stores each head `copies` times in a row."""
     layout, sizes = ("(h copy k) d -> d h k", {"copy": copies}) if copies > 1 else ("(h k) d -> d h k", {})
     kernel = entry(f"{theirs}.weight", f"{ours}/kernel", layout, **sizes)
     return [kernel, entry(f"{theirs}.bias", f"{ours}/bias", "(h k) -> h k")] if bias else [kernel]
 
 
 def out_of_heads(theirs: str, ours: str, *, bias: bool = False) -> Table:
-    """The matrix after attention."""
+    """Returns the entries of the output projection of attention."""
     kernel = entry(f"{theirs}.weight", f"{ours}/kernel", "d (h k) -> h k d")
     return [kernel, entry(f"{theirs}.bias", f"{ours}/bias", "d -> d")] if bias else [kernel]
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """One of their arrays, by key, and the slices of our parameters that it fills.
+    """One array of another package, by key, and the slices of our parameters that it fills.
 
     Attributes:
-      key: theirs.
-      entry: where it comes from.
-      index: of the slice in the leading axes (layers) of each of `entry.ours`.
-      shape: of the slice.
+      key: Key in the other package.
+      entry: The table entry that it comes from.
+      index: Index of the slice in the leading axes (layers) of each of `entry.ours`.
+      shape: Shape of the slice.
     """
 
     key: str
@@ -98,7 +98,7 @@ class Placement:
 
     @property
     def _layout(self) -> tuple[str, str, dict[str, int]]:
-        """(their axes, ours, the size of each)."""
+        """(axes of the other package, our axes, size of each axis)."""
         theirs, ours = self.entry.layout.split(" -> ")
         parts = len(self.entry.ours)
         named = zip(AXES.findall(ours), (parts, *self.shape) if parts > 1 else self.shape, strict=True)
@@ -111,10 +111,10 @@ class Placement:
         return tuple(math.prod(sizes.get(name, 1) for name in names) for names in merged)
 
     def to_ours(self, array: np.ndarray) -> list[np.ndarray]:
-        """Their array, of `their_shape`, as the slices of each of `entry.ours`, each of `shape`.
+        """Converts an array of `their_shape` to the slices of each of `entry.ours`, each of `shape`.
 
         Raises:
-          WeightsError: copies differ from one another, so that one of them would be lost.
+          WeightsError: Copies differ from one another, so one of them would be lost.
         """
         theirs, ours, sizes = self._layout
         first, *copies = einops.rearrange(array, f"{theirs} -> {'copy' if 'copy' in sizes else '1'} {ours}", **sizes)
@@ -123,7 +123,7 @@ class Placement:
         return list(first) if len(self.entry.ours) > 1 else [first]
 
     def to_theirs(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """The inverse of `to_ours`."""
+        """Computes the inverse of `to_ours`."""
         theirs, ours, sizes = self._layout
         array = np.stack(arrays) if len(arrays) > 1 else arrays[0]
         return np.ascontiguousarray(einops.repeat(array, f"{ours} -> {theirs}", **sizes))
@@ -132,29 +132,29 @@ class Placement:
 Shapes = Mapping[str, tuple[int, ...]]
 """Name of a parameter, such as decoder/norm/scale -> its shape."""
 Slice = tuple[str, tuple[int, ...]]
-"""A parameter of ours, and the index of a layer in its leading axes."""
+"""One of our parameters, and the index of a layer in its leading axes."""
 
 
 def by_name(*states: Any) -> dict[str, nnx.Variable[Any]]:
-    """Name, such as decoder/norm/scale, -> parameter, of all those of some states."""
+    """Returns name, such as decoder/norm/scale, -> parameter for all parameters of some states."""
     return {"/".join(map(str, path)): variable for state in states for path, variable in nnx.to_flat_state(state)}
 
 
 def shapes_of(make: Callable[[], nnx.Module]) -> dict[str, tuple[int, ...]]:
-    """Of the parameters of a module, none of which is made."""
+    """Returns the shapes of a module's parameters without creating them."""
     return {name: tuple(variable.shape) for name, variable in by_name(nnx.state(nnx.eval_shape(make))).items()}
 
 
 def model_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Of the parameters of `UniMP(config)`."""
+    """Returns the shapes of the parameters of `UniMP(config)`."""
     return {name: tuple(variable.shape) for name, variable in by_name(structure(config)[1]).items()}
 
 
 def placements(table: Table, shapes: Shapes) -> Iterator[Placement]:
-    """Every array that a table asks of theirs, for the parameters of one geometry.
+    """Yields every array of a table, for the parameters of one configuration.
 
     Raises:
-      WeightsError: the geometry has no such parameter.
+      WeightsError: The configuration has no such parameter.
     """
     for entry in table:
         for ours in entry.ours:
@@ -167,7 +167,7 @@ def placements(table: Table, shapes: Shapes) -> Iterator[Placement]:
 
 
 def unfilled(shapes: Shapes, slices: Iterable[Slice]) -> set[str]:
-    """The parts of parameters that none of the slices is; a part is named as its parameter, with its index."""
+    """Returns the parts of parameters that no slice fills, named by parameter and index."""
     found: dict[str, set[tuple[int, ...]]] = {name: set() for name in shapes}
     for name, index in slices:
         found[name].add(index)
@@ -180,6 +180,6 @@ def unfilled(shapes: Shapes, slices: Iterable[Slice]) -> set[str]:
 
 
 def some(names: Sequence[str] | set[str], count: int = 3) -> str:
-    """The first few of them."""
+    """Formats the first few names."""
     names = sorted(names)
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -1,6 +1,6 @@
 """LLaVA (LlavaForConditionalGeneration): images as tokens of a LLaMA or Qwen, projected by an MLP.
 
-Names are those of llava-hf's checkpoints, which transformers and vLLM read; `ALIASES` make them of transformers'.
+Names are those of llava-hf's checkpoints, which transformers and vLLM read; `ALIASES` maps transformers' names to them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ALIASES = (
 
 
 def table(config: ModelConfig) -> Table:
-    """All of a checkpoint."""
+    """Returns the table of a whole checkpoint."""
     return [
         *tower(VISION, config.vision),
         *linear("multi_modal_projector.linear_1", "projector/first", bias=True),
@@ -39,10 +39,10 @@ def table(config: ModelConfig) -> Table:
 
 
 def model_config(described: dict[str, Any]) -> ModelConfig:
-    """The geometry that their `config.json` describes.
+    """Returns the model configuration for a `config.json` of LLaVA.
 
     Raises:
-      WeightsError: it has a part that this model lacks.
+      WeightsError: It has a part that this model lacks.
     """
     language.expect(described, projector_hidden_act="gelu", multimodal_projector_bias=True)
     tied = described.get("tie_word_embeddings") or (described.get("text_config") or {}).get("tie_word_embeddings")
@@ -73,12 +73,12 @@ def model_config(described: dict[str, Any]) -> ModelConfig:
 
 
 def image_size_of(settings: dict[str, Any]) -> Any:
-    """Of the images that an image processor makes."""
+    """Returns the size of the images that an image processor produces."""
     return settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
 
 
 def image_tokens_of(processor: dict[str, Any], config: ModelConfig) -> int | None:
-    """How many a processor writes an image; None where it leaves that to the model, as older ones do."""
+    """Returns the tokens per image that a processor writes; None if it leaves that to the model, as older ones do."""
     if not (patch_size := processor.get("patch_size")):
         return None
     tokens = (config.vision.image_size // patch_size) ** 2 + (processor.get("num_additional_image_tokens") or 0)
@@ -86,10 +86,10 @@ def image_tokens_of(processor: dict[str, Any], config: ModelConfig) -> int | Non
 
 
 def described_as(config: ModelConfig) -> dict[str, Any]:
-    """`config.json` of a geometry, without token ids.
+    """Returns the `config.json` of a model configuration, without token ids.
 
     Raises:
-      WeightsError: LLaVA has no such geometry; says which fields would have to be what.
+      WeightsError: LLaVA has no such architecture; the message names the fields and their required values.
     """
     vision = config.vision
     wanted = {
@@ -115,12 +115,12 @@ def described_as(config: ModelConfig) -> dict[str, Any]:
 
 
 def strategy(config: ModelConfig) -> str:
-    """Which of the tower's vectors become tokens: all ("full"), or all but the first, the class token ("default")."""
+    """Returns which vectors of the tower become tokens: all ("full"), or all but the class token ("default")."""
     return "default" if config.vision.class_token and not config.vision.class_token_out else "full"
 
 
 def processor(config: ModelConfig) -> dict[str, Any]:
-    """`processor_config.json`: what makes as many image tokens as the model has."""
+    """Returns a `processor_config.json` that writes as many image tokens as the model has."""
     return {
         "processor_class": "LlavaProcessor",
         "image_token": "<image>",

@@ -1,5 +1,5 @@
-"""LPIPS on VGG-16, from the files that hold it: the lpips package's, torchvision's VGG-16 with that package's linear
-layers, or a checkpoint of taming-transformers."""
+"""LPIPS on VGG-16 from files of the lpips package, of torchvision's VGG-16 plus that package's linear layers, or of a
+taming-transformers checkpoint."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ NAMES = (
     (re.compile(r"(?:.*\.)?(?:net\.slice\d|features)\.(\d+)\.(weight|bias)"), r"features.\1.\2"),
     (re.compile(r"(?:.*\.)?lins?\.?(\d)\.model\.1\.weight"), r"lin\1"),
 )
-"""What convolutions and weights of channels are called, and what they are called here."""
+"""Names of convolutions and channel weights in the files, and the names used here."""
 
 
 def read_lpips(paths: Sequence[Path]) -> LPIPS:
-    """
+    """Reads LPIPS from one or more files.
+
     Raises:
-      WeightsError: the files lack a part of it, two of them have the same, or one cannot be read.
+      WeightsError: The files lack a part of it, two of them contain the same part, or one cannot be read.
     """
     if not paths:
         raise WeightsError("LPIPS: no file is named")
@@ -40,7 +41,7 @@ def our_name(key: str) -> str:
 
 
 def table() -> Table:
-    """torchvision's numbers of VGG's layers, among which ReLUs and poolings are counted."""
+    """Returns the table by torchvision's layer numbers of VGG, which count ReLUs and pooling layers."""
     entries, number = [], 0
     for stage, (_, count) in enumerate(STAGES):
         for layer in range(count):

@@ -1,4 +1,4 @@
-"""Which of their arrays fills which slice of ours, before any of them is read."""
+"""Matches arrays of other packages to slices of our parameters, before any array is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unimp_jax.model import DecoderConfig
 M = TypeVar("M", bound=nnx.Module)
 
 Values = tuple[str, tuple[int, ...], np.ndarray]
-"""A parameter, where in its leading axes a block of it begins, and the block's values."""
+"""A parameter, the start of a block in its leading axes, and the block's values."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,8 +28,8 @@ class WeightSource:
     """One file or folder of weights.
 
     Attributes:
-      table: what is looked for in it.
-      optional: keys that begin so may be absent, as another source has them.
+      table: Table of the arrays to look for.
+      optional: Prefixes of keys that may be absent because another source has them.
     """
 
     weights: Weights
@@ -38,7 +38,7 @@ class WeightSource:
 
 
 def source_of(weights: Weights, tabulate: Callable[[DecoderConfig], Table], decoder: DecoderConfig) -> WeightSource:
-    """Weights and their table. A head that repeats the embeddings is taken for a copy of them, which it must be."""
+    """Returns weights with their table; with tied embeddings, a head in the file must be a copy of the embeddings."""
     if decoder.tie_embeddings:
         untied = tabulate(dataclasses.replace(decoder, tie_embeddings=False))
         theirs = {entry.ours[0]: entry.theirs for entry in untied if entry.ours[0].startswith("embeddings/")}
@@ -49,12 +49,12 @@ def source_of(weights: Weights, tabulate: Callable[[DecoderConfig], Table], deco
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Match:
-    """What fills what.
+    """Which arrays fill which slices.
 
     Attributes:
-      fillings: for each source, key -> (piece, the slices of ours that it fills).
-      unused: name of a source -> its keys that nothing of ours asks for.
-      replaced: name of a source -> its keys in whose place another source's array is taken.
+      fillings: For each source, key -> (placement, the slices of ours that it fills).
+      unused: Name of a source -> its keys that none of our parameters needs.
+      replaced: Name of a source -> its keys that another source's arrays replace.
     """
 
     fillings: list[tuple[Weights, dict[str, tuple[Placement, set[Slice]]]]]
@@ -62,7 +62,7 @@ class Match:
     replaced: dict[str, list[str]]
 
     def arrays(self) -> Iterator[Values]:
-        """Every slice with its values, read one array at a time."""
+        """Yields every slice with its values, reading one array at a time."""
         for weights, filled in self.fillings:
             for key, (piece, wanted) in filled.items():
                 for ours, array in zip(piece.entry.ours, piece.to_ours(read_finite(weights, key)), strict=True):
@@ -71,13 +71,14 @@ class Match:
 
 
 def match(sources: Iterable[WeightSource], shapes: Shapes) -> Match:
-    """Later sources come before earlier ones.
+    """Matches sources to parameters; later sources take precedence.
 
     Args:
-      shapes: the parameters, all of which are to be filled.
+      shapes: The parameters, all of which must be filled.
 
     Raises:
-      WeightsError: an array is missing, of a type that weights are not, or of another shape than the geometry asks for.
+      WeightsError: An array is missing, has a dtype that weights do not have, or another shape than the configuration
+        requires.
     """
     sources = list(sources)
     winner: dict[Slice, int] = {}
@@ -104,10 +105,10 @@ def match(sources: Iterable[WeightSource], shapes: Shapes) -> Match:
 
 
 def filled(make: Callable[[], M], table: Table, weights: Weights) -> M:
-    """A module with these weights, float32.
+    """Returns a module with these weights, in float32.
 
     Raises:
-      WeightsError: an array is missing, has another shape, is of a type that weights are not, or not finite.
+      WeightsError: An array is missing, has another shape, has a dtype that weights do not have, or is not finite.
     """
     graph, abstract = nnx.split(nnx.eval_shape(make))
     values = {name: np.empty(variable.shape, np.float32) for name, variable in by_name(abstract).items()}
@@ -121,6 +122,6 @@ def filled(make: Callable[[], M], table: Table, weights: Weights) -> M:
 
 
 def patterns(keys: Iterable[str]) -> list[str]:
-    """Keys that differ in numbers alone, as one line each."""
+    """Returns one line for each group of keys that differ only in numbers."""
     counts = Counter(re.sub(r"\d+", "*", key) for key in keys)
     return [key if count == 1 else f"{key} ({count})" for key, count in sorted(counts.items())]

@@ -1,4 +1,4 @@
-"""The package open-flamingo 2.0.1: names of its state dict, in and out."""
+"""The package open-flamingo 2.0.1: names of its state dict, for import and export."""
 
 from __future__ import annotations
 
@@ -53,22 +53,22 @@ GATED_TABLE: Table = [
 
 
 def trained_table(config: GatedCrossAttentionConfig) -> Table:
-    """What a checkpoint of only the trained keys has, beside embeddings; blocks go by the numbers of their layers."""
+    """Returns the table of the trained keys, without embeddings; blocks have the numbers of their layers."""
     gated = [dataclasses.replace(entry, first=config.block_layer, step=config.every) for entry in GATED_TABLE]
     return RESAMPLER_TABLE + gated
 
 
 def vision_table(keys: Iterable[str] = ()) -> Table:
-    """By open_clip's names, or by transformers', as the keys have them."""
+    """Returns the vision table with open_clip's names or transformers', depending on the keys."""
     inside = f"{VISION}.clip.vision_model."
     return transformers_clip(inside) if any(key.startswith(inside) for key in keys) else open_clip(VISION)
 
 
 def tabulate_by_keys(keys: Iterable[str]) -> Tabulate:
-    """The language family that the (canonical) keys show.
+    """Returns the table function of the language family of the (canonical) keys.
 
     Raises:
-      WeightsError: none that is known.
+      WeightsError: The family is not supported.
     """
     keys = set(keys)
     if "lang_encoder.gpt_neox.embed_in.weight" in keys:
@@ -82,10 +82,10 @@ def tabulate_by_keys(keys: Iterable[str]) -> Tabulate:
 
 
 def tabulate_by_config(config: ModelConfig) -> Tabulate:
-    """The language family that a decoder can be written as.
+    """Returns the table function of the language family that can represent a decoder.
 
     Raises:
-      WeightsError: the geometry is none of theirs.
+      WeightsError: No family can represent it.
     """
     decoder = config.decoder
     if decoder.position == "alibi" and decoder.mlp == "gelu" and not decoder.bias and decoder.norm == "layer_norm":
@@ -99,18 +99,18 @@ def tabulate_by_config(config: ModelConfig) -> Tabulate:
 
 
 def table(config: ModelConfig, tabulate: Tabulate, vision: Table) -> Table:
-    """A whole state dict."""
+    """Returns the table of a whole state dict."""
     return vision + trained_table(config.gated) + tabulate(config.decoder, LANGUAGE, LAYER)
 
 
 def geometry(weights: Weights, heads: int) -> tuple[ResamplerConfig, GatedCrossAttentionConfig]:
-    """Of a checkpoint, from the shapes of its arrays.
+    """Returns the configurations of a checkpoint's resampler and gated blocks, from the shapes of its arrays.
 
     Args:
-      weights: under canonical names.
+      weights: Arrays under canonical names.
 
     Raises:
-      WeightsError: resampler or gated blocks are missing, or no such geometry is known.
+      WeightsError: Resampler or gated blocks are missing, or the architecture is not supported.
     """
     name, arrays = weights.name, weights.arrays
 
@@ -151,9 +151,10 @@ ALIASES = (
 
 
 def refuse(config: ModelConfig) -> None:
-    """
+    """Rejects configurations that open-flamingo cannot represent.
+
     Raises:
-      WeightsError: open-flamingo has no such geometry; says which fields would have to be what.
+      WeightsError: open-flamingo has no such architecture; the message names the fields and their required values.
     """
     wanted = {
         "fusion": "cross_attention",

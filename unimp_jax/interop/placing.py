@@ -1,4 +1,4 @@
-"""Imported values into parameters that lie on a mesh, one array at a time, in place."""
+"""Writes imported values into parameters on a mesh, in place and one array at a time."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from unimp_jax.interop.matching import Values
 
 
 def place(states: tuple[nnx.State, ...], values: Iterable[Values]) -> tuple[nnx.State, ...]:
-    """Writes values over the parameters of several states, whose buffers are donated: memory grows by one array.
+    """Writes values into the parameters of several states; buffers are donated, so memory grows by one array.
 
-    Values whose parameter is in none of the states are passed over.
+    Values whose parameter is in none of the states are ignored.
     """
     placed = by_name(*states)
     for name, index, array in values:
         if name in placed:
             written = _write(placed[name][...], index, array)
-            placed[name] = placed[name].replace(written.block_until_ready())  # else arrays that wait would add up
+            placed[name] = placed[name].replace(written.block_until_ready())  # otherwise pending arrays accumulate
     return tuple(nnx.map_state(lambda path, _: placed["/".join(map(str, path))], state) for state in states)
 
 
@@ -44,7 +44,7 @@ def _writer(sharding: jax.sharding.Sharding) -> Callable[..., jax.Array]:
 
 
 def _put(array: np.ndarray, sharding: Any, leading: int) -> jax.Array:
-    """An array on the mesh as the parameter's own axes lie there; whole everywhere where the mesh cannot split it."""
+    """Puts an array on the mesh with the parameter's sharding, replicated if the mesh cannot split it."""
     if not isinstance(sharding, NamedSharding):
         return jax.device_put(array, sharding)
     spec = PartitionSpec(*sharding.spec[leading:])

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and weights written into them shard by shard."""
+"""Atomic creation of folders, and weights written to them shard by shard."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ SHARD_BYTES = 5 * 10**9
 
 
 def refuse_existing(path: Path) -> None:
-    """
+    """Checks that a path does not exist yet.
+
     Raises:
-      WeightsError: `path` is there already.
+      WeightsError: `path` already exists.
     """
     if is_there(path):
         raise WeightsError(f"{path} is there already; name another folder, or remove it")
@@ -31,16 +32,16 @@ def refuse_existing(path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `path` when the context is left without an error, else vanishes.
+    """Yields a temporary folder, which becomes `path` if the context exits without an error and is removed otherwise.
 
     Raises:
-      WeightsError: `path` is there already, or there is no room.
+      WeightsError: `path` already exists, or there is no space.
     """
     refuse_existing(path)
     try:
         with atomic_folder(path, shared=True) as temporary:
             yield temporary
-    except (OSError, SafetensorError) as error:  # the second for a full disk too
+    except (OSError, SafetensorError) as error:  # SafetensorError includes a full disk
         raise WeightsError(f"{path} could not be written: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -48,14 +49,14 @@ def write_shards(folder: Path, arrays: Iterable[tuple[str, np.ndarray]], shard_b
     """Writes `model-00001-of-00003.safetensors` … and their index, or one `model.safetensors`.
 
     Args:
-      arrays: an array is held until its shard is full, so that one shard is in memory at a time.
+      arrays: Arrays, held until their shard is full, so that one shard is in memory at a time.
     """
     shards: list[list[str]] = []
     shard: dict[str, np.ndarray] = {}
     held = total = 0
 
     def flush() -> None:
-        # The metadata is what transformers looks for.
+        # transformers requires this metadata.
         save_file(shard, folder / f"{len(shards)}.shard", metadata={"format": "pt"})
         shards.append(list(shard))
         shard.clear()
@@ -80,7 +81,7 @@ def write_shards(folder: Path, arrays: Iterable[tuple[str, np.ndarray]], shard_b
 
 
 def kept(array: np.ndarray) -> np.ndarray:
-    """A contiguous copy. A large one has pages of its own, which are the system's again as soon as it is freed."""
+    """Returns a contiguous copy; a large one has its own pages, which return to the system as soon as it is freed."""
     if array.nbytes < 2**20:
         return np.ascontiguousarray(array)
     copy = np.frombuffer(mmap.mmap(-1, array.nbytes), array.dtype).reshape(array.shape)

@@ -1,7 +1,7 @@
-"""SmolVLM and Idefics3 (SmolVLMForConditionalGeneration, Idefics3ForConditionalGeneration), which differ in name alone:
-images as tokens of a LLaMA, squares of a SigLIP's patches projected by one matrix.
+"""SmolVLM and Idefics3 (SmolVLMForConditionalGeneration, Idefics3ForConditionalGeneration), which differ only in name.
 
-Images are read whole, one square each: those that their processors split are not known here.
+Images are tokens of a LLaMA; squares of a SigLIP's patches are projected by one matrix. Images are read whole, as one
+square each; splitting by their processors is not supported.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from unimp_jax.model import ModelConfig, ProjectorConfig
 
 ALIASES: Aliases = ()
 IMAGE_ID = "image_token_id"
-LAST_NORM = None  # is read
+LAST_NORM = None  # None because the norm is in the table
 VISION = {"model_type": "siglip_vision_model", "hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}
-"""What transformers takes for a tower whose config.json does not say it, where SigLIP's default is another."""
+"""Defaults of transformers for the vision tower that differ from those for SigLIP."""
 LANES = (1, 4, 8, 16)
-"""Numbers that CPUs compute at a time."""
+"""Numbers of lanes of CPU vector instructions."""
 
 
 def table(config: ModelConfig) -> Table:
-    """All of a checkpoint."""
+    """Returns the table of a whole checkpoint."""
     return [
         *tower("model.vision_model.", config.vision),
         *linear("model.connector.modality_projection.proj", "projector/first"),
@@ -37,10 +37,10 @@ def table(config: ModelConfig) -> Table:
 
 
 def model_config(described: dict[str, Any]) -> ModelConfig:
-    """The geometry that their `config.json` describes.
+    """Returns the model configuration for a `config.json` of SmolVLM or Idefics3.
 
     Raises:
-      WeightsError: it has a part that this model lacks.
+      WeightsError: It has a part that this model lacks.
     """
     decoder = language.text_decoder(described, ("llama",), tied=bool(described.get("tie_word_embeddings")))
     vision = vision_config(VISION | (described.get("vision_config") or {}) | {"model_type": VISION["model_type"]})
@@ -50,11 +50,13 @@ def model_config(described: dict[str, Any]) -> ModelConfig:
 
 
 def refuse_rounded_positions(side: int) -> None:
-    """Their towers find the place of patch i of n in a row by comparing i * (1 / n) with the fractions that
-    `torch.arange` makes, both in single precision; `arange` rounds the first of each vector, and counts on from that.
+    """Rejects numbers of patches per row whose positions are rounded wrongly.
+
+    These towers find the position of patch i of n in a row by comparing i * (1 / n) with fractions from `torch.arange`,
+    both in single precision; `arange` rounds the first of each vector and counts on from there.
 
     Raises:
-      WeightsError: rounding gives a patch the position of the one before it, on some machine.
+      WeightsError: On some machine, rounding gives a patch the position of the previous one.
     """
     step, patches = 1 / side, np.arange(side)
     found = patches.astype(np.float32) * np.float32(step)
@@ -70,20 +72,20 @@ def refuse_rounded_positions(side: int) -> None:
 
 
 def image_size_of(settings: dict[str, Any]) -> Any:
-    """Of the images that an image processor makes."""
+    """Returns the size of the images that an image processor produces."""
     return settings.get("max_image_size", {"longest_edge": 364})
 
 
 def image_tokens_of(processor: dict[str, Any], config: ModelConfig) -> int | None:
-    """How many a processor writes an image."""
+    """Returns the number of tokens per image that a processor writes."""
     return processor.get("image_seq_len")
 
 
 def described_as(config: ModelConfig) -> dict[str, Any]:
-    """`config.json` of a geometry, without token ids.
+    """Returns the `config.json` of a model configuration, without token ids.
 
     Raises:
-      WeightsError: SmolVLM has no such geometry; says which fields would have to be what.
+      WeightsError: SmolVLM has no such architecture; the message names the fields and their required values.
     """
     wanted = {
         "fusion": "interleaved",
@@ -108,5 +110,5 @@ def described_as(config: ModelConfig) -> dict[str, Any]:
 
 
 def processor(config: ModelConfig) -> dict[str, Any]:
-    """`processor_config.json`: what makes as many image tokens as the model has."""
+    """Returns a `processor_config.json` that writes as many image tokens as the model has."""
     return {"processor_class": "SmolVLMProcessor", "image_seq_len": config.image_tokens}

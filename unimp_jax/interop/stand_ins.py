@@ -1,4 +1,4 @@
-"""Files that stand in the place of others, told by how they begin: pointers of Git LFS, web pages, archives."""
+"""Detects files that are not what their name says by their first bytes: Git LFS pointers, web pages, archives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unimp_jax.interop.layout import WeightsError
 HEAD = 1024
 POINTER = re.compile(rb"version https://(?:git-lfs|hawser)\.github\.com/spec/")
 MARKS_OF_ORDER = (b"\xff\xfe", b"\xfe\xff")
-"""With which text in UTF-16 begins."""
+"""Byte order marks of UTF-16 text."""
 PACKED = {
     b"PK\x03\x04": "a zip archive (as torch writes, too)",
     b"\x1f\x8b": "packed with gzip",
@@ -22,18 +22,18 @@ PACKED = {
     b"\x93NUMPY": "an array of numpy",
     b"GGUF": "a GGUF file",
 }
-"""How files of other formats begin, and what they are."""
+"""First bytes of other file formats, and their names."""
 TORCH_TOO = (b"PK\x03\x04",)
 
 
 def refuse_stand_in(path: Path, kind: str) -> None:
-    """Looks at the first bytes of a file before its reader does; a file that is not there is the reader's to tell.
+    """Checks the first bytes of a file before its reader does; a missing file is left to the reader.
 
     Args:
-      kind: what the file should be: "safetensors", "torch", "GGUF", or "other", such as JSON and tokenizers.
+      kind: Expected content: "safetensors", "torch", "GGUF", or "other", such as JSON and tokenizers.
 
     Raises:
-      WeightsError: it is empty, a pointer, a page or a message of a server, or of another format.
+      WeightsError: It is empty, a pointer, a web page or server message, or of another format.
     """
     if not path.is_file():
         return
@@ -47,7 +47,7 @@ def refuse_stand_in(path: Path, kind: str) -> None:
 
 
 def stands_in(head: bytes, size: int, kind: str) -> str | None:
-    """What a file is that begins so, where that is not what it should be."""
+    """Returns the rest of an error message about a file that is not what it should be; None if it may be."""
     wanted = "the file itself" if kind == "other" else "the weights"
     if not size:
         return f": truncated, or no {'' if kind == 'other' else f'{kind} '}file (it is empty); fetch it again"
@@ -76,7 +76,7 @@ def stands_in(head: bytes, size: int, kind: str) -> str | None:
 
 
 def is_text(head: bytes) -> bool:
-    """Whether bytes are text and nothing else; the last character may be cut off."""
+    """Returns whether bytes are plain text; the last character may be cut off."""
     if head.startswith(MARKS_OF_ORDER):
         return True
     try:

@@ -1,4 +1,4 @@
-"""A start: imported weights under our own names, with the geometry they ask for, and their tokenizer."""
+"""A start: a folder of imported weights under our own names, with their configuration and tokenizer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILE = "start.json"
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Of the parts that were imported; None where one was not. The decoder brings its embeddings with it."""
+    """Configurations of the imported parts, None for others; the decoder includes its embeddings."""
 
     vision: VisionConfig | None = None
     resampler: ResamplerConfig | None = None
@@ -39,7 +39,7 @@ class Geometry:
 
     @classmethod
     def of(cls, model: ModelConfig) -> Geometry:
-        """That of a whole model."""
+        """Returns the geometry of a complete model."""
         if model.interleaved:
             resampler = model.resampler if model.projector.kind == "resampler" else None
             return cls(model.vision, resampler, None, model.decoder, model.projector)
@@ -48,13 +48,13 @@ class Geometry:
     @property
     def parts(self) -> tuple[Part, ...]:
         named: tuple[Part, ...] = ("vision", "resampler", "gated", "projector", "decoder")
-        if self.projector is not None:  # whose own the resampler is
+        if self.projector is not None:  # the resampler is part of the projector
             named = ("vision", "projector", "decoder")
         there = tuple(part for part in named if getattr(self, part) is not None)
         return (*there, "embeddings") if self.decoder is not None else there
 
     def of_model(self, others: ModelConfig) -> ModelConfig:
-        """A whole model's geometry, the parts that were not imported as in `others`."""
+        """Returns a complete model configuration, with parts that were not imported as in `others`."""
         there = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fusion = "interleaved" if self.projector else "cross_attention" if self.gated else others.fusion
         imported = {part: config for part, config in there.items() if config is not None}
@@ -63,11 +63,11 @@ class Geometry:
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """What `start.json` says.
+    """The content of `start.json`.
 
     Attributes:
-      sources: where the weights came from.
-      unused: keys of theirs that nothing of ours asks for.
+      sources: Where the weights came from.
+      unused: Keys in the sources that none of our parameters needs.
     """
 
     geometry: Geometry
@@ -76,10 +76,10 @@ class Described:
 
 
 def write_start(folder: Path, match: Match, shapes: Shapes, described: Described, shard_bytes: int) -> None:
-    """Weights and `start.json`; one array of theirs is in memory at a time, beside a shard of ours.
+    """Writes weights and `start.json`; memory holds one source array and one output shard at a time.
 
     Args:
-      shapes: of the parameters of the model that was matched.
+      shapes: Shapes of the parameters of the model that was matched.
     """
     keys = {(piece.entry.ours[0], piece.index): piece.key for piece in placements(start_table(shapes), shapes)}
     write_shards(folder, ((keys[name, index], array) for name, index, array in match.arrays()), shard_bytes)
@@ -87,7 +87,7 @@ def write_start(folder: Path, match: Match, shapes: Shapes, described: Described
 
 
 def start_table(shapes: Shapes) -> Table:
-    """How a start names its arrays: layers are counted through, whatever groups a model divides them into."""
+    """Returns the array names of a start; layers are numbered consecutively, regardless of a model's groups."""
     table = []
     for name, shape in shapes.items():
         part, *rest = name.split("/")
@@ -99,9 +99,10 @@ def start_table(shapes: Shapes) -> Table:
 
 
 def read_start(folder: Path) -> Described:
-    """
+    """Reads the description of a start.
+
     Raises:
-      WeightsError: the folder is no start.
+      WeightsError: The folder is not a start.
     """
     if not (folder / FILE).is_file():
         raise WeightsError(f"{folder} is no start: it has no {FILE}; `unimp import` makes one")
@@ -109,13 +110,13 @@ def read_start(folder: Path) -> Described:
 
 
 def start_values(folder: Path, config: ModelConfig) -> Iterator[Values]:
-    """The values that a start has for a model, one array at a time.
+    """Yields the values of a start for a model, one array at a time.
 
-    Rows of the start's table of new tokens become the model's base rows behind the start's own: the tokenizer that
-    came with them knows them, and the model's new tokens are others.
+    Rows of the start's table of new tokens become base rows of the model, after the start's own base rows: the imported
+    tokenizer contains them, whereas the model's new tokens are different ones.
 
     Raises:
-      WeightsError: an array is missing, damaged, or of a shape that the model has no place for.
+      WeightsError: An array is missing, damaged, or of a shape that the model has no place for.
     """
     geometry, weights = read_start(folder).geometry, open_weights(folder)
     ours, theirs = (
@@ -125,7 +126,7 @@ def start_values(folder: Path, config: ModelConfig) -> Iterator[Values]:
     for piece in placements(start_table(theirs), theirs):
         (name,), key = piece.entry.ours, piece.key
         if name.split("/")[0] not in geometry.parts or (name.startswith("vision/norm/") and name not in ours):
-            continue  # a tower's last norm, where the model reads what lies before it
+            continue  # a tower's final norm, where the model reads the layer before it
         if key not in weights.arrays:
             raise WeightsError(f"{folder}: lacks {key}")
         check_kind(weights, key)

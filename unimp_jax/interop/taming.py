@@ -1,4 +1,4 @@
-"""Checkpoints of taming-transformers: a VQGAN's arrays under that package's names, beside those of its training."""
+"""Checkpoints of taming-transformers: a VQGAN's arrays under that package's names, among those of its training."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from unimp_jax.interop.layout import WeightsError
 from unimp_jax.interop.weights import Weights, open_weights, reason, understood
 
 GROUPS = 32
-"""Of every norm in that package."""
+"""Number of groups of all norms in that package."""
 USUAL_SIZE = 256
-"""Pixels of all but a few of its models."""
+"""Image size in pixels of all but a few of its models."""
 ATTENTION = "o i 1 1 -> i o"
-"""Its attention is made of convolutions."""
+"""Layout of attention matrices, which are 1 x 1 convolutions in that package."""
 
 Names = list[tuple[str, str | Callable[[re.Match[str]], str]]]
-"""Patterns of our names, with points between their parts, and what stands in their place, one after the other."""
+"""Patterns of our names, with dots between their parts, and their replacements, applied one after the other."""
 ALIKE: Names = [
     (r"^codebook$", "quantize.embedding.weight"),
     (r"^to_code\.", "quant_conv."),
     (r"^from_code\.", "post_quant_conv."),
     (r"\.(kernel|scale)$", ".weight"),
 ]
-"""In this package and in diffusers, which took its names from there."""
+"""Replacements shared with diffusers, which took its names from that package."""
 TAMING: Names = [
     *ALIKE,
     (r"^encoder\.levels\.", "encoder.down."),
@@ -46,13 +46,13 @@ TAMING: Names = [
 
 
 def open_taming(path: Path, image_size: int | None) -> tuple[VQGANConfig, Weights]:
-    """(geometry, weights).
+    """Returns (configuration, weights).
 
-    The geometry is read off the arrays, all but the size of images: that is `image_size`, or what a configuration
-    beside the checkpoint says (a single `.yaml`), or 256.
+    The configuration is inferred from the arrays except for the image size, which is `image_size`, or given by a
+    configuration beside the checkpoint (a single `.yaml`), or 256.
 
     Raises:
-      WeightsError: it is no VQGAN of that package, or one whose codes are no nearest neighbours (Gumbel).
+      WeightsError: It is not a VQGAN of that package, or one that does not use nearest codewords (Gumbel).
     """
     weights = open_weights(path)
     keys = weights.arrays.keys()
@@ -65,7 +65,7 @@ def open_taming(path: Path, image_size: int | None) -> tuple[VQGANConfig, Weight
 
 
 def geometry(weights: Weights, image_size: int) -> VQGANConfig:
-    """What shapes and names of arrays tell."""
+    """Infers the configuration from shapes and names of arrays."""
     keys = weights.arrays.keys()
     levels = count(keys, r"encoder\.down\.(\d+)\.")
     codes, code_width = weights.arrays["quantize.embedding.weight"].shape
@@ -89,7 +89,7 @@ def count(keys: Iterable[str], numbered: str) -> int:
 
 
 def size_beside(path: Path) -> int | None:
-    """`resolution` in the configuration beside a checkpoint, where there is a single one."""
+    """Returns `resolution` from the configuration beside a checkpoint, if there is exactly one."""
     beside = [*path.parent.glob("*.yaml")]
     if len(beside) != 1:
         return None

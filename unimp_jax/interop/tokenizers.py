@@ -1,4 +1,4 @@
-"""The tokenizer of imported weights: read where it lies, and compared with the language model."""
+"""The tokenizer of imported weights: finds and reads it, and checks that it fits the language model."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FILES = ("tokenizer*", "*.model", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
-"""The files that a tokenizer may be read from."""
+"""Files that a tokenizer may be read from."""
 ONE_OF = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-"""The files of which a folder with a tokenizer has at least one."""
+"""Files of which a folder with a tokenizer has at least one."""
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
-    """That of a folder, of the folder that a file lies in, or of a GGUF file; None where there is none.
+    """Reads the tokenizer of a folder, of a file's folder, or of a GGUF file; returns None if there is none.
 
     Raises:
-      WeightsError: it cannot be read.
+      WeightsError: It cannot be read.
     """
     arguments: dict[str, Any] = {}
     if gguf := gguf_file(path):
@@ -39,15 +39,15 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
 
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **arguments)
-    except Exception as error:  # of many kinds, by tokenizer
+    except Exception as error:  # the type depends on the tokenizer
         raise WeightsError(f"{path}: the tokenizer cannot be read ({reason(error)})") from error
 
 
 def add_flamingo_tokens(tokenizer: PreTrainedTokenizerBase, decoder: DecoderConfig) -> None:
-    """The tokens that open-flamingo adds to a language model's tokenizer, in its order, where they are not in it.
+    """Adds the tokens that open-flamingo adds to a language model's tokenizer, in its order, unless they exist.
 
     Raises:
-      WeightsError: one of them gets the id of another token, as happens where ids have gaps.
+      WeightsError: One of them gets the id of another token, which happens if ids have gaps.
     """
     before = {id: name for name, id in tokenizer.get_vocab().items()}
     names = [name for name in ("<|endofchunk|>", "<image>") if name not in tokenizer.get_vocab()]
@@ -64,9 +64,10 @@ def add_flamingo_tokens(tokenizer: PreTrainedTokenizerBase, decoder: DecoderConf
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, decoder: DecoderConfig, described: dict[str, Any]) -> None:
-    """
+    """Checks that a tokenizer fits the language model.
+
     Raises:
-      WeightsError: the tokenizer is of another model.
+      WeightsError: The tokenizer belongs to another model.
     """
     last = max(tokenizer.get_vocab().values(), default=0)
     rows = decoder.vocab_size + decoder.new_tokens

@@ -1,4 +1,4 @@
-"""Files that torch wrote, read as tensors and nothing else: what they hold is never run."""
+"""Reads files written by torch as tensors only: code in them is never executed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from unimp_jax.interop.weights import Stored, reason
 
 
 def read_torch(path: Path) -> dict[str, Stored]:
-    """The tensors of a `.pt`, `.bin` or `.ckpt` file, mapped into memory where that is possible.
+    """Returns the tensors of a `.pt`, `.bin` or `.ckpt` file, memory-mapped if possible.
 
     Raises:
-      WeightsError: torch is not installed; the file is missing, truncated, or has none, or anything but tensors.
+      WeightsError: torch is not installed; or the file is missing, truncated, without tensors, or with other objects.
     """
     tensors = tensors_of(load_torch(path))
     if not tensors:
@@ -47,7 +47,7 @@ def read_torch(path: Path) -> dict[str, Stored]:
 
 
 class Callback:
-    """Stands for a class that checkpoints of PyTorch Lightning before 1.5 name and make no object of."""
+    """Placeholder for classes that checkpoints of PyTorch Lightning before 1.5 name but do not instantiate."""
 
 
 CALLBACKS = [
@@ -57,10 +57,10 @@ CALLBACKS = [
 
 
 def load_torch(path: Path) -> Any:
-    """What a file holds, if that is tensors in plain containers.
+    """Returns the content of a file that contains only tensors in plain containers.
 
     Raises:
-      WeightsError: it does not; torch's advice to read it all the same, and so to run what is in it, is not handed on.
+      WeightsError: It contains something else; torch's advice to read it anyway, executing its code, is suppressed.
     """
     refuse_stand_in(path, "torch")
     try:
@@ -72,19 +72,19 @@ def load_torch(path: Path) -> Any:
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([(Callback, name) for name in CALLBACKS]):
-            warnings.simplefilter("ignore")  # they ask to report what weights_only refuses
+            warnings.simplefilter("ignore")  # warnings ask to report what weights_only refuses
             try:
                 return torch.load(path, mmap=True, **options)
             except RuntimeError as error:
                 if "mmap can only be used" not in str(error):
                     raise
                 return torch.load(path, **options)  # the format before torch 1.6
-    except Exception as error:  # torch raises whatever its readers do
+    except Exception as error:  # torch raises whatever its readers raise
         raise WeightsError(f"{path}: truncated, or with more in it than tensors{why(error)}") from error
 
 
 def why(error: Exception) -> str:
-    """What torch says of a file that it cannot read, without its advice to let the file run its code."""
+    """Returns torch's reason why a file cannot be read, without its advice to execute code in the file."""
     told = str(error)
     if found := re.search(r"GLOBAL (\S+)", told):
         return f" (it names {found[1]}, which is code): save its state_dict alone, or as safetensors"
@@ -92,7 +92,7 @@ def why(error: Exception) -> str:
 
 
 def tensors_of(loaded: Any) -> dict[str, Any]:
-    """The state dict in a checkpoint, which may be one or have one inside."""
+    """Returns the state dict of a checkpoint, which may be the checkpoint itself or nested in it."""
     import torch
 
     if not isinstance(loaded, Mapping):

@@ -1,4 +1,4 @@
-"""Vision towers: CLIP's, as transformers and as open_clip name it, and SigLIP's (SigLIP 2's of one resolution too)."""
+"""Vision towers: CLIP with transformers' or open_clip's names, and SigLIP (also SigLIP 2 of a fixed resolution)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from unimp_jax.model import VisionConfig
 
 
 def last_norm(name: str | None, config: VisionConfig) -> dict[str, np.ndarray]:
-    """A tower's last norm, where a format has one that no answer depends on, as it is before training."""
+    """Returns initial values for a final norm that a format has but no answer depends on."""
     return {} if name is None else {f"{name}.weight": np.ones(config.width), f"{name}.bias": np.zeros(config.width)}
 
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-"""As transformers calls them -> as we do."""
+"""transformers' name of an activation -> ours."""
 CLIP, SIGLIP = ("clip", "clip_vision_model"), ("siglip", "siglip_vision_model")
 
 
 def transformers_clip(root: str) -> Table:
-    """The vision tower; `root` stands before all names: "vision_model." and what is before that, or nothing."""
+    """Returns the vision tower's table; `root` prefixes all names, such as "vision_model.", and may be empty."""
     embeddings = f"{root}embeddings"
     return [
         entry(f"{embeddings}.class_embedding", "vision/class_embedding", "c -> c"),
@@ -35,7 +35,7 @@ def transformers_clip(root: str) -> Table:
 
 
 def siglip(root: str, config: VisionConfig) -> Table:
-    """The vision tower, without the head that pools it; `root` as of `transformers_clip`."""
+    """Returns the table of the vision tower, without its pooling head; for `root` see `transformers_clip`."""
     embeddings = f"{root}embeddings"
     return [
         entry(f"{embeddings}.patch_embedding.weight", "vision/patch_embedding/kernel", "c r y x -> y x r c"),
@@ -47,12 +47,12 @@ def siglip(root: str, config: VisionConfig) -> Table:
 
 
 def tower(root: str, config: VisionConfig) -> Table:
-    """Of the family that the geometry is of; `root` as of `transformers_clip`."""
+    """Returns the table of the family that the configuration belongs to; for `root` see `transformers_clip`."""
     return transformers_clip(root) if config.class_token else siglip(root, config)
 
 
 def encoder_layer(layer: str, blocks: str) -> Table:
-    """Of either tower."""
+    """Returns the table of an encoder layer, for both families."""
     return [
         *norm(f"{layer}.layer_norm1", f"{blocks}/attention_norm"),
         *into_heads(f"{layer}.self_attn.q_proj", f"{blocks}/query", bias=True),
@@ -66,10 +66,10 @@ def encoder_layer(layer: str, blocks: str) -> Table:
 
 
 def vision_root(weights: Weights) -> str:
-    """What stands before all names of the vision tower in a folder of weights.
+    """Returns the prefix of all names of the vision tower in a folder of weights.
 
     Raises:
-      WeightsError: there is none, or more than one.
+      WeightsError: There is no vision tower, or more than one.
     """
     last = "embeddings.patch_embedding.weight"
     roots = [key.removesuffix(last) for key in weights.arrays if key.endswith(last)]
@@ -79,7 +79,7 @@ def vision_root(weights: Weights) -> str:
 
 
 def transformers_clip_whole(root: str, config: CLIPConfig) -> Table:
-    """A `CLIPModel`, or its vision tower alone, with what stands behind it; `root` as of `transformers_clip`."""
+    """Returns the table of a `CLIPModel` or of its vision tower with projection; for `root` see `transformers_clip`."""
     entries = [*transformers_clip(root), *norm(f"{root}post_layernorm", "vision_norm")]
     if config.width:
         entries.append(entry("visual_projection.weight", "image_projection/kernel", "o i -> i o"))
@@ -96,7 +96,7 @@ def transformers_clip_whole(root: str, config: CLIPConfig) -> Table:
 
 
 def open_clip(root: str) -> Table:
-    """`root` is what open_clip's tower hangs on, such as "vision_encoder"."""
+    """Returns the table of open_clip's tower; `root` is the name of the tower's module, such as "vision_encoder"."""
     layer, blocks = f"{root}.transformer.resblocks.{{}}", "vision/blocks"
     fused = f"{blocks}/query/{{0}} {blocks}/key/{{0}} {blocks}/value/{{0}}"
     return [
@@ -115,10 +115,10 @@ def open_clip(root: str) -> Table:
 
 
 def vision_config(described: dict[str, Any], **changes: Any) -> VisionConfig:
-    """The geometry that a `config.json` of a CLIP or SigLIP model, or of its vision tower, describes.
+    """Returns the tower configuration for a `config.json` of a CLIP or SigLIP model or of its vision tower.
 
     Raises:
-      WeightsError: it is of another family, or has a part that this tower lacks.
+      WeightsError: It is of another family, or has a part that this tower lacks.
     """
     kind = described.get("model_type")
     described = described.get("vision_config", described) if kind in ("clip", "siglip") else described
@@ -127,7 +127,7 @@ def vision_config(described: dict[str, Any], **changes: Any) -> VisionConfig:
             " (SigLIP 2's for images of any shape is not; take one of a fixed resolution)" if kind == "siglip2" else ""
         )
         raise WeightsError(f"a vision tower of family {kind!r} is not known; {', '.join((*CLIP, *SIGLIP))} are{hint}")
-    # What a config.json leaves out is transformers' default: CLIP ViT-B/32, SigLIP base of patches of 16 pixels.
+    # Missing fields have transformers' defaults: CLIP ViT-B/32, or SigLIP base with patches of 16 pixels.
     if kind in SIGLIP:
         defaults: dict[str, Any] = {"patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
         family: dict[str, Any] = {"class_token": False, "patch_bias": True, "norm": "last", "colours": "siglip"}
@@ -146,7 +146,7 @@ def vision_config(described: dict[str, Any], **changes: Any) -> VisionConfig:
 
 
 def described_as(config: VisionConfig) -> dict[str, Any]:
-    """`config.json` of a tower, of the family that it is of."""
+    """Returns the `config.json` of a tower, for its family."""
     return {
         "model_type": "clip_vision_model" if config.class_token else "siglip_vision_model",
         "image_size": config.image_size,
@@ -161,7 +161,7 @@ def described_as(config: VisionConfig) -> dict[str, Any]:
 
 
 def their_activation(config: VisionConfig) -> str:
-    """As transformers calls it."""
+    """Returns transformers' name of the activation."""
     return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation)
 
 
@@ -173,13 +173,13 @@ def activation(described: dict[str, Any]) -> Any:
 
 
 def clip_config(described: dict[str, Any], projected: bool) -> CLIPConfig:
-    """The geometry of all that a `config.json` describes: both towers of a `CLIPModel`, or its vision tower alone.
+    """Returns the CLIP configuration for a `config.json` of a `CLIPModel`, or of its vision tower alone.
 
     Args:
-      projected: whether the weights have a projection behind the vision tower.
+      projected: Whether the weights include a projection after the vision tower.
 
     Raises:
-      WeightsError: as of `vision_config`.
+      WeightsError: See `vision_config`.
     """
     if (kind := described.get("model_type")) not in CLIP:
         raise WeightsError(f"a vision tower of family {kind!r} is not CLIP's; it must be ({', '.join(CLIP)})")

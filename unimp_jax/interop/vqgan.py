@@ -1,7 +1,7 @@
-"""VQGANs of other packages: `VQModel` folders of diffusers, in and out, and checkpoints of taming-transformers, in.
+"""VQGANs of other packages: diffusers' `VQModel` folders, in and out, and taming-transformers checkpoints, in.
 
-On disk a VQGAN that is not being trained is always such a folder, so that what was imported or exported here is read by
-diffusers, and the other way round. Checkpoints of taming-transformers are the same arrays under other names.
+Outside training, a VQGAN is always stored as such a folder, so that diffusers can read what was imported or exported
+here, and vice versa. Checkpoints of taming-transformers contain the same arrays under other names.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ CLASS = "VQModel"
 
 
 def diffusers_names(last: int) -> Names:
-    """diffusers' names in the place of ours; levels of its decoder are numbered from the other end.
+    """Returns replacements of our names by diffusers'; levels of its decoder are numbered from the other end.
 
     Args:
-      last: the number of the last level.
+      last: Number of the last level.
     """
     return [
         *ALIKE,
@@ -49,11 +49,11 @@ def diffusers_names(last: int) -> Names:
 
 
 def table(config: VQGANConfig, names: Names | None = None, attention: str = "o i -> i o") -> Table:
-    """Every parameter by a package's name.
+    """Returns the table of all parameters by a package's names.
 
     Args:
-      names: what stands there in the place of our names; None: diffusers'.
-      attention: the layout of the matrices in attention.
+      names: Replacements of our names; None: diffusers'.
+      attention: Layout of the matrices in attention.
     """
     names = diffusers_names(len(config.channels) - 1) if names is None else names
     layouts = {1: "o -> o", 4: "o i y x -> y x i o"}
@@ -62,7 +62,7 @@ def table(config: VQGANConfig, names: Names | None = None, attention: str = "o i
         theirs = ours.replace("/", ".")
         for pattern, replacement in names:
             theirs = re.sub(pattern, replacement, theirs)
-        matrix = attention if "attention" in ours else "o i 1 1 -> i o"  # where it is none, a convolution of 1 x 1
+        matrix = attention if "attention" in ours else "o i 1 1 -> i o"  # elsewhere a convolution of 1 x 1
         matrix = "k z -> k z" if ours == "codebook" else matrix
         entries.append(entry(theirs, ours, layouts.get(len(shape), matrix)))
     return entries
@@ -73,25 +73,25 @@ def new(config: VQGANConfig) -> VQGAN:
 
 
 def write_vqgan(folder: Path, model: VQGAN) -> None:
-    """A folder for `VQModel.from_pretrained`, whole or not at all.
+    """Writes a folder for `VQModel.from_pretrained`, atomically.
 
     Raises:
-      WeightsError: the folder is there already, or there is no room.
+      WeightsError: The folder already exists, or there is no space.
     """
     arrays = dict(their_arrays(named(nnx.state(model)), table(model.config), "float32"))
     with whole_folder(folder) as temporary:
-        save_file(arrays, temporary / WEIGHTS, metadata={"format": "pt"})  # which diffusers looks for
+        save_file(arrays, temporary / WEIGHTS, metadata={"format": "pt"})  # diffusers requires it
         write_json(temporary / CONFIG, described_as(model.config))
 
 
 def read_vqgan(path: Path, image_size: int | None = None) -> tuple[VQGAN, list[str]]:
-    """The model of a `VQModel` folder or of a taming-transformers checkpoint, and the keys that are no part of it.
+    """Returns the model of a `VQModel` folder or a taming-transformers checkpoint, and the keys that are no part of it.
 
     Args:
-      image_size: where a checkpoint of taming-transformers, without its configuration beside it, does not tell.
+      image_size: For a checkpoint of taming-transformers without its configuration beside it.
 
     Raises:
-      WeightsError: it is neither, has another geometry than this VQGAN can have, or cannot be read whole.
+      WeightsError: It is neither, has an architecture that this VQGAN does not support, or cannot be read completely.
     """
     if path.is_dir():
         config, weights = open_diffusers(path)
@@ -104,10 +104,10 @@ def read_vqgan(path: Path, image_size: int | None = None) -> tuple[VQGAN, list[s
 
 
 def import_vqgan(path: Path, folder: Path, image_size: int | None = None) -> str:
-    """Makes `folder` of a `VQModel` folder or a taming-transformers checkpoint; returns what to tell the user of it.
+    """Imports a `VQModel` folder or a taming-transformers checkpoint into `folder`; returns a summary for the user.
 
     Raises:
-      WeightsError: as of `read_vqgan` and `write_vqgan`. Nothing is left behind then.
+      WeightsError: See `read_vqgan` and `write_vqgan`. Nothing is left behind then.
     """
     model, unused = read_vqgan(path, image_size)
     write_vqgan(folder, model)
@@ -121,11 +121,11 @@ def import_vqgan(path: Path, folder: Path, image_size: int | None = None) -> str
 
 DOWN, UP, ATTENTIVE = "DownEncoderBlock2D", "UpDecoderBlock2D", "Attn"
 FIXED = {"in_channels": 3, "out_channels": 3, "act_fn": "silu", "norm_type": "group"}
-"""Settings of `VQModel` that have one value here."""
+"""Settings of `VQModel` that have one supported value."""
 
 
 def described_as(config: VQGANConfig) -> dict[str, Any]:
-    """The `config.json` of diffusers."""
+    """Returns the `config.json` of diffusers."""
     attentive = [ATTENTIVE if level in config.attention_levels else "" for level in range(len(config.channels))]
     return FIXED | {
         "_class_name": CLASS,
@@ -143,10 +143,10 @@ def described_as(config: VQGANConfig) -> dict[str, Any]:
 
 
 def described_by(described: dict[str, Any]) -> VQGANConfig:
-    """The geometry that a `config.json` of diffusers describes; what it leaves out is diffusers' default.
+    """Returns the configuration for a `config.json` of diffusers; missing fields have diffusers' defaults.
 
     Raises:
-      ValueError: this VQGAN has no such geometry.
+      ValueError: This VQGAN does not support the architecture.
     """
     if described.get("_class_name") != CLASS:
         raise ValueError(f"a model of class {described.get('_class_name')}: {CLASS} is right")
@@ -173,11 +173,11 @@ def described_by(described: dict[str, Any]) -> VQGANConfig:
 
 
 EARLIER = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""What diffusers called the matrices of attention at first."""
+"""Earlier names of the attention matrices in diffusers."""
 
 
 def open_diffusers(path: Path) -> tuple[VQGANConfig, Weights]:
-    """A `VQModel` folder, or a pipeline's in which there is one."""
+    """Opens a `VQModel` folder, or a pipeline folder that contains one."""
     inside = [path / name for name in ("vqvae", "vqgan") if (path / name / CONFIG).is_file()]
     path = path if (path / CONFIG).is_file() or not inside else inside[0]
     config = understood(path, described_by, read_json(path / CONFIG))

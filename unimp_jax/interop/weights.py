@@ -1,4 +1,4 @@
-"""Files of weights as one mapping: key -> shape and type, and the array when it is asked for, one at a time."""
+"""Files of weights as one mapping: key -> shape and dtype, and the array when it is requested, one at a time."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from unimp_jax.interop.stand_ins import refuse_stand_in
 
 TOKENIZER_FILES = ("*.model", "*.txt", "tokenizer*", "special_tokens_map.json", "added_tokens.json")
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-"""The types of weights."""
+"""The dtypes of weights."""
 ONE_LINE = re.compile(r"\s+")
 KINDS = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
     "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
 }  # fmt: skip
-"""What safetensors calls a type -> its name."""
+"""Name of a dtype in safetensors -> its usual name."""
 UNQUANTISED = (
     "dequantise them first, or take the publisher's weights in bfloat16, float16 or float32 (most often the model of "
     "the same name without GPTQ, AWQ, FP8, INT8 or 4bit in it)"
 )
-"""What to do with weights whose numbers mean something else."""
+"""Advice for weights that are quantised."""
 SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.safetensors|\.bin|\.gguf)")
 
 D = TypeVar("D")
@@ -43,8 +43,8 @@ class Stored:
     """An array in a file.
 
     Attributes:
-      kind: the type of its numbers, such as float32; of what is stored so, where reading makes floats of it.
-      read: reads it.
+      kind: Dtype of its numbers, such as float32; the stored dtype if reading converts it to floats.
+      read: Reads the array.
     """
 
     shape: tuple[int, ...]
@@ -57,7 +57,7 @@ class Weights:
     """The arrays of a file or folder, by key.
 
     Attributes:
-      name: of the file or folder, for messages.
+      name: Name of the file or folder, for messages.
     """
 
     name: str
@@ -69,10 +69,10 @@ def reason(error: BaseException) -> str:
 
 
 def understood(path: Path, read: Callable[[D], G], described: D) -> G:
-    """`read(described)`, the geometry that a configuration describes.
+    """Returns `read(described)`, the model configuration for a description.
 
     Raises:
-      WeightsError: it describes none, or one whose weights are quantised.
+      WeightsError: The description is invalid, or says that the weights are quantised.
     """
     if isinstance(described, dict) and (how := described.get("quantization_config")):
         kind = how.get("quant_method", "of an unnamed kind") if isinstance(how, dict) else how
@@ -88,16 +88,17 @@ def understood(path: Path, read: Callable[[D], G], described: D) -> G:
         ArithmeticError,
         AttributeError,
         LookupError,
-    ) as error:  # whatever its values lead to
+    ) as error:  # depends on its values
         if str(error).startswith(str(path)):
             raise
         raise WeightsError(f"{path}: {reason(error)}") from error
 
 
 def read_safetensors(path: Path) -> dict[str, Stored]:
-    """
+    """Opens a safetensors file.
+
     Raises:
-      WeightsError: the file is missing, truncated or no safetensors file.
+      WeightsError: The file is missing, truncated or not a safetensors file.
     """
     refuse_stand_in(path, "safetensors")
     try:
@@ -118,9 +119,10 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
 
 
 def read_files(paths: Iterable[Path], name: str) -> Weights:
-    """
+    """Opens one or more files.
+
     Raises:
-      WeightsError: a file cannot be read whole, or two have the same key.
+      WeightsError: A file cannot be read completely, or two have the same key.
     """
     arrays: dict[str, Stored] = {}
     where: dict[str, Path] = {}
@@ -143,41 +145,41 @@ def read_files(paths: Iterable[Path], name: str) -> Weights:
 
 
 Aliases = Sequence[tuple[re.Pattern[str], str]]
-"""Patterns in keys, and what stands for them in the one name that an array has here; one after the other."""
+"""Patterns in keys, and their replacements in the canonical name of an array, applied one after the other."""
 
 
 def canonical(key: str, aliases: Aliases) -> str:
-    """The one name of an array among those that wrappers and versions give it."""
+    """Returns the canonical name of an array, which wrappers and versions of a package name differently."""
     for pattern, replacement in aliases:
         key = pattern.sub(replacement, key)
     return key
 
 
 def renamed(weights: Weights, rename: Callable[[str], str]) -> Weights:
-    """Weights under other keys. Keys that become the same must hold equal arrays, of which one is read.
+    """Returns weights under other keys; keys that become the same must hold equal arrays, of which one is read.
 
     Raises:
-      WeightsError: they do not.
+      WeightsError: They are not equal.
     """
     arrays: dict[str, tuple[str, Stored]] = {}
     for key, array in weights.arrays.items():
         other, first = arrays.setdefault(rename(key), (key, array))
-        # That one of them is of another type is reported when it is to be used.
+        # A dtype that differs is reported when the array is used.
         if other != key and {first.kind, array.kind} <= set(FLOATS) and not same(first, array):
             raise WeightsError(f"{weights.name}: {key} should be a copy of {other}, and differs")
     return Weights(weights.name, {key: array for key, (_, array) in arrays.items()})
 
 
 def same(one: Stored, other: Stored) -> bool:
-    """Whether two arrays are equal bit for bit."""
+    """Returns whether two arrays are equal bit for bit."""
     return (one.shape, one.kind) == (other.shape, other.kind) and one.read().tobytes() == other.read().tobytes()
 
 
 def open_weights(path: Path) -> Weights:
-    """The weights of a folder (safetensors or `.bin`, with or without an index, or GGUF) or of one file.
+    """Opens the weights of a folder (safetensors or `.bin`, with or without an index, or GGUF) or of one file.
 
     Raises:
-      WeightsError: there are none, or they cannot be read whole.
+      WeightsError: There are none, or they cannot be read completely.
     """
     if path.is_file():
         return read_files([path], str(path))
@@ -200,9 +202,10 @@ def open_weights(path: Path) -> Weights:
 
 
 def refuse_shards_without_index(folder: Path) -> None:
-    """
+    """Checks that sharded weights have an index.
+
     Raises:
-      WeightsError: there are shards of weights, and no index says which of them has what.
+      WeightsError: There are shards of weights, but no index of their arrays.
     """
     for name in sorted(path.name for path in folder.iterdir()):
         if (shard := SHARD.fullmatch(name)) and int(shard[2]) > 1:
@@ -213,7 +216,7 @@ def refuse_shards_without_index(folder: Path) -> None:
 
 
 def indexed(index: Path) -> Weights:
-    """The shards that an index names, each of which must have what the index says."""
+    """Opens the shards of an index and checks that they contain the arrays that it lists."""
     map_ = read_json(index).get("weight_map")
     if not isinstance(map_, dict) or not map_:
         raise WeightsError(f"{index}: has no weight_map")
@@ -228,13 +231,14 @@ def indexed(index: Path) -> Weights:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """
+    """Reads a JSON object.
+
     Raises:
-      WeightsError: the file is missing or no JSON object.
+      WeightsError: The file is missing or not a JSON object.
     """
     refuse_stand_in(path, "other")
     try:
-        read = json.loads(path.read_bytes())  # with a mark of byte order too, and in UTF-16
+        read = json.loads(path.read_bytes())  # bytes, for byte order marks and UTF-16
     except FileNotFoundError as error:
         raise WeightsError(f"{path} does not exist") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -245,10 +249,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_described(path: Path, kind: type[D]) -> D:
-    """A dataclass that was written as JSON.
+    """Reads a dataclass from JSON.
 
     Raises:
-      WeightsError: the file is missing, or does not say what such a dataclass has.
+      WeightsError: The file is missing, or does not describe such a dataclass.
     """
     try:
         return pydantic.TypeAdapter(kind).validate_python(read_json(path))
@@ -258,11 +262,11 @@ def read_described(path: Path, kind: type[D]) -> D:
 
 
 def locate(path_or_id: str) -> Path:
-    """A path on disk as it is; else a model of the Hugging Face hub, of which configuration, tokenizer and weights are
-    fetched (safetensors alone where there are some).
+    """Returns a local path, or downloads configuration, tokenizer and weights of a model from the Hugging Face hub
+    (only safetensors if there are any).
 
     Raises:
-      WeightsError: it is neither.
+      WeightsError: It is neither a path nor a model of the hub.
     """
     path = Path(path_or_id)
     if path.exists():
@@ -276,7 +280,7 @@ def locate(path_or_id: str) -> Path:
         weights = "*.safetensors" if any(name.endswith(".safetensors") for name in files) else "*.bin"
         patterns = ["*.json", weights, "*.pt", *TOKENIZER_FILES]
         return Path(snapshot_download(path_or_id, allow_patterns=patterns))
-    except Exception as error:  # of the hub, of the network, of the disk
+    except Exception as error:  # from the hub, the network or the disk
         raise WeightsError(
             f"{path_or_id}: no such file or folder, and not to be had from the Hugging Face hub ({reason(error)})"
         ) from error

@@ -1,4 +1,4 @@
-"""Whole vision-language models in Hugging Face's form; which one a folder holds, its `config.json` says."""
+"""Complete vision-language models in Hugging Face's format; `config.json` says which model a folder contains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unimp_jax.model import DecoderConfig, ModelConfig
 
 
 class Package(Protocol):
-    """What must be known of a class of models."""
+    """The functions that each model class provides."""
 
     @property
     def ALIASES(self) -> Aliases: ...
@@ -25,14 +25,14 @@ class Package(Protocol):
 
 
 PACKAGES: dict[str, Package] = {"idefics": idefics, "llava": llava, "idefics3": smolvlm, "smolvlm": smolvlm}
-"""By `model_type`."""
+"""The model classes by `model_type`."""
 
 
 def read_whole(path: Path) -> tuple[ModelConfig, WeightSource, dict[str, Any]]:
-    """(geometry, weights, the language model's part of the config.json).
+    """Returns (model configuration, weights, the language model's part of the config.json).
 
     Raises:
-      WeightsError: it is no such model or has parts that are not known, or its processor is of another model.
+      WeightsError: It is not such a model or has unsupported parts, or its processor belongs to another model.
     """
     described = read_json(path / "config.json")
     if (kind := described.get("model_type")) not in PACKAGES:
@@ -47,7 +47,7 @@ def read_whole(path: Path) -> tuple[ModelConfig, WeightSource, dict[str, Any]]:
 
 
 def weights_of(path: Path, package: Package, config: ModelConfig) -> WeightSource:
-    """The weights of a folder, looked at as those of a model of this geometry."""
+    """Opens the weights of a folder as those of a model with this configuration."""
 
     def tabulate(decoder: DecoderConfig) -> Table:
         return package.table(dataclasses.replace(config, decoder=decoder))
@@ -57,15 +57,16 @@ def weights_of(path: Path, package: Package, config: ModelConfig) -> WeightSourc
 
 
 def check_processor(folder: Path, package: Package, config: ModelConfig) -> None:
-    """
+    """Checks that the processor beside a checkpoint fits the model.
+
     Raises:
-      WeightsError: the processor beside a checkpoint makes images of another size than its tower reads, or writes
-        another number of tokens an image than it makes.
+      WeightsError: It produces images of another size than the tower reads, or another number of tokens per image than
+        the model has.
     """
     file, side = folder / "processor_config.json", config.vision.image_size
     processor = read_json(file) if file.is_file() else {}
     images = folder / "preprocessor_config.json"
-    # From version 5 on, transformers writes what the image processor does into the other file.
+    # Since version 5, transformers stores the image processor's settings in the other file.
     settings = read_json(images) if images.is_file() else processor.get("image_processor")
     if settings is not None:
         size = package.image_size_of(settings)

@@ -1,4 +1,4 @@
-"""The model: vision tower, then resampler and decoder with gated cross-attention, or projector and decoder."""
+"""The UniMP model: vision tower, then resampler and decoder with gated cross-attention, or projector and decoder."""
 
 from unimp_jax.model.adapters import AdapterConfig
 from unimp_jax.model.decoder import DecoderConfig

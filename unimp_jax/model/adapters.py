@@ -1,4 +1,4 @@
-"""Low-rank adapters of linear layers (LoRA, arXiv:2106.09685): what trains where a decoder is too large to train."""
+"""Low-rank adapters of linear layers (LoRA, arXiv:2106.09685), for decoders that are too large to train in full."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from unimp_jax.model.layers import DTypes, Linear, dropout, of_keys, parameter
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig:
-    """Which linear layers have adapters, and how large these are."""
+    """Which linear layers have adapters, and the size of these."""
 
     rank: int = 0
-    """Of the product that is added to each matrix; 0: there are no adapters."""
+    """Rank of the product that is added to each matrix; 0: no adapters."""
     alpha: float = 16.0
     """The product is multiplied by alpha / rank."""
     layers: str = r"decoder/.*"
-    """A regular expression of all of the names of the linear layers that have one, such as
+    """Regular expression that matches the full names of the linear layers with adapters, such as
     decoder/layers/attention/query."""
     dropout: float = 0.0
-    """In training, this share of what adapters read is zeroed; for adapters of the decoder alone."""
+    """Dropout rate of the adapters' inputs in training; only for adapters of the decoder."""
 
     def __post_init__(self) -> None:
         if self.rank < 0:
@@ -42,12 +42,13 @@ class AdapterConfig:
 
 
 class Adapter(nnx.Module):
-    """A product of two matrices of a low rank, added to the matrix of a linear layer; 0 before training."""
+    """A low-rank product of two matrices that is added to the matrix of a linear layer; 0 before training."""
 
     def __init__(self, linear: Linear, config: AdapterConfig, number: int, dtypes: DTypes, rngs: nnx.Rngs):
-        """
+        """Creates the adapter of a linear layer.
+
         Args:
-          number: no other adapter of the model has it; their dropout differs by it.
+          number: Unique number of the adapter in the model, which makes its dropout independent of the others.
         """
         shape, names = linear.kernel.shape, linear.kernel.get_metadata("axis_names")
         layers = names.count("layers")
@@ -60,15 +61,14 @@ class Adapter(nnx.Module):
         self.up = parameter(up, (*names[:layers], "rank", *names[split:]))
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """What is added to the product of the layer, [..., O], whatever the axes of the layer's output; with a key,
-        there is dropout."""
+        """Returns what is added to the layer's product, [..., O] with merged output axes; a key enables dropout."""
         if key is not None:
             x = dropout(x, self.dropout, of_keys(lambda one: jax.random.fold_in(one, self.number), key))
         low = cpu.matmul(x.astype(self.dtype), gathered(self.down, self.dtype, self.contracted), self.contracted)
         return self.scale * cpu.matmul(low, gathered(self.up, self.dtype, 1), 1)
 
     def added_to(self, kernel: jax.Array) -> jax.Array:
-        """The matrix, stacked or not, with the product; computed in float32, of the dtype of the matrix."""
+        """Returns the matrix, stacked or not, plus the product; computed in float32, in the dtype of the matrix."""
         layers, rank = kernel.shape[: self.down.ndim - 1 - self.contracted], self.down.shape[-1]
         down_LIr = self.down[...].reshape(*layers, -1, rank).astype(jnp.float32)
         up_LrO = self.up[...].reshape(*layers, rank, -1).astype(jnp.float32)
@@ -76,16 +76,16 @@ class Adapter(nnx.Module):
 
 
 def adapted(module: nnx.Module) -> Iterator[Linear]:
-    """The linear layers that have an adapter."""
+    """Returns the linear layers that have an adapter."""
     return (layer for _, layer in nnx.iter_modules(module) if isinstance(layer, Linear) and layer.adapter is not None)
 
 
 def add_adapters(module: nnx.Module, config: AdapterConfig, dtypes: DTypes, rngs: nnx.Rngs) -> None:
-    """Gives adapters to the linear layers that the configuration names, where it has a rank.
+    """Adds adapters to the linear layers that the configuration selects, if its rank is not 0.
 
     Raises:
-      ValueError: it names none, or one of the resampler, which does without its linear layers where that is faster; or
-        there is dropout, and it names one that is not the decoder's.
+      ValueError: It selects no layer, or one of the resampler, which bypasses its linear layers where that is faster;
+        or there is dropout and it selects a layer outside the decoder.
     """
     if not config.rank:
         return
@@ -104,7 +104,7 @@ def add_adapters(module: nnx.Module, config: AdapterConfig, dtypes: DTypes, rngs
 
 
 def merge_adapters(module: nnx.Module) -> None:
-    """Puts matrices with what adapters add in their places, one after the other, each lying as it lay."""
+    """Replaces matrices by their sum with the adapters' products, one at a time; each keeps its sharding."""
     for layer in list(adapted(module)):
         graph, state = nnx.split(layer.adapter)
         kernel = layer.kernel[...]

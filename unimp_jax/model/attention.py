@@ -1,6 +1,6 @@
-"""Attention: positions (rotary and ALiBi), masks of packed rows, and `attention`, which every part of the model calls.
+"""Attention: positions (rotary and ALiBi), masks of packed rows, and `attention`, which all parts of the model call.
 
-What is computed by kernels made for one kind of hardware is in `unimp_jax.model.kernels`.
+Hardware-specific kernels are in `unimp_jax.model.kernels`.
 """
 
 from __future__ import annotations
@@ -16,29 +16,30 @@ from unimp_jax.model import cpu, kernels, row_kernel
 from unimp_jax.model.axes import Name, platform
 
 Kernel = Literal["xla", "rows", "splash", "cudnn"]
-"""What computes attention: XLA; for TPUs `row_kernel`, or splash where rows are not fit for it, or splash alone; cuDNN
-for NVIDIA GPUs."""
+"""The attention implementation: xla; rows, which is `row_kernel` on TPUs, or splash for rows it does not support;
+splash; or cudnn for NVIDIA GPUs."""
 
 MASKED = -1e30
-"""A score that no softmax notices, yet finite, so that a row without a single key has no NaN in its gradient."""
+"""A score that vanishes in a softmax yet is finite, so that a row without keys has no NaN in its gradient."""
 
 
 class KeysValues(NamedTuple):
-    """Keys and values, [B, S, K, h] each, of text or of the latents of images."""
+    """Keys and values, [B, S, K, h] each, of text or of image latents."""
 
     keys: jax.Array
     values: jax.Array
 
 
 class SegmentMask(NamedTuple):
-    """An attention mask given as segment ids, so that a kernel need not read an array; made by `segment_mask`.
+    """An attention mask given by segment ids, so that kernels need not read an array; created by `segment_mask`.
 
     Attributes:
-      query_segment_ids_BT, key_segment_ids_BS: int32; a query attends to the keys with its id, to none where it is 0.
-      causal: queries and keys are the same tokens, and none attends to a later one.
-      alibi_positions: int32 [B, T] and [B, S], positions of queries and keys for ALiBi; None: there is none.
-      kernel: what computes attention.
-      mask_BTS: the same mask as an array, for kernels that read one.
+      query_segment_ids_BT, key_segment_ids_BS: int32; a query attends to the keys with its id, and to none if its id is
+        0.
+      causal: Queries and keys are the same tokens, and none attends to a later one.
+      alibi_positions: int32 [B, T] and [B, S], positions of queries and keys for ALiBi; None: no ALiBi.
+      kernel: The attention implementation.
+      mask_BTS: The same mask as an array, for implementations that read one.
     """
 
     query_segment_ids_BT: jax.Array
@@ -50,11 +51,11 @@ class SegmentMask(NamedTuple):
 
 
 Mask: TypeAlias = jax.Array | SegmentMask
-"""An attention mask: bool [B, T, S], which XLA alone works with, or segments."""
+"""An attention mask: segments, or bool [B, T, S], which only the XLA implementation supports."""
 
 
 def kernel_for(wanted: Literal["auto", "xla", "rows", "splash", "cudnn"]) -> Kernel:
-    """The kernel asked for, or the one made for this platform."""
+    """Returns the requested kernel, or for "auto" that of this platform."""
     made_for: dict[str, Kernel] = {"tpu": "rows", "gpu": "cudnn", "cpu": "xla"}
     return made_for[platform()] if wanted == "auto" else wanted
 
@@ -63,13 +64,13 @@ def segment_mask(
     query_segment_ids_BT: jax.Array, key_segment_ids_BS: jax.Array, kernel: Kernel, *, causal: bool = False,
     alibi_positions_BT: jax.Array | None = None, query_positions_BA: jax.Array | None = None,
 ) -> SegmentMask:  # fmt: skip
-    """A mask for the kernel wanted, or for XLA where those of TPUs have no tiles for so many tokens or keys.
+    """Creates a mask for a kernel; it falls back to XLA if the TPU kernels do not support the number of tokens or keys.
 
     Args:
-      query_segment_ids_BT, key_segment_ids_BS: as of `SegmentMask`.
-      causal: queries and keys are the same tokens, and none attends to a later one.
+      query_segment_ids_BT, key_segment_ids_BS: See `SegmentMask`.
+      causal: Queries and keys are the same tokens, and none attends to a later one.
       alibi_positions_BT: int32, positions of these tokens, for ALiBi.
-      query_positions_BA: int32, where in the row the only tokens stand that are queries; None: all tokens are.
+      query_positions_BA: int32, positions in the row of the only tokens that are queries; None: all tokens are.
     """
     T, S = query_segment_ids_BT.shape[1], key_segment_ids_BS.shape[1]
     alibi_positions = None if alibi_positions_BT is None else (alibi_positions_BT, alibi_positions_BT)
@@ -104,7 +105,7 @@ def earlier_images_mask(
 
 
 def attention(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask: Mask) -> jax.Array:
-    """What `attend` gives, by the kernel that the mask names."""
+    """Computes `attend` with the kernel that the mask names."""
     if not isinstance(mask, SegmentMask):
         return attend(q_BTHh, k_BSKh, v_BSKh, mask)
     if mask.mask_BTS is None and mask.kernel == "rows" and row_kernel.fits(q_BTHh, k_BSKh):
@@ -128,7 +129,7 @@ def attention(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask: Mas
 
 
 def attend_to_all(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, rows: Name) -> jax.Array:
-    """What `attend` gives without a mask, by the platform's kernel; `rows` is the logical name of the first axis."""
+    """Computes `attend` without a mask, with the platform's kernel; `rows` is the logical name of the first axis."""
     if platform() == "tpu" and row_kernel.fits(q_BTHh, k_BSKh):
         return row_kernel.row_attention(q_BTHh, k_BSKh, v_BSKh, rows=rows)
     if platform() == "gpu" and kernels.cudnn_fits(q_BTHh, k_BSKh):
@@ -139,12 +140,12 @@ def attend_to_all(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, rows:
 def attend(
     q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask_BTS: jax.Array | None, bias: jax.Array | None = None
 ) -> jax.Array:
-    """Softmax attention, scores and softmax in float32.
+    """Computes softmax attention, with scores and softmax in float32.
 
     Args:
-      q_BTHh: queries, not yet scaled; H is a multiple of K, and query heads that share a key head lie together.
-      k_BSKh, v_BSKh: keys and values; S may be 0.
-      mask_BTS: bool, the keys that a query attends to; where there are none, it gives exactly 0. None: all keys.
+      q_BTHh: Unscaled queries; H is a multiple of K, and query heads that share a key head are adjacent.
+      k_BSKh, v_BSKh: Keys and values; S may be 0.
+      mask_BTS: bool, the keys that a query attends to; a query without keys gives exactly 0. None: all keys.
       bias: float32, added to the scores, of a shape that broadcasts with [B, H, T, S].
 
     Returns:
@@ -163,7 +164,7 @@ def attend(
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1, keepdims=True)
     out = jnp.einsum("bkgts,bskh->bkgth", weights.astype(v_BSKh.dtype), v_BSKh, preferred_element_type=jnp.float32)
-    out = (out / total).astype(v_BSKh.dtype)  # divided here, where there are h numbers a query, not S
+    out = (out / total).astype(v_BSKh.dtype)  # cheaper here: h numbers per query, not S
     out_BTHh = jnp.einsum("bkgth->btkgh", out).reshape(B, T, H, h)
     if mask_BTS is not None:
         out_BTHh = jnp.where(mask_BTS.any(-1)[..., None, None], out_BTHh, 0)
@@ -171,13 +172,13 @@ def attend(
 
 
 def rotary_angles(positions_BT: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """(cos, sin), float32 [B, T, r], of position * frequency, for the r frequencies of `rotary.frequencies`."""
+    """Returns (cos, sin), float32 [B, T, r], of position * frequency, for the r frequencies of `rotary.frequencies`."""
     angles = positions_BT[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x_BTHh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns the first 2r of h channels, channel i together with channel i + r (GPT-NeoX's and LLaMA's layout)."""
+    """Rotates the first 2r of h channels, channel i together with channel i + r (GPT-NeoX's and LLaMA's layout)."""
     cos, sin = (a[:, :, None].astype(x_BTHh.dtype) for a in angles)
     r = cos.shape[-1]
     a, b, rest = jnp.split(x_BTHh, [r, 2 * r], axis=-1)
@@ -185,9 +186,9 @@ def rotate(x_BTHh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def alibi_slopes(heads: int) -> np.ndarray:
-    """float32 [H], positive: head i of H has 2^(-8 i / H) (arXiv:2108.12409).
+    """Returns ALiBi slopes, float32 [H], positive: head i of H has 2^(-8 i / H) (arXiv:2108.12409).
 
-    Where H is no power of two: of the next one's slopes, first every other one, from the second on.
+    If H is not a power of two, they are slopes of the next power: first every other one, from the second on.
     """
     power = 2 ** math.ceil(math.log2(heads))
     slopes = 2.0 ** (-np.arange(1, power + 1) * 8 / power)
@@ -197,6 +198,6 @@ def alibi_slopes(heads: int) -> np.ndarray:
 
 
 def alibi(query_positions_BT: jax.Array, key_positions_BS: jax.Array, heads: int) -> jax.Array:
-    """float32 [B, H, T, S], added to scores: minus slope times distance, for keys before their query."""
+    """Returns float32 [B, H, T, S] to add to the scores: minus slope times distance, for keys before their query."""
     behind_BTS = (key_positions_BS[:, None, :] - query_positions_BT[:, :, None]).astype(jnp.float32)
     return alibi_slopes(heads)[:, None, None] * behind_BTS[:, None]

@@ -1,4 +1,4 @@
-"""Names for the axes of parameters and activations, and the mesh axes that each is split over."""
+"""Names of the axes of parameters and activations, and the mesh axes over which each is sharded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
-    "batch": ("slice", "data", "fsdp"),  # rows; of activations, rows, tokens and heads are split, never the width
+    "batch": ("slice", "data", "fsdp"),  # rows; activations are split by rows, tokens and heads, never by width
     "sequence": "context",  # tokens of a row: each device's queries attend to the gathered keys of the whole row
     "images": ("slice", "data", "fsdp", "context"),
     "embed": "fsdp",
@@ -30,60 +30,60 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "gate": None,
     "latents": None,
     "rank": None,
-    "seen": None,  # channels of an image, of which one matrix makes a token
+    "seen": None,  # channels of an image that one matrix maps to a token
     "patches": None,
     "patch_rows": None,
     "patch_columns": None,
     "colours": None,
 }
-"""Logical axis -> mesh axis (or axes); None is kept whole."""
+"""Logical axis -> mesh axis (or axes); None: not sharded."""
 
 
 Name: TypeAlias = Any
-"""Of an activation's axis: a logical name, None to keep it whole, `PartitionSpec.UNCONSTRAINED` for XLA to choose."""
+"""An activation's axis: a logical name, None (not sharded) or `PartitionSpec.UNCONSTRAINED` (XLA chooses)."""
 
 GATHERED = ("embed", "vision_embed")
-"""Axes of parameters that are split where they are kept, and whole where they are used."""
+"""Parameter axes that are sharded in storage and gathered for use."""
 
 
 def mesh_axes(name: str | None) -> tuple[str, ...]:
-    """The mesh axes over which a logical axis is split."""
+    """Returns the mesh axes over which a logical axis is sharded."""
     carried = RULES[name] if name else None
     return (carried,) if isinstance(carried, str) else carried or ()
 
 
 def partition_spec(names: tuple[str | None, ...]) -> PartitionSpec:
-    """Logical axis names of an array -> how it lies on the mesh."""
+    """Returns the partition spec of an array with these logical axis names."""
     return PartitionSpec(*(mesh_axes(name) or None for name in names))
 
 
 def splits(name: str) -> int:
-    """Over how many devices of the mesh of the context a logical axis is split; without a mesh, 1."""
+    """Returns the number of shards of a logical axis on the mesh of the context; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape.get(axis, 1) for axis in mesh_axes(name))
 
 
 def platform() -> Literal["tpu", "gpu", "cpu"]:
-    """What the mesh of the context is made of, else what JAX computes on by default."""
+    """Returns the platform of the mesh of the context, or else of JAX's default device."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     kind = device.device_kind if device is not None else jax.devices()[0].device_kind
     return "tpu" if kind.startswith("TPU") else "gpu" if kind.startswith("NVIDIA") else "cpu"
 
 
 def gathered(parameter: nnx.Variable[Any], dtype: str, contracted: int | None = None) -> jax.Array:
-    """A parameter as a product takes it: converted, and gathered over the devices that keep parts of it.
+    """Returns a parameter ready for a product: converted, and gathered from the devices that hold its shards.
 
-    Left to itself, XLA for TPUs would rather send the parts around while it multiplies by them, one after another,
-    and write and read the whole product each time.
+    Otherwise XLA for TPUs would pass the shards around while multiplying by them one after another, and write and read
+    the whole product each time.
 
     Args:
-      contracted: makes a matrix of it: so many axes, from the first on, are one, and the others; of either only the
-        first may be split over devices. None: it keeps its axes.
+      contracted: Reshapes to a matrix whose first axis is the first `contracted` axes merged, and whose second is the
+        rest; only the first axis of each group may be sharded. None: the axes are kept.
     """
     value = parameter[...]
-    narrow = value.dtype.itemsize < jnp.dtype(dtype).itemsize  # fewer bytes are sent where it is converted afterwards
+    narrow = value.dtype.itemsize < jnp.dtype(dtype).itemsize  # converting after the gather sends fewer bytes
     value = value if narrow else value.astype(dtype)
-    names = parameter.get_metadata("axis_names")[-value.ndim :]  # of one layer, where it is stacked
+    names = parameter.get_metadata("axis_names")[-value.ndim :]  # of one layer, if it is stacked
     if contracted is not None:
         value = value.reshape(math.prod(value.shape[:contracted]), -1)
         names = (names[0], names[contracted])
@@ -103,8 +103,8 @@ def _gather_forward(names: tuple[str | None, ...], value: jax.Array) -> tuple[ja
 
 
 def _gather_backward(names: tuple[str | None, ...], _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    """Of a gradient each device is sent its own part alone. JAX's own rule would first have it whole everywhere, as
-    the parameter was, which takes twice the bytes, and XLA for TPUs waits for them."""
+    """Sends each device only its own shard of a gradient. JAX's own rule would first replicate it everywhere like the
+    parameter, which takes twice the bytes, and XLA for TPUs waits for them."""
     return (constrain(gradient, *names),)
 
 
@@ -112,7 +112,7 @@ _gather.defvjp(_gather_forward, _gather_backward)
 
 
 def constrain(x: jax.Array, *names: Name) -> jax.Array:
-    """Says how an activation lies on the mesh of the context (`jax.set_mesh`); without a mesh it does nothing."""
+    """Constrains an activation's sharding on the mesh of the context (`jax.set_mesh`), if there is one."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -120,8 +120,8 @@ def constrain(x: jax.Array, *names: Name) -> jax.Array:
 
 
 def fitting_spec(shape: tuple[int, ...], names: Sequence[Name]) -> PartitionSpec:
-    """How an array lies on the mesh of the context: each axis is split over as many of its mesh axes, from the first
-    on, as divide its size."""
+    """Returns the partition spec of an array on the mesh of the context. Each axis is split over the longest prefix of
+    its mesh axes that divides its size."""
     mesh = jax.sharding.get_abstract_mesh()
     parts: list[Any] = []
     for size, name in zip(shape, names, strict=True):

@@ -1,7 +1,7 @@
-"""Shortcuts for CPUs: what other files compute plainly, in another order that XLA for CPUs runs faster.
+"""CPU-specific implementations: the same results in an order that XLA for CPUs runs faster.
 
-Each says how much more processor time a training step of the preset `tiny` takes without it (8 rows of 512 tokens,
-everything trains; medians of seven pairs on two cores).
+Each docstring says how much more processor time a training step of the preset `tiny` takes without it (8 rows of 512
+tokens, everything trains; medians of seven pairs on two cores).
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ if TYPE_CHECKING:
 
 
 def of_matrices() -> bool:
-    """Whether products are better taken of two matrices, as their gradients are then, too: on CPUs.
+    """Whether products should be computed as products of two matrices, and so their gradients: true on CPUs.
 
-    XLA would first write operands of a product over several axes transposed, which takes longer than the product. Where
-    the tokens of a row lie on several devices, rows and tokens cannot become one axis. Without: 21 % more.
+    XLA would otherwise first transpose the operands of a product over several axes, which takes longer than the
+    product. If the tokens of a row are split over devices, rows and tokens cannot be merged into one axis. Without:
+    21 % more.
     """
     return platform() == "cpu" and splits("sequence") == 1
 
 
 def matmul(x: jax.Array, matrix_IO: jax.Array, contracted: int) -> jax.Array:
-    """The product of the last axes of x, so many, and a matrix: [..., O]; on CPUs a product of two matrices."""
+    """Multiplies the last `contracted` axes of x by a matrix, giving [..., O]; on CPUs as a product of two matrices."""
     rows, (inputs, outputs) = x.shape[: x.ndim - contracted], matrix_IO.shape  # there may be no rows
     if not of_matrices():
         return x.reshape(*rows, inputs) @ matrix_IO
@@ -41,15 +42,15 @@ def attend_in_blocks(
     attend: Callable[..., jax.Array], q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask_BTT: jax.Array,
     bias: jax.Array | None,
 ) -> jax.Array:  # fmt: skip
-    """`attention.attend` where no query attends to a later key: long rows in four blocks of queries, each with the keys
-    up to its end, which saves 3 of 8 parts of the work; whole ones where the tokens of a row lie on several devices.
+    """Computes `attention.attend` for causal masks in four blocks of queries.
 
-    Without: 6 % more.
+    Each block reads the keys up to its end only, which saves 3 of 8 parts of the work. Short rows, and rows whose
+    tokens are split over devices, are not cut. Without: 6 % more.
     """
     T = q_BTHh.shape[1]
     if T < 128 or T % 4 or splits("sequence") > 1:
         return attend(q_BTHh, k_BTKh, v_BTKh, mask_BTT, bias)
-    # Split, so that gradients of the blocks are laid side by side, not each padded to a whole row and added up.
+    # With a split, the blocks' gradients are concatenated instead of each being padded to a whole row and added.
     q_blocks, k_blocks, v_blocks = (jax.lax.split(x, [T // 4] * 4, axis=1) for x in (q_BTHh, k_BTKh, v_BTKh))
     outs = []
     for number, q_block in enumerate(q_blocks, start=1):
@@ -61,7 +62,7 @@ def attend_in_blocks(
 
 
 def unrolled(steps: Sequence[Callable[..., Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
-    """`jax.lax.scan` without a loop, one step after the other."""
+    """Computes `jax.lax.scan` without a loop: unrolls all steps."""
     leaves, tree = jax.tree.flatten(xs)
     columns = [jax.lax.split(x, [1] * len(steps)) for x in leaves]  # its gradient is one concatenation
     outs = []
@@ -72,9 +73,9 @@ def unrolled(steps: Sequence[Callable[..., Any]], carry: Any, xs: Any) -> tuple[
 
 
 def attend_directly(layer: ResamplerLayer, normed_BLC: jax.Array, media_BPC: jax.Array) -> jax.Array:
-    """`ResamplerLayer.attend` in another order: q (x W)^T is (q W^T) x^T, and a (x W) is (a x) W.
+    """Computes `ResamplerLayer.attend` in another order: q (x W)^T as (q W^T) x^T, and a (x W) as (a x) W.
 
-    Where the tower is frozen, no gradient passes through anything as large as the patch tokens. Without: 7 % more.
+    If the tower is frozen, no gradient has the size of the patch tokens. Without: 7 % more.
     """
     f32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     dtype, media_BPC = normed_BLC.dtype, media_BPC.astype(normed_BLC.dtype)

@@ -1,4 +1,4 @@
-"""The causal decoder, with its embeddings and output head: GPT-NeoX, MPT, LLaMA or Qwen, by configuration."""
+"""The causal decoder with its embeddings and output head: GPT-NeoX, MPT, LLaMA or Qwen, by configuration."""
 
 from __future__ import annotations
 
@@ -33,58 +33,56 @@ from unimp_jax.model.layers import (
 from unimp_jax.model.rotary import RotaryScaling, frequencies
 
 CONTENT_SCALE = 0.05
-"""A projection of content begins so that features of deviation 1 make rows of about this one."""
+"""Initial scale of content projections: features of standard deviation 1 give rows of about this deviation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Geometry of the decoder; the defaults are RedPajama-INCITE-3B."""
+    """Architecture of the decoder; the defaults are RedPajama-INCITE-3B."""
 
     vocab_size: int = 50432
-    """Rows of the base table; ids from here on are new tokens."""
+    """Rows of the base embedding table; ids from this number on are new tokens."""
     new_tokens: int = 0
-    """Rows of the table of new tokens."""
+    """Rows of the embedding table of new tokens."""
     content: int = 0
-    """Features of what each new token stands for, frozen, a projection of which is added to its row; 0: there are
-    none."""
+    """Number of frozen content features per new token, a projection of which is added to its row; 0 disables them."""
     interaction_features: int = 0
-    """The last so many features of the content are of interactions (popularity, ratings); a new item has none of them
-    yet, they are 0."""
+    """How many of the last content features describe interactions (popularity, ratings); they are 0 for new items."""
     free_row_dropout: float = 0.0
-    """In training, tokens with content are shown as if they were new, each with this probability in each step: by their
-    content alone, without free row and features of interactions. So the projection learns to stand for an item by
-    itself, which is all that an unseen item has."""
+    """Probability, per token and training step, that a token with content is shown like a new item: by its content
+    only, without its free row and interaction features. The projection thus learns to represent items that have no
+    trained row."""
     width: int = 2560
     layers: int = 32
     heads: int = 32
-    """Query heads; divides width, where `head_width` is None."""
+    """Number of query heads; must divide width if `head_width` is None."""
     head_width: int | None = None
-    """Of each head; None: width / heads."""
+    """Width of each head; None: width / heads."""
     kv_heads: int | None = None
-    """Key and value heads; divides heads. None: as many as heads."""
+    """Number of key and value heads; must divide heads. None: the same as heads."""
     mlp_width: int = 10240
     norm: NormKind = "layer_norm"
     norm_eps: float = 1e-5
     bias: bool = True
-    """Biases in projections and layer norms."""
+    """Whether projections and layer norms have biases."""
     qkv_bias: bool = False
-    """Biases of queries, keys and values, whatever `bias` says (Qwen2)."""
+    """Whether query, key and value projections have biases regardless of `bias` (Qwen2)."""
     position: Literal["rotary", "alibi"] = "rotary"
     rotary_fraction: float = 1.0
-    """Part of a head's channels that are turned, from the first on."""
+    """Fraction of a head's channels, starting from the first, that are rotated."""
     rotary_base: float = 10000.0
     rotary_scaling: RotaryScaling = RotaryScaling()
     parallel_residual: bool = False
-    """Attention and MLP read the same input, and both are added to it (GPT-NeoX)."""
+    """Whether attention and MLP read the same input and are both added to it (GPT-NeoX)."""
     mlp: MLPKind = "gelu"
     qk_norm: bool = False
-    """Queries and keys are normalised, over all heads at once (MPT)."""
+    """Whether queries and keys are normalised, over all heads jointly (MPT)."""
     qk_norm_per_head: bool = False
-    """With qk_norm: head by head instead, all heads with one scale (Qwen3)."""
+    """With qk_norm: normalises each head separately, with one scale shared by all heads (Qwen3)."""
     tie_embeddings: bool = False
-    """The output head is the embedding table."""
+    """Whether the output head shares the embedding table."""
     dropout: float = 0.0
-    """On the embedding and on what each layer adds, in training."""
+    """Dropout rate in training, on the embeddings and on the output of each sublayer."""
 
     def __post_init__(self) -> None:
         if min(self.width, self.layers, self.heads, self.num_kv_heads, self.mlp_width) < 1:
@@ -117,7 +115,7 @@ class DecoderConfig:
 
     @property
     def without_content(self) -> DecoderConfig:
-        """That of the same decoder, where the tables hold the content of tokens."""
+        """The configuration of the same decoder after content has been added to the embedding tables."""
         return dataclasses.replace(self, content=0, interaction_features=0, free_row_dropout=0.0)
 
     @property
@@ -134,14 +132,14 @@ class DecoderConfig:
 
 
 class TextContext(NamedTuple):
-    """What a layer needs to know of the tokens it reads.
+    """What a decoder layer needs to know about the tokens it processes.
 
     Attributes:
-      angles: (cos, sin) of rotary positions, each [B, T, r], else None.
-      attend: (queries [B, A, H, h], keys [B, T, K, h], values [B, T, K, h]) of these tokens -> [B, A, H, h]; it knows
-        the attention mask, and what there is to attend to besides.
-      query_positions_BA: int32, where in the row the only tokens stand that are queries, whose hidden states alone
-        are computed; None: all.
+      angles: (cos, sin) of rotary positions, each [B, T, r]; None for other positions.
+      attend: Maps (queries [B, A, H, h], keys [B, T, K, h], values [B, T, K, h]) of these tokens to [B, A, H, h]. It
+        applies the attention mask and adds any other keys and values, such as a cache.
+      query_positions_BA: int32, positions in the row of the only tokens that are queries; hidden states are computed
+        for these only. None: all tokens are queries.
     """
 
     angles: tuple[jax.Array, jax.Array] | None
@@ -149,14 +147,14 @@ class TextContext(NamedTuple):
     query_positions_BA: jax.Array | None = None
 
     def of_queries(self, x: jax.Array) -> jax.Array:
-        """[B, T, d] -> [B, A, d]."""
+        """Selects the queries: [B, T, d] -> [B, A, d]."""
         if self.query_positions_BA is None:
             return x
         return jnp.take_along_axis(x, self.query_positions_BA[..., None], axis=1)
 
 
 def angles_of(config: DecoderConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array] | None:
-    """What turns queries and keys, where positions are rotary."""
+    """Returns the rotation angles of queries and keys, or None if positions are not rotary."""
     if config.position != "rotary":
         return None
     return rotary_angles(positions_BT, frequencies(config.rotary_width, config.rotary_base, config.rotary_scaling))
@@ -165,7 +163,7 @@ def angles_of(config: DecoderConfig, positions_BT: jax.Array) -> tuple[jax.Array
 def text_context(
     config: DecoderConfig, batch: Batch, kernel: Kernel, query_positions_BA: jax.Array | None = None
 ) -> TextContext:
-    """Of whole rows: a token attends to itself and to those before it in its segment."""
+    """Returns the context for whole rows, in which a token attends to itself and to earlier tokens of its segment."""
     mask = segment_mask(
         batch.segment_ids, batch.segment_ids, kernel, causal=True, query_positions_BA=query_positions_BA,
         alibi_positions_BT=batch.positions if config.position == "alibi" else None,
@@ -210,7 +208,7 @@ class SelfAttention(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """Attention and MLP, each on a normalised input and added to it."""
+    """Pre-norm attention and MLP with residual connections."""
 
     def __init__(self, config: DecoderConfig, dtypes: DTypes, rngs: nnx.Rngs):
         self.parallel, self.dropout = config.parallel_residual, config.dropout
@@ -224,7 +222,7 @@ class DecoderLayer(nnx.Module):
         )  # fmt: skip
 
     def __call__(self, x_BTD: jax.Array, context: TextContext, key: jax.Array | None) -> tuple[jax.Array, KeysValues]:
-        """The queries' hidden states after this layer, and all tokens' keys and values; with a key, with dropout."""
+        """Returns the hidden states of the queries, and the keys and values of all tokens; a key enables dropout."""
         keys = (None, None) if key is None else jnp.moveaxis(of_keys(jax.random.split, key), -1, 0)
         adapter_key = None if key is None else of_keys(lambda one: jax.random.fold_in(one, 2), key)
         attended, own = self.attention(self.attention_norm(x_BTD), context, adapter_key)
@@ -235,7 +233,7 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """All decoder layers, [groups, layers of a group], and the norm after them; `UniMP` runs them."""
+    """The decoder layers, stacked as [groups, layers per group], and the final norm; `UniMP` runs them."""
 
     def __init__(self, config: DecoderConfig, groups: int, dtypes: DTypes, rngs: nnx.Rngs):
         def group(rngs: nnx.Rngs) -> DecoderLayer:
@@ -246,30 +244,31 @@ class Decoder(nnx.Module):
 
 
 class EmbeddingTables(nnx.Module):
-    """Embedding and output head as plain tables, those of base tokens and those of new ones."""
+    """Embedding and output head as plain tables, with separate tables for base tokens and new tokens."""
 
     def __init__(
         self, vocab_size: int, dtype: str, base: nnx.Param, new: nnx.Param | None, base_head: nnx.Param | None,
         new_head: nnx.Param | None,
     ):  # fmt: skip
-        """
+        """Wraps the tables.
+
         Args:
-          base_head, new_head: None where the head is the embedding.
+          base_head, new_head: None if the output head shares the embedding table.
         """
         self.vocab_size, self.dtype = vocab_size, dtype
         self.base, self.new, self.base_head, self.new_head = base, new, base_head, new_head
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
-        """int32 [B, T] -> [B, T, D]."""
+        """Embeds tokens: int32 [B, T] -> [B, T, D]."""
         return self._rows(self.base, self.new, tokens_BT)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] -> float32 [..., V], base tokens first."""
+        """Returns logits with base tokens first: [..., D] -> float32 [..., V]."""
         parts = self._logit_parts(hidden)
         return (parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)).reshape(*hidden.shape[:-1], -1)
 
     def logit_parts(self, hidden: jax.Array) -> list[jax.Array]:
-        """`logits`, or where columns are split over devices its parts, float32 [..., v] each, which stay split."""
+        """Returns `logits` in parts, float32 [..., v] each, which stay split if the vocabulary is sharded."""
         if splits("vocab") == 1:
             return [self.logits(hidden)]
         return [part.reshape(*hidden.shape[:-1], -1) for part in self._logit_parts(hidden)]
@@ -280,16 +279,16 @@ class EmbeddingTables(nnx.Module):
         return [jnp.einsum("...d,vd->...v", rows, w, preferred_element_type=jnp.float32) for w in weights]
 
     def logits_of(self, hidden: jax.Array, tokens_V: jax.Array) -> jax.Array:
-        """[..., D] -> float32 [..., V], of the tokens that are named (int32 [V]) alone."""
+        """Returns the logits of the given tokens (int32 [V]) only: [..., D] -> float32 [..., V]."""
         rows_VD = self.head_rows(tokens_V)
         return jnp.einsum("...d,vd->...v", hidden, rows_VD, preferred_element_type=jnp.float32)
 
     def head_rows(self, tokens: jax.Array) -> jax.Array:
-        """int32 [...] -> [..., D], rows of the output head."""
+        """Returns rows of the output head: int32 [...] -> [..., D]."""
         return self._rows(*self._head, tokens)
 
     def new_head_by_shard(self) -> jax.Array:
-        """[N, C, D], the head's rows of new tokens, as they are split over N devices."""
+        """Returns the head's rows of new tokens as sharded over N devices, [N, C, D]."""
         new = self._head[1]
         assert new is not None
         rows_VD = gathered(new, self.dtype)
@@ -297,19 +296,19 @@ class EmbeddingTables(nnx.Module):
         return constrain(shards_NCD, "new_vocab", None, None)
 
     def without_new(self) -> EmbeddingTables:
-        """The tables of base tokens alone."""
+        """Returns the tables with base tokens only."""
         return EmbeddingTables(self.vocab_size, self.dtype, self.base, None, self.base_head, None)
 
     @property
     def _head(self) -> tuple[nnx.Param, nnx.Param | None]:
-        """The tables of the output head, those of base tokens and of new ones."""
+        """The output head's tables of base tokens and of new tokens."""
         return (self.base, self.new) if self.base_head is None else (self.base_head, self.new_head)
 
     def _rows(self, base: nnx.Param, new: nnx.Param | None, tokens: jax.Array) -> jax.Array:
-        """int32 [...] -> [..., D], from a pair of tables."""
+        """Looks up rows in a pair of tables: int32 [...] -> [..., D]."""
 
         def rows(table: nnx.Param, numbers: jax.Array) -> jax.Array:
-            # Gradients, too, then lie as the table does: none is ever whole.
+            # The constraint also shards gradients like the table, so that no device holds a whole one.
             return constrain(table[...], *table.get_metadata("axis_names"))[numbers]
 
         if new is None:
@@ -325,15 +324,15 @@ class FrozenTable(nnx.Variable):
 
 
 def frozen_table(sizes: Sizes, dtypes: DTypes) -> FrozenTable:
-    """Zeros, in the place of what is known of a catalogue."""
+    """Returns zeros as a placeholder for the features of a catalogue."""
     return FrozenTable(jnp.zeros(tuple(sizes.values()), dtypes.parameter), axis_names=tuple(sizes))
 
 
 class Embeddings(nnx.Module):
-    """What the tables of embedding and output head are made of.
+    """The parameters from which the tables of the embedding and the output head are computed.
 
-    New tokens have tables of their own, so that the base ones can stay as they are. With content, the row of a new
-    token is a free row plus a projection of its content: what is learnt of one item is known of those like it.
+    New tokens have their own tables, so that the base tables can stay unchanged. With content, the row of a new token
+    is a free row plus a projection of its content features, which generalises from one item to similar ones.
     """
 
     def __init__(self, config: DecoderConfig, dtypes: DTypes, rngs: nnx.Rngs):
@@ -355,15 +354,15 @@ class Embeddings(nnx.Module):
         self.head_projection = normal(rngs, projection, deviation, dtypes) if has_content and not tied else None
 
     def tables(self, dropout_key: jax.Array | None = None, added_NK: jax.Array | None = None) -> EmbeddingTables:
-        """The tables, in which rows of new tokens have their content.
+        """Computes the tables; rows of new tokens include their projected content.
 
-        Free rows that are left are not scaled up for those that are dropped: in training a row is then just what it is
-        in use, with its free row if its item was trained on, and without if it is new.
+        Free rows are not scaled up to compensate for dropped ones: a row in training then equals a row at inference,
+        with the free row for a trained item and without it for a new item.
 
         Args:
-          dropout_key: with it, and `free_row_dropout` above 0, some tokens are shown as if they were new, in embedding
-            and head alike.
-          added_NK: the content of more tokens, behind the others, whose rows are that alone.
+          dropout_key: If given and `free_row_dropout` is above 0, some tokens are shown as if they were new, in
+            embedding and head alike.
+          added_NK: Content of additional tokens, appended after the others; their rows are the projected content only.
         """
         shown_VK = dropped_V1 = None
         if self.content is not None:

@@ -1,8 +1,9 @@
-"""What a training step must compute, in floating-point operations, from the geometry alone.
+"""Floating-point operations that a training step requires, computed from the model configuration alone.
 
-Products only, two operations a multiply-add; attention is counted whole, not halved for causality; what is computed
-again in the backward pass is counted once. Forward costs 1, the gradient of a product's activations 1 where something
-below it trains, that of its weights 1 where they train (for attention, both operands are activations).
+Only matrix products count, with two operations per multiply-add. Attention is counted in full, not halved for
+causality, and recomputation in the backward pass is not counted. The forward pass costs 1; the gradient with respect to
+a product's activations costs 1 if anything below it trains, and with respect to its weights 1 if they train (in
+attention, both operands are activations).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from unimp_jax.model.unimp import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """Operations of one part's forward pass: products with weights, and of activations with each other."""
+    """Operations of one part's forward pass: products with weights, and products of activations with each other."""
 
     weights: float
     attention: float = 0.0
@@ -24,12 +25,12 @@ class Forward:
         return Forward(self.weights * count, self.attention * count)
 
     def step(self, *, trains: bool, below: bool) -> float:
-        """Forward and backward; `below` says whether a gradient goes through to what lies below."""
+        """Returns operations of forward and backward pass; `below` says whether gradients flow to the layers below."""
         return self.weights * (1 + below + trains) + self.attention * (1 + 2 * (below or trains))
 
 
 def vision_image(config: ModelConfig) -> Forward:
-    """Of one image, all layers, without the patch embedding."""
+    """Returns the operations of all tower layers for one image, without the patch embedding."""
     vision = config.vision
     tokens = vision.patches + vision.class_token
     weights = 2 * tokens * vision.width * (4 * vision.width + 2 * vision.mlp_width)
@@ -42,7 +43,7 @@ def patch_embedding_image(config: ModelConfig) -> Forward:
 
 
 def resampler_image(config: ModelConfig) -> tuple[Forward, Forward]:
-    """Of one image, all layers: (what works on latents, what works on patch tokens and is no deeper than they are)."""
+    """Returns the operations of all layers for one image: (on latents, on the patch tokens themselves)."""
     resampler, width, patches = config.resampler, config.vision.width, config.vision.tokens_out
     inner, latents = resampler.heads * resampler.head_dim, resampler.latents
     own = 2 * latents * width * (4 * inner + (3 if resampler.mlp == "swiglu" else 2) * resampler.mlp_ratio * width)
@@ -55,7 +56,7 @@ def resampler_image(config: ModelConfig) -> tuple[Forward, Forward]:
 
 
 def projector_image(config: ModelConfig) -> tuple[Forward, Forward]:
-    """Of one image: (what is deeper than what the tower makes, what works on that and is no deeper)."""
+    """Returns the operations for one image: (on the projector's own activations, on the tower's output)."""
     tokens, width = config.latents_shape
     scale = config.projector.scale if config.projector.kind == "pixel_shuffle" else 1
     first = Forward(2 * tokens * config.vision.width * scale**2 * width)
@@ -66,12 +67,12 @@ def projector_image(config: ModelConfig) -> tuple[Forward, Forward]:
 
 
 def connector_image(config: ModelConfig) -> tuple[Forward, Forward]:
-    """Of one image, between the tower and the decoder: as of `projector_image`."""
+    """Returns the operations between tower and decoder for one image, split as in `projector_image`."""
     return projector_image(config) if config.interleaved else resampler_image(config)
 
 
 def gated_row(config: ModelConfig, tokens: int, images: int) -> tuple[Forward, Forward]:
-    """Of one row, one block: (what works on text, keys and values of the latents)."""
+    """Returns the operations of one gated block for one row: (on text, for keys and values of the latents)."""
     if config.interleaved:
         return Forward(0.0), Forward(0.0)
     gated, width = config.gated, config.decoder.width
@@ -82,7 +83,7 @@ def gated_row(config: ModelConfig, tokens: int, images: int) -> tuple[Forward, F
 
 
 def decoder_row(config: ModelConfig, tokens: int) -> Forward:
-    """Of one row, one layer."""
+    """Returns the operations of one decoder layer for one row."""
     decoder = config.decoder
     inner = decoder.heads * decoder.head_dim
     projections = 2 * inner + 2 * decoder.num_kv_heads * decoder.head_dim
@@ -91,7 +92,7 @@ def decoder_row(config: ModelConfig, tokens: int) -> Forward:
 
 
 def last_decoder_row(config: ModelConfig, tokens: int, answers: int) -> Forward:
-    """Of one row, the last layer, where keys and values are of all tokens and the rest is of answers alone."""
+    """Returns the operations of the last layer for one row, if all but keys and values is computed at answers only."""
     decoder = config.decoder
     inner = decoder.heads * decoder.head_dim
     keys_values = 4 * tokens * decoder.width * decoder.num_kv_heads * decoder.head_dim
@@ -100,7 +101,7 @@ def last_decoder_row(config: ModelConfig, tokens: int, answers: int) -> Forward:
 
 
 def head_row(config: ModelConfig, answers: int) -> Forward:
-    """Of one row."""
+    """Returns the operations of the output head for one row."""
     decoder = config.decoder
     return Forward(2 * answers * decoder.width * (decoder.vocab_size + decoder.new_tokens))
 
@@ -108,13 +109,13 @@ def head_row(config: ModelConfig, answers: int) -> Forward:
 def training_step_flops(
     config: ModelConfig, shape: tuple[int, int, int, int], trains: Set[str], *, tower: bool = True
 ) -> float:
-    """Operations of one step over a global batch, on all devices together.
+    """Returns the operations of one step over a global batch, summed over all devices.
 
     Args:
-      config: the geometry.
+      config: The model configuration.
       shape: (B, T, N, A), see `unimp_jax.batch`.
-      trains: the parts that train; the others are frozen.
-      tower: False where batches have what it made of images, not images.
+      trains: The parts that are trained; the others are frozen.
+      tower: False if batches contain the tower's outputs instead of images.
     """
     rows, tokens, images, answers = shape
     passes = Passes.of(trains, images, config)
@@ -142,13 +143,13 @@ def training_step_flops(
 
 
 def connector(config: ModelConfig) -> str:
-    """The part between the tower and the decoder."""
+    """Returns the name of the part between the tower and the decoder."""
     return "projector" if config.interleaved else "resampler"
 
 
 @dataclasses.dataclass(frozen=True)
 class Passes:
-    """Where gradients go through: to images, to text before the first gated block, to gated blocks and after."""
+    """Where gradients flow: to images, to text before the first gated block, and to gated blocks and later layers."""
 
     media: bool
     text: bool
@@ -162,7 +163,7 @@ class Passes:
 
 
 def recomputed_flops(config: ModelConfig, shape: tuple[int, int, int, int], trains: Set[str]) -> float:
-    """Operations of a step that are done a second time, for `config.remat` did not keep what they gave."""
+    """Returns the operations of a step that are recomputed because `config.remat` did not store their results."""
     rows, tokens, images, _ = shape
     passes = Passes.of(trains, images, config)
     latents, patches = connector_image(config)
@@ -177,7 +178,7 @@ def recomputed_flops(config: ModelConfig, shape: tuple[int, int, int, int], trai
 
 
 def text_attention_flops(config: ModelConfig, shape: tuple[int, int, int, int], trains: Set[str]) -> float:
-    """Operations of a step in the attention of text, to itself and to images, done again ones included."""
+    """Returns the operations of text attention in a step, to text and to images, including recomputation."""
     rows, tokens, images, _ = shape
     passes = Passes.of(trains, images, config)
     forward = decoder_row(config, tokens).attention * config.decoder.layers

@@ -16,27 +16,26 @@ from unimp_jax.model.layers import MLP, DTypes, Linear, MLPKind, Norm, NormKind,
 
 @dataclasses.dataclass(frozen=True)
 class GatedCrossAttentionConfig:
-    """Geometry of the gated blocks, and which images a token attends to."""
+    """Architecture of the gated blocks, and which images a token attends to."""
 
     every: int = 1
-    """A block stands in each group of so many decoder layers; divides their number."""
+    """Number of decoder layers per gated block; must divide the number of decoder layers."""
     place: Literal["before_last", "before_first"] = "before_last"
-    """Of a group's layers, the one that the block stands before: the last (OpenFlamingo) or the first (Idefics)."""
+    """The layer of a group that the block precedes: the last (OpenFlamingo) or the first (Idefics)."""
     heads: int = 8
     head_dim: int = 64
     mlp_ratio: int = 4
-    """Width inside the MLP, over the decoder's width, where `mlp_width` does not say it."""
+    """Hidden width of the MLP divided by the decoder's width, if `mlp_width` is None."""
     mlp_width: int | None = None
     mlp: MLPKind = "gelu"
     norm: NormKind = "layer_norm"
     norm_eps: float = 1e-5
     qk_norm: bool = False
-    """Queries and keys are normalised, head by head."""
+    """Whether queries and keys are normalised, each head separately."""
     gate: Literal["scalar", "channel"] = "scalar"
-    """One gate for all channels, or one each."""
+    """One gate for all channels, or one per channel."""
     attend: Literal["last_image", "all_earlier_images"] = "last_image"
-    """The image that most recently precedes a token (as OpenFlamingo's checkpoints expect), or all of its segment
-    that precede it."""
+    """Images that a token attends to: the most recent one (as in OpenFlamingo), or all earlier ones of its segment."""
 
     def __post_init__(self) -> None:
         if min(self.every, self.heads, self.head_dim, self.mlp_ratio, self.mlp_width or 1) < 1:
@@ -44,16 +43,16 @@ class GatedCrossAttentionConfig:
 
     @property
     def block_layer(self) -> int:
-        """The layer of a group that the block stands before."""
+        """Index in its group of the layer that the block precedes."""
         return 0 if self.place == "before_first" else self.every - 1
 
     def hidden_width(self, width: int) -> int:
-        """Width inside the MLP of a decoder so wide."""
+        """Returns the hidden width of the MLP for a decoder of this width."""
         return self.mlp_width or self.mlp_ratio * width
 
 
 class GatedCrossAttention(nnx.Module):
-    """x + tanh(a) attention(x, latents), then + tanh(b) MLP(that); a and b start at 0."""
+    """Computes y = x + tanh(a) attention(x, latents), then y + tanh(b) MLP(y); a and b start at 0."""
 
     def __init__(
         self, config: GatedCrossAttentionConfig, width: int, latent_width: int, dtypes: DTypes, rngs: nnx.Rngs
@@ -77,16 +76,17 @@ class GatedCrossAttention(nnx.Module):
         self.query_norm, self.key_norm = qk_norm(), qk_norm()
 
     def keys_values(self, latents_BSC: jax.Array) -> KeysValues:
-        """Keys and values of the latents of a row's images, image after image; S may be 0."""
+        """Returns keys and values of the latents of a row's images, in image order; S may be 0."""
         key = self.key(latents_BSC)
         return KeysValues(key if self.key_norm is None else self.key_norm(key), self.value(latents_BSC))
 
     def __call__(self, x_BTD: jax.Array, images: KeysValues, mask: Mask) -> jax.Array:
-        """
+        """Applies the block to the text.
+
         Args:
-          x_BTD: the text.
-          images: the `keys_values` of all of a row's images.
-          mask: which latents a token attends to; where none, attention adds exactly 0.
+          x_BTD: Hidden states of the text.
+          images: The `keys_values` of all images of a row.
+          mask: Which latents a token attends to; for a token that attends to none, attention adds exactly 0.
         """
         if images.keys.shape[1]:
             query = self.query(self.norm(x_BTD))
@@ -97,5 +97,5 @@ class GatedCrossAttention(nnx.Module):
 
 
 def gate(parameter: nnx.Param, like: jax.Array) -> jax.Array:
-    """tanh, in float32, of a gate: [1] or [D]."""
+    """Returns tanh of a gate, [1] or [D], computed in float32."""
     return jnp.tanh(parameter[...].astype(jnp.float32)).astype(like.dtype)

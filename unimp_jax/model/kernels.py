@@ -1,5 +1,7 @@
-"""What `attention.attend` gives, by kernels made for one kind of hardware: splash on TPUs, which never holds all
-scores, and cuDNN on NVIDIA GPUs."""
+"""Hardware-specific kernels that compute `attention.attend`.
+
+Splash on TPUs never materialises all scores; cuDNN serves NVIDIA GPUs.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from unimp_jax.model.axes import fitting_spec, platform, splits
 
-if TYPE_CHECKING:  # Pallas takes long to import, and only TPUs need it
+if TYPE_CHECKING:  # importing Pallas is slow, and only TPUs need it
     from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SplashAttentionKernel
 
 ALIBI_CHANNELS = 8
-"""The six channels of `with_alibi`, filled up to what cuDNN has heads of."""
+"""The six channels of `with_alibi`, padded to a head width that cuDNN supports."""
 
 BLOCKS = (512, 384, 256, 128)
-"""Sides of the tiles that splash works in; lengths are filled up to a multiple of one."""
+"""Tile sides for splash; lengths are padded to a multiple of one of them."""
 
 
 def splash_fits(tokens: int, keys: int) -> bool:
-    """Whether splash can work on so many tokens and keys a row: where several devices share a row, on whole tiles."""
+    """Whether splash supports these tokens and keys per row; a row split over devices must fill whole tiles."""
     parts = splits("sequence")
     return min(tokens, keys) > 0 and (parts == 1 or tokens % (parts * BLOCKS[-1]) == 0)
 
@@ -32,12 +34,12 @@ def splash(
     q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, query_segment_ids_BT: jax.Array,
     key_segment_ids_BS: jax.Array, *, causal: bool, alibi: tuple[jax.Array, np.ndarray] | None,
 ) -> jax.Array:  # fmt: skip
-    """Splash attention (JAX's Pallas kernel) on each device's rows, heads and tokens.
+    """Runs splash attention (JAX's Pallas kernel) on each device's rows, heads and tokens.
 
     Args:
-      q_BTHh, k_BSKh, v_BSKh: as of `attend`.
-      query_segment_ids_BT, key_segment_ids_BS, causal: as of `attention.SegmentMask`.
-      alibi: adds ALiBi for positions, int32 [B, S] below 2^16, with slopes, float32 [H].
+      q_BTHh, k_BSKh, v_BSKh: See `attention.attend`.
+      query_segment_ids_BT, key_segment_ids_BS, causal: See `attention.SegmentMask`.
+      alibi: Adds ALiBi for positions, int32 [B, S] below 2^16, with slopes, float32 [H].
 
     Returns:
       [B, T, H, h].
@@ -73,7 +75,7 @@ def splash(
 
 
 def _padded(x_BT: jax.Array) -> jax.Array:
-    """With zeros up to whole tiles; segment 0 attends to nothing, and nothing that counts to it."""
+    """Pads with zeros to whole tiles. The padding has segment id 0, so no real token attends to it."""
     more = -x_BT.shape[1] % BLOCKS[-1]
     return jnp.pad(x_BT, [(0, 0), (0, more), *[(0, 0)] * (x_BT.ndim - 2)]) if more else x_BT
 
@@ -97,10 +99,10 @@ def _splash_kernel(tokens: int, keys: int, heads: int, causal: bool) -> SplashAt
 def with_alibi(
     q_BTHh: jax.Array, k_BSKh: jax.Array, positions_BS: jax.Array, slopes_H: np.ndarray
 ) -> tuple[jax.Array, jax.Array]:
-    """Queries and keys with six more channels, whose product is slope times the key's position.
+    """Appends six channels to queries and keys whose product is slope times key position.
 
-    A softmax does not notice that the query's own position is not taken off. Slopes are cut into three bfloat16
-    numbers and positions into two, so that nothing is rounded away whatever the type of q and k.
+    The softmax is invariant to the query's own position, so it is not subtracted. Slopes are split into three bfloat16
+    numbers and positions into two, so that nothing is lost to rounding whatever the dtype of q and k.
     """
     B, T, H, _ = q_BTHh.shape
     slopes_H3 = _three_parts(slopes_H)
@@ -113,7 +115,7 @@ def with_alibi(
 
 
 def _three_parts(values: np.ndarray) -> np.ndarray:
-    """float32 [H] -> [H, 3], each a bfloat16 number, that add up to it."""
+    """Splits each number into three bfloat16 numbers that add up to it: float32 [H] -> [H, 3]."""
     parts = []
     for _ in range(3):
         parts.append(values.astype(jnp.bfloat16).astype(np.float32))
@@ -122,7 +124,7 @@ def _three_parts(values: np.ndarray) -> np.ndarray:
 
 
 def cudnn_fits(q_BTHh: jax.Array, k_BSKh: jax.Array, more: int = 0) -> bool:
-    """Whether cuDNN has attention for this type and so many more channels a head, and there are keys at all."""
+    """Whether cuDNN attention supports this dtype and head width plus `more` channels, and there are any keys."""
     width = q_BTHh.shape[-1] + more
     return (
         k_BSKh.shape[1] > 0
@@ -133,7 +135,7 @@ def cudnn_fits(q_BTHh: jax.Array, k_BSKh: jax.Array, more: int = 0) -> bool:
 
 
 def cudnn_widest() -> int:
-    """The widest head that cuDNN has attention for: 256 from compute capability 9 (Hopper) on, 128 before."""
+    """Returns the widest head cuDNN attention supports: 256 from compute capability 9 (Hopper) on, 128 before."""
     capability = getattr(jax.devices()[0], "compute_capability", "0")
     return 256 if float(capability) >= 9 else 128
 
@@ -143,11 +145,11 @@ def cudnn(
     bias: jax.Array | None = None, alibi: tuple[jax.Array, np.ndarray] | None = None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:  # fmt: skip
-    """cuDNN's attention; it reads a mask as an array of one number a row, query and key, and a bias as one a head, too.
+    """Runs cuDNN attention, which reads a mask as an array [B, T, S], and a bias with a head axis as well.
 
     Args:
       mask_BTS: None: a query attends to all keys.
-      alibi: as of `splash`, by eight more channels a head (`ALIBI_CHANNELS`): no bias is an array then.
+      alibi: See `splash`; implemented by eight more channels per head (`ALIBI_CHANNELS`), so no bias array is needed.
       implementation: "xla" computes the same without a GPU.
     """
     h, scale = q_BTHh.shape[-1], None
@@ -164,5 +166,5 @@ def cudnn(
 
 
 def _widened(x: jax.Array, width: int) -> jax.Array:
-    """With zeros up to so many channels."""
+    """Pads the last axis with zeros to `width` channels."""
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])

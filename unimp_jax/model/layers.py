@@ -1,4 +1,4 @@
-"""The few layers that every part is made of, each with named axes, and stacks of equal layers, run by a scan."""
+"""Basic layers shared by all parts, with named axes, and stacks of identical layers that are run by a scan."""
 
 from __future__ import annotations
 
@@ -24,38 +24,37 @@ NormKind = Literal["layer_norm", "rms_norm"]
 
 @dataclasses.dataclass(frozen=True)
 class DTypes:
-    """What is stored and what is computed in."""
+    """Dtypes of stored parameters and of computation."""
 
     parameter: str = "float32"
     compute: str = "float32"
 
 
 def parameter(value: jax.Array, names: tuple[str, ...]) -> nnx.Param:
-    """A parameter that knows what its axes are called; `unimp_jax.sharding` turns names into places on a mesh.
+    """Creates a parameter with named axes, which `unimp_jax.sharding` maps to mesh axes.
 
-    The names are metadata of our own, since flax takes its own `out_sharding` for mesh axes wherever a mesh is set.
+    The names are our own metadata, because Flax interprets its `out_sharding` as mesh axes wherever a mesh is set.
     """
     return nnx.Param(value, axis_names=names)
 
 
 def normal(rngs: nnx.Rngs, sizes: Sizes, deviation: float, dtypes: DTypes) -> nnx.Param:
-    """A parameter drawn from a normal distribution."""
+    """Creates a parameter drawn from a normal distribution."""
     value = deviation * jax.random.normal(rngs.params(), tuple(sizes.values()), jnp.float32)
     return parameter(value.astype(dtypes.parameter), tuple(sizes))
 
 
 def constant(value: float, sizes: Sizes, dtypes: DTypes) -> nnx.Param:
-    """A parameter that starts the same everywhere."""
+    """Creates a parameter whose entries all start at `value`."""
     return parameter(jnp.full(tuple(sizes.values()), value, dtypes.parameter), tuple(sizes))
 
 
 class Linear(nnx.Module):
-    """A product over the last axes of its input, `inputs`, that leaves `outputs` in their place.
+    """A linear layer that contracts the last axes of its input, `inputs`, and replaces them by `outputs`.
 
     Attributes:
-      adapter: what is added to its product, if it has been given one (`unimp_jax.model.adapters`).
-      kernel_scale: what each column of its matrix is multiplied by, if that is quantised
-        (`unimp_jax.model.quantization`).
+      adapter: Low-rank adapter added to the product, or None (`unimp_jax.model.adapters`).
+      kernel_scale: Scale of each column of a quantised matrix, or None (`unimp_jax.model.quantization`).
     """
 
     adapter: Any = None
@@ -64,7 +63,7 @@ class Linear(nnx.Module):
     def __init__(
         self, inputs: Sizes, outputs: Sizes, *, bias: bool, dtypes: DTypes, rngs: nnx.Rngs, scale: float = 1.0
     ):
-        """Weights are normal with deviation scale / sqrt(fan in)."""
+        """Draws weights from a normal distribution with standard deviation scale / sqrt(fan in)."""
         self.dtype, self.contracted = dtypes.compute, len(inputs)
         self.kernel: nnx.Variable[Any] = normal(
             rngs, inputs | outputs, scale / math.sqrt(math.prod(inputs.values())), dtypes
@@ -72,8 +71,8 @@ class Linear(nnx.Module):
         self.bias = constant(0.0, outputs, dtypes) if bias else None
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """With a key, its adapter has dropout."""
-        # Several outputs are one axis for as long as they can be: TPUs fill up the last one to 128 in memory.
+        """Applies the layer; with a key, dropout is applied in its adapter."""
+        # Output axes stay merged for as long as possible: TPUs pad the last axis to 128 in memory.
         y = cpu.matmul(x.astype(self.dtype), gathered(self.kernel, self.dtype, self.contracted), self.contracted)
         y = y if self.kernel_scale is None else y * gathered(self.kernel_scale, self.dtype).reshape(-1)
         y = y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape(-1)
@@ -82,12 +81,14 @@ class Linear(nnx.Module):
 
 
 STATISTICS = "statistics"
-"""The name of what norms take of a token, to which policies refer."""
+"""Checkpoint name of the statistics of norms, which rematerialisation policies refer to."""
 
 
 def kept(x: jax.Array) -> jax.Array:
-    """What a norm takes of a token: few numbers, which policies keep for the backward pass. Gradients must go through
-    what this returns alone, or it is computed again all the same."""
+    """Marks a norm's per-token statistics, a few numbers, for the policies to save for the backward pass.
+
+    Gradients must depend on the returned value only; otherwise the statistics are recomputed all the same.
+    """
     return checkpoint_name(x, STATISTICS)
 
 
@@ -105,7 +106,7 @@ class Norm(nnx.Module):
         return self.scaled(self.standardised(flat)).astype(self.dtype).reshape(x.shape)
 
     def standardised(self, x: jax.Array) -> jax.Array:
-        """float32, before scale and bias, over the last axis; no parameter has a part in it."""
+        """Normalises over the last axis, before scale and bias, in float32; uses no parameters."""
         if self.kind == "layer_norm":
             mean, variance = tpu.mean_and_variance(x, kept)
             return (x - mean) * jax.lax.rsqrt(variance + self.eps)
@@ -113,22 +114,22 @@ class Norm(nnx.Module):
         return x * jax.lax.rsqrt(kept(jnp.square(x).mean(-1, keepdims=True)) + self.eps)
 
     def scaled(self, x: jax.Array) -> jax.Array:
-        """What is standardised, with scale and bias: float32."""
+        """Applies scale and bias to normalised values, in float32."""
         scale, bias = self.scale_and_bias()
         return x * scale if self.bias is None else x * scale + bias
 
     def scale_and_bias(self) -> tuple[jax.Array, jax.Array]:
-        """float32, of one axis; a bias that is not there is 0."""
+        """Returns scale and bias as float32 vectors; a missing bias is 0."""
         scale = self.scale[...].astype(jnp.float32).reshape(-1)
         return scale, jnp.zeros_like(scale) if self.bias is None else self.bias[...].astype(jnp.float32).reshape(-1)
 
 
 MLPKind = Literal["gelu", "relu", "swiglu"]
-"""Exact GELU, ReLU, or silu(gate) * up."""
+"""Activation: exact GELU, ReLU, or silu(gate) * up."""
 
 
 class MLP(nnx.Module):
-    """Up to a wider layer and back: two matrices with an activation between them, or three with a gate."""
+    """An MLP: two matrices with an activation between them, or three with a gate."""
 
     def __init__(
         self,
@@ -147,7 +148,7 @@ class MLP(nnx.Module):
         self.down = Linear(wide, width, bias=bias, dtypes=dtypes, rngs=rngs, scale=down_scale)
 
     def __call__(self, x_BTD: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """With a key, adapters have dropout."""
+        """Applies the MLP; with a key, dropout is applied in its adapters."""
         up = constrain(self.up(x_BTD, key), *[PartitionSpec.UNCONSTRAINED] * 2, "mlp")
         if self.gate is not None:
             return self.down(jax.nn.silu(self.gate(x_BTD, key)) * up, key)
@@ -155,16 +156,16 @@ class MLP(nnx.Module):
 
 
 def of_keys(draw: Callable[[jax.Array], jax.Array], keys: jax.Array) -> jax.Array:
-    """What is drawn by one key; or by each of several, stacked."""
+    """Applies `draw` to one key, or to each of several keys and stacks the results."""
     return jax.vmap(draw)(keys) if keys.ndim else draw(keys)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes entries with probability `rate`, to 1 part in 65,536, and scales the others; no key, no dropout.
+    """Zeroes entries with probability `rate`, to 1 part in 65,536, and scales the others up; without a key, returns x.
 
     Args:
       x: [B, …].
-      key: of all rows, [], or of each, [B]; the noise of a row then depends on no other.
+      key: One key for all rows, [], or one per row, [B], which makes the noise of a row independent of other rows.
     """
     if key is None or rate == 0:
         return x
@@ -173,8 +174,8 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 Remat = Literal["none", "full", "dots", "dots_with_batch"]
-"""What a scanned layer keeps for its backward pass: everything; its input alone; also the products with weights, and of
-norms the two numbers of a token; also the products of attention."""
+"""What a scanned layer stores for its backward pass. none: everything; full: only its input; dots: also the products
+with weights and the two statistics per token of norms; dots_with_batch: also the products of attention."""
 
 _statistics = jax.checkpoint_policies.save_only_these_names(STATISTICS)
 _both = jax.checkpoint_policies.save_from_both_policies
@@ -187,7 +188,7 @@ POLICIES: dict[str, Callable[..., Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """How a stack is run: what its backward pass keeps of a layer, and how many layers are unrolled at a time."""
+    """How a stack of layers is run: its rematerialisation policy, and the number of layers unrolled at a time."""
 
     remat: Remat = "none"
     unroll: int = 1
@@ -197,7 +198,7 @@ M = TypeVar("M")
 
 
 def stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
-    """`count` modules as one, each parameter with a leading axis "layers"."""
+    """Creates `count` modules as one, in which each parameter has a leading axis "layers"."""
 
     @nnx.split_rngs(splits=count)
     @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: None, "axis_names": "layers"})
@@ -208,7 +209,7 @@ def stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
 
 
 def unstack(modules: M, count: int) -> list[M]:
-    """The modules of a stack, one by one."""
+    """Returns the modules of a stack as a list."""
     graph, state = nnx.split(modules)
     return [nnx.merge(graph, jax.tree.map(lambda x: x[i], state)) for i in range(count)]  # noqa: B023
 
@@ -217,13 +218,13 @@ def scan(
     body: Callable[..., Any], carry: Any, modules: Any, *slices: Any, loop: Loop = Loop(),
     last: Callable[..., Any] | None = None,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """(carry, outs[i]) = body(carry, modules[i], *slices[i]) for each i: (carry, outs).
+    """Runs (carry, outs[i]) = body(carry, modules[i], *slices[i]) for each i and returns (carry, outs).
 
-    The body is traced once, so that a program does not grow with depth, unless all of it is unrolled. `nnx.scan` would
-    write all parameters out of the loop again, frozen ones too; here they only go in.
+    The body is traced once, so that program size does not grow with depth unless the loop is fully unrolled. `nnx.scan`
+    would write all parameters out of the loop again, including frozen ones; here they are only inputs.
 
     Args:
-      last: takes the place of `body` in the last step, where all is unrolled; its carry may be of another shape.
+      last: Replaces `body` in the last step if the loop is fully unrolled; its carry may have another shape.
     """
     graph, state = nnx.split(modules)
     xs = (state, *slices)
@@ -235,7 +236,7 @@ def scan(
 
         if loop.remat == "none":
             return step
-        # Between turns nothing can be found to be the same; within one, what is computed again would be.
+        # XLA cannot merge recomputation across loop iterations, but it could within an unrolled iteration.
         return jax.checkpoint(step, policy=POLICIES[loop.remat], prevent_cse=loop.unroll > 1)
 
     if loop.unroll < length:

@@ -1,4 +1,4 @@
-"""Geometries by name."""
+"""Named model configurations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FROM_NOTHING = DecoderConfig(
 
 
 def blocks_of(decoder: DecoderConfig, every: int, **changes: Any) -> GatedCrossAttentionConfig:
-    """Gated blocks as Idefics has them: made like the decoder's layers, before the first one of each group."""
+    """Returns gated blocks as in Idefics: built like the decoder's layers, before the first layer of each group."""
     return GatedCrossAttentionConfig(
         every=every, place="before_first", heads=decoder.heads, head_dim=decoder.head_dim, mlp="swiglu",
         mlp_width=decoder.mlp_width, norm="rms_norm", norm_eps=decoder.norm_eps, **changes,
@@ -36,14 +36,14 @@ tiny = ModelConfig(
     decoder=FROM_NOTHING,
     compute_dtype="float32",
 )
-"""Minutes on two CPU cores; an Idefics, so that it exports to stock transformers."""
+"""Trains in minutes on two CPU cores. Follows Idefics, so that it can be exported to stock transformers."""
 
 small = dataclasses.replace(tiny, vision=POSTERS, decoder=dataclasses.replace(tiny.decoder, dropout=0.1))
-"""An hour on a CPU core; width, layers and dropout as its rival SASRec has."""
+"""Trains in an hour on a CPU core; has the width, layers and dropout of the SASRec baseline."""
 
 READER = dataclasses.replace(FROM_NOTHING, width=128, layers=4, mlp_width=384, dropout=0.1)
 reviews = dataclasses.replace(tiny, decoder=READER, gated=blocks_of(READER, every=4))
-"""Wider and deeper, for whole sentences."""
+"""A wider and deeper model that generates whole sentences."""
 
 openflamingo_3b = ModelConfig(
     gated=GatedCrossAttentionConfig(every=1),
@@ -98,21 +98,21 @@ smol = ModelConfig(
     projector=ProjectorConfig(kind="resampler"),
     compute_dtype="float32",
 )
-"""SmolLM2-135M behind a small tower of our own, which makes eight tokens of an image."""
+"""SmolLM2-135M with a small vision tower of our own, which encodes an image as eight tokens."""
 
 SIGLIP2_BASE = VisionConfig(
     image_size=256, patch_size=32, width=768, layers=12, heads=12, mlp_width=3072, activation="gelu_tanh",
     class_token=False, patch_bias=True, norm="none", colours="siglip", norm_eps=1e-6,
 )  # fmt: skip
-"""siglip2-base-patch32-256, as LLaVA reads it: 64 tokens an image."""
+"""siglip2-base-patch32-256, as LLaVA reads it: 64 tokens per image."""
 SIGLIP2_SO400M = dataclasses.replace(
     SIGLIP2_BASE, image_size=224, patch_size=14, width=1152, layers=27, heads=16, mlp_width=4304
 )
-"""siglip2-so400m-patch14-224, as LLaVA reads it: 256 tokens an image."""
+"""siglip2-so400m-patch14-224, as LLaVA reads it: 256 tokens per image."""
 
 
 def qwen3(vision: VisionConfig, **sizes: Any) -> ModelConfig:
-    """A LLaVA of a Qwen3 behind a tower: images among the tokens of the text; heads 128 wide."""
+    """Returns a LLaVA with a Qwen3 decoder whose heads are 128 wide; images are tokens in the text sequence."""
     head_width = None if 128 * sizes["heads"] == sizes["width"] else 128
     decoder = DecoderConfig(
         vocab_size=151936, head_width=head_width, kv_heads=8, norm="rms_norm", norm_eps=1e-6, bias=False,
@@ -133,7 +133,7 @@ smolvlm_256m = ModelConfig(
     projector=ProjectorConfig("pixel_shuffle", scale=4),
     remat="full",
 )
-"""SmolVLM-256M: SmolLM2-135M behind SigLIP base, 64 tokens an image."""
+"""SmolVLM-256M: SmolLM2-135M with SigLIP base, 64 tokens per image."""
 
 PRESETS: dict[str, ModelConfig] = {
     "tiny": tiny,

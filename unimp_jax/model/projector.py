@@ -1,4 +1,4 @@
-"""The projector: what the tower makes of an image -> embeddings of tokens that stand among those of the text."""
+"""The projector, which maps the vision tower's output for an image to token embeddings in the text sequence."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from unimp_jax.model.vision import VisionConfig
 
 @dataclasses.dataclass(frozen=True)
 class ProjectorConfig:
-    """How an image becomes tokens, where fusion is interleaved."""
+    """How an image becomes tokens, if fusion is interleaved."""
 
     kind: Literal["mlp", "pixel_shuffle", "resampler"] = "mlp"
-    """A token a vector of the tower, by an MLP (LLaVA); a token a square of patches, by one matrix (Idefics3, SmolVLM);
-    or a token a latent of the resampler, by one matrix."""
+    """mlp: one token per vector of the tower, by an MLP (LLaVA); pixel_shuffle: one token per square of patches, by one
+    matrix (Idefics3, SmolVLM); resampler: one token per latent of the resampler, by one matrix."""
     scale: int = 2
-    """pixel_shuffle: the side of a square, in patches; divides those of a row of the image."""
+    """pixel_shuffle: side of a square in patches; must divide the number of patches in a row of the image."""
 
     def __post_init__(self) -> None:
         if self.scale < 1:
             raise ValueError(f"projector: scale {self.scale} must be at least 1")
 
     def tokens(self, vision: VisionConfig, resampler: ResamplerConfig) -> int:
-        """Tokens of an image.
+        """Returns the number of tokens per image.
 
         Raises:
-          ValueError: the tower's vectors do not make squares.
+          ValueError: The tower's vectors cannot be divided into squares.
         """
         if self.kind == "resampler":
             return resampler.latents
@@ -50,7 +50,7 @@ class ProjectorConfig:
 
 
 class Projector(nnx.Module):
-    """Vectors of the tower in, embeddings of tokens out."""
+    """Maps vectors of the tower to token embeddings."""
 
     def __init__(
         self, config: ProjectorConfig, vision: VisionConfig, resampler: ResamplerConfig, width: int, dtypes: DTypes,
@@ -61,7 +61,7 @@ class Projector(nnx.Module):
         mlp, embed = config.kind == "mlp", {"embed": width}
         resamples = config.kind == "resampler"
         self.resampler = Resampler(resampler, vision.width, dtypes, loop, rngs) if resamples else None
-        # One matrix between two widths that are both split over fsdp is split by what it makes.
+        # A single matrix between two widths that are both split over fsdp is sharded along its output only.
         seen, hidden = ({"vision_embed": inputs}, {"mlp": width}) if mlp else ({"seen": inputs}, embed)
         self.first = Linear(seen, hidden, bias=mlp, dtypes=dtypes, rngs=rngs)
         self.second = Linear(hidden, embed, bias=True, dtypes=dtypes, rngs=rngs) if mlp else None

@@ -1,4 +1,4 @@
-"""Matrices that do not train, in eight bits an entry and a scale a column, from absolute maxima as qwix's."""
+"""Quantisation of frozen matrices to eight bits per entry and one scale per column, from absolute maxima as in qwix."""
 
 from __future__ import annotations
 
@@ -17,32 +17,34 @@ DTYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 
 
 class Quantized(nnx.Variable):
-    """Entries of quantised matrices, or their scales: they stay of the type that they are, and no part trains them."""
+    """Entries or scales of quantised matrices; they keep their dtype, and no part trains them."""
 
 
 def quantize(kernel: jax.Array, axes: tuple[int, ...], dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """A matrix as (entries of `dtype`, float32 scales), whose product, broadcast along `axes`, is near it.
+    """Quantises a matrix to (entries of `dtype`, float32 scales).
+
+    The entries times the scales, which are broadcast along `axes`, approximate the matrix.
 
     Args:
       kernel: float [..., I, ..., O, ...], one matrix or a stack of them.
-      axes: those that a product sums over; scales do not have them.
+      axes: The contracted axes, which the scales do not have.
     """
     whole = jnp.issubdtype(dtype, jnp.integer)
     bound = jnp.iinfo(dtype).max if whole else float(jnp.finfo(dtype).max)
     kernel = kernel.astype(jnp.float32)
-    # Integers share what lies between -127.5 and 127.5; columns of zeros have a scale that is not 0.
+    # Integers divide the range -127.5 to 127.5 evenly; columns of zeros get a nonzero scale.
     scales = jnp.maximum(jnp.abs(kernel).max(axes), 1e-30) / (bound + 0.5 * whole)
     entries = kernel / jnp.expand_dims(scales, axes)
     return jnp.clip(jnp.round(entries) if whole else entries, -bound, bound).astype(dtype), scales
 
 
 def dequantize(entries: jax.Array, scales: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """float32, of the shape of `entries`."""
+    """Returns float32 values of the shape of `entries`."""
     return entries.astype(jnp.float32) * jnp.expand_dims(scales, axes)
 
 
 def quantize_layers(module: nnx.Module, quantization: Quantization) -> None:
-    """Quantises the matrices of all linear layers of a module, one after the other, each lying as it lay."""
+    """Quantises the matrices of all linear layers of a module, one at a time; each keeps its sharding."""
     if quantization == "none":
         return
     for layer in [layer for _, layer in nnx.iter_modules(module) if isinstance(layer, Linear)]:
@@ -53,7 +55,7 @@ def quantize_layers(module: nnx.Module, quantization: Quantization) -> None:
 
 
 def dequantize_layers(module: nnx.Module) -> None:
-    """Puts matrices of the type that is computed in, which lie as they lay, in the places of quantised ones."""
+    """Replaces quantised matrices by matrices in the compute dtype with the same sharding."""
     layers = [layer for _, layer in nnx.iter_modules(module) if isinstance(layer, Linear)]
     for layer in [layer for layer in layers if layer.kernel_scale is not None]:
         kernel, axes = layer.kernel[...], summed_axes(layer)
@@ -67,6 +69,6 @@ def dequantize_layers(module: nnx.Module) -> None:
 
 
 def summed_axes(layer: Linear) -> tuple[int, ...]:
-    """The axes of a layer's matrix, stacked or not, that a product sums over."""
+    """Returns the contracted axes of a layer's matrix, stacked or not."""
     layers = layer.kernel.get_metadata("axis_names").count("layers")
     return tuple(range(layers, layers + layer.contracted))

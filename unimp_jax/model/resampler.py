@@ -1,4 +1,4 @@
-"""The Perceiver resampler (Flamingo, arXiv:2204.14198, section 2.1): an image's patch tokens -> a few latents."""
+"""The Perceiver resampler (Flamingo, arXiv:2204.14198, section 2.1): maps an image's patch tokens to a few latents."""
 
 from __future__ import annotations
 
@@ -16,32 +16,34 @@ from unimp_jax.model.layers import MLP, DTypes, Linear, Loop, MLPKind, Norm, nor
 
 @dataclasses.dataclass(frozen=True)
 class ResamplerConfig:
-    """Geometry of the resampler; it is as wide as the vision tower."""
+    """Architecture of the resampler; its width is that of the vision tower."""
 
     layers: int = 6
     heads: int = 8
     head_dim: int = 64
     latents: int = 64
-    """Vectors that stand for an image."""
+    """Number of latent vectors per image."""
     mlp_ratio: int = 4
-    """Width inside the MLP, over the width."""
+    """Hidden width of the MLP divided by the width."""
     mlp: MLPKind = "gelu"
-    """relu in Idefics."""
+    """Activation of the MLP; Idefics uses relu."""
     qk_norm: bool = False
-    """Queries and keys are normalised, head by head."""
+    """Whether queries and keys are normalised, each head separately."""
 
     def __post_init__(self) -> None:
         if min(self.layers, self.heads, self.head_dim, self.latents, self.mlp_ratio) < 1:
             raise ValueError(f"resampler: every size must be at least 1, not {self}")
 
     def attends_directly(self, width: int) -> bool:
-        """Whether latents attend to patch tokens themselves, in the place of keys and values made of them: where that
-        takes a tenth fewer operations or less still, L C a head and patch token in the place of C h + L h."""
+        """Whether latents attend to the patch tokens directly instead of to keys and values computed from them.
+
+        They do if that takes at most 90 % of the operations: per head and patch token L C instead of C h + L h.
+        """
         return not self.qk_norm and 10 * self.latents * width <= 9 * self.head_dim * (self.latents + width)
 
 
 class ResamplerLayer(nnx.Module):
-    """Latents attend to the patch tokens and to themselves, then an MLP."""
+    """Latents attend to the patch tokens and to themselves; an MLP follows."""
 
     def __init__(self, config: ResamplerConfig, width: int, dtypes: DTypes, rngs: nnx.Rngs):
         embed, heads = {"vision_embed": width}, {"heads": config.heads, "head_dim": config.head_dim}
@@ -62,14 +64,14 @@ class ResamplerLayer(nnx.Module):
         self.direct = config.attends_directly(width)
 
     def __call__(self, latents_BLC: jax.Array, media_BPC: jax.Array) -> jax.Array:
-        """`media_BPC` are standardised."""
+        """Applies the layer; `media_BPC` must already be standardised."""
         normed = self.latents_norm(latents_BLC)
         attended = cpu.attend_directly(self, normed, media_BPC) if self.direct else self.attend(normed, media_BPC)
         latents_BLC = latents_BLC + self.out(attended)
         return constrain(latents_BLC + self.mlp(self.mlp_norm(latents_BLC)), "images", None, None)
 
     def attend(self, normed_BLC: jax.Array, media_BPC: jax.Array) -> jax.Array:
-        """Attention of latents to patch tokens and latents: [B, L, H, h]."""
+        """Computes attention of latents to patch tokens and latents, [B, L, H, h]."""
         media_BPC = self.media_norm.scaled(media_BPC).astype(normed_BLC.dtype)
         both = jnp.concatenate([media_BPC, normed_BLC], axis=1)
         query, key = self.query(normed_BLC), self.key(both)
@@ -79,7 +81,7 @@ class ResamplerLayer(nnx.Module):
 
 
 class Resampler(nnx.Module):
-    """Patch tokens in, latents out."""
+    """Maps patch tokens to latents."""
 
     def __init__(self, config: ResamplerConfig, width: int, dtypes: DTypes, loop: Loop, rngs: nnx.Rngs):
         self.dtype, self.loop = dtypes.compute, loop
@@ -89,7 +91,7 @@ class Resampler(nnx.Module):
 
     def __call__(self, media_BPC: jax.Array) -> jax.Array:
         """[B, P, C] -> [B, L, C]."""
-        media_BPC = self.norm.standardised(media_BPC).astype(self.dtype)  # all norms of it, but for scale and bias
+        media_BPC = self.norm.standardised(media_BPC).astype(self.dtype)  # shared by the norms of all layers
         latents = self.latents[...].astype(self.dtype)
         latents_BLC = jnp.broadcast_to(latents, (media_BPC.shape[0], *latents.shape))
         latents_BLC, _ = scan(lambda x, layer: (layer(x, media_BPC), None), latents_BLC, self.layers, loop=self.loop)

@@ -1,8 +1,9 @@
-"""Attention of whole rows as a Pallas kernel for TPUs: all keys of a row lie in the chip's memory at once.
+"""Attention over whole rows as a Pallas kernel for TPUs; all keys of a row are in the chip's on-chip memory at once.
 
-Arrays are read and written as products with weights leave them, [rows, tokens, channels], a few heads side by side in
-each block, so that nothing is transposed in main memory. Scores stand with keys down and queries across: the softmax
-runs down, and none of the five products of a backward pass has a large operand to transpose.
+Arrays are read and written in the layout of the linear layers, [rows, tokens, channels], with a few heads side by side
+in each block, so that nothing is transposed in main memory. Scores have keys along the rows and queries along the
+columns: the softmax reduces over rows, and none of the five products of a backward pass has a large operand to
+transpose.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ import numpy as np
 from unimp_jax.model.axes import Name, fitting_spec, platform, splits
 
 LANES = 128
-"""Channels or queries that a TPU works on at a time: what is narrower takes as long."""
+"""Channels or queries that a TPU processes at a time; narrower ones take as long."""
 TILES = (512, 256, 128)
-"""Of rows that are longer than the first, queries and keys are taken so many at a time."""
+"""Tile sizes for queries and keys of rows that are longer than the first."""
 MASKED = -1e30
 VMEM_BYTES = 64 * 2**20
-"""What a kernel may use of a chip's own memory; TPUs v5e, v5p and v6e have more."""
+"""On-chip memory that a kernel may use; TPUs v5e, v5p and v6e have more."""
 
 
 class Segments(NamedTuple):
-    """Which keys a query attends to, by ids; each is int32.
+    """Which keys a query attends to, given by int32 segment ids.
 
     Attributes:
-      queries_BT, keys_BS: a query attends to the keys with its id, to none where it is 0.
+      queries_BT, keys_BS: A query attends to the keys with its id, and to none if its id is 0.
     """
 
     queries_BT: jax.Array
@@ -39,12 +40,11 @@ class Segments(NamedTuple):
 
 
 class Alibi(NamedTuple):
-    """What is added to scores: slope times the position of the key. A softmax does not notice that the query's own
-    position is not taken off.
+    """ALiBi, which adds slope times key position to the scores; the softmax is invariant to the query's own position.
 
     Attributes:
-      positions_BS: int32, of keys.
-      slopes_H: float32, of heads.
+      positions_BS: int32, positions of keys.
+      slopes_H: float32, slopes of heads.
     """
 
     positions_BS: jax.Array
@@ -53,13 +53,13 @@ class Alibi(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    """What a kernel is compiled for.
+    """Static parameters that a kernel is compiled for.
 
     Attributes:
-      width: channels of a head.
-      shared: query heads that share a key head.
-      causal: no query attends to a later key.
-      masked, alibi: whether there are segments, and ALiBi.
+      width: Channels per head.
+      shared: Number of query heads that share a key head.
+      causal: No query attends to a later key.
+      masked, alibi: Whether there are segments, and ALiBi.
     """
 
     width: int
@@ -70,13 +70,13 @@ class _Form:
 
 
 def fits(q_BTHh: jax.Array, k_BSKh: jax.Array) -> bool:
-    """Whether rows can be cut into tiles and lie whole on a device, and heads that share a key head fill all lanes."""
+    """Whether rows can be tiled and are not split over devices, and heads fill all lanes if they share a key head."""
     (T, H, h), (S, K) = q_BTHh.shape[1:], k_BSKh.shape[1:3]
     return splits("sequence") == 1 and _tile(T) * _tile(S) > 0 and (H == K or h % LANES == 0)
 
 
 def _tile(length: int) -> int:
-    """How many queries or keys are taken at a time; 0: there is no such number."""
+    """Returns the number of queries or keys processed at a time; 0 if there is no valid tile size."""
     return length if length <= TILES[0] else next((size for size in TILES if length % size == 0), 0)
 
 
@@ -84,13 +84,13 @@ def row_attention(
     q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, segments: Segments | None = None,
     alibi: Alibi | None = None, *, causal: bool = False, rows: Name = "batch",
 ) -> jax.Array:  # fmt: skip
-    """What `attention.attend` gives, on each device's rows and heads.
+    """Computes `attention.attend` on each device's rows and heads.
 
     Args:
-      q_BTHh, k_BSKh, v_BSKh: queries, not yet scaled, keys and values, for which `fits` holds.
+      q_BTHh, k_BSKh, v_BSKh: Unscaled queries, keys and values for which `fits` holds.
       segments: None: queries attend to all keys.
-      causal: with segments: queries and keys are the same tokens, and none attends to a later one.
-      rows: the logical name of the first axis.
+      causal: With segments: queries and keys are the same tokens, and none attends to a later one.
+      rows: Logical name of the first axis.
 
     Returns:
       [B, T, H, h], in the dtype of the queries.
@@ -134,11 +134,11 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 
 def _call(form: _Form, kernel: Any, inputs: tuple[jax.Array, ...], outputs: int, products: int) -> list[jax.Array]:
-    """Runs a kernel on a device's arrays: in a step, some queries of a row with all of its keys, of a few heads.
+    """Runs a kernel on a device's arrays; a grid step takes a tile of a row's queries, all its keys, and a few heads.
 
     Args:
-      outputs: so many of the inputs, from the first on, have an output like them.
-      products: of the size of all scores.
+      outputs: Each of the first `outputs` inputs has an output of the same shape and dtype.
+      products: Number of products of the size of all scores.
     """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
@@ -179,8 +179,8 @@ def _call(form: _Form, kernel: Any, inputs: tuple[jax.Array, ...], outputs: int,
 
 
 def _product_flops(form: _Form, heads: int, tokens: int, keys: int) -> int:
-    """Of one product of the size of all scores, as matrix units take it: what is narrower than their lanes is filled
-    up, and tiles of later keys are left out."""
+    """Returns the operations of one product of the size of all scores as executed by the matrix units: widths are
+    padded to their lanes, and tiles of later keys are skipped."""
     queries, tile = _tile(tokens), _tile(keys)
     tiles = [-(-end // tile) if form.causal else keys // tile for end in range(queries, tokens + 1, queries)]
     filled = -(-queries // LANES) * LANES * max(form.width, LANES)
@@ -188,7 +188,7 @@ def _product_flops(form: _Form, heads: int, tokens: int, keys: int) -> int:
 
 
 class _Step:
-    """The blocks of a step, and what forward and backward pass have in common."""
+    """The blocks of a grid step, and what the forward and backward passes have in common."""
 
     def __init__(self, form: _Form, q: Any, k: Any, v: Any, *rest: Any):
         from jax.experimental import pallas as pl
@@ -202,7 +202,7 @@ class _Step:
         self.first_head, self.first_query = pl.program_id(1) * self.heads, pl.program_id(2) * q.shape[1]
 
     def over_keys(self, body: Any, carry: Any) -> Any:
-        """carry = body(keys, carry), for one tile after the other of the keys that the queries may attend to."""
+        """Runs carry = body(keys, carry) for each tile of the keys that the queries may attend to."""
         from jax.experimental import pallas as pl
 
         tiles = self.k.shape[1] // self.tile
@@ -216,7 +216,7 @@ class _Step:
         return slice(head * self.form.width, (head + 1) * self.form.width)
 
     def scores(self, head: int, keys: Any, q_wt: jax.Array) -> jax.Array:
-        """Of these keys: [s, t]."""
+        """Returns the scores of these keys, [s, t]."""
         scores = _dot(self.k[0, keys, self.channels(head)], q_wt[self.channels(head)])
         if self.positions is not None:
             scores += self.slopes[self.first_head + head] * self.positions[0, keys]
@@ -230,7 +230,7 @@ class _Step:
         return scores
 
     def inverse(self, most: jax.Array, total: jax.Array) -> jax.Array:
-        """What weights are multiplied by: 1 / total, and 0 where a query has no keys."""
+        """Returns the normaliser of the weights: 1 / total, or 0 for a query without keys."""
         return 1 / total if self.key_ids is None else jnp.where(most > MASKED, 1 / total, 0)
 
 

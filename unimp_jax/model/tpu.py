@@ -1,4 +1,4 @@
-"""Shortcuts for TPUs: what other files compute plainly, in another order that XLA for TPUs runs faster.
+"""TPU-specific implementations: the same results in an order that XLA for TPUs runs faster.
 
 Kernels are in `row_kernel` and `kernels`.
 """
@@ -15,8 +15,8 @@ from unimp_jax.model.axes import platform
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU. On TPUs by erf in the place of erfc, which XLA computes in passes of its own: what is lost where
-    1 + erf cancels is 1e-7 of x."""
+    """Computes exact GELU; on TPUs with erf instead of erfc, which XLA computes in separate passes. The cancellation in
+    1 + erf costs 1e-7 of x."""
     if platform() != "tpu":
         return jax.nn.gelu(x, approximate=False)
     wide = x.astype(jnp.float32)
@@ -26,10 +26,10 @@ def gelu(x: jax.Array) -> jax.Array:
 def mean_and_variance(
     x: jax.Array, kept: Callable[[jax.Array], jax.Array] = lambda x: x
 ) -> tuple[jax.Array, jax.Array]:
-    """Of the last axis, which stays as one of 1: float32; what is summed over it goes through `kept`.
+    """Returns float32 mean and variance over the last axis, kept with size 1; results pass through `kept`.
 
-    On TPUs of 16-bit numbers in one pass, E[x^2] - E[x]^2: what cancels is less than what their own rounding has
-    already changed of the variance, 2^-23 of the squared mean against 2^-18 or more.
+    On TPUs, 16-bit inputs take one pass, E[x^2] - E[x]^2. The cancellation error, 2^-23 of the squared mean, is below
+    the change of the variance by the rounding of the inputs, 2^-18 or more.
     """
     wide = x.astype(jnp.float32)
     mean = kept(wide.mean(-1, keepdims=True))

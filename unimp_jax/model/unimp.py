@@ -1,4 +1,4 @@
-"""The whole model: images and text in, logits at the answers out."""
+"""The complete UniMP model: takes images and text, returns logits at the answer positions."""
 
 from __future__ import annotations
 
@@ -41,39 +41,39 @@ from unimp_jax.model.vision import VisionConfig, VisionTower
 
 Part = Literal["vision", "resampler", "gated", "projector", "decoder", "embeddings", "adapters"]
 PARTS: tuple[Part, ...] = ("vision", "resampler", "gated", "projector", "decoder", "embeddings", "adapters")
-"""The attributes that a `UniMP` may have, and the adapters within them; each trains or stays frozen as a whole."""
+"""The parts of a `UniMP`: its attributes, and the adapters in them; each is trained or frozen as a whole."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Geometry and arithmetic of the whole model."""
+    """Architecture, dtypes and execution options of the complete model."""
 
     vision: VisionConfig = VisionConfig()
     resampler: ResamplerConfig = ResamplerConfig()
     gated: GatedCrossAttentionConfig = GatedCrossAttentionConfig()
     decoder: DecoderConfig = DecoderConfig()
     fusion: Literal["cross_attention", "interleaved"] = "cross_attention"
-    """How text sees images: by gated blocks that attend to them (resampler, gated); or as tokens in the decoder's own
-    sequence (projector)."""
+    """How text sees images: through gated cross-attention (resampler, gated), or as tokens in its sequence
+    (projector)."""
     projector: ProjectorConfig = ProjectorConfig()
     adapters: AdapterConfig = AdapterConfig()
     compute_dtype: str = "bfloat16"
-    """Of activations and products; norms, softmax and logits are float32 whatever this says."""
+    """Dtype of activations and matrix products; norms, softmax and logits are always float32."""
     param_dtype: str = "float32"
-    """Of parameters; in training, what trains is float32, and what does not is of `compute_dtype`."""
+    """Dtype of parameters. In training, trained parameters are float32 and frozen ones have `compute_dtype`."""
     decoder_quantization: Quantization = "none"
-    """How the matrices of a decoder that does not train are kept: as other parameters, or as int8 or float8 with a
-    scale a column, in half of what bfloat16 takes."""
+    """Storage of the matrices of a frozen decoder: like other parameters, or as int8 or float8 with one scale per
+    column, in half the memory of bfloat16."""
     attention: Literal["auto", "xla", "rows", "splash", "cudnn"] = "auto"
-    """What computes attention of text where shapes and types allow it: on TPUs a kernel of our own for whole rows, or
-    splash where tokens of a row lie on several devices or do not make whole tiles; cuDNN on NVIDIA GPUs; XLA elsewhere,
-    and wherever they do not. Among the tokens of an image it is that kernel on TPUs, and XLA elsewhere."""
+    """Attention kernel for text, used where shapes and dtypes allow it; XLA otherwise. "auto" selects our whole-row
+    kernel on TPUs (splash where the tokens of a row are split over devices or do not fill whole tiles), cuDNN on NVIDIA
+    GPUs and XLA elsewhere. Attention among the tokens of an image uses our kernel on TPUs and XLA elsewhere."""
     remat: Remat = "none"
-    """What the backward pass keeps of each layer or group, and what it computes again."""
+    """What the backward pass stores of each layer or group, and what it recomputes."""
     unroll: int = 1
-    """So many layers or groups of a loop are unrolled at a time, for a larger program: fewer copies of what is kept for
-    the backward pass, which on CPUs is a fifth of a step. Where all are, the last layer computes only the hidden states
-    that answers are read from."""
+    """Number of layers or groups that are unrolled per loop iteration. Unrolling makes the program larger but saves
+    copies of stored activations, a fifth of a step on CPUs; if all are unrolled, the last layer computes only the
+    hidden states at the answer positions."""
 
     def __post_init__(self) -> None:
         if self.fusion == "interleaved":
@@ -88,62 +88,62 @@ class ModelConfig:
 
     @property
     def interleaved(self) -> bool:
-        """Whether images are tokens among those of the text."""
+        """Whether images are tokens in the decoder's sequence."""
         return self.fusion == "interleaved"
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The parts that the model has."""
+        """The parts that this model has."""
         absent: tuple[str, ...] = ("resampler", "gated") if self.interleaved else ("projector",)
         absent = absent if self.adapters.rank else (*absent, "adapters")
         return tuple(part for part in PARTS if part not in absent)
 
     @property
     def image_tokens(self) -> int:
-        """Tokens that stand for an image in a prompt: one where it is only marked."""
+        """Number of tokens that represent an image in a prompt; 1, a marker, with cross-attention."""
         return self.projector.tokens(self.vision, self.resampler) if self.interleaved else 1
 
     @property
     def latents_shape(self) -> tuple[int, int]:
-        """Of what the decoder reads of an image: (L, C), or (L, D) where images are tokens."""
+        """Shape of an image's representation that the decoder reads: (L, C), or (L, D) where images are tokens."""
         if self.interleaved:
             return self.image_tokens, self.decoder.width
         return self.resampler.latents, self.vision.width
 
     @property
     def group_layers(self) -> int:
-        """Decoder layers of a group."""
+        """Number of decoder layers in a group."""
         return 1 if self.interleaved else self.gated.every
 
     @property
     def groups(self) -> int:
-        """Groups of decoder layers, each with one gated block, or layers, where there are none."""
+        """Number of groups of decoder layers, with a gated block each; without such blocks, number of layers."""
         return self.decoder.layers // self.group_layers
 
     @property
     def materialised(self) -> ModelConfig:
-        """That of the same model, where tables hold the content of tokens and matrices what adapters add to them, none
-        of them quantised."""
+        """The configuration of the same model after content is added to the embedding tables and adapters to the
+        matrices, without quantisation."""
         return dataclasses.replace(
             self, decoder=self.decoder.without_content, adapters=AdapterConfig(), decoder_quantization="none"
         )
 
     @property
     def last_layer_apart(self) -> bool:
-        """Whether the last layer is in no loop, and so can be computed for answers alone."""
+        """Whether the last layer is outside any loop, so that it can be computed at the answer positions only."""
         return self.unroll >= self.groups
 
     @property
     def loop(self) -> Loop:
-        """How all stacks are run."""
+        """How all stacks of layers are run."""
         return Loop(self.remat, self.unroll)
 
 
 def part_of(path: Sequence[Any]) -> Part:
-    """The part that a parameter belongs to, from its path as `nnx.split` or `jax.tree_util` gives it.
+    """Returns the part that a parameter belongs to, given its path from `nnx.split` or `jax.tree_util`.
 
     Raises:
-      ValueError: the path does not start at a part.
+      ValueError: The path does not start with a part.
     """
     names = [getattr(entry, "key", getattr(entry, "name", entry)) for entry in path]
     if "adapter" in names:
@@ -155,15 +155,17 @@ def part_of(path: Sequence[Any]) -> Part:
 
 
 Group = tuple[GatedCrossAttention | None, DecoderLayer]
-"""A gated block, where there are any, and the layers of its group, stacked."""
+"""A gated block (None where the model has none) and the stacked decoder layers of its group."""
 
 
 class UniMP(nnx.Module):
-    """Vision tower -> resampler -> decoder with gated cross-attention (OpenFlamingo, arXiv:2308.01390); or vision tower
-    -> projector -> decoder, images among the tokens of the text (LLaVA, arXiv:2304.08485).
+    """The complete model, in one of two architectures.
 
-    Its attributes are the `parts` of its configuration, the others None; `gated` is stacked, one block a group, and
-    `embeddings` has the output head. A call changes nothing and keeps no random state.
+    Either vision tower -> resampler -> decoder with gated cross-attention (OpenFlamingo, arXiv:2308.01390), or vision
+    tower -> projector -> decoder with images among the text tokens (LLaVA, arXiv:2304.08485).
+
+    The attributes are the `parts` of the configuration; absent parts are None. `gated` is stacked, one block per group,
+    and `embeddings` contains the output head. A call has no side effects and keeps no random state.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -188,12 +190,15 @@ class UniMP(nnx.Module):
         add_adapters(self, config.adapters, dtypes, rngs)
 
     def see(self, images_NHW3: jax.Array) -> jax.Array:
-        """uint8 (or normalised float) [N, height, width, 3] -> what the tower makes of them, [N, P, C]."""
+        """Encodes images with the vision tower: uint8 (or normalised float) [N, height, width, 3] -> [N, P, C]."""
         return self.vision(constrain(images_NHW3, "images", None, None, None))
 
     def encode_images(self, images: jax.Array) -> jax.Array:
-        """Images [B, N, height, width, 3], or what the tower made of them [B, N, P, C] -> latents [B, N, L, C], or
-        where images are tokens their embeddings [B, N, L, D]."""
+        """Returns latents [B, N, L, C], or token embeddings [B, N, L, D] where images are tokens.
+
+        Args:
+          images: Images [B, N, height, width, 3], or the outputs of the vision tower for them, [B, N, P, C].
+        """
         B, N = images.shape[:2]
         if N == 0:
             return jnp.zeros((B, 0, *self.config.latents_shape), self.config.compute_dtype)
@@ -214,19 +219,20 @@ class UniMP(nnx.Module):
         answers_only: bool = False,
         cached: bool = False,
     ) -> tuple[jax.Array, Any]:
-        """All of the model but the output head.
+        """Computes the hidden states: the whole model except the output head.
 
         Args:
-          dropout_key: with it, one for all rows or [B], and `decoder.dropout` or `adapters.dropout` above 0, there is
-            dropout.
-          latents_BNLC: of the images, where they are at hand; `batch.images` itself is not read then.
-          tables: of the embeddings, where they are at hand (in training, with free rows dropped).
-          answers_only: hidden states are wanted at `batch.answer_positions` alone.
-          cached: keys and values are wanted, too.
+          dropout_key: One key for all rows or one per row, [B]. Dropout is applied if it is given and `decoder.dropout`
+            or `adapters.dropout` is above 0.
+          latents_BNLC: Latents of the images, if already computed; `batch.images` itself is not read then.
+          tables: Embedding tables, if already computed (in training, with dropout of free rows).
+          answers_only: Return hidden states at `batch.answer_positions` only.
+          cached: Also return keys and values.
 
         Returns:
-          (hidden states after the final norm, [B, T, D] or [B, A, D]; keys and values of the text, [G, E, B, K, T, h],
-          and of the images, [G, B, S, H, h], None where images are tokens; else None).
+          (hidden states after the final norm, [B, T, D] or [B, A, D]; the cache). The cache is None unless `cached`,
+          else the keys and values of the text, [G, E, B, K, T, h], and of the images, [G, B, S, H, h] (None where
+          images are tokens).
         """
         config, rate = self.config, self.config.decoder.dropout
         drops = rate > 0 or config.adapters.dropout > 0
@@ -276,11 +282,10 @@ class UniMP(nnx.Module):
         latent_mask: Mask | None,
         contexts: Sequence[tuple[TextContext, jax.Array | None]],
     ) -> tuple[jax.Array, KeysValues]:
-        """A gated block, where there is one, and the decoder layers around it, each with its context and its key for
-        dropout.
+        """Runs the gated block (if any) and the decoder layers of a group, each with its context and dropout key.
 
         Returns:
-          The text after it, and keys and values of each layer, [E, B, T, K, h].
+          The hidden states after the group, and the keys and values of each layer, [E, B, T, K, h].
         """
         gated, layers = modules
         text = []
@@ -298,7 +303,7 @@ class UniMP(nnx.Module):
 
     @property
     def kernel(self) -> Kernel:
-        """What computes attention here."""
+        """The attention kernel: the configured one, or for "auto" that of the platform."""
         return kernel_for(self.config.attention)
 
     def image_mask(self, batch: Batch) -> jax.Array:
@@ -308,7 +313,7 @@ class UniMP(nnx.Module):
         return earlier_images_mask(batch.image_index, batch.segment_ids, batch.image_segment_ids)
 
     def latent_mask(self, batch: Batch) -> Mask | None:
-        """Which latents of its row's images a token attends to, S = N L; None where images are tokens."""
+        """Mask of the image latents of its row that a token attends to, S = N L; None where images are tokens."""
         if self.config.interleaved:
             return None
         latents = self.config.resampler.latents
@@ -319,20 +324,20 @@ class UniMP(nnx.Module):
         return segment_mask(batch.image_index + 1, numbers_BS, self.kernel)
 
     def embed(self, tokens_BT: jax.Array, tables: EmbeddingTables | None = None) -> jax.Array:
-        """int32 [B, T] -> [B, T, D]."""
+        """Embeds tokens: int32 [B, T] -> [B, T, D]."""
         tables = self.embeddings.tables() if tables is None else tables
         return constrain(tables.embed(tokens_BT), "batch", "sequence", None)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] -> float32 [..., V]."""
+        """Applies the output head: [..., D] -> float32 [..., V]."""
         return self.embeddings.tables().logits(hidden)
 
     def logits_of(self, hidden: jax.Array, tokens_V: jax.Array) -> jax.Array:
-        """[..., D] -> float32 [..., V], of the tokens that are named (int32 [V]) alone."""
+        """Returns the logits of the given tokens (int32 [V]) only: [..., D] -> float32 [..., V]."""
         return self.embeddings.tables().logits_of(hidden, tokens_V)
 
     def hidden(self, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Hidden states of all tokens: [B, T, D]."""
+        """Returns the hidden states of all tokens, [B, T, D]."""
         return self.forward(batch, dropout_key)[0]
 
     def answer_hidden(
@@ -341,19 +346,19 @@ class UniMP(nnx.Module):
         dropout_key: jax.Array | None = None,
         tables: EmbeddingTables | None = None,
     ) -> jax.Array:
-        """Hidden states at `batch.answer_positions` alone: [B, A, D]."""
+        """Returns the hidden states at `batch.answer_positions` only, [B, A, D]."""
         return self.forward(batch, dropout_key, tables=tables, answers_only=True)[0]
 
     def __call__(self, batch: Batch) -> jax.Array:
-        """Logits at `batch.answer_positions` alone: float32 [B, A, V]."""
+        """Returns the logits at `batch.answer_positions` only, float32 [B, A, V]."""
         return self.logits(self.answer_hidden(batch))
 
 
 def image_slots(image_index_BT: jax.Array, image_tokens: int) -> jax.Array:
-    """int32 [B, T]: which of the N L embeddings of its row's images stands in a token's place, -1 for text.
+    """Returns, as int32 [B, T], which of the N L image embeddings of its row replaces each token; -1 for text.
 
-    The tokens of an image are the first ones whose `Batch.image_index` is its number. Ids would not tell: an item's
-    text may read like a marker.
+    The tokens of an image are the first ones whose `Batch.image_index` is its number. Token ids cannot decide this,
+    because an item's text may contain the marker.
     """
     places_T = jnp.arange(image_index_BT.shape[1])
     begins_BT = jnp.diff(image_index_BT, axis=1, prepend=-1) != 0
@@ -363,6 +368,6 @@ def image_slots(image_index_BT: jax.Array, image_tokens: int) -> jax.Array:
 
 
 def with_images(x_BTD: jax.Array, images_BSD: jax.Array, slots_BT: jax.Array) -> jax.Array:
-    """The embeddings of a row's tokens, with those of its images in their places."""
+    """Returns the token embeddings of each row with the image embeddings inserted at their positions."""
     images_BTD = jnp.take_along_axis(images_BSD, jnp.maximum(slots_BT, 0)[..., None], axis=1)
     return constrain(jnp.where((slots_BT >= 0)[..., None], images_BTD, x_BTD), "batch", "sequence", None)

@@ -1,4 +1,4 @@
-"""The vision tower: a ViT as CLIP (arXiv:2103.00020) or SigLIP (arXiv:2303.15343) has it, to its last hidden state."""
+"""The vision tower: a ViT as in CLIP (arXiv:2103.00020) or SigLIP (arXiv:2303.15343), up to its last hidden state."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ SIGLIP_MEAN = SIGLIP_DEVIATION = np.full(3, 0.5, np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Geometry of the tower; the defaults are CLIP ViT-L/14."""
+    """Architecture of the tower; the defaults are CLIP ViT-L/14."""
 
     image_size: int = 224
-    """Pixels, height and width."""
+    """Height and width in pixels."""
     patch_size: int = 14
-    """Pixels; those right of and below the last whole patch are not read."""
+    """Patch side in pixels; pixels right of and below the last whole patch are ignored."""
     width: int = 1024
     layers: int = 24
     heads: int = 16
-    """Divides width."""
+    """Number of attention heads; must divide width."""
     mlp_width: int = 4096
     activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
-    """quick_gelu is x sigmoid(1.702 x), as OpenAI trained; gelu the exact one; gelu_tanh its approximation (SigLIP)."""
+    """quick_gelu is x sigmoid(1.702 x), as in OpenAI's CLIP; gelu is exact; gelu_tanh is its approximation (SigLIP)."""
     patch_bias: bool = False
-    """Of the embedding of patches (SigLIP)."""
+    """Whether the patch embedding has a bias (SigLIP)."""
     norm: Literal["first", "last", "none"] = "first"
-    """A norm ahead of all blocks (CLIP), behind them (SigLIP), or neither (SigLIP, as LLaVA reads it)."""
+    """Layer norm before all blocks (CLIP), after them (SigLIP), or none (SigLIP, as LLaVA reads it)."""
     colours: Literal["clip", "siglip"] = "clip"
-    """Mean and deviation that pixels are normalised with: CLIP's, or 0.5 both."""
+    """Mean and standard deviation for normalising pixels: CLIP's, or 0.5 for both."""
     class_token: bool = True
-    """A learned token ahead of the patches, which takes part in attention."""
+    """Whether a learned token precedes the patches and takes part in attention."""
     class_token_out: bool = False
-    """The class token is in the output as well, ahead of the patches (Idefics), or only the patches (OpenFlamingo)."""
+    """Whether the output includes the class token, before the patches (Idefics), or only the patches (OpenFlamingo)."""
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -59,12 +59,12 @@ class VisionConfig:
 
     @property
     def patches(self) -> int:
-        """Patch tokens of an image."""
+        """Number of patch tokens per image."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
     def tokens_out(self) -> int:
-        """Vectors that the tower makes of an image."""
+        """Number of output vectors per image."""
         return self.patches + self.class_token_out
 
     @property
@@ -73,12 +73,12 @@ class VisionConfig:
 
     @property
     def mean_and_deviation(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of the colours of the images that it was trained on, float32 [3] each."""
+        """Mean and standard deviation of the colours in the images that the tower was trained on, float32 [3] each."""
         return (SIGLIP_MEAN, SIGLIP_DEVIATION) if self.colours == "siglip" else (CLIP_MEAN, CLIP_DEVIATION)
 
 
 class BlockConfig(Protocol):
-    """What a block must be told; a tower that reads has the same blocks (`unimp_jax.feature_extractors`)."""
+    """The settings of a block; the text encoder in `unimp_jax.feature_extractors` uses the same blocks."""
 
     @property
     def width(self) -> int: ...
@@ -97,7 +97,7 @@ class BlockConfig(Protocol):
 
 
 class VisionBlock(nnx.Module):
-    """Self-attention and MLP, each on a normalised input and added to it."""
+    """Pre-norm self-attention and MLP with residual connections."""
 
     def __init__(self, config: BlockConfig, dtypes: DTypes, rngs: nnx.Rngs):
         width, heads = {"vision_embed": config.width}, {"heads": config.heads, "head_dim": config.head_dim}
@@ -114,7 +114,7 @@ class VisionBlock(nnx.Module):
         self.down = Linear(mlp, width, bias=True, dtypes=dtypes, rngs=rngs, scale=scale)
 
     def __call__(self, x_BPC: jax.Array, mask_BPS: jax.Array | None = None) -> jax.Array:
-        """`mask_BPS`: which others each one attends to; None: all."""
+        """Applies the block; `mask_BPS` says which tokens each token attends to, None: all."""
         y = self.attention_norm(x_BPC)
         qkv = self.query(y), self.key(y), self.value(y)
         x_BPC = x_BPC + self.out(attend_to_all(*qkv, "images") if mask_BPS is None else attend(*qkv, mask_BPS))
@@ -127,7 +127,7 @@ class VisionBlock(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    """Images in, a vector a patch out."""
+    """Maps images to one vector per patch."""
 
     def __init__(self, config: VisionConfig, dtypes: DTypes, loop: Loop, rngs: nnx.Rngs):
         self.config, self.dtype, self.loop = config, dtypes.compute, loop
@@ -142,13 +142,13 @@ class VisionTower(nnx.Module):
         self.blocks = stack(lambda rngs: VisionBlock(config, dtypes, rngs), config.layers, rngs)
 
     def __call__(self, images_BHW3: jax.Array) -> jax.Array:
-        """The last hidden state.
+        """Returns the last hidden state.
 
         Args:
-          images_BHW3: uint8, or float already normalised.
+          images_BHW3: uint8, or float and already normalised.
 
         Returns:
-          [B, P, C], patches row by row, behind the class token where `class_token_out` says so.
+          [B, P, C], patches in row-major order, after the class token if `class_token_out` is set.
         """
         config = self.config
         B, size, p = images_BHW3.shape[0], config.image_size, config.patch_size
@@ -171,7 +171,7 @@ class VisionTower(nnx.Module):
 
 
 def normalise(images: jax.Array, mean: np.ndarray, deviation: np.ndarray) -> jax.Array:
-    """uint8 [..., 3] -> float32, each colour with mean and deviation [3] of 0 to 1; floats pass as they are."""
+    """Normalises uint8 [..., 3] to float32, with mean and deviation [3] for colours of 0 to 1; returns floats as is."""
     if images.dtype != jnp.uint8:
         return images
     return (images.astype(jnp.float32) / 255 - mean) / deviation

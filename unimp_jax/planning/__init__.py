@@ -1,1 +1,1 @@
-"""What a train step would need on hardware that is not at hand: chips, compiled programs read, estimates."""
+"""Resource estimates of a training step for unavailable hardware: chips, analysis of compiled programs, estimates."""

@@ -1,4 +1,4 @@
-"""TPUs by name: what a chip can do, and slices of them to compile for without having one."""
+"""TPU types: the specifications of a chip, and slices to compile for without having the hardware."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Chip:
     """One chip, from Google Cloud's pages "TPU v5e", "TPU v5p" and "TPU v6e" (docs.cloud.google.com/tpu/docs).
 
     Attributes:
-      flops: dense bfloat16 operations a second.
-      memory: bytes of HBM.
-      memory_bandwidth: bytes a second between HBM and the chip.
-      ring_bandwidth: bytes a second that it sends along one dimension of the torus, both ways together.
-      network_bandwidth: bytes a second that it sends to other slices, its share of its host's network.
-      clock: cycles a second, from `flops` and the size of its matrix units.
-      cores: by which v5p slices are named, two a chip.
-      shapes: slices there are, by their chips.
-      kernel_share: of `flops`, what attention kernels reach by the schedules that libtpu makes of them; wider matrix
-        units find no more to do, while a softmax takes as long.
-      layout: how libtpu is asked for one.
+      flops: Dense bfloat16 operations per second.
+      memory: Bytes of HBM.
+      memory_bandwidth: Bytes per second between HBM and the chip.
+      ring_bandwidth: Bytes per second sent along one dimension of the torus, both directions together.
+      network_bandwidth: Bytes per second sent to other slices, the chip's share of its host's network.
+      clock: Cycles per second, from `flops` and the size of its matrix units.
+      cores: Cores per chip, which slice names count: two for v5p.
+      shapes: Available slices, by number of chips.
+      kernel_share: Fraction of `flops` that attention kernels reach according to libtpu's schedules; wider matrix units
+        find no more work, while the softmax takes as long.
+      layout: The chip configuration name for libtpu.
     """
 
     flops: float
@@ -61,8 +61,8 @@ class Slices:
     """One or more equal slices.
 
     Attributes:
-      name: of one, as clouds have it: v5e-16 has 16 chips, v5p-64 has 64 cores on 32 chips.
-      count: how many.
+      name: Name of one slice as in the cloud: v5e-16 has 16 chips, v5p-64 has 64 cores on 32 chips.
+      count: Number of slices.
     """
 
     name: str
@@ -96,19 +96,19 @@ class Slices:
 
 
 def devices(slices: Slices) -> list[jax.Device]:
-    """Devices to make a mesh of and to compile for; nothing can be run on them.
+    """Returns devices to build a mesh of and to compile for; nothing can be run on them.
 
     Raises:
-      ValueError: libtpu, which has the compiler, is not installed.
+      ValueError: libtpu, which contains the compiler, is not installed.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("libtpu, which compiles for TPUs, is not installed: pip install 'unimp_jax[tpu]'")
     for name, value in {
-        "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU whose metadata it could ask
+        "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU with metadata to query
         "TPU_ACCELERATOR_TYPE": "v5p-8",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # compilers do not get into each other's way
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # lets several compilers run at once
         "TPU_STDERR_LOG_LEVEL": "3",
         "TPU_MIN_LOG_LEVEL": "3",
     }.items():

@@ -1,4 +1,4 @@
-"""From a compiled step to what it needs of each device, and how long it might take."""
+"""Estimates memory and step time per device from a compiled step."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from unimp_jax.planning.traffic import Sent, collectives, kept_bytes, memory_byt
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a step computes, on all devices together, in floating-point operations.
+    """Floating-point operations of a step, on all devices together.
 
     Attributes:
-      model: what must be computed (`unimp_jax.model.flops`).
-      again: what is computed a second time in the backward pass.
-      kernels: of both, what is computed in kernels that do not say themselves how much they compute.
+      model: Required operations (`unimp_jax.model.flops`).
+      again: Operations recomputed in the backward pass.
+      kernels: Of both, the operations in kernels that do not report their own cost.
     """
 
     model: float
@@ -32,13 +32,13 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device.
+    """Bytes of memory on one device.
 
     Attributes:
-      trainable, frozen, optimizer, batch: what the step is given.
-      activations: what forward loops keep for backward ones.
-      temporaries: everything else at the moment of most.
-      program: the code.
+      trainable, frozen, optimizer, batch: Inputs of the step.
+      activations: Activations that forward loops store for backward loops.
+      temporaries: All other buffers at peak.
+      program: The code.
     """
 
     trainable: float
@@ -56,15 +56,15 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-    """Of a step; all but `waiting` are each as if there were nothing else.
+    """Duration of parts of a step; each except `waiting` is estimated as if there were nothing else.
 
     Attributes:
-      compute: all products at the chip's peak.
-      memory: what is moved between main memory and chip.
-      rings: what devices of a slice send one another, each along one ring of the torus.
-      network: what they send to other slices.
-      compiler: XLA's own estimate of what it has compiled, and kernels (`unimp_jax.planning.schedule`).
-      waiting: besides, for exchanges within the slice that the compiler's order does not hide behind work.
+      compute: All products at the chip's peak.
+      memory: Transfers between main memory and chip.
+      rings: Communication within a slice, each exchange along one ring of the torus.
+      network: Communication with other slices.
+      compiler: XLA's own estimate of the compiled program, plus kernels (`unimp_jax.planning.schedule`).
+      waiting: Additional time for exchanges within the slice that the compiler's order does not hide behind work.
     """
 
     compute: float
@@ -76,28 +76,28 @@ class Seconds:
 
     @property
     def in_order(self) -> float:
-        """What the compiler has made, one after the other."""
+        """The compiled program executed in order."""
         return self.compiler + self.waiting + self.network
 
     @property
     def roofline(self) -> float:
-        """Where everything within a slice goes on at once, and nothing else while slices exchange gradients."""
+        """The step time if all work within a slice overlaps, and nothing overlaps with exchanges between slices."""
         return max(self.compute, self.memory, self.rings) + self.network
 
     @property
     def step(self) -> float:
-        """The larger of both estimates: what to plan with."""
+        """The larger of both estimates, to be used for planning."""
         return max(self.roofline, self.in_order)
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of one compiled step.
+    """The estimate for one compiled step.
 
     Attributes:
-      fits: whether it needs no more memory than a device has.
-      mfu: model FLOPs over what all devices could do in `seconds.step`.
-      mfu_without_waiting: the same if all exchanges within a slice were hidden behind work.
+      fits: Whether it needs no more memory than a device has.
+      mfu: Model FLOPs divided by the peak FLOPs of all devices in `seconds.step`.
+      mfu_without_waiting: The same if all exchanges within a slice were hidden behind work.
     """
 
     fits: bool
@@ -112,7 +112,7 @@ class Estimate:
 
 
 def bytes_a_device(tree: Any) -> float:
-    """Of arrays, or abstract ones, with a sharding."""
+    """Returns the bytes per device of arrays, concrete or abstract, with a sharding."""
 
     def size(x: jax.ShapeDtypeStruct) -> float:
         place = x.sharding
@@ -125,9 +125,10 @@ def bytes_a_device(tree: Any) -> float:
 def estimate(
     compiled: jax.stages.Compiled, mesh: Mesh, slices: Slices, work: Work, given: dict[str, Any], compile_seconds: float
 ) -> Estimate:  # fmt: skip
-    """
+    """Estimates memory, communication and duration of a compiled step.
+
     Args:
-      given: abstract arrays: trainable, frozen, optimizer, batch.
+      given: Abstract arrays by name: trainable, frozen, optimizer, batch.
     """
     chip = slices.chip
     program = read_program(compiled.as_text())

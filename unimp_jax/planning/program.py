@@ -1,7 +1,7 @@
-"""A compiled program, read: its computations and instructions, and how often each is run.
+"""A parser for compiled programs: computations, instructions, and how often each is executed.
 
-XLA's text of a program (`compiled.as_text()`) after all of its passes is what there is: what `cost_analysis` counts, it
-counts once for a loop, however often that runs.
+The source is XLA's text of a program (`compiled.as_text()`) after all passes, because `cost_analysis` counts a loop
+only once, however often it is executed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import defaultdict
 
 SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4,
          "f64": 8, "s64": 8, "u64": 8}  # fmt: skip
-"""Bytes of an element."""
+"""Bytes per element."""
 
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
@@ -22,11 +22,11 @@ _CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """Shape and place of a value.
+    """Shape and location of a value.
 
     Attributes:
-      dtype, shape: of XLA.
-      in_memory: whether it is kept in the device's main memory, not in the chip.
+      dtype, shape: As in XLA.
+      in_memory: Whether it is stored in the device's main memory instead of on the chip.
     """
 
     dtype: str
@@ -47,7 +47,7 @@ class Instruction:
     opcode: str
     operands: tuple[str, ...]
     inside: str
-    """What stands in the brackets, as it is: of a constant, its value."""
+    """The text in the brackets, unchanged; for a constant, its value."""
     attributes: str
 
     def attribute(self, name: str) -> str | None:
@@ -57,7 +57,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """Instructions by name, in order; the last one, or the one marked, is the root."""
+    """Instructions by name, in order; the root is the last one or the one marked as such."""
 
     name: str
     instructions: dict[str, Instruction]
@@ -66,14 +66,14 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """All computations, and which is the entry."""
+    """All computations, and the name of the entry computation."""
 
     computations: dict[str, Computation]
     entry: str
 
     @functools.cached_property
     def runs(self) -> dict[str, int]:
-        """How often each computation is run, of those that are not part of a fusion."""
+        """Number of executions of each computation that is not part of a fusion."""
         counts: dict[str, int] = defaultdict(int)
 
         def visit(name: str, times: int) -> None:
@@ -92,9 +92,9 @@ class Program:
         return dict(counts)
 
     def trips(self, loop: Instruction, where: Computation) -> int:
-        """How often a loop runs that counts from a constant to a constant by a constant, as a scan does; else 1."""
+        """Returns how often a loop is executed that counts from, to and by a constant, as a scan does; otherwise 1."""
         known = re.search(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)', loop.attributes)
-        if known:  # XLA for TPUs does not tell
+        if known:  # not given by XLA for TPUs
             return int(known.group(1))
         condition = self.computations.get(loop.attribute("condition") or "")
         body = self.computations.get(loop.attribute("body") or "")
@@ -129,7 +129,7 @@ class Program:
         return (_value(first) if first is not None else None) or 0
 
     def of_fusion(self, instruction: Instruction) -> Computation | None:
-        """What a fusion computes."""
+        """Returns the computation of a fusion."""
         return self.computations.get(instruction.attribute("calls") or "")
 
 
@@ -140,7 +140,7 @@ def _value(instruction: Instruction) -> int | None:
 
 
 def arrays(text: str) -> tuple[Array, ...]:
-    """The arrays of an output as XLA writes it, one or a tuple."""
+    """Parses the arrays of an output in XLA's notation, one or a tuple."""
     return tuple(
         Array(dtype, tuple(int(size) for size in sizes.split(",") if size), not re.search(r"S\([1-9]", layout or ""))
         for dtype, sizes, layout in _ARRAY.findall(text)
@@ -148,7 +148,7 @@ def arrays(text: str) -> tuple[Array, ...]:
 
 
 def read_program(text: str) -> Program:
-    """From `compiled.as_text()`."""
+    """Parses the output of `compiled.as_text()`."""
     computations: dict[str, Computation] = {}
     entry, name, root, instructions = "", "", "", dict[str, Instruction]()
     for line in text.splitlines():

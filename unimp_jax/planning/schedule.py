@@ -1,4 +1,4 @@
-"""How long a compiled program takes in the order that the compiler has given it: work, and waiting for devices."""
+"""Duration of a compiled program in the compiler's order: work, and waiting for other devices."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from unimp_jax.planning.traffic import Sent, sent_by, with_fused
 
 @dataclasses.dataclass
 class Schedule:
-    """Seconds of a program's runs on one device, one instruction after the other.
+    """Seconds of a program on one device, instruction by instruction.
 
-    Exchanges within a slice that are started early go on beside the work up to where they are waited for, one after
-    the other along one ring of the torus; all others are waited for at once. Exchanges between slices are left out.
+    Exchanges within a slice that are started early overlap with work until their end is needed, one after the other
+    along one ring of the torus; all others block at once. Exchanges between slices are not counted.
 
     Attributes:
-      work: by the compiler's cycles, and of kernels, which have none, by the operations that they say they take.
-      waiting: for exchanges that are not over when their end is needed.
-      kernels_told: whether all kernels say so.
+      work: From the compiler's cycles, or for kernels, which have none, from the operations that they report.
+      waiting: Time for exchanges that are not complete when their end is needed.
+      kernels_told: Whether all kernels report their operations.
     """
 
     work: float = 0.0
@@ -32,16 +32,16 @@ class Schedule:
 
 
 def schedule_of(program: Program, mesh: Mesh, chip: Chip) -> Schedule:
-    """Follows the order of the instructions of a program that was compiled for TPUs."""
+    """Computes the schedule from the instruction order of a program that was compiled for TPUs."""
     schedule = Schedule()
     _follow(program, program.computations[program.entry], mesh, chip, 1, schedule)
     return schedule
 
 
 def _follow(program: Program, computation: Computation, mesh: Mesh, chip: Chip, times: int, total: Schedule) -> float:
-    """Adds what `times` runs of a computation take; returns the seconds of one."""
+    """Adds the durations of `times` executions of a computation; returns the seconds of one."""
     now = link_free = 0.0
-    ends: dict[str, float] = {}  # of exchanges that go on, by what identifies them
+    ends: dict[str, float] = {}  # of pending exchanges, by their keys
     for instruction in computation.instructions.values():
         called, runs = _called(program, computation, instruction)
         if called is not None:
@@ -68,7 +68,7 @@ def _follow(program: Program, computation: Computation, mesh: Mesh, chip: Chip, 
 
 
 def _called(program: Program, computation: Computation, instruction: Instruction) -> tuple[Computation | None, int]:
-    """(what an instruction runs besides itself, how often)"""
+    """Returns (the computation that an instruction executes besides itself, how often)."""
     if instruction.opcode == "while":
         body = program.computations.get(instruction.attribute("body") or "")
         return body, program.trips(instruction, computation)
@@ -78,7 +78,7 @@ def _called(program: Program, computation: Computation, instruction: Instruction
 
 
 def _work(instruction: Instruction, chip: Chip) -> float | None:
-    """Seconds; None of a kernel that does not tell."""
+    """Returns seconds of work; None for a kernel that does not report its cost."""
     found = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
     if found:
         return int(found.group(1)) / chip.clock
@@ -91,7 +91,7 @@ def _work(instruction: Instruction, chip: Chip) -> float | None:
 def _sent(
     program: Program, computation: Computation, instruction: Instruction, mesh: Mesh
 ) -> tuple[Sent, Instruction] | None:
-    """What an instruction, or one that it fuses, sends within a slice, the most if they are several."""
+    """Returns the largest transfer within a slice by an instruction or the instructions that it fuses."""
     alone = Computation(computation.name, {instruction.name: instruction}, instruction.name)
     found = [(computation if where is alone else where, one) for where, one in with_fused(program, alone)]
     sent = [(told, one) for where, one in found if (told := sent_by(one, where, mesh)) and "slice" not in told.axes]
@@ -99,7 +99,7 @@ def _sent(
 
 
 def _key(instruction: Instruction, sent: tuple[Sent, Instruction] | None) -> str:
-    """The same of the start and the end of an exchange."""
+    """Returns a key shared by the start and the end of an exchange."""
     if instruction.opcode.endswith("-done"):
         return instruction.operands[0]
     channel = None if sent is None or instruction.opcode != "fusion" else sent[1].attribute("channel_id")
@@ -107,7 +107,7 @@ def _key(instruction: Instruction, sent: tuple[Sent, Instruction] | None) -> str
 
 
 def _part(program: Program, instruction: Instruction) -> Literal["start", "middle", "end", "all"]:
-    """Which part of an exchange an instruction is; the chip's own go on in fusions with other work."""
+    """Returns which part of an exchange an instruction is; on-chip exchanges continue in fusions with other work."""
     if instruction.opcode.endswith(("-start", "-done")):
         return "start" if instruction.opcode.endswith("-start") else "end"
     fused = program.of_fusion(instruction) if instruction.opcode == "fusion" else None

@@ -1,4 +1,4 @@
-"""What a compiled program moves, each step and device: between devices, and between memory and chip."""
+"""Data that a compiled program moves per step and device: between devices, and between memory and chip."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 @dataclasses.dataclass(frozen=True)
 class Sent:
-    """What a device sends each step by one kind of collective along some axes of the mesh.
+    """Data that a device sends per step by one kind of collective along some mesh axes.
 
     Attributes:
-      kind: of `KINDS`.
-      axes: the mesh axes along which the devices lie that take part; none if that cannot be told.
-      bytes: in all runs of all these collectives.
+      kind: One of `KINDS`.
+      axes: Mesh axes along which the participating devices lie; empty if unknown.
+      bytes: Total over all executions of all these collectives.
     """
 
     kind: str
@@ -32,7 +32,7 @@ class Sent:
 
 
 def collectives(program: Program, mesh: Mesh) -> list[Sent]:
-    """All exchanges of a step, the largest first; one that XLA has cut into a start, steps and an end counts once."""
+    """Returns all exchanges of a step, largest first; one that XLA split into a start, steps and an end counts once."""
     found: dict[str, Sent] = {}
     for name, times in program.runs.items():
         for computation, instruction in with_fused(program, program.computations[name]):
@@ -51,7 +51,7 @@ def collectives(program: Program, mesh: Mesh) -> list[Sent]:
 
 
 def sent_by(instruction: Instruction, computation: Computation, mesh: Mesh) -> Sent | None:
-    """What a device sends in one run of an instruction; None: nothing."""
+    """Returns what a device sends in one execution of an instruction; None if nothing."""
     kind = instruction.opcode.removesuffix("-start")
     across = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
     if kind == "send" and across:  # to other slices, through the hosts
@@ -68,7 +68,7 @@ def sent_by(instruction: Instruction, computation: Computation, mesh: Mesh) -> S
 
 
 def with_fused(program: Program, computation: Computation) -> Iterator[tuple[Computation, Instruction]]:
-    """All instructions of a computation, and of what they fuse."""
+    """Yields all instructions of a computation and of the computations that they fuse."""
     for instruction in computation.instructions.values():
         yield computation, instruction
         fused = program.of_fusion(instruction) if instruction.opcode == "fusion" else None
@@ -77,7 +77,7 @@ def with_fused(program: Program, computation: Computation) -> Iterator[tuple[Com
 
 
 def _moved(instruction: Instruction, computation: Computation) -> float:
-    """Bytes of what is exchanged: for a gather, of all parts together; else, of what a device puts in."""
+    """Returns exchanged bytes: all parts together for an all-gather, otherwise a device's input."""
     sources = [computation.instructions[name] for name in instruction.operands if name in computation.instructions]
     given = sum(array.bytes for source in sources for array in source.out)
     if instruction.opcode.startswith("all-gather"):
@@ -86,14 +86,14 @@ def _moved(instruction: Instruction, computation: Computation) -> float:
 
 
 def _sent(kind: str, moved: float, size: int) -> float:
-    """Bytes that one of `size` devices sends, by the usual ring algorithms."""
+    """Returns the bytes that one of `size` devices sends with the usual ring algorithms."""
     if kind == "collective-permute":
         return moved
     return moved * (size - 1) / size * (2 if kind == "all-reduce" else 1)
 
 
 def group_of(kind: str, attributes: str, devices: int) -> np.ndarray:
-    """Numbers of devices that exchange with one another: those of the first group."""
+    """Returns the numbers of the devices in the first group that exchange with one another."""
     if kind == "collective-permute":
         pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)
         ring, targets = [0], {}
@@ -117,7 +117,7 @@ def group_of(kind: str, attributes: str, devices: int) -> np.ndarray:
 
 
 def _iota(text: str, sizes: list[int]) -> np.ndarray:
-    """XLA's `<=[4,2]T(1,0)`: 0, 1, … in that shape, transposed, read in order into `sizes`."""
+    """Parses XLA's `<=[4,2]T(1,0)`: 0, 1, … in that shape, transposed, then reshaped to `sizes`."""
     found = re.search(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if not found:
         return np.arange(math.prod(sizes)).reshape(sizes)
@@ -130,7 +130,7 @@ def _iota(text: str, sizes: list[int]) -> np.ndarray:
 
 
 def axes_of(group: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
-    """Mesh axes along which the devices of a group differ; devices are numbered in the mesh's order."""
+    """Returns the mesh axes along which the devices of a group differ; devices are numbered in the mesh's order."""
     places = np.unravel_index(group, mesh.devices.shape)
     return tuple(name for name, place in zip(mesh.axis_names, places, strict=True) if len(set(place.tolist())) > 1)
 
@@ -140,7 +140,7 @@ NOTHING_MOVED = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast
 
 
 def memory_bytes(program: Program) -> float:
-    """Bytes read from and written to main memory in a step; what stays in the chip costs nothing."""
+    """Returns bytes read from and written to main memory in a step; data that stays on the chip is not counted."""
     total = 0.0
     for name, times in program.runs.items():
         computation = program.computations[name]
@@ -175,7 +175,7 @@ def _touched(program: Program, computation: Computation, instruction: Instructio
         if users and all(one.opcode == "dynamic-slice" for one in users):
             total += sum(array.bytes for one in users for array in one.out) * bool(_in_memory(given[number]))
         elif users and all(one.opcode == "dynamic-update-slice" and one.operands[0] == parameter.name for one in users):
-            # Written in place: what is written, not the whole.
+            # Updated in place: only the slice is written, not the whole array.
             written = sum(a.bytes for one in users for a in fused.instructions[one.operands[1]].out)
             total += written * bool(_in_memory(given[number]))
             out -= min(sum(array.bytes for array in parameter.out), out)
@@ -189,9 +189,9 @@ def _in_memory(arrays: tuple[Array, ...] | list[Array]) -> float:
 
 
 def kept_bytes(program: Program) -> float:
-    """Bytes that forward loops write, a part an iteration, and backward loops read: what is kept of activations.
+    """Returns bytes of stored activations, which forward loops write slice by slice and backward loops read.
 
-    Loops stand in the entry, or in a computation that it calls, as newer XLA for CPUs does with small ones.
+    Loops are in the entry computation or in one that it calls, as newer XLA for CPUs does with small loops.
     """
     total = 0.0
     for computation in (program.computations[name] for name, times in program.runs.items() if times == 1):

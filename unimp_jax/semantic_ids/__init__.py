@@ -1,4 +1,4 @@
-"""Semantic ids: a few codes for each item, so that similar items share their first ones and no two share all."""
+"""Semantic ids: a few codes for each item, such that similar items share prefixes and all ids are distinct."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class SemanticIdConfig:
-    """The layout of ids, by default that of the UniMP reference, and how the learned levels are found."""
+    """Layout of ids, by default that of the UniMP reference, and the method that learns the levels."""
 
     method: Literal["residual_kmeans", "rq_vae"] = "residual_kmeans"
     levels: int = 3
-    """Learned levels; one more tells items with equal codes apart."""
+    """Number of learned levels; one more distinguishes items with equal codes."""
     codes: int = 512
-    """Codes of each learned level."""
+    """Number of codes per learned level."""
     last: int = 32
-    """Codes of the level that is added."""
+    """Number of codes of the additional level."""
     iterations: int = 50
-    """Of k-means, a level at most."""
+    """Maximum number of k-means iterations per level."""
     rq_vae: RQVAEConfig = RQVAEConfig()
     seed: int = 0
 
@@ -51,7 +51,7 @@ class SemanticIdConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SemanticIds:
-    """Ids, what they were made of, and how well the codes are used."""
+    """Ids, the quantisation that they were made from, and codebook metrics."""
 
     ids: np.ndarray  # int32 [I, levels + 1], all distinct
     quantised: Quantised
@@ -59,14 +59,14 @@ class SemanticIds:
 
 
 def semantic_ids(features: np.ndarray, config: SemanticIdConfig) -> SemanticIds:
-    """A distinct id for each item.
+    """Returns a distinct id for each item.
 
     Args:
-      features: float32 [I, F], of like scales.
+      features: float32 [I, F], on similar scales.
 
     Raises:
-      ValueError: features are not of two axes, are empty, or are not all finite; the ids are fewer than the items; a
-        number of the configuration is out of range; or a loss is not finite.
+      ValueError: Features do not have two axes, are empty, or are not all finite; there are fewer ids than items; a
+        setting is out of range; or a loss is not finite.
     """
     levels, codes, seed = config.levels, config.codes, config.seed
     if config.method == "rq_vae":

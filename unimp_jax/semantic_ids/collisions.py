@@ -1,7 +1,8 @@
-"""A last level that tells items with equal codes apart, as TIGER (arXiv:2305.05065, section 3.1) does.
+"""A last level that distinguishes items with equal codes, as in TIGER (arXiv:2305.05065, section 3.1).
 
-Where more items share their codes than the last level can number, the surplus moves to other codes: the tree of codes
-is climbed until there is room below, and descended again, each time by the nearest codeword below which there is room.
+If more items share their codes than the last level can number, the surplus moves to other codes: the search climbs the
+tree of codes until there is room below, and descends again, each time to the nearest codeword below which there is
+room.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ CHUNK = 4096  # items whose distances to all codewords are held at once
 
 Codes: TypeAlias = tuple[int, ...]
 Distances: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(items int [N], their first l codes int32 [N, l]) -> float [N, K]: from each item's residual after these l levels,
-the distances to all codewords of the next level. Any increasing function of a distance will do."""
+"""(items int [N], their first l codes int32 [N, l]) -> float [N, K]: distances from each item's residual after these l
+levels to all codewords of the next level. Any increasing function of a distance is sufficient."""
 
 
 def residual_distances(points_ID: np.ndarray, codebooks_LKD: np.ndarray) -> Distances:
-    """Squared distances in a residual code space, float32, such as `Quantised` describes."""
+    """Returns a function for squared distances in a residual code space, float32, such as that of `Quantised`."""
 
     def distances(items_N: np.ndarray, prefixes_Nl: np.ndarray) -> np.ndarray:
         level = prefixes_Nl.shape[1]
@@ -36,22 +37,22 @@ def residual_distances(points_ID: np.ndarray, codebooks_LKD: np.ndarray) -> Dist
 
 
 def resolve(codes: np.ndarray, last: int = 32, *, size: int = 512, distances: Distances) -> np.ndarray:
-    """Distinct ids: the codes, and a number from 0 for each item among those that share them.
+    """Returns distinct ids: the codes, and a number from 0 for each item among those that share them.
 
-    Where more than `last` items share their codes, the `last` that are nearest to their last codeword keep them (of
-    equals, the first). The others move one after the other, in the order of items.
+    If more than `last` items share their codes, the `last` nearest to their last codeword keep them (ties by the first
+    item). The others move one after the other, in the order of items.
 
     Args:
       codes: int [I, L], each at least 0 and below `size`.
-      last: codes of the level that is added.
-      size: codes of each level before.
-      distances: is asked only about items that share their codes with more than `last` - 1 others.
+      last: Number of codes of the additional level.
+      size: Number of codes of each other level.
+      distances: Only called for items that share their codes with more than `last` - 1 others.
 
     Returns:
       int32 [I, L + 1].
 
     Raises:
-      ValueError: codes are not of two axes or not in range, or `size`^L * `last` ids are fewer than the items.
+      ValueError: Codes do not have two axes or are out of range, or there are fewer ids, `size`^L * `last`, than items.
     """
     codes_IL = np.array(codes, np.int32)
     if codes_IL.ndim != 2 or not codes_IL.shape[1] or last < 1:
@@ -86,7 +87,7 @@ def resolve(codes: np.ndarray, last: int = 32, *, size: int = 512, distances: Di
 
 
 def _keys(codes_Nl: np.ndarray, size: int) -> np.ndarray:
-    """One number for each row of codes, in lexicographic order: int64 [N]."""
+    """Returns one number for each row of codes, in lexicographic order: int64 [N]."""
     keys_N = np.zeros(len(codes_Nl), np.int64)
     for codes_N in codes_Nl.T:
         keys_N = keys_N * size + codes_N
@@ -94,13 +95,13 @@ def _keys(codes_Nl: np.ndarray, size: int) -> np.ndarray:
 
 
 def _number(sorted_N: np.ndarray) -> np.ndarray:
-    """0, 1, … within each run of equal values."""
+    """Returns 0, 1, … within each run of equal values."""
     starts = np.flatnonzero(np.diff(sorted_N, prepend=-1))
     return np.arange(len(sorted_N)) - np.repeat(starts, np.diff(starts, append=len(sorted_N)))
 
 
 def _surplus(codes_IL: np.ndarray, last: int, size: int, distances: Distances) -> np.ndarray:
-    """The items that cannot keep their codes, ascending."""
+    """Returns the items that cannot keep their codes, in ascending order."""
     _, group_I, counts = np.unique(_keys(codes_IL, size), return_inverse=True, return_counts=True)
     crowded = np.flatnonzero(counts[group_I] > last)
     own = np.empty(len(crowded))
@@ -113,11 +114,11 @@ def _surplus(codes_IL: np.ndarray, last: int, size: int, distances: Distances) -
 
 
 def _move(item: int, codes_L: np.ndarray, below: Counter[Codes], room: Sequence[int], distances: Distances) -> Codes:
-    """The codes that an item gets, which `below` counts from now on.
+    """Returns the new codes of an item, and adds them to `below`.
 
     Args:
-      below: how many items have codes that begin so, for all beginnings.
-      room: how many can, by the length of the beginning.
+      below: Number of items per prefix of codes, for all prefixes.
+      room: Capacity of a prefix, by its length.
     """
     prefix: Codes = tuple(codes_L[:-1].tolist())
     while below[prefix] >= room[len(prefix)]:

@@ -1,4 +1,4 @@
-"""How well codes are used, and how often items share them."""
+"""Metrics of codebook usage and of collisions between items."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class CodebookMetrics:
-    """What `describe` finds; tuples have a value for each learned level."""
+    """Results of `describe`; tuples have a value for each learned level."""
 
     items: int
     used: tuple[float, ...]
-    """The share of a level's codes that some item has."""
+    """Share of a level's codes that some item has."""
     perplexity: tuple[float, ...]
-    """exp of the entropy of a level's codes over items: so many codes, equally used, would carry as much."""
+    """Exponential of the entropy of a level's codes over items: the equivalent number of equally used codes."""
     colliding: float
-    """The share of items whose learned codes are those of another item too."""
+    """Share of items whose learned codes equal those of another item."""
     largest: int
-    """Items in the largest group of equal learned codes."""
+    """Number of items in the largest group with equal learned codes."""
     moved: int
-    """Items whose codes were changed so that all ids are distinct."""
+    """Number of items whose codes were changed to make all ids distinct."""
     errors: tuple[float, ...] | None
-    """The part of the features' variance that the first 1, 2, … levels do not explain, before items moved."""
+    """Fraction of the features' variance that the first 1, 2, … levels do not explain, before items are moved."""
 
     def __str__(self) -> str:
-        """A row for each level, and a line about collisions."""
+        """Returns a row for each level, and a line about collisions."""
         rows = ["level    used  perplexity" + ("   error" if self.errors else "")]
         for level, (used, perplexity) in enumerate(zip(self.used, self.perplexity, strict=True)):
             error = f"{self.errors[level]:8.4f}" if self.errors else ""
@@ -42,15 +42,15 @@ class CodebookMetrics:
 def describe(
     codes: np.ndarray, final: np.ndarray, *, size: int = 512, errors: Sequence[float] | None = None
 ) -> CodebookMetrics:
-    """Metrics of learned codes, and of the ids that `resolve` made of them.
+    """Returns metrics of learned codes and of the ids that `resolve` derived from them.
 
     Args:
       codes: int [I, L], each below `size`.
       final: int [I, L + 1].
-      errors: of the first 1, 2, … levels, such as `Quantised.errors`.
+      errors: Errors after the first 1, 2, … levels, such as `Quantised.errors`.
 
     Raises:
-      ValueError: there are no items, or shapes do not fit each other.
+      ValueError: There are no items, or the shapes do not match.
     """
     num_items, levels = codes.shape
     if not num_items or final.shape != (num_items, levels + 1) or (errors is not None and len(errors) != levels):
@@ -74,6 +74,6 @@ def describe(
 
 
 def unexplained(points_ID: np.ndarray, lost_I: np.ndarray) -> float:
-    """What squared errors |point - its approximation|^2 leave of sum |point - mean|^2, 0 where nothing varies."""
+    """Returns the sum of squared errors |point - approximation|^2 over sum |point - mean|^2; 0 if nothing varies."""
     variation = np.square(points_ID - points_ID.mean(axis=0, dtype=np.float64)).sum()
     return float(lost_I.sum(dtype=np.float64) / variation) if variation > 0 else 0.0

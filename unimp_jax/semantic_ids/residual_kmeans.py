@@ -1,7 +1,7 @@
-"""Residual k-means, as QARM (arXiv:2411.11739) and OneRec (arXiv:2502.18965) make semantic ids.
+"""Residual k-means for semantic ids, as in QARM (arXiv:2411.11739) and OneRec (arXiv:2502.18965).
 
-With r_0 the features and E_l the centres that k-means finds for r_l, an item's code and its next residual are
-c_l = argmin_k |r_l - E_l[k]|^2  and  r_(l+1) = r_l - E_l[c_l].
+With r_0 the features and E_l the centres that k-means finds for r_l, an item's code and its next residual are c_l =
+argmin_k |r_l - E_l[k]|^2 and r_(l+1) = r_l - E_l[c_l].
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ Arrays = tuple[jax.Array, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Quantised:
-    """Points, each near the sum over levels of the codewords that its codes name."""
+    """Points, each approximated by the sum over levels of the codewords of its codes."""
 
     codes: np.ndarray  # int32 [I, L]
     codebooks: np.ndarray  # float32 [L, K, D]
     points: np.ndarray  # float32 [I, D]: features, or latents of an autoencoder
-    errors: tuple[float, ...]  # the part of the features' variance that the first 1, 2, … levels do not explain
+    errors: tuple[float, ...]  # fraction of the features' variance that the first 1, 2, … levels do not explain
     losses: np.ndarray | None = None  # float32 [steps, 2]: an autoencoder's reconstruction and codebook terms
 
 
 def residual_kmeans(features: np.ndarray, levels: int, codes: int, *, iterations: int = 50, seed: int = 0) -> Quantised:
-    """Codes for every item of float32 [I, F]; with fewer distinct items than codes, some codes stay unused.
+    """Returns codes for all items; with fewer distinct items than codes, some codes stay unused.
 
     Args:
-      features: float32 [I, F], of like scales.
-      codes: centres of each level.
-      iterations: Lloyd's iterations of a level at most; fewer where the centres stop moving.
+      features: float32 [I, F], on similar scales.
+      codes: Number of centres per level.
+      iterations: Maximum number of Lloyd's iterations per level; fewer if the centres stop moving.
 
     Raises:
-      ValueError: features are not of two axes, are empty, or are not all finite.
+      ValueError: Features do not have two axes, are empty, or are not all finite.
     """
     points_IF = checked(features)
     residual_IF, found, codebooks, errors = points_IF, list[np.ndarray](), list[np.ndarray](), list[float]()
@@ -54,7 +54,7 @@ def residual_kmeans(features: np.ndarray, levels: int, codes: int, *, iterations
 
 
 def checked(features: np.ndarray) -> np.ndarray:
-    """Features as float32 [I, F]; raises as `residual_kmeans` does."""
+    """Returns features as float32 [I, F]; raises like `residual_kmeans`."""
     x_IF = np.asarray(features, np.float32)
     if x_IF.ndim != 2 or not x_IF.size or not np.isfinite(x_IF).all():
         raise ValueError(f"features of shape {x_IF.shape}: [items, features], not empty and all finite, is right")
@@ -62,14 +62,14 @@ def checked(features: np.ndarray) -> np.ndarray:
 
 
 def nearest(points_NF: jax.Array, centres_KF: jax.Array) -> jax.Array:
-    """The nearest centre of each point, the first of equals: int32 [N]."""
+    """Returns the nearest centre of each point, ties by the lowest index: int32 [N]."""
     products_NK = jnp.matmul(points_NF, centres_KF.T, precision="highest")
     return jnp.argmin(jnp.square(centres_KF).sum(axis=1) - 2 * products_NK, axis=1).astype(jnp.int32)
 
 
 @jax.jit(static_argnames="codes")
 def seed_centres(points_IF: jax.Array, key: jax.Array, *, codes: int) -> jax.Array:
-    """k-means++ (Arthur & Vassilvitskii 2007, section 2.2): float32 [codes, F], points, of which some repeat if few."""
+    """k-means++ (Arthur & Vassilvitskii 2007, section 2.2): returns points, float32 [codes, F], repeated if too few."""
 
     def draw(k: jax.Array, state: Arrays) -> Arrays:
         centres_KF, distances_I = state
@@ -84,9 +84,10 @@ def seed_centres(points_IF: jax.Array, key: jax.Array, *, codes: int) -> jax.Arr
 
 @jax.jit(static_argnames=("iterations", "chunk"))
 def lloyd(points_IF: jax.Array, centres_KF: jax.Array, *, iterations: int, chunk: int = CHUNK) -> Arrays:
-    """Lloyd's iterations from given centres, float32, until these rest or `iterations` are done.
+    """Runs Lloyd's iterations from given centres, float32, until convergence or for `iterations`.
 
-    Centres without points move to the points that are farthest from their own centres, if any is away from its own.
+    Centres without points move to the points that are farthest from their own centres, if any point differs from its
+    own.
 
     Returns (centres, float32 [K, F]; the nearest of them for each point, int32 [I]).
     """
@@ -101,7 +102,7 @@ def lloyd(points_IF: jax.Array, centres_KF: jax.Array, *, iterations: int, chunk
         def add(total: Arrays, part: Arrays) -> tuple[Arrays, jax.Array]:
             points_NF, real_N = part
             codes_N = nearest(points_NF, centres_KF)
-            # A product, since accelerators add scattered rows in no fixed order.
+            # A product, because accelerators add scattered rows in no fixed order.
             member_NK = jax.nn.one_hot(codes_N, num_codes) * real_N[:, None]
             sums_KF = total[0] + jnp.matmul(member_NK.T, points_NF, precision="highest")
             distances_N = jnp.square(points_NF - centres_KF[codes_N]).sum(axis=1)

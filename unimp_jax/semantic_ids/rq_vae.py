@@ -1,9 +1,9 @@
-"""RQ-VAE: an autoencoder whose latents are sums of one codeword from each level (Lee et al. 2022, arXiv:2203.01941).
+"""RQ-VAE: an autoencoder whose latents are sums of one codeword per level (Lee et al. 2022, arXiv:2203.01941).
 
-As TIGER (arXiv:2305.05065, section 3.1): with x features, r_0 their latents, e_l the codeword nearest to r_l,
-r_(l+1) = r_l - sg(e_l), where sg passes no gradient, and x' what is decoded from r_0 + sg(sum_l e_l - r_0), an item
-costs  mean (x - x')^2 + sum_l |sg(r_l) - e_l|^2 + beta |r_l - sg(e_l)|^2.  TIGER's first term is a sum over features;
-with the mean, latents do not outgrow the codebooks when training starts.
+As in TIGER (arXiv:2305.05065, section 3.1): with x features, r_0 their latents, e_l the codeword nearest to r_l,
+r_(l+1) = r_l - sg(e_l), where sg is the stop-gradient, and x' decoded from r_0 + sg(sum_l e_l - r_0), an item costs
+mean (x - x')^2 + sum_l |sg(r_l) - e_l|^2 + beta |r_l - sg(e_l)|^2. TIGER's first term is a sum over features; with the
+mean, latents do not outgrow the codebooks when training starts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RQVAEConfig:
     """The autoencoder, and its training by AdamW with a cosine schedule; batches are drawn with replacement."""
 
     hidden: tuple[int, ...] = (512, 256, 128)
-    """Widths of the encoder's ReLU layers, and backwards of the decoder's."""
+    """Widths of the encoder's ReLU layers; the decoder has them in reverse order."""
     latent: int = 32
     beta: float = 0.25
     learning_rate: float = 1e-3
@@ -35,8 +35,8 @@ class RQVAEConfig:
     batch_size: int = 1024
     revive_every: int = 100
     revive_until: float = 0.75
-    """After each `revive_every` steps, codewords that none of them used become residuals of the batch, up to this part
-    of all steps, so that training then settles."""
+    """After every `revive_every` steps, unused codewords are replaced by residuals of the batch, until this fraction of
+    all steps, so that training can then converge."""
 
     def __post_init__(self) -> None:
         counts = (*self.hidden, self.latent, self.steps, self.batch_size, self.revive_every)
@@ -45,7 +45,7 @@ class RQVAEConfig:
 
 
 class RQVAE(nnx.Module):
-    """Two MLPs and the codebooks between them, zero until they are set."""
+    """Two MLPs and the codebooks between them, which are zero until they are set."""
 
     def __init__(self, num_features: int, config: RQVAEConfig, levels: int, codes: int, rngs: nnx.Rngs):
         widths = (num_features, *config.hidden, config.latent)
@@ -59,15 +59,15 @@ def _mlp(widths: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Sequential:
 
 
 def quantise(latents_BD: jax.Array, codebooks_LKD: jax.Array, beta: float) -> kmeans.Arrays:
-    """Residual quantisation, with the gradients that the module's head describes.
+    """Computes the residual quantisation, with the gradients described at the top of the module.
 
-    Returns (codes, int32 [L, B]; residuals before each level and sums of codewords up to it, [L, B, D] each, the sums
-    passing gradients straight to the latents; the mean over items of the loss's codebook terms).
+    Returns (codes, int32 [L, B]; residuals before each level and sums of codewords up to it, [L, B, D] each, where the
+    sums pass gradients straight through to the latents; the mean over items of the loss's codebook terms).
     """
 
     def level(residual_BD: jax.Array, codebook_KD: jax.Array) -> tuple[jax.Array, kmeans.Arrays]:
         codes_B = kmeans.nearest(residual_BD, codebook_KD)
-        # A product, since accelerators add a gather's gradients in no fixed order.
+        # A product, because accelerators add a gather's gradients in no fixed order.
         codeword_BD = jnp.matmul(jax.nn.one_hot(codes_B, len(codebook_KD)), codebook_KD, precision="highest")
         fixed_BD = jax.lax.stop_gradient(codeword_BD)
         learned_BD = jnp.square(jax.lax.stop_gradient(residual_BD) - codeword_BD)
@@ -80,15 +80,15 @@ def quantise(latents_BD: jax.Array, codebooks_LKD: jax.Array, beta: float) -> km
 
 
 def revive(codebooks_LKD: jax.Array, used_LK: jax.Array, residuals_LBD: jax.Array, key: jax.Array) -> jax.Array:
-    """Codebooks with random residuals of the same level in place of codewords that are not used."""
+    """Replaces unused codewords by random residuals of the same level."""
     drawn_LK = jax.random.randint(key, used_LK.shape, 0, residuals_LBD.shape[1])
     return jnp.where(used_LK[..., None], codebooks_LKD, jnp.take_along_axis(residuals_LBD, drawn_LK[..., None], axis=1))
 
 
 def train_rq_vae(features: np.ndarray, config: RQVAEConfig, levels: int, codes: int, seed: int) -> kmeans.Quantised:
-    """Latents of float32 [I, F], quantised, from codebooks that residual k-means finds for the first latents.
+    """Trains on features, float32 [I, F], and returns the quantised latents; codebooks start from residual k-means.
 
-    The errors are the decoder's. Raises ValueError as `residual_kmeans` does, and where a loss is not finite.
+    The errors are those of the decoder. Raises ValueError like `residual_kmeans`, and if a loss is not finite.
     """
     points_IF = jnp.asarray(kmeans.checked(features))
     model = RQVAE(points_IF.shape[1], config, levels, codes, nnx.Rngs(seed))
@@ -111,7 +111,7 @@ def train_rq_vae(features: np.ndarray, config: RQVAEConfig, levels: int, codes: 
 
 @jax.jit(static_argnums=0)
 def _apply(graph: Any, parameters: Any, points_IF: jax.Array) -> kmeans.Arrays:
-    """(latents [I, D], codes [I, L], squared errors of what is decoded from the first 1, 2, … levels [I, L])."""
+    """Returns (latents [I, D], codes [I, L], squared errors of decoding the first 1, 2, … levels [I, L])."""
     model = nnx.merge(graph, parameters)
 
     def one(x_F: jax.Array) -> kmeans.Arrays:
@@ -123,7 +123,7 @@ def _apply(graph: Any, parameters: Any, points_IF: jax.Array) -> kmeans.Arrays:
 
 
 def make_step(graph: Any, optimizer: optax.GradientTransformation, config: RQVAEConfig) -> Any:
-    """(parameters, state, used codes, points, key, number) -> (the first three, losses [2]), jitted and donating."""
+    """Makes (parameters, state, used codes, points, key, number) -> (the first three, losses [2]), jitted, donating."""
 
     def loss_of(parameters: Any, x_BF: jax.Array) -> tuple[jax.Array, kmeans.Arrays]:
         model = nnx.merge(graph, parameters)

@@ -1,4 +1,4 @@
-"""Whole checkpoints or none: written in the background, the latest ones and the best one kept."""
+"""Atomic checkpoints, written in the background; the latest ones and the best one are kept."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from unimp_jax.training.object_store import options_of, set_aside
 from unimp_jax.training.reading import CheckpointError, DamagedError, read_together
 
 DELETED = "deleted"
-"""Among the checkpoints, where those go that are about to be deleted."""
+"""Subfolder of the checkpoints to which checkpoints are moved before deletion."""
 METRICS = "metrics"
-"""In a checkpoint, a folder and in it a file of JSON, as Orbax names them."""
+"""Name of a folder in a checkpoint and of the JSON file in it, as in Orbax."""
 LEAST_SLICE = 2**20
-"""Bytes. Devices that hold the same array write a slice of it each where a slice is at least as large. For each shape
-of a slice a program is compiled, which takes longer than to write a small array from one device."""
+"""In bytes. Devices that hold the same array each write a slice of it if slices have at least this size. A program is
+compiled for each slice shape, which takes longer than writing a small array from one device."""
 
-logging.getLogger("absl").disabled = True  # Orbax warns of every handler that takes the place of its own
+logging.getLogger("absl").disabled = True  # Orbax warns of every handler that replaces its own
 ocp.type_handlers.register_type_handler(
     jax.Array,
     ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=LEAST_SLICE),
@@ -42,12 +42,12 @@ logging.getLogger("absl").disabled = False
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Which checkpoints stay."""
+    """Which checkpoints are kept."""
 
     keep_latest: int = 2
-    """So many of the latest; two, so that one is whole whatever happens to the other."""
+    """Number of latest checkpoints to keep; with two, one is intact whatever happens to the other."""
     best_metric: str = "NDCG@10"
-    """The best checkpoint by this validation metric (larger is better) stays as well."""
+    """Validation metric (larger is better) whose best checkpoint is also kept."""
 
     def __post_init__(self) -> None:
         if self.keep_latest < 1:
@@ -56,26 +56,26 @@ class CheckpointConfig:
 
 class _Manager(ocp.CheckpointManager):
     def metrics(self, step: int) -> dict[str, float] | None:
-        """What was measured at a step; None where nothing was, or what was written of it is damaged."""
+        """Returns the metrics of a step; None if there are none or their file is damaged."""
         try:
             measured = super().metrics(step)
-        except ValueError:  # it is no JSON
+        except ValueError:  # not JSON
             return None
         return measured if isinstance(measured, dict) else None
 
 
 class Checkpoints:
-    """Checkpoints of one run, by step. Use as a context: leaving it waits until all is written."""
+    """The checkpoints of one run, by step. As a context manager, it waits on exit until all are written."""
 
     def __init__(self, folder: Path, config: CheckpointConfig, *, reads_only: bool = False):
-        """`reads_only`: nothing in the folder is touched, for another process may be writing there."""
+        """Opens a folder; with `reads_only` nothing in it is changed, because another process may be writing there."""
         self.folder, self._best_metric, self._reads_only = folder, config.best_metric, reads_only
         best = policies.BestN(get_metric_fn=self._quality, n=1, keep_checkpoints_without_metrics=False)
         self._manager = _Manager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(config.keep_latest), best]),
-                best_fn=self._quality,  # without one, metrics are not written, and forgotten with the process
+                best_fn=self._quality,  # without it, metrics are not written and are lost with the process
                 todelete_subdir=None if is_remote(folder) else DELETED,
                 create=not reads_only,
                 cleanup_tmp_directories=not reads_only,
@@ -85,10 +85,10 @@ class Checkpoints:
         self._delete()
 
     def save(self, step: int, state: Any, notes: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
-        """Starts writing `state` (a tree of arrays) with `notes` (JSON); the arrays may be donated at once.
+        """Starts writing `state` (a tree of arrays) with `notes` (JSON); the arrays may be donated immediately.
 
         Raises:
-          CheckpointError: this or an earlier checkpoint could not be written, for lack of room, say.
+          CheckpointError: This or an earlier checkpoint could not be written, for example for lack of space.
         """
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
         measured = metrics if metrics and self._best_metric in metrics else {}
@@ -100,7 +100,7 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def wait(self) -> None:
-        """Returns when everything is on disk; raises as `save` does."""
+        """Waits until everything is on disk; raises like `save`."""
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -109,18 +109,18 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def note_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Adds what was measured to a checkpoint that was saved before it could be; by a process of its own alone."""
+        """Adds metrics to a checkpoint that was saved before they were measured; for a single process only."""
         file = self.folder / str(step) / METRICS / METRICS
         if self._best_metric in metrics and file.exists():
             write_json(file, metrics)
             self._manager.reload()
 
     def latest(self) -> int | None:
-        """The latest step as the first process sees it (so is `best`): somebody may be writing there."""
+        """Returns the latest step as the first process sees it (like `best`): another process may be writing."""
         return self._of_first(self._manager.latest_step())
 
     def best(self) -> int | None:
-        """The step with the best metric, the latest of equals, as it stays; or the latest where none was measured."""
+        """Returns the kept step with the best metric, ties by the latest; the latest step if there are no metrics."""
         steps = self._manager.all_steps()
         return self._of_first(
             max(steps, key=lambda step: (self._quality(self._manager.metrics(step)), step), default=None)
@@ -134,20 +134,20 @@ class Checkpoints:
         return (metrics or {}).get(self._best_metric, -math.inf)
 
     def _delete(self) -> None:
-        """Those that have given way to newer ones. They were moved first, so that none is ever there in part."""
+        """Deletes replaced checkpoints, which were moved away first so that no partial checkpoint is ever visible."""
         if jax.process_index() == 0 and not self._reads_only and not is_remote(self.folder):
             shutil.rmtree(self.folder / DELETED, ignore_errors=True)
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-        """(state, notes) of a step, straight into the shardings of `abstract_state`.
+        """Returns (state, notes) of a step, read directly into the shardings of `abstract_state`.
 
         Raises:
-          CheckpointError: the checkpoint is damaged (`DamagedError`) or out of reach, or its arrays have other names
-            or shapes.
+          CheckpointError: The checkpoint is damaged (`DamagedError`) or unreachable, or its arrays have other names or
+            shapes.
         """
         folder = (self.folder / str(step)).absolute()
 
-        def read() -> tuple[Any, dict[str, Any]]:  # by handlers: a checkpointer would wait for the other processes
+        def read() -> tuple[Any, dict[str, Any]]:  # by handlers: a checkpointer would wait for other processes
             notes = ocp.JsonCheckpointHandler().restore(folder / "notes", args=ocp.args.JsonRestore())
             states = ocp.StandardCheckpointHandler()
             return states.restore(folder / "state", args=ocp.args.StandardRestore(abstract_state)), notes
@@ -155,15 +155,15 @@ class Checkpoints:
         return read_together(f"{self.folder}: step {step}", read)
 
     def restore_parameters(self, step: int, abstract_trainable: Any, part: str = "trainable") -> Any:
-        """The parameters of a step that train, and nothing else of its state, into the shardings asked for.
+        """Returns the trainable parameters of a step and nothing else of its state, in the requested shardings.
 
         Args:
-          step: a step that `latest` or `best` gave.
-          abstract_trainable: shapes, dtypes and shardings; parts of the model that are not named are not read.
-          part: what the state calls them.
+          step: A step returned by `latest` or `best`.
+          abstract_trainable: Shapes, dtypes and shardings; parts of the model that it does not contain are not read.
+          part: Name of these parameters in the state.
 
         Raises:
-          CheckpointError: as of `restore`.
+          CheckpointError: See `restore`.
         """
         item = {part: abstract_trainable}
         wanted = ocp.args.PyTreeRestore(
@@ -174,20 +174,20 @@ class Checkpoints:
         def read() -> Any:
             restored = ocp.PyTreeCheckpointHandler().restore(folder, args=wanted)[part]
             for path, leaf in jax.tree.leaves_with_path(restored):
-                if isinstance(leaf, jax.ShapeDtypeStruct):  # which Orbax leaves where a name is not in the checkpoint
+                if isinstance(leaf, jax.ShapeDtypeStruct):  # Orbax leaves it where the checkpoint lacks a name
                     raise ValueError(f"it has no parameter {jax.tree_util.keystr(path, simple=True, separator='/')}")
             return restored
 
         return read_together(f"{self.folder}: step {step}", read)
 
     def restore_latest(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
-        """(state, notes) of the latest step that can be read, None where there is no checkpoint.
+        """Returns (state, notes) of the latest readable step, or None if there is no checkpoint.
 
-        A damaged one is reported on standard error and set aside in `damaged/` beside the checkpoints, once an earlier
-        one has been read in its place. All processes read the same step.
+        A damaged checkpoint is reported on standard error and moved to `damaged/` next to the checkpoints, after an
+        earlier one has been read instead. All processes read the same step.
 
         Raises:
-          CheckpointError: all are damaged, or the latest whole one is out of reach or of another configuration.
+          CheckpointError: All are damaged, or the latest intact one is unreachable or of another configuration.
         """
         failures: list[tuple[int, DamagedError]] = []
         for step in self._steps():
@@ -205,7 +205,7 @@ class Checkpoints:
         return None
 
     def _steps(self) -> list[int]:
-        """All, from the latest on, as process 0 sees them: a network's file system may show others less for a while."""
+        """Returns all steps, latest first, as process 0 sees them; network file systems may lag for other processes."""
         steps = sorted(self._manager.all_steps(), reverse=True)
         if jax.process_count() == 1:
             return steps
@@ -245,5 +245,5 @@ class Checkpoints:
 
 
 def abstract(tree: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree of arrays."""
+    """Returns shapes, dtypes and shardings of a tree of arrays."""
     return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), tree)

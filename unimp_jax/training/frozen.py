@@ -1,4 +1,4 @@
-"""What does not train, on disk once a run and not once a checkpoint."""
+"""Storage of frozen parameters: once per run instead of in every checkpoint."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from unimp_jax.training.reading import read_together
 
 
 def save_frozen(folder: Path, parameters: Any) -> Any:
-    """Writes the parameters, whole or not at all, unless they are there; returns those that are there.
+    """Writes the parameters atomically unless they exist already, and returns those on disk.
 
-    Where they are there, the arrays given are freed before those are read: there is room for them once.
+    If they exist, the given arrays are freed before the stored ones are read, because memory holds them only once.
     """
     if not jax.tree.leaves(parameters):
         return parameters
     if not of_first(is_saved(folder)):
         with ocp.StandardCheckpointer(**options_of(folder)) as checkpointer:
-            checkpointer.save(folder.absolute(), parameters, force=is_remote(folder))  # what a kill left gives way
+            checkpointer.save(folder.absolute(), parameters, force=is_remote(folder))  # replaces an aborted write
         return parameters
     shapes = abstract(parameters)
     for array in jax.tree.leaves(parameters):
@@ -33,9 +33,10 @@ def save_frozen(folder: Path, parameters: Any) -> Any:
 
 
 def load_frozen(folder: Path, shapes: Any) -> Any:
-    """
+    """Reads the frozen parameters into the given shapes and shardings.
+
     Raises:
-      CheckpointError: they are missing, damaged, out of reach, or of another model.
+      CheckpointError: They are missing, damaged, unreachable, or of another model.
     """
     if not jax.tree.leaves(shapes):
         return shapes

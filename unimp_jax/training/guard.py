@@ -1,4 +1,4 @@
-"""Steps that would do harm are skipped: a loss or a gradient that is not finite, or a gradient that is a spike."""
+"""Skips harmful steps: those with a loss or gradient that is not finite, or with a spike of the gradient norm."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-    """Which steps are skipped, and how many are too many."""
+    """Which steps are skipped, and how many consecutive skips end the run."""
 
     spike: float = 20.0
-    """A gradient norm of more than so many times its running mean is a spike; 0: none is."""
+    """A gradient norm above this multiple of its running mean is a spike; 0 disables the check."""
     memory: float = 0.98
-    """Decay of the running mean at each step."""
+    """Decay of the running mean per step."""
     after: int = 50
-    """Good steps before the running mean is used."""
+    """Number of good steps before the running mean is used."""
     patience: int = 20
-    """The run stops after so many consecutive skips."""
+    """Number of consecutive skips after which the run stops."""
 
     def __post_init__(self) -> None:
         if (self.spike and self.spike <= 1) or not 0 <= self.memory < 1 or self.patience < 1:
@@ -34,13 +34,13 @@ class GuardConfig:
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Guard:
-    """What the guard knows of the steps so far.
+    """State of the guard after the steps so far.
 
     Attributes:
-      usual_norm: float32 scalar, the running mean of the gradient norms of good steps.
-      good: int32 scalar, the number of good steps.
-      skipped: int32 scalar, the number of skipped steps.
-      consecutive_skips: int32 scalar, the number of skipped steps since the last good one.
+      usual_norm: float32 scalar, running mean of the gradient norms of good steps.
+      good: int32 scalar, number of good steps.
+      skipped: int32 scalar, number of skipped steps.
+      consecutive_skips: int32 scalar, number of skipped steps since the last good one.
     """
 
     usual_norm: jax.Array
@@ -49,7 +49,7 @@ class Guard:
     consecutive_skips: jax.Array
 
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, jax.Array], ...], None]:
-        names = ("usual_norm", "good", "left_out", "in_a_row")  # under which checkpoints have always held them
+        names = ("usual_norm", "good", "left_out", "in_a_row")  # the names used in checkpoints
         values = (self.usual_norm, self.good, self.skipped, self.consecutive_skips)
         return tuple(zip(map(jax.tree_util.GetAttrKey, names), values, strict=True)), None
 
@@ -59,8 +59,8 @@ class Guard:
 
 
 def new_guard() -> Guard:
-    """The guard before the first step."""
-    good, skipped, consecutive_skips = (jnp.zeros((), jnp.int32) for _ in range(3))  # not one array, to be donated
+    """Returns the guard before the first step."""
+    good, skipped, consecutive_skips = (jnp.zeros((), jnp.int32) for _ in range(3))  # separate arrays, to be donated
     return Guard(jnp.zeros((), jnp.float32), good, skipped, consecutive_skips)
 
 
@@ -86,17 +86,17 @@ class TrainingError(RuntimeError):
 def check_skips(
     patience: int, option: str, step: int, consecutive_skips: Mapping[str, int], latest: Callable[[], int | None]
 ) -> None:
-    """Ends a run whose steps are all skipped.
+    """Ends a run with too many consecutive skipped steps.
 
     Args:
-      patience: the number of consecutive skips at which the run ends.
-      option: the name of the option that says what a spike is, for the message.
-      step: the number of the step that was done last.
-      consecutive_skips: counts by whose steps were skipped, in words that follow "steps".
-      latest: the step of the latest checkpoint, None where there is none; asked for only where the run ends.
+      patience: Number of consecutive skips at which the run ends.
+      option: Name of the option that defines a spike, for the message.
+      step: Number of the last step that was done.
+      consecutive_skips: Counts by a label of whose steps were skipped, which follows the word "steps" in the message.
+      latest: Returns the step of the latest checkpoint, None if there is none; called only if the run ends.
 
     Raises:
-      TrainingError: one of the counts has reached the limit.
+      TrainingError: One of the counts has reached the limit.
     """
     for whose, count in consecutive_skips.items():
         if count >= patience:

@@ -1,4 +1,4 @@
-"""What the hosts of a run spend their time on, and which of them is the slowest."""
+"""How the hosts of a run spend their time, and which of them is the slowest."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 NAME_BYTES = 64
-"""Of a host's name, so many."""
+"""Maximum length of a host's name in bytes."""
 
 
 def across_hosts(own: Mapping[str, float]) -> dict[str, float | str]:
-    """What a row of the log says of seconds that each process has measured; all must call this together.
+    """Returns the log entries for durations measured on each process; all processes must call this together.
 
-    It waits for the other processes, and so belongs where their devices have nothing left to do.
+    It waits for the other processes, so it should be called when their devices have no work left.
 
     Args:
-      own: this process's seconds, of the same phases on all of them.
+      own: Seconds per phase on this process; the phases are the same on all processes.
 
     Returns:
-      `PHASE_seconds`, the mean; and where there are several processes, `PHASE_most_seconds` and `PHASE_slowest_host`:
-      the most, and whose they are.
+      `PHASE_seconds`, the mean; with several processes also `PHASE_most_seconds`, the maximum, and
+      `PHASE_slowest_host`, the process with the maximum.
     """
     seconds_PS = _gathered(np.array(list(own.values()), np.float32))
     row: dict[str, float | str] = {}
@@ -37,12 +37,12 @@ def across_hosts(own: Mapping[str, float]) -> dict[str, float | str]:
 
 @functools.cache
 def hosts() -> list[str]:
-    """The processes' numbers and hosts; the first call is made by all together."""
+    """Returns process numbers and host names; the first call must be made by all processes together."""
     own = np.frombuffer(socket.gethostname().encode()[:NAME_BYTES].ljust(NAME_BYTES), np.uint8)
     names = (bytes(row).decode(errors="replace").rstrip() for row in _gathered(own))
     return [f"process {number} ({name})" for number, name in enumerate(names)]
 
 
 def _gathered(own_S: np.ndarray) -> np.ndarray:
-    """[P, S]."""
+    """Returns the arrays of all processes, [P, S]."""
     return np.asarray(multihost_utils.process_allgather(own_S)).reshape(-1, len(own_S))

@@ -1,4 +1,4 @@
-"""The log of a run: a file of JSON lines, TensorBoard, and a progress bar."""
+"""The log of a run: a JSON Lines file, TensorBoard, and a progress bar."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unimp_jax.training.wandb_run import WandbRun
 
 
 class RunLog:
-    """The log of one run, continued at a step: what was logged after that step is removed, because it comes again."""
+    """The log of one run, continued at a step; rows after that step are removed because they will be written again."""
 
     def __init__(
         self,
@@ -32,15 +32,16 @@ class RunLog:
         began: float | None = None,
         wandb: WandbRun | None = None,
     ):
-        """
+        """Opens the log.
+
         Args:
-          folder: gets `metrics.jsonl` and `tensorboard/`. Where it is in an object store, they are written to a
-            local folder, and from there to the store at each `flush`.
-          step: the run goes on after this step.
-          steps: the last step.
+          folder: Receives `metrics.jsonl` and `tensorboard/`. In an object store, they are written to a local folder
+            and uploaded at each `flush`.
+          step: The run continues after this step.
+          steps: The last step.
           writes: False on all processes but one.
-          began: when the run was started for the first time, in seconds since 1970; None: now.
-          wandb: it gets all rows as well, and is finished with the log.
+          began: Time at which the run was first started, in seconds since 1970; None: now.
+          wandb: Receives all rows as well, and is finished with the log.
         """
         self._began = time.time() if began is None else began
         self._writes, self.folder, self._store, self._wandb = writes, folder, folder, wandb
@@ -63,10 +64,10 @@ class RunLog:
         self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)
 
     def write(self, step: int, kind: str, metrics: Mapping[str, float | str]) -> None:
-        """Writes one row of metrics, without those that are NaN, and words beside them.
+        """Writes one row of metrics, except NaNs, with any text values.
 
-        One of training steps is given the run's `goodput`: of the time since its first start, whatever it was spent
-        on, the share in which steps were computed that were not lost when the run was interrupted.
+        A row of training steps also gets the run's `goodput`: the share of the time since the run's first start that
+        was spent computing steps which were not lost to interruptions.
         """
         if not self._writes:
             return
@@ -87,11 +88,11 @@ class RunLog:
             self._wandb.log(step, {f"{kind}/{name}": value for name, value in (numbers | words).items()})
 
     def has(self, step: int, kind: str) -> bool:
-        """Whether there is a row of a step."""
+        """Returns whether there is a row of this kind for a step."""
         return any(row["step"] == step and row["kind"] == kind for row in read_log(self.path))
 
     def flush(self) -> None:
-        """Writes to disk what TensorBoard's writer still holds in memory, and to the store what has changed since."""
+        """Flushes TensorBoard's writer to disk, and uploads what has changed to the object store."""
         if self._writes:
             self._board.flush()
         self._send()
@@ -105,7 +106,7 @@ class RunLog:
                 self._sent[file] = changed
 
     def progress(self, step: int, shown: dict[str, str]) -> None:
-        """Moves the progress bar to a step and shows some values beside it."""
+        """Advances the progress bar to a step and shows some values beside it."""
         if self._writes:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(step - self._bar.n)
@@ -126,18 +127,18 @@ class RunLog:
 
 
 def productive_seconds(trained: Sequence[Mapping[str, Any]]) -> float:
-    """What the steps of some rows of a log took, without what came between them."""
+    """Returns the total duration of the steps in some rows, without the time between rows."""
     steps = np.diff([line["step"] for line in trained], prepend=0)
     return float(sum(steps * [line.get("step_seconds", 0.0) for line in trained]))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Reads the rows of a log, up to the first damaged line, which a killed process or a crashed machine left."""
+    """Reads the rows of a log up to the first damaged line, left by a killed process or a crashed machine."""
     lines = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             read = json.loads(line)
-        except ValueError:  # no JSON, or no text
+        except ValueError:  # not JSON or not text
             break
         if not isinstance(read, dict) or not {"step", "kind"} <= read.keys():
             break

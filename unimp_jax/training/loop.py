@@ -1,4 +1,4 @@
-"""The training loop: take a batch, step, log, validate, save, until the last step or until asked to end."""
+"""The training loop: loads a batch, steps, logs, validates and saves until the last step or a request to end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class HasStep(Protocol):
 
     @property
     def step(self) -> jax.Array:
-        """The number of steps done, an int32 scalar."""
+        """Number of completed steps, an int32 scalar."""
 
 
 State = TypeVar("State", bound=HasStep)
@@ -32,21 +32,21 @@ State = TypeVar("State", bound=HasStep)
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How long, and how often what."""
+    """Number of training steps, and how often to log, validate and save."""
 
     steps: int = 1000
     log_every: int = 10
-    """Steps that a row of the log sums up."""
+    """Number of steps per row of the log."""
     validate_every: int = 200
     """Steps between validations; each is followed by a checkpoint."""
     save_every: int = 200
     """Steps between checkpoints."""
     profile_steps: tuple[int, int] | None = None
-    """First and last step to be profiled by jax.profiler, into `profile` in the folder of the run."""
+    """First and last step to profile with jax.profiler, into `profile` in the folder of the run."""
     hang_seconds: float | None = None
-    """A step, validation or save that takes longer ends the run, with the stacks of its threads (`Watchdog`)."""
+    """Seconds after which a step, validation or save ends the run and prints the stacks of its threads (`Watchdog`)."""
     wandb: str | None = None
-    """A project of Weights & Biases that the log is sent to as well; needs 'unimp_jax[wandb]'."""
+    """Weights & Biases project to which the log is also sent; needs 'unimp_jax[wandb]'."""
 
     def __post_init__(self) -> None:
         if min(self.steps, self.log_every, self.validate_every, self.save_every) < 1:
@@ -56,7 +56,7 @@ class LoopConfig:
         if self.profile_steps is not None and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
             raise ValueError(f"profile_steps {self.profile_steps} must be the first step, at least 1, and the last")
         for name in ("validate_every", "save_every"):
-            if getattr(self, name) % self.log_every:  # a run that is interrupted would log other rows
+            if getattr(self, name) % self.log_every:  # an interrupted run would log other rows
                 raise ValueError(f"{name} {getattr(self, name)} must be a multiple of log_every {self.log_every}")
 
 
@@ -75,28 +75,28 @@ def train(
 ) -> tuple[State, bool]:
     """Trains from `state` to the last step, or until the `end` is requested, and saves.
 
-    A run that was killed and is started again passes through the same parameters and losses, bit for bit, as one that
-    never was: data position, optimizer and step are restored, and randomness is a function of seed and step.
+    A killed and restarted run passes through the same parameters and losses, bit for bit, as an uninterrupted one: data
+    position, optimizer and step are restored, and randomness is a function of seed and step.
 
     Args:
-      state: parameters, optimizer state and whatever else changes from step to step.
-      train_step: (state, batch on the devices) -> (state, metrics); it is compiled, and the state may be donated.
-      batches: from the position of `state` on.
-      validate: state -> metrics, among them the one that determines the best checkpoint.
-      window: sums steps up for the log; it holds those that an interrupted process had not logged yet.
-      check_skips: ends the run after too many consecutive skips (`unimp_jax.training.guard.check_skips`).
+      state: Parameters, optimizer state and anything else that changes from step to step.
+      train_step: (state, batch on the devices) -> (state, metrics), compiled; the state may be donated.
+      batches: Batches from the position of `state` on.
+      validate: state -> metrics, including the one that determines the best checkpoint.
+      window: Accumulates steps for the log, including those that an interrupted process had not logged yet.
+      check_skips: Ends the run after too many consecutive skips (`unimp_jax.training.guard.check_skips`).
 
     Returns:
-      (the state after the last step that was done, whether all steps are).
+      (the state after the last completed step, whether all steps are completed).
 
     Raises:
-      TrainingError: too many consecutive steps were skipped.
-      CheckpointError: a checkpoint could not be written.
+      TrainingError: Too many consecutive steps were skipped.
+      CheckpointError: A checkpoint could not be written.
     """
     done = saved = int(state.step)
 
     def save_and_end(step: int) -> None:
-        log.flush()  # in a store, the log is there as far as the checkpoint
+        log.flush()  # the stored log must cover the checkpoint
         checkpoints.save(step, state, window.notes())
         checkpoints.wait()
         print_saved(step)
@@ -111,7 +111,7 @@ def train(
     watchdog = Watchdog(config.hang_seconds)
     with watchdog, contextlib.closing(Profile(config.profile_steps, log.folder / "profile")) as profile:
         due = done and (done % config.validate_every == 0 or done == config.steps) and jax.process_count() == 1
-        if due and not log.has(done, "validation"):  # the process before was asked to end while it validated
+        if due and not log.has(done, "validation"):  # the last process was asked to end during validation
             checkpoints.note_metrics(done, measure(done))
         if done < config.steps:
             batches.fetch(None)

@@ -1,4 +1,4 @@
-"""The metrics of UniMP's steps, and the rows of the log that sum them up."""
+"""The metrics of UniMP's training steps, and the log rows that aggregate them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from unimp_jax.training.window import Window
 
 @flax.struct.dataclass
 class StepMetrics:
-    """What one step measures; arrays, so that nothing waits for them.
+    """Metrics of one step, kept as arrays so that nothing waits for them.
 
     Attributes:
       loss: float32 scalar, the objective.
       gradient_norm: float32 scalar, before clipping.
-      task_cross_entropy: float32 [tasks], the sum of plain cross entropies (nats) of each task's answer tokens.
-      task_answers: float32 [tasks], the number of those tokens.
-      skipped: bool scalar, whether the step was skipped (its `task_*` are 0 then).
-      consecutive_skips: int32 scalar, how many steps were skipped in succession, up to and with this one.
+      task_cross_entropy: float32 [tasks], sum of unweighted cross entropies (nats) of each task's answer tokens.
+      task_answers: float32 [tasks], number of those tokens.
+      skipped: bool scalar, whether the step was skipped (its `task_*` are then 0).
+      consecutive_skips: int32 scalar, number of consecutive skipped steps up to and including this one.
     """
 
     loss: jax.Array
@@ -36,10 +36,10 @@ class StepMetrics:
 
 
 class UniMPWindow(Window):
-    """Sums UniMP's steps up.
+    """Aggregates UniMP's training steps.
 
-    A batch's counts are `num_examples`, `num_images`, `fill` (the part of the token slots that hold a token) and
-    `left_out` (how many examples could not be trained on as they were drawn, by reason).
+    A batch's counts are `num_examples`, `num_images`, `fill` (share of token slots that hold a token) and `left_out`
+    (number of examples that could not be used as drawn, by reason).
     """
 
     step_metrics = StepMetrics
@@ -47,19 +47,20 @@ class UniMPWindow(Window):
     def __init__(
         self, notes: dict[str, Any] | None, *, tasks: Sequence[str], flops: float, peak_flops: float, tokens: int
     ):
-        """
+        """Starts or continues a window.
+
         Args:
-          notes: as of `Window`.
-          tasks: the names of the tasks.
-          flops: of a step on all devices, by `unimp_jax.model.flops`.
-          peak_flops: FLOP/s of all devices together.
-          tokens: token slots of a global batch.
+          notes: See `Window`.
+          tasks: Names of the tasks.
+          flops: Operations of a step on all devices, from `unimp_jax.model.flops`.
+          peak_flops: Peak FLOP/s of all devices together.
+          tokens: Number of token slots in a global batch.
         """
         super().__init__(notes)
         self._tasks, self._flops, self._peak_flops, self._tokens = tasks, flops, peak_flops, tokens
 
     def row(self, seconds: float, waited: float) -> dict[str, float]:
-        """Means over the steps that were not skipped, and the throughput of the process's own steps."""
+        """Returns means over the steps that were not skipped, and the throughput of this process's own steps."""
         good = [one for one in self.metrics if not one.skipped]
         answers = np.sum([one.task_answers for one in self.metrics], axis=0)
         entropy = np.sum([one.task_cross_entropy for one in self.metrics], axis=0)
@@ -85,7 +86,7 @@ class UniMPWindow(Window):
         }
 
     def progress(self, row: dict[str, float]) -> dict[str, str]:
-        """Loss and speed; skipped steps and examples left out where there are some."""
+        """Returns loss and speed, and the numbers of skipped steps and left-out examples if there are any."""
         shown = {"loss": f"{row['loss']:.4f}", "tokens/s": f"{row['tokens_per_second']:.0f}"}
         shown["waiting for data"] = f"{row['waiting_share']:.1%}"
         if row["steps_left_out"]:

@@ -1,8 +1,8 @@
-"""What Orbax needs for checkpoints in an object store: a mark that is written last, and S3, which it does not know.
+"""Support for Orbax checkpoints in an object store: a commit marker that is written last, and S3.
 
-Orbax writes arrays through TensorStore, which reads and writes S3, and says where by one function, for local paths and
-`gs://` only (orbax-checkpoint 0.11 and 0.12). For `s3://` it is asked here about the same `gs://`, and the driver in
-its answer replaced.
+Orbax writes arrays through TensorStore, which supports S3, but the one function that builds the storage location
+handles only local paths and `gs://` (orbax-checkpoint 0.11 and 0.12). For `s3://`, this module calls it with the
+corresponding `gs://` path and replaces the driver in the result.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _build = tensorstore_utils.build_kvstore_tspec
 
 
 def options_of(folder: Path) -> dict[str, Any]:
-    """Of Orbax's checkpointers: in a store, where nothing can be renamed, a folder is whole once it has `COMMIT`."""
+    """Returns options for Orbax: a store has no rename, so there a folder is complete once it has `COMMIT`."""
     return {"temporary_path_class": atomicity.CommitFileTemporaryPath} if is_remote(folder) else {}
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether Orbax has written the folder, whole."""
+    """Returns whether Orbax has written the folder completely."""
     return (folder / COMMIT).exists() if is_remote(folder) else folder.exists()
 
 
 def set_aside(folder: Path, place: Path) -> None:
-    """Moves a checkpoint; in a store it is none from the first moment on."""
+    """Moves a checkpoint; in a store it stops being a valid checkpoint first."""
     if not is_remote(folder):
         os.replace(folder, place)
         return
@@ -51,7 +51,7 @@ def build_kvstore_tspec(directory: str, *args: Any, **options: Any) -> Any:
 
 
 def _on_s3(spec: Any) -> Any:
-    """The specification of a store of keys and values, S3 in place of Google's."""
+    """Replaces the Google Cloud Storage driver by S3 in a key-value store specification."""
     if isinstance(spec, list):
         return [_on_s3(one) for one in spec]
     if not isinstance(spec, dict):
@@ -61,7 +61,7 @@ def _on_s3(spec: Any) -> Any:
 
 
 def _s3() -> dict[str, Any]:
-    """What TensorStore does not read from the environment as other programs do."""
+    """Returns the S3 settings that TensorStore does not read from the environment itself."""
     found: dict[str, Any] = {}
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"

@@ -1,4 +1,4 @@
-"""AdamW with a cosine schedule, as the reference trains."""
+"""AdamW with a cosine schedule, as in the reference implementation."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, clipped, with linear warm-up and cosine decay."""
+    """AdamW with gradient clipping, linear warm-up and cosine decay."""
 
     learning_rate: float = 2e-4
-    """Peak of the schedule."""
+    """Peak learning rate of the schedule."""
     warmup: float = 0.01
-    """Part of all steps in which the rate rises linearly from 0."""
+    """Fraction of all steps during which the rate rises linearly from 0."""
     final: float = 0.0
-    """The rate at the last step, as a part of the peak."""
+    """Learning rate at the last step, as a fraction of the peak."""
     weight_decay: float = 0.1
-    """Decoupled decay, times the rate."""
+    """Decoupled weight decay, multiplied by the learning rate."""
     decay: Literal["gated", "matrices"] = "gated"
-    """What decays: the matrices of the gated blocks (as the reference), or all matrices but embeddings."""
+    """Which matrices decay: those of the gated blocks (as in the reference), or all except embeddings."""
     clip: float = 1.0
-    """Largest global norm of the gradient."""
+    """Maximum global norm of the gradient."""
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -38,7 +38,7 @@ class OptimizerConfig:
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """step -> learning rate, over `steps` optimizer steps."""
+    """Returns the schedule, step -> learning rate, over `steps` optimizer steps."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,

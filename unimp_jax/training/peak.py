@@ -1,4 +1,4 @@
-"""How fast this hardware could multiply matrices: what a step's speed is measured against."""
+"""Peak matrix-multiplication speed of the hardware, the reference for model FLOP utilisation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-# Dense bfloat16 FLOP/s of one device, from the makers' data sheets.
+# Dense bfloat16 FLOP/s of one device, from the vendors' data sheets.
 PEAK_BFLOAT16 = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -25,9 +25,9 @@ PEAK_BFLOAT16 = {
 
 
 def peak_flops(dtype: str = "bfloat16") -> float:
-    """FLOP/s of all devices together: by data sheet for bfloat16 on known accelerators, else measured.
+    """Returns FLOP/s of all devices together: from data sheets for bfloat16 on known accelerators, else measured.
 
-    Host devices share their cores, so what is measured on one stands for all.
+    CPU devices share the host's cores, so the measurement on one device is the total.
     """
     device = jax.devices()[0]
     for name, flops in PEAK_BFLOAT16.items():
@@ -40,7 +40,7 @@ def peak_flops(dtype: str = "bfloat16") -> float:
 
 @functools.cache
 def measured_matmul_flops(dtype: str, size: int, repeats: int = 5) -> float:
-    """The best of some square matrix products on one device, in FLOP/s; a process measures it once."""
+    """Returns the best FLOP/s of several square matrix products on one device; measured once per process."""
     matrix = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     product(matrix, matrix).block_until_ready()

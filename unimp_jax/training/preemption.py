@@ -1,4 +1,4 @@
-"""Being asked to end: SIGTERM, which schedulers send before they take a machine away."""
+"""Requests to end a run: SIGTERM, which schedulers send before they take a machine away."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from unimp_jax.processes import end_together
 class EndRequest:
     """Whether this run has been asked to end.
 
-    As a context: until `listen` is called, SIGTERM ends the process at once, as it ends any program. Nothing is there
-    yet that could be lost, and a handler written in Python would not run before XLA has compiled or Orbax has read,
-    which takes minutes. From then on SIGTERM asks, and nothing else happens.
+    As a context manager: until `listen` is called, SIGTERM ends the process at once, as usual. There is nothing to lose
+    yet, and a Python handler would not run before XLA has compiled or Orbax has read, which takes minutes. After that,
+    SIGTERM only sets the request.
 
-    Of several processes any one may be asked: all agree on the step at which they end, through JAX's preemption
-    service, whose own handler of SIGTERM is not there before `listen` is called (see `unimp_jax.processes.join`).
+    Any one of several processes may be asked: all agree on the step at which they end through JAX's preemption service,
+    whose own SIGTERM handler is not active before `listen` is called (see `unimp_jax.processes.join`).
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class EndRequest:
         self._listens = False
 
     def listen(self) -> None:
-        """There is something to lose now."""
+        """Starts handling SIGTERM as a request, because from now on there is progress to save."""
         if self._listens or threading.current_thread() is not threading.main_thread():
             return
         self._listens = True
@@ -46,17 +46,18 @@ class EndRequest:
             self._before = signal.signal(signal.SIGTERM, self._ask)
 
     def at(self, step: int) -> bool:
-        """To be called by all processes before each step, with the same steps."""
+        """Returns whether to end before this step; all processes must call it before each step, with the same steps."""
         if self._together:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked
 
     @contextlib.contextmanager
     def ends_after(self, save: Callable[[], None]) -> Iterator[None]:
-        """For what takes long between two steps: where SIGTERM comes meanwhile, `save` is called, and the process ends.
+        """Wraps long work between two steps: if SIGTERM arrives, calls `save` and ends the process.
 
-        It is called by another thread, as the one that waits for XLA runs no handlers; and the process ends with 0, or
-        with 2 where saving failed. Several processes go on instead, for they can agree between steps only.
+        Another thread calls `save`, because the thread that waits for XLA runs no signal handlers. The process exits
+        with 0, or with 2 if saving fails. Several processes continue instead, because they can agree between steps
+        only.
         """
         if not self._listens or self._together:
             yield
@@ -76,12 +77,12 @@ class EndRequest:
         thread = threading.Thread(target=wait, name="asked to end", daemon=True)
         before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         thread.start()
-        if self._asked:  # before anybody waited for it
+        if self._asked:  # before the thread started waiting
             os.write(write, bytes([signal.SIGTERM]))
         try:
             yield
         finally:
-            with passed:  # never given back by a thread that ends the process
+            with passed:  # never released by a thread that ends the process
                 over = True
             signal.set_wakeup_fd(before)
             os.write(write, b"\0")
@@ -103,7 +104,7 @@ class EndRequest:
 
 
 def print_saved(step: int) -> None:
-    """Says that a run ends because it was asked to, after a step that is saved; 0: before the first."""
+    """Reports that a run ends on request after a saved step; 0: before the first step."""
     saved = f"step {step} is saved" if step else "no step was done"
     print(f"asked to end: {saved}; the same command goes on", flush=True)
 

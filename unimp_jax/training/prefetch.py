@@ -1,4 +1,4 @@
-"""Batches are loaded and sent to the devices while the step before them runs."""
+"""Loads batches and sends them to the devices while the previous step runs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class LoadedBatch:
-    """A process's share of a global batch, in the memory of the host.
+    """A process's share of a global batch, in host memory.
 
     Attributes:
-      arrays: what is sent to the devices.
-      position: JSON from which the data can be continued with the batch after this one.
-      counts: JSON about the global batch, which the log sums up.
+      arrays: The arrays that are sent to the devices.
+      position: JSON position from which the data continues with the batch after this one.
+      counts: JSON statistics of the global batch, which the log aggregates.
     """
 
     arrays: Any
@@ -26,17 +26,18 @@ class LoadedBatch:
 
 
 class Prefetcher:
-    """Takes batches one ahead of the steps that train on them.
+    """Loads batches one step ahead of training.
 
-    `fetch` is called while a step runs: it loads the next batch, starts its transfer, and waits for the step before
-    the running one, so that the host is never further ahead than that and no more than two batches lie on the devices.
+    `fetch` is called while a step runs: it loads the next batch, starts its transfer, and waits for the step before the
+    running one. The host is thus at most one step ahead, and at most two batches are on the devices.
     """
 
     def __init__(self, batches: Iterator[LoadedBatch], to_device: Callable[[Any], Any]):
-        """
+        """Wraps an iterator of batches.
+
         Args:
-          batches: at least as many as are fetched.
-          to_device: the arrays of a process's share -> global arrays.
+          batches: At least as many batches as are fetched.
+          to_device: Maps the arrays of a process's share to global arrays.
         """
         self._batches, self._to_device = batches, to_device
         self._next: tuple[LoadedBatch, Any] | None = None
@@ -44,7 +45,7 @@ class Prefetcher:
         self._waited = 0.0
 
     def take(self) -> tuple[LoadedBatch, Any]:
-        """Returns (the next batch as it was loaded, the same on the devices)."""
+        """Returns (the next batch as loaded, the same batch on the devices)."""
         if self._next is None:
             self.fetch(None)
         taken, self._next = self._next, None
@@ -55,7 +56,7 @@ class Prefetcher:
         """Loads the batch after the one that was taken last.
 
         Args:
-          running: any result of the step that was started last; None where no step runs.
+          running: Any result of the step that was started last; None if no step is running.
         """
         start = time.perf_counter()
         loaded = next(self._batches)
@@ -67,6 +68,6 @@ class Prefetcher:
         self._before = running
 
     def waited(self) -> float:
-        """Returns the seconds since the last call in which the devices had nothing to do because no batch was there."""
+        """Returns the seconds since the last call during which the devices were idle because no batch was ready."""
         waited, self._waited = self._waited, 0.0
         return waited

@@ -1,4 +1,4 @@
-"""A profile of some steps, which TensorBoard and xprof read: of those named before, or on demand."""
+"""Profiles of some steps for TensorBoard and xprof, configured in advance or on demand."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 import jax
 
 ON_DEMAND = 5
-"""So many steps are profiled after SIGUSR1."""
+"""Number of steps that are profiled after SIGUSR1."""
 
 
 class Profile:
-    """Starts before the first of the steps asked for, or before the next one after SIGUSR1, and ends when the last is
-    done. Each profile has a folder of its own, by its time; of several processes each writes its own."""
+    """Profiles the requested steps, or the next ones after SIGUSR1, until the last of them is done.
+
+    Each profile has its own folder, named by time; each of several processes writes its own profile.
+    """
 
     def __init__(self, steps: tuple[int, int] | None, folder: Path):
         self._steps, self._folder, self._on, self._asked = steps, folder, False, False
@@ -27,11 +29,11 @@ class Profile:
         self._asked = True
 
     def before(self, step: int, state: Any) -> None:
-        """To be called before each step.
+        """Starts a profile if due; must be called before each step.
 
         Args:
-          step: its number.
-          state: what the step depends on; it is waited for, so that no other step is in the profile.
+          step: Number of the step.
+          state: Inputs of the step; they are waited for, so that the profile contains no other step.
         """
         if self._asked and not self._on:
             self._steps, self._asked = (step, step + ON_DEMAND - 1), False
@@ -41,13 +43,13 @@ class Profile:
             self._on = True
 
     def after(self, step: int, state: Any) -> None:
-        """To be called after each step, with the state that it returns."""
+        """Ends a profile if due; must be called after each step, with the state that it returns."""
         if self._on and self._steps is not None and step == self._steps[1]:
             jax.block_until_ready(state)
             self._stop()
 
     def close(self) -> None:
-        """Writes the profile, also where training ends before the last of its steps."""
+        """Writes the profile, even if training ends before its last step."""
         self._stop()
         if self._before is not None:
             signal.signal(signal.SIGUSR1, self._before)

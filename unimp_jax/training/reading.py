@@ -1,4 +1,4 @@
-"""Reading what was saved: errors that pass are waited for, damage is distinguished, and all processes take one view."""
+"""Reading of saved data: retries transient errors, detects damage, and makes all processes agree on the outcome."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from jax.experimental import multihost_utils
 T = TypeVar("T")
 
 WAITS = (1.0, 5.0, 25.0)
-"""Seconds between attempts at reading what a file system or a store does not give for the moment."""
+"""Seconds between attempts to read what a file system or object store temporarily does not return."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read, told in one line."""
+    """A checkpoint could not be written or read; the message is one line."""
 
 
 class DamagedError(CheckpointError):
-    """Files are missing, cut short or broken."""
+    """Files are missing, truncated or corrupt."""
 
 
 class View(enum.IntEnum):
-    """What an attempt at reading came to; of several processes' the largest counts."""
+    """Outcome of an attempt to read; among several processes the largest value counts."""
 
     WHOLE = 0
     DAMAGED = 1
@@ -38,7 +38,7 @@ class View(enum.IntEnum):
 
 
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-# TensorStore tells everything as ValueError, with the status code of absl in front or the system's words inside.
+# TensorStore raises ValueError for everything, with absl's status code in front or the system's message inside.
 _OUT_OF_REACH = re.compile(
     r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|PERMISSION_DENIED|UNAUTHENTICATED|INTERNAL|"
     r"UNKNOWN): |stale file handle|connection (reset|refused|aborted|timed out)|timed out|input/output error|"
@@ -50,7 +50,7 @@ _MISSING = re.compile(r"\bNOT_FOUND: ")
 
 
 def view_of(error: BaseException) -> View:
-    """Only what says that files are missing or do not decode is damage; what is not known to be, is not."""
+    """Classifies an error. Only missing files or failed decoding count as damage; unknown errors do not."""
     links = list(_chain(error))
     texts = [str(link) for link in links]
     if any(isinstance(link, (OSError, MemoryError)) and not isinstance(link, MISSING) for link in links):
@@ -64,15 +64,15 @@ def view_of(error: BaseException) -> View:
 
 
 def read_together(what: str, read: Callable[[], T]) -> T:
-    """What `read` returns, if it does so on every process; all must call this together.
+    """Returns the result of `read` if it succeeds on every process; all processes must call this together.
 
     Args:
-      what: is read, for errors: `FOLDER: step 5`.
-      read: waits for no other process.
+      what: What is read, for error messages: `FOLDER: step 5`.
+      read: Must not wait for other processes.
 
     Raises:
-      DamagedError: some process found it damaged.
-      CheckpointError: some process found it of another configuration, or could not reach it after several attempts.
+      DamagedError: A process found it damaged.
+      CheckpointError: A process found it to be of another configuration, or could not reach it after several attempts.
     """
     result, error = _attempts(read)
     own = View.WHOLE if error is None else view_of(error)
@@ -83,7 +83,7 @@ def read_together(what: str, read: Callable[[], T]) -> T:
         return result  # type: ignore[return-value]
     del result
     for link in _chain(error):
-        traceback.clear_frames(link.__traceback__)  # they hold what had been read, for which there is no room twice
+        traceback.clear_frames(link.__traceback__)  # they hold data that does not fit into memory twice
     reason = _reason(error) if error is not None and own == view else "as another process of this run found"
     if view == View.OUT_OF_REACH:
         raise CheckpointError(
@@ -95,7 +95,7 @@ def read_together(what: str, read: Callable[[], T]) -> T:
 
 
 def _attempts(read: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """What `read` returned, or the error of the last attempt."""
+    """Returns the result of `read`, or the error of the last attempt."""
     attempts = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_may_pass),
         wait=tenacity.wait_chain(*map(tenacity.wait_fixed, WAITS)),
@@ -109,8 +109,11 @@ def _attempts(read: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Whether another attempt may succeed; a file that is missing may, where it was written by another host, for a
-    network's file system shows it to this host later."""
+    """Returns whether another attempt may succeed.
+
+    This includes missing files if there are several processes: a network file system may show a file written by another
+    host only later.
+    """
     if not isinstance(error, Exception):
         return False  # asked to end
     missing = any(isinstance(link, MISSING) or _MISSING.search(str(link)) for link in _chain(error))
@@ -124,7 +127,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _reason(error: Exception) -> str:
-    """One line: of a chain the first cause, which names the file; the links above it only say where it was read."""
+    """Returns one line from the first cause of a chain, which names the file; the others only say where it was read."""
     causes = [link for link in _chain(error) if str(link).strip()]
     if not causes:
         return type(error).__name__

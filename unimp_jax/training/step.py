@@ -1,4 +1,4 @@
-"""One step of training as a pure function: state and batch in, state and metrics out."""
+"""One training step as a pure function: state and batch in, state and metrics out."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from unimp_jax.training.guard import Guard, GuardConfig, judge
 from unimp_jax.training.metrics import StepMetrics
 
 FREE_ROWS = 2**32 - 1
-"""What the key of a step is folded with to drop free rows: no part of a batch and no layer has this number."""
+"""Folded into a step's key for the dropout of free rows; no part of a batch and no layer has this number."""
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that changes from step to step.
+    """Everything that changes from step to step.
 
     Attributes:
-      step: int32 scalar, optimizer steps done.
-      trainable: the parameters that train.
-      optimizer: the optimizer's state, for those alone.
-      guard: what it knows of the steps so far.
+      step: int32 scalar, number of completed optimizer steps.
+      trainable: The trained parameters.
+      optimizer: The optimizer's state, for the trained parameters only.
+      guard: The guard's state after the steps so far.
     """
 
     step: jax.Array
@@ -40,12 +40,12 @@ class TrainState:
 
 
 def microbatches(batch: Any, count: int) -> Any:
-    """[B, …] -> [count, B / count, …], each with rows from all over the batch, so that every device keeps its share."""
+    """Splits [B, …] into [count, B / count, …], each part with rows from the whole batch: devices keep their shares."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def fold_in_all(key: jax.Array, count: int) -> jax.Array:
-    """A key for each of so many numbers."""
+    """Returns a key for each number below `count`."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
 
 
@@ -55,10 +55,10 @@ def make_train_step(
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, StepMetrics]]:  # fmt: skip
     """Makes the function (state, frozen parameters, batch) -> (state, metrics), to be jitted with the state donated.
 
-    Gradients are taken of `state.trainable` alone. With `accumulate` > 1 the batch is worked through in so many parts,
-    one after the other; the loss is normalised over all of it all the same. The noise of dropout is drawn for each
-    part, or, `dropout_by_row`, for each row, and then does not depend on `accumulate`. A step that `guard` skips
-    changes neither parameters nor optimizer.
+    Gradients are computed for `state.trainable` only. With `accumulate` > 1 the batch is processed in this number of
+    parts, one after the other; the loss is still normalised over the whole batch. Dropout noise is drawn per part, or
+    with `dropout_by_row` per row, which makes it independent of `accumulate`. A step that `guard` skips changes neither
+    parameters nor optimizer state.
     """
 
     def losses(
@@ -81,7 +81,7 @@ def make_train_step(
     def train_step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, StepMetrics]:
         num_answers = count_answers(batch.answer_weights)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        row_key = jax.random.fold_in(key, jnp.uint32(FREE_ROWS))  # that of the step, whatever part of the batch
+        row_key = jax.random.fold_in(key, jnp.uint32(FREE_ROWS))  # one per step, the same for all parts of the batch
         gradient_of = jax.value_and_grad(losses, has_aux=True)
 
         def part(total: Any, keyed: tuple[jax.Array, Batch]) -> tuple[Any, None]:
@@ -115,13 +115,13 @@ def make_train_step(
 
 
 def whole_head(tables: EmbeddingTables) -> tuple[Head, Any]:
-    """(a head over all tokens for `unimp_jax.objective.chunked_loss`, its parameters)."""
+    """Returns (a head over all tokens for `unimp_jax.objective.chunked_loss`, its parameters)."""
     graph, parameters = nnx.split(tables)
     return lambda state, hidden, targets, _: (nnx.merge(graph, state).logit_parts(hidden), targets), parameters
 
 
 def per_task(values_BA: jax.Array, batch: Batch, num_tasks: int) -> tuple[jax.Array, jax.Array]:
-    """(sum of the values, number of answers) by task: float32 [tasks] each."""
+    """Returns (sum of the values, number of answers) by task, float32 [tasks] each."""
     answers_BAK = jax.nn.one_hot(batch.answer_tasks, num_tasks) * (batch.answer_weights > 0)[..., None]
     values_BA = jnp.where(batch.answer_weights > 0, values_BA, 0.0)
     return jnp.einsum("ba,bak->k", values_BA, answers_BAK), answers_BAK.sum((0, 1))

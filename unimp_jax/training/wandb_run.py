@@ -1,4 +1,4 @@
-"""Weights & Biases beside TensorBoard: a run there gets the rows of the log, and goes on where training goes on."""
+"""Optional logging to Weights & Biases: a run there receives the rows of the log and resumes with training."""
 
 from __future__ import annotations
 
@@ -16,30 +16,35 @@ from data_pipelines.atomic import write_json
 from data_pipelines.object_store import is_remote
 
 FILE = "wandb.json"
-"""In the folder of a run: the id of the run at Weights & Biases."""
+"""File in the folder of a run that contains the id of the Weights & Biases run."""
 
 
 def check_wandb(project: str | None) -> None:
-    """
+    """Checks that the package is installed if a project is configured.
+
     Raises:
-      ValueError: a project is asked for, and the package is missing.
+      ValueError: A project is configured, and the package is missing.
     """
     if project is not None and importlib.util.find_spec("wandb") is None:
         raise ValueError("loop.wandb: the package wandb is not installed; install it by pip install 'unimp_jax[wandb]'")
 
 
 class WandbRun:
-    """One run at Weights & Biases, for the first of several processes; the package's own variables of the environment
-    (WANDB_MODE, WANDB_ENTITY, WANDB_API_KEY) say the rest. Once training goes on, no failure of it ends training."""
+    """One Weights & Biases run, used by the first of several processes.
+
+    The package's environment variables (WANDB_MODE, WANDB_ENTITY, WANDB_API_KEY) apply. After initialisation, a failure
+    of logging never ends training.
+    """
 
     def __init__(self, project: str, folder: Path, config: dict[str, Any]):
-        """
+        """Starts or resumes the run.
+
         Args:
-          folder: of the run, which keeps the id there, and the package's own files unless it is remote.
-          config: as JSON.
+          folder: Folder of the training run, which stores the id, and the package's own files unless it is remote.
+          config: The configuration as JSON.
 
         Raises:
-          ValueError: nobody is logged in, or the run cannot be reached there.
+          ValueError: Nobody is logged in, or the run is unreachable.
         """
         import wandb
 
@@ -62,7 +67,7 @@ class WandbRun:
             ) from error
 
     def log(self, step: int, row: Mapping[str, float | str]) -> None:
-        """Adds a row; of steps that are there already, as after a kill, the package keeps the row that it has."""
+        """Adds a row; for steps that were logged already, such as after a kill, the package keeps the existing row."""
         with _told("a row was not sent"):
             self._run.log(dict(row), step=step)
 

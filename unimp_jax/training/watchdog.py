@@ -1,7 +1,7 @@
-"""What a process is at. A run that hangs is ended, with the stacks of its threads, and the process behind is named.
+"""Ends a run that hangs, prints the stacks of its threads, and names the process that fell behind.
 
-A host that has stopped feeding its chips stops all others in their next collective, where each of them waits without an
-error. So every process tells the others, through the key-value store of JAX's distributed runtime, what it is at.
+A host that stops feeding its chips blocks all others in their next collective, where they wait without an error. Every
+process therefore publishes its current phase in the key-value store of JAX's distributed runtime.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from jax._src import distributed
 
 Phase = Literal["waiting for data", "computing", "validating", "saving"]
 PHASES: tuple[Phase, ...] = ("waiting for data", "computing", "validating", "saving")
-"""In the order in which a step passes through them."""
+"""The phases in the order in which a step passes through them."""
 
 STATUS = 3
-"""Of a process that ends itself so."""
+"""Exit status of a process that the watchdog ends."""
 
 KEY = "unimp_watchdog"
 
 
 @dataclasses.dataclass(frozen=True)
 class Beat:
-    """What a process is at.
+    """The current phase of a process.
 
     Attributes:
-      seconds: for how long.
+      seconds: Time spent in this phase so far.
     """
 
     process: int
@@ -46,7 +46,7 @@ class Beat:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Ascending in the order of work."""
+        """Sort key in the order of work."""
         return self.step, PHASES.index(self.phase)
 
     def __str__(self) -> str:
@@ -54,12 +54,13 @@ class Beat:
 
 
 class Watchdog:
-    """A thread beside the one that trains. As a context; nothing is watched outside of it."""
+    """A background thread that watches training; use as a context manager."""
 
     def __init__(self, seconds: float | None):
-        """
+        """Creates the watchdog.
+
         Args:
-          seconds: what takes longer is taken to hang; None: nothing is watched.
+          seconds: Duration of a phase after which the run is considered hung; None disables the watchdog.
         """
         self._seconds, self._over, self._store = seconds, threading.Event(), store()
         self._at: tuple[int, Phase, float] = (0, "waiting for data", time.monotonic())
@@ -67,16 +68,16 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def begin(self, step: int, phase: Phase) -> None:
-        """To be called by the thread that trains."""
+        """Marks the start of a phase; must be called by the training thread."""
         _, before, since = self._at
         self._at = step, phase, time.monotonic()
         self._seconds_of[before] += self._at[2] - since
 
     def spent(self, waited: float) -> dict[str, float]:
-        """The seconds spent in each phase since the last call; to be called by the thread that trains.
+        """Returns the seconds spent in each phase since the last call; must be called by the training thread.
 
         Args:
-          waited: of the time between validations and saves, what the devices waited for data; the rest they computed.
+          waited: Seconds between validations and saves in which the devices waited for data; in the rest they computed.
         """
         self.begin(*self._at[:2])
         spent, self._seconds_of = self._seconds_of, dict.fromkeys(PHASES, 0.0)
@@ -108,7 +109,7 @@ class Watchdog:
 
     def _tell(self, own: Beat) -> None:
         if self._store is not None:
-            with contextlib.suppress(Exception):  # where the runtime has gone, there is nobody to tell
+            with contextlib.suppress(Exception):  # if the runtime is gone, there is nobody to tell
                 beat = json.dumps(dataclasses.asdict(own))
                 self._store.key_value_set(f"{KEY}/{own.process}", beat, allow_overwrite=True)
 
@@ -121,12 +122,12 @@ class Watchdog:
 
 
 def store() -> Any:
-    """The key-value store that the processes of a run share; None where there is one process."""
+    """Returns the key-value store that the processes of a run share; None if there is one process."""
     return distributed.global_state.client if jax.process_count() > 1 else None
 
 
 def explained(own: Beat, others: list[Beat], seconds: float) -> str:
-    """What to say of a run that hangs."""
+    """Returns the message for a run that hangs."""
     first = f"unimp: nothing has moved for {seconds:g} s (--loop.hang-seconds), so this process ends: {own}."
     beats = [own, *others]
     behind = [beat for beat in beats if beat.place == min(beat.place for beat in beats)]

@@ -1,4 +1,4 @@
-"""The steps between two rows of the log, also where the process was interrupted between them."""
+"""The steps between two rows of the log, including those done before an interruption."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from unimp_jax.training.prefetch import LoadedBatch
 
 
 class Window(abc.ABC):
-    """Collects metrics of steps until they are summed up in a row of the log, as a subclass says.
+    """Collects metrics of steps until a subclass aggregates them into a row of the log.
 
     Attributes:
-      step_metrics: the dataclass of arrays that a step returns.
-      metrics: of each step since the last row; arrays that may not be computed yet.
-      counts: of each step's batch (`LoadedBatch.counts`).
-      own: how many of the last steps this process did; an interrupted one did the others.
+      step_metrics: Dataclass of arrays that a step returns.
+      metrics: Metrics of each step since the last row; arrays that may not be computed yet.
+      counts: Counts of each step's batch (`LoadedBatch.counts`).
+      own: Number of the last steps done by this process; an interrupted process did the others.
     """
 
     step_metrics: type
 
     def __init__(self, notes: dict[str, Any] | None):
-        """`notes` are those of the checkpoint that training continues from, None at the beginning."""
+        """Starts a window; `notes` come from the checkpoint that training continues from, None for a new run."""
         self._position = (notes or {}).get("position")
-        # An earlier version named the metrics otherwise; its steps since its last row are missing in the next one.
+        # An earlier version used other names for metrics; its unlogged steps are missing in the next row.
         steps = [step for step in (notes or {}).get("window", []) if "counts" in step]
         self.metrics: list[Any] = [
             self.step_metrics(**{name: np.asarray(x, np.float32) for name, x in step["metrics"].items()})
@@ -39,23 +39,23 @@ class Window(abc.ABC):
 
     @abc.abstractmethod
     def row(self, seconds: float, waited: float) -> dict[str, float]:
-        """Sums the steps up, whose metrics are on the host by then.
+        """Aggregates the steps, whose metrics are already on the host.
 
         Args:
-          seconds: the time that the process's own steps took.
-          waited: the seconds of these in which the devices waited for data.
+          seconds: Duration of this process's own steps.
+          waited: Seconds of this duration in which the devices waited for data.
         """
 
     @abc.abstractmethod
     def progress(self, row: dict[str, float]) -> dict[str, str]:
-        """Returns what of a row is shown beside the progress bar."""
+        """Returns the values of a row to show beside the progress bar."""
 
     @abc.abstractmethod
     def consecutive_skips(self) -> dict[str, int]:
-        """Returns the counts after the last step, for `guard.check_skips`."""
+        """Returns the counts of consecutive skips after the last step, for `guard.check_skips`."""
 
     def notes(self) -> dict[str, Any]:
-        """Returns what a checkpoint needs beside the state, as JSON: the data's position and the steps not logged yet.
+        """Returns what a checkpoint stores beside the state, as JSON: the data position and the steps not logged yet.
 
         It waits until these steps are done.
         """
@@ -73,7 +73,7 @@ class Window(abc.ABC):
         self.own += 1
 
     def restart_clock(self) -> None:
-        """Excludes the time since the last row, such as that of validation and saving, from that of the steps."""
+        """Excludes the time since the last row, such as for validation and saving, from the duration of the steps."""
         if not self.metrics:
             self._since = time.perf_counter()
 
