@@ -27,7 +27,7 @@ class DiscriminatorConfig:
 
     def __post_init__(self) -> None:
         if min(self.channels, self.layers) < 1:
-            raise ValueError(f"discriminator: width and layers must be at least 1: {self}")
+            raise ValueError(f"discriminator: channels and layers must be at least 1: {self}")
 
 
 class BatchNorm(nnx.Module):

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from unimp_jax.image_tokens.layers import conv
-from unimp_jax.model.vision import CLIP_DEVIATION, CLIP_MEAN, VisionTower
+from unimp_jax.model.vision import VisionTower
 
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 SCALE = np.array([0.458, 0.448, 0.450], np.float32)
@@ -53,11 +53,11 @@ class LPIPS(nnx.Module):
 
 def tower_distance(tower: VisionTower, images_BHW3: jax.Array, others_BHW3: jax.Array) -> jax.Array:
     """Returns the mean over patches of the squared distance between their features, normalised to length 1."""
-    size = tower.config.image_size
+    size, (mean, deviation) = tower.config.image_size, tower.config.mean_and_deviation
 
     def features(images_BHW3: jax.Array) -> jax.Array:
         resized = jax.image.resize(images_BHW3, (len(images_BHW3), size, size, 3), "bilinear")
-        return tower(((resized + 1) / 2 - CLIP_MEAN) / CLIP_DEVIATION).astype(jnp.float32)
+        return tower(((resized + 1) / 2 - mean) / deviation).astype(jnp.float32)
 
     return apart(features(images_BHW3), features(others_BHW3)).sum(axis=-1).mean()
 

@@ -42,7 +42,7 @@ class VQGANConfig:
     def __post_init__(self) -> None:
         sizes = (self.blocks, self.latent_channels, self.groups, self.codes, self.code_width, *self.channels)
         if not self.channels or min(sizes) < 1:
-            raise ValueError(f"vqgan: all sizes must be at least 1, and there must be a width: {self}")
+            raise ValueError(f"vqgan: all sizes must be at least 1, and channels must not be empty: {self}")
         wrong = [width for width in self.channels if width % self.groups]
         if wrong:
             raise ValueError(f"vqgan: groups {self.groups} must divide all channels, and does not divide {wrong[0]}")
@@ -54,7 +54,7 @@ class VQGANConfig:
         if not set(self.attention_levels) <= set(range(len(self.channels))):
             raise ValueError(
                 f"vqgan: attention_levels {self.attention_levels} must be among 0 … {len(self.channels) - 1}, "
-                "one for each width"
+                "one for each of channels"
             )
 
     @property

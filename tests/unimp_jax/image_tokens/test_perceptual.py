@@ -1,11 +1,12 @@
 """LPIPS against the same computed by torch, from files as they are published."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from unimp_jax.image_tokens.perceptual import LPIPS, STAGES, tower_distance
+from unimp_jax.image_tokens.perceptual import LPIPS, STAGES, apart, tower_distance
 from unimp_jax.interop.layout import WeightsError
 from unimp_jax.interop.lpips import read_lpips
 from unimp_jax.model.layers import DTypes, Loop
@@ -91,3 +92,14 @@ def test_distance_in_a_tower_is_0_of_equal_images_and_has_a_gradient():
     assert distance > 0
     assert np.isfinite(gradient).all()
     assert gradient.any()
+
+
+@pytest.mark.parametrize("colours", ["clip", "siglip"])
+def test_a_tower_sees_the_colours_that_it_was_trained_on(colours):
+    """The tower itself normalises uint8 images; those from -1 to 1 are normalised alike."""
+    config = VisionConfig(image_size=16, patch_size=8, width=8, layers=1, heads=2, mlp_width=8, colours=colours)
+    tower = nnx.jit(lambda: VisionTower(config, DTypes(), Loop(), nnx.Rngs(0)))()
+    one, other = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3), np.uint8)
+    expected = apart(tower(jnp.asarray(one)), tower(jnp.asarray(other))).sum(axis=-1).mean()
+    distance = tower_distance(tower, *(jnp.asarray(x / 127.5 - 1, jnp.float32) for x in (one, other)))
+    np.testing.assert_allclose(distance, expected, rtol=1e-5)
