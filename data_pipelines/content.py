@@ -86,15 +86,14 @@ class Content:
 
 
 def build_content(corpus: Corpus, config: ContentConfig, known: int | None = None) -> Content:
-    """Returns the content of all items; features of interactions (popularity, ratings, co-occurrence) are the last
-    columns.
+    """Returns the content of all items; features of interactions (popularity, ratings, co-occurrence) come last.
 
     Args:
       known: the number of leading items from which features, scales and components are derived; later items are new,
         and their interaction features are 0, which is the mean. None means that all items are known.
 
     Raises:
-      DataError: an attribute is not in the source, or a file of vectors cannot be read or lacks an item.
+      DataError: an attribute is not in the source, or a file of vectors cannot be read or has none of the items.
     """
     parts: list[np.ndarray] = [np.zeros((corpus.num_items, 0), np.float32)]
     categories: dict[str, int] = {}

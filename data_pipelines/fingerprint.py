@@ -107,9 +107,7 @@ def check_same(path: Path, data: Fingerprint, parts: Collection[str] = DATA_PART
 
 
 def _texts_of_items(corpus: Corpus) -> tuple[int, str]:
-    """Returns the number and the digest of all item texts (titles, attributes, categories); only the encoded bytes are
-    kept in memory.
-    """
+    """Returns the number and the digest of all item texts (titles, attributes, categories), held as bytes only."""
     counts, lengths, said = array.array("q"), array.array("q"), list[bytes]()
     for title, pairs, categories in zip(corpus.titles, corpus.attributes, corpus.categories, strict=True):
         texts = [title, *itertools.chain.from_iterable(pairs), *categories]
