@@ -257,5 +257,6 @@ def mapped(path: Path, dtype: type[np.generic], length: int) -> np.ndarray:
 
 
 def table(path: Path) -> pa.Table:
+    """Memory-maps the table in an Arrow file."""
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_file(source).read_all()

@@ -54,6 +54,7 @@ def staging_place() -> Path:
 
 
 def staging_folder() -> Path:
+    """Returns the folder of copies, creating it if necessary."""
     root = staging_place()
     root.mkdir(parents=True, exist_ok=True)
     return root

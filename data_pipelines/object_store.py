@@ -144,6 +144,7 @@ def objects_in(place: Path) -> list[str]:
 
 
 def mark(place: Path, told: dict[str, Any]) -> None:
+    """Writes the mark of a folder."""
     store(place).pipe_file(str(place / MARK), json.dumps(told).encode())
 
 

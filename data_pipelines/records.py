@@ -29,6 +29,7 @@ def columns(serialized: bytes) -> dict[str, Sequence[Any]]:
 
 
 def decode_item(serialized: bytes) -> Item:
+    """Returns the item of a serialized record."""
     values = columns(serialized)
     names, texts = values.get("attributes/name", ()), values.get("attributes/text", ())
     return Item(
@@ -41,6 +42,7 @@ def decode_item(serialized: bytes) -> Item:
 
 
 def decode_user(serialized: bytes) -> User:
+    """Returns the user of a serialized record."""
     values = columns(serialized)
     names = ("item_id", "time", "rating", "text", "split")
     rows = zip(*(values.get(f"interactions/{name}", ()) for name in names), strict=True)
@@ -102,6 +104,7 @@ def source_folder(source: str, folder: Path) -> Path:
 
 
 def not_prepared(source: str, folder: Path) -> str:
+    """Returns the error message for a source that is not prepared in `folder`."""
     return (
         f"{folder} holds no prepared source {source!r}: run `unimp prepare {source} --folder {folder}`, or another "
         f"source's with --name {source}"
@@ -121,8 +124,10 @@ def record_folder(source: str, folder: Path, kind: str) -> Path:
 
 
 def read_items(source: str, folder: Path) -> Records[Item]:
+    """Opens the items of a prepared source."""
     return Records(record_folder(source, folder, "items"), decode_item)
 
 
 def read_users(source: str, folder: Path) -> Records[User]:
+    """Opens the users of a prepared source."""
     return Records(record_folder(source, folder, "users"), decode_user)

@@ -136,6 +136,7 @@ def title_and_year(text: str) -> tuple[str, str]:
 
 
 def genres_of(text: str) -> tuple[str, ...]:
+    """Splits the genres of a movie, which are separated by bars."""
     return tuple(genre for genre in text.split("|") if genre and genre != "(no genres listed)")
 
 

@@ -62,6 +62,7 @@ def is_there(path: Path) -> bool:
 
 
 def packed(path: Path) -> Path:
+    """Returns the path of the file with `.gz` added."""
     return path.with_name(f"{path.name}.gz")
 
 
@@ -137,13 +138,13 @@ def _no_text(head: bytes) -> str:
 
 
 def read_lines(path: Path, other: str = "") -> Iterator[TextLine]:
-    r"""The lines of a file, empty ones too; they end in `\n`, `\r\n` or `\r`, and byte-order marks are left out.
+    r"""Yields all lines of a file; they end in `\n`, `\r\n` or `\r`, and byte-order marks are left out.
 
     Args:
-      other: the encoding, of one byte a letter, of lines that are not UTF-8; "": there is none, and they are bad.
+      other: the single-byte encoding of lines that are not UTF-8; "" if there is none, and such lines are bad.
 
     Raises:
-      DataError: as `open_bytes`.
+      DataError: as raised by `open_bytes`.
     """
     with open_bytes(path) as (found, file):
         text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape")

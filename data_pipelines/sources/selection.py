@@ -14,10 +14,11 @@ class SourceSelection:
     """Product categories, merged if several: for Amazon and the sequence files. By default all with files in the
     folder."""
     user_core: int | None = None
-    """Removes users with fewer interactions, and repeatedly items below their core; by default as customary for the
+    """Users with fewer interactions are left out, as are items that fall below item_core; the default depends on the
     source."""
     item_core: int | None = None
-    """Removes items with fewer interactions, and repeatedly users below their core; by default as for user_core."""
+    """Items with fewer interactions are left out, as are users that fall below user_core; the default depends on the
+    source."""
     item: Literal["article", "product"] = "article"
     """The items of H&M: articles, or products, each of which comprises articles in several colours."""
     fetch_images: bool = False

@@ -16,7 +16,7 @@ class TaskConfig:
     full_items: int = 5
     """The number of latest items that are shown whole, with image and attributes."""
     id_items: int = 0
-    """The maximum number of items before those that are shown as bare ids, each predicted from the ones before it."""
+    """The maximum number of items before those that are shown as bare ids, each predicted at the one before it."""
     ask_whole: bool = True
     """Outside of training, whether the latest items are shown whole; if not, all are bare ids, as trained by
     `queries.whole_rate`."""

@@ -53,6 +53,7 @@ class Example:
 
 
 def int32(*numbers: int) -> np.ndarray:
+    """Returns the numbers as an array: int32 [n]."""
     return np.array(numbers, np.int32)
 
 
@@ -77,6 +78,7 @@ class Ragged:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+        """Creates it from the tokens of each row."""
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         return cls(np.fromiter((token for row in rows for token in row), np.int32, lengths.sum()), lengths)
 

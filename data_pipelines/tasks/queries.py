@@ -57,7 +57,7 @@ class TrainingQueries:
 
     Every user is asked once per epoch, in random order, about one random window of their training interactions. If a
     user cannot be asked the drawn task (a rating that was not given, the image of an item that has none, a selection
-    when all items occur in the history), recommendation is asked instead.
+    when too few other items are left to offer), recommendation is asked instead.
 
     Attributes:
       tasks: the names of the tasks that are asked.
