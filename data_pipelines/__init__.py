@@ -1,16 +1,17 @@
-"""Raw data to fixed-shape batches: sources -> records -> corpus -> tasks -> packing -> loader. Knows no model.
+"""Data pipelines: turn raw data into fixed-shape batches, independently of any model.
 
-`data_pipelines.prepare.prepare` writes the records of a source. These names are what else is needed to use it, to add a
-source or to add a task; they are imported when they are first asked for:
+The stages are sources -> records -> corpus -> tasks -> packing -> loader. `data_pipelines.prepare.prepare` writes the
+records of a source. The following names are needed to use it, to add a source or to add a task. Each is imported when
+it is first accessed:
 
     SOURCES, find_source            the data sets by name, each a TFDS builder
-    RecordBuilder, Source           what a data set is: a builder that opens its table of interactions and its items
-    SourceSelection                       which part of a source is prepared
+    RecordBuilder, Source           what a data set defines: a builder that opens its interaction table and its items
+    SourceSelection                 which part of a source is prepared
     read_items, read_users          the records of a prepared source
-    Item, User, Interaction         what records are
-    Corpus, build_corpus            all records as arrays, with what is held out
-    Task, TASKS, register           what can be asked about a user, and how a task is added
-    DataError                       bad input, told in one line
+    Item, User, Interaction         the record types
+    Corpus, build_corpus            all records as arrays, with the held-out interactions marked
+    Task, TASKS, register           the questions that can be asked about a user, and how to add a task
+    DataError                       bad input, described in one line
 """
 
 import importlib

@@ -1,8 +1,8 @@
-"""Files and folders that are written whole or not at all.
+"""Writes files and folders whole or not at all.
 
-What is written goes to a temporary path beside the final one, `.NAME.partial`, which is renamed once it is complete.
-After an error the temporary path is removed. A process that is killed leaves it behind, and the next one to write the
-same path takes its place. What goes to an object store is written to the local disk first (`object_store`).
+Content is written to a temporary path beside the final one, `.NAME.partial`, which is renamed once it is complete. The
+temporary path is removed after an error. A killed process leaves it behind, and the next writer of the same path
+replaces it. Content for an object store is written to the local disk first (`object_store`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def atomic_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Yields a path to write a file to; the file becomes `path` when the context ends without an error.
 
     Args:
-      path: the final path, in a folder that exists; an earlier file there is replaced.
-      shared: whether several processes may write the file at the same time. Each then has a temporary path of its own,
-        and the last one to end determines the content.
+      path: the final path, in an existing folder; an earlier file there is replaced.
+      shared: whether several processes may write the file at the same time. Each then has its own temporary path, and
+        the last one to finish determines the content.
     """
     if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
@@ -52,8 +52,8 @@ def atomic_folder(path: Path, *, replaces: bool = False, shared: bool = False) -
 
     Args:
       path: the final path; missing parents are created.
-      replaces: whether an earlier folder is removed; otherwise one that is not empty is an error.
-      shared: whether several processes may write the folder at the same time, as of `atomic_file`.
+      replaces: whether an earlier folder is removed; otherwise an existing non-empty folder is an error.
+      shared: whether several processes may write the folder at the same time, as in `atomic_file`.
 
     Raises:
       OSError: the folder cannot be written, or exists and must not be replaced.
@@ -81,7 +81,7 @@ def atomic_folder(path: Path, *, replaces: bool = False, shared: bool = False) -
 
 
 def write_json(path: Path, value: Any, *, shared: bool = False) -> None:
-    """Writes a value as indented JSON, whole or not at all; `shared` is that of `atomic_file`."""
+    """Writes a value as indented JSON, whole or not at all; `shared` is as in `atomic_file`."""
     with atomic_file(path, shared=shared) as temporary:
         temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
 

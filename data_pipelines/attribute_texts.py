@@ -1,4 +1,4 @@
-"""What a prompt says of each item."""
+"""The texts that describe items in prompts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ CATEGORY = "Category"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttributeTexts:
-    """Of each item `Name text Name text …`, made anew each time that they are gone through, and not held.
+    """Iterates over the items' texts, `Name text Name text …`, which are created anew and not kept in memory.
 
     Attributes:
-      shown: the attributes, by name; empty: all that the source has.
-      words: each text is cut to so many words.
+      shown: the names of the attributes to show; empty means all attributes of the source.
+      words: the number of words to which each attribute text is cut.
     """
 
     corpus: Corpus
@@ -26,7 +26,8 @@ class AttributeTexts:
     words: int
 
     def __iter__(self) -> Iterator[str]:
-        """
+        """Yields the text of each item.
+
         Raises:
           DataError: an attribute is not in the source.
         """

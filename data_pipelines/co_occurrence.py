@@ -1,4 +1,4 @@
-"""Which items the same users met near one another in training: sparse counts, and vectors of items made of them."""
+"""Item co-occurrence in users' training histories: sparse counts, and item vectors derived from them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import scipy.sparse.linalg
 from data_pipelines.corpus import TRAIN, Corpus
 
 WINDOW = 10
-"""Interactions at most so many steps apart count."""
+"""The largest distance, in interactions, at which two items count as co-occurring."""
 DECAY = 0.8
-"""What one step more between two interactions makes of their weight."""
+"""The factor on a pair's weight for each additional step between its interactions."""
 DAMPING = 30.0
-"""Added to the counts of items, so that pairs of which each was met once or twice do not lead: what a model learns to
-follow would otherwise be the very interactions that it is trained to predict."""
+"""Added to the counts of items, so that pairs of items with one or two interactions each do not dominate. The model
+would otherwise learn to follow the very interactions that it is trained to predict."""
 
 
 def transition_counts(corpus: Corpus, lag: int) -> scipy.sparse.csr_array:
-    """How often one item was met exactly `lag` steps after another in training: float32 [I, I], from row to column."""
+    """Returns how often an item (column) comes exactly `lag` steps after another (row) in training: float32 [I, I]."""
     events = np.flatnonzero(corpus.splits == TRAIN)
     user_of = np.repeat(np.arange(corpus.num_users), np.diff(corpus.offsets))
     before, after = events[:-lag], events[lag:]
-    same = user_of[before] == user_of[after]  # a user's training events are neighbours, the held-out ones come last
+    same = user_of[before] == user_of[after]  # a user's training events are contiguous, as held-out events come last
     rows, columns = corpus.items[before[same]], corpus.items[after[same]]
     ones = np.ones(len(rows), np.float32)
     counts = scipy.sparse.coo_array((ones, (rows, columns)), shape=(corpus.num_items, corpus.num_items))
@@ -30,16 +30,16 @@ def transition_counts(corpus: Corpus, lag: int) -> scipy.sparse.csr_array:
 
 
 def co_occurrence_vectors(corpus: Corpus, count: int, known: int | None = None) -> np.ndarray:
-    """Eigenvectors of the items' co-occurrences, normalised as cosines are: float32 [I, count].
+    """Returns eigenvectors of the cosine-normalised co-occurrence matrix of items: float32 [I, count].
 
-    Items that the same users met near one another have like vectors (Deerwester et al. 1990, with items for words).
-    With C[i, j] the decayed number of times that i and j were met at most `WINDOW` steps apart, and n the sums of its
-    rows, the matrix is C[i, j] / sqrt((n[i] + damping) (n[j] + damping)), and its diagonal is 0. The columns stand in
-    the order of their eigenvalues' size, and the largest number of each is positive; columns beyond the number of items
-    are 0, as are all where no two items were met together.
+    Items that the same users interacted with near one another have similar vectors (Deerwester et al. 1990, with items
+    for words). With C[i, j] the decayed number of times that i and j occur at most `WINDOW` steps apart, and n the row
+    sums of C, the matrix is C[i, j] / sqrt((n[i] + damping) (n[j] + damping)) with a zero diagonal. The columns are in
+    descending order of the absolute eigenvalues, and the entry of largest absolute value in each is positive; columns
+    beyond the number of items are 0, and everything is 0 if no two items co-occur.
 
     Args:
-      known: so many items, from the first on, are looked at; the rows of those behind them are 0. None: all.
+      known: the number of leading items that are used; the rows of later ones are 0. None means all.
     """
     size = corpus.num_items if known is None else known
     found = np.zeros((corpus.num_items, count), np.float32)

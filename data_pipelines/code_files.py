@@ -1,4 +1,4 @@
-"""A few codes for each item in a Parquet file: what semantic ids and the codes of images are kept in."""
+"""Parquet files with a few codes for each item, used for semantic ids and for image codes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from data_pipelines.atomic import atomic_file
 from data_pipelines.errors import DataError
 
 MISTAKES = (pa.ArrowException, OSError, KeyError, TypeError, ValueError)
-"""What reading a file that is damaged, or something else, may raise."""
+"""The exceptions raised when a file is damaged or of another kind."""
 
 
 def check_place(path: Path) -> None:
-    """Makes the folder that the file goes into, before anything is computed for it.
+    """Creates the parent folder of the file, before anything is computed for it.
 
     Raises:
-      DataError: the file would be a folder.
+      DataError: the path is a folder.
     """
     if path.is_dir():
         raise DataError(f"{path} is a folder; name a file that is to hold the codes, such as {path / 'codes.parquet'}")
@@ -30,11 +30,11 @@ def check_place(path: Path) -> None:
 
 
 def write_code_file(path: Path, item_ids: Sequence[str], codes: np.ndarray, **described: Any) -> None:
-    """Parquet with the columns `item_id` and `codes`, whole or not at all.
+    """Writes a Parquet file with the columns `item_id` and `codes`, whole or not at all.
 
     Args:
       codes: int32 [I, n].
-      described: facts about the codes, anything that JSON can say.
+      described: facts about the codes, as JSON values.
     """
     rows = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1), pa.int32()), codes.shape[1])
     table = pa.table({"item_id": pa.array(item_ids, pa.string()), "codes": rows})
@@ -45,31 +45,31 @@ def write_code_file(path: Path, item_ids: Sequence[str], codes: np.ndarray, **de
 
 
 def read_code_file(path: Path) -> pa.Table:
-    """The two columns, and in the schema the facts about them.
+    """Reads the two columns, with the facts about the codes in the schema's metadata.
 
     Raises:
       FileNotFoundError: there is no such file.
       MISTAKES: it is another kind of file.
     """
-    with pq.ParquetFile(path) as file:  # `read_table` would take the name of a folder, `codes=8`, for a column
+    with pq.ParquetFile(path) as file:  # `read_table` would take a folder name such as `codes=8` for a partition column
         return file.read(columns=["item_id", "codes"])
 
 
 def stored_fact(table: pa.Table, name: str) -> Any:
-    """The fact that the file holds under this name; None: there is none."""
+    """Returns the fact that the file holds under this name; None if there is none."""
     text = (table.schema.metadata or {}).get(f"unimp.{name}".encode())
     return None if text is None else json.loads(text)
 
 
 def code_rows(table: pa.Table, length: int) -> np.ndarray:
-    """int32 [I, length].
+    """Returns the codes as int32 [I, length].
 
     Raises:
-      ValueError: the file holds rows of another kind, or some are missing.
+      ValueError: the rows are of another type, or some are missing.
     """
     column, right = table["codes"], pa.list_(pa.int32(), length)
     if column.type != right:
         raise ValueError(f"column codes is of {column.type}: {right} is right")
-    # Not by `to_numpy`, for which pyarrow imports pandas. Missing numbers are an error here too.
+    # `to_numpy` would make pyarrow import pandas; this also fails for missing numbers.
     codes = np.from_dlpack(column.combine_chunks().flatten())
     return codes.reshape(len(table), length)

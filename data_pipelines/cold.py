@@ -1,4 +1,4 @@
-"""Cold items: a share of a catalogue that training never meets, and that is only asked about."""
+"""Cold items: a fraction of a catalogue that is held out of training and only used in evaluation."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from data_pipelines.tasks.base import Split
 
 
 def choose_cold(num_items: int, share: float, seed: int) -> np.ndarray:
-    """bool [I]: which items are cold, a share of all, at least one and not all."""
+    """Returns which items are cold: bool [I]; a fraction `share` of all, at least one item and not all."""
     count = min(max(round(share * num_items), 1), num_items - 1)
     return np.isin(np.arange(num_items), np.random.default_rng(seed).permutation(num_items)[:count])
 
 
 def without_cold(corpus: Corpus, is_cold: np.ndarray, asked: Split | None = None) -> tuple[Corpus, np.ndarray]:
-    """(the corpus as training sees it, which items it has, int64 [n]): as if cold items had never been.
+    """Returns the corpus without its cold items, and the original indices of its items, int64 [n].
 
     Args:
       is_cold: bool [I].
-      asked: cold items stand behind the others, and what this split holds out of them is there; None: they are in
-        neither catalogue nor histories.
+      asked: a split to evaluate on: its held-out interactions with cold items are kept, and the cold items come after
+        the others. None removes cold items from both the catalogue and the histories.
     """
     events = ~is_cold[corpus.items]
     if asked is None:
@@ -33,11 +33,11 @@ def without_cold(corpus: Corpus, is_cold: np.ndarray, asked: Split | None = None
 
 
 def selected(corpus: Corpus, items: np.ndarray, events: np.ndarray) -> Corpus:
-    """The corpus with some of its items and interactions; users without any are left out.
+    """Returns the corpus with some of its items and interactions; users without interactions are left out.
 
     Args:
-      items: int64 [n], which items, in their new order.
-      events: bool [E], which interactions, all of them with such items.
+      items: int64 [n], the selected items in their new order.
+      events: bool [E], the selected interactions, all of which have selected items.
     """
     place = np.full(corpus.num_items, -1)
     place[items] = np.arange(len(items))

@@ -1,7 +1,7 @@
-"""A prepared source's interactions as columns on disk, so that opening takes no longer where there are more of them.
+"""The interactions of a prepared source as columns on disk, so that opening time does not grow with their number.
 
-`unimp prepare` writes them beside the records, a user at a time; numbers are memory-mapped, and shared by all processes
-of a host. Records without columns are gathered each time they are opened (`corpus.build_corpus`).
+`unimp prepare` writes them beside the records, one user at a time. Numeric columns are memory-mapped and shared by all
+processes of a host. Records without columns are gathered each time they are opened (`corpus.build_corpus`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NUMBERS: dict[str, type[np.generic]] = {
     "ratings": np.float32,
     "splits": np.int8,
 }
-"""A file each of these arrays of a corpus, and nothing else in it."""
+"""The arrays of a corpus that are each stored in a file of their own, as raw values."""
 PAIR = pa.struct([("name", pa.string()), ("text", pa.string())])
 ITEMS = pa.schema(
     {
@@ -46,11 +46,11 @@ ITEMS = pa.schema(
 USERS = pa.schema({"user_id": pa.string()})
 TEXTS = pa.schema({"event": pa.int64(), "text": pa.string()})
 ROWS = 10_000
-"""So many strings are held before they are written."""
+"""The number of rows that are buffered before they are written."""
 
 
 class Rows:
-    """An Arrow file that is written some rows at a time."""
+    """Writes an Arrow file in batches of rows."""
 
     def __init__(self, path: Path, schema: pa.Schema):
         self._schema, self._rows = schema, list[dict[str, Any]]()
@@ -71,7 +71,7 @@ class Rows:
 
 
 class Column(Sequence[T]):
-    """A column of strings, or of lists of them, on disk: each value is made when it is asked for."""
+    """A column of strings, or of lists of strings, on disk; each value is created when it is accessed."""
 
     def __init__(self, values: pa.ChunkedArray, made: Callable[[Any], T] = lambda value: value):
         self._values, self._made = values, made
@@ -89,7 +89,7 @@ class Column(Sequence[T]):
             yield from map(self._made, self._values.slice(start, ROWS).to_pylist())
 
     def __eq__(self, other: object) -> bool:
-        """Whether it holds the same values, as a list or another column."""
+        """Returns whether it holds the same values as a list or another column."""
         if self is other or not isinstance(other, list | Column):
             return self is other
         return len(self) == len(other) and all(one == another for one, another in zip(self, other, strict=True))
@@ -98,7 +98,7 @@ class Column(Sequence[T]):
         return pc.index(self._values, value).as_py() >= 0
 
     def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
-        """As that of a list, but compared by Arrow."""
+        """Like `list.index`, but the comparison is done by Arrow."""
         found = pc.index(self._values, value, start=start, end=stop).as_py()
         if found < 0:
             raise ValueError(f"{value!r} is not in the column")
@@ -106,10 +106,10 @@ class Column(Sequence[T]):
 
 
 class Texts(Mapping[int, str]):
-    """What was written, by the number of the interaction, on disk as a `Column` is.
+    """The texts of interactions, keyed by the index of the interaction, stored on disk like a `Column`.
 
     Attributes:
-      events: int64 [n], these numbers, ascending.
+      events: int64 [n], the indices, ascending.
     """
 
     def __init__(self, events: np.ndarray, texts: Column[str]):
@@ -129,21 +129,21 @@ class Texts(Mapping[int, str]):
         return text
 
     def values(self) -> Column[str]:  # type: ignore[override]
-        """In the order of the interactions."""
+        """Returns the texts in the order of the interactions."""
         return self._texts
 
     def items(self) -> Iterator[tuple[int, str]]:  # type: ignore[override]
-        """Likewise, each with the number of its interaction."""
+        """Iterates over (interaction index, text) pairs in the order of the interactions."""
         return zip(self, self._texts, strict=True)
 
 
 def write_columns(items: Iterable[Item], users: Iterable[User], folder: Path) -> None:
     """Writes the columns of a source into a new folder.
 
-    Memory holds the ids of items, eight bytes a user, and some rows.
+    Memory holds the ids of all items, eight bytes for each user, and the buffered rows.
 
     Raises:
-      DataError: as of `build_corpus`.
+      DataError: as raised by `build_corpus`.
     """
     folder.mkdir()
     with contextlib.ExitStack() as files:
@@ -185,12 +185,13 @@ def write_columns(items: Iterable[Item], users: Iterable[User], folder: Path) ->
 
 
 def refuse_repeated_users(folder: Path, hashes: np.ndarray) -> None:
-    """
+    """Checks that user ids are unique; compares only ids whose hashes occur more than once.
+
     Args:
-      hashes: of the ids of users, int64 [U].
+      hashes: the hashes of the user ids, int64 [U].
 
     Raises:
-      DataError: one occurs twice; only ids whose hashes do are looked at.
+      DataError: an id occurs twice.
     """
     values, counts = np.unique(hashes, return_counts=True)
     if repeated := set(values[counts > 1].tolist()):
@@ -199,7 +200,7 @@ def refuse_repeated_users(folder: Path, hashes: np.ndarray) -> None:
 
 
 def digest_of_files(folder: Path) -> str:
-    """Of all that is said of items, and all that users wrote."""
+    """Returns the SHA-256 digests of the item file and of the file of users' texts."""
     digests = []
     for name in ("items.arrow", "texts.arrow"):
         with (folder / name).open("rb") as file:
@@ -208,19 +209,19 @@ def digest_of_files(folder: Path) -> str:
 
 
 def digest_of_texts(folder: Path) -> str:
-    """As of `digest_of_files`, which columns of before do not say.
+    """Returns the value of `digest_of_files`, which is computed if the columns were written before it was stored.
 
     Raises:
-      OSError, ValueError: they cannot be read.
+      OSError, ValueError: the columns cannot be read.
     """
     return json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("digest") or digest_of_files(folder)
 
 
 def read_columns(folder: Path) -> tuple[Corpus, np.ndarray] | None:
-    """(the corpus, which items have an image: bool [I]); None where there are no columns of this version.
+    """Returns the corpus and whether each item has an image (bool [I]); None if there are no columns of this version.
 
     Raises:
-      DataError: a file is missing, or cut off.
+      DataError: a file is missing or truncated.
     """
     if not folder.exists():
         return None
@@ -248,7 +249,7 @@ def read_columns(folder: Path) -> tuple[Corpus, np.ndarray] | None:
 
 
 def mapped(path: Path, dtype: type[np.generic], length: int) -> np.ndarray:
-    """The array of a file, read where it is looked at."""
+    """Memory-maps the array in a file, after checking its size."""
     size, right = path.stat().st_size, length * np.dtype(dtype).itemsize
     if size != right:
         raise ValueError(f"{path.name} has {size:,} bytes, where {right:,} are right")
@@ -256,5 +257,6 @@ def mapped(path: Path, dtype: type[np.generic], length: int) -> np.ndarray:
 
 
 def table(path: Path) -> pa.Table:
+    """Memory-maps the table in an Arrow file."""
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_file(source).read_all()

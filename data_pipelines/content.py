@@ -1,7 +1,7 @@
-"""What items are made of, as frozen feature vectors: attributes, popularity, ratings, company, and encoders' vectors.
+"""Content of items as frozen feature vectors: attributes, popularity, ratings, co-occurrence and encoder vectors.
 
-An item's embedding row is a free row plus a projection of its content (`unimp_jax.model.decoder.Embeddings`), so that
-what is learnt of one item is known of those like it. Counts and ratings are those of training interactions alone.
+The embedding of an item is a free row plus a projection of its content (`unimp_jax.model.decoder.Embeddings`), so what
+is learnt about one item transfers to similar items. Counts and ratings use training interactions only.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from data_pipelines.item_vectors import read_vectors
 from data_pipelines.vocabulary import Vocabulary
 
 ATTRIBUTE_NORM = 3.0
-"""The length of the attribute part of an item's vector, next to which popularity has a deviation of 1."""
+"""The norm of the attribute part of an item's vector; for comparison, popularity has standard deviation 1."""
 RATING_PRIOR = 6.0
-"""An item's mean rating counts as if so many ratings more had been the mean of all."""
+"""The weight of the overall mean in an item's mean rating, as a number of additional ratings."""
 WELL_RATED = 10
-"""With more training interactions than this, an item's mean rating is also given apart: it can be relied on."""
+"""An item with more training ratings than this has its mean rating in a separate feature too, as it is reliable."""
 
 RATING_FEATURES = 3
 RATING_DEVIATION = 2.0
-"""Of mean ratings, which say more of a rating to come than any other feature."""
+"""The standard deviation of the mean ratings, which predict a rating better than any other feature."""
 CO_OCCURRENCE_DEVIATION = 0.6
-"""Of each vector of co-occurrence; the 64 of them together are then about as long as all else."""
+"""The standard deviation of each co-occurrence feature; 64 of them together have about the norm of all the others."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ContentConfig:
-    """The parts of an item's content; without any, the rows of new tokens are free alone."""
+    """The features of an item's content; with none of them, the embeddings of new tokens are free rows only."""
 
     attributes: tuple[str, ...] = ()
-    """Each comma-separated value of these attributes is a feature; `Category` names what search asks for."""
+    """Attributes whose comma-separated values become features; `Category` stands for the categories used by search."""
     least_items: int = 3
-    """Values of fewer items are left out."""
+    """Values that occur in fewer items are left out."""
     popularity: bool = False
-    """The logarithm of an item's training interactions."""
+    """Whether to include the logarithm of an item's number of training interactions."""
     rating: bool = False
-    """Its mean rating in training, drawn towards that of all items."""
+    """Whether to include an item's mean training rating, shrunk towards the mean of all items."""
     co_occurrence: int = 0
-    """So many vectors of which items the same users met near one another in training (`co_occurrence_vectors`)."""
+    """Number of features from items that the same users interacted with near one another (`co_occurrence_vectors`)."""
     vectors: tuple[Path, ...] = ()
-    """Files of vectors by item id, as `unimp features` writes them: of text or image encoders, or your own."""
+    """Files of vectors by item id, as `unimp features` writes them: from text or image encoders, or your own."""
     components: int = 64
-    """Of the vectors of each file, the first so many principal components."""
+    """Number of leading principal components to keep of the vectors of each file."""
 
     def __post_init__(self) -> None:
         if self.least_items < 1 or self.components < 1 or self.co_occurrence < 0:
@@ -64,7 +64,7 @@ class ContentConfig:
 
     @property
     def interaction_features(self) -> int:
-        """How many features, the last ones, are of interactions."""
+        """The number of features derived from interactions, which are the last columns."""
         return self.popularity + RATING_FEATURES * self.rating + self.co_occurrence
 
 
@@ -74,7 +74,7 @@ class Content:
 
     Attributes:
       items: float32 [I, K].
-      categories: of each category that is a feature, its column.
+      categories: the column of each category that is a feature.
     """
 
     items: np.ndarray
@@ -86,14 +86,14 @@ class Content:
 
 
 def build_content(corpus: Corpus, config: ContentConfig, known: int | None = None) -> Content:
-    """The content of all items; features of interactions (popularity, ratings, co-occurrence) are the last.
+    """Returns the content of all items; features of interactions (popularity, ratings, co-occurrence) come last.
 
     Args:
-      known: so many items, from the first on, are what features, scales and components are made of; those behind them
-        are new, and their features of interactions are 0, which is the mean. None: all are known.
+      known: the number of leading items from which features, scales and components are derived; later items are new,
+        and their interaction features are 0, which is the mean. None means that all items are known.
 
     Raises:
-      DataError: an attribute is not in the source, or a file of vectors cannot be read or does not know an item.
+      DataError: an attribute is not in the source, or a file of vectors cannot be read or has none of the items.
     """
     parts: list[np.ndarray] = [np.zeros((corpus.num_items, 0), np.float32)]
     categories: dict[str, int] = {}
@@ -119,16 +119,16 @@ def build_content(corpus: Corpus, config: ContentConfig, known: int | None = Non
 
 
 def token_content(content: Content, vocabulary: Vocabulary) -> np.ndarray:
-    """The content of each new token: float32 [new tokens, K].
+    """Returns the content of each new token: float32 [new tokens, K].
 
-    A token of items' names has the mean content of the items that it names (one item, or those that share a semantic
-    code); a category's token has the feature of that category; other tokens have none.
+    A token that names items has the mean content of the items it names (one item, or those that share a semantic code);
+    the token of a category has the feature of that category; other tokens have no content.
     """
     rows = np.zeros((len(vocabulary.new_tokens), content.width), np.float64)
     counts = np.zeros(len(rows))
     items = np.repeat(np.arange(len(content.items)), vocabulary.depth)
     tokens = vocabulary.items.ravel() - vocabulary.base_size
-    new = tokens >= 0  # a name that the tokenizer has already keeps its base row
+    new = tokens >= 0  # a name that the tokenizer already has keeps its base row
     np.add.at(rows, tokens[new], content.items[items[new]])
     np.add.at(counts, tokens[new], 1)
     rows /= np.maximum(counts, 1)[:, None]
@@ -139,7 +139,7 @@ def token_content(content: Content, vocabulary: Vocabulary) -> np.ndarray:
 
 
 def attribute_values(corpus: Corpus, config: ContentConfig, item: int) -> list[tuple[str, str]]:
-    """(attribute, value) of each value that an item has of the configuration's attributes."""
+    """Returns the (attribute, value) pairs of an item, for the attributes of the configuration."""
     found = dict(corpus.attributes[item])
     pairs: list[tuple[str, str]] = []
     for name in config.attributes:
@@ -151,11 +151,12 @@ def attribute_values(corpus: Corpus, config: ContentConfig, item: int) -> list[t
 def multi_hot(
     values: list[list[tuple[str, str]]], config: ContentConfig, known: int | None = None
 ) -> tuple[dict[tuple[str, str], int], np.ndarray]:
-    """(the column of each value that enough known items have; float32 [I, columns], each row of length
-    `ATTRIBUTE_NORM`).
+    """Returns the column of each value that enough known items have, and the features.
+
+    The features are float32 [I, columns]; each row that is not all zeros has norm `ATTRIBUTE_NORM`.
 
     Raises:
-      DataError: no item has one of the attributes.
+      DataError: no known item has one of the attributes.
     """
     counts = collections.Counter(pair for pairs in values[:known] for pair in pairs)
     missing = [name for name in config.attributes if not any(name == found for found, _ in counts)]
@@ -171,13 +172,16 @@ def multi_hot(
 
 
 def training_counts(corpus: Corpus) -> np.ndarray:
-    """How often each item was met in training: int64 [I]."""
+    """Returns the number of training interactions of each item: int64 [I]."""
     return np.bincount(corpus.items[corpus.splits == TRAIN], minlength=corpus.num_items)
 
 
 def mean_ratings(corpus: Corpus, known: int | None = None) -> np.ndarray:
-    """Of each item, its mean rating in training drawn towards that of all, whether it has one, and the mean again
-    where it can be relied on: float32 [I, 3]."""
+    """Returns three rating features of each item: float32 [I, 3].
+
+    They are its mean training rating, shrunk towards the mean of all ratings; whether it has a rating; and the mean
+    again if it is reliable (more than `WELL_RATED` ratings), else 0.
+    """
     rated = (corpus.splits == TRAIN) & ~np.isnan(corpus.ratings)
     items, ratings = corpus.items[rated], corpus.ratings[rated].astype(np.float64)
     counts = np.bincount(items, minlength=corpus.num_items)
@@ -188,18 +192,18 @@ def mean_ratings(corpus: Corpus, known: int | None = None) -> np.ndarray:
 
 
 def standardised(values: np.ndarray, known: int | None = None) -> np.ndarray:
-    """Of mean 0 and deviation 1 by column, over known rows; a column that is the same in all of these becomes 0."""
+    """Scales each column to mean 0 and standard deviation 1 over the known rows; constant columns become 0."""
     deviations = values[:known].std(axis=0)
     scaled = (values - values[:known].mean(axis=0)) / np.where(deviations > 0, deviations, 1)
     return np.where(deviations > 0, scaled, 0)
 
 
 def principal_components(vectors: np.ndarray, count: int, known: int | None = None) -> np.ndarray:
-    """The first components of vectors over the catalogue, the largest of deviation 1 and the others whitened by half.
+    """Returns the first principal components, half-whitened so that the largest has standard deviation 1.
 
     Args:
-      vectors: [I, F]; with at most `count` features, they are only standardised.
-      known: so many rows, from the first on, are the catalogue; None: all.
+      vectors: [I, F]; if F is at most `count`, the features are only standardised.
+      known: the number of leading rows that belong to the catalogue; None means all.
     """
     if vectors.shape[1] <= count:
         return standardised(vectors, known)

@@ -1,4 +1,4 @@
-"""All interactions of a source as flat arrays: who met what, when, and which of it is held out."""
+"""All interactions of a source as flat arrays: which user interacted with which item, when, and in which split."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from data_pipelines.errors import DataError
 from data_pipelines.schema import NO_TIME, Interaction, Item, User
 
 TRAIN, VALIDATION, TEST, SHOWN = 0, 1, 2, 3
-"""What an interaction is for; those only shown, in the history of what is asked, are neither learnt nor asked about."""
+"""The split of an interaction. SHOWN interactions only appear in the history of a question; they are never a target."""
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-    """U users' E interactions with I items, a user's interactions next to one another, oldest first.
+    """E interactions of U users with I items; the interactions of a user are contiguous, oldest first.
 
-    An item is its index from here on. A user's held-out interactions come after all those to train on or to show, the
-    validation one before the test one, so that "everything before position p" never shows a later answer.
+    From here on an item is identified by its index. The held-out interactions of a user follow all those that are
+    trained on or shown, validation before test, so the interactions before position p never reveal a later answer.
 
     Attributes:
       item_ids, titles: I strings.
       attributes: for each item, (name, text) pairs.
-      categories: for each item, the words to search it by.
+      categories: for each item, the terms to search for it by.
       user_ids: U strings.
-      offsets: int64 [U + 1]; user u has interactions offsets[u] to offsets[u + 1].
+      offsets: int64 [U + 1]; user u has the interactions offsets[u] to offsets[u + 1].
       items: int32 [E].
-      times: int64 [E], seconds since 1970, -1 where unknown.
-      ratings: float32 [E], NaN where unknown.
+      times: int64 [E], seconds since 1970, -1 if unknown.
+      ratings: float32 [E], NaN if unknown.
       splits: int8 [E], TRAIN, VALIDATION, TEST or SHOWN.
-      texts: what was written, by index into the E interactions, in their order.
+      texts: the texts written by users, keyed by the index of the interaction, in the order of the interactions.
     """
 
     item_ids: Sequence[str]
@@ -60,31 +60,31 @@ class Corpus:
 
     @functools.cached_property
     def has_categories(self) -> np.ndarray:
-        """The items that have categories to search them by: bool [I]."""
+        """Whether each item has categories to search for it by: bool [I]."""
         return np.fromiter(map(bool, self.categories), bool, self.num_items)
 
     @functools.cached_property
     def text_events(self) -> np.ndarray:
-        """The interactions with texts, ascending: int64 [len(texts)]."""
+        """The indices of the interactions that have a text, ascending: int64 [len(texts)]."""
         events = getattr(self.texts, "events", None)
         return np.fromiter(self.texts, np.int64, len(self.texts)) if events is None else events
 
     @functools.cached_property
     def rating_levels(self) -> list[float]:
-        """The distinct ratings of the training interactions, ascending; empty where the source has none."""
+        """The distinct ratings of the training interactions, ascending; empty if the source has no ratings."""
         ratings = self.ratings[self.splits == TRAIN]
         return [float(level) for level in np.unique(ratings[~np.isnan(ratings)])]
 
     def history(self, user: int, position: int) -> np.ndarray:
-        """The items the user met before their `position`-th interaction, oldest first: int32 [position]."""
+        """Returns the items of the user's first `position` interactions, oldest first: int32 [position]."""
         start = self.offsets[user]
         return self.items[start : start + position]
 
     def held_out(self, split: int) -> tuple[np.ndarray, np.ndarray]:
-        """(users, positions), int32 [M] each: one pair for every user whose history has a `split` interaction.
+        """Returns (users, positions), int32 [M] each: one pair for every user with a held-out interaction of `split`.
 
-        `items[offsets[user] + position]` is the answer, all before it the history. Users whose answer would stand
-        first, with no history, are left out: nothing could be asked about them.
+        `items[offsets[user] + position]` is the answer and everything before it is the history. Users whose held-out
+        interaction is their first are left out, because there is no history to ask about.
         """
         events = np.flatnonzero(self.splits == split)
         users = np.searchsorted(self.offsets, events, side="right") - 1
@@ -93,19 +93,20 @@ class Corpus:
         return users[asked].astype(np.int32), positions[asked].astype(np.int32)
 
     def targets(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """The items that were met at `positions`: int32 [M]."""
+        """Returns the items at `positions` in the users' histories: int32 [M]."""
         return self.items[self.offsets[users] + positions]
 
 
 def split_by_users(corpus: Corpus, seed: int) -> Corpus:
-    """The corpus with other users to train on than to ask: of those with two interactions or more, a tenth (rounded
-    down) for validation and as many for test, chosen by the seed, and everybody else to train on.
+    """Returns the corpus with disjoint sets of users for training, validation and testing.
 
-    Of somebody held out, the last interaction is asked about and all before it are shown; of the others every one is to
-    train on, whatever the source prescribes.
+    Of the users with at least two interactions, a tenth (rounded down) is chosen by the seed for validation and another
+    tenth for testing; all other users are for training. For a held-out user, the last interaction is the target and all
+    earlier ones are only shown; for a training user, every interaction is trained on. Splits prescribed by the source
+    are ignored.
 
     Raises:
-      DataError: there are fewer than ten such users.
+      DataError: fewer than ten users have two interactions or more.
     """
     lengths = np.diff(corpus.offsets)
     able = np.flatnonzero(lengths >= 2)
@@ -121,15 +122,15 @@ def split_by_users(corpus: Corpus, seed: int) -> Corpus:
 
 
 def with_user(corpus: Corpus, user_id: str, items: Sequence[int], ratings: Sequence[float]) -> Corpus:
-    """The corpus with one user more, the last, of whose history nothing is held out.
+    """Returns the corpus with one more user at the end, none of whose interactions is held out.
 
     Args:
-      items: what they met, oldest first.
-      ratings: of each, NaN where unknown.
+      items: the user's items, oldest first.
+      ratings: the rating of each item, NaN if unknown.
 
     Raises:
-      DataError: there is such a user already, or nothing that they met.
-      ValueError: not one rating for each item, or an item that is not in the catalogue.
+      DataError: the user id exists already, or the history is empty.
+      ValueError: the number of ratings differs from that of items, or an item is not in the catalogue.
     """
     if user_id in corpus.user_ids:
         raise DataError(f"user {user_id} occurs twice; ids must be unique in a source")
@@ -155,7 +156,7 @@ def with_user(corpus: Corpus, user_id: str, items: Sequence[int], ratings: Seque
 
 
 def with_items(corpus: Corpus, items: Sequence[Item]) -> Corpus:
-    """The corpus with more items behind its own, of other ids, which nobody has met."""
+    """Returns the corpus with additional items appended, which must have new ids and have no interactions yet."""
     return dataclasses.replace(
         corpus,
         item_ids=[*corpus.item_ids, *(item.item_id for item in items)],
@@ -166,10 +167,10 @@ def with_items(corpus: Corpus, items: Sequence[Item]) -> Corpus:
 
 
 def leave_one_out(user: User) -> list[int]:
-    """The split of each interaction: the last is the test, the one before it the validation, as long as one is left.
+    """Returns the split of each interaction: the last is the test and the one before it the validation interaction.
 
-    A split that the source prescribes stands. With two interactions the last is the test and there is no validation;
-    with one or none, nothing is held out.
+    Splits prescribed by the source take precedence. With two interactions the last is the test interaction and there is
+    no validation interaction; with one or none, nothing is held out.
     """
     prescribed = [interaction.split for interaction in user.interactions]
     if any(prescribed):
@@ -188,7 +189,7 @@ def leave_one_out(user: User) -> list[int]:
 
 
 def _oldest_first(interactions: tuple[Interaction, ...]) -> tuple[Interaction, ...]:
-    """In order of time, ties as they stand; where one has no time, all as they stand."""
+    """Sorts interactions by time (stable for ties); keeps the given order if any time is missing."""
     if any(interaction.time == NO_TIME for interaction in interactions):
         return interactions
     return tuple(sorted(interactions, key=lambda interaction: interaction.time))
@@ -196,10 +197,10 @@ def _oldest_first(interactions: tuple[Interaction, ...]) -> tuple[Interaction, .
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UserEvents:
-    """One user's interactions, oldest first, by the numbers of their items; see `Corpus`.
+    """One user's interactions, oldest first, with items as indices; see `Corpus` for the fields.
 
     Attributes:
-      texts: what was written, by index into these interactions.
+      texts: the texts the user wrote, keyed by index into these interactions.
     """
 
     ARRAYS: ClassVar = ("items", "times", "ratings", "splits")
@@ -213,10 +214,10 @@ class UserEvents:
 
 
 def catalogue_of(items: Iterable[Item]) -> dict[str, int]:
-    """The number of each item by its id.
+    """Returns the index of each item by its id.
 
     Raises:
-      DataError: an id occurs twice, or there is no item.
+      DataError: an id occurs twice, or there are no items.
     """
     index: dict[str, int] = {}
     for number, item in enumerate(items):
@@ -228,13 +229,13 @@ def catalogue_of(items: Iterable[Item]) -> dict[str, int]:
 
 
 def all_events(index: Mapping[str, int], users: Iterable[User]) -> Iterator[UserEvents]:
-    """Every user who has an interaction.
+    """Yields the interactions of every user who has at least one.
 
-    Interactions are put in order of time; where times tie, or a user's are not all known, the source's order stands.
-    Users without a single interaction are kept out, for there is nothing to learn from or ask about them.
+    Interactions are sorted by time; if times tie, or some times of a user are unknown, the source's order is kept.
+    Users without interactions are skipped, because there is nothing to learn from or to ask about them.
 
     Raises:
-      DataError: a history names an item that does not exist, or nobody has an interaction.
+      DataError: a history names an unknown item, or no user has an interaction.
     """
     asked = False
     for user in users:
@@ -260,9 +261,10 @@ def all_events(index: Mapping[str, int], users: Iterable[User]) -> Iterator[User
 
 
 def refuse_repeats(user_ids: Iterable[str]) -> None:
-    """
+    """Checks that user ids are unique.
+
     Raises:
-      DataError: one occurs twice.
+      DataError: an id occurs twice.
     """
     seen: set[str] = set()
     for user_id in user_ids:
@@ -272,10 +274,10 @@ def refuse_repeats(user_ids: Iterable[str]) -> None:
 
 
 def build_corpus(items: Iterable[Item], users: Iterable[User]) -> Corpus:
-    """Gathers records into arrays.
+    """Builds the corpus of the given records.
 
     Raises:
-      DataError: as of `catalogue_of`, `all_events` and `refuse_repeats`.
+      DataError: as raised by `catalogue_of`, `all_events` and `refuse_repeats`.
     """
     titles: list[str] = []
     attributes: list[tuple[tuple[str, str], ...]] = []

@@ -1,8 +1,7 @@
-"""What is computed of a catalogue once and kept on disk: for all processes of a host, and for later starts.
+"""Results computed once per catalogue and cached on disk, for all processes of a host and for later starts.
 
-Each thing is a folder of its own, named by the digest of all that determines it. It appears whole or not at all, one
-process makes it while the others wait, and what is damaged, or of something else, is made anew. All of it may be
-deleted at any time.
+Each result is a folder named by a digest of everything that determines it. It appears whole or not at all; one process
+creates it while the others wait; a damaged or mismatched one is created anew. The cache may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -23,32 +22,32 @@ from data_pipelines.atomic import atomic_folder
 T = TypeVar("T")
 FOLDER = "cache"
 VERSION = 1
-"""To be raised where the same texts become other tokens, or the same records other texts."""
+"""To be incremented when the same texts give different tokens, or the same records different texts."""
 ABOUT, VALUE = "about.json", "value.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class DiskCache:
-    """Where things are kept, and what determines all of them.
+    """The folders of a cache, and the key that all its entries share.
 
     Attributes:
-      places: folders; the first that can be written takes what is new. Where there are none, nothing is kept.
-      made_of: what JSON can say.
+      places: folders; the first writable one takes new entries. Without folders, nothing is cached.
+      made_of: what determines the entries, as JSON values.
     """
 
     places: tuple[Path, ...] = ()
     made_of: tuple[Any, ...] = (VERSION,)
 
     def of(self, *made_of: Any) -> DiskCache:
-        """The same places, for what is determined by `made_of` too."""
+        """Returns a cache in the same folders, with `made_of` added to the key."""
         return dataclasses.replace(self, made_of=(*self.made_of, *made_of))
 
     def get(self, write: Callable[[Path], None], read: Callable[[Path], T]) -> T | None:
-        """What is kept, after it was made where it was not; None where there is no place to keep it.
+        """Returns the cached entry, creating it if necessary; None if there is no place to cache it.
 
         Args:
-          write: makes it in an empty folder; called again where a place turns out to be full.
-          read: reads it from there; an OSError or ValueError says that it is damaged.
+          write: creates the entry in an empty folder; called again for the next place if one turns out to be full.
+          read: reads the entry from its folder; an OSError or ValueError means that it is damaged.
         """
         name = hashlib.sha256(json.dumps(self.made_of).encode()).hexdigest()[:32]
 
@@ -65,7 +64,7 @@ class DiskCache:
                 return known(place)
         for place in self.places:
             with contextlib.suppress(OSError), alone(place, name):
-                with contextlib.suppress(OSError, ValueError):  # made by another process meanwhile
+                with contextlib.suppress(OSError, ValueError):  # created by another process in the meantime
                     return known(place)
                 with atomic_folder(place / name, replaces=True) as partial:
                     write(partial)
@@ -74,7 +73,7 @@ class DiskCache:
         return None
 
     def value(self, make: Callable[[], Any]) -> Any:
-        """What JSON can say, kept where there is a place; it is made once at most."""
+        """Returns a JSON value, cached if there is a place; `make` is called at most once."""
         make = functools.cache(make)
 
         def write(folder: Path) -> None:
@@ -85,7 +84,7 @@ class DiskCache:
 
 
 def checksums(folder: Path) -> dict[str, int]:
-    """The CRC-32 of each file but `ABOUT`, by name; 3 GB a second."""
+    """Returns the CRC-32 of each file except `ABOUT`, by name; takes about a second for 3 GB."""
     sums = {}
     for path in sorted(folder.iterdir()):
         if path.name != ABOUT:
@@ -97,10 +96,10 @@ def checksums(folder: Path) -> dict[str, int]:
 
 @contextlib.contextmanager
 def alone(place: Path, name: str) -> Iterator[None]:
-    """Holds the lock of a name; another process that wants it waits. A killed process holds none.
+    """Holds the lock of an entry while other processes wait for it. The lock of a killed process is released.
 
     Raises:
-      OSError: the place cannot be written, or has no locks.
+      OSError: the place cannot be written, or does not support locks.
     """
     place.mkdir(parents=True, exist_ok=True)
     with (place / f".{name}.lock").open("w") as lock:

@@ -1,11 +1,11 @@
-"""The one exception that says: the data, not the program, is wrong."""
+"""The exception for errors in the data, as opposed to errors in the program."""
 
 
 class DataError(ValueError):
-    """Bad input, told in one line: which file, record and field, what was wrong, what would be right.
+    """Bad input, described in one line: the file, record and field, what is wrong, and what is expected.
 
-    The command line prints the message without a traceback and exits with status 2. What cannot be printed stands in
-    it as an escape.
+    The command line prints the message without a traceback and exits with status 2. Unprintable characters in the
+    message are escaped.
     """
 
     def __init__(self, message: str):
@@ -13,12 +13,12 @@ class DataError(ValueError):
 
 
 def printable(text: str) -> str:
-    """Text with escapes, such as `\\n`, in place of what ends a line, moves a cursor or cannot be written as UTF-8."""
+    """Escapes characters (as in `\\n`) that end a line, move the cursor or cannot be encoded as UTF-8."""
     if text.isprintable():
         return text
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def reason_of(error: BaseException) -> str:
-    """Why, in one line, whatever failed."""
+    """Returns the reason for any exception in one line."""
     return getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__

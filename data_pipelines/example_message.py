@@ -1,6 +1,6 @@
-"""TensorFlow's `Example` messages, as which TFDS writes records, without TFDS, whose import takes most of a second.
+"""TensorFlow's `Example` messages, the format of TFDS records, without importing TFDS, which takes most of a second.
 
-Messages and numbers are those of TensorFlow's `example.proto` and `feature.proto`.
+Messages and field numbers are those of TensorFlow's `example.proto` and `feature.proto`.
 """
 
 from __future__ import annotations

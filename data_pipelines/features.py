@@ -1,4 +1,4 @@
-"""What a frozen tower makes of each image, computed once and read from a file from then on."""
+"""Outputs of a frozen vision tower for each image, computed once and then read from a file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from data_pipelines.object_store import is_remote
 
 
 class FeatureStore:
-    """Features of items by index, in the place of their images."""
+    """Features of items by index, used in place of their images."""
 
     def __init__(self, folder: Path):
-        """
+        """Opens the features in a folder.
+
         Raises:
-          DataError: the folder is not as `write_features` leaves it.
+          DataError: the folder is not as written by `write_features`.
         """
         try:
             told = json.loads((folder / "features.json").read_bytes())
@@ -40,9 +41,10 @@ class FeatureStore:
 
 
 def check_room(folder: Path, count: int, shape: tuple[int, ...], dtype: str) -> None:
-    """
+    """Checks that the disk has room for the features of `count` images.
+
     Raises:
-      DataError: the disk has no room for the features of so many images.
+      DataError: there is not enough room.
     """
     needed = count * int(np.prod(shape)) * np.dtype(dtype).itemsize
     room = shutil.disk_usage(tempfile.gettempdir() if is_remote(folder) else folder.parent).free
@@ -57,12 +59,12 @@ def write_features(
     dtype: str,
     make: Callable[[np.ndarray], Iterator[np.ndarray]],
 ) -> None:
-    """Makes the folder, whole or not at all.
+    """Creates the folder of features, whole or not at all.
 
     Args:
-      items: int [S], those that have an image.
-      shape, dtype: of the features of one.
-      make: items -> their features, [some of them, *shape], in their order.
+      items: int [S], the items that have an image.
+      shape, dtype: of the features of one image.
+      make: maps items to their features, yielded in order in arrays of [some items, *shape].
     """
     with atomic_folder(folder) as partial:
         with (partial / "features.bin").open("wb") as file:

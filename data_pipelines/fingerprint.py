@@ -1,4 +1,4 @@
-"""What a run is trained on, in digests: so that it is never gone on with, or examined, on other data unnoticed."""
+"""Digests of a run's training data, so that the run is not resumed or evaluated on other data unnoticed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from data_pipelines.errors import DataError
 
 FILE = "data.json"
 PART = 2**17
-"""So many numbers or texts at a time."""
+"""The number of values or texts that are processed at a time."""
 Fingerprint = dict[str, tuple[int, str]]
-"""By what users call a part of the data: how many there are, and the SHA-256 of all of them in their order."""
+"""For each part of the data, by its user-facing name: its size and the SHA-256 digest of its contents in order."""
 DATA_PARTS = (
     "items", "texts of items", "images", "users", "interactions", "known times", "ratings", "held-out interactions",
     "reviews", "texts of prompts",
@@ -30,11 +30,12 @@ DATA_PARTS = (
 def fingerprint(
     corpus: Corpus, has_image: np.ndarray, prompts: Iterable[str], cache: DiskCache = DiskCache()
 ) -> Fingerprint:
-    """
+    """Returns the fingerprint of a corpus and its prompts.
+
     Args:
       has_image: bool [I].
-      prompts: what prompts say, of each item and beside them.
-      cache: what determines the items of the corpus and `prompts`, and where what was found of them is kept.
+      prompts: the texts of prompts, both of each item and in general.
+      cache: a cache keyed by what determines the items of the corpus and `prompts`, for the digests of these.
     """
 
     def of_texts() -> Fingerprint:
@@ -63,7 +64,7 @@ def fingerprint(
 
 
 def digest_of(texts: Sequence[str]) -> tuple[int, str]:
-    """What a fingerprint says of texts."""
+    """Returns the number of texts and their digest, as in a fingerprint."""
     return len(texts), _digest(_texts(texts))
 
 
@@ -73,13 +74,15 @@ def save_fingerprint(path: Path, data: Fingerprint) -> None:
 
 
 def check_same(path: Path, data: Fingerprint, parts: Collection[str] = DATA_PARTS) -> None:
-    """
+    """Checks that the data is the same as when the fingerprint was saved.
+
     Args:
-      path: what `save_fingerprint` wrote; where it is missing, as of runs before there were such files, all is well.
-      parts: those that must be the same.
+      path: the file written by `save_fingerprint`; runs from before this file was introduced lack it, which is
+        accepted.
+      parts: the parts that must be equal.
 
     Raises:
-      DataError: one differs, or the file is damaged.
+      DataError: a part differs, or the file is damaged.
     """
     try:
         before = {name: (int(count), str(digest)) for name, (count, digest) in json.loads(path.read_bytes()).items()}
@@ -104,7 +107,7 @@ def check_same(path: Path, data: Fingerprint, parts: Collection[str] = DATA_PART
 
 
 def _texts_of_items(corpus: Corpus) -> tuple[int, str]:
-    """(how many, the digest of) titles, attributes and categories, of which memory holds the bytes alone."""
+    """Returns the number and the digest of all item texts (titles, attributes, categories), held as bytes only."""
     counts, lengths, said = array.array("q"), array.array("q"), list[bytes]()
     for title, pairs, categories in zip(corpus.titles, corpus.attributes, corpus.categories, strict=True):
         texts = [title, *itertools.chain.from_iterable(pairs), *categories]
@@ -115,7 +118,7 @@ def _texts_of_items(corpus: Corpus) -> tuple[int, str]:
 
 
 def _parts(numbers: np.ndarray) -> Iterator[np.ndarray]:
-    """So few at a time that no more than some megabytes of a file are copied."""
+    """Splits an array into parts, so that at most a few megabytes of a memory-mapped file are copied at a time."""
     return (numbers[start : start + PART] for start in range(0, len(numbers), PART))
 
 

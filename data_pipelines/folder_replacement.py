@@ -1,7 +1,8 @@
-"""Replaces a folder of records by a new one, whole, and deletes nothing that others made.
+"""Replaces a folder of records by a new one as a whole, without deleting anything made by others.
 
-What is made lies in a folder of a unique name, `.NAME.….partial`, in which `LOCK` says for which name. It is locked as
-long as its process lives, so that one that nobody holds was left behind by a kill, and is cleaned up.
+The new folder is built in a folder with a unique name, `.NAME.….partial`, in which the file `LOCK` holds the name of
+the folder to replace. The file is locked while its process lives; an unlocked one was left behind by a killed process,
+and is cleaned up.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from data_pipelines.errors import DataError
 LOCK = "made by unimp prepare"
 NEW, OLD = "new", "old"
 MADE = "prepared.json"
-"""Stands in a folder that was made here."""
-AT_WORKING_DIRECTORY, EXCHANGE = -100, 2  # of Linux
+"""The file that marks a folder as made by `unimp prepare`."""
+AT_WORKING_DIRECTORY, EXCHANGE = -100, 2  # Linux constants
 
 
 def check_replaceable(place: Path, parts: Collection[str], source_dir: Path | None) -> None:
-    """
+    """Checks that `place` may be replaced by a new folder of records.
+
     Args:
-      parts: what may stand in a folder that is replaced, beside `MADE` and dotfiles.
+      parts: the names that a replaceable folder may contain, besides `MADE` and dotfiles.
 
     Raises:
-      DataError: something stands there that was not made here, or that the source is part of.
+      DataError: `place` was not made by `unimp prepare`, holds other files, or contains the source's own files.
     """
     remedy = "nothing was changed; give the records another --name, or another --folder"
     if source_dir is not None:
@@ -53,18 +55,18 @@ def check_replaceable(place: Path, parts: Collection[str], source_dir: Path | No
 
 @contextlib.contextmanager
 def temporary_folder(place: Path) -> Iterator[Path]:
-    """An empty folder beside `place`, for `replace_folder`; it is gone at the end.
+    """Yields an empty folder beside `place`, for `replace_folder`; it is removed when the context ends.
 
     Raises:
-      DataError: another process makes the same folder.
-      OSError: it cannot be made.
+      DataError: another process is preparing the same folder.
+      OSError: the folder cannot be created.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     _clean_up(place)
     work = Path(tempfile.mkdtemp(".partial", f".{place.name}.", place.parent))
     try:
         with (work / LOCK).open("x", encoding="utf-8") as lock:
-            with contextlib.suppress(OSError):  # where there are no locks, nobody watches
+            with contextlib.suppress(OSError):  # file systems without locks are not protected
                 lock_descriptor(lock.fileno())
             lock.write(place.name)
             lock.flush()
@@ -75,7 +77,7 @@ def temporary_folder(place: Path) -> Iterator[Path]:
 
 
 def _clean_up(place: Path) -> None:
-    """Removes what killed processes left of `place`, after the earlier folder is back where they had taken it away."""
+    """Removes what killed processes left of `place`, after restoring an earlier folder that they had moved away."""
     for left in place.parent.glob(".*.partial"):
         try:
             with (left / LOCK).open("r+", encoding="utf-8") as lock:
@@ -84,13 +86,13 @@ def _clean_up(place: Path) -> None:
                 if lock_descriptor(lock.fileno(), blocking=False):
                     _remove(left, place)
                     continue
-        except (OSError, ValueError):  # of somebody else, or it cannot be locked
+        except (OSError, ValueError):  # belongs to another program, or cannot be locked
             continue
         raise DataError(f"{place} is being prepared by another process: wait for it, or stop it")
 
 
 def _remove(work: Path, place: Path) -> None:
-    """Removes what lies in `work`, after the earlier folder is back in its place; the mark that it is ours last."""
+    """Restores the earlier folder to its place, then removes `work`; the lock file, which marks it, goes last."""
     if (work / OLD).is_dir() and not os.path.lexists(place):
         os.rename(work / OLD, place)
     for made in (NEW, OLD):
@@ -99,10 +101,10 @@ def _remove(work: Path, place: Path) -> None:
 
 
 def replace_folder(new: Path, place: Path) -> None:
-    """Puts a folder that was made in a `temporary_folder` where it belongs, instead of an earlier one.
+    """Moves a folder made in a `temporary_folder` to `place`, replacing any earlier one.
 
-    There is the old or the new one at any moment; where the file system cannot exchange two folders at once, there is
-    none for a moment, and if that is the last, the next `temporary_folder` puts the old one back.
+    Either the old or the new folder is there at any moment. If the file system cannot exchange two folders atomically,
+    there is none for a moment; if the process is killed then, the next `temporary_folder` restores the old one.
     """
     if not place.exists():
         os.rename(new, place)
@@ -112,7 +114,7 @@ def replace_folder(new: Path, place: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Whether the system could: Linux, on most file systems."""
+    """Exchanges two folders atomically and returns whether that is supported: on Linux, by most file systems."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     paths = AT_WORKING_DIRECTORY, os.fsencode(one), AT_WORKING_DIRECTORY, os.fsencode(other)
     return rename is not None and rename(*paths, EXCHANGE) == 0

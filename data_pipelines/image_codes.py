@@ -1,4 +1,4 @@
-"""The images of a catalogue as codes of a VQGAN, in a file beside the items."""
+"""The images of a catalogue as VQGAN codes, in a file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from data_pipelines.errors import DataError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageCodes:
-    """I items, and the image of each in h * w codes.
+    """The images of I items, each as h * w codes.
 
     Attributes:
-      item_ids: I strings, no two alike.
-      codes: int32 [I, h * w], row by row of the image; -1 throughout for an item without one.
+      item_ids: I distinct strings.
+      codes: int32 [I, h * w], in row-major order of the image; all -1 for an item without an image.
       grid: (h, w).
-      num_codes: the codebook's size: codes are below it.
-      facts: how the codes came to be, anything that JSON can say.
+      num_codes: the size of the codebook; codes are smaller than this.
+      facts: how the codes were made, as JSON values.
     """
 
     item_ids: tuple[str, ...]
@@ -49,24 +49,24 @@ class ImageCodes:
 
     @property
     def has_codes(self) -> np.ndarray:
-        """Which items have an image: bool [I]."""
+        """Whether each item has an image: bool [I]."""
         return (self.codes != -1).any(axis=1)
 
     def with_items(self, item_ids: Sequence[str]) -> ImageCodes:
-        """The same with more items behind these, without an image."""
+        """Returns the codes with additional items appended, which have no image."""
         none = np.full((len(item_ids), self.codes_per_image), -1, np.int32)
         return dataclasses.replace(self, item_ids=(*self.item_ids, *item_ids), codes=np.concatenate([self.codes, none]))
 
     def tokens(self) -> list[str]:
-        """The names of all codes: img_0, img_1, …"""
+        """Returns the names of all codes: img_0, img_1 and so on."""
         return [f"img_{code}" for code in range(self.num_codes)]
 
 
 def save_image_codes(path: Path, codes: ImageCodes, facts: dict[str, Any] | None = None) -> None:
-    """Parquet with the columns `item_id` and `codes`, whole or not at all, of the items that have an image.
+    """Writes a Parquet file with the columns `item_id` and `codes`, whole or not at all, for the items with an image.
 
     Args:
-      facts: in place of the codes' own.
+      facts: replaces the facts of `codes`.
     """
     rows = np.flatnonzero(codes.has_codes)
     item_ids = [codes.item_ids[row] for row in rows]
@@ -75,7 +75,7 @@ def save_image_codes(path: Path, codes: ImageCodes, facts: dict[str, Any] | None
 
 
 def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:
-    """The codes of these items, in this order; a file may hold others too, and an item without an image is not there.
+    """Returns the codes of the given items, in this order; the file may hold others and lack some.
 
     Raises:
       DataError: the file is missing or damaged, or has none of the items.

@@ -1,7 +1,7 @@
-"""Decodes images of any origin to pixels as users see them; no other module decodes any.
+"""Decodes images of any origin to pixels as users see them; all image decoding happens here.
 
-Only `FORMATS` are decoded (others start programs, such as Ghostscript, or have decoders that few have tried). What a
-header says is checked before anything is decoded, so that one image takes some hundred megabytes at most.
+Only `FORMATS` are decoded (others start programs such as Ghostscript, or have rarely tested decoders). Sizes in the
+header are checked before decoding, so that one image takes a few hundred megabytes at most.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 NAMES = "JPEG, PNG, WebP, GIF, BMP and TIFF"
 LARGEST_BYTES = 64 * 2**20
 LARGEST_PIXELS = 50_000_000
-"""Of a file, by its header."""
+"""The maximum number of pixels of a file, according to its header."""
 DECODED_PIXELS = 25_000_000
-"""At most so many are decoded; a JPEG may be decoded at a half, a quarter or an eighth of its size."""
+"""The maximum number of decoded pixels; a JPEG may be decoded at a half, a quarter or an eighth of its size."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -30,23 +30,23 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What to do with an image of this EXIF orientation."""
-ORIENTATION, PHOTOMETRIC, TILE_WIDTH, TILE_HEIGHT = 274, 262, 322, 323  # numbers of TIFF tags
+"""The transposition that makes an image of each EXIF orientation upright."""
+ORIENTATION, PHOTOMETRIC, TILE_WIDTH, TILE_HEIGHT = 274, 262, 322, 323  # TIFF tag numbers
 
-# Of damaged metadata and of large images, whose size is checked here.
+# Warnings concern damaged metadata and large images, whose size is checked here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode_image(encoded: bytes, at_least: int | None = None) -> Image.Image:
-    """The image in mode RGB: upright, on white where it is transparent, the first frame of several.
+    """Decodes an image to mode RGB: upright, on white where it is transparent, and only the first frame of several.
 
     Greys of more than 8 bits are scaled to 8.
 
     Args:
-      at_least: a JPEG may be decoded smaller than it is, but with both sides so long; None: in its own size.
+      at_least: a JPEG may be decoded at reduced size, but with both sides at least this long; None: at full size.
 
     Raises:
-      DataError: it is no image of these formats, too large, or damaged; the message is only the reason.
+      DataError: it is not an image of these formats, is too large or is damaged; the message is only the reason.
     """
     try:
         return _open(encoded, at_least)
@@ -64,14 +64,14 @@ def _open(encoded: bytes, at_least: int | None) -> Image.Image:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         _check_pixels(image.width * image.height, LARGEST_PIXELS)
         if at_least:
-            image.draft("RGB", (at_least, at_least))  # lets a JPEG skip detail that is thrown away later
+            image.draft("RGB", (at_least, at_least))  # lets a JPEG skip detail that is discarded later
         _check_pixels(image.width * image.height, DECODED_PIXELS)
         tags = getattr(image, "tag_v2", {})
         _check_pixels(tags.get(TILE_WIDTH, 0) * tags.get(TILE_HEIGHT, 0), DECODED_PIXELS)
         image.load()
         transparent = image.info.get("transparency")
         if image.format == "PNG" and encoded[24] == 16 and isinstance(transparent, tuple):
-            image.info["transparency"] = tuple(value >> 8 for value in transparent)  # as its colours are now
+            image.info["transparency"] = tuple(value >> 8 for value in transparent)  # like the pixels
         if image.mode.startswith("I") or image.mode == "F":
             white_is_zero = tags.get(PHOTOMETRIC) == 0
             flat = _scaled(np.asarray(image), transparent, white_is_zero)
@@ -87,10 +87,10 @@ def _check_pixels(pixels: int, limit: int) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 where it does not say; a TIFF, which Pillow turns itself, says nothing any more."""
+    """Returns the EXIF orientation, 1 if there is none; Pillow already rotates TIFF images and drops theirs."""
     try:
         return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged metadata does not make an image worse
+    except Exception:  # damaged metadata is ignored
         return 1
 
 
@@ -104,10 +104,10 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _scaled(values: np.ndarray, transparent: object, white_is_zero: bool) -> Image.Image:
-    """Greys in RGB, of [H, W] in uint16, int32 or float32.
+    """Converts greys [H, W] in uint16, int32 or float32 to RGB.
 
-    What stands for white is no part of the latter two: it is the least of 1 (float32 only), 255 and 65535 that no value
-    exceeds, or else the largest value; black is 0, or the least value where that is below.
+    For int32 and float32 the value of white is unknown: it is taken as the least of 1 (float32 only), 255 and 65535
+    that no value exceeds, or else the largest value; black is 0, or the least value if that is negative.
     """
     if values.dtype.kind == "u":
         grey = (values >> 8).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Encoded images to arrays of one size, each decoded once as long as it stays in a bounded cache."""
+"""Decodes images to arrays of one size; decoded images are kept in a bounded cache."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class ImageConfig:
     """How an image becomes a square."""
 
     fit: Fit = "crop"
-    """Cut the middle out (as CLIP does), squeeze the whole image, or leave black beside it."""
+    """How to fit an image: crop the centre (as CLIP does), stretch the whole image, or pad it with black."""
     cache_megabytes: int = 1024
-    """Decoded images are kept up to so much memory."""
+    """Memory for the cache of decoded images."""
 
 
 def decode(encoded: bytes, size: int, fit: Fit) -> np.ndarray:
-    """uint8 [size, size, 3], bicubic.
+    """Decodes an image to uint8 [size, size, 3], with bicubic resampling.
 
     Raises:
-      DataError: the bytes are not a whole image.
+      DataError: the bytes are not a complete image.
     """
     try:
         image = decode_image(encoded, at_least=2 * size)
@@ -53,7 +53,7 @@ def decode(encoded: bytes, size: int, fit: Fit) -> np.ndarray:
 
 
 class Images(Protocol):
-    """What stands for the image of an item: an array of always the same shape and type."""
+    """Arrays that represent the images of items, all of the same shape and dtype."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -63,28 +63,28 @@ class Images(Protocol):
 
 
 def take(images: Images, items: np.ndarray) -> np.ndarray:
-    """The images of some items, at least one: [N, *shape]."""
+    """Returns the images of one or more items: [N, *shape]."""
     return np.stack([images[int(item)] for item in items])
 
 
 class ImageStore:
-    """Images of items by index, as arrays; safe to read from many threads.
+    """Images of items by index, as arrays; can be read from several threads.
 
-    An image that cannot be decoded is black, and that is logged: it must not end a run that is under way.
+    An image that cannot be decoded becomes black and is logged, because it must not end a running training.
     """
 
     def __init__(self, read: Callable[[int], bytes], size: int, config: ImageConfig):
-        """`read(item)` returns the encoded image of an item."""
+        """Creates the store; `read(item)` returns the encoded image of an item."""
         self._read, self.size, self._fit = read, size, config.fit
         self.shape, self.dtype = (size, size, 3), np.dtype(np.uint8)
         self._decoded = functools.lru_cache(config.cache_megabytes * 2**20 // (size * size * 3))(self._decode)
 
     def encoded(self, item: int) -> bytes:
-        """The image as its source has it."""
+        """Returns the image as encoded in its source."""
         return self._read(item)
 
     def __getitem__(self, item: int) -> np.ndarray:
-        """uint8 [size, size, 3]."""
+        """Returns the image as uint8 [size, size, 3]."""
         return self._decoded(item)
 
     def _decode(self, item: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Semantic ids of a catalogue in a file: which codes name each item."""
+"""Semantic ids of a catalogue in a file: the codes that name each item."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ LETTERS = string.ascii_lowercase
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ItemCodes:
-    """I items named by one code of each level.
+    """I items, each named by one code of each level.
 
     Attributes:
-      item_ids: I strings, no two alike.
-      codes: int32 [I, depth], no two rows alike.
-      sizes: how many codes each level has.
+      item_ids: I distinct strings.
+      codes: int32 [I, depth], with distinct rows.
+      sizes: the number of codes of each level.
     """
 
     item_ids: tuple[str, ...]
@@ -44,23 +44,23 @@ class ItemCodes:
             raise DataError("two items have the same codes: nothing would tell them apart")
 
     def tokens(self) -> list[str]:
-        """The names of all codes, level by level: <a_0>, <a_1>, …, <b_0>, …; no text of a catalogue reads so."""
+        """Returns the names of all codes, level by level: <a_0>, <a_1>, …, <b_0>, …; unlike any catalogue text."""
         return [
             f"<{letter}_{code}>" for letter, size in zip(LETTERS, self.sizes, strict=False) for code in range(size)
         ]  # fmt: skip
 
     def token_numbers(self) -> np.ndarray:
-        """The place in `tokens` of every code: int64 [I, depth]."""
+        """Returns the index in `tokens` of every code: int64 [I, depth]."""
         return self.codes + np.cumsum([0, *self.sizes[:-1]])
 
 
 def save_codes(path: Path, codes: ItemCodes, facts: dict[str, Any] | None = None) -> None:
-    """Parquet with the columns `item_id` and `codes`, whole or not at all; `facts` say how the codes came to be."""
+    """Writes a Parquet file with the columns `item_id` and `codes`; `facts` describe how the codes were made."""
     write_code_file(path, codes.item_ids, codes.codes, sizes=codes.sizes, facts=facts or {})
 
 
 def load_codes(path: Path, item_ids: Sequence[str]) -> ItemCodes:
-    """The codes of these items, in this order; a file may hold others too.
+    """Returns the codes of the given items, in this order; the file may hold others too.
 
     Raises:
       DataError: the file is missing or damaged, or lacks an item.

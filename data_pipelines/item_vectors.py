@@ -1,4 +1,4 @@
-"""Vectors of items by id in a file: what encoders of text or images make of a catalogue, or a user's own."""
+"""Files of vectors by item id: the outputs of text or image encoders for a catalogue, or a user's own vectors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMATS = "a Parquet file with the columns item_id and vector, or an .npz with t
 
 
 def write_vectors(path: Path, item_ids: Sequence[str], vectors: np.ndarray) -> None:
-    """Parquet with the columns `item_id` and `vector`, whole or not at all.
+    """Writes a Parquet file with the columns `item_id` and `vector`, whole or not at all.
 
     Args:
       vectors: float32 [I, F].
@@ -30,10 +30,10 @@ def write_vectors(path: Path, item_ids: Sequence[str], vectors: np.ndarray) -> N
 
 
 def read_vectors(path: Path, item_ids: Sequence[str], known: int | None = None) -> np.ndarray:
-    """The vectors of these items, in this order; an item that the file does not know has the mean of the others.
+    """Returns the vectors of the given items, in this order; an item that the file lacks gets the mean of the others.
 
     Args:
-      known: that mean is of so many items, from the first on; None: of all.
+      known: the number of leading items over which the mean is taken; None means all.
 
     Returns:
       float32 [I, F].
@@ -60,7 +60,7 @@ def read_vectors(path: Path, item_ids: Sequence[str], known: int | None = None) 
 
 
 def _read(path: Path) -> tuple[list[str], np.ndarray]:
-    """(ids, [items, F]) as the file has them."""
+    """Returns the item ids and the vectors [items, F] in the order of the file."""
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
             known, vectors = arrays["item_ids"].astype(str).tolist(), arrays["vectors"].astype(np.float32)

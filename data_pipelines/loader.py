@@ -1,10 +1,10 @@
-"""Batches without end to train on, batches of questions to evaluate on; Grain maps, batches and prefetches.
+"""Endless training batches and batches of evaluation questions; Grain maps, batches and prefetches.
 
-Training examples come in blocks. A block is planned whole: its questions are drawn, the sizes of their examples found
-from the lengths of what they consist of, the examples packed, the rows shuffled. A batch is the next `batch_size` rows,
-across blocks. All of this depends on the seed alone, so a position is two numbers, (block, row): it is the same for any
-number of processes, threads and devices, and any batch size can go on from it. Every process plans every block, which
-takes microseconds an example, and writes the examples of its own rows alone.
+Training examples come in blocks. A block is planned as a whole: its questions are drawn, the sizes of their examples
+are computed from the lengths of their parts, the examples are packed and the rows are shuffled. A batch is the next
+`batch_size` rows, across blocks. All of this depends only on the seed, so a position is two numbers, (block, row): it
+is the same for any number of processes, threads and devices, and training can continue from it with any batch size.
+Every process plans every block, which takes microseconds per example, and writes only the examples of its own rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from data_pipelines.tasks.prompt import Layouts, PromptWriter
 from data_pipelines.tasks.queries import TrainingQueries
 
 PLANNER = 2
-"""The version of `BlockPlanner`: one more wherever the same configuration comes to other rows."""
+"""The version of `BlockPlanner`, incremented whenever the same configuration leads to different rows."""
 SHORTENED = "texts of a question or answer cut to fit"
 
 
@@ -36,15 +36,15 @@ class LoaderConfig:
     batch_size: int = 8
     """Rows of a global batch, over all processes and accumulation steps."""
     block_examples: int = 4096
-    """Examples planned together; more fill rows better and take longer to plan."""
+    """Examples planned together; a larger number fills rows better but takes longer to plan."""
     packed: bool = True
-    """Several examples a row; or, for comparison, one a row, padded."""
+    """Whether to pack several examples into a row; otherwise (for comparison) each row is one padded example."""
     threads: int = 2
     """Threads that decode images."""
     prefetch: int = 4
-    """Batches made ahead."""
+    """Batches prepared in advance."""
     planner: int = PLANNER
-    """The version of how blocks are planned, on which the order of what is trained on depends; there is one alone."""
+    """Version of the block planner, which determines the order of training data; only the current one is supported."""
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.block_examples, self.threads) < 1 or self.prefetch < 0:
@@ -53,7 +53,7 @@ class LoaderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """Where in the endless stream of rows the next batch begins."""
+    """The position in the endless stream of rows at which the next batch begins."""
 
     block: int = 0
     row: int = 0
@@ -61,16 +61,16 @@ class Position:
 
 @dataclasses.dataclass(frozen=True)
 class ProcessShard:
-    """Which rows of every global batch this process fills: of `count` equal shards, those named, in ascending order."""
+    """The rows of every global batch that this process fills: the listed shards (ascending) of `count` equal shards."""
 
     shards: tuple[int, ...] = (0,)
     count: int = 1
 
     def of(self, batch_size: int) -> np.ndarray:
-        """The numbers of its rows of a batch of so many, in ascending order: int64 [n].
+        """Returns the indices of the process's rows in a batch of `batch_size` rows, ascending: int64 [n].
 
         Raises:
-          ValueError: shards would not be equal.
+          ValueError: the batch cannot be divided into equal shards.
         """
         if batch_size % self.count:
             raise ValueError(f"{batch_size} rows of a batch cannot be cut into {self.count} equal shards")
@@ -79,14 +79,14 @@ class ProcessShard:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainingBatch:
-    """A process's shard of a global batch, and where the stream goes on after it.
+    """A process's shard of a global batch, and the position in the stream after it.
 
     Attributes:
-      arrays: by the names of `unimp_jax.batch.Batch`.
-      next_position: what to save in order to continue with the batch after this one.
-      num_examples, num_images: how many there are in the whole global batch.
-      fill: the part of the global batch's token slots that hold a token.
-      left_out: of the blocks that begin with this batch, how many examples could not be written as they were drawn, by
+      arrays: keyed by the field names of `unimp_jax.batch.Batch`.
+      next_position: what to save in order to continue with the next batch.
+      num_examples, num_images: counts over the whole global batch.
+      fill: the fraction of the global batch's token slots that hold a token.
+      left_out: for the blocks that begin in this batch, the number of examples that could not be written as drawn, by
         what was done instead.
     """
 
@@ -104,8 +104,8 @@ class Block:
 
     Attributes:
       layouts: the examples, which are not written yet.
-      rows: the numbers of the examples of each row.
-      left_out: how many could not be written as they were drawn, by what was done instead.
+      rows: the indices of the examples in each row.
+      left_out: the number of examples that could not be written as drawn, by what was done instead.
     """
 
     layouts: Layouts
@@ -114,23 +114,23 @@ class Block:
 
 
 class PlannedRow(NamedTuple):
-    """The examples of a row: some of those laid out together, by number."""
+    """The examples of one row, as indices into a block's layouts."""
 
     layouts: Layouts
     examples: list[int]
 
     @property
     def size(self) -> np.ndarray:
-        """Its tokens, images and answers: int64 [3]."""
+        """The numbers of tokens, images and answers in the row: int64 [3]."""
         return self.layouts.sizes[self.examples].sum(axis=0)
 
 
 Planned = tuple[list[PlannedRow], Position, collections.Counter[str]]
-"""The rows of a global batch, the position after it, and what the blocks that begin with it leave out."""
+"""The rows of a global batch, the position after it, and the `left_out` counts of the blocks that begin in it."""
 
 
 class _PlannedBatches(grain.IterDataset[Planned]):
-    """Examples of each row of each global batch, from a position on."""
+    """The planned rows of each global batch, from a start position on."""
 
     def __init__(self, plan: BlockPlanner, batch_size: int, start: Position):
         super().__init__()
@@ -169,9 +169,10 @@ class _PlannedIterator(grain.DatasetIterator[Planned]):
 
 
 def check_planner(config: LoaderConfig) -> None:
-    """
+    """Checks that the configuration asks for the current block planner.
+
     Raises:
-      ValueError: the configuration is that of a run whose blocks an earlier version planned.
+      ValueError: the configuration is from a run whose blocks were planned by an earlier version.
     """
     if config.planner != PLANNER:
         raise ValueError(
@@ -181,7 +182,7 @@ def check_planner(config: LoaderConfig) -> None:
 
 
 class BlockPlanner:
-    """Plans blocks: which questions are asked, how large their examples are, and which share a row."""
+    """Plans blocks: which questions are asked, how large their examples are, and which examples share a row."""
 
     def __init__(self, queries: TrainingQueries, writer: PromptWriter, config: LoaderConfig, seed: int):
         check_planner(config)
@@ -203,8 +204,11 @@ class BlockPlanner:
 def fill_batch(
     rows: Sequence[Sequence[Example]], row_shape: RowShape, images: Images | None, pool: concurrent.futures.Executor
 ) -> dict[str, np.ndarray]:
-    """The arrays of `unimp_jax.batch.Batch` for these rows; without `images`, `images` are the numbers of the items
-    shown, int32 [B, N], 0 in empty slots."""
+    """Returns the arrays of `unimp_jax.batch.Batch` for these rows.
+
+    If `images` is None, the `images` array holds the indices of the items shown instead, int32 [B, N], 0 in empty
+    slots.
+    """
     filled = [fill_row(row, row_shape) for row in rows]
     arrays = {name: np.stack([row[name] for row in filled]) for name in filled[0]}
     shown = arrays.pop("image_items")
@@ -229,7 +233,7 @@ def training_batches(
     start: Position = Position(),
     shard: ProcessShard = ProcessShard(),
 ) -> grain.DatasetIterator[TrainingBatch]:
-    """This process's shard of every global batch from `start` on, without end."""
+    """Returns an endless iterator over this process's shard of every global batch, from `start` on."""
     own = shard.of(config.batch_size)
     pool = concurrent.futures.ThreadPoolExecutor(config.threads, thread_name_prefix="decode")
 
@@ -255,8 +259,8 @@ class QuestionBatch:
     """Prompts to answer.
 
     Attributes:
-      arrays: by the names of `unimp_jax.batch.Batch`; every answer slot is the last position of one prompt.
-      prompts: int32 [B, A], which prompt (by index into those given) is asked at the slot, -1 for an empty one.
+      arrays: keyed by the field names of `unimp_jax.batch.Batch`; every answer slot is the last position of one prompt.
+      prompts: int32 [B, A], the index of the prompt that each answer slot belongs to, -1 for an empty slot.
     """
 
     arrays: dict[str, np.ndarray]
@@ -272,13 +276,13 @@ def question_batches(
     *,
     tight: bool = False,
 ) -> grain.DatasetIterator[QuestionBatch]:
-    """All prompts, packed, each asked once; the last batch is completed with empty rows.
+    """Returns batches of all prompts, packed, each asked once; the last batch is completed with empty rows.
 
     Args:
-      row_shape: its `answers` bounds the prompts that share a row.
-      images: None: of images, only which items they are of (as of `fill_batch`).
-      tight: rows of the length that leaves the fewest tokens empty (the more of them a batch, if shorter than the
-        row shape's), with as many images and answer slots as the fullest of them needs.
+      row_shape: its `answers` limits the number of prompts that share a row.
+      images: None to pass only the indices of the items shown (see `fill_batch`).
+      tight: whether to use rows of the length that leaves the fewest tokens empty, with as many images and answer slots
+        as the fullest row needs; a batch then has more rows if they are shorter than `row_shape`.
     """
     sizes = np.array([prompt.size for prompt in prompts]).reshape(-1, 3)
     rows_a_batch = config.batch_size

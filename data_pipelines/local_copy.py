@@ -1,7 +1,7 @@
-"""Folders of an object store on this host's disk: each is copied once, for all processes of the host.
+"""Copies of object-store folders on this host's disk; each folder is copied once for all processes of the host.
 
-`UNIMP_STAGING` is the folder where copies lie (by default in the user's cache), `UNIMP_STAGING_GB` what they may take
-together. The one that has not been used for longest gives way to a new one, unless a process uses it.
+`UNIMP_STAGING` is the folder of the copies (by default in the user's cache) and `UNIMP_STAGING_GB` limits their total
+size. The least recently used copies are removed to make room for a new one, unless a process is using them.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from data_pipelines.errors import DataError
 from data_pipelines.object_store import get_folder, is_remote, whole
 
 GIGABYTES = 200.0
-"""Of all copies, where `UNIMP_STAGING_GB` does not say it."""
+"""The limit of the total size of all copies, unless `UNIMP_STAGING_GB` is set."""
 _used: dict[Path, int] = {}
-"""Copies that this process uses, and the descriptors by which it holds them."""
+"""The copies that this process uses, and the file descriptors that hold their locks."""
 
 
 def local_copy(place: Path) -> Path:
-    """The folder itself where it is local, else its copy on this host's disk, which stays as long as the process runs.
+    """Returns a local folder itself, or this host's copy of a remote one, which is kept while the process runs.
 
     Raises:
-      DataError: the folder is not whole, or there is no room for it.
+      DataError: the remote folder is not complete, or there is no room for it.
     """
     if not is_remote(place):
         return place
@@ -48,22 +48,23 @@ def local_copy(place: Path) -> Path:
 
 
 def staging_place() -> Path:
-    """Where copies lie, if there are any."""
+    """Returns the path of the folder of copies, which need not exist."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("UNIMP_STAGING") or Path(cache) / "unimp_jax" / "staged").absolute()
 
 
 def staging_folder() -> Path:
+    """Returns the folder of copies, creating it if necessary."""
     root = staging_place()
     root.mkdir(parents=True, exist_ok=True)
     return root
 
 
 def make_room(root: Path, needed: int, place: Path) -> None:
-    """Removes what killed processes left, and the copies that were not used for longest until there is room.
+    """Removes what killed processes left behind, then the least recently used copies until there is enough room.
 
     Raises:
-      DataError: there is none.
+      DataError: there is not enough room.
     """
     try:
         limit = float(os.environ.get("UNIMP_STAGING_GB", GIGABYTES)) * 10**9
@@ -79,7 +80,7 @@ def make_room(root: Path, needed: int, place: Path) -> None:
 
     for copy in copies:
         if lacks() and not is_used(copy):
-            shutil.rmtree(copy.rename(root / f".{copy.name}.partial"))  # no part of it is ever there
+            shutil.rmtree(copy.rename(root / f".{copy.name}.partial"))  # renamed first: never used while incomplete
             del held[copy]
     if lacks():
         raise DataError(
@@ -90,7 +91,7 @@ def make_room(root: Path, needed: int, place: Path) -> None:
 
 
 def is_used(copy: Path) -> bool:
-    """Whether a process uses it."""
+    """Returns whether a process is using the copy."""
     descriptor = os.open(copy, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""Object stores: URLs as paths, and folders that are whole or not at all.
+"""Object stores: URLs as paths, and folders that are written whole or not at all.
 
-An object is written by one PUT, whole or not at all. A folder has `whole.json` in it, which is written first, without
-the files' sizes, and again with them when all are there: only then is the folder whole.
+An object is written by one PUT, whole or not at all. A folder contains a mark, `whole.json`, which is written first
+without the sizes of the files, and again with them once all files are there; only then is the folder complete.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ MARK = "whole.json"
 
 
 class URLError(Exception):
-    """A URL that cannot be used, told in one line. No `ValueError`: parsers of options would make many lines of it."""
+    """A URL that cannot be used. It is not a `ValueError`, since option parsers would print that on many lines."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))
 
 
 def make_path(text: str | PurePath) -> Path:
-    """A local path, or one in an object store where `text` is a URL; all else is written for pathlib's interface.
+    """Returns a local path, or a path with pathlib's interface in an object store if `text` is a URL.
 
     Raises:
-      URLError: it is a URL, but of no store that is known, or misspelt, or the store's package is not installed.
+      URLError: the URL is malformed or of an unknown store, or the store's package is not installed.
     """
     scheme, colon, rest = str(text).partition(":/")
     if is_remote(text) or not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
@@ -53,12 +53,12 @@ def make_path(text: str | PurePath) -> Path:
 
 
 def is_remote(path: Any) -> bool:
-    """Whether `make_path` made it of a URL."""
+    """Returns whether `make_path` created the path from a URL."""
     return isinstance(path, PurePath) and not isinstance(path, Path)
 
 
 def reached(path: Path) -> Path:
-    """The path, where it is local or its bucket is there.
+    """Returns the path, after checking that its bucket exists if it is remote.
 
     Raises:
       URLError: the bucket cannot be reached.
@@ -67,9 +67,9 @@ def reached(path: Path) -> Path:
         bucket = "/".join(str(path).split("/")[:3])
         try:
             if not store(path).exists(bucket):
-                store(path).ls(bucket)  # says why
+                store(path).ls(bucket)  # raises the reason
                 raise FileNotFoundError(2, "there is none of this name, or it may not be read")
-        except Exception as error:  # of the store's own package
+        except Exception as error:  # raised by the store's own package
             raise URLError(
                 f"{bucket} cannot be reached ({reason_of(error)}): check its name, the credentials and, where "
                 "the store is not the cloud's own, its endpoint (such as AWS_ENDPOINT_URL)"
@@ -78,13 +78,13 @@ def reached(path: Path) -> Path:
 
 
 def store(path: Path) -> Any:
-    """fsspec's file system of a path in a store."""
-    return getattr(path, "fs")  # noqa: B009  (what pathlib does not have)
+    """Returns the fsspec file system of a path in a store."""
+    return getattr(path, "fs")  # noqa: B009 (pathlib has no such attribute)
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Whatever a store's package raises is an `OSError` that says where."""
+    """Converts any exception of a store's package to an `OSError` that names the path."""
     try:
         yield
     except DataError:
@@ -94,16 +94,16 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def put_file(file: Path, path: Path) -> None:
-    """Writes an object, by one PUT or by parts that become it at once."""
+    """Writes an object by one PUT, or by a multipart upload that becomes visible at once."""
     with naming(path):
         store(path).put_file(str(file), str(path))
 
 
 def put_folder(folder: Path, place: Path) -> None:
-    """Writes a local folder into a store, in place of an earlier one.
+    """Writes a local folder to a store, replacing any earlier one.
 
     Raises:
-      DataError: another process writes there.
+      DataError: another process is writing there.
       OSError: the store could not be used.
     """
     token, fs = secrets.token_hex(8), store(place)
@@ -119,13 +119,13 @@ def put_folder(folder: Path, place: Path) -> None:
 
 
 def get_folder(place: Path, folder: Path, told: dict[str, Any]) -> None:
-    """Reads a whole folder of a store into an empty local one.
+    """Reads a complete folder of a store into an empty local one.
 
     Args:
-      told: what `whole` says of it.
+      told: the mark of the folder, as returned by `whole`.
 
     Raises:
-      DataError: it lacks files, or another one took its place meanwhile.
+      DataError: the folder lacks files, or was replaced in the meantime.
       OSError: the store could not be used.
     """
     with naming(place):
@@ -138,17 +138,18 @@ def get_folder(place: Path, folder: Path, told: dict[str, Any]) -> None:
 
 
 def objects_in(place: Path) -> list[str]:
-    """The names of all objects in a folder, relative to it."""
+    """Returns the names of all objects in a folder, relative to it."""
     key = str(place).partition("://")[2]
     return [file.removeprefix(f"{key}/") for file in store(place).find(str(place))]
 
 
 def mark(place: Path, told: dict[str, Any]) -> None:
+    """Writes the mark of a folder."""
     store(place).pipe_file(str(place / MARK), json.dumps(told).encode())
 
 
 def marked(place: Path) -> dict[str, Any]:
-    """What the mark of a folder says; nothing where it has none."""
+    """Returns the content of a folder's mark; an empty dictionary if it has no mark."""
     try:
         told: dict[str, Any] = json.loads((place / MARK).read_bytes())
         return told
@@ -159,10 +160,10 @@ def marked(place: Path) -> dict[str, Any]:
 
 
 def whole(place: Path) -> dict[str, Any]:
-    """What the mark of a whole folder says: `writer`, who wrote it, and `files`, their sizes by name.
+    """Returns the mark of a complete folder: `writer`, a token of the writer, and `files`, the file sizes by name.
 
     Raises:
-      DataError: it is not whole.
+      DataError: the folder is not complete.
     """
     told = marked(place)
     if "files" not in told:
@@ -172,7 +173,7 @@ def whole(place: Path) -> dict[str, Any]:
 
 
 def is_there(place: Path) -> bool:
-    """Whether a folder is there; one in a store only if it is whole, or none that `put_folder` left unfinished."""
+    """Returns whether a folder exists; in a store, one that `put_folder` left unfinished does not count."""
     if not is_remote(place):
         return place.exists()
     told = marked(place)
@@ -180,5 +181,5 @@ def is_there(place: Path) -> bool:
 
 
 def readable(path: Path) -> Any:
-    """What libraries read a file from, that know local paths only."""
+    """Returns a local path, or the content of a remote file as a buffer, for libraries that only read local paths."""
     return io.BytesIO(path.read_bytes()) if is_remote(path) else path

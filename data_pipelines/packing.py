@@ -1,7 +1,7 @@
-"""Several examples a row: which lie together, and the arrays of a row.
+"""Packing of several examples into one row: planning which examples share a row, and filling the row's arrays.
 
-Every row has room for the same number of tokens, images and answers. `pack` plans, `fill_row` writes; segments in a row
-never see one another, so a plan changes speed and nothing else.
+Every row has the same capacity of tokens, images and answers. `pack` plans and `fill_row` writes. Segments of a row
+never attend to one another, so the plan affects speed only.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import numpy as np
 from data_pipelines.tasks.examples import Example, RowShape
 
 LOOKS = 8
-"""After so many buckets whose rows lack room for answers, all are compared at once."""
+"""After this many buckets whose rows lack room for the answers, the remaining buckets are compared all at once."""
 
 
 def pack(sizes: np.ndarray, row_shape: RowShape) -> list[list[int]]:
-    """Best-fit decreasing under three budgets at once.
+    """Packs examples by best-fit decreasing under three budgets at once.
 
-    The examples are taken longest first, and each goes into the row that it leaves the fewest free tokens in, among
-    those with room for its images and answers too (ties: the row opened first). Rows lie in buckets by what they have
-    free, and a bit of one integer says whether there is one with so many free tokens: an example takes microseconds.
+    Examples are taken longest first. Each goes into the row where it leaves the fewest free tokens, among the rows that
+    also have room for its images and answers (ties: the row opened first). Rows are kept in buckets by free tokens, and
+    the bits of an integer say which buckets are occupied, so an example takes microseconds.
 
     Args:
       sizes: int [E, 3], tokens, images and answers of each example.
 
     Returns:
-      For each row, the examples in it; every example occurs once.
+      For each row, the indices of its examples; every example occurs once.
 
     Raises:
       ValueError: an example is larger than a row.
@@ -56,17 +56,18 @@ def pack(sizes: np.ndarray, row_shape: RowShape) -> list[list[int]]:
 
 
 class _OpenRows:
-    """Rows with room left, in buckets by their free tokens.
+    """Rows with free room, in buckets by their free tokens.
 
-    A bucket has heaps of rows, in the order they were opened, by their free images and answers. For each number of free
-    images, one integer has a bit for each bucket with such a row. Bounds of the answers that are free in each bucket,
-    made exact where a look into it found nothing, say which need not be looked into.
+    A bucket holds heaps of rows, in the order in which they were opened, keyed by (free images, free answers). For each
+    number of free images, one integer has a bit for each bucket with such a row. An upper bound of the free answers in
+    each bucket, made exact whenever a search of the bucket fails, tells which buckets need not be searched.
     """
 
     def __init__(self, row_shape: RowShape, smallest: list[int]):
-        """
+        """Creates the buckets without rows.
+
         Args:
-          smallest: the fewest tokens, images and answers of any example; a row with less is closed.
+          smallest: the fewest tokens, images and answers of any example; a row with less room is closed.
         """
         self._smallest = tuple(smallest)
         self._buckets: list[dict[tuple[int, int], list[int]]] = [{} for _ in range(row_shape.tokens + 1)]
@@ -83,7 +84,7 @@ class _OpenRows:
             self._answers[tokens] = answers
 
     def take(self, tokens: int, images: int, answers: int) -> tuple[int, int, int, int] | None:
-        """The row that fits best, taken out, and what it has free; None: none fits."""
+        """Removes and returns the best-fitting row and its free tokens, images and answers; None if no row fits."""
         left = functools.reduce(operator.or_, self._occupied[images:]) >> tokens
         for _ in range(LOOKS):
             if not left:
@@ -113,12 +114,14 @@ class _OpenRows:
 
 
 def best_length(sizes: np.ndarray, row_shape: RowShape, *, step: int = 16, sample: int = 512) -> int:
-    """The row length that leaves the fewest tokens empty, of the multiples of `step` that hold the longest example, and
-    of the row shape's; of equal ones the shortest, since attention grows with a row's length.
+    """Returns the row length that leaves the fewest tokens empty.
+
+    Candidates are the multiples of `step` that hold the longest example, and the length of `row_shape`. Ties go to the
+    shortest, since the cost of attention grows with the row length.
 
     Args:
-      sizes: int [E, 3], as of `pack`, E at least 1.
-      sample: so many examples, evenly taken, are packed to find it.
+      sizes: int [E, 3], as for `pack`, with E at least 1.
+      sample: the number of evenly spaced examples that are packed to compare lengths.
     """
     some = sizes[:: -(-len(sizes) // sample)]
     lengths = [*range(-(-int(sizes[:, 0].max()) // step) * step, row_shape.tokens, step), row_shape.tokens]
@@ -127,12 +130,12 @@ def best_length(sizes: np.ndarray, row_shape: RowShape, *, step: int = 16, sampl
 
 
 def fill_row(examples: Sequence[Example], row_shape: RowShape) -> dict[str, np.ndarray]:
-    """The arrays of one row (see `unimp_jax.batch.Batch` for their meaning), but for the images themselves.
+    """Returns the arrays of one row, except the images themselves; see `unimp_jax.batch.Batch` for their meaning.
 
     Returns:
       `tokens`, `segment_ids`, `positions`, `image_index`: int32 [T]; `image_items` (the item shown, -1 for none) and
-      `image_segment_ids`: int32 [N]; `answer_positions`, `answer_targets`, `answer_tasks`: int32 [A];
-      `answer_weights`: float32 [A].
+        `image_segment_ids`: int32 [N]; `answer_positions`, `answer_targets`, `answer_tasks`: int32 [A];
+        `answer_weights`: float32 [A].
     """
     T, N, A = row_shape.tokens, row_shape.images, row_shape.answers
     row = {

@@ -1,4 +1,4 @@
-"""A random permutation of many numbers that is computed where it is looked at, and needs no array."""
+"""Random permutations of large ranges of integers, computed on demand without an array."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ ROUNDS = 4
 
 
 def permuted(places: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
-    """What a permutation of the numbers below `size` has at some places.
+    """Returns the values of permutations of the integers below `size` at the given places.
 
-    A Feistel network over pairs (a number below the root of `size`, and the rest), each half moved by a hash of the
-    other. A result that is no number below `size` goes through the network again until it is one (cycle walking; Black
-    and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    This is a Feistel network over pairs (quotient and remainder by a number near the root of `size`), in which each
+    half is shifted by a hash of the other. A result that is not below `size` goes through the network again until it is
+    (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
 
     Args:
       places: int64 [n], each below `size`.
-      keys: int64 [n], of each place, which permutation it is.
+      keys: int64 [n], the key of the permutation to use for each place.
 
     Returns:
       int64 [n].
@@ -30,7 +30,7 @@ def permuted(places: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
 
 
 def _network(numbers: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
-    """A permutation of the numbers below the product of two near roots of `size`: uint64 [n]."""
+    """Permutes the integers below the product of two numbers near the square root of `size`: uint64 [n]."""
     above = np.uint64(math.isqrt(size - 1) + 1)
     below = np.uint64(-(-size // int(above)))
     high, low = np.divmod(numbers, below)
@@ -42,7 +42,7 @@ def _network(numbers: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
 
 
 def hashed(numbers: np.ndarray) -> np.ndarray:
-    """Well mixed bits of each number: uint64 [n] (SplitMix64; Steele, Lea and Flood, OOPSLA 2014)."""
+    """Returns well-mixed bits of each number: uint64 [n] (SplitMix64; Steele, Lea and Flood, OOPSLA 2014)."""
     mixed = (numbers + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

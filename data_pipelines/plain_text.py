@@ -1,4 +1,4 @@
-"""Text of the data as tokens: of bounded length, and never a control token, whatever it says."""
+"""Encodes text from the data at bounded length, never as control tokens, whatever the text contains."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from tokenizers import Tokenizer
 from data_pipelines.errors import DataError
 from data_pipelines.trained_tokenizer import GENERIC, TrainedTokenizer, read_trained_tokenizer
 
-if TYPE_CHECKING:  # it takes a second or more to import
+if TYPE_CHECKING:  # the import takes a second or more
     from transformers import PreTrainedTokenizerBase
 
 LONGEST = 512
-"""Characters of a word, and of a text without a limit of words: a tokenizer's work grows with the square of them."""
+"""Maximum characters of a word, and of a text without a word limit, since tokenizing cost grows quadratically."""
 LONG_RUNS = re.compile(rf"(\S{{{LONGEST}}})\S+|(\s{{{LONGEST}}})\s+")
 
 
 def shortened(text: str, words: int | None = None) -> str:
-    """The first words, with single blanks between them, in no more characters than so many words ever have: 32 a word,
-    or `LONGEST`, if that is more. Without `words` the text keeps its blanks."""
+    """Returns the first `words` words, separated by single spaces, in a limited number of characters.
+
+    The limit is 32 characters for each word, or `LONGEST` if that is more. Without `words`, the whitespace is kept and
+    the text is cut to `LONGEST` characters.
+    """
     if words is None:
         return text[:LONGEST]
     characters = max(LONGEST, 32 * words)
@@ -33,15 +36,15 @@ def shortened(text: str, words: int | None = None) -> str:
 
 
 def without_long_words(text: str) -> str:
-    """The whole text, but each of its words, and what is between them, cut to `LONGEST` characters."""
+    """Returns the whole text with each word, and each run of whitespace, cut to `LONGEST` characters."""
     return LONG_RUNS.sub(r"\1\2", text) if len(text) > LONGEST else text
 
 
 def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder, or of the hub.
+    """Returns the tokenizer in a folder or of the Hugging Face hub.
 
     Raises:
-      DataError: there is none, or it cannot be read; no code that comes with it is run.
+      DataError: there is none, or it cannot be read; code that comes with it is never run.
     """
     try:
         if is_generic(Path(name)):
@@ -51,7 +54,7 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # whatever the many kinds of tokenizers raise: of another kind, damaged, not installed
+    except Exception as error:  # tokenizers raise errors of many classes: of another kind, damaged, not installed
         said = str(error).strip().splitlines()
         reason = said[0] if said else type(error).__name__
         if (Path(name) / "tokenizer.model").is_file() and not (Path(name) / "tokenizer.json").exists():
@@ -62,18 +65,18 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def read_saved_tokenizer(folder: Path) -> PreTrainedTokenizerBase | TrainedTokenizer:
-    """The tokenizer that a vocabulary was saved with; raises as `read_tokenizer` does."""
+    """Returns the tokenizer that a vocabulary was saved with; raises the same errors as `read_tokenizer`."""
     try:
         trained = read_trained_tokenizer(folder)
-    except Exception:  # whatever it is, transformers is known to say it
+    except Exception:  # transformers then reports the reason
         trained = None
     return read_tokenizer(str(folder)) if trained is None else trained
 
 
 def is_generic(folder: Path) -> bool:
-    """Whether the tokenizer of a folder is all in its `tokenizer.json`, and belongs to no kind of model.
+    """Returns whether a tokenizer is defined by its `tokenizer.json` alone, independently of a model class.
 
-    `AutoTokenizer` reads it alike, but takes seconds to import (and PyTorch, where that is installed).
+    `AutoTokenizer` reads it identically, but takes seconds to import (and imports PyTorch if installed).
     """
     file = folder / "tokenizer_config.json"
     if not file.is_file() or not (folder / "tokenizer.json").is_file() or (folder / "config.json").exists():
@@ -83,16 +86,16 @@ def is_generic(folder: Path) -> bool:
 
 
 def table_size(tokenizer: PreTrainedTokenizerBase | TrainedTokenizer) -> int:
-    """Rows of an embedding table that has one for every id: ids may have gaps, so it can be more than the tokens."""
+    """Returns the largest id plus one, which can exceed the number of tokens because ids may have gaps."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 class PlainText:
-    """A tokenizer to which `</s>`, `<image>` and all its other control tokens are letters like any others.
+    """Encodes text with a tokenizer so that `</s>`, `<image>` and all other control tokens are treated as plain text.
 
-    Tokens that were added to a tokenizer are looked for in a text before anything else, and only some say that they
-    are for control. This is a copy without any of them, but for runs of blanks. Where its model can still build one
-    out of letters, it is spelled.
+    Added tokens are matched in a text before anything else, and only some are flagged as control tokens. This uses a
+    copy of the tokenizer without any added tokens, except runs of whitespace. If its model can still produce a control
+    token from text, that token is replaced by the tokens of its characters.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | TrainedTokenizer):
@@ -102,7 +105,7 @@ class PlainText:
         controls |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=False))
         unknown = tokenizer.unk_token_id
         if unknown not in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
-            controls.pop(unknown, None)  # what truly is unknown is said to be
+            controls.pop(unknown, None)  # unknown text is encoded as the unknown token
         letters = tokenizer.get_vocab()
         self._spelled = {
             id: [letters[letter] for letter in text if letters.get(letter, id) not in controls]
@@ -111,20 +114,20 @@ class PlainText:
         self._tokenizer = tokenizer
         self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
         self.digest: str | None = None
-        """Of all that determines the tokens of a text; None where that is not known."""
+        """A digest of everything that determines the tokens of a text; None if it cannot be determined."""
         if self._backend is not None:
             described = json.loads(self._backend.to_str())
             described["added_tokens"] = [token for token in described["added_tokens"] if token["id"] in kept]
             described |= {"post_processor": None, "truncation": None, "padding": None}
             text = json.dumps(described)
             self._backend = Tokenizer.from_str(text)
-            # Tokens behind the model's own are numbered anew.
+            # Tokens beyond the model's own are renumbered.
             self._spelled |= {self._backend.token_to_id(added[id]): [id] for id in kept}
             determines = [tokenizers.__version__, text, sorted(self._spelled.items(), key=str)]
             self.digest = hashlib.sha256(json.dumps(determines).encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text."""
+        """Returns the tokens of each text."""
         if not texts:
             return []
         if self._backend is not None:

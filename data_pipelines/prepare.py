@@ -1,4 +1,4 @@
-"""`unimp prepare`: a source's own files in, records out, whole or not at all, with an account of what was wrong."""
+"""Implements `unimp prepare`: converts a source's own files to records, whole or not at all; reports bad records."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ from data_pipelines.sources.source import Counts, Source
 from data_pipelines.sources.staging import Tally
 
 PARTS = (*KINDS, FOLDER, CACHE)
-"""What stands in the folder of a prepared source."""
+"""The contents of the folder of a prepared source."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What a prepared source holds, and what was wrong with its files."""
+    """A report of what a prepared source holds and what was wrong with its files."""
 
     name: str
     source: str
     selection: SourceSelection
     read: Counts | None
-    """What the files held, before anything was left out; None where the source does not say."""
+    """What the files held before anything was left out; None if the source does not report it."""
     users: int
     items: int
     interactions: int
     images: int
     rated: int
     history_lengths: dict[str, int]
-    """Percentiles of interactions a user, by name."""
+    """Percentiles of the number of interactions per user, by name."""
     never_evaluated: int
-    """Users with fewer than two interactions: nobody can be asked what comes next."""
+    """Users with fewer than two interactions, for whom there is no next interaction to predict."""
     bad_records: list[str]
     bad_images: list[str]
     seconds: float
@@ -88,19 +88,19 @@ def prepare(
     name: str | None = None,
     beam_options: str | None = None,
 ) -> Prepared:
-    """Writes a source's records to `folder`, in place of any earlier ones, and returns (and saves) the account.
+    """Writes a source's records to `folder`, replacing any earlier ones, and returns (and saves) a report.
 
     Args:
-      source_dir: the source's own files; None: the embedded ones, or the publisher's, downloaded.
-      on_bad: whether a bad record is an error, or left out and listed.
-      selection: which part of the source.
-      name: what it is called from here on; None: as the source.
-      beam_options: records are encoded in an Apache Beam pipeline with these options, of which `--runner` is one; its
-        workers must see `folder` under the same path.
+      source_dir: the folder of the source's own files; None means the embedded files, or a download from the publisher.
+      on_bad: whether a bad record is an error, or is left out and listed.
+      selection: which part of the source to prepare.
+      name: the name of the prepared source; None means that of the source.
+      beam_options: options (such as `--runner`) of an Apache Beam pipeline that encodes the records; its workers must
+        see `folder` under the same path.
 
     Raises:
-      DataError: the source is unknown, its files are missing or bad, there is no room for the records, the name is no
-        name of a folder, what stands in their place was not made here, or Beam is not installed.
+      DataError: the source is unknown, its files are missing or bad, there is no room for the records, the name is not
+        a valid folder name, the folder to replace was not made by this command, or Beam is not installed.
     """
     if is_remote(folder):
         return _prepare_remote(source, folder, source_dir, on_bad, selection, name, beam_options)
@@ -141,7 +141,7 @@ def prepare(
             f"{source} could not be downloaded, or its checksum is wrong ({reason_of(error)}); give its files with "
             "--source-dir"
         ) from error
-    except Exception as error:  # TFDS and ArrayRecord raise errors of many classes, some made as they go
+    except Exception as error:  # TFDS and ArrayRecord raise errors of many classes, some created dynamically
         raise DataError(f"{folder}: records could not be written ({reason_of(error)}); nothing was kept") from error
     return prepared
 
@@ -150,7 +150,7 @@ def _prepare_remote(
     source: str, folder: Path, source_dir: Path | None, on_bad: OnBad, selection: SourceSelection, name: str | None,
     beam_options: str | None,
 ) -> Prepared:  # fmt: skip
-    """As `prepare`, on the local disk first; in an object store there are no records while new ones take the place."""
+    """Prepares on the local disk, then uploads; while records are replaced, the object store holds none."""
     place = folder / (name or source)
     if not marked(place) and place.exists():
         raise DataError(
@@ -165,7 +165,7 @@ def _prepare_remote(
 
 
 def _beam(options: str | None) -> dict[str, Any]:
-    """How a pipeline is described to TFDS."""
+    """Returns the TFDS download options of a Beam pipeline."""
     if options is None:
         return {}
     try:

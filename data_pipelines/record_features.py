@@ -1,4 +1,4 @@
-"""What records consist of, as TFDS features, and TFDS made quiet: what only writing records needs."""
+"""The TFDS features of records, and a way to silence TFDS; only needed to write records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 
 def _column(kind: Any) -> tfds.features.Tensor:
-    """As many values as there are, written at once; a `Sequence` would be checked and written value by value."""
+    """Returns a feature of variable length, written at once; `Sequence` checks and writes each value separately."""
     return tfds.features.Tensor(shape=(None,), dtype=kind)
 
 
@@ -38,7 +38,7 @@ USER_FEATURES = {
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[None]:
-    """TFDS without its progress bars and greetings."""
+    """Suppresses the progress bars and messages of TFDS."""
     tfds.disable_progress_bar()
     logger = logging.getLogger("absl")
     level = logger.level

@@ -1,4 +1,4 @@
-"""Records on disk, read one at a time. TFDS writes them (`data_pipelines.record_features`) and is not needed here."""
+"""Reads records from disk one at a time. TFDS writes them (`data_pipelines.record_features`) but is not needed here."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ Record = TypeVar("Record")
 
 
 def columns(serialized: bytes) -> dict[str, Sequence[Any]]:
-    """The values of a record by name, such as `interactions/time`, as TFDS writes them.
+    """Returns the values of a record by name, such as `interactions/time`, as written by TFDS.
 
-    TFDS's own decoding gives the same in four times the time, in which it checks shapes and makes arrays.
+    TFDS's own decoder gives the same result but takes four times as long, because it checks shapes and creates arrays.
     """
     features = Example.FromString(serialized).features.feature
     return {name: getattr(one, kind).value for name, one in features.items() if (kind := one.WhichOneof("kind"))}
 
 
 def decode_item(serialized: bytes) -> Item:
+    """Returns the item of a serialized record."""
     values = columns(serialized)
     names, texts = values.get("attributes/name", ()), values.get("attributes/text", ())
     return Item(
@@ -41,6 +42,7 @@ def decode_item(serialized: bytes) -> Item:
 
 
 def decode_user(serialized: bytes) -> User:
+    """Returns the user of a serialized record."""
     values = columns(serialized)
     names = ("item_id", "time", "rating", "text", "split")
     rows = zip(*(values.get(f"interactions/{name}", ()) for name in names), strict=True)
@@ -54,16 +56,17 @@ def decode_user(serialized: bytes) -> User:
 
 
 class Records(Sequence[Record], Generic[Record]):
-    """Prepared records by number, each read from disk when asked for."""
+    """The records in a prepared folder, indexed by number; each is read from disk when it is accessed."""
 
     def __init__(self, folder: Path, decode: Callable[[bytes], Record]):
-        """
+        """Opens the records.
+
         Args:
-          folder: that one builder has filled.
-          decode: from bytes as TFDS writes them.
+          folder: a folder filled by one builder.
+          decode: converts the serialized bytes written by TFDS to a record.
 
         Raises:
-          DataError: some of its files are missing.
+          DataError: some of the record files are missing.
         """
         self._folder: Path = folder
         self._decode = decode
@@ -90,10 +93,10 @@ class Records(Sequence[Record], Generic[Record]):
 
 
 def source_folder(source: str, folder: Path) -> Path:
-    """Where a prepared source is on this host's disk, to which it is copied from an object store.
+    """Returns the folder of a prepared source on local disk, after copying it from an object store if necessary.
 
     Raises:
-      DataError: the store has it not, or not whole, or there is no room for the copy.
+      DataError: the object store does not hold the complete source, or there is no disk space for the copy.
     """
     if is_remote(folder) and not marked(folder / source):
         raise DataError(not_prepared(source, folder))
@@ -101,6 +104,7 @@ def source_folder(source: str, folder: Path) -> Path:
 
 
 def not_prepared(source: str, folder: Path) -> str:
+    """Returns the error message for a source that is not prepared in `folder`."""
     return (
         f"{folder} holds no prepared source {source!r}: run `unimp prepare {source} --folder {folder}`, or another "
         f"source's with --name {source}"
@@ -108,10 +112,10 @@ def not_prepared(source: str, folder: Path) -> str:
 
 
 def record_folder(source: str, folder: Path, kind: str) -> Path:
-    """Where the builder of a source has put one kind of records.
+    """Returns the folder in which the builder of a source stored one kind of records.
 
     Raises:
-      DataError: the source is not prepared there.
+      DataError: the source is not prepared in `folder`.
     """
     versions = sorted((source_folder(source, folder) / kind).glob("[0-9]*"))
     if not versions:
@@ -120,8 +124,10 @@ def record_folder(source: str, folder: Path, kind: str) -> Path:
 
 
 def read_items(source: str, folder: Path) -> Records[Item]:
+    """Opens the items of a prepared source."""
     return Records(record_folder(source, folder, "items"), decode_item)
 
 
 def read_users(source: str, folder: Path) -> Records[User]:
+    """Opens the users of a prepared source."""
     return Records(record_folder(source, folder, "users"), decode_user)

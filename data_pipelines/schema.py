@@ -1,8 +1,8 @@
-"""The one record format that every source ends in.
+"""The record format that every source produces.
 
-A source yields `Item`s and `User`s and nothing else; all that follows (corpus, tasks, loader, evaluation) reads only
-these. Whatever a source does not have is left at its default: no image is `b""`, no time is `NO_TIME`, no rating is
-NaN, no text is `""`.
+A source yields `Item`s and `User`s only; every later stage (corpus, tasks, loader, evaluation) reads only these. Values
+that a source does not provide keep their defaults: a missing image is `b""`, a missing time is `NO_TIME`, a missing
+rating is NaN and a missing text is `""`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Split = Literal["", "train", "validation", "test"]
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """Something a user can be shown.
+    """An item that can be shown to a user.
 
     Attributes:
-      item_id: the source's own id, unique in the source.
-      title: what a user would call it.
+      item_id: the source's own id, unique within the source.
+      title: the name by which a user would refer to the item.
       attributes: (name, text) pairs in the order in which a prompt shows them; an empty text is shown as "Unknown".
-      categories: the words a user would search by (genres, product type, colour), most general first.
-      image: one encoded image (JPEG or PNG bytes), or b"" where there is none.
+      categories: the terms a user would search by (genres, product type, colour), most general first.
+      image: one encoded image (JPEG or PNG bytes), or b"" if there is none.
     """
 
     item_id: str
@@ -36,14 +36,14 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Interaction:
-    """One user met one item.
+    """One interaction of a user with an item.
 
     Attributes:
       item_id: an `Item.item_id` of the same source.
-      time: seconds since 1970, or `NO_TIME`; where times tie or are absent, the source's order stands.
-      rating: in stars as the source has it, or NaN.
-      text: what the user wrote (a review, tags), or "".
-      split: the split a source prescribes; "" leaves it to chronological leave-one-out.
+      time: seconds since 1970, or `NO_TIME`; if times tie or are missing, the order of the source is kept.
+      rating: in stars on the source's scale, or NaN.
+      text: text written by the user (a review, tags), or "".
+      split: the split prescribed by the source; "" leaves it to chronological leave-one-out.
     """
 
     item_id: str

@@ -1,4 +1,4 @@
-"""Paths in an object store behind pathlib's interface; `object_store.make_path` makes them of URLs."""
+"""Paths in an object store with pathlib's interface; `object_store.make_path` creates them from URLs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import fsspec
 from etils.epath.gpath import PosixGPath
 
 MARKS = ("whole.json", "commit_success.txt")
-"""By what a folder in a store is known to be whole: ours, and Orbax's."""
+"""The files that mark a folder in a store as complete: this project's, and Orbax's."""
 
-os.environ.setdefault("EPATH_USE_TF", "false")  # TensorFlow, where it is installed, would need packages of its own
-for scheme in ("s3", "gs"):  # what other processes write is seen at once
+os.environ.setdefault("EPATH_USE_TF", "false")  # TensorFlow, if it is installed, would need additional packages
+for scheme in ("s3", "gs"):  # makes writes of other processes visible at once
     fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
-for package in ("s3fs", "gcsfs"):  # what they would print of each attempt, their errors say
+for package in ("s3fs", "gcsfs"):  # silences logs of each attempt; the final errors contain them
     logging.getLogger(package).addHandler(logging.NullHandler())
 
 
@@ -24,22 +24,22 @@ class StorePath(PosixGPath):
 
     @property
     def fs(self) -> Any:
-        """fsspec's file system of it."""
+        """The fsspec file system of the URL."""
         return fsspec.filesystem(str(self).partition(":")[0])
 
     def resolve(self, strict: bool = False) -> Self:
-        """A URL is absolute, and has no links."""
+        """Returns the path itself, since a URL is absolute and has no links."""
         return self
 
     def read_bytes(self) -> bytes:
-        """By one request, so that it is never in parts of two that were written one after the other."""
+        """Reads the object by one request, so that the result never mixes two versions of it."""
         return bytes(self.fs.cat_file(str(self)))
 
     def read_text(self, encoding: str | None = None) -> str:
         return self.read_bytes().decode(encoding or "utf-8")
 
     def rmtree(self, missing_ok: bool = False) -> None:
-        """Removes a folder, its marks first, so that what is left by a kill is not taken for whole."""
+        """Removes a folder, its marks first, so that a partly removed folder is not taken for complete."""
         for mark in MARKS:
             (self / mark).unlink(missing_ok=True)
         super().rmtree(missing_ok=True if missing_ok else not self.exists())

@@ -1,4 +1,4 @@
-"""A tokenizer that is trained on a catalogue, and read without transformers, whose import takes seconds."""
+"""A tokenizer trained on a catalogue, which can be read without transformers, whose import takes seconds."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
-"""The classes of tokenizers that transformers saves so (from version 5 on, and before)."""
+"""The class names under which transformers saves such tokenizers (from version 5 on, and before)."""
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
 
 
 def train_tokenizer(texts: Sequence[str], size: int, whole: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most `size` tokens, with <pad>, <s> and </s>; no text is unknown to it.
+    """Trains a byte-level BPE of at most `size` tokens, with <pad>, <s> and </s>; it can encode any text.
 
-    Each of the texts in `whole` is one token.
+    Each of the texts in `whole` becomes one token.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -39,15 +39,16 @@ def train_tokenizer(texts: Sequence[str], size: int, whole: Sequence[str] = ()) 
 
 
 class TrainedTokenizer:
-    """What a vocabulary uses of transformers' `PreTrainedTokenizerFast`, by the same names."""
+    """The part of the interface of transformers' `PreTrainedTokenizerFast` that a vocabulary uses."""
 
     unk_token_id = None
 
     def __init__(self, backend_tokenizer: Tokenizer, special_tokens: dict[str, str]):
-        """
+        """Wraps a tokenizer.
+
         Args:
-          backend_tokenizer: what transformers' tokenizer wraps.
-          special_tokens: by the names in `SPECIAL_TOKENS`.
+          backend_tokenizer: the tokenizer that transformers' class wraps.
+          special_tokens: the special tokens, keyed by the names in `SPECIAL_TOKENS`.
         """
         self.backend_tokenizer, self.special_tokens = backend_tokenizer, special_tokens
         self.bos_token_id, self.eos_token_id, self.pad_token_id = map(self._id, SPECIAL_TOKENS)
@@ -74,7 +75,7 @@ class TrainedTokenizer:
         return self.backend_tokenizer.get_vocab()
 
     def __call__(self, text: Any, *, add_special_tokens: bool, **_: Any) -> dict[str, Any]:
-        """Of one text."""
+        """Encodes one text."""
         return {"input_ids": self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[Any]:
@@ -93,7 +94,7 @@ class TrainedTokenizer:
 
 
 def read_trained_tokenizer(folder: Path) -> TrainedTokenizer | None:
-    """The tokenizer in a folder; None where its `tokenizer_config.json` says more than one that was trained here has.
+    """Returns the tokenizer in a folder; None if its `tokenizer_config.json` is not like that of a trained one.
 
     Raises:
       Exception: the folder has no tokenizer, or its files are damaged.

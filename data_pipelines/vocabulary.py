@@ -1,8 +1,8 @@
-"""Every token the model reads or writes: a base tokenizer's, and the ones of this catalogue behind them.
+"""All tokens that the model reads or writes: those of a base tokenizer, followed by those of the catalogue.
 
-Ids below `base_size` are the tokenizer's own. The new ones follow, in embedding rows of their own and in this order:
-markers, selection tokens, rating tokens, item tokens, codes of images, and reserved rows up to a round number. What a
-tokenizer already has of them, as OpenFlamingo's and Idefics' have `<image>`, keeps its id and its trained row.
+Ids below `base_size` belong to the tokenizer. The new tokens follow, with embedding rows of their own, in this order:
+markers, selection tokens, rating tokens, item tokens, image codes, categories, and reserved rows up to a round number.
+A token that the tokenizer already has, such as `<image>` in OpenFlamingo and Idefics, keeps its id and its trained row.
 """
 
 from __future__ import annotations
@@ -41,38 +41,38 @@ if TYPE_CHECKING:
 IMAGE, ANSWER, END_OF_CHUNK = "<image>", "<answer>", "<|endofchunk|>"
 FAKE, GLOBAL = "<fake_token_around_image>", "<global-img>"
 IMAGE_MARKER = (FAKE, GLOBAL, IMAGE, FAKE)
-"""What SmolVLM was pretrained with around an image that is not split; without <global-img> it is Idefics'."""
+"""The tokens around an unsplit image in SmolVLM's pretraining; without <global-img> they are those of Idefics."""
 NUM_CANDIDATES = 3
 MOST_LEVELS = 50
-"""Ratings on a continuous scale would be a token each."""
+"""The largest number of rating tokens; ratings on a continuous scale would otherwise need one for each value."""
 CODES, IMAGE_CODES = "item_codes.parquet", "image_codes.parquet"
 
 
 @dataclasses.dataclass(frozen=True)
 class VocabularyConfig:
-    """How text becomes tokens."""
+    """How text is converted to tokens."""
 
     tokenizer: str = ""
     """A folder or hub id that `AutoTokenizer` reads; empty: a byte-level BPE is trained on the catalogue."""
     trained_size: int = 2048
-    """Size of the tokenizer to train, where one is trained."""
+    """Vocabulary size of the tokenizer, if one is trained."""
     base_size: int = 0
-    """Embedding rows of the base tokens, as a pretrained model has them; 0: one a token, rounded up to `round_to`."""
+    """Embedding rows of the base tokens in a pretrained model; 0: one for each token, rounded up to `round_to`."""
     attributes: tuple[str, ...] = ()
-    """The item attributes to show, by name; empty: all that the source has. `Category` can be shown of every source:
-    where it is no attribute, it is what search asks for."""
+    """Names of the item attributes to show; empty: all attributes of the source. `Category` is available for every
+    source: unless it is an attribute, it stands for the categories used by search."""
     attribute_words: int = 20
-    """Each attribute is cut to so many words."""
+    """Each attribute text is cut to this number of words."""
     category_items: int = 0
-    """Categories of so many items or more have a token each, with which queries are written; 0: they are spelled."""
+    """Categories of at least this many items get a token each, which is used in queries; 0: all are spelled as text."""
     rating_step: float = 0.0
-    """Ratings are rounded to multiples of this, where a source has more levels than can have a token each; 0: as they
-    are."""
+    """Ratings are rounded to multiples of this, for sources with more rating levels than can have a token each; 0: no
+    rounding."""
     item_codes: Path | None = None
     """Semantic ids, as `unimp ids` writes them: an item is named by a few tokens that similar items share; None: each
     item has a token of its own."""
     image_codes: Path | None = None
-    """The codes of images, as `unimp vqgan codes` writes them: each code has a token, and images can be asked for
+    """Image codes, as `unimp vqgan codes` writes them: each code has a token, and images can be generated
     (queries.mix.image)."""
     round_to: int = 64
     """Base rows and new tokens are each padded with reserved ones to a multiple of this, so that meshes divide them."""
@@ -88,19 +88,20 @@ class Vocabulary:
 
     Attributes:
       tokenizer: the base tokenizer.
-      base_size: ids 0 … base_size - 1 are the tokenizer's.
-      new_tokens: the strings of the ids from base_size on, reserved ones included.
-      bos, eos, pad: base ids (bos is a new token where the tokenizer has none; padding is masked, so its id is free).
-      image, answer, end_of_chunk: the markers' ids.
-      image_marker: the ids that stand for an image: `image`, and what the tokenizer has of the others in IMAGE_MARKER.
+      base_size: ids 0 … base_size - 1 are those of the tokenizer.
+      new_tokens: the strings of the ids from base_size on, including reserved ones.
+      bos, eos, pad: base ids (bos is a new token if the tokenizer has none; padding is masked, so its id is arbitrary).
+      image, answer, end_of_chunk: the ids of the markers.
+      image_marker: the ids that stand for an image: `image`, and those of the other tokens of IMAGE_MARKER in the
+        tokenizer.
       selections: int32 [3], the ids of s_1, s_2, s_3.
-      rating_levels: the stars that can be given, ascending.
+      rating_levels: the possible ratings in stars, ascending.
       ratings: int32 [levels], the ids of their tokens.
-      items: int32 [I, depth], the ids that name each item (depth 1: one token an item).
-      codes: int32 [K], the ids of an image's codes; K is 0 where there are none.
+      items: int32 [I, depth], the ids that name each item (depth 1: one token for each item).
+      codes: int32 [K], the ids of the image codes; K is 0 if there are none.
       categories: the ids of the categories that have a token.
-      item_codes: the semantic ids behind `items`, where they are that.
-      image_codes: the images of the items in codes, where they are known so.
+      item_codes: the semantic ids that `items` is made from, if it is.
+      image_codes: the items' images as codes, if available.
     """
 
     tokenizer: PreTrainedTokenizerBase | TrainedTokenizer
@@ -124,7 +125,7 @@ class Vocabulary:
 
     @property
     def depth(self) -> int:
-        """Tokens of an item's name."""
+        """The number of tokens that name an item."""
         return self.items.shape[1]
 
     @property
@@ -132,7 +133,7 @@ class Vocabulary:
         return self.base_size + len(self.new_tokens)
 
     def with_items(self, item_ids: Sequence[str]) -> Vocabulary:
-        """The same with more items behind these, each with a token behind all others.
+        """Returns the vocabulary with additional items, each with a new token after all others.
 
         Raises:
           DataError: items are named by semantic ids.
@@ -151,19 +152,19 @@ class Vocabulary:
         )
 
     def encode(self, text: str) -> np.ndarray:
-        """Base tokens of a text of the data or of a user, in which every control token is plain text: int32 [n]."""
+        """Returns the base tokens of a text from data or users, with control tokens as plain text: int32 [n]."""
         return np.array(self.encode_all([text])[0], np.int32)
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """Base tokens of many such texts at once."""
+        """Returns the base tokens of several texts, as `encode` does, in one call."""
         return self._plain_text(texts)
 
     def encode_phrase(self, text: str) -> np.ndarray:
-        """Base tokens of what prompts say beside the items, each one token where it is one: int32 [n]."""
+        """Returns the base tokens of a fixed phrase of prompts, which may be a single token: int32 [n]."""
         return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
 
     def encode_query(self, categories: Sequence[str]) -> list[int]:
-        """What is searched for: the tokens of categories that have one, and the words of the others."""
+        """Encodes a search query: categories that have a token become that token, the others become text tokens."""
         tokens: list[int] = []
         for has_token, group in itertools.groupby(categories, lambda name: name.casefold() in self._categories):
             names = list(group)
@@ -174,10 +175,10 @@ class Vocabulary:
         return tokens
 
     def split_query(self, text: str) -> list[str]:
-        """A user's words as the categories that they name, in whatever case, and what stands between these."""
+        """Splits a user's query into the categories it names (ignoring case) and the text between them."""
         parts = [part.strip() for part in text.split(",")]
         names, start = list[str](), 0
-        while start < len(parts):  # a category's name may hold commas: the longest that fits is taken
+        while start < len(parts):  # the name of a category may contain commas, so the longest match is taken
             stops = range(len(parts), start + 1, -1)
             stop = next((n for n in stops if ", ".join(parts[start:n]).casefold() in self._categories), start + 1)
             names.append(", ".join(parts[start:stop]))
@@ -190,7 +191,7 @@ class Vocabulary:
 
     @property
     def tokenizer_digest(self) -> str | None:
-        """Of all that determines what `encode_all` returns; None where that is not known."""
+        """A digest of everything that determines the output of `encode_all`; None if it cannot be determined."""
         return self._plain_text.digest
 
     @functools.cached_property
@@ -199,15 +200,15 @@ class Vocabulary:
 
     @functools.cached_property
     def space(self) -> str:
-        """What stands before a text that follows another: a blank, unless the tokenizer begins each text with one."""
+        """The separator before a text that follows another: a space, unless the tokenizer itself adds one."""
         first = self.tokenizer.convert_ids_to_tokens(self.encode("a").tolist())[0]
         return "" if first[0] in "Ġ▁" else " "
 
     def image_tokens(self, item: int) -> np.ndarray:
-        """The tokens of an item's image, row by row: int32 [h * w].
+        """Returns the tokens of an item's image in row-major order: int32 [h * w].
 
         Raises:
-          ValueError: its image is not known in codes.
+          ValueError: the item has no image codes.
         """
         known = self.image_codes
         if known is None or known.codes[item, 0] < 0:
@@ -215,21 +216,21 @@ class Vocabulary:
         return self.codes[known.codes[item]]
 
     def rating_token(self, rating: float) -> int:
-        """The token of the level nearest to `rating` (the lower one of two equally near)."""
+        """Returns the token of the level nearest to `rating` (the lower one of two equally near)."""
         return int(self.ratings[self.nearest_levels(np.array([rating]))[0]])
 
     def nearest_levels(self, ratings: np.ndarray) -> np.ndarray:
-        """Of each rating, the index of its level: int64 [n]."""
+        """Returns the index of the nearest level for each rating: int64 [n]."""
         return np.abs(np.subtract.outer(ratings, self.rating_levels)).argmin(axis=1)
 
     @functools.cached_property
     def _names(self) -> dict[int, str]:
-        """Tokens that are written by name: new ones, and those added to the tokenizer."""
+        """The tokens that are written by name: the new ones, and those added to the tokenizer."""
         added = {id: str(token) for id, token in self.tokenizer.added_tokens_decoder.items()}
         return added | {self.base_size + number: name for number, name in enumerate(self.new_tokens)}
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text for users: names and words, with blanks between them."""
+        """Decodes tokens to text for users: names and words, separated by spaces."""
         names = {id: name for id, name in self._names.items() if id not in self.tokenizer.all_special_ids}
         words: list[str] = []
         for is_named, group in itertools.groupby(map(int, tokens), names.__contains__):
@@ -238,7 +239,7 @@ class Vocabulary:
         return " ".join(words)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text that a tokenizer with all these tokens (`whole_tokenizer`) turns into them."""
+        """Returns the text that a tokenizer with all these tokens (`whole_tokenizer`) encodes to `tokens`."""
         texts: list[str] = []
         for is_named, group in itertools.groupby(map(int, tokens), self._names.__contains__):
             run = list(group)
@@ -247,9 +248,9 @@ class Vocabulary:
         return "".join(texts)
 
     def save(self, folder: Path) -> None:
-        """Writes the tokenizer and the new tokens' strings, from which `load_vocabulary` makes an equal vocabulary.
+        """Writes the tokenizer and the strings of the new tokens, from which `load_vocabulary` restores the vocabulary.
 
-        The folder appears whole or not at all, in place of any earlier one.
+        The folder appears whole or not at all, replacing any earlier one.
         """
         described = {
             "base_size": self.base_size,
@@ -269,7 +270,7 @@ class Vocabulary:
 
 
 def attribute_texts(corpus: Corpus, config: VocabularyConfig) -> list[str]:
-    """What a prompt says of each item: `Name text Name text …`, each text cut to `attribute_words` words.
+    """Returns the text of each item in prompts: `Name text Name text …`, each text cut to `attribute_words` words.
 
     Raises:
       DataError: an attribute is not in the source.
@@ -278,9 +279,9 @@ def attribute_texts(corpus: Corpus, config: VocabularyConfig) -> list[str]:
 
 
 def build_vocabulary(corpus: Corpus, config: VocabularyConfig, prompt_texts: Sequence[str] = ()) -> Vocabulary:
-    """The vocabulary of a catalogue.
+    """Returns the vocabulary of a catalogue.
 
-    `prompt_texts`, what prompts say beside the items, are one token each where a tokenizer is trained.
+    If a tokenizer is trained, each of `prompt_texts`, the fixed phrases of prompts, becomes one token.
     """
     if config.tokenizer:
         tokenizer = read_tokenizer(config.tokenizer)
@@ -296,7 +297,7 @@ def build_vocabulary(corpus: Corpus, config: VocabularyConfig, prompt_texts: Seq
 
 
 def frequent_categories(corpus: Corpus, least: int) -> list[str]:
-    """Those of `least` items or more, in the order of the alphabet; of two that differ in case alone, one."""
+    """Returns the categories of at least `least` items, sorted; of those that differ only in case, one is kept."""
     counts = collections.Counter(name for names in corpus.categories for name in set(names))
     frequent = sorted(name for name, count in counts.items() if count >= least)
     return list({name.casefold(): name for name in reversed(frequent)}.values())[::-1]
@@ -309,7 +310,7 @@ def _training_texts(corpus: Corpus, config: VocabularyConfig) -> Iterator[str]:
 
 
 def rating_levels(corpus: Corpus, config: VocabularyConfig) -> list[float]:
-    """The ratings that have a token each, ascending.
+    """Returns the ratings that have a token each, ascending.
 
     Raises:
       DataError: there are more than `MOST_LEVELS`.
@@ -376,7 +377,7 @@ def _extend(
 
 
 def load_vocabulary(folder: Path, corpus: Corpus) -> Vocabulary:
-    """The vocabulary that `Vocabulary.save` wrote, checked against the catalogue it is to be used with."""
+    """Loads the vocabulary written by `Vocabulary.save`, after checking that it matches the given catalogue."""
     try:
         saved = json.loads((folder / "new_tokens.json").read_text(encoding="utf-8"))
         tokenizer = read_saved_tokenizer(folder)

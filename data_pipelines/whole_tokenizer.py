@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def whole_tokenizer(vocabulary: Vocabulary) -> PreTrainedTokenizerBase:
-    """The base tokenizer, with reserved tokens up to `base_size`, and the new tokens behind them under their ids.
+    """Returns the base tokenizer with reserved tokens up to `base_size`, followed by the new tokens under their ids.
 
-    `Vocabulary.text` is the inverse: the tokenizer gives the tokens of such a text. Blanks before new tokens are free.
-    Processors of Idefics and SmolVLM put tokens around images; those that a vocabulary does not have are passed over.
+    `Vocabulary.text` is the inverse: the tokenizer encodes such a text to the same tokens. Spaces before new tokens are
+    ignored. Processors of Idefics and SmolVLM put tokens around images; those that a vocabulary lacks are dropped.
 
     Raises:
       DataError: the tokenizer does not give a new token the id it must have.
@@ -44,15 +44,15 @@ def whole_tokenizer(vocabulary: Vocabulary) -> PreTrainedTokenizerBase:
     inner, absent = tokenizer.backend_tokenizer, {*IMAGE_MARKER} - tokenizer.get_vocab().keys()
     if drops := [normalizers.Replace(name, "") for name in sorted(absent)]:
         inner.normalizer = normalizers.Sequence([*drops, inner.normalizer] if inner.normalizer else drops)
-    tokenizer.padding_side = "left"  # so that what is generated follows the prompt
+    tokenizer.padding_side = "left"  # generation needs the prompt to end at the last position
     return tokenizer
 
 
 def fill_gaps(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Gives ids below the largest that no token has to reserved ones: tokens that are added are numbered by count.
+    """Assigns unused ids to reserved tokens, because the ids of added tokens continue from the token count.
 
     Raises:
-      DataError: it is not known how tokens of this kind are numbered.
+      DataError: the numbering of this kind of tokenizer is not known.
     """
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary, ids = described["model"]["vocab"], tokenizer.get_vocab()

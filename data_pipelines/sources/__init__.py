@@ -1,1 +1,1 @@
-"""Data sets, each read by a TFDS builder of its own; `registry` has them all by name."""
+"""Data sets, each read by a TFDS builder of its own; `registry` lists them by name."""

@@ -1,14 +1,14 @@
-"""What the releases of Amazon Reviews share: two files a category, merged, cut down to their core.
+"""Shared code of the Amazon Reviews releases: merges the two files of each category and reduces them to a core.
 
-A folder holds, for each category, its reviews and the products that they are of, one a line, plain or `.gz`. Of reviews
-the publisher has the whole and the 5-core: where both are there, the 5-core is read, unless a core of less than 5 is
-asked for. A user who reviewed in two categories is two users, `USER_ID/CATEGORY`; a product in two categories is one
-item, as the first of them describes it (so of products that a file describes twice, as 2018's do). Of several reviews
-of one item by one user the latest counts, at its time. The core is taken of what all categories hold together.
+For each category, a folder holds the reviews and the reviewed products, one per line, plain or `.gz`. The publisher
+provides reviews as a whole and as a 5-core; if both are there, the 5-core is read, unless a core of less than 5 is
+requested. A user who reviewed in two categories becomes two users, `USER_ID/CATEGORY`; a product in two categories is
+one item, with its first description (as is a product that one file describes twice, which occurs in 2018). Of several
+reviews of an item by one user, the latest counts, at its time. The core is taken over all categories together.
 
-The paper drops a product that is not described. Here it stays, for users did buy it: called by its id, without a
-image, with the category of its reviews and nothing else. Of products that nobody in the core reviewed only the ids
-are looked at.
+The paper drops products without a description. They are kept here, since users did buy them: the title is the id, there
+is no image, and the only attribute is the category of the reviews. Of products without reviews in the core, only the
+ids are read.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Review = tuple[str, str, int, float, str]
 
 @dataclasses.dataclass(frozen=True)
 class ReviewFields:
-    """What the fields of a review are called: whose it is, of what, when, in stars, and its words."""
+    """The field names of a review: its user, item, time, rating in stars, text and headline."""
 
     user: str
     item: str
@@ -52,10 +52,11 @@ class ReviewFields:
     headline: str
 
     def read(self, record: dict[str, Any], user: str, clock: Clock) -> Review:
-        """
+        """Reads a review.
+
         Args:
-          user: what the user is called here.
-          clock: of the file.
+          user: the user id to store.
+          clock: the clock of the file.
 
         Raises:
           BadField: a field is missing or wrong.
@@ -70,17 +71,17 @@ class ReviewFields:
 
 
 def written(text: str, headline: str) -> str:
-    """What a user wrote, as one line: the review itself, or its headline where the review is empty."""
+    """Returns what a user wrote as one line: the review text, or the headline if the text is empty."""
     return clean(text) or clean(headline)
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """What is known of a product, in clean text; "" where nothing is.
+    """The known properties of a product, as clean text; "" if unknown.
 
     Attributes:
       categories: most general first.
-      image_url: where the main image is.
+      image_url: the URL of the main image.
     """
 
     title: str = ""
@@ -91,7 +92,7 @@ class Product:
     image_url: str = ""
 
     def item(self, item_id: str, image: bytes) -> Item:
-        """The product as an item."""
+        """Returns the product as an item."""
         attributes = (
             ("Category", ", ".join(self.categories)),
             ("Price", self.price),
@@ -103,14 +104,14 @@ class Product:
 
 
 class AmazonBuilder(RecordBuilder):
-    """The builder of a release, from a local folder: a subclass says how the release is laid out.
+    """The builder of a release, from a local folder; subclasses define the layout of the release.
 
     Attributes:
-      REVIEWS: names of a category's reviews, {} for the category; of the 5-core, where it is published, and the whole.
-      PRODUCTS: the name of a category's products.
-      WHERE: the URLs that all of them are at.
-      FIELDS: of a review; a product has its id in the same field.
-      decode_product: the record of a line of products.
+      REVIEWS: file names of a category's reviews, {} for the category: the 5-core, if it is published, then the whole.
+      PRODUCTS: the file name of a category's products.
+      WHERE: the URLs of all these files.
+      FIELDS: the field names of a review; a product has its id in the same field.
+      decode_product: decodes a line of the products' file to a record.
     """
 
     SELECTS = ("categories", "user_core", "item_core", "fetch_images")
@@ -123,10 +124,10 @@ class AmazonBuilder(RecordBuilder):
 
     @classmethod
     def product(cls, record: dict[str, Any], category: str) -> Product:
-        """What a record of a product says; subclasses say how.
+        """Returns the product described by a record; implemented by subclasses.
 
         Args:
-          category: the product's, where the record has none.
+          category: the product's category, if the record has none.
 
         Raises:
           BadField: a field is wrong.
@@ -135,7 +136,7 @@ class AmazonBuilder(RecordBuilder):
 
     @property
     def instructions(self) -> str:
-        """Which files are needed, and where they are."""
+        """A message that says which files are needed and where they are published."""
         names = " or ".join(f"{name.format('CATEGORY')}.gz" for name in self.REVIEWS)
         return (
             f"for each category {names}, and {self.PRODUCTS.format('CATEGORY')}.gz, are needed (unpacked will do) in "
@@ -143,9 +144,10 @@ class AmazonBuilder(RecordBuilder):
         )
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
-        """
+        """Opens the source from its files.
+
         Raises:
-          DataError: files are missing or bad, or images that were to be fetched cannot be.
+          DataError: files are missing or bad, or requested images cannot be fetched.
         """
         if self.source_dir is None:
             raise DataError(f"this source cannot be downloaded from here: {self.instructions}")
@@ -160,13 +162,13 @@ class AmazonBuilder(RecordBuilder):
         return Source(reviews, lambda item: products[item].item(item, images.read(item)), read)
 
     def _files(self, folder: Path) -> dict[str, Path]:
-        """The file of reviews of each category, all of the folder where none is named; without `.gz`.
+        """Returns the review file (without `.gz`) of each selected category; by default of all in the folder.
 
         Raises:
           DataError: there are none, or a category has no reviews or no products; the message says what is needed.
         """
         patterns = {name: re.escape(name).replace(r"\{\}", "(?!meta_)(.+)") for name in self.REVIEWS}
-        found: dict[str, dict[str, Path]] = defaultdict(dict)  # category -> which of `REVIEWS` -> its file
+        found: dict[str, dict[str, Path]] = defaultdict(dict)  # category -> entry of `REVIEWS` -> its file
         for name in names_in(folder, "|".join(patterns.values())):
             kind, match = next((kind, match) for kind in patterns if (match := re.fullmatch(patterns[kind], name)))
             found[match[1]][kind] = folder / name
@@ -197,7 +199,7 @@ class AmazonBuilder(RecordBuilder):
             yield from (found for _, found in read_objects(path, self.faults, review))
 
     def _products(self, folder: Path, categories: Iterable[str], reviews: pl.DataFrame) -> dict[str, Product]:
-        """The product of each item that is reviewed."""
+        """Returns the product of each reviewed item."""
         firsts = reviews.select("item", "user").unique("item", keep="first", maintain_order=True)
         fallback = {item: user.rpartition("/")[2] for item, user in firsts.iter_rows()}
         known: dict[str, Product] = {}
@@ -218,23 +220,23 @@ class AmazonBuilder(RecordBuilder):
 
 
 def spaced(category: str) -> str:
-    """`Musical_Instruments` in words."""
+    """Replaces underscores by spaces, as in `Musical_Instruments`."""
     return category.replace("_", " ")
 
 
 def several(record: dict[str, Any], name: str) -> tuple[str, ...]:
-    """The texts of a list, or the only one; () where it is missing or null."""
+    """Returns a field that holds one text or a list of texts as a tuple; () if it is missing or null."""
     value = field(record, name, list, str, default=None)
     return texts(record, name) if isinstance(value, list) else (value,) if value else ()
 
 
 def cleaned(words: Iterable[str]) -> tuple[str, ...]:
-    """Words as clean text, each once, empty ones left out."""
+    """Cleans texts, removing duplicates and empty ones."""
     return tuple(dict.fromkeys(filter(None, map(clean, words))))
 
 
 def price(record: dict[str, Any]) -> str:
-    """A price as text, with two decimals where the file has a number; "" where it is missing, null, or other text.
+    """Returns a price as text, with two decimals if the file has a number; "" if it is missing, null or other text.
 
     Raises:
       BadField: it is not a price.
@@ -249,5 +251,5 @@ def price(record: dict[str, Any]) -> str:
 
 
 def description(record: dict[str, Any]) -> str:
-    """The pieces of a description as one text."""
+    """Returns the parts of a description joined to one text."""
     return clean(" ".join(several(record, "description")))

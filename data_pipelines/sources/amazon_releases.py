@@ -1,4 +1,4 @@
-"""Amazon Reviews 2014, 2018 and 2023: what each release calls its files and fields, and what is odd about it."""
+"""Amazon Reviews 2014, 2018 and 2023: the file and field names of each release, and its peculiarities."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ ALTERNATIVE = re.compile(r'<img [^<>]*alt="([^"]*)"')
 
 
 def from_literal(text: str) -> dict[str, Any]:
-    """The dictionary that a line says as a literal of Python's, or as JSON, as which the publisher advises to write it.
+    """Decodes a line that is a Python dictionary literal, or JSON (to which the publisher recommends converting it).
 
-    Literals are parsed as data: `ast.literal_eval` makes strings, numbers and containers and calls nothing.
+    Literals are parsed as data: `ast.literal_eval` creates strings, numbers and containers and calls nothing.
 
     Raises:
-      BadField: it is no literal, no dictionary, or has a key twice.
+      BadField: it is not a literal, not a dictionary, or has a key twice.
     """
     try:
         if len(text) > LONGEST_LITERAL:
@@ -41,8 +41,8 @@ def from_literal(text: str) -> dict[str, Any]:
             try:
                 return from_json(text)
             except BadField:
-                pass  # strings of Python's may be in double quotes too
-        with warnings.catch_warnings(action="ignore"):  # of escapes that Python does not know
+                pass  # Python strings may be in double quotes as well
+        with warnings.catch_warnings(action="ignore"):  # warnings of invalid escapes
             tree = ast.parse(text.strip(" \t"), mode="eval")
             record = ast.literal_eval(tree)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
@@ -58,8 +58,8 @@ def from_literal(text: str) -> dict[str, Any]:
 class Amazon2014(AmazonBuilder):
     """Amazon Reviews 2014, any categories: ratings, times, texts, products and images by URL, from a local folder.
 
-    Times are days. A line of products is a literal of Python's. It has asin, title, price, brand, categories (a list of
-    lists), description and imUrl.
+    Times have a resolution of days. A line of products is a Python literal with the fields asin, title, price, brand,
+    categories (a list of lists), description and imUrl.
     """
 
     name = "amazon_2014"
@@ -88,10 +88,10 @@ class Amazon2014(AmazonBuilder):
 class Amazon2018(AmazonBuilder):
     """Amazon Reviews 2018, any categories: ratings, times, texts, products and images by URL, from a local folder.
 
-    Web pages of many kinds, with some of their markup left in. A line of products has asin, title, price, brand,
-    category, main_cat, description, imageURLHighRes and imageURL. A title that holds a page's script is none, as the
-    publisher advises; a price that is none is unknown; a main category that is an image is what the image says in
-    place of itself.
+    The data stem from web pages of many kinds, with some of their markup left in. A line of products has asin, title,
+    price, brand, category, main_cat, description, imageURLHighRes and imageURL. A title that holds a page's script is
+    dropped, as the publisher advises; an invalid price is unknown; a main category that is an image is replaced by the
+    image's alternative text.
     """
 
     name = "amazon_2018"
@@ -124,8 +124,8 @@ class Amazon2023(AmazonBuilder):
     """Amazon Reviews 2023, any categories: ratings, times, texts, products and images by URL, from a local folder.
 
     A line of products has parent_asin, title, price, store, categories, main_category, description, details, and
-    images: a list of variant, thumb, large, hi_res (or lists of them). A brand is the store, or what the details say;
-    the image is the main one, of its middle size.
+    images: a list of objects with variant, thumb, large, hi_res (or an object of lists). The brand is the store, or
+    else that of the details; the image is the main one, in its medium size.
     """
 
     name = "amazon_2023"
@@ -154,12 +154,13 @@ class Amazon2023(AmazonBuilder):
 
 
 def main_image_url(record: dict[str, Any]) -> str:
-    """The URL of the main image, or of the first; "" where there is none.
+    """Returns the URL of the main image, or else of the first image; "" if there is none.
 
-    The publisher's loader for Hugging Face has a list a field in place of an object an image: {"large": […], …}.
+    The publisher's loader for Hugging Face stores a list for each field instead of an object for each image: {"large":
+    […], …}.
 
     Raises:
-      BadField: what should say so does not.
+      BadField: the images are neither objects nor lists of one length.
     """
     images = field(record, "images", list, dict, default=None) or []
     if isinstance(images, dict):

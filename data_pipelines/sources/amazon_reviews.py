@@ -1,4 +1,4 @@
-"""Two small files of Amazon's reviews: the 5-core of musical instruments (2014) as a table, and a sample of 2023."""
+"""Two small files of Amazon reviews: the 5-core of musical instruments (2014) as a table, and a sample of 2023."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ FIELDS_OF_SAMPLE = dataclasses.replace(FIELDS_2023, time="timestamp_ms", text="r
 class AmazonInstruments2014(RecordBuilder):
     """Amazon Reviews 2014, musical instruments, 5-core: ratings, times and texts, from a local folder.
 
-    The folder holds `reviews_5core.csv` (or `.csv.gz`), with a header and in it at least
+    The folder holds `reviews_5core.csv` (or `.csv.gz`), with a header that contains at least
 
         reviewerID, asin, reviewText, overall, summary, unixReviewTime
 
-    where text may be quoted and go over several lines. What a user wrote is `reviewText`, or `summary` where that is
-    empty (seven times in the published file). Of several reviews of one item by one user the latest counts; the
-    published file has none. Its times are days, so that three reviews in five share theirs with another by the same
-    user: those keep the order of the file. They may be counted from 0 where only the order is known. There is no text
-    about an item but its number, which is its title; it has no attributes.
+    where text may be quoted and span several lines. The text is `reviewText`, or `summary` if that is empty (seven
+    times in the published file). Of several reviews of one item by one user, the latest counts; the published file has
+    none. Its times have a resolution of days, so three reviews in five share theirs with another by the same user;
+    those keep the order of the file. Times may be counted from 0 if only the order is known. The only information about
+    an item is its id, which is its title; it has no attributes.
     """
 
     name = "amazon_instruments_2014"
@@ -60,19 +60,19 @@ class AmazonInstruments2014(RecordBuilder):
 class Amazon2023Sample(RecordBuilder):
     """A sample of Amazon Reviews 2023: ratings, times, texts, titles and prices, from a local folder.
 
-    The folder holds `users.jsonl` (or `.jsonl.gz`), an object a line:
+    The folder holds `users.jsonl` (or `.jsonl.gz`), one object per line:
 
         user_id, category
         history    a list of reviews: parent_asin, rating, timestamp_ms, review_full, review_title,
                    product: title, brand, price, main_category
         heldout    one more review, the last in time
 
-    A line is what one user reviewed in one category. The same user may have lines in other categories (the 691
-    lines are of 354 users), so that a user here is `USER_ID/CATEGORY`. The review held out is the last of the five
-    that a line has, so that leave-one-out holds it out again. What a user wrote is `review_full`, or `review_title`
-    where that is empty. Of several reviews of one item in a line the latest counts (three lines of the sample have
-    two). Any of a product's texts may be null, which a prompt shows as "Unknown"; a main category that is null is the
-    line's category. An item is as its first review shows it.
+    A line contains the reviews of one user in one category. A user may have lines in other categories (the 691 lines
+    are of 354 users), so the user id here is `USER_ID/CATEGORY`. The held-out review is the last of the five in a line,
+    so leave-one-out holds it out again. The text is `review_full`, or `review_title` if that is empty. Of several
+    reviews of one item in a line, the latest counts (three lines of the sample have two). Any text of a product may be
+    null, which a prompt shows as "Unknown"; a null main category is replaced by the category of the line. An item is
+    described by its first review.
     """
 
     name = "amazon_2023_sample"
@@ -107,10 +107,10 @@ class Amazon2023Sample(RecordBuilder):
 
 
 def reviews_of(record: dict[str, Any], user: str, category: str, clock: Clock) -> Iterator[tuple[Review, Item]]:
-    """Each review of a line, and the product that it is of.
+    """Yields each review of a line, with the reviewed product.
 
     Raises:
-      BadField: a field is missing or wrong; the message says of which review.
+      BadField: a field is missing or wrong; the message names the review.
     """
     named = [(f"history[{number}]", review) for number, review in enumerate(field(record, "history", list))]
     if record.get("heldout") is not None:

@@ -1,4 +1,4 @@
-"""The shell that makes a TFDS builder of any source: two configurations, `items` and `users`, one record format."""
+"""The base class of TFDS builders of sources: two configurations, `items` and `users`, with one record format."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ from data_pipelines.sources.staging import Tally, parts_of, read_part, reading, 
 class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes a `Source` as ArrayRecord; a data set is a subclass with a name, a description and `open_source`.
 
-    Records go to disk in parts first, in the columns of `staging`, and each part becomes a shard, here or by Beam:
-    memory is bounded by the part, order is kept, and no shuffling is undone (TFDS's own needs TensorFlow from 1 GB on).
+    Records are first written to disk in parts, with the columns of `staging`. Each part then becomes a shard, locally
+    or by Beam. Memory is bounded by a part, and the order is kept without undoing a shuffle (TFDS's own way needs
+    TensorFlow from 1 GB on).
     """
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=kind) for kind in KINDS]  # noqa: RUF012  (TFDS's own attribute)
     DESCRIPTION = ""
     PUBLISHER = ""
-    """A URL to read about it."""
+    """The URL of a description of the data set."""
     SELECTS: tuple[str, ...] = ()
-    """The fields of `SourceSelection` that it knows."""
+    """The fields of `SourceSelection` that the source supports."""
     DEFAULT_CORE = (1, 1)
-    """(user_core, item_core) where the selection says nothing."""
+    """The default (user_core, item_core)."""
 
     def __init__(
         self,
@@ -48,16 +49,17 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
         tally: Tally | None = None,
         **kwargs: Any,
     ):
-        """
+        """Configures the builder.
+
         Args:
           source_dir: a local folder with the source's files; None: embedded, or downloaded.
-          faults: collects what was wrong.
+          faults: collects faults of the files.
           selection: which part of the source is prepared.
-          source: the source, where it is open already.
-          tally: counts what is written.
+          source: the source, if it has been opened already.
+          tally: counts the records that are written.
 
         Raises:
-          DataError: the selection names what this source does not know.
+          DataError: the selection sets an option that this source does not support.
         """
         for choice in dataclasses.fields(SourceSelection):
             if choice.name not in self.SELECTS and getattr(selection, choice.name) != choice.default:
@@ -69,7 +71,7 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
 
     @property
     def cores(self) -> tuple[int, int]:
-        """(user_core, item_core)."""
+        """The selected or default (user_core, item_core)."""
         user_core, item_core = self.selection.user_core, self.selection.item_core
         return (
             self.DEFAULT_CORE[0] if user_core is None else user_core,
@@ -77,14 +79,14 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
         )
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
-        """Reads the source's files; subclasses say how."""
+        """Opens the source from its files; implemented by subclasses."""
         raise TypeError(f"{type(self).__name__} does not say how it opens its source")
 
     def file(self, name: str, holds: str) -> Path:
-        """A file of a source that cannot be downloaded from here, plain or `.gz`.
+        """Returns the path of a file, plain or `.gz`, of a source that cannot be downloaded automatically.
 
         Args:
-          holds: what it holds, in words.
+          holds: a description of its content.
 
         Raises:
           DataError: no folder was given, or it lacks the file; the message says what is needed and who publishes it.
@@ -102,7 +104,7 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
             builder=self,
             description=self.DESCRIPTION,
             features=tfds.features.FeaturesDict(features),
-            disable_shuffling=True,  # items and users keep the source's order
+            disable_shuffling=True,  # items and users keep the order of the source
         )
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
@@ -114,10 +116,10 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
         return Path(self.data_dir).absolute() / "staged"
 
     def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        """For each shard, what yields (number, record) of each of its records.
+        """Returns, for each shard, a function that yields (number, record) of each of its records.
 
         Raises:
-          DataError: there is none.
+          DataError: there are no records.
         """
         place, kind = str(self.source_dir or f"the source {self.name}"), self.builder_config.name
         if self.source is None:
@@ -139,5 +141,5 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
 
 
 def option(name: str) -> str:
-    """The command line's name of a field of `SourceSelection`."""
+    """Returns the command-line option of a field of `SourceSelection`."""
     return "--" + name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""Reading what others wrote: every field is checked, every fault is named by file, line and field."""
+"""Validates fields of external data; every fault is reported with its file, line and field."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from data_pipelines.errors import DataError, printable
 
 OnBad = Literal["refuse", "skip"]
 SAMPLE = 1000
-"""So many records at the beginning of a file show what it is: more than half bad is another layout."""
+"""The number of leading records that are checked for another layout, which is assumed if more than half are bad."""
 FEW = 10
-"""Fewer bad records than this are taken for what they are."""
+"""With fewer bad records than this, no other layout is assumed."""
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 MARKUP = re.compile(r"<[a-zA-Z/!][^<>]*>|\[\[VIDEOID:[^\[\]]*\]\]")
 LARGEST_FLOAT = 3.4e38
-"""About the largest number of 32 bits, in which ratings are kept."""
+"""Approximately the largest float32, the type in which ratings are stored."""
 _MISSING = object()
 Record = TypeVar("Record")
 
 
 @dataclasses.dataclass
 class Faults:
-    """What was wrong with a source.
+    """The faults found in a source.
 
     With `refuse`, the first bad record is an error and nothing is prepared; with `skip`, bad records are left out and
-    listed. Missing and broken images never stop anything: their items stay, without an image, and are listed.
+    listed. Missing and broken images are never errors: their items are kept without an image and listed.
     """
 
     on_bad: OnBad = "refuse"
@@ -38,16 +38,16 @@ class Faults:
     images: list[str] = dataclasses.field(default_factory=list)
 
     def bad_record(self, fault: str) -> None:
-        """Lists a bad record, or raises `DataError` where none is to be left out."""
+        """Lists a bad record, or raises `DataError` if bad records are refused."""
         if self.on_bad == "refuse":
             raise DataError(f"{fault} (--on-bad skip leaves such records out)")
         self.records.append(printable(fault))
 
     def watched(self, records: Iterable[Record]) -> Iterator[Record]:
-        """The records of a file as they come, good ones and bad; a bad one is reported before the next is asked for.
+        """Yields all records of a file; a bad one must be reported before the next is requested.
 
         Raises:
-          DataError: most of the first `SAMPLE` are bad, so that the file is of another layout.
+          DataError: most of the first `SAMPLE` are bad, so that the file has another layout.
         """
         first, bad, number = len(self.records), 0, 0
         for number, record in enumerate(records, start=1):
@@ -60,13 +60,14 @@ class Faults:
             self.refuse_most(first, bad, number)
 
     def refuse_most(self, first: int, bad: int, number: int) -> None:
-        """
+        """Checks that not most of the first records are bad.
+
         Args:
-          first: the number of the file's first fault.
-          bad: how many of `number` records are.
+          first: the index of the file's first fault.
+          bad: the number of bad ones among `number` records.
 
         Raises:
-          DataError: those are most.
+          DataError: most of them are bad.
         """
         if bad >= FEW and 2 * bad > number:
             raise DataError(f"{self.records[first]}; so are {bad} of the first {number} records, too many to leave out")
@@ -80,9 +81,9 @@ class BadField(ValueError):
 
 
 def field(record: dict[str, Any], name: str, *kinds: type, default: Any = _MISSING) -> Any:
-    """A field of one of the given types; a bool is no int, a whole float is one.
+    """Returns a field of one of the given types; a bool is not an int, but a whole float is.
 
-    Where null will do for a text, NaN will: pandas writes it for what is missing.
+    Where null is allowed for a text, NaN is too, since pandas writes it for missing values.
 
     Raises:
       BadField: it is missing without a default, or of another type.
@@ -103,12 +104,12 @@ def field(record: dict[str, Any], name: str, *kinds: type, default: Any = _MISSI
 
 
 def whole(value: Any) -> Any:
-    """A whole float as an int, as which others may have meant it; any other value as it is."""
+    """Converts a whole float to an int, which it may be meant as; returns any other value unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def shown(value: Any) -> str:
-    """The beginning of a value, whatever it is, as JSON where that has it."""
+    """Returns the beginning of any value, as JSON if possible."""
     try:
         return json.dumps(value)[:40]
     except TypeError:
@@ -125,10 +126,10 @@ def _check_encodable(name: str, text: str) -> None:
 
 
 def word(record: dict[str, Any], name: str) -> str:
-    """An identifier: text without white space.
+    """Returns an identifier, which is text without white space.
 
     Raises:
-      BadField: it is missing, not a string, empty, or has white space or control characters in it.
+      BadField: it is missing, not a string, empty, or contains white space or control characters.
     """
     value = field(record, name, str)
     if value.split() != [value] or CONTROL.search(value):
@@ -144,31 +145,31 @@ def stars(
     *,
     needed: bool = False,
 ) -> float:
-    """A rating.
+    """Returns a rating.
 
     Args:
-      least, most: the ends of the source's scale, where it has one.
-      needed: it must be there; otherwise it is NaN where it is missing.
+      least, most: the ends of the source's scale, if it has one.
+      needed: whether the rating is required; otherwise a missing one is NaN.
 
     Raises:
-      BadField: it is missing, no number, or not on the scale.
+      BadField: it is missing, not a number, or not on the scale.
     """
     if name not in record and not needed:
         return math.nan
     value = field(record, name, int, float)
-    if not least <= value <= most:  # nor is NaN
+    if not least <= value <= most:  # false for NaN too
         scale = "finite, in 32 bits" if most == LARGEST_FLOAT else f"from {least:g} to {most:g}"
         raise BadField(f"field {name!r} is {shown(value)}; it must be {scale}")
     return float(value)
 
 
 def text(record: dict[str, Any], name: str) -> str:
-    """A text, "" where it is missing or null."""
+    """Returns a text, "" if it is missing or null."""
     return field(record, name, str, default=None) or ""
 
 
 def texts(record: dict[str, Any], name: str) -> tuple[str, ...]:
-    """A list of strings, () where it is missing."""
+    """Returns a list of strings, () if it is missing."""
     values = field(record, name, list, default=())
     for value in values:
         if not isinstance(value, str):
@@ -181,13 +182,13 @@ def texts(record: dict[str, Any], name: str) -> tuple[str, ...]:
 
 
 def plain(text: str) -> str:
-    """Text without control characters: where it has any, its words one blank apart."""
+    """Replaces control characters; text that has any also gets its words separated by single spaces."""
     return " ".join(CONTROL.sub(" ", text).split()) if CONTROL.search(text) else text
 
 
 def clean(text: str) -> str:
-    """Text of a web page as one line, its words one blank apart.
+    """Converts text of a web page to one line, with words separated by single spaces.
 
-    Tags and marks of videos are left out; entities become what they stand for.
+    Tags and video marks are removed, and entities are decoded.
     """
     return " ".join(CONTROL.sub(" ", html.unescape(MARKUP.sub(" ", text))).split())

@@ -1,11 +1,11 @@
-"""Images that a source names by URL: fetched many at a time into a folder, with which the next run goes on.
+"""Fetches images that a source names by URL into a folder, many at a time; an interrupted run is continued by the next.
 
-    FOLDER/ITEM.jpg        an image, whole and tried, whatever its format (ITEM.png and the like will do as well)
-    FOLDER/failed.jsonl    what is not asked for again: item, url, reason
+    FOLDER/ITEM.jpg        a verified image, whatever its format (other endings such as ITEM.png are accepted)
+    FOLDER/failed.jsonl    images that are not requested again: item, url, reason
 
-An image that is there is never asked for, nor is one of whose URL it is known that it leads to none (it is gone, too
-large, or no image). What may be otherwise next time (no connection, a server that is busy or refuses, an image cut
-off) is asked for again as the limits say, and then by the next run.
+An existing image is never requested again, nor one whose URL is known not to lead to an image (it is gone, too large,
+or not an image). Temporary failures (no connection, a server that is busy or refuses, a truncated image) are retried
+within the limits, and then by the next run.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from data_pipelines.sources.images import ImageFiles, try_image
 
 BATCH = 1000
 GIVE_UP = 50
-"""So many images one after another that could not be had now: nothing more is asked for."""
+"""After this many consecutive temporary failures, nothing more is requested."""
 
 
 def fault_of(encoded: bytes) -> str:
-    """Why bytes are not a whole image of something; "" where they are."""
+    """Returns why the bytes are not a complete image with content; "" if they are."""
     try:
         width, height = try_image(encoded)
     except DataError as error:
@@ -41,7 +41,7 @@ def fault_of(encoded: bytes) -> str:
 
 
 class FetchedImages:
-    """Encoded images by item, from a folder of files; where it is missing, that is noted and no item has one."""
+    """Encoded images by item, from a folder of files. If the folder is missing, that is noted and items have none."""
 
     def __init__(self, folder: Path, faults: Faults, limits: Limits | None = None):
         self._folder, self._faults, self._limits = folder, faults, limits or Limits()
@@ -51,7 +51,7 @@ class FetchedImages:
         self._read_failures()
 
     def read(self, item: str) -> bytes:
-        """The image's bytes, or b"" (and a note) where it is missing or does not decode."""
+        """Returns the image's bytes, or b"" (noting the fault) if it is missing or cannot be decoded."""
         if not os.path.isdir(self._folder):
             note = f"{self._folder} does not exist: no item has an image"
             if note not in self._faults.images:
@@ -77,11 +77,11 @@ class FetchedImages:
         return self._files
 
     def fetch(self, urls: Mapping[str, str]) -> None:
-        """Fetches what is not there, of item -> URL.
+        """Fetches the images that are missing, given by item -> URL.
 
         Raises:
-          DataError: the folder cannot be made or written to, or `GIVE_UP` images one after another could not be had
-            now; those that were fetched stay.
+          DataError: the folder cannot be created or written to, or there were `GIVE_UP` consecutive temporary failures;
+            images that were fetched are kept.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -111,14 +111,14 @@ class FetchedImages:
                 pool.shutdown(cancel_futures=True)
 
     def _keep(self, fetcher: Fetcher, item: str, url: str) -> Unusable | Unavailable | None:
-        """Puts one image into the folder, or returns why not."""
+        """Fetches one image into the folder, or returns the failure."""
         try:
             encoded = fetcher.get(url)
             if fault := fault_of(encoded):
                 raise Unusable(f"not an image: {fault}")
         except (Unusable, Unavailable) as failure:
             return failure
-        except Exception as error:  # whatever a server makes of an answer, it is one image's
+        except Exception as error:  # an unexpected answer of a server affects one image only
             return Unavailable(" ".join(str(error).split())[:200] or type(error).__name__)
         path = self._folder / f"{_stem(item)}.jpg"
         try:
@@ -142,25 +142,25 @@ class FetchedImages:
             line = json.dumps({"item": item, "url": url, "reason": str(fault)})
             try:
                 with (self._folder / "failed.jsonl").open("a", encoding="utf-8") as failed:
-                    failed.write(f"\n{line}")  # a line that a kill cut off ends before this one
+                    failed.write(f"\n{line}")  # the line break separates it from a truncated line
             except OSError as error:
                 raise self._unwritable(error) from error
 
     def _read_failures(self) -> None:
         try:
             lines = (self._folder / "failed.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:  # there is none, or none that can be read: it will be asked for again
+        except OSError:  # missing or unreadable: images are requested again
             lines = []
         for line in lines:
             try:
                 known = json.loads(line)
                 item, url, reason = str(known["item"]), str(known["url"]), str(known["reason"])
-            except (ValueError, TypeError, KeyError, RecursionError):  # cut off: it will be asked for again
+            except (ValueError, TypeError, KeyError, RecursionError):  # truncated: the image is requested again
                 continue
             self._failed[item], self._reasons[item] = url, f"{url[:200]}: {reason}"
 
 
 def _stem(item: str) -> str:
-    """The name of an item's file, without its ending; it is of this folder, and no dotfile."""
+    """Returns the file name of an item without its ending, which is safe within the folder and is not a dotfile."""
     name = quote(item, safe="")
     return f"%2E{name[1:]}" if name.startswith(".") else name

@@ -1,4 +1,4 @@
-"""Small files from the web, within limits: how often, how long and how much is asked for, and what a failure means."""
+"""Downloads small files within limits of rate, time and size, and classifies failures."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ PIECE = 2**16
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """How servers are asked, and for how much."""
+    """Limits of requests and of the size of files."""
 
     connections: int = 8
-    """At a time, in all and so to one host."""
+    """Concurrent connections, in total and thus to one host."""
     per_second: float = 20.0
-    """Requests in all, those that are repeated too."""
+    """Requests per second in total, including retries."""
     retries: int = 4
-    """After the first try, where a server is busy or a connection fails."""
+    """Retries after the first attempt, if a server is busy or a connection fails."""
     backoff: float = 0.5
-    """Seconds before the third try (the second comes at once), doubled with each; where the server says how many,
-    those."""
+    """Seconds before the third attempt (the second follows at once), doubled for each further one; a delay given by the
+    server takes precedence."""
     longest_wait: float = 60.0
-    """Seconds between tries; a server that wants more is not asked again."""
+    """Maximum seconds between attempts; if a server asks for more, there is no further attempt."""
     seconds: float = 30.0
-    """For a server to answer, and from then on for the file to be whole."""
+    """Seconds to wait for an answer, and from then on for the complete file."""
     megabytes: float = 10.0
-    """Of one file."""
+    """Maximum size of a file."""
 
 
 class Unusable(Exception):
-    """What was asked for is not there, nor will it be."""
+    """A permanent failure: the requested file does not exist or cannot be used."""
 
 
 class Unavailable(Exception):
-    """What was asked for could not be had now."""
+    """A temporary failure: the requested file is currently not available."""
 
 
 class Fetcher:
-    """Asks for files; from many threads, if need be."""
+    """Downloads files; can be used from several threads."""
 
     def __init__(self, limits: Limits):
         self._limits, self._lock, self._next = limits, threading.Lock(), 0.0
@@ -63,10 +63,11 @@ class Fetcher:
         self._session.close()
 
     def get(self, url: str) -> bytes:
-        """
+        """Downloads a file.
+
         Raises:
-          Unusable: the URL is none, or there is nothing behind it, or too much.
-          Unavailable: no connection, a server that is busy or refuses, or a file cut off, after all retries.
+          Unusable: the URL is invalid, or the file does not exist or is too large.
+          Unavailable: no connection, a server that is busy or refuses, or a truncated file, after all retries.
         """
         retry = self._retry
         while True:
@@ -83,7 +84,7 @@ class Fetcher:
                     wait = retry.get_retry_after(response.raw)
                 if status not in BUSY or (wait or 0) > self._limits.longest_wait:
                     raise Unavailable(fault)
-            except ValueError as error:  # an address that is none
+            except ValueError as error:  # an invalid URL
                 raise Unusable(str(error)) from error
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 cause = getattr(error.args[0] if error.args else None, "reason", None) or error

@@ -1,13 +1,13 @@
-"""H&M: two years of purchases, with an image and a description of what was bought, from a local folder.
+"""H&M: two years of purchases, with images and descriptions of the articles, from a local folder.
 
-    FOLDER/articles.csv               a line an article: ids, names and words for what it is
-    FOLDER/transactions_train.csv     a line a purchase: t_dat, customer_id, article_id, price, sales_channel_id
+    FOLDER/articles.csv               a line per article: ids, names and descriptive terms
+    FOLDER/transactions_train.csv     a line per purchase: t_dat, customer_id, article_id, price, sales_channel_id
     FOLDER/images.zip or images/      010/0108775015.jpg: the first three digits of the article, the article
 
-where the `.csv` may be a `.csv.gz`. An article is a product (its first seven digits) in a colour; items are either. A
-image may also be named by the product: an article that has none of its own has its product's, a product that has none
-has its first article's. Purchases are dated to the day, at whose first second (UTC) they count; within a day the order
-of the file stands. What somebody bought before is not counted again.
+The `.csv` files may be `.csv.gz`. An article is a product (its first seven digits) in a colour; items are either of
+them. Images may also be named by the product: an article without an image of its own has that of its product, and a
+product without one has that of its first article. Purchases are dated by day and placed at its first second (UTC);
+within a day, the order of the file is kept. Repeated purchases of an item by a customer are left out.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from data_pipelines.sources.tables import read_csv, text
 from data_pipelines.sources.times import EARLIEST, latest
 
 KINDS = ("index_group_name", "product_group_name", "product_type_name", "colour_group_name")
-"""Categories, most general first."""
+"""The columns of categories, most general first."""
 ARTICLE = ("article_id", "prod_name", "graphical_appearance_name", *KINDS, "section_name", "detail_desc")
 PURCHASE = ("t_dat", "customer_id", "article_id")
 DIGITS = 7
-"""So many of an article's ten are its product's."""
+"""The leading digits of the ten in an article id that form the product id."""
 DIGITS_OF_ARTICLE = 10
 
 
 def read_articles(path: Path, faults: Faults) -> pl.DataFrame:
-    """`ARTICLE` columns, as text, in the file's order."""
+    """Reads the `ARTICLE` columns as text, in the order of the file."""
     articles = read_csv(path, ARTICLE, faults).written_as("article_id", r"^[0-9]{10}$", "ten digits", _hint)
     return articles.distinct("article_id", "article").rows.select(map(text, ARTICLE))
 
 
 def read_purchases(path: Path, articles: pl.Series, faults: Faults) -> pl.DataFrame:
-    """Columns user, article and time, in the file's order."""
+    """Reads the purchases to columns user, article and time, in the order of the file."""
     day, article = text("t_dat"), text("article_id")
     seconds = day.str.to_date("%Y-%m-%d", strict=False).dt.epoch("s")
     right = day.str.contains(r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$") & seconds.is_between(EARLIEST, latest())
@@ -57,19 +57,19 @@ def read_purchases(path: Path, articles: pl.Series, faults: Faults) -> pl.DataFr
 
 
 def _hint(article_id: str) -> str:
-    """What became of an id that was read as a number."""
+    """Returns a hint if an id lost its leading zero by being read as a number."""
     nine = article_id.isdigit() and len(article_id) == DIGITS_OF_ARTICLE - 1
     return ": a leading zero is missing, so read ids as text where the file was written" if nine else ""
 
 
 def catalogue(articles: pl.DataFrame, item: pl.Expr, images: StoredImages) -> Callable[[str], Item]:
-    """What makes the item of an id, of one article or of all those of a product.
+    """Returns a function that creates the item of an id, from one article or from all articles of a product.
 
-    What differs among a product's articles is listed for all of them, but for the name and the description; it is in a
-    category if all its articles are.
+    Values that differ among a product's articles are all listed, except for the name and the description; the item has
+    a category only if all its articles share it.
 
     Args:
-      item: the id of an article's item.
+      item: maps an article to the id of its item.
     """
     things = articles.group_by(item.alias("item"), maintain_order=True).agg(pl.all().unique(maintain_order=True))
     rows = {name: row for row, name in enumerate(things["item"])}

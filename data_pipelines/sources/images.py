@@ -1,4 +1,4 @@
-"""Images of a source: from a zip archive or a folder, each tried before it is kept."""
+"""Images of a source, from a zip archive or a folder; each is verified before it is stored."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ from data_pipelines.image_decoding import LARGEST_BYTES, decode_image
 from data_pipelines.sources.checks import Faults
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Of files that are images, in any case; of two files of one name, the first of these counts."""
+"""Endings of image files, in any case; of two files with the same name, the first ending takes precedence."""
 DEPTH = 2
-"""Folders in a folder of images that are looked into."""
+"""The depth of subfolders that are searched in a folder of images."""
 TRIED = 1024
-"""Pixels to which a JPEG is reduced, at least, when it is tried."""
+"""The minimum side, in pixels, to which a JPEG may be reduced when it is verified."""
 
 
 def try_image(encoded: bytes) -> tuple[int, int]:
-    """(width, height), of a JPEG perhaps reduced.
+    """Verifies an image and returns its (width, height), which may be reduced for a JPEG.
 
     Raises:
-      DataError: it is no whole image; the message is only the reason.
+      DataError: it is not a complete image; the message is only the reason.
     """
     return decode_image(encoded, TRIED).size
 
 
 class ImageFiles:
-    """Files of images by their name without its ending, in a zip archive or a folder whose names are looked up once.
+    """Image files by name without ending, in a zip archive or a folder, whose names are listed once.
 
-    A name may begin with folders. All of them may lie in one more folder, of a given name. Archives written on Windows
-    may part folders with backslashes. What macOS and others leave beside images (`._1.jpg`, dotfiles) is no image.
+    A name may include folders. All files may lie in one additional folder of a given name. Archives written on Windows
+    may use backslashes between folders. Files that macOS and others add (`._1.jpg`, dotfiles) are ignored.
     """
 
     def __init__(self, place: Path, faults: Faults, inside: str = ""):
-        """
+        """Lists the image files.
+
         Args:
           place: the archive or folder.
-          faults: to which folders in it that cannot be listed are added.
-          inside: the name of the one more folder.
+          faults: collects the subfolders that cannot be listed.
+          inside: the name of the additional folder.
 
         Raises:
           DataError: it cannot be opened or listed.
@@ -54,7 +55,7 @@ class ImageFiles:
                 found = self._archive.namelist()
         except OSError as error:
             raise DataError(f"{place} cannot be read ({error.strerror or error})") from error
-        except Exception as error:  # what is no archive fails in many ways
+        except Exception as error:  # a file that is not an archive causes errors of many classes
             raise DataError(f"{place} is not a whole zip archive ({error}); fetch it again") from error
         ranked: dict[str, tuple[bool, int, str]] = {}
         for name in found:
@@ -74,11 +75,12 @@ class ImageFiles:
         return len(self._files)
 
     def name(self, stem: str) -> str:
-        """Of the file, with all folders and its ending."""
+        """Returns the file name, with all folders and its ending."""
         return self._files[stem]
 
     def read(self, stem: str) -> bytes:
-        """
+        """Returns the content of an image file.
+
         Raises:
           DataError: it cannot be read, or is too large; the message is only the reason.
         """
@@ -97,11 +99,11 @@ class ImageFiles:
         if size > LARGEST_BYTES:
             raise DataError(f"{size:,} bytes; at most {LARGEST_BYTES:,} are decoded")
         with self._archive.open(name) if self._archive else path.open("rb") as file:
-            return file.read(LARGEST_BYTES + 1)  # for a header may say less than there is
+            return file.read(LARGEST_BYTES + 1)  # since the size in a header may be too small
 
 
 def _names(folder: Path, faults: Faults) -> Iterator[str]:
-    """Of all files in a folder and `DEPTH` folders down, in order."""
+    """Yields the sorted names of all files in a folder and `DEPTH` levels of subfolders."""
 
     def tell(error: OSError) -> None:
         if error.filename == str(folder):
@@ -116,15 +118,16 @@ def _names(folder: Path, faults: Faults) -> Iterator[str]:
 
 
 class StoredImages:
-    """Encoded images by name, from PATH.zip or the folder PATH, in which they may lie in a folder of that name again.
+    """Encoded images by name, from PATH.zip or the folder PATH, which may contain a folder of the same name again.
 
-    Where there is neither, or no image in it, that is noted and no item has an image.
+    If neither exists, or there is no image in it, that is noted and no item has an image.
     """
 
     def __init__(self, path: Path, faults: Faults):
-        """
+        """Opens the archive or folder.
+
         Raises:
-          DataError: the archive or the folder is there and cannot be opened.
+          DataError: the archive or folder exists but cannot be opened.
         """
         archive = path.with_name(f"{path.name}.zip")
         place = archive if os.path.exists(archive) else path
@@ -139,10 +142,10 @@ class StoredImages:
             self._files = None
 
     def read(self, *names: str) -> bytes:
-        """The bytes of the first of these that is there, or b"" (and a note) where none is or it does not decode.
+        """Returns the bytes of the first existing image; b"" (noting the fault) if there is none or it is broken.
 
         Args:
-          names: with the ending `.jpg`, in whose place any of `ENDINGS` will do.
+          names: with the ending `.jpg`, which stands for any of `ENDINGS`.
         """
         if self._files is None:
             return b""

@@ -1,6 +1,6 @@
-"""Files of JSON as others wrote them: an object a line, or one object.
+"""Reads JSON files from external sources: one object per line, or one object.
 
-NaN and Infinity are read, as Python writes them, and refused by `checks.field` and its kin where a number is needed.
+NaN and Infinity are accepted, as Python writes them; `checks.field` and related functions refuse them as numbers.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Parsed = TypeVar("Parsed")
 
 
 def from_json(text: str) -> dict[str, Any]:
-    """The object that a text says.
+    """Decodes a JSON object.
 
     Raises:
-      BadField: it is no JSON, no object, or has a key twice.
+      BadField: it is not JSON, not an object, or has a key twice.
     """
     try:
         record = _DECODER.decode(text)
@@ -36,7 +36,7 @@ def from_json(text: str) -> dict[str, Any]:
         raise BadField(f"not JSON ({error.msg} at column {error.colno})") from error
     except RecursionError as error:
         raise BadField("nested too deeply") from error
-    except ValueError as error:  # a whole number of thousands of digits
+    except ValueError as error:  # an integer of thousands of digits
         raise BadField(f"not JSON ({error})") from error
     if not isinstance(record, dict):
         raise BadField(f"a {type(record).__name__} where an object should be")
@@ -51,7 +51,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _repeated(pairs: list[tuple[str, Any]]) -> list[str]:
-    """The keys that an object has twice."""
+    """Returns the keys that occur more than once in an object."""
     return [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
 
 
@@ -66,15 +66,15 @@ def read_objects(
     *,
     needed: bool = True,
 ) -> Iterator[tuple[str, Parsed]]:
-    """(place, what is made of it) of each object of a file that has one a line.
+    """Yields (place, result of `parse`) for each object of a file with one object per line.
 
     Args:
-      parse: what is made of an object; where it raises `BadField`, the record is bad.
-      decode: the object that a line says; raises `BadField`.
-      needed: there must be at least one line.
+      parse: converts an object; if it raises `BadField`, the record is bad.
+      decode: decodes a line to an object; raises `BadField`.
+      needed: whether at least one line is required.
 
     Raises:
-      DataError: the file cannot be read, is one array, or is empty; or most of its first lines are bad.
+      DataError: the file cannot be read, is a single array, or is empty; or most of its first lines are bad.
     """
     first = True
     for line in faults.watched(line for line in read_lines(path) if line.text.strip()):
@@ -94,9 +94,10 @@ def read_objects(
 
 
 def _refuse_other_layouts(line: TextLine) -> None:
-    """
+    """Checks that the first line can be an object.
+
     Raises:
-      DataError: the first line begins an array, or an object of several lines.
+      DataError: the line begins an array, or an object that spans several lines.
     """
     needed = f"{line.place}: one object a line is needed"
     if line.text.lstrip().startswith("["):
@@ -106,10 +107,10 @@ def _refuse_other_layouts(line: TextLine) -> None:
 
 
 def read_object(path: Path, holds: str, faults: Faults) -> dict[str, Any]:
-    """The one object of a JSON file; of a key that occurs twice the first value counts, and the second is a bad record.
+    """Reads a JSON file of one object; if a key occurs twice, the first value counts and the key is a bad record.
 
     Args:
-      holds: what the object is of, for messages.
+      holds: a description of the object, for messages.
 
     Raises:
       DataError: the file is missing or damaged, or holds something else.

@@ -1,4 +1,4 @@
-"""MovieLens: with posters from a local folder, embedded (the small one), or bare from the publisher's archive.
+"""MovieLens: with posters from a local folder or embedded (small), or without from the publisher's archive.
 
 The local layout is
 
@@ -7,7 +7,7 @@ The local layout is
     FOLDER/movielens-small/users.jsonl         user, events: [time, item_id, rating, tags]
     FOLDER/movielens-1m/{items,users}.jsonl    the same items; users: user, history, validation, test
 
-where each `.jsonl` may be a `.jsonl.gz`; times may be counted from 0 where only the order is known. The publisher's
+where each `.jsonl` may be a `.jsonl.gz`; times may be counted from 0 if only the order is known. The publisher's
 archives are those of https://grouplens.org/datasets/movielens.
 """
 
@@ -41,13 +41,13 @@ from data_pipelines.sources.times import Clock
 EMBEDDED = Path(__file__).parent / "embedded" / "movielens"
 CORE = 5
 SCALE = 0.5, 5.0
-"""The least and the most stars."""
+"""The lowest and the highest rating in stars."""
 Event = tuple[str, int, float, str, str]
-"""Movie, time, stars, tags and split: what follows the user in a row of `ALL_COLUMNS`."""
+"""Movie, time, stars, tags and split: the columns that follow the user in a row of `ALL_COLUMNS`."""
 
 
 def movie(movie_id: Any, title: str, year: Any, genres: tuple[str, ...], description: str) -> Item:
-    """The item of a movie, without its poster."""
+    """Returns the item of a movie, without its poster."""
     title, year, genres = plain(title), plain(str(year)), tuple(map(plain, genres))
     description = "\n".join(map(plain, description.split("\n")))
     attributes = (("Genres", ", ".join(genres)), ("Year", year), ("Title", title), ("Description", description))
@@ -55,7 +55,7 @@ def movie(movie_id: Any, title: str, year: Any, genres: tuple[str, ...], descrip
 
 
 def local_movielens(folder: Path, name: str, faults: Faults) -> Source:
-    """The source in a folder of the local layout.
+    """Opens the source in a folder of the local layout.
 
     Raises:
       DataError: the folder does not have the layout, or its files are bad.
@@ -64,7 +64,7 @@ def local_movielens(folder: Path, name: str, faults: Faults) -> Source:
     if not inside.is_dir():
         raise DataError(f"{inside} does not exist; expected {name}/items.jsonl and {name}/users.jsonl there")
     images = StoredImages(folder / "posters", faults)
-    movies: dict[str, tuple[Item, bool]] = {}  # and whether it says that it has a poster
+    movies: dict[str, tuple[Item, bool]] = {}  # with whether the record declares a poster
     users: set[str] = set()
 
     def read_movie(record: dict[str, Any]) -> None:
@@ -129,25 +129,26 @@ def _sequence(record: dict[str, Any]) -> Iterator[Event]:
 
 
 def title_and_year(text: str) -> tuple[str, str]:
-    """`Toy Story (1995)` -> (`Toy Story`, `1995`)."""
+    """Splits a title: `Toy Story (1995)` -> (`Toy Story`, `1995`)."""
     title = text.rstrip()
     year = re.fullmatch(r"\((\d{4})\)", title[-6:])
     return (title[:-6].rstrip(), year[1]) if year else (text, "")
 
 
 def genres_of(text: str) -> tuple[str, ...]:
+    """Splits the genres of a movie, which are separated by bars."""
     return tuple(genre for genre in text.split("|") if genre and genre != "(no genres listed)")
 
 
 def official_movielens(folder: Path, faults: Faults, least: int) -> Source:
-    """The source in a publisher's archive, unpacked: `.dat` files (1M) or `.csv` files (latest-small).
+    """Opens the source in an unpacked archive of the publisher: `.dat` files (1M) or `.csv` files (latest-small).
 
-    Users and movies with fewer than `least` ratings are left out, again and again until none is left, as SASRec's
-    version of the data does; a movie rated twice by a user counts once, at its latest rating.
+    Users and movies with fewer than `least` ratings are removed repeatedly until none is left, as in SASRec's version
+    of the data; a movie that a user rated twice counts once, with its latest rating.
     """
 
     def read(name: str, *columns: str) -> Table:
-        """Those columns of NAME.csv, or of NAME.dat, which has them in this order, all of them and no header."""
+        """Reads the columns of NAME.csv, or of NAME.dat, which has exactly these, in this order, and no header."""
         if is_there(folder / f"{name}.dat"):
             return read_dat(folder / f"{name}.dat", columns, faults)
         if is_there(folder / f"{name}.csv"):
@@ -182,7 +183,7 @@ def official_movielens(folder: Path, faults: Faults, least: int) -> Source:
 
 
 def unzipped(archive: Path) -> Path:
-    """The folder beside a downloaded archive that holds its files (TFDS's own way to unpack asks for TensorFlow).
+    """Returns a folder, beside a downloaded archive, with its files (unpacking by TFDS would require TensorFlow).
 
     Raises:
       DataError: the archive is damaged.
@@ -192,13 +193,13 @@ def unzipped(archive: Path) -> Path:
         try:
             with zipfile.ZipFile(archive) as packed, atomic_folder(folder) as partial:
                 packed.extractall(partial)
-        except (zipfile.BadZipFile, RuntimeError, zlib.error, EOFError) as error:  # encrypted, unknown or cut off
+        except (zipfile.BadZipFile, RuntimeError, zlib.error, EOFError) as error:  # encrypted, unknown or truncated
             raise DataError(f"{archive} is not a whole zip archive ({error}); remove it, to fetch it again") from error
     return folder
 
 
 class MovielensSmall(RecordBuilder):
-    """ml-latest-small: ratings with times and tags; embedded with posters."""
+    """ml-latest-small: ratings with times and tags; the embedded version has posters."""
 
     name = "movielens_small"
     DESCRIPTION = "MovieLens latest-small (2016), the movies with a poster; https://grouplens.org/datasets/movielens"
@@ -214,7 +215,7 @@ class MovielensSmall(RecordBuilder):
 
 
 class Movielens1m(RecordBuilder):
-    """MovieLens 1M in SASRec's version, with posters, from a local folder; else the publisher's, 5-core, without."""
+    """MovieLens 1M in SASRec's version with posters, from a local folder; else the publisher's 5-core without any."""
 
     name = "movielens_1m"
     DESCRIPTION = "MovieLens 1M; https://grouplens.org/datasets/movielens/1m"

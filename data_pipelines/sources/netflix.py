@@ -1,15 +1,15 @@
-"""Netflix as LLMRec publishes it: users, films and posters, from a local folder.
+"""Netflix as published by LLMRec: users, films and posters, from a local folder.
 
     FOLDER/train.json, val.json, test.json     {"user": [item, …], …}
-    FOLDER/item_attribute.csv                  id,year,title a line; with these words as the first line, in any order
+    FOLDER/item_attribute.csv                  id,year,title per line; if there is a header line, in any order
     FOLDER/Netflix_Posters/ or .zip            ID.jpg, by the id of that line
 
-An item is the number of its line in `item_attribute.csv`, from 0 on, which is its id here too. A title may hold commas,
-quoted or not; a year may be missing. What is held out is what the publisher holds out, in `val.json` and `test.json`.
-Where that is several items of a user, the first of each file is asked for and the others are left out: they are right
-answers too, that must neither be learnt nor stand in the history that is shown. An item that a user has in several
-files counts as test before validation, and as either before training. There are no times: a history is as the file has
-it. The publisher's pickled matrices say the same again, and are not read.
+The id of an item is the number of its line in `item_attribute.csv`, from 0 on. A title may contain commas, quoted or
+not; a year may be missing. Held-out items are those of the publisher, in `val.json` and `test.json`. If a user has
+several, the first of each file is the target and the others are left out: they are right answers too, which must
+neither be trained on nor shown in a history. An item that a user has in several files counts as test before validation,
+and as either before training. There are no times: a history is in the order of the file. The publisher's pickled
+matrices contain the same data and are not read.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ Film = tuple[str, str, str]
 
 
 def read_films(path: Path, faults: Faults) -> list[Film | None]:
-    """(id, year, title) of each line; None for one that is not right, so that the others keep their numbers."""
+    """Reads (id, year, title) of each line; bad lines become None, so that the others keep their numbers."""
     films: list[Film | None] = []
-    names, opened = COLUMNS, ""  # where a quote was opened and not closed
+    names, opened = COLUMNS, ""  # the place of a line with an unclosed quote
     for number, line in enumerate(faults.watched(line for line in read_lines(path) if line.text.strip())):
         fields = next(csv.reader([line.text]), [])
         if not number and not fields[0].isdigit() and re.search(r"\b(id|year|title)\b", line.text, re.IGNORECASE):
@@ -49,7 +49,7 @@ def read_films(path: Path, faults: Faults) -> list[Film | None]:
             continue
         last = len(names) - 1
         if names[last] == "title":
-            fields[last:] = [",".join(fields[last:])]  # which may have commas of its own, unquoted
+            fields[last:] = [",".join(fields[last:])]  # a title may contain unquoted commas
         film = dict(zip(names, fields, strict=False))
         own_id, year, title = (film.get(name, "").strip() for name in COLUMNS)
         year = re.sub(r"\.0$", "", year)
@@ -72,7 +72,7 @@ def read_films(path: Path, faults: Faults) -> list[Film | None]:
 
 
 def is_unclosed(line: str) -> bool:
-    """Whether a quoted field of a CSV line has no end."""
+    """Returns whether a quoted field of a CSV line is not closed."""
     try:
         next(csv.reader([line], strict=True), [])
     except csv.Error as error:
@@ -81,7 +81,7 @@ def is_unclosed(line: str) -> bool:
 
 
 def read_histories(path: Path, films: list[Film | None], faults: Faults) -> dict[str, list[int]]:
-    """User -> items, of a user's the known ones."""
+    """Reads the known items of each user."""
     histories = {}
     for user, listed in faults.watched(read_object(path, "user to list of items", faults).items()):
         place = f"{path.name}: user {user[:40]}"
@@ -103,7 +103,7 @@ def read_histories(path: Path, films: list[Film | None], faults: Faults) -> dict
 
 
 def split_histories(files: dict[str, dict[str, list[int]]]) -> pl.DataFrame:
-    """Columns user, item, time (unknown) and split, of each user training, validation, test."""
+    """Returns columns user, item, time (unknown) and split; each user's rows are training, validation, test."""
     rows = []
     for user in dict.fromkeys(user for histories in files.values() for user in histories):
         of = {split: list(dict.fromkeys(histories.get(user, ()))) for split, histories in files.items()}
@@ -117,7 +117,7 @@ def split_histories(files: dict[str, dict[str, list[int]]]) -> pl.DataFrame:
 
 
 class Netflix(RecordBuilder):
-    """Netflix with posters, the publisher's splits, from a local folder."""
+    """Netflix with posters and the publisher's splits, from a local folder."""
 
     name = "netflix"
     PUBLISHER = "https://github.com/HKUDS/LLMRec"
@@ -132,7 +132,7 @@ class Netflix(RecordBuilder):
 
         def item_of(item_id: str) -> Item:
             film = films[int(item_id)]
-            assert film is not None  # or it would be in no history
+            assert film is not None  # guaranteed by `read_histories`
             number, year, title = film
             image = images.read(f"{number}.jpg")
             return Item(item_id, title, (("Title", title), ("Release Date", year)), (), image)

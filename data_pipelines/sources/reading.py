@@ -1,4 +1,4 @@
-"""Files that others wrote, as text: unpacked, line by line, and what is no text is named with its remedy."""
+"""Reads external text files line by line, decompressing them; files that are not text are reported with a remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_pipelines.errors import DataError
 
 GZIP, UTF_8_MARK = b"\x1f\x8b", b"\xef\xbb\xbf"
 WIDE = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-"""Byte-order marks; the longer ones first."""
+"""Byte-order marks, longer ones first."""
 NO_TEXT = {
     GZIP: "compressed twice; gunzip it once",
     b"PK\x03\x04": "a zip archive; unzip it",
@@ -30,17 +30,17 @@ NO_TEXT = {
     b"<html": "a web page, not the file itself; fetch it again",
 }
 HEAD = 64
-"""So many bytes are looked at to see what a file is."""
+"""The number of bytes that are examined to detect the type of a file."""
 
 
 class TextLine(NamedTuple):
-    """A line of a file of text.
+    """A line of a text file.
 
     Attributes:
-      file: its name.
-      number: from 1 on.
-      text: without the end of the line.
-      fault: what was wrong with its bytes, or "".
+      file: the file name.
+      number: the line number, from 1 on.
+      text: the text without the line ending.
+      fault: what is wrong with its bytes, or "".
     """
 
     file: str
@@ -54,7 +54,7 @@ class TextLine(NamedTuple):
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file, plain or `.gz`, or something else of that name, which reading will tell of."""
+    """Returns whether a path exists, plain or as `.gz`; it need not be a readable file, which reading will report."""
     try:
         return path.exists() or packed(path).exists()
     except OSError:
@@ -62,14 +62,15 @@ def is_there(path: Path) -> bool:
 
 
 def packed(path: Path) -> Path:
+    """Returns the path of the file with `.gz` added."""
     return path.with_name(f"{path.name}.gz")
 
 
 def names_in(folder: Path, wanted: str) -> list[str]:
-    """The sorted names, without `.gz`, of the files of a folder that are of a pattern; where there is none, of its
-    folders, of which reading will say what they are.
+    """Returns the sorted names, without `.gz`, of the files of a folder that match a pattern.
 
-    Names that begin with a dot are no data: macOS adds `._NAME` and `.DS_Store`.
+    If no file matches, matching folders are returned, which reading will report. Names that begin with a dot are
+    ignored, since macOS adds `._NAME` and `.DS_Store`.
 
     Args:
       wanted: a regular expression for the whole name.
@@ -88,12 +89,13 @@ def names_in(folder: Path, wanted: str) -> list[str]:
 
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
-    """(the path found, its bytes) of a file, or of the file with `.gz` added; a byte-order mark is left out.
+    """Yields the path found and the bytes of a file, or of the file with `.gz` added; a byte-order mark is skipped.
 
-    Whether the file is compressed is decided by its first two bytes, not by its name.
+    Compression is detected from the first two bytes, not from the name.
 
     Raises:
-      DataError: the file does not exist, cannot be read, is cut off, or is not text of one byte a letter or UTF-8.
+      DataError: the file does not exist, cannot be read, is truncated, or is not text in UTF-8 or a single-byte
+        encoding.
     """
     found = path
     try:
@@ -120,7 +122,7 @@ def open_bytes(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
 
 
 def _no_text(head: bytes) -> str:
-    """What a file that begins so is, and what to do about it; "" where it may be text."""
+    """Returns the type of a file with this beginning, and the remedy; "" if it may be text."""
     known = next((what for mark, what in NO_TEXT.items() if head.startswith(mark)), "")
     if known:
         return known
@@ -136,13 +138,13 @@ def _no_text(head: bytes) -> str:
 
 
 def read_lines(path: Path, other: str = "") -> Iterator[TextLine]:
-    r"""The lines of a file, empty ones too; they end in `\n`, `\r\n` or `\r`, and byte-order marks are left out.
+    r"""Yields all lines of a file; they end in `\n`, `\r\n` or `\r`, and byte-order marks are left out.
 
     Args:
-      other: the encoding, of one byte a letter, of lines that are not UTF-8; "": there is none, and they are bad.
+      other: the single-byte encoding of lines that are not UTF-8; "" if there is none, and such lines are bad.
 
     Raises:
-      DataError: as `open_bytes`.
+      DataError: as raised by `open_bytes`.
     """
     with open_bytes(path) as (found, file):
         text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape")
@@ -157,7 +159,7 @@ def read_lines(path: Path, other: str = "") -> Iterator[TextLine]:
 
 
 def _not_utf_8(line: str) -> str:
-    """Which byte could not be decoded; "" where all could."""
+    """Describes the first byte that could not be decoded; "" if all could."""
     try:
         line.encode()
     except UnicodeEncodeError as error:

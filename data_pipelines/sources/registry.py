@@ -1,4 +1,4 @@
-"""Data sets by name, each a TFDS builder that ends in the one record format."""
+"""The data sets by name, each a TFDS builder that produces the common record format."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ SOURCES: dict[str, type[RecordBuilder]] = {
 
 
 def find_source(name: str) -> type[RecordBuilder]:
-    """
+    """Returns the builder class of a source.
+
     Raises:
-      DataError: there is no such source; the message names the nearest.
+      DataError: there is no such source; the message names the nearest one.
     """
     if name not in SOURCES:
         raise DataError(f"there is no source {name!r}; {did_you_mean(name, SOURCES)}There are {', '.join(SOURCES)}")

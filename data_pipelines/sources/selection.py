@@ -1,4 +1,4 @@
-"""Which part of a source is prepared, where it leaves a choice."""
+"""The options that select which part of a source is prepared."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class SourceSelection:
-    """Which part of a source is prepared; what a source does not know it refuses, where it is not the default."""
+    """Which part of a source is prepared; a source refuses options that it does not support."""
 
     categories: tuple[str, ...] = ()
-    """Of products, one or more, merged: Amazon's, and the sequence files'. By default all whose files lie in the
+    """Product categories, merged if several: for Amazon and the sequence files. By default all with files in the
     folder."""
     user_core: int | None = None
-    """Users with fewer interactions are left out, and with them items; by default what the source is known by."""
+    """Users with fewer interactions are left out, as are items that fall below item_core; the default depends on the
+    source."""
     item_core: int | None = None
-    """Items with fewer interactions are left out, and with them users."""
+    """Items with fewer interactions are left out, as are users that fall below user_core; the default depends on the
+    source."""
     item: Literal["article", "product"] = "article"
-    """What H&M's customers buy: an article, or the product, whose articles are its colours."""
+    """The items of H&M: articles, or products, each of which comprises articles in several colours."""
     fetch_images: bool = False
-    """Images that are known by URL are fetched."""
+    """Whether to fetch images that are given by URL."""

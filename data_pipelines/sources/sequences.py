@@ -1,11 +1,11 @@
-"""The sequence files that S3-Rec made known: a user's items in order of time, a user a line; no times, no texts.
+"""The sequence files introduced by S3-Rec: one line per user with the items in order of time; no times and no texts.
 
     FOLDER/NAME.txt                       user item item …
     FOLDER/NAME_item2attributes.json      {"item": [attribute, …], …}, of the items that have any
 
-The NAME is the only category of the selection, or the only `.txt` file of the folder. Items and attributes are numbers
-without a meaning of their own: an item's title is its number, attribute 12 is the word 12, by which it can be searched
-for (a tokenizer makes two tokens of a12). The lines are taken as they stand: a user who met an item twice did so.
+NAME is the only category of the selection, or the only `.txt` file of the folder. Items and attributes are numbers
+without further meaning: the title of an item is its number, and attribute 12 is the word 12, which search can use (a12
+would be two tokens). Lines are taken as they are; repeated items are kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from data_pipelines.sources.source import Counts, Source, core
 
 
 def read_sequences(path: Path, faults: Faults) -> pl.DataFrame:
-    """Columns user, item and time, which is unknown."""
+    """Reads columns user, item and time, which is unknown."""
     users, sequences = list[str](), list[list[str]]()
     seen: set[str] = set()
     for line in faults.watched(line for line in read_lines(path) if line.text.strip()):
@@ -57,7 +57,7 @@ def read_sequences(path: Path, faults: Faults) -> pl.DataFrame:
 
 
 def read_attributes(path: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
-    """Item -> its attributes, as words."""
+    """Reads the attributes of each item, as words."""
     words = {}
     for item, listed in faults.watched(read_object(path, "item to list of attributes", faults).items()):
         numbers = list(map(whole, listed)) if isinstance(listed, list) else listed
@@ -70,7 +70,7 @@ def read_attributes(path: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
 
 
 class Sequences(RecordBuilder):
-    """Sequence files with attributes, as of S3-Rec (Beauty, Sports_and_Outdoors, …), from a local folder."""
+    """Sequence files with attributes, as in S3-Rec (Beauty, Sports_and_Outdoors, …), from a local folder."""
 
     name = "sequences"
     PUBLISHER = "https://github.com/RUCAIBox/CIKM2020-S3Rec"
@@ -91,7 +91,8 @@ class Sequences(RecordBuilder):
         return Source(core(frame, *self.cores), item_of, Counts.of(frame))
 
     def _name(self) -> str:
-        """
+        """Returns the NAME of the files.
+
         Raises:
           DataError: it is not clear which file is meant.
         """

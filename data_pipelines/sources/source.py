@@ -1,4 +1,4 @@
-"""A source: all its interactions as one table, of which cores are taken and repeats left out, and its items."""
+"""A source: all interactions as one table, with functions for cores and repeats, and its items."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from scipy.sparse import csr_array
 from data_pipelines.schema import NO_TIME, Interaction, Item, User
 
 COLUMNS = {"user": pl.String, "item": pl.String, "time": pl.Int64, "rating": pl.Float32, "text": pl.String}
-"""What a table of interactions has, in the source's order: time `NO_TIME`, rating NaN and text "" where unknown.
+"""The columns of a table of interactions, in the source's order: time `NO_TIME`, rating NaN and text "" if unknown.
 
-User and item may be categories. Rating and text may be absent, where all are unknown; where the source prescribes them,
-there is `split`, a string."""
+User and item may be categoricals. Rating and text may be absent if all are unknown; `split`, a string, is added if the
+source prescribes splits.
+"""
 ALL_COLUMNS = {**COLUMNS, "split": pl.String}
 USERS_A_PART = 4096
 ABSENT = {"rating": pl.lit(math.nan, pl.Float32), "text": pl.lit(""), "split": pl.lit("")}
@@ -26,7 +27,7 @@ ABSENT = {"rating": pl.lit(math.nan, pl.Float32), "text": pl.lit(""), "split": p
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What the files of a source hold, before anything is dropped: users, the items they met, and how often."""
+    """The numbers of users, items and interactions in the files of a source, before anything is dropped."""
 
     users: int
     items: int
@@ -38,7 +39,7 @@ class Counts:
 
 
 def codes(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
-    """(int64 [E], names [N]): each value's number, by order of first appearance, and the values numbered."""
+    """Returns each value's number in order of first appearance, int64 [E], and the numbered values, [N]."""
     column = column.cast(pl.Categorical)
     names = column.unique(maintain_order=True)
     known, first = column.to_physical().to_numpy(), names.to_physical().to_numpy()
@@ -48,9 +49,10 @@ def codes(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
 
 
 def k_core(users: np.ndarray, items: np.ndarray, user_core: int, item_core: int) -> np.ndarray:
-    """The rows of the largest part in which each user has `user_core` rows and each item `item_core`.
+    """Selects the largest subset of rows in which each user has `user_core` rows and each item `item_core`.
 
-    Linear in E, whatever the number of rounds: a round touches the rows of those who fell in the round before.
+    The time is linear in E for any number of rounds, as each round visits only the rows of nodes removed in the
+    previous one.
 
     Args:
       users, items: int [E], from 0 on.
@@ -77,33 +79,33 @@ def k_core(users: np.ndarray, items: np.ndarray, user_core: int, item_core: int)
             falling = met[stood & (degree[met] < cores[other])]
             places = np.arange(len(falling))
             first_at[other][falling] = places
-            falling = falling[first_at[other][falling] == places]  # each once
+            falling = falling[first_at[other][falling] == places]  # removes duplicates
             fallen[side], fallen[other] = falling[:0], np.concatenate([fallen[other], falling])
     return kept
 
 
 def _rows_of(end: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(offsets [count + 1], rows [E]): the rows of node n are rows[offsets[n] : offsets[n + 1]]."""
+    """Returns (offsets [count + 1], rows [E]): the rows of node n are rows[offsets[n] : offsets[n + 1]]."""
     table = csr_array((np.ones(len(end), bool), (end, np.arange(len(end)))), shape=(count, len(end)))
     return table.indptr, table.indices
 
 
 def _gather(offsets: np.ndarray, rows: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-    """The rows of all `nodes`."""
+    """Returns the rows of all `nodes`."""
     starts, lengths = offsets[nodes], offsets[nodes + 1] - offsets[nodes]
     ends = np.cumsum(lengths)
     return rows[np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)]
 
 
 def core(frame: pl.DataFrame, user_core: int, item_core: int) -> pl.DataFrame:
-    """The largest part of a table in which each user has `user_core` rows and each item `item_core`."""
+    """Returns the largest part of a table in which each user has `user_core` rows and each item `item_core`."""
     if max(user_core, item_core) <= 1:
         return frame
     return frame.filter(k_core(codes(frame["user"])[0], codes(frame["item"])[0], user_core, item_core))
 
 
 def without_repeats(frame: pl.DataFrame, keep: Literal["first", "last"]) -> pl.DataFrame:
-    """Of one user's meetings with one item, the first or the last: by time, or in the table where times tie."""
+    """Keeps each user's first or last interaction with an item by time, or by row if times tie or are unknown."""
     (users, _), (items, names) = codes(frame["user"]), codes(frame["item"])
     pairs = pl.DataFrame({"pair": users * len(names) + items, "time": _times(frame)}).with_row_index("row")
     kept = pairs.sort("time", maintain_order=True).unique("pair", keep=keep, maintain_order=True)
@@ -111,7 +113,7 @@ def without_repeats(frame: pl.DataFrame, keep: Literal["first", "last"]) -> pl.D
 
 
 def _times(frame: pl.DataFrame) -> pl.Series:
-    """What to sort by: of a user whose times are not all known, the table's order stands."""
+    """Returns the times to sort by; users with unknown times have only `NO_TIME`, which keeps the table's order."""
     unknown = (pl.col("time") == NO_TIME).any().over("user")
     if not (frame["time"] == NO_TIME).any():
         return frame["time"]
@@ -119,11 +121,12 @@ def _times(frame: pl.DataFrame) -> pl.Series:
 
 
 class Source:
-    """What a data set is to the rest: a table of interactions, and a function that knows the items.
+    """The interface of a data set: a table of interactions, and a function that returns its items.
 
     Attributes:
-      frame: as of `COLUMNS`; a user without interactions is a row of `ALL_COLUMNS` in which all others are null.
-      read: what the files held, where that is known.
+      frame: with the columns in `COLUMNS`; a user without interactions is a row of `ALL_COLUMNS` with nulls in all
+        others.
+      read: the numbers in the files, if known.
     """
 
     def __init__(
@@ -133,26 +136,27 @@ class Source:
         read: Counts | None = None,
         item_ids: Iterable[str] | None = None,
     ):
-        """
+        """Wraps the data of a source.
+
         Args:
-          item_of: the item of an id.
-          item_ids: all items, in order; None: those met, in order of first appearance.
+          item_of: returns the item of an id.
+          item_ids: all items, in order; None: those with interactions, in order of first appearance.
         """
         self.frame, self.read, self._item_of, self._item_ids = frame, read, item_of, item_ids
 
     def items(self) -> Iterator[Item]:
-        """All items."""
+        """Yields all items."""
         return map(self._item_of, codes(self.frame["item"])[1] if self._item_ids is None else self._item_ids)
 
     def users(self) -> Iterator[User]:
-        """In order of first appearance; a user's interactions in order of time, ties as they stand."""
+        """Yields users in order of first appearance, with interactions in order of time (stable for ties)."""
         for part in self.histories():
             for user, items, times, ratings, texts, splits in part.iter_rows():
                 known = (math.nan if math.isnan(rating) else rating for rating in ratings)  # one NaN, equal to itself
                 yield User(user, tuple(map(Interaction, items, times, known, texts, splits)))
 
     def histories(self) -> Iterator[pl.DataFrame]:
-        """The users, in parts: a row a user, with `user_id`, and a list a field of `Interaction`."""
+        """Yields the users in parts: one row per user, with `user_id` and a list for each field of `Interaction`."""
         numbers, _ = codes(self.frame["user"])
         keys = pl.DataFrame({"user": numbers, "time": _times(self.frame)}).with_row_index("row")
         rows = keys.sort("user", "time", maintain_order=True)["row"]

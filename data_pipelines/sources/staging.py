@@ -1,4 +1,4 @@
-"""Records of a source in parts: tables of some thousand that lie on disk and become a shard each, here or by Beam."""
+"""Stages the records of a source on disk in parts of some thousand rows, each of which becomes a shard."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from data_pipelines.sources.source import Source
 
 ITEMS_A_PART = 16384
 IMAGES_A_PART = 64 * 2**20
-"""Bytes; a part ends with the image that reaches them."""
+"""The bytes of images after which a part ends."""
 TEXTS = pl.List(pl.String)
 ITEM_COLUMNS: dict[str, Any] = {
     "item_id": pl.String,
@@ -32,12 +32,12 @@ ITEM_COLUMNS: dict[str, Any] = {
 
 
 def parts_of(source: Source, kind: str) -> Iterator[pl.DataFrame]:
-    """All items or all users: a row a record, with `ITEM_COLUMNS` or the columns of `Source.histories`."""
+    """Yields all items or users in parts, one row each, with `ITEM_COLUMNS` or the columns of `Source.histories`."""
     return source.histories() if kind == "users" else map(table_of, _batches(source.items()))
 
 
 def table_of(items: list[Item]) -> pl.DataFrame:
-    """A row an item, with `ITEM_COLUMNS`."""
+    """Returns a table with one row per item and the columns `ITEM_COLUMNS`."""
     columns = (
         [item.item_id for item in items],
         [item.title for item in items],
@@ -63,10 +63,10 @@ def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 @dataclasses.dataclass
 class Tally:
-    """What went by in parts.
+    """Counts of the records that passed through.
 
     Attributes:
-      lengths: interactions of each user.
+      lengths: the number of interactions of each user.
     """
 
     items: int = 0
@@ -75,7 +75,7 @@ class Tally:
     lengths: array.array[int] = dataclasses.field(default_factory=lambda: array.array("q"))
 
     def count(self, part: pl.DataFrame) -> pl.DataFrame:
-        """The part itself."""
+        """Counts the records of a part, and returns the part."""
         if "user_id" in part.columns:
             self.lengths.extend(part["item_id"].list.len().to_list())
             self.rated += int(part["rating"].explode().is_not_nan().sum())
@@ -86,7 +86,7 @@ class Tally:
 
 
 def encode_part(part: pl.DataFrame) -> Iterator[dict[str, Any]]:
-    """Each record of a part, as TFDS takes it."""
+    """Yields each record of a part in the form expected by TFDS."""
     for row in part.iter_rows(named=True):
         if "user_id" in row:
             yield {"user_id": row.pop("user_id"), "interactions": row}
@@ -96,10 +96,10 @@ def encode_part(part: pl.DataFrame) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def reading(place: str) -> Iterator[None]:
-    """Whatever fails in here is said of `place`, or of the file in it: not of where records are written.
+    """Attributes failures in its body to `place`, or to the file in the exception, rather than to the output folder.
 
     Raises:
-      DataError: something failed; those of the sources, and of downloading, stand as they are.
+      DataError: something failed; errors of sources and of downloads are passed on unchanged.
     """
     try:
         yield
@@ -111,7 +111,7 @@ def reading(place: str) -> Iterator[None]:
 
 
 def stage(parts: Iterator[pl.DataFrame], folder: Path, place: str) -> list[tuple[int, str]]:
-    """Writes parts, `reading` them, as Parquet files; (number of its first record, path) of each."""
+    """Writes parts as Parquet files, inside `reading`; returns (number of its first record, path) of each."""
     folder.mkdir(parents=True)
     staged, first = list[tuple[int, str]](), 0
     while True:
@@ -126,6 +126,6 @@ def stage(parts: Iterator[pl.DataFrame], folder: Path, place: str) -> list[tuple
 
 
 def read_part(staged: tuple[int, str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, record) of each record of a part on disk."""
+    """Yields (number, record) of each record of a part on disk."""
     first, path = staged
     return enumerate(encode_part(pl.read_parquet(path)), start=first)

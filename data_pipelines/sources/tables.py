@@ -1,7 +1,7 @@
-"""Tables as others wrote them: columns found by the names in the header, every row that is refused named by its line.
+"""Reads external tables: columns are found by the header, and every refused row is reported with its line.
 
-Arrow reads a file in which nothing is quoted and all rows are whole. Any other is read a record at a time: there a bad
-record costs only itself, for reading goes on at the line after the one that it began in.
+Arrow reads a file without quotes in which all rows are complete. Any other file is read record by record, so that a bad
+record affects only itself: reading continues at the line after the one in which it began.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from data_pipelines.sources.times import Clock
 
 BLOCK = 2**24
 CHUNK = 100_000
-"""Rows that are Python's objects at a time."""
+"""The number of rows held as Python objects at a time."""
 LONGEST_FIELD = 2**27
-"""Characters; a longer field is a quote that nobody closed."""
+"""The maximum number of characters in a field; a longer field is assumed to be an unclosed quote."""
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 NUMBER = r"^-?[0-9]{1,18}(\.[0-9]{1,18})?$"
 WHOLE = r"^-?[0-9]{1,19}(\.0{1,18})?$"
 IDENTIFIER = r"^[^\s\x00-\x1f\x7f-\x9f]+$"
 
-csv.field_size_limit(LONGEST_FIELD)  # of the whole process, and 131,072 without this
+csv.field_size_limit(LONGEST_FIELD)  # applies to the whole process; the default is 131,072
 
 
 def text(column: str) -> pl.Expr:
-    """A column as text."""
+    """Returns a column as text."""
     return pl.col(column).cast(pl.String)
 
 
 def frame_of(rows: Iterator[tuple[Any, ...]], schema: Mapping[str, Any]) -> pl.DataFrame:
-    """Rows as a table, gathered in pieces, so that few are Python's objects at a time."""
+    """Returns rows as a table, built in pieces so that few rows are Python objects at a time."""
     pieces = [pl.DataFrame(schema=schema)]
     while chunk := list(itertools.islice(rows, CHUNK)):
         pieces.append(pl.DataFrame(chunk, schema, orient="row"))
@@ -52,13 +52,13 @@ def frame_of(rows: Iterator[tuple[Any, ...]], schema: Mapping[str, Any]) -> pl.D
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of a file that are right so far. Its methods leave out those that are not, and tell of them by their lines.
+    """The rows of a file that are valid so far. Its methods remove invalid rows and report them with their lines.
 
-    All of them raise `DataError` where most of the first rows are wrong.
+    All of them raise `DataError` if most of the first rows are invalid.
 
     Attributes:
-      name: the file's.
-      rows: text, or categories of text; and `line`, the first of the row's lines.
+      name: the file name.
+      rows: text or categoricals of text; and `line`, the number of the row's first line.
     """
 
     name: str
@@ -66,15 +66,15 @@ class Table:
     faults: Faults
 
     def with_columns(self, **columns: pl.Expr) -> Self:
-        """Itself with other columns."""
+        """Returns the table with columns added or replaced."""
         return dataclasses.replace(self, rows=self.rows.with_columns(**columns))
 
     def keep(self, right: pl.Expr, tell: Callable[[dict[str, Any]], str], of: str = "") -> Self:
-        """The rows for which `right` holds.
+        """Keeps the rows for which `right` holds.
 
         Args:
-          tell: what is wrong with any other row.
-          of: the only column that `right` looks at, a value at a time: each different value is tried once.
+          tell: returns what is wrong with a removed row.
+          of: the only column on which `right` depends, value by value, so that each distinct value is checked once.
         """
         if of and self.rows.select(pl.col(of).unique()).select(right.fill_null(False).all()).item():
             return self
@@ -91,12 +91,12 @@ class Table:
     def written_as(
         self, column: str, right: str | pl.Expr, must_be: str, hint: Callable[[str], str] = lambda value: ""
     ) -> Self:
-        """The rows in which a column is written so.
+        """Keeps the rows in which a column has the required form.
 
         Args:
-          right: a regular expression, or what holds of the right values.
-          must_be: what is right, in words.
-          hint: what to do about a value that is wrong.
+          right: a regular expression, or an expression that is true for valid values.
+          must_be: a description of valid values.
+          hint: returns advice about an invalid value.
         """
 
         def tell(row: dict[str, Any]) -> str:
@@ -105,22 +105,22 @@ class Table:
         return self.keep(text(column).str.contains(right) if isinstance(right, str) else right, tell, of=column)
 
     def distinct(self, column: str, what: str) -> Self:
-        """The first row of each value; `what` names a value in words."""
+        """Keeps the first row of each value; `what` describes a value."""
         return self.keep(text(column).is_first_distinct(), lambda row: f"{what} {row[column]} occurs a second time")
 
     def identifiers(self, *columns: str) -> Self:
-        """The rows in which these columns are text without white space."""
+        """Keeps the rows in which these columns are text without white space."""
         table = self
         for column in columns:
             table = table.written_as(column, IDENTIFIER, "an identifier, without white space")
         return table
 
     def whole_numbers(self, column: str) -> Self:
-        """The rows where it is a whole number in digits, which stays text; 1.0 is none, for others may write 1."""
+        """Keeps the rows with a whole number in digits, as text; 1.0 is refused, since other files may write 1."""
         return self.written_as(column, r"^[0-9]+$", "a whole number, in digits")
 
     def ratings(self, column: str, least: float, most: float) -> Self:
-        """The rows where it is a number on the scale, as float64."""
+        """Keeps the rows with a number on the scale, converted to float64."""
         scale = f"from {least:g} to {most:g}"
         table = self.written_as(column, NUMBER, f"a number {scale}")
         return table.with_columns(**{column: text(column).cast(pl.Float64)}).keep(
@@ -128,10 +128,10 @@ class Table:
         )
 
     def times(self, column: str, *, counted: bool = False) -> Self:
-        """The rows where it is a time, in seconds since 1970, whatever the file's unit, as int64.
+        """Keeps the rows with a valid time, converted from the unit of the file to seconds since 1970 as int64.
 
         Args:
-          counted: as of `Clock`.
+          counted: as for `Clock`.
         """
         whole = text(column).str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
         right = text(column).str.contains(WHOLE) & whole.is_not_null()
@@ -143,10 +143,10 @@ class Table:
 
 
 def read_csv(path: Path, columns: Sequence[str], faults: Faults, *, needed: bool = True) -> Table:
-    """Columns of a CSV file with a header, in whatever order that has them. Rows that are empty are none.
+    """Reads columns of a CSV file with a header, which may have them in any order. Empty rows are skipped.
 
     Args:
-      needed: there must be a row.
+      needed: whether at least one row is required.
 
     Raises:
       DataError: the file cannot be read, has no header, lacks a column or a row, or most of its rows are bad.
@@ -158,12 +158,12 @@ def read_csv(path: Path, columns: Sequence[str], faults: Faults, *, needed: bool
     if rows is None:
         records = itertools.islice(split_records(read_lines(path)), 1, None)  # without the header
         rows = _by_record(records, names, columns, faults)
-    rows = rows.filter(pl.any_horizontal(pl.col(column) != "" for column in columns))  # a line may be empty
+    rows = rows.filter(pl.any_horizontal(pl.col(column) != "" for column in columns))  # lines may be empty
     return _table(header.file, rows, faults, needed)
 
 
 def read_dat(path: Path, columns: Sequence[str], faults: Faults) -> Table:
-    """All columns of a file without a header, between colons, in UTF-8 or latin-1.
+    """Reads all columns of a file without a header, separated by `::`, in UTF-8 or latin-1.
 
     Raises:
       DataError: the file cannot be read, has no row, or most of its rows are bad.
@@ -180,9 +180,10 @@ def _table(name: str, rows: pl.DataFrame, faults: Faults, needed: bool) -> Table
 
 
 def check_header(header: TextLine, names: Sequence[str], columns: Sequence[str]) -> None:
-    """
+    """Checks that each required column occurs once in the header.
+
     Raises:
-      DataError: the names lack a column, or have it twice; it is said what is there instead.
+      DataError: a column is missing or occurs twice; the message says what is there instead.
     """
     if header.fault:
         raise DataError(f"{header.place}: {header.fault}")
@@ -201,10 +202,10 @@ def check_header(header: TextLine, names: Sequence[str], columns: Sequence[str])
 
 
 def _by_arrow(path: Path, skipped: int, names: Sequence[str], columns: Sequence[str]) -> pl.DataFrame | None:
-    """The rows after the first `skipped` lines, as `_by_record`; None where something is quoted, a row is not whole
-    or files with byte-order marks were joined.
+    """Reads the rows after the first `skipped` lines with Arrow, in the form of `_by_record`.
 
-    Columns go by their numbers here, for names that nobody asks for may occur twice.
+    Returns None if there are quotes, an incomplete row, or byte-order marks of joined files. Columns are identified by
+    number here, because unused names may occur twice.
     """
     with open_bytes(path) as (_, file):
         blocks = iter(functools.partial(file.read, BLOCK), b"")
@@ -221,7 +222,7 @@ def _by_arrow(path: Path, skipped: int, names: Sequence[str], columns: Sequence[
                     column_types=dict.fromkeys(wanted, pa.dictionary(pa.int32(), pa.string())), include_columns=wanted
                 ),
             )
-        except pa.ArrowInvalid:  # a row with too few fields, or no row at all: `_by_record` knows which
+        except pa.ArrowInvalid:  # too few fields in a row, or no row: `_by_record` reports it
             return None
     rows = pl.DataFrame(pl.from_arrow(table.unify_dictionaries())).rename(dict(zip(wanted, columns, strict=True)))
     return rows.with_row_index("line", skipped + 1).with_columns(pl.col("line").cast(pl.Int64))
@@ -230,12 +231,12 @@ def _by_arrow(path: Path, skipped: int, names: Sequence[str], columns: Sequence[
 def _by_record(
     records: Iterable[tuple[TextLine, list[str]]], names: Sequence[str], columns: Sequence[str], faults: Faults
 ) -> pl.DataFrame:
-    """Columns, as text, and `line`, of records; bad ones are reported and left out.
+    """Returns columns, as text, and `line` of records; bad ones are reported and left out.
 
     Args:
-      records: (first line, fields) of each, as of `split_records`.
-      names: of the fields.
-      columns: some of the names.
+      records: (first line, fields) of each, as from `split_records`.
+      names: the names of the fields.
+      columns: the names to return.
     """
     places = [names.index(column) for column in columns]
 
@@ -253,10 +254,10 @@ def _by_record(
 
 
 def split_records(lines: Iterator[TextLine]) -> Iterator[tuple[TextLine, list[str]]]:
-    """(its first line, fields) of each record of a CSV file; empty lines between records are left out.
+    """Yields (first line, fields) of each record of a CSV file; empty lines between records are skipped.
 
-    What is wrong with a record is the line's `fault`. The record after it begins in the next line, whatever quotes are
-    open.
+    What is wrong with a record is set as the `fault` of its line. The next record then begins in the following line,
+    whatever quotes are open.
     """
     ahead = deque[TextLine]()
 

@@ -1,4 +1,4 @@
-"""Times as others wrote them: their unit is inferred from their size; what cannot be a time of a record is refused."""
+"""Parses times: the unit is inferred from their size, and values that cannot be times of records are refused."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanosecond
 
 
 def latest() -> int:
-    """A year from now, in seconds since 1970."""
+    """Returns the time one year from now, in seconds since 1970."""
     return int(time.time()) + YEAR
 
 
 class Clock:
-    """The times of a file, in seconds since 1970.
+    """Converts the times of a file to seconds since 1970.
 
-    The unit of the file is that in which most of its first times lie between 1990 and next year. No time fits two.
+    The unit of the file is the one in which most of its first times lie between 1990 and next year. No time fits two
+    units.
 
     Attributes:
-      unit: a name of `UNITS`.
+      unit: a name in `UNITS`.
     """
 
     def __init__(self, times: Iterable[Any], *, counted: bool = False):
-        """
+        """Infers the unit.
+
         Args:
-          times: the first of the file, bad ones too.
-          counted: where none of these is a time in any unit, small numbers are let through as they stand: somebody has
-            counted what came after what.
+          times: the first times of the file, including invalid ones.
+          counted: if none of these is a time in any unit, whether small numbers are accepted unchanged, as counters
+            that only give the order.
         """
         self._latest = latest()
         counts = Counter(filter(None, map(self._unit_of, times)))
@@ -51,7 +53,7 @@ class Clock:
 
     @classmethod
     def of(cls, path: Path, name: str, *, counted: bool = False) -> Self:
-        """That of a file with a JSON object a line, by the field `name`, wherever in a record it is."""
+        """Returns the clock of a file with a JSON object per line, from the field `name` at any depth of a record."""
         found = read_objects(path, Faults("skip"), lambda record: list(_values_of(record, name)))
         return cls((time for _, times in itertools.islice(found, SAMPLE) for time in times), counted=counted)
 
@@ -61,13 +63,13 @@ class Clock:
         return next((unit for unit, size in UNITS.items() if EARLIEST * size <= value <= self._latest * size), None)
 
     def seconds(self, record: dict[str, Any], name: str, default: int | None = None) -> int:
-        """The time of a record.
+        """Returns the time of a record.
 
         Args:
-          default: what a record without that field has; None: it must have it.
+          default: the value for a record without the field; None if the field is required.
 
         Raises:
-          BadField: it is missing, no whole number, before 1990 or after next year, or in another unit than most.
+          BadField: it is missing, not a whole number, before 1990 or after next year, or in another unit than most.
         """
         if name not in record and default is not None:
             return default
@@ -77,11 +79,11 @@ class Clock:
         raise BadField(self.wrong(name, value))
 
     def expression(self, whole: pl.Expr) -> pl.Expr:
-        """Seconds of a column of whole numbers, null where there is no time in them."""
+        """Returns the seconds of a column of whole numbers, null where a value is not a valid time."""
         return pl.when(whole.is_between(self._least, self._most)).then(whole // self._size)
 
     def wrong(self, name: str, value: Any) -> str:
-        """What is wrong with a field that is no time of the file."""
+        """Returns what is wrong with a field that is not a valid time of the file."""
         other = self._unit_of(value)
         if other:
             return (
@@ -92,7 +94,7 @@ class Clock:
 
 
 def _values_of(record: Any, name: str) -> Iterator[Any]:
-    """What has that name, anywhere in a record."""
+    """Yields all values of this name, at any depth of a record."""
     left = [record]
     while left:
         value = left.pop()

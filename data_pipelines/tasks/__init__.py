@@ -1,4 +1,4 @@
-"""The tasks: what can be asked about a user, one object each, and the registry that everything else walks over."""
+"""The tasks, one object for each kind of question about a user, and the registry of all tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task is: one kind of question about a user, how it is drawn, how a prompt asks it, and what answers it."""
+"""The interface of a task: how one kind of question about a user is drawn, how a prompt asks it, and its answer."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ Split = Literal["validation", "test"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TaskData:
-    """What questions are drawn from.
+    """The data from which questions are drawn.
 
     Attributes:
       corpus: the interactions.
-      can_generate: bool [I], the items whose image can be asked for: those that have codes, and categories to ask by.
-      unconditional_rate: the share of image questions that are asked without a history and a query.
+      can_generate: bool [I], the items whose image can be asked for: those with image codes and with categories for the
+        query.
+      unconditional_rate: the fraction of image questions that are asked without history and query.
     """
 
     corpus: Corpus
@@ -33,55 +34,56 @@ class TaskData:
 
     @classmethod
     def of(cls, corpus: Corpus, has_codes: np.ndarray | None, unconditional_rate: float = 0.0) -> TaskData:
-        """
+        """Creates the task data of a corpus.
+
         Args:
-          has_codes: bool [I], the items whose image is known as codes; None: there are no codes.
+          has_codes: bool [I], the items that have image codes; None if there are no codes.
         """
         none = np.zeros(corpus.num_items, bool)
         can_generate = none if has_codes is None else has_codes & corpus.has_categories
         return cls(corpus, can_generate, unconditional_rate)
 
     def events(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """The numbers of interactions among those of all users: int64 [n]."""
+        """Returns the indices of interactions within the corpus: int64 [n]."""
         return self.corpus.offsets[users] + positions
 
 
 class Task(abc.ABC):
-    """One kind of question. Subclasses say what they ask; `data_pipelines.tasks.register` makes a task known."""
+    """One kind of question. Subclasses define it; `data_pipelines.tasks.register` adds a task to the registry."""
 
     name: ClassVar[str]
     question: ClassVar[str]
-    """The words before the last `<answer>`."""
+    """The text before the last `<answer>`."""
     share: ClassVar[float] = 1.0
-    """How often it is asked in training by default, in proportion to the other tasks; 0: only where it is asked for."""
+    """The default weight of the task in the training mix, relative to the other tasks; 0 leaves it out by default."""
     loss_weight: ClassVar[float] = 1.0
-    """What a token of its answers counts in the loss by default."""
+    """The default loss weight of a token of its answers."""
     rated_history: ClassVar[bool] = False
-    """Whether the ids of its history are followed by the ratings that they were given."""
+    """Whether the item ids of its history are followed by the user's ratings."""
     asked_along: ClassVar[bool] = False
-    """Whether it may be asked of earlier items of the history too (`TaskConfig.ask_every`)."""
+    """Whether it may also be asked about earlier items of the history (`TaskConfig.ask_every`)."""
     continues_history: ClassVar[str] = ""
-    """The field of `TaskConfig` by which it is answered right after the history's last id, without a question; none for
-    a task that cannot do without."""
+    """The field of `TaskConfig` that makes the answer follow the last id of the history directly, without a question;
+    empty for a task that always needs its question."""
     needs_codes: ClassVar[bool] = False
-    """Whether it is asked only of runs that know images as codes."""
+    """Whether it is only asked in runs with image codes."""
     begins_text: ClassVar[bool] = False
-    """Whether the question is tokenised as the beginning of a text, and not as what follows a word."""
+    """Whether the question is tokenised as the beginning of a text, without a separator before it."""
     num_right: ClassVar[int] = 1
-    """At most so many items are right answers."""
+    """The maximum number of items that are right answers."""
     num_texts: ClassVar[int] = 0
-    """Among how many texts of a question the room that is left is shared."""
+    """The number of texts in a question that share the remaining room of a row."""
     texts_are_categories: ClassVar[bool] = False
-    """Whether these texts are items' categories, and not their attributes."""
+    """Whether these texts are categories of items rather than attributes."""
     unasked: ClassVar[str] = ""
-    """What the log counts where a training question gives way to a recommendation; "": that is not worth counting."""
+    """The name under which the log counts training questions replaced by a recommendation; "" disables the count."""
 
     def unavailable(self, data: TaskData) -> str:
-        """Why nobody can be asked, in words; "" where somebody can."""
+        """Returns the reason why nobody can be asked; "" if somebody can."""
         return ""
 
     def missing(self, data: TaskData, events: np.ndarray) -> np.ndarray:
-        """What interactions lack to be asked about, in words that follow "users"; "" where they lack nothing: str [n].
+        """Returns what interactions lack to be asked about: str [n], words that follow "users", or "" if nothing.
 
         Args:
           events: int [n], indices into the interactions of the corpus.
@@ -89,16 +91,16 @@ class Task(abc.ABC):
         return np.full(len(events), "")
 
     def can_ask_about(self, corpus: Corpus, items: np.ndarray) -> np.ndarray:
-        """Which earlier items of a history can be asked about (`asked_along`): bool [n]."""
+        """Returns which earlier items of a history can be asked about (`asked_along`): bool [n]."""
         return np.ones(len(items), bool)
 
     def sample(
         self, data: TaskData, asked: Queries, last: np.ndarray, rng: np.random.Generator
     ) -> tuple[Queries, np.ndarray]:
-        """Completes training questions, which know the user, the position and the right item there.
+        """Completes training questions that already have a user, a position and the right item at that position.
 
         Args:
-          last: int [n], the position of each user's last interaction to train on; nothing after it may be looked at.
+          last: int [n], the position of each user's last training interaction; nothing after it may be used.
 
         Returns:
           The questions, and which of them can be asked: bool [n].
@@ -106,36 +108,36 @@ class Task(abc.ABC):
         return asked, self.missing(data, data.events(asked.users, asked.positions)) == ""
 
     def held_out(self, data: TaskData, split: Split, user: int, position: int) -> Query | str:
-        """The held-out question about the interaction at `position`, the same at every call; or why there is none."""
+        """Returns the held-out question about an interaction, the same at every call, or why there is none."""
         event = int(data.corpus.offsets[user]) + position
         missing = str(self.missing(data, np.array([event]))[0])
         return missing or Query(self.name, user, position, (int(data.corpus.items[event]),))
 
     def is_open(self, corpus: Corpus, query: Query) -> bool:
-        """Whether nobody knows the answer."""
+        """Returns whether the answer is unknown."""
         return not query.right
 
     def prompt(self, texts: PromptTexts, asked: Queries) -> list[Part]:
-        """What stands between the history and the words of each question, part after part."""
+        """Returns the parts of each prompt between the history and the text of the question."""
         return []
 
     def continuation(self, texts: PromptTexts, asked: Queries) -> list[Part]:
-        """What follows the history's last id in the place of a question (`continues_history`)."""
+        """Returns the parts that follow the last id of the history instead of a question (`continues_history`)."""
         return []
 
     @abc.abstractmethod
     def answer(self, texts: PromptTexts, asked: Queries) -> list[Part]:
-        """The answer to each question, none of which is open, without the end of the sequence."""
+        """Returns the answer to each question, none of which is open, without the end of the sequence."""
 
     def open_answer(self, vocabulary: Vocabulary) -> np.ndarray:
-        """Tokens in the place of an answer that nobody knows, as many as an answer takes: int32 [t]."""
+        """Returns placeholder tokens for an unknown answer, as many as an answer has: int32 [t]."""
         return int32(*[vocabulary.eos] * vocabulary.depth)
 
     @abc.abstractmethod
     def answer_tokens(self, vocabulary: Vocabulary) -> np.ndarray | None:
-        """The tokens that an answer may consist of, beside the end of the sequence: int32 [n]; None: any."""
+        """Returns the tokens that an answer may contain before the end of the sequence: int32 [n]; None: any token."""
 
 
 def item_tokens(vocabulary: Vocabulary) -> np.ndarray:
-    """The tokens that items' ids consist of: int32 [n]."""
+    """Returns the tokens that occur in item ids: int32 [n]."""
     return np.unique(vocabulary.items).astype(np.int32)

@@ -1,4 +1,4 @@
-"""What prompts show of a history, and what of them is learnt."""
+"""Configuration of the part of a history that prompts show and of the targets in it."""
 
 from __future__ import annotations
 
@@ -11,43 +11,44 @@ from data_pipelines.tasks.registry import check_names, default_loss_weights
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
-    """How much of a history a prompt shows, and what of it is a target."""
+    """How much of a history a prompt shows, and which parts of it are targets."""
 
     full_items: int = 5
-    """So many of the latest items are shown whole, with image and attributes."""
+    """The number of latest items that are shown whole, with image and attributes."""
     id_items: int = 0
-    """Up to so many items before those are shown as bare ids, each a target of the one before it."""
+    """The maximum number of items before those that are shown as bare ids, each predicted at the one before it."""
     ask_whole: bool = True
-    """Outside of training, the latest items are shown whole; else all are bare ids, as `queries.whole_rate` teaches."""
+    """Outside of training, whether the latest items are shown whole; if not, all are bare ids, as trained by
+    `queries.whole_rate`."""
     history_targets: Literal["reconstruct", "next_item", "both", "none"] = "reconstruct"
-    """Targets in the items shown whole: their own id (as the paper), what comes after its first token and then the next
-    item (asked along the id), both, or nothing."""
+    """Targets in the items shown whole: their own id (as in the paper), the id after its first token followed by the
+    next item (predicted from the tokens of the id), both, or none."""
     history_weight: float = 1.0
-    """What a target in the history counts in the loss, next to one of the answer asked for."""
+    """The loss weight of a target in the history, relative to one in the answer."""
     rated_history: bool = True
-    """In rating prediction, each id of the history is followed by the rating it was given, also a target."""
+    """In rating prediction, whether each id of the history is followed by its rating, which is also a target."""
     ask_every: int = 0
-    """Recommendation and search are asked along the bare ids too, before every so many-th (the first one depends on the
-    user and the position), and answered by the item that came; 0: only at the end."""
+    """Recommendation and search are also asked before every n-th bare id, which is the answer (where counting starts
+    depends on the user and the position); 0: only at the end."""
     recommendation_at: Literal["question", "last_id"] = "question"
-    """Where a recommendation is answered: after its question (as the paper), or right after the last id of the history,
-    without a question, as `history_targets` next_item and both teach at every id before it."""
+    """Where a recommendation is answered: after its question (as in the paper), or right after the last id of the
+    history, without a question, as `history_targets` next_item and both train at every earlier id."""
     rating_at: Literal["question", "last_id"] = "question"
-    """Where a rating is answered: after its question, which shows the item (as the paper), or right after the item's
-    id, which follows those of the history, as `rated_history` teaches at every id before it."""
+    """Where a rating is answered: after its question, which shows the item (as in the paper), or right after the item's
+    id, which follows those of the history, as `rated_history` trains at every earlier id."""
     history_ids: bool = True
-    """Items shown whole are named by their ids. Without, a history consists of images and words alone: there are no
-    bare ids, and no targets."""
+    """Whether items shown whole are named by their ids. If not, a history consists of images and words only, without
+    bare ids and targets."""
     questions_show_ids: bool = False
-    """Items asked about, or offered to select from, are named by their ids as well (the paper does not)."""
+    """Whether items that are asked about or offered for selection are also named by their ids (not so in the paper)."""
     explanation_words: int = 64
-    """Explanations are cut to so many words."""
+    """Explanations are cut to this number of words."""
     images: bool = True
     """Whether images are shown."""
     text: bool = True
     """Whether attributes are shown."""
     loss_weights: Mapping[str, float] = dataclasses.field(default_factory=default_loss_weights)
-    """What an answer token of each task counts in the loss; a task that is not named counts what it does by default."""
+    """Loss weight of an answer token of each task; tasks that are not listed have their default weight."""
 
     def __post_init__(self) -> None:
         check_names("tasks.loss_weights", self.loss_weights)

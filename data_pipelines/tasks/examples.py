@@ -1,4 +1,4 @@
-"""What prompts are made of: pieces of tokens with their images and targets, and the whole examples."""
+"""The building blocks of prompts: token spans with their images and targets, and complete examples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class RowShape:
-    """What fits into a row: the fixed sizes of a batch's arrays."""
+    """The capacity of a row, which fixes the sizes of a batch's arrays."""
 
     tokens: int = 1024
     images: int = 16
@@ -29,13 +29,13 @@ class Example:
     Attributes:
       tokens: int32 [t].
       images: int32 [n], the items whose images the markers stand for, in order.
-      image_positions: int32 [n], where these markers are, ascending; where an image takes several tokens, the first of
-        them. What an item is called may read like a marker: only who writes an example knows which are.
-      answer_positions: int32 [a], where a target is predicted.
+      image_positions: int32 [n], the positions of these markers, ascending; if an image takes several tokens, the first
+        of them. They are stored because an item's text may contain the same tokens as a marker.
+      answer_positions: int32 [a], the positions at which targets are predicted.
       answer_targets: int32 [a].
       answer_weights: float32 [a].
       task: an index into `TASKS`.
-      shortened: whether texts of the question or of the answer are cut because a row has no room for them whole.
+      shortened: whether texts of the question or the answer were cut to fit into a row.
     """
 
     tokens: np.ndarray
@@ -53,19 +53,21 @@ class Example:
 
 
 def int32(*numbers: int) -> np.ndarray:
+    """Returns the numbers as an array: int32 [n]."""
     return np.array(numbers, np.int32)
 
 
 class Ragged:
-    """Many short token arrays in one.
+    """Many short token arrays stored as one.
 
     Attributes:
       offsets: int64 [rows + 1]; row r has the tokens offsets[r] to offsets[r + 1].
-      lengths_and_end: int64 [rows + 1], how many tokens rows have, and 0.
+      lengths_and_end: int64 [rows + 1], the number of tokens of each row, followed by 0.
     """
 
     def __init__(self, flat: np.ndarray, lengths: np.ndarray):
-        """
+        """Creates the rows from their concatenation.
+
         Args:
           flat: int32, all rows one after the other.
           lengths: int [rows].
@@ -76,23 +78,24 @@ class Ragged:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+        """Creates it from the tokens of each row."""
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         return cls(np.fromiter((token for row in rows for token in row), np.int32, lengths.sum()), lengths)
 
     @classmethod
     def of_arrays(cls, flat: np.ndarray, offsets: np.ndarray, lengths_and_end: np.ndarray) -> Ragged:
-        """Of arrays that are one's already, none of which is copied."""
+        """Creates it from the given arrays without copying them."""
         rows = cls.__new__(cls)
         rows._flat, rows.offsets, rows.lengths_and_end = flat, offsets, lengths_and_end
         return rows
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [rows]."""
+        """The number of tokens of each row: int64 [rows]."""
         return self.lengths_and_end[:-1]
 
     def lengths_of(self, rows: np.ndarray) -> np.ndarray:
-        """How many tokens rows have, 0 for row -1: int64, of the shape of `rows`."""
+        """Returns the number of tokens of the given rows, 0 for row -1: int64, with the shape of `rows`."""
         return self.lengths_and_end[rows]
 
     def __getitem__(self, row: int) -> np.ndarray:
@@ -101,13 +104,14 @@ class Ragged:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenSpan:
-    """A run of tokens, the items whose images it shows, and what it predicts where.
+    """A run of tokens, the items whose images it shows, and its targets.
 
     Attributes:
-      shown_at: int32 [n], where the markers of `images` are, counted from the piece's first token.
-      asked_at: int32 [a], counted from the piece's first token; -1 is the token before it.
+      shown_at: int32 [n], the positions of the markers of `images`, relative to the first token of the span.
+      asked_at: int32 [a], the positions of the predictions, relative to the first token; -1 is the token before the
+        span.
       targets: int32 [a].
-      weights: float32 [a], next to a token of the answer asked for.
+      weights: float32 [a], relative to a token of the final answer.
     """
 
     tokens: np.ndarray
@@ -123,11 +127,11 @@ class TokenSpan:
 
 
 def longest_kept(lengths: np.ndarray, over: np.ndarray) -> np.ndarray:
-    """To how many tokens texts that are longer must be cut, so that they have `over` fewer in all: int64 [n].
+    """Returns the length to which longer texts must be cut to shorten them by `over` tokens in total: int64 [n].
 
     Args:
-      lengths: int64 [n, k], of k texts that share what room there is.
-      over: int64 [n]; where it is above 0, all that is longer than the result is cut to it.
+      lengths: int64 [n, k], the lengths of the k texts that share the available room.
+      over: int64 [n]; if it is above 0, all texts longer than the result are cut to it.
     """
     room = np.maximum(lengths.sum(axis=1) - over, 0)
     ascending = np.sort(lengths, axis=1)

@@ -1,6 +1,7 @@
-"""The history that stands before every question: the latest items whole, older ones as bare ids.
+"""The history that precedes every question: the latest items shown whole, older ones as bare ids.
 
-What of a history fits is found for many questions at once, from lengths alone; the history of one is then written.
+The part of the history that fits is computed for many questions at once, from lengths only; then single histories are
+written.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from data_pipelines.tasks.registry import TASKS, task_at
 from data_pipelines.tasks.texts import Part, PromptTexts
 
 AT_ONCE = 256
-"""So many histories are looked at id by id at a time, in arrays that stay in a cache."""
+"""The number of histories that are processed id by id at a time, so that the arrays stay in the CPU cache."""
 QuestionParts = Callable[[Queries], list[Part]]
-"""What stands between the history and the answer of questions of one task, the last `<answer>` included."""
+"""Returns what comes between the history and the answer for questions of one task, including the last `<answer>`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,10 +30,11 @@ class Shown:
     """How much of each of n histories is shown.
 
     Attributes:
-      whole: int64 [n], so many of the latest items are shown whole.
-      bare: int64 [n], so many before those as bare ids.
-      asked: int64 [n], before so many of the bare ids, the latest that `ask_every` names, the question is asked too.
-      sizes: int64 [n, 3], the tokens, images and answers of all that.
+      whole: int64 [n], the number of latest items that are shown whole.
+      bare: int64 [n], the number of items before those that are shown as bare ids.
+      asked: int64 [n], the number of bare ids (the latest that `ask_every` selects) before which the question is asked
+        too.
+      sizes: int64 [n, 3], the tokens, images and answers of the shown history.
     """
 
     whole: np.ndarray
@@ -42,7 +44,7 @@ class Shown:
 
 
 class History:
-    """The histories before questions."""
+    """Fits and writes the histories before questions."""
 
     def __init__(self, texts: PromptTexts, config: TaskConfig, question: QuestionParts):
         self.texts, self.config, self._question = texts, config, question
@@ -50,10 +52,10 @@ class History:
         self._rates = config.rated_history and bool(texts.vocabulary.rating_levels)
 
     def fit(self, queries: Queries, left: np.ndarray) -> Shown:
-        """As much of the latest history as there is room for: whole items first, then bare ids.
+        """Returns as much of the latest history as there is room for: whole items first, then bare ids.
 
         Args:
-          left: int64 [n, 3], the tokens, images and answers that there is room for.
+          left: int64 [n, 3], the available tokens, images and answers.
         """
         corpus, targets = self.texts.corpus, self.config.history_targets
         learnt = targets != "none"
@@ -70,7 +72,7 @@ class History:
 
         left, in_whole = left - sizes, sizes.copy()
         wanted = np.where(whole == wanted, np.minimum(self.config.id_items, ends - wanted), 0)
-        # Ids that all take the same need not be looked at one by one.
+        # Ids that all take the same number of tokens need not be processed one by one.
         length = max(self._id_length, 1)
         room = np.minimum(left[:, 0], left[:, 2]) if learnt else left[:, 0]
         bare = np.clip(room // length, 0, wanted)
@@ -84,7 +86,7 @@ class History:
         return Shown(whole, bare, asked, sizes)
 
     def _varies(self, task: Task) -> bool:
-        """Whether bare ids before a task's questions take different room: with ratings, or questions between them."""
+        """Returns whether bare ids before a task's questions vary in size, due to ratings or questions among them."""
         return (self._rates and task.rated_history) or self._asks_along(task)
 
     def _asks_along(self, task: Task) -> bool:
@@ -93,15 +95,15 @@ class History:
     def _fit_bare(
         self, queries: Queries, ends: np.ndarray, wanted: np.ndarray, left: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Bare ids, and questions along them, as many of the latest as there is room for.
+        """Fits as many of the latest bare ids, and of the questions among them, as there is room for.
 
         Args:
-          ends: int64 [n], the events before which they are.
-          wanted: int64 [n], at most so many.
-          left: as of `fit`.
+          ends: int64 [n], the events before which the ids are taken.
+          wanted: int64 [n], the maximum number of ids.
+          left: as for `fit`.
 
         Returns:
-          As `Shown`: bare, asked, sizes.
+          bare, asked and sizes, as in `Shown`.
         """
         there, events = _before(ends, wanted)
         names = self._name_lengths(queries, events) * there
@@ -117,15 +119,15 @@ class History:
         return fits.sum(axis=1), asks.sum(axis=1), np.stack([tokens.sum(axis=1), images, answers.sum(axis=1)], axis=1)
 
     def _questions(self, queries: Queries, wanted: np.ndarray, events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What asking along the bare ids takes.
+        """Returns the size of the questions asked among the bare ids.
 
         Args:
-          wanted: int64 [n], so many ids are shown where there is room.
-          events: int64 [n, m], these ids, the latest first.
+          wanted: int64 [n], the number of ids that are shown if there is room.
+          events: int64 [n, m], the events of these ids, the latest first.
 
         Returns:
-          int32 [n, m], the tokens of a question before the id, with what ends the history before it and the answer;
-          and whether there is one: bool [n, m].
+          The tokens of the question before each id, including the markers that end the history before it and its
+            answer: int32 [n, m]; and whether there is a question before each id: bool [n, m].
         """
         tokens, asks = np.zeros(events.shape, np.int32), np.zeros(events.shape, bool)
         corpus, every = self.texts.corpus, self.config.ask_every
@@ -133,7 +135,7 @@ class History:
             task = task_at(number)
             if not self._asks_along(task):
                 continue
-            # An open question depends on the history alone, whosever it is.
+            # An open question depends on the history only, not on the user.
             phases = (np.where(queries.right[:, 0] < 0, 0, queries.users) + queries.positions) % every
             after_first = (wanted - 2 - phases)[:, None] - np.arange(events.shape[1])
             due = (queries.tasks == number)[:, None] & (after_first >= 0) & (after_first % every == 0)
@@ -149,7 +151,7 @@ class History:
         return tokens, asks
 
     def _name_lengths(self, queries: Queries, events: np.ndarray) -> np.ndarray:
-        """The tokens of the ids of events, with their ratings where the task wants to know: int32 [n, m]."""
+        """Returns the number of tokens of the ids of events, including ratings if the task shows them: int32 [n, m]."""
         names = np.full(events.shape, self._id_length, np.int32)
         rated = np.array([self._rates and task.rated_history for task in TASKS.values()])[queries.tasks]
         if rated.any():
@@ -157,7 +159,7 @@ class History:
         return names
 
     def pieces(self, query: Queries, whole: int, bare: int, asked: int) -> list[TokenSpan]:
-        """The history of the one question that there is, oldest first; the counts are as of `Shown`."""
+        """Returns the history of a single question, oldest first; the counts are as in `Shown`."""
         position = int(query.positions[0])
         end = position - whole
         moments = self._moments(query, end)[:asked][::-1] if asked else []
@@ -169,20 +171,20 @@ class History:
         return [*pieces, *(self._whole_item(query, place) for place in range(end, position))]
 
     def _moments(self, query: Queries, end: int) -> list[int]:
-        """The places before `end`, the latest first, before which the question is asked as well."""
+        """Returns the places before `end`, latest first, before which the question is asked too."""
         wanted, start = np.array([min(self.config.id_items, end)]), int(self.texts.corpus.offsets[query.users[0]])
         events = start + end - 1 - np.arange(wanted[0])
         _, asks = self._questions(query, wanted, events[None])
         return (events[asks[0]] - start).tolist()
 
     def _item(self, query: Queries, place: int) -> int:
-        """The item at a place, which up to the one that is asked about may be any where that is not known."""
+        """Returns the item at a place; for an open question, an arbitrary item at the place that is asked about."""
         if place == query.positions[0]:
             return max(int(query.right[0, 0]), 0)
         return int(self.texts.corpus.items[self.texts.corpus.offsets[query.users[0]] + place])
 
     def _whole_item(self, query: Queries, place: int) -> TokenSpan:
-        """`<image> ATTRIBUTES <answer> ITEM <|endofchunk|>`, with the targets that the configuration says."""
+        """Writes `<image> ATTRIBUTES <answer> ITEM <|endofchunk|>`, with the targets set in the configuration."""
         vocabulary, targets = self.texts.vocabulary, self.config.history_targets
         item = self._item(query, place)
         marker, (name, _) = self.texts.markers[item], self._names(query, place, place + 1)
@@ -199,10 +201,10 @@ class History:
         return TokenSpan(tokens, images, shown_at, asked, target, self._weights(len(target)))
 
     def _run(self, query: Queries, begin: int, stop: int, question: TokenSpan | None) -> TokenSpan:
-        """Ids of consecutive items, each predicting the next.
+        """Writes the ids of consecutive items, each of which predicts the next.
 
-        With a question before them, which the first answers: `<|endofchunk|> QUESTION <answer> ITEM <|endofchunk|> …`,
-        the same as behind a whole item.
+        A question before them is answered by the first one: `<|endofchunk|> QUESTION <answer> ITEM <|endofchunk|> …`,
+        the same form as after a whole item.
         """
         ids, lengths = self._names(query, begin, stop)
         end_of_chunk, following = int32(self.texts.vocabulary.end_of_chunk), self._item(query, stop)
@@ -218,7 +220,7 @@ class History:
         return TokenSpan(tokens, (), int32(), asked[:used], np.append(ids[:1], targets)[:used], weights[:used])
 
     def _earlier_question(self, query: Queries, place: int) -> TokenSpan:
-        """The question of the query's task about the item at an earlier place."""
+        """Returns the question of the query's task about the item at an earlier place."""
         at, item = np.array([[place], [self._item(query, place)]])
         return self.texts.written(self._question(Queries.about(query.tasks, query.users, at, item, query.whole)))
 
@@ -226,8 +228,10 @@ class History:
         return np.full(count, self.config.history_weight, np.float32)
 
     def _names(self, query: Queries, begin: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of the items at places, each with the rating it was given where the task wants to know; or, where ids
-        are not shown, the ratings alone: int32 [t], and the tokens of each name: int64 [stop - begin]."""
+        """Returns the ids of items, with ratings if the task shows them, and the number of tokens of each.
+
+        If ids are not shown, the names consist of the ratings only. The arrays are int32 [t] and int64 [stop - begin].
+        """
         vocabulary, corpus = self.texts.vocabulary, self.texts.corpus
         start = corpus.offsets[query.users[0]]
         events = slice(start + begin, start + stop)
@@ -242,10 +246,10 @@ class History:
 
 
 def _before(ends: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The last `counts` events before each of `ends`, the latest first.
+    """Returns the last `counts` events before each of `ends`, the latest first.
 
     Returns:
-      bool [n, m], where there is one, and int64 [n, m], its number, or 0.
+      Whether each exists: bool [n, m]; and its index or 0: int64 [n, m].
     """
     backs = np.arange(counts.max(initial=0))
     there = backs < counts[:, None]
@@ -253,19 +257,19 @@ def _before(ends: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def continues_history(task: Task, config: TaskConfig) -> bool:
-    """Whether a task's questions are answered right after the history's last id, without words."""
+    """Returns whether a task's questions are answered right after the last id of the history, without a text."""
     return bool(task.continues_history) and getattr(config, task.continues_history) == "last_id"
 
 
 def past_last_id(shown: Shown, config: TaskConfig) -> np.ndarray:
-    """What `up_to_last_id` takes off histories: int64 [n, 3], tokens, images and answers."""
+    """Returns the size that `up_to_last_id` removes from histories: int64 [n, 3], tokens, images and answers."""
     of_whole = config.history_targets in ("next_item", "both")
     answers = np.where(shown.whole > 0, of_whole, (shown.bare > 0) & (config.history_targets != "none"))
     return np.stack([shown.whole > 0, np.zeros(len(answers), bool), answers], axis=1).astype(np.int64)
 
 
 def up_to_last_id(piece: TokenSpan, end_of_chunk: int) -> TokenSpan:
-    """The end of a history without what follows its last id, which is to be the answer."""
+    """Removes everything after the last id from the final span of a history, since the answer follows there."""
     ends = len(piece.tokens) > 0 and piece.tokens[-1] == end_of_chunk
     tokens = piece.tokens[:-1] if ends else piece.tokens
     used = piece.asked_at < len(tokens) - 1

@@ -1,4 +1,4 @@
-"""Image: what does the item that the query describes, and that this user wants, look like?"""
+"""Image: generate the image of the item that the query describes and that suits the user."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from data_pipelines.vocabulary import Vocabulary
 
 
 class Image(Task):
-    """The query is as in search; the answer is the codes of the item's image, row by row.
+    """The query is that of search; the answer is the codes of the item's image in row-major order.
 
-    A share of the training questions is asked bare, without history and query, which classifier-free guidance
-    (arXiv:2207.12598) needs in decoding.
+    A fraction of the training questions is asked without history and query, as classifier-free guidance
+    (arXiv:2207.12598) requires in decoding.
     """
 
     name = "image"
@@ -53,7 +53,7 @@ class Image(Task):
 
 
 class ImageTokens:
-    """The tokens of items' images, row by row of the image."""
+    """The tokens of the items' images, in row-major order of the image."""
 
     def __init__(self, vocabulary: Vocabulary):
         self._vocabulary = vocabulary
@@ -66,10 +66,10 @@ class ImageTokens:
 
 
 def check_codes(vocabulary: Vocabulary) -> int:
-    """The number of codes of an image.
+    """Returns the number of codes of an image.
 
     Raises:
-      ValueError: the vocabulary has no codes of images.
+      ValueError: the vocabulary has no image codes.
     """
     if vocabulary.image_codes is None:
         raise ValueError("an image is asked for, but the vocabulary knows none (vocabulary.image_codes)")

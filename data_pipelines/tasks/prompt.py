@@ -1,10 +1,10 @@
-"""From a question about a user to the interleaved tokens that ask it: the only place that writes a prompt.
+"""Writes the interleaved tokens of a question about a user; prompts are written only here.
 
-An item of the history is written
+An item of the history is written as
 
     <image> Genres G Year Y Title T … <answer> ITEM <|endofchunk|>
 
-and a whole example, here for recommendation,
+and a complete example, here for recommendation, as
 
     <s> ITEM ITEM … (bare ids of older items)
     <image> … <answer> ITEM <|endofchunk|> … (recent items, shown whole)
@@ -33,20 +33,20 @@ from data_pipelines.vocabulary import Vocabulary
 
 
 def prompt_texts(*, images: bool = False) -> tuple[str, ...]:
-    """What prompts say beside the items; with `images`, the questions of tasks that need images as codes too."""
+    """Returns the fixed phrases of prompts; with `images`, including the questions of tasks that need image codes."""
     return (*(task.question for task in TASKS.values() if images or not task.needs_codes), QUERY, SELECT)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layouts:
-    """How n examples are written, which says how large they are.
+    """The plan of n examples, which determines their sizes.
 
     Attributes:
-      queries: what they ask.
-      longest: int64 [n], texts of question and answer are cut to so many tokens.
-      shortened: bool [n], whether there are longer ones.
-      shown: how much of their histories they show.
-      sizes: int64 [n, 3], their tokens, images and answers.
+      queries: the questions.
+      longest: int64 [n], the number of tokens to which texts of question and answer are cut.
+      shortened: bool [n], whether any text is longer than that.
+      shown: how much of the histories is shown.
+      sizes: int64 [n, 3], the tokens, images and answers of each example.
     """
 
     queries: Queries
@@ -57,7 +57,7 @@ class Layouts:
 
 
 class PromptWriter:
-    """Writes examples. Every text is tokenised once, when the writer is made, or when an earlier one was."""
+    """Writes examples. Every text is tokenised once, when the writer is created, or is read from the cache."""
 
     def __init__(
         self,
@@ -71,12 +71,13 @@ class PromptWriter:
         image_tokens: int = 1,
         cache: DiskCache = DiskCache(),
     ):
-        """
+        """Tokenises the texts.
+
         Args:
-          attributes: what a prompt says of each item (`vocabulary.attribute_texts`).
+          attributes: the text of each item in prompts (`vocabulary.attribute_texts`).
           has_image: bool [I], the items that have an image.
-          image_tokens: so many tokens stand for an image; all take room in a row.
-          cache: what determines the corpus and `attributes`, and where their tokens are kept.
+          image_tokens: the number of tokens of an image, all of which take room in a row.
+          cache: a cache keyed by what determines the corpus and `attributes`, for their tokens.
         """
         self.vocabulary, self.config, self.row_shape = vocabulary, config, row_shape
         self.texts = PromptTexts(
@@ -85,7 +86,7 @@ class PromptWriter:
             attributes=attributes if config.text else [""] * corpus.num_items,
             has_image=has_image & config.images,
             explanation_words=config.explanation_words,
-            explanation_tokens=max(row_shape.answers - 2, 0),  # beside the rating and the end
+            explanation_tokens=max(row_shape.answers - 2, 0),  # leaves room for the rating and the end
             show_ids=config.questions_show_ids,
             image_tokens=image_tokens,
             cache=cache.of(config.text),
@@ -107,10 +108,10 @@ class PromptWriter:
         return self.texts.has_image
 
     def of(self, corpus: Corpus) -> Self:
-        """A writer of other users' histories of the same items, whose texts are not tokenised again.
+        """Returns a writer for other users' histories with the same items, without tokenising texts again.
 
         Raises:
-          ValueError: the items are others.
+          ValueError: the items differ.
         """
         if corpus.item_ids != self.corpus.item_ids:
             raise ValueError("a writer goes on with the items that it was made for")
@@ -119,19 +120,19 @@ class PromptWriter:
         return other
 
     def blank(self) -> Self:
-        """A writer with room for everything, of items without texts: it writes the least that a question takes."""
+        """Returns a writer with unlimited room and items without texts, to find the minimum size of questions."""
         other = copy.copy(self)
         other.row_shape, other.texts = RowShape(*[sys.maxsize] * 3), self.texts.blank()
         return other
 
     def lay_out(self, queries: Queries, *, is_open: bool = False) -> Layouts:
-        """How examples that ask `queries` with their answers are written: the oldest history that does not fit a row is
-        left out.
+        """Plans the examples that ask `queries`, with their answers.
 
-        Where a question and its answer alone do not fit, their texts are cut, the longest first.
+        The oldest part of a history that does not fit into a row is left out. If a question and its answer alone do not
+        fit, their texts are cut, the longest first.
 
         Args:
-          is_open: whether nobody knows the answers.
+          is_open: whether the answers are unknown.
 
         Raises:
           ValueError: a question is larger than a row even without texts.
@@ -160,15 +161,15 @@ class PromptWriter:
         return Layouts(queries, longest, shortened, shown, sizes)
 
     def write(self, query: Query, *, ask: bool = False, begun: Sequence[int] = ()) -> Example:
-        """The example that asks `query`, with its answer, as `lay_out` says.
+        """Writes the example that asks `query`, with its answer, as planned by `lay_out`.
 
         Args:
-          ask: write the prompt only, up to and with the last `<answer>`, followed by `begun`, the beginning of an
-            answer. The single answer position is then the last token, its target what truly comes there (the end, where
-            that is not known).
+          ask: whether to write only the prompt, up to the last `<answer>`, followed by `begun`, the beginning of an
+            answer. The single answer position is then the last token, and its target is the next token of the true
+            answer (the end of the sequence if the answer is unknown).
 
         Raises:
-          ValueError: the question is larger than a row even without texts, or open and not only to be asked.
+          ValueError: the question is larger than a row even without texts, or is open although `ask` is not set.
         """
         (example,) = self.write_all([query], ask=ask, begun=[begun])
         return example
@@ -176,7 +177,7 @@ class PromptWriter:
     def write_all(
         self, queries: Sequence[Query], *, ask: bool = False, begun: Sequence[Sequence[int]] | None = None
     ) -> list[Example]:
-        """As `write`, of many in less time; `begun` has one beginning for each."""
+        """Writes several examples, as `write` does but faster; `begun` has one beginning for each."""
         kinds: dict[tuple[str | None, bool], list[int]] = {}
         for number, query in enumerate(queries):
             is_open = TASKS[query.task].is_open(self.corpus, query)
@@ -195,13 +196,13 @@ class PromptWriter:
         return [examples[number] for number in range(len(queries))]
 
     def write_planned(self, layouts: Layouts, number: int) -> Example:
-        """The example of one of the questions that were laid out, with its answer."""
+        """Writes the example of one of the planned questions, with its answer."""
         return self._example(layouts, number)
 
     def _example(
         self, layouts: Layouts, number: int, *, ask: bool = False, begun: Sequence[int] = (), is_open: bool = False
     ) -> Example:
-        """As `write`."""
+        """Writes one planned example; see `write` for the arguments."""
         query, shown = layouts.queries.take(slice(number, number + 1)), layouts.shown
         most = int(layouts.longest[number])
         task = task_at(int(query.tasks[0]))
@@ -238,9 +239,10 @@ class PromptWriter:
         )
 
     def _check_room(self, queries: Queries, left: np.ndarray) -> None:
-        """
+        """Checks that questions fit into a row.
+
         Raises:
-          ValueError: there is not even room for a question and its answer.
+          ValueError: there is no room even for a question and its answer.
         """
         small = np.flatnonzero((left.min(axis=1) < 0) & ~queries.unconditional)
         if len(small):
@@ -254,14 +256,14 @@ class PromptWriter:
         return History(self.texts, self.config, self._question)
 
     def _question(self, queries: Queries) -> list[Part]:
-        """What stands between the history and the answer of questions of one task, the last `<answer>` included."""
+        """Returns what comes between history and answer for questions of one task, including the last `<answer>`."""
         task = task_at(int(queries.tasks[0]))
         if continues_history(task, self.config):
             return task.continuation(self.texts, queries)
         return [*task.prompt(self.texts, queries), Part(self._questions, int(queries.tasks[0]))]
 
     def _answer(self, queries: Queries, is_open: bool) -> list[Part]:
-        """The tokens after the last `<answer>`, the end of the sequence included."""
+        """Returns the tokens after the last `<answer>`, including the end of the sequence."""
         task = task_at(int(queries.tasks[0]))
         end = Part(Ragged(int32(self.vocabulary.eos), np.ones(1, int)), 0)
         if is_open:

@@ -1,4 +1,4 @@
-"""What is asked, of whom, about which moment of their history: an endless stream to train on, and the held-out ones."""
+"""Draws questions: an endless stream of training questions, and the held-out questions."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ NO_CODES = (
 
 @dataclasses.dataclass(frozen=True)
 class QueryConfig:
-    """Which questions training asks."""
+    """The questions that training asks."""
 
     mix: Mapping[str, float] = dataclasses.field(default_factory=default_shares)
-    """How often each task is asked, in proportion to one another; 0, or no mention, leaves a task out."""
+    """Relative frequency of each task; tasks with 0, or that are not listed, are left out."""
     whole_rate: float = 1.0
-    """This share of the questions shows the latest items of the history whole, the others bare ids alone, of which many
-    more fit into a row."""
+    """The fraction of questions that show the latest items of the history whole; the others show only bare ids, many
+    more of which fit into a row."""
     window: Literal["uniform", "latest"] = "uniform"
-    """Where a user's random window ends: at any interaction, or only where a full window lies before it."""
+    """Where a user's random window ends: at any interaction, or only where a full window of items precedes it."""
     window_items: int = 0
-    """For `latest`: how many items make a full window."""
+    """For `latest`: the number of items in a full window."""
     unconditional_rate: float = 0.1
-    """This share of the image questions is asked without history and query, which guidance needs in decoding
-    (classifier-free, arXiv:2207.12598)."""
+    """The fraction of image questions that are asked without history and query, as classifier-free guidance requires in
+    decoding (arXiv:2207.12598)."""
 
     def __post_init__(self) -> None:
         check_names("queries.mix", self.mix)
@@ -48,27 +48,27 @@ class QueryConfig:
 
     @property
     def needs_codes(self) -> bool:
-        """Whether a task is asked that only runs with image codes know."""
+        """Whether the mix includes a task that requires image codes."""
         return any(weight and TASKS[name].needs_codes for name, weight in self.mix.items())
 
 
 class TrainingQueries:
-    """The endless, seeded stream of training questions, drawn in blocks: a block is the same whoever asks for it, and
-    when.
+    """The endless stream of training questions, drawn in blocks that depend only on seed and block number.
 
-    Every user is asked once an epoch, in a random order, about one random window of their training interactions. A task
-    that a user cannot be asked about (a rating where none was given, the image of an item that has none, a selection
-    where everything was met) falls back to recommendation.
+    Every user is asked once per epoch, in random order, about one random window of their training interactions. If a
+    user cannot be asked the drawn task (a rating that was not given, the image of an item that has none, a selection
+    when too few other items are left to offer), recommendation is asked instead.
 
     Attributes:
-      tasks: the names of those that are asked.
-      notes: what is left out, and why, in lines to be shown.
+      tasks: the names of the tasks that are asked.
+      notes: messages to show about what is left out, and why.
     """
 
     def __init__(self, corpus: Corpus, config: QueryConfig, seed: int, has_codes: np.ndarray | None = None):
-        """
+        """Prepares the stream.
+
         Args:
-          has_codes: bool [I], the items whose image is known as codes; None: there are no codes.
+          has_codes: bool [I], the items that have image codes; None if there are no codes.
         """
         self.corpus, self.config, self.seed = corpus, config, seed
         self._data = TaskData.of(corpus, has_codes, config.unconditional_rate)
@@ -98,13 +98,13 @@ class TrainingQueries:
             )
         self.tasks = tuple(name for name, weight in zip(TASKS, weights, strict=True) if weight)
         cumulative = np.cumsum(weights)
-        self._cumulative = cumulative / cumulative[-1]  # 1 exactly from the last task on that has a weight
+        self._cumulative = cumulative / cumulative[-1]  # exactly 1 from the last task with a weight on
 
     def draw(self, block: int, count: int) -> tuple[Queries, collections.Counter[str]]:
-        """The questions of a block, number `block * count` of the stream and those after it.
+        """Draws the questions of a block, which are numbers `block * count` and following of the stream.
 
         Returns:
-          `count` questions, and how many of them replace another one, by which.
+          `count` questions, and the number of questions that were replaced, by `Task.unasked`.
         """
         rng = np.random.Generator(np.random.Philox(key=[self.seed, block]))
         epochs, places = np.divmod(block * count + np.arange(count), len(self.users))
@@ -135,7 +135,8 @@ class HeldOut:
 
     Attributes:
       queries: one for each user who can be asked.
-      left_out: how many users cannot, by the reason, in words that follow "users" (`whose answer has no rating`).
+      left_out: the number of users who cannot be asked, by reason, as words that follow "users" (`whose answer has no
+        rating`).
     """
 
     queries: list[Query]
@@ -143,9 +144,9 @@ class HeldOut:
 
 
 def held_out(corpus: Corpus, split: Split, task: str, has_codes: np.ndarray | None = None) -> HeldOut:
-    """One question for each user with a held-out interaction, the same at every call.
+    """Returns one question for each user with a held-out interaction; the result is deterministic.
 
-    Only what the split holds out is asked about, and images only of items in `has_codes`, bool [I].
+    Only interactions held out by the split are asked about, and images only of items in `has_codes`, bool [I].
     """
     data, which = TaskData.of(corpus, has_codes), {"validation": VALIDATION, "test": TEST}[split]
     users, positions = corpus.held_out(which)
@@ -162,5 +163,5 @@ def held_out(corpus: Corpus, split: Split, task: str, has_codes: np.ndarray | No
 
 
 def held_out_queries(corpus: Corpus, split: Split, task: str, has_codes: np.ndarray | None = None) -> list[Query]:
-    """The questions of `held_out`."""
+    """Returns the questions of `held_out`."""
     return held_out(corpus, split, task, has_codes).queries

@@ -1,4 +1,4 @@
-"""Questions about users: one, as it is asked in evaluation, and many as arrays, as training draws and plans them."""
+"""Questions about users: single ones, as used in evaluation, and arrays of many, as used to plan training."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Query:
     """One question about one user.
 
     Attributes:
-      task: the task's name.
-      user: whose history it is.
-      position: the history is the user's interactions before this one, and this one is asked about. As many as there
-        are interactions makes the question open: it can be asked, but nobody knows the answer.
+      task: the name of the task.
+      user: the user whose history it is.
+      position: the position of the interaction that is asked about; the history is the user's interactions before it.
+        If it equals the number of interactions, the question is open: it can be asked, but the answer is unknown.
       right: the items that are right answers, at most two, oldest first; the first is the one at `position`. An open
-        question has none, but for a rating: there it is the item asked about.
+        question has none, except for a rating, where it is the item asked about.
       candidates: for selection, the three items to select from.
-      words: what is searched for, where it is not the categories of the right item.
-      unconditional: for image, whether the history and what is searched for are left out.
+      words: the search query, if it is not the categories of the right item.
+      unconditional: for image, whether the history and the search query are left out.
       whole: whether the latest items of the history are shown whole (`TaskConfig.full_items`), not as bare ids.
     """
 
@@ -40,15 +40,15 @@ class Query:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Queries:
-    """n questions, each as `Query` says.
+    """n questions, with the fields of `Query` as arrays.
 
     Attributes:
       tasks: int64 [n], indices into `TASKS`.
       users, positions: int64 [n].
-      right: int64 [n, 2], -1 where there are fewer.
-      candidates: int64 [n, 3], -1 where there are none.
+      right: int64 [n, 2], padded with -1.
+      candidates: int64 [n, 3], -1 if there are none.
       unconditional, whole: bool [n].
-      words: of all of them.
+      words: shared by all questions.
     """
 
     tasks: np.ndarray
@@ -64,14 +64,14 @@ class Queries:
     def about(
         cls, tasks: np.ndarray, users: np.ndarray, positions: np.ndarray, items: np.ndarray, whole: np.ndarray
     ) -> Queries:
-        """Questions about the interactions at `positions`, and the `items` met there, int [n]."""
+        """Returns questions about the interactions at `positions`, whose items are `items`, int [n]."""
         right, candidates = np.full((len(users), 2), -1), np.full((len(users), NUM_CANDIDATES), -1)
         right[:, 0] = items
         return cls(tasks, users, positions, right, candidates, np.zeros(len(users), bool), whole)
 
     @classmethod
     def of(cls, queries: Sequence[Query]) -> Queries:
-        """Questions that search for the same words, if for any."""
+        """Combines questions, all of which must have the same `words`."""
         numbers = [(task_number(query.task), query.user, query.position) for query in queries]
         tasks, users, positions = np.array(numbers, np.int64).reshape(-1, 3).T
         whole = np.array([query.whole for query in queries])
@@ -98,12 +98,12 @@ class Queries:
         )
 
     def take(self, numbers: np.ndarray | slice) -> Queries:
-        """Some of them."""
+        """Returns a subset of the questions."""
         arrays = {name: array[numbers] for name, array in vars(self).items() if name != "words"}
         return dataclasses.replace(self, **arrays)
 
     def put(self, numbers: np.ndarray, others: Queries) -> None:
-        """Puts other questions in the place of some of these."""
+        """Replaces some of the questions by others, in place."""
         for name, array in vars(others).items():
             if name != "words":
                 getattr(self, name)[numbers] = array

@@ -1,4 +1,4 @@
-"""Rating: how many stars will the user give an item, and why?"""
+"""Rating: predict the stars that the user gives an item, and the explanation."""
 
 from __future__ import annotations
 
@@ -43,4 +43,4 @@ class Rating(Task):
         return [Part(texts.ratings, levels), Part(texts.explanations, texts.explanation_rows(events), is_text=True)]
 
     def answer_tokens(self, vocabulary: Vocabulary) -> None:
-        return None  # behind the rating, whatever a user wrote
+        return None  # the rating is followed by arbitrary user text

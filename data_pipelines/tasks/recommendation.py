@@ -1,4 +1,4 @@
-"""Recommendation: which item comes next?"""
+"""Recommendation: predict the next item."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tasks that are known, by name; the order is that of tables and of the numbers in `answer_tasks`."""
+"""The registered tasks by name; their order is that of tables and of the indices in `answer_tasks`."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ def register(task: Task) -> None:
 
 
 def task_number(name: str) -> int:
-    """The place of a task in the registry, which marks its answers in a batch."""
+    """Returns the index of a task in the registry, which identifies its answers in a batch."""
     return list(TASKS).index(name)
 
 
 def task_at(number: int) -> Task:
-    """The task with a place in the registry."""
+    """Returns the task at an index of the registry."""
     return list(TASKS.values())[number]
 
 
 def default_shares() -> dict[str, float]:
-    """How often each task is asked in training unless a configuration says otherwise."""
+    """Returns the default weight of each task in the training mix."""
     return {name: task.share for name, task in TASKS.items()}
 
 
 def default_loss_weights() -> dict[str, float]:
-    """What a token of each task's answers counts in the loss unless a configuration says otherwise."""
+    """Returns the default loss weight of an answer token of each task."""
     return {name: task.loss_weight for name, task in TASKS.items()}
 
 
 def check_names(field: str, names: Iterable[str]) -> None:
-    """
+    """Checks that all names in a configuration field are tasks.
+
     Raises:
-      ValueError: one of the names in a field of a configuration is no task.
+      ValueError: a name is not a task.
     """
     if unknown := [name for name in names if name not in TASKS]:
         raise ValueError(f"{field}: there is no task {unknown[0]!r}; there are {', '.join(TASKS)}")

@@ -1,4 +1,4 @@
-"""Whether a row has room for every question that is asked: found before anything is compiled."""
+"""Checks before compilation whether a row has room for every question that is asked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_pipelines.vocabulary import NUM_CANDIDATES
 
 
 def least_row_shape(writer: PromptWriter, task: str) -> RowShape:
-    """What the longest question of a task takes with its answer, without a history and without texts."""
+    """Returns the size of the largest question of a task with its answer, without a history and without texts."""
     codes = writer.vocabulary.image_codes
     with_image = codes.has_codes if TASKS[task].needs_codes and codes else writer.has_image
     first = np.flatnonzero(with_image)[:NUM_CANDIDATES]
@@ -27,9 +27,10 @@ def least_row_shape(writer: PromptWriter, task: str) -> RowShape:
 
 
 def check_room(writer: PromptWriter, tasks: Iterable[str]) -> None:
-    """
+    """Checks that a row can hold the questions of all the tasks.
+
     Raises:
-      ValueError: a row cannot hold a question of one of the tasks, however short texts are.
+      ValueError: a row cannot hold a question of one of the tasks, however short its texts are.
     """
     row_shape = dataclasses.asdict(writer.row_shape)
     for task in tasks:
@@ -47,7 +48,7 @@ def check_room(writer: PromptWriter, tasks: Iterable[str]) -> None:
 
 
 def long_texts(writer: PromptWriter, tasks: Iterable[str]) -> list[str]:
-    """A line for each task that some items' texts are too long for: they are cut where they do not fit."""
+    """Returns a line for each task with items whose texts may be too long for a row and are then cut."""
     lines = []
     for name in tasks:
         task = TASKS[name]

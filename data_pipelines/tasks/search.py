@@ -1,4 +1,4 @@
-"""Search: which item that the query describes comes next?"""
+"""Search: predict the next item among those that the query describes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Selection: which one or two of three items suit the user?"""
+"""Selection: find the one or two of three items that suit the user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_pipelines.tasks.texts import Part, PromptTexts
 from data_pipelines.vocabulary import NUM_CANDIDATES, Vocabulary
 
 PRIOR = {1: 0.5, 2: 0.5}
-"""How often a question has so many right answers, as far as there is a next but one interaction."""
+"""The probability of each number of right answers, provided that there are two further training interactions."""
 ALL_MET = "who met so much of the catalogue that nothing wrong is left to offer"
 
 
@@ -37,14 +37,17 @@ class Selection(Task):
         both = (rng.random(len(asked)) < PRIOR[2]) & (asked.positions < last)
         following = corpus.items[events + both]
         right = asked.right.copy()
-        right[:, 1] = np.where(following == right[:, 0], -1, following)  # the same item twice in a row is one
-        # Held-out items are unknown here, so they may be offered as wrong.
+        right[:, 1] = np.where(following == right[:, 0], -1, following)  # repeated items count once
+        # Held-out items are unknown in training, so they may be drawn as wrong candidates.
         candidates = draw_all_candidates(corpus, right, asked.users, last + 1, rng)
         return dataclasses.replace(asked, right=right, candidates=candidates), candidates[:, 0] >= 0
 
     def held_out(self, data: TaskData, split: Split, user: int, position: int) -> Query | str:
-        """Two items are right for every second user of the test split whose last item but one was not to train on (it
-        is the validation item, or only shown): that one and the test item, asked of the history before both."""
+        """Returns the held-out question, with two right items for every second user of the test split if possible.
+
+        The two are the test item and the one before it, which must not be a training item (it is the validation item,
+        or only shown); the question is then asked with the history before both.
+        """
         corpus, event = data.corpus, int(data.corpus.offsets[user]) + position
         query = Query(self.name, user, position, (int(corpus.items[event]),))
         unknown = corpus.splits[event - 1] in (VALIDATION, SHOWN)
@@ -69,15 +72,17 @@ class Selection(Task):
 
 
 def rng_of(user: int, position: int) -> np.random.Generator:
-    """What the others of a held-out question are drawn with, so that they are always the same."""
+    """Returns the generator for the candidates of a held-out question, seeded so that they are always the same."""
     return np.random.default_rng((user, position))
 
 
 def draw_candidates(
     num_items: int, right: tuple[int, ...], met: np.ndarray, rng: np.random.Generator
 ) -> tuple[int, ...] | None:
-    """The right items among others that are not in `met`, three in random order; None where so much of the catalogue
-    was met that nothing wrong is left to offer."""
+    """Returns the right items and others that are not in `met`, three in random order.
+
+    Returns None if too few items are left that are not in `met`.
+    """
     offered = list(dict.fromkeys(right))
     refused = {*met.tolist(), *offered}
     if num_items - len(refused) < NUM_CANDIDATES - len(offered):
@@ -93,16 +98,17 @@ def draw_candidates(
 def draw_all_candidates(
     corpus: Corpus, right: np.ndarray, users: np.ndarray, lengths: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """As `draw_candidates`, for many questions at once.
+    """Draws candidates for many questions at once; see `draw_candidates`.
 
-    Of four items a question the first that will do are taken, which is enough unless much of the catalogue was met.
+    For each question four items are drawn and the first admissible ones used, which suffices unless the user has
+    interacted with much of the catalogue.
 
     Args:
-      right: int [n, 2], -1 where there are fewer.
-      lengths: int [n], so many of a user's first interactions have been met.
+      right: int [n, 2], padded with -1.
+      lengths: int [n], the length of each user's history whose items are not offered.
 
     Returns:
-      int64 [n, 3]; -1 throughout where nothing wrong is left to offer.
+      int64 [n, 3]; all -1 if too few items are left to offer.
     """
     drawn = rng.integers(corpus.num_items, size=(len(users), 4))
     starts = np.cumsum(lengths) - lengths

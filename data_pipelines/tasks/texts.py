@@ -1,4 +1,4 @@
-"""What prompts say of items, tokenised once: attributes, categories and explanations."""
+"""The texts of prompts, tokenised once: attributes, categories and explanations."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from data_pipelines.vocabulary import Vocabulary
 
 QUERY, SELECT = "Query:", "Select from:"
 NO_EVENT = np.iinfo(np.int64).max
-"""Behind the numbers of all interactions."""
+"""A sentinel that is larger than the index of any interaction."""
 
 
 class Table(Protocol):
-    """Rows of tokens, as `Ragged` has them; row -1 is empty."""
+    """Rows of tokens with the interface of `Ragged`; row -1 is empty."""
 
     def lengths_of(self, rows: np.ndarray) -> np.ndarray: ...
 
@@ -31,14 +31,14 @@ class Table(Protocol):
 
 
 class Part(NamedTuple):
-    """What a table says in each of n questions, or answers; the size of a question is known without writing it.
+    """A part of n questions or answers, as rows of a table, so that its length is known without writing it.
 
     Attributes:
       table: rows of tokens.
-      rows: int [n], which row each question has, -1 for nothing; or one number, for all of them.
-      is_text: whether it is a text, which is cut where there is no room for it.
-      is_image: whether the rows are those of items, and the tokens stand for their images.
-      at_most: so many tokens of a row, the others are left out.
+      rows: int [n], the row for each question, -1 for none; or one index for all of them.
+      is_text: whether it is a text, which is cut if there is no room for it.
+      is_image: whether rows are indexed by item, and the tokens stand for the items' images.
+      at_most: the maximum number of tokens of a row; the rest is left out.
     """
 
     table: Table
@@ -48,37 +48,37 @@ class Part(NamedTuple):
     at_most: int = sys.maxsize
 
     def lengths(self, count: int) -> np.ndarray:
-        """The tokens of each of `count` questions: int64 [count]."""
+        """Returns the number of tokens for each of `count` questions: int64 [count]."""
         lengths = self.table.lengths_of(np.broadcast_to(np.asarray(self.rows), count))
         return lengths if self.at_most == sys.maxsize else np.minimum(lengths, self.at_most)
 
     def of_one(self, most: int) -> np.ndarray:
-        """The tokens of the one question that there is, a text cut to `most`: int32 [t]."""
+        """Returns the tokens of a single question, with a text cut to `most`: int32 [t]."""
         tokens = self.table[self.row]
         return tokens[: min(self.at_most, most if self.is_text else sys.maxsize)]
 
     @property
     def row(self) -> int:
-        """That of the one question that there is."""
+        """The row of a single question."""
         return self.rows if isinstance(self.rows, int) else int(self.rows[0])
 
 
 class PromptTexts:
-    """The tokenised texts of a catalogue and of its users' explanations, from which tasks make their questions.
+    """The tokenised texts of a catalogue and of its users' explanations, from which tasks build their questions.
 
     Attributes:
       corpus: the interactions and the items.
       vocabulary: the tokens.
       has_image: bool [I], the items that are shown with an image.
-      query, select: the words before a query and before items to select from, one row each.
-      markers: of each item, what stands for its image, if it is shown with one.
-      marker_at: which token of that is where the image is seen.
-      names: of each item, its id.
-      ratings: of each level, its token.
-      selections: of each place among items to select from, its token.
-      attributes: of each item, its attributes.
-      categories: of each item, its categories, as a query.
-      explanations: what users wrote, by the rows of `explanation_rows`.
+      query, select: the phrases before a query and before items to select from, one row each.
+      markers: the tokens of each item's image, empty if it is shown without one.
+      marker_at: the index of the token among these at which the image is attended to.
+      names: the id of each item.
+      ratings: the token of each rating level.
+      selections: the token of each place among the items to select from.
+      attributes: the attribute text of each item.
+      categories: the categories of each item, as a query.
+      explanations: the texts that users wrote, indexed by `explanation_rows`.
     """
 
     def __init__(
@@ -94,13 +94,14 @@ class PromptTexts:
         image_tokens: int = 1,
         cache: DiskCache = DiskCache(),
     ):
-        """
+        """Tokenises the texts.
+
         Args:
-          attributes: what a prompt says of each item; can be gone through more than once.
-          explanation_words, explanation_tokens: explanations are cut to so many.
+          attributes: the text of each item in prompts; an iterable that can be iterated more than once.
+          explanation_words, explanation_tokens: the words and tokens to which explanations are cut.
           show_ids: whether items that are asked about are named by their ids.
-          image_tokens: so many tokens stand for an image.
-          cache: what determines the corpus and `attributes`, and where their tokens are kept.
+          image_tokens: the number of tokens of an image.
+          cache: a cache keyed by what determines the corpus and `attributes`, for their tokens.
         """
         self.corpus, self.vocabulary, self.has_image = corpus, vocabulary, has_image
         self._show_ids = show_ids
@@ -132,25 +133,25 @@ class PromptTexts:
         self._explained = np.append(corpus.text_events, NO_EVENT)
 
     def of(self, corpus: Corpus) -> Self:
-        """The texts of other users' histories of the same items; nothing is tokenised again."""
+        """Returns the texts for other users' histories with the same items, without tokenising again."""
         other = copy.copy(self)
         other.corpus = corpus
         return other
 
     def blank(self) -> Self:
-        """As if no item had any text."""
+        """Returns a copy in which no item has any text."""
         other = copy.copy(self)
         other.attributes = other.categories = Ragged.of([()] * self.corpus.num_items)
         other.explanations, other._explained = Ragged.of([]), np.array([NO_EVENT])
         return other
 
     def explanation_rows(self, events: np.ndarray) -> np.ndarray:
-        """Which row of `explanations` the user wrote of each interaction, -1 for none: int64 [n]."""
+        """Returns the row of `explanations` of each interaction, -1 for none: int64 [n]."""
         places = np.searchsorted(self._explained, events)
         return np.where(self._explained[places] == events, places, -1)
 
     def item(self, items: np.ndarray, *name: Part) -> list[Part]:
-        """Items that are asked about, or offered under a name: image, name, id and text.
+        """Returns the parts of items that are asked about, or offered under a name: image, name, id and text.
 
         Args:
           items: int [n], -1 for none.
@@ -159,14 +160,14 @@ class PromptTexts:
         return [Part(self.markers, items, is_image=True), *name, *shown_id, Part(self.attributes, items, is_text=True)]
 
     def query_words(self, asked: Queries) -> Part:
-        """What is searched for, a user's words or else the categories of the right item; nothing where nothing is."""
+        """Returns the search query: the user's words, else the categories of the right item; empty if unconditional."""
         if asked.words is not None:
             words = self.vocabulary.encode_query(self.vocabulary.split_query(asked.words))
             return Part(Ragged.of([words]), 0, is_text=True)
         return Part(self.categories, np.where(asked.unconditional, -1, asked.right[:, 0]), is_text=True)
 
     def written(self, parts: Sequence[Part], most: int = sys.maxsize) -> TokenSpan:
-        """The parts of one question, whose texts are cut to `most` tokens each."""
+        """Writes the parts of a single question, with texts cut to `most` tokens each."""
         tokens = [part.of_one(most) for part in parts]
         starts = np.cumsum([0, *map(len, tokens)]).tolist()
         shown = [

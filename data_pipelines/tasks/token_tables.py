@@ -1,4 +1,4 @@
-"""Texts as rows of tokens: made some thousand at a time, and kept on disk, where they are mapped and not read."""
+"""Tables of tokenised texts, created in batches and cached on disk, from where they are memory-mapped."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from data_pipelines.tasks.examples import Ragged
 
 T = TypeVar("T")
 BATCH = 10_000
-"""So many texts are tokenised at once, on all cores: what the tokenizer returns takes a kilobyte a text."""
+"""The number of texts that are tokenised at once, on all cores; the tokenizer's output takes about a kilobyte for each
+text."""
 TOKENS, LENGTHS, OFFSETS = "tokens.bin", "lengths.bin", "offsets.bin"
 
 
 def tokenised(texts: Iterable[T], encode: Callable[[Sequence[T]], Sequence[Sequence[int]]], cache: DiskCache) -> Ragged:
-    """A row of tokens a text.
+    """Returns a table with one row of tokens for each text.
 
     Args:
-      texts: can be gone through more than once.
-      encode: the tokens of some of them.
-      cache: where the rows are kept, and what determines them; `encode` is not called where they are known.
+      texts: an iterable that can be iterated more than once.
+      encode: returns the tokens of some of the texts.
+      cache: a cache keyed by what determines the rows; `encode` is not called if they are in the cache.
     """
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(tokens, int32, of some texts one after the other; how many each text has, int64)."""
+        """Yields the concatenated tokens of some texts, int32, and the number of tokens of each text, int64."""
         rest = iter(texts)
         while batch := [*itertools.islice(rest, BATCH)]:
             rows = encode(batch)
@@ -54,13 +55,13 @@ def tokenised(texts: Iterable[T], encode: Callable[[Sequence[T]], Sequence[Seque
 
 
 def read_rows(folder: Path) -> Ragged:
-    """What `tokenised` wrote, mapped.
+    """Memory-maps the rows written by `tokenised`.
 
     Raises:
-      OSError, ValueError: a file is missing, or cut off.
+      OSError, ValueError: a file is missing or truncated.
     """
     count = (folder / OFFSETS).stat().st_size // np.dtype(np.int64).itemsize
     offsets, lengths = (mapped(folder / name, np.int64, count) for name in (OFFSETS, LENGTHS))
     size = int(offsets[-1])
-    tokens = mapped(folder / TOKENS, np.int32, size) if size else np.zeros(0, np.int32)  # nothing cannot be mapped
+    tokens = mapped(folder / TOKENS, np.int32, size) if size else np.zeros(0, np.int32)  # mmap refuses empty files
     return Ragged.of_arrays(tokens, offsets, lengths)
