@@ -48,7 +48,9 @@ class LoaderConfig:
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.block_examples, self.threads) < 1 or self.prefetch < 0:
-            raise ValueError(f"loader: batch_size, block_examples and threads must be at least 1, not {self}")
+            raise ValueError(
+                f"loader: batch_size, block_examples and threads must be at least 1, prefetch at least 0, not {self}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
