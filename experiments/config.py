@@ -45,7 +45,7 @@ class DataConfig:
     """Folder of the prepared sources, on disk or in an object store (s3://BUCKET/FOLDER, gs://BUCKET/FOLDER)."""
     split: Literal["time", "users"] = "time"
     """Held-out interactions. time: the last two of each user, or those that the source prescribes; users: as in the
-    paper, the last one of a tenth of the users for validation and of a tenth for test; they are not trained on."""
+    paper, the last one of a tenth of the users for validation and of a tenth for test, none of whom is trained on."""
     split_seed: int = 0
     """Seed for choosing the held-out users and the cold items."""
     cold_items: float = 0.0
@@ -68,8 +68,8 @@ class TrainingConfig:
     accumulate: int = 1
     """Number of parts into which a batch is split; their gradients are accumulated one after the other."""
     elastic: bool = False
-    """Fit `mesh` to the available devices if their number has changed since the run began, and `accumulate` so that no
-    device processes more rows at a time than then. Dropout is drawn per row and so does not depend on `accumulate`."""
+    """If the number of devices has changed since the run began, fit `mesh` to them, and `accumulate` so that no device
+    processes more rows at a time than before; dropout is drawn per row, so that it does not depend on `accumulate`."""
     guard: GuardConfig = GuardConfig()
     """Which training steps are skipped."""
     cache_features: bool = False

@@ -1,5 +1,4 @@
-"""Measures table size, loss and ranking of catalogues of millions of items, one token each, on eight devices of this
-host.
+"""Measures table size, loss and ranking of catalogues of millions of items, a token each, on eight devices of a host.
 
 XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
     python -m experiments.benchmarks.catalogue_size --items 1000000 10000000

@@ -112,9 +112,9 @@ class GenerateConfig:
     """The name of a task."""
     user: str | None = None
     """The id of a user of the source, with the whole history, including held-out interactions: this is use, not
-    evaluation. Without it, a JSON object is read from standard input: {"history": ["ITEM_ID", {"item": "ITEM_ID",
-    "rating": 4.0}], "query": "…", "item": "…", "candidates": ["…"]}, with the history oldest first and the other fields
-    in place of the options of these names."""
+    evaluation. Without it, a JSON object is read from standard input:
+    {"history": ["ITEM_ID", {"item": "ITEM_ID", "rating": 4.0}], "query": "…", "item": "…", "candidates": ["…"]},
+    with the history oldest first and the other fields in place of the options of these names."""
     query: str | None = None
     """For search and image: the words to search for, as in the source's categories."""
     item: str | None = None

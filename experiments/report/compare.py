@@ -148,7 +148,7 @@ def lines_of(model: str, groups: Sequence[Group], tables: Mapping[EvaluatedRun, 
 
 
 def is_minor(metric: str) -> bool:
-    """Returns whether a metric is a cutoff of a shorter list; such metrics are not tested."""
+    """Returns whether a metric is one of shorter lists (@3, @5); such metrics are not tested."""
     return metric.endswith(("@3", "@5"))
 
 

@@ -74,8 +74,8 @@ class SearchConfig(SweepConfig):
     base: tyro.conf.Positional[str]
     """A preset of `unimp train`."""
     space: tuple[str, ...]
-    """Fields and their values: NAME=log:LOW,HIGH (or float:, int:) or NAME=of:VALUE,VALUE,…; names as in `unimp
-    train`."""
+    """Fields and their values: NAME=log:LOW,HIGH (or float:, int:) or NAME=of:VALUE,VALUE,…; with the names of
+    `unimp train`."""
     trials: int = 20
     """Total number of trials."""
     seed: int = 0

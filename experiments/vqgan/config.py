@@ -96,8 +96,8 @@ class VQGANExperiment:
     batch_size: int = 8
     """Images per step, over all devices."""
     init_from: Path | None = None
-    """A VQGAN from whose parameters and geometry training starts: a run, a VQModel folder, or a taming-transformers
-    checkpoint."""
+    """A VQGAN from whose parameters and geometry training starts: a run, a VQModel folder, or a checkpoint
+    of taming-transformers."""
     seed: int = 0
     """Seed of the parameters, the order of images and the reviving of codewords."""
 
