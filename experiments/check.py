@@ -184,6 +184,7 @@ def existing(folder: Path) -> Path:
 
 
 def free_in(folder: Path) -> str:
+    """Returns a note on the free disk space at a local folder."""
     return "" if is_remote(folder) else f"; {shutil.disk_usage(existing(folder)).free / GIB:.1f} GiB are free"
 
 

@@ -185,6 +185,7 @@ def read_config(path: Path, kind: type[C]) -> C:
 
 
 def to_json(config: Any) -> dict[str, Any]:
+    """Returns a configuration as nested dicts of JSON values."""
     return adapter(type(config)).dump_python(config, mode="json")
 
 

@@ -125,6 +125,7 @@ def fingerprint_of(
 
 
 def attributes_of(corpus: Corpus, config: ExperimentConfig) -> AttributeTexts:
+    """Returns the attribute texts that prompts show of the items."""
     return AttributeTexts(corpus, config.vocabulary.attributes, config.vocabulary.attribute_words)
 
 

@@ -159,6 +159,7 @@ def folded(geometry: ModelConfig, parameters: dict[str, jax.Array]) -> tuple[Mod
 
 
 def token_ids(vocabulary: Vocabulary) -> dict[str, int]:
+    """Returns the ids of the special tokens under transformers' names."""
     return {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.eos, "pad_token_id": vocabulary.pad}
 
 

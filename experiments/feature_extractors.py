@@ -127,6 +127,7 @@ def open_towers(
 
 
 def own_tower(predictor: Predictor) -> FeatureExtractor:
+    """Returns the extractor of a run's own vision tower."""
     return mean_of_patches(predictor.model().vision, predictor.mesh)
 
 

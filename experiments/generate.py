@@ -86,6 +86,7 @@ def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> s
 
 
 def history_of(corpus: Corpus, query: Query) -> dict[str, Any]:
+    """Returns the length of the query's history and its latest items."""
     latest = corpus.history(query.user, query.position)[-SHOWN:]
     return {"items": query.position, "latest": titled(corpus, latest.tolist())}
 

@@ -102,6 +102,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def signed(token: str) -> bytes:
+    """Returns the content of a lease that this process holds from now on."""
     now = time.time()
     who = {"pid": os.getpid(), "host": socket.gethostname(), "machine": _machine()}
     return json.dumps({"token": token, **who, "at": now, "until": now + LEASE}).encode()

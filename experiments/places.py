@@ -35,6 +35,7 @@ def read_place(value: Any) -> Path | None:
 
 @LOCAL.primitive_rule
 def local_path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    """Makes options of type `Path` refuse URLs."""
     if info.type is not Path:
         return None
     return PrimitiveConstructorSpec(

@@ -269,4 +269,5 @@ def read_exported(folder: Path, config: ExperimentConfig) -> Predictor:
 
 
 def to_be_asked(graph: nnx.GraphDef, mesh: Mesh, parameters: tuple[Any, Any]) -> Predictor:
+    """Returns a predictor for the model with these parameters."""
     return Predictor(graph, mesh, to_device(mesh), parameters)

@@ -12,6 +12,7 @@ COMMIT = "commit_success.txt"
 
 
 def has_saved(folder: Path, step: str) -> bool:
+    """Returns whether the run has a complete checkpoint of a step."""
     checkpoint = folder / "checkpoints" / step
     return (checkpoint / COMMIT).exists() if is_remote(folder) else checkpoint.is_dir()
 

@@ -40,6 +40,7 @@ def make_mesh_of(config: ExperimentConfig, devices: Sequence[jax.Device] | None 
 
 
 def optimizer_of(config: ExperimentConfig) -> optax.GradientTransformation:
+    """Returns the optimizer of an experiment."""
     return make_optimizer(config.optimizer, config.loop.steps, functools.partial(decays, config))
 
 

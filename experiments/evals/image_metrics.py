@@ -118,6 +118,7 @@ def refuse_few(data: ExperimentData, queries: Sequence[Query]) -> None:
 
 
 def tell_signs(name: str, shares: np.ndarray) -> str:
+    """Describes a sign test of per-user shares against chance."""
     above, below, p_value = sign_test(shares)
     chance = "< .001" if p_value < 0.001 else f"= {p_value:.3f}"
     return f"{name} is above chance for {above:,} users and below for {below:,} (sign test, p {chance})."
@@ -129,6 +130,7 @@ and a random one, which are rows of the table; int64 [P, R], matching and random
 
 
 def draw_beside(data: ExperimentData, queries: Sequence[Query], randoms: int, seed: int) -> Beside:
+    """Draws the reference items of each user by the seed."""
     rng = np.random.default_rng(seed)
     wanted_P = np.array([query.right[0] for query in queries])
     random_PR = random_items(data.writer.has_image, wanted_P, randoms + 1, rng)

@@ -5,9 +5,9 @@
 #   bash xpk.sh
 #
 # Interruptions: Kubernetes sends SIGTERM before it removes a host, and waits for --termination-grace-period-seconds.
-# Training then saves and exits with 0, which XPK takes for success. So the host's script checks the last checkpoint, and
-# exits with 42 if it is missing: XPK restarts the workload on 42 and on 127 to 255, up to --max-restarts times, and
-# the same command continues from the latest checkpoint. Any other error ends the workload.
+# Training then saves and exits with 0, which XPK takes for success. So the host's script checks the last checkpoint,
+# and exits with 42 if it is missing: XPK restarts the workload on 42 and on 127 to 255, up to --max-restarts times,
+# and the same command continues from the latest checkpoint. Any other error ends the workload.
 # The run folder and the data are in a bucket that the hosts' service account can write; the image contains
 # 'unimp_jax[tpu,gcs]'. A --storage of the cluster, with absolute paths, can replace the bucket. Hosts find one another
 # automatically. Several slices need --mesh.slice.

@@ -64,6 +64,7 @@ def plan_command(planned: Annotated[PresetPlan, tyro.conf.arg(name="")]) -> None
 
 
 def mesh_words(mesh: dict[str, int]) -> str:
+    """Formats the mesh axes that are larger than 1."""
     return " ".join(f"{name}={size}" for name, size in mesh.items() if size > 1) or "data=1"
 
 

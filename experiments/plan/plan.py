@@ -99,6 +99,7 @@ def compile_anew(lowered: jax.stages.Lowered, slices: Slices) -> tuple[jax.stage
 
 
 def work_of(config: ExperimentConfig) -> Work:
+    """Returns the FLOPs of a step: the model's, recomputed ones, and those within attention kernels."""
     trains, shape = frozenset(config.training.trains), batch_shape(config)
     kernels = config.model.attention in ("auto", "rows", "splash")
     return Work(

@@ -114,6 +114,7 @@ def write_report(folders: Sequence[Path], split: str = "test", out: Path | None 
 
 
 def read_source(groups: Sequence[Group]) -> SourceReport:
+    """Reads samples and sections of the groups on one source."""
     samples = read_samples(groups)
     return SourceReport(groups[0].runs[0].config.data.source, groups, samples, sections_of(groups, samples))
 

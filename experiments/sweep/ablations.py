@@ -94,14 +94,17 @@ def history(items: int) -> ChangesOf:
 
 
 def only(task: str) -> Changes:
+    """Trains for one task only."""
     return {f"queries.mix.{one}": float(one == task) for one in TASKS}
 
 
 def half(tasks: Sequence[str]) -> list[Ablation]:
+    """Returns the first stage of `finetuned_*`: all tasks."""
     return [Ablation("half_of_all_tasks", "the first half of finetuned_*: all tasks", {})]
 
 
 def one_task_a_stage(tasks: Sequence[str]) -> list[Ablation]:
+    """Returns the stages of the curriculum, one task each."""
     if len(tasks) < 2:
         raise ValueError(f"the base trains for {tasks[0]} alone")
     return [
@@ -111,6 +114,8 @@ def one_task_a_stage(tasks: Sequence[str]) -> list[Ablation]:
 
 
 def vision_tower(trains: bool) -> ChangesOf:
+    """Trains or freezes the vision tower."""
+
     def changes(base: ExperimentConfig) -> Changes:
         trained = {*base.training.trains, "vision"} if trains else {*base.training.trains} - {"vision"}
         return {"training.trains": [part for part in PARTS if part in trained]}

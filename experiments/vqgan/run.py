@@ -41,6 +41,7 @@ def abstract_state(trainer: Trainer, sharding: jax.sharding.Sharding) -> VQGANSt
 
 
 def is_vqgan_run(folder: Path) -> bool:
+    """Returns whether a folder is the run folder of a VQGAN."""
     return (folder / FILE).is_file()
 
 
