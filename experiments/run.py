@@ -64,7 +64,8 @@ def used_here(config: ExperimentConfig, mesh: MeshConfig) -> ExperimentConfig:
     """Returns the experiment of a trained run, configured for the devices available here.
 
     It uses `mesh` and the attention that suits the devices. Each device processes as many rows at a time as in
-    training, if that is known, and all of them together no more than in training; answers do not depend on this.
+    training, if that is known, and all together no more than in training, rounded up to a multiple of the row shards;
+    answers do not depend on this.
     """
     shape = make_mesh(mesh).shape
     shards = math.prod(shape[axis] for axis in ROWS)
