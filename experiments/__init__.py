@@ -1,13 +1,13 @@
-"""Joins data and model: configurations, training, evaluation, and the `unimp` command.
+"""Experiments: configuration, training, evaluation and the `unimp` command, built on the data pipelines and the model.
 
-What Python programs need is imported from here, when it is first asked for:
+The public Python API; each name is imported from its module on first access:
 
-    PRESETS             experiments by name (`ExperimentConfig`)
-    train_run           trains a configuration in a folder, or continues
-    evaluate_run        measures a run on all tasks, beside baselines
-    write_report        one page of one run or many
-    TrainedRun          a trained run that answers questions
-    NewRun              a new model, trained a step at a time
+    PRESETS             the preset experiments by name (`ExperimentConfig`)
+    train_run           trains a configuration in a folder, or continues its training
+    evaluate_run        evaluates a run on all tasks, beside baselines
+    write_report        writes a page about one run or several
+    TrainedRun          a trained run that answers queries
+    NewRun              a new model that is trained step by step
 """
 
 from __future__ import annotations

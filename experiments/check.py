@@ -1,8 +1,7 @@
-"""`unimp check`: whether a training command could run on so many devices, before it waits in a queue for them.
+"""`unimp check`: checks whether a training command could run on a given number of devices, before it is queued.
 
-The functions that check it are those that training itself calls, so that a command is refused here in the words in
-which it would be refused there. Nothing is written but the
-tokens of the source, which training then finds, and no device is used.
+It calls the functions that training itself calls, so a command is refused with the same error message. It uses no
+device and writes only the token cache of the source, which training then reuses.
 """
 
 from __future__ import annotations
@@ -38,20 +37,20 @@ from unimp_jax.training.checkpoint import Checkpoints
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckConfig:
-    """What a training is to run on, and what of it can be seen from here."""
+    """What the training is to run on, and what of it is checked."""
 
     devices: int | None = None
-    """So many GPUs, or chips of TPUs, in all."""
+    """Total number of GPUs or TPU chips."""
     hosts: int | None = None
-    """So many processes, usually one a host. None: as --processes.count of the command says, or one."""
+    """Number of processes, usually one per host. None: --processes.count of the training command, or one."""
     tpu: str | None = None
-    """In place of --devices, a slice of TPUs as clouds name it: v5e-16, v6e-256 (chips), v5p-64 (cores, two a chip)."""
+    """A TPU slice by its cloud name, instead of --devices: v5e-16, v6e-256 (chips), v5p-64 (cores, two per chip)."""
     num_slices: int = 1
-    """So many slices of TPUs."""
+    """Number of TPU slices."""
     files: bool = True
-    """Look for data, the folder of the run and `init_from`. False: where only the hosts can see them."""
+    """Check the data, the run folder and `init_from`. Set it to False if only the hosts can access them."""
     read_records: int = 100_000
-    """Data of at most so many users and items is read and checked as at the start of training."""
+    """Data with at most this many users and items in total is read and checked as at the start of training."""
 
 
 def check_command(
@@ -61,11 +60,11 @@ def check_command(
     """Check a training command for so many devices, before it waits in a queue for them.
 
     Args:
-      command: all that follows `--` is what would be run: -- train tiny --folder runs/tiny
+      command: everything after `--`, the command to check: -- train tiny --folder runs/tiny
 
     Raises:
-      ValueError: training would be refused there, or does not fit into the memory of the devices.
-      DataError, OSError: likewise, for what is wrong with the data or the folder of the run.
+      ValueError: training would be refused on these devices, or does not fit into their memory.
+      DataError, OSError: the data or the run folder is unusable.
     """
     if tuple(command[:1]) != ("train",):
         raise ValueError("check: the training command comes last, after --, as in: -- train tiny --folder runs/tiny")
@@ -75,7 +74,7 @@ def check_command(
     there = devices_there(config, slices, config.hosts or training.processes.count or 1)
     machine = Machine(len(there), config.num_slices)
     experiment = fitted(experiment, training.folder if config.files else None, machine)
-    mesh_sizes(experiment.mesh, machine.devices, machine.slices)  # of stand-ins, slices cannot be told
+    mesh_sizes(experiment.mesh, machine.devices, machine.slices)  # the slices of stand-ins are unknown to the mesh
     mesh = make_mesh_of(experiment, there)
     print(f"mesh: {mesh_words(dict(mesh.shape))}, which makes {mesh.size} devices")
     if experiment.training.elastic:
@@ -93,7 +92,7 @@ def check_command(
 
 @dataclasses.dataclass(frozen=True)
 class StandIn:
-    """A device that is not here, as far as a mesh looks at it."""
+    """A placeholder for a device that is not available, with the attributes that a mesh reads."""
 
     id: int
     process_index: int
@@ -102,10 +101,12 @@ class StandIn:
 
 
 def devices_there(config: CheckConfig, slices: Slices | None, hosts: int) -> list[Any]:
-    """What training would have: TPUs as they lie where libtpu tells, else devices in their order.
+    """Returns the devices that training would have.
+
+    TPUs have their physical topology if libtpu is installed; other devices are placeholders in their order.
 
     Raises:
-      ValueError: no such devices can be there.
+      ValueError: the configuration does not describe a possible set of devices.
     """
     if (config.devices is None) == (slices is None):
         raise ValueError("check: give either --devices N, or a slice of TPUs as in --tpu v5e-16")
@@ -118,6 +119,7 @@ def devices_there(config: CheckConfig, slices: Slices | None, hosts: int) -> lis
 
 
 def rows_of_processes(experiment: ExperimentConfig, mesh: Mesh) -> str:
+    """Describes the rows of a batch: their shape, and how many each process loads and each device computes."""
     rows, row_shape = experiment.loader.batch_size, experiment.row_shape
     processes = {device.process_index for device in mesh.devices.flat}
     loaded = [len(shards) * rows // count for shards, count in (row_shards(mesh, process) for process in processes)]
@@ -130,11 +132,11 @@ def rows_of_processes(experiment: ExperimentConfig, mesh: Mesh) -> str:
 
 
 def check_files(experiment: ExperimentConfig, folder: Path, read_records: int) -> ExperimentConfig:
-    """Checks what is on disk.
+    """Checks the data and the run folder on disk, and prints what it finds.
 
     Returns:
-      The configuration that training would have there, with the geometry of `init_from`; where the data has been read,
-      with the size of its vocabulary, too.
+      The configuration that training would use, with the geometry of `init_from` and, if the data was read, the size of
+      its vocabulary.
     """
     configured, before = configure(experiment, folder)
     data = experiment.data
@@ -156,6 +158,7 @@ def check_files(experiment: ExperimentConfig, folder: Path, read_records: int) -
 
 
 def check_folder(folder: Path, experiment: ExperimentConfig) -> None:
+    """Checks that the run folder can be written, and prints the step at which training would start."""
     if not is_remote(folder):
         there = existing(folder)
         if not there.is_dir():
@@ -176,21 +179,23 @@ def check_folder(folder: Path, experiment: ExperimentConfig) -> None:
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or what of the path to it is there already."""
+    """Returns the folder, or its nearest ancestor that exists."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def free_in(folder: Path) -> str:
+    """Returns a note on the free disk space at a local folder."""
     return "" if is_remote(folder) else f"; {shutil.disk_usage(existing(folder)).free / GIB:.1f} GiB are free"
 
 
 def check_memory(experiment: ExperimentConfig, folder: Path | None, mesh: Mesh, slices: Slices | None) -> None:
-    """
+    """Prints the parameter counts, the size of the checkpoints and, if it can be computed, the memory of a step.
+
     Args:
-      experiment: as it is trained; the size of its vocabulary may be a guess.
-      folder: of the run, None where it is not here.
-      mesh: of the devices that are to be there.
-      slices: where the mesh is of TPUs.
+      experiment: the configuration as it is trained; the size of its vocabulary may be a guess.
+      folder: the run folder; None if it is not accessible from here.
+      mesh: the mesh of the devices that training would have.
+      slices: the TPU slices of the mesh; None for other devices.
     """
     decoder, tensor = experiment.model.decoder, mesh.shape["tensor"]
     decoder = dataclasses.replace(decoder, vocab_size=-(-decoder.vocab_size // tensor) * tensor)
@@ -203,7 +208,7 @@ def check_memory(experiment: ExperimentConfig, folder: Path | None, mesh: Mesh, 
     if folder is not None:
         of_leaves = ([x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)] for tree in (state, parameters.frozen))
         each, frozen = (math.fsum(sizes) / GIB for sizes in of_leaves)
-        most = each * (experiment.checkpoint.keep_latest + 2) + frozen  # the best one, and one that is being written
+        most = each * (experiment.checkpoint.keep_latest + 2) + frozen  # plus the best one and one being written
         print(f"disk: {each:.3f} GiB a checkpoint, up to {most:.3f} GiB in all{free_in(folder)}")
     if slices is None:
         print("memory: of a step it is known for TPUs alone (--tpu), and with libtpu")

@@ -1,7 +1,6 @@
-"""The `unimp` command: every field of every configuration is an option, and a mistake is answered in one line.
+"""The `unimp` command: every configuration field is an option, and user errors are reported in one line.
 
-Of the commands only the one that is asked for is imported, and nothing heavy before it: `unimp --help` is printed from
-the table below.
+Only the requested command is imported, and nothing heavy before it: `unimp --help` is printed from the table below.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from experiments.compilation_cache import use_compilation_cache
 from experiments.error_messages import error_message, stdout_is_closed
 
 BROKEN_PIPE = 128 + 13
-"""The status of a command whose reader has gone, as shells count it."""
+"""Exit status after the reader of standard output has closed its end, following the shell convention."""
 COMMANDS = {
     "prepare": ("experiments.prepare", "Turn a source's own files into records."),
     "train": ("experiments.train", "Train a preset, every field of which is an option; or go on training it."),
@@ -47,21 +46,21 @@ COMMANDS = {
     "vqgan": ("experiments.vqgan.command", "Train and measure a VQGAN, or turn a catalogue's images into its codes."),
     "demo": ("experiments.demo", "Prepare MovieLens, train `tiny`, evaluate it beside baselines, and report on it."),
 }
-"""Command -> (its module, one line of help). The function in the module is `COMMAND_command`."""
+"""Command -> (module, one-line help). The module's function is named `COMMAND_command`."""
 
 
 def main() -> None:
-    """Runs one subcommand; what the user or the machine is at fault for ends in one line on standard error and status
-    2, what the program is at fault for in a traceback."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it is here for its tokenizers, and needs no torch
+    """Runs one subcommand. Errors caused by the user or the machine end in one line on standard error and exit status
+    2; errors of the program end in a traceback."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it is used for its tokenizers only, which need no torch
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an answer is not lost because a terminal lacks a letter
+        sys.stdout.reconfigure(errors="replace")  # an answer survives a terminal that cannot encode a character
     try:
         run_command(sys.argv[1:])
-        print(end="", flush=True)  # which does nothing where standard output is closed
+        print(end="", flush=True)  # does nothing if standard output is closed
     except Exception as error:
         if isinstance(error, BrokenPipeError) and stdout_is_closed():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tells of it at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python reports it again at exit
             sys.exit(BROKEN_PIPE)
         from unimp_jax.processes import leave_others
 
@@ -77,11 +76,11 @@ def main() -> None:
 
 
 def run_command(arguments: Sequence[str]) -> None:
-    """Reads what stands before the command, then lets the command read what follows it.
+    """Parses the global options, then runs the command with the arguments that follow it.
 
     Raises:
-      DataError: there is no such command.
-      SystemExit: after help, or where options are wrong.
+      DataError: the command does not exist.
+      SystemExit: help was printed, or an option is invalid.
     """
     first = next((at for at, word in enumerate(arguments) if not word.startswith("-")), len(arguments))
     parser = argparse.ArgumentParser(
@@ -105,7 +104,7 @@ def run_command(arguments: Sequence[str]) -> None:
     name = options.command
     if name not in COMMANDS:
         raise DataError(f"there is no command {name!r}; {did_you_mean(name, COMMANDS)}There are {', '.join(COMMANDS)}")
-    gc.disable()  # what is imported stays: to look for garbage in it, again and again, takes a second
+    gc.disable()  # imported modules stay alive; collecting garbage among them repeatedly takes a second
     try:
         use_compilation_cache(not options.no_compilation_cache)
         use_all_cores()
@@ -126,12 +125,12 @@ def run_command(arguments: Sequence[str]) -> None:
 
 
 def load(name: str) -> Callable[..., None]:
-    """The function of a command, whose parameters are its options."""
+    """Returns the function of a command; its parameters are the command's options."""
     return getattr(importlib.import_module(COMMANDS[name][0]), f"{name}_command")
 
 
 def gather_training(name: str, arguments: Sequence[str]) -> list[str]:
-    """The options of a command, with all that follows `--train` of `unimp sweep` as its one value."""
+    """Returns the arguments of a command; those after `--train` of `unimp sweep` are joined into its single value."""
     if name != "sweep" or "--train" not in arguments:
         return list(arguments)
     at = list(arguments).index("--train")
@@ -139,7 +138,7 @@ def gather_training(name: str, arguments: Sequence[str]) -> list[str]:
 
 
 def use_all_cores() -> None:
-    """On a machine without accelerators, one device a core: the mesh then uses them all, as it would use chips."""
+    """Creates one CPU device per core on machines without accelerators, so that the mesh uses all cores."""
     import jax
 
     if os.environ.get("JAX_PLATFORMS", "cpu").startswith("cpu") and "host_platform_device_count" not in os.environ.get(

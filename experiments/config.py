@@ -1,4 +1,4 @@
-"""One experiment as one object: data, prompts, model and training, each field settable from the command line."""
+"""The configuration of an experiment: data, prompts, model and training; each field is a command-line option."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ from unimp_jax.training.optimizer import OptimizerConfig
 
 C = TypeVar("C")
 adapter: Callable[[Any], pydantic.TypeAdapter[Any]] = functools.cache(pydantic.TypeAdapter)
-"""Made once per class, because that takes a tenth of a second."""
+"""Returns the pydantic adapter of a class; cached, because building one takes a tenth of a second."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where the records are."""
+    """Which records are used, and how they are split."""
 
     source: str = "movielens_small"
-    """A source that `unimp prepare` has prepared, by its own name or the one it was given."""
+    """Name of a source prepared by `unimp prepare`: its own name or the one given to it there."""
     folder: Place = Path("data")
-    """Where `unimp prepare` has put it, on the disk or in an object store (s3://BUCKET/FOLDER, gs://BUCKET/FOLDER)."""
+    """Folder of the prepared sources, on disk or in an object store (s3://BUCKET/FOLDER, gs://BUCKET/FOLDER)."""
     split: Literal["time", "users"] = "time"
-    """What is held out: the last two interactions of everybody, or those that the source prescribes; or, as in the
-    paper, the last one of a tenth of the users for validation and of a tenth for test, of whom nothing is learnt."""
+    """Held-out interactions. time: the last two of each user, or those that the source prescribes; users: as in the
+    paper, the last one of a tenth of the users for validation and of a tenth for test, none of whom is trained on."""
     split_seed: int = 0
-    """By which the users, and cold items, are chosen."""
+    """Seed for choosing the held-out users and the cold items."""
     cold_items: float = 0.0
-    """This share of the items is kept out of training, catalogue and histories, and only asked about in evaluation, as
-    new items with rows of their content; 0: none."""
+    """Share of the items kept out of training, catalogue and histories; evaluation alone asks about them, as new items
+    with rows computed from their content. 0: none."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.cold_items < 1:
@@ -61,22 +61,22 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """What trains, and how."""
+    """What is trained, and how."""
 
     trains: tuple[Part, ...] = ("resampler", "gated", "embeddings")
-    """The parts whose parameters train; the others are frozen."""
+    """The parts whose parameters are trained; all others are frozen."""
     accumulate: int = 1
-    """Parts that a batch is worked through in, one after the other."""
+    """Number of parts into which a batch is split; their gradients are accumulated one after the other."""
     elastic: bool = False
-    """On more or fewer devices than the run began on, `mesh` is fitted to them, and `accumulate` so that a device has
-    no more rows at a time than there; dropout is drawn by row, so that it does not depend on `accumulate`."""
+    """If the number of devices has changed since the run began, fit `mesh` to them, and `accumulate` so that no device
+    processes more rows at a time than before; dropout is drawn per row, so that it does not depend on `accumulate`."""
     guard: GuardConfig = GuardConfig()
-    """Which steps are skipped."""
+    """Which training steps are skipped."""
     cache_features: bool = False
-    """The frozen tower sees each image once, at the start; its output, kept in the folder of the run (2 bytes a
-    channel and patch), takes the place of images in training."""
+    """Run the frozen vision tower once per image, at the start, store its output in the run folder (2 bytes per channel
+    and patch), and train on it instead of on images."""
     validation_users: int = 512
-    """So many users, evenly spread over all, are asked at each validation: published files are often sorted."""
+    """Number of users asked at each validation, spread evenly over all because published files are often sorted."""
 
     def __post_init__(self) -> None:
         for name in ("validation_users", "accumulate"):
@@ -86,7 +86,7 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """Everything that a run depends on."""
+    """Everything that determines a run."""
 
     model: ModelConfig
     data: DataConfig = DataConfig()
@@ -104,11 +104,11 @@ class ExperimentConfig:
     loop: LoopConfig = LoopConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     init_from: Path | None = None
-    """A folder that `unimp import` made: parts of the model begin with its weights, and have its geometry; text is cut
-    by its tokenizer, where the vocabulary names no other. Or the folder of a run: its latest parameters and its
-    vocabulary are taken, its step count, optimizer and position in the data are not."""
+    """A folder made by `unimp import`: parts of the model start from its weights and take its geometry, and its
+    tokenizer is used unless the vocabulary names another. Or a run folder: its latest parameters and its vocabulary are
+    used, but not its step count, optimizer state or position in the data."""
     seed: int = 0
-    """Of the parameters, the order of the data and dropout."""
+    """Seed of the parameters, the data order and dropout."""
 
     def __post_init__(self) -> None:
         if absent := [part for part in self.training.trains if part not in self.model.parts]:
@@ -134,12 +134,12 @@ WITHOUT_EFFECT = (
     "images.cache_megabytes", "loop.profile_steps", "loop.hang_seconds", "loop.wandb",
     "training.cache_features", "checkpoint.keep_latest",
 )  # fmt: skip
-"""Fields, each with all that lies below it, on which no result depends (but for rounding)."""
+"""Fields (with everything below them) that do not affect results, except for rounding."""
 CHANGEABLE = (
     *WITHOUT_EFFECT, "model.remat", "training.accumulate", "training.elastic", "training.guard", "guard",
     "objective.chunk", "loop.log_every", "loop.validate_every", "loop.save_every",
 )  # fmt: skip
-"""What may change between a run's start and its continuation, on other hardware, say; `loop.steps` may also grow."""
+"""Fields that may change when a run is continued, for example on other hardware; `loop.steps` may also grow."""
 
 
 WHY_NOT = {
@@ -149,17 +149,18 @@ WHY_NOT = {
 
 
 def among(name: str, fields: tuple[str, ...]) -> bool:
-    """Whether a dotted name is that of one of the fields, or lies below one."""
+    """Returns whether a dotted name is one of the fields or lies below one."""
     return any(name == field or name.startswith(f"{field}.") for field in fields)
 
 
 def save_config(config: Any, path: Path) -> None:
-    """Whole or not at all: half a configuration would keep a run that was killed here from going on."""
+    """Writes a configuration atomically: a partial file would prevent an interrupted run from being continued."""
     write_json(path, to_json(config))
 
 
 def load_config(path: Path) -> ExperimentConfig:
-    """
+    """Reads the configuration of an experiment.
+
     Raises:
       DataError: the file is missing or does not describe an experiment.
     """
@@ -167,7 +168,7 @@ def load_config(path: Path) -> ExperimentConfig:
 
 
 def read_config(path: Path, kind: type[C]) -> C:
-    """A configuration of one kind; raises as `load_config` does."""
+    """Reads a configuration of the given class; raises the same errors as `load_config`."""
     try:
         saved = with_former_values(with_current_names(adapter(dict[str, Any]).validate_json(path.read_bytes())))
         config = adapter(kind).validate_json(json.dumps(saved))
@@ -184,16 +185,17 @@ def read_config(path: Path, kind: type[C]) -> C:
 
 
 def to_json(config: Any) -> dict[str, Any]:
+    """Returns a configuration as nested dicts of JSON values."""
     return adapter(type(config)).dump_python(config, mode="json")
 
 
 def settings(config: ExperimentConfig) -> dict[str, Any]:
-    """Every field on which results depend, by its dotted name."""
+    """Returns every field that affects results, by its dotted name."""
     return {name: value for name, value in flat(to_json(config)).items() if not among(name, WITHOUT_EFFECT)}
 
 
 def differences(old: C, new: C) -> list[str]:
-    """`field: old, now new` for each field that differs and must not, as a run goes on."""
+    """Returns `field: old, now new` for each field that differs although it must not change when a run is continued."""
     return [
         f"{name}: {before}, now {after}{WHY_NOT.get(name, '')}"
         for name, (before, after) in _changes(old, new).items()
@@ -202,7 +204,7 @@ def differences(old: C, new: C) -> list[str]:
 
 
 def refuse_changes(old: C, new: C, folder: Path) -> None:
-    """Checks that the run in a folder can go on with another configuration.
+    """Checks that the run in a folder can be continued with another configuration.
 
     Raises:
       DataError: it cannot.
@@ -216,7 +218,7 @@ def refuse_changes(old: C, new: C, folder: Path) -> None:
 
 
 def note_changes(old: Any, new: Any, path: Path) -> None:
-    """Writes the configuration that a run goes on with in the place of the one it had, and prints what changed."""
+    """Replaces the saved configuration of a run by the one it is continued with, and prints the changes."""
     for name, (before, after) in _changes(old, new).items():
         print(f"{name}: {before}, now {after}")
         if name == "loop.steps":
@@ -228,14 +230,14 @@ def note_changes(old: Any, new: Any, path: Path) -> None:
 
 
 def _changes(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """(old, new) of each field that differs."""
+    """Returns (old, new) of each field that differs."""
     before, after = flat(to_json(old)), flat(to_json(new))
     pairs = {name: (before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested fields by their dotted names."""
+    """Returns the leaves of nested fields by their dotted names."""
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
         leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}

@@ -1,4 +1,4 @@
-"""From prepared records to what training and evaluation read, as an experiment's configuration says."""
+"""Builds the data of training and evaluation from prepared records, following the experiment's configuration."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ from experiments.memory import Memory
 from unimp_jax.decoding import Trie, build_trie
 
 PROMPTS_A_ROW = 16
-"""At most so many questions share a row."""
+"""Maximum number of questions per row."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PreparedSource:
-    """A prepared source: its interactions in memory, its images read when asked for.
+    """A prepared source: its interactions in memory, its images read on demand.
 
     Attributes:
-      corpus: who met what.
+      corpus: the items, the users and their interactions.
       has_image: bool [I].
       read_image: item index -> encoded image.
-      cache: what determines items and texts of the corpus, and where what is computed of them is kept.
+      cache: the disk cache for values computed from the corpus, keyed by what determines its items and texts.
     """
 
     corpus: Corpus
@@ -69,9 +69,11 @@ class PreparedSource:
 
 
 def load_records(config: DataConfig, cold: Split | None = None) -> PreparedSource:
-    """
+    """Loads the records of a prepared source.
+
     Args:
-      cold: what this split holds out of cold items is there, and these items are the last; None: they are not there.
+      cold: the split whose held-out interactions with cold items are included; cold items are then the last items.
+        None: cold items are left out.
 
     Raises:
       DataError: the source is not prepared, or its records contradict one another.
@@ -92,12 +94,12 @@ def load_records(config: DataConfig, cold: Split | None = None) -> PreparedSourc
 
 
 def cache_of(folder: Path) -> DiskCache:
-    """What is kept of a prepared source: beside its records, or in this host's cache where these cannot be written."""
+    """Returns the disk cache of a prepared source: beside its records, or on this host if those cannot be written."""
     return DiskCache((folder / CACHE, staging_place() / CACHE)).of(digest_of_texts(folder / COLUMNS))
 
 
 def gathered(items: Iterable[Item], users: Iterable[User]) -> tuple[Corpus, np.ndarray]:
-    """(the corpus, which items have an image) of records that have no columns beside them."""
+    """Returns (the corpus, which items have an image) of records that have no column files."""
     has_image: list[bool] = []
 
     def looked_at() -> Iterator[Item]:
@@ -112,9 +114,10 @@ def gathered(items: Iterable[Item], users: Iterable[User]) -> tuple[Corpus, np.n
 def fingerprint_of(
     corpus: Corpus, has_image: np.ndarray, config: ExperimentConfig, cache: DiskCache = DiskCache()
 ) -> Fingerprint:
-    """
+    """Returns the fingerprint of the corpus and of the prompt texts.
+
     Args:
-      cache: of the source, as of `PreparedSource`.
+      cache: the source's cache, as in `PreparedSource`.
     """
     said, attributes = prompt_texts(images=config.vocabulary.image_codes is not None), attributes_of(corpus, config)
     cache = cache.of("fingerprint", said, attributes.shown, attributes.words)
@@ -122,21 +125,22 @@ def fingerprint_of(
 
 
 def attributes_of(corpus: Corpus, config: ExperimentConfig) -> AttributeTexts:
+    """Returns the attribute texts that prompts show of the items."""
     return AttributeTexts(corpus, config.vocabulary.attributes, config.vocabulary.attribute_words)
 
 
 def records_of(run: Path, config: ExperimentConfig, items: Collection[int]) -> PreparedSource:
-    """The data of a run, to show items of it.
+    """Loads the data of a run in order to show some of its items.
 
     Args:
-      items: those that are to be shown, by index into the catalogue.
+      items: catalogue indices of the items to show.
 
     Raises:
-      DataError: the source is not prepared, or has other items than the run was trained on.
+      DataError: the source is not prepared, or its items are not those that the run was trained on.
     """
     records = load_records(config.data)
     check_same(run / FILE, fingerprint_of(records.corpus, records.has_image, config, records.cache), ["items"])
-    if max(items, default=0) >= records.corpus.num_items:  # of a run from before there were fingerprints
+    if max(items, default=0) >= records.corpus.num_items:  # for runs that predate fingerprints
         raise DataError(f"the data is not what {run} was evaluated on: it has {records.corpus.num_items:,} items")
     return records
 
@@ -146,10 +150,10 @@ class ExperimentData:
 
     Attributes:
       corpus, vocabulary, writer, images: see their classes.
-      has_image: bool [I], the items that have an image, whether it is shown or not.
-      known_items: so many items, from the first on, were trained on; those behind them are new.
-      memory: what answers beside the model.
-      cache: as of `PreparedSource`.
+      has_image: bool [I], the items that have an image, whether or not it is shown.
+      known_items: number of items that were trained on; the items after them are new.
+      memory: what is combined with the model's answers.
+      cache: as in `PreparedSource`.
     """
 
     memory = Memory()
@@ -174,13 +178,13 @@ class ExperimentData:
     def load(
         cls, config: ExperimentConfig, vocabulary_folder: Path | None = None, *, same: Collection[str] = ()
     ) -> ExperimentData:
-        """With the vocabulary that a run saved, or a new one.
+        """Loads the data with the vocabulary saved by a run, or builds a new vocabulary.
 
         Args:
-          same: the parts of the data (of `fingerprint.DATA_PARTS`) that must be what the run was trained on.
+          same: the parts of the data (of `fingerprint.DATA_PARTS`) that must match what the run was trained on.
 
         Raises:
-          DataError: the data cannot be read, or is other data.
+          DataError: the data cannot be read, or does not match.
         """
         records = load_records(config.data)
         if vocabulary_folder is not None and same:
@@ -194,28 +198,29 @@ class ExperimentData:
         return cls(config, records, vocabulary)
 
     def save_fingerprint(self, folder: Path) -> None:
-        """Writes into the folder of a run, or of an experiment that is exported, what its data is."""
+        """Writes the fingerprint of the data into a run folder or into the folder of an exported experiment."""
         data = fingerprint_of(self.corpus, self.has_image, self.config, self.cache)
         save_fingerprint(folder / FILE, data)
 
     @functools.cached_property
     def training_queries(self) -> TrainingQueries:
-        """
+        """The queries of training.
+
         Raises:
-          DataError, ValueError: there is nothing to ask in training, or a row has no room for it.
+          DataError, ValueError: there is nothing to ask in training, or it does not fit into a row.
         """
         queries = TrainingQueries(self.corpus, self.config.queries, self.config.seed, self.has_codes)
         check_room(self.writer, queries.tasks)
         return queries
 
     def check_training(self) -> list[str]:
-        """Finds what would end a training, before anything is compiled.
+        """Finds errors that would end a training, before anything is compiled.
 
         Returns:
-          What is left out or cut, in lines to be shown.
+          Lines to show about what is left out or cut.
 
         Raises:
-          DataError, ValueError: as of `training_queries`.
+          DataError, ValueError: as in `training_queries`.
         """
         check_planner(self.config.loader)
         if self.config.data.cold_items and (self.vocabulary.depth > 1 or not self.features.shape[1]):
@@ -229,16 +234,16 @@ class ExperimentData:
         return notes
 
     def of(self, corpus: Corpus) -> Self:
-        """The same with other users, who meet the same items."""
+        """Returns a copy with another corpus: other users, the same items."""
         other = copy.copy(self)
         other.corpus, other.writer = corpus, self.writer.of(corpus)
         return other
 
     def with_items(self, records: PreparedSource) -> ExperimentData:
-        """The data of a run with more items behind those that it was trained on; they have tokens of their own.
+        """Returns the data of a run with new items after those that it was trained on; each has a token of its own.
 
         Args:
-          records: of all of these items.
+          records: the records of all items, known and new.
 
         Raises:
           DataError: the run names items by semantic ids.
@@ -249,14 +254,15 @@ class ExperimentData:
         return other
 
     def showing_whole(self) -> Self:
-        """The same, whose questions show the latest items of a history whole (`TaskConfig.ask_whole`)."""
+        """Returns a copy whose questions show the latest history items with their full text
+        (`TaskConfig.ask_whole`)."""
         other = copy.copy(self)
         other.writer = copy.copy(self.writer)
         other.writer.config = dataclasses.replace(self.writer.config, ask_whole=True)
         return other
 
     def asking(self, rows: int) -> Self:
-        """The same, whose batches of questions have so many rows."""
+        """Returns a copy whose batches of questions have the given number of rows."""
         other = copy.copy(self)
         other.config = dataclasses.replace(self.config, loader=dataclasses.replace(self.config.loader, batch_size=rows))
         return other
@@ -264,7 +270,7 @@ class ExperimentData:
     def training(
         self, start: Position = Position(), shard: ProcessShard = ProcessShard(), features: FeatureStore | None = None
     ) -> grain.DatasetIterator[TrainingBatch]:
-        """`features`: in the place of images."""
+        """Returns the batches of training; `features`, if given, take the place of images."""
         config, images = self.config, self.images if features is None else features
         return training_batches(
             self.training_queries, self.writer, images, config.loader, seed=config.seed, start=start, shard=shard
@@ -278,49 +284,49 @@ class ExperimentData:
         tight: bool = False,
         with_images: bool = True,
     ) -> grain.DatasetIterator[QuestionBatch]:
-        """Batches of one shape whatever the task, so that one compiled function asks them all; or, `tight`, no
-        larger than these prompts need, for answers of many tokens."""
+        """Returns batches of questions, all of one shape for every task, so that one compiled function handles them. If
+        `tight`, their shape is only as large as these prompts need, for answers of many tokens."""
         row_shape = dataclasses.replace(self.config.row_shape, answers=PROMPTS_A_ROW)
         images = self.images if with_images else None
         return question_batches(prompts, row_shape, images, self.config.loader, shard, tight=tight)
 
     @functools.cached_property
     def item_content(self) -> Content:
-        """What items are made of.
+        """The content of the items.
 
         Raises:
-          DataError: as of `build_content`.
+          DataError: as in `build_content`.
         """
         return build_content(self.corpus, self.config.content, self.known_items)
 
     @property
     def content(self) -> np.ndarray:
-        """What each new token stands for: float32 [new tokens, K]."""
+        """The content of each new token: float32 [new tokens, K]."""
         return token_content(self.item_content, self.vocabulary)
 
     @property
     def features(self) -> np.ndarray:
-        """What is known of items that nobody has met: float32 [I, F]."""
+        """The features of items that are known without interactions: float32 [I, F]."""
         content = self.item_content
         return content.items[:, : content.width - self.config.content.interaction_features]
 
     @property
     def has_codes(self) -> np.ndarray | None:
-        """Which items have their image in codes, bool [I]; None: there are none."""
+        """Which items have their image in codes, bool [I]; None if there are no codes."""
         codes = self.vocabulary.image_codes
         return None if codes is None else codes.has_codes
 
     @functools.cached_property
     def trie(self) -> Trie:
-        """The catalogue, as the tokens of its items' names."""
+        """The trie of the token sequences that name the items of the catalogue."""
         return build_trie(self.vocabulary.items)
 
 
 def sized_model(config: ExperimentConfig, vocabulary: Vocabulary, content: int = 0) -> ExperimentConfig:
-    """The configuration with the model's embeddings as large as the vocabulary.
+    """Returns the configuration with the model's embeddings sized to the vocabulary.
 
     Args:
-      content: features of the content of each new token.
+      content: number of content features of each new token.
     """
     drops = config.model.decoder.free_row_dropout > 0
     decoder = dataclasses.replace(

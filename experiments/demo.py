@@ -1,4 +1,4 @@
-"""`unimp demo`: from the embedded data to a page, in minutes on two cores."""
+"""`unimp demo`: goes from the embedded data to a report, in minutes on two cores."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SOURCE = "movielens_small"
 def demo_command(folder: Path = Path("runs/demo"), data: Path = Path("data")) -> None:
     """Prepare MovieLens, train `tiny`, evaluate it beside baselines, and report on it.
 
-    It goes on where it was interrupted; the page is `report.html` in the folder.
+    An interrupted demo continues where it stopped; the page is `report.html` in the folder.
 
     Args:
-      folder: the folder of the run.
-      data: where records go.
+      folder: the run folder.
+      data: the folder for prepared records.
     """
     start = time.perf_counter()
     if not (data / SOURCE).exists():
@@ -44,7 +44,7 @@ def demo_command(folder: Path = Path("runs/demo"), data: Path = Path("data")) ->
 
 
 def posters_in_codes(folder: Path, data: Path) -> Path:
-    """A VQGAN trained on the posters, in the folder, and beside it the file of what it makes of them."""
+    """Trains a VQGAN on the posters in a subfolder, and writes and returns the file of their codes beside it."""
     vqgan, codes = folder / "vqgan", folder / "codes.parquet"
     if not codes.exists():
         train_vqgan_run(dataclasses.replace(DEMO, data=ImageData(SOURCE, data)), vqgan)
@@ -53,7 +53,7 @@ def posters_in_codes(folder: Path, data: Path) -> Path:
 
 
 def with_images(data: Path, codes: Path) -> ExperimentConfig:
-    """`tiny`, which is asked for images as well."""
+    """Returns `tiny` with image generation among its tasks."""
     return dataclasses.replace(
         PRESETS["tiny"],
         data=DataConfig(SOURCE, data),

@@ -1,4 +1,4 @@
-"""Elastic training: mesh, accumulation and remat of a run follow the devices that are here; its batches stay."""
+"""Elastic training: adapts mesh, accumulation and remat of a run to the available devices, but not its batches."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from experiments.config import ExperimentConfig, read_config, to_json
 from unimp_jax.sharding import MeshConfig, tpu_slices
 
 FILE = "first_machine.json"
-"""In the folder of a run: the `Machine` that it began on."""
+"""File in the run folder with the `Machine` that the run began on."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What a mesh is made of."""
+    """The devices that a mesh is made of."""
 
     devices: int
-    """All of them."""
+    """Total number of devices."""
     slices: int = 1
-    """Of TPUs; other devices count as one."""
+    """Number of TPU slices; 1 for other devices."""
 
     @classmethod
     def here(cls) -> Machine:
@@ -31,25 +31,25 @@ class Machine:
 
 
 def first_machine(folder: Path | None) -> Machine | None:
-    """The one that the run in a folder began on; None where there is no run, or one that an earlier version began."""
+    """Returns the machine that a run began on; None if there is no run, or if an earlier version began it."""
     return read_config(folder / FILE, Machine) if folder is not None and (folder / FILE).exists() else None
 
 
 def note_first_machine(folder: Path) -> None:
-    """To be called by the first process when a run begins."""
+    """Saves the machine of a new run; called by the first process when the run begins."""
     write_json(folder / FILE, to_json(Machine.here()))
 
 
 def fitted(config: ExperimentConfig, folder: Path | None, machine: Machine | None = None) -> ExperimentConfig:
-    """The experiment as it is trained on a machine: that itself, unless `training.elastic`.
+    """Returns the experiment adapted to a machine; unchanged unless `training.elastic` is set.
 
-    The mesh is that of `fitted_mesh`. Accumulation is the least by which a device has no more of a batch at a time than
-    on the machine that the run began on: rows, and of a row what `mesh.context` and `mesh.tensor` leave it. Where even
-    one row is more than that, layers are recomputed (`model.remat full`).
+    The mesh is that of `fitted_mesh`. Accumulation is the smallest number of parts with which a device has no more of a
+    batch at a time than on the machine that the run began on, counting rows and the share of a row that `mesh.context`
+    and `mesh.tensor` leave it. If even one row is more than that, layers are recomputed (`model.remat full`).
 
     Args:
-      folder: of the run; None: it begins on this machine.
-      machine: by default, all devices that are here.
+      folder: the run folder; None if the run begins on this machine.
+      machine: all devices available here by default.
 
     Raises:
       ValueError: the rows of a batch cannot be split over the devices.
@@ -77,16 +77,17 @@ def fitted(config: ExperimentConfig, folder: Path | None, machine: Machine | Non
 
 
 def as_begun(config: ExperimentConfig, folder: Path) -> ExperimentConfig:
-    """The experiment of a run as it was trained on the machine that it began on."""
+    """Returns the experiment of a run as it was trained on the machine that it began on."""
     return fitted(config, folder, first_machine(folder))
 
 
 def fitted_mesh(asked: MeshConfig, machine: Machine) -> MeshConfig:
-    """The sizes asked for, each as far as it divides the devices that the axes before it leave, from the last axis on.
+    """Returns the requested axis sizes, each reduced to its greatest common divisor with the devices that are left,
+    starting with the last axis.
 
-    What is left goes to the axis whose size is -1, else to `data`. Each size divides the one asked for (but for these
-    two axes and the slices of TPUs), so that heads, channels and tokens that could be split over the one can be split
-    over the other.
+    The remaining devices go to the axis whose size is -1, else to `data`. Each size divides the requested one (except
+    for these two axes and the TPU slices), so that heads, channels and tokens that could be split over the one can be
+    split over the other.
     """
     left, sizes = machine.devices // machine.slices, {}
     wanted = dataclasses.asdict(asked)
@@ -101,7 +102,7 @@ def fitted_mesh(asked: MeshConfig, machine: Machine) -> MeshConfig:
 
 
 def described(config: ExperimentConfig) -> str:
-    """What is fitted, in a few words."""
+    """Summarises the adapted fields."""
     mesh = " ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(config.mesh).items() if size > 1)
     parts = config.training.accumulate
     rows = config.loader.batch_size // _row_shards(config.mesh) // parts

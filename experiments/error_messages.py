@@ -1,4 +1,4 @@
-"""One line for an error that is not the program's fault: the user's, a full disk, too little memory."""
+"""One-line messages for errors that are not the program's fault: user errors, a full disk, too little memory."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from data_pipelines.object_store import URLError
 from experiments.terminal import clean, fitted
 
 SHOWN = 300
-"""Characters of a path, or of a message of the accelerator's, that are shown."""
+"""Number of characters shown of a path or of an accelerator's message."""
 LINE = 2000
-"""Columns of the line: an id of the data that it names may be of any length."""
+"""Maximum width of the line, because ids of the data that it names may have any length."""
 REMEDIES = {
     errno.ENOENT: "does not exist, or the folder that it should be in does not",
     errno.ENOTDIR: "a file stands where a folder should be; name another path",
@@ -31,7 +31,7 @@ REMEDIES = {
     errno.ESTALE: "the file server no longer knows it: the same command goes on once it is mounted anew",
 }
 STORES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google")
-"""Packages that speak with object stores; of what they raise, much is no `OSError`."""
+"""Packages that access object stores; many of their exceptions are not an `OSError`."""
 MEMORY = (
     "out of memory ({}): what needs less is fewer --loader.batch-size, --training.accumulate 2 or more, "
     "--model.remat full, a larger --mesh.fsdp, or more devices"
@@ -39,7 +39,7 @@ MEMORY = (
 
 
 def error_message(error: Exception) -> str | None:
-    """One line about an error; None where the program itself is at fault, and its traceback is what helps."""
+    """Returns one line about an error; None if the program is at fault, since its traceback is then more helpful."""
     if isinstance(error, OSError):
         return fitted(clean(system_error_message(error)), LINE)
     if isinstance(error, ValueError | URLError):
@@ -59,17 +59,17 @@ def error_message(error: Exception) -> str | None:
 
 
 def system_error_message(error: OSError) -> str:
-    """What the operating system refused, where, and what to do."""
+    """Describes what the operating system refused, where, and what to do about it."""
     reason = REMEDIES.get(error.errno or 0, error.strerror or str(error) or type(error).__name__)
     names = [str(name)[:SHOWN] for name in (error.filename, error.filename2) if name is not None]
     return f"{' -> '.join(names)}: {reason}" if names else reason
 
 
 def stdout_is_closed() -> bool:
-    """Whether standard output is a pipe whose reader, such as `head`, has gone."""
+    """Returns whether standard output is a pipe whose reader, such as `head`, has closed it."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)
         return any(event & select.POLLERR for _, event in poll.poll(0))
-    except (OSError, ValueError):  # no file at all
+    except (OSError, ValueError):  # not a file
         return False

@@ -1,7 +1,7 @@
-"""`unimp evaluate`: all tasks of a run on held-out data, beside baselines that answer the very same questions.
+"""`unimp evaluate`: evaluates all tasks of a run on held-out data, beside baselines that answer the same questions.
 
-Leaves `evaluation/<split>.json` (tables and samples) and `evaluation/<split>-<task>.parquet` (each user's question, all
-answers and metrics, from which any table can be computed anew) in the folder of the run.
+It writes `evaluation/<split>.json` (tables and samples) and `evaluation/<split>-<task>.parquet` (each user's question
+with all answers and metrics, from which every table can be recomputed) into the run folder.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.processes import ProcessesConfig, join, print_once
 
 BEST = 10
-"""Items that each user's answer names."""
+"""Number of items that each user's answer names."""
 
 
 def evaluate_command(
@@ -54,25 +54,25 @@ def evaluate_command(
     """Measure a run on all tasks, beside baselines.
 
     Args:
-      folder: the folder of the run.
-      processes: how several find one another, where several compute.
+      folder: the run folder.
+      processes: how the processes find one another, if there are several.
     """
     join(processes)
     print_once(show(evaluate_run(folder, config)))
 
 
 def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
-    """Asks the run's model everything, and the baselines as well; writes what came of it.
+    """Evaluates the run's model and the baselines on all tasks, and writes the results.
 
     Raises:
-      DataError: the folder holds no run, its data is not prepared, nobody can be asked anything, or the run has no
-        whole checkpoint.
+      DataError: the folder holds no run, its data is not prepared, there is no question to ask, or the run has no
+        complete checkpoint.
       CheckpointError: the checkpoint cannot be read.
     """
     start = time.perf_counter()
     data, split = open_data(folder, config.mesh), config.split
     corpus = data.corpus
-    mix = data.config.queries.mix  # a run that was not trained to generate images is not asked for any
+    mix = data.config.queries.mix  # images are only asked for if the run was trained to generate them
     tasks = [name for name, task in TASKS.items() if name in config.tasks and (not task.needs_codes or mix[name])]
     everything = {task: evaluation_queries(data, split, task, config.users) for task in tasks}
     check_queries(data, split, everything)
@@ -83,7 +83,7 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     opened = {task: EVALS[task].open(data, config) for task in asked}
     place = folder / "evaluation"
     place.mkdir(exist_ok=True)
-    if not is_remote(place) and not os.access(place, os.W_OK):  # which is better told before anybody is asked
+    if not is_remote(place) and not os.access(place, os.W_OK):  # reported before the evaluation starts, not after
         raise DataError(f"{place} may not be written: it belongs to somebody else, or its disk can only be read")
     predictor, facts = load_model(folder, data, config.checkpoint)
     if config.encode_catalogue:
@@ -129,12 +129,12 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
         for task, outcome in outcomes.items():
             save_answers(outcome, place / f"{split}-{task}.parquet")
         save_memory(folder, memory, asked)
-        save_evaluation(evaluation, place / f"{split}.json")  # at last: what it speaks of is there
+        save_evaluation(evaluation, place / f"{split}.json")  # written last, so that everything it refers to exists
     return evaluation
 
 
 def fit_rankers(corpus: Corpus, config: EvaluationConfig) -> tuple[list[Ranker], dict[str, str]]:
-    """(the baselines, why one is left out, by its name)."""
+    """Returns (the baselines, the reason why one is left out by its name)."""
     rankers: list[Ranker] = [Popularity(corpus), choose_markov(corpus), choose_item_knn(corpus)]
     left_out = {}
     for rival in config.rivals:
@@ -147,7 +147,7 @@ def fit_rankers(corpus: Corpus, config: EvaluationConfig) -> tuple[list[Ranker],
 
 
 def tabulate(task: str, outcome: Outcome, seed: int) -> TaskTable:
-    """Means (or RMSE, F1, BLEU, … of means) with bootstrap intervals over users."""
+    """Returns the means (or RMSE, F1, BLEU, … of means) of each model with bootstrap intervals over users."""
     rows = []
     for model, per_user in sorted(outcome.metrics.items(), key=lambda row: place_of(row[0])):
         if outcome.formulas:
@@ -161,13 +161,13 @@ def tabulate(task: str, outcome: Outcome, seed: int) -> TaskTable:
 
 
 def place_of(model: str) -> int:
-    """Our rows come first, of them those with more beside the model: "UniMP + memory + query" before "UniMP"."""
+    """Returns the sort key of a model's row: our rows first, "UniMP + memory + query" before "UniMP"."""
     return -model.count(" + ") if model.startswith(OURS) else 1
 
 
 def save_answers(outcome: Outcome, path: Path) -> None:
-    """Parquet, a row a question: the answers, and each model's metrics of the user as `MODEL: METRIC`; whole or not at
-    all. A metric that a model has not for everyone (a rating that could not be read) is null."""
+    """Writes the answers atomically as Parquet, one row per question, with columns `MODEL: METRIC` for the user's
+    metrics. A metric that a model lacks for some users (a rating that could not be parsed) is null."""
     columns = dict(outcome.answers)
     count = len(next(iter(columns.values())))
     for model, per_user in outcome.metrics.items():
@@ -181,7 +181,7 @@ def save_answers(outcome: Outcome, path: Path) -> None:
 
 
 def show(evaluation: Evaluation) -> str:
-    """The tables as text for a terminal."""
+    """Formats the tables as text for a terminal."""
     lines = [f"{evaluation.source}, {evaluation.split}, step {evaluation.step}"]
     for table in evaluation.tables:
         names = {name: name.replace(" (unfiltered)", "*") for name in table.rows[0].metrics}

@@ -1,6 +1,6 @@
-"""`unimp export`: a run as a folder that stock transformers, vLLM or open-flamingo loads.
+"""`unimp export`: writes a run as a folder that stock transformers, vLLM or open-flamingo loads.
 
-Both have weights, tokenizer, image and generation settings, and a card that says what the model is.
+The folder has the weights, the tokenizer, image and generation settings, and a model card.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ LOADS = {
 }
 
 SPLITS: tuple[Split, ...] = ("test", "validation")
-"""Of the first that there is, the card shows a prompt and the metrics."""
+"""The model card shows a prompt and the metrics of the first of these splits that exists."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +60,15 @@ class ExportConfig:
 
     format: Format = "idefics"
     """Hugging Face's IdeficsForVisionText2Text; its LlavaForConditionalGeneration (projector mlp) or
-    SmolVLMForConditionalGeneration (pixel_shuffle), where fusion is interleaved; or open-flamingo's state dict."""
+    SmolVLMForConditionalGeneration (pixel_shuffle) if fusion is interleaved; or open-flamingo's state dict."""
     checkpoint: Checkpoint = "best"
-    """The best by validation, or the latest."""
+    """The best checkpoint by validation, or the latest."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights."""
+    """Dtype of the weights."""
     shard_gigabytes: float = SHARD_BYTES / 10**9
-    """No file of weights is larger, but one that holds a single array."""
+    """Maximum size of a weight file, unless it holds a single larger array."""
     mesh: MeshConfig = ALL_DEVICES
-    """How the model lies on the devices that are here, whatever it was trained on."""
+    """The mesh of the devices available here, independent of the one used in training."""
 
 
 def export_command(
@@ -79,8 +79,8 @@ def export_command(
     """Write a run as a folder that other programs load: transformers, vLLM or open-flamingo; diffusers for a VQGAN.
 
     Args:
-      run: the folder of the run.
-      folder: is made.
+      run: the run folder.
+      folder: the folder to create.
     """
     if is_vqgan_run(run):
         write_vqgan(folder, open_vqgan(run, config.checkpoint))
@@ -90,11 +90,11 @@ def export_command(
 
 
 def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
-    """Writes the folder, whole or not at all; returns what to tell the user of it.
+    """Writes the exported folder atomically, and returns a line about it for the user.
 
     Raises:
-      WeightsError: the format has no such geometry, the folder is there already, or there is no room.
-      DataError: `run` is no run.
+      WeightsError: the format does not support the geometry, the folder exists already, or the disk has no room.
+      DataError: `run` is not a run folder.
     """
     if config.shard_gigabytes <= 0:
         raise DataError(f"shard_gigabytes {config.shard_gigabytes} must be above 0")
@@ -119,7 +119,7 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
         if described:
             write_json(temporary / "config.json", described)
         if config.format == "idefics":
-            data.vocabulary.save(temporary / EXPERIMENT / "vocabulary")  # with what `unimp generate` reads
+            data.vocabulary.save(temporary / EXPERIMENT / "vocabulary")  # also read by `unimp generate`
             data.save_fingerprint(temporary / EXPERIMENT)
             saved = without_content(dataclasses.replace(load_config(run / "config.json"), init_from=None))
             save_config(saved, temporary / EXPERIMENT / "config.json")
@@ -131,10 +131,11 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
 
 
 def described_whole(geometry: ModelConfig, data: ExperimentData, config: ExportConfig) -> dict[str, Any]:
-    """`config.json` of a model that transformers reads.
+    """Returns the `config.json` of a model for transformers.
 
     Raises:
-      WeightsError: the format has no such geometry, or its processor other tokens around images than the vocabulary.
+      WeightsError: the format does not support the geometry, or its processor writes other tokens around images than
+        the vocabulary has.
     """
     package, vocabulary = PACKAGES[config.format], data.vocabulary
     described = package.described_as(geometry) | token_ids(vocabulary) | {"dtype": config.dtype}
@@ -148,7 +149,7 @@ def described_whole(geometry: ModelConfig, data: ExperimentData, config: ExportC
 
 
 def folded(geometry: ModelConfig, parameters: dict[str, jax.Array]) -> tuple[ModelConfig, dict[str, jax.Array]]:
-    """New tokens as the last rows of the base tables, for formats that have no table of their own for them."""
+    """Moves new tokens to the end of the base tables, for formats that have no separate table for them."""
     decoder, parameters = geometry.decoder, dict(parameters)
     for base, new in (("embeddings/base", "embeddings/new"), ("embeddings/base_head", "embeddings/new_head")):
         if new in parameters:
@@ -158,11 +159,12 @@ def folded(geometry: ModelConfig, parameters: dict[str, jax.Array]) -> tuple[Mod
 
 
 def token_ids(vocabulary: Vocabulary) -> dict[str, int]:
+    """Returns the ids of the special tokens under transformers' names."""
     return {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.eos, "pad_token_id": vocabulary.pad}
 
 
 def write_settings(folder: Path, data: ExperimentData, format: Format) -> None:
-    """How images are read, and how answers are generated."""
+    """Writes the settings of image preprocessing and of answer generation."""
     vision = data.config.model.vision
     size, (mean, deviation) = vision.image_size, vision.mean_and_deviation
     images: dict[str, Any] = {
@@ -202,7 +204,7 @@ def write_settings(folder: Path, data: ExperimentData, format: Format) -> None:
 
 
 def prompt_parts(vocabulary: Vocabulary, tokens: list[int]) -> list[str | None]:
-    """A prompt as a processor takes it: texts, and None for each image; without the first token, which it adds."""
+    """Returns a prompt as a processor takes it: texts, and None for each image; it adds the first token itself."""
     assert tokens[0] == vocabulary.bos
     joint = tuple(vocabulary.image_marker)
     parts: list[str | None] = []
@@ -213,8 +215,8 @@ def prompt_parts(vocabulary: Vocabulary, tokens: list[int]) -> list[str | None]:
 
 
 def prompt_text(vocabulary: Vocabulary, example: Example, model: ModelConfig) -> str:
-    """A prompt as processors of LLaVA and SmolVLM take it, which write each `<image>` so many times; SmolVLM's also
-    what is around it."""
+    """Returns a prompt as the processors of LLaVA and SmolVLM take it. They repeat each `<image>`; SmolVLM's also
+    writes the tokens around it."""
     before = behind = 0
     if model.projector.kind == "pixel_shuffle":
         before = vocabulary.image_marker.index(vocabulary.image)
@@ -224,7 +226,7 @@ def prompt_text(vocabulary: Vocabulary, example: Example, model: ModelConfig) ->
 
 
 def card(run: Path, name: str, data: ExperimentData, facts: Facts, config: ExportConfig) -> str:
-    """What the model is, in Markdown: data, steps, metrics, how to load it and to ask it."""
+    """Returns the model card in Markdown: data, steps, metrics, how to load the model and how to query it."""
     files = [run / "evaluation" / f"{split}.json" for split in SPLITS]
     evaluated: Evaluation | None = next((load_evaluation(file) for file in files if file.exists()), None)
     held_out = (query for split in SPLITS for query in held_out_queries(data.corpus, split, "recommendation"))
@@ -238,7 +240,7 @@ def card(run: Path, name: str, data: ExperimentData, facts: Facts, config: Expor
             f"images[{sum(p is None for p in parts[:n])}]" if part is None else repr(part)
             for n, part in enumerate(parts)
         ]
-    # Templates of our own, filled with our own metrics and written as Markdown: nothing to escape.
+    # The templates and the metrics are our own and the output is Markdown: nothing needs escaping.
     loader = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=False)
     return loader.get_template("model_card.md.jinja").render(
         name=name,

@@ -1,4 +1,4 @@
-"""Which tower images are looked at with when they are compared: the run's own, or one whose weights a user names."""
+"""Vision towers used to compare images: the run's own tower, or one whose weights the user names."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ from unimp_jax.sharding import put_everywhere
 
 @dataclasses.dataclass(frozen=True)
 class FeatureExtractorConfig:
-    """By which features images are compared; as it stands, by those of the run's own vision tower."""
+    """The features by which images are compared; by default, those of the run's own vision tower."""
 
     inception: Path | None = None
-    """Weights of Inception v3 as the FID has it (`pt_inception-2015-12-05-6726825d.pth`, or the same as safetensors):
-    features are its 2,048 pooled ones."""
+    """Weights of Inception v3 as used for the FID (`pt_inception-2015-12-05-6726825d.pth`, or the same as safetensors);
+    its 2,048 pooled features are used."""
     clip: Path | None = None
-    """A folder with a CLIP model: features are its embeddings, unless `inception` is named, and how well images fit
-    the query (CLIP score) is measured as well."""
+    """A folder with a CLIP model: its embeddings are the features, unless `inception` is given, and the CLIP score of
+    images and queries is measured as well."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureExtractor:
-    """What makes features of images.
+    """A model that computes features of images.
 
     Attributes:
-      name: what a report calls it.
+      name: its name in a report.
       see: images of any one size, uint8 [N, H, W, 3] -> features, float32 [N, F].
-      read: texts -> features, float32 [N, F], of length 1 as those of images then are; None where it sees only.
+      read: texts -> features, float32 [N, F], of unit length, as those of images then are too; None without a text
+        tower.
     """
 
     name: str
@@ -51,7 +52,7 @@ class FeatureExtractor:
 
 
 def mean_of_patches(vision: VisionTower, mesh: Mesh) -> FeatureExtractor:
-    """A run's vision tower, the mean over patches of what it makes of an image; the devices share the images."""
+    """Extracts the mean over patches of the output of a run's vision tower; the devices share the images."""
     config = vision.config
     graph, state = nnx.split(vision)
 
@@ -68,10 +69,10 @@ def mean_of_patches(vision: VisionTower, mesh: Mesh) -> FeatureExtractor:
 
 
 def inception_tower(path: Path) -> FeatureExtractor:
-    """Inception v3 as the FID has it.
+    """Loads Inception v3 as used for the FID.
 
     Raises:
-      WeightsError: the file holds no such weights.
+      WeightsError: the file does not hold these weights.
     """
     inception = read_inception(path)
     encode = jax.jit(lambda images_NHW3: inception(images_NHW3))
@@ -79,10 +80,10 @@ def inception_tower(path: Path) -> FeatureExtractor:
 
 
 def clip_tower(folder: Path) -> FeatureExtractor:
-    """A CLIP, which reads texts where it has a tower for them; each is cut to as many tokens as that reads.
+    """Loads a CLIP model, with its text tower if it has one; texts are cut to the length of the text tower.
 
     Raises:
-      WeightsError: the folder holds no CLIP, or one that reads without its tokenizer.
+      WeightsError: the folder holds no CLIP, or one with a text tower but no tokenizer.
       DataError: the tokenizer cannot be read.
     """
     clip = read_clip(folder)
@@ -92,14 +93,14 @@ def clip_tower(folder: Path) -> FeatureExtractor:
     see = functools.partial(in_batches, encode)
     if text is None:
         return FeatureExtractor(name, see)
-    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):  # or transformers makes one up
+    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):  # else transformers invents one
         raise WeightsError(f"{folder}: this CLIP reads, and has no tokenizer beside it (tokenizer.json or vocab.json)")
     tokenizer, encode_texts = read_tokenizer(str(folder)), jax.jit(clip.read)
 
     def read(texts: Sequence[str]) -> np.ndarray:
         rows = tokenizer(
             [shortened(text) for text in texts], truncation=True, max_length=text.length,
-            split_special_tokens=True,  # whatever a category says is plain text
+            split_special_tokens=True,  # categories are plain text, whatever they contain
         )["input_ids"]  # fmt: skip
         tokens_NT = np.zeros((len(rows), text.length), np.int32)
         for number, row in enumerate(rows):
@@ -114,10 +115,10 @@ def clip_tower(folder: Path) -> FeatureExtractor:
 def open_towers(
     config: FeatureExtractorConfig, predictor: Predictor
 ) -> tuple[FeatureExtractor, FeatureExtractor | None]:
-    """(what features are taken from, what tells how well images fit a text).
+    """Returns (the extractor of image features, the one that scores how well images fit a text or None).
 
     Raises:
-      WeightsError: what is named cannot be read whole.
+      WeightsError: the named weights cannot be read completely.
     """
     clip = clip_tower(config.clip) if config.clip else None
     if config.inception:
@@ -126,11 +127,12 @@ def open_towers(
 
 
 def own_tower(predictor: Predictor) -> FeatureExtractor:
+    """Returns the extractor of a run's own vision tower."""
     return mean_of_patches(predictor.model().vision, predictor.mesh)
 
 
 def resized(images_NHW3: jax.Array, size: int) -> jax.Array:
-    """uint8 [N, size, size, 3], bicubic, from uint8 of another size."""
+    """Resizes images bicubically: uint8 of another size -> uint8 [N, size, size, 3]."""
     if images_NHW3.shape[1:3] == (size, size):
         return images_NHW3
     shape = (len(images_NHW3), size, size, 3)

@@ -1,4 +1,4 @@
-"""The frozen tower's output for the catalogue: made once a run, and read in the place of images."""
+"""Caches the frozen vision tower's output for the catalogue: computed once per run, and read instead of images."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from unimp_jax.processes import of_first, wait_for_all
 
 
 def tower_features(data: ExperimentData, parameters: Parameters, mesh: Mesh, folder: Path) -> FeatureStore:
-    """Those in the folder, which all processes share, or new ones.
+    """Returns the features in the folder, which all processes share, after computing them if they do not exist.
 
     Raises:
-      DataError: they are damaged, or there is no room for them.
+      DataError: the features are damaged, or the disk has no room for them.
     """
     if not of_first(is_there(folder)):
         vision = data.config.model.vision
         shape, dtype = (vision.tokens_out, vision.width), data.config.model.compute_dtype
         items = np.flatnonzero(data.writer.has_image)
-        check_room(folder, len(items), shape, dtype)  # by all processes, so that none waits for one that gave up
+        check_room(folder, len(items), shape, dtype)  # on all processes, so that none waits for one that gave up
 
         def make(items: np.ndarray) -> Iterator[np.ndarray]:
             return encoded(data, parameters, mesh, items)
@@ -41,14 +41,14 @@ def tower_features(data: ExperimentData, parameters: Parameters, mesh: Mesh, fol
         if jax.process_index() == 0:
             write_features(folder, items, shape, dtype, make)
         else:
-            for _ in make(items):  # its devices take part
+            for _ in make(items):  # this process's devices take part
                 pass
         wait_for_all("features are written")
     return FeatureStore(local_copy(folder))
 
 
 def encoded(data: ExperimentData, parameters: Parameters, mesh: Mesh, items: np.ndarray) -> Iterator[np.ndarray]:
-    """[some items, P, C] at a time, on every process."""
+    """Yields the tower's output for batches of items, [some items, P, C] each, on every process."""
     axes = mesh_axes("images")
     everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(axes))
 
@@ -60,7 +60,7 @@ def encoded(data: ExperimentData, parameters: Parameters, mesh: Mesh, items: np.
 
     def see(some: np.ndarray) -> jax.Array:
         @functools.cache
-        def show(start: int, stop: int) -> np.ndarray:  # each process is asked for what its own devices look at
+        def show(start: int, stop: int) -> np.ndarray:  # each process loads only the images of its own devices
             return take(data.images, some[start:stop])
 
         shape = (size, *data.images.shape)

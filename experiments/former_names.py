@@ -1,4 +1,4 @@
-"""What earlier versions saved otherwise in configurations, so that their runs are still read."""
+"""Translates configurations saved by earlier versions, so that their runs can still be read."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ FORMER_NAMES = {
     "tasks.loss_weights.preference": "tasks.loss_weights.rating",
     "vqgan.widths": "vqgan.channels",
 }
-"""Dotted name of a field as it was -> as it is. Only the last part differs."""
+"""Former dotted name of a field -> its current name. Only the last part differs."""
 
 
 FORMER_VALUES = {"loader": {"planner": 1}}
-"""By section, what fields that are not saved stood for, where that is not their default now."""
+"""By section: the values of fields that old configurations lack, where these are not today's defaults."""
 
 
 def with_current_names(saved: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration as JSON with every field under its current name, in the same order."""
+    """Returns a configuration as JSON with every field under its current name, in the same order."""
     current = {}
     for name, value in saved.items():
         name = FORMER_NAMES.get(prefix + name, prefix + name).removeprefix(prefix)
@@ -34,5 +34,5 @@ def with_current_names(saved: dict[str, Any], prefix: str = "") -> dict[str, Any
 
 
 def with_former_values(saved: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as JSON with what it meant by the fields that it does not have."""
+    """Returns a configuration as JSON, completed by the former values of the fields that it lacks."""
     return saved | {name: FORMER_VALUES[name] | saved[name] for name in FORMER_VALUES if name in saved}

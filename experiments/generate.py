@@ -1,8 +1,7 @@
-"""`unimp generate`: the answer of a run, or of what was exported of it, about one user, with titles.
+"""`unimp generate`: answers one user's query with a run or with its export, and shows the titles of the items.
 
-Recommendation and search name the best items, rating a rating and what is written with it, selection the ones
-chosen of three, image the files of images. Nothing is measured here, so all that is known of the user is their
-history.
+Recommendation and search return the best items, rating returns a rating and its explanation, selection the chosen items
+of three candidates, image the image files. Nothing is evaluated here, so the user is known by their history only.
 """
 
 from __future__ import annotations
@@ -33,23 +32,23 @@ from experiments.terminal import cleaned, fitted, room
 from unimp_jax.decoding import BeamConfig
 
 SHOWN = 3
-"""So many of the latest items of a history are named."""
+"""Number of items shown from the end of a history."""
 
 
 def generate_command(
     folder: tyro.conf.Positional[Place], config: Annotated[GenerateConfig, tyro.conf.arg(name="")]
 ) -> None:
-    """Answer one user's question with a trained model: what to recommend, what matches a search, how they would rate
-    an item, which of three suits them.
+    """Answer one user's question with a trained model: what to recommend, what matches a search, how they would rate an
+    item, which of three suits them.
 
     Args:
-      folder: of a run, or made by `unimp export` for transformers.
+      folder: a run folder, or one made by `unimp export` for transformers.
     """
     print(generate(folder, config, read_input))
 
 
 def read_input() -> str:
-    """Standard input; nothing where that is a keyboard, for nobody types JSON, or closed."""
+    """Returns standard input; empty if it is closed or a terminal, because nobody types JSON."""
     if sys.stdin is None or sys.stdin.isatty():
         return ""
     content = getattr(sys.stdin, "buffer", None)
@@ -57,15 +56,15 @@ def read_input() -> str:
 
 
 def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> str:
-    """The answer, for users or as JSON.
+    """Returns the answer, as text or as JSON.
 
     Args:
-      folder: of a run, or made by `unimp export`.
-      read: the JSON object, where the configuration names no user.
+      folder: a run folder, or one made by `unimp export`.
+      read: returns the JSON object; called if the configuration names no user.
 
     Raises:
-      DataError: the folder is neither, or what is asked is not right; before weights are read, but where they are what
-        is wrong.
+      DataError: the folder is neither, or the request is invalid; raised before the weights are read, unless they are
+        the cause.
       WeightsError, CheckpointError: the weights cannot be read.
     """
     options = Request(config.task, config.user, (), config.query, config.item, config.candidates)
@@ -76,8 +75,8 @@ def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> s
     data, query = pose(data, request)
     if not 1 <= config.k <= data.corpus.num_items:
         raise DataError(f"--k is {config.k}: 1 to {data.corpus.num_items}, all items of the catalogue, is right")
-    BeamConfig(config.beams, config.new_tokens)  # refuses what cannot be before weights are read
-    data.writer.write(query, ask=True)  # what does not fit is reported before weights are read
+    BeamConfig(config.beams, config.new_tokens)  # refuses invalid options before the weights are read
+    data.writer.write(query, ask=True)  # a prompt that does not fit is reported before the weights are read
     evaluation = EVALS[config.task]
     opened = evaluation.open(data, config)
     predictor = open_model()
@@ -87,12 +86,13 @@ def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> s
 
 
 def history_of(corpus: Corpus, query: Query) -> dict[str, Any]:
+    """Returns the length of the query's history and its latest items."""
     latest = corpus.history(query.user, query.position)[-SHOWN:]
     return {"items": query.position, "latest": titled(corpus, latest.tolist())}
 
 
 def show(answer: dict[str, Any]) -> str:
-    """An answer as text for a terminal, which no text of the data can steer."""
+    """Formats an answer for a terminal, which no text in the data can control."""
     answer = cleaned(answer)
     who = "the given history" if answer["user"] is None else f"user {fitted(answer['user'], room())}"
     count, latest = (
@@ -105,11 +105,10 @@ def show(answer: dict[str, Any]) -> str:
 
 
 def complete(options: Request, text: str | None) -> Request:
-    """The options of a command line, with what the JSON object `text` says beside them where no user is named.
+    """Returns the options of the command line, combined with the JSON object `text` if no user is named.
 
     Raises:
-      DataError: the JSON is not as it should be; or something that the task needs is missing, or an option is given
-        that it does not know.
+      DataError: the JSON is invalid, an option that the task needs is missing, or one is given that it does not have.
     """
     needed, meaning = EVALS[options.task].needs
     for name in FIELDS[1:]:
@@ -130,10 +129,10 @@ def complete(options: Request, text: str | None) -> Request:
 
 
 def pose(data: ExperimentData, request: Request) -> tuple[ExperimentData, Query]:
-    """The question, about all that the user has met, and the data in which their history is.
+    """Returns the data with the user's history, and the query about the whole of it.
 
     Raises:
-      DataError: a user or an item does not exist, the history is empty, or this source has no such ratings.
+      DataError: a user or an item does not exist, the history is empty, or this source does not have such ratings.
     """
     corpus = data.corpus
     numbers = {item_id: number for number, item_id in enumerate(corpus.item_ids)}
@@ -160,9 +159,10 @@ def pose(data: ExperimentData, request: Request) -> tuple[ExperimentData, Query]
 
 
 def check_ratings(request: Request, levels: Sequence[float]) -> None:
-    """
+    """Checks the ratings of a given history.
+
     Raises:
-      DataError: a rating of the history is beyond those that can be given.
+      DataError: a rating is outside the range of the source.
     """
     for item_id, rating in request.history:
         if levels and not math.isnan(rating) and not levels[0] <= rating <= levels[-1]:
@@ -172,8 +172,8 @@ def check_ratings(request: Request, levels: Sequence[float]) -> None:
 
 
 def nearest_item(corpus: Corpus, text: str) -> str:
-    """What to add to a message about an id that is none: the item whose title, or else whose id, is most like it;
-    nothing where there is none."""
+    """Returns a hint for a message about an unknown id: the item whose title, or else whose id, is most similar to it.
+    The hint is empty if there is none."""
     by_title, by_id = nearest(text, corpus.titles), nearest(text, corpus.item_ids)
     if by_title is not None and (by_id is None or likeness(by_title, text) > likeness(by_id, text)):
         number = corpus.titles.index(by_title)

@@ -1,4 +1,4 @@
-"""`unimp import`: the options of `unimp_jax.interop.importing`."""
+"""`unimp import`: the command line of `unimp_jax.interop.importing`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def import_command(folder: tyro.conf.Positional[Path], config: Annotated[ImportC
     """Make published weights a folder for `unimp train PRESET --init-from`.
 
     Args:
-      folder: is made, and holds the weights, their geometry and their tokenizer.
+      folder: the folder to create, for the weights, their geometry and their tokenizer.
     """
     print(f"{clean_lines(import_weights(config, folder))}\ntrain from it: unimp train PRESET --init-from {folder}")

@@ -1,4 +1,4 @@
-"""The parameters of step 0: drawn by the seed, pretrained ones that were imported, or another run's."""
+"""The parameters at step 0: drawn at random from the seed, imported pretrained ones, or those of another run."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from unimp_jax.model.quantization import quantize_layers
 
 
 def is_run(folder: Path) -> bool:
-    """Returns whether a folder is that of a run."""
+    """Returns whether a folder is a run folder."""
     return (folder / "config.json").is_file() and (folder / "vocabulary").is_dir()
 
 
 def vocabulary_of_init(config: ExperimentConfig) -> Path | None:
-    """Returns the folder of the vocabulary of the run in `init_from`; None: it is built from the data."""
+    """Returns the vocabulary folder of the run in `init_from`; None if the vocabulary is built from the data."""
     return config.init_from / "vocabulary" if config.init_from is not None and is_run(config.init_from) else None
 
 
 def with_init_geometry(config: ExperimentConfig) -> ExperimentConfig:
-    """Returns the experiment with the geometry, the tokenizer and the base rows of what is in `init_from`.
+    """Returns the experiment with the geometry, the tokenizer and the base rows of `init_from`.
 
-    What is a choice of training, not of geometry, stays the experiment's: dropout, which images a token sees, and
-    whether the class token, and what lies behind a last norm, is shown to a resampler or projector that is new.
+    What is a choice of training, not of geometry, stays the experiment's own: dropout, the images that a token attends
+    to, and whether a new resampler or projector sees the class token and the output after a last norm.
 
     Raises:
       DataError: it is a run whose configuration cannot be read, or has no tokenizer.
@@ -70,10 +70,10 @@ def with_init_geometry(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def with_geometry_of_run(config: ExperimentConfig, run: Path) -> ExperimentConfig:
-    """Returns the experiment with the geometry and the vocabulary of a run, but its own choice of item attributes.
+    """Returns the experiment with the geometry and the vocabulary of a run, but with its own choice of item attributes.
 
     Raises:
-      ValueError: it needs codes of images that the run does not know.
+      ValueError: the experiment needs image codes that the run does not have, or differs in adapters or quantisation.
     """
     before = load_config(run / "config.json")
     ours, theirs = config.model, before.model
@@ -106,14 +106,14 @@ def with_dropout_of(ours: DecoderConfig, initial: DecoderConfig) -> DecoderConfi
 
 
 def initial_parameters(config: ExperimentConfig, mesh: Mesh, data: ExperimentData | None = None) -> Parameters:
-    """Returns the parameters of step 0; the values of `init_from` are written in place.
+    """Returns the parameters at step 0; the values of `init_from` are written in place.
 
     Args:
-      data: whose content the tokens have; without it, they have none yet.
+      data: the data with the content of the tokens; without it, the content is not set.
 
     Raises:
-      WeightsError, CheckpointError: `init_from` is damaged, or of another geometry.
-      DataError: it is a run without a whole checkpoint.
+      WeightsError, CheckpointError: `init_from` is damaged, or has another geometry.
+      DataError: it is a run without a complete checkpoint.
     """
     if config.init_from is not None and is_run(config.init_from):
         return parameters_of_run(config, config.init_from, mesh)
@@ -123,7 +123,7 @@ def initial_parameters(config: ExperimentConfig, mesh: Mesh, data: ExperimentDat
         return quantized(config, dense, mesh)
     if config.init_from is None:
         return with_content(init_parameters(config, mesh), data)
-    # Imported weights fill the parts they have, but for rows of the embeddings that only the model has.
+    # Imported weights fill the parts that they have, except embedding rows that only the model has.
     filled = [part for part in read_start(config.init_from).geometry.parts if part != "embeddings"]
     parameters = init_parameters(config, mesh, filled)
     values = start_values(config.init_from, config.model)
@@ -132,7 +132,7 @@ def initial_parameters(config: ExperimentConfig, mesh: Mesh, data: ExperimentDat
 
 
 def with_content(parameters: Parameters, data: ExperimentData | None) -> Parameters:
-    """Returns the parameters with the content of the catalogue's tokens written in place, where they have any."""
+    """Returns the parameters with the content of the catalogue's tokens, if there is any, written in place."""
     if data is None or data.config.content.is_empty:
         return parameters
     (frozen,) = place((parameters.frozen,), [("embeddings/content", (), data.content)])
@@ -140,7 +140,7 @@ def with_content(parameters: Parameters, data: ExperimentData | None) -> Paramet
 
 
 def quantized(config: ExperimentConfig, dense: Parameters, mesh: Mesh) -> Parameters:
-    """Returns the parameters, the decoder's matrices quantised; both are in memory for a moment."""
+    """Returns the parameters with the decoder's matrices quantised; both versions are in memory for a moment."""
     model = nnx.merge(dense.graph, dense.trainable, dense.frozen)
     model.config = config.model
     with jax.set_mesh(mesh):
@@ -151,9 +151,10 @@ def quantized(config: ExperimentConfig, dense: Parameters, mesh: Mesh) -> Parame
 
 
 def parameters_of_run(config: ExperimentConfig, run: Path, mesh: Mesh) -> Parameters:
-    """Returns the parameters of a run's latest checkpoint, divided into what trains here and what does not.
+    """Returns the parameters of a run's latest checkpoint, divided into trainable and frozen ones as in this
+    experiment.
 
-    Each is read in the dtype and the sharding that it has here, and is nowhere else.
+    Each array is read directly in this experiment's dtype and sharding.
     """
     here = abstract_parameters(config, mesh)
     arrays = dict([*nnx.to_flat_state(here.trainable), *nnx.to_flat_state(here.frozen)])
@@ -164,7 +165,7 @@ def parameters_of_run(config: ExperimentConfig, run: Path, mesh: Mesh) -> Parame
 
 
 def with_values(parameters: Parameters, values: Mapping[Any, Any]) -> Parameters:
-    """Returns the parameters, divided as they are, with other values by their paths."""
+    """Returns the parameters with other values, looked up by path, and divided in the same way."""
     trainable, frozen = (
         nnx.map_state(lambda path, _: values[path], state) for state in (parameters.trainable, parameters.frozen)
     )

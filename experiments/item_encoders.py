@@ -1,4 +1,4 @@
-"""Encoders of what is written of an item, or of its image: of transformers, WordLlama, or of a trained run."""
+"""Encoders of item texts or images: models of transformers, WordLlama, or parts of a trained run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from unimp_jax.interop.weights import locate, reason
 from unimp_jax.model import UniMP
 
 LONGEST = 512
-"""Tokens of a text that an encoder of transformers reads, where it does not read fewer."""
+"""Maximum number of tokens that a text encoder of transformers reads, if its own limit is not lower."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 Pooling = Literal["mean", "cls", "pooler"]
@@ -37,23 +37,23 @@ ReadAndEncode = tuple[Callable[[Item], Any], Callable[[list[Any]], np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class ItemEncoderConfig:
-    """Which encoder makes the vectors: exactly one of `text`, `image`, `wordllama` and `run`."""
+    """The encoder of the items: exactly one of `text`, `image`, `wordllama` and `run` must be given."""
 
     text: str | None = None
     """A text encoder of transformers, as a folder or hub id, for the title, attributes and categories of an item."""
     image: str | None = None
-    """A vision encoder of transformers, as a folder or hub id: its image features (CLIP, SigLIP), or its pooled output,
-    or else the mean of its last hidden states."""
+    """A vision encoder of transformers, as a folder or hub id: its image features (CLIP, SigLIP), its pooled output, or
+    else the mean of its last hidden states."""
     wordllama: bool = False
     """The mean of WordLlama's word vectors over the same text; they come with the package `wordllama`."""
     run: Path | None = None
-    """The folder of a run: the mean over patches of what its vision tower makes of an image."""
+    """A run folder: the mean over patches of its vision tower's output for an image."""
     run_text: bool = False
-    """Of the run, the mean of the embeddings of the text's tokens instead."""
+    """With `run`, use the mean of the embeddings of the text's tokens instead."""
     pooling: Pooling = "mean"
-    """What a text encoder gives: the mean of its last hidden states, the first token's, or the pooler's output."""
+    """Output of a text encoder: the mean of its last hidden states, that of the first token, or the pooler's output."""
     checkpoint: Checkpoint = "best"
-    """Of the run: the best by validation, or the latest."""
+    """With `run`: the best checkpoint by validation, or the latest."""
 
     def __post_init__(self) -> None:
         named = [bool(self.text), bool(self.image), self.wordllama, self.run is not None]
@@ -67,19 +67,20 @@ class ItemEncoderConfig:
 
     @property
     def sees(self) -> bool:
-        """Whether it encodes images, and not texts."""
+        """Whether it encodes images instead of texts."""
         return bool(self.image) or (self.run is not None and not self.run_text)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ItemEncoder:
-    """What makes vectors of items.
+    """A function that computes vectors of items.
 
     Attributes:
-      name: what messages call it.
-      read: what `encode` needs of an item that has a text or an image; raises DataError where that cannot be decoded.
-      encode: this of some items, at least one -> float32 [N, F].
-      probe: float32 [F], the vector of one fixed item, by which an encoder is known from another of the same name.
+      name: the encoder's name in messages.
+      read: returns the input of `encode` for an item that has a text or an image; raises DataError if it cannot be
+        decoded.
+      encode: the inputs of one item or more -> float32 [N, F].
+      probe: float32 [F], the vector of one fixed item, which tells encoders of the same name apart.
     """
 
     name: str
@@ -89,10 +90,11 @@ class ItemEncoder:
 
 
 def open_item_encoder(config: ItemEncoderConfig) -> ItemEncoder:
-    """
+    """Opens the encoder of a configuration.
+
     Raises:
       DataError: a package is missing, or the folder holds no run.
-      WeightsError: the model is not there, or is no encoder of this kind.
+      WeightsError: the model does not exist, or is not an encoder of this kind.
     """
     name = config.text or config.image or str(config.run or "WordLlama")
     if config.text:
@@ -107,15 +109,15 @@ def open_item_encoder(config: ItemEncoderConfig) -> ItemEncoder:
     Image.linear_gradient("L").save(drawn, "PNG")
     try:
         probe = encode([read(Item("", "An item.", image=drawn.getvalue()))])
-    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:  # models of other kinds
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:  # for models of other kinds
         raise WeightsError(f"{name}: no encoder of {'images' if config.sees else 'texts'} ({reason(error)})") from error
     return ItemEncoder(name, read, encode, probe[0])
 
 
 def item_text(item: Item) -> str:
-    """What is written of an item, each thing once: its title, its attributes with their names, and its categories.
+    """Returns the text of an item without repetitions: its title, its attributes with their names, and its categories.
 
-    It is empty where there is nothing but an id, which some sources give in the place of a title.
+    It is empty for an item with nothing but an id, which some sources give in place of a title.
     """
     title = "" if item.title == item.item_id else item.title
     names: dict[str, str] = {}
@@ -126,14 +128,14 @@ def item_text(item: Item) -> str:
 
 
 def text_encoder(name: str, pooling: Pooling) -> ReadAndEncode:
-    """A text encoder of transformers.
+    """Opens a text encoder of transformers.
 
     Raises:
       DataError: its tokenizer cannot be read.
-      WeightsError: there is no such model, or it has no tokenizer or no trained pooler.
+      WeightsError: the model does not exist, or it has no tokenizer or no trained pooler.
     """
     folder = locate(name)
-    if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):  # transformers would make one up
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):  # otherwise transformers invents one
         raise WeightsError(f"{name}: no encoder of texts: it has no tokenizer ({', '.join(TOKENIZER_FILES)})")
     model, has_pooler = pretrained(name, folder)
     if pooling == "pooler" and not has_pooler:
@@ -148,7 +150,7 @@ def text_encoder(name: str, pooling: Pooling) -> ReadAndEncode:
     def encode(texts: list[str]) -> np.ndarray:
         inputs = tokenizer(
             texts, padding=True, truncation=True, max_length=length, return_tensors="pt",
-            split_special_tokens=True,  # whatever an attribute says is plain text
+            split_special_tokens=True,  # attributes are plain text, whatever they contain
         ).to(model.device)  # fmt: skip
         with torch.inference_mode():
             output = model(**inputs)
@@ -163,10 +165,10 @@ def text_encoder(name: str, pooling: Pooling) -> ReadAndEncode:
 
 
 def image_encoder(name: str) -> ReadAndEncode:
-    """A vision encoder of transformers.
+    """Opens a vision encoder of transformers.
 
     Raises:
-      WeightsError: there is no such model, or it does not say how it is shown images.
+      WeightsError: the model does not exist, or has no settings of image preprocessing.
     """
     folder = locate(name)
     model, has_pooler = pretrained(name, folder)
@@ -175,7 +177,7 @@ def image_encoder(name: str) -> ReadAndEncode:
 
     try:
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # of many kinds, by model
+    except Exception as error:  # the type depends on the model
         raise WeightsError(f"{name}: no encoder of images ({reason(error)})") from error
 
     def read(item: Item) -> Any:
@@ -195,10 +197,11 @@ def image_encoder(name: str) -> ReadAndEncode:
 
 
 def pretrained(name: str, folder: Path) -> tuple[Any, bool]:
-    """(a model of transformers in float32, on a GPU where there is one; whether its pooler is trained, if it has one).
+    """Loads (a model of transformers in float32, on a GPU if there is one; whether its pooler is trained, if it has
+    one).
 
     Raises:
-      WeightsError: torch is not installed, or the folder holds no model, or not all of one.
+      WeightsError: torch is not installed, or the folder holds no complete model.
     """
     try:
         import torch
@@ -212,16 +215,16 @@ def pretrained(name: str, folder: Path) -> tuple[Any, bool]:
         model, loaded = AutoModel.from_pretrained(
             folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
-    except Exception as error:  # of many kinds, by model
+    except Exception as error:  # the type depends on the model
         raise WeightsError(f"{name}: no model that transformers reads ({reason(error)})") from error
-    missing = sorted(loaded["missing_keys"])  # which transformers draws at random
+    missing = sorted(loaded["missing_keys"])  # transformers initialises them randomly
     if lost := [key for key in missing if "pooler" not in key]:
         raise WeightsError(f"{name}: {len(lost)} of its weights are missing, such as {lost[0]}")
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), not missing
 
 
 def wordllama_encoder() -> Callable[[list[str]], np.ndarray]:
-    """`encode` of WordLlama's word vectors (256 features).
+    """Returns the `encode` function of WordLlama's word vectors (256 features).
 
     Raises:
       DataError: the package is missing.
@@ -230,15 +233,15 @@ def wordllama_encoder() -> Callable[[list[str]], np.ndarray]:
         import wordllama
     except ImportError as error:
         raise DataError("WordLlama needs its package: pip install 'unimp_jax[wordllama]'") from error
-    package = Path(wordllama.__file__).parent  # version 0.4.0 looks for the tokenizer that it brings in a cache alone
+    package = Path(wordllama.__file__).parent  # version 0.4.0 looks for its bundled tokenizer only in a cache
     return wordllama.WordLlama.load(cache_dir=package, disable_download=True).embed
 
 
 def run_encoder(folder: Path, checkpoint: Checkpoint, *, images: bool) -> ReadAndEncode:
-    """A run's vision tower, or its embeddings.
+    """Opens a run's vision tower, or its embeddings, as an encoder.
 
     Raises:
-      DataError: the folder holds no run, or its own data is not prepared.
+      DataError: the folder holds no run, or the run's own data is not prepared.
     """
     data, predictor, _ = open_model(folder, checkpoint)
     if not images:
@@ -248,7 +251,7 @@ def run_encoder(folder: Path, checkpoint: Checkpoint, *, images: bool) -> ReadAn
 
 
 def embedded_texts(net: UniMP, vocabulary: Vocabulary) -> Callable[[Sequence[str]], np.ndarray]:
-    """What makes of texts the mean embeddings of their tokens: float32 [N, D], zeros for a text without any."""
+    """Returns a function from texts to the mean embeddings of their tokens: float32 [N, D], zeros if there are none."""
     table = to_host(net.embeddings.base[...], ()).astype(np.float32)
     zeros = np.zeros(table.shape[1], np.float32)
 

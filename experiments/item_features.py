@@ -1,4 +1,4 @@
-"""`unimp features`: what an encoder makes of each item's text or image, in a file that `content.vectors` takes."""
+"""`unimp features`: writes an encoder's vector of each item's text or image to a file for `content.vectors`."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from experiments.lock import holder, locked
 logger = logging.getLogger(__name__)
 
 FACTS = "batches.json"
-"""In the folder of batches: what they are of."""
+"""File in the folder of batches that describes what they were computed from."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CatalogueConfig:
-    """Whose items get vectors."""
+    """The catalogue whose items are encoded."""
 
     source: str
-    """A source that `unimp prepare` has prepared, by its own name or the one it was given."""
+    """Name of a source prepared by `unimp prepare`: its own name or the one given to it there."""
     folder: Path = Path("data")
-    """Where `unimp prepare` has put it."""
+    """Folder of the prepared sources."""
 
 
 def features_command(
@@ -48,20 +48,20 @@ def features_command(
 ) -> None:
     """Write an encoder's vector of each item, for runs with content.
 
-    Finished batches are kept beside the file until it is whole, and the same command goes on from them.
+    Finished batches are kept beside the file until it is complete, and the same command continues from them.
 
     Args:
-      file: is written, for --content.vectors FILE; Parquet.
-      batch_size: items that are encoded together.
+      file: the Parquet file to write, for --content.vectors FILE.
+      batch_size: number of items encoded together.
     """
     print(write_item_features(file, data, encoder, batch_size))
 
 
 def write_item_features(path: Path, data: CatalogueConfig, config: ItemEncoderConfig, batch_size: int = 64) -> str:
-    """Writes the vectors of all items that have a text, or an image; returns what to tell the user.
+    """Writes the vectors of all items that have a text or an image, and returns a message for the user.
 
     Raises:
-      DataError: the source is not prepared, no item has what is encoded, or another process writes the same file.
+      DataError: the source is not prepared, no item has a text or an image, or another process writes the same file.
       WeightsError: the encoder cannot be opened.
     """
     if path.suffix != ".parquet" or batch_size < 1:
@@ -98,8 +98,8 @@ def write_item_features(path: Path, data: CatalogueConfig, config: ItemEncoderCo
 
 
 def survey(items: Sequence[Item], *, images: bool) -> tuple[list[str], list[int], str]:
-    """(all ids; the places of items with a text or an image, in the order in which they are encoded; a digest of it
-    all). Texts of like length come together, so that little of a batch is padding."""
+    """Returns (all ids; the indices of items with a text or an image, in encoding order; a digest of all of these).
+    Texts of similar length are adjacent, so that batches have little padding."""
     item_ids: list[str] = []
     sizes: dict[int, int] = {}
     digest = hashlib.sha256()
@@ -113,7 +113,7 @@ def survey(items: Sequence[Item], *, images: bool) -> tuple[list[str], list[int]
 
 
 def begin(folder: Path, facts: dict[str, Any]) -> None:
-    """Leaves in the folder only batches of what the facts say, and tells the user of those that were there."""
+    """Removes batches from the folder unless they match the facts, and tells the user about existing ones."""
     finished = list(folder.glob("*.npz"))
     before = json.loads((folder / FACTS).read_bytes()) if finished else {}
     changed = [name for name in facts if name not in before or not alike(before[name], facts[name])]
@@ -128,14 +128,14 @@ def begin(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def alike(before: Any, now: Any) -> bool:
-    """Whether facts are the same, vectors but for rounding, which may differ from start to start."""
+    """Returns whether facts are equal; vectors may differ by rounding, which varies between starts."""
     if isinstance(now, list):
         return len(before) == len(now) and np.allclose(before, now, rtol=1e-3, atol=1e-4)
     return before == now
 
 
 def write_batch(path: Path, items: Sequence[Item], places: list[int], encoder: ItemEncoder) -> None:
-    """Writes the places of those items that can be read, int64 [n], and their vectors, float32 [n, F].
+    """Writes the indices of the items that can be read, int64 [n], and their vectors, float32 [n, F].
 
     Raises:
       DataError: a vector is not finite.
@@ -157,7 +157,7 @@ def write_batch(path: Path, items: Sequence[Item], places: list[int], encoder: I
 
 
 def read_batches(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """(places, vectors) of all batches, in the order of the catalogue."""
+    """Returns (indices, vectors) of all batches, in catalogue order."""
     batches = []
     for path in paths:
         with np.load(path, allow_pickle=False) as arrays:

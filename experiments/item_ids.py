@@ -1,4 +1,4 @@
-"""`unimp ids`: semantic ids from what items look like and what is written of them, as a run's model sees it."""
+"""`unimp ids`: computes semantic ids from the images and texts of items, as represented by a run's model."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from unimp_jax.sharding import MeshConfig
 
 @dataclasses.dataclass(frozen=True)
 class ItemIdsConfig:
-    """What semantic ids are made of, and how."""
+    """What semantic ids are computed from, and how."""
 
     images: bool = True
-    """The vision tower's features of an item's image, the mean over patches."""
+    """Use the vision tower's features of an item's image, averaged over patches."""
     text: bool = True
-    """The embeddings of the words of its attributes, their mean."""
+    """Use the embeddings of the words of an item's attributes, averaged."""
     ids: SemanticIdConfig = SemanticIdConfig()
     checkpoint: Checkpoint = "best"
-    """The best by validation, or the latest."""
+    """The best checkpoint by validation, or the latest."""
     mesh: MeshConfig = ALL_DEVICES
-    """How the model lies on the devices that are here, whatever it was trained on."""
+    """The mesh of the devices available here, independent of the one used in training."""
 
 
 def ids_command(
@@ -51,20 +51,21 @@ def ids_command(
     """Name items by a few tokens that similar items share, for runs with --vocabulary.item-codes FILE.
 
     Args:
-      run: the folder of the run whose model looks at the items.
-      file: is written; Parquet.
-      processes: how several find one another, where several compute.
+      run: the folder of the run whose model represents the items.
+      file: the Parquet file to write.
+      processes: how the processes find one another, if there are several.
     """
     join(processes)
     print_once(make_item_ids(run, file, config))
 
 
 def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
-    """Writes a file for `vocabulary.item_codes`, the first of several processes does; returns what to tell the user.
+    """Computes semantic ids, writes them for `vocabulary.item_codes` on the first process, and returns a message for
+    the user.
 
     Raises:
       DataError: the folder holds no run, or the file would be a folder.
-      ValueError: neither images nor text is wanted or there, or the layout has too few ids.
+      ValueError: neither images nor text is requested or available, or the layout has too few ids.
     """
     if not (config.images or config.text):
         raise ValueError("ids are made of images, of text or of both; neither is left")
@@ -76,7 +77,7 @@ def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
     if config.text:
         texts = attribute_texts(data.corpus, data.config.vocabulary)
         blocks.append(embedded_texts(predictor.model(), data.vocabulary)(texts))
-    # Each block has as much variance as any other, and each of its features its share.
+    # All blocks have the same total variance, shared equally by the features of a block.
     features = np.concatenate([standardised(block) / block.shape[1] ** 0.5 for block in blocks], axis=1)
     if not np.ptp(features, axis=0).any():
         raise ValueError(
@@ -101,7 +102,7 @@ def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
 
 
 def image_features(predictor: Predictor, data: ExperimentData) -> np.ndarray:
-    """float32 [I, C]; an item without an image is given the mean of all."""
+    """Returns the image features of all items, float32 [I, C]; an item without an image gets the mean of all others."""
     tower = own_tower(predictor)
     shown = np.flatnonzero(data.writer.has_image)
     features = np.zeros((data.corpus.num_items, data.config.model.vision.width), np.float32)

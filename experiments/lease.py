@@ -1,8 +1,9 @@
-"""One training at a time in a folder of an object store, by a lease: an object that says who trains and until when.
+"""Allows one training at a time in a folder of an object store, by a lease: an object that names its holder and expiry.
 
-It is made only where there is none, which stores do for one of several that try. Who holds it writes it anew every
-`REFRESH` seconds, and ends at once where it finds another's in its place. One that was not written anew for `LEASE`
-seconds, or whose process was of this host and is gone, is left behind, and is taken. Hosts' clocks may differ by less.
+A lease is created only if there is none; the store grants this to one of several processes that try. Its holder writes
+it again every `REFRESH` seconds, and exits at once if it finds another holder's lease. A lease that was not refreshed
+for `LEASE` seconds, or whose process ran on this host and has ended, is stale and is taken over. The clocks of hosts
+may differ by less than that.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from data_pipelines.object_store import store
 
 LEASE, REFRESH = 60.0, 10.0
 SETTLE = 1.0
-"""Seconds after which others that took the same lease at once have been seen."""
+"""Seconds after which other processes that took over the same stale lease at the same time are visible."""
 
 
 @contextlib.contextmanager
 def leased(path: Path, patience: float) -> Iterator[None]:
-    """Nobody else holds the lease meanwhile.
+    """Holds the lease within the context, so that no other process holds it.
 
     Args:
       path: the object.
-      patience: seconds that the end of another one is waited for.
+      patience: seconds to wait for another holder to finish.
 
     Raises:
-      DataError: another process holds it, and does not end meanwhile.
+      DataError: another process still holds the lease after that time.
     """
     token, until, waits = secrets.token_hex(8), time.monotonic() + patience, False
     while not _take(path, token):
@@ -59,7 +60,7 @@ def leased(path: Path, patience: float) -> Iterator[None]:
 
 
 def _take(path: Path, token: str) -> bool:
-    """Whether the lease is this process's now."""
+    """Tries to take the lease, and returns whether this process holds it now."""
     held = read(path)
     if held:
         if not is_left_behind(held):
@@ -82,15 +83,15 @@ def _refresh(path: Path, token: str, over: threading.Event) -> None:
             if held.get("token") == token:
                 store(path).pipe_file(str(path), signed(token))
                 continue
-        except Exception as error:  # of the network: the training goes on meanwhile, and may still save
+        except Exception as error:  # a network error: training goes on meanwhile, and may still save
             print(f"WARNING: {path} could not be written ({error})", file=sys.stderr, flush=True)
             continue
         print(f"unimp: {path} was taken by {said(held)}: this training ends", file=sys.stderr, flush=True)
-        os._exit(2)  # without saving: the folder is another's
+        os._exit(2)  # without saving: the folder belongs to another process
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What the lease says, as of one that is over where it is none; nothing where there is none."""
+    """Returns the content of the lease: empty if there is none, expired if it is invalid."""
     try:
         held = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -101,26 +102,28 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def signed(token: str) -> bytes:
+    """Returns the content of a lease that this process holds from now on."""
     now = time.time()
     who = {"pid": os.getpid(), "host": socket.gethostname(), "machine": _machine()}
     return json.dumps({"token": token, **who, "at": now, "until": now + LEASE}).encode()
 
 
 def said(held: dict[str, Any]) -> str:
-    """Who holds a lease, in words."""
+    """Describes the holder of a lease."""
     at = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(held.get("at", 0)))
     return f"process {held.get('pid', '?')} on {held.get('host', 'another host')} (at {at})"
 
 
 def is_left_behind(held: dict[str, Any]) -> bool:
+    """Returns whether a lease has expired, or its process was on this machine and has ended."""
     if time.time() > held.get("until", 0):
         return True
     return held.get("machine") == _machine() and not os.path.exists(f"/proc/{held['pid']}")
 
 
 def _machine() -> str:
-    """What has the same numbers of processes: a start of this host's, and of a container on it."""
+    """Identifies the namespace of process ids: the boot of this host, and a container on it."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
-    return " ".join(parts) if len(parts) == 3 else secrets.token_hex(8)  # never another's
+    return " ".join(parts) if len(parts) == 3 else secrets.token_hex(8)  # never equal to another's

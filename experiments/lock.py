@@ -1,8 +1,8 @@
-"""One process at a time in a folder, on however many hosts, by the kernel's lock (flock) on a file that stays.
+"""Allows one process at a time in a folder, across hosts, by the kernel's lock (flock) on a persistent file.
 
-A lock is held by the process that took it and by the processes that inherit its descriptor; when the last of them has
-ended, however it ended, the lock is free. So nobody has to judge whether a lock that was left behind is stale, and a
-training that outlives the process that started it is not disturbed. The file says who took the lock last.
+A lock is held by the process that took it and by the processes that inherit its descriptor; it is released when the
+last of them ends, for whatever reason. So stale locks need no detection, and a training that outlives the process that
+started it is not disturbed. The file names the process that last took the lock.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from data_pipelines.object_store import is_remote
 from experiments.lease import leased
 
 PATIENCE = 180
-"""Seconds: so long may a file server take to learn that a machine is gone (NFS 4 gives it 90)."""
+"""Seconds that a file server may need to notice that a machine is gone (NFS 4 allows it 90)."""
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, waits: bool = False) -> Iterator[int | None]:
-    """Yields the descriptor that holds the lock, for children to inherit.
+    """Yields the descriptor that holds the lock, for child processes to inherit.
 
-    It yields None where another process holds the lock, unless it `waits`.
+    If another process holds the lock, it waits for the lock if `waits` is set, and yields None otherwise.
 
     Raises:
-      ValueError: the file system has no locks.
+      ValueError: the file system does not support locks.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -51,7 +51,7 @@ def locked(path: Path, *, waits: bool = False) -> Iterator[int | None]:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Nobody else trains in `folder` meanwhile; where the file system has no locks, nobody watches over that.
+    """Prevents other processes from training in `folder` within the context, if its file system supports locks.
 
     Raises:
       DataError: another process trains there, and does not end within `PATIENCE`.
@@ -83,7 +83,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def is_free(path: Path) -> bool:
-    """Whether nobody held the lock a moment ago."""
+    """Returns whether the lock was free a moment ago."""
     if not path.exists():
         return True
     with path.open("rb+") as file:
@@ -91,7 +91,7 @@ def is_free(path: Path) -> bool:
 
 
 def holder(path: Path) -> str:
-    """Who took the lock last, in words."""
+    """Describes the process that last took the lock."""
     try:
         who = json.loads(path.read_text(encoding="utf-8"))
         return f"process {who['pid']} on {who['host']}, since {who['since']}"
@@ -100,7 +100,7 @@ def holder(path: Path) -> str:
 
 
 def _sign(descriptor: int) -> None:
-    """Writes into the file who holds the lock."""
+    """Writes the holder of the lock into the file."""
     who = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(who).encode(), 0)

@@ -1,8 +1,7 @@
-"""What a run's memory is: which counts of training stand beside the model in which task, and how much they say.
+"""A run's memory: the training counts that are combined with the model in each task, and their weights.
 
-`unimp evaluate` chooses it on validation users (`experiments.evals.recommender`, `experiments.evals.rating`), and
-leaves `memory.json` in the folder of the run, from which `unimp generate` answers. The counts themselves are made anew
-from the records.
+`unimp evaluate` chooses it on validation users (`experiments.evals.recommender`, `experiments.evals.rating`) and writes
+`memory.json` into the run folder, which `unimp generate` reads. The counts themselves are recomputed from the records.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ def check_share(share: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Counts of which items followed, or were met with, those of a history; one of the two kinds is given."""
+    """Counts of the items that followed, or co-occurred with, those of a history: exactly one of the two kinds."""
 
     share: float
-    """How much of the pool is theirs."""
+    """Weight of these counts in the pool."""
     calibration: Calibration
-    """From their scores to probabilities."""
+    """Maps their scores to probabilities."""
     item_knn: ItemKNNConfig | None = None
     markov: MarkovConfig | None = None
 
@@ -52,12 +51,12 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class ItemMemory:
-    """What is pooled with the model's probabilities; what is left of the shares is the model's."""
+    """Counts that are pooled with the model's probabilities; the model's weight is 1 minus the sum of their shares."""
 
     counts: tuple[Counts, ...] = ()
-    """None where the model alone validates best."""
+    """Empty if the model alone performs best in validation."""
     pool: Pool = "linear"
-    """Whether probabilities are added up by their shares, or multiplied to the power of them."""
+    """How probabilities are combined: as a sum weighted by the shares, or as a product with the shares as exponents."""
 
     def __post_init__(self) -> None:
         check_share(sum(one.share for one in self.counts))
@@ -73,7 +72,7 @@ class RatingMemory:
     """Biases (and factors) of users and items."""
 
     share: float
-    """Of the expected rating, how much is the memory's; the rest is the model's."""
+    """Weight of the memory in the expected rating; the rest is the model's."""
     factorisation: FactorisationConfig
 
     def __post_init__(self) -> None:
@@ -82,15 +81,15 @@ class RatingMemory:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What stands beside a model; nothing where the model answers alone."""
+    """What is combined with a model's answers; empty if the model answers alone."""
 
     items: Mapping[str, ItemMemory] = dataclasses.field(default_factory=dict)
-    """By the tasks that are answered by how probable each item is to come next."""
+    """By task, for the tasks that are answered by the probability of each item to come next."""
     ratings: RatingMemory | None = None
 
 
 def save_memory(folder: Path, memory: Memory, tasks: Collection[str]) -> None:
-    """Saves what was chosen for some tasks; that of others stays as it was chosen before."""
+    """Saves the memory chosen for some tasks; that of other tasks is kept."""
     before = read_memory(folder)
     items = {task: one for task, one in before.items.items() if task not in tasks} | dict(memory.items)
     saved = Memory(items, memory.ratings if "rating" in tasks else before.ratings)
@@ -98,7 +97,7 @@ def save_memory(folder: Path, memory: Memory, tasks: Collection[str]) -> None:
 
 
 def read_memory(folder: Path) -> Memory:
-    """That of a run; an empty one where it was not evaluated.
+    """Returns the memory of a run; empty if the run was not evaluated.
 
     Raises:
       DataError: the file does not describe a memory.

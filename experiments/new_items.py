@@ -1,4 +1,4 @@
-"""Items that a run's catalogue does not have yet, from a file: what `unimp generate --new-items` takes."""
+"""Reads items that are not yet in a run's catalogue from a file, for `unimp generate --new-items`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ FIELDS = ("item_id", "title", "attributes", "categories", "image")
 
 
 def with_new_items(data: ExperimentData, path: Path) -> ExperimentData:
-    """The data of a run with the items of a file behind its own.
+    """Returns the data of a run with the items of a file appended.
 
     Raises:
-      DataError: the file cannot be read, an item in it is bad or in the catalogue already, or the run names items by
-        semantic ids.
+      DataError: the file cannot be read, an item in it is invalid or already in the catalogue, or the run names items
+        by semantic ids.
     """
     items = read_new_items(path, data.corpus)
     known, images = data.corpus.num_items, [item.image for item in items]
@@ -42,10 +42,10 @@ def with_new_items(data: ExperimentData, path: Path) -> ExperimentData:
 
 
 def read_new_items(path: Path, corpus: Corpus) -> list[Item]:
-    """The items of a file of JSON lines or, by its name's end, of Parquet.
+    """Reads the items of a file of JSON lines or, if its name ends in .parquet, of Parquet.
 
     Raises:
-      DataError: as of `with_new_items`; names the line and the field.
+      DataError: as in `with_new_items`; it names the line and the field.
     """
     known, items = set(corpus.item_ids), list[Item]()
     names = list(dict.fromkeys(name for attributes in corpus.attributes for name, _ in attributes))
@@ -64,7 +64,7 @@ def read_new_items(path: Path, corpus: Corpus) -> list[Item]:
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, fields) of each item; fields that are null are left out."""
+    """Yields (place in the file, fields) of each item, without fields that are null."""
     if path.suffix == ".parquet":
         try:
             with pq.ParquetFile(path) as file:
@@ -85,16 +85,17 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_item(record: dict[str, Any], names: list[str], folder: Path) -> Item:
-    """
+    """Parses one item.
+
     Args:
       names: the attributes that the source has.
-      folder: where images are, unless their paths are absolute.
+      folder: the base folder of relative image paths.
 
     Raises:
-      BadField: a field is missing, unknown or of another kind, or the image cannot be read.
+      BadField: a field is missing, unknown or of the wrong type, or the image cannot be read.
     """
     check_object(record, FIELDS)
-    attributes = dict(field(record, "attributes", dict, list, default={}))  # Parquet's maps are lists of pairs
+    attributes = dict(field(record, "attributes", dict, list, default={}))  # Parquet maps are lists of pairs
     for name, value in attributes.items():
         if name not in names:
             raise BadField(

@@ -1,4 +1,4 @@
-"""A run's parameters, taken apart into what trains and what does not."""
+"""The parameters of a run, divided into trainable and frozen ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unimp_jax.sharding import abstract_model, init_model
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Parameters:
-    """A model taken apart: its structure, what trains and what does not."""
+    """A model divided into its structure, its trainable and its frozen parameters."""
 
     graph: nnx.GraphDef
     trainable: Any
@@ -26,30 +26,30 @@ class Parameters:
 
 
 def init_parameters(config: ExperimentConfig, mesh: Mesh, blank: Collection[Part] = ()) -> Parameters:
-    """New parameters in their shardings, zeros in `blank` parts; their types are those of `kept_in`."""
+    """Returns new parameters in their shardings, with zeros in the `blank` parts and the dtypes of `kept_in`."""
     return take_apart(config, init_model(config.model, mesh, config.seed, blank=blank, dtypes=kept_in(config)))
 
 
 def abstract_parameters(config: ExperimentConfig, mesh: Mesh) -> Parameters:
-    """Shapes, types and shardings of what `init_parameters` gives."""
+    """Returns the shapes, dtypes and shardings of the result of `init_parameters`."""
     graph, state = abstract_model(config.model, mesh, kept_in(config))
     return take_apart(config, nnx.merge(graph, state))
 
 
 def kept_in(config: ExperimentConfig) -> dict[Part, str]:
-    """The type that each part's parameters are kept in, whatever `model.param_dtype` says.
+    """Returns the dtype in which each part's parameters are stored, regardless of `model.param_dtype`.
 
-    What trains is kept in float32, and so are its moments: in bfloat16 an update of less than 1/256 of a weight is
-    lost, and a second moment that is to keep .999 of itself never shrinks. What does not train is kept in the type that
-    it is computed in.
+    Trainable parameters and their moments are stored in float32: in bfloat16 an update of less than 1/256 of a weight
+    is lost, and a second moment with a decay of .999 never shrinks. Frozen parameters are stored in the compute dtype.
     """
     return {part: "float32" if part in config.training.trains else config.model.compute_dtype for part in PARTS}
 
 
 def take_apart(config: ExperimentConfig, model: UniMP) -> Parameters:
-    """
+    """Divides a model into structure, trainable and frozen parameters.
+
     Raises:
-      ValueError: no part trains.
+      ValueError: no part is trained.
     """
     trains = frozenset(config.training.trains)
     if not trains:

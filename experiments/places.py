@@ -1,4 +1,4 @@
-"""Options that are paths: some may be URLs of an object store, the others must be local."""
+"""Path options: some accept URLs of an object store, the others must be local."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ Place = Annotated[
     pydantic.WrapValidator(lambda value, as_path: read_place(value) or as_path(value)),
     pydantic.PlainSerializer(str, when_used="json"),
 ]
-"""A local path, or a URL: `s3://BUCKET/…`, `gs://BUCKET/…`."""
+"""A local path or a URL: `s3://BUCKET/…`, `gs://BUCKET/…`."""
 LOCAL = ConstructorRegistry()
-"""For `tyro.cli`: options that are declared as `Path` are local."""
+"""For `tyro.cli`: makes options declared as `Path` accept local paths only."""
 
 
 def read_place(value: Any) -> Path | None:
-    """The path of a URL; None of anything else."""
+    """Returns the path of a URL; None for any other value."""
     path = make_path(value) if isinstance(value, str | PurePath) else None
     return path if is_remote(path) else None
 
 
 @LOCAL.primitive_rule
 def local_path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    """Makes options of type `Path` refuse URLs."""
     if info.type is not Path:
         return None
     return PrimitiveConstructorSpec(
@@ -47,9 +48,10 @@ def local_path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None
 
 
 def refuse_url(text: Any) -> Path:
-    """
+    """Returns a local path.
+
     Raises:
-      URLError: the text is one.
+      URLError: the text is a URL.
     """
     path = make_path(text)
     if is_remote(path):

@@ -1,4 +1,4 @@
-"""`unimp prepare`: the options of `data_pipelines.prepare`."""
+"""`unimp prepare`: the command line of `data_pipelines.prepare`."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def prepare_command(
     """Turn a source's own files into records.
 
     Args:
-      folder: where records go, on the disk or in an object store (s3://BUCKET/FOLDER, gs://BUCKET/FOLDER).
-      source_dir: the source's own files; by default those that come with this project, or the publisher's.
-      name: what the records are called (as data.source); by default as the source.
-      on_bad: bad records are an error, or are left out and listed.
-      beam_options: records are encoded in an Apache Beam pipeline with these options ("--runner=DirectRunner").
+      folder: folder for the records, on disk or in an object store (s3://BUCKET/FOLDER, gs://BUCKET/FOLDER).
+      source_dir: folder of the source's own files; by default those bundled with this project, or the publisher's.
+      name: name of the records (for data.source); by default that of the source.
+      on_bad: refuse bad records with an error, or leave them out and list them.
+      beam_options: encode the records in an Apache Beam pipeline with these options ("--runner=DirectRunner").
     """
     prepared = prepare(source, folder, source_dir, on_bad, selection, name, beam_options)
     print(clean_lines(str(prepared)))

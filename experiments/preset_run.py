@@ -1,4 +1,4 @@
-"""The options of `unimp train`: a preset, each field of which is an option, a folder, and how processes meet."""
+"""The options of `unimp train`: a preset with all its fields, the run folder, and how processes find one another."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from unimp_jax.processes import ProcessesConfig
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A preset, and where its run is kept."""
+    """A preset and the folder of its run."""
 
     folder: Place
-    """The folder of the run; s3://BUCKET/FOLDER or gs://BUCKET/FOLDER lies in an object store."""
+    """The run folder; s3://BUCKET/FOLDER or gs://BUCKET/FOLDER is in an object store."""
     experiment: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
     processes: ProcessesConfig = ProcessesConfig()
 
@@ -31,6 +31,6 @@ PresetRun: Any = tyro.extras.subcommand_type_from_defaults(
 
 
 def read_training(arguments: Sequence[str]) -> Training:
-    """What `unimp train` would make of `arguments`; mistakes end as they end there."""
+    """Parses `arguments` as `unimp train` does; mistakes have the same consequences as there."""
     options = (tyro.conf.FlagConversionOff,)
     return tyro.cli(PresetRun, args=arguments, prog="unimp train", config=options, registry=LOCAL)

@@ -1,4 +1,4 @@
-"""The provenance of a run: by which commands it was started, on which machines, with which versions."""
+"""The provenance of a run: the commands that started it, the machines and the versions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from data_pipelines.atomic import write_json
 
 
 def note_provenance(folder: Path) -> float:
-    """Adds the running command to `started.json`, unless an earlier entry is the same in all but its time.
+    """Adds the running command to `started.json`, unless an earlier entry differs only in its time.
 
-    A damaged file is replaced, because nothing but a report reads it.
+    A damaged file is replaced, because only reports read it.
 
     Returns:
-      When the first command was started, in seconds since 1970.
+      The start time of the first command, in seconds since 1970.
     """
     path = folder / "started.json"
     try:
@@ -48,7 +48,7 @@ def provenance() -> dict[str, str]:
 
 
 def processor() -> str:
-    """Returns the name of the processor's model, where the system knows it."""
+    """Returns the model name of the processor if the system provides it, else its architecture."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

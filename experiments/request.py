@@ -1,4 +1,4 @@
-"""What someone asks, about a user of the source or a history in JSON; every mistake is reported in one line."""
+"""Parses a request about a user of the source or about a history in JSON; every mistake is reported in one line."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FIELDS = ("history", "query", "item", "candidates")
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One question in ids of the source.
+    """One request; items and users are given by their ids in the source.
 
     Attributes:
-      user: of whose history it is asked; None: `history` tells it.
+      user: the user whose history is used; None if `history` gives it.
       history: (item id, stars or NaN), oldest first.
-      query: what is searched for.
-      item: whose rating is asked for.
-      candidates: what is selected from.
+      query: the search text.
+      item: the item whose rating is predicted.
+      candidates: the items to select from.
     """
 
     task: str = "recommendation"
@@ -39,10 +39,10 @@ class Request:
 
 
 def read_request(text: str) -> Request:
-    """A history, and what is asked about it, from a JSON object such as `EXAMPLE`.
+    """Parses a history, and what is asked about it, from a JSON object such as `EXAMPLE`.
 
     Raises:
-      DataError: it is none; names the field.
+      DataError: the text is invalid; the message names the field.
     """
     text = text.removeprefix("\ufeff").strip()
     if not text:
@@ -65,10 +65,10 @@ def read_request(text: str) -> Request:
 
 
 def decoded(content: bytes) -> str:
-    """JSON's text, in UTF-8, UTF-16 or UTF-32, with a mark of byte order or without.
+    """Decodes JSON text in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises:
-      DataError: it is in another encoding.
+      DataError: the text has another encoding.
     """
     try:
         return content.decode(json.detect_encoding(content))
@@ -80,13 +80,13 @@ def decoded(content: bytes) -> str:
 
 
 def read_id(record: dict[str, Any], name: str) -> str:
-    """An id; one that is written as a number is its text."""
+    """Returns an id; a number is converted to its text."""
     value = field(record, name, str, int, float)
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def read_met(met: Any) -> tuple[str, float]:
-    """(item id, stars or NaN) of one entry of a history."""
+    """Returns (item id, stars or NaN) of one entry of a history."""
     if isinstance(met, str | int | float) and not isinstance(met, bool):
         return read_id({"history": met}, "history"), math.nan
     check_object(met, ("item", "rating"))
@@ -94,9 +94,10 @@ def read_met(met: Any) -> tuple[str, float]:
 
 
 def check_object(record: Any, names: Sequence[str]) -> None:
-    """
+    """Checks the type and the field names of a JSON object.
+
     Raises:
-      BadField: it is no object, or has a field of another name.
+      BadField: it is not an object, or has an unknown field.
     """
     if not isinstance(record, dict):
         raise BadField(f"{shown(record)} where an object with {', '.join(names)} should be")

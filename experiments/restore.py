@@ -17,12 +17,12 @@ def step_of(checkpoints: Checkpoints, which: Checkpoint, command: str) -> int:
     """Returns the step of a checkpoint.
 
     Args:
-      checkpoints: those of a run.
+      checkpoints: the checkpoints of a run.
       which: the best by validation, or the latest.
-      command: the command that trains such runs, for the message.
+      command: the command that trains such runs, for the error message.
 
     Raises:
-      DataError: the run has no whole checkpoint.
+      DataError: the run has no complete checkpoint.
     """
     step = checkpoints.best() if which == "best" else checkpoints.latest()
     if step is None:
@@ -33,20 +33,20 @@ def step_of(checkpoints: Checkpoints, which: Checkpoint, command: str) -> int:
 def restore_parameters(
     run: Path, which: Checkpoint, parameters: Parameters, config: CheckpointConfig
 ) -> tuple[Parameters, int]:
-    """Reads parameters, and nothing else of a checkpoint, straight into their shardings.
+    """Reads only the parameters of a checkpoint, directly into their shardings.
 
     Args:
-      run: the folder of the run.
+      run: the run folder.
       which: the best checkpoint by validation, or the latest.
-      parameters: shapes, dtypes and shardings, divided into what trains and what does not as in that run.
+      parameters: shapes, dtypes and shardings, divided into trainable and frozen ones as in that run.
       config: how the best checkpoint is determined.
 
     Returns:
       (the parameters, the step of the checkpoint).
 
     Raises:
-      DataError: the run has no whole checkpoint.
-      CheckpointError: it cannot be read, or is of another geometry.
+      DataError: the run has no complete checkpoint.
+      CheckpointError: the checkpoint cannot be read, or has another geometry.
     """
     with Checkpoints(run / "checkpoints", config, reads_only=True) as checkpoints:
         step = step_of(checkpoints, which, "unimp train")

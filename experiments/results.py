@@ -1,4 +1,4 @@
-"""What an evaluation found, in one form that tables, pages and tests read."""
+"""The results of an evaluation, in one form for tables, pages and tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class TaskTable:
-    """All models at one task."""
+    """The results of all models for one task."""
 
     task: str
     users: int
@@ -38,7 +38,7 @@ class TaskTable:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One user's question and the model's answer, items by index into the catalogue."""
+    """One user's query and the model's answer; items are catalogue indices."""
 
     user: str
     history: tuple[int, ...]
@@ -49,11 +49,11 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSample:
-    """What one user asked to see and what was generated; items by index into the catalogue, images by the names of
-    PNG files, relative to the folder of the evaluation.
+    """What one user asked to see and the generated images; items are catalogue indices, images are names of PNG files
+    relative to the evaluation folder.
 
     Attributes:
-      reconstruction: the wanted item's image as its codes give it back, the best that could be generated.
+      reconstruction: the target item's image decoded from its codes, the best that could be generated.
     """
 
     user: str
@@ -75,22 +75,23 @@ class Evaluation:
     samples: tuple[Sample, ...]
     seconds: float = 0.0
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What a reader may want to know of the run: parameters, seed, data, machine."""
+    """What a reader may want to know about the run: parameters, seed, data, machine."""
     images: tuple[ImageSample, ...] = ()
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Why a task, or a baseline, is in no table."""
+    """Why a task, or a baseline, is missing from the tables."""
 
 
 def save_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Whole or not at all."""
+    """Writes the evaluation atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, dataclasses.asdict(evaluation))
 
 
 def load_evaluation(path: Path) -> Evaluation:
-    """
+    """Reads an evaluation.
+
     Raises:
-      DataError: the file is missing or is no evaluation.
+      DataError: the file does not exist or is not an evaluation.
     """
     try:
         return pydantic.TypeAdapter(Evaluation).validate_json(path.read_bytes())

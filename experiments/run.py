@@ -1,4 +1,4 @@
-"""The folder of a run, or one that was exported, opened again to use its model."""
+"""Opens a run folder, or an exported folder, to use its model."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from unimp_jax.sharding import ROWS, MeshConfig, make_mesh, param_shardings
 from unimp_jax.training.log import read_log
 
 EXPERIMENT = "unimp"
-"""In an exported folder: the experiment and its vocabulary, which nothing but this project reads."""
+"""Subfolder of an exported folder with the experiment and its vocabulary, which only this project reads."""
 
 
 ALL_DEVICES = MeshConfig(data=-1)
-"""Each of the devices that are here holds all parameters and works on its own rows."""
+"""Each available device holds all parameters and processes its own rows."""
 
 
 LOGGED = {
@@ -49,26 +49,27 @@ LOGGED = {
     "waiting for data": ("waiting_share", ".2%"),
     "goodput": ("goodput", ".1%"),
 }
-"""What is said of a run's last line of training, as far as the line has it."""
+"""Facts taken from a run's last training log line, if the line has them: name -> (field, format)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What to say of a checkpoint."""
+    """What tables and reports say about a checkpoint."""
 
     step: int
     described: dict[str, Any]
 
 
 def used_here(config: ExperimentConfig, mesh: MeshConfig) -> ExperimentConfig:
-    """The experiment of a trained run as it is used on the devices that are here, whatever it was trained on.
+    """Returns the experiment of a trained run, configured for the devices available here.
 
-    Devices lie as `mesh` says, and attention is computed by what suits them. A device works on as many rows at a time
-    as in training, where that is known, and all together on no more; no answer depends on it.
+    It uses `mesh` and the attention that suits the devices. Each device processes as many rows at a time as in
+    training, if that is known, and all together no more than in training, rounded up to a multiple of the row shards;
+    answers do not depend on this.
     """
     shape = make_mesh(mesh).shape
     shards = math.prod(shape[axis] for axis in ROWS)
-    trained = math.prod(getattr(config.mesh, axis) for axis in ROWS)  # below 0: on all devices that there were
+    trained = math.prod(getattr(config.mesh, axis) for axis in ROWS)  # below 0: all devices of the training machine
     rows = config.loader.batch_size // config.training.accumulate
     rows = min(rows, rows // trained * shards) if trained > 0 else rows
     return dataclasses.replace(
@@ -80,10 +81,10 @@ def used_here(config: ExperimentConfig, mesh: MeshConfig) -> ExperimentConfig:
 
 
 def open_data(folder: Path, mesh: MeshConfig = ALL_DEVICES) -> ExperimentData:
-    """The data of a run, its configuration that of `used_here`.
+    """Opens the data of a run with the configuration of `used_here`.
 
     Raises:
-      DataError: the folder holds no run, or its data is not prepared, or is not what it was trained on.
+      DataError: the folder holds no run, or its data is not prepared or is not what the run was trained on.
     """
     config = used_here(load_config(folder / "config.json"), mesh)
     return ExperimentData.load(config, folder / "vocabulary", same=DATA_PARTS)
@@ -92,24 +93,24 @@ def open_data(folder: Path, mesh: MeshConfig = ALL_DEVICES) -> ExperimentData:
 def open_model(
     folder: Path, checkpoint: Checkpoint, mesh: MeshConfig = ALL_DEVICES
 ) -> tuple[ExperimentData, Predictor, Facts]:
-    """The data, the model ready to be asked on the devices that are here, and what to say of it.
+    """Opens the data and the model of a run on the available devices, with facts about the checkpoint.
 
     Raises:
-      DataError: the folder holds no run, or one without a whole checkpoint.
+      DataError: the folder holds no run, or one without a complete checkpoint.
     """
     data = open_data(folder, mesh)
     return data, *load_model(folder, data, checkpoint)
 
 
 def load_model(folder: Path, data: ExperimentData, checkpoint: Checkpoint) -> tuple[Predictor, Facts]:
-    """A run's model, where `data` is open already, and what to say of it.
+    """Loads a run's model for `data`, which is already open, with facts about the checkpoint.
 
     Raises:
-      DataError: the run has no whole checkpoint.
-      CheckpointError: it cannot be read.
+      DataError: the run has no complete checkpoint.
+      CheckpointError: the checkpoint cannot be read.
     """
     predictor, step = restore(folder, data.config, checkpoint)
-    trained = abstract_parameters(data.config, predictor.mesh)  # with what the predictor's tables hold added up
+    trained = abstract_parameters(data.config, predictor.mesh)  # with adapters and content not yet merged
     lines = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] == "train"]
     described = {
         "parameters that train": f"{sum(x.size for x in jax.tree.leaves(trained.trainable)):,}",
@@ -132,19 +133,22 @@ def open_to_ask(
     new_items: Path | None = None,
     mesh: MeshConfig,
 ) -> tuple[ExperimentData, Callable[[], Predictor]]:
-    """What the folder of a run, or one that was exported, can be asked with: the data, and what then opens the model.
+    """Opens a run folder, or an exported folder, to answer single queries.
 
-    One question fills a batch, so that none is computed for nothing.
+    A batch holds one query per row shard, so that no padding rows are computed.
 
     Args:
-      checkpoint: of a run.
-      records: where the prepared records are, if not where they were in training.
+      checkpoint: which checkpoint of a run is used.
+      records: folder of the prepared records, if not the one used in training.
       new_items: a file of items that a run's catalogue does not have (`experiments.new_items`).
-      mesh: of the devices that are here.
+      mesh: the mesh of the available devices.
+
+    Returns:
+      (the data, a function that opens the model).
 
     Raises:
-      DataError: the folder is neither, or its data is not prepared; or the file is bad, or the run cannot take it.
-      WeightsError, CheckpointError: the weights cannot be read, when they are.
+      DataError: the folder is neither, or its data is not prepared, or the file is invalid, or the run cannot use it.
+      WeightsError, CheckpointError: the weights cannot be read; raised when the model is opened.
     """
     exported = (folder / EXPERIMENT / "config.json").exists()
     folder = local_copy(folder) if exported else folder
@@ -176,15 +180,16 @@ def open_to_ask(
 def restore(
     folder: Path, config: ExperimentConfig, checkpoint: Checkpoint, content: np.ndarray | None = None
 ) -> tuple[Predictor, int]:
-    """Returns (the model of a run, the step of its checkpoint); nothing but parameters is read.
+    """Reads only the parameters of a checkpoint, and returns (the model of the run, the step of the checkpoint).
 
     Args:
-      config: as the run was trained.
-      content: of the run's tokens and of more behind them (`ExperimentData.content`), whose rows are that alone.
+      config: the configuration of the training.
+      content: the content of the run's tokens and of new ones after them (`ExperimentData.content`); the embedding rows
+        of new tokens are computed from it alone.
 
     Raises:
-      DataError: the run has no whole checkpoint, or another content.
-      CheckpointError: it cannot be read.
+      DataError: the run has no complete checkpoint, or other content.
+      CheckpointError: the checkpoint cannot be read.
     """
     mesh = make_mesh(config.mesh)
     parameters, step = restore_parameters(folder, checkpoint, abstract_parameters(config, mesh), config.checkpoint)
@@ -194,14 +199,14 @@ def restore(
 
 
 def added_content(parameters: Parameters, content: np.ndarray) -> np.ndarray:
-    """The content of the tokens that a run was trained without.
+    """Returns the content of the tokens that the run was not trained with.
 
     Raises:
-      DataError: that of the others is not what the run was trained with.
+      DataError: the content of the other tokens differs from that in training.
     """
     trained = np.asarray(parameters.frozen["embeddings"]["content"][...], np.float32)
     known = content[: len(trained)]
-    if known.shape != trained.shape or not np.allclose(known, trained, rtol=0.01, atol=0.01):  # kept in bfloat16, maybe
+    if known.shape != trained.shape or not np.allclose(known, trained, rtol=0.01, atol=0.01):  # maybe bfloat16 there
         raise DataError(
             "new items need the features of the others to be those that the run was trained with, and they are not: a "
             "file of content.vectors, or the version that computes them, has changed"
@@ -212,11 +217,10 @@ def added_content(parameters: Parameters, content: np.ndarray) -> np.ndarray:
 def materialised(
     config: ExperimentConfig, parameters: Parameters, mesh: Mesh, added_NK: np.ndarray | None = None
 ) -> Parameters:
-    """The parameters of a model whose matrices hold what its adapters add to them, and its tables the content of
-    tokens; neither is anywhere else then.
+    """Merges the adapters into the matrices, and the content of the tokens into the tables, of a model.
 
     Args:
-      added_NK: float32, the content of N more tokens, behind the others.
+      added_NK: float32, the content of N new tokens, which follow the others.
     """
     model = nnx.merge(parameters.graph, parameters.trainable, parameters.frozen)
     plain, embeddings = config.model.materialised, model.embeddings
@@ -246,7 +250,7 @@ def materialised(
 
 
 def without_content(config: ExperimentConfig) -> ExperimentConfig:
-    """The experiment of a model whose tables hold the content of tokens, and whose matrices hold its adapters."""
+    """Returns the experiment of a model whose tables include the content of tokens, and whose matrices its adapters."""
     model = config.model.materialised
     trains = tuple(part for part in config.training.trains if part in model.parts)
     training = dataclasses.replace(config.training, trains=trains or model.parts)
@@ -254,10 +258,10 @@ def without_content(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def read_exported(folder: Path, config: ExperimentConfig) -> Predictor:
-    """The model of an exported folder, its weights read straight into their places on the mesh.
+    """Reads the model of an exported folder, with the weights placed directly on the mesh.
 
     Raises:
-      WeightsError: they cannot be read whole, or are not of the experiment's geometry.
+      WeightsError: the weights cannot be read completely, or do not have the experiment's geometry.
     """
     mesh, values = make_mesh(config.mesh), exported_values(folder, config.model)
     parameters = init_parameters(config, mesh, PARTS)
@@ -266,4 +270,5 @@ def read_exported(folder: Path, config: ExperimentConfig) -> Predictor:
 
 
 def to_be_asked(graph: nnx.GraphDef, mesh: Mesh, parameters: tuple[Any, Any]) -> Predictor:
+    """Returns a predictor for the model with these parameters."""
     return Predictor(graph, mesh, to_device(mesh), parameters)

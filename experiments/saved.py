@@ -1,4 +1,4 @@
-"""For scripts: `python -m experiments.saved FOLDER STEP` ends with 0 where the run has that step, whole."""
+"""For scripts: `python -m experiments.saved FOLDER STEP` exits with 0 if the run has a complete checkpoint STEP."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 from data_pipelines.object_store import is_remote, make_path
 
 COMMIT = "commit_success.txt"
-"""As of `unimp_jax.training.object_store`, whose import would take seconds."""
+"""The same as in `unimp_jax.training.object_store`, whose import would take seconds."""
 
 
 def has_saved(folder: Path, step: str) -> bool:
+    """Returns whether the run has a complete checkpoint of a step."""
     checkpoint = folder / "checkpoints" / step
     return (checkpoint / COMMIT).exists() if is_remote(folder) else checkpoint.is_dir()
 

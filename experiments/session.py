@@ -1,4 +1,4 @@
-"""From Python: a trained run that answers questions, and a new one that is trained a step at a time."""
+"""The Python API of a trained run that answers queries, and of a new run that is trained step by step."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from unimp_jax.training.step import StepMetrics
 
 
 class TrainedRun:
-    """A run, or what `unimp export` wrote of one, with its model on the devices.
+    """A run, or its export by `unimp export`, with its model on the devices.
 
     Attributes:
-      data: the data side: `corpus`, `vocabulary`, `images` and the configuration as it is used here.
+      data: the data: `corpus`, `vocabulary`, `images` and the configuration as it is used here.
       predictor: the model with its parameters.
     """
 
     def __init__(self, folder: Path | str, checkpoint: Checkpoint = "best", *, mesh: MeshConfig = ALL_DEVICES):
-        """
+        """Opens a folder.
+
         Args:
           checkpoint: of a run, the best by validation or the latest.
-          mesh: how the model lies on the devices.
+          mesh: the mesh of the model.
 
         Raises:
           DataError: the folder is neither, or its data is not prepared.
@@ -49,11 +50,11 @@ class TrainedRun:
         """Ranks the items that are not in a history.
 
         Args:
-          history: ids of items, or pairs of an id and the stars that it was given, oldest first.
-          k: so many items are named.
+          history: item ids, or pairs of an id and its rating in stars, oldest first.
+          k: number of items to return.
 
         Returns:
-          Of each item `rank`, `item` (its id), `title` and `probability`, best first.
+          A dict of `rank`, `item` (its id), `title` and `probability` per item, best first.
 
         Raises:
           DataError: an item is not in the catalogue, or the history is empty.
@@ -62,10 +63,10 @@ class TrainedRun:
         return self.answer(Request(history=met), GenerateConfig(k=k))["items"]
 
     def answer(self, request: Request, config: GenerateConfig = GenerateConfig()) -> dict[str, Any]:
-        """Answers a question of any task, as `unimp generate --json` does.
+        """Answers a query of any task, as `unimp generate --json` does.
 
         Raises:
-          DataError: an item, a user or what the task needs beside them does not exist.
+          DataError: an item, the user or another input of the task does not exist.
         """
         data, query = pose(self.data, request)
         evaluation = EVALS[request.task]
@@ -73,16 +74,17 @@ class TrainedRun:
 
 
 class NewRun:
-    """A model with new parameters, or those of `init_from`, that is trained on its source; nothing is written.
+    """A model with new parameters, or those of `init_from`, that is trained on its source; nothing is written to disk.
 
     Attributes:
-      config: with the size of the vocabulary.
-      data: the data side.
-      state: parameters that train, optimizer and step.
+      config: the configuration, with the size of the vocabulary.
+      data: the data.
+      state: trainable parameters, optimizer state and step.
     """
 
     def __init__(self, config: ExperimentConfig):
-        """
+        """Loads the data and compiles the train step.
+
         Raises:
           DataError: the source is not prepared, or there is nothing to train on.
           ValueError: parts of the configuration do not fit one another, the data or the devices.
@@ -98,7 +100,7 @@ class NewRun:
         self._batches = self.data.training()
 
     def train_step(self) -> StepMetrics:
-        """Trains on the next batch of the source's endless stream."""
+        """Trains on the next batch of the source's infinite stream."""
         batch = to_device(self._mesh)(next(self._batches).arrays)
         with jax.set_mesh(self._mesh):
             self.state, metrics = self._step(self.state, self._frozen, batch)

@@ -1,4 +1,4 @@
-"""An experiment's train step: its state, its batches and its program."""
+"""The train step of an experiment: its state, its batches and its compiled program."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from unimp_jax.training.step import TrainState, make_train_step
 
 
 def make_mesh_of(config: ExperimentConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of an experiment on `devices` (by default, all there are).
+    """Returns the mesh of an experiment on `devices` (by default, all that are available).
 
     Raises:
-      ValueError: the mesh does not make so many devices, or rows or tokens of a batch cannot be split over it.
+      ValueError: the mesh does not match the number of devices, or rows or tokens of a batch cannot be split over it.
     """
     mesh = make_mesh(config.mesh, devices)
     check_rows(config.loader.batch_size, mesh, config.training.accumulate)
@@ -40,6 +40,7 @@ def make_mesh_of(config: ExperimentConfig, devices: Sequence[jax.Device] | None 
 
 
 def optimizer_of(config: ExperimentConfig) -> optax.GradientTransformation:
+    """Returns the optimizer of an experiment."""
     return make_optimizer(config.optimizer, config.loop.steps, functools.partial(decays, config))
 
 
@@ -62,7 +63,7 @@ def abstract_state(trainable: Any, optimizer: optax.GradientTransformation, mesh
 
 
 def init_state(trainable: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Returns the state of step 0."""
+    """Returns the state at step 0."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(trainable, optimizer, mesh))
     step, guard = jax.jit(
         lambda: (jnp.zeros((), jnp.int32), new_guard()), out_shardings=(shardings.step, shardings.guard)
@@ -71,26 +72,26 @@ def init_state(trainable: Any, optimizer: optax.GradientTransformation, mesh: Me
 
 
 def decays(config: ExperimentConfig, path: Any, parameter: jax.Array) -> bool:
-    """Whether weight decay applies: to matrices of the gated blocks, or of all parts but the embeddings."""
+    """Returns whether weight decay applies: to matrices of the gated blocks, or of all parts except the embeddings."""
     names = [str(getattr(key, "key", key)) for key in path]
     part = "gated" if config.optimizer.decay == "gated" else names[0]
     return names[0] == part != "embeddings" and "kernel" in names
 
 
 def batch_shape(config: ExperimentConfig) -> tuple[int, int, int, int]:
-    """(B, T, N, A) of a global batch."""
+    """Returns (B, T, N, A) of a global batch."""
     row_shape = config.row_shape
     return config.loader.batch_size, row_shape.tokens, row_shape.images, row_shape.answers
 
 
 def model_flops(config: ExperimentConfig) -> float:
-    """Operations that a step must compute."""
+    """Returns the floating-point operations that a step must compute."""
     trains, cached = frozenset(config.training.trains), config.training.cache_features
     return training_step_flops(config.model, batch_shape(config), trains, tower=not cached)
 
 
 def to_device(mesh: Mesh) -> Callable[[dict[str, np.ndarray]], Batch]:
-    """Turns what this process has loaded of a batch (`unimp_jax.sharding.row_shards`) into global arrays."""
+    """Returns a function that makes global arrays of this process's rows (`unimp_jax.sharding.row_shards`)."""
     return lambda arrays: Batch(**put_rows(mesh, arrays))
 
 
@@ -101,7 +102,7 @@ def lower_step(
     state: TrainState,
     mesh: Mesh,
 ) -> jax.stages.Lowered:
-    """The train step for its one batch shape, with the state donated; arrays may be abstract."""
+    """Lowers the train step for its one batch shape, with the state donated; arrays may be abstract."""
     step = make_train_step(
         parameters.graph,
         optimizer,
@@ -124,18 +125,18 @@ def compile_step(
     state: TrainState,
     mesh: Mesh,
 ) -> Callable[..., Any]:
-    """The train step, compiled ahead."""
+    """Compiles the train step ahead of time."""
     start = time.perf_counter()
     compiled = lower_step(config, parameters, optimizer, state, mesh).compile()
     if jax.process_index() == 0:
         print(f"train step compiled in {time.perf_counter() - start:.1f} s")
-    # Some processes compile faster than others, and the first exchange between them does not wait for long.
+    # Compile times differ between processes, and the first exchange between them has a short timeout.
     wait_for_all("the step is compiled")
     return compiled
 
 
 def abstract_batch(config: ExperimentConfig, mesh: Mesh) -> Batch:
-    """Shapes, types and shardings of a global batch."""
+    """Returns shapes, dtypes and shardings of a global batch."""
     B, T, N, A = batch_shape(config)
     vision = config.model.vision
 

@@ -1,4 +1,4 @@
-"""Text of the data on a terminal: on one line, without control characters, in what can be shown, cut to columns."""
+"""Prepares text from the data for a terminal: one line, without control characters, encodable, cut to a width."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import unicodedata
 from typing import Any
 
 FALLBACK = (120, 24)
-"""Columns and lines where standard output is no terminal."""
+"""Columns and lines to assume if standard output is not a terminal."""
 STRANGE = "\ufffd"
 INVISIBLE = ("Cf", "Cc", "Cs")
-"""Unicode's categories of characters that steer and do not show: formats (such as marks of direction and what joins
-without width), controls, and halves of surrogates."""
+"""Unicode categories of characters that have effects but are not shown: formats (such as direction marks and zero-width
+joiners), controls and surrogates."""
 WIDENS = "\ufe0f"
-"""Asks for an emoji in the place of a sign, whose width then depends on the terminal."""
+"""Variation selector that requests an emoji in place of a sign, whose width then depends on the terminal."""
 
 
 def clean(text: str) -> str:
-    """One line of characters that show: blanks in the place of runs of white space, nothing in that of formats, and
-    U+FFFD (or "?") in that of controls and of what standard output cannot encode."""
+    """Returns a text as one line of visible characters: runs of white space become blanks, formats are removed, and
+    controls and what standard output cannot encode become U+FFFD (or "?")."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     kept = "".join(shown(character) for character in " ".join(text.split()))
     return kept.encode(encoding, "replace").decode(encoding)
@@ -33,12 +33,12 @@ def shown(character: str) -> str:
 
 
 def clean_lines(text: str) -> str:
-    """The same of each line."""
+    """Cleans each line of a text with `clean`, keeping its indentation."""
     return "\n".join(" " * (len(line) - len(line.lstrip(" "))) + clean(line) for line in text.split("\n"))
 
 
 def cleaned(value: Any) -> Any:
-    """Lists and dicts with clean texts in the place of texts."""
+    """Cleans all strings within lists and dicts."""
     if isinstance(value, dict):
         return {name: cleaned(one) for name, one in value.items()}
     if isinstance(value, list):
@@ -47,7 +47,7 @@ def cleaned(value: Any) -> Any:
 
 
 def columns(text: str) -> int:
-    """The columns that a clean text takes: two for wide characters, none for what stands above or below another."""
+    """Returns the number of columns of a clean text: wide characters take two, combining marks none."""
     return sum(map(width, text))
 
 
@@ -58,12 +58,12 @@ def width(character: str) -> int:
 
 
 def fitted(text: str, room: int) -> str:
-    """A clean text, cut so that it takes `room` columns at most; the cut is marked."""
+    """Cuts a clean text to at most `room` columns; a cut is marked."""
     if columns(text) <= room and len(text) <= 4 * room:
         return text
     mark = "…" if clean("…") == "…" else "..."
     taken, kept = columns(mark), ""
-    for character in text[: 4 * room]:  # of marks above and below there may be any number
+    for character in text[: 4 * room]:  # a text may have any number of combining marks
         taken += width(character)
         if taken > room:
             break
@@ -76,5 +76,5 @@ def padded(text: str, room: int) -> str:
 
 
 def room() -> int:
-    """The columns of the terminal."""
+    """Returns the number of columns of the terminal."""
     return shutil.get_terminal_size(FALLBACK).columns

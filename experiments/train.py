@@ -1,8 +1,8 @@
-"""`unimp train`: a configuration and a folder in, a trained run in that folder out.
+"""`unimp train`: trains a configuration in a run folder.
 
-The folder of a run holds `config.json`, `vocabulary/`, `frozen/` (what does not train, written once), `checkpoints/`,
-`metrics.jsonl`, `tensorboard/` and `started.json` (commands and machines). The same command on the same folder goes on
-where the run was interrupted.
+A run folder holds `config.json`, `vocabulary/`, `frozen/` (the frozen parameters, written once), `checkpoints/`,
+`metrics.jsonl`, `tensorboard/` and `started.json` (commands and machines). The same command on the same folder
+continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -79,15 +79,14 @@ def train_command(run: Annotated[PresetRun, tyro.conf.arg(name="")]) -> None:
 
 
 def train_run(config: ExperimentConfig, folder: Path) -> None:
-    """Trains, or goes on training, the run in `folder`.
+    """Trains, or continues to train, the run in `folder`.
 
     Raises:
-      DataError: the folder holds a run of another configuration, or one that trains just now, or the data is not what
-        it was.
+      DataError: the folder holds a run of another configuration or one that is being trained, or the data has changed.
       ValueError: parts of the configuration do not fit one another.
     """
     check_wandb(config.loop.wandb)
-    # Before there is a folder, in which what is refused could not be changed any more.
+    # Checked before the folder is made, because the configuration could not be corrected afterwards.
     mesh = make_mesh_of(fitted(config, folder))
     data, asked = open_run(config, folder)
     config = fitted(asked, folder)
@@ -115,7 +114,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         step = compile_step(config, parameters, optimizer, state, mesh)
         main, project = jax.process_index() == 0, config.loop.wandb
         wandb = WandbRun(project, folder, to_json(asked)) if main and project is not None else None
-        window = UniMPWindow(  # its clock starts, so that what takes long comes before
+        window = UniMPWindow(  # starts its clock, so what takes long comes before
             notes,
             tasks=tuple(TASKS),
             flops=model_flops(config),
@@ -146,7 +145,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
 
 
 def loaded(batch: TrainingBatch) -> LoadedBatch:
-    """Returns what the loop reads of a batch."""
+    """Returns the parts of a batch that the training loop reads."""
     counts = {name: getattr(batch, name) for name in ("num_examples", "num_images", "fill", "left_out")}
     return LoadedBatch(batch.arrays, dataclasses.asdict(batch.next_position), counts)
 
@@ -159,9 +158,9 @@ def restore_or_init(
     mesh: Mesh,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, Any, dict[str, Any] | None]:
-    """Restores the latest checkpoint, or initialises the state of step 0 where there is none.
+    """Restores the latest checkpoint, or initialises the state at step 0 if there is none.
 
-    At no moment is anything on the devices twice.
+    Nothing is on the devices twice at any time.
 
     Args:
       parameters: shapes, dtypes and shardings.
@@ -170,7 +169,7 @@ def restore_or_init(
       (state, frozen parameters, the checkpoint's notes or None at step 0).
 
     Raises:
-      CheckpointError: what is there cannot be read.
+      CheckpointError: an existing checkpoint cannot be read.
     """
     folder = checkpoints.folder.parent / "frozen"
     restored = checkpoints.restore_latest(abstract_state(parameters.trainable, optimizer, mesh))
@@ -181,15 +180,15 @@ def restore_or_init(
 
 
 def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
-    """Opens the folder of a run, or makes it where there is none.
+    """Opens the run folder, or creates it if it does not exist.
 
-    All processes must call this together: the first one makes the folder, and the others wait for that.
+    All processes must call this together: the first one creates the folder, and the others wait for it.
 
     Returns:
       As `read_run`.
 
     Raises:
-      DataError, ValueError: as of `read_run`.
+      DataError, ValueError: as in `read_run`.
     """
     made = "the folder of the run is made"
     if jax.process_index() != 0:
@@ -212,10 +211,11 @@ def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
 
 
 def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
-    """The data and the complete configuration that training in `folder` begins or goes on with; no run is written.
+    """Returns the data and the complete configuration with which training in `folder` begins or continues; writes no
+    run.
 
     Raises:
-      DataError: the folder holds a run of another configuration or a VQGAN's, or the data is not what it was.
+      DataError: the folder holds a run of another configuration or of a VQGAN, or the data has changed.
       ValueError: parts of the configuration do not fit one another or the data.
     """
     config, before = configure(config, folder)
@@ -233,13 +233,13 @@ def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
 
 
 def configure(config: ExperimentConfig, folder: Path) -> tuple[ExperimentConfig, ExperimentConfig | None]:
-    """As far as it is known without the data.
+    """Completes the configuration as far as possible without the data.
 
     Returns:
-      (the configuration with the geometry of `init_from`, the configuration of the run that is in the folder already).
+      (the configuration with the geometry of `init_from`, that of the run already in the folder or None).
 
     Raises:
-      DataError: the folder holds the run of a VQGAN.
+      DataError: the folder holds a run of a VQGAN.
     """
     if (folder / OF_VQGAN).exists():
         raise DataError(f"{folder} holds the run of a VQGAN; name another folder")
@@ -247,7 +247,7 @@ def configure(config: ExperimentConfig, folder: Path) -> tuple[ExperimentConfig,
         return with_init_geometry(config), None
     before = load_config(folder / "config.json")
     if before.init_from == config.init_from is not None and not config.init_from.exists():
-        ours = config.model  # `init_from` did its part, and its geometry is known without it
+        ours = config.model  # `init_from` was used when the run began; its geometry is known without it
         model = dataclasses.replace(before.model, attention=ours.attention, remat=ours.remat, unroll=ours.unroll)
         return dataclasses.replace(config, model=model, vocabulary=before.vocabulary), before
     return with_init_geometry(config), before
@@ -256,7 +256,8 @@ def configure(config: ExperimentConfig, folder: Path) -> tuple[ExperimentConfig,
 def validation(
     config: ExperimentConfig, data: ExperimentData, graph: nnx.GraphDef, frozen: Any, mesh: Mesh
 ) -> Callable[[TrainState], dict[str, float]]:
-    """Recommendation to the validation users, with seen items filtered; no metrics where the data has no such users."""
+    """Returns the validation: recommendation to validation users, seen items filtered; no metrics without such
+    users."""
     everybody = held_out_queries(data.corpus, "validation", "recommendation")
     if not everybody:
         return lambda _: {}
@@ -273,7 +274,7 @@ def validation(
 
 
 def describe(config: ExperimentConfig, data: ExperimentData, parameters: Parameters, mesh: Mesh) -> None:
-    """Says what is about to run."""
+    """Prints what is about to run."""
     trees = parameters.trainable, parameters.frozen
     trainable, frozen = (sum(x.size for x in jax.tree.leaves(tree)) for tree in trees)
     megabytes, frozen_megabytes = (

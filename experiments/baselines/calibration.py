@@ -1,4 +1,5 @@
-"""A ranker's scores as probabilities of the next item: temperature and even share by the validation users."""
+"""Calibrates a ranker's scores to next-item probabilities, by a temperature and a uniform share fitted in
+validation."""
 
 from __future__ import annotations
 
@@ -12,18 +13,17 @@ from experiments.baselines.ranker import SCORES, Ranker, scored_batches
 TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 EVEN = (0.02, 0.05, 0.1, 0.2, 0.5)
 USERS = 2000
-"""So many validation users, evenly spread, are enough; fewer where the catalogue is so large that there would be more
-than `SCORES` scores."""
+"""Maximum number of validation users, evenly spread; fewer for large catalogues, to have at most `SCORES` scores."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How scores become probabilities: softmax(temperature * log score), mixed with an even one.
+    """Converts scores to probabilities: softmax(temperature * log score), mixed with a uniform distribution.
 
     Attributes:
-      temperature: by which logarithms of scores, or scores that are logits, are multiplied before the softmax.
-      even: the share of the probability that is spread evenly over the catalogue.
-      logits: whether scores are logits; counts and shares, which are not negative, are taken by their logarithms.
+      temperature: factor of the logarithms of scores, or of scores that are logits, in the softmax.
+      even: the share of the probability that is spread uniformly over the catalogue.
+      logits: whether scores are logits; otherwise they are nonnegative (counts, shares), and their logarithms are used.
     """
 
     temperature: float = 1.0
@@ -31,17 +31,17 @@ class Calibration:
     logits: bool = False
 
     def log_probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Of all items: [M, I] -> float64 [M, I]."""
+        """Returns the log-probabilities of all items: [M, I] -> float64 [M, I]."""
         shares_MI = softmax(self.temperature * logits_of(scores, self.logits))
         return self.mixed(shares_MI, scores.shape[1])
 
     def mixed(self, shares: np.ndarray, num_items: int) -> np.ndarray:
-        """Log-probabilities from shares of the softmax."""
+        """Mixes softmax probabilities with the uniform distribution, and returns their logarithms."""
         return np.log((1 - self.even) * shares + self.even / num_items)
 
 
 def softmax(logits_MI: np.ndarray) -> np.ndarray:
-    """Of each row, in three passes where SciPy's takes three times as long."""
+    """Returns the softmax of each row, in three passes; SciPy's takes three times as long."""
     shares_MI = logits_MI - logits_MI.max(axis=1, keepdims=True)
     np.exp(shares_MI, out=shares_MI)
     shares_MI /= shares_MI.sum(axis=1, keepdims=True)
@@ -49,13 +49,13 @@ def softmax(logits_MI: np.ndarray) -> np.ndarray:
 
 
 def logits_of(scores: np.ndarray, logits: bool) -> np.ndarray:
-    """Scores that are logits, or the logarithms of those that are not, in float64."""
+    """Returns scores that are logits, or the logarithms of other scores, in float64."""
     found = scores.astype(np.float64)
     return found if logits else np.log(np.maximum(found, np.finfo(np.float32).tiny))
 
 
 def validation_sample(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
-    """(users, positions) of validation interactions, so few that the scores of all fit: int32 [M] each."""
+    """Returns (users, positions) of validation interactions whose scores all fit into memory: int32 [M] each."""
     users, positions = corpus.held_out(VALIDATION)
     most = min(len(users), max(1, min(USERS, SCORES // corpus.num_items)))
     some = np.linspace(0, len(users) - 1, most).astype(int)
@@ -63,7 +63,8 @@ def validation_sample(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
 
 
 def calibrate(ranker: Ranker, corpus: Corpus) -> Calibration:
-    """The calibration under which what validation users met next is most probable; without any, the default."""
+    """Returns the calibration with the highest likelihood of the validation interactions; the default if there are
+    none."""
     users, positions = validation_sample(corpus)
     if not len(users):
         return Calibration()
@@ -72,7 +73,7 @@ def calibrate(ranker: Ranker, corpus: Corpus) -> Calibration:
     logits = bool(min(scores.min() for _, scores in batches) < 0)
     best, likelihood = Calibration(logits=logits), -np.inf
     for temperature in TEMPERATURES:
-        shares_M1 = np.empty((len(users), 1))  # of the targets, for only these are looked at
+        shares_M1 = np.empty((len(users), 1))  # of the targets only
         for part, scores in batches:
             logs_MI = logits_of(scores, logits)
             shares_M1[part] = np.take_along_axis(softmax(temperature * logs_MI), targets_M1[part], axis=1)

@@ -1,4 +1,4 @@
-"""`unimp sasrec`: a sequential baseline alone, SASRec or a successor of it, with the time that a run has had."""
+"""`unimp sasrec`: trains a sequential baseline alone, SASRec or a successor of it, for the time that a run took."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def sasrec_command(
 ) -> None:
     """Train a sequential baseline alone, for a comparison at equal time.
 
-    SASRec, or what another `--block` and `--loss` make of it: eSASRec, HSTU.
+    SASRec by default; other values of `--block` and `--loss` make eSASRec or HSTU of it.
 
     Args:
-      folder: where its curve, parameters and test ranks go.
-      data: what it is trained on.
+      folder: folder for the training curve, the parameters and the test ranks.
+      data: the data to train on.
     """
     corpus = load_records(data).corpus
     if not len(corpus.held_out(TEST)[0]):
         raise DataError(f"{data.source} has no test questions: nobody would be ranked for")
-    folder.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is reported before anything is trained
+    folder.mkdir(parents=True, exist_ok=True)  # reports an unusable folder before the training
 
     def say(record: Record) -> None:
         print(", ".join(f"{name} {value:.4g}" for name, value in record.items()), flush=True)

@@ -1,4 +1,4 @@
-"""Content-kNN: items that are like those of the history; nobody need have met them.
+"""Content-kNN: ranks items by similarity to those of the history, including items without interactions.
 
 The score of an item is the cosine between its features and the mean of those of the history, in which an item counts
 `decay` as much as the one after it.
@@ -14,16 +14,16 @@ from data_pipelines.corpus import Corpus
 from experiments.baselines.ranker import best_on_validation, decayed_histories
 
 DECAYS = (1.0, 0.9, 0.7, 0.4, 0.0)
-"""0 leaves the latest item alone."""
+"""0 uses the latest item only."""
 
 
 class ContentKNN:
-    """Ranks by features that are known of items without any interaction."""
+    """Ranks items by features that are known without interactions."""
 
     name = "content-kNN"
 
     def __init__(self, corpus: Corpus, features_IF: np.ndarray, decay: float):
-        """`features_IF`: float32 [I, F]; items without any score 0."""
+        """`features_IF`: float32 [I, F]; items without features score 0."""
         self.corpus, self.decay, self._features_IF = corpus, decay, features_IF
         self._directions_IF = features_IF / np.maximum(np.linalg.norm(features_IF, axis=1, keepdims=True), 1e-12)
 
@@ -34,5 +34,5 @@ class ContentKNN:
 
 
 def choose_content_knn(corpus: Corpus, features_IF: np.ndarray, decays: Iterable[float] = DECAYS) -> ContentKNN:
-    """That of the highest NDCG@10, seen filtered, on the validation users; without any, the first."""
+    """Returns the one with the highest NDCG@10 in validation, seen items filtered; without users, the first."""
     return best_on_validation(corpus, (ContentKNN(corpus, features_IF, decay) for decay in decays))

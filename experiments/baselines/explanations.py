@@ -1,7 +1,7 @@
-"""What a user will write about an item, answered by a text that was written before: nothing is generated.
+"""Baselines that explain a rating by selecting an existing training text; nothing is generated.
 
-Texts are compared by the cosine of their TF-IDF vectors. These have length 1, so the mean cosine with many texts is the
-product with the sum of their vectors, but for a factor that changes no comparison.
+`NearestExplanation` compares texts by the cosine of their TF-IDF vectors. These have length 1, so the mean cosine with
+many texts is the product with the sum of their vectors, up to a factor that changes no comparison.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import numpy as np
 from data_pipelines.corpus import TRAIN, Corpus
 from data_pipelines.errors import DataError
 
-if TYPE_CHECKING:  # imported where it is used: it takes most of a second, which `unimp generate` can do without
+if TYPE_CHECKING:  # imported where it is used: the import takes most of a second, which `unimp generate` does not need
     import scipy.sparse
 
 
 class NearestExplanation:
-    """What someone wrote about the item, in the words nearest to those in which the user writes.
+    """Selects a training text about the item that is most similar to the user's own texts.
 
-    Of the training texts about the item, the one of highest mean cosine with the user's own training texts (with all
-    training texts for a user who wrote none). Where nobody wrote about the item, the medoid of the user's own texts,
-    and where there are none either, that of all. Of equals the first in the corpus is taken.
+    Of the training texts about the item, it returns the one with the highest mean cosine with the user's own training
+    texts (with all training texts for a user without any). If nobody wrote about the item, it returns the medoid of the
+    user's own texts, or, if there are none either, that of all. Of equals it takes the first in the corpus.
 
     Attributes:
-      constant: the medoid, of all training texts the one of highest mean cosine with them all.
+      constant: the medoid, the training text with the highest mean cosine with all training texts.
     """
 
     def __init__(self, corpus: Corpus):
-        """Raises DataError where nothing was written in training."""
+        """Raises DataError if there are no training texts."""
         events, self._texts = training_texts(corpus)
         users = np.searchsorted(corpus.offsets, events, side="right") - 1
         self._vectors_TV = _vectors(self._texts)
@@ -44,11 +44,11 @@ class NearestExplanation:
         self.constant = self._texts[self._medoid]
 
     def explain(self, users: np.ndarray, items: np.ndarray) -> list[str]:
-        """M texts for int [M] users and items."""
+        """Returns M texts for int [M] users and items."""
         return [self._texts[self._nearest(int(user), int(item))] for user, item in zip(users, items, strict=True)]
 
     def _nearest(self, user: int, item: int) -> int:
-        """The index of the text that answers."""
+        """Returns the index of the selected text."""
         own, about = _row(self._by_user_UT, user), _row(self._by_item_IT, item)
         candidates = about if len(about) else own
         if not len(candidates):
@@ -58,36 +58,37 @@ class NearestExplanation:
 
 
 class ConsensusExplanation:
-    """Of what was written about the item and what the user wrote, the text that has most in common with all of it.
+    """Selects, of the texts about the item and those by the user, the one that has most in common with all of them.
 
-    This is the choice of least Bayes risk (Kumar and Byrne 2004) where each of these texts is as likely to be written
-    again, and a text is worth the F1 of its words' stems with what is written. Where there are none, some of all texts
-    take their place.
+    This minimises the Bayes risk (Kumar and Byrne 2004) if each of these texts is equally likely to be written again,
+    and the gain of a text is the F1 of its word stems with the written one. If there are no such texts, a sample of all
+    texts replaces them.
     """
 
     name = "Consensus text"
 
     def __init__(self, corpus: Corpus, most: int = 32):
-        """
+        """Prepares the training texts.
+
         Args:
-          most: so many texts about an item, and as many of a user, count: the latest in the corpus.
+          most: maximum number of texts about an item, and of a user, that are used: the latest in the corpus.
 
         Raises:
-          DataError: nothing was written in training.
+          DataError: there are no training texts.
         """
         events, self._texts = training_texts(corpus)
         users = np.searchsorted(corpus.offsets, events, side="right") - 1
         self._of_user, self._of_item, self._most = grouped(users), grouped(corpus.items[events]), most
         self._some = np.linspace(0, len(events) - 1, min(most, len(events))).astype(int).tolist()
-        from rouge_score.tokenizers import DefaultTokenizer  # which takes NLTK along
+        from rouge_score.tokenizers import DefaultTokenizer  # imports NLTK as well
 
         self._stems, self._words = DefaultTokenizer(use_stemmer=True), dict[str, collections.Counter[str]]()
 
     def explain(self, users: np.ndarray, items: np.ndarray, own: Sequence[str] | None = None) -> list[str]:
-        """M texts for int [M] users and items.
+        """Returns M texts for int [M] users and items.
 
         Args:
-          own: of each, a text more that may be chosen, and that the others are compared with.
+          own: for each of them, an additional text that may be selected and that the others are compared with.
         """
         chosen = []
         for number, (user, item) in enumerate(zip(users.tolist(), items.tolist(), strict=True)):
@@ -106,12 +107,12 @@ class ConsensusExplanation:
 
 
 def f1(one: collections.Counter[str], other: collections.Counter[str]) -> float:
-    """Of the words that two texts have in common, 0 to 1."""
+    """Returns the F1 of the words that two texts have in common, 0 to 1."""
     return 2 * (one & other).total() / max(one.total() + other.total(), 1)
 
 
 def grouped(groups: np.ndarray) -> dict[int, list[int]]:
-    """The places of each group, ascending."""
+    """Returns the indices of each group's members, ascending."""
     places: dict[int, list[int]] = {}
     for place, group in enumerate(groups.tolist()):
         places.setdefault(group, []).append(place)
@@ -119,7 +120,7 @@ def grouped(groups: np.ndarray) -> dict[int, list[int]]:
 
 
 def training_texts(corpus: Corpus) -> tuple[np.ndarray, list[str]]:
-    """The training interactions with a text, int64 [T] ascending, and their T texts.
+    """Returns the training interactions with a text, int64 [T] ascending, and their T texts.
 
     Raises:
       DataError: there are none.
@@ -131,20 +132,20 @@ def training_texts(corpus: Corpus) -> tuple[np.ndarray, list[str]]:
 
 
 def _vectors(texts: Iterable[str]) -> scipy.sparse.csr_array:
-    """TF-IDF of words, of length 1, 0 for a text without a word: float64 [texts, words]."""
+    """Returns TF-IDF vectors of words, of length 1, or 0 for a text without words: float64 [texts, words]."""
     import scipy.sparse
 
     texts = list(texts)
-    if not any(re.search(r"\w", text) for text in texts):  # for the vectorizer, an error
+    if not any(re.search(r"\w", text) for text in texts):  # an error for the vectorizer
         return scipy.sparse.csr_array((len(texts), 1))
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(token_pattern=r"\b\w+\b")  # unlike the default, words of one letter count
+    vectorizer = TfidfVectorizer(token_pattern=r"\b\w+\b")  # unlike the default, includes words of one letter
     return scipy.sparse.csr_array(vectorizer.fit_transform(texts))
 
 
 def _members(groups: np.ndarray, num_groups: int) -> scipy.sparse.csr_array:
-    """1 where a text belongs to a group: float64 [groups, texts]."""
+    """Returns 1 where a text belongs to a group: float64 [groups, texts]."""
     import scipy.sparse
 
     places = (groups, np.arange(len(groups)))
@@ -152,5 +153,5 @@ def _members(groups: np.ndarray, num_groups: int) -> scipy.sparse.csr_array:
 
 
 def _row(matrix: scipy.sparse.csr_array, row: int) -> np.ndarray:
-    """The columns of a row that hold something, ascending."""
+    """Returns the columns of a row with stored entries, ascending."""
     return matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]]

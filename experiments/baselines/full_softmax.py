@@ -1,7 +1,7 @@
-"""Cross entropy over a whole catalogue with tied embeddings, which never holds more than a piece of the logits.
+"""Cross entropy over a whole catalogue with tied embeddings that never holds more than a chunk of the logits.
 
-The forward pass computes the gradients too, a chunk of positions after the other, while the chunk's logits are in the
-cache: on two cores this takes a third of the time of differentiating through logits of the whole batch.
+The forward pass also computes the gradients, one chunk of positions after the other, while the chunk's logits are in
+the cache: on two cores this takes a third of the time of differentiating through the logits of the whole batch.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ CHUNK = 512
 
 @jax.custom_vjp
 def full_softmax(hidden_ND: jax.Array, items_ID: jax.Array, targets_N: jax.Array) -> jax.Array:
-    """Mean over positions with a target of -log softmax(items @ hidden)[target], in nats: float32 scalar.
+    """Returns the mean over positions with a target of -log softmax(items @ hidden)[target], in nats: float32 scalar.
 
     Args:
       hidden_ND: float32 [N, D]; N is at most `CHUNK` or a multiple of it.
       items_ID: float32 [I, D].
-      targets_N: int32 [N], -1 where there is no target.
+      targets_N: int32 [N], -1 if there is no target.
     """
     return _forward(hidden_ND, items_ID, targets_N)[0]
 

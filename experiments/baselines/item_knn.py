@@ -1,10 +1,11 @@
-"""Item-kNN: items that the same users met as those of the history (Sarwar et al. 2001), by damped cosine.
+"""Item-kNN: ranks items by the damped cosine of their users with those of the history's items (Sarwar et al. 2001).
 
 The score of item i after a history of items h_1 (the latest), h_2, … is
 
     sum over j of  decay^(j - 1) * co[h_j, i] / ((n[h_j] + damping)^of_history * (n[i] + damping)^of_items)
 
-where co counts the users who met both in training, and n those who met one. Nothing is learned but three numbers.
+where co counts the users who interacted with both in training, and n those who did with one. Apart from three numbers
+chosen on validation users, nothing is learned.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from experiments.baselines.ranker import SCORES, best_on_validation, decayed_his
 
 @dataclasses.dataclass(frozen=True)
 class ItemKNNConfig:
-    """How co-occurrences are weighed; cosine is .5 and .5."""
+    """Weights of co-occurrences; the cosine has .5 and .5."""
 
     decay: float = 0.9
     """The weight of an item of the history relative to the one after it."""
     of_history: float = 0.5
-    """How far items of the history that many met count less."""
+    """How much the popularity of items of the history reduces their weight."""
     of_items: float = 0.5
-    """How far recommended items that many met count less."""
+    """How much the popularity of recommended items reduces their score."""
     damping: float = 5.0
-    """Added to counts, so that rare pairs do not lead."""
+    """Added to counts, so that rare pairs do not dominate."""
 
 
 GRID = tuple(
@@ -41,7 +42,7 @@ GRID = tuple(
 
 
 class ItemKNN:
-    """Items that nobody met together with one of the history stand below all others, by popularity."""
+    """Scores items by co-occurrence; those that never co-occurred with the history rank last, by popularity."""
 
     name = "item-kNN"
 
@@ -51,7 +52,7 @@ class ItemKNN:
         config: ItemKNNConfig = ItemKNNConfig(),
         counted: scipy.sparse.csr_array | None = None,
     ):
-        """`counted` spares the counting where it was done before (`co_occurrences`)."""
+        """`counted` is the result of `co_occurrences`, if it was computed before."""
         self.corpus, self.config = corpus, config
         counted = co_occurrences(corpus) if counted is None else counted
         users_I = counted.diagonal().astype(np.float64) + config.damping
@@ -60,7 +61,7 @@ class ItemKNN:
         left, right = (scipy.sparse.diags_array(users_I**-power) for power in (config.of_history, config.of_items))
         weights_II = (left @ met_together @ right).astype(np.float32).tocsr()
         self._floor_I = popularity_below(corpus, float(weights_II.data.min(initial=1.0)))
-        # Dense products are several times faster, where all pairs of items fit.
+        # Dense products are several times faster, if all pairs of items fit into memory.
         self._weights_II = weights_II.toarray() if corpus.num_items**2 <= SCORES else weights_II
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -69,17 +70,18 @@ class ItemKNN:
 
 
 def choose_item_knn(corpus: Corpus, grid: Iterable[ItemKNNConfig] = GRID) -> ItemKNN:
-    """That of the grid with the highest NDCG@10, seen filtered, on the validation users; without any, the first."""
+    """Returns the one of the grid with the highest NDCG@10 in validation, seen items filtered; without users, the
+    first."""
     counted = co_occurrences(corpus)
     return best_on_validation(corpus, (ItemKNN(corpus, config, counted) for config in grid))
 
 
 def co_occurrences(corpus: Corpus) -> scipy.sparse.csr_array:
-    """How many users met both of two items in training, and on the diagonal who met one: float32 [I, I]."""
+    """Returns the number of training users of each pair of items, and on the diagonal of each item: float32 [I, I]."""
     events = np.flatnonzero(corpus.splits == TRAIN)
     users = np.repeat(np.arange(corpus.num_users), np.diff(corpus.offsets))[events]
     met = scipy.sparse.csr_array(
         (np.ones(len(events), np.float32), (users, corpus.items[events])), (corpus.num_users, corpus.num_items)
     )
-    met.data[:] = 1  # once, however often
+    met.data[:] = 1  # each user counts once
     return (met.T @ met).tocsr()

@@ -1,11 +1,11 @@
-"""A Markov chain over the last few items that only counts transitions; nothing is learned but three numbers.
+"""A Markov chain over the last few items that only counts transitions; apart from three numbers, nothing is learned.
 
 The score of item i after a history is
 
     sum over j = 1 … last of  decay^(j - 1) * counts_j[h_j, i] / (sum over i of counts_j[h_j, i])^normalise
-    counts_j[a, i] = sum over l = 1 … last of  spread^|l - j| * (how often, in training, i was met l steps after a)
+    counts_j[a, i] = sum over l = 1 … last of  spread^|l - j| * (how often, in training, i came l steps after a)
 
-where h_j is the item met j steps back. With spread 0 an item j steps back counts by transitions of j steps alone, with
+where h_j is the item j steps back. With spread 0 an item j steps back counts by transitions of j steps only, with
 spread 1 by those of any number of steps up to `last`.
 """
 
@@ -25,12 +25,12 @@ from experiments.baselines.ranker import best_on_validation, popularity_below
 
 @dataclasses.dataclass(frozen=True)
 class MarkovConfig:
-    """How transitions are counted and weighed."""
+    """How transitions are counted and weighted."""
 
     last: int = 5
-    """How many items of the history count."""
+    """Number of history items that are used."""
     spread: float = 0.6
-    """The weight of a transition of one step more or less."""
+    """The relative weight of transitions that are one step longer or shorter."""
     decay: float = 0.6
     """The weight of an item relative to the one after it."""
     normalise: float = 1.0
@@ -50,7 +50,7 @@ GRID = tuple(
 
 
 class Markov:
-    """Items that no counted transition leads to stand below all others, by popularity."""
+    """Scores items by transitions; those that no counted transition leads to rank last, by popularity."""
 
     name = "Markov"
 
@@ -60,7 +60,7 @@ class Markov:
         config: MarkovConfig = MarkovConfig(),
         lag_counts: list[scipy.sparse.csr_array] | None = None,
     ):
-        """`lag_counts` spares the counting where it was done before: `transition_counts` of lags 1, 2, …"""
+        """`lag_counts` are the `transition_counts` of lags 1, 2, …, if they were computed before."""
         self.corpus, self.config = corpus, config
         lag_counts = lag_counts or [transition_counts(corpus, lag) for lag in range(1, config.last + 1)]
         self._weights_j = [self._weights(lag_counts[: config.last], back) for back in range(config.last)]
@@ -76,7 +76,7 @@ class Markov:
         return scores_MI
 
     def _weights(self, lag_counts: list[scipy.sparse.csr_array], back: int) -> scipy.sparse.csr_array:
-        """What an item with `back` items after it adds to the score of each item: float32 [I, I]."""
+        """Returns what an item with `back` items after it adds to the score of each item: float32 [I, I]."""
         counts = lag_counts[back]
         for lag, others in enumerate(lag_counts):
             if lag != back and self.config.spread:
@@ -88,7 +88,7 @@ class Markov:
 
 
 def choose_markov(corpus: Corpus, grid: Iterable[MarkovConfig] = GRID) -> Markov:
-    """The best of the grid on the validation users; where nobody has a validation interaction, the default."""
+    """Returns the best of the grid on the validation users; the default if there are no validation interactions."""
     if not len(corpus.held_out(VALIDATION)[0]):
         return Markov(corpus)
     grid = list(grid)
@@ -97,7 +97,7 @@ def choose_markov(corpus: Corpus, grid: Iterable[MarkovConfig] = GRID) -> Markov
 
 
 def _newest_first(corpus: Corpus, users: np.ndarray, positions: np.ndarray, last: int) -> np.ndarray:
-    """The items 1, 2, … `last` steps before each position, -1 beyond the beginning: int32 [M, last]."""
+    """Returns the items 1, 2, … `last` steps before each position, -1 before the first item: int32 [M, last]."""
     steps = np.arange(1, last + 1)
     events = corpus.offsets[users][:, None] + np.maximum(positions[:, None] - steps, 0)
     return np.where(steps <= positions[:, None], corpus.items[events], -1)

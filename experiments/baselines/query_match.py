@@ -1,4 +1,4 @@
-"""Floors for search: items that match the query best, among equals the better recommendation."""
+"""Baselines for search: items are ordered by their match with the query, then by a recommendation baseline."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class QueryMatch:
     """Orders items by how well they match the query, then by the scores of another ranker."""
 
     def __init__(self, base: Ranker, matches: Matches):
-        """`matches(users, positions)` says how well each item matches, int or bool [M, I] (`WordMatches`)."""
+        """`matches(users, positions)` returns how well each item matches, int or bool [M, I] (`WordMatches`)."""
         self.base, self.matches = base, matches
         self.name = f"{base.name} + query"
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """The place of an item by both, among the user's, which float32 holds exactly for up to 2^24 items; ties stay
-        ties, and an item without a number stays without one."""
-        from scipy.stats import rankdata  # here, for it takes seconds that `unimp generate` does without
+        """Returns the dense rank of each item by both criteria, exact in float32 for up to 2^24 items; ties stay ties,
+        and NaN scores stay NaN."""
+        from scipy.stats import rankdata  # here, because the import takes seconds and `unimp generate` does not need it
 
         base_MI = self.base.scores(users, positions)
         matches_MI = np.asarray(self.matches(users, positions), np.int64)
@@ -35,14 +35,15 @@ class QueryMatch:
 
 
 class WordMatches:
-    """How well items match a query: by how many of its words are among their category words, whatever their case, and
-    among equals by how few others they have, so that items of exactly the query's words come first."""
+    """Scores how well items match a query: first by the number of query words among an item's category words, ignoring
+    case, then by how few other words it has, so that items with exactly the query's words come first."""
 
     def __init__(self, categories: Sequence[Sequence[str]], query_of: Callable[[int, int], Sequence[str]]):
-        """
+        """Indexes the category words.
+
         Args:
-          categories: the words of each item (`Corpus.categories`).
-          query_of: the words asked for by (user, position); for a held-out item, its category words.
+          categories: the category words of each item (`Corpus.categories`).
+          query_of: returns the query words for (user, position); for a held-out item, its category words.
         """
         self._words = {
             word: column for column, word in enumerate(sorted({w.casefold() for c in categories for w in c}))
@@ -52,7 +53,7 @@ class WordMatches:
         self._lengths_I = self._has_IW.sum(axis=1)
 
     def __call__(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """int64 [M, I], 0 or below where no word matches."""
+        """Returns the scores, int64 [M, I]; 0 or less if no word matches."""
         pairs = zip(users.tolist(), positions.tolist(), strict=True)
         asked_MW = self._rows([self._query_of(*pair) for pair in pairs])
         matched_MI = (asked_MW @ self._has_IW.T).toarray().astype(np.int64)
@@ -60,7 +61,7 @@ class WordMatches:
         return np.where(matched_MI > 0, matched_MI * (1 + self._lengths_I.max(initial=0)) - others_MI, 0)
 
     def _rows(self, texts: Sequence[Sequence[str]]) -> scipy.sparse.csr_array:
-        """1 for each word of a text that some item has: int32 [texts, words]."""
+        """Returns 1 for each word of a text that some item has: int32 [texts, words]."""
         found = [{self._words[word.casefold()] for word in words if word.casefold() in self._words} for words in texts]
         columns = np.array([column for row in found for column in sorted(row)], np.int32)
         offsets = np.cumsum([0, *map(len, found)])

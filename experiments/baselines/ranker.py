@@ -1,4 +1,4 @@
-"""What every baseline is: something that scores the whole catalogue for moments in users' histories; the simplest."""
+"""The interface of baselines, which score the whole catalogue after a user's history, and the simplest baseline."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.evaluation.ranking import ranks, seen_bitmap
 
 BATCH = 512
-"""Users scored at a time, …"""
+"""Maximum number of users scored at a time."""
 SCORES = 1 << 25
-"""… or fewer, so that there are at most so many scores."""
+"""Maximum number of scores computed at a time."""
 
 
 class Ranker(Protocol):
-    """Fitted on a corpus's training interactions and nothing else."""
+    """A ranker that is fitted on the training interactions of a corpus only."""
 
     name: str
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Scores of all items for users' `positions`-th interactions, given all that each had met before.
+        """Returns scores of all items for users' `positions`-th interactions, given all interactions before them.
 
         Args:
-          users, positions: int32 [M], as `Corpus.held_out` gives them.
+          users, positions: int32 [M], as returned by `Corpus.held_out`.
 
         Returns:
           float32 [M, num_items], larger is better.
@@ -51,7 +51,7 @@ class Popularity:
 
 
 def popularity_below(corpus: Corpus, least: float) -> np.ndarray:
-    """Scores of all items by popularity, all far below `least`, the smallest of a ranker's own: float32 [I]."""
+    """Returns popularity scores of all items, far below `least`, the smallest of a ranker's own scores: float32 [I]."""
     popularity_I = training_counts(corpus)
     return (popularity_I * (1e-3 * least / max(popularity_I.max(), 1))).astype(np.float32)
 
@@ -63,10 +63,10 @@ def padded_histories(
     longest: int | None = None,
     values: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The last `longest` (default: all) items before each position, oldest first, -1 after them: int32 [M, S].
+    """Returns the last `longest` (default: all) items before each position, oldest first, padded by -1: int32 [M, S].
 
     Args:
-      values: [E], what is given of each interaction in the place of its item.
+      values: [E], values of the interactions to return instead of their items.
     """
     values = corpus.items if values is None else values
     starts = corpus.offsets[users]
@@ -77,7 +77,7 @@ def padded_histories(
 
 
 def decayed_histories(corpus: Corpus, users: np.ndarray, positions: np.ndarray, decay: float) -> csr_array:
-    """What each item counts that a user met, `decay` as much as the one after it: float32 [M, num_items]."""
+    """Returns the weights of history items, each `decay` times that of the next one: float32 [M, num_items]."""
     histories_MS = padded_histories(corpus, users, positions)
     there = histories_MS >= 0
     back_MS = positions[:, None] - 1 - np.arange(histories_MS.shape[1])
@@ -89,8 +89,8 @@ def decayed_histories(corpus: Corpus, users: np.ndarray, positions: np.ndarray, 
 def scored_batches(
     ranker: Ranker, corpus: Corpus, users: np.ndarray, positions: np.ndarray, batch: int = BATCH
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(int64 [m], which of the M users; float32 [m, num_items], their scores) for all, some at a time; the last batch
-    starts over, so that all are of one shape, which is compiled once."""
+    """Yields (int64 [m], indices of some of the M users; float32 [m, num_items], their scores) until all are covered.
+    The last batch wraps around to the first users, so that all batches have one shape and compile once."""
     size = max(1, min(batch, SCORES // corpus.num_items))
     for start in range(0, len(users), size):
         part = np.arange(start, start + size) % len(users)
@@ -101,12 +101,12 @@ def rank_in_batches(
     ranker: Ranker, corpus: Corpus, users: np.ndarray, positions: np.ndarray, targets: np.ndarray, batch: int = BATCH,
     outside: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """The right item's rank with seen items (unfiltered, filtered): float32 [M] each. Scores and what was seen are held
-    of some users at a time.
+    """Returns the target items' ranks, with seen items (unfiltered, filtered): float32 [M] each. Scores and seen items
+    are in memory for some users at a time.
 
     Args:
-      users, positions, targets: int32 [M], moments of histories, and the right item of each.
-      outside: int [n], items that are filtered as if they had been seen; None: none.
+      users, positions, targets: int32 [M], the users, the positions in their histories, and the target items.
+      outside: int [n], items that are filtered as if they were in the history; None: none.
     """
     none = np.empty(0, np.int64) if outside is None else outside
     unfiltered, filtered = (np.full(len(users), np.nan, np.float32) for _ in range(2))
@@ -114,16 +114,16 @@ def rank_in_batches(
         moments = zip(users[part].tolist(), positions[part].tolist(), strict=True)
         seen = seen_bitmap([np.append(corpus.history(*moment), none) for moment in moments], corpus.num_items)
         unfiltered[part], filtered[part] = jax.device_get(ranks(scores, targets[part], seen))
-        del scores  # before the next ones are made
+        del scores  # to free memory before the next batch
     return unfiltered, filtered
 
 
 def evaluate_ranker(ranker: Ranker, corpus: Corpus, split: Split, batch: int = BATCH) -> dict[str, np.ndarray]:
-    """Ranks the right item in the whole catalogue for every user that the split asks about, `batch` users at a time.
+    """Ranks the target item in the whole catalogue for every user held out by the split, `batch` users at a time.
 
     Returns:
-      `users`, `positions`, `targets`: int32 [M]; `unfiltered`, `filtered`: float32 [M], the right item's rank with seen
-      items unfiltered and filtered. `unimp_jax.evaluation.metrics.ranking_metrics` makes metrics of ranks.
+      `users`, `positions`, `targets`: int32 [M]; `unfiltered`, `filtered`: float32 [M], the target items' ranks with
+      seen items unfiltered and filtered. `unimp_jax.evaluation.metrics.ranking_metrics` computes metrics from them.
     """
     users, positions = corpus.held_out(SPLITS[split])
     targets = corpus.targets(users, positions)
@@ -135,12 +135,12 @@ R = TypeVar("R", bound=Ranker)
 
 
 def best_on_validation(corpus: Corpus, rankers: Iterable[R]) -> R:
-    """The ranker with the highest `validation_ndcg`, the first of equals; at most two are held at a time."""
+    """Returns the ranker with the highest `validation_ndcg`, the first of equals; holds at most two at a time."""
     if not len(corpus.held_out(VALIDATION)[0]):
         return next(iter(rankers))
     return max(rankers, key=lambda ranker: validation_ndcg(ranker, corpus))
 
 
 def validation_ndcg(ranker: Ranker, corpus: Corpus) -> float:
-    """NDCG@10 of the validation users, of whom there are some, seen items filtered."""
+    """Returns the NDCG@10 of the validation users, of whom there must be some, with seen items filtered."""
     return float(ranking_metrics(evaluate_ranker(ranker, corpus, "validation")["filtered"])["NDCG@10"].mean())

@@ -1,5 +1,5 @@
-"""Ratings by matrix factorisation with biases (Koren, Bell and Volinsky 2009, "Matrix factorization
-techniques for recommender systems"), of which rank 0 leaves a bias for each user and item."""
+"""Predicts ratings by matrix factorisation with biases (Koren, Bell and Volinsky 2009, "Matrix factorization techniques
+for recommender systems"); with rank 0, by a bias for each user and item."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from data_pipelines.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class FactorisationConfig:
-    """Alternating least squares with ridges."""
+    """Matrix factorisation by alternating least squares with ridge penalties."""
 
     rank: int = 8
-    """How many factors a user and an item have; 0 leaves the biases alone."""
+    """Number of factors of a user and an item; 0 uses the biases only."""
     factor_ridge: float = 3.0
-    """On the squares of all factors; far above it they all become 0 where ratings are few."""
+    """Penalty on the squares of all factors; much larger values make them all 0 if ratings are few."""
     user_ridge: float = 5.0
-    """On the squares of users' biases …"""
+    """Penalty on the squares of the users' biases."""
     item_ridge: float = 6.0
-    """… and of items'."""
+    """Penalty on the squares of the items' biases."""
     sweeps: int = 30
-    """How often all users, then all items, are solved for."""
+    """Number of times that all users, then all items, are solved for."""
     seed: int = 0
-    """Of the factors that the first sweep starts from."""
+    """Seed of the initial factors."""
 
     def __post_init__(self) -> None:
         if self.rank < 0 or self.sweeps < 1:
@@ -38,7 +38,7 @@ class FactorisationConfig:
 
 
 RATINGS = 1 << 20
-"""So many, padded, are solved for at a time: their features take 8 bytes a factor."""
+"""Number of ratings, with padding, that are solved for at a time: their features take 8 bytes per factor."""
 BIASES = FactorisationConfig(rank=0)
 GRID = (
     BIASES,
@@ -50,7 +50,7 @@ GRID = (
 
 
 def training_ratings(corpus: Corpus) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(users, items, ratings) of the rated training interactions.
+    """Returns (users, items, ratings) of the rated training interactions.
 
     Raises:
       DataError: there are none.
@@ -63,18 +63,18 @@ def training_ratings(corpus: Corpus) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 class BiasedFactorisation:
-    """mean + b_u + b_i + p_u . q_i, fitted by alternating exact least squares.
+    """Predicts mean + b_u + b_i + p_u . q_i, fitted by alternating exact least squares.
 
     Minimises, over the training ratings and with their mean,
 
         sum (rating - mean - b_u - b_i - p_u . q_i)^2
             + user_ridge sum b_u^2 + item_ridge sum b_i^2 + factor_ridge (sum |p_u|^2 + sum |q_i|^2)
 
-    Each half of a sweep solves for bias and factors of all users, or of all items, together. Whoever has no training
-    rating has bias and factors 0.
+    Each half of a sweep solves for the biases and factors of all users, or of all items, jointly. Users and items
+    without training ratings have bias and factors 0.
 
     Attributes:
-      mean: of the training ratings.
+      mean: the mean of the training ratings.
       users, items: the biases, float64 [U] and [I].
       user_factors, item_factors: p and q, float64 [U, rank] and [I, rank].
     """
@@ -82,7 +82,7 @@ class BiasedFactorisation:
     name = "Biased factorisation"
 
     def __init__(self, corpus: Corpus, config: FactorisationConfig = FactorisationConfig()):
-        """Raises DataError where no training interaction has a rating."""
+        """Raises DataError if no training interaction has a rating."""
         self.config = config
         users, items, ratings = training_ratings(corpus)
         self.mean = float(ratings.mean())
@@ -102,15 +102,15 @@ class BiasedFactorisation:
             )
 
     def predict(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Ratings in stars, within the lowest and highest of training: float32 [M]."""
+        """Returns ratings in stars, clipped to the range of the training ratings: float32 [M]."""
         products = (self.user_factors[users] * self.item_factors[items]).sum(axis=1)
         return np.clip(self.mean + self.users[users] + self.items[items] + products, *self._levels).astype(np.float32)
 
 
 def choose_factorisation(corpus: Corpus, grid: Iterable[FactorisationConfig] = GRID) -> BiasedFactorisation:
-    """The factorisation of the grid with the lowest RMSE on the validation ratings, the first one where they tie.
+    """Returns the factorisation of the grid with the lowest RMSE on the validation ratings, the first of equals.
 
-    Where nobody has a rated validation interaction, the default.
+    Without validation ratings, it returns the default.
     """
     users, positions = corpus.held_out(VALIDATION)
     ratings = corpus.ratings[corpus.offsets[users] + positions]
@@ -125,14 +125,14 @@ def choose_factorisation(corpus: Corpus, grid: Iterable[FactorisationConfig] = G
 class _Groups:
     """Ratings grouped by user (or by item), and the ridge regression of each group on the items (or users) rated.
 
-    Groups of about one size are solved together, padded to the next power of two with an item that has neither bias
-    nor factors.
+    Groups of similar size are solved together, padded to the next power of two with an item without bias and factors.
     """
 
     def __init__(self, groups: np.ndarray, others: np.ndarray, ratings: np.ndarray, num_groups: int, num_others: int):
-        """
+        """Groups the ratings.
+
         Args:
-          groups, others, ratings: of each rating, the user and the item (or the item and the user), and its value.
+          groups, others, ratings: the user and the item (or the item and the user) of each rating, and its value.
         """
         self._num_groups = num_groups
         order = np.argsort(groups, kind="stable")
@@ -150,7 +150,7 @@ class _Groups:
     def solve(
         self, biases: np.ndarray, factors: np.ndarray, bias_ridge: float, factor_ridge: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The bias and factors of each group that fit its ratings best.
+        """Returns the bias and the factors of each group that fit its ratings best.
 
         Args:
           biases: float64 [others].

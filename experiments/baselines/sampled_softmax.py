@@ -1,4 +1,4 @@
-"""Cross entropy among some items of the catalogue: the right one and others drawn uniformly."""
+"""Cross entropy over a sample of the catalogue: the target item and others drawn uniformly."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import jax.numpy as jnp
 def sampled_softmax(
     hidden_BTD: jax.Array, items_ID: jax.Array, targets_BT: jax.Array, negatives_BK: jax.Array, *, corrected: bool
 ) -> jax.Array:
-    """Mean over positions with a target t of -log(exp s_t / (exp s_t + w * sum of exp s_k)), in nats: float32 scalar.
+    """Returns the mean over positions with a target t of -log(exp s_t / (exp s_t + w * sum of exp s_k)), in nats, as a
+    float32 scalar.
 
-    The sum is over the K negatives of the position's row but for those that are its target. With the logQ correction
-    (Bengio and Senecal 2008) w = I / K, by which the sum's expectation is that over all other items, and the loss with
-    every item as a negative is the full softmax's; without it, as in eSASRec's and HSTU's code, w = 1.
+    The sum is over the K negatives of the position's row, except those that are its target. With the logQ correction
+    (Bengio and Senecal 2008) w = I / K, which makes the expectation of the sum that over all other items, and the loss
+    with every item as a negative that of the full softmax; without it, as in the code of eSASRec and HSTU, w = 1.
 
     Args:
       hidden_BTD: float32 [B, T, D].
       items_ID: float32 [I, D].
-      targets_BT: int32 [B, T], -1 where there is no target.
-      negatives_BK: int32 [B, K], items drawn uniformly, which all positions of a row share.
+      targets_BT: int32 [B, T], -1 if there is no target.
+      negatives_BK: int32 [B, K], items drawn uniformly, shared by all positions of a row.
     """
     there_BT = targets_BT >= 0
     right_BT = jnp.einsum("btd,btd->bt", hidden_BTD, items_ID[jnp.maximum(targets_BT, 0)])

@@ -1,7 +1,8 @@
-"""SASRec and its successors, eSASRec and HSTU, trained with softmax cross entropy at every position: rivals to beat.
+"""The baselines SASRec, eSASRec and HSTU, trained with softmax cross entropy at every position.
 
-The cross entropy is over the whole catalogue or over negatives drawn from it. No slot is padding, and the learning rate
-follows the part of the budget that is spent, be it steps or seconds, so a short run ends as annealed as a long one.
+The cross entropy is over the whole catalogue or over negatives sampled from it. There is no padding, and the learning
+rate follows the used part of the budget, in steps or seconds, so that a short run ends with the same decay as a long
+one.
 """
 
 from __future__ import annotations
@@ -30,27 +31,27 @@ class SASRecConfig:
 
     model: SASRecModelConfig = SASRecModelConfig()
     loss: Literal["full", "sampled"] = "full"
-    """Softmax over the whole catalogue, or over the right item and `negatives` others."""
+    """Softmax over the whole catalogue, or over the target item and `negatives` others."""
     negatives: int = 256
-    """Drawn uniformly for each row of a batch, whose positions share them."""
+    """Number of negatives, drawn uniformly for each row of a batch and shared by its positions."""
     logq_correction: bool = False
-    """Weigh negatives so that they stand for the whole catalogue; the published eSASRec and HSTU do not."""
+    """Weight the negatives so that they represent the whole catalogue; the published eSASRec and HSTU do not."""
     steps: int | None = None
-    """End after so many steps, …"""
+    """Maximum number of steps."""
     seconds: float | None = 300.0
-    """… or after so much time of training alone, whichever comes first."""
+    """Maximum time for training alone; the training ends with the first of the two limits."""
     batch_size: int = 16
-    """Rows of `max_length` transitions in a batch."""
+    """Rows of `max_length` transitions per batch."""
     learning_rate: float = 4e-3
-    """Peak, reached after `warmup` and followed by a cosine down to 0."""
+    """Peak learning rate, reached after `warmup` and followed by a cosine decay to 0."""
     warmup: float = 0.02
-    """Part of the budget."""
+    """Part of the budget for the warm-up."""
     weight_decay: float = 0.01
-    """Decoupled, times the rate, on all matrices."""
+    """Decoupled weight decay, multiplied by the learning rate, on all matrices."""
     validations: int = 10
-    """So often, evenly spread over the budget, is NDCG@10 (seen filtered) of the validation users looked at."""
+    """Number of validations by NDCG@10 (seen items filtered), evenly spread over the budget."""
     patience: int | None = None
-    """End after so many validations without a better one; None: never."""
+    """Number of validations without improvement after which the training ends; None: it does not end early."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -70,21 +71,21 @@ class SASRecConfig:
 
 BLOCKS: dict[Rival, Block] = {"sasrec": "sasrec", "esasrec": "ligr", "hstu": "hstu"}
 NAMES = {"sasrec": "SASRec", "ligr": "eSASRec", "hstu": "HSTU"}
-"""Of rankers, by their block."""
+"""Block -> name of the ranker."""
 
 
 def rival_config(rival: Rival, config: SASRecConfig) -> SASRecConfig:
-    """SASRec's configuration made that of a rival: its block and, but for SASRec, the sampled loss of its authors."""
+    """Adapts SASRec's configuration to a rival: its block and, except for SASRec, its authors' sampled loss."""
     if rival == "sasrec":
         return config
     return dataclasses.replace(config, model=dataclasses.replace(config.model, block=BLOCKS[rival]), loss="sampled")
 
 
 class SASRecRanker:
-    """Trained parameters as a `Ranker`, with how they came about.
+    """Trained parameters as a `Ranker`, with the training curve.
 
     Attributes:
-      curve: one record a validation: step, seconds, learning_rate, loss (mean since the last one), ndcg10.
+      curve: one record per validation: step, seconds, learning_rate, loss (mean since the previous one), ndcg10.
     """
 
     def __init__(self, corpus: Corpus, config: SASRecConfig):

@@ -1,7 +1,7 @@
-"""The networks of SASRec, eSASRec and HSTU: a causal stack of blocks over item ids, item embeddings tied to the head.
+"""The networks of SASRec, eSASRec and HSTU: a causal stack of blocks over item ids, with the item embeddings as head.
 
-All three predict the next item at every position; they differ in their block alone. Beside the letters of
-`unimp_jax.batch`: I items of the catalogue; H heads of width h; S positions that are looked at.
+All three predict the next item at every position and differ only in their block. Dimension letters in addition to those
+of `unimp_jax.batch`: I items of the catalogue; H heads of width h; S positions that are attended to.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from flax import nnx
 Block = Literal["sasrec", "ligr", "hstu"]
 
 TIME_BUCKETS = 72
-"""Of HSTU's bias by time: enough for differences of up to 2^31 seconds."""
+"""Number of buckets of HSTU's time bias: enough for differences of up to 2^31 seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SASRecModelConfig:
-    """Geometry."""
+    """Geometry of the networks."""
 
     block: Block = "sasrec"
-    """The layers: a transformer's (SASRec), one with gated residuals (eSASRec), or HSTU's."""
+    """Block type: that of a transformer (SASRec), one with gated residuals (eSASRec), or HSTU's."""
     max_length: int = 128
-    """The items of history that the model sees at most."""
+    """Maximum number of history items that the model sees."""
     width: int = 64
     layers: int = 2
     heads: int = 2
     mlp: int = 4
-    """Width of the feed-forward layer, in `width`s (1 in SASRec's paper); HSTU has none."""
+    """Width of the feed-forward layer as a multiple of `width` (1 in SASRec's paper); HSTU has none."""
     activation: Literal["relu", "gelu"] = "gelu"
-    """Of `sasrec` blocks; the others have SwiGLU and SiLU."""
+    """Activation of `sasrec` blocks; the others use SwiGLU and SiLU."""
     dropout: float = 0.1
-    """After the embeddings and after each branch."""
+    """Dropout rate after the embeddings and after each branch."""
     embedding_std: float = 0.02
-    """Standard deviation of the first embeddings."""
+    """Standard deviation of the initial embeddings."""
 
     def __post_init__(self) -> None:
         if min(self.max_length, self.width, self.heads, self.mlp) < 1:
@@ -49,7 +49,7 @@ class SASRecModelConfig:
 
 
 class SASRec(nnx.Module):
-    """Item ids in, the hidden state that scores the next item out."""
+    """Maps item ids to hidden states that score the next item."""
 
     def __init__(self, config: SASRecModelConfig, num_items: int, *, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(config.embedding_std)
@@ -68,14 +68,14 @@ class SASRec(nnx.Module):
         times_BT: jax.Array,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
-        """Hidden states, float32 [B, T, D], whose products with `items` are scores of the next item.
+        """Returns hidden states, float32 [B, T, D], whose products with `items` are the scores of the next item.
 
         Args:
           items_BT: int32 [B, T]; T is at most `max_length`.
-          segments_BT: int32 [B, T]; a position sees itself and earlier ones of its own segment.
+          segments_BT: int32 [B, T]; a position attends to itself and to earlier ones of its own segment.
           positions_BT: int32 [B, T], counted from 0 in each segment.
-          times_BT: int32 [B, T], when each item was met, in seconds since 1970; all alike where that is unknown.
-          rngs: a stream of keys for dropout; None for none.
+          times_BT: int32 [B, T], the time of each interaction in seconds since 1970; all equal if it is unknown.
+          rngs: a stream of keys for dropout; None for no dropout.
         """
         T = items_BT.shape[1]
         mask_BTS = (segments_BT[:, :, None] == segments_BT[:, None, :]) & jnp.tri(T, dtype=bool)
@@ -87,11 +87,12 @@ class SASRec(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """Attention and feed-forward layer, normalised before each, and with `ligr` gated after each.
+    """Attention and feed-forward layer with pre-normalisation, and with a gate after each for `ligr`.
 
-    SASRec's, Kang and McAuley 2018 (arXiv:1808.09781), normalised as later transformers are. With `ligr` what a branch
-    adds to x is scaled by sigmoid(W x + b), and the feed-forward layer is SwiGLU without biases: LiGR, Borisyuk et al.
-    2025 (arXiv:2502.03417), as eSASRec has it, Tikhonovich et al. 2025 (arXiv:2508.06450; RecTools, `LiGRLayer`).
+    This is SASRec's block, Kang and McAuley 2018 (arXiv:1808.09781), with the normalisation of later transformers. With
+    `ligr`, the output that a branch adds to x is scaled by sigmoid(W x + b), and the feed-forward layer is SwiGLU
+    without biases: LiGR, Borisyuk et al. 2025 (arXiv:2502.03417), as in eSASRec, Tikhonovich et al. 2025
+    (arXiv:2508.06450; RecTools, `LiGRLayer`).
     """
 
     def __init__(self, config: SASRecModelConfig, *, rngs: nnx.Rngs):
@@ -131,8 +132,8 @@ class HSTUBlock(nnx.Module):
         u, v, q, k = silu(norm(x) W)
         x + (u * norm(silu(q k + bias of the distance + bias of the time between) / max_length . v)) W' + b
 
-    Biases are one for all heads; norms have no parameters. Unlike there, the time between is that from the item looked
-    at to the item that looks, not to the one that is predicted, of which no ranker here knows anything.
+    All heads share the biases; norms have no parameters. Unlike in the authors' code, the time between is measured from
+    the key's item to the query's item, not to the predicted item, whose time no ranker here knows.
     """
 
     def __init__(self, config: SASRecModelConfig, *, rngs: nnx.Rngs):

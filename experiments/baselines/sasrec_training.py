@@ -1,4 +1,4 @@
-"""Training SASRec, eSASRec and HSTU within a budget of steps or seconds, keeping what validates best."""
+"""Trains SASRec, eSASRec and HSTU within a budget of steps or seconds, and keeps the best parameters by validation."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ VALIDATED = 4096
 def train_sasrec(
     corpus: Corpus, config: SASRecConfig, log: Callable[[Record], None] = lambda record: None
 ) -> SASRecRanker:
-    """Trains on the training interactions; without validation users the last parameters are kept.
+    """Trains on the training interactions; without validation users, the last parameters are kept.
 
-    The clock starts when all is compiled, and stands still while it validates.
+    The clock starts after compilation, and stops during validation.
 
     Args:
-      log: is given each record of `SASRecRanker.curve` as it comes.
+      log: called with each record of `SASRecRanker.curve`.
 
     Raises:
       DataError: the corpus has no transition to train on.
-      ValueError: the loss is no longer finite.
+      ValueError: the loss is not finite.
     """
     ranker = SASRecRanker(corpus, config)
     batches = training_batches(corpus, config.model.max_length, config.batch_size, config.seed)
@@ -67,7 +67,7 @@ def train_sasrec(
         kept, ranker.parameters = ranker.parameters, jax.tree.map(jnp.copy, parameters)
         seconds = time.perf_counter() - start
         score = validate(ranker)
-        start = time.perf_counter() - seconds  # validation, which is of the whole catalogue, is not on the clock
+        start = time.perf_counter() - seconds  # validation on the whole catalogue is not timed
         record = {
             "step": int(number),
             "seconds": seconds,
@@ -88,7 +88,8 @@ def train_sasrec(
 
 
 def make_step(ranker: SASRecRanker, optimizer: optax.GradientTransformation) -> Any:
-    """(parameters, state, batch, key, number, rate) -> (parameters, state, loss), jitted, the first two donated."""
+    """Returns (parameters, state, batch, key, number, rate) -> (parameters, state, loss), jitted; donates the first
+    two."""
 
     config = ranker.config
 
@@ -116,7 +117,7 @@ def make_step(ranker: SASRecRanker, optimizer: optax.GradientTransformation) -> 
 
 
 def make_optimizer(config: SASRecConfig) -> optax.GradientTransformation:
-    """AdamW without its rate, which the step multiplies by."""
+    """Returns AdamW without a learning rate, which the step applies."""
 
     def matrices(parameters: Any) -> Any:
         return jax.tree.map(lambda x: x.ndim > 1, parameters)
@@ -129,21 +130,21 @@ def make_optimizer(config: SASRecConfig) -> optax.GradientTransformation:
 
 
 def learning_rate(config: SASRecConfig, spent: float) -> float:
-    """Linear warm-up, then a cosine to 0, by the part of the budget that is spent."""
+    """Returns the learning rate for the used part of the budget: linear warm-up, then a cosine decay to 0."""
     if spent < config.warmup:
         return config.learning_rate * max(spent, 1e-3) / config.warmup
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (spent - config.warmup) / (1 - config.warmup)))
 
 
 def spent_part(config: SASRecConfig, steps: int, seconds: float) -> float:
-    """How much of the tighter budget is spent, 1 at its end."""
+    """Returns the used part of the tighter budget, 1 at its end."""
     by_steps = steps / config.steps if config.steps is not None else 0.0
     by_seconds = seconds / config.seconds if config.seconds is not None else 0.0
     return min(max(by_steps, by_seconds), 1.0)
 
 
 def validate(ranker: SASRecRanker) -> float:
-    """NDCG@10 of the validation users, an even sample of 4,096, seen items filtered; NaN where there are none."""
+    """Returns NDCG@10 of an even sample of 4,096 validation users, seen items filtered; NaN if there are none."""
     users, positions = (part[:: -(-len(part) // VALIDATED) or 1] for part in ranker.corpus.held_out(VALIDATION))
     if not len(users):
         return math.nan
@@ -156,11 +157,11 @@ def validate(ranker: SASRecRanker) -> float:
 
 
 def training_rows(corpus: Corpus, length: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """One epoch: every transition from a training item to the next, once, in rows without padding: all users one after
-    the other, cut every `length` transitions.
+    """Returns one epoch: every transition from a training item to the next, once, in rows without padding. All users
+    follow one another, cut every `length` transitions.
 
-    Users stand in random order, so each epoch cuts their histories elsewhere. A piece of a history is a segment of
-    its row and sees nothing of the others.
+    Users are in random order, so each epoch cuts their histories at other places. A piece of a history is a segment of
+    its row and attends only to itself.
 
     Returns:
       `items`, `targets` (-1 in the last row's padding), `segments`, `positions` (from 0 in each piece), `times` (of the
@@ -195,7 +196,7 @@ def training_rows(corpus: Corpus, length: int, rng: np.random.Generator) -> dict
 
 
 def training_batches(corpus: Corpus, length: int, rows: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
-    """Epoch after epoch of `rows` random rows; an epoch's last batch is filled up with rows from its beginning."""
+    """Yields batches of `rows` random rows, epoch after epoch; an epoch's last batch is filled with its first rows."""
     rng = np.random.default_rng(seed)
     while True:
         epoch = training_rows(corpus, length, rng)

@@ -1,4 +1,4 @@
-"""What a catalogue of millions of items, a token each, costs: table, loss and ranking over eight devices of this host.
+"""Measures table size, loss and ranking of catalogues of millions of items, a token each, on eight devices of a host.
 
 XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
     python -m experiments.benchmarks.catalogue_size --items 1000000 10000000
@@ -31,12 +31,13 @@ BASE, ROWS, ANSWERS, CHUNK = 512, 4, 16, 4
 
 
 def main(items: tuple[int, ...] = (1_000_000,), width: int = 16, sampled: int = 8192, whole: bool = True) -> None:
-    """
+    """Measures each catalogue.
+
     Args:
-      items: of each catalogue.
-      width: of a row of its table.
-      sampled: new tokens of a sampled softmax.
-      whole: whether one device computes the loss, too, with which that of eight is compared.
+      items: number of items in each catalogue.
+      width: width of a row of its table.
+      sampled: number of new tokens in the sampled softmax.
+      whole: whether the loss on eight devices is compared with that on one.
     """
     for count in items:
         meshes = [make_mesh(MeshConfig(data=2, tensor=4)), *[make_mesh(MeshConfig(), jax.devices()[:1])] * whole]
@@ -46,7 +47,7 @@ def main(items: tuple[int, ...] = (1_000_000,), width: int = 16, sampled: int = 
 
 
 def measure(mesh: Mesh, items: int, width: int, sampled: int) -> float:
-    """Prints what it takes on a mesh; returns the loss over all tokens."""
+    """Prints the measurements on a mesh, and returns the loss over all tokens."""
     with jax.set_mesh(mesh):
         graph, state = new_tables(mesh, items, width)
         rows = NamedSharding(mesh, PartitionSpec("data"))
@@ -91,7 +92,7 @@ def measure(mesh: Mesh, items: int, width: int, sampled: int) -> float:
 
 
 def new_tables(mesh: Mesh, items: int, width: int) -> tuple[Any, Any]:
-    """The embeddings of a tied decoder, drawn into their shardings."""
+    """Returns the embeddings of a tied decoder, initialised directly in their shardings."""
     config = DecoderConfig(vocab_size=BASE, new_tokens=items, width=width, heads=1, tie_embeddings=True)
 
     def make() -> Any:
@@ -102,12 +103,12 @@ def new_tables(mesh: Mesh, items: int, width: int) -> tuple[Any, Any]:
 
 
 def device_bytes(state: Any) -> int:
-    """Of one device."""
+    """Returns the number of bytes on one device."""
     return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """(its second result, the seconds that took)."""
+    """Returns (the result of the second call, its duration in seconds)."""
     jax.block_until_ready(function(*arguments))
     start = time.perf_counter()
     result = jax.block_until_ready(function(*arguments))

@@ -1,4 +1,4 @@
-"""How fast a preset's training batches come, how full they are, and what each part of making them takes.
+"""Measures how fast a preset's training batches are made, how full they are, and how long each part of this takes.
 
 python -m experiments.benchmarks.loader_speed small --loader.batch-size 4
 python -m experiments.benchmarks.loader_speed --copies 15 --batches 10 openflamingo-3b
@@ -24,18 +24,18 @@ from unimp_jax.planning.chips import CHIPS
 
 Preset: Any = tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS, prefix_names=False)
 MFU = 0.65
-"""Of its peak, what a chip is taken to reach that has to be fed."""
+"""The share of its peak that a chip is assumed to reach."""
 
 
 def main(
     config: Annotated[Preset, tyro.conf.arg(name="")], batches: int = 200, blocks: int = 20, copies: int = 1
 ) -> None:
-    """Prints what a core does a second, how many chips that feeds, and the fill of the three budgets.
+    """Prints the throughput of a core, how many chips that feeds, and the fill of the three budgets.
 
     Args:
-      batches: so many are read as training reads them, with images.
-      blocks: so many are planned; and the rows of one are filled, without images.
-      copies: so many times the users of the source there are.
+      batches: number of batches that are read as in training, with images.
+      blocks: number of blocks that are planned; the rows of another one are filled, without images.
+      copies: number of times that the users of the source are repeated.
     """
     data = ExperimentData.load(config)
     if copies > 1:
@@ -51,7 +51,7 @@ def main(
 
 
 def repeated(corpus: Corpus, copies: int) -> Corpus:
-    """The corpus with each user so many times."""
+    """Returns the corpus with each user repeated."""
     items, times, ratings, splits = (
         np.tile(array, copies) for array in (corpus.items, corpus.times, corpus.ratings, corpus.splits)
     )
@@ -68,10 +68,10 @@ def repeated(corpus: Corpus, copies: int) -> Corpus:
 
 
 def plan_speed(data: ExperimentData, blocks: int) -> tuple[float, float]:
-    """(examples a second of processor time, rows an example)."""
+    """Returns (examples planned per second of processor time, rows per example)."""
     config = data.config
     planner = BlockPlanner(data.training_queries, data.writer, config.loader, config.seed)
-    planner(0)  # what is computed once
+    planner(0)  # excludes what is computed once
     start, rows = time.process_time(), 0
     for block in range(1, blocks + 1):
         rows += len(planner(block).rows)
@@ -80,7 +80,7 @@ def plan_speed(data: ExperimentData, blocks: int) -> tuple[float, float]:
 
 
 def fill_speed(data: ExperimentData) -> float:
-    """Examples a second of processor time that are written into rows; images are left out."""
+    """Returns the examples per second of processor time that are written into rows, without images."""
     config = data.config
     block = BlockPlanner(data.training_queries, data.writer, config.loader, config.seed)(0)
     rows = block.rows[: 1 + len(block.rows) // 8]
@@ -92,7 +92,7 @@ def fill_speed(data: ExperimentData) -> float:
 
 
 def read(data: ExperimentData, batches: int) -> None:
-    """Prints how fast batches come when nothing waits for them, and how full they are."""
+    """Prints how fast batches come if nothing waits for them, and how full they are."""
     config = data.config
     stream = data.training()
     counts, fills = np.zeros(4, int), []

@@ -1,4 +1,4 @@
-"""How long it takes to write the columns of a source, and to open them, in a process of its own.
+"""Measures how long it takes to write the columns of a source, and to open them in a process of its own.
 
 python -m experiments.benchmarks.opening_speed --interactions 1000000 10000000 100000000
 """
@@ -19,16 +19,17 @@ from data_pipelines.columns import FOLDER, read_columns, write_columns
 from data_pipelines.schema import Interaction, Item, User
 
 LENGTH = 100
-"""Interactions of a user."""
+"""Number of interactions per user."""
 REVIEW = "words of " * 22 + "it"
 
 
 def main(interactions: tuple[int, ...] = (1_000_000,), items: int = 100_000, reviews: int = 0) -> None:
-    """
+    """Measures each number of interactions.
+
     Args:
-      interactions: so many each time, drawn evenly from the catalogue.
-      items: of the catalogue.
-      reviews: so many interactions of each user have a text, of 200 letters.
+      interactions: numbers of interactions, drawn uniformly from the catalogue.
+      items: number of items in the catalogue.
+      reviews: number of interactions of each user that have a text, of 200 letters.
     """
     for count in interactions:
         with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +59,7 @@ def users(count: int, items: int, reviews: int) -> Iterator[User]:
 
 
 def opening(folder: Path) -> tuple[float, int]:
-    """(seconds of processor time, bytes by which memory grew)."""
+    """Returns (seconds of processor time, bytes by which memory grew)."""
     before, start = peak(), time.process_time()
     corpus, _ = read_columns(folder) or (None, None)
     seconds = time.process_time() - start
@@ -68,7 +69,7 @@ def opening(folder: Path) -> tuple[float, int]:
 
 
 def peak() -> int:
-    """The most memory that this process has held, in bytes; `ru_maxrss` would count what its parent held, too."""
+    """Returns the peak memory of this process in bytes; `ru_maxrss` would include that of its parent."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 

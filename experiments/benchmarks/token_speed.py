@@ -1,4 +1,4 @@
-"""How long a catalogue of made-up items takes to open, the first time and again, in a process of its own each time.
+"""Measures the time to open a catalogue of synthetic items, first and again, in a process of its own each time.
 
 python -m experiments.benchmarks.token_speed --items 100000 1000000
 """
@@ -27,13 +27,14 @@ from experiments.presets import PRESETS
 CONFIG = dataclasses.replace(
     PRESETS["small"], vocabulary=dataclasses.replace(PRESETS["small"].vocabulary, attributes=())
 )
-"""With whatever attributes there are."""
+"""The preset `small` with all attributes that items have."""
 
 
 def main(items: tuple[int, ...] = (100_000,)) -> None:
-    """
+    """Measures each number of items.
+
     Args:
-      items: so many each time, of twelve words and two categories.
+      items: numbers of items, with twelve words and two categories each.
     """
     for count in items:
         with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +58,7 @@ def described(count: int) -> Iterator[Item]:
 
 
 def opening(folder: Path) -> str:
-    """What each part took, in seconds of processor time, and how much memory was held at most."""
+    """Describes the processor time of each part in seconds, and the peak memory."""
     libraries = peak()
     times = [time.process_time()]
     corpus, has_image = read_columns(folder / FOLDER) or (None, None)

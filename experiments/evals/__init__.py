@@ -1,4 +1,4 @@
-"""How each task of `data_pipelines.tasks` is evaluated and answered, one object each, by the same names."""
+"""Evaluation and answering of each task of `data_pipelines.tasks`: one object per task, under the task's name."""
 
 from __future__ import annotations
 

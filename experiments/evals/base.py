@@ -1,4 +1,4 @@
-"""What is made of a task on this side of the wall: how held-out questions are asked, measured and shown."""
+"""The interface of task evaluations: how held-out queries are asked, measured and shown."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from unimp_jax.sharding import row_shards
 
 OURS = "UniMP"
 ANSWER_TOKENS = 16
-"""So many tokens are asked about at least, so that answers of different kinds share one compiled program."""
+"""Minimum number of tokens whose probabilities are computed, so that different answers share one compiled program."""
 PerUser = dict[str, np.ndarray]
 Formulas = Mapping[str, Callable[[Means], np.ndarray]]
 
 
 class TooFewError(DataError):
-    """There are too few questions, or too few images, to measure a task by."""
+    """There are too few queries, or too few images, to evaluate a task."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
-    """One table: a task's questions and every model's answers.
+    """One table: a task's queries and every model's answers.
 
     Attributes:
-      note: what was asked, in a sentence or two.
-      metrics: for each model, values of its users by name, of whose means metrics are made.
-      formulas: for each model, what makes metrics of these means; a model that is not there is described by the means.
-      answers: columns, one value a question: who was asked what, and what was answered.
-      larger_is_better: of all metrics.
+      note: a sentence or two about what was asked.
+      metrics: for each model, per-user values by name; metrics are computed from their means.
+      formulas: maps a model's per-user values to the formulas of its metrics; None: the means are the metrics.
+      answers: columns with one value per query: who was asked what, and the answers.
+      larger_is_better: whether larger values are better, for all metrics.
     """
 
     note: str
@@ -58,15 +58,15 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setting:
-    """What a task is evaluated with.
+    """The inputs of a task's evaluation.
 
     Attributes:
-      questions: the held-out ones.
-      next_item: the model alone, as a ranker by how probable items are to come next.
-      rankers: baselines that rank the catalogue; none where no task needs them.
-      with_content: the run's model with rows of the content of more tokens (`ExperimentData.content` of other data).
-      opened: what `TaskEval.open` opened.
-      memory: what was chosen to stand beside the model.
+      questions: the held-out queries.
+      next_item: the model alone, as a ranker by next-item probability.
+      rankers: baselines that rank the catalogue; empty if no task needs them.
+      with_content: returns the run's model with rows for more tokens (`ExperimentData.content` of other data).
+      opened: the result of `TaskEval.open`.
+      memory: the memory chosen to be combined with the model.
     """
 
     data: ExperimentData
@@ -82,12 +82,12 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answered:
-    """What came of a task.
+    """The results of a task.
 
     Attributes:
-      outcomes: tables by name, the first that of the task.
+      outcomes: tables by name; the first one is that of the task.
       samples: users whose recommendations a report shows.
-      save_images: writes images of some users into the folder of the evaluation.
+      save_images: writes the images of some users into the evaluation folder.
     """
 
     outcomes: dict[str, Outcome]
@@ -96,45 +96,46 @@ class Answered:
 
 
 class TaskEval(abc.ABC):
-    """How a task is evaluated, and how `unimp generate` answers it. `experiments.evals.register` makes one known."""
+    """The evaluation of a task, and its answers for `unimp generate`; `experiments.evals.register` registers one."""
 
     task: ClassVar[str]
     """The name of the task in `data_pipelines.tasks`."""
     needs_rankers: ClassVar[bool] = False
-    """Whether baselines that rank the catalogue answer it."""
+    """Whether baselines that rank the catalogue answer the task."""
     needs: ClassVar[tuple[str, str]] = ("", "")
-    """The option of `unimp generate` that the task cannot do without, and what it means."""
+    """The option of `unimp generate` that the task requires, and its meaning."""
 
     def open(self, data: ExperimentData, config: EvaluationConfig | GenerateConfig) -> Any:
-        """What is needed beside the model; it is opened, or found missing, before any weights are read."""
+        """Opens what is needed beside the model, so that anything missing is reported before weights are read."""
         return None
 
     def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray) -> Callable[[np.ndarray], float]:
-        """What says how well the task is answered by how probable each item is to come next: larger is better. Tasks
-        that need rankers have it, and a memory is chosen by it.
+        """Returns a quality measure of next-item probabilities for the task: larger is better. Tasks that need rankers
+        implement it; the memory is chosen by it.
 
         Args:
-          users, positions: int32 [M], moments of histories.
+          users, positions: int32 [M], the users and the positions in their histories.
 
         Returns:
-          A function of log-probabilities of all items to come next, float32 [M, I]; what does not depend on them is
-          computed before.
+          A function of the next-item log-probabilities of all items, float32 [M, I]; anything independent of them is
+          computed in advance.
         """
         raise TypeError(f"{self.task} is not answered by how probable items are to come next")
 
     @abc.abstractmethod
     def evaluate(self, setting: Setting) -> Answered:
-        """Asks the model and the baselines all held-out questions.
+        """Asks the model and the baselines all held-out queries.
 
         Raises:
-          TooFewError: there are too few of them to measure by.
+          TooFewError: there are too few queries to evaluate.
         """
 
     def query(self, data: ExperimentData, request: Request, query: Query, item_of: Callable[[str], int]) -> Query:
-        """The open question about a user of whom all is known that `query` says, with what the request adds.
+        """Returns the open query about a user, completed by the request.
 
         Args:
-          item_of: from an item's id to its number; raises DataError where there is none.
+          query: the task, the user and the length of the history.
+          item_of: returns the index of an item id; raises DataError if there is none.
         """
         return query
 
@@ -142,15 +143,15 @@ class TaskEval(abc.ABC):
     def answer(
         self, data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig, opened: Any
     ) -> dict[str, Any]:
-        """The answer to an open question, as fields of a JSON object."""
+        """Returns the answer to an open query, as the fields of a JSON object."""
 
     @abc.abstractmethod
     def show(self, answer: dict[str, Any]) -> list[str]:
-        """An answer as lines for a terminal."""
+        """Formats an answer as lines for a terminal."""
 
 
 def asked(corpus: Corpus, queries: Sequence[Query]) -> dict[str, Any]:
-    """Columns: who was asked, and about which item."""
+    """Returns columns with the user, the position and the item of each query."""
     return {
         "user": [corpus.user_ids[query.user] for query in queries],
         "position": [query.position for query in queries],
@@ -159,12 +160,12 @@ def asked(corpus: Corpus, queries: Sequence[Query]) -> dict[str, Any]:
 
 
 def titled(corpus: Corpus, items: Sequence[int]) -> list[dict[str, Any]]:
-    """Ids and titles of items."""
+    """Returns the ids and titles of items."""
     return [{"item": corpus.item_ids[item], "title": corpus.titles[item]} for item in items]
 
 
 def moments(queries: Sequence[Query]) -> tuple[np.ndarray, np.ndarray]:
-    """(users, positions) as baselines take them, int32 [P] each."""
+    """Returns (users, positions) of queries for baselines, int32 [P] each."""
     return np.array([q.user for q in queries], np.int32), np.array([q.position for q in queries], np.int32)
 
 
@@ -176,11 +177,11 @@ def prompt_batches(
     begun: Sequence[tuple[int, ...]] | None = None,
     tight: bool = False,
 ) -> grain.DatasetIterator[QuestionBatch]:
-    """This process's shard of batches of prompts.
+    """Returns this process's shard of the batches of prompts.
 
     Args:
-      begun: of each question, the tokens that its answer begins with.
-      tight: batches are no larger than these prompts need.
+      begun: for each query, the first tokens of its answer.
+      tight: batches are only as large as these prompts need.
     """
     prompts = data.writer.write_all(queries, ask=True, begun=begun)
     shard = ProcessShard(*row_shards(predictor.mesh))
@@ -194,7 +195,7 @@ def next_token(
     tokens: np.ndarray,
     begun: Sequence[tuple[int, ...]] | None = None,
 ) -> np.ndarray:
-    """Probabilities of `tokens` (int [n]) among themselves, behind each question: float32 [P, n]."""
+    """Returns the probabilities of `tokens` (int [n]) after each prompt, normalised over `tokens`: float32 [P, n]."""
     batches = prompt_batches(data, predictor, queries, begun=begun)
     padded = np.resize(tokens, max(len(tokens), ANSWER_TOKENS))
     logs = predictor.next_token(batches, padded, len(queries))[:, : len(tokens)]

@@ -1,4 +1,4 @@
-"""Items that training never met, or hardly: tables beside that of recommendation, of runs with `data.cold_items`."""
+"""Tables of recommendation for items that training never or rarely saw, in runs with `data.cold_items`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.evaluation.predictor import Predictor
 
 SPARSE = 3
-"""Items of one to so many training interactions are sparse."""
+"""Items with one to this many training interactions are sparse."""
 
 
 def cold_tables(setting: Setting) -> dict[str, Outcome]:
-    """Users whose held-out item is cold, beside popularity and content-kNN, and those whose item is sparse, beside all
-    baselines; none where no item is cold, and only those that somebody can be asked for."""
+    """Returns the table of users whose held-out item is cold, beside popularity and content-kNN, and that of users
+    whose item is sparse, beside all baselines. Tables without users are omitted, and both if no item is cold."""
     data, config = setting.data, setting.config
     if not data.config.data.cold_items:
         return {}
@@ -54,7 +54,7 @@ def table(
     note: str, data: ExperimentData, predictor: Predictor, rankers: Sequence[Ranker], queries: Sequence[Query],
     members: np.ndarray,
 ) -> Outcome:  # fmt: skip
-    """The right item's place among all items, and among those of a group that it is of.
+    """Ranks the target item among all items, and among those of the group that it belongs to.
 
     Args:
       members: bool [I], the items of the group.
@@ -74,7 +74,7 @@ def table(
 
 
 def metrics(whole: np.ndarray, group: np.ndarray) -> PerUser:
-    """HR@10 and NDCG@10 of both ranks."""
+    """Returns HR@10 and NDCG@10 of both ranks."""
     return {
         f"{name}{where}": values
         for ranks, where in ((whole, ""), (group, " (among them)"))

@@ -1,4 +1,4 @@
-"""How held-out questions are asked and measured (`EvaluationConfig`), and how one question is (`GenerateConfig`)."""
+"""Configuration of evaluation on held-out queries (`EvaluationConfig`) and of single answers (`GenerateConfig`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Flag = Annotated[
         str_from_instance=lambda value: [str(value)],
     ),
 ]
-"""An option that is named or not, and takes no value."""
+"""An option without a value: it is given or not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +38,12 @@ class ImageGenerationConfig:
     """How images are generated."""
 
     vqgan: Path | None = None
-    """What turns codes into images: the folder of a VQGAN that was trained or imported; by default the one that made
-    the codes of the catalogue, where it was then."""
+    """Folder of a trained or imported VQGAN that decodes the codes; by default the one that made the codes of the
+    catalogue, at its location then."""
     samples: int = 4
-    """Images of each question."""
+    """Number of images per query."""
     sampling: Annotated[CodeSamplingConfig, tyro.conf.arg(name="")] = CodeSamplingConfig()
-    """How codes are drawn."""
+    """How codes are sampled."""
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -57,7 +57,7 @@ class ImageEvaluationConfig:
     generation: Annotated[ImageGenerationConfig, tyro.conf.arg(name="")] = ImageGenerationConfig()
     extractors: Annotated[FeatureExtractorConfig, tyro.conf.arg(name="")] = FeatureExtractorConfig()
     users: int = 1024
-    """So many at most are asked, drawn by the seed."""
+    """Maximum number of users that are asked, drawn by the seed."""
 
     def __post_init__(self) -> None:
         if self.users < 1:
@@ -66,33 +66,33 @@ class ImageEvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured."""
+    """What is evaluated."""
 
     split: Split = "test"
     tasks: tuple[str, ...] = dataclasses.field(default_factory=lambda: tuple(TASKS))
-    """Which of them are asked."""
+    """The tasks that are evaluated."""
     users: int | None = None
-    """So many users, an even sample, are asked in each task; by default all."""
+    """Number of users per task, an even sample; by default all."""
     checkpoint: Checkpoint = "best"
-    """The best by validation, or the latest."""
+    """The best checkpoint by validation, or the latest."""
     beams: int = 20
-    """With which items are searched for that have semantic ids."""
+    """Number of beams in the search for items with semantic ids."""
     reviews: BeamConfig = BeamConfig(beams=5, new_tokens=256)
-    """How ratings and explanations are written."""
+    """Beam search for ratings and explanations."""
     images: ImageEvaluationConfig = ImageEvaluationConfig()
-    """How images are generated and measured, where the run was trained for that."""
+    """How images are generated and measured, if the run was trained to generate them."""
     encode_catalogue: bool = True
-    """Every image is encoded once, before anybody is asked; or, where there is no room for them all, in prompts."""
+    """Encode every image once, before the evaluation, or, if there is no room for them all, in prompts."""
     rivals: tuple[Rival, ...] = ("sasrec",)
-    """Which sequential baselines are trained as well (the others only count); none where no name follows."""
+    """Sequential baselines to train; the other baselines only count. Give no name to train none."""
     sasrec_config: SASRecConfig = SASRecConfig()
-    """Geometry of each and the time it is given; eSASRec and HSTU have blocks and loss of their own."""
+    """Geometry and training time of each sequential baseline; eSASRec and HSTU have blocks and a loss of their own."""
     samples: int = 8
-    """Users whose history and recommendations are shown."""
+    """Number of users whose history and recommendations are shown."""
     seed: int = 0
-    """Of the bootstrap and of which users are shown."""
+    """Seed of the bootstrap and of the users that are shown."""
     mesh: MeshConfig = ALL_DEVICES
-    """How the model lies on the devices that are here, whatever it was trained on."""
+    """The mesh of the devices available here, independent of the one used in training."""
 
     def __post_init__(self) -> None:
         if self.users is not None and self.users < 1:
@@ -106,47 +106,47 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig:
-    """What is asked, and how it is answered."""
+    """One query, and how it is answered."""
 
     task: str = "recommendation"
     """The name of a task."""
     user: str | None = None
-    """The id of a user of the source. Their history is all that is known of them, what evaluation holds out included:
-    this is use, not measurement. Without it, a JSON object is read from standard input:
+    """The id of a user of the source, with the whole history, including held-out interactions: this is use, not
+    evaluation. Without it, a JSON object is read from standard input:
     {"history": ["ITEM_ID", {"item": "ITEM_ID", "rating": 4.0}], "query": "…", "item": "…", "candidates": ["…"]},
-    the history oldest first, the other fields in place of the options of their names."""
+    with the history oldest first and the other fields in place of the options of these names."""
     query: str | None = None
-    """For search and image: its words, as the source writes its categories."""
+    """For search and image: the words to search for, as in the source's categories."""
     item: str | None = None
-    """For rating: the id of the item to be rated."""
+    """For rating: the id of the item to rate."""
     candidates: tuple[str, ...] = ()
     """For selection: the ids of three items."""
     new_items: Path | None = None
-    """Items that the catalogue does not have yet, which can be recommended and be in the history: JSON lines, or
-    Parquet, with `item_id`, `title`, `attributes` (by name), `categories` and `image` (a file). For a run with content:
-    a new item's row is made of that alone."""
+    """Items that are not yet in the catalogue, which can be recommended and be in the history: JSON lines or Parquet
+    with `item_id`, `title`, `attributes` (by name), `categories` and `image` (a file). Requires a run with content,
+    from which alone a new item's row is computed."""
     k: int = 10
-    """So many items are named by recommendation and search."""
+    """Number of items returned by recommendation and search."""
     unfiltered: Flag = False
-    """They may be items of the history as well."""
+    """Allow items of the history among them."""
     beams: int = 10
-    """Of the search for items with semantic ids (at least k), and for what is written with a rating."""
+    """Number of beams in the search for items with semantic ids (at least k), and for the explanation of a rating."""
     new_tokens: int = 128
-    """What is written with a rating is cut off there."""
+    """Maximum number of tokens of the explanation of a rating."""
     out: Path = Path("images")
-    """For image: the folder where images go, 1.png and so on."""
+    """For image: the folder for the images, named 1.png and so on."""
     generation: Annotated[ImageGenerationConfig, tyro.conf.arg(name="")] = ImageGenerationConfig()
-    """For image: by what, how many and how."""
+    """For image: the VQGAN, the number of images and the sampling."""
     seed: int = 0
-    """For image: of what is drawn."""
+    """For image: the seed of the sampling."""
     checkpoint: Checkpoint = "best"
-    """Of a run: the best by validation, or the latest."""
+    """Checkpoint of a run: the best by validation, or the latest."""
     data: Place | None = None
-    """Where the prepared records are, if not where they were in training."""
+    """Folder of the prepared records, if not the one used in training."""
     mesh: MeshConfig = MeshConfig(data=-1)
-    """How the model lies on the devices that are here."""
+    """The mesh of the devices available here."""
     json: Flag = False
-    """The answer as one JSON object."""
+    """Print the answer as one JSON object."""
 
     def __post_init__(self) -> None:
         check_names("--task", [self.task])

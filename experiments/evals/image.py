@@ -1,4 +1,4 @@
-"""Image: the codes that a model generates for a query, what a VQGAN makes of them, and how good that is."""
+"""The image task: generates image codes for a query, decodes them with a VQGAN, and evaluates the images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Decoder = Callable[[np.ndarray], np.ndarray]
 
 
 class ImageEval(TaskEval):
-    """What does the wanted item look like?"""
+    """The image task: what does the target item look like?"""
 
     task = "image"
     needs = ("query", 'the words of what is to be seen, such as --query "Comedy, Drama"')
@@ -43,7 +43,7 @@ class ImageEval(TaskEval):
         return decode
 
     def evaluate(self, setting: Setting) -> Answered:
-        # What measures images takes seconds to import, and answers need none of it.
+        # The metrics take seconds to import, and answers do not need them.
         from experiments.evals.image_metrics import image_outcomes, refuse_few, sample_images
         from experiments.feature_extractors import open_towers
 
@@ -68,7 +68,7 @@ class ImageEval(TaskEval):
     def answer(
         self, data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig, opened: Any
     ) -> dict[str, Any]:
-        """Files of images, each with the log-probability of its codes, the most probable first."""
+        """Writes image files and returns them with the log-probabilities of their codes, the most probable first."""
         codes, scores = sample_codes(data, predictor, [query], config.generation, config.seed)
         order = np.argsort(-scores[0], kind="stable")
         images = []
@@ -84,13 +84,13 @@ class ImageEval(TaskEval):
 
 
 def open_decoder(data: ExperimentData, folder: Path | None) -> Decoder:
-    """A VQGAN that makes images of codes.
+    """Opens the VQGAN that decodes the codes of a run.
 
     Args:
-      folder: of the VQGAN; None: the one that the codes say they were made with.
+      folder: the folder of the VQGAN; None: the one named in the file of the codes.
 
     Raises:
-      DataError: there are no codes, or the VQGAN is not there or has others.
+      DataError: there are no codes, or the VQGAN is missing or has other codes.
     """
     codes = data.vocabulary.image_codes
     if codes is None:
@@ -113,7 +113,7 @@ def open_decoder(data: ExperimentData, folder: Path | None) -> Decoder:
 def sample_codes(
     data: ExperimentData, predictor: Predictor, queries: Sequence[Query], config: ImageGenerationConfig, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(int32 [P, samples, h * w] codes, float32 [P, samples] log-probabilities of them) for image questions."""
+    """Samples codes for image queries: int32 [P, samples, h * w], and their log-probabilities, float32 [P, samples]."""
     codes = data.vocabulary.image_codes
     assert codes is not None
     unconditional = data.writer.write(Query("image", 0, 0, (), unconditional=True), ask=True)
@@ -132,7 +132,7 @@ def generate_images(
     config: ImageGenerationConfig,
     seed: int = 0,
 ) -> Generated:
-    """Images for questions whose answer is known, and the wanted ones from their codes."""
+    """Generates images for queries whose answer is known, and decodes the target images from their codes."""
     from experiments.evals.image_metrics import Generated
 
     codes = data.vocabulary.image_codes
@@ -143,7 +143,7 @@ def generate_images(
 
 
 def save_image(image: np.ndarray, path: Path) -> None:
-    """A PNG, whole or not at all."""
+    """Writes a PNG atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         Image.fromarray(image).save(partial, "PNG")

@@ -1,7 +1,7 @@
-"""Generated images beside what they could have been: metrics of every user, and some users' to look at.
+"""Metrics of generated images beside reference images, and image samples for a report.
 
-All are looked at in the size of the generated ones, by the same tower. Beside the model's stand a random item's
-image, that of another item with the query, and the wanted image as its codes give it back.
+All images are compared at the size of the generated ones, by the same tower. The references are a random item's image,
+that of another item matching the query, and the target image decoded from its codes.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ DISTANCES = "Fréchet distance: of each one's first image, all together. Distanc
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generated:
-    """Images of P questions, uint8, all of one size.
+    """Images of P queries, uint8, all of one size.
 
     Attributes:
-      queries: P, whose right items have images.
-      images: for each way of asking, by a name that begins with `OURS`, [P, S, H, W, 3].
-      reconstructions: [P, H, W, 3], the wanted items' images, encoded and decoded.
+      queries: P queries whose target items have images.
+      images: [P, S, H, W, 3] for each way of asking, under a name that begins with `OURS`.
+      reconstructions: [P, H, W, 3], the target items' images, encoded and decoded.
     """
 
     queries: Sequence[Query]
@@ -61,7 +61,7 @@ class Generated:
 
     @property
     def size(self) -> int:
-        """Pixels, height and width."""
+        """Height and width in pixels."""
         return self.reconstructions.shape[1]
 
 
@@ -75,12 +75,13 @@ def image_outcomes(
     seed: int = 0,
     note: str = "",
 ) -> dict[str, Outcome]:
-    """`image`, of whose metrics more is better, and `image-distance`, of whose less is.
+    """Returns the tables `image`, whose metrics are better if larger, and `image-distance`, whose are better if
+    smaller.
 
     Args:
-      tower, clip: as `open_towers` opens them.
-      randoms: items whose images each generated one is compared with, drawn by the seed for each user.
-      note: more to say of who was asked.
+      tower, clip: as returned by `open_towers`.
+      randoms: number of items, drawn by the seed for each user, whose images each generated one is compared with.
+      note: additional text about who was asked.
     """
     beside = draw_beside(data, generated.queries, randoms, seed)
     words = [", ".join(data.corpus.categories[item]) for item in beside[0]]
@@ -104,9 +105,10 @@ def image_outcomes(
 
 
 def refuse_few(data: ExperimentData, queries: Sequence[Query]) -> None:
-    """
+    """Checks that there is enough data for the metrics.
+
     Raises:
-      TooFewError: there are fewer users than precision and recall are made of, or fewer images than are compared.
+      TooFewError: there are fewer users than precision and recall need, or fewer images than the comparisons need.
     """
     images = int(data.writer.has_image.sum())
     if len(queries) <= NEIGHBOURS or images < 3:
@@ -116,17 +118,19 @@ def refuse_few(data: ExperimentData, queries: Sequence[Query]) -> None:
 
 
 def tell_signs(name: str, shares: np.ndarray) -> str:
+    """Describes a sign test of per-user shares against chance."""
     above, below, p_value = sign_test(shares)
     chance = "< .001" if p_value < 0.001 else f"= {p_value:.3f}"
     return f"{name} is above chance for {above:,} users and below for {below:,} (sign test, p {chance})."
 
 
 Beside = tuple[np.ndarray, ...]
-"""Items whose own images stand beside P users' generated ones: int64 [P], wanted, of the query, and any, to be rows of
-the table; [P, R], of the query and any, to be compared with."""
+"""Items whose own images are compared with the generated ones of P users: int64 [P], the target, one matching the query
+and a random one, which are rows of the table; int64 [P, R], matching and random ones for the comparisons."""
 
 
 def draw_beside(data: ExperimentData, queries: Sequence[Query], randoms: int, seed: int) -> Beside:
+    """Draws the reference items of each user by the seed."""
     rng = np.random.default_rng(seed)
     wanted_P = np.array([query.right[0] for query in queries])
     random_PR = random_items(data.writer.has_image, wanted_P, randoms + 1, rng)
@@ -135,7 +139,7 @@ def draw_beside(data: ExperimentData, queries: Sequence[Query], randoms: int, se
 
 
 def random_items(has_image: np.ndarray, wanted_P: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Items with an image that are not the wanted one: int64 [P, count]."""
+    """Draws random items that have an image and are not the target: int64 [P, count]."""
     shown = np.flatnonzero(has_image)
     drawn_PR = rng.integers(0, len(shown) - 1, (len(wanted_P), count))
     return shown[drawn_PR + (drawn_PR >= np.searchsorted(shown, wanted_P)[:, None])]
@@ -144,14 +148,14 @@ def random_items(has_image: np.ndarray, wanted_P: np.ndarray, count: int, rng: n
 def items_of_the_query(
     data: ExperimentData, wanted_P: np.ndarray, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each wanted item, one of the others that match its categories best, and `count` draws of the best that are
-    left then: int64 [P] and [P, count]."""
+    """Draws, for each target item, one of the others whose categories match it best, and `count` of the best remaining
+    ones: int64 [P] and [P, count]."""
     categories, has_image = data.corpus.categories, data.writer.has_image
     matches = WordMatches(categories, lambda place, _: categories[wanted_P[place]])
 
     def draw(count: int, *taken: np.ndarray) -> np.ndarray:
         drawn = []
-        for place in range(len(wanted_P)):  # what one asks is matched with all items at a time
+        for place in range(len(wanted_P)):  # one query at a time is matched with all items
             row_I = np.where(has_image, matches(np.array([place]), np.array([place]))[0], -1)
             row_I[[items_P[place] for items_P in taken]] = -1
             drawn.append(rng.choice(np.flatnonzero(row_I == row_I.max()), count))
@@ -164,8 +168,8 @@ def items_of_the_query(
 def seen_by(
     tower: FeatureExtractor, data: ExperimentData, generated: Generated, beside: Beside
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
-    """Features that a tower makes: by row of the table, [P, S, F]; of the wanted items' images, [P, F]; of others',
-    those of the query and any, [P, R, F]. Each item's own image is seen once."""
+    """Returns the tower's features: by row of the table, [P, S, F]; of the target items' images, [P, F]; of the
+    matching and of the random items, [P, R, F]. Each item's own image is encoded once."""
     items = np.unique(np.concatenate([part.ravel() for part in beside]))
     own = ImageStore(data.images.encoded, generated.size, data.config.images)
     features = tower.see(take(own, items))
@@ -177,7 +181,7 @@ def seen_by(
 
 
 def see_samples(tower: FeatureExtractor, images_PSHW3: np.ndarray) -> np.ndarray:
-    """float32 [P, S, F]."""
+    """Returns the features of samples, float32 [P, S, F]."""
     users, samples, *shape = images_PSHW3.shape
     return tower.see(images_PSHW3.reshape(users * samples, *shape)).reshape(users, samples, -1)
 
@@ -185,7 +189,7 @@ def see_samples(tower: FeatureExtractor, images_PSHW3: np.ndarray) -> np.ndarray
 def sample_images(
     data: ExperimentData, generated: Generated, folder: Path, split: str, *, count: int, seed: int = 0
 ) -> tuple[ImageSample, ...]:
-    """Some users' images, drawn by the seed, in files of `<split>-images` in the folder of the evaluation."""
+    """Writes the images of some users, drawn by the seed, into `<split>-images` in the evaluation folder."""
     name, corpus = f"{split}-images", data.corpus
     (images_PSHW3, *_) = generated.images.values()
     samples = []

@@ -1,4 +1,4 @@
-"""The held-out queries that a model is evaluated on, and what tables say of those that are left out."""
+"""Selects the held-out queries of an evaluation, and describes those that are left out."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from experiments.data import ExperimentData
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationQueries(HeldOut):
-    """The queries of one task that are asked, of as many as are `available`."""
+    """The queries of one task that are asked, out of the `available` ones."""
 
     available: int
 
     @property
     def note(self) -> str:
-        """What a table says of them, behind a blank; nothing where everybody is asked."""
+        """A note for the table, after a blank; empty if all users are asked."""
         sampled = len(self.queries) < self.available
         even = f" An even sample of {len(self.queries):,} of {self.available:,} users." if sampled else ""
         return even + (f" Left out: {self.reasons}." if self.left_out else "")
 
     @property
     def reasons(self) -> str:
-        """Such as `12 users whose answer has no rating`."""
+        """For example `12 users whose answer has no rating`."""
         return ", ".join(f"{count:,} user{'s' * (count != 1)} {reason}" for reason, count in self.left_out.items())
 
 
 def evenly_spaced(queries: Sequence[Query], count: int | None) -> list[Query]:
-    """`count` of them in their order, or all where there are fewer; None: all."""
+    """Returns `count` evenly spaced queries in their order, or all of them if there are fewer or `count` is None."""
     count = len(queries) if count is None else min(count, len(queries))
     return [queries[len(queries) * number // count] for number in range(count)]
 
 
 def evaluation_queries(data: ExperimentData, split: Split, task: str, users: int | None = None) -> EvaluationQueries:
-    """The held-out queries of a task, of `users` evenly spaced ones; None: of all."""
+    """Returns the held-out queries of a task, for `users` evenly spaced users; None: for all."""
     found = held_out(data.corpus, split, task, data.has_codes)
     return EvaluationQueries(evenly_spaced(found.queries, users), found.left_out, len(found.queries))
 
 
 def reason_for_none(data: ExperimentData, split: Split, task: str, questions: EvaluationQueries) -> str:
-    """Why a task has no queries, and in which split there are some."""
+    """Returns why a task has no queries, and which split has some."""
     other: Split = "test" if split == "validation" else "validation"
     there = len(held_out_queries(data.corpus, other, task, data.has_codes))
     why = f" ({questions.reasons})" if questions.left_out else ""
@@ -52,9 +52,10 @@ def reason_for_none(data: ExperimentData, split: Split, task: str, questions: Ev
 
 
 def check_queries(data: ExperimentData, split: Split, asked: dict[str, EvaluationQueries]) -> None:
-    """
+    """Checks that there is something to ask.
+
     Raises:
-      DataError: no task has a question.
+      DataError: no task has a query.
     """
     if not asked:
         raise DataError("this run was not trained to generate images (queries.mix.image): name other --tasks")

@@ -1,7 +1,7 @@
-"""The catalogue ranked behind a question: what recommendation and search share.
+"""Ranks the catalogue after a prompt: the common part of recommendation and search.
 
-Where each item has a token of its own, the whole catalogue is ranked exactly by the next token's probability; semantic
-ids are searched for with beams.
+If each item has a token of its own, the whole catalogue is ranked exactly by the next token's probability; semantic ids
+are found by beam search.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class RankingEval(TaskEval):
 
     needs_rankers = True
     asks: str
-    """What is asked, in a sentence for a table."""
+    """A sentence for a table that says what is asked."""
 
     def rankers(self, corpus: Corpus, rankers: Sequence[Ranker]) -> Sequence[Ranker]:
-        """The baselines as they answer this task."""
+        """Returns the baselines adapted to this task."""
         return rankers
 
     def columns(self, corpus: Corpus, queries: Sequence[Query]) -> dict[str, Any]:
-        """More columns of what was asked."""
+        """Returns additional columns about the queries."""
         return {}
 
     def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray) -> Callable[[np.ndarray], float]:
-        """NDCG@50, seen items filtered: of NDCG@10 a few hundred users' hits say less."""
+        """NDCG@50, seen items filtered, because NDCG@10 is less reliable with a few hundred users."""
         pairs = zip(users.tolist(), positions.tolist(), strict=True)
         seen_Mw = seen_bitmap([corpus.history(*pair) for pair in pairs], corpus.num_items)
         targets_M = corpus.targets(users, positions)
@@ -67,7 +67,7 @@ class RankingEval(TaskEval):
         return Answered({self.task: self.rank(setting)[0]})
 
     def rank(self, setting: Setting) -> tuple[Outcome, Ranked]:
-        """(the table, our ranking)."""
+        """Returns (the table, our ranking)."""
         data, queries, beams = setting.data, setting.questions.queries, setting.config.beams
         corpus = data.corpus
         ranked = rank_catalogue(data, setting.predictor, queries, beams=beams)
@@ -93,7 +93,8 @@ class RankingEval(TaskEval):
     def answer(
         self, data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig, opened: Any
     ) -> dict[str, Any]:
-        """Items, best first, with their probabilities: by the memory of the task, where there is one, or as asked."""
+        """Returns the best items with their probabilities, by the task's memory if there is one, else by the model's
+        answer."""
         if query.task not in data.memory.items:
             return {"items": best_items(data, predictor, query, config)}
         log_p_I = recommender(data, predictor, query.task).scores(*moments([query]))[0]
@@ -104,13 +105,13 @@ class RankingEval(TaskEval):
 
 
 def rank_metrics(unfiltered: np.ndarray, filtered: np.ndarray) -> PerUser:
-    """Every metric of ranks with seen items filtered, then unfiltered."""
+    """Returns all metrics of ranks with seen items filtered, then unfiltered."""
     without_filter = ranking_metrics(unfiltered, (10,)).items()
     return ranking_metrics(filtered) | {f"{name} (unfiltered)": values for name, values in without_filter}
 
 
 def seen_items(corpus: Corpus, queries: Sequence[Query], outside: np.ndarray | None = None) -> Seen:
-    """What each user had interacted with before the question, by the question's number, and what lies `outside`."""
+    """Returns a function from a query's index to the items of its history and those `outside`."""
 
     def seen(number: int) -> np.ndarray:
         history = corpus.history(queries[number].user, queries[number].position)
@@ -123,10 +124,10 @@ def rank_catalogue(
     data: ExperimentData, predictor: Predictor, queries: Sequence[Query], k: int = 10, beams: int = 20,
     outside: np.ndarray | None = None,
 ) -> Ranked:  # fmt: skip
-    """The best items for each question, and where among them the right ones are.
+    """Returns the best items for each query, and the ranks of the target items.
 
     Args:
-      outside: int [n], items that are filtered as if they had been seen; None: none.
+      outside: int [n], items that are filtered as if they were in the history; None: none.
     """
     targets = np.array([query.right[0] for query in queries], np.int32)
     seen, items = seen_items(data.corpus, queries, outside), data.vocabulary.items
@@ -140,7 +141,7 @@ def rank_catalogue(
 def best_items(
     data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig
 ) -> list[dict[str, Any]]:
-    """The best items for an open question as it is asked, whatever the right ones are, by the model alone."""
+    """Returns the best items for an open query by the model alone, without a target item."""
     nothing, beams = np.empty(0, np.int32), max(config.beams, config.k)
     seen = (lambda _: nothing) if config.unfiltered else seen_items(data.corpus, [query])
     batches = prompt_batches(data, predictor, [query], tight=True)
@@ -152,14 +153,14 @@ def best_items(
 def best_of(
     corpus: Corpus, query: Query, order_I: np.ndarray, log_p_I: np.ndarray, config: GenerateConfig
 ) -> list[dict[str, Any]]:
-    """The first items of an order that are not in the history, or may be."""
+    """Returns the first items of an order, without those of the history unless `unfiltered` is set."""
     seen = () if config.unfiltered else corpus.history(query.user, query.position)
     best = order_I[~np.isin(order_I, seen)][: config.k]
     return named(corpus, best, log_p_I[best])
 
 
 def named(corpus: Corpus, items: np.ndarray, log_p: np.ndarray) -> list[dict[str, Any]]:
-    """Items, best first, with their probabilities."""
+    """Returns items, best first, with their probabilities."""
     titles = titled(corpus, items.tolist())
     return [
         {"rank": rank, **title, "probability": probability}
@@ -168,7 +169,7 @@ def named(corpus: Corpus, items: np.ndarray, log_p: np.ndarray) -> list[dict[str
 
 
 def show_items(items: list[dict[str, Any]]) -> list[str]:
-    """A table."""
+    """Formats items as a table."""
     if not items:
         return ["no item is left: all of the catalogue are in the history (--unfiltered names them as well)"]
     ids = column("item", [item["item"] for item in items], room() // 2)
@@ -179,7 +180,7 @@ def show_items(items: list[dict[str, Any]]) -> list[str]:
 
 
 def column(head: str, texts: list[str], most: int) -> list[str]:
-    """Texts below their head, all of as many columns, `most` or what the head needs at most."""
+    """Returns a column of texts below its head, all padded to one width of at most `most` or the head's width."""
     cut = [head, *(fitted(text, max(most, len(head))) for text in texts)]
     width = max(map(columns, cut))
     return [padded(text, width) for text in cut]

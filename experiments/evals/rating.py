@@ -1,4 +1,4 @@
-"""Rating: how many stars, from the next token's probabilities and as written; and why, where users wrote it."""
+"""The rating task: predicts stars, from next-token probabilities and as generated, and explanations."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from unimp_jax.evaluation.metrics import RATING_METRICS, rating_errors
 from unimp_jax.evaluation.predictor import Predictor
 
 VALIDATED = 2000
-"""So many validation users choose the memory."""
+"""Number of validation users with whom the memory is chosen."""
 
 
 class RatingEval(TaskEval):
-    """How many stars will an item get, and why?"""
+    """The rating task: how many stars will an item get, and why?"""
 
     task = "rating"
     needs = ("item", "the id of the item to be rated")
@@ -60,7 +60,7 @@ class RatingEval(TaskEval):
     def answer(
         self, data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig, opened: Any
     ) -> dict[str, Any]:
-        """The item asked about, what `parse_rating` finds in the best answer, and the rating to be expected."""
+        """Returns the item, the parsed best answer (`parse_rating`) and the expected rating."""
         vocabulary, beams = data.vocabulary, BeamConfig(config.beams, config.new_tokens)
         batches = prompt_batches(data, predictor, [query], tight=True)
         tokens, _ = predictor.generate(batches, 1, beams, eos=vocabulary.eos, pad=vocabulary.pad)
@@ -79,8 +79,8 @@ class RatingEval(TaskEval):
 
 
 def choose_rating_memory(data: ExperimentData, predictor: Predictor) -> RatingMemory | None:
-    """The factorisation and the share of it that validate best beside the model; None: nobody validates, or nothing
-    was rated in training."""
+    """Returns the factorisation and its share that perform best in validation together with the model; None if there
+    are no validation users or no training ratings."""
     queries = evaluation_queries(data, "validation", "rating", VALIDATED).queries
     if not queries:
         return None
@@ -95,7 +95,7 @@ def choose_rating_memory(data: ExperimentData, predictor: Predictor) -> RatingMe
 
 
 def rated(corpus: Corpus, queries: Sequence[Query]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(users, items, ratings; NaN where there is none) of rating questions."""
+    """Returns (users, items, ratings) of rating queries; a rating is NaN if there is none."""
     users = np.array([query.user for query in queries])
     items = np.array([query.right[0] for query in queries])
     ends = corpus.offsets[users + 1] - 1
@@ -106,7 +106,7 @@ def rated(corpus: Corpus, queries: Sequence[Query]) -> tuple[np.ndarray, np.ndar
 def expected_ratings(
     data: ExperimentData, predictor: Predictor, queries: Sequence[Query], memory: RatingMemory | None = None
 ) -> np.ndarray:
-    """In stars, by the next token's probabilities and the memory, if there is one: float64 [P]."""
+    """Returns the expected stars by next-token probabilities, combined with the memory if there is one: float64 [P]."""
     expected = next_token(data, predictor, queries, data.vocabulary.ratings) @ np.array(data.vocabulary.rating_levels)
     if memory is None:
         return expected
@@ -122,7 +122,7 @@ def rate_held_out(
     config: BeamConfig,
     memory: RatingMemory | None = None,
 ) -> dict[str, Outcome]:
-    """Ratings, from the next token's probabilities and as written; and explanations, where users wrote any."""
+    """Evaluates ratings, from next-token probabilities and as generated, and explanations, if users wrote any."""
     corpus, vocabulary, queries = data.corpus, data.vocabulary, questions.queries
     users = np.array([query.user for query in queries])
     events = corpus.offsets[users] + np.array([query.position for query in queries])
@@ -134,7 +134,7 @@ def rate_held_out(
         f"{OURS}, most probable rating": levels[probabilities.argmax(axis=1)],
     }
     note = f"How many stars will it get?{questions.note}"
-    with contextlib.suppress(DataError):  # nothing was rated in training: there is nothing to compare with
+    with contextlib.suppress(DataError):  # without training ratings there is no baseline
         factorisation = BiasedFactorisation(corpus, memory.factorisation) if memory else choose_factorisation(corpus)
         counted = factorisation.predict(users, items)
         if memory is not None:
@@ -151,7 +151,7 @@ def rate_held_out(
     answers = asked(corpus, queries) | {"rating": actual, "probabilities": probabilities.tolist(), "review": texts}
     explanations: dict[str, Outcome] = {}
     wrote = np.array([bool(text.strip()) for text in texts])
-    if wrote.mean() >= 0.5:  # elsewhere, a review is not what is answered
+    if wrote.mean() >= 0.5:  # otherwise a review is not part of the answers
         ratings, ours, written, scores = write_reviews(data, predictor, queries, config)
         predicted |= {f"{OURS}, written rating": ratings}
         unread = int(np.isnan(ratings).sum())
@@ -172,19 +172,19 @@ def explain(
     corpus: Corpus, users: np.ndarray, items: np.ndarray, wrote: np.ndarray, texts: list[str], ours: list[str],
     sampled: str = "",
 ) -> dict[str, Outcome]:  # fmt: skip
-    """The explanations of those who wrote one, as written and as the best of that and of the memory's texts; beside the
-    memory's alone, the nearest user's and the same text for all.
+    """Evaluates explanations for the users who wrote one: as generated, and the best of these and of the memory's
+    texts; beside the memory's alone, the nearest user's, and the same text for all.
 
     Args:
-      sampled: what is to be said of who was asked, behind a blank.
+      sampled: a note about who was asked, after a blank.
     """
-    # Scikit-learn, NLTK and sacreBLEU, which nothing else needs, take seconds to import.
+    # Scikit-learn, NLTK and sacreBLEU are only needed here, and take seconds to import.
     from unimp_jax.evaluation.texts import signatures, text_metrics, text_scores
 
     asked = np.flatnonzero(wrote)
     references = [texts[number] for number in asked]
     generated = {OURS: [ours[number] for number in asked]}
-    with contextlib.suppress(DataError):  # nothing was written in training: there is nothing to compare with
+    with contextlib.suppress(DataError):  # without training texts there is no baseline
         consensus = ConsensusExplanation(corpus)
         among = {f"{OURS} + memory": consensus.explain(users[asked], items[asked], generated[OURS])}
         generated = among | generated | {consensus.name: consensus.explain(users[asked], items[asked])}
@@ -211,10 +211,10 @@ def explain(
 def write_reviews(
     data: ExperimentData, predictor: Predictor, queries: Sequence[Query], config: BeamConfig
 ) -> tuple[np.ndarray, list[str], list[str], np.ndarray]:
-    """Rating and explanation of rating questions, as beam search over all tokens writes them.
+    """Generates ratings and explanations of rating queries by beam search over all tokens.
 
     Returns:
-      (float64 [P], the stars that an answer begins with, NaN where it begins with none; the texts behind them; whole
+      (float64 [P], the stars that an answer begins with, NaN if there are none; the explanations after them; whole
       answers; float32 [P], their log-probabilities under the length penalty).
     """
     vocabulary = data.vocabulary
@@ -227,14 +227,14 @@ def write_reviews(
 
 
 def parse_rating(vocabulary: Vocabulary, tokens: np.ndarray) -> dict[str, Any]:
-    """What an answer to a rating question says.
+    """Parses an answer to a rating query.
 
     Args:
-      tokens: int32 [n]; what stands behind the end is not read.
+      tokens: int32 [n]; tokens after the end token are ignored.
 
     Returns:
-      `rating`, the stars of the first token, and `explanation`, the words after it; where that is no rating, None, and
-      as `answer` all that was said; `whole`, whether the answer came to its end.
+      `rating`, the stars of the first token, and `explanation`, the text after it; if the first token is no rating,
+      None, and the whole text as `answer`; `whole`, whether the answer is complete.
     """
     ends = np.flatnonzero(tokens == vocabulary.eos)
     said = tokens[: ends[0]] if len(ends) else tokens

@@ -1,4 +1,4 @@
-"""Recommendation: the catalogue ranked for what comes next, beside popularity, Markov chains and SASRec."""
+"""The recommendation task: ranks the catalogue by what comes next, beside popularity, Markov chains and SASRec."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WHOLE = f"{OURS}, items shown whole"
 
 
 class RecommendationEval(RankingEval):
-    """Which item comes next?"""
+    """The recommendation task: which item comes next?"""
 
     task = "recommendation"
     asks = "What comes next?"
@@ -25,7 +25,7 @@ class RecommendationEval(RankingEval):
     def evaluate(self, setting: Setting) -> Answered:
         outcome, ranked = self.rank(setting)
         tasks = setting.data.config.tasks
-        if tasks.full_items and not tasks.ask_whole:  # the paper's format, beside the one of bare ids
+        if tasks.full_items and not tasks.ask_whole:  # the paper's format, beside that of bare ids
             shown = rank_catalogue(
                 setting.data.showing_whole(), setting.predictor, setting.questions.queries, beams=setting.config.beams
             )
@@ -36,7 +36,7 @@ class RecommendationEval(RankingEval):
 
 
 def samples(setting: Setting, ranked: Ranked) -> tuple[Sample, ...]:
-    """Some users, drawn by the seed, as many found within the ten best as not, where there are."""
+    """Returns some users, drawn by the seed: half of them, if possible, with the target among the ten best items."""
     corpus, queries, config = setting.data.corpus, setting.questions.queries, setting.config
     order = np.random.default_rng(config.seed).permutation(len(queries))
     found = [n for n in order.tolist() if ranked.filtered[n] <= 10][: config.samples // 2]

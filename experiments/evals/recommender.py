@@ -1,15 +1,15 @@
-"""Our own recommendations as a ranker: the model's probabilities of what comes next, alone or beside a memory.
+"""Our recommendations as a ranker: the model's next-item probabilities, alone or combined with a memory.
 
-A memory is what kNN-LM calls one (Khandelwal et al. 2020): counts of training, looked up at the items of the history,
-their scores calibrated to probabilities. These are pooled with the model's, linearly or logarithmically (Genest and
-Zidek 1986), by shares s that sum to 1:
+The memory follows kNN-LM (Khandelwal et al. 2020): training counts, looked up by the items of the history, with scores
+calibrated to probabilities. These are pooled with the model's, linearly or logarithmically (Genest and Zidek 1986), by
+shares s that sum to 1:
 
     sum over k of  s_k p_k(i | history)        or, in proportion to it,        product over k of  p_k(i | history)^s_k
 
-A linear pool ranks an item high that one of them holds for likely, a logarithmic one what all of them do. Counts,
-shares and pool are those with which validation users are answered best (`TaskEval.quality`), for each task apart: what
-ranks the catalogue best is not what says best how much more probable one item is than another. The model's few dozen
-dimensions cannot hold every pair of items that was met together; the memory holds nothing else.
+A linear pool ranks an item high if one distribution gives it a high probability, a logarithmic pool if all do. Counts,
+shares and pool are chosen per task as those with which validation users are answered best (`TaskEval.quality`), because
+the best ranking of the catalogue does not imply the best ratios of probabilities. The model's few dozen dimensions
+cannot represent every pair of co-occurring items, which is exactly what the memory stores.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from unimp_jax.evaluation.predictor import Predictor
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 POOLS: tuple[Pool, ...] = ("linear", "logarithmic")
 DIVISIONS = (1.0, 0.7, 0.5, 0.3, 0.0)
-"""How much of a memory is the first's where two kinds of counts share it."""
+"""Fraction of the memory's share that the first of two kinds of counts gets."""
 
 
 class NextItem:
-    """The model alone; its scores are log-probabilities of each item to come next."""
+    """The model alone; its scores are next-item log-probabilities."""
 
     name = OURS
 
     def __init__(self, data: ExperimentData, predictor: Predictor):
         self._data, self._predictor = data, predictor
         self._asked: dict[bytes, np.ndarray] = {}
-        """What was answered before, of so many users that all fit: every task asks about the same moments."""
+        """Cache of at most about `SCORES` scores: all tasks ask about the same users and positions."""
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
         moments = np.stack([users, positions]).tobytes()
@@ -63,7 +63,7 @@ class NextItem:
 
 @dataclasses.dataclass(eq=False)
 class WithMemory:
-    """The model beside a memory, and what counts for each of the memory's counts."""
+    """The model combined with a memory, and the rankers that provide the memory's counts."""
 
     model: NextItem
     memory: ItemMemory
@@ -79,7 +79,7 @@ class WithMemory:
 
 
 def ranker_of(data: ExperimentData, counts: Counts) -> Ranker:
-    """What counts the training interactions of a corpus so."""
+    """Returns the ranker that counts the training interactions of a corpus as specified."""
     if counts.item_knn is not None:
         return ItemKNN(data.corpus, counts.item_knn)
     assert counts.markov is not None  # one of the two is given
@@ -87,7 +87,7 @@ def ranker_of(data: ExperimentData, counts: Counts) -> Ranker:
 
 
 def recommender(data: ExperimentData, predictor: Predictor, task: str) -> NextItem | WithMemory:
-    """What answers a task: with the memory that the run has for it, if any."""
+    """Returns the ranker for a task, with the run's memory for it, if there is one."""
     model, memory = NextItem(data, predictor), data.memory.items.get(task)
     if memory is None:
         return model
@@ -95,17 +95,17 @@ def recommender(data: ExperimentData, predictor: Predictor, task: str) -> NextIt
 
 
 def among_items(log_p_MI: np.ndarray) -> np.ndarray:
-    """What the model gives to tokens that are no items is shared out among those that are."""
+    """Renormalises next-token log-probabilities over items, leaving out tokens that are not items."""
     return log_p_MI - np.logaddexp.reduce(log_p_MI, axis=1, keepdims=True)
 
 
 def pooled(model_MI: np.ndarray, counted: Sequence[tuple[float, np.ndarray]], pool: Pool) -> np.ndarray:
-    """Logarithms of the pool of distributions over items: float32 [M, I].
+    """Returns the log-probabilities of pooled distributions over items: float32 [M, I].
 
     Args:
-      model_MI: log-probabilities, whose exponentials sum to 1 over items, as those of the others do.
+      model_MI: log-probabilities; like the others, their exponentials sum to 1 over items.
       counted: (share, log-probabilities [M, I]) of each of the others.
-      pool: how.
+      pool: the kind of pool.
     """
     if not counted:
         return model_MI.astype(np.float32)
@@ -117,15 +117,15 @@ def pooled(model_MI: np.ndarray, counted: Sequence[tuple[float, np.ndarray]], po
 
 
 def remembers(data: ExperimentData) -> bool:
-    """Whether a memory can stand beside the model: each item is one token, and it has learnt to recommend."""
+    """Returns whether a memory can be used: each item is one token, and the model was trained to recommend."""
     return data.vocabulary.depth == 1 and data.config.queries.mix["recommendation"] > 0
 
 
 def choose_memories(
     data: ExperimentData, model: NextItem, rankers: Sequence[Ranker], tasks: Collection[TaskEval]
 ) -> dict[str, WithMemory]:
-    """For each task by name, the model with that memory, of the rankers that only count, which validates best; one
-    without counts where the model alone does. There is none where nobody validates."""
+    """Returns, by task, the model with the memory that performs best in validation, among those of the rankers that
+    only count. The memory is empty if the model alone performs best; without validation users, there are no entries."""
     moments = validation_sample(data.corpus)
     if not len(moments[0]):
         return {}
@@ -151,21 +151,21 @@ def choose_memories(
 
 
 def divided(kinds: int) -> Iterator[tuple[float, ...]]:
-    """Shares of one kind of counts, or of two."""
+    """Yields the shares of one kind of counts, or of two."""
     divisions = [(1.0,)] if kinds == 1 else [(first, 1 - first) for first in DIVISIONS]
     for share, division in itertools.product(SHARES[1:], divisions):
         yield tuple(share * part for part in division)
 
 
 def described(ranker: ItemKNN | Markov, share: float, calibration: Calibration) -> Counts:
-    """The counts of a ranker, as a memory names them."""
+    """Returns the memory's description of a ranker's counts."""
     if isinstance(ranker, ItemKNN):
         return Counts(share, calibration, item_knn=ranker.config)
     return Counts(share, calibration, markov=ranker.config)
 
 
 def scores_of(ranker: Ranker, data: ExperimentData, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """float32 [M, I], of so many users that all fit (`validation_sample`)."""
+    """Returns the scores of a `validation_sample`, which fit into memory: float32 [M, I]."""
     scores_MI = np.empty((len(users), data.corpus.num_items), np.float32)
     for part, scores in scored_batches(ranker, data.corpus, users, positions):
         scores_MI[part] = scores

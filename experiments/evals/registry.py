@@ -1,4 +1,4 @@
-"""The evaluations that are known, by the names of their tasks."""
+"""Registry of task evaluations, by task name."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ EVALS: dict[str, TaskEval] = {}
 
 
 def register(evaluation: TaskEval) -> None:
-    """Makes the evaluation of a task known.
+    """Registers the evaluation of a task.
 
     Raises:
-      ValueError: there is no such task, or it has another evaluation already.
+      ValueError: the task does not exist, or already has another evaluation.
     """
     check_names("an evaluation", [evaluation.task])
     if type(EVALS.setdefault(evaluation.task, evaluation)) is not type(evaluation):

@@ -1,8 +1,8 @@
-"""Search: the catalogue ranked for what comes next and fits a query, as asked and by Bayes' rule; beside baselines.
+"""The search task: ranks the catalogue by what comes next and matches a query, as asked and by Bayes' rule.
 
-A question's words are the categories of the item that it looks for. By Bayes' rule, an item is then right in proportion
-to its probability to come next where its categories are those words, and not otherwise. Where no item has exactly
-these, those that have most of them come first (`WordMatches`). Our recommendations and the baselines' are ranked so.
+The words of a query are the categories of the target item. By Bayes' rule, the probability of an item is proportional
+to its next-item probability if its categories are those words, and 0 otherwise. If no item has exactly these, those
+that have most of them come first (`WordMatches`). Our recommendations and the baselines' are both ranked in this way.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BY_RULE = f"{OURS} + query"
 
 
 class SearchEval(RankingEval):
-    """Which item, given its categories as a query, comes next?"""
+    """The search task: which item comes next, given its categories as a query?"""
 
     task = "search"
     asks = "What comes next, given its categories as a query?"
@@ -46,7 +46,7 @@ class SearchEval(RankingEval):
         return [QueryMatch(ranker, WordMatches(corpus.categories, query_of(corpus))) for ranker in rankers]
 
     def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray) -> Callable[[np.ndarray], float]:
-        """NDCG@50 among the items that match the query as well as the right one, seen items filtered."""
+        """NDCG@50 among the items that match the query as well as the target, seen items filtered."""
         matches_MI = WordMatches(corpus.categories, query_of(corpus))(users, positions)
         best_MI = matches_MI == np.take_along_axis(matches_MI, corpus.targets(users, positions)[:, None], axis=1)
         ndcg = super().quality(corpus, users, positions)
@@ -66,12 +66,12 @@ class SearchEval(RankingEval):
 
 
 def query_of(corpus: Corpus) -> Callable[[int, int], Sequence[str]]:
-    """The words that are asked for at a held-out moment (user, position): those of the item that came next."""
+    """Returns a function from (user, position) of a held-out interaction to the query: the categories of its item."""
     return lambda user, position: corpus.categories[int(corpus.items[corpus.offsets[user] + position])]
 
 
 def by_rule(data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig) -> dict[str, Any] | None:
-    """The items that have the query's words, the most probable recommendations among equals first; None: none has."""
+    """Returns the items that match the query best, ties by next-item probability; None if none matches."""
     corpus, words = data.corpus, data.vocabulary.split_query(query.words or "")
     users, positions = np.array([query.user]), np.array([query.position])
     matches_1I = WordMatches(corpus.categories, lambda *_: words)(users, positions)

@@ -1,7 +1,8 @@
-"""Selection: which of three items suit, by Bayes' rule from what would be recommended, and as it is written.
+"""The selection task: which of three items suit the user, by Bayes' rule from next-item probabilities, and as
+generated.
 
-A question offers the right items among others that are drawn evenly from the catalogue of I items. With p(i) the
-probability that item i comes next, a set S of candidates is right in proportion to
+A query offers the right items among others that are drawn uniformly from the catalogue of I items. With p(i) the
+probability that item i comes next, the probability that a set S of candidates is right is proportional to
 
     prior(|S|) / (number of sets of this size) * product over i in S of  I p(i)
 
@@ -45,18 +46,18 @@ from unimp_jax.evaluation.metrics import SELECTION_METRICS, selection_counts
 from unimp_jax.evaluation.predictor import Predictor
 
 LOG_PROBABILITIES = Calibration(temperature=1.0, even=0.0, logits=True)
-"""Scores of our own rankers are log-probabilities already."""
+"""The scores of our own rankers are log-probabilities already."""
 
 
 class SelectionEval(TaskEval):
-    """Which of three, one or two of them right?"""
+    """The selection task: which of three items are right, if one or two are?"""
 
     task = "selection"
     needs_rankers = True
     needs = ("candidates", f"the ids of {NUM_CANDIDATES} items to select from")
 
     def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray) -> Callable[[np.ndarray], float]:
-        """F1 of choosing what came next from among two others; 0 where nobody has so many items left to meet."""
+        """F1 of choosing the next item from among two others; 0 if no user has enough unseen items left."""
         pairs = zip(users.tolist(), positions.tolist(), strict=True)
         offered = [
             draw_candidates(corpus.num_items, (target,), corpus.history(user, position + 1), rng_of(user, position))
@@ -86,7 +87,7 @@ class SelectionEval(TaskEval):
             calibration = LOG_PROBABILITIES if isinstance(ranker, NextItem | WithMemory) else calibrate(ranker, corpus)
             for part, scores in scored_batches(ranker, corpus, *moments(queries)):
                 log_p[part] = np.take_along_axis(calibration.log_probabilities(scores), candidates[part], axis=1)
-                del scores  # before the next ones are made
+                del scores  # to free memory before the next batch
             best = np.take_along_axis(candidates, log_p.argmax(axis=1)[:, None], axis=1)
             chosen[ranker.name] = chosen_items(queries, most_probable_sets(log_p, corpus.num_items, PRIOR))
             chosen[f"{ranker.name}, best one"] = best.tolist()
@@ -122,7 +123,7 @@ class SelectionEval(TaskEval):
 
 
 def select(data: ExperimentData, predictor: Predictor, queries: Sequence[Query]) -> list[tuple[int, ...]]:
-    """The most probable items to be right, one or two of the three, by how probable each is as a recommendation."""
+    """Returns the most probable set of right items, one or two of the three, by their next-item probabilities."""
     candidates = np.array([query.candidates for query in queries])
     if "selection" not in data.memory.items:
         asked = [Query("recommendation", query.user, query.position, query.right[:1]) for query in queries]
@@ -134,12 +135,12 @@ def select(data: ExperimentData, predictor: Predictor, queries: Sequence[Query])
 
 
 def most_probable_sets(log_p: np.ndarray, num_items: int, prior: Mapping[int, float]) -> list[tuple[int, ...]]:
-    """The most probable set of right candidates of each question, as places among its candidates.
+    """Returns the most probable set of right candidates of each query, as indices of its candidates.
 
     Args:
-      log_p: [P, c], of each candidate, the logarithm of the probability that it comes next.
-      num_items: of the catalogue.
-      prior: how often a question has so many right candidates.
+      log_p: [P, c], the log-probability of each candidate to come next.
+      num_items: number of items in the catalogue.
+      prior: number of right candidates -> its frequency among the queries.
     """
     candidates = log_p.shape[1]
     sets = [places for size in prior for places in itertools.combinations(range(candidates), size)]
@@ -152,15 +153,17 @@ def most_probable_sets(log_p: np.ndarray, num_items: int, prior: Mapping[int, fl
 
 
 def chosen_items(queries: Sequence[Query], sets: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Items by their places among the candidates."""
+    """Converts indices of candidates to items."""
     return [tuple(query.candidates[place] for place in places) for query, places in zip(queries, sets, strict=True)]
 
 
 def select_as_written(data: ExperimentData, predictor: Predictor, queries: Sequence[Query]) -> list[tuple[int, ...]]:
-    """The most probable valid answer to each selection question, as the model writes it: items, one or two of three.
+    """Returns the most probable valid answer that the model generates for each selection query: one or two items of
+    three.
 
-    Answers name candidates in ascending order and end, so the probability of one is a product of at most three next
-    tokens, each among those that may follow: any candidate first; then the end or a later candidate; then the end.
+    Answers name candidates in ascending order and then end, so an answer's probability is a product of at most three
+    next-token probabilities, each among the tokens that may follow: any candidate first; then the end or a later
+    candidate; then the end.
     """
     selections, eos = data.vocabulary.selections, data.vocabulary.eos
     followers = [np.array([eos, *selections[first + 1 :]]) for first in range(NUM_CANDIDATES)]
@@ -172,7 +175,7 @@ def select_as_written(data: ExperimentData, predictor: Predictor, queries: Seque
         scores[(first,)] = begin[:, first] + follow[:, 0]
         for place, second in enumerate(range(first + 1, NUM_CANDIDATES), start=1):
             scores[first, second] = begin[:, first] + follow[:, place]
-    scores[(NUM_CANDIDATES - 1,)] = begin[:, -1]  # nothing but the end can follow the last candidate
+    scores[(NUM_CANDIDATES - 1,)] = begin[:, -1]  # only the end can follow the last candidate
     answers = list(scores)
     best = np.argmax(np.stack([scores[answer] for answer in answers], axis=1), axis=1)
     return chosen_items(queries, [answers[number] for number in best.tolist()])

@@ -1,1 +1,1 @@
-"""One model beside every rival on every data set and task: `unimp leaderboard`."""
+"""`unimp leaderboard`: compares one model with every rival on every data set and task."""

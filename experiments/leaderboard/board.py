@@ -1,4 +1,4 @@
-"""From evaluated cells to standings: for each data set and task our one model, every rival, and who is ahead."""
+"""Computes standings from evaluated cells: for each data set and task, our one model, every rival, and who is ahead."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from unimp_jax.evaluation.repeats import difference_over_seeds, over_seeds
 
 Verdict = Literal["won", "level", "lost", "alone"]
 LEVEL = 0.05
-"""A difference that chance gives more often than this is none."""
+"""Differences with a p-value of at least this are not significant."""
 CONTROLS = ("the wanted image from its codes",)
-"""Rows that are no rivals: what the best possible answer would score."""
+"""Rows that are no rivals: the score of the best possible answer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """A task on a data set.
+    """The comparison of all models for a task on a data set.
 
     Attributes:
-      metric: by which models are compared.
-      ours: our rows, with metrics over seeds and users, the one that is compared first.
-      rivals: likewise, best first.
-      difference: of ours to the best rival, of the same users; None where there is no rival.
+      metric: the metric by which models are compared.
+      ours: our rows, with metrics over seeds and users, the compared one first.
+      rivals: the rivals' rows, with metrics over seeds and users, best first.
+      difference: ours minus the best rival, for the same users; None if there is no rival.
     """
 
     contest: str
@@ -44,7 +44,7 @@ class Standing:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether we are ahead of the best rival, beyond chance."""
+        """Whether we are significantly ahead of the best rival."""
         if self.difference is None:
             return "alone"
         if self.difference.p_value >= LEVEL:
@@ -54,23 +54,23 @@ class Standing:
 
 
 def standings(contest: str, runs: Sequence[EvaluatedRun]) -> list[Standing]:
-    """All tasks that have a headline metric.
+    """Returns the standings of all tasks that have a headline metric.
 
     Args:
-      runs: one of each seed.
+      runs: one per seed.
     """
     found = [(table, headline_of(table)) for table in runs[0].evaluation.tables]
     return [standing(contest, runs, table, metric) for table, metric in found if metric]
 
 
 def answered_in_all(runs: Sequence[EvaluatedRun], task: str, model: str) -> bool:
-    """Whether a model is in the tables of all runs; a rival that was left out of one of them cannot be compared."""
+    """Returns whether a model is in the tables of all runs; a rival missing in one of them cannot be compared."""
     tables = [table for run in runs for table in run.evaluation.tables if table.task == task]
     return sum(row.model == model for table in tables for row in table.rows) == len(runs)
 
 
 def standing(contest: str, runs: Sequence[EvaluatedRun], table: TaskTable, metric: str) -> Standing:
-    """Compares all models at the task of a table."""
+    """Compares all models for the task of a table."""
     values: dict[str, np.ndarray] = {}
     rows: list[Row] = []
     for row in table.rows:

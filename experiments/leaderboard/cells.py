@@ -1,4 +1,4 @@
-"""What the leaderboard consists of: a preset for each data set, and as much time for each rival as the preset takes."""
+"""The cells of the leaderboard: a preset per data set, with rivals that may train for as long as the preset takes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from unimp_jax.decoding import BeamConfig
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """A data set, the preset that is trained on it, and the allowance of its rivals.
+    """A data set, the preset that is trained on it, and the training of its rivals.
 
     Attributes:
-      title: what tables call the data set.
-      source: of `unimp prepare`.
-      preset: all tasks in one model.
-      rivals: how each trained rival is trained, and for how many seconds; chosen on validation of seed 0.
+      title: name of the data set in tables.
+      source: name of the source for `unimp prepare`.
+      preset: name of the preset, one model for all tasks.
+      rivals: configuration and training time of each trained rival, chosen on validation with seed 0.
     """
 
     title: str
@@ -33,7 +33,7 @@ class Contest:
 
 
 SPARSE = SASRecModelConfig(max_length=64, dropout=0.3)
-"""For histories of a few items among many thousands."""
+"""For histories of a few items in a catalogue of many thousands."""
 
 CONTESTS = {
     "movielens-small": Contest("MovieLens small", "movielens_small", "tiny", SASRecConfig(seconds=240)),
@@ -49,14 +49,14 @@ CONTESTS = {
 
 @dataclasses.dataclass(frozen=True)
 class LeaderboardConfig:
-    """Which cells there are, and where they are kept."""
+    """The cells, and the folder of their data."""
 
     contests: tuple[str, ...] = tuple(CONTESTS)
-    """Data sets by name."""
+    """Names of the data sets."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of parameters, data order and rivals."""
+    """Seeds of parameters, data order and rivals."""
     data: Path = Path("data")
-    """Where the prepared records are."""
+    """Folder of the prepared records."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.contests if name not in CONTESTS]
@@ -67,7 +67,7 @@ class LeaderboardConfig:
 
 
 def experiment_of(contest: Contest, seed: int, data: Path) -> ExperimentConfig:
-    """The configuration of one cell."""
+    """Returns the configuration of one cell."""
     preset = PRESETS[contest.preset]
     return dataclasses.replace(
         preset, data=dataclasses.replace(preset.data, source=contest.source, folder=data), seed=seed
@@ -75,7 +75,7 @@ def experiment_of(contest: Contest, seed: int, data: Path) -> ExperimentConfig:
 
 
 def run_cell(folder: Path, contest: Contest, seed: int, data: Path) -> bool:
-    """Trains and evaluates one cell, or goes on where it was interrupted.
+    """Trains and evaluates one cell, or continues it if it was interrupted.
 
     Returns:
       Whether there was anything left to do.
@@ -90,7 +90,7 @@ def run_cell(folder: Path, contest: Contest, seed: int, data: Path) -> bool:
     evaluate_run(
         folder,
         EvaluationConfig(
-            checkpoint="latest",  # the best at recommendation alone, by validation, is earlier than that of other tasks
+            checkpoint="latest",  # the best one is chosen for recommendation alone, and is too early for other tasks
             rivals=("sasrec", "esasrec", "hstu"),
             sasrec_config=rivals,
             reviews=BeamConfig(beams=1, new_tokens=96),

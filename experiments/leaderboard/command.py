@@ -1,4 +1,4 @@
-"""`unimp leaderboard`: trains and evaluates every cell that is not there yet, and writes the standings."""
+"""`unimp leaderboard`: trains and evaluates every missing cell, and writes the standings."""
 
 from __future__ import annotations
 
@@ -28,21 +28,22 @@ def leaderboard_command(
     """Train one model on every data set, beside every rival, and write who is ahead.
 
     Args:
-      folder: where runs go, one a data set and seed; the same command goes on where it was interrupted.
-      out: the page; the same as JSON goes beside it.
-      read_only: train nothing, read what is there.
+      folder: folder for the runs, one per data set and seed; the same command continues an interrupted leaderboard.
+      out: the page; a JSON file with the same content is written beside it.
+      read_only: train nothing, and use the existing runs.
     """
-    for seed in () if read_only else config.seeds:  # every data set once, before any is repeated
+    for seed in () if read_only else config.seeds:  # every data set once before any is repeated
         for name in config.contests:
             cell = folder / name / f"seed-{seed}"
             print(f"{name}, seed {seed}: {cell}", flush=True)
             run_cell(cell, CONTESTS[name], seed, config.data)
-            write_page(folder, config, out)  # so that an interrupted leaderboard shows what it has
+            write_page(folder, config, out)  # so that an interrupted leaderboard shows its results so far
     write_page(folder, config, out)
 
 
 def write_page(folder: Path, config: LeaderboardConfig, out: Path) -> None:
-    """
+    """Writes the page and the JSON file of the evaluated cells.
+
     Raises:
       DataError: nothing is evaluated yet.
     """
@@ -64,6 +65,6 @@ def write_page(folder: Path, config: LeaderboardConfig, out: Path) -> None:
 
 
 def evaluated(folder: Path, seeds: tuple[int, ...]) -> list[EvaluatedRun]:
-    """The cells of a data set that are evaluated."""
+    """Returns the evaluated cells of a data set."""
     paths = [folder / f"seed-{seed}" for seed in seeds]
     return [read_run(path, "test") for path in paths if (path / "evaluation" / "test.json").exists()]

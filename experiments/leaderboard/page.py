@@ -1,4 +1,4 @@
-"""The leaderboard as a page of Markdown: losses first, then every table."""
+"""Formats the leaderboard as a Markdown page: losses first, then every table."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from experiments.leaderboard.board import Standing
 from unimp_jax.evaluation.bootstrap import Interval
 
 COLUMNS = ("HR@10", "NDCG@10", "HR@10 (unfiltered)", "NDCG@10 (unfiltered)", "recall", "precision", "F1", "RMSE", "MAE")
-"""Metrics shown where a task has them; others show their headline."""
+"""Metrics that are shown if a task has them; other tasks show their headline metric."""
 
 
 def page(found: Sequence[Standing], seconds: Mapping[str, Sequence[float]], command: str, seeds: Sequence[int]) -> str:
-    """The whole page.
+    """Returns the whole page.
 
     Args:
-      seconds: of each data set, what each seed's training took.
-      command: that makes the page.
+      seconds: by data set, the training time of each seed.
+      command: the command that makes the page.
     """
     counts = collections.Counter(one.verdict for one in found)
     lines = [
@@ -49,7 +49,7 @@ def page(found: Sequence[Standing], seconds: Mapping[str, Sequence[float]], comm
 
 
 def table(one: Standing) -> list[str]:
-    """All models of a task, best first; the best of each column in bold, whoever has it."""
+    """Formats all models of a task, best first, with the best value of each column in bold."""
     rows, choose = [*one.ours, *one.rivals], max if one.larger_is_better else min
     names = [name for name in COLUMNS if any(name in row.metrics for row in rows)] or [one.metric]
     best = {name: choose(row.metrics[name].mean for row in rows if name in row.metrics) for name in names}

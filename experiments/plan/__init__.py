@@ -1,1 +1,1 @@
-"""`unimp plan`: a preset's train step compiled for TPUs that are not at hand."""
+"""`unimp plan`: compiles a preset's train step for TPUs that are not available here."""

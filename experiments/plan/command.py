@@ -1,4 +1,4 @@
-"""The options of `unimp plan`, and what it prints."""
+"""The options and the output of `unimp plan`."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class PlanConfig:
-    """Which hardware, and whether to look for the best way to use it."""
+    """The hardware, and whether to search for the best way to use it."""
 
     tpu: str = "v5e-16"
-    """A slice as clouds name it: v5e-16, v6e-256 (chips), v5p-64 (cores, two a chip)."""
+    """A TPU slice by its cloud name: v5e-16, v6e-256 (chips), v5p-64 (cores, two per chip)."""
     num_slices: int = 1
-    """So many of them; more than one need --mesh.slice."""
+    """Number of slices; more than one require --mesh.slice."""
     search: bool = False
-    """Try meshes, remat policies and batch sizes, and rank them; those of the preset do not count then."""
+    """Try and rank meshes, remat policies and batch sizes, instead of using those of the preset."""
     candidates: int = 4
-    """So many that fit are compiled in a search."""
+    """Number of fitting candidates that a search compiles."""
     json: Path | None = None
-    """A file for the same as JSON."""
+    """File for the same output as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A preset, and the hardware."""
+    """A preset and the hardware."""
 
     name: tyro.conf.Fixed[str]
     experiment: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
@@ -64,11 +64,12 @@ def plan_command(planned: Annotated[PresetPlan, tyro.conf.arg(name="")]) -> None
 
 
 def mesh_words(mesh: dict[str, int]) -> str:
+    """Formats the mesh axes that are larger than 1."""
     return " ".join(f"{name}={size}" for name, size in mesh.items() if size > 1) or "data=1"
 
 
 def show(name: str, plan: Plan) -> str:
-    """Several lines."""
+    """Formats a plan in several lines."""
     one = plan.estimate
     memory, seconds, work = one.memory, one.seconds, one.work
     chips = plan.slices.chips
@@ -110,7 +111,7 @@ def show(name: str, plan: Plan) -> str:
 
 
 def table(plans: Sequence[Plan]) -> str:
-    """Markdown, a line a plan."""
+    """Formats plans as a Markdown table, one line each."""
     columns = (
         "slices, chips, mesh, rows, remat, GiB of a device, step by roofline and compiler (s), of it waiting (s), "
         "tokens/s, MFU, MFU without waiting"

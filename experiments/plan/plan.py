@@ -1,4 +1,4 @@
-"""One plan: an experiment and some slices in, what its step would need and take out."""
+"""Plans an experiment on TPU slices: the memory, communication and time that its step would need."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from unimp_jax.planning.estimate import Estimate, Work, estimate
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """An experiment on some slices.
+    """An experiment on TPU slices.
 
     Attributes:
-      mesh: sizes of its axes.
-      rows, tokens: of a global batch, and of a row.
-      tokens_per_second: token slots, of all devices; how many hold a token is the packing's affair.
+      mesh: sizes of the mesh axes.
+      rows, tokens: rows of a global batch, and tokens of a row.
+      tokens_per_second: token slots of all devices per second; how many of them are filled depends on the packing.
     """
 
     slices: Slices
@@ -47,15 +47,15 @@ class Plan:
 
 
 class DoesNotFit(ValueError):
-    """The compiler found no way to keep a program within a device's memory."""
+    """The compiler could not fit a program into a device's memory."""
 
 
 def make_plan(config: ExperimentConfig, slices: Slices) -> Plan:
-    """Compiles the step and reads it.
+    """Compiles the step and estimates its memory and time.
 
     Raises:
-      ValueError: the mesh does not make so many devices, or rows, tokens or parameters cannot be split so.
-      DoesNotFit: it needs more memory than there is.
+      ValueError: the mesh does not match the devices, or rows, tokens or parameters cannot be split over it.
+      DoesNotFit: the step needs more memory than there is.
     """
     mesh = make_mesh_of(config, devices(slices))
     parameters, optimizer = abstract_parameters(config, mesh), optimizer_of(config)
@@ -84,10 +84,10 @@ def make_plan(config: ExperimentConfig, slices: Slices) -> Plan:
 
 
 def compile_anew(lowered: jax.stages.Lowered, slices: Slices) -> tuple[jax.stages.Compiled, float]:
-    """(the program, seconds it took); nothing is read from JAX's cache, which needs the hardware for it."""
+    """Returns (the program, its compile time in seconds), without JAX's cache, which only the hardware can read."""
     cached, start = jax.config.jax_enable_compilation_cache, time.perf_counter()
     jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # JAX asks once a process whether there is one
+    compilation_cache.reset_cache()  # JAX checks only once per process whether there is a cache
     try:
         compiled = lowered.compile()
         return compiled, time.perf_counter() - start
@@ -99,6 +99,7 @@ def compile_anew(lowered: jax.stages.Lowered, slices: Slices) -> tuple[jax.stage
 
 
 def work_of(config: ExperimentConfig) -> Work:
+    """Returns the FLOPs of a step: the model's, recomputed ones, and those within attention kernels."""
     trains, shape = frozenset(config.training.trains), batch_shape(config)
     kernels = config.model.attention in ("auto", "rows", "splash")
     return Work(
@@ -121,7 +122,7 @@ def _in_words(error: Exception, slices: Slices) -> Exception:
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """What a plan says, and what follows from it."""
+    """Returns a plan and values derived from it, for JSON."""
     estimated = plan.estimate
     return dataclasses.asdict(plan) | {
         "hardware": str(plan.slices),

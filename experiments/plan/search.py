@@ -1,4 +1,4 @@
-"""Meshes, remat policies and batch sizes to try, the most promising first."""
+"""Searches meshes, remat policies and batch sizes, the most promising first."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def search(
     """Compiles candidates until `count` of them fit, and ranks those.
 
     Returns:
-      Plans that fit, the one with the most tokens a second first.
+      The plans that fit, in descending order of tokens per second.
 
     Raises:
-      DoesNotFit: none of the first 4 * count candidates does.
+      DoesNotFit: none of the first 4 * count candidates fits.
     """
     plans: list[Plan] = []
     for candidate in itertools.islice(candidates(config, slices), 4 * count):
@@ -39,7 +39,7 @@ def search(
         words = f"{candidate.mesh} rows={candidate.loader.batch_size} remat={candidate.model.remat}"
         try:
             plan = make_plan(candidate, slices)
-        except ValueError as error:  # it does not fit, or the torus or the geometry cannot be cut into such a mesh
+        except ValueError as error:  # it does not fit, or the torus or the geometry does not allow such a mesh
             tell(f"{words}: {error}")
             continue
         tell(f"{words}: {plan.estimate.seconds.step:.4f} s, {plan.tokens_per_second:,.0f} tokens/s")
@@ -51,8 +51,8 @@ def search(
 
 
 def candidates(config: ExperimentConfig, slices: Slices) -> Iterator[ExperimentConfig]:
-    """Those that a rough guess leaves room for, by the guess' tokens a second; of one mesh and policy only the two
-    largest batches."""
+    """Returns the candidates that fit by a rough estimate, ordered by estimated tokens per second, with only the two
+    largest batches of each mesh and policy."""
     guessed: list[tuple[float, ExperimentConfig]] = []
     for mesh in meshes(config, slices):
         shards = mesh.slice * mesh.data * mesh.fsdp
@@ -72,7 +72,8 @@ def candidates(config: ExperimentConfig, slices: Slices) -> Iterator[ExperimentC
 
 
 def meshes(config: ExperimentConfig, slices: Slices) -> Iterator[MeshConfig]:
-    """Parameters over all devices of a slice or over 16 and copied, with or without split heads and rows."""
+    """Yields meshes with parameters split over all devices of a slice, or over 16 and replicated, and with or without
+    split heads and tokens."""
     chips, decoder = slices.chips_each, config.model.decoder
     for tensor, context in itertools.product((1, 2, 4, 8), (1, 2)):
         blocks = () if config.model.interleaved else (config.model.gated.heads,)
@@ -85,7 +86,7 @@ def meshes(config: ExperimentConfig, slices: Slices) -> Iterator[MeshConfig]:
 
 
 def parameter_counts(config: ExperimentConfig) -> tuple[int, int]:
-    """(those that train, frozen ones)."""
+    """Returns the numbers of (trainable, frozen) parameters."""
     counts = part_counts(config.model)
     trains = sum(counts[part] for part in config.training.trains)
     return trains, sum(counts.values()) - trains
@@ -93,7 +94,7 @@ def parameter_counts(config: ExperimentConfig) -> tuple[int, int]:
 
 @functools.lru_cache
 def part_counts(model: ModelConfig) -> Counter[str]:
-    """Parameters of each part."""
+    """Returns the number of parameters of each part."""
     counts: Counter[str] = Counter()
     for name, shape in model_shapes(model).items():
         counts[part_of(name.split("/"))] += math.prod(shape)
@@ -101,7 +102,8 @@ def part_counts(model: ModelConfig) -> Counter[str]:
 
 
 def guessed_bytes(config: ExperimentConfig) -> float:
-    """Of a device, roughly: parameters, moments and gradients; what each policy keeps of a layer; a layer at work."""
+    """Estimates bytes per device: parameters, moments, gradients; activations that each policy keeps; a layer's
+    temporaries."""
     mesh, model, row_shape = config.mesh, config.model, config.row_shape
     decoder, gated, vision = model.decoder, model.gated, model.vision
     trains, frozen = parameter_counts(config)
@@ -130,12 +132,13 @@ def guessed_bytes(config: ExperimentConfig) -> float:
 
 
 SHARE_OF_PEAK = {"none": 0.32, "dots": 0.46, "dots_with_batch": 0.46, "full": 0.5}
-"""That products, those done again too, reach by what is kept, for reading and writing it costs time: by `unimp plan`'s
-longer estimates of the 3B model on v5e-16, with 1, 2 and 4 rows a chip. dots_with_batch was not tried: as dots."""
+"""Share of the peak that products, including recomputed ones, reach by remat policy, since keeping activations costs
+time for writing and reading them: from `unimp plan`'s longer estimates of the 3B model on v5e-16, with 1, 2 and 4 rows
+per chip. dots_with_batch was not tried; the value of dots is used."""
 
 
 def guessed_seconds(config: ExperimentConfig, slices: Slices) -> float:
-    """Of a step, roughly: products, and what does not hide behind them."""
+    """Estimates the seconds per step: products, and what does not overlap with them."""
     mesh, work = config.mesh, work_of(config)
     trains, frozen = parameter_counts(config)
     chip, decoder = slices.chip, config.model.decoder
@@ -147,5 +150,5 @@ def guessed_seconds(config: ExperimentConfig, slices: Slices) -> float:
     rings = (gathered * config.training.accumulate + exchanged) / chip.ring_bandwidth
     copied = 4 * trains / mesh.fsdp / mesh.tensor
     network = copied / chip.network_bandwidth if slices.count > 1 else 0.0
-    # Exchanges of activations stand between products that need them; those of parameters do not.
+    # Exchanges of activations are between products that need them; those of parameters are not.
     return max(compute, gathered / chip.ring_bandwidth) + 0.5 * (rings - gathered / chip.ring_bandwidth) + network

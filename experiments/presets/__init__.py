@@ -1,4 +1,4 @@
-"""Experiments by name, a file each: from minutes on two cores to weeks on a pod."""
+"""Presets by name, one file each: from minutes on two cores to weeks on a pod."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ DESCRIPTIONS: dict[str, str] = {
     **PUBLISHED,
     **INTERLEAVED,
 }
-"""One line for `unimp train --help`."""
+"""One line per preset for `unimp train --help`."""

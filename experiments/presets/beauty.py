@@ -1,4 +1,4 @@
-"""Amazon's Beauty as S3-Rec's sequences: ids and attributes."""
+"""Amazon's Beauty in S3-Rec's sequences: ids and attributes."""
 
 from __future__ import annotations
 

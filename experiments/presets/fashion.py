@@ -1,4 +1,4 @@
-"""H&M's products: what they are and look like, and what is bought next."""
+"""H&M's products: their attributes and images, and the next purchase."""
 
 from __future__ import annotations
 

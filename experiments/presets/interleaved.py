@@ -1,4 +1,4 @@
-"""Today's language models behind SigLIP 2, images among the tokens of the text."""
+"""Recent language models with SigLIP 2, with images among the text tokens."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ LOW_RANK = AdapterConfig(rank=16, alpha=32.0)
 
 
 def interleaved(name: str) -> ExperimentConfig:
-    """One of these models for the histories of the paper's recipe: five items of an example have images.
+    """Returns one of these models with the histories of the paper's recipe: five items of an example have images.
 
-    A tower that makes 64 tokens of an image has rows of 2,048 tokens, one that makes 256 rows of 4,096: three or four
-    examples each. Decoders above two billion parameters train by low-rank adapters, towers only where they are as
+    Rows have 2,048 tokens for a tower with 64 tokens per image, and 4,096 for one with 256: three or four examples
+    each. Decoders above two billion parameters are trained by low-rank adapters; towers are trained only if they are as
     small as SmolVLM's.
     """
     model: ModelConfig = getattr(presets, name.replace("-", "_").replace(".", "_"))

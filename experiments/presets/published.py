@@ -1,4 +1,4 @@
-"""The paper's recipe around published models."""
+"""The paper's recipe with published models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DESCRIPTIONS = {
 
 
 def as_published(name: str) -> ExperimentConfig:
-    """The paper's recipe around one of its models: the resampler, the gated blocks and the embeddings train."""
+    """Returns the paper's recipe with one of its models: resampler, gated blocks and embeddings are trained."""
     return ExperimentConfig(
         model=getattr(presets, name.replace("-", "_")),
         tasks=TaskConfig(full_items=5, id_items=0, history_targets="reconstruct", rated_history=False),

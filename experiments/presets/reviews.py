@@ -1,4 +1,4 @@
-"""Amazon's musical instruments: what users rate and write, a quarter of an hour on a core."""
+"""Amazon's musical instruments: ratings and reviews, a quarter of an hour on one core."""
 
 from __future__ import annotations
 

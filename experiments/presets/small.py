@@ -1,4 +1,4 @@
-"""MovieLens 1M, half an hour on a core."""
+"""MovieLens 1M, half an hour on one core."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SmolLM2-135M behind a small vision tower, images among the tokens: start it from imported weights."""
+"""SmolLM2-135M with a small vision tower and images among the tokens: initialise it from imported weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Charts of groups of runs, drawn by matplotlib as SVG whose colours are the CSS variables of the page."""
+"""Draws charts of groups of runs with matplotlib, as SVG whose colours are the CSS variables of the page."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from experiments.report.compare import Comparison
 from experiments.report.runs import Group
 
 INK, QUIET, PAPER = "#1d2733", "#5d6a79", "#ffffff"
-"""Drawn in the colours of a light page, which become CSS variables, so that a dark page has its own."""
+"""The colours of a light page; they are replaced by CSS variables, so that a dark page has its own."""
 
 SERIES = (INK, *(to_hex(colormaps["tab10"](number)) for number in range(10)))
-"""The colours of groups by their number; groups beyond them have the same colours, with dashed or dotted lines."""
+"""The colours of groups by their number; further groups repeat them, with dashed or dotted lines."""
 
 METRICS = {
     ("validation", "NDCG@10"): "Validation NDCG@10, seen items filtered",
@@ -29,7 +29,7 @@ METRICS = {
     ("train", "loss"): "Training loss",
     ("train", "tokens_per_second"): "Speed, tokens a second",
 }
-"""What is drawn of a log, by kind of line and metric; the cross entropy of each task is drawn as well."""
+"""The logged metrics that are drawn, by kind of line and name; the cross entropy of each task is drawn as well."""
 
 MOST_POINTS = 80
 STYLE: dict[Any, Any] = {
@@ -51,7 +51,7 @@ STYLE: dict[Any, Any] = {
 
 
 def learning_curves(groups: Sequence[Group]) -> list[str]:
-    """Draws validation metrics, losses and speed, a chart each: means over seeds, bands from lowest to highest seed."""
+    """Draws charts of validation metrics, losses and speed: means over seeds, bands from lowest to highest seed."""
     logged = dict.fromkeys(name for group in groups for run in group.runs for line in run.log for name in line)
     tasks = [name for name in logged if name.startswith("cross_entropy/")]
     titles = METRICS | {
@@ -62,11 +62,11 @@ def learning_curves(groups: Sequence[Group]) -> list[str]:
 
 @rc_context(STYLE)
 def learning_curve(groups: Sequence[Group], kind: str, name: str, title: str) -> str:
-    """Draws one logged metric; '' if no group has logged it."""
+    """Draws one logged metric; returns "" if no group has logged it."""
     figure = Figure(figsize=(4.4, 2.6), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="step")
     axes.grid(axis="y")
-    for group in reversed(groups):  # the base lies over the others
+    for group in reversed(groups):  # so that the base is drawn above the others
         points = over_runs(group, kind, name)
         if points is None:
             continue
@@ -79,7 +79,7 @@ def learning_curve(groups: Sequence[Group], kind: str, name: str, title: str) ->
 
 
 def over_runs(group: Group, kind: str, name: str) -> np.ndarray | None:
-    """Averages a logged metric over seeds at the steps that all runs logged, neighbouring steps in one point.
+    """Averages a logged metric over seeds at the steps that all runs logged, with neighbouring steps in one point.
 
     Returns:
       float64 [4, points]: step, mean, lowest and highest seed; None if there is no such step.
@@ -97,7 +97,7 @@ def over_runs(group: Group, kind: str, name: str) -> np.ndarray | None:
 
 @rc_context(STYLE)
 def differences_chart(comparison: Comparison, base: str) -> list[str]:
-    """Draws the headline's differences to the base with their intervals; a filled dot is significant."""
+    """Draws the headline metric's differences to the base with their intervals; a filled dot is significant."""
     found = [(one.name, one.group, one.differences.get(comparison.headline)) for one in comparison.compared]
     lines = [(name, group, tested) for name, group, tested in found if group and tested]
     if not lines:
@@ -124,7 +124,7 @@ def dash(group: Group) -> str:
 
 
 def to_svg(figure: Figure, title: str) -> str:
-    """Writes a chart as SVG to stand inside a page: the same chart has the same bytes."""
+    """Renders a chart as SVG for embedding in a page; the same chart always gives the same bytes."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

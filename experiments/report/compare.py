@@ -1,4 +1,4 @@
-"""Compares groups of runs at each task: metrics over seeds, and differences to the base on the same questions."""
+"""Compares groups of runs on each task: metrics over seeds, and differences to the base on the same queries."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ FORMULAS = {
     "selection": SELECTION_METRICS,
     "image": IMAGE_METRICS,
 }
-"""Tasks whose metrics are computed from the means of columns; the metrics of others are the means themselves."""
+"""Tasks whose metrics are computed from the means of columns; the metrics of other tasks are the means themselves."""
 
 HEADLINES = ("NDCG@10", "RMSE", "F1", "ROUGE-L", "closer", "Fréchet distance")
-"""The metrics that stand for a task in the overview; a task has one of them at most."""
+"""The metrics that represent a task in the overview; a task has at most one of them."""
 
 
 def headline_of(table: TaskTable) -> str:
-    """The metric of `HEADLINES` that a table has; "" where it has none."""
+    """Returns the metric of `HEADLINES` that a table has; "" if it has none."""
     return next((name for name in HEADLINES if name in table.rows[0].metrics), "")
 
 
@@ -58,11 +58,11 @@ class Line:
     """A row of a task's table.
 
     Attributes:
-      name: of the group, with the way in which it was asked if there are several; or of the baseline.
-      group: None for a baseline, whose metrics are those measured in the first run.
+      name: name of the group, with the way in which it was asked if there are several; or name of the baseline.
+      group: None for a baseline, whose metrics are those of the first run.
       users: number of users whose answers could be read in all runs.
       metrics: over seeds and users; over users for a single run and for a baseline.
-      differences: to the base, over seeds and users, by metric; empty for the base and for baselines.
+      differences: differences to the base, over seeds and users, by metric; empty for the base and for baselines.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A task's table; `headline` is '' for a task that has none of `HEADLINES`."""
+    """A task's table; `headline` is "" for a task that has none of `HEADLINES`."""
 
     table: TaskTable
     headline: str
@@ -100,7 +100,7 @@ class Comparison:
         return [line for line in self.lines if line.differences]
 
     def first_line(self, group: Group) -> Line | None:
-        """The group's line, the first if it was asked in several ways."""
+        """The group's line, or the first one if it was asked in several ways."""
         return next((line for line in self.lines if line.group is group), None)
 
 
@@ -114,7 +114,7 @@ def compare(groups: Sequence[Group]) -> list[Comparison]:
 
 
 def compare_task(groups: Sequence[Group], tables: Mapping[EvaluatedRun, TaskTable]) -> Comparison:
-    """Compares groups at the task of the tables."""
+    """Compares groups on the task of the tables."""
     first = next(iter(tables.values()))
     rows: dict[str, Row] = {}
     for row in (row for table in tables.values() for row in table.rows):
@@ -127,7 +127,7 @@ def compare_task(groups: Sequence[Group], tables: Mapping[EvaluatedRun, TaskTabl
 
 
 def lines_of(model: str, groups: Sequence[Group], tables: Mapping[EvaluatedRun, TaskTable]) -> Iterator[Line]:
-    """Yields the lines of all groups that were asked in one way, `model`; their p-values are not corrected yet."""
+    """Yields the lines of all groups that were asked in one way, `model`, with uncorrected p-values."""
     variant = model[len(OURS) :].strip(", ")
     base: list[EvaluatedRun] = []
     for group in groups:
@@ -148,18 +148,18 @@ def lines_of(model: str, groups: Sequence[Group], tables: Mapping[EvaluatedRun, 
 
 
 def is_minor(metric: str) -> bool:
-    """Whether a metric is one of the shorter lists, which are not tested."""
+    """Returns whether a metric is one of shorter lists (@3, @5); such metrics are not tested."""
     return metric.endswith(("@3", "@5"))
 
 
 def paired_values(
     runs: Sequence[EvaluatedRun], task: str, model: str, metrics: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Gathers one value a run and user of each metric, for the M questions that all runs answered readably.
+    """Gathers the values of each metric per run and user, for the M queries that all runs answered readably.
 
     Returns:
-      float64 [runs, M] by metric, whose means over users are the metrics of the runs, and M. A metric that one of the
-      runs was not measured by is left out; so are all where M is 0.
+      float64 [runs, M] by metric, whose means over users are the metrics of the runs, and M. Metrics that one of the
+      runs does not have are left out, and all metrics if M is 0.
     """
     tables = []
     for number, run in enumerate(runs):
@@ -174,7 +174,7 @@ def paired_values(
         return {}, 0
     values: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
     formulas = FORMULAS.get(task, {})
-    per_user = influence if len(common) > 1 else lambda columns, formula: formula(columns)  # one user is the mean
+    per_user = influence if len(common) > 1 else lambda columns, formula: formula(columns)  # the mean of one user
     for number in range(len(runs)):
         own = {
             name.partition(" ")[2]: common[name].to_numpy().astype(np.float64)
@@ -182,7 +182,7 @@ def paired_values(
             if name.startswith(f"{number} ")
         }
         for name in metrics if own else ():
-            with contextlib.suppress(KeyError):  # this run was not measured by it
+            with contextlib.suppress(KeyError):  # this run does not have the metric
                 values[name].append(per_user(own, formulas[name]) if name in formulas else own[name])
     return {name: np.stack(x) for name, x in values.items() if len(x) == len(runs)}, len(common)
 

@@ -1,4 +1,4 @@
-"""What runs cost, by their logs and configurations."""
+"""Computes the cost of runs from their logs and configurations."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ Log = Sequence[Mapping[str, Any]]
 
 
 def cost(run: EvaluatedRun) -> dict[str, float]:
-    """Computes the cost of a run and of those that it was initialised from, as the last part of a curriculum is.
+    """Computes the cost of a run, including that of the runs it was initialised from, such as earlier curriculum
+    stages.
 
     Returns:
-      The values of `COST` by name, NaN where a log does not tell. Seconds are those of training steps and of
-      waiting for data, without compilation, validation and saving; tokens are without padding; FLOPs are those that
-      the steps had to compute by the model's geometry; the parameters are those of the run itself.
+      The values of `COST` by name, NaN if a log lacks them. Seconds are those of training steps and of waiting for
+      data, without compilation, validation and saving; tokens are without padding; FLOPs are those that the steps had
+      to compute by the model's geometry; the parameters are those of the run itself.
     """
     facts = run.evaluation.facts
     steps, seconds, tokens, flops = np.sum([training_cost(*one) for one in trainings(run.config, run.log)], axis=0)
@@ -34,7 +35,7 @@ def cost(run: EvaluatedRun) -> dict[str, float]:
 
 
 def mean_cost(runs: Sequence[EvaluatedRun]) -> dict[str, float]:
-    """The mean cost over runs, by column."""
+    """Returns the mean cost over runs, by column."""
     costs = [cost(run) for run in runs]
     return {name: float(np.mean([one[name] for one in costs])) for name in COST}
 
@@ -59,7 +60,7 @@ def trainings(config: ExperimentConfig, log: Log) -> Iterator[tuple[ExperimentCo
 
 
 def format_si(value: float, unit: str = "") -> str:
-    """Formats three significant digits with an SI prefix, such as `578 k` or `320 TFLOP`."""
+    """Formats three significant digits with an SI prefix, for example `578 k` or `320 TFLOP`."""
     rounded = float(f"{value:.3g}")
     power = min(int(math.log10(rounded) // 3), 6) if rounded >= 1 else 0
     return f"{rounded / 1000**power:.3g} {('', 'k', 'M', 'G', 'T', 'P', 'E')[power]}{unit}".rstrip()
@@ -81,4 +82,4 @@ COST: dict[str, Callable[[float], str]] = {
     "tokens/s": "{:,.0f}".format,
     "evaluation": format_seconds,
 }
-"""The columns of a table of costs, and how each is printed."""
+"""Column of a table of costs -> its formatting."""

@@ -1,4 +1,4 @@
-"""`unimp report`: the page of one run or of many, and the tables of many as Markdown."""
+"""`unimp report`: writes the page of one run or of several, and the tables of several as Markdown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from experiments.report.samples import Samples, UserSample, read_samples
 from experiments.results import load_evaluation
 
 MOST_UNFOLDED = 6
-"""With more groups, only the first users are unfolded."""
+"""With more groups than this, only the first users are unfolded."""
 
 READING = (
     "Means over seeds [95 % interval for other seeds and other users; for baselines, and for groups of one seed, for "
@@ -34,7 +34,7 @@ READING = (
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading with a note, and below it tables, charts and samples of users; any of these may be none."""
+    """A heading with a note, followed by tables, charts and samples of users, each of which may be missing."""
 
     id: str
     title: str
@@ -46,7 +46,7 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class SourceReport:
-    """All that is shown of one data source."""
+    """Everything shown about one data source."""
 
     name: str
     groups: Sequence[Group]
@@ -55,7 +55,7 @@ class SourceReport:
 
     @property
     def stretched(self) -> bool:
-        """Whether generated images were squeezed into squares and are shown in their own shape."""
+        """Whether images were stretched to squares, so that generated ones are shown in their original shape."""
         return self.groups[0].runs[0].config.images.fit == "stretch"
 
 
@@ -65,34 +65,34 @@ def report_command(
     """Write one page of a run that was evaluated, or of many, with what they differ in, and their tables as Markdown.
 
     Args:
-      folders: the folder of the run, or those of several, of a sweep, or one that they all lie in.
-      split: which evaluation.
-      out: the folder for the page of many; by default the one that they all lie in.
+      folders: one or several run folders, a sweep folder, or a folder that contains them.
+      split: the evaluated split.
+      out: folder for the page of several runs; by default the one that contains them all.
     """
     print(write_report(folders, split, out))
 
 
 def write_report(folders: Sequence[Path], split: str = "test", out: Path | None = None) -> Path:
-    """Writes `report.html`, of several runs also `report.md`, each whole or not at all.
+    """Writes `report.html` and, for several runs, `report.md`, each atomically.
 
     Args:
-      folders: of runs, of sweeps, or of folders of these. The first group of runs that is found on a source is the
-        base of the comparisons.
-      split: the evaluation that is read.
-      out: the folder that is written to; by default the run's, or the one in which all `folders` lie.
+      folders: folders of runs, of sweeps, or folders that contain these. The first group of runs found on a source is
+        the base of the comparisons.
+      split: the evaluated split.
+      out: the output folder; by default the run's, or the one that contains all `folders`.
 
     Returns:
       The path of the page.
 
     Raises:
-      DataError: there is no run, or none that was evaluated. For the page of a single run also if its data or the
-        images that it generated cannot be shown, which the page of several says in their place.
+      DataError: there is no run, or none that was evaluated. For a single run also if its data or its generated images
+        cannot be shown; a page of several runs says so in their place.
     """
     if not folders:
         raise DataError("name the folder of a run, several, or that of a sweep")
     single = len(folders) == 1 and out is None and (folders[0] / "config.json").exists()
     if single:
-        load_evaluation(folders[0] / "evaluation" / f"{split}.json")  # its error names the splits that there are
+        load_evaluation(folders[0] / "evaluation" / f"{split}.json")  # its error names the available splits
     found, left_out = read_groups(folders, split)
     sources = [read_source(groups) for groups in found]
     if single and sources[0].samples.errors:
@@ -114,12 +114,13 @@ def write_report(folders: Sequence[Path], split: str = "test", out: Path | None 
 
 
 def read_source(groups: Sequence[Group]) -> SourceReport:
+    """Reads samples and sections of the groups on one source."""
     samples = read_samples(groups)
     return SourceReport(groups[0].runs[0].config.data.source, groups, samples, sections_of(groups, samples))
 
 
 def sections_of(groups: Sequence[Group], samples: Samples) -> list[Section]:
-    """Lists the sections of the groups on one source, in the order of the page; the first group is the base."""
+    """Returns the sections of the groups on one source, in the order of the page; the first group is the base."""
     base, comparisons, sections = groups[0].name, compare(groups), []
     if len(groups) > 1:
         note = f"One metric of each task, and in brackets the difference to {base}, coloured where it is significant."
@@ -158,7 +159,7 @@ def sections_of(groups: Sequence[Group], samples: Samples) -> list[Section]:
 
 
 def facts_of(sources: Sequence[SourceReport], command: str) -> dict[str, Any]:
-    """What stands at the head of a page, by name."""
+    """Returns the facts at the top of a page, by name."""
     groups = [group for source in sources for group in source.groups]
     runs = [run for group in groups for run in group.runs]
     facts = {"source": ", ".join(source.name for source in sources)}
@@ -168,7 +169,7 @@ def facts_of(sources: Sequence[SourceReport], command: str) -> dict[str, Any]:
 
 
 def markdown(title: str, command: str, sources: Sequence[SourceReport], left_out: Sequence[LeftOut]) -> str:
-    """All tables of a page that are not folded."""
+    """Formats all tables of a page that are not folded."""
     lines = [f"# {title}", "", f"`{command}`", "", READING]
     for source in sources:
         lines += ["", f"## {source.name}"]
@@ -184,7 +185,7 @@ def markdown(title: str, command: str, sources: Sequence[SourceReport], left_out
 
 
 def template() -> jinja2.Template:
-    """The template of all pages; text is escaped, and a name that is not defined is an error."""
+    """Returns the template of all pages; text is escaped, and undefined names are errors."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("experiments.report", "."),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""Reads evaluated runs from their folders and groups those that differ in nothing but the seed."""
+"""Reads evaluated runs from their folders, and groups those that differ only in the seed."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class EvaluatedRun:
     """A run that was evaluated, read from its folder.
 
     Attributes:
-      cell: its `cell.json`, where it is a cell of a sweep.
-      starts: what `experiments.provenance` noted.
+      cell: its `cell.json`, if it is a cell of a sweep.
+      starts: the entries written by `experiments.provenance`.
     """
 
     folder: Path
@@ -40,28 +40,28 @@ class EvaluatedRun:
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """The settings on which results depend, by dotted name."""
+        """The settings that affect results, by dotted name."""
         return settings(self.config)
 
     @functools.cached_property
     def answers(self) -> dict[str, pa.Table]:
-        """The answers to each task, one row a question."""
+        """The answers to each task, one row per query."""
         return {table.task: pq.read_table(readable(self.answers_path(table.task))) for table in self.evaluation.tables}
 
     def answers_path(self, task: str) -> Path:
-        """The file with the answers to a task."""
+        """Returns the path of the file with the answers to a task."""
         return self.folder / "evaluation" / f"{self.evaluation.split}-{task}.parquet"
 
     @property
     def experiment(self) -> Any:
-        """What the seeds of one experiment share."""
+        """Identifies the experiment: equal for runs that differ only in the seed."""
         if self.cell:
             return self.cell["sweep"], self.cell["base"], self.cell["ablation"]
         return json.dumps({name: value for name, value in self.settings.items() if name != "seed"}, sort_keys=True)
 
 
 class LeftOut(NamedTuple):
-    """A run that is not in the tables, or a part of an evaluation that was not made, and the reason."""
+    """A run that is missing in the tables, or a part of an evaluation that was not made, and the reason."""
 
     name: str
     reason: str
@@ -69,7 +69,7 @@ class LeftOut(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that differ in nothing but their seed; `number` chooses the group's colour on the page."""
+    """Runs that differ only in their seed; `number` selects the group's colour on the page."""
 
     name: str
     description: str
@@ -82,7 +82,7 @@ class Group:
 
     @property
     def varying(self) -> list[str]:
-        """Settings other than the seed in which the runs differ, such as a checkpoint of each seed's own."""
+        """Settings other than the seed in which the runs differ, for example a checkpoint that belongs to each seed."""
         names = dict.fromkeys(name for run in self.runs for name in run.settings)
         return [
             name for name in names if name != "seed" and len({str(run.settings.get(name)) for run in self.runs}) > 1
@@ -90,7 +90,7 @@ class Group:
 
 
 def changes(base: Group, group: Group) -> list[tuple[str, Any, Any]]:
-    """Settings in which a group differs from the base, without those that vary between seeds.
+    """Returns the settings in which a group differs from the base, without those that vary between seeds.
 
     Returns:
       (name, the base's value, the group's value) of each setting.
@@ -105,8 +105,8 @@ def read_groups(folders: Iterable[Path], split: str) -> tuple[list[list[Group]],
     """Reads all runs below the folders and groups them by data source and experiment.
 
     Args:
-      folders: of runs, of sweeps (`sweep.json` gives the order), or folders of these.
-      split: the evaluation that is read.
+      folders: folders of runs, of sweeps (in the order of `sweep.json`), or folders that contain these.
+      split: the evaluated split.
 
     Returns:
       For each source its groups, in the order in which they were found, and what is left out. The first group of a
@@ -138,7 +138,7 @@ def read_groups(folders: Iterable[Path], split: str) -> tuple[list[list[Group]],
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """Finds the folders of runs: the folder itself, a sweep's cells, or those of the folders inside.
+    """Finds run folders: the folder itself, the cells of a sweep, or those of the folders inside.
 
     Raises:
       DataError: there are none.
@@ -189,7 +189,7 @@ def read_run(folder: Path, split: str) -> EvaluatedRun:
 
 
 def left_out_of(runs: Sequence[EvaluatedRun]) -> list[LeftOut]:
-    """What the evaluations left out, the same of several runs once; of a single run without its name."""
+    """Returns what the evaluations left out, merged over runs; for a single run, without its name."""
     found: dict[LeftOut, list[Path]] = {}
     for run in runs:
         for one in run.evaluation.left_out.items():
@@ -201,8 +201,7 @@ def left_out_of(runs: Sequence[EvaluatedRun]) -> list[LeftOut]:
 
 
 def name_groups(groups: Sequence[dict[int, EvaluatedRun]]) -> list[Group]:
-    """Names groups of runs by seed after their ablation or folder, and the base first; names are made longer where
-    they would be the same."""
+    """Names groups of runs by their ablation or folder, and puts the base first; equal names are made longer."""
     ordered = [[by_seed[seed] for seed in sorted(by_seed)] for by_seed in groups]
     ordered.sort(key=lambda runs: runs[0].cell is None or runs[0].cell["ablation"] != "base")
     names = [name_of(runs) for runs in ordered]
@@ -215,7 +214,7 @@ def name_groups(groups: Sequence[dict[int, EvaluatedRun]]) -> list[Group]:
 
 
 def name_of(runs: Sequence[EvaluatedRun]) -> str:
-    """The ablation, or the folder's name; of folders `small-0` and `small-1` it is `small`."""
+    """Returns the ablation or the name of the folder; for the folders `small-0` and `small-1`, it is `small`."""
     if runs[0].cell:
         return runs[0].cell["ablation"]
     stems = {re.sub(r"[-_. ]*(seed)?[-_. ]*\d+$", "", run.folder.name) for run in runs}

@@ -1,4 +1,4 @@
-"""Some users' histories, with what each group of runs recommends to them and generates for them."""
+"""Histories of some users, with the recommendations and generated images of each group of runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from experiments.results import ImageSample, Sample
 
 POSTER_HEIGHT, GENERATED_HEIGHT = 96, 128
 LIMITS = (6, 4, 6)
-"""Of several groups: how many users with recommendations, with images, and how many items or images of each answer."""
+"""Limits for several groups: users with recommendations, users with images, and items or images per answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Answer:
     """A group's answer to one user, by the run of its first seed.
 
     Attributes:
-      rank: of the next item, infinite if it was not found.
-      items: the best items, the best first, by index into the catalogue.
+      rank: rank of the next item, infinite if it was not found.
+      items: catalogue indices of the best items, best first.
       images: generated images as data URIs.
       error: why there are no images.
     """
@@ -44,7 +44,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class UserSample:
-    """One user's question, with the groups' answers; `decoded` is the wanted image, decoded from its codes."""
+    """One user's query with the groups' answers; `decoded` is the target image, decoded from its codes."""
 
     question: Sample | ImageSample
     history: tuple[int, ...]
@@ -73,7 +73,7 @@ class Samples:
 
 
 def read_samples(groups: Sequence[Group]) -> Samples:
-    """Reads the questions of the base, the first group, and the answers of all groups to them."""
+    """Reads the queries of the base, which is the first group, and the answers of all groups to them."""
     base = groups[0].runs[0]
     recommended = base.evaluation.samples
     generated = next((group.runs[0].evaluation.images for group in groups if group.runs[0].evaluation.images), ())
@@ -98,7 +98,7 @@ def read_samples(groups: Sequence[Group]) -> Samples:
 
 
 def ranked_items(run: EvaluatedRun, records: PreparedSource, most: int) -> dict[str, tuple[float, tuple[int, ...]]]:
-    """The rank of the next item and the best items, by user."""
+    """Returns the rank of the next item and the best items, by user."""
     table = run.answers.get("recommendation")
     if table is None:
         return {}
@@ -111,7 +111,7 @@ def ranked_items(run: EvaluatedRun, records: PreparedSource, most: int) -> dict[
 
 
 def image_sample(question: ImageSample, groups: Sequence[Group], most: int) -> UserSample:
-    """What the groups generated for a user; `decoded` is empty if the image is gone."""
+    """Returns the images that the groups generated for a user; `decoded` is empty if its file is missing."""
     answers, decoded = [], tuple[str, ...]()
     for group in groups:
         folder = group.runs[0].folder / "evaluation"
@@ -127,7 +127,7 @@ def image_sample(question: ImageSample, groups: Sequence[Group], most: int) -> U
 
 
 def posters(items: Iterable[int], records: PreparedSource) -> dict[int, str]:
-    """Images of items as data URIs; an item whose image cannot be decoded has none."""
+    """Returns images of items as data URIs, without items whose image cannot be decoded."""
     found = {}
     for item in sorted(items):
         encoded = records.read_image(item) if records.has_image[item] else b""
@@ -138,10 +138,10 @@ def posters(items: Iterable[int], records: PreparedSource) -> dict[int, str]:
 
 
 def generated_image(path: Path) -> str:
-    """A generated image as a data URI, without loss unless it is large.
+    """Returns a generated image as a data URI, unchanged unless it is large.
 
     Raises:
-      DataError: it is not where the evaluation left it.
+      DataError: the file is missing or not an image.
     """
     try:
         return data_uri(decode_image(path.read_bytes()), GENERATED_HEIGHT, "png", optimize=True)
@@ -150,7 +150,7 @@ def generated_image(path: Path) -> str:
 
 
 def data_uri(image: Image.Image, height: int, kind: str, **options: Any) -> str:
-    """Encodes an image, made smaller if it is higher than `height` pixels or more than twice as wide."""
+    """Encodes an image, scaled down if it is higher than `height` pixels or more than twice as wide."""
     buffer = io.BytesIO()
     image.thumbnail((2 * height, height))
     image.save(buffer, kind, **options)

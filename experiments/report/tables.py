@@ -1,4 +1,4 @@
-"""The tables of a page in one form, from which both HTML and Markdown are written."""
+"""The tables of a page, in one form for both HTML and Markdown."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class TableCell(NamedTuple):
     """A cell with its details below.
 
     Attributes:
-      value: what the column is sorted by; None in a column of text.
+      value: sort key of the column; None in a column of text.
       mark: CSS classes, "best" or "significant" and "better" or "worse".
-      group: in the first column, whose colour is shown; None for a baseline.
+      group: the group whose colour is shown, in the first column; None for a baseline.
     """
 
     text: str = "\N{EN DASH}"
@@ -31,11 +31,11 @@ class TableCell(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PageTable:
-    """A table, whose rows have a cell for each column by its name.
+    """A table; each row has a cell per column name.
 
     Attributes:
-      ascending: the columns of which less is better, so that a first click sorts in this direction.
-      summary: the table is folded under it, and not in the Markdown.
+      ascending: columns whose values are better if smaller, so that a first click sorts them in ascending order.
+      summary: if given, the table is folded under this text and not in the Markdown.
     """
 
     id: str
@@ -68,7 +68,7 @@ def overview_table(groups: Sequence[Group], comparisons: Iterable[Comparison]) -
 
 
 def metrics_table(comparison: Comparison) -> PageTable:
-    """Tabulates all metrics of a task, of groups and baselines, with their intervals."""
+    """Tabulates all metrics of groups and baselines on a task, with their intervals."""
     lines, names = comparison.lines, list(dict.fromkeys(name for line in comparison.lines for name in line.metrics))
     choose = max if comparison.table.larger_is_better else min
     best = {name: choose(line.metrics[name].mean for line in lines if name in line.metrics) for name in names}
@@ -167,7 +167,7 @@ def format_change(value: float) -> str:
 
 
 def markdown_table(table: PageTable) -> list[str]:
-    """The lines of a table in Markdown, without the metrics of the shorter lists; what is significant is bold."""
+    """Returns the lines of a table in Markdown, without metrics of shorter lists; significant values are bold."""
     names = [name for name in table.rows[0] if not is_minor(name)]
     lines = [names, ["---"] * len(names)]
     for row in table.rows:

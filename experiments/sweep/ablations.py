@@ -1,7 +1,7 @@
-"""The named ablations: what each changes of a base configuration.
+"""The named ablations: the changes that each makes to a base configuration.
 
-All cells of a sweep train for the same number of steps over the same number of rows and, but for one that is made to
-be of equal work, of token slots. An ablation with shorter prompts therefore sees more examples, and one that trains in
+All cells of a sweep train for the same number of steps with the same number of rows and, except for the ablation with
+equal compute, of token slots. An ablation with shorter prompts therefore sees more examples, and one that trains in
 stages divides the steps of the base among them.
 """
 
@@ -24,13 +24,13 @@ class Ablation:
     """A named change of a base configuration.
 
     Attributes:
-      name: what `--only` calls it; the names of its cells begin with it.
+      name: its name for `--only`, and the prefix of the names of its cells.
       description: one line for `--list` and for the report.
       changes: the changed fields, or a function that computes them from the base and may raise ValueError.
-      needs_images: whether it makes sense only on a base that shows images.
-      task: the task that it is about and that the base must train for, if it is about one.
-      stages: maps the tasks of the base to what is trained before, each stage starting from the model of the one
-        before it. The function may raise ValueError.
+      needs_images: whether it is only meaningful for a base that shows images.
+      task: the task that it is about and that the base must train for, if there is one.
+      stages: maps the tasks of the base to the stages trained before, each initialised from the one before it. The
+        function may raise ValueError.
       needs_ids: whether items get semantic ids, which are made with the model of the base's cell of the same seed.
     """
 
@@ -44,7 +44,7 @@ class Ablation:
     needs_ids: bool = False
 
     def apply(self, base: ExperimentConfig) -> ExperimentConfig:
-        """The base with the changes.
+        """Returns the base with the changes.
 
         Raises:
           ValueError: the base does not allow them.
@@ -62,7 +62,7 @@ NO_CONTENT: Changes = {
     "content.vectors": [],
 }
 ROW_STEP = 16
-"""Rows are lengthened by so many tokens."""
+"""Step in tokens by which the length of rows is varied."""
 IDS_ONLY: Changes = {**NO_IMAGES, "tasks.text": False, "tasks.questions_show_ids": True}
 
 
@@ -84,7 +84,7 @@ def text_only(base: ExperimentConfig) -> Changes:
 
 
 def history(items: int) -> ChangesOf:
-    """Of `items`, as many are shown in full as the base shows in full; the older ones are bare ids."""
+    """Shows at most `items` items, with as many of them in full as in the base; the older ones are bare ids."""
 
     def changes(base: ExperimentConfig) -> Changes:
         full = min(base.tasks.full_items, items)
@@ -94,14 +94,17 @@ def history(items: int) -> ChangesOf:
 
 
 def only(task: str) -> Changes:
+    """Trains for one task only."""
     return {f"queries.mix.{one}": float(one == task) for one in TASKS}
 
 
 def half(tasks: Sequence[str]) -> list[Ablation]:
+    """Returns the first stage of `finetuned_*`: all tasks."""
     return [Ablation("half_of_all_tasks", "the first half of finetuned_*: all tasks", {})]
 
 
 def one_task_a_stage(tasks: Sequence[str]) -> list[Ablation]:
+    """Returns the stages of the curriculum, one task each."""
     if len(tasks) < 2:
         raise ValueError(f"the base trains for {tasks[0]} alone")
     return [
@@ -111,6 +114,8 @@ def one_task_a_stage(tasks: Sequence[str]) -> list[Ablation]:
 
 
 def vision_tower(trains: bool) -> ChangesOf:
+    """Trains or freezes the vision tower."""
+
     def changes(base: ExperimentConfig) -> Changes:
         trained = {*base.training.trains, "vision"} if trains else {*base.training.trains} - {"vision"}
         return {"training.trains": [part for part in PARTS if part in trained]}
@@ -119,7 +124,7 @@ def vision_tower(trains: bool) -> ChangesOf:
 
 
 def interleaved(base: ExperimentConfig) -> Changes:
-    """The latents of images among the tokens; rows are as long as those of the base."""
+    """Puts the image latents among the tokens; rows are as long as those of the base."""
     trained = {*base.training.trains} - {"resampler", "gated"} | {"projector"}
     return {
         "model.fusion": "interleaved",
@@ -129,11 +134,11 @@ def interleaved(base: ExperimentConfig) -> Changes:
 
 
 def interleaved_same_compute(base: ExperimentConfig) -> Changes:
-    """As `interleaved`, in rows longer by as much as makes a step the work that it is with cross-attention."""
+    """Like `interleaved`, with rows so long that a step takes about as many FLOPs as with cross-attention."""
     changes = dict(interleaved(base))
 
     def longer(tokens: int) -> Changes:
-        """Rows have more room for images and answers in proportion."""
+        """Lengthens rows, with proportionally more room for images and answers."""
         rooms = {"images": base.row_shape.images, "answers": base.row_shape.answers}
         more = {name: -(-room * tokens // base.row_shape.tokens) for name, room in rooms.items()}
         return changes | {f"row_shape.{name}": room for name, room in {"tokens": tokens, **more}.items()}
@@ -144,7 +149,7 @@ def interleaved_same_compute(base: ExperimentConfig) -> Changes:
 
 
 def image_tokens(count: int) -> ChangesOf:
-    """So many latents an image, which text attends to, or which stand among it."""
+    """Sets the number of latents per image, which text attends to or which are among its tokens."""
 
     def changes(base: ExperimentConfig) -> Changes:
         resampled: Changes = {"model.projector.kind": "resampler"} if base.model.interleaved else {}
@@ -168,7 +173,7 @@ def scaled(factor: float, *names: str) -> ChangesOf:
 
 
 def width(factor: float) -> ChangesOf:
-    """The width of a head stays as it is, and so does the width of what the gated blocks attend to."""
+    """Scales the decoder's width; the width of a head and that of the input of the gated blocks do not change."""
     decoder = [f"model.decoder.{name}" for name in ("width", "heads", "kv_heads", "mlp_width")]
     return scaled(factor, *decoder, "model.gated.heads", "model.gated.mlp_width")
 
@@ -241,6 +246,6 @@ ABLATIONS: dict[str, Ablation] = {one.name: one for one in ALL}
 
 
 def list_ablations() -> str:
-    """Names and descriptions, one ablation per line."""
+    """Returns names and descriptions, one ablation per line."""
     width = max(map(len, ABLATIONS))
     return "\n".join(f"{one.name:{width}}  {one.description}" for one in ALL)

@@ -29,8 +29,8 @@ class SweepCell:
       name: the name of its folder.
       preset: the preset of `unimp train` that it varies.
       ablation: the name of the ablation, or the number of the trial.
-      config: what is trained, without what comes from other cells.
-      starts_from: the cell whose model it starts from.
+      config: the configuration of the training, without what depends on other cells.
+      starts_from: the cell whose model it is initialised from.
       ids_of: the cell whose model makes its semantic ids.
       evaluation: None for a trial and for a stage of other cells, which are not evaluated.
     """
@@ -47,11 +47,11 @@ class SweepCell:
 
     @property
     def needs(self) -> list[str]:
-        """The cells that must be done before."""
+        """The cells that must be finished before."""
         return [name for name in (self.starts_from, self.ids_of) if name is not None]
 
     def experiment(self, folder: Path) -> ExperimentConfig:
-        """What is trained in the sweep's `folder`."""
+        """Returns the configuration that is trained in the sweep's `folder`."""
         config = self.config
         if self.starts_from is not None:
             config = dataclasses.replace(config, init_from=folder / self.starts_from)
@@ -61,7 +61,7 @@ class SweepCell:
         return config
 
     def commands(self, folder: Path) -> list[tuple[list[str], str]]:
-        """The arguments of `unimp`, one command after another, and the file that each leaves in the cell's folder."""
+        """Returns the arguments of each `unimp` command in order, with the file that it leaves in the cell's folder."""
         own, config = folder / self.name, self.experiment(folder)
         commands: list[tuple[list[str], str]] = []
         if self.ids_of is not None:
@@ -75,14 +75,14 @@ class SweepCell:
 
     @property
     def hash(self) -> str:
-        """Of all that its results depend on, wherever the sweep's folder is."""
+        """Hash of everything that affects the cell's results, independent of the sweep's folder."""
         text = json.dumps(
             [settings(self.config), self.needs, self.evaluation and to_json(self.evaluation)], sort_keys=True
         )
         return hashlib.sha256(text.encode()).hexdigest()
 
     def described(self, sweep: str) -> dict[str, Any]:
-        """What the report reads about the cell."""
+        """Returns what the report reads about the cell."""
         names = {"sweep": sweep, "base": self.preset, "ablation": self.ablation, "seed": self.seed}
         return {**names, "description": self.description}
 

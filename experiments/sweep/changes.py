@@ -1,4 +1,4 @@
-"""Configurations changed by the dotted names of their fields, and written as options of a command line."""
+"""Changes configurations by the dotted names of their fields, and writes them as command-line options."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from experiments.config import adapter, flat, to_json
 
 C = TypeVar("C")
 Changes = Mapping[str, Any]
-"""Dotted names of fields, and their new values or the texts of them."""
+"""Dotted names of fields, with their new values or the text of these."""
 
 
 def changed(config: C, changes: Changes) -> C:
-    """The configuration with other values of some fields.
+    """Returns the configuration with other values of some fields.
 
     Raises:
-      ValueError: a field does not exist, a value is not of its type, or the values do not fit together.
+      ValueError: a field does not exist, a value has the wrong type, or the values do not fit together.
     """
     tree = to_json(config)
     fields = flat(tree)
@@ -39,7 +39,7 @@ def changed(config: C, changes: Changes) -> C:
 
 
 def options(default: C, config: C) -> list[str]:
-    """`--name value …` for each field that differs from the default."""
+    """Returns `--name value …` for each field that differs from the default."""
     before = flat(to_json(default))
     words: list[str] = []
     for name, value in flat(to_json(config)).items():

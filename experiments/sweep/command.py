@@ -1,4 +1,4 @@
-"""The options of `unimp sweep`, and what it does with them."""
+"""The options and the implementation of `unimp sweep`."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class SlurmConfig:
-    """What a job of SLURM is given, a job a cell."""
+    """Options of SLURM jobs, one job per cell."""
 
     minutes: int = 1440
-    """The time limit. Before it, the job saves a checkpoint and queues again."""
+    """Time limit; before it, the job saves a checkpoint and queues again."""
     setup: tuple[str, ...] = ()
-    """Shell lines that come first, such as 'source .venv/bin/activate'."""
+    """Shell lines that run first, for example 'source .venv/bin/activate'."""
     options: tuple[str, ...] = ("gpus-per-node=1", "cpus-per-task=8")
     """Options of sbatch, as NAME=VALUE."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """What all sweeps have in common."""
+    """Options that all sweeps have."""
 
     folder: Path = Path("runs/sweep")
-    """The folder of the sweep. The same command on the same folder continues, and runs nothing twice."""
+    """The folder of the sweep. The same command on the same folder continues it, and runs nothing twice."""
     jobs: int = 1
-    """How many cells run at once. On this machine they share its devices evenly; under SLURM so many are queued."""
+    """Number of cells that run at once. On this machine they share its devices evenly; under SLURM, they are queued."""
     devices: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    """Which devices of this machine are used."""
+    """The devices of this machine that are used."""
     engine: Literal["local", "slurm", "print"] = "local"
-    """Cells run on this machine or as jobs of SLURM; or their commands are printed in an order in which they can be
-    run, and the only files that are written describe the cells."""
+    """Run cells on this machine or as SLURM jobs; or print their commands in an order in which they can be run, and
+    write only the files that describe the cells."""
     slurm: SlurmConfig = SlurmConfig()
-    """Options of the jobs of SLURM."""
+    """Options of SLURM jobs."""
     train: Annotated[str, tyro.conf.arg(metavar="OPTIONS ...")] = ""
-    """Comes last: all that follows are options of `unimp train`, which change the base."""
+    """Must come last: everything after it are options of `unimp train`, which change the base."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,11 +58,11 @@ class AblationsConfig(SweepConfig):
     base: str = "tiny"
     """A preset of `unimp train`."""
     only: tuple[str, ...] = ()
-    """Names of ablations; by default all that make sense on the base."""
+    """Names of ablations; by default all that are meaningful for the base."""
     seeds: tuple[int, ...] = (0,)
-    """Each ablation is trained with each of them."""
+    """Seeds with each of which every ablation is trained."""
     evaluation: EvaluationConfig = EvaluationConfig(checkpoint="latest", rivals=())
-    """How each cell is evaluated: by default after its last step, so that all have had the same number of steps."""
+    """How each cell is evaluated; by default after its last step, so that all have had the same number of steps."""
     lists: Annotated[tyro.conf.UseCounterAction[int], tyro.conf.arg(name="list")] = 0
     """Only print names and descriptions of all ablations."""
 
@@ -74,14 +74,14 @@ class SearchConfig(SweepConfig):
     base: tyro.conf.Positional[str]
     """A preset of `unimp train`."""
     space: tuple[str, ...]
-    """Fields and their values: NAME=log:LOW,HIGH (or float:, int:) or NAME=of:VALUE,VALUE,…; names as of
+    """Fields and their values: NAME=log:LOW,HIGH (or float:, int:) or NAME=of:VALUE,VALUE,…; with the names of
     `unimp train`."""
     trials: int = 20
-    """How many in all."""
+    """Total number of trials."""
     seed: int = 0
-    """The seed of the proposals; that of training is --train --seed."""
+    """Seed of the proposals; that of training is --train --seed."""
     prune: bool = True
-    """Trials whose validations are below the median of earlier ones are stopped."""
+    """Stop trials whose validations are below the median of earlier ones."""
 
 
 Sweep = (
@@ -101,11 +101,11 @@ def sweep(config: AblationsConfig | SearchConfig) -> int:
     """Runs a sweep.
 
     Returns:
-      The exit status: 0 when all is done, 1 when something failed, 143 when it was asked to end.
+      The exit status: 0 if all is done, 1 if something failed, 143 if the sweep was asked to end.
 
     Raises:
       DataError: the source of the base is not prepared.
-      ValueError: the sweep makes no sense, or cannot run here.
+      ValueError: the sweep is invalid, or cannot run here.
     """
     from experiments.sweep.ablations import list_ablations
     from experiments.sweep.grid import Base

@@ -1,4 +1,4 @@
-"""The devices of this machine, divided evenly among cells that run at the same time."""
+"""Divides the devices of this machine evenly among cells that run at the same time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ CHIP_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
 
 
 class DeviceShare(NamedTuple):
-    """The cores and the environment variables of one cell; no cores are no restriction."""
+    """The cores and the environment variables of one cell; without cores there is no restriction."""
 
     cores: tuple[int, ...]
     environment: dict[str, str]
 
 
 def kind_here() -> Kind:
-    """What JAX would use, as far as can be known without starting it."""
+    """Returns the kind of device that JAX would use, as far as this is known without starting it."""
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         return "cpu"
     if devices("gpu") and any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
@@ -29,7 +29,7 @@ def kind_here() -> Kind:
 
 
 def devices(kind: Kind) -> list[str]:
-    """The devices that the environment allows, or that have a device file; of CPUs, the cores."""
+    """Returns the devices that the environment allows, or that have a device file; for CPUs, the cores."""
     if kind == "cpu":
         return [str(core) for core in sorted(os.sched_getaffinity(0))]
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES" if kind == "gpu" else "TPU_VISIBLE_CHIPS")
@@ -40,7 +40,7 @@ def devices(kind: Kind) -> list[str]:
 
 
 def shares(jobs: int, kind: Kind) -> list[DeviceShare]:
-    """One share for each of the jobs.
+    """Returns one share for each of the jobs.
 
     Raises:
       ValueError: there are fewer devices or cores than jobs.

@@ -1,4 +1,4 @@
-"""From names of ablations and seeds to cells, in an order in which each comes after those that it needs."""
+"""Plans the cells of ablations and seeds, in an order in which each cell comes after those that it needs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from experiments.sweep.changes import changed
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """What is varied.
+    """The base that is varied.
 
     Attributes:
       images: whether it shows images, and its source has some.
-      tasks: those that it trains for, and that the records of its source allow.
+      tasks: the tasks that it trains for, and that the records of its source allow.
     """
 
     preset: str
@@ -34,7 +34,7 @@ class Base:
 
     @classmethod
     def open(cls, preset: str, config: ExperimentConfig) -> Base:
-        """Looks at the records of the source, as training does.
+        """Opens a base, and reads the records of its source, as training does.
 
         Raises:
           DataError: the source is not prepared.
@@ -50,16 +50,16 @@ class Base:
 def plan(
     base: Base, names: Sequence[str], seeds: Sequence[int], evaluation: EvaluationConfig
 ) -> tuple[list[SweepCell], dict[str, str]]:
-    """The cells of some ablations with each of the seeds.
+    """Returns the cells of ablations with each of the seeds.
 
     Args:
-      names: of the ablations; without any, all that make sense on the base.
+      names: names of the ablations; if empty, all that are meaningful for the base.
 
     Returns:
-      The cells, and why each of the other ablations makes no sense.
+      The cells, and the reason why each of the other ablations is not meaningful.
 
     Raises:
-      ValueError: a named ablation is unknown or makes no sense, or there is no seed.
+      ValueError: a named ablation is unknown or not meaningful, or there is no seed.
     """
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"--seeds {' '.join(map(str, seeds))}: one or more, no two alike")
@@ -78,10 +78,10 @@ def plan(
 
 
 def cells_of(ablation: Ablation, base: Base, seed: int, evaluation: EvaluationConfig) -> list[SweepCell]:
-    """The cell of an ablation and a seed, after those that it needs.
+    """Returns the cell of an ablation and a seed, after those that it needs.
 
     Raises:
-      ValueError: the ablation makes no sense on this base.
+      ValueError: the ablation is not meaningful for this base.
     """
     if ablation.needs_images and not base.images:
         raise ValueError("the base shows no images, or its source has none")

@@ -22,16 +22,16 @@ from experiments.lock import locked
 from experiments.sweep.devices import DeviceShare
 
 LOG_LINES = 20
-"""How many of the last lines of its log a failed cell records."""
+"""Number of the last lines of its log that a failed cell records."""
 
 
 class CellJob:
-    """What submitit pickles, and calls in a process of its own."""
+    """The job that submitit pickles, and calls in a process of its own."""
 
     def __init__(self, folder: Path, share: DeviceShare):
         self.folder, self.share, self._stopped = folder, share, False
         self._process: subprocess.Popen[bytes] | None = None
-        self._over: threading.Event | None = None  # once the work has begun, in its thread
+        self._over: threading.Event | None = None  # set in the thread of the work once it has begun
 
     def __call__(self) -> str:
         signal.signal(signal.SIGTERM, lambda *_: self.stop())
@@ -49,7 +49,7 @@ class CellJob:
             self._over.set()
 
     def checkpoint(self) -> Any:
-        """submitit calls this before a time limit or a preemption, and queues what it returns."""
+        """Called by submitit before a time limit or a preemption; submitit queues the returned job."""
         from submitit.helpers import DelayedSubmission
 
         self.stop()
@@ -95,7 +95,8 @@ class CellJob:
     def _run_command(self, command: dict[str, Any], lock: int) -> str:
         """Returns why the command failed, or an empty text.
 
-        It inherits the lock: if this process is killed, nobody else runs the cell before the command has ended.
+        The command inherits the lock: if this process is killed, nobody else runs the cell before the command has
+        ended.
         """
         with (self.folder / "log.txt").open("ab", buffering=0) as log:
             log.write(f"$ {shlex.join(command['words'])}\n".encode())
@@ -114,19 +115,19 @@ class CellJob:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether the cell is done, with the configuration that its `cell.json` has now."""
+    """Returns whether the cell is done, with the configuration that its `cell.json` has now."""
     done, cell = read_json(folder / "done.json"), read_json(folder / "cell.json")
     return done is not None and cell is not None and done["hash"] == cell["hash"]
 
 
 def last_lines(log: Path) -> list[str]:
-    """The last lines of a log; of a progress bar, its last state."""
+    """Returns the last lines of a log, with only the last state of a progress bar."""
     text = log.read_text(encoding="utf-8", errors="replace")
     return [line.rsplit("\r", 1)[-1] for line in text.rstrip().split("\n")][-LOG_LINES:]
 
 
 def read_json(path: Path) -> Any:
-    """The content of the file; None if there is no file.
+    """Returns the content of a JSON file; None if the file does not exist.
 
     Raises:
       ValueError: the file is not JSON.

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.2
 NO_LIMIT_MINUTES = 10 * 366 * 24 * 60
-"""submitit ends a local job after this time."""
+"""Time after which submitit ends a local job."""
 MOST_TIMEOUTS = 100
-"""A job of SLURM does not queue again after so many time limits."""
+"""Number of time limits after which a SLURM job does not queue again."""
 
 
 class Result(NamedTuple):
@@ -42,8 +42,8 @@ class Runner:
     """The submitit executor of a sweep, and the shares of the devices that its jobs get.
 
     Attributes:
-      stopping: set when the sweep is asked to end. Local jobs are stopped then; those of SLURM stay in the queue.
-      say: called with a line about what happens.
+      stopping: set when the sweep is asked to end. Local jobs are then stopped; those of SLURM stay in the queue.
+      say: called with a line about each event.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class Runner:
     def walk(self, following: Callable[[list[Result]], list[Callable[[], Result]]]) -> None:
         """Calls functions in as many threads as there are shares, until no more follow.
 
-        Meanwhile SIGTERM and SIGINT do nothing but set `stopping`.
+        Meanwhile SIGTERM and SIGINT only set `stopping`.
 
         Args:
-          following: called with the results that are new, at first with none, and returns the functions that follow.
+          following: called with the new results, at first with none, and returns the functions that follow.
         """
         before = {one: signal.signal(one, lambda *_: self.stopping.set()) for one in (signal.SIGTERM, signal.SIGINT)}
         # submitit's processes inherit the blocked signal, so that Ctrl-C does not end them before their jobs.
@@ -123,7 +123,7 @@ class Runner:
 
 
 def open_runner(config: SweepConfig) -> Runner:
-    """Where the cells run.
+    """Opens the runner of a sweep.
 
     Raises:
       ValueError: there are too few devices, there is no SLURM, or an option of it is not NAME=VALUE.
@@ -154,7 +154,7 @@ def run_cells(needs: Mapping[str, Sequence[str]], runner: Runner) -> list[Result
     """Runs all cells that are not done, each after those that it needs.
 
     Args:
-      needs: for each cell, by the name of its folder, the cells that must be done before.
+      needs: folder name of each cell -> the cells that must be finished before.
 
     Returns:
       The results in the order of the cells.
@@ -179,7 +179,7 @@ def run_cells(needs: Mapping[str, Sequence[str]], runner: Runner) -> list[Result
 
 
 def summary(folder: Path, results: Sequence[Result]) -> str:
-    """Counts, a line for each cell that is not done, and the end of each failed cell's log."""
+    """Returns the counts, a line for each cell that is not done, and the end of each failed cell's log."""
     counts = {state: sum(one.state == state for one in results) for state in ("done", "failed", "ended", "not run")}
     lines = [f"{len(results)} cells: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count)]
     for name, state, text in results:

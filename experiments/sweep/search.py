@@ -1,8 +1,8 @@
-"""`unimp sweep search`: hyper-parameters proposed by Optuna, whose trials are cells.
+"""`unimp sweep search`: a hyper-parameter search with Optuna, whose trials are cells.
 
 The objective is the best value of the validation metric that also chooses the best checkpoint; the test split is never
-read. Optuna's journal is `trials.jsonl` in the sweep's folder, so that the same command continues a search, and a trial
-that was interrupted continues from its checkpoint.
+read. Optuna's journal is `trials.jsonl` in the sweep's folder, so that the same command continues a search, and an
+interrupted trial continues from its checkpoint.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ FORM = re.compile(r"(?P<name>[\w.-]+)=(?P<kind>float|log|int|of):(?P<values>.+)"
 
 
 def read_space(texts: Sequence[str], base: ExperimentConfig) -> list[tuple[str, str, tuple[Any, ...]]]:
-    """(name of a field, kind, values) of each `NAME=KIND:VALUE,VALUE`.
+    """Parses each `NAME=KIND:VALUE,VALUE` into (name of a field, kind, values).
 
     Raises:
-      ValueError: a text is not of the form, or the base cannot have its values.
+      ValueError: a text does not have this form, or the values are invalid for the base.
     """
     space = []
     for text in texts:
@@ -62,7 +62,7 @@ def read_space(texts: Sequence[str], base: ExperimentConfig) -> list[tuple[str, 
 
 
 def distribution(kind: str, values: tuple[Any, ...]) -> BaseDistribution:
-    """Raises ValueError where Optuna does."""
+    """Returns the Optuna distribution of a kind; raises ValueError if Optuna does."""
     if kind == "of":
         return CategoricalDistribution(values)
     low, high = values
@@ -73,9 +73,10 @@ class HyperparameterSearch:
     """A search in the folder of the runner, new or continued."""
 
     def __init__(self, config: SearchConfig, base: ExperimentConfig, runner: Runner):
-        """
+        """Opens the search.
+
         Raises:
-          ValueError: the space makes no sense, or the folder holds a search of something else.
+          ValueError: the space is invalid, or the folder holds another search.
         """
         self.config, self.base, self.runner, self.metric = config, base, runner, base.checkpoint.best_metric
         space = read_space(config.space, base)
@@ -129,7 +130,7 @@ class HyperparameterSearch:
         """
         try:
             cell = self.cell(trial.number, trial.params)
-        except ValueError as error:  # values that are right one by one may not fit together
+        except ValueError as error:  # values that are valid individually may not fit together
             self.study.tell(trial.number, state=TrialState.FAIL)
             return Result(f"trial-{trial.number:04}", "failed", str(error))
         reported, pruned = 0, False
@@ -158,7 +159,7 @@ class HyperparameterSearch:
         return result
 
     def cell(self, number: int, chosen: Mapping[str, Any]) -> SweepCell:
-        """The cell of a trial; raises ValueError where the chosen values make no configuration."""
+        """Returns the cell of a trial; raises ValueError if the chosen values make no valid configuration."""
         if chosen.keys() != self.distributions.keys():
             raise ValueError("the search was killed while it was proposed")
         described = ", ".join(f"{name} {value}" for name, value in chosen.items())
@@ -166,12 +167,12 @@ class HyperparameterSearch:
         return SweepCell(f"trial-{number:04}", self.config.base, f"trial {number}", config.seed, described, config)
 
     def validations(self, cell: SweepCell) -> list[tuple[int, float]]:
-        """(step, value) of each validation of a trial."""
+        """Returns (step, value) of each validation of a trial."""
         lines = [line for line in read_log(self.runner.folder / cell.name / "metrics.jsonl") if self.metric in line]
         return [(line["step"], line[self.metric]) for line in lines if line["kind"] == "validation"]
 
     def ranking(self) -> str:
-        """The trials, best first, and the command that trains the best."""
+        """Returns the trials, best first, and the command that trains the best."""
         complete = sorted(self.study.get_trials(states=(TrialState.COMPLETE,)), key=lambda trial: -trial.values[0])
         lines = [f"{len(self.study.trials)} trials, {len(complete)} of them to their end"]
         cells = [self.cell(trial.number, trial.params) for trial in complete]

@@ -1,1 +1,1 @@
-"""VQGANs trained on the images of a prepared source, measured, and used to turn a catalogue's images into codes."""
+"""Trains and evaluates VQGANs on the images of a prepared source, and encodes a catalogue's images with them."""

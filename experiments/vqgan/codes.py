@@ -1,4 +1,4 @@
-"""`unimp vqgan codes`: a catalogue's images as codes, in a file that `vocabulary.image_codes` takes."""
+"""`unimp vqgan codes`: encodes a catalogue's images, in a file for `vocabulary.image_codes`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from unimp_jax.evaluation.mapping import map_batches
 
 
 def write_codes(folder: Path, path: Path, which: WhichImages = WhichImages(), checkpoint: Checkpoint = "best") -> str:
-    """Writes the codes of all items of a source that have an image, the first of several processes does; returns what
-    to tell the user.
+    """Encodes all items of a source that have an image, writes their codes on the first process, and returns a message
+    for the user.
 
     Args:
-      folder: of a run, or any other VQGAN.
-      which: images are turned into codes.
+      folder: the folder of a run, or another VQGAN.
+      which: the images to encode.
 
     Raises:
-      DataError: the source is not said or not prepared, or the file would be a folder.
+      DataError: the source is not given or not prepared, or the file would be a folder.
       WeightsError: the folder holds no VQGAN.
     """
     check_place(path)

@@ -1,4 +1,4 @@
-"""The options of `unimp vqgan`, and what they do."""
+"""The options and the implementation of `unimp vqgan`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from unimp_jax.processes import ProcessesConfig, join, print_once
 
 @dataclasses.dataclass(frozen=True)
 class VQGANTraining:
-    """A preset, and where its run is kept."""
+    """A preset and the folder of its run."""
 
     folder: Path
-    """The folder of the run."""
+    """The run folder."""
     experiment: Annotated[VQGANExperiment, tyro.conf.arg(name="")]
 
 
@@ -35,30 +35,30 @@ Preset: Any = tyro.extras.subcommand_type_from_defaults(
 
 @dataclasses.dataclass(frozen=True)
 class TrainVQGAN:
-    """Train a VQGAN on the images of a source, or go on training it; then measure it on held-out ones."""
+    """Train a VQGAN on the images of a source, or continue its training; then evaluate it on held-out ones."""
 
     run: Annotated[Preset, tyro.conf.arg(name="")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UseVQGAN:
-    """A VQGAN that is used, and on which images."""
+    """A trained VQGAN, and the images it is used on."""
 
     vqgan: tyro.conf.Positional[Path]
-    """The folder of a run, of a VQModel of diffusers, or a checkpoint of taming-transformers."""
+    """A run folder, the folder of a VQModel of diffusers, or a checkpoint of taming-transformers."""
     data: WhichImages = WhichImages()
     checkpoint: Checkpoint = "best"
-    """Of a run: the best by validation, or the latest."""
+    """Checkpoint of a run: the best by validation, or the latest."""
     processes: ProcessesConfig = ProcessesConfig()
-    """How several processes find one another, where several compute."""
+    """How the processes find one another, if there are several."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateVQGAN(UseVQGAN):
-    """Measure a VQGAN on held-out images, beside the mean image and JPEG at equal bits."""
+    """Evaluate a VQGAN on held-out images, beside the mean image and JPEG at equal bits."""
 
     out: Path | None = None
-    """The folder for `evaluation.json` and `reconstructions.png`; by default the VQGAN's, or the one it lies in."""
+    """Folder for `evaluation.json` and `reconstructions.png`; by default the VQGAN's, or that of its file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class CodesOfImages(UseVQGAN):
     """Turn a catalogue's images into codes, for runs with --vocabulary.image-codes FILE."""
 
     file: tyro.conf.Positional[Path]
-    """Is written; Parquet."""
+    """The Parquet file to write."""
 
 
 VQGANCommand = (

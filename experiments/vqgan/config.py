@@ -1,4 +1,4 @@
-"""The training of one VQGAN as one object, and the folder it is kept in."""
+"""The configuration of a VQGAN's training, and of the images it uses."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from unimp_jax.training.loop import LoopConfig
 from unimp_jax.training.optimizer import OptimizerConfig
 
 FILE = "vqgan.json"
-"""In the folder of a run: its configuration."""
+"""File in the run folder with its configuration."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-    """Which images, and how they become squares."""
+    """Which images are used, and how they are made square."""
 
     source: str = "movielens_small"
-    """A source that `unimp prepare` has prepared, by its own name or the one it was given."""
+    """Name of a source prepared by `unimp prepare`: its own name or the one given to it there."""
     folder: Path = Path("data")
-    """Where `unimp prepare` has put it."""
+    """Folder of the prepared sources."""
     fit: Fit = "stretch"
-    """Cut the middle out, squeeze the whole image, or leave black beside it."""
+    """Crop the middle, stretch the whole image, or pad it with black."""
     held_out: float = 0.1
-    """The part of the images that nothing is learnt from."""
+    """Share of the images that are not trained on."""
     held_out_seed: int = 0
-    """By which it is chosen."""
+    """Seed for choosing the held-out images."""
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
@@ -42,19 +42,20 @@ class ImageData:
 
 @dataclasses.dataclass(frozen=True)
 class WhichImages:
-    """Which images a VQGAN is used on; what is not said is as in its training."""
+    """The images that a VQGAN is used on; unset fields are as in its training."""
 
     source: str | None = None
-    """A source that `unimp prepare` has prepared. It must be named where the VQGAN was not trained here."""
+    """Name of a source prepared by `unimp prepare`; required if the VQGAN was not trained here."""
     folder: Path | None = None
-    """Where `unimp prepare` has put it."""
+    """Folder of the prepared sources."""
     fit: Fit | None = None
-    """How images become squares."""
+    """How images are made square."""
 
     def beside(self, trained: ImageData | None) -> ImageData:
-        """
+        """Returns the image data, with unset fields as in the training.
+
         Raises:
-          DataError: neither says of which source.
+          DataError: neither names a source.
         """
         if trained is None and self.source is None:
             raise DataError("the VQGAN is no run, which would say whose images: name a source with --data.source")
@@ -64,10 +65,10 @@ class WhichImages:
 
 @dataclasses.dataclass(frozen=True)
 class PerceptualConfig:
-    """Whose features tell how alike images look. Neither: only pixels do."""
+    """The model whose features measure how similar images look; by default, only pixels are compared."""
 
     tower: Path | None = None
-    """The vision tower of a run's folder, or of a folder with CLIP in Hugging Face's form."""
+    """The vision tower of a run folder, or of a folder with CLIP in Hugging Face's format."""
     lpips: tuple[Path, ...] = ()
     """LPIPS on VGG-16, in one file or several: the package's, torchvision's VGG beside its linear layers, or a
     taming-transformers checkpoint, which holds both."""
@@ -79,7 +80,7 @@ class PerceptualConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VQGANExperiment:
-    """Everything that the training of a VQGAN depends on."""
+    """Everything that determines the training of a VQGAN."""
 
     vqgan: VQGANConfig = VQGANConfig()
     data: ImageData = ImageData()
@@ -88,17 +89,17 @@ class VQGANExperiment:
     quantiser: QuantiserConfig = QuantiserConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0, decay="matrices", b1=0.5, b2=0.9)
-    """Adam, of autoencoder and discriminator alike."""
+    """Adam, for both autoencoder and discriminator."""
     guard: GuardConfig = GuardConfig()
     loop: LoopConfig = LoopConfig(steps=100_000, log_every=50, validate_every=5000, save_every=1000)
     checkpoint: CheckpointConfig = CheckpointConfig(best_metric="PSNR")
     batch_size: int = 8
-    """Images of a step, all devices together."""
+    """Images per step, over all devices."""
     init_from: Path | None = None
-    """A VQGAN whose parameters and geometry training begins with: a run, a VQModel folder, or a checkpoint of
-    taming-transformers."""
+    """A VQGAN from whose parameters and geometry training starts: a run, a VQModel folder, or a checkpoint
+    of taming-transformers."""
     seed: int = 0
-    """Of the parameters, the order of images and what codewords are revived with."""
+    """Seed of the parameters, the order of images and the reviving of codewords."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.seed < 0:

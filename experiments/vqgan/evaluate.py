@@ -1,4 +1,4 @@
-"""`unimp vqgan evaluate`: held-out images beside what their codes say of them, the mean image and JPEG."""
+"""`unimp vqgan evaluate`: compares held-out images with their decoded codes, beside the mean image and JPEG."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from unimp_jax.evaluation.bootstrap import Interval, interval
 from unimp_jax.image_tokens.quantiser import perplexity
 
 SHOWN = 16
-"""Images of the sheet, the first that were held out."""
+"""Number of images on the sheet, the first held-out ones."""
 ENLARGED = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class CodecRow:
-    """One way of sending images.
+    """One way of encoding images.
 
     Attributes:
-      bits: of an image, on average.
+      bits: average number of bits per image.
     """
 
     name: str
@@ -39,13 +39,13 @@ class CodecRow:
 
 @dataclasses.dataclass(frozen=True)
 class Reconstructions:
-    """How like held-out images are what was made of them.
+    """How similar decoded images are to the held-out images.
 
     Attributes:
-      images: how many were held out.
-      used: codes that any of them has.
-      perplexity: how many codes there are as if all were used alike.
-      jpeg_bits: of a whole JPEG file of the last row, on average.
+      images: number of held-out images.
+      used: number of codes that occur in any of them.
+      perplexity: the number of codes that, used equally often, would have the same entropy.
+      jpeg_bits: average number of bits of a whole JPEG file of the last row.
     """
 
     source: str
@@ -77,23 +77,23 @@ def evaluate_vqgan(
     checkpoint: Checkpoint = "best",
     out: Path | None = None,
 ) -> str:
-    """Writes `evaluation.json` and `reconstructions.png`; returns the table as Markdown.
+    """Writes `evaluation.json` and `reconstructions.png`, and returns the table as Markdown.
 
     Args:
-      folder: of a run, or any other VQGAN.
-      which: images it is measured on, those of them that its training holds out.
-      out: where it writes; None: into the folder, or beside the checkpoint where that is a file.
+      folder: the folder of a run, or another VQGAN.
+      which: the images to evaluate on, of which those are used that its training holds out.
+      out: the output folder; None: the VQGAN's folder, or the folder of its checkpoint file.
 
     Raises:
-      DataError: the source is not said or not prepared.
+      DataError: the source is not given or not prepared.
       WeightsError: the folder holds no VQGAN.
     """
     trained = trained_on(folder)
     data, out = which.beside(trained), out or (folder if folder.is_dir() else folder.parent)
-    out.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is reported before anything is computed
+    out.mkdir(parents=True, exist_ok=True)  # reports an unusable folder before anything is computed
     model = open_vqgan(folder, checkpoint)
     store = open_images(data, model.config.image_size)
-    if trained and data.source == trained.source:  # else what is held out here was learnt from there
+    if trained and data.source == trained.source:  # otherwise images held out here may have been trained on
         store.check_same(folder)
     learnt, held_out = store.parts(data)
     images, bits = store.take(held_out), model.config.bits_per_image
@@ -125,7 +125,7 @@ def row(name: str, bits: float, images: np.ndarray, made: np.ndarray) -> CodecRo
 
 
 def write_sheet(path: Path, rows: list[np.ndarray]) -> None:
-    """The first images of each of uint8 [N, H, W, 3], a row below the other, as a PNG."""
+    """Writes the first images of each of uint8 [N, H, W, 3], one row below the other, as a PNG."""
     sheet = np.concatenate([np.concatenate([*images[:SHOWN]], axis=1) for images in rows])
     large = Image.fromarray(sheet).resize(
         (ENLARGED * sheet.shape[1], ENLARGED * sheet.shape[0]), Image.Resampling.NEAREST

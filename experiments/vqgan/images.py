@@ -1,4 +1,4 @@
-"""The images of a prepared source, to train on and to measure on."""
+"""The images of a prepared source, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from data_pipelines.records import read_items
 from experiments.vqgan.config import ImageData
 
 THREADS = 2
-"""That decode images; a batch ahead is ready."""
+"""Number of threads that decode images; a batch is prepared ahead."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CatalogueImages:
-    """A catalogue's images.
+    """The images of a catalogue.
 
     Attributes:
-      item_ids: of all items, in the catalogue's order.
+      item_ids: ids of all items, in catalogue order.
       shown: int64 [S], the items that have an image.
       store: item -> uint8 [size, size, 3].
     """
@@ -34,18 +34,19 @@ class CatalogueImages:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Which items there are images of, on which hangs what is held out."""
+        """A fingerprint of the items that have images, which determine the held-out images."""
         return {"items with images": digest_of([self.item_ids[item] for item in self.shown])}
 
     def check_same(self, run: Path) -> None:
-        """
+        """Checks that the items with images are those of a run, so that its held-out images are the same.
+
         Raises:
-          DataError: they are of other items than the run is trained on, some of which are held out from it.
+          DataError: they are others than those that the run was trained with.
         """
         check_same(run / FILE, self.fingerprint, self.fingerprint)
 
     def parts(self, config: ImageData) -> tuple[np.ndarray, np.ndarray]:
-        """(items to train on, items held out), each in the catalogue's order.
+        """Returns (items to train on, items held out), each in catalogue order.
 
         Raises:
           DataError: one of the parts would be empty.
@@ -58,19 +59,19 @@ class CatalogueImages:
         return self.shown[~chosen], self.shown[chosen]
 
     def take(self, items: np.ndarray) -> np.ndarray:
-        """uint8 [len(items), size, size, 3]."""
+        """Returns the images of items, uint8 [len(items), size, size, 3]."""
         return take(self.store, items)
 
     def batches(self, items: np.ndarray, size: int, seed: int, start: int) -> grain.DatasetIterator[np.ndarray]:
-        """Endless batches, uint8 [size, …], from the one with number `start` on: all items in an order of their own
-        each time round."""
+        """Yields batches endlessly, uint8 [size, …], from number `start` on; each epoch has an order of its own."""
         drawn = grain.MapDataset.source(items).seed(seed).shuffle().repeat().batch(size)
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=2 * THREADS)
         return iter(drawn[start:].map(self.take).to_iter_dataset(options))
 
 
 def open_images(config: ImageData, size: int) -> CatalogueImages:
-    """
+    """Opens the images of a source.
+
     Raises:
       DataError: the source is not prepared, or has no images.
     """

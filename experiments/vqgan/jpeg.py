@@ -1,4 +1,4 @@
-"""JPEG at as few bits as codes take: what an image would look like that was sent so."""
+"""A JPEG baseline for image codes: compression to as few bits as the codes take."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ QUALITIES = range(1, 96)
 
 
 def compress(images: np.ndarray, bits: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each image of uint8 [N, H, W, 3] as the JPEG with the highest PSNR whose coefficients take at most so many
-    bits: of its own size, or shrunk to a half, a quarter, … and enlarged again, which at few bits is far better.
+    """Compresses each image of uint8 [N, H, W, 3] to the JPEG with the highest PSNR whose coefficients take at most
+    `bits` bits: at its own size, or reduced to a half, a quarter, … and enlarged again, which is far better at few
+    bits.
 
-    Tables and headers, hundreds of bytes that could be agreed upon beforehand, are not counted: without that no JPEG is
-    as small. Huffman tables are the standard's, colours have half the resolution, blocks are of 8 x 8.
+    Tables and headers, hundreds of bytes that could be agreed upon in advance, are not counted: no JPEG with them is as
+    small. Huffman tables are the standard's, colours have half the resolution, blocks are of 8 x 8.
 
     Returns:
-      (uint8 [N, H, W, 3], decoded; int64 [N], bits of the coefficients alone; int64 [N], of the whole files).
+      (uint8 [N, H, W, 3], decoded; int64 [N], bits of the coefficients alone; int64 [N], bits of the whole files).
 
     Raises:
       ValueError: not even 8 x 8 pixels fit.
@@ -33,7 +34,7 @@ def compress(images: np.ndarray, bits: float) -> tuple[np.ndarray, np.ndarray, n
 
 
 def best_jpeg(image: np.ndarray, bits: float) -> tuple[np.ndarray, bytes]:
-    """(decoded, the file) of one image."""
+    """Returns (the decoded image, the file) of one image."""
     found, size = list[tuple[np.ndarray, bytes]](), len(image)
     while size >= 8:
         file = finest_jpeg(np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS)), bits)
@@ -47,7 +48,7 @@ def best_jpeg(image: np.ndarray, bits: float) -> tuple[np.ndarray, bytes]:
 
 
 def finest_jpeg(image: np.ndarray, bits: float) -> bytes | None:
-    """The file of the highest quality that fits, by bisection; None where none does."""
+    """Returns the file with the highest quality that fits, by bisection; None if none fits."""
     quality = bisect.bisect_right(QUALITIES, bits, key=lambda quality: 8 * scan_bytes(encode(image, quality)))
     return encode(image, quality) if quality else None
 
@@ -59,9 +60,9 @@ def encode(image: np.ndarray, quality: int) -> bytes:
 
 
 def scan_bytes(file: bytes) -> int:
-    """Bytes of the entropy-coded coefficients: what stands between the header of the scan and the end of the file."""
+    """Returns the bytes of the entropy-coded coefficients, between the scan header and the end of the file."""
     place = 2
     while file[place + 1] != START_OF_SCAN:
         place += 2 + int.from_bytes(file[place + 2 : place + 4], "big")
     header = 2 + int.from_bytes(file[place + 2 : place + 4], "big")
-    return len(file) - place - header - 2  # the marker that ends a file is of two bytes
+    return len(file) - place - header - 2  # the end-of-file marker has two bytes

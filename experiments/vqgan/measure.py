@@ -1,4 +1,4 @@
-"""How like an image is what its codes say: PSNR and SSIM, beside the mean image and JPEG."""
+"""Metrics of the similarity of images and their reconstructions: PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 
 def likeness(images: np.ndarray, made: np.ndarray) -> dict[str, np.ndarray]:
-    """A metric an image, float64 [N] each: PSNR in dB, and SSIM over windows of 7 x 7, the mean of three colours.
+    """Returns metrics per image, float64 [N] each: PSNR in dB, and SSIM over windows of 7 x 7, the mean of three
+    colours.
 
     Args:
       images, made: uint8 [N, H, W, 3].
@@ -20,7 +21,7 @@ def likeness(images: np.ndarray, made: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def psnr(image: np.ndarray, other: np.ndarray) -> float:
-    """In dB; of two that are equal, that of two that differ by one step in one value."""
+    """Returns the PSNR in dB; for equal images, that of images that differ by one step in one value."""
     if np.array_equal(image, other):
         return float(10 * np.log10(255**2 * image.size))
     return float(peak_signal_noise_ratio(image, other))

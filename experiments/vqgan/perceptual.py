@@ -1,4 +1,4 @@
-"""The perceptual model of a training, opened: how far two images are apart in its features."""
+"""Opens the perceptual model of a training, which measures the distance of two images in its features."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from unimp_jax.model.vision import VisionTower
 
 
 def perceptual_model(config: PerceptualConfig) -> tuple[Distance | None, Any]:
-    """(the distance, the model's parameters), None and nothing where no model is named.
+    """Returns (the distance function, the model's parameters); (None, {}) if no model is named.
 
     Raises:
-      WeightsError, DataError: it cannot be opened.
+      WeightsError, DataError: the model cannot be opened.
     """
     if config.lpips:
         graph, parameters = nnx.split(read_lpips(config.lpips))
@@ -41,7 +41,7 @@ def perceptual_model(config: PerceptualConfig) -> tuple[Distance | None, Any]:
 
 
 def open_tower(folder: Path) -> VisionTower:
-    """The vision tower of a run, or of a CLIP in Hugging Face's form."""
+    """Returns the vision tower of a run, or of a CLIP in Hugging Face's format."""
     if not (folder / "vocabulary").is_dir():
         return read_clip(folder).vision
     _, predictor, _ = open_model(folder, "best")

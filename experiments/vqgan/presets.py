@@ -1,4 +1,4 @@
-"""VQGANs by name: three for a few minutes on one core, and the one of the UniMP reference."""
+"""VQGAN presets: three for a few minutes on one core, and that of the UniMP reference."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SMALL = VQGANConfig(
     image_size=64, channels=(8, 16, 32, 64), blocks=1, attention_levels=(), latent_channels=64, groups=2, codes=512,
     code_width=32,
 )  # fmt: skip
-"""64 x 64 pixels as 8 x 8 codes; few channels where pixels are many, which is where the time goes. Norms of one channel
-each would take the mean of every channel away, and with it an image's colour."""
+"""64 x 64 pixels as 8 x 8 codes, with few channels at high resolutions, which take most of the time. Norms over single
+channels would remove the mean of every channel, and with it an image's colour."""
 
 QUICK = OptimizerConfig(
     learning_rate=2e-3, warmup=0.05, final=0.02, weight_decay=0.0, decay="matrices", b1=0.9, b2=0.99
 )
 PIXELS = LossConfig(absolute=0.0, squared=1.0, perceptual=0.0, adversarial=0.0)
-"""What PSNR measures, and nothing that would take more than minutes to learn."""
+"""The squared error that PSNR measures, without losses that take more than minutes to learn."""
 
 POSTERS = VQGANExperiment(
     vqgan=SMALL,

@@ -1,4 +1,4 @@
-"""A VQGAN opened again: of a run's folder, of a folder for diffusers, or of a checkpoint of taming-transformers."""
+"""Opens a VQGAN from a run folder, from a folder for diffusers, or from a checkpoint of taming-transformers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from unimp_jax.training.optimizer import make_optimizer
 
 
 def trainer_of(config: VQGANExperiment, distance: Distance | None = None) -> Trainer:
-    """What a step is made of, with the perceptual model's distance where there is one."""
+    """Returns the trainer of an experiment, with the distance of the perceptual model if there is one."""
     optimizer = make_optimizer(config.optimizer, config.loop.steps, lambda path, parameter: False)
     return Trainer(
         config.vqgan, config.loss, config.quantiser, config.discriminator, config.guard, optimizer, config.loop.steps,
@@ -41,14 +41,15 @@ def abstract_state(trainer: Trainer, sharding: jax.sharding.Sharding) -> VQGANSt
 
 
 def is_vqgan_run(folder: Path) -> bool:
+    """Returns whether a folder is the run folder of a VQGAN."""
     return (folder / FILE).is_file()
 
 
 def trained_on(folder: Path) -> ImageData | None:
-    """Whose images a run learns from; None where it is another VQGAN, which does not say so.
+    """Returns the images that a run was trained on; None for other VQGANs, which do not record them.
 
     Raises:
-      DataError: nothing is there.
+      DataError: the path does not exist.
     """
     if not folder.exists():
         raise DataError(f"{folder} does not exist: it should be the folder of a VQGAN")
@@ -56,13 +57,14 @@ def trained_on(folder: Path) -> ImageData | None:
 
 
 def open_vqgan(folder: Path, checkpoint: Checkpoint = "best") -> VQGAN:
-    """
+    """Opens a VQGAN.
+
     Args:
-      checkpoint: of a run: the best by validation, or the latest.
+      checkpoint: of a run, the best by validation or the latest.
 
     Raises:
-      DataError: the run has no whole checkpoint.
-      WeightsError: what is no run is no VQGAN, either.
+      DataError: the run has no complete checkpoint.
+      WeightsError: the folder is neither a run nor another VQGAN.
     """
     if not is_vqgan_run(folder):
         return read_vqgan(folder)[0]
@@ -76,17 +78,17 @@ def open_vqgan(folder: Path, checkpoint: Checkpoint = "best") -> VQGAN:
 
 
 def encoder_of(model: VQGAN) -> Callable[[np.ndarray], np.ndarray]:
-    """Images, uint8 [N, H, W, 3] -> codes, int32 [N, h, w]."""
+    """Returns a function from images, uint8 [N, H, W, 3], to codes, int32 [N, h, w]."""
     return in_parts(model, lambda model, images: model.codes(from_pixels(images)))
 
 
 def decoder_of(model: VQGAN) -> Callable[[np.ndarray], np.ndarray]:
-    """Codes, int32 [N, h, w] -> images, uint8 [N, H, W, 3]."""
+    """Returns a function from codes, int32 [N, h, w], to images, uint8 [N, H, W, 3]."""
     return in_parts(model, lambda model, codes: pixels(model.decode(codes)))
 
 
 def in_parts(model: VQGAN, run: Callable[[VQGAN, jax.Array], jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
-    """`run`, jitted for some at a time, which all devices there are share; every process has to take part."""
+    """Applies the jitted `run` in batches shared by all available devices; every process must take part."""
     mesh = make_mesh(ALL_DEVICES)
     rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
     graph, parameters = nnx.split(model)

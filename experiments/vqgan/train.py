@@ -1,7 +1,7 @@
-"""`unimp vqgan train`: a configuration and a folder in, a trained VQGAN in that folder out.
+"""`unimp vqgan train`: trains a VQGAN in a run folder.
 
 The folder holds `vqgan.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` and, at the end, `evaluation.json` and
-`reconstructions.png`. The same command on the same folder goes on where it was interrupted.
+`reconstructions.png`. The same command on the same folder continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ from unimp_jax.training.prefetch import LoadedBatch, Prefetcher
 from unimp_jax.training.wandb_run import WandbRun, check_wandb
 
 LATENTS = 16
-"""For each code, of which k-means makes the first codebook."""
+"""Number of latents per code from which k-means makes the first codebook."""
 VALIDATION = 256
-"""Held-out images, at most, that a validation looks at."""
+"""Maximum number of held-out images of a validation."""
 
 
 def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
-    """Trains, or goes on training, the run in `folder`.
+    """Trains, or continues to train, the run in `folder`.
 
     Raises:
-      DataError: the folder holds a run of another configuration, or one that trains just now, or the source is not
+      DataError: the folder holds a run of another configuration or one that is being trained, or the source is not
         prepared.
       ValueError: parts of the configuration do not fit one another, or there are several processes.
     """
@@ -104,20 +104,20 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
 
 
 def loaded(pixels: np.ndarray) -> LoadedBatch:
-    """Returns what the loop reads of a batch, which is a function of the number of steps done."""
+    """Returns a batch for the training loop, without a position: batches depend on the number of steps alone."""
     return LoadedBatch(pixels, position=None, counts={})
 
 
 def restore_or_init(
     config: VQGANExperiment, trainer: Trainer, sharding: NamedSharding, checkpoints: Checkpoints
 ) -> tuple[VQGANState, dict[str, Any] | None]:
-    """Restores the latest checkpoint, or initialises the state of step 0 where there is none.
+    """Restores the latest checkpoint, or initialises the state at step 0 if there is none.
 
     Returns:
       (state, the checkpoint's notes or None at step 0).
 
     Raises:
-      CheckpointError: what is there cannot be read.
+      CheckpointError: an existing checkpoint cannot be read.
     """
     restored = checkpoints.restore_latest(abstract_state(trainer, sharding))
     if restored is not None:
@@ -130,11 +130,11 @@ def restore_or_init(
 def train_step(
     config: VQGANExperiment, trainer: Trainer, state: VQGANState, frozen: Any, mesh: Mesh, pixels: np.ndarray
 ) -> Callable[[VQGANState, jax.Array], tuple[VQGANState, VQGANMetrics]]:
-    """Compiles the step from `state` on; before the step with number `quantiser.after` it places the codewords.
+    """Compiles the step that continues from `state`; before step `quantiser.after`, it places the codewords.
 
     Args:
       frozen: the parameters of the perceptual model.
-      pixels: uint8 [N, H, W, 3], of which the codewords are made.
+      pixels: uint8 [N, H, W, 3], the images from which the codewords are made.
     """
     everywhere, size = NamedSharding(mesh, PartitionSpec()), config.vqgan.image_size
     batch = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8, sharding=batch_sharding(mesh))
@@ -154,7 +154,7 @@ def train_step(
 
 
 def with_init_geometry(config: VQGANExperiment) -> VQGANExperiment:
-    """The configuration with the geometry of `init_from`."""
+    """Returns the configuration with the geometry of `init_from`."""
     if config.init_from is None:
         return config
     has_codes = dataclasses.replace(config.quantiser, after=0)
@@ -162,7 +162,7 @@ def with_init_geometry(config: VQGANExperiment) -> VQGANExperiment:
 
 
 def open_run(config: VQGANExperiment, folder: Path, images: CatalogueImages) -> None:
-    """The configuration, and what the images are, are saved in a new folder, compared in an old one."""
+    """Saves the configuration and the images' fingerprint in a new folder, or compares them in an old one."""
     saved = folder / FILE
     if (folder / "config.json").exists():
         raise DataError(f"{folder} holds something else than a VQGAN's run; name another folder")
@@ -176,7 +176,7 @@ def open_run(config: VQGANExperiment, folder: Path, images: CatalogueImages) -> 
 
 
 def codewords(config: VQGANExperiment, trainer: Trainer, images: np.ndarray) -> Callable[[VQGANState], VQGANState]:
-    """Puts the centres of what a model makes of images in the place of its codewords."""
+    """Returns a function that replaces the codewords by the centres of the latents of images."""
     graph = nnx.graphdef(nnx.eval_shape(trainer.new_model))
 
     def place(state: VQGANState) -> VQGANState:
@@ -189,7 +189,7 @@ def codewords(config: VQGANExperiment, trainer: Trainer, images: np.ndarray) -> 
 
 
 def validation(trainer: Trainer, images: np.ndarray) -> Callable[[VQGANState], dict[str, float]]:
-    """How like held-out images are what their codes say."""
+    """Returns the validation: the similarity of held-out images and their reconstructions."""
     graph = nnx.graphdef(nnx.eval_shape(trainer.new_model))
 
     def validate(state: VQGANState) -> dict[str, float]:
