@@ -24,7 +24,7 @@ BROKEN_PIPE = 128 + 13
 """Exit status after the reader of standard output has closed its end, following the shell convention."""
 COMMANDS = {
     "prepare": ("experiments.prepare", "Turn a source's own files into records."),
-    "train": ("experiments.train", "Train a preset, every field of which is an option; or go on training it."),
+    "train": ("experiments.train", "Train a preset, every field of which is an option, or continue a run."),
     "evaluate": ("experiments.evaluate", "Measure a run on all tasks, beside baselines."),
     "report": ("experiments.report.page", "Write one page of a run that was evaluated, or of many."),
     "import": ("experiments.import_weights", "Make published weights a folder for `unimp train PRESET --init-from`."),
@@ -37,8 +37,8 @@ COMMANDS = {
         "Train one model on every data set, beside every rival, and write who is ahead.",
     ),
     "sasrec": ("experiments.baselines.command", "Train a sequential baseline alone, for a comparison at equal time."),
-    "plan": ("experiments.plan.command", "Compile a preset's train step for TPUs that are not at hand."),
-    "check": ("experiments.check", "Check a training command for so many devices, before it waits in a queue."),
+    "plan": ("experiments.plan.command", "Compile a preset's train step for TPUs, without having any."),
+    "check": ("experiments.check", "Check a training command against a number of devices, before it is queued."),
     "sweep": (
         "experiments.sweep.command",
         "Train and evaluate many runs: ablations, or a search for hyper-parameters.",
