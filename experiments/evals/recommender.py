@@ -127,7 +127,7 @@ def choose_memories(
     """Returns, by task, the model with the memory that performs best in validation, among those of the rankers that
     only count. The memory is empty if the model alone performs best; without validation users, there are no entries."""
     moments = validation_sample(data.corpus)
-    if not len(moments[0]):
+    if not tasks or not len(moments[0]):
         return {}
     model_MI = among_items(scores_of(model, data, *moments))
     counting = [ranker for ranker in rankers if isinstance(ranker, ItemKNN | Markov)]
@@ -151,8 +151,8 @@ def choose_memories(
 
 
 def divided(kinds: int) -> Iterator[tuple[float, ...]]:
-    """Yields the shares of one kind of counts, or of two."""
-    divisions = [(1.0,)] if kinds == 1 else [(first, 1 - first) for first in DIVISIONS]
+    """Yields the shares of each of at most two kinds of counts; nothing if there are none."""
+    divisions = {0: [], 1: [(1.0,)], 2: [(first, 1 - first) for first in DIVISIONS]}[kinds]
     for share, division in itertools.product(SHARES[1:], divisions):
         yield tuple(share * part for part in division)
 

@@ -205,6 +205,14 @@ def test_a_memory_that_helps_no_validation_user_has_no_share(evaluated, monkeypa
     np.testing.assert_allclose(chosen["search"].scores(known, positions), knows, atol=1e-6)
 
 
+def test_without_tasks_or_counts_there_is_nothing_to_pool(evaluated):
+    """As where ratings alone are asked about: no baseline ranks then."""
+    data, predictor, _ = open_model(evaluated[0], "best")
+    assert choose_memories(data, NextItem(data, predictor), [], []) == {}
+    chosen = choose_memories(data, NextItem(data, predictor), [], [EVALS["search"]])
+    assert {task: one.memory for task, one in chosen.items()} == {"search": ItemMemory()}
+
+
 def test_what_was_chosen_for_other_tasks_stays(tmp_path):
     one = ItemMemory((Counts(0.3, Calibration(), markov=MarkovConfig()),))
     save_memory(tmp_path, Memory({"search": one, "selection": one}, RatingMemory(0.5, FactorisationConfig())), EVALS)

@@ -130,7 +130,7 @@ def cudnn_fits(q_BTHh: jax.Array, k_BSKh: jax.Array, more: int = 0) -> bool:
         k_BSKh.shape[1] > 0
         and q_BTHh.dtype in (jnp.bfloat16, jnp.float16)
         and width % 8 == 0
-        and width <= (128 if width <= 128 else cudnn_widest())
+        and (width <= 128 or width <= cudnn_widest())
     )
 
 
