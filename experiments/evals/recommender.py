@@ -152,7 +152,8 @@ def choose_memories(
 
 def divided(kinds: int) -> Iterator[tuple[float, ...]]:
     """Yields the shares of each of at most two kinds of counts; nothing if there are none."""
-    divisions = {0: [], 1: [(1.0,)], 2: [(first, 1 - first) for first in DIVISIONS]}[kinds]
+    of_two = [(first, 1 - first) for first in DIVISIONS]
+    divisions: Sequence[tuple[float, ...]] = {0: (), 1: [(1.0,)], 2: of_two}[kinds]
     for share, division in itertools.product(SHARES[1:], divisions):
         yield tuple(share * part for part in division)
 
