@@ -40,6 +40,9 @@ class SASRecConfig:
     """Maximum number of steps."""
     seconds: float | None = 300.0
     """Maximum time for training alone; the training ends with the first of the two limits."""
+    clock: Literal["wall", "processor"] = "wall"
+    """Count the seconds that pass, or those that the processor works for this process, where devices are CPUs: then
+    other programs on the machine do not shorten the training."""
     batch_size: int = 16
     """Rows of `max_length` transitions per batch."""
     learning_rate: float = 4e-3

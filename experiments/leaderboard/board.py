@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pydantic
 
+from data_pipelines.atomic import write_json
+from data_pipelines.errors import DataError
 from experiments.evals.base import OURS
 from experiments.report.compare import headline_of, paired_values
 from experiments.report.runs import EvaluatedRun
@@ -51,6 +55,48 @@ class Standing:
             return "level"
         ahead = (self.difference.mean > 0) == self.larger_is_better
         return "won" if ahead else "lost"
+
+
+@dataclasses.dataclass(frozen=True)
+class Contested:
+    """The result on one data set.
+
+    Attributes:
+      seeds: the seeds that were trained and evaluated.
+      seconds: training time of our model with each of them.
+      standings: one per task that has a headline metric.
+    """
+
+    seeds: tuple[int, ...]
+    seconds: tuple[float, ...]
+    standings: tuple[Standing, ...]
+
+
+Board = dict[str, Contested]
+"""Title of a data set -> its result."""
+
+
+def read_board(path: Path) -> Board:
+    """Reads a saved board; empty if there is none.
+
+    Raises:
+      DataError: the file is no board.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return pydantic.TypeAdapter(Board).validate_json(path.read_bytes())
+    except pydantic.ValidationError as error:
+        raise DataError(f"{path} is no leaderboard of this version: name another --out, or delete it") from error
+
+
+def write_board(path: Path, board: Mapping[str, Contested]) -> None:
+    """Writes the board as JSON, with the verdict of each standing."""
+    value = {title: dataclasses.asdict(one) for title, one in board.items()}
+    for title, one in board.items():
+        for saved, standing in zip(value[title]["standings"], one.standings, strict=True):
+            saved["verdict"] = standing.verdict
+    write_json(path, value)
 
 
 def standings(contest: str, runs: Sequence[EvaluatedRun]) -> list[Standing]:

@@ -86,7 +86,7 @@ def run_cell(folder: Path, contest: Contest, seed: int, data: Path) -> bool:
     if (folder / "evaluation" / "test.json").exists():
         return False
     train_run(experiment_of(contest, seed, data), folder)
-    rivals = dataclasses.replace(contest.rivals, seed=seed)
+    rivals = dataclasses.replace(contest.rivals, seed=seed, clock="processor")
     evaluate_run(
         folder,
         EvaluationConfig(

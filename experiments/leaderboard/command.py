@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from data_pipelines.atomic import atomic_file, write_json
+from data_pipelines.atomic import atomic_file
 from data_pipelines.errors import DataError
-from experiments.leaderboard.board import Standing, standings
+from experiments.leaderboard.board import Contested, read_board, standings, write_board
 from experiments.leaderboard.cells import CONTESTS, LeaderboardConfig, run_cell
 from experiments.leaderboard.page import page
 from experiments.report.cost import training_cost
@@ -26,6 +23,8 @@ def leaderboard_command(
     read_only: bool = False,
 ) -> None:
     """Train one model on every data set, beside every rival, and write who is ahead.
+
+    Results of other data sets that the page already has, from another folder or machine, are kept.
 
     Args:
       folder: folder for the runs, one per data set and seed; the same command continues an interrupted leaderboard.
@@ -45,26 +44,26 @@ def write_page(folder: Path, config: LeaderboardConfig, out: Path) -> None:
     """Writes the page and the JSON file of the evaluated cells.
 
     Raises:
-      DataError: nothing is evaluated yet.
+      DataError: nothing is evaluated yet, or the saved results cannot be read.
     """
-    found: list[Standing] = []
-    seconds: dict[str, list[float]] = {}
+    saved = out.with_suffix(".json")
+    board = read_board(saved)
     for name in config.contests:
-        runs = evaluated(folder / name, config.seeds)
-        if runs:
-            title = CONTESTS[name].title
-            found += standings(title, runs)
-            seconds[title] = [training_cost(run.config, run.log)[1] for run in runs]
-    if not found:
+        if found := evaluated(folder / name, config.seeds):
+            runs, title = list(found.values()), CONTESTS[name].title
+            seconds = tuple(training_cost(run.config, run.log)[1] for run in runs)
+            board[title] = Contested(tuple(found), seconds, tuple(standings(title, runs)))
+    if not board:
         raise DataError(f"{folder} holds no evaluated run: without --read-only the leaderboard trains them")
-    command = shlex.join(["unimp", *sys.argv[1:]])
+    board = {one.title: board[one.title] for one in CONTESTS.values() if one.title in board}
     with atomic_file(out) as partial:
-        partial.write_text(page(found, seconds, command, config.seeds), encoding="utf-8")
-    told = [dataclasses.asdict(one) | {"verdict": one.verdict} for one in found]
-    write_json(out.with_suffix(".json"), {"seconds": seconds, "standings": told})
+        partial.write_text(page(board), encoding="utf-8")
+    write_board(saved, board)
 
 
-def evaluated(folder: Path, seeds: tuple[int, ...]) -> list[EvaluatedRun]:
-    """Returns the evaluated cells of a data set."""
-    paths = [folder / f"seed-{seed}" for seed in seeds]
-    return [read_run(path, "test") for path in paths if (path / "evaluation" / "test.json").exists()]
+def evaluated(folder: Path, seeds: tuple[int, ...]) -> dict[int, EvaluatedRun]:
+    """Returns the evaluated cells of a data set, by seed."""
+    paths = {seed: folder / f"seed-{seed}" for seed in seeds}
+    return {
+        seed: read_run(path, "test") for seed, path in paths.items() if (path / "evaluation" / "test.json").exists()
+    }

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from experiments.leaderboard.board import Standing
+from experiments.leaderboard.board import Contested, Standing
 from unimp_jax.evaluation.bootstrap import Interval
 
 COLUMNS = ("HR@10", "NDCG@10", "HR@10 (unfiltered)", "NDCG@10 (unfiltered)", "recall", "precision", "F1", "RMSE", "MAE")
 """Metrics that are shown if a task has them; other tasks show their headline metric."""
 
 
-def page(found: Sequence[Standing], seconds: Mapping[str, Sequence[float]], command: str, seeds: Sequence[int]) -> str:
-    """Returns the whole page.
-
-    Args:
-      seconds: by data set, the training time of each seed.
-      command: the command that makes the page.
-    """
+def page(board: Mapping[str, Contested]) -> str:
+    """Returns the whole page."""
+    found = [one for contested in board.values() for one in contested.standings]
     counts = collections.Counter(one.verdict for one in found)
     lines = [
         "# Leaderboard",
         "",
-        f"One model a data set, all tasks, test split, seeds {', '.join(map(str, seeds))}; `{command}`. "
-        "Intervals are for other users and seeds; a difference is of the same users, and level where chance gives a "
-        "larger one in more than one case of twenty. Our first row is compared; the model alone is in the tables.",
+        "One model a data set, all tasks, test split, by `unimp leaderboard`. Intervals are for other users and, where "
+        "there are several, other seeds; a difference is of the same users, and level where chance gives a larger one "
+        "in more than one case of twenty. Our first row is compared; the model alone is in the tables.",
         "",
         f"**{counts['won']} won, {counts['level']} level, {counts['lost']} lost.**",
         "",
@@ -40,10 +36,12 @@ def page(found: Sequence[Standing], seconds: Mapping[str, Sequence[float]], comm
         if one.difference:
             cells += [f"{one.difference.mean:+.4f} [{bounds(one.difference)}]", f"{one.difference.p_value:.3f}"]
         lines.append("| " + " | ".join([*cells, *[""] * (10 - len(cells))]) + " |")
-    for contest in dict.fromkeys(one.contest for one in found):
-        took = ", ".join(f"{second:.0f}" for second in seconds.get(contest, ()))
-        lines += ["", f"## {contest}", "", f"Training took {took} s."]
-        for one in (one for one in found if one.contest == contest):
+    for title, contested in board.items():
+        took = ", ".join(
+            f"{second:.0f} s (seed {seed})" for seed, second in zip(contested.seeds, contested.seconds, strict=True)
+        )
+        lines += ["", f"## {title}", "", f"Training took {took}."]
+        for one in contested.standings:
             lines += ["", f"### {one.task} ({one.users:,} users)", "", *table(one)]
     return "\n".join(lines) + "\n"
 

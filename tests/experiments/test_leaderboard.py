@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +13,9 @@ import pyarrow as pa
 import pytest
 
 from data_pipelines.errors import DataError
+from experiments.baselines.sasrec import SASRecConfig
 from experiments.leaderboard import cells
-from experiments.leaderboard.board import Standing
+from experiments.leaderboard.board import Contested, Standing, read_board, write_board
 from experiments.leaderboard.board import standing as standing_of
 from experiments.leaderboard.cells import CONTESTS, Contest, LeaderboardConfig, experiment_of, run_cell
 from experiments.leaderboard.command import leaderboard_command
@@ -40,12 +43,27 @@ def test_verdicts_know_which_way_is_better_and_what_chance_is() -> None:
 
 def test_losses_come_first_and_the_best_of_a_column_is_bold_whoever_has_it() -> None:
     found = [standing("search", 0.6, 0.5, 0.01), standing("rating", 1.0, 0.9, 0.01, larger=False)]
-    text = page(found, {"D": [10.0]}, "unimp leaderboard", [0])
+    text = page({"D": Contested((0,), (10.0,), tuple(found))})
     assert "**1 won, 0 level, 1 lost.**" in text
     assert text.index("| lost | D | rating") < text.index("| won | D | search")
     assert "| R | **0.9000 [0.8900, 0.9100]** |" in text
     assert "| UniMP | **0.6000 [0.5900, 0.6100]** |" in text
     assert "| UniMP | 1.0000 [0.9900, 1.0100] |" in text
+
+
+def test_a_saved_board_is_read_back_and_another_file_is_refused(tmp_path: Path) -> None:
+    lost = standing("rating", 1.0, 0.9, 0.01, larger=False)
+    unbounded = dataclasses.replace(lost, ours=(Row("UniMP", {"RMSE": Interval(1.0, math.nan, math.nan)}),))
+    board = {"D": Contested((0, 2), (10.0, 11.0), (lost,))}
+    write_board(tmp_path / "board.json", board)
+    assert read_board(tmp_path / "board.json") == board
+    assert '"verdict": "lost"' in (tmp_path / "board.json").read_text(encoding="utf-8")
+    write_board(tmp_path / "board.json", {"D": Contested((0,), (10.0,), (unbounded,))})
+    assert "[nan, nan]" in page(read_board(tmp_path / "board.json"))
+    assert read_board(tmp_path / "none.json") == {}
+    (tmp_path / "other.json").write_text('{"standings": [1]}')
+    with pytest.raises(DataError, match="no leaderboard"):
+        read_board(tmp_path / "other.json")
 
 
 def test_a_cell_is_its_preset_on_its_data_with_its_seed(tmp_path: Path) -> None:
@@ -94,7 +112,9 @@ def test_cells_are_trained_evaluated_and_shown_beside_every_rival(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = experiment(prepare_source(tmp_path / "prepared"), steps=4)
-    monkeypatch.setitem(CONTESTS, "beauty", Contest("A few films", prepared.data.source, "beauty", 2.0))
+    monkeypatch.setitem(
+        CONTESTS, "beauty", Contest("A few films", prepared.data.source, "beauty", SASRecConfig(seconds=2.0))
+    )
     monkeypatch.setitem(cells.PRESETS, "beauty", prepared)
     config = LeaderboardConfig(("beauty",), (0, 1), prepared.data.folder)
     page, again = tmp_path / "L.md", tmp_path / "again.md"
@@ -103,7 +123,12 @@ def test_cells_are_trained_evaluated_and_shown_beside_every_rival(
     for name in ("UniMP", "Markov", "item-kNN", "SASRec", "eSASRec", "HSTU", "Markov + query", "biased factorisation"):
         assert f"| {name} |" in text
     found = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
-    assert {one["task"] for one in found["standings"]} >= {"recommendation", "search", "selection", "rating"}
-    assert len(found["seconds"]["A few films"]) == 2
+    assert {one["task"] for one in found["A few films"]["standings"]} >= {
+        "recommendation",
+        "search",
+        "selection",
+        "rating",
+    }
+    assert len(found["A few films"]["seconds"]) == 2
     leaderboard_command(tmp_path / "runs", config, again, read_only=True)
     assert again.read_text(encoding="utf-8") == text
