@@ -53,6 +53,7 @@ def main() -> None:
     """Runs one subcommand. Errors caused by the user or the machine end in one line on standard error and exit status
     2; errors of the program end in a traceback."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it is used for its tokenizers only, which need no torch
+    os.environ.setdefault("TYPEGUARD_DISABLE_PLUGIN_AUTOLOAD", "1")  # tyro's; it reads all packages' metadata for them
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an answer survives a terminal that cannot encode a character
     try:
@@ -115,6 +116,7 @@ def run_command(arguments: Sequence[str]) -> None:
         command = load(name)
     finally:
         gc.enable()
+        gc.freeze()  # later collections need not visit what was imported
     tyro.cli(
         command,
         prog=f"unimp {name}",

@@ -56,13 +56,23 @@ class ItemKNN:
         self.corpus, self.config = corpus, config
         counted = co_occurrences(corpus) if counted is None else counted
         users_I = counted.diagonal().astype(np.float64) + config.damping
-        met_together = (counted - scipy.sparse.diags_array(counted.diagonal())).tocsr()
-        met_together.eliminate_zeros()
-        left, right = (scipy.sparse.diags_array(users_I**-power) for power in (config.of_history, config.of_items))
-        weights_II = (left @ met_together @ right).astype(np.float32).tocsr()
-        self._floor_I = popularity_below(corpus, float(weights_II.data.min(initial=1.0)))
-        # Dense products are several times faster, if all pairs of items fit into memory.
-        self._weights_II = weights_II.toarray() if corpus.num_items**2 <= SCORES else weights_II
+        left_I, right_I = (users_I**-power for power in (config.of_history, config.of_items))
+        self._weights_II: np.ndarray | scipy.sparse.csr_array
+        if corpus.num_items**2 <= SCORES:  # dense products are several times faster, if all pairs fit into memory
+            self._weights_II = counted.toarray()
+            np.fill_diagonal(self._weights_II, 0)
+            for weights_I, left in zip(
+                self._weights_II, left_I, strict=True
+            ):  # by rows, because float64 is twice as large
+                weights_I[:] = left * weights_I * right_I
+            least = self._weights_II.min(initial=1.0, where=self._weights_II > 0)
+        else:
+            met_together = (counted - scipy.sparse.diags_array(counted.diagonal())).tocsr()
+            met_together.eliminate_zeros()
+            left, right = scipy.sparse.diags_array(left_I), scipy.sparse.diags_array(right_I)
+            self._weights_II = (left @ met_together @ right).astype(np.float32).tocsr()
+            least = self._weights_II.data.min(initial=1.0)
+        self._floor_I = popularity_below(corpus, float(least))
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
         scores_MI = decayed_histories(self.corpus, users, positions, self.config.decay) @ self._weights_II
