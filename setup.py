@@ -83,5 +83,5 @@ setup(
         "test": TEST,  # what `make test-newer` needs
         "dev": [*TEST, *STORE, "networkx>=3", "scipy>=1.14", "ruff>=0.12", "mypy>=1.15", "optuna>=4.1"],
     },
-    entry_points={"console_scripts": ["unimp=experiments.cli:main"]},
+    entry_points={"console_scripts": ["unimp=experiments.entry_point:main"]},
 )
