@@ -9,7 +9,7 @@ from pathlib import Path
 from data_pipelines.prepare import prepare
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.config import DataConfig, ExperimentConfig
-from experiments.evals.config import EvaluationConfig
+from experiments.evals.config import EvaluationConfig, ImageEvaluationConfig
 from experiments.evaluate import evaluate_run, show
 from experiments.presets import PRESETS
 from experiments.report import write_report
@@ -20,6 +20,10 @@ from experiments.vqgan.presets import DEMO
 from experiments.vqgan.train import train_vqgan_run
 
 SOURCE = "movielens_small"
+QUICK = EvaluationConfig(
+    checkpoint="latest", sasrec_config=SASRecConfig(seconds=60.0), images=ImageEvaluationConfig(users=256)
+)
+"""Generating images for all users would take a minute more."""
 
 
 def demo_command(folder: Path = Path("runs/demo"), data: Path = Path("data")) -> None:
@@ -37,7 +41,7 @@ def demo_command(folder: Path = Path("runs/demo"), data: Path = Path("data")) ->
     codes = posters_in_codes(folder, data)
     train_run(with_images(data, codes), folder)
     trained = time.perf_counter() - start
-    evaluation = evaluate_run(folder, EvaluationConfig(checkpoint="latest", sasrec_config=SASRecConfig(seconds=60.0)))
+    evaluation = evaluate_run(folder, QUICK)
     print(show(evaluation))
     page = write_report([folder])
     print(f"\n{trained:.0f} s until trained, {time.perf_counter() - start:.0f} s in all\n{page.absolute()}")

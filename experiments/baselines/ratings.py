@@ -3,8 +3,10 @@ for recommender systems"); with rank 0, by a bias for each user and item."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterable
 
 import numpy as np
@@ -118,7 +120,8 @@ def choose_factorisation(corpus: Corpus, grid: Iterable[FactorisationConfig] = G
     if not rated.any():
         return BiasedFactorisation(corpus)
     users, items, ratings = users[rated], corpus.targets(users, positions)[rated], ratings[rated]
-    fitted = (BiasedFactorisation(corpus, config) for config in grid)
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # NumPy releases the GIL
+        fitted = list(pool.map(lambda config: BiasedFactorisation(corpus, config), grid))
     return min(fitted, key=lambda model: float(((model.predict(users, items) - ratings) ** 2).mean()))
 
 
