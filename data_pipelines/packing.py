@@ -7,17 +7,15 @@ never attend to one another, so the plan affects speed only.
 from __future__ import annotations
 
 import array
+import bisect
 import dataclasses
-import functools
-import heapq
-import operator
 from collections.abc import Sequence
 
 import numpy as np
 
 from data_pipelines.tasks.examples import Example, RowShape
 
-LOOKS = 8
+LOOKS = 16
 """After this many buckets whose rows lack room for the answers, the remaining buckets are compared all at once."""
 
 
@@ -42,75 +40,68 @@ def pack(sizes: np.ndarray, row_shape: RowShape) -> list[list[int]]:
     if len(too_large):
         raise ValueError(f"example {too_large[0]} of size {sizes[too_large[0]].tolist()} does not fit {row_shape}")
     rows: list[list[int]] = []
-    open_rows = _OpenRows(row_shape, sizes.min(axis=0, initial=max(limits)).tolist())
+    open_rows = _OpenRows(row_shape.tokens)
+    least_tokens, least_images, least_answers = sizes.min(axis=0, initial=max(limits)).tolist()
     order = np.argsort(-sizes[:, 0], kind="stable")
     for example, (tokens, images, answers) in zip(order.tolist(), sizes[order].tolist(), strict=True):
         found = open_rows.take(tokens, images, answers)
         if found is None:
             rows.append([])
-            found = len(rows) - 1, *limits.tolist()
+            found = len(rows) - 1, row_shape.tokens, row_shape.images, row_shape.answers
         row, free_tokens, free_images, free_answers = found
         rows[row].append(example)
-        open_rows.put(row, free_tokens - tokens, free_images - images, free_answers - answers)
+        free_tokens, free_images, free_answers = free_tokens - tokens, free_images - images, free_answers - answers
+        if free_tokens >= least_tokens and free_images >= least_images and free_answers >= least_answers:
+            open_rows.put(row, free_tokens, free_images, free_answers)
     return rows
 
 
 class _OpenRows:
     """Rows with free room, in buckets by their free tokens.
 
-    A bucket holds heaps of rows, in the order in which they were opened, keyed by (free images, free answers). For each
-    number of free images, one integer has a bit for each bucket with such a row. An upper bound of the free answers in
-    each bucket, made exact whenever a search of the bucket fails, tells which buckets need not be searched.
+    A bucket holds (row, free images, free answers), ascending, so that the first that fits was opened first. An upper
+    bound of the free answers in each bucket, made exact whenever a search of the bucket fails, tells which buckets need
+    not be searched.
     """
 
-    def __init__(self, row_shape: RowShape, smallest: list[int]):
-        """Creates the buckets without rows.
-
-        Args:
-          smallest: the fewest tokens, images and answers of any example; a row with less room is closed.
-        """
-        self._smallest = tuple(smallest)
-        self._buckets: list[dict[tuple[int, int], list[int]]] = [{} for _ in range(row_shape.tokens + 1)]
-        self._occupied = [0] * (row_shape.images + 1)
-        self._answers = array.array("i", [-1]) * (row_shape.tokens + 1)
+    def __init__(self, tokens: int):
+        """Creates the buckets of 0 to `tokens` free tokens, without rows."""
+        self._buckets: list[list[tuple[int, int, int]]] = [[] for _ in range(tokens + 1)]
+        self._occupied = 0
+        self._answers = array.array("i", [-1]) * (tokens + 1)
 
     def put(self, row: int, tokens: int, images: int, answers: int) -> None:
-        least_tokens, least_images, least_answers = self._smallest
-        if tokens < least_tokens or images < least_images or answers < least_answers:
-            return
-        heapq.heappush(self._buckets[tokens].setdefault((images, answers), []), row)
-        self._occupied[images] |= 1 << tokens
+        bisect.insort(self._buckets[tokens], (row, images, answers))
+        self._occupied |= 1 << tokens
         if answers > self._answers[tokens]:
             self._answers[tokens] = answers
 
     def take(self, tokens: int, images: int, answers: int) -> tuple[int, int, int, int] | None:
         """Removes and returns the best-fitting row and its free tokens, images and answers; None if no row fits."""
-        left = functools.reduce(operator.or_, self._occupied[images:]) >> tokens
+        left, place = self._occupied >> tokens, tokens - 1
         for _ in range(LOOKS):
             if not left:
                 return None
-            place = tokens + (left & -left).bit_length() - 1
+            skipped = (left & -left).bit_length()
+            left, place = left >> skipped, place + skipped
             if self._answers[place] >= answers and (found := self._take_from(place, images, answers)):
                 return found
-            left &= left - 1
-        for place in np.flatnonzero(np.frombuffer(self._answers, np.int32)[tokens:] >= answers).tolist():
-            if left >> place & 1 and (found := self._take_from(tokens + place, images, answers)):
+        for more in np.flatnonzero(np.frombuffer(self._answers, np.int32)[place + 1 :] >= answers).tolist():
+            if found := self._take_from(place + 1 + more, images, answers):
                 return found
         return None
 
     def _take_from(self, place: int, images: int, answers: int) -> tuple[int, int, int, int] | None:
         bucket = self._buckets[place]
-        fitting = [(heap[0], free) for free, heap in bucket.items() if free[0] >= images and free[1] >= answers]
-        if not fitting:
-            self._answers[place] = max(free[1] for free in bucket)
-            return None
-        row, free = min(fitting)
-        heapq.heappop(bucket[free])
-        if not bucket[free]:
-            del bucket[free]
-            if all(other != free[0] for other, _ in bucket):
-                self._occupied[free[0]] ^= 1 << place
-        return row, place, *free
+        for at, (row, free_images, free_answers) in enumerate(bucket):
+            if free_images >= images and free_answers >= answers:
+                del bucket[at]
+                if not bucket:
+                    self._occupied ^= 1 << place
+                    self._answers[place] = -1
+                return row, place, free_images, free_answers
+        self._answers[place] = max(free_answers for _, _, free_answers in bucket)
+        return None
 
 
 def best_length(sizes: np.ndarray, row_shape: RowShape, *, step: int = 16, sample: int = 512) -> int:
