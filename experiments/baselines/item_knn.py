@@ -2,10 +2,12 @@
 
 The score of item i after a history of items h_1 (the latest), h_2, … is
 
-    sum over j of  decay^(j - 1) * co[h_j, i] / ((n[h_j] + damping)^of_history * (n[i] + damping)^of_items)
+    sum over j of  w_j * (cos(h_j, i) + same_day * cos_day(h_j, i)),    w_j = decay^(j - 1) [* earlier_days],
+    cos(h, i) = co[h, i] / ((n[h] + damping)^of_history * (n[i] + damping)^of_items)
 
-where co counts the users who interacted with both in training, and n those who did with one. Apart from three numbers
-chosen on validation users, nothing is learned.
+where co counts the users who interacted with both in training, and n those who did with one. cos_day is the same for
+users' days in the place of users, and earlier_days a factor of items of earlier days than the latest item's: whoever
+fills a basket is served by baskets. Apart from five numbers chosen on validation users, nothing is learned.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
 
 from data_pipelines.corpus import TRAIN, Corpus
-from experiments.baselines.ranker import SCORES, best_on_validation, decayed_histories, popularity_below
+from experiments.baselines.ranker import SCORES, best_on_validation, days_of, decayed_histories, popularity_below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +36,33 @@ class ItemKNNConfig:
     """How much the popularity of recommended items reduces their score."""
     damping: float = 5.0
     """Added to counts, so that rare pairs do not dominate."""
+    same_day: float = 0.0
+    """Weight of co-occurrences on the same day, relative to those at any time."""
+    earlier_days: float = 1.0
+    """Factor for the weights of history items of earlier days than the latest item's."""
 
 
-GRID = tuple(
-    ItemKNNConfig(decay=decay, of_history=of_history, of_items=of_items)
-    for decay, (of_history, of_items) in itertools.product((1.0, 0.9, 0.7), ((0.5, 0.5), (0.5, 0.3), (0.0, 0.5)))
+GRID = (
+    *(
+        ItemKNNConfig(decay=decay, of_history=of_history, of_items=of_items)
+        for decay, (of_history, of_items) in itertools.product((1.0, 0.9, 0.7), ((0.5, 0.5), (0.5, 0.3), (0.0, 0.5)))
+    ),
+    *(
+        ItemKNNConfig(decay=decay, of_items=of_items, same_day=1.0, earlier_days=earlier_days)
+        for decay, of_items, earlier_days in itertools.product((1.0, 0.9, 0.7), (0.5, 0.3), (1.0, 0.2))
+    ),
 )
+
+
+class CoOccurrences(NamedTuple):
+    """The number of users, and of users' days, of each pair of items, and on the diagonal of each item.
+
+    Attributes:
+      users, days: float32 [I, I], of training interactions; users or days with several of an item count once.
+    """
+
+    users: scipy.sparse.csr_array
+    days: scipy.sparse.csr_array
 
 
 class ItemKNN:
@@ -46,36 +70,19 @@ class ItemKNN:
 
     name = "item-kNN"
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        config: ItemKNNConfig = ItemKNNConfig(),
-        counted: scipy.sparse.csr_array | None = None,
-    ):
+    def __init__(self, corpus: Corpus, config: ItemKNNConfig = ItemKNNConfig(), counted: CoOccurrences | None = None):
         """`counted` is the result of `co_occurrences`, if it was computed before."""
         self.corpus, self.config = corpus, config
-        counted = co_occurrences(corpus) if counted is None else counted
-        users_I = counted.diagonal().astype(np.float64) + config.damping
-        left_I, right_I = (users_I**-power for power in (config.of_history, config.of_items))
-        self._weights_II: np.ndarray | scipy.sparse.csr_array
-        if corpus.num_items**2 <= SCORES:  # dense products are several times faster, if all pairs fit into memory
-            self._weights_II = counted.toarray()
-            np.fill_diagonal(self._weights_II, 0)
-            for weights_I, left in zip(
-                self._weights_II, left_I, strict=True
-            ):  # by rows, because float64 is twice as large
-                weights_I[:] = left * weights_I * right_I
-            least = self._weights_II.min(initial=1.0, where=self._weights_II > 0)
-        else:
-            met_together = (counted - scipy.sparse.diags_array(counted.diagonal())).tocsr()
-            met_together.eliminate_zeros()
-            left, right = scipy.sparse.diags_array(left_I), scipy.sparse.diags_array(right_I)
-            self._weights_II = (left @ met_together @ right).astype(np.float32).tocsr()
-            least = self._weights_II.data.min(initial=1.0)
-        self._floor_I = popularity_below(corpus, float(least))
+        counted = counted or co_occurrences(corpus, days=config.same_day > 0)
+        self._weights_II = cosines(counted.users, config)
+        if config.same_day:
+            self._weights_II = self._weights_II + np.float32(config.same_day) * cosines(counted.days, config)
+        positive = self._weights_II if isinstance(self._weights_II, np.ndarray) else self._weights_II.data
+        self._floor_I = popularity_below(corpus, float(positive.min(initial=1.0, where=positive > 0)))
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        scores_MI = decayed_histories(self.corpus, users, positions, self.config.decay) @ self._weights_II
+        history_MI = decayed_histories(self.corpus, users, positions, self.config.decay, self.config.earlier_days)
+        scores_MI = history_MI @ self._weights_II
         return (scores_MI.toarray() if scipy.sparse.issparse(scores_MI) else scores_MI) + self._floor_I
 
 
@@ -86,12 +93,36 @@ def choose_item_knn(corpus: Corpus, grid: Iterable[ItemKNNConfig] = GRID) -> Ite
     return best_on_validation(corpus, (ItemKNN(corpus, config, counted) for config in grid))
 
 
-def co_occurrences(corpus: Corpus) -> scipy.sparse.csr_array:
-    """Returns the number of training users of each pair of items, and on the diagonal of each item: float32 [I, I]."""
+def cosines(counted: scipy.sparse.csr_array, config: ItemKNNConfig) -> np.ndarray | scipy.sparse.csr_array:
+    """Returns the damped cosine of each pair of different items, dense if all pairs fit into memory: float32 [I, I]."""
+    counts_I = counted.diagonal().astype(np.float64) + config.damping
+    left_I, right_I = (counts_I**-power for power in (config.of_history, config.of_items))
+    if counted.shape[0] ** 2 <= SCORES:  # then products with it are several times faster
+        weights_II = counted.toarray()
+        np.fill_diagonal(weights_II, 0)
+        for weights_I, left in zip(weights_II, left_I, strict=True):  # by rows, because float64 is twice as large
+            weights_I[:] = left * weights_I * right_I
+        return weights_II
+    different = (counted - scipy.sparse.diags_array(counted.diagonal())).tocsr()
+    different.eliminate_zeros()
+    left, right = scipy.sparse.diags_array(left_I), scipy.sparse.diags_array(right_I)
+    return (left @ different @ right).astype(np.float32).tocsr()
+
+
+def co_occurrences(corpus: Corpus, *, days: bool = True) -> CoOccurrences:
+    """Counts the co-occurrences of items in training; those on the same day are left empty without `days`."""
     events = np.flatnonzero(corpus.splits == TRAIN)
-    users = np.repeat(np.arange(corpus.num_users), np.diff(corpus.offsets))[events]
-    met = scipy.sparse.csr_array(
-        (np.ones(len(events), np.float32), (users, corpus.items[events])), (corpus.num_users, corpus.num_items)
-    )
-    met.data[:] = 1  # each user counts once
-    return (met.T @ met).tocsr()
+    users, items = np.repeat(np.arange(corpus.num_users), np.diff(corpus.offsets))[events], corpus.items[events]
+
+    def together(groups: np.ndarray) -> scipy.sparse.csr_array:
+        shape = int(groups.max(initial=-1)) + 1, corpus.num_items
+        met = scipy.sparse.csr_array((np.ones(len(events), np.float32), (groups, items)), shape)
+        met.data[:] = 1
+        return (met.T @ met).tocsr()
+
+    if not days:
+        return CoOccurrences(
+            together(users), scipy.sparse.csr_array((corpus.num_items, corpus.num_items), dtype=np.float32)
+        )
+    of_users = np.stack([users, days_of(corpus)[events]])
+    return CoOccurrences(together(users), together(np.unique(of_users, axis=1, return_inverse=True)[1]))

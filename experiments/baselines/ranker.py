@@ -17,6 +17,8 @@ from unimp_jax.evaluation.ranking import ranks, seen_bitmap
 
 BATCH = 512
 """Maximum number of users scored at a time."""
+DAY = 24 * 60 * 60
+"""Seconds."""
 SCORES = 1 << 25
 """Maximum number of scores computed at a time."""
 
@@ -76,13 +78,29 @@ def padded_histories(
     return np.where(steps < lengths[:, None], values[events], -1).astype(np.int32)
 
 
-def decayed_histories(corpus: Corpus, users: np.ndarray, positions: np.ndarray, decay: float) -> csr_array:
-    """Returns the weights of history items, each `decay` times that of the next one: float32 [M, num_items]."""
+def days_of(corpus: Corpus) -> np.ndarray:
+    """Returns the day (UTC) of each interaction since 1970, -1 if it is unknown: int64 [E]."""
+    return corpus.times // DAY
+
+
+def decayed_histories(
+    corpus: Corpus, users: np.ndarray, positions: np.ndarray, decay: float, earlier_days: float = 1.0
+) -> csr_array:
+    """Returns the weights of history items, each `decay` times that of the next one: float32 [M, num_items].
+
+    Args:
+      earlier_days: a factor for the items of earlier days than the latest item's.
+    """
     histories_MS = padded_histories(corpus, users, positions)
     there = histories_MS >= 0
     back_MS = positions[:, None] - 1 - np.arange(histories_MS.shape[1])
     rows = np.repeat(np.arange(len(users)), there.sum(axis=1))
     weights = (decay ** back_MS[there]).astype(np.float32)
+    if earlier_days != 1:
+        days = days_of(corpus)
+        latest_M = days[corpus.offsets[users] + np.maximum(positions - 1, 0)]
+        days_MS = padded_histories(corpus, users, positions, values=days)
+        weights[(days_MS < latest_M[:, None])[there]] *= np.float32(earlier_days)
     return csr_array((weights, (rows, histories_MS[there])), (len(users), corpus.num_items))
 
 
