@@ -142,7 +142,7 @@ def described_whole(geometry: ModelConfig, data: ExperimentData, config: ExportC
     if geometry.interleaved:
         described[package.IMAGE_ID] = vocabulary.image
     elif GLOBAL in vocabulary.tokenizer.get_added_vocab():
-        raise WeightsError(f"Idefics' processor does not write {GLOBAL}, which the tokenizer of this run has")
+        raise WeightsError(f"the processor of Idefics does not write {GLOBAL}, which the tokenizer of this run has")
     text = described.get("text_config", described)
     text |= token_ids(vocabulary) | {"max_position_embeddings": data.config.row_shape.tokens}
     return described

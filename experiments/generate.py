@@ -74,7 +74,9 @@ def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> s
     )
     data, query = pose(data, request)
     if not 1 <= config.k <= data.corpus.num_items:
-        raise DataError(f"--k is {config.k}: 1 to {data.corpus.num_items}, all items of the catalogue, is right")
+        raise DataError(
+            f"--k is {config.k}; it must be between 1 and {data.corpus.num_items}, the size of the catalogue"
+        )
     BeamConfig(config.beams, config.new_tokens)  # refuses invalid options before the weights are read
     data.writer.write(query, ask=True)  # a prompt that does not fit is reported before the weights are read
     evaluation = EVALS[config.task]
@@ -114,17 +116,17 @@ def complete(options: Request, text: str | None) -> Request:
     for name in FIELDS[1:]:
         if getattr(options, name) and name != needed:
             others = " or ".join(task for task, one in EVALS.items() if one.needs[0] == name)
-            raise DataError(f"--{name} is for --task {others}, not for {options.task}")
+            raise DataError(f"--{name} belongs to --task {others}, not to {options.task}")
     request = options
     if text is not None:
-        told = read_request(text)
+        parsed = read_request(text)
         given = {name: getattr(options, name) for name in FIELDS[1:] if getattr(options, name)}
-        request = dataclasses.replace(told, task=options.task, **given)
+        request = dataclasses.replace(parsed, task=options.task, **given)
     if needed and not getattr(request, needed):
         beside = f' (or "{needed}" in the JSON object)' if text is not None else ""
         raise DataError(f"--task {request.task} needs --{needed}, {meaning}{beside}")
     if needed == "candidates" and len(set(request.candidates)) != NUM_CANDIDATES:
-        raise DataError(f"--candidates are {len(set(request.candidates))} different ids; {NUM_CANDIDATES} are needed")
+        raise DataError(f"--candidates has {len(set(request.candidates))} different ids; {NUM_CANDIDATES} are needed")
     return request
 
 
@@ -167,7 +169,8 @@ def check_ratings(request: Request, levels: Sequence[float]) -> None:
     for item_id, rating in request.history:
         if levels and not math.isnan(rating) and not levels[0] <= rating <= levels[-1]:
             raise DataError(
-                f"{STDIN}: the rating of item {item_id} is {rating:g}; this source has {levels[0]:g} to {levels[-1]:g}"
+                f"{STDIN}: the rating of item {item_id} is {rating:g}; the ratings of this source are "
+                f"{levels[0]:g} to {levels[-1]:g}"
             )
 
 

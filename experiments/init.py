@@ -62,7 +62,7 @@ def with_init_geometry(config: ExperimentConfig) -> ExperimentConfig:
         tokenizer = vocabulary.tokenizer or str(config.init_from / "tokenizer")
         if not vocabulary.tokenizer and not (config.init_from / "tokenizer").is_dir():
             raise DataError(
-                f"{config.init_from} has no tokenizer; name the language model's with --vocabulary.tokenizer"
+                f"{config.init_from} has no tokenizer; give that of the language model with --vocabulary.tokenizer"
             )
         vocabulary = dataclasses.replace(vocabulary, tokenizer=tokenizer, base_size=max(vocabulary.base_size, rows))
     geometry = dataclasses.replace(geometry, vision=vision, gated=gated, decoder=decoder)
@@ -82,17 +82,17 @@ def with_geometry_of_run(config: ExperimentConfig, run: Path) -> ExperimentConfi
     geometry = dataclasses.replace(geometry, gated=gated, decoder=decoder)
     if ours.adapters != theirs.adapters:
         raise ValueError(
-            f"init_from {run}: its adapters are {theirs.adapters}; to merge them, export it and import that"
+            f"init_from {run}: its adapters are {theirs.adapters}; to merge them, export the run and import the export"
         )
     if ours.decoder_quantization != theirs.decoder_quantization:
         raise ValueError(
-            f"init_from {run}: its model.decoder_quantization is {theirs.decoder_quantization}; to change it, export "
-            "it and import that"
+            f"init_from {run}: its model.decoder_quantization is {theirs.decoder_quantization}; to change it, "
+            "export the run and import the export"
         )
     shown = config.vocabulary
     if shown.image_codes not in (None, before.vocabulary.image_codes):
         raise ValueError(
-            f"init_from {run}: its tokens become those of this run, and are not for the codes of {shown.image_codes}"
+            f"init_from {run}: this run takes over its tokens, which do not include the codes of {shown.image_codes}"
         )
     vocabulary = dataclasses.replace(
         before.vocabulary, attributes=shown.attributes, attribute_words=shown.attribute_words
@@ -158,9 +158,9 @@ def parameters_of_run(config: ExperimentConfig, run: Path, mesh: Mesh) -> Parame
     """
     here = abstract_parameters(config, mesh)
     arrays = dict([*nnx.to_flat_state(here.trainable), *nnx.to_flat_state(here.frozen)])
-    there = abstract_parameters(dataclasses.replace(load_config(run / "config.json"), mesh=config.mesh), mesh)
-    there = with_values(there, arrays)
-    read, _ = restore_parameters(run, "latest", there, config.checkpoint)
+    parameters = abstract_parameters(dataclasses.replace(load_config(run / "config.json"), mesh=config.mesh), mesh)
+    parameters = with_values(parameters, arrays)
+    read, _ = restore_parameters(run, "latest", parameters, config.checkpoint)
     return with_values(here, dict([*nnx.to_flat_state(read.trainable), *nnx.to_flat_state(read.frozen)]))
 
 

@@ -55,5 +55,5 @@ def refuse_url(text: Any) -> Path:
     """
     path = make_path(text)
     if is_remote(path):
-        raise URLError(f"{text}: this option takes a path of the local disk, and no URL")
+        raise URLError(f"{text}: this option needs a path on the local disk, not a URL")
     return path

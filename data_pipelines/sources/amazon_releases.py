@@ -51,7 +51,7 @@ def from_literal(text: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise BadField(f"a {type(record).__name__} where a dictionary should be")
     if isinstance(tree.body, ast.Dict) and len(record) < len(tree.body.keys):
-        raise BadField("a field occurs a second time")
+        raise BadField("a field occurs twice")
     return record
 
 

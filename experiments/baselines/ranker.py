@@ -79,11 +79,11 @@ def padded_histories(
 def decayed_histories(corpus: Corpus, users: np.ndarray, positions: np.ndarray, decay: float) -> csr_array:
     """Returns the weights of history items, each `decay` times that of the next one: float32 [M, num_items]."""
     histories_MS = padded_histories(corpus, users, positions)
-    there = histories_MS >= 0
+    is_item = histories_MS >= 0
     back_MS = positions[:, None] - 1 - np.arange(histories_MS.shape[1])
-    rows = np.repeat(np.arange(len(users)), there.sum(axis=1))
-    weights = (decay ** back_MS[there]).astype(np.float32)
-    return csr_array((weights, (rows, histories_MS[there])), (len(users), corpus.num_items))
+    rows = np.repeat(np.arange(len(users)), is_item.sum(axis=1))
+    weights = (decay ** back_MS[is_item]).astype(np.float32)
+    return csr_array((weights, (rows, histories_MS[is_item])), (len(users), corpus.num_items))
 
 
 def scored_batches(

@@ -101,7 +101,7 @@ class EvaluationConfig:
             raise ValueError(f"samples {self.samples} and seed {self.seed} must be 0 or more")
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown or not self.tasks:
-            raise ValueError(f"tasks {' '.join(unknown) or 'of nothing'}: one or more of {', '.join(TASKS)}")
+            raise ValueError(f"tasks {' '.join(unknown) or '(none)'}; give one or more of {', '.join(TASKS)}")
 
 
 @dataclasses.dataclass(frozen=True)

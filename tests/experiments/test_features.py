@@ -96,7 +96,7 @@ def test_features_that_the_disk_has_no_room_for_are_refused(tmp_path):
 
 
 def test_a_tower_that_trains_has_no_features_to_keep(data):
-    with pytest.raises(ValueError, match="vision is among what trains"):
+    with pytest.raises(ValueError, match=r"needs a frozen vision tower, but training.trains contains vision"):
         dataclasses.replace(experiment(data), training=TrainingConfig(trains=("vision",), cache_features=True))
 
 

@@ -272,7 +272,7 @@ def test_copies_that_differ_are_refused(tmp_path):
     config = ImportConfig(
         language=language_folder("mpt_every4", tmp_path / "l"), open_flamingo=str(tmp_path / "checkpoint.pt")
     )
-    with pytest.raises(WeightsError, match=r"attn_gate should be a copy of .* and differs"):
+    with pytest.raises(WeightsError, match=r"attn_gate must be a copy of .*, but differs"):
         import_weights(config, tmp_path / "start")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "l"]
 
@@ -293,6 +293,6 @@ def test_code_in_a_checkpoint_is_not_run(zipped, tmp_path):
     weights = {"perceiver.latents": torch.ones(2), "trap": Trap(tmp_path / "sprung")}
     torch.save(weights, tmp_path / "checkpoint.pt", _use_new_zipfile_serialization=zipped)
     config = ImportConfig(open_flamingo=str(tmp_path / "checkpoint.pt"))
-    with pytest.raises(WeightsError, match=r"checkpoint\.pt: .*more in it than tensors"):
+    with pytest.raises(WeightsError, match=r"checkpoint\.pt: truncated, or not only tensors"):
         import_weights(config, tmp_path / "start")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
