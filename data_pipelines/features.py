@@ -38,7 +38,7 @@ class FeatureStore:
         return np.asarray(self._features[self._row[item]])
 
 
-def check_room(folder: Path, count: int, shape: tuple[int, ...], dtype: str) -> None:
+def check_disk_space(folder: Path, count: int, shape: tuple[int, ...], dtype: str) -> None:
     """Checks that the disk has room for the features of `count` images.
 
     Raises:

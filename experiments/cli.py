@@ -116,7 +116,7 @@ def run_command(arguments: Sequence[str]) -> None:
         use_all_cores()
         import tyro
 
-        from experiments.places import LOCAL
+        from experiments.path_options import LOCAL
 
         command = load(name)
     finally:

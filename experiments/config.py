@@ -21,7 +21,7 @@ from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import NO_CODES, QueryConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.former_names import with_current_names, with_former_values
-from experiments.places import Place
+from experiments.path_options import PathOrURL
 from unimp_jax.model import ModelConfig, Part
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.sharding import MeshConfig
@@ -41,7 +41,7 @@ class DataConfig:
 
     source: str = "movielens_small"
     """Name of a source prepared by `unimp prepare`: its own name or the one given to it there."""
-    folder: Place = Path("data")
+    folder: PathOrURL = Path("data")
     """Folder of the prepared sources, on disk or in an object store (s3://BUCKET/FOLDER, gs://BUCKET/FOLDER)."""
     split: Literal["time", "users"] = "time"
     """Held-out interactions. time: the last two of each user, or those that the source prescribes; users: as in the

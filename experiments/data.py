@@ -41,7 +41,7 @@ from data_pipelines.tasks.base import Split
 from data_pipelines.tasks.examples import Example
 from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
 from data_pipelines.tasks.queries import TrainingQueries
-from data_pipelines.tasks.room import check_room, long_texts
+from data_pipelines.tasks.row_checks import check_row_shape, long_texts
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary, load_vocabulary
 from experiments.config import DataConfig, ExperimentConfig
 from experiments.memory import Memory
@@ -212,7 +212,7 @@ class ExperimentData:
           DataError, ValueError: there is nothing to ask in training, or it does not fit into a row.
         """
         queries = TrainingQueries(self.corpus, self.config.queries, self.config.seed, self.has_codes)
-        check_room(self.writer, queries.tasks)
+        check_row_shape(self.writer, queries.tasks)
         return queries
 
     def check_training(self) -> list[str]:

@@ -35,7 +35,7 @@ from experiments.evals.queries import check_queries, evaluation_queries, reason_
 from experiments.evals.rating import choose_rating_memory
 from experiments.evals.recommender import NextItem, choose_memories, remembers
 from experiments.memory import Memory, save_memory
-from experiments.places import Place
+from experiments.path_options import PathOrURL
 from experiments.results import Evaluation, Row, TaskTable, save_evaluation
 from experiments.run import load_model, open_data, restore
 from unimp_jax.evaluation.bootstrap import interval, metric
@@ -47,7 +47,7 @@ BEST = 10
 
 
 def evaluate_command(
-    folder: tyro.conf.Positional[Place],
+    folder: tyro.conf.Positional[PathOrURL],
     config: Annotated[EvaluationConfig, tyro.conf.arg(name="")],
     processes: ProcessesConfig = ProcessesConfig(),
 ) -> None:

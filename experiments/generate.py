@@ -25,10 +25,10 @@ from experiments.data import ExperimentData
 from experiments.evals import EVALS
 from experiments.evals.base import titled
 from experiments.evals.config import GenerateConfig
-from experiments.places import Place
+from experiments.path_options import PathOrURL
 from experiments.request import FIELDS, STDIN, Request, decoded, read_request
 from experiments.run import open_to_ask
-from experiments.terminal import cleaned, fitted, room
+from experiments.terminal import cleaned, fitted, terminal_width
 from unimp_jax.decoding import BeamConfig
 
 SHOWN = 3
@@ -36,7 +36,7 @@ SHOWN = 3
 
 
 def generate_command(
-    folder: tyro.conf.Positional[Place], config: Annotated[GenerateConfig, tyro.conf.arg(name="")]
+    folder: tyro.conf.Positional[PathOrURL], config: Annotated[GenerateConfig, tyro.conf.arg(name="")]
 ) -> None:
     """Answer one user's question with a trained model: what to recommend, what matches a search, how they would rate an
     item, which of three suits them.
@@ -96,10 +96,10 @@ def history_of(corpus: Corpus, query: Query) -> dict[str, Any]:
 def show(answer: dict[str, Any]) -> str:
     """Formats an answer for a terminal, which no text in the data can control."""
     answer = cleaned(answer)
-    who = "the given history" if answer["user"] is None else f"user {fitted(answer['user'], room())}"
+    who = "the given history" if answer["user"] is None else f"user {fitted(answer['user'], terminal_width())}"
     count, latest = (
         answer["history"]["items"],
-        "; ".join(fitted(item["title"], room()) for item in answer["history"]["latest"]),
+        "; ".join(fitted(item["title"], terminal_width()) for item in answer["history"]["latest"]),
     )
     counted = f"{count} item{'' if count == 1 else 's'}, the latest {latest}"
     lines = [f"{answer['task']} for {who}: {counted}", ""]

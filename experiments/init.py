@@ -16,7 +16,7 @@ from experiments.config import ExperimentConfig, load_config
 from experiments.data import ExperimentData
 from experiments.parameters import Parameters, abstract_parameters, init_parameters, take_apart
 from experiments.restore import restore_parameters
-from unimp_jax.interop.placing import place
+from unimp_jax.interop.loading import load_values
 from unimp_jax.interop.start import Geometry, read_start, start_values
 from unimp_jax.model import DecoderConfig
 from unimp_jax.model.quantization import quantize_layers
@@ -127,7 +127,7 @@ def initial_parameters(config: ExperimentConfig, mesh: Mesh, data: ExperimentDat
     filled = [part for part in read_start(config.init_from).geometry.parts if part != "embeddings"]
     parameters = init_parameters(config, mesh, filled)
     values = start_values(config.init_from, config.model)
-    trainable, frozen = place((parameters.trainable, parameters.frozen), values)
+    trainable, frozen = load_values((parameters.trainable, parameters.frozen), values)
     return with_content(dataclasses.replace(parameters, trainable=trainable, frozen=frozen), data)
 
 
@@ -135,7 +135,7 @@ def with_content(parameters: Parameters, data: ExperimentData | None) -> Paramet
     """Returns the parameters with the content of the catalogue's tokens, if there is any, written in place."""
     if data is None or data.config.content.is_empty:
         return parameters
-    (frozen,) = place((parameters.frozen,), [("embeddings/content", (), data.content)])
+    (frozen,) = load_values((parameters.frozen,), [("embeddings/content", (), data.content)])
     return dataclasses.replace(parameters, frozen=frozen)
 
 

@@ -27,7 +27,7 @@ from experiments.restore import Checkpoint, restore_parameters
 from experiments.step import to_device
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.interop.importing import GEOMETRY, exported_values
-from unimp_jax.interop.placing import place
+from unimp_jax.interop.loading import load_values
 from unimp_jax.model import PARTS
 from unimp_jax.model.adapters import merge_adapters
 from unimp_jax.model.quantization import dequantize_layers
@@ -265,7 +265,7 @@ def read_exported(folder: Path, config: ExperimentConfig) -> Predictor:
     """
     mesh, values = make_mesh(config.mesh), exported_values(folder, config.model)
     parameters = init_parameters(config, mesh, PARTS)
-    trainable, frozen = place((parameters.trainable, parameters.frozen), values)
+    trainable, frozen = load_values((parameters.trainable, parameters.frozen), values)
     return to_be_asked(parameters.graph, mesh, (trainable, frozen))
 
 

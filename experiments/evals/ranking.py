@@ -30,7 +30,7 @@ from experiments.evals.base import (
 )
 from experiments.evals.config import GenerateConfig
 from experiments.evals.recommender import recommender
-from experiments.terminal import columns, fitted, padded, room
+from experiments.terminal import columns, fitted, padded, terminal_width
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.evaluation.predictor import Predictor, Seen
 from unimp_jax.evaluation.ranking import Ranked, ranks, seen_bitmap
@@ -176,8 +176,10 @@ def show_items(items: list[dict[str, Any]]) -> list[str]:
             "no item is left to recommend, because the history contains the whole catalogue (--unfiltered also "
             "ranks seen items)"
         ]
-    ids = column("item", [item["item"] for item in items], room() // 2)
-    titles = column("title", [item["title"] for item in items], room() - len("rank    probability  ") - columns(ids[0]))
+    ids = column("item", [item["item"] for item in items], terminal_width() // 2)
+    titles = column(
+        "title", [item["title"] for item in items], terminal_width() - len("rank    probability  ") - columns(ids[0])
+    )
     numbers = ["rank", *(f"{item['rank']:4}" for item in items)]
     shares = ["probability", *(f"{item['probability']:11.2%}" for item in items)]
     return ["  ".join(cells) for cells in zip(numbers, titles, ids, shares, strict=True)]

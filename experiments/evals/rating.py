@@ -32,7 +32,7 @@ from experiments.evals.queries import EvaluationQueries, evaluation_queries
 from experiments.evals.recommender import SHARES
 from experiments.memory import RatingMemory
 from experiments.request import Request
-from experiments.terminal import fitted, room
+from experiments.terminal import fitted, terminal_width
 from unimp_jax.decoding import BeamConfig
 from unimp_jax.evaluation.metrics import RATING_METRICS, rating_errors
 from unimp_jax.evaluation.predictor import Predictor
@@ -69,7 +69,7 @@ class RatingEval(TaskEval):
 
     def show(self, answer: dict[str, Any]) -> list[str]:
         cut = "" if answer["whole"] else " … (cut off; raise --new-tokens to see more)"
-        item = f"{fitted(answer['title'], room())} ({answer['item']})"
+        item = f"{fitted(answer['title'], terminal_width())} ({answer['item']})"
         if answer["rating"] is None:
             words = f"answer       {answer['answer'] or 'empty'}{cut}"
             return [item, "rating       none: the answer does not begin with a rating", words]

@@ -41,7 +41,7 @@ from experiments.evals.base import (
 from experiments.evals.config import GenerateConfig
 from experiments.evals.recommender import NextItem, WithMemory, recommender
 from experiments.request import Request
-from experiments.terminal import fitted, room
+from experiments.terminal import fitted, terminal_width
 from unimp_jax.evaluation.metrics import SELECTION_METRICS, selection_counts
 from unimp_jax.evaluation.predictor import Predictor
 
@@ -118,7 +118,7 @@ class SelectionEval(TaskEval):
         chosen = [item["item"] for item in answer["chosen"]]
         marks = ["chosen" if item["item"] in chosen else "" for item in answer["candidates"]]
         return [
-            f"{mark:6}  {fitted(item['title'], room())} ({item['item']})"
+            f"{mark:6}  {fitted(item['title'], terminal_width())} ({item['item']})"
             for mark, item in zip(marks, answer["candidates"], strict=True)
         ]
 

@@ -15,7 +15,7 @@ import tyro
 from data_pipelines.atomic import atomic_file
 from data_pipelines.errors import DataError
 from data_pipelines.object_store import is_remote
-from experiments.places import Place
+from experiments.path_options import PathOrURL
 from experiments.report import charts, tables
 from experiments.report.compare import compare, is_minor
 from experiments.report.runs import Group, LeftOut, read_groups
@@ -61,7 +61,7 @@ class SourceReport:
 
 
 def report_command(
-    folders: tyro.conf.Positional[tuple[Place, ...]], split: str = "test", out: Place | None = None
+    folders: tyro.conf.Positional[tuple[PathOrURL, ...]], split: str = "test", out: PathOrURL | None = None
 ) -> None:
     """Write one page of a run that was evaluated, or of many, with what they differ in, and their tables as Markdown.
 

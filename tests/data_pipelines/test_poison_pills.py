@@ -20,7 +20,7 @@ from data_pipelines.tasks.examples import RowShape, longest_kept
 from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
 from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out
 from data_pipelines.tasks.registry import default_shares
-from data_pipelines.tasks.room import check_room, least_row_shape, long_texts
+from data_pipelines.tasks.row_checks import check_row_shape, least_row_shape, long_texts
 from data_pipelines.vocabulary import Vocabulary, VocabularyConfig, attribute_texts, build_vocabulary
 from tests.data_pipelines.small import drawn, image
 
@@ -124,7 +124,7 @@ PILLS: dict[str, tuple[list[Item], list[User]]] = {
 def test_three_blocks_are_planned_and_every_example_fits(name):
     corpus = build_corpus(*PILLS[name])
     writer, queries = writer_of(corpus), TrainingQueries(corpus, QueryConfig(), seed=0)
-    check_room(writer, queries.tasks)
+    check_row_shape(writer, queries.tasks)
     planner = BlockPlanner(queries, writer, BLOCKS, seed=0)
     for block in range(3):
         assert sum(map(len, planner(block).rows)) == BLOCKS.block_examples
@@ -208,9 +208,9 @@ def test_a_budget_without_room_for_a_question_is_refused_with_the_least(task, sm
     corpus = build_corpus(films(8), OTHERS)
     writer = writer_of(corpus, row_shape=dataclasses.replace(ROW_SHAPE, **small))
     with pytest.raises(ValueError, match=f"a {task} question does not fit: {least} .*--queries.mix.{task} 0"):
-        check_room(writer, [task])
+        check_row_shape(writer, [task])
     enough = writer_of(corpus, row_shape=least_row_shape(writer, task), vocabulary=writer.vocabulary)
-    check_room(enough, [task])
+    check_row_shape(enough, [task])
     asked = held_out(corpus, "test", task).queries
     for query in asked:
         assert_fits(enough, query)
@@ -221,7 +221,7 @@ def test_a_budget_without_room_for_a_question_is_refused_with_the_least(task, sm
 def test_a_source_without_images_needs_no_room_for_any():
     corpus = build_corpus(films(8), OTHERS)
     writer = writer_of(corpus, dataclasses.replace(SHORT, images=False), dataclasses.replace(ROW_SHAPE, images=0))
-    check_room(writer, ["recommendation", "search", "rating", "selection"])
+    check_row_shape(writer, ["recommendation", "search", "rating", "selection"])
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from unimp_jax.interop.file_formats import check_file_format
 from unimp_jax.interop.language import OURS, embeddings
 from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
-from unimp_jax.interop.stand_ins import refuse_stand_in
 from unimp_jax.interop.weights import Stored
 from unimp_jax.model import DecoderConfig
 
@@ -51,7 +51,7 @@ def open_reader(path: Path) -> Any:
     Raises:
       WeightsError: The package is not installed; or the file is truncated or does not contain a LLaMA.
     """
-    refuse_stand_in(path, "GGUF")  # reported even without the package
+    check_file_format(path, "GGUF")  # reported even without the package
     try:
         from gguf import GGUFReader
     except ImportError as error:

@@ -15,6 +15,7 @@ from unimp_jax.interop.shards import SHARD_BYTES, refuse_existing, whole_folder
 from unimp_jax.interop.start import Described, Geometry, write_start
 from unimp_jax.interop.tokenizers import add_flamingo_tokens, check_tokenizer, load_tokenizer
 from unimp_jax.interop.vision import tower, vision_config, vision_root
+from unimp_jax.interop.vision_language import read_vision_language, weights_of
 from unimp_jax.interop.vqgan import import_vqgan
 from unimp_jax.interop.weights import (
     Stored,
@@ -28,7 +29,6 @@ from unimp_jax.interop.weights import (
     renamed,
     understood,
 )
-from unimp_jax.interop.whole import read_whole, weights_of
 from unimp_jax.model import DecoderConfig, GatedCrossAttentionConfig, ModelConfig, VisionConfig
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def gather(config: ImportConfig) -> tuple[Geometry, list[WeightSource], dict[str
     if config.vision_language:
         if len(config.sources) > 1:
             raise WeightsError("--vision-language is a complete model and can only be combined with --tokenizer")
-        model, source, described = read_whole(locate(config.vision_language))
+        model, source, described = read_vision_language(locate(config.vision_language))
         return Geometry.of(model), [source], described
     if not config.sources:
         raise WeightsError(

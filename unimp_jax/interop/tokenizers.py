@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unimp_jax.interop.file_formats import check_file_format
 from unimp_jax.interop.gguf import gguf_file
 from unimp_jax.interop.layout import WeightsError
-from unimp_jax.interop.stand_ins import refuse_stand_in
 from unimp_jax.interop.weights import reason
 from unimp_jax.model import DecoderConfig
 
@@ -34,7 +34,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
         if not any((path / name).exists() for name in ONE_OF):
             return None
         for file in sorted({file for pattern in FILES for file in path.glob(pattern)}):
-            refuse_stand_in(file, "other")
+            check_file_format(file, "other")
     from transformers import AutoTokenizer
 
     try:

@@ -12,8 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from unimp_jax.interop.file_formats import check_file_format
 from unimp_jax.interop.layout import WeightsError
-from unimp_jax.interop.stand_ins import refuse_stand_in
 from unimp_jax.interop.weights import Stored, reason
 
 
@@ -62,7 +62,7 @@ def load_torch(path: Path) -> Any:
     Raises:
       WeightsError: It contains something else; torch's advice to read it anyway, executing its code, is suppressed.
     """
-    refuse_stand_in(path, "torch")
+    check_file_format(path, "torch")
     try:
         import torch
     except ImportError as error:

@@ -14,8 +14,8 @@ import numpy as np
 import pydantic
 from safetensors import SafetensorError, safe_open
 
+from unimp_jax.interop.file_formats import check_file_format
 from unimp_jax.interop.layout import WeightsError
-from unimp_jax.interop.stand_ins import refuse_stand_in
 
 TOKENIZER_FILES = ("*.model", "*.txt", "tokenizer*", "special_tokens_map.json", "added_tokens.json")
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -100,7 +100,7 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
     Raises:
       WeightsError: The file is missing, truncated or not a safetensors file.
     """
-    refuse_stand_in(path, "safetensors")
+    check_file_format(path, "safetensors")
     try:
         file = safe_open(path, framework="numpy", backend="pread")  # pages of a mapped file would stay in memory
         slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
@@ -241,7 +241,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       WeightsError: The file is missing or not a JSON object.
     """
-    refuse_stand_in(path, "other")
+    check_file_format(path, "other")
     try:
         read = json.loads(path.read_bytes())  # bytes, for byte order marks and UTF-16
     except FileNotFoundError as error:

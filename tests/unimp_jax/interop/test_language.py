@@ -15,7 +15,7 @@ from unimp_jax.interop import language
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import ImportConfig, import_weights
 from unimp_jax.interop.layout import WeightsError
-from unimp_jax.interop.placing import place
+from unimp_jax.interop.loading import load_values
 from unimp_jax.interop.start import read_start, start_values
 from unimp_jax.model import (
     DecoderConfig,
@@ -289,7 +289,7 @@ def check_tower(folder, theirs, class_token: bool) -> str:
 
 def vision_of(start, config: ModelConfig, images: np.ndarray) -> np.ndarray:
     graph, state = nnx.split(nnx.jit(lambda: VisionTower(config.vision, DTypes(), Loop(), nnx.Rngs(0)))())
-    (whole,) = place((nnx.State({"vision": state}),), start_values(start, config))
+    (whole,) = load_values((nnx.State({"vision": state}),), start_values(start, config))
     return np.asarray(jax.jit(lambda state, images: nnx.merge(graph, state)(images))(whole["vision"], images))
 
 

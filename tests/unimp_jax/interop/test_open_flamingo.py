@@ -14,8 +14,8 @@ from unimp_jax.batch import Batch
 from unimp_jax.interop import open_flamingo
 from unimp_jax.interop.importing import ImportConfig, import_weights
 from unimp_jax.interop.layout import WeightsError, model_shapes
+from unimp_jax.interop.loading import load_values
 from unimp_jax.interop.matching import WeightSource, match
-from unimp_jax.interop.placing import place
 from unimp_jax.interop.weights import open_weights
 from unimp_jax.model import (
     DecoderConfig,
@@ -135,7 +135,7 @@ def loaded(name: str) -> UniMP:
     keys = list(weights.arrays)
     table = open_flamingo.table(config, open_flamingo.tabulate_by_keys(keys), open_flamingo.vision_table(keys))
     graph, state = nnx.split(drawn(config))
-    (state,) = place((state,), match([WeightSource(weights, table)], model_shapes(config)).arrays())
+    (state,) = load_values((state,), match([WeightSource(weights, table)], model_shapes(config)).arrays())
     return nnx.merge(graph, state)
 
 

@@ -26,7 +26,7 @@ PACKED = {
 TORCH_TOO = (b"PK\x03\x04",)
 
 
-def refuse_stand_in(path: Path, kind: str) -> None:
+def check_file_format(path: Path, kind: str) -> None:
     """Checks the first bytes of a file before its reader does; a missing file is left to the reader.
 
     Args:
@@ -42,11 +42,11 @@ def refuse_stand_in(path: Path, kind: str) -> None:
             head, size = file.read(HEAD), path.stat().st_size
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
-    if fault := stands_in(head, size, kind):
+    if fault := format_fault(head, size, kind):
         raise WeightsError(f"{path}{fault}")
 
 
-def stands_in(head: bytes, size: int, kind: str) -> str | None:
+def format_fault(head: bytes, size: int, kind: str) -> str | None:
     """Returns the rest of an error message about a file that is not what it should be; None if it may be."""
     wanted = "the file itself" if kind == "other" else "the weights"
     if not size:

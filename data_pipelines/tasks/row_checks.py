@@ -26,7 +26,7 @@ def least_row_shape(writer: PromptWriter, task: str) -> RowShape:
     return RowShape(*writer.blank().lay_out(Queries.of([Query(task, 0, 0, right, candidates)])).sizes[0].tolist())
 
 
-def check_room(writer: PromptWriter, tasks: Iterable[str]) -> None:
+def check_row_shape(writer: PromptWriter, tasks: Iterable[str]) -> None:
     """Checks that a row can hold the questions of all the tasks.
 
     Raises:

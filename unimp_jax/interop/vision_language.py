@@ -28,7 +28,7 @@ PACKAGES: dict[str, Package] = {"idefics": idefics, "llava": llava, "idefics3": 
 """The model classes by `model_type`."""
 
 
-def read_whole(path: Path) -> tuple[ModelConfig, WeightSource, dict[str, Any]]:
+def read_vision_language(path: Path) -> tuple[ModelConfig, WeightSource, dict[str, Any]]:
     """Returns (model configuration, weights, the language model's part of the config.json).
 
     Raises:
