@@ -46,11 +46,11 @@ def check_replaceable(place: Path, parts: Collection[str], source_dir: Path | No
         raise DataError(f"{place} is {'a link' if place.is_symlink() else 'not a folder'}: {remedy}")
     names = sorted(name for name in os.listdir(place) if not name.startswith("."))
     if not os.path.isfile(place / MADE):
-        holds = f"it holds {', '.join(names[:3])}{' …' * (len(names) > 3)}" if names else "it is empty"
+        holds = f"it contains {', '.join(names[:3])}{' …' * (len(names) > 3)}" if names else "it is empty"
         raise DataError(f"{place} was not made by `unimp prepare` ({holds}, and there is no {MADE}): {remedy}")
     others = [name for name in names if name not in (MADE, *parts)]
     if others:
-        raise DataError(f"{place} also holds {', '.join(others[:3])}, which `unimp prepare` did not make: {remedy}")
+        raise DataError(f"{place} also contains {', '.join(others[:3])}, which `unimp prepare` did not make: {remedy}")
 
 
 @contextlib.contextmanager

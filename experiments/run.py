@@ -44,7 +44,7 @@ ALL_DEVICES = MeshConfig(data=-1)
 
 LOGGED = {
     "token slots filled": ("fill", ".1%"),
-    "tokens a second": ("tokens_per_second", ",.0f"),
+    "tokens per second": ("tokens_per_second", ",.0f"),
     "share of peak": ("mfu", ".1%"),
     "waiting for data": ("waiting_share", ".2%"),
     "goodput": ("goodput", ".1%"),

@@ -106,7 +106,7 @@ def half(tasks: Sequence[str]) -> list[Ablation]:
 def one_task_a_stage(tasks: Sequence[str]) -> list[Ablation]:
     """Returns the stages of the curriculum, one task each."""
     if len(tasks) < 2:
-        raise ValueError(f"the base trains for {tasks[0]} alone")
+        raise ValueError(f"the base trains only for {tasks[0]}")
     return [
         Ablation(f"curriculum_{number}_{task}", f"stage {number} of curriculum: {task}", only(task))
         for number, task in enumerate(tasks, start=1)
@@ -237,7 +237,7 @@ ALL = [
     Ablation("one_token_ids", "each item has its own token", {"vocabulary.item_codes": None}),
     Ablation("semantic_ids", "items have semantic ids, made by the model of the base", {}, needs_ids=True),
     *(Ablation(f"history_{n}", f"histories of at most {n} items", history(n)) for n in (1, 2, 5, 10, 20, 50, 100)),
-    Ablation("packed", "several examples in a row", {"loader.packed": True}),
+    Ablation("packed", "several examples per row", {"loader.packed": True}),
     Ablation("padded", "one example per row, and the same number of rows", {"loader.packed": False}),
     Ablation("width_half", "a decoder half as wide", width(0.5)),
     Ablation("width_double", "a decoder twice as wide", width(2)),

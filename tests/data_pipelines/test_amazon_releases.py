@@ -202,7 +202,7 @@ def test_a_bad_review_is_refused_by_name_or_left_out(name: str, bad: Any, messag
         ("amazon_2014", {"asin": "B 1"}, "field 'asin' is 'B 1'; it must be an identifier"),
         ("amazon_2018", {"imageURL": {}}, "field 'imageURL' is {}, a dict; it must be list or str"),
         ("amazon_2018", {"main_cat": 1}, "field 'main_cat' is 1, a int; it must be str"),
-        ("amazon_2023", {"images": ["x"]}, "field 'images' holds \"x\"; it must hold objects"),
+        ("amazon_2023", {"images": ["x"]}, "field 'images' contains \"x\"; it must contain objects"),
         ("amazon_2023", {"images": [{"large": 1}]}, "field 'large' is 1, a int; it must be str"),
         ("amazon_2023", {"details": 1}, "field 'details' is 1, a int; it must be dict or str"),
     ],

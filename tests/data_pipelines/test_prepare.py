@@ -77,7 +77,7 @@ def test_a_folder_that_it_did_not_make_is_refused(source: Path, data: Path) -> N
     (data / "empty").mkdir()
     (data / "notes" / "thesis.txt").write_text("x")
     refused(
-        r"notes was not made by `unimp prepare` \(it holds thesis.txt, and there is no prepared.json\)",
+        r"notes was not made by `unimp prepare` \(it contains thesis.txt, and there is no prepared.json\)",
         data,
         source,
         name="notes",
@@ -93,7 +93,7 @@ def test_a_folder_of_records_with_something_of_others_is_refused(source: Path, d
     prepare(NAME, data, source)
     (data / NAME / "ids.parquet").write_text("x")
     before = contents(data)
-    refused(r"also holds ids.parquet, which `unimp prepare` did not make", data, source)
+    refused(r"also contains ids.parquet, which `unimp prepare` did not make", data, source)
     assert contents(data) == before
 
 

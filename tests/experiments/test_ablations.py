@@ -229,7 +229,7 @@ def test_the_command_line_of_a_cell_says_its_configuration(name, tmp_path):
             {"tasks": list(TASKS)[:2]},
             "does not train for rating .* or its source does not allow it",
         ),
-        ("curriculum", {}, {"tasks": list(TASKS)[:1]}, "trains for recommendation alone"),
+        ("curriculum", {}, {"tasks": list(TASKS)[:1]}, "trains only for recommendation"),
         ("semantic_ids", {"vocabulary.item_codes": Path("ids.parquet")}, {}, "already have semantic ids"),
         (
             "trained_tower",

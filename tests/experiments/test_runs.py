@@ -287,7 +287,7 @@ def test_evaluation_and_report(data, run):
     assert "data:image/jpeg;base64," in page
     assert "http:" not in page
     assert "https:" not in page
-    assert "Training cross entropy, recommendation, nats a token" in page
+    assert "Training cross entropy, recommendation, nats per token" in page
     assert not list(run.glob("*.partial"))
 
 
