@@ -39,7 +39,7 @@ def make_path(text: str | PurePath) -> Path:
     scheme, colon, rest = str(text).partition(":/")
     if is_remote(text) or not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
         return Path(text)
-    known = " and ".join(f"{one}://BUCKET/FOLDER" for one in PACKAGES)
+    known = " or ".join(f"{one}://BUCKET/FOLDER" for one in PACKAGES)
     if scheme not in PACKAGES:
         raise URLError(f"{text}: unknown kind of URL; use {known}, or begin a local path with ./")
     if not re.match(r"/[^/]", rest):

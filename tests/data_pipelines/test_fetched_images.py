@@ -57,7 +57,7 @@ def test_images_are_fetched_once_and_failures_are_reported(site: Site, tmp_path:
         assert urls["gone"] in told["gone"]
         for item, reason in [
             ("gone", "status 404"),
-            ("page", "not an image: cannot identify"),
+            ("page", "not an image: unknown image format"),
             ("half", "not an image: "),
             ("pixel", "not an image: a single pixel"),
             ("large", r"larger than 0.125 MiB"),

@@ -225,7 +225,7 @@ def test_a_bad_purchase_is_refused_by_its_line_or_left_out(folder: Path, line: s
     [
         (article("108775015"), "field 'article_id' is '108775015'; it must be ten digits; a leading zero is missing"),
         (article("0108775015"), "article 0108775015 occurs twice"),
-        (article("0108775016")[:-1], "24 fields where 25 should be"),
+        (article("0108775016")[:-1], "24 fields; expected 25"),
     ],
 )
 def test_a_bad_article_is_refused_by_its_line_or_left_out(folder: Path, row: list[str], message: str) -> None:

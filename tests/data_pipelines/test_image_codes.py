@@ -67,7 +67,7 @@ def test_every_code_has_a_token_and_every_image_as_many_as_the_grid():
         ([[0, 1], [1, 0]], (1, 2), 1, "outside the codebook of 1 "),
         ([[0, 1], [1, -1]], (1, 2), 2, "outside the codebook of 2 "),
         ([[0, 1], [1, -2]], (1, 2), 2, "outside the codebook of 2 "),
-        ([[], []], (0, 2), 2, "1 or more"),
+        ([[], []], (0, 2), 2, "height and width must be at least 1"),
         ([[0, 1], [1, 0]], (2,), 2, "height and width must be at least 1"),
     ],
 )
@@ -90,5 +90,7 @@ def test_a_file_that_is_missing_cut_or_of_another_kind_is_reported(tmp_path):
     with pytest.raises(DataError, match=r"images.parquet: not a file of image codes"):
         load_image_codes(path, NAMES)
     save_codes(path, ItemCodes(NAMES, np.arange(4, dtype=np.int32)[:, None], (4,)))
-    with pytest.raises(DataError, match=r"images.parquet: not a file of image codes \(nothing says"):
+    with pytest.raises(
+        DataError, match=r"images.parquet: not a file of image codes \(the metadata lack the number of codes"
+    ):
         load_image_codes(path, NAMES)

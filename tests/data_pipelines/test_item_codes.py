@@ -59,7 +59,7 @@ def test_no_token_is_that_of_a_candidate_however_many_levels_there_are():
     ("rows", "sizes", "message"),
     [
         ([[0, 1], [1, 0]], (2, 2, 2), r"shape \(2, 2\); expected \[items, levels\] = \(2, 3\)"),
-        ([[0, 1]], (2, 2), r"shape \(1, 2\): \(2, 2\)"),
+        ([[0, 1]], (2, 2), r"shape \(1, 2\); expected \[items, levels\] = \(2, 2\)"),
         ([[0, 1], [0, 1]], (2, 2), "two items have the same codes"),
         ([[0, 1], [0, 2]], (2, 2), r"outside the range of its level; the levels have \(2, 2\) codes"),
         ([[0, 1], [-1, 1]], (2, 2), "outside the range of its level"),

@@ -100,12 +100,12 @@ GOOD = user_line(1, [1])
         (
             "users.jsonl",
             '{"user": 2, "history": [1.5], "validation": null, "test": 1}',
-            r"line 2: .*'history' holds 1.5",
+            r"line 2: .*'history' contains 1.5",
         ),
         ("items.jsonl", movie_line(1), r"items.jsonl line 2: item 1 occurs twice"),
         ("items.jsonl", movie_line(2, year=[]), r"items.jsonl line 2: .*field 'year' is \[\], a list; it must be"),
         ("items.jsonl", movie_line(2, genres="Drama"), r"items.jsonl line 2: .*field 'genres' is \"Drama\", a str"),
-        ("items.jsonl", movie_line(2, genres=[1]), r"items.jsonl line 2: .*field 'genres' holds 1"),
+        ("items.jsonl", movie_line(2, genres=[1]), r"items.jsonl line 2: .*field 'genres' contains 1"),
     ],
 )
 def test_a_bad_line_is_refused_by_name_or_left_out(folder: Path, file: str, line: str, message: str) -> None:

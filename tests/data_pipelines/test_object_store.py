@@ -61,8 +61,8 @@ def test_all_that_is_no_url_is_a_local_path(text):
     [
         ("gs:/bucket/x", "malformed URL; it must be gs://BUCKET/FOLDER, with two slashes"),
         ("s3:///x", "malformed URL; it must be s3://BUCKET/FOLDER, with two slashes"),
-        ("s4://bucket/x", "s3://BUCKET/FOLDER and gs://BUCKET/FOLDER are known"),
-        ("http://x/y", "s3://BUCKET/FOLDER and gs://BUCKET/FOLDER are known"),
+        ("s4://bucket/x", "use s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"),
+        ("http://x/y", "use s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"),
     ],
 )
 def test_a_url_that_is_none_is_refused(text, right):

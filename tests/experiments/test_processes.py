@@ -264,7 +264,7 @@ def test_processes_that_a_launcher_started_and_jax_does_not_find_are_reported(mo
 
 def test_a_taken_port_ends_in_one_line(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", fails(RuntimeError("UNKNOWN: Failed to start\n RPC server")))
-    with pytest.raises(ValueError, match=r"not be joined at localhost:1 \(UNKNOWN: Failed to start\).*port free"):
+    with pytest.raises(ValueError, match=r"not be joined at localhost:1 \(UNKNOWN: Failed to start\).*port is free"):
         join(ProcessesConfig("localhost:1", 2, 0))
 
 

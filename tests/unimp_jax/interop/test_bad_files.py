@@ -50,7 +50,7 @@ def test_language_model_as_torch_files(sound, tmp_path):
     assert all(np.array_equal(first[key], second[key]) for key in first)
     torch.save(weights | {next(iter(map_)): torch.zeros(1)}, folder / "pytorch_model-1.bin")
     said = refused(ImportConfig(language=str(folder)), tmp_path)
-    assert f"{next(iter(map_))} is in pytorch_model-0.bin as well" in said
+    assert f"{next(iter(map_))} is also in pytorch_model-0.bin" in said
 
 
 @pytest.fixture
