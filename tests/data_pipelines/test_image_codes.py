@@ -90,7 +90,5 @@ def test_a_file_that_is_missing_cut_or_of_another_kind_is_reported(tmp_path):
     with pytest.raises(DataError, match=r"images.parquet: not a file of image codes"):
         load_image_codes(path, NAMES)
     save_codes(path, ItemCodes(NAMES, np.arange(4, dtype=np.int32)[:, None], (4,)))
-    with pytest.raises(
-        DataError, match=r"images.parquet: not a file of image codes \(the metadata lack the number of codes"
-    ):
+    with pytest.raises(DataError, match=r"not a file of image codes \(the metadata lack the number of codes"):
         load_image_codes(path, NAMES)

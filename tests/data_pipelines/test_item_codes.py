@@ -114,8 +114,12 @@ def test_the_file_that_the_mistakes_below_are_made_in_is_right(tmp_path):
         (ROWS, {"names": (*NAMES[:3], NAMES[0])}, "two rows"),
         ([None, *ROWS[1:]], {}, "not a file of item codes"),
         ([[None, 0, 0], *ROWS[1:]], {}, "not a file of item codes"),
-        ([row[: 3 + n] for n, row in zip((0, -1, 0, -2), ROWS, strict=True)], {"kind": pa.list_(pa.int32())}, "right"),
-        (["abc"] * 4, {"kind": pa.string()}, "is of string"),
+        (
+            [row[: 3 + n] for n, row in zip((0, -1, 0, -2), ROWS, strict=True)],
+            {"kind": pa.list_(pa.int32())},
+            "it must be",
+        ),
+        (["abc"] * 4, {"kind": pa.string()}, "has type string"),
     ],
 )
 def test_wrong_codes_are_reported_with_the_file_they_stand_in(tmp_path, rows, changes, words):
