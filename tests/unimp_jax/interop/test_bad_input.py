@@ -96,7 +96,7 @@ def test_same_key_in_two_shards(language, tmp_path):
     key = next(iter(load_file(first)))
     save_file(load_file(second) | {key: np.zeros(3, np.float32)}, second)
     said = refused(ImportConfig(language=str(language)), tmp_path)
-    assert f"{key} is in {first.name} as well" in said
+    assert f"{key} is also in {first.name}" in said
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "gemma3_text", "qwen3_moe", None])

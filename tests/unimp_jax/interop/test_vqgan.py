@@ -221,7 +221,7 @@ def check_places(config):
         ({"norm_num_groups": 5}, "groups 5 must divide"),
         ({"up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"]}, "mirror images"),
         ({"block_out_channels": [8, 24]}, "has shape"),
-        ({"layers_per_block": 2}, "arrays are missing"),
+        ({"layers_per_block": 2}, "arrays required by the geometry are missing"),
     ],
 )
 def test_another_geometry_is_refused_in_one_line(change, told, tmp_path):
