@@ -25,7 +25,7 @@ def check_place(path: Path) -> None:
       DataError: the path is a folder.
     """
     if path.is_dir():
-        raise DataError(f"{path} is a folder; name a file that is to hold the codes, such as {path / 'codes.parquet'}")
+        raise DataError(f"{path} is a folder; name a file for the codes, such as {path / 'codes.parquet'}")
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -69,7 +69,7 @@ def code_rows(table: pa.Table, length: int) -> np.ndarray:
     """
     column, right = table["codes"], pa.list_(pa.int32(), length)
     if column.type != right:
-        raise ValueError(f"column codes is of {column.type}: {right} is right")
+        raise ValueError(f"column codes has type {column.type}; it must be {right}")
     # `to_numpy` would make pyarrow import pandas; this also fails for missing numbers.
     codes = np.from_dlpack(column.combine_chunks().flatten())
     return codes.reshape(len(table), length)

@@ -233,7 +233,7 @@ def read_columns(folder: Path) -> tuple[Corpus, np.ndarray] | None:
         arrays = {name: mapped(folder / f"{name}.bin", dtype, lengths[name]) for name, dtype in NUMBERS.items()}
         items, users, texts = (table(folder / f"{name}.arrow") for name in ("items", "users", "texts"))
         if (len(items), len(users)) != (about["items"], about["users"]):
-            raise ValueError(f"{len(items)} items and {len(users)} users, where {about} are right")
+            raise ValueError(f"{len(items)} items and {len(users)} users; expected {about}")
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise DataError(f"{folder} cannot be read ({error}); prepare the source again") from error
     corpus = Corpus(
@@ -252,7 +252,7 @@ def mapped(path: Path, dtype: type[np.generic], length: int) -> np.ndarray:
     """Memory-maps the array in a file, after checking its size."""
     size, right = path.stat().st_size, length * np.dtype(dtype).itemsize
     if size != right:
-        raise ValueError(f"{path.name} has {size:,} bytes, where {right:,} are right")
+        raise ValueError(f"{path.name} has {size:,} bytes; expected {right:,}")
     return np.memmap(path, dtype, mode="r", shape=(length,)).view(np.ndarray)
 
 

@@ -112,7 +112,7 @@ def split_by_users(corpus: Corpus, seed: int) -> Corpus:
     able = np.flatnonzero(lengths >= 2)
     tenth = len(able) // 10
     if not tenth:
-        raise DataError(f"{len(able)} users have two interactions or more: a split by users needs ten")
+        raise DataError(f"{len(able)} users have two or more interactions; a split by users needs at least ten")
     chosen = np.random.default_rng(seed).permutation(able)
     purpose = np.full(corpus.num_users, TRAIN, np.int8)
     purpose[chosen[:tenth]], purpose[chosen[tenth : 2 * tenth]] = VALIDATION, TEST
@@ -135,11 +135,14 @@ def with_user(corpus: Corpus, user_id: str, items: Sequence[int], ratings: Seque
     if user_id in corpus.user_ids:
         raise DataError(f"user {user_id} occurs twice; ids must be unique in a source")
     if not len(items):
-        raise DataError(f"user {user_id} has met nothing: a history of one item or more is needed")
+        raise DataError(f"user {user_id} has no interactions; a history of at least one item is needed")
     if not all(0 <= item < corpus.num_items for item in items):
-        raise ValueError(f"items {list(items)} are not all among the {corpus.num_items} of the catalogue")
+        raise ValueError(
+            f"items {list(items)}: item numbers must be at least 0 and below {corpus.num_items}, the size of the "
+            "catalogue"
+        )
     if len(ratings) != len(items):
-        raise ValueError(f"{len(ratings)} ratings of {len(items)} items: one for each is right")
+        raise ValueError(f"{len(ratings)} ratings for {len(items)} items; give one rating for each item")
 
     def added(array: np.ndarray, values: Sequence[float]) -> np.ndarray:
         return np.concatenate([array, np.array(values, array.dtype)])
@@ -177,7 +180,8 @@ def leave_one_out(user: User) -> list[int]:
         splits = [SPLITS.get(split, TRAIN) for split in prescribed]
         if splits != sorted(splits) or splits.count(VALIDATION) > 1 or splits.count(TEST) > 1:
             raise DataError(
-                f"user {user.user_id}: prescribed splits must run train…, validation, test, each held-out one once"
+                f"user {user.user_id}: prescribed splits must be in the order train, validation, test, with at "
+                "most one validation and one test interaction"
             )
         return splits
     splits = [TRAIN] * len(prescribed)
@@ -257,7 +261,7 @@ def all_events(index: Mapping[str, int], users: Iterable[User]) -> Iterator[User
             texts={number: interaction.text for number, interaction in enumerate(interactions) if interaction.text},
         )
     if not asked:
-        raise DataError("the source has no user with an interaction")
+        raise DataError("no user in the source has an interaction")
 
 
 def refuse_repeats(user_ids: Iterable[str]) -> None:

@@ -56,7 +56,7 @@ class DiskCache:
 
         def known(place: Path) -> T:
             if (place / name / ABOUT).read_text(encoding="utf-8") != about(place / name):
-                raise ValueError(f"{place / name} is damaged, or of something else")
+                raise ValueError(f"{place / name} is damaged or belongs to other data")
             return read(place / name)
 
         for place in self.places:

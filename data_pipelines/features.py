@@ -26,21 +26,19 @@ class FeatureStore:
           DataError: the folder is not as written by `write_features`.
         """
         try:
-            told = json.loads((folder / "features.json").read_bytes())
-            self.shape, self.dtype = tuple(told["shape"]), np.dtype(told["dtype"])
-            self._row = {item: row for row, item in enumerate(told["items"])}
+            description = json.loads((folder / "features.json").read_bytes())
+            self.shape, self.dtype = tuple(description["shape"]), np.dtype(description["dtype"])
+            self._row = {item: row for row, item in enumerate(description["items"])}
             size = len(self._row), *self.shape
             self._features = np.memmap(folder / "features.bin", self.dtype, "r", shape=size)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{folder}: damaged features ({error}); remove the folder, and they are made anew"
-            ) from error
+            raise DataError(f"{folder}: damaged features ({error}); delete the folder to compute them again") from error
 
     def __getitem__(self, item: int) -> np.ndarray:
         return np.asarray(self._features[self._row[item]])
 
 
-def check_room(folder: Path, count: int, shape: tuple[int, ...], dtype: str) -> None:
+def check_disk_space(folder: Path, count: int, shape: tuple[int, ...], dtype: str) -> None:
     """Checks that the disk has room for the features of `count` images.
 
     Raises:
@@ -49,7 +47,7 @@ def check_room(folder: Path, count: int, shape: tuple[int, ...], dtype: str) -> 
     needed = count * int(np.prod(shape)) * np.dtype(dtype).itemsize
     room = shutil.disk_usage(tempfile.gettempdir() if is_remote(folder) else folder.parent).free
     if needed > room:
-        raise DataError(f"{folder}: the features of {count} images need {needed:,} bytes, {room:,} are free")
+        raise DataError(f"{folder}: the features of {count} images need {needed:,} bytes, but only {room:,} are free")
 
 
 def write_features(
@@ -70,5 +68,5 @@ def write_features(
         with (partial / "features.bin").open("wb") as file:
             for features in make(items):
                 file.write(np.ascontiguousarray(features, np.dtype(dtype)).tobytes())
-        told = {"shape": shape, "dtype": dtype, "items": items.tolist()}
-        (partial / "features.json").write_text(json.dumps(told), encoding="utf-8")
+        description = {"shape": shape, "dtype": dtype, "items": items.tolist()}
+        (partial / "features.json").write_text(json.dumps(description), encoding="utf-8")

@@ -39,11 +39,11 @@ def fingerprint(
     """
 
     def of_texts() -> Fingerprint:
-        said = list(prompts)
+        texts = list(prompts)
         return {
             "items": (corpus.num_items, _digest(_texts(corpus.item_ids))),
             "texts of items": _texts_of_items(corpus),
-            "texts of prompts": digest_of(said),
+            "texts of prompts": digest_of(texts),
         }
 
     ratings = (np.nan_to_num(part.astype("<f4"), nan=-1e30).tobytes() for part in _parts(corpus.ratings))
@@ -92,29 +92,29 @@ def check_same(path: Path, data: Fingerprint, parts: Collection[str] = DATA_PART
     except FileNotFoundError:
         return
     except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise DataError(f"{path}: does not say what data the run was trained on ({error})") from error
+        raise DataError(f"{path}: the file does not describe the data of the run ({error})") from error
     changed = []
     for name in parts:
         (count, digest), (known, known_digest) = data[name], before.get(name, data[name])
         if digest != known_digest:
-            others = f"{name} {known:,}, now {count:,}" if known != count else f"{known:,} {name}, now others"
+            others = f"{name} {known:,}, now {count:,}" if known != count else f"{known:,} {name} with other values"
             changed.append(others)
     if changed:
         raise DataError(
-            f"the data is not what this run was trained on ({path}): {'; '.join(changed)}; prepare the same source "
-            "again with the same options, or point --data.folder at it"
+            f"the data is not what this run was trained on ({path}): {'; '.join(changed)}; prepare the same "
+            "source again with the same options, or point --data.folder at it"
         )
 
 
 def _texts_of_items(corpus: Corpus) -> tuple[int, str]:
     """Returns the number and the digest of all item texts (titles, attributes, categories), held as bytes only."""
-    counts, lengths, said = array.array("q"), array.array("q"), list[bytes]()
+    counts, lengths, encoded = array.array("q"), array.array("q"), list[bytes]()
     for title, pairs, categories in zip(corpus.titles, corpus.attributes, corpus.categories, strict=True):
         texts = [title, *itertools.chain.from_iterable(pairs), *categories]
         counts.append(len(texts))
         lengths.extend(map(len, texts))
-        said.append(_encoded(texts))
-    return len(lengths), _digest(itertools.chain(_array(np.asarray(counts)), _array(np.asarray(lengths)), said))
+        encoded.append(_encoded(texts))
+    return len(lengths), _digest(itertools.chain(_array(np.asarray(counts)), _array(np.asarray(lengths)), encoded))
 
 
 def _parts(numbers: np.ndarray) -> Iterator[np.ndarray]:

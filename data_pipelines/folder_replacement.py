@@ -35,22 +35,22 @@ def check_replaceable(place: Path, parts: Collection[str], source_dir: Path | No
     Raises:
       DataError: `place` was not made by `unimp prepare`, holds other files, or contains the source's own files.
     """
-    remedy = "nothing was changed; give the records another --name, or another --folder"
+    remedy = "nothing was changed; choose another --name or --folder for the records"
     if source_dir is not None:
         source = source_dir.resolve()
         if place.resolve() in (source, *source.parents):
-            raise DataError(f"{place} is where the source's own files are: {remedy}")
+            raise DataError(f"{place} contains the source's own files: {remedy}")
     if not os.path.lexists(place):
         return
     if place.is_symlink() or not place.is_dir():
-        raise DataError(f"{place} is {'a link' if place.is_symlink() else 'no folder'}: {remedy}")
-    there = sorted(name for name in os.listdir(place) if not name.startswith("."))
+        raise DataError(f"{place} is {'a link' if place.is_symlink() else 'not a folder'}: {remedy}")
+    names = sorted(name for name in os.listdir(place) if not name.startswith("."))
     if not os.path.isfile(place / MADE):
-        holds = f"it holds {', '.join(there[:3])}{' …' * (len(there) > 3)}" if there else "it is empty"
-        raise DataError(f"{place} was not made by `unimp prepare` ({holds}, and no {MADE}): {remedy}")
-    others = [name for name in there if name not in (MADE, *parts)]
+        holds = f"it contains {', '.join(names[:3])}{' …' * (len(names) > 3)}" if names else "it is empty"
+        raise DataError(f"{place} was not made by `unimp prepare` ({holds}, and there is no {MADE}): {remedy}")
+    others = [name for name in names if name not in (MADE, *parts)]
     if others:
-        raise DataError(f"{place} also holds {', '.join(others[:3])}, which `unimp prepare` did not make: {remedy}")
+        raise DataError(f"{place} also contains {', '.join(others[:3])}, which `unimp prepare` did not make: {remedy}")
 
 
 @contextlib.contextmanager
@@ -88,7 +88,7 @@ def _clean_up(place: Path) -> None:
                     continue
         except (OSError, ValueError):  # belongs to another program, or cannot be locked
             continue
-        raise DataError(f"{place} is being prepared by another process: wait for it, or stop it")
+        raise DataError(f"{place} is being prepared by another process; wait until it ends, or stop it")
 
 
 def _remove(work: Path, place: Path) -> None:

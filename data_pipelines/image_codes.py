@@ -35,13 +35,13 @@ class ImageCodes:
     def __post_init__(self) -> None:
         shape = (len(self.item_ids), math.prod(self.grid))
         if len(self.grid) != 2 or min(self.grid) < 1:
-            raise DataError(f"a grid of {self.grid} codes: a height and a width of 1 or more is right")
+            raise DataError(f"a grid of {self.grid} codes: height and width must be at least 1")
         if self.codes.shape != shape:
-            raise DataError(f"codes are of shape {self.codes.shape}: {shape}, items and h * w, is right")
+            raise DataError(f"codes have shape {self.codes.shape}; expected [items, h * w] = {shape}")
         if len(set(self.item_ids)) != len(self.item_ids):
             raise DataError("an item has two rows of codes")
         if (self.codes[self.has_codes] < 0).any() or (self.codes >= self.num_codes).any():
-            raise DataError(f"a code is not within the {self.num_codes} of the codebook")
+            raise DataError(f"a code is outside the codebook of {self.num_codes} entries")
 
     @property
     def codes_per_image(self) -> int:
@@ -84,19 +84,19 @@ def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:
         table = read_code_file(path)
         grid, num_codes, facts = (stored_fact(table, name) for name in ("grid", "num_codes", "facts"))
         if grid is None or num_codes is None:
-            raise ValueError("nothing says how many codes an image has, and of how many")
+            raise ValueError("the metadata lack the number of codes of an image or of the codebook")
         height, width = map(int, grid)
         codes = code_rows(table, height * width)
         whole = ImageCodes(
             tuple(table["item_id"].to_pylist()), codes, (height, width), int(num_codes), dict(facts or {})
         )
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist: `unimp vqgan codes` makes such a file") from error
+        raise DataError(f"{path} does not exist; `unimp vqgan codes` writes such a file") from error
     except MISTAKES as error:
         raise DataError(f"{path}: not a file of image codes ({str(error).splitlines()[0]})") from error
     places = {item_id: place for place, item_id in enumerate(whole.item_ids)}
     rows = np.array([places.get(item_id, -1) for item_id in item_ids], np.int64)
     if len(rows) and (rows < 0).all():
-        raise DataError(f"{path} has no codes of any of the items: it was made for another catalogue")
+        raise DataError(f"{path} has no codes for any item; it was made for another catalogue")
     codes = np.where((rows >= 0)[:, None], whole.codes[rows], np.int32(-1))
     return dataclasses.replace(whole, item_ids=tuple(item_ids), codes=codes)

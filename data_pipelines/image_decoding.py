@@ -53,7 +53,7 @@ def decode_image(encoded: bytes, at_least: int | None = None) -> Image.Image:
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError(f"cannot identify it: only {NAMES} are decoded") from error
+        raise DataError(f"unknown image format; only {NAMES} are decoded") from error
     except Exception as error:  # decoders raise errors of any class
         raise DataError(reason_of(error)) from error
 

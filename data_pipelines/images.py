@@ -91,5 +91,5 @@ class ImageStore:
         try:
             return decode(self._read(item), self.size, self._fit)
         except DataError as error:
-            logger.warning("item %d: %s; it is shown black", item, error)
+            logger.warning("item %d: %s; a black image is used instead", item, error)
             return np.zeros(self.shape, self.dtype)

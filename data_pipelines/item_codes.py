@@ -33,15 +33,17 @@ class ItemCodes:
     def __post_init__(self) -> None:
         shape = (len(self.item_ids), len(self.sizes))
         if self.codes.shape != shape:
-            raise DataError(f"codes are of shape {self.codes.shape}: {shape}, items and levels, is right")
+            raise DataError(f"codes have shape {self.codes.shape}; expected [items, levels] = {shape}")
         if not 1 <= len(self.sizes) <= len(LETTERS):
-            raise DataError(f"{len(self.sizes)} levels of codes: 1 to {len(LETTERS)}, a letter each, is right")
+            raise DataError(
+                f"{len(self.sizes)} levels of codes; there must be 1 to {len(LETTERS)}, since each level has a letter"
+            )
         if len(set(self.item_ids)) != len(self.item_ids):
             raise DataError("an item has two rows of codes")
         if (self.codes < 0).any() or (self.codes >= np.array(self.sizes)).any():
-            raise DataError(f"a code is not within the sizes of its level, {self.sizes}")
+            raise DataError(f"a code is outside the range of its level; the levels have {self.sizes} codes")
         if len(np.unique(self.codes, axis=0)) != len(self.codes):
-            raise DataError("two items have the same codes: nothing would tell them apart")
+            raise DataError("two items have the same codes, so they cannot be distinguished")
 
     def tokens(self) -> list[str]:
         """Returns the names of all codes, level by level: <a_0>, <a_1>, …, <b_0>, …; unlike any catalogue text."""
@@ -69,15 +71,18 @@ def load_codes(path: Path, item_ids: Sequence[str]) -> ItemCodes:
         table = read_code_file(path)
         described = stored_fact(table, "sizes")
         if described is None:
-            raise ValueError("nothing says how many codes each level has")
+            raise ValueError("the metadata lack the number of codes of each level")
         sizes = tuple(map(int, described))
         whole = ItemCodes(tuple(table["item_id"].to_pylist()), code_rows(table, len(sizes)), sizes)
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist: `unimp ids` makes such a file") from error
+        raise DataError(f"{path} does not exist; `unimp ids` writes such a file") from error
     except MISTAKES as error:
         raise DataError(f"{path}: not a file of item codes ({str(error).splitlines()[0]})") from error
     places = {item_id: place for place, item_id in enumerate(whole.item_ids)}
     missing = [item_id for item_id in item_ids if item_id not in places]
     if missing:
-        raise DataError(f"{path} has no codes for {len(missing)} of the items, such as {missing[0]!r}: make it anew")
+        raise DataError(
+            f"{path} has no codes for {len(missing)} of the items, such as {missing[0]!r}; make it again with "
+            "`unimp ids`"
+        )
     return ItemCodes(tuple(item_ids), whole.codes[[places[item_id] for item_id in item_ids]], sizes)

@@ -44,17 +44,19 @@ def read_vectors(path: Path, item_ids: Sequence[str], known: int | None = None) 
     try:
         ids, vectors = _read(path)
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist: `unimp features` writes such a file") from error
+        raise DataError(f"{path} does not exist; `unimp features` writes such a file") from error
     except (*MISTAKES, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{path}: not a file of vectors ({str(error).splitlines()[0]}); {FORMATS} is right") from error
+        raise DataError(
+            f"{path}: not a file of vectors ({str(error).splitlines()[0]}); it must be {FORMATS}"
+        ) from error
     places = {item_id: place for place, item_id in enumerate(ids)}
     if len(places) != len(ids):
         raise DataError(f"{path}: an item has two vectors")
     rows = np.array([places.get(item_id, -1) for item_id in item_ids], np.int64)
     if (rows[:known] < 0).all():
-        raise DataError(f"{path} has no vector of any of the items: it was made for another catalogue")
+        raise DataError(f"{path} has no vector for any item; it was made for another catalogue")
     if not np.isfinite(vectors[rows[rows >= 0]]).all():
-        raise DataError(f"{path}: a vector has numbers that are not finite")
+        raise DataError(f"{path}: a vector has values that are not finite")
     mean = vectors[rows[:known][rows[:known] >= 0]].mean(axis=0)
     return np.where((rows >= 0)[:, None], vectors[rows], mean).astype(np.float32)
 
@@ -70,5 +72,5 @@ def _read(path: Path) -> tuple[list[str], np.ndarray]:
         known = table["item_id"].to_pylist()
         vectors = np.array(table["vector"].to_pylist(), np.float32)
     if vectors.ndim != 2 or len(vectors) != len(known) or not vectors.size:
-        raise ValueError(f"vectors of shape {vectors.shape} for {len(known)} items")
+        raise ValueError(f"vectors have shape {vectors.shape} for {len(known)} items")
     return known, vectors

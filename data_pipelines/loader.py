@@ -75,7 +75,7 @@ class ProcessShard:
           ValueError: the batch cannot be divided into equal shards.
         """
         if batch_size % self.count:
-            raise ValueError(f"{batch_size} rows of a batch cannot be cut into {self.count} equal shards")
+            raise ValueError(f"a batch of {batch_size} rows cannot be split into {self.count} equal shards")
         return np.arange(batch_size).reshape(self.count, -1)[list(self.shards)].ravel()
 
 
@@ -178,8 +178,8 @@ def check_planner(config: LoaderConfig) -> None:
     """
     if config.planner != PLANNER:
         raise ValueError(
-            f"loader.planner {config.planner}: blocks are planned by {PLANNER} alone; go on with the version of this "
-            "project that began the run, or train anew in another folder"
+            f"loader.planner {config.planner}: this version plans blocks with planner {PLANNER} only; continue "
+            "with the version of this project that started the run, or train in another folder"
         )
 
 

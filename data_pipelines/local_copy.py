@@ -32,15 +32,15 @@ def local_copy(place: Path) -> Path:
     """
     if not is_remote(place):
         return place
-    told, root = whole(place), staging_folder()
-    digest = hashlib.sha256(f"{place} {told['writer']}".encode()).hexdigest()
+    content, root = whole(place), staging_folder()
+    digest = hashlib.sha256(f"{place} {content['writer']}".encode()).hexdigest()
     copy = root / f"{place.name}-{digest[:16]}"
     if copy not in _used:
         with FileLock(root / "lock"):
             if not copy.exists():
-                make_room(root, sum(told["files"].values()), place)
+                make_room(root, sum(content["files"].values()), place)
                 with atomic_folder(copy) as partial:
-                    get_folder(place, partial, told)
+                    get_folder(place, partial, content)
             os.utime(copy)
             _used[copy] = os.open(copy, os.O_RDONLY)
             fcntl.flock(_used[copy], fcntl.LOCK_SH)
@@ -69,7 +69,7 @@ def make_room(root: Path, needed: int, place: Path) -> None:
     try:
         limit = float(os.environ.get("UNIMP_STAGING_GB", GIGABYTES)) * 10**9
     except ValueError as error:
-        raise DataError(f"UNIMP_STAGING_GB is {os.environ['UNIMP_STAGING_GB']!r}: a number is right") from error
+        raise DataError(f"UNIMP_STAGING_GB is {os.environ['UNIMP_STAGING_GB']!r}; it must be a number") from error
     for left in root.glob(".*.partial"):
         shutil.rmtree(left, ignore_errors=True)
     copies = sorted((copy for copy in root.iterdir() if copy.is_dir()), key=lambda copy: copy.stat().st_mtime)
@@ -84,8 +84,8 @@ def make_room(root: Path, needed: int, place: Path) -> None:
             del held[copy]
     if lacks():
         raise DataError(
-            f"{place} has {needed:,} bytes, for which {root} has no room: copies that are used take "
-            f"{sum(held.values()):,}, all may take {limit:,.0f} (UNIMP_STAGING_GB), and the disk (UNIMP_STAGING) has "
+            f"{root} has no room for {place} of {needed:,} bytes: copies in use take {sum(held.values()):,} "
+            f"bytes, the limit of all copies is {limit:,.0f} (UNIMP_STAGING_GB), and the disk (UNIMP_STAGING) has "
             f"{shutil.disk_usage(root).free:,} free"
         )
 

@@ -39,11 +39,11 @@ def make_path(text: str | PurePath) -> Path:
     scheme, colon, rest = str(text).partition(":/")
     if is_remote(text) or not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
         return Path(text)
-    known = " and ".join(f"{one}://BUCKET/FOLDER" for one in PACKAGES)
+    known = " or ".join(f"{one}://BUCKET/FOLDER" for one in PACKAGES)
     if scheme not in PACKAGES:
-        raise URLError(f"{text}: {known} are known; a local path that looks so begins with ./")
+        raise URLError(f"{text}: unknown kind of URL; use {known}, or begin a local path with ./")
     if not re.match(r"/[^/]", rest):
-        raise URLError(f"{text}: {scheme}://BUCKET/FOLDER, with two slashes, is right")
+        raise URLError(f"{text}: malformed URL; it must be {scheme}://BUCKET/FOLDER, with two slashes")
     if importlib.util.find_spec(PACKAGES[scheme]) is None:
         raise URLError(f"{text} needs {PACKAGES[scheme]}: pip install 'unimp_jax[{EXTRAS[scheme]}]'")
     from data_pipelines.store_path import StorePath
@@ -68,11 +68,11 @@ def reached(path: Path) -> Path:
         try:
             if not store(path).exists(bucket):
                 store(path).ls(bucket)  # raises the reason
-                raise FileNotFoundError(2, "there is none of this name, or it may not be read")
+                raise FileNotFoundError(2, "it does not exist, or access is denied")
         except Exception as error:  # raised by the store's own package
             raise URLError(
-                f"{bucket} cannot be reached ({reason_of(error)}): check its name, the credentials and, where "
-                "the store is not the cloud's own, its endpoint (such as AWS_ENDPOINT_URL)"
+                f"{bucket} cannot be reached ({reason_of(error)}): check its name, the credentials and, if the "
+                "store is not the cloud's own, its endpoint (such as AWS_ENDPOINT_URL)"
             ) from error
     return path
 
@@ -90,7 +90,7 @@ def naming(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        raise OSError(f"{path}: the object store could not be used ({reason_of(error)})") from error
+        raise OSError(f"{path}: the object store reported an error ({reason_of(error)})") from error
 
 
 def put_file(file: Path, path: Path) -> None:
@@ -114,15 +114,15 @@ def put_folder(folder: Path, place: Path) -> None:
             fs.rm(earlier)
         fs.put([str(file) for file in files.values()], [str(place / name) for name in files])
         if marked(place).get("writer") != token:
-            raise DataError(f"{place} is being written by another process: wait for it, or name another place")
+            raise DataError(f"{place} is being written by another process; wait until it ends, or name another folder")
         mark(place, {"writer": token, "files": {name: file.stat().st_size for name, file in files.items()}})
 
 
-def get_folder(place: Path, folder: Path, told: dict[str, Any]) -> None:
+def get_folder(place: Path, folder: Path, content: dict[str, Any]) -> None:
     """Reads a complete folder of a store into an empty local one.
 
     Args:
-      told: the mark of the folder, as returned by `whole`.
+      content: the mark of the folder, as returned by `whole`.
 
     Raises:
       DataError: the folder lacks files, or was replaced in the meantime.
@@ -130,11 +130,13 @@ def get_folder(place: Path, folder: Path, told: dict[str, Any]) -> None:
     """
     with naming(place):
         with contextlib.suppress(FileNotFoundError):
-            names = list(told["files"])
+            names = list(content["files"])
             store(place).get([str(place / name) for name in names], [str(folder / name) for name in names])
-        here = {name: (folder / name).stat().st_size for name in told["files"] if (folder / name).exists()}
-        if marked(place) != told or here != told["files"]:
-            raise DataError(f"{place} was changed while it was read, or lacks files: read it again, or write it anew")
+        here = {name: (folder / name).stat().st_size for name in content["files"] if (folder / name).exists()}
+        if marked(place) != content or here != content["files"]:
+            raise DataError(
+                f"{place} was changed while it was read, or files are missing; read it again, or write it again"
+            )
 
 
 def objects_in(place: Path) -> list[str]:
@@ -143,20 +145,20 @@ def objects_in(place: Path) -> list[str]:
     return [file.removeprefix(f"{key}/") for file in store(place).find(str(place))]
 
 
-def mark(place: Path, told: dict[str, Any]) -> None:
+def mark(place: Path, content: dict[str, Any]) -> None:
     """Writes the mark of a folder."""
-    store(place).pipe_file(str(place / MARK), json.dumps(told).encode())
+    store(place).pipe_file(str(place / MARK), json.dumps(content).encode())
 
 
 def marked(place: Path) -> dict[str, Any]:
     """Returns the content of a folder's mark; an empty dictionary if it has no mark."""
     try:
-        told: dict[str, Any] = json.loads((place / MARK).read_bytes())
-        return told
+        content: dict[str, Any] = json.loads((place / MARK).read_bytes())
+        return content
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise DataError(f"{place / MARK} is damaged ({error}): write the folder anew") from error
+        raise DataError(f"{place / MARK} is damaged ({error}); write the folder again") from error
 
 
 def whole(place: Path) -> dict[str, Any]:
@@ -165,11 +167,11 @@ def whole(place: Path) -> dict[str, Any]:
     Raises:
       DataError: the folder is not complete.
     """
-    told = marked(place)
-    if "files" not in told:
-        state = "is not whole: who wrote it has not ended, or was killed" if told else "does not exist, or has no mark"
+    content = marked(place)
+    if "files" not in content:
+        state = "is incomplete: its writer is running or was killed" if content else "does not exist, or has no mark"
         raise DataError(f"{place} {state} ({place / MARK}); write it (again)")
-    return told
+    return content
 
 
 def is_there(place: Path) -> bool:

@@ -55,12 +55,10 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # tokenizers raise errors of many classes: of another kind, damaged, not installed
-        said = str(error).strip().splitlines()
-        reason = said[0] if said else type(error).__name__
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
         if (Path(name) / "tokenizer.model").is_file() and not (Path(name) / "tokenizer.json").exists():
-            reason = (
-                "there is a sentencepiece file alone; `save_pretrained` of its fast tokenizer writes tokenizer.json"
-            )
+            reason = "there is only a sentencepiece file; `save_pretrained` of its fast tokenizer writes tokenizer.json"
         raise DataError(f"no tokenizer at {name!r}: {reason}") from error
 
 

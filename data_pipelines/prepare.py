@@ -68,7 +68,7 @@ class Prepared:
                 f"{self.read.interactions:,} interactions"
             )
         if self.never_evaluated:
-            lines.append(f"{self.never_evaluated} users have fewer than 2 interactions and are never asked about")
+            lines.append(f"{self.never_evaluated} users have fewer than 2 interactions and are never evaluated")
         for number, kind, faults in (
             (len(self.bad_records), "records left out", self.bad_records),
             (self.items - self.images, "items without image", self.bad_images),
@@ -108,7 +108,7 @@ def prepare(
     start = time.perf_counter()
     name = source if name is None else name
     if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise DataError(f"--name is {name!r}; it must be the name of a folder: letters, digits, '_', '-', '+' and '.'")
+        raise DataError(f"--name is {name!r}; it must be a folder name of letters, digits, '_', '-', '+' and '.'")
     if source_dir is not None and not os.path.isdir(source_dir):
         raise DataError(f"{source_dir} is not a folder")
     place, faults, tally, opened = folder / name, Faults(on_bad), Tally(), None
@@ -138,11 +138,11 @@ def prepare(
         raise
     except (tfds.download.DownloadError, NonMatchingChecksumError) as error:
         raise DataError(
-            f"{source} could not be downloaded, or its checksum is wrong ({reason_of(error)}); give its files with "
-            "--source-dir"
+            f"{source} could not be downloaded, or its checksum is wrong ({reason_of(error)}); give its files "
+            "with --source-dir"
         ) from error
     except Exception as error:  # TFDS and ArrayRecord raise errors of many classes, some created dynamically
-        raise DataError(f"{folder}: records could not be written ({reason_of(error)}); nothing was kept") from error
+        raise DataError(f"{folder}: records could not be written ({reason_of(error)}); nothing was saved") from error
     return prepared
 
 
@@ -153,11 +153,9 @@ def _prepare_remote(
     """Prepares on the local disk, then uploads; while records are replaced, the object store holds none."""
     place = folder / (name or source)
     if not marked(place) and place.exists():
-        raise DataError(
-            f"{place} was not made by `unimp prepare`: give the records another --name, or another --folder"
-        )
+        raise DataError(f"{place} was not made by `unimp prepare`; choose another --name or --folder for the records")
     if beam_options is not None:
-        raise DataError("--beam-options is for a --folder on a disk that all workers see, not for an object store")
+        raise DataError("--beam-options needs a --folder on a disk that all workers can access, not in an object store")
     with tempfile.TemporaryDirectory() as disk:
         prepared = prepare(source, Path(disk), source_dir, on_bad, selection, name)
         put_folder(Path(disk) / place.name, place)

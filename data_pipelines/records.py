@@ -106,8 +106,8 @@ def source_folder(source: str, folder: Path) -> Path:
 def not_prepared(source: str, folder: Path) -> str:
     """Returns the error message for a source that is not prepared in `folder`."""
     return (
-        f"{folder} holds no prepared source {source!r}: run `unimp prepare {source} --folder {folder}`, or another "
-        f"source's with --name {source}"
+        f"{folder} has no prepared source {source!r}; run `unimp prepare {source} --folder {folder}`, or prepare "
+        f"another source with --name {source}"
     )
 
 

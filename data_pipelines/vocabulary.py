@@ -79,7 +79,7 @@ class VocabularyConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rating_step < math.inf:
-            raise ValueError(f"vocabulary.rating_step {self.rating_step} must be a number of 0 or more")
+            raise ValueError(f"vocabulary.rating_step {self.rating_step} must be 0 or more")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,8 +140,8 @@ class Vocabulary:
         """
         if self.item_codes is not None:
             raise DataError(
-                "this run names items by several codes (vocabulary.item_codes), and a new item has none; a run with a "
-                "token for each item takes new ones"
+                "this run names items by several codes (vocabulary.item_codes), and a new item has no codes; use "
+                "a run with one token per item"
             )
         tokens = self.size + np.arange(len(item_ids), dtype=np.int32)
         return dataclasses.replace(
@@ -212,7 +212,7 @@ class Vocabulary:
         """
         known = self.image_codes
         if known is None or known.codes[item, 0] < 0:
-            raise ValueError(f"the image of item number {item} is not known in codes")
+            raise ValueError(f"the image of item number {item} has no codes")
         return self.codes[known.codes[item]]
 
     def rating_token(self, rating: float) -> int:
@@ -322,8 +322,8 @@ def rating_levels(corpus: Corpus, config: VocabularyConfig) -> list[float]:
         steps = (digit * 10.0**power for power in range(-6, 30) for digit in (1, 2, 5))
         step = next(step for step in steps if np.ptp(levels) / step <= MOST_LEVELS / 2)
         raise DataError(
-            f"{len(levels)} different ratings, {levels[0]:g} to {levels[-1]:g}, are more than the {MOST_LEVELS} that "
-            f"can have a token each; --vocabulary.rating-step {step:g} rounds them to multiples of {step:g}"
+            f"{len(levels)} different ratings, {levels[0]:g} to {levels[-1]:g}, are more than the {MOST_LEVELS} "
+            f"that can have a token each; --vocabulary.rating-step {step:g} rounds them to multiples of {step:g}"
         )
     return list({f"{level:g}": float(level) for level in levels[::-1]}.values())[::-1]
 
@@ -338,7 +338,7 @@ def _extend(
             f"vocabulary.base_size must be {table_size(tokenizer)} or more"
         )
     if tokenizer.eos_token_id is None:
-        raise DataError("the tokenizer has no end-of-sequence token, with which every last answer ends")
+        raise DataError("the tokenizer has no end-of-sequence token, which the last answer of a prompt must end with")
     selections = [f"s_{number + 1}" for number in range(NUM_CANDIDATES)]
     ratings = [f"rate_{level:g}" for level in rating_levels]
     items = codes.tokens() if codes else [f"item_{item_id}" for item_id in corpus.item_ids]
@@ -391,5 +391,5 @@ def load_vocabulary(folder: Path, corpus: Corpus) -> Vocabulary:
     vocabulary = _extend(tokenizer, corpus, levels, codes, images, categories, base_size=base_size, round_to=1)
     names = vocabulary.new_tokens
     if new_tokens[: len(names)] != names or not all(name.startswith("<reserved_") for name in new_tokens[len(names) :]):
-        raise DataError(f"{folder}: was made for another catalogue; prepare the same source, or train anew")
+        raise DataError(f"{folder} was made for another catalogue; prepare the same source again, or train a new run")
     return dataclasses.replace(vocabulary, new_tokens=new_tokens)

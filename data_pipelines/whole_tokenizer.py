@@ -57,7 +57,10 @@ def fill_gaps(tokenizer: PreTrainedTokenizerBase) -> None:
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary, ids = described["model"]["vocab"], tokenizer.get_vocab()
     if not isinstance(vocabulary, dict):
-        raise DataError(f"the tokenizer's ids have gaps, which cannot be filled in one of {described['model']['type']}")
+        raise DataError(
+            "the ids of the tokenizer have gaps, which cannot be filled in a tokenizer of type "
+            f"{described['model']['type']}"
+        )
     free = sorted(set(range(table_size(tokenizer))) - set(ids.values()))
     described["model"]["vocab"] = vocabulary | ids | {f"<base_reserved_{id}>": id for id in free}
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(described))

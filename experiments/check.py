@@ -67,15 +67,15 @@ def check_command(
       DataError, OSError: the data or the run folder is unusable.
     """
     if tuple(command[:1]) != ("train",):
-        raise ValueError("check: the training command comes last, after --, as in: -- train tiny --folder runs/tiny")
+        raise ValueError("check: give the training command last, after --, such as: -- train tiny --folder runs/tiny")
     training = read_training(command[1:])
     experiment = training.experiment
     slices = None if config.tpu is None else Slices(config.tpu.replace("v5litepod", "v5e"), config.num_slices)
-    there = devices_there(config, slices, config.hosts or training.processes.count or 1)
-    machine = Machine(len(there), config.num_slices)
+    machine_devices = devices_there(config, slices, config.hosts or training.processes.count or 1)
+    machine = Machine(len(machine_devices), config.num_slices)
     experiment = fitted(experiment, training.folder if config.files else None, machine)
     mesh_sizes(experiment.mesh, machine.devices, machine.slices)  # the slices of stand-ins are unknown to the mesh
-    mesh = make_mesh_of(experiment, there)
+    mesh = make_mesh_of(experiment, machine_devices)
     print(f"mesh: {mesh_words(dict(mesh.shape))}, which makes {mesh.size} devices")
     if experiment.training.elastic:
         print(f"elastic: {described(experiment)}")
@@ -83,9 +83,9 @@ def check_command(
     if config.files:
         experiment = check_files(experiment, training.folder, config.read_records)
     else:
-        print("data, folder: not looked for (--files False)")
+        print("data, folder: not checked (--files False)")
         if experiment.init_from is not None:
-            print("memory: known with the geometry of init_from, which is not looked for either")
+            print("memory: not computed, because the geometry of init_from is not read with --files False")
             return
     check_memory(experiment, training.folder if config.files else None, mesh, slices)
 
@@ -109,12 +109,12 @@ def devices_there(config: CheckConfig, slices: Slices | None, hosts: int) -> lis
       ValueError: the configuration does not describe a possible set of devices.
     """
     if (config.devices is None) == (slices is None):
-        raise ValueError("check: give either --devices N, or a slice of TPUs as in --tpu v5e-16")
+        raise ValueError("check: give either --devices N or a slice of TPUs, such as --tpu v5e-16")
     if slices is not None and importlib.util.find_spec("libtpu") is not None:
         return list(devices(slices))
     count = (config.devices or 0) if slices is None else slices.chips
     if min(count, hosts, config.num_slices) < 1 or count % hosts:
-        raise ValueError(f"check: {count} devices are not equally many on each of {hosts} hosts")
+        raise ValueError(f"check: {count} devices cannot be divided equally among {hosts} hosts")
     return [StandIn(number, number * hosts // count) for number in range(count)]
 
 
@@ -126,8 +126,8 @@ def rows_of_processes(experiment: ExperimentConfig, mesh: Mesh) -> str:
     of_each = f"{max(loaded)} of them loaded by each of {len(loaded)} processes, " if len(loaded) > 1 else ""
     at_a_time = rows // row_shards(mesh, 0)[1] // experiment.training.accumulate
     return (
-        f"rows: {rows} a batch, {of_each}{at_a_time} at a time on a device; {row_shape.tokens:,} tokens, "
-        f"{row_shape.images} images and {row_shape.answers} answer tokens a row"
+        f"rows: {rows} per batch, {of_each}{at_a_time} at a time on a device; {row_shape.tokens:,} tokens, "
+        f"{row_shape.images} images and {row_shape.answers} answer tokens per row"
     )
 
 
@@ -147,7 +147,7 @@ def check_files(experiment: ExperimentConfig, folder: Path, read_records: int) -
         for note in opened.check_training():
             print(f"data: {note}")
     else:
-        print("data: not read (--read-records); training checks that a row has room for every question")
+        print("data: not read (--read-records); training checks that every question fits into a row")
         if before is not None:
             sizes = {name: getattr(before.model.decoder, name) for name in ("vocab_size", "new_tokens", "content")}
             decoder = dataclasses.replace(configured.model.decoder, **sizes)
@@ -160,21 +160,24 @@ def check_files(experiment: ExperimentConfig, folder: Path, read_records: int) -
 def check_folder(folder: Path, experiment: ExperimentConfig) -> None:
     """Checks that the run folder can be written, and prints the step at which training would start."""
     if not is_remote(folder):
-        there = existing(folder)
-        if not there.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "", str(there))
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, "", str(there))
+        nearest = existing(folder)
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "", str(nearest))
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "", str(nearest))
     latest = None
     if (folder / "checkpoints").is_dir():
         with Checkpoints(folder / "checkpoints", experiment.checkpoint, reads_only=True) as checkpoints:
             latest = checkpoints.latest()
     steps = experiment.loop.steps
-    told = (
-        f"a run of {steps:,} steps begins" if latest is None else f"the run goes on from step {latest:,} of {steps:,}"
+    start = (
+        f"a run of {steps:,} steps starts"
+        if latest is None
+        else (f"the run continues from step {latest:,} of {steps:,}")
     )
     print(
-        f"folder: {folder}{'' if folder.is_absolute() else ' (of the folder that each host starts in)'}, where {told}"
+        f"folder: {folder}{'' if folder.is_absolute() else ' (relative to the working directory of each host)'}, "
+        f"where {start}"
     )
 
 
@@ -204,19 +207,19 @@ def check_memory(experiment: ExperimentConfig, folder: Path | None, mesh: Mesh, 
     state = abstract_state(parameters.trainable, optimizer_of(experiment), mesh)
     counts = [math.fsum(x.size for x in jax.tree.leaves(tree)) for tree in (parameters.trainable, parameters.frozen)]
     kept = (bytes_a_device(state) + bytes_a_device(parameters.frozen)) / GIB
-    print(f"parameters: {counts[0]:,.0f} train, {counts[1]:,.0f} are frozen; with moments {kept:.3f} GiB a device")
+    print(f"parameters: {counts[0]:,.0f} train, {counts[1]:,.0f} are frozen; {kept:.3f} GiB per device with moments")
     if folder is not None:
         of_leaves = ([x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)] for tree in (state, parameters.frozen))
         each, frozen = (math.fsum(sizes) / GIB for sizes in of_leaves)
         most = each * (experiment.checkpoint.keep_latest + 2) + frozen  # plus the best one and one being written
-        print(f"disk: {each:.3f} GiB a checkpoint, up to {most:.3f} GiB in all{free_in(folder)}")
+        print(f"disk: {each:.3f} GiB per checkpoint, up to {most:.3f} GiB in all{free_in(folder)}")
     if slices is None:
-        print("memory: of a step it is known for TPUs alone (--tpu), and with libtpu")
+        print("memory: the memory of a step is only known for TPUs (--tpu) and needs libtpu")
     elif importlib.util.find_spec("libtpu") is None:
-        print("memory: of a step it is known where libtpu is installed: pip install 'unimp_jax[tpu]'")
+        print("memory: to compute the memory of a step, install libtpu: pip install 'unimp_jax[tpu]'")
     else:
         estimate = make_plan(experiment, slices).estimate
         needed, available = estimate.memory.total / GIB, estimate.available / GIB
         if not estimate.fits:
             raise DoesNotFit(f"it does not fit {slices}: a device would need {needed:.2f} of {available:.0f} GiB")
-        print(f"memory: {needed:.2f} of {available:.0f} GiB a device, as compiled for {slices}")
+        print(f"memory: {needed:.2f} of {available:.0f} GiB per device, as compiled for {slices}")

@@ -24,27 +24,33 @@ BROKEN_PIPE = 128 + 13
 """Exit status after the reader of standard output has closed its end, following the shell convention."""
 COMMANDS = {
     "prepare": ("experiments.prepare", "Turn a source's own files into records."),
-    "train": ("experiments.train", "Train a preset, every field of which is an option, or continue a run."),
-    "evaluate": ("experiments.evaluate", "Measure a run on all tasks, beside baselines."),
-    "report": ("experiments.report.page", "Write one page of a run that was evaluated, or of many."),
-    "import": ("experiments.import_weights", "Make published weights a folder for `unimp train PRESET --init-from`."),
-    "export": ("experiments.export", "Write a run as a folder that other programs load."),
+    "train": ("experiments.train", "Train a preset, or continue a run; every field of the preset is an option."),
+    "evaluate": ("experiments.evaluate", "Evaluate a run on all tasks, with baselines."),
+    "report": ("experiments.report.page", "Write one page about an evaluated run, or about several."),
+    "import": (
+        "experiments.import_weights",
+        "Convert published weights into a folder for `unimp train PRESET --init-from`.",
+    ),
+    "export": ("experiments.export", "Write a run as a folder that other programs can load."),
     "generate": ("experiments.generate", "Answer one user's question with a trained model."),
-    "features": ("experiments.item_features", "Write an encoder's vector of each item, for runs with content."),
-    "ids": ("experiments.item_ids", "Name items by a few tokens that similar items share."),
+    "features": ("experiments.item_features", "Write vectors of items from an encoder, for runs with content."),
+    "ids": ("experiments.item_ids", "Assign semantic ids: similar items share tokens."),
     "leaderboard": (
         "experiments.leaderboard.command",
-        "Train one model on every data set, beside every rival, and write who is ahead.",
+        "Train one model per data set, compare it with every rival, and write a leaderboard.",
     ),
-    "sasrec": ("experiments.baselines.command", "Train a sequential baseline alone, for a comparison at equal time."),
-    "plan": ("experiments.plan.command", "Compile a preset's train step for TPUs, without having any."),
-    "check": ("experiments.check", "Check a training command against a number of devices, before it is queued."),
+    "sasrec": (
+        "experiments.baselines.command",
+        "Train a sequential baseline alone, for a comparison with equal training time.",
+    ),
+    "plan": ("experiments.plan.command", "Compile a preset's train step for TPUs, without needing TPUs."),
+    "check": ("experiments.check", "Check a training command for a number of devices before it is queued."),
     "sweep": (
         "experiments.sweep.command",
-        "Train and evaluate many runs: ablations, or a search for hyper-parameters.",
+        "Train and evaluate many runs: ablations, or a hyperparameter search.",
     ),
-    "vqgan": ("experiments.vqgan.command", "Train and measure a VQGAN, or turn a catalogue's images into its codes."),
-    "demo": ("experiments.demo", "Prepare MovieLens, train `tiny`, evaluate it beside baselines, and report on it."),
+    "vqgan": ("experiments.vqgan.command", "Train and evaluate a VQGAN, or encode a catalogue's images as its codes."),
+    "demo": ("experiments.demo", "Prepare MovieLens, train `tiny`, evaluate it with baselines, and write a report."),
 }
 """Command -> (module, one-line help). The module's function is named `COMMAND_command`."""
 
@@ -73,7 +79,7 @@ def main() -> None:
         print(f"unimp: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit("unimp: interrupted; the same command goes on from the last checkpoint")
+        sys.exit("unimp: interrupted; the same command continues from the last checkpoint")
 
 
 def run_command(arguments: Sequence[str]) -> None:
@@ -98,7 +104,7 @@ def run_command(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--no-compilation-cache",
         action="store_true",
-        help="do not keep compiled programs in the user's cache folder, nor use those that are kept there",
+        help="neither save compiled programs in the user's cache folder nor load them from there",
     )
     parser.add_argument("command", metavar="COMMAND")
     options = parser.parse_args(arguments[: first + 1])
@@ -111,7 +117,7 @@ def run_command(arguments: Sequence[str]) -> None:
         use_all_cores()
         import tyro
 
-        from experiments.places import LOCAL
+        from experiments.path_options import LOCAL
 
         command = load(name)
     finally:

@@ -21,7 +21,7 @@ from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import NO_CODES, QueryConfig
 from data_pipelines.vocabulary import VocabularyConfig
 from experiments.former_names import with_current_names, with_former_values
-from experiments.places import Place
+from experiments.path_options import PathOrURL
 from unimp_jax.model import ModelConfig, Part
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.sharding import MeshConfig
@@ -41,7 +41,7 @@ class DataConfig:
 
     source: str = "movielens_small"
     """Name of a source prepared by `unimp prepare`: its own name or the one given to it there."""
-    folder: Place = Path("data")
+    folder: PathOrURL = Path("data")
     """Folder of the prepared sources, on disk or in an object store (s3://BUCKET/FOLDER, gs://BUCKET/FOLDER)."""
     split: Literal["time", "users"] = "time"
     """Held-out interactions. time: the last two of each user, or those that the source prescribes; users: as in the
@@ -54,7 +54,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.cold_items < 1:
-            raise ValueError(f"data.cold_items {self.cold_items} must be a share, 0 or more and less than 1")
+            raise ValueError(f"data.cold_items {self.cold_items} must be a share of at least 0 and below 1")
         if self.split_seed < 0:
             raise ValueError(f"data.split_seed {self.split_seed} must be 0 or more")
 
@@ -113,20 +113,25 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if absent := [part for part in self.training.trains if part not in self.model.parts]:
             raise ValueError(
-                f"training.trains: a model whose fusion is {self.model.fusion} has no {absent[0]}; it has "
+                f"training.trains: a model with fusion {self.model.fusion} has no {absent[0]}; it has "
                 f"{', '.join(self.model.parts)}"
             )
         if self.training.cache_features and "vision" in self.training.trains:
-            raise ValueError("training: cache_features needs a frozen tower, but vision is among what trains")
+            raise ValueError(
+                "training: cache_features needs a frozen vision tower, but training.trains contains vision"
+            )
         if self.model.decoder_quantization != "none" and "decoder" in self.training.trains:
             raise ValueError(
-                f"model.decoder_quantization {self.model.decoder_quantization} is for a decoder that does not train: "
-                "take decoder out of training.trains (its adapters may train)"
+                f"model.decoder_quantization {self.model.decoder_quantization} needs a frozen decoder: remove "
+                "decoder from training.trains (its adapters may train)"
             )
         if self.queries.needs_codes and self.vocabulary.image_codes is None and self.init_from is None:
             raise ValueError(NO_CODES)
         if self.content.is_empty and self.init_from is None and self.model.decoder.free_row_dropout:
-            raise ValueError("model.decoder.free_row_dropout drops free rows of tokens with content; see content")
+            raise ValueError(
+                "model.decoder.free_row_dropout drops the free rows of tokens with content, but this model has "
+                "no content; see content"
+            )
 
 
 WITHOUT_EFFECT = (
@@ -143,8 +148,8 @@ CHANGEABLE = (
 
 
 WHY_NOT = {
-    "loop.steps": " (a run may be made longer, not shorter)",
-    "loader.planner": " (rows are planned otherwise than where it was begun; that version of the project can go on)",
+    "loop.steps": " (loop.steps can only be raised)",
+    "loader.planner": " (this version plans rows differently; use the version of the project that started the run)",
 }
 
 
@@ -173,14 +178,14 @@ def read_config(path: Path, kind: type[C]) -> C:
         saved = with_former_values(with_current_names(adapter(dict[str, Any]).validate_json(path.read_bytes())))
         config = adapter(kind).validate_json(json.dumps(saved))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"{path} does not exist: is {path.parent} the folder of a run?") from error
+        raise DataError(f"{path} does not exist; is {path.parent} the folder of a run?") from error
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{path}: {place or 'the file'}: {first['msg']}") from error
     known = flat(to_json(config))
     if unknown := [name for name in flat(saved) if name not in known]:
-        raise DataError(f"{path}: {unknown[0]} is no field of this version: another one wrote the file; use that one")
+        raise DataError(f"{path}: {unknown[0]} is not a field of this version; use the version that wrote the file")
     return config
 
 
@@ -212,8 +217,8 @@ def refuse_changes(old: C, new: C, folder: Path) -> None:
     changed = differences(old, new)
     if changed:
         raise DataError(
-            f"{folder} holds a run of another configuration ({'; '.join(changed[:3])}"
-            f"{' …' if len(changed) > 3 else ''}); name another folder to start anew"
+            f"{folder} contains a run of another configuration "
+            f"({'; '.join(changed[:3])}{' …' if len(changed) > 3 else ''}); name another folder to start a new run"
         )
 
 

@@ -41,7 +41,7 @@ from data_pipelines.tasks.base import Split
 from data_pipelines.tasks.examples import Example
 from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
 from data_pipelines.tasks.queries import TrainingQueries
-from data_pipelines.tasks.room import check_room, long_texts
+from data_pipelines.tasks.row_checks import check_row_shape, long_texts
 from data_pipelines.vocabulary import Vocabulary, build_vocabulary, load_vocabulary
 from experiments.config import DataConfig, ExperimentConfig
 from experiments.memory import Memory
@@ -119,9 +119,9 @@ def fingerprint_of(
     Args:
       cache: the source's cache, as in `PreparedSource`.
     """
-    said, attributes = prompt_texts(images=config.vocabulary.image_codes is not None), attributes_of(corpus, config)
-    cache = cache.of("fingerprint", said, attributes.shown, attributes.words)
-    return fingerprint(corpus, has_image, itertools.chain(said, attributes), cache)
+    prompts, attributes = prompt_texts(images=config.vocabulary.image_codes is not None), attributes_of(corpus, config)
+    cache = cache.of("fingerprint", prompts, attributes.shown, attributes.words)
+    return fingerprint(corpus, has_image, itertools.chain(prompts, attributes), cache)
 
 
 def attributes_of(corpus: Corpus, config: ExperimentConfig) -> AttributeTexts:
@@ -141,7 +141,9 @@ def records_of(run: Path, config: ExperimentConfig, items: Collection[int]) -> P
     records = load_records(config.data)
     check_same(run / FILE, fingerprint_of(records.corpus, records.has_image, config, records.cache), ["items"])
     if max(items, default=0) >= records.corpus.num_items:  # for runs that predate fingerprints
-        raise DataError(f"the data is not what {run} was evaluated on: it has {records.corpus.num_items:,} items")
+        raise DataError(
+            f"the data is not what {run} was evaluated on; this source has {records.corpus.num_items:,} items"
+        )
     return records
 
 
@@ -191,8 +193,8 @@ class ExperimentData:
             now = fingerprint_of(records.corpus, records.has_image, config, records.cache)
             check_same(vocabulary_folder.parent / FILE, now, same)
         if vocabulary_folder is None:
-            said = prompt_texts(images=config.vocabulary.image_codes is not None)
-            vocabulary = build_vocabulary(records.corpus, config.vocabulary, said)
+            prompts = prompt_texts(images=config.vocabulary.image_codes is not None)
+            vocabulary = build_vocabulary(records.corpus, config.vocabulary, prompts)
         else:
             vocabulary = load_vocabulary(local_copy(vocabulary_folder), records.corpus)
         return cls(config, records, vocabulary)
@@ -210,7 +212,7 @@ class ExperimentData:
           DataError, ValueError: there is nothing to ask in training, or it does not fit into a row.
         """
         queries = TrainingQueries(self.corpus, self.config.queries, self.config.seed, self.has_codes)
-        check_room(self.writer, queries.tasks)
+        check_row_shape(self.writer, queries.tasks)
         return queries
 
     def check_training(self) -> list[str]:
@@ -225,12 +227,15 @@ class ExperimentData:
         check_planner(self.config.loader)
         if self.config.data.cold_items and (self.vocabulary.depth > 1 or not self.features.shape[1]):
             raise ValueError(
-                "data.cold_items: a cold item is known by content.attributes or content.vectors and has a token of its "
-                "own; set one of them, and no vocabulary.item_codes"
+                "data.cold_items: a cold item is represented by content.attributes or content.vectors and has "
+                "one token; set one of the two, and do not set vocabulary.item_codes"
             )
         notes = [*self.training_queries.notes, *long_texts(self.writer, self.training_queries.tasks)]
         if not len(self.corpus.held_out(VALIDATION)[0]):
-            notes.append("no validation interactions: nothing is validated, and the latest checkpoint is the best")
+            notes.append(
+                "there are no validation interactions, so nothing is validated and the latest checkpoint counts "
+                "as the best"
+            )
         return notes
 
     def of(self, corpus: Corpus) -> Self:

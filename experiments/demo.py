@@ -44,7 +44,7 @@ def demo_command(folder: Path = Path("runs/demo"), data: Path = Path("data")) ->
     evaluation = evaluate_run(folder, QUICK)
     print(show(evaluation))
     page = write_report([folder])
-    print(f"\n{trained:.0f} s until trained, {time.perf_counter() - start:.0f} s in all\n{page.absolute()}")
+    print(f"\ntrained after {trained:.0f} s, finished after {time.perf_counter() - start:.0f} s\n{page.absolute()}")
 
 
 def posters_in_codes(folder: Path, data: Path) -> Path:

@@ -62,9 +62,9 @@ def fitted(config: ExperimentConfig, folder: Path | None, machine: Machine | Non
     if rows % shards:
         right = parts * next(count for count in range(shards, 0, -1) if rows % count == 0)
         raise ValueError(
-            f"training.elastic: {rows} rows a batch cannot be split over {shards} shards, which {machine.devices} "
-            f"devices with context={mesh.context} and tensor={mesh.tensor} make; take {right} devices, or another "
-            "mesh.context or mesh.tensor"
+            f"training.elastic: a batch of {rows} rows cannot be split over {shards} shards, which "
+            f"{machine.devices} devices with context={mesh.context} and tensor={mesh.tensor} make; use {right} "
+            "devices, or another mesh.context or mesh.tensor"
         )
     most = rows * parts // (_row_shards(first) * first.context * first.tensor * config.training.accumulate)
     at_once = max(count for count in range(1, max(most, 1) + 1) if rows // shards % count == 0)

@@ -14,26 +14,26 @@ SHOWN = 300
 LINE = 2000
 """Maximum width of the line, because ids of the data that it names may have any length."""
 REMEDIES = {
-    errno.ENOENT: "does not exist, or the folder that it should be in does not",
-    errno.ENOTDIR: "a file stands where a folder should be; name another path",
-    errno.EISDIR: "is a folder, where a file should be",
-    errno.EEXIST: "is there already, and is not what is needed; name another path",
-    errno.ENOTEMPTY: "is a folder with something in it; name another path",
-    errno.EACCES: "permission denied: it belongs to somebody else, or may not be written; name another path",
+    errno.ENOENT: "it does not exist, or its parent folder does not",
+    errno.ENOTDIR: "a parent of the path is a file, not a folder; name another path",
+    errno.EISDIR: "it is a folder; a file is needed",
+    errno.EEXIST: "it already exists and is not what is needed; name another path",
+    errno.ENOTEMPTY: "the folder is not empty; name another path",
+    errno.EACCES: "permission denied; name another path, or change the permissions",
     errno.EPERM: "not permitted; name another path",
-    errno.EROFS: "is on a file system that can only be read; name another path",
-    errno.ENAMETOOLONG: "is too long a name; name a shorter one",
-    errno.ELOOP: "leads around in a circle of symbolic links",
-    errno.ENOSPC: "no space is left on the disk: make room, or name a folder on another disk",
-    errno.EDQUOT: "your quota of the disk is used up: make room, or name a folder on another disk",
-    errno.EMFILE: "too many files are open: allow more, such as with `ulimit -n 65536`",
-    errno.EIO: "the disk does not read or write there (input/output error)",
-    errno.ESTALE: "the file server no longer knows it: the same command goes on once it is mounted anew",
+    errno.EROFS: "the file system is read-only; name another path",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ELOOP: "the path is a circle of symbolic links",
+    errno.ENOSPC: "no space is left on the disk; free some space, or name a folder on another disk",
+    errno.EDQUOT: "the disk quota is exceeded; free some space, or name a folder on another disk",
+    errno.EMFILE: "too many files are open; raise the limit, for example with `ulimit -n 65536`",
+    errno.EIO: "the disk cannot be read or written there (input/output error)",
+    errno.ESTALE: "stale file handle of a network file system; the same command continues once it is mounted again",
 }
 STORES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google")
 """Packages that access object stores; many of their exceptions are not an `OSError`."""
 MEMORY = (
-    "out of memory ({}): what needs less is fewer --loader.batch-size, --training.accumulate 2 or more, "
+    "out of memory ({}); reduce memory with a smaller --loader.batch-size, --training.accumulate 2 or more, "
     "--model.remat full, a larger --mesh.fsdp, or more devices"
 )
 
@@ -45,7 +45,7 @@ def error_message(error: Exception) -> str | None:
     if isinstance(error, ValueError | URLError):
         return fitted(clean(str(error)), LINE) or type(error).__name__
     if type(error).__module__.partition(".")[0] in STORES:
-        return fitted(clean(f"the object store: {error}"), LINE)
+        return fitted(clean(f"object store: {error}"), LINE)
     from jax.errors import JaxRuntimeError
 
     from unimp_jax.training.checkpoint import CheckpointError

@@ -35,7 +35,7 @@ from experiments.evals.queries import check_queries, evaluation_queries, reason_
 from experiments.evals.rating import choose_rating_memory
 from experiments.evals.recommender import NextItem, choose_memories, remembers
 from experiments.memory import Memory, save_memory
-from experiments.places import Place
+from experiments.path_options import PathOrURL
 from experiments.results import Evaluation, Row, TaskTable, save_evaluation
 from experiments.run import load_model, open_data, restore
 from unimp_jax.evaluation.bootstrap import interval, metric
@@ -47,7 +47,7 @@ BEST = 10
 
 
 def evaluate_command(
-    folder: tyro.conf.Positional[Place],
+    folder: tyro.conf.Positional[PathOrURL],
     config: Annotated[EvaluationConfig, tyro.conf.arg(name="")],
     processes: ProcessesConfig = ProcessesConfig(),
 ) -> None:
@@ -77,14 +77,14 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     everything = {task: evaluation_queries(data, split, task, config.users) for task in tasks}
     check_queries(data, split, everything)
     if data.vocabulary.depth > 1 and config.beams < BEST:
-        raise ValueError(f"{config.beams} beams do not find the {BEST} best items: --beams {BEST} or more do")
+        raise ValueError(f"{config.beams} beams cannot find the {BEST} best items; use --beams {BEST} or more")
     left_out = {task: reason_for_none(data, split, task, none) for task, none in everything.items() if not none.queries}
     asked = {task: questions for task, questions in everything.items() if questions.queries}
     opened = {task: EVALS[task].open(data, config) for task in asked}
     place = folder / "evaluation"
     place.mkdir(exist_ok=True)
     if not is_remote(place) and not os.access(place, os.W_OK):  # reported before the evaluation starts, not after
-        raise DataError(f"{place} may not be written: it belongs to somebody else, or its disk can only be read")
+        raise DataError(f"{place} cannot be written: check its permissions, and that its disk is not read-only")
     predictor, facts = load_model(folder, data, config.checkpoint)
     if config.encode_catalogue:
         predictor = predictor.encode_catalogue(data.writer.has_image, data.images.__getitem__)
@@ -111,7 +111,7 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
             left_out[task] = str(error)
     outcomes = {name: outcome for one in answered.values() for name, outcome in one.outcomes.items()}
     if not outcomes:
-        raise DataError(f"{data.config.data.source}: nothing is left to ask: {'; '.join(left_out.values())}")
+        raise DataError(f"{data.config.data.source}: no task can be evaluated: {'; '.join(left_out.values())}")
     evaluation = Evaluation(
         source=data.config.data.source,
         split=config.split,
@@ -171,10 +171,10 @@ def save_answers(outcome: Outcome, path: Path) -> None:
     columns = dict(outcome.answers)
     count = len(next(iter(columns.values())))
     for model, per_user in outcome.metrics.items():
-        there = np.isfinite(columns.get(f"{model}: rating", np.zeros(count)))
+        is_rated = np.isfinite(columns.get(f"{model}: rating", np.zeros(count)))
         for name, values in per_user.items():
             whole = np.full(count, np.nan)
-            whole[there] = values
+            whole[is_rated] = values
             columns[f"{model}: {name}"] = pa.array(whole, from_pandas=True)
     with atomic_file(path, shared=True) as partial:
         pq.write_table(pa.table(columns), partial)
@@ -189,8 +189,8 @@ def show(evaluation: Evaluation) -> str:
         lines += ["", f"{table.task} ({table.users} users). {table.note}"]
         lines.append(" ".join([" " * width, *(f"{head:>9}" for head in names.values())]))
         for row in table.rows:
-            told = [f"{row.metrics[name].mean:.4f}" if name in row.metrics else "-" for name in names]
-            cells = [f"{metric:>{max(9, len(head))}}" for metric, head in zip(told, names.values(), strict=True)]
+            values = [f"{row.metrics[name].mean:.4f}" if name in row.metrics else "-" for name in names]
+            cells = [f"{metric:>{max(9, len(head))}}" for metric, head in zip(values, names.values(), strict=True)]
             lines.append(" ".join([f"{row.model:{width}}", *cells]))
     left_out = [f"left out: {what}: {why}" for what, why in evaluation.left_out.items()]
     return "\n".join([*lines, "", "* unfiltered", *left_out])

@@ -26,7 +26,7 @@ from data_pipelines.vocabulary import GLOBAL, Vocabulary
 from data_pipelines.whole_tokenizer import whole_tokenizer
 from experiments.config import load_config, save_config
 from experiments.data import ExperimentData
-from experiments.places import Place
+from experiments.path_options import PathOrURL
 from experiments.restore import Checkpoint
 from experiments.results import Evaluation, load_evaluation
 from experiments.run import ALL_DEVICES, EXPERIMENT, Facts, open_model, without_content
@@ -72,8 +72,8 @@ class ExportConfig:
 
 
 def export_command(
-    run: tyro.conf.Positional[Place],
-    folder: tyro.conf.Positional[Place],
+    run: tyro.conf.Positional[PathOrURL],
+    folder: tyro.conf.Positional[PathOrURL],
     config: Annotated[ExportConfig, tyro.conf.arg(name="")],
 ) -> None:
     """Write a run as a folder that other programs load: transformers, vLLM or open-flamingo; diffusers for a VQGAN.
@@ -142,7 +142,7 @@ def described_whole(geometry: ModelConfig, data: ExperimentData, config: ExportC
     if geometry.interleaved:
         described[package.IMAGE_ID] = vocabulary.image
     elif GLOBAL in vocabulary.tokenizer.get_added_vocab():
-        raise WeightsError(f"Idefics' processor does not write {GLOBAL}, which the tokenizer of this run has")
+        raise WeightsError(f"the processor of Idefics does not write {GLOBAL}, which the tokenizer of this run has")
     text = described.get("text_config", described)
     text |= token_ids(vocabulary) | {"max_position_embeddings": data.config.row_shape.tokens}
     return described

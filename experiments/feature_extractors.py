@@ -94,7 +94,7 @@ def clip_tower(folder: Path) -> FeatureExtractor:
     if text is None:
         return FeatureExtractor(name, see)
     if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):  # else transformers invents one
-        raise WeightsError(f"{folder}: this CLIP reads, and has no tokenizer beside it (tokenizer.json or vocab.json)")
+        raise WeightsError(f"{folder}: this CLIP has a text tower, but no tokenizer (tokenizer.json or vocab.json)")
     tokenizer, encode_texts = read_tokenizer(str(folder)), jax.jit(clip.read)
 
     def read(texts: Sequence[str]) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from data_pipelines.features import FeatureStore, check_room, write_features
+from data_pipelines.features import FeatureStore, check_disk_space, write_features
 from data_pipelines.images import take
 from data_pipelines.local_copy import local_copy
 from data_pipelines.object_store import is_there
@@ -33,7 +33,7 @@ def tower_features(data: ExperimentData, parameters: Parameters, mesh: Mesh, fol
         vision = data.config.model.vision
         shape, dtype = (vision.tokens_out, vision.width), data.config.model.compute_dtype
         items = np.flatnonzero(data.writer.has_image)
-        check_room(folder, len(items), shape, dtype)  # on all processes, so that none waits for one that gave up
+        check_disk_space(folder, len(items), shape, dtype)  # on all processes, so that none waits for one that gave up
 
         def make(items: np.ndarray) -> Iterator[np.ndarray]:
             return encoded(data, parameters, mesh, items)

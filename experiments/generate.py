@@ -25,10 +25,10 @@ from experiments.data import ExperimentData
 from experiments.evals import EVALS
 from experiments.evals.base import titled
 from experiments.evals.config import GenerateConfig
-from experiments.places import Place
+from experiments.path_options import PathOrURL
 from experiments.request import FIELDS, STDIN, Request, decoded, read_request
 from experiments.run import open_to_ask
-from experiments.terminal import cleaned, fitted, room
+from experiments.terminal import cleaned, fitted, terminal_width
 from unimp_jax.decoding import BeamConfig
 
 SHOWN = 3
@@ -36,7 +36,7 @@ SHOWN = 3
 
 
 def generate_command(
-    folder: tyro.conf.Positional[Place], config: Annotated[GenerateConfig, tyro.conf.arg(name="")]
+    folder: tyro.conf.Positional[PathOrURL], config: Annotated[GenerateConfig, tyro.conf.arg(name="")]
 ) -> None:
     """Answer one user's question with a trained model: what to recommend, what matches a search, how they would rate an
     item, which of three suits them.
@@ -74,7 +74,9 @@ def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> s
     )
     data, query = pose(data, request)
     if not 1 <= config.k <= data.corpus.num_items:
-        raise DataError(f"--k is {config.k}: 1 to {data.corpus.num_items}, all items of the catalogue, is right")
+        raise DataError(
+            f"--k is {config.k}; it must be between 1 and {data.corpus.num_items}, the size of the catalogue"
+        )
     BeamConfig(config.beams, config.new_tokens)  # refuses invalid options before the weights are read
     data.writer.write(query, ask=True)  # a prompt that does not fit is reported before the weights are read
     evaluation = EVALS[config.task]
@@ -94,10 +96,10 @@ def history_of(corpus: Corpus, query: Query) -> dict[str, Any]:
 def show(answer: dict[str, Any]) -> str:
     """Formats an answer for a terminal, which no text in the data can control."""
     answer = cleaned(answer)
-    who = "the given history" if answer["user"] is None else f"user {fitted(answer['user'], room())}"
+    who = "the given history" if answer["user"] is None else f"user {fitted(answer['user'], terminal_width())}"
     count, latest = (
         answer["history"]["items"],
-        "; ".join(fitted(item["title"], room()) for item in answer["history"]["latest"]),
+        "; ".join(fitted(item["title"], terminal_width()) for item in answer["history"]["latest"]),
     )
     counted = f"{count} item{'' if count == 1 else 's'}, the latest {latest}"
     lines = [f"{answer['task']} for {who}: {counted}", ""]
@@ -114,17 +116,17 @@ def complete(options: Request, text: str | None) -> Request:
     for name in FIELDS[1:]:
         if getattr(options, name) and name != needed:
             others = " or ".join(task for task, one in EVALS.items() if one.needs[0] == name)
-            raise DataError(f"--{name} is for --task {others}, not for {options.task}")
+            raise DataError(f"--{name} belongs to --task {others}, not to {options.task}")
     request = options
     if text is not None:
-        told = read_request(text)
+        parsed = read_request(text)
         given = {name: getattr(options, name) for name in FIELDS[1:] if getattr(options, name)}
-        request = dataclasses.replace(told, task=options.task, **given)
+        request = dataclasses.replace(parsed, task=options.task, **given)
     if needed and not getattr(request, needed):
         beside = f' (or "{needed}" in the JSON object)' if text is not None else ""
         raise DataError(f"--task {request.task} needs --{needed}, {meaning}{beside}")
     if needed == "candidates" and len(set(request.candidates)) != NUM_CANDIDATES:
-        raise DataError(f"--candidates are {len(set(request.candidates))} different ids; {NUM_CANDIDATES} are needed")
+        raise DataError(f"--candidates has {len(set(request.candidates))} different ids; {NUM_CANDIDATES} are needed")
     return request
 
 
@@ -167,7 +169,8 @@ def check_ratings(request: Request, levels: Sequence[float]) -> None:
     for item_id, rating in request.history:
         if levels and not math.isnan(rating) and not levels[0] <= rating <= levels[-1]:
             raise DataError(
-                f"{STDIN}: the rating of item {item_id} is {rating:g}; this source has {levels[0]:g} to {levels[-1]:g}"
+                f"{STDIN}: the rating of item {item_id} is {rating:g}; the ratings of this source are "
+                f"{levels[0]:g} to {levels[-1]:g}"
             )
 
 

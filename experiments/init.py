@@ -16,7 +16,7 @@ from experiments.config import ExperimentConfig, load_config
 from experiments.data import ExperimentData
 from experiments.parameters import Parameters, abstract_parameters, init_parameters, take_apart
 from experiments.restore import restore_parameters
-from unimp_jax.interop.placing import place
+from unimp_jax.interop.loading import load_values
 from unimp_jax.interop.start import Geometry, read_start, start_values
 from unimp_jax.model import DecoderConfig
 from unimp_jax.model.quantization import quantize_layers
@@ -62,7 +62,7 @@ def with_init_geometry(config: ExperimentConfig) -> ExperimentConfig:
         tokenizer = vocabulary.tokenizer or str(config.init_from / "tokenizer")
         if not vocabulary.tokenizer and not (config.init_from / "tokenizer").is_dir():
             raise DataError(
-                f"{config.init_from} has no tokenizer; name the language model's with --vocabulary.tokenizer"
+                f"{config.init_from} has no tokenizer; give that of the language model with --vocabulary.tokenizer"
             )
         vocabulary = dataclasses.replace(vocabulary, tokenizer=tokenizer, base_size=max(vocabulary.base_size, rows))
     geometry = dataclasses.replace(geometry, vision=vision, gated=gated, decoder=decoder)
@@ -82,17 +82,17 @@ def with_geometry_of_run(config: ExperimentConfig, run: Path) -> ExperimentConfi
     geometry = dataclasses.replace(geometry, gated=gated, decoder=decoder)
     if ours.adapters != theirs.adapters:
         raise ValueError(
-            f"init_from {run}: its adapters are {theirs.adapters}; to merge them, export it and import that"
+            f"init_from {run}: its adapters are {theirs.adapters}; to merge them, export the run and import the export"
         )
     if ours.decoder_quantization != theirs.decoder_quantization:
         raise ValueError(
-            f"init_from {run}: its model.decoder_quantization is {theirs.decoder_quantization}; to change it, export "
-            "it and import that"
+            f"init_from {run}: its model.decoder_quantization is {theirs.decoder_quantization}; to change it, "
+            "export the run and import the export"
         )
     shown = config.vocabulary
     if shown.image_codes not in (None, before.vocabulary.image_codes):
         raise ValueError(
-            f"init_from {run}: its tokens become those of this run, and are not for the codes of {shown.image_codes}"
+            f"init_from {run}: this run takes over its tokens, which do not include the codes of {shown.image_codes}"
         )
     vocabulary = dataclasses.replace(
         before.vocabulary, attributes=shown.attributes, attribute_words=shown.attribute_words
@@ -127,7 +127,7 @@ def initial_parameters(config: ExperimentConfig, mesh: Mesh, data: ExperimentDat
     filled = [part for part in read_start(config.init_from).geometry.parts if part != "embeddings"]
     parameters = init_parameters(config, mesh, filled)
     values = start_values(config.init_from, config.model)
-    trainable, frozen = place((parameters.trainable, parameters.frozen), values)
+    trainable, frozen = load_values((parameters.trainable, parameters.frozen), values)
     return with_content(dataclasses.replace(parameters, trainable=trainable, frozen=frozen), data)
 
 
@@ -135,7 +135,7 @@ def with_content(parameters: Parameters, data: ExperimentData | None) -> Paramet
     """Returns the parameters with the content of the catalogue's tokens, if there is any, written in place."""
     if data is None or data.config.content.is_empty:
         return parameters
-    (frozen,) = place((parameters.frozen,), [("embeddings/content", (), data.content)])
+    (frozen,) = load_values((parameters.frozen,), [("embeddings/content", (), data.content)])
     return dataclasses.replace(parameters, frozen=frozen)
 
 
@@ -158,9 +158,9 @@ def parameters_of_run(config: ExperimentConfig, run: Path, mesh: Mesh) -> Parame
     """
     here = abstract_parameters(config, mesh)
     arrays = dict([*nnx.to_flat_state(here.trainable), *nnx.to_flat_state(here.frozen)])
-    there = abstract_parameters(dataclasses.replace(load_config(run / "config.json"), mesh=config.mesh), mesh)
-    there = with_values(there, arrays)
-    read, _ = restore_parameters(run, "latest", there, config.checkpoint)
+    parameters = abstract_parameters(dataclasses.replace(load_config(run / "config.json"), mesh=config.mesh), mesh)
+    parameters = with_values(parameters, arrays)
+    read, _ = restore_parameters(run, "latest", parameters, config.checkpoint)
     return with_values(here, dict([*nnx.to_flat_state(read.trainable), *nnx.to_flat_state(read.frozen)]))
 
 

@@ -59,11 +59,11 @@ class ItemEncoderConfig:
         named = [bool(self.text), bool(self.image), self.wordllama, self.run is not None]
         if sum(named) != 1:
             raise ValueError(
-                f"{sum(named)} encoders are named; one of --text MODEL, --image MODEL, --wordllama True and --run "
-                "FOLDER is right"
+                f"{sum(named)} encoders are given; give exactly one of --text MODEL, --image MODEL, --wordllama "
+                "True and --run FOLDER"
             )
         if self.run_text and self.run is None:
-            raise ValueError("run_text is of a run: name its folder with --run")
+            raise ValueError("run_text needs a run; give its folder with --run")
 
     @property
     def sees(self) -> bool:
@@ -110,7 +110,9 @@ def open_item_encoder(config: ItemEncoderConfig) -> ItemEncoder:
     try:
         probe = encode([read(Item("", "An item.", image=drawn.getvalue()))])
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:  # for models of other kinds
-        raise WeightsError(f"{name}: no encoder of {'images' if config.sees else 'texts'} ({reason(error)})") from error
+        raise WeightsError(
+            f"{name}: not an encoder of {'images' if config.sees else 'texts'} ({reason(error)})"
+        ) from error
     return ItemEncoder(name, read, encode, probe[0])
 
 
@@ -136,10 +138,12 @@ def text_encoder(name: str, pooling: Pooling) -> ReadAndEncode:
     """
     folder = locate(name)
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):  # otherwise transformers invents one
-        raise WeightsError(f"{name}: no encoder of texts: it has no tokenizer ({', '.join(TOKENIZER_FILES)})")
+        raise WeightsError(
+            f"{name}: not an encoder of texts, because it has no tokenizer ({', '.join(TOKENIZER_FILES)})"
+        )
     model, has_pooler = pretrained(name, folder)
     if pooling == "pooler" and not has_pooler:
-        raise WeightsError(f"{name}: it has no trained pooler; --pooling mean or cls is right")
+        raise WeightsError(f"{name}: it has no trained pooler; use --pooling mean or cls")
     import torch
 
     tokenizer = read_tokenizer(str(folder))
@@ -178,7 +182,7 @@ def image_encoder(name: str) -> ReadAndEncode:
     try:
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the type depends on the model
-        raise WeightsError(f"{name}: no encoder of images ({reason(error)})") from error
+        raise WeightsError(f"{name}: not an encoder of images ({reason(error)})") from error
 
     def read(item: Item) -> Any:
         return processor(images=decode_image(item.image), return_tensors="pt")
@@ -216,7 +220,7 @@ def pretrained(name: str, folder: Path) -> tuple[Any, bool]:
             folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # the type depends on the model
-        raise WeightsError(f"{name}: no model that transformers reads ({reason(error)})") from error
+        raise WeightsError(f"{name}: transformers cannot read this model ({reason(error)})") from error
     missing = sorted(loaded["missing_keys"])  # transformers initialises them randomly
     if lost := [key for key in missing if "pooler" not in key]:
         raise WeightsError(f"{name}: {len(lost)} of its weights are missing, such as {lost[0]}")
@@ -232,7 +236,7 @@ def wordllama_encoder() -> Callable[[list[str]], np.ndarray]:
     try:
         import wordllama
     except ImportError as error:
-        raise DataError("WordLlama needs its package: pip install 'unimp_jax[wordllama]'") from error
+        raise DataError("WordLlama is not installed: pip install 'unimp_jax[wordllama]'") from error
     package = Path(wordllama.__file__).parent  # version 0.4.0 looks for its bundled tokenizer only in a cache
     return wordllama.WordLlama.load(cache_dir=package, disable_download=True).embed
 

@@ -65,7 +65,10 @@ def write_item_features(path: Path, data: CatalogueConfig, config: ItemEncoderCo
       WeightsError: the encoder cannot be opened.
     """
     if path.suffix != ".parquet" or batch_size < 1:
-        raise DataError(f"{path}, {batch_size} items a batch: a file that ends in .parquet, and 1 or more, are right")
+        raise DataError(
+            f"{path}, {batch_size} items per batch: the file must end in .parquet, and the batch size must be at "
+            "least 1"
+        )
     check_place(path)
     items, kind = read_items(data.source, data.folder), "image" if config.sees else "text"
     item_ids, places, digest = survey(items, images=config.sees)
@@ -89,11 +92,11 @@ def write_item_features(path: Path, data: CatalogueConfig, config: ItemEncoderCo
             raise DataError(f"no image of {data.source} can be read")
         write_vectors(path, [item_ids[place] for place in found], vectors)
         shutil.rmtree(folder)
-    left_out = {f"without {kind}": len(items) - len(places), "that cannot be read": len(places) - len(found)}
+    left_out = {f"without {kind}": len(items) - len(places), "with unreadable images": len(places) - len(found)}
     counts = ", ".join(f"{count:,} {which}" for which, count in left_out.items() if count)
     return (
-        f"{path}: {len(found):,} vectors of {vectors.shape[1]:,} features, by {encoder.name}"
-        f"{counts and '; items left out: '}{counts}\ntrain with --content.vectors {path}"
+        f"{path}: {len(found):,} vectors of {vectors.shape[1]:,} features, by "
+        f"{encoder.name}{counts and '; items left out: '}{counts}\ntrain with --content.vectors {path}"
     )
 
 
@@ -118,12 +121,12 @@ def begin(folder: Path, facts: dict[str, Any]) -> None:
     before = json.loads((folder / FACTS).read_bytes()) if finished else {}
     changed = [name for name in facts if name not in before or not alike(before[name], facts[name])]
     if not changed:
-        print(f"{folder}: {len(finished):,} batches are finished already")
+        print(f"{folder}: {len(finished):,} batches are already finished")
         return
     for file in finished:
         file.unlink()
     if finished:
-        print(f"{folder}: begun anew, since this changed: {', '.join(changed)}")
+        print(f"{folder}: restarted from the first batch, because these changed: {', '.join(changed)}")
     write_json(folder / FACTS, facts)
 
 
@@ -150,7 +153,7 @@ def write_batch(path: Path, items: Sequence[Item], places: list[int], encoder: I
     vectors = encoder.encode(list(inputs.values())) if inputs else np.zeros((0, len(encoder.probe)), np.float32)
     if not np.isfinite(vectors).all():
         raise DataError(
-            f"{encoder.name} makes numbers that are not finite of some items ({items[places[0]].item_id} …)"
+            f"{encoder.name} computes values that are not finite for some items ({items[places[0]].item_id} …)"
         )
     with atomic_file(path) as partial, partial.open("wb") as file:
         np.savez(file, places=np.array(list(inputs), np.int64), vectors=vectors.astype(np.float32))

@@ -68,7 +68,7 @@ def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
       ValueError: neither images nor text is requested or available, or the layout has too few ids.
     """
     if not (config.images or config.text):
-        raise ValueError("ids are made of images, of text or of both; neither is left")
+        raise ValueError("ids must be made from images, text or both, but neither is requested or available")
     check_place(path)
     data, predictor, facts = open_model(run, config.checkpoint, config.mesh)
     blocks = []
@@ -80,9 +80,7 @@ def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
     # All blocks have the same total variance, shared equally by the features of a block.
     features = np.concatenate([standardised(block) / block.shape[1] ** 0.5 for block in blocks], axis=1)
     if not np.ptp(features, axis=0).any():
-        raise ValueError(
-            "what ids are to be made of is the same for all items; use images and text, where there are any"
-        )
+        raise ValueError("the features for the ids are the same for all items; use both images and text, if available")
     made = semantic_ids(features, config.ids)
     sizes = (*[config.ids.codes] * config.ids.levels, config.ids.last)
     described = {

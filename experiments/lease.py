@@ -42,9 +42,14 @@ def leased(path: Path, patience: float) -> Iterator[None]:
     token, until, waits = secrets.token_hex(8), time.monotonic() + patience, False
     while not _take(path, token):
         if time.monotonic() > until:
-            raise DataError(f"{path.parent} is trained in by {said(read(path))}; end that one, or name another folder")
+            raise DataError(
+                f"{path.parent} is in use by another training ({describe(read(path))}); stop it, or name another folder"
+            )
         if not waits:
-            print(f"{path.parent} is trained in by {said(read(path))}: waiting up to {patience:g} s", flush=True)
+            print(
+                f"{path.parent} is in use by another training ({describe(read(path))}); waiting up to {patience:g} s",
+                flush=True,
+            )
         waits = True
         time.sleep(0.5)
     over = threading.Event()
@@ -65,7 +70,7 @@ def _take(path: Path, token: str) -> bool:
     if held:
         if not is_left_behind(held):
             return False
-        print(f"{path}: left behind by {said(held)}; it is taken", flush=True)
+        print(f"{path}: the lease of {describe(held)} has expired and is taken over", flush=True)
         path.unlink(missing_ok=True)
     try:
         store(path).pipe_file(str(path), signed(token), mode="create")
@@ -86,7 +91,7 @@ def _refresh(path: Path, token: str, over: threading.Event) -> None:
         except Exception as error:  # a network error: training goes on meanwhile, and may still save
             print(f"WARNING: {path} could not be written ({error})", file=sys.stderr, flush=True)
             continue
-        print(f"unimp: {path} was taken by {said(held)}: this training ends", file=sys.stderr, flush=True)
+        print(f"unimp: {path} was taken over by {describe(held)}, so this training ends", file=sys.stderr, flush=True)
         os._exit(2)  # without saving: the folder belongs to another process
 
 
@@ -108,7 +113,7 @@ def signed(token: str) -> bytes:
     return json.dumps({"token": token, **who, "at": now, "until": now + LEASE}).encode()
 
 
-def said(held: dict[str, Any]) -> str:
+def describe(held: dict[str, Any]) -> str:
     """Describes the holder of a lease."""
     at = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(held.get("at", 0)))
     return f"process {held.get('pid', '?')} on {held.get('host', 'another host')} (at {at})"

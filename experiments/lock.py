@@ -40,7 +40,7 @@ def locked(path: Path, *, waits: bool = False) -> Iterator[int | None]:
             taken = lock_descriptor(descriptor, blocking=waits)
         except OSError as error:
             raise ValueError(
-                f"{path} cannot be locked ({error.strerror}); name a --folder where files can be"
+                f"{path} cannot be locked ({error.strerror}); choose a --folder on a file system with file locks"
             ) from error
         if taken:
             _sign(descriptor)
@@ -66,16 +66,19 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            print(f"{folder} is trained in by {holder(path)}: waiting up to {PATIENCE} s for its end", flush=True)
+            print(
+                f"{folder} is in use by another training ({holder(path)}); waiting up to {PATIENCE} s for it to end",
+                flush=True,
+            )
             lock.acquire(PATIENCE, poll_interval=0.2)
     except Timeout as error:
         raise DataError(
-            f"{folder} is trained in by {holder(path)}; end that one first, or name another folder"
+            f"{folder} is in use by another training ({holder(path)}); stop it first, or name another folder"
         ) from error
     except OSError as error:
         if isinstance(error, (FileNotFoundError, PermissionError)):
             raise
-        print(f"{path} cannot be locked ({error.strerror}): nobody watches that {folder} is trained in once")
+        print(f"{path} cannot be locked ({error.strerror}); nothing prevents a second training in {folder}")
     try:
         yield
     finally:

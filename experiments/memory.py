@@ -25,7 +25,7 @@ Pool = Literal["linear", "logarithmic"]
 
 def check_share(share: float) -> None:
     if not 0 <= share < 1:
-        raise ValueError(f"share {share}: at least 0 and below 1 is right")
+        raise ValueError(f"share {share} must be at least 0 and below 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Counts:
     def __post_init__(self) -> None:
         check_share(self.share)
         if (self.item_knn is None) == (self.markov is None):
-            raise ValueError("counts are one of item_knn and markov")
+            raise ValueError("exactly one of item_knn and markov must be given")
 
     @property
     def described(self) -> str:
@@ -107,4 +107,4 @@ def read_memory(folder: Path) -> Memory:
     try:
         return read_config(folder / FILE, Memory)
     except DataError as error:
-        raise DataError(f"{error}; delete it, and `unimp evaluate` makes it anew") from error
+        raise DataError(f"{error}; delete it, and `unimp evaluate` will write it again") from error

@@ -53,13 +53,13 @@ def read_new_items(path: Path, corpus: Corpus) -> list[Item]:
         try:
             item = read_item(record, names, path.parent)
             if item.item_id in known:
-                raise BadField(f"item {item.item_id!r} is in the catalogue, or in this file, already")
+                raise BadField(f"item {item.item_id!r} is already in the catalogue or in this file")
         except BadField as fault:
             raise DataError(f"{place}: {fault}") from fault
         known.add(item.item_id)
         items.append(item)
     if not items:
-        raise DataError(f"{path} is empty; one item or more is needed")
+        raise DataError(f"{path} is empty; at least one item is needed")
     return items
 
 
@@ -102,7 +102,7 @@ def read_item(record: dict[str, Any], names: list[str], folder: Path) -> Item:
                 f"no attribute {name!r} in this source; {did_you_mean(name, names)}it has {', '.join(names)}"
             )
         if not isinstance(value, str | None):
-            raise BadField(f"attribute {name!r} is {shown(value)}; it must be a text")
+            raise BadField(f"attribute {name!r} is {shown(value)}; it must be a string")
     image, file = b"", text(record, "image")
     if file:
         try:

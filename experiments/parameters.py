@@ -53,7 +53,7 @@ def take_apart(config: ExperimentConfig, model: UniMP) -> Parameters:
     """
     trains = frozenset(config.training.trains)
     if not trains:
-        raise ValueError("training.trains names no part: nothing would be trained")
+        raise ValueError("training.trains is empty, so nothing would be trained")
 
     def is_trained(path: tuple[Any, ...], variable: Any) -> bool:
         return part_of(path) in trains and not isinstance(variable, FrozenTable | Quantized)

@@ -11,13 +11,13 @@ from data_pipelines.prepare import prepare
 from data_pipelines.sources.checks import OnBad
 from data_pipelines.sources.registry import SOURCES
 from data_pipelines.sources.selection import SourceSelection
-from experiments.places import Place
+from experiments.path_options import PathOrURL
 from experiments.terminal import clean_lines
 
 
 def prepare_command(
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help=f"One of {', '.join(SOURCES)}.")],
-    folder: Place = Path("data"),
+    folder: PathOrURL = Path("data"),
     source_dir: Path | None = None,
     name: str | None = None,
     on_bad: OnBad = "refuse",

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.config import ExperimentConfig
-from experiments.places import LOCAL, Place
+from experiments.path_options import LOCAL, PathOrURL
 from experiments.presets import DESCRIPTIONS, PRESETS
 from unimp_jax.processes import ProcessesConfig
 
@@ -19,7 +19,7 @@ from unimp_jax.processes import ProcessesConfig
 class Training:
     """A preset and the folder of its run."""
 
-    folder: Place
+    folder: PathOrURL
     """The run folder; s3://BUCKET/FOLDER or gs://BUCKET/FOLDER is in an object store."""
     experiment: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
     processes: ProcessesConfig = ProcessesConfig()

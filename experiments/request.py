@@ -46,12 +46,12 @@ def read_request(text: str) -> Request:
     """
     text = text.removeprefix("\ufeff").strip()
     if not text:
-        raise DataError(f"{STDIN} is empty: name a --user, or give a history there, such as {EXAMPLE}")
+        raise DataError(f"{STDIN} is empty; give a --user, or a history on {STDIN}, such as {EXAMPLE}")
     try:
         record = from_json(text)
         check_object(record, FIELDS)
         if record.get("history") == []:
-            raise BadField("field 'history' is empty, one item or more is needed")
+            raise BadField("field 'history' is empty; at least one item is needed")
         return Request(
             history=tuple(map(read_met, field(record, "history", list))),
             query=field(record, "query", str, default=None),
@@ -61,7 +61,7 @@ def read_request(text: str) -> Request:
             ),
         )
     except BadField as fault:
-        raise DataError(f"{STDIN}: {fault}; right is {EXAMPLE}") from fault
+        raise DataError(f"{STDIN}: {fault}; expected, for example, {EXAMPLE}") from fault
 
 
 def decoded(content: bytes) -> str:
@@ -74,8 +74,8 @@ def decoded(content: bytes) -> str:
         return content.decode(json.detect_encoding(content))
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{STDIN} is not UTF-8 (byte 0x{content[error.start]:02x} at position {error.start}): convert it, such as "
-            "with `iconv -f latin1 -t utf-8`"
+            f"{STDIN} is not UTF-8 (byte 0x{content[error.start]:02x} at position {error.start}); convert it, for "
+            "example with `iconv -f latin1 -t utf-8`"
         ) from error
 
 
@@ -100,7 +100,7 @@ def check_object(record: Any, names: Sequence[str]) -> None:
       BadField: it is not an object, or has an unknown field.
     """
     if not isinstance(record, dict):
-        raise BadField(f"{shown(record)} where an object with {', '.join(names)} should be")
+        raise BadField(f"{shown(record)} instead of an object with {', '.join(names)}")
     for name in record:
         if name not in names:
             raise BadField(f"there is no field {name!r}; {did_you_mean(name, names)}There are {', '.join(names)}")

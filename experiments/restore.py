@@ -26,7 +26,7 @@ def step_of(checkpoints: Checkpoints, which: Checkpoint, command: str) -> int:
     """
     step = checkpoints.best() if which == "best" else checkpoints.latest()
     if step is None:
-        raise DataError(f"{checkpoints.folder.parent} has no whole checkpoint yet: run `{command}` on it first")
+        raise DataError(f"{checkpoints.folder.parent} has no complete checkpoint yet; run `{command}` on it first")
     return step
 
 

@@ -97,7 +97,7 @@ def load_evaluation(path: Path) -> Evaluation:
         return pydantic.TypeAdapter(Evaluation).validate_json(path.read_bytes())
     except FileNotFoundError as error:
         others = sorted(other.stem for other in path.parent.glob("*.json"))
-        there = f", or name another --split: {', '.join(others)}" if others else ""
-        raise DataError(f"{path} does not exist: run `unimp evaluate` on this run first{there}") from error
+        hint = f", or choose another --split: {', '.join(others)}" if others else ""
+        raise DataError(f"{path} does not exist; run `unimp evaluate` on this run first{hint}") from error
     except pydantic.ValidationError as error:
         raise DataError(f"{path} is not an evaluation: {error.errors()[0]['msg']}") from error

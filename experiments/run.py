@@ -27,7 +27,7 @@ from experiments.restore import Checkpoint, restore_parameters
 from experiments.step import to_device
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.interop.importing import GEOMETRY, exported_values
-from unimp_jax.interop.placing import place
+from unimp_jax.interop.loading import load_values
 from unimp_jax.model import PARTS
 from unimp_jax.model.adapters import merge_adapters
 from unimp_jax.model.quantization import dequantize_layers
@@ -44,7 +44,7 @@ ALL_DEVICES = MeshConfig(data=-1)
 
 LOGGED = {
     "token slots filled": ("fill", ".1%"),
-    "tokens a second": ("tokens_per_second", ",.0f"),
+    "tokens per second": ("tokens_per_second", ",.0f"),
     "share of peak": ("mfu", ".1%"),
     "waiting for data": ("waiting_share", ".2%"),
     "goodput": ("goodput", ".1%"),
@@ -154,7 +154,7 @@ def open_to_ask(
     folder = local_copy(folder) if exported else folder
     if not exported and ((folder / "generation_config.json").exists() or (folder / GEOMETRY).exists()):
         raise DataError(
-            f"{folder} lacks {EXPERIMENT}/, which `unimp export --format idefics` writes: export the run anew"
+            f"{folder} lacks {EXPERIMENT}/, which `unimp export --format idefics` writes; export the run again"
         )
     described = folder / EXPERIMENT if exported else folder
     config = load_config(described / "config.json")
@@ -165,8 +165,8 @@ def open_to_ask(
         loader=dataclasses.replace(config.loader, batch_size=math.prod(shards[axis] for axis in ROWS)),
     )
     if new_items and (exported or config.content.is_empty):
-        lacks = "is an export, which has only whole rows" if exported else "has free rows alone"
-        raise DataError(f"{folder} {lacks}: --new-items is for the folder of a run with content (--content.…)")
+        lacks = "is an export, which stores complete rows only" if exported else "has no content"
+        raise DataError(f"{folder} {lacks}; --new-items needs the folder of a run with content (--content.…)")
     data = ExperimentData.load(config, described / "vocabulary", same=["items"])
     data.memory = read_memory(described)
     if new_items:
@@ -208,8 +208,8 @@ def added_content(parameters: Parameters, content: np.ndarray) -> np.ndarray:
     known = content[: len(trained)]
     if known.shape != trained.shape or not np.allclose(known, trained, rtol=0.01, atol=0.01):  # maybe bfloat16 there
         raise DataError(
-            "new items need the features of the others to be those that the run was trained with, and they are not: a "
-            "file of content.vectors, or the version that computes them, has changed"
+            "new items need the same features of the trained items as in training, but they differ: a file of "
+            "content.vectors, or the version that computes them, has changed"
         )
     return content[len(trained) :]
 
@@ -265,7 +265,7 @@ def read_exported(folder: Path, config: ExperimentConfig) -> Predictor:
     """
     mesh, values = make_mesh(config.mesh), exported_values(folder, config.model)
     parameters = init_parameters(config, mesh, PARTS)
-    trainable, frozen = place((parameters.trainable, parameters.frozen), values)
+    trainable, frozen = load_values((parameters.trainable, parameters.frozen), values)
     return to_be_asked(parameters.graph, mesh, (trainable, frozen))
 
 

@@ -21,11 +21,11 @@ def clean(text: str) -> str:
     """Returns a text as one line of visible characters: runs of white space become blanks, formats are removed, and
     controls and what standard output cannot encode become U+FFFD (or "?")."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    kept = "".join(shown(character) for character in " ".join(text.split()))
+    kept = "".join(visible(character) for character in " ".join(text.split()))
     return kept.encode(encoding, "replace").decode(encoding)
 
 
-def shown(character: str) -> str:
+def visible(character: str) -> str:
     kind = unicodedata.category(character)
     if kind == "Cf" or character == WIDENS:
         return ""
@@ -57,24 +57,24 @@ def width(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def fitted(text: str, room: int) -> str:
-    """Cuts a clean text to at most `room` columns; a cut is marked."""
-    if columns(text) <= room and len(text) <= 4 * room:
+def fitted(text: str, limit: int) -> str:
+    """Cuts a clean text to at most `limit` columns; a cut is marked."""
+    if columns(text) <= limit and len(text) <= 4 * limit:
         return text
     mark = "…" if clean("…") == "…" else "..."
     taken, kept = columns(mark), ""
-    for character in text[: 4 * room]:  # a text may have any number of combining marks
+    for character in text[: 4 * limit]:  # a text may have any number of combining marks
         taken += width(character)
-        if taken > room:
+        if taken > limit:
             break
         kept += character
     return f"{kept.rstrip()}{mark}"
 
 
-def padded(text: str, room: int) -> str:
-    return text + " " * (room - columns(text))
+def padded(text: str, limit: int) -> str:
+    return text + " " * (limit - columns(text))
 
 
-def room() -> int:
+def terminal_width() -> int:
     """Returns the number of columns of the terminal."""
     return shutil.get_terminal_size(FALLBACK).columns

@@ -104,7 +104,7 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
             note_changes(load_config(folder / "config.json"), asked, folder / "config.json")
             describe(config, data, parameters, mesh)
             if config.training.elastic:
-                print(f"elastic: {described(config)}; where the run began: {described(as_begun(asked, folder))}")
+                print(f"elastic: {described(config)}; where the run started: {described(as_begun(asked, folder))}")
             began = note_provenance(folder)
         features = None
         if config.training.cache_features:
@@ -242,7 +242,7 @@ def configure(config: ExperimentConfig, folder: Path) -> tuple[ExperimentConfig,
       DataError: the folder holds a run of a VQGAN.
     """
     if (folder / OF_VQGAN).exists():
-        raise DataError(f"{folder} holds the run of a VQGAN; name another folder")
+        raise DataError(f"{folder} contains the run of a VQGAN; name another folder")
     if not (folder / "config.json").exists():
         return with_init_geometry(config), None
     before = load_config(folder / "config.json")

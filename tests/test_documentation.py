@@ -31,10 +31,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("command", [one for page in PAGES for one in commands(page) if "--help" not in one])
 def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from data_pipelines import object_store
-    from experiments import cli, places
+    from experiments import cli, path_options
 
     monkeypatch.setattr(object_store, "PACKAGES", dict.fromkeys(object_store.PACKAGES, "json"))  # one that is there
-    monkeypatch.setattr(places, "reached", lambda path: path)
+    monkeypatch.setattr(path_options, "reached", lambda path: path)
     called, load = [], cli.load
 
     def parsed_only(name):

@@ -35,13 +35,15 @@ class ProcessesConfig:
     """Seconds that processes wait for one another at the start."""
 
     def __post_init__(self) -> None:
-        told = [self.coordinator, self.count, self.index]
-        if any(x is not None for x in told) and None in told:
-            raise ValueError("processes: coordinator, count and index go together; or none, for what JAX detects")
+        settings = [self.coordinator, self.count, self.index]
+        if any(x is not None for x in settings) and None in settings:
+            raise ValueError(
+                "processes: give coordinator, count and index together, or none of them to use what JAX detects"
+            )
         if self.coordinator is not None and not self.coordinator.rpartition(":")[2].isdigit():
-            raise ValueError(f"processes: coordinator {self.coordinator!r} is not HOST:PORT, as node0:1234")
+            raise ValueError(f"processes: coordinator {self.coordinator!r} must be HOST:PORT, such as node0:1234")
         if self.count is not None and self.index is not None and not 0 <= self.index < self.count:
-            raise ValueError(f"processes: index {self.index} is not below count {self.count}, from 0 on")
+            raise ValueError(f"processes: index {self.index} must be at least 0 and below count {self.count}")
         if self.wait_seconds < 1:
             raise ValueError(f"processes: wait-seconds {self.wait_seconds} must be at least 1")
 
@@ -54,9 +56,9 @@ def join(config: ProcessesConfig) -> None:
     Raises:
       ValueError: The others are not found, or are visible without having been joined.
     """
-    told = started(os.environ)
-    must = config.coordinator is not None or bool(config.together) or (config.together is None and (told or 0) > 1)
-    if must or (config.together is None and told is None):
+    launched = started(os.environ)
+    must = config.coordinator is not None or bool(config.together) or (config.together is None and (launched or 0) > 1)
+    if must or (config.together is None and launched is None):
         _initialize(config, must)
     check_joined()
 
@@ -103,10 +105,10 @@ def _initialize(config: ProcessesConfig, must: bool) -> None:
         if must or not nothing:
             reason = str(error).partition("\n")[0].rstrip(".")
             raise ValueError(
-                f"processes: they could not be joined at {place} ({reason}); check that the address is of process 0 "
-                "and its port free, and that srun, Open MPI (with mpi4py, from Open MPI 5 on), GKE or a TPU VM started "
-                "them; or give --processes.coordinator HOST:PORT --processes.count N --processes.index I, or "
-                "--processes.together False for a process of its own"
+                f"processes: they could not be joined at {place} ({reason}); check that the address is of process "
+                "0 and its port is free, and that srun, Open MPI (with mpi4py, from Open MPI 5 on), GKE or a TPU "
+                "VM started them; or give --processes.coordinator HOST:PORT --processes.count N "
+                "--processes.index I, or --processes.together False to run a single process"
             ) from error
     finally:
         watch.cancel()
@@ -125,8 +127,9 @@ def _needs_mpi4py(environment: Mapping[str, str]) -> bool:
 
 def _give_up(seconds: int, place: str) -> None:
     print(
-        f"unimp: processes: after {seconds} s not all of them have met at {place}; check that all were started, with "
-        "the same address and count, that the address is of process 0, and that no firewall closes its port",
+        f"unimp: processes: after {seconds} s not all of them are connected to {place}; check that all were "
+        "started, with the same address and count, that the address is of process 0, and that no firewall blocks "
+        "its port",
         file=sys.stderr,
         flush=True,
     )
@@ -143,9 +146,10 @@ def check_joined() -> None:
     processes = jax.process_count()
     if processes > 1 and not (jax.distributed.is_initialized() and jax.config.jax_enable_preemption_service):
         raise ValueError(
-            f"processes: devices of {processes} processes are visible, but jax.distributed with its preemption service "
-            "is not set up, so a run that is asked to end would save nothing; leave out --processes.together False and "
-            "JAX_ENABLE_PREEMPTION_SERVICE=0, or give --processes.coordinator, --processes.count and --processes.index"
+            f"processes: devices of {processes} processes are visible, but jax.distributed with its preemption "
+            "service is not set up, so a preempted run would not save a checkpoint; leave out "
+            "--processes.together False and JAX_ENABLE_PREEMPTION_SERVICE=0, or give --processes.coordinator, "
+            "--processes.count and --processes.index"
         )
 
 

@@ -39,7 +39,7 @@ def draw_sample(key: jax.Array, config: ObjectiveConfig, tables: EmbeddingTables
       ValueError: There are no new tokens.
     """
     if tables.new is None:
-        raise ValueError("objective: sampled_tokens are drawn of new tokens, and this model has none")
+        raise ValueError("objective: sampled_tokens samples from the new tokens, but this model has none")
     new_tokens = tables.new.shape[0]
     numbers_S, p_S = draw_numbers(key, config.sampled_tokens, new_tokens, config.sampler)
     return Sample(tables.vocab_size + numbers_S, jnp.log(config.sampled_tokens * p_S))

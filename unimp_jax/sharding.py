@@ -43,7 +43,9 @@ class MeshConfig:
     def __post_init__(self) -> None:
         sizes = dataclasses.astuple(self)
         if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-            raise ValueError(f"mesh: sizes must be at least 1, and one at most -1 (all that are left), not {self}")
+            raise ValueError(
+                f"mesh: sizes must be at least 1, and at most one may be -1 (all remaining devices), not {self}"
+            )
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -85,8 +87,8 @@ def _laid_out(shape: tuple[int, ...], devices: list[jax.Device], slices: int) ->
     except (AssertionError, NotImplementedError, TypeError, ValueError) as error:  # mesh_utils raises all of them
         reason = str(error).partition("\n")[0][:200]
         raise ValueError(
-            f"mesh: JAX cannot lay out {len(devices)} TPUs as {' x '.join(map(str, shape))} ({reason}); choose sizes "
-            "that are products of the sides of a slice, and slices of one size"
+            f"mesh: JAX cannot arrange {len(devices)} TPUs as {' x '.join(map(str, shape))} ({reason}); choose "
+            "sizes that are products of the side lengths of a slice, and slices of one size"
         ) from error
 
 
@@ -103,13 +105,13 @@ def mesh_sizes(config: MeshConfig, devices: int, slices: int = 1) -> dict[str, i
     if math.prod(sizes.values()) != devices:
         asked = " x ".join(f"{name}={size}" for name, size in dataclasses.asdict(config).items() if size != 1)
         raise ValueError(
-            f"mesh: {asked or 'data=1'} does not make {devices} devices; one size may be -1, for all that are left"
+            f"mesh: {asked or 'data=1'} does not make {devices} devices; one size may be -1, for all remaining devices"
         )
     if sizes["slice"] % slices:
         raise ValueError(
-            f"mesh: slice={sizes['slice']} is not a multiple of the {slices} slices there are, between which only "
-            f"gradients should go; make mesh.slice {slices}, and the others multiply to the {devices // slices} "
-            "devices of a slice"
+            f"mesh: slice={sizes['slice']} is not a multiple of the {slices} slices, between which only gradients "
+            f"should be sent; set mesh.slice {slices}, and the other sizes so that their product is the "
+            f"{devices // slices} devices of a slice"
         )
     return sizes
 
@@ -199,7 +201,7 @@ def check_rows(rows: int, mesh: Mesh, accumulate: int = 1) -> None:
     if rows % (shards * accumulate):
         product = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in ROWS)
         raise ValueError(
-            f"{rows} rows a batch are not a multiple of {shards * accumulate}: {product} x accumulate={accumulate}"
+            f"a batch of {rows} rows is not a multiple of {shards * accumulate}: {product} x accumulate={accumulate}"
         )
 
 
@@ -211,8 +213,8 @@ def check_tokens(tokens: int, mesh: Mesh) -> None:
     """
     if tokens % mesh.shape["context"]:
         raise ValueError(
-            f"{tokens} tokens a row are not a multiple of context={mesh.shape['context']}; "
-            f"make row_shape.tokens {tokens + -tokens % mesh.shape['context']}"
+            f"a row of {tokens} tokens is not a multiple of context={mesh.shape['context']}; set row_shape.tokens "
+            f"{tokens + -tokens % mesh.shape['context']}"
         )
 
 

@@ -132,15 +132,16 @@ class AmazonBuilder(RecordBuilder):
         Raises:
           BadField: a field is wrong.
         """
-        raise TypeError(f"{cls.__name__} does not say how it reads a product")
+        raise TypeError(f"{cls.__name__} does not implement the reading of products")
 
     @property
     def instructions(self) -> str:
         """A message that says which files are needed and where they are published."""
         names = " or ".join(f"{name.format('CATEGORY')}.gz" for name in self.REVIEWS)
         return (
-            f"for each category {names}, and {self.PRODUCTS.format('CATEGORY')}.gz, are needed (unpacked will do) in "
-            f"the folder that --source-dir names; fetch them from {' and '.join(self.WHERE)} (see {self.PUBLISHER})"
+            f"for each category {names}, and {self.PRODUCTS.format('CATEGORY')}.gz, are needed in the folder of "
+            f"--source-dir (unpacked files work too); download them from {' and '.join(self.WHERE)} (see "
+            f"{self.PUBLISHER})"
         )
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
@@ -173,12 +174,12 @@ class AmazonBuilder(RecordBuilder):
             kind, match = next((kind, match) for kind in patterns if (match := re.fullmatch(patterns[kind], name)))
             found[match[1]][kind] = folder / name
         if not found:
-            raise DataError(f"{folder} holds no reviews: {self.instructions}")
+            raise DataError(f"{folder} has no reviews: {self.instructions}")
         for category in self.selection.categories or found:
             if category not in found:
                 hint, there_are = did_you_mean(category, found), ", ".join(found)
                 raise DataError(
-                    f"{folder} holds no reviews of category {category!r}; {hint}It holds those of {there_are}; "
+                    f"{folder} has no reviews of category {category!r}; {hint}It has those of {there_are}; "
                     + self.instructions
                 )
             if not is_there(folder / self.PRODUCTS.format(category)):

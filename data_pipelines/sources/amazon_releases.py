@@ -51,7 +51,7 @@ def from_literal(text: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise BadField(f"a {type(record).__name__} where a dictionary should be")
     if isinstance(tree.body, ast.Dict) and len(record) < len(tree.body.keys):
-        raise BadField("a field occurs a second time")
+        raise BadField("a field occurs twice")
     return record
 
 
@@ -166,10 +166,10 @@ def main_image_url(record: dict[str, Any]) -> str:
     if isinstance(images, dict):
         lists = list(images.values())
         if not all(isinstance(values, list) for values in lists) or len(set(map(len, lists))) > 1:
-            raise BadField(f"field 'images' is {shown(images)}; it must hold objects, or lists of one length")
+            raise BadField(f"field 'images' is {shown(images)}; it must contain objects, or lists of equal length")
         images = [dict(zip(images, row, strict=True)) for row in zip(*lists, strict=True)]
     for image in images:
         if not isinstance(image, dict):
-            raise BadField(f"field 'images' holds {shown(image)}; it must hold objects")
+            raise BadField(f"field 'images' contains {shown(image)}; it must contain objects")
     main = next((image for image in images if image.get("variant") == "MAIN"), images[0] if images else {})
     return next(filter(None, (text(main, size).strip() for size in ("large", "hi_res", "thumb"))), "")

@@ -80,7 +80,7 @@ class Amazon2023Sample(RecordBuilder):
     DESCRIPTION = f"A sample of Amazon Reviews 2023, users with a few reviews in one category; {PUBLISHER}"
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
-        path = self.file("users.jsonl", "an object a line with user_id, category, history and heldout")
+        path = self.file("users.jsonl", "one object per line with user_id, category, history and heldout")
         clock = Clock.of(path, FIELDS_OF_SAMPLE.time)
         users: set[str] = set()
         items: dict[str, Item] = {}
@@ -89,7 +89,7 @@ class Amazon2023Sample(RecordBuilder):
             category = word(record, "category")
             user = f"{word(record, 'user_id')}/{category}"
             if user in users:
-                raise BadField(f"user {user} occurs a second time")
+                raise BadField(f"user {user} occurs twice")
             reviews = list(reviews_of(record, user, spaced(category), clock))
             users.add(user)
             return user, reviews

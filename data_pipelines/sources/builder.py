@@ -63,8 +63,8 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
         """
         for choice in dataclasses.fields(SourceSelection):
             if choice.name not in self.SELECTS and getattr(selection, choice.name) != choice.default:
-                known = ", ".join(map(option, self.SELECTS)) or "no such option"
-                raise DataError(f"{self.name} does not know {option(choice.name)}; it knows {known}")
+                known = ", ".join(map(option, self.SELECTS)) or "no such options"
+                raise DataError(f"{self.name} does not support {option(choice.name)}; it supports {known}")
         self.source_dir, self.faults, self.selection = source_dir, faults or Faults(), selection
         self.source, self.tally = source, tally or Tally()
         super().__init__(*args, file_format="array_record", **kwargs)
@@ -80,7 +80,7 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
         """Opens the source from its files; implemented by subclasses."""
-        raise TypeError(f"{type(self).__name__} does not say how it opens its source")
+        raise TypeError(f"{type(self).__name__} does not implement open_source")
 
     def file(self, name: str, holds: str) -> Path:
         """Returns the path of a file, plain or `.gz`, of a source that cannot be downloaded automatically.
@@ -91,7 +91,7 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
         Raises:
           DataError: no folder was given, or it lacks the file; the message says what is needed and who publishes it.
         """
-        needed = f"{name}, {holds}, is needed in the folder that --source-dir names; for the data see {self.PUBLISHER}"
+        needed = f"{name}, {holds}, is needed in the folder of --source-dir; for the data see {self.PUBLISHER}"
         if self.source_dir is None:
             raise DataError(f"this source cannot be downloaded from here: {needed}")
         if not is_there(self.source_dir / name):
@@ -133,7 +133,7 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
             bad = self.faults.records
             why = f"; {len(bad)} bad records were left out, the first: {bad[0]}" if bad else ""
             raise DataError(
-                f"{self.name}: no {what} are left of {place}, nothing to learn from"
+                f"{self.name}: no {what} are left in {place}, so there is nothing to train on"
                 + core * (max(self.cores) > 1)
                 + why
             )

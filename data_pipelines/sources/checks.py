@@ -40,7 +40,7 @@ class Faults:
     def bad_record(self, fault: str) -> None:
         """Lists a bad record, or raises `DataError` if bad records are refused."""
         if self.on_bad == "refuse":
-            raise DataError(f"{fault} (--on-bad skip leaves such records out)")
+            raise DataError(f"{fault} (--on-bad skip leaves out such records)")
         self.records.append(printable(fault))
 
     def watched(self, records: Iterable[Record]) -> Iterator[Record]:
@@ -51,9 +51,9 @@ class Faults:
         """
         first, bad, number = len(self.records), 0, 0
         for number, record in enumerate(records, start=1):
-            told = len(self.records)
+            faults_before = len(self.records)
             yield record
-            bad += len(self.records) > told
+            bad += len(self.records) > faults_before
             if number == SAMPLE:
                 self.refuse_most(first, bad, number)
         if number < SAMPLE:
@@ -70,7 +70,9 @@ class Faults:
           DataError: most of them are bad.
         """
         if bad >= FEW and 2 * bad > number:
-            raise DataError(f"{self.records[first]}; so are {bad} of the first {number} records, too many to leave out")
+            raise DataError(
+                f"{self.records[first]}; {bad} of the first {number} records are bad, too many to leave out"
+            )
 
 
 class BadField(ValueError):
@@ -115,14 +117,14 @@ def shown(value: Any) -> str:
     except TypeError:
         return repr(value)[:40]
     except ValueError:
-        return "a number of thousands of digits"
+        return "a number with thousands of digits"
 
 
 def _check_encodable(name: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise BadField(f"field {name!r} is no valid text ({error.reason})") from error
+        raise BadField(f"field {name!r} is not valid text ({error.reason})") from error
 
 
 def word(record: dict[str, Any], name: str) -> str:
@@ -133,7 +135,7 @@ def word(record: dict[str, Any], name: str) -> str:
     """
     value = field(record, name, str)
     if value.split() != [value] or CONTROL.search(value):
-        raise BadField(f"field {name!r} is {value[:40]!r}; it must be an identifier, without white space")
+        raise BadField(f"field {name!r} is {value[:40]!r}; it must be an identifier without white space")
     return value
 
 
@@ -173,7 +175,7 @@ def texts(record: dict[str, Any], name: str) -> tuple[str, ...]:
     values = field(record, name, list, default=())
     for value in values:
         if not isinstance(value, str):
-            raise BadField(f"field {name!r} holds {shown(value)}; it must hold strings only")
+            raise BadField(f"field {name!r} contains {shown(value)}; it must contain strings only")
         _check_encodable(name, value)
     return tuple(values)
 

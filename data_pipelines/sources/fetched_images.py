@@ -37,7 +37,7 @@ def fault_of(encoded: bytes) -> str:
         width, height = try_image(encoded)
     except DataError as error:
         return str(error)
-    return "a single pixel, which stands for none" if width * height == 1 else ""
+    return "a single pixel, used as a placeholder for a missing image" if width * height == 1 else ""
 
 
 class FetchedImages:
@@ -53,7 +53,7 @@ class FetchedImages:
     def read(self, item: str) -> bytes:
         """Returns the image's bytes, or b"" (noting the fault) if it is missing or cannot be decoded."""
         if not os.path.isdir(self._folder):
-            note = f"{self._folder} does not exist: no item has an image"
+            note = f"{self._folder} does not exist, so no item has an image"
             if note not in self._faults.images:
                 self._faults.images.append(note)
             return b""
@@ -67,7 +67,7 @@ class FetchedImages:
         except DataError as error:
             fault = str(error)
         if fault:
-            self._faults.images.append(f"{files.name(stem)} is broken ({fault}); without it, it can be fetched")
+            self._faults.images.append(f"{files.name(stem)} is broken ({fault}); delete it to fetch it again")
             return b""
         return encoded
 
@@ -86,10 +86,10 @@ class FetchedImages:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{self._folder} cannot be made ({error.strerror}): images need it") from error
+            raise DataError(f"{self._folder} cannot be created for the images ({error.strerror})") from error
         wanted = [(item, url) for item, url in urls.items() if self._failed.get(item) != url]
-        there, self._files = self._known(), None
-        wanted = [(item, url) for item, url in wanted if _stem(item) not in there]
+        existing, self._files = self._known(), None
+        wanted = [(item, url) for item, url in wanted if _stem(item) not in existing]
         in_a_row = 0
         pool = ThreadPoolExecutor(self._limits.connections, "images")
         with Fetcher(self._limits) as fetcher, tqdm(total=len(wanted), desc="images", disable=None) as progress:
@@ -104,8 +104,8 @@ class FetchedImages:
                             self._note(item, url, fault)
                         if in_a_row == GIVE_UP:
                             raise DataError(
-                                f"{in_a_row} images one after another could not be fetched, at last "
-                                f"{self._reasons[item]}; what was fetched stays, and the same command goes on"
+                                f"{in_a_row} images in a row could not be fetched, the last because: "
+                                f"{self._reasons[item]}; fetched images are kept, and the same command continues"
                             )
             finally:
                 pool.shutdown(cancel_futures=True)
@@ -126,14 +126,14 @@ class FetchedImages:
                 partial.write_bytes(encoded)
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
-                return Unusable("its item's name is too long for a file")
+                return Unusable("the id of the item is too long for a file name")
             raise self._unwritable(error) from error
         return None
 
     def _unwritable(self, error: OSError) -> DataError:
         return DataError(
-            f"{self._folder}: images cannot be written ({error.strerror}); what was fetched stays, and the same "
-            "command goes on"
+            f"{self._folder}: images cannot be written ({error.strerror}); fetched images are kept, and the same "
+            "command continues"
         )
 
     def _note(self, item: str, url: str, fault: Exception) -> None:

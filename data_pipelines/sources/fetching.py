@@ -105,7 +105,7 @@ class Fetcher:
             if len(body) > self._limits.megabytes * 2**20:
                 raise Unusable(f"larger than {self._limits.megabytes:g} MiB")
             if time.monotonic() > until:
-                raise Unavailable(f"not whole after {self._limits.seconds:g} s")
+                raise Unavailable(f"incomplete after {self._limits.seconds:g} s")
         return bytes(body)
 
     def _wait_for_turn(self) -> None:

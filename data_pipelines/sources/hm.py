@@ -47,7 +47,7 @@ def read_purchases(path: Path, articles: pl.Series, faults: Faults) -> pl.DataFr
     seconds = day.str.to_date("%Y-%m-%d", strict=False).dt.epoch("s")
     right = day.str.contains(r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$") & seconds.is_between(EARLIEST, latest())
     purchases = read_csv(path, PURCHASE, faults)
-    purchases = purchases.written_as("t_dat", right, "a day from 1990 to next year, as 2020-07-31")
+    purchases = purchases.written_as("t_dat", right, "a day from 1990 to next year, such as 2020-07-31")
     purchases = purchases.identifiers("customer_id").keep(
         article.is_in(articles.implode()),
         lambda row: f"article {row['article_id'][:40]} is not in articles.csv{_hint(row['article_id'])}",
@@ -59,7 +59,7 @@ def read_purchases(path: Path, articles: pl.Series, faults: Faults) -> pl.DataFr
 def _hint(article_id: str) -> str:
     """Returns a hint if an id lost its leading zero by being read as a number."""
     nine = article_id.isdigit() and len(article_id) == DIGITS_OF_ARTICLE - 1
-    return ": a leading zero is missing, so read ids as text where the file was written" if nine else ""
+    return "; a leading zero is missing: the program that wrote the file must treat ids as text" if nine else ""
 
 
 def catalogue(articles: pl.DataFrame, item: pl.Expr, images: StoredImages) -> Callable[[str], Item]:

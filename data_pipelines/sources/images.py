@@ -56,7 +56,7 @@ class ImageFiles:
         except OSError as error:
             raise DataError(f"{place} cannot be read ({error.strerror or error})") from error
         except Exception as error:  # a file that is not an archive causes errors of many classes
-            raise DataError(f"{place} is not a whole zip archive ({error}); fetch it again") from error
+            raise DataError(f"{place} is not a complete zip archive ({error}); fetch it again") from error
         ranked: dict[str, tuple[bool, int, str]] = {}
         for name in found:
             path = PurePosixPath(name.replace("\\", "/").lstrip("/"))
@@ -94,7 +94,7 @@ class ImageFiles:
     def _read(self, name: str) -> bytes:
         path = self._place / name
         if self._archive is None and not path.is_file():
-            raise DataError("it is no file")
+            raise DataError("it is not a file")
         size = self._archive.getinfo(name).file_size if self._archive else path.stat().st_size
         if size > LARGEST_BYTES:
             raise DataError(f"{size:,} bytes; at most {LARGEST_BYTES:,} are decoded")
@@ -134,11 +134,11 @@ class StoredImages:
         self._faults, self._name = faults, place.name
         self._files: ImageFiles | None = None
         if not os.path.exists(place):
-            faults.images.append(f"neither {archive} nor the folder {path.name} exists: no item has an image")
+            faults.images.append(f"neither {archive} nor the folder {path.name} exists, so no item has an image")
             return
         self._files = ImageFiles(place, faults, path.name)
         if not self._files:
-            faults.images.append(f"{place} holds no image: no item has one")
+            faults.images.append(f"{place} contains no images, so no item has one")
             self._files = None
 
     def read(self, *names: str) -> bytes:

@@ -30,23 +30,25 @@ def from_json(text: str) -> dict[str, Any]:
         raise
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
-            raise BadField(f"not JSON (more than one value, the second from column {error.colno} on)") from error
+            raise BadField(f"not JSON (more than one value, the second starts at column {error.colno})") from error
         if error.pos >= len(text.rstrip()) or not text.rstrip().endswith("}"):
-            raise BadField("not JSON (it ends within a value, and is cut off or goes on in a next line)") from error
+            raise BadField(
+                "not JSON (it ends inside a value: the line is cut off, or the value continues on the next line)"
+            ) from error
         raise BadField(f"not JSON ({error.msg} at column {error.colno})") from error
     except RecursionError as error:
         raise BadField("nested too deeply") from error
     except ValueError as error:  # an integer of thousands of digits
         raise BadField(f"not JSON ({error})") from error
     if not isinstance(record, dict):
-        raise BadField(f"a {type(record).__name__} where an object should be")
+        raise BadField(f"a {type(record).__name__} instead of an object")
     return record
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
-        raise BadField(f"field {_repeated(pairs)[0][:40]!r} occurs a second time")
+        raise BadField(f"field {_repeated(pairs)[0][:40]!r} occurs twice")
     return record
 
 
@@ -90,7 +92,7 @@ def read_objects(
         else:
             yield line.place, record
     if first and needed:
-        raise DataError(f"{path} is empty; one object a line is needed")
+        raise DataError(f"{path} is empty; one object per line is needed")
 
 
 def _refuse_other_layouts(line: TextLine) -> None:
@@ -99,11 +101,11 @@ def _refuse_other_layouts(line: TextLine) -> None:
     Raises:
       DataError: the line begins an array, or an object that spans several lines.
     """
-    needed = f"{line.place}: one object a line is needed"
+    needed = f"{line.place}: one object per line is needed"
     if line.text.lstrip().startswith("["):
-        raise DataError(f"{needed}; this is one array (jq -c '.[]' takes it apart)")
+        raise DataError(f"{needed}, but this is an array (jq -c '.[]' splits it)")
     if line.text.split() == ["{"]:
-        raise DataError(f"{needed}; this one goes over several (jq -c . joins them)")
+        raise DataError(f"{needed}, but this one spans several lines (jq -c . joins them)")
 
 
 def read_object(path: Path, holds: str, faults: Faults) -> dict[str, Any]:
@@ -132,9 +134,9 @@ def read_object(path: Path, holds: str, faults: Faults) -> dict[str, Any]:
     try:
         found = json.loads("\n".join(lines), object_pairs_hook=first)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({error}); there must be an object: {holds}") from error
+        raise DataError(f"{path} is not JSON ({error}); it must be an object: {holds}") from error
     if not isinstance(found, dict):
-        raise DataError(f"{path} holds a {type(found).__name__}; there must be an object: {holds}")
+        raise DataError(f"{path} contains a {type(found).__name__}; it must be an object: {holds}")
     for key in twice:
-        faults.bad_record(f"{path.name}: key {key[:40]!r} occurs a second time")
+        faults.bad_record(f"{path.name}: key {key[:40]!r} occurs twice")
     return found

@@ -70,7 +70,7 @@ def local_movielens(folder: Path, name: str, faults: Faults) -> Source:
     def read_movie(record: dict[str, Any]) -> None:
         movie_id = field(record, "item_id", int)
         if str(movie_id) in movies:
-            raise BadField(f"item {movie_id} occurs a second time")
+            raise BadField(f"item {movie_id} occurs twice")
         item = movie(
             movie_id,
             title=field(record, "title", str),
@@ -83,7 +83,7 @@ def local_movielens(folder: Path, name: str, faults: Faults) -> Source:
     def read_user(record: dict[str, Any]) -> tuple[str, list[Event]]:
         user = word({"user": str(field(record, "user", int, str))}, "user")
         if user in users:
-            raise BadField(f"user {user} occurs a second time")
+            raise BadField(f"user {user} occurs twice")
         events = list(_events(record, clock) if "events" in record else _sequence(record))
         users.add(user)
         return user, events
@@ -113,7 +113,7 @@ def local_movielens(folder: Path, name: str, faults: Faults) -> Source:
 def _events(record: dict[str, Any], clock: Clock) -> Iterator[Event]:
     for event in field(record, "events", list):
         if not isinstance(event, dict):
-            raise BadField(f"field 'events' holds a {type(event).__name__}; it must hold objects")
+            raise BadField(f"field 'events' contains a {type(event).__name__}; it must contain objects")
         movie_id, time = str(field(event, "item_id", int)), clock.seconds(event, "time", NO_TIME)
         yield movie_id, time, stars(event, "rating", *SCALE), ", ".join(map(plain, texts(event, "tags"))), ""
 
@@ -121,7 +121,7 @@ def _events(record: dict[str, Any], clock: Clock) -> Iterator[Event]:
 def _sequence(record: dict[str, Any]) -> Iterator[Event]:
     for item in map(whole, field(record, "history", list)):
         if not isinstance(item, int) or isinstance(item, bool):
-            raise BadField(f"field 'history' holds {item!r}; it must hold item ids")
+            raise BadField(f"field 'history' contains {item!r}; it must contain item ids")
         yield str(item), NO_TIME, math.nan, "", "train"
     for split in ("validation", "test"):
         if record.get(split) is not None:
@@ -153,7 +153,7 @@ def official_movielens(folder: Path, faults: Faults, least: int) -> Source:
             return read_dat(folder / f"{name}.dat", columns, faults)
         if is_there(folder / f"{name}.csv"):
             return read_csv(folder / f"{name}.csv", columns, faults, needed=name != "tags")
-        raise DataError(f"{folder} holds neither {name}.dat nor {name}.csv: not a MovieLens archive")
+        raise DataError(f"{folder} has neither {name}.dat nor {name}.csv, so it is not a MovieLens archive")
 
     catalogue = read("movies", "movieId", "title", "genres").whole_numbers("movieId").distinct("movieId", "movie")
     rows = catalogue.rows.select(map(text, ("movieId", "title", "genres")))
@@ -194,7 +194,9 @@ def unzipped(archive: Path) -> Path:
             with zipfile.ZipFile(archive) as packed, atomic_folder(folder) as partial:
                 packed.extractall(partial)
         except (zipfile.BadZipFile, RuntimeError, zlib.error, EOFError) as error:  # encrypted, unknown or truncated
-            raise DataError(f"{archive} is not a whole zip archive ({error}); remove it, to fetch it again") from error
+            raise DataError(
+                f"{archive} is not a complete zip archive ({error}); delete it to fetch it again"
+            ) from error
     return folder
 
 

@@ -57,8 +57,8 @@ def read_films(path: Path, faults: Faults) -> list[Film | None]:
         whole_line = right and not line.fault and len(fields) == len(names)
         if opened and not whole_line:
             raise DataError(
-                f"{opened}: a title in quotes goes on in the next line; films are numbered by line, so that each "
-                "must stand on one"
+                f"{opened}: a quoted title continues on the next line; films are numbered by line, so each must "
+                "be on a single line"
             )
         opened = line.place if is_unclosed(line.text) else ""
         if whole_line and not opened:
@@ -67,7 +67,7 @@ def read_films(path: Path, faults: Faults) -> list[Film | None]:
             faults.bad_record(f"{line.place}: {line.fault or repr(line.text[:60]) + '; it must be ' + ','.join(names)}")
             films.append(None)
     if not films:
-        raise DataError(f"{path} has no films; there must be a line a film: {','.join(COLUMNS)}")
+        raise DataError(f"{path} has no films; each line must be {','.join(COLUMNS)}")
     return films
 
 
@@ -83,7 +83,7 @@ def is_unclosed(line: str) -> bool:
 def read_histories(path: Path, films: list[Film | None], faults: Faults) -> dict[str, list[int]]:
     """Reads the known items of each user."""
     histories = {}
-    for user, listed in faults.watched(read_object(path, "user to list of items", faults).items()):
+    for user, listed in faults.watched(read_object(path, "from user to list of items", faults).items()):
         place = f"{path.name}: user {user[:40]}"
         items = list(map(whole, listed)) if isinstance(listed, list) else listed
         try:
@@ -92,7 +92,7 @@ def read_histories(path: Path, films: list[Film | None], faults: Faults) -> dict
             faults.bad_record(f"{path.name}: {fault}")
             continue
         if not isinstance(items, list) or not all(type(item) is int for item in items):
-            faults.bad_record(f"{place}: {json.dumps(items)[:40]} is no list of item numbers")
+            faults.bad_record(f"{place}: {json.dumps(items)[:40]} is not a list of item numbers")
             continue
         known = {item for item in items if 0 <= item < len(films) and films[item] is not None}
         for item in dict.fromkeys(items):
@@ -124,8 +124,8 @@ class Netflix(RecordBuilder):
     DESCRIPTION = f"Netflix, as LLMRec publishes it; {PUBLISHER}"
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
-        films_csv = self.file("item_attribute.csv", "id,year,title a line")
-        paths = {split: self.file(name, "users to lists of items") for split, name in FILES.items()}
+        films_csv = self.file("item_attribute.csv", "one film per line: id,year,title")
+        paths = {split: self.file(name, "from user to list of items") for split, name in FILES.items()}
         films = read_films(films_csv, self.faults)
         files = {split: read_histories(path, films, self.faults) for split, path in paths.items()}
         images = StoredImages(films_csv.with_name("Netflix_Posters"), self.faults)

@@ -116,7 +116,7 @@ def open_bytes(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
         advice = "7-Zip unpacks NAME.gz into a folder of that name: take the file out of it"
         raise DataError(f"{found} is a folder; a file is needed ({advice})") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{found} is damaged: it is no whole gzip file ({error}); fetch it again") from error
+        raise DataError(f"{found} is damaged: it is not a complete gzip file ({error}); fetch it again") from error
     except OSError as error:
         raise DataError(f"{found} cannot be read ({error.strerror or error})") from error
 
@@ -128,7 +128,7 @@ def _no_text(head: bytes) -> str:
         return known
     wide = next((name for mark, name in WIDE.items() if head.startswith(mark)), "")
     if not wide and bytes(4) in head:
-        return "no text but binary; a file of text is needed"
+        return "binary; a text file is needed"
     if not wide and len(head) >= 4 and 3 * head.count(0) >= len(head):
         name = "UTF-32" if 3 * head.count(0) >= 2 * len(head) else "UTF-16"
         wide = name + ("LE" if head[0] else "BE")

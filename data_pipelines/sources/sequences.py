@@ -39,18 +39,19 @@ def read_sequences(path: Path, faults: Faults) -> pl.DataFrame:
             faults.bad_record(f"{line.place}: user {user[:40]!r} has control characters")
         elif not items:
             faults.bad_record(
-                f"{line.place}: user {user[:40]} has no items; there must be the user, then items, blanks between them"
+                f"{line.place}: user {user[:40]} has no items; a line must contain the user and then its items, "
+                "separated by blanks"
             )
         elif strange:
-            faults.bad_record(f"{line.place}: item {strange[0][:40]!r} is no whole number")
+            faults.bad_record(f"{line.place}: item {strange[0][:40]!r} is not a whole number")
         elif user in seen:
-            faults.bad_record(f"{line.place}: user {user} occurs a second time")
+            faults.bad_record(f"{line.place}: user {user} occurs twice")
         else:
             seen.add(user)
             users.append(user)
             sequences.append(items)
     if not users and not faults.records:
-        raise DataError(f"{path} is empty; a line a user is needed: the user, then items")
+        raise DataError(f"{path} is empty; each line must contain a user and then its items")
     item_lists = pl.Series(sequences, dtype=pl.List(pl.String))
     frame = pl.DataFrame({"user": pl.Series(users, dtype=pl.String), "item": item_lists}).explode("item")
     return frame.with_columns(time=pl.lit(NO_TIME, pl.Int64))
@@ -59,7 +60,7 @@ def read_sequences(path: Path, faults: Faults) -> pl.DataFrame:
 def read_attributes(path: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
     """Reads the attributes of each item, as words."""
     words = {}
-    for item, listed in faults.watched(read_object(path, "item to list of attributes", faults).items()):
+    for item, listed in faults.watched(read_object(path, "from item to list of attributes", faults).items()):
         numbers = list(map(whole, listed)) if isinstance(listed, list) else listed
         if isinstance(numbers, list) and all(type(number) is int and number >= 0 for number in numbers):
             words[item] = tuple(str(number) for number in dict.fromkeys(numbers))
@@ -79,8 +80,8 @@ class Sequences(RecordBuilder):
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
         name = self._name()
-        path = self.file(f"{name}.txt", "a line a user: the user, then items")
-        attributes_json = self.file(f"{name}_item2attributes.json", "items to lists of attributes")
+        path = self.file(f"{name}.txt", "one user per line: the user, then its items")
+        attributes_json = self.file(f"{name}_item2attributes.json", "from item to list of attributes")
         attributes = read_attributes(attributes_json, self.faults)
         frame = read_sequences(path, self.faults)
 
@@ -103,7 +104,7 @@ class Sequences(RecordBuilder):
         if asked or len(names) > 1:
             those = ", ".join(name.removesuffix(".txt") for name in names) or "the files"
             raise DataError(
-                f"{self.source_dir}: one sequence file at a time, for their numbers mean different things: "
-                f"--categories with one of {those}"
+                f"{self.source_dir}: only one sequence file can be prepared at a time, because each file numbers "
+                f"its items differently; choose one with --categories: {those}"
             )
         return names[0].removesuffix(".txt") if names else "NAME"

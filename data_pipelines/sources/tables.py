@@ -106,18 +106,18 @@ class Table:
 
     def distinct(self, column: str, what: str) -> Self:
         """Keeps the first row of each value; `what` describes a value."""
-        return self.keep(text(column).is_first_distinct(), lambda row: f"{what} {row[column]} occurs a second time")
+        return self.keep(text(column).is_first_distinct(), lambda row: f"{what} {row[column]} occurs twice")
 
     def identifiers(self, *columns: str) -> Self:
         """Keeps the rows in which these columns are text without white space."""
         table = self
         for column in columns:
-            table = table.written_as(column, IDENTIFIER, "an identifier, without white space")
+            table = table.written_as(column, IDENTIFIER, "an identifier without white space")
         return table
 
     def whole_numbers(self, column: str) -> Self:
         """Keeps the rows with a whole number in digits, as text; 1.0 is refused, since other files may write 1."""
-        return self.written_as(column, r"^[0-9]+$", "a whole number, in digits")
+        return self.written_as(column, r"^[0-9]+$", "a whole number, written in digits")
 
     def ratings(self, column: str, least: float, most: float) -> Self:
         """Keeps the rows with a number on the scale, converted to float64."""
@@ -175,7 +175,7 @@ def read_dat(path: Path, columns: Sequence[str], faults: Faults) -> Table:
 
 def _table(name: str, rows: pl.DataFrame, faults: Faults, needed: bool) -> Table:
     if needed and rows.is_empty() and not faults.records:
-        raise DataError(f"{name} has no rows; there is nothing to learn from")
+        raise DataError(f"{name} has no rows, so there is nothing to train on")
     return Table(name, rows, faults)
 
 
@@ -191,14 +191,16 @@ def check_header(header: TextLine, names: Sequence[str], columns: Sequence[str])
     missing = [column for column in columns if column not in names]
     for mark, what in DELIMITERS.items():
         if missing and {name.strip(' "') for name in header.text.split(mark)} >= set(columns):
-            raise DataError(f"{header.place}: columns are separated by {what}; there must be commas between {needed}")
+            raise DataError(
+                f"{header.place}: columns are separated by {what}; they must be separated by commas: {needed}"
+            )
     if missing:
         what = "a header " * (len(missing) == len(columns)) + needed
-        seen = f"not {header.text[:60]!r}" if header.text.strip() else "and the file is empty"
+        seen = f"not {header.text[:60]!r}" if header.text.strip() else "but the file is empty"
         raise DataError(f"{header.place}: column {missing[0]!r} is missing; there must be {what}, {seen}")
     for column in columns:
         if names.count(column) > 1:
-            raise DataError(f"{header.place}: column {column!r} is there {names.count(column)} times; it must be once")
+            raise DataError(f"{header.place}: column {column!r} occurs {names.count(column)} times; it must occur once")
 
 
 def _by_arrow(path: Path, skipped: int, names: Sequence[str], columns: Sequence[str]) -> pl.DataFrame | None:
@@ -244,7 +246,7 @@ def _by_record(
         for line, fields in faults.watched(records):
             fault = line.fault
             if not fault and len(fields) != len(names):
-                fault = f"{len(fields)} fields where {len(names)} should be: {', '.join(names)}"[:200]
+                fault = f"{len(fields)} fields; expected {len(names)}: {', '.join(names)}"[:200]
             if fault:
                 faults.bad_record(f"{line.place}: {fault}")
             else:

@@ -87,8 +87,8 @@ class Clock:
         other = self._unit_of(value)
         if other:
             return (
-                f"field {name!r} is {value}, in {other}; it must be {self.unit} since 1970 as the file's other times, "
-                "for units may not be mixed"
+                f"field {name!r} is {value}, in {other}; it must be {self.unit} since 1970 like the other times "
+                "in the file, because units must not be mixed"
             )
         return f"field {name!r} is {str(value)[:40]}; it must be {self.unit} since 1970, from 1990 to next year"
 

@@ -54,13 +54,17 @@ class TaskConfig:
         check_names("tasks.loss_weights", self.loss_weights)
         object.__setattr__(self, "loss_weights", default_loss_weights() | dict(self.loss_weights))
         if self.history_weight <= 0:
-            raise ValueError(f"tasks.history_weight {self.history_weight} must be above 0; see tasks.history_targets")
+            raise ValueError(
+                f"tasks.history_weight {self.history_weight} must be above 0; to leave the history out of the "
+                "loss, set tasks.history_targets none"
+            )
         if not self.history_ids and (self.id_items or self.history_targets != "none"):
             raise ValueError(
-                "tasks.history_ids False leaves no ids to show bare or to predict: set tasks.id_items 0 and "
-                "tasks.history_targets none as well"
+                "tasks.history_ids False leaves no bare ids and no ids to predict; also set tasks.id_items 0 and "
+                "tasks.history_targets none"
             )
         if not self.history_ids and "last_id" in (self.recommendation_at, self.rating_at):
             raise ValueError(
-                "tasks.history_ids False leaves no last id: set tasks.recommendation_at and tasks.rating_at question"
+                "tasks.history_ids False leaves no last id to answer at; set tasks.recommendation_at and "
+                "tasks.rating_at to question"
             )

@@ -240,9 +240,9 @@ class History:
             return ids.ravel(), np.full(len(ids), ids.shape[1])
         ratings = corpus.ratings[events]
         tokens = np.column_stack([ids, vocabulary.ratings[vocabulary.nearest_levels(ratings)]]).astype(np.int32)
-        said = np.ones(tokens.shape, bool)
-        said[:, -1] = ~np.isnan(ratings)
-        return tokens[said], said.sum(axis=1)
+        is_shown = np.ones(tokens.shape, bool)
+        is_shown[:, -1] = ~np.isnan(ratings)
+        return tokens[is_shown], is_shown.sum(axis=1)
 
 
 def _before(ends: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -252,8 +252,8 @@ def _before(ends: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarra
       Whether each exists: bool [n, m]; and its index or 0: int64 [n, m].
     """
     backs = np.arange(counts.max(initial=0))
-    there = backs < counts[:, None]
-    return there, np.where(there, ends[:, None] - 1 - backs, 0)
+    is_before = backs < counts[:, None]
+    return is_before, np.where(is_before, ends[:, None] - 1 - backs, 0)
 
 
 def continues_history(task: Task, config: TaskConfig) -> bool:

@@ -27,11 +27,11 @@ class Image(Task):
     texts_are_categories = True
 
     def unavailable(self, data: TaskData) -> str:
-        return "" if data.can_generate.any() else "no item has both codes of an image and categories"
+        return "" if data.can_generate.any() else "no item has both image codes and categories"
 
     def missing(self, data: TaskData, events: np.ndarray) -> np.ndarray:
         can_generate = data.can_generate[data.corpus.items[events]]
-        return np.where(can_generate, "", "whose answer has no codes of an image, or no categories")
+        return np.where(can_generate, "", "whose answer has no image codes or no categories")
 
     def sample(
         self, data: TaskData, asked: Queries, last: np.ndarray, rng: np.random.Generator
@@ -72,5 +72,5 @@ def check_codes(vocabulary: Vocabulary) -> int:
       ValueError: the vocabulary has no image codes.
     """
     if vocabulary.image_codes is None:
-        raise ValueError("an image is asked for, but the vocabulary knows none (vocabulary.image_codes)")
+        raise ValueError("a question asks for an image, but the vocabulary has no image codes (vocabulary.image_codes)")
     return vocabulary.image_codes.codes_per_image

@@ -114,7 +114,7 @@ class PromptWriter:
           ValueError: the items differ.
         """
         if corpus.item_ids != self.corpus.item_ids:
-            raise ValueError("a writer goes on with the items that it was made for")
+            raise ValueError("a writer can only be reused for a corpus with the same items")
         other = copy.copy(self)
         other.texts = self.texts.of(corpus)
         return other
@@ -249,7 +249,7 @@ class PromptWriter:
             query = queries[int(small[0])]
             raise ValueError(
                 f"the {query.task} question of user {self.corpus.user_ids[query.user]} exceeds {self.row_shape} "
-                f"(left: {left[small[0]].tolist()}); raise row_shape or show fewer attribute words"
+                f"(room left: {left[small[0]].tolist()}); raise row_shape or show fewer attribute words"
             )
 
     def _history(self) -> History:

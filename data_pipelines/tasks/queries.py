@@ -17,8 +17,8 @@ from data_pipelines.tasks.query import Queries, Query
 from data_pipelines.tasks.registry import TASKS, check_names, default_shares, task_at, task_number
 
 NO_CODES = (
-    "queries.mix.image asks for images, but vocabulary.image_codes names no file of their codes: `unimp vqgan codes` "
-    "makes one"
+    "queries.mix.image asks for images, but vocabulary.image_codes names no file of image codes; `unimp vqgan "
+    "codes` writes one"
 )
 
 
@@ -44,7 +44,7 @@ class QueryConfig:
         object.__setattr__(self, "mix", {name: float(self.mix.get(name, 0.0)) for name in TASKS})
         for name in ("unconditional_rate", "whole_rate"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"queries.{name} {getattr(self, name)} must be a share, 0 to 1")
+                raise ValueError(f"queries.{name} {getattr(self, name)} must be a share between 0 and 1")
 
     @property
     def needs_codes(self) -> bool:
@@ -76,25 +76,27 @@ class TrainingQueries:
         self._num_train = np.add.reduceat((corpus.splits == TRAIN).astype(np.int64), starts)
         self.users = np.flatnonzero(self._num_train >= 2)
         if not len(self.users):
-            raise DataError("no user has two interactions to train on: there is no history to ask about")
+            raise DataError("no user has two training interactions, so no history can be asked about")
         weights = np.array([config.mix.get(name, 0.0) for name in TASKS], np.float64)
         if not (weights >= 0).all() or not weights.any():
-            raise ValueError(f"task mix {dict(config.mix)}: weights must be 0 or more, and one above 0")
+            raise ValueError(f"task mix {dict(config.mix)}: weights must be 0 or more, and at least one above 0")
         if config.needs_codes and has_codes is None:
             raise ValueError(NO_CODES)
         self.notes: list[str] = []
         if len(self.users) < corpus.num_users:
             few = corpus.num_users - len(self.users)
-            self.notes.append(f"{few} users with fewer than two interactions to train on are not asked about")
+            self.notes.append(f"{few} users with fewer than two training interactions are not asked about")
         for number, (name, task) in enumerate(TASKS.items()):
             why = task.unavailable(self._data) if weights[number] else ""
             if why:
-                self.notes.append(f"{name} is left out: {why}; --queries.mix.{name} 0 says so")
+                self.notes.append(
+                    f"{name} is left out: {why}; --queries.mix.{name} 0 leaves it out without this notice"
+                )
                 weights[number] = 0
         if not weights.any():
             raise ValueError(
-                "this source has neither ratings, categories, enough items to select from nor images for the only "
-                f"tasks of the mix ({'; '.join(self.notes)})"
+                "this source does not have what the tasks of the mix need: ratings, categories, enough items to "
+                f"select from, or images ({'; '.join(self.notes)})"
             )
         self.tasks = tuple(name for name, weight in zip(TASKS, weights, strict=True) if weight)
         cumulative = np.cumsum(weights)

@@ -21,11 +21,13 @@ class Rating(Task):
     num_texts = 1
 
     def unavailable(self, data: TaskData) -> str:
-        return "" if data.corpus.rating_levels else "no rating is among what is to train on"
+        return "" if data.corpus.rating_levels else "no training interaction has a rating"
 
     def missing(self, data: TaskData, events: np.ndarray) -> np.ndarray:
         if not data.corpus.rating_levels:
-            return np.full(len(events), "whose rating cannot be predicted, for no rating is among what was to train on")
+            return np.full(
+                len(events), "whose rating cannot be predicted, because no training interaction has a rating"
+            )
         return np.where(np.isnan(data.corpus.ratings[events]), "whose answer has no rating", "")
 
     def is_open(self, corpus: Corpus, query: Query) -> bool:

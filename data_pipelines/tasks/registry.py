@@ -18,7 +18,7 @@ def register(task: Task) -> None:
       ValueError: another task has its name.
     """
     if type(TASKS.setdefault(task.name, task)) is not type(task):
-        raise ValueError(f"there is another task {task.name!r} already: give this one another name")
+        raise ValueError(f"there is already a task {task.name!r}; choose another name")
 
 
 def task_number(name: str) -> int:

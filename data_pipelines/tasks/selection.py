@@ -14,7 +14,7 @@ from data_pipelines.vocabulary import NUM_CANDIDATES, Vocabulary
 
 PRIOR = {1: 0.5, 2: 0.5}
 """The probability of each number of right answers, provided that there are two further training interactions."""
-ALL_MET = "who met so much of the catalogue that nothing wrong is left to offer"
+ALL_MET = "who interacted with so many items that too few wrong candidates are left"
 
 
 class Selection(Task):
@@ -28,7 +28,7 @@ class Selection(Task):
 
     def unavailable(self, data: TaskData) -> str:
         num_items = data.corpus.num_items
-        return f"it takes {NUM_CANDIDATES} items, and the catalogue has {num_items}" * (num_items < NUM_CANDIDATES)
+        return f"it needs {NUM_CANDIDATES} items, but the catalogue has {num_items}" * (num_items < NUM_CANDIDATES)
 
     def sample(
         self, data: TaskData, asked: Queries, last: np.ndarray, rng: np.random.Generator

@@ -105,7 +105,7 @@ class PromptTexts:
         """
         self.corpus, self.vocabulary, self.has_image = corpus, vocabulary, has_image
         self._show_ids = show_ids
-        self.query, self.select = (Ragged.of([vocabulary.encode_phrase(said).tolist()]) for said in (QUERY, SELECT))
+        self.query, self.select = (Ragged.of([vocabulary.encode_phrase(phrase).tolist()]) for phrase in (QUERY, SELECT))
         self.marker_at = vocabulary.image_marker.index(vocabulary.image)
         marker = np.array(vocabulary.image_marker, np.int32)
         marker = np.repeat(marker, np.where(marker == vocabulary.image, image_tokens, 1))
@@ -172,8 +172,8 @@ class PromptTexts:
         starts = np.cumsum([0, *map(len, tokens)]).tolist()
         shown = [
             (part.row, start)
-            for part, said, start in zip(parts, tokens, starts, strict=False)
-            if part.is_image and len(said)
+            for part, part_tokens, start in zip(parts, tokens, starts, strict=False)
+            if part.is_image and len(part_tokens)
         ]
         return TokenSpan(
             np.concatenate([int32(), *tokens]),

@@ -34,7 +34,7 @@ def sasrec_command(
     """
     corpus = load_records(data).corpus
     if not len(corpus.held_out(TEST)[0]):
-        raise DataError(f"{data.source} has no test questions: nobody would be ranked for")
+        raise DataError(f"{data.source} has no test questions, so nothing can be ranked")
     folder.mkdir(parents=True, exist_ok=True)  # reports an unusable folder before the training
 
     def say(record: Record) -> None:

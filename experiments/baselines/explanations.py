@@ -127,7 +127,7 @@ def training_texts(corpus: Corpus) -> tuple[np.ndarray, list[str]]:
     """
     events = np.array(sorted(event for event in corpus.texts if corpus.splits[event] == TRAIN), np.int64)
     if not len(events):
-        raise DataError("no training interaction has a text: there is nothing to answer with")
+        raise DataError("no training interaction has a text, so there is no explanation to answer with")
     return events, [corpus.texts[event] for event in events.tolist()]
 
 

@@ -30,7 +30,9 @@ Gradients = tuple[jax.Array, jax.Array]
 def _forward(hidden_ND: jax.Array, items_ID: jax.Array, targets_N: jax.Array) -> tuple[jax.Array, Gradients]:
     size = min(CHUNK, len(hidden_ND))
     if len(hidden_ND) % size:
-        raise ValueError(f"{len(hidden_ND)} positions are no multiple of {size}: choose batch and max_length so")
+        raise ValueError(
+            f"{len(hidden_ND)} positions are not a multiple of {size}; choose batch_size and max_length accordingly"
+        )
     weights_N = (targets_N >= 0) / jnp.maximum((targets_N >= 0).sum(), 1).astype(jnp.float32)
 
     def chunk(

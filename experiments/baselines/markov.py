@@ -38,9 +38,11 @@ class MarkovConfig:
 
     def __post_init__(self) -> None:
         if self.last < 1:
-            raise ValueError(f"last is {self.last}: a chain needs at least the last item")
+            raise ValueError(f"last is {self.last} and must be at least 1")
         if not 0 <= self.spread <= 1:
-            raise ValueError(f"spread is {self.spread}: between 0 (the same lag alone) and 1 (all lags alike) is right")
+            raise ValueError(
+                f"spread is {self.spread} and must be between 0 (the same lag only) and 1 (all lags alike)"
+            )
 
 
 GRID = tuple(

@@ -28,7 +28,9 @@ class QueryMatch:
         base_MI = self.base.scores(users, positions)
         matches_MI = np.asarray(self.matches(users, positions), np.int64)
         if matches_MI.shape != base_MI.shape:
-            raise ValueError(f"matches are {matches_MI.shape}, scores {base_MI.shape}: both must be [queries, items]")
+            raise ValueError(
+                f"matches have shape {matches_MI.shape}, scores {base_MI.shape}; both must be [queries, items]"
+            )
         ranked_MI = rankdata(np.nan_to_num(base_MI, nan=-np.inf, neginf=-np.inf, posinf=np.inf), "dense", axis=1)
         places_MI = rankdata(matches_MI * (base_MI.shape[1] + 1) + ranked_MI, "dense", axis=1)
         return np.where(np.isnan(base_MI), np.nan, places_MI).astype(np.float32)

@@ -92,16 +92,16 @@ def decayed_histories(
       earlier_days: a factor for the items of earlier days than the latest item's.
     """
     histories_MS = padded_histories(corpus, users, positions)
-    there = histories_MS >= 0
+    is_item = histories_MS >= 0
     back_MS = positions[:, None] - 1 - np.arange(histories_MS.shape[1])
-    rows = np.repeat(np.arange(len(users)), there.sum(axis=1))
-    weights = (decay ** back_MS[there]).astype(np.float32)
+    rows = np.repeat(np.arange(len(users)), is_item.sum(axis=1))
+    weights = (decay ** back_MS[is_item]).astype(np.float32)
     if earlier_days != 1:
         days = days_of(corpus)
         latest_M = days[corpus.offsets[users] + np.maximum(positions - 1, 0)]
         days_MS = padded_histories(corpus, users, positions, values=days)
-        weights[(days_MS < latest_M[:, None])[there]] *= np.float32(earlier_days)
-    return csr_array((weights, (rows, histories_MS[there])), (len(users), corpus.num_items))
+        weights[(days_MS < latest_M[:, None])[is_item]] *= np.float32(earlier_days)
+    return csr_array((weights, (rows, histories_MS[is_item])), (len(users), corpus.num_items))
 
 
 def scored_batches(

@@ -34,9 +34,9 @@ class FactorisationConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 0 or self.sweeps < 1:
-            raise ValueError(f"rank {self.rank}, sweeps {self.sweeps}: at least 0 and at least 1 are right")
+            raise ValueError(f"rank {self.rank} must be at least 0 and sweeps {self.sweeps} at least 1")
         if min(self.factor_ridge, self.user_ridge, self.item_ridge) <= 0:
-            raise ValueError("ridges must be above 0, or users of few ratings have no one solution")
+            raise ValueError("ridges must be above 0, because otherwise users with few ratings have no unique solution")
 
 
 RATINGS = 1 << 20
@@ -59,7 +59,7 @@ def training_ratings(corpus: Corpus) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """
     events = np.flatnonzero((corpus.splits == TRAIN) & ~np.isnan(corpus.ratings))
     if not len(events):
-        raise DataError("no training interaction has a rating: ratings cannot be predicted from this source")
+        raise DataError("no training interaction has a rating, so ratings cannot be predicted for this source")
     users = np.searchsorted(corpus.offsets, events, side="right") - 1
     return users, corpus.items[events], corpus.ratings[events].astype(np.float64)
 

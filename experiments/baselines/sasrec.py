@@ -59,15 +59,15 @@ class SASRecConfig:
 
     def __post_init__(self) -> None:
         if self.steps is None and self.seconds is None:
-            raise ValueError("steps and seconds are both None: one must end the training")
+            raise ValueError("steps and seconds are both None; one of them must limit the training")
         if (self.steps is not None and self.steps < 1) or (self.seconds is not None and self.seconds <= 0):
-            raise ValueError(f"steps {self.steps} and seconds {self.seconds}, where they are given, must be above 0")
+            raise ValueError(f"steps {self.steps} and seconds {self.seconds} must be above 0 or None")
         if self.batch_size < 1 or self.seed < 0 or not 0 <= self.warmup < 1:
             raise ValueError(
                 f"batch_size {self.batch_size} must be 1 or more, seed {self.seed} 0 or more, warmup below 1"
             )
         if self.validations < 1:
-            raise ValueError(f"validations is {self.validations}: at least the end must be validated")
+            raise ValueError(f"validations is {self.validations} and must be at least 1")
         if self.negatives < 1 or (self.patience is not None and self.patience < 1):
             raise ValueError(f"negatives {self.negatives} and patience {self.patience} must be 1 or more")
 

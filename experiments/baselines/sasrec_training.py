@@ -63,7 +63,7 @@ def train_sasrec(
             continue
         if not np.isfinite(losses).all():
             raise ValueError(
-                f"{ranker.name}'s loss is {losses[-1]} at step {number}: choose a learning_rate below {rate}"
+                f"the loss of {ranker.name} is {losses[-1]} at step {number}; choose a learning_rate below {rate}"
             )
         kept, ranker.parameters = ranker.parameters, jax.tree.map(jnp.copy, parameters)
         seconds = now() - start
@@ -174,7 +174,7 @@ def training_rows(corpus: Corpus, length: int, rng: np.random.Generator) -> dict
     num_train = np.add.reduceat(corpus.splits == TRAIN, corpus.offsets[:-1])
     users = rng.permutation(np.flatnonzero(num_train >= 2))
     if not len(users):
-        raise DataError("no user has two interactions to train on: there is no transition to learn")
+        raise DataError("no user has two training interactions, so there are no transitions to learn")
     lengths = num_train[users] - 1
     ends = np.cumsum(lengths)
     events = np.arange(ends[-1]) + np.repeat(corpus.offsets[users] - (ends - lengths), lengths)

@@ -43,7 +43,7 @@ def main(items: tuple[int, ...] = (1_000_000,), width: int = 16, sampled: int = 
         meshes = [make_mesh(MeshConfig(data=2, tensor=4)), *[make_mesh(MeshConfig(), jax.devices()[:1])] * whole]
         losses = [measure(mesh, count, width, sampled) for mesh in meshes]
         if whole:
-            print(f"  loss of eight devices {losses[0]:.6f}, of one {losses[1]:.6f}")
+            print(f"  loss on eight devices {losses[0]:.6f}, on one {losses[1]:.6f}")
 
 
 def measure(mesh: Mesh, items: int, width: int, sampled: int) -> float:
@@ -71,7 +71,7 @@ def measure(mesh: Mesh, items: int, width: int, sampled: int) -> float:
             updates, moments = optimizer.update(gradient, moments, state)
             return value, optax.apply_updates(state, updates), moments
 
-        print(f"{items:,} items, {mesh.size} devices: {device_bytes(state) / 1e6:,.1f} MB of tables a device")
+        print(f"{items:,} items, {mesh.size} devices: {device_bytes(state) / 1e6:,.1f} MB of tables per device")
         values = []
         for name, objective in {"all": ObjectiveConfig(), "sampled": ObjectiveConfig(sampled_tokens=sampled)}.items():
             one = jax.jit(functools.partial(step, objective=objective))

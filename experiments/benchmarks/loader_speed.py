@@ -42,8 +42,8 @@ def main(
         data = data.of(repeated(data.corpus, copies))
     print(f"{'interactions':34}{len(data.corpus.items):14,}")
     planned, size = plan_speed(data, blocks)
-    print(f"{'examples planned a second, a core':34}{planned:14,.0f}")
-    print(f"{'examples filled a second, a core':34}{fill_speed(data):14,.0f}")
+    print(f"{'examples planned per core and s':34}{planned:14,.0f}")
+    print(f"{'examples filled per core and s':34}{fill_speed(data):14,.0f}")
     flops = model_flops(config) / config.loader.batch_size * size
     for name, chip in CHIPS.items():
         print(f"{f'{name} chips fed at {MFU:.0%} MFU':34}{planned * flops / (MFU * chip.flops):14,.1f}")
@@ -104,8 +104,8 @@ def read(data: ExperimentData, batches: int) -> None:
     seconds = time.perf_counter() - start
     stream.close()
     for name, count in zip(("examples", "images", "tokens"), counts[:3], strict=True):
-        print(f"{name + ' read a second':34}{count / seconds:14,.0f}")
-    print(f"{'batches read a second':34}{batches / seconds:14,.1f}")
+        print(f"{name + ' read per second':34}{count / seconds:14,.0f}")
+    print(f"{'batches read per second':34}{batches / seconds:14,.1f}")
     slots = batches * config.loader.batch_size
     print(f"{'filled token slots':34}{np.mean(fills):14.3f}")
     print(f"{'filled image slots':34}{counts[1] / max(slots * config.row_shape.images, 1):14.3f}")

@@ -39,8 +39,8 @@ def main(interactions: tuple[int, ...] = (1_000_000,), items: int = 100_000, rev
             with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 opened, grown = pool.submit(opening, Path(folder) / FOLDER).result()
         print(
-            f"{count:,} interactions: written in {written:.1f} s ({size / 1e6:,.0f} MB, "
-            f"{peak() / 1e6:,.0f} MB of memory at most); opened in {opened:.3f} s, in {grown / 1e6:,.0f} MB"
+            f"{count:,} interactions: written in {written:.1f} s ({size / 1e6:,.0f} MB, peak memory "
+            f"{peak() / 1e6:,.0f} MB); opened in {opened:.3f} s, in {grown / 1e6:,.0f} MB"
         )
 
 

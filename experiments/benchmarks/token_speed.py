@@ -72,7 +72,7 @@ def opening(folder: Path) -> str:
     ExperimentData(CONFIG, records, vocabulary)
     times.append(time.process_time())
     took = "fingerprint {:.2f} s, vocabulary {:.2f} s, prompts {:.2f} s".format(*np.diff(times))
-    return f"{took}; the process held {peak() / 1e6:,.0f} MB at most, {libraries / 1e6:,.0f} of it before"
+    return f"{took}; peak memory {peak() / 1e6:,.0f} MB, {libraries / 1e6:,.0f} MB of it before the start"
 
 
 if __name__ == "__main__":

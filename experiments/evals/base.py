@@ -120,7 +120,7 @@ class TaskEval(abc.ABC):
           A function of the next-item log-probabilities of all items, float32 [M, I]; anything independent of them is
           computed in advance.
         """
-        raise TypeError(f"{self.task} is not answered by how probable items are to come next")
+        raise TypeError(f"{self.task} is not answered from next-item probabilities")
 
     @abc.abstractmethod
     def evaluate(self, setting: Setting) -> Answered:
@@ -150,7 +150,7 @@ class TaskEval(abc.ABC):
         """Formats an answer as lines for a terminal."""
 
 
-def asked(corpus: Corpus, queries: Sequence[Query]) -> dict[str, Any]:
+def question_columns(corpus: Corpus, queries: Sequence[Query]) -> dict[str, Any]:
     """Returns columns with the user, the position and the item of each query."""
     return {
         "user": [corpus.user_ids[query.user] for query in queries],

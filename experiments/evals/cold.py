@@ -12,7 +12,7 @@ from data_pipelines.tasks.queries import held_out_queries
 from experiments.baselines.content_knn import ContentKNN, choose_content_knn
 from experiments.baselines.ranker import Popularity, Ranker, rank_in_batches
 from experiments.data import ExperimentData, load_records
-from experiments.evals.base import OURS, Outcome, PerUser, Setting, asked, moments
+from experiments.evals.base import OURS, Outcome, PerUser, Setting, moments, question_columns
 from experiments.evals.queries import evenly_spaced
 from experiments.evals.ranking import rank_catalogue
 from unimp_jax.evaluation.metrics import ranking_metrics
@@ -37,14 +37,17 @@ def cold_tables(setting: Setting) -> dict[str, Outcome]:
     queries = evenly_spaced([query for query in everybody if is_cold[query.right[0]]], config.users)
     if queries:
         rankers = Popularity(extended.corpus), ContentKNN(extended.corpus, extended.features, chosen.decay)
-        note = f"What comes next is one of {is_cold.sum():,} items that training never met."
+        note = f"What comes next? The answer is one of {is_cold.sum():,} items without training interactions."
         tables["cold-items"] = table(note, extended, setting.with_content(extended.content), rankers, queries, is_cold)
 
     counts = training_counts(data.corpus)
     is_sparse = (counts >= 1) & (counts <= SPARSE)
     queries = [query for query in setting.questions.queries if is_sparse[query.right[0]]]
     if queries:
-        note = f"What comes next is one of {is_sparse.sum():,} items that training met one to {SPARSE} times."
+        note = (
+            f"What comes next? The answer is one of {is_sparse.sum():,} items with one to {SPARSE} training "
+            "interactions."
+        )
         known = [*setting.rankers, chosen]
         tables["sparse-items"] = table(note, data, setting.predictor, known, queries, is_sparse)
     return tables
@@ -66,10 +69,10 @@ def table(
             rank_in_batches(ranker, data.corpus, *moments(queries), targets, outside=hidden)[1]
             for hidden in (None, outside)
         ]
-    answers = asked(data.corpus, queries)
+    answers = question_columns(data.corpus, queries)
     for name, (whole, group) in ranks.items():
         answers |= {f"{name}: rank, filtered": whole, f"{name}: rank among them": group}
-    note += " Seen items filtered; among all items and, in the last columns, among those alone."
+    note += " Seen items filtered; ranked among all items and, in the last columns, among the items of this group only."
     return Outcome(note, {name: metrics(*both) for name, both in ranks.items()}, answers)
 
 

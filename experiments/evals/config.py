@@ -14,7 +14,7 @@ from data_pipelines.tasks.base import Split
 from data_pipelines.tasks.registry import check_names
 from experiments.baselines.sasrec import Rival, SASRecConfig
 from experiments.feature_extractors import FeatureExtractorConfig
-from experiments.places import Place
+from experiments.path_options import PathOrURL
 from experiments.restore import Checkpoint
 from experiments.run import ALL_DEVICES
 from unimp_jax.decoding import BeamConfig, CodeSamplingConfig
@@ -101,7 +101,7 @@ class EvaluationConfig:
             raise ValueError(f"samples {self.samples} and seed {self.seed} must be 0 or more")
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown or not self.tasks:
-            raise ValueError(f"tasks {' '.join(unknown) or 'of nothing'}: one or more of {', '.join(TASKS)}")
+            raise ValueError(f"tasks {' '.join(unknown) or '(none)'}; give one or more of {', '.join(TASKS)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ class GenerateConfig:
     """For image: the seed of the sampling."""
     checkpoint: Checkpoint = "best"
     """Checkpoint of a run: the best by validation, or the latest."""
-    data: Place | None = None
+    data: PathOrURL | None = None
     """Folder of the prepared records, if not the one used in training."""
     mesh: MeshConfig = MeshConfig(data=-1)
     """The mesh of the devices available here."""

@@ -33,7 +33,7 @@ class ImageEval(TaskEval):
     """The image task: what does the target item look like?"""
 
     task = "image"
-    needs = ("query", 'the words of what is to be seen, such as --query "Comedy, Drama"')
+    needs = ("query", 'the words that describe the image, such as --query "Comedy, Drama"')
 
     def open(self, data: ExperimentData, config: EvaluationConfig | GenerateConfig) -> Decoder:
         if isinstance(config, EvaluationConfig):
@@ -55,7 +55,7 @@ class ImageEval(TaskEval):
         generated = generate_images(data, setting.predictor, queries, setting.opened, settings.generation, config.seed)
         tower, clip = open_towers(settings.extractors, setting.predictor)
         fewer = len(everybody) > len(queries)
-        note = questions.note + (f" {len(queries):,} of {len(everybody):,} users, by chance." if fewer else "")
+        note = questions.note + (f" {len(queries):,} of {len(everybody):,} users, drawn at random." if fewer else "")
         outcomes = image_outcomes(data, tower, generated, clip=clip, seed=config.seed, note=note)
         save = functools.partial(
             sample_images, data, generated, split=config.split, count=config.samples, seed=config.seed
@@ -94,17 +94,17 @@ def open_decoder(data: ExperimentData, folder: Path | None) -> Decoder:
     """
     codes = data.vocabulary.image_codes
     if codes is None:
-        raise DataError("this run knows no codes of images: train with --vocabulary.image-codes FILE")
+        raise DataError("this run has no image codes; train with --vocabulary.image-codes FILE")
     if folder is None:
         folder = Path(codes.facts.get("vqgan", "unknown"))
         if not folder.exists():
-            raise DataError(f"the VQGAN that made the codes, {folder}, is not there: name its folder (vqgan)")
+            raise DataError(f"the VQGAN that made the codes, {folder}, does not exist; give its folder (vqgan)")
     vqgan = open_vqgan(folder)
     has, needed = (vqgan.config.grid, vqgan.config.codes), (codes.grid, codes.num_codes)
     if ((has[0], has[0]), has[1]) != needed:
         raise DataError(
-            f"{folder} makes images of {has[0]} x {has[0]} of {has[1]} codes, but those of the catalogue are "
-            f"{codes.grid[0]} x {codes.grid[1]} of {codes.num_codes}: another VQGAN made them"
+            f"{folder} makes images of {has[0]} x {has[0]} codes from {has[1]}, but the catalogue has "
+            f"{codes.grid[0]} x {codes.grid[1]} codes from {codes.num_codes}; use the VQGAN that made the codes"
         )
     decoder, grid, size = decoder_of(vqgan), vqgan.config.grid, vqgan.config.image_size
     return lambda codes: decoder(codes.reshape(-1, grid, grid)).reshape(*codes.shape[:-1], size, size, 3)

@@ -18,7 +18,7 @@ from data_pipelines.images import ImageStore, take
 from data_pipelines.tasks import Query
 from experiments.baselines.query_match import WordMatches
 from experiments.data import ExperimentData
-from experiments.evals.base import Outcome, TooFewError, asked
+from experiments.evals.base import Outcome, TooFewError, question_columns
 from experiments.feature_extractors import FeatureExtractor
 from experiments.results import ImageSample
 from unimp_jax.evaluation.images import (
@@ -36,13 +36,16 @@ SHOWN_HISTORY = 10
 RECONSTRUCTED = "the wanted image from its codes"
 OF_THE_QUERY = "another item of the query"
 RANDOM = "a random item"
-QUESTION = "Which image, given its item's categories as a query?"
+QUESTION = "Which image is wanted, given its item's categories as a query?"
 MEANINGS = (
-    "Closer: to the wanted image than to each of {0} random items', ties as half; closer, same query: than to each "
-    "of {0} with the query. Precision and recall: of each one's first image, by 3 nearest neighbours. Diversity: the "
-    "distance between images of users with the same query; own diversity: between those of one."
+    "Closer: the share of comparisons in which a generated image is closer to the wanted image than to the image "
+    "of a random item ({0} per user; ties count half); closer, same query: the same with {0} items that match "
+    "the query. Precision and recall: of each user's first image, by 3 nearest neighbours. Diversity: the "
+    "distance between images of users with the same query; own diversity: between the images of one user."
 )
-DISTANCES = "Fréchet distance: of each one's first image, all together. Distance to wanted: of all images, one by one."
+DISTANCES = (
+    "Fréchet distance: of the first image of each user, over all users. Distance to wanted: the mean over all images."
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,8 +95,8 @@ def image_outcomes(
         for name, x_PSF in (rows if clip is tower else seen_by(clip, data, generated, beside)[0]).items():
             scores[name]["CLIP score"] = clip_score(x_PSF, query_PF)
     distances = {name: image_distances(x_PSF, wanted_PF) for name, x_PSF in rows.items()}
-    answers = asked(data.corpus, generated.queries) | {"query": words}
-    how = f"{generated.size} x {generated.size} pixels, seen by {tower.name}.{note}"
+    answers = question_columns(data.corpus, generated.queries) | {"query": words}
+    how = f"{generated.size} x {generated.size} pixels, features of {tower.name}.{note}"
     signs = " ".join(
         tell_signs(f"{name}, {metric},", scores[name][metric])
         for name in generated.images for metric in ("closer", SAME_QUERY)
@@ -113,7 +116,8 @@ def refuse_few(data: ExperimentData, queries: Sequence[Query]) -> None:
     images = int(data.writer.has_image.sum())
     if len(queries) <= NEIGHBOURS or images < 3:
         raise TooFewError(
-            f"{len(queries)} users and {images} items with images: more than {NEIGHBOURS} and 3 are needed"
+            f"{len(queries)} users and {images} items with images; at least {NEIGHBOURS + 1} users and 3 items "
+            "with images are needed"
         )
 
 

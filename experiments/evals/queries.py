@@ -22,7 +22,7 @@ class EvaluationQueries(HeldOut):
     def note(self) -> str:
         """A note for the table, after a blank; empty if all users are asked."""
         sampled = len(self.queries) < self.available
-        even = f" An even sample of {len(self.queries):,} of {self.available:,} users." if sampled else ""
+        even = f" An evenly spaced sample of {len(self.queries):,} of {self.available:,} users." if sampled else ""
         return even + (f" Left out: {self.reasons}." if self.left_out else "")
 
     @property
@@ -46,9 +46,9 @@ def evaluation_queries(data: ExperimentData, split: Split, task: str, users: int
 def reason_for_none(data: ExperimentData, split: Split, task: str, questions: EvaluationQueries) -> str:
     """Returns why a task has no queries, and which split has some."""
     other: Split = "test" if split == "validation" else "validation"
-    there = len(held_out_queries(data.corpus, other, task, data.has_codes))
+    available = len(held_out_queries(data.corpus, other, task, data.has_codes))
     why = f" ({questions.reasons})" if questions.left_out else ""
-    return f"no {split} questions{why}" + (f"; --split {other} has {there:,}" if there else "")
+    return f"no {split} questions{why}" + (f"; --split {other} has {available:,}" if available else "")
 
 
 def check_queries(data: ExperimentData, split: Split, asked: dict[str, EvaluationQueries]) -> None:
@@ -58,7 +58,7 @@ def check_queries(data: ExperimentData, split: Split, asked: dict[str, Evaluatio
       DataError: no task has a query.
     """
     if not asked:
-        raise DataError("this run was not trained to generate images (queries.mix.image): name other --tasks")
+        raise DataError("this run was not trained to generate images (queries.mix.image); choose other --tasks")
     if not any(questions.queries for questions in asked.values()):
-        told = dict.fromkeys(reason_for_none(data, split, task, questions) for task, questions in asked.items())
-        raise DataError(f"{data.config.data.source}: {'; '.join(told)}")
+        reasons = dict.fromkeys(reason_for_none(data, split, task, questions) for task, questions in asked.items())
+        raise DataError(f"{data.config.data.source}: {'; '.join(reasons)}")

@@ -23,14 +23,14 @@ from experiments.evals.base import (
     PerUser,
     Setting,
     TaskEval,
-    asked,
     moments,
     prompt_batches,
+    question_columns,
     titled,
 )
 from experiments.evals.config import GenerateConfig
 from experiments.evals.recommender import recommender
-from experiments.terminal import columns, fitted, padded, room
+from experiments.terminal import columns, fitted, padded, terminal_width
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.evaluation.predictor import Predictor, Seen
 from unimp_jax.evaluation.ranking import Ranked, ranks, seen_bitmap
@@ -72,7 +72,7 @@ class RankingEval(TaskEval):
         corpus = data.corpus
         ranked = rank_catalogue(data, setting.predictor, queries, beams=beams)
         metrics = {OURS: rank_metrics(ranked.unfiltered, ranked.filtered)}
-        answers = asked(corpus, queries) | {
+        answers = question_columns(corpus, queries) | {
             "items": [[corpus.item_ids[item] for item in row if item >= 0] for row in ranked.top],
             "scores": [[score for score in row if np.isfinite(score)] for row in ranked.scores.tolist()],
             "cross entropy": ranked.cross_entropy,
@@ -84,10 +84,11 @@ class RankingEval(TaskEval):
             unfiltered, filtered = rank_in_batches(ranker, corpus, *moments(queries), targets)
             metrics[ranker.name] = rank_metrics(unfiltered, filtered)
             answers |= {f"{ranker.name}: rank, unfiltered": unfiltered, f"{ranker.name}: rank, filtered": filtered}
-        found = "" if data.vocabulary.depth == 1 else f" Semantic ids, searched for with {beams} beams."
+        search_note = "" if data.vocabulary.depth == 1 else f" Semantic ids, found by beam search with {beams} beams."
         items = setting.memory.items.get(self.task)
-        beside = f" Memory: {items.described}." if items else ""
-        note = f"{self.asks} Seen items filtered, but for the last columns.{found}{setting.questions.note}{beside}"
+        memory_note = f" Memory: {items.described}." if items else ""
+        notes = search_note + setting.questions.note + memory_note
+        note = f"{self.asks} Seen items are filtered, except in the last columns.{notes}"
         return Outcome(note, metrics, answers | self.columns(corpus, queries)), ranked
 
     def answer(
@@ -171,9 +172,14 @@ def named(corpus: Corpus, items: np.ndarray, log_p: np.ndarray) -> list[dict[str
 def show_items(items: list[dict[str, Any]]) -> list[str]:
     """Formats items as a table."""
     if not items:
-        return ["no item is left: all of the catalogue are in the history (--unfiltered names them as well)"]
-    ids = column("item", [item["item"] for item in items], room() // 2)
-    titles = column("title", [item["title"] for item in items], room() - len("rank    probability  ") - columns(ids[0]))
+        return [
+            "no item is left to recommend, because the history contains the whole catalogue (--unfiltered also "
+            "ranks seen items)"
+        ]
+    ids = column("item", [item["item"] for item in items], terminal_width() // 2)
+    titles = column(
+        "title", [item["title"] for item in items], terminal_width() - len("rank    probability  ") - columns(ids[0])
+    )
     numbers = ["rank", *(f"{item['rank']:4}" for item in items)]
     shares = ["probability", *(f"{item['probability']:11.2%}" for item in items)]
     return ["  ".join(cells) for cells in zip(numbers, titles, ids, shares, strict=True)]

@@ -22,9 +22,9 @@ from experiments.evals.base import (
     Outcome,
     Setting,
     TaskEval,
-    asked,
     next_token,
     prompt_batches,
+    question_columns,
     titled,
 )
 from experiments.evals.config import GenerateConfig
@@ -32,7 +32,7 @@ from experiments.evals.queries import EvaluationQueries, evaluation_queries
 from experiments.evals.recommender import SHARES
 from experiments.memory import RatingMemory
 from experiments.request import Request
-from experiments.terminal import fitted, room
+from experiments.terminal import fitted, terminal_width
 from unimp_jax.decoding import BeamConfig
 from unimp_jax.evaluation.metrics import RATING_METRICS, rating_errors
 from unimp_jax.evaluation.predictor import Predictor
@@ -54,7 +54,7 @@ class RatingEval(TaskEval):
 
     def query(self, data: ExperimentData, request: Request, query: Query, item_of: Callable[[str], int]) -> Query:
         if not len(data.vocabulary.rating_levels):
-            raise DataError("this source has no ratings, so that none can be predicted")
+            raise DataError("this source has no ratings, so ratings cannot be predicted")
         return dataclasses.replace(query, right=(item_of(str(request.item)),))
 
     def answer(
@@ -68,12 +68,12 @@ class RatingEval(TaskEval):
         return titled(data.corpus, query.right)[0] | parse_rating(vocabulary, tokens[0]) | {"expected": expected}
 
     def show(self, answer: dict[str, Any]) -> list[str]:
-        cut = "" if answer["whole"] else " … (cut off: --new-tokens allows more)"
-        item = f"{fitted(answer['title'], room())} ({answer['item']})"
+        cut = "" if answer["whole"] else " … (cut off; raise --new-tokens to see more)"
+        item = f"{fitted(answer['title'], terminal_width())} ({answer['item']})"
         if answer["rating"] is None:
             words = f"answer       {answer['answer'] or 'empty'}{cut}"
-            return [item, "rating       none: the answer does not begin with one", words]
-        explanation = answer["explanation"] or "none was written"
+            return [item, "rating       none: the answer does not begin with a rating", words]
+        explanation = answer["explanation"] or "none was generated"
         expected = f"expected     {answer['expected']:.2f}"
         return [item, f"rating       {answer['rating']:g}", expected, f"explanation  {explanation}{cut}"]
 
@@ -148,22 +148,28 @@ def rate_held_out(
             "mean rating": np.full(len(users), biases.mean, np.float32),
         }
     texts = [corpus.texts.get(int(event), "") for event in events]
-    answers = asked(corpus, queries) | {"rating": actual, "probabilities": probabilities.tolist(), "review": texts}
+    answers = question_columns(corpus, queries) | {
+        "rating": actual,
+        "probabilities": probabilities.tolist(),
+        "review": texts,
+    }
     explanations: dict[str, Outcome] = {}
     wrote = np.array([bool(text.strip()) for text in texts])
     if wrote.mean() >= 0.5:  # otherwise a review is not part of the answers
         ratings, ours, written, scores = write_reviews(data, predictor, queries, config)
         predicted |= {f"{OURS}, written rating": ratings}
         unread = int(np.isnan(ratings).sum())
-        note += f" Of {len(queries)} written answers {unread} begin with no rating, and are left out of their row."
+        note += (
+            f" {unread} of {len(queries)} written answers do not begin with a rating, and are left out of their row."
+        )
         answers |= {"answer": written, "explanation": ours, "score": scores}
         explanations = explain(corpus, users, items, wrote, texts, ours, questions.note)
     metrics = {}
     for name, values in predicted.items():
-        there = np.isfinite(values)
+        finite = np.isfinite(values)
         answers[f"{name}: rating"] = values.astype(np.float64)
-        if there.any():
-            metrics[name] = rating_errors(values[there], actual[there])
+        if finite.any():
+            metrics[name] = rating_errors(values[finite], actual[finite])
     outcome = Outcome(note, metrics, answers, lambda _: RATING_METRICS, larger_is_better=False)
     return {"rating": outcome} | explanations
 
@@ -191,15 +197,15 @@ def explain(
         nearest = NearestExplanation(corpus)
         generated["Nearest text"] = nearest.explain(users[asked], items[asked])
         generated["Constant text"] = [nearest.constant] * len(asked)
-    metrics = {name: text_scores(said, references) for name, said in generated.items()}
+    metrics = {name: text_scores(generated_texts, references) for name, generated_texts in generated.items()}
     answers = {
         "user": [corpus.user_ids[user] for user in users[asked]],
         "item": [corpus.item_ids[item] for item in items[asked]],
         "review": references,
-        **{f"{name}: explanation": said for name, said in generated.items()},
+        **{f"{name}: explanation": generated_texts for name, generated_texts in generated.items()},
     }
     silent = int((~wrote).sum())
-    left_out = f"Left out: {silent:,} who wrote nothing. " if silent else ""
+    left_out = f"Left out: {silent:,} users who wrote no explanation. " if silent else ""
     note = (
         f"Why?{sampled} {left_out}"
         + "; ".join(f"{name}: {signature}" for name, signature in signatures().items())
@@ -237,9 +243,9 @@ def parse_rating(vocabulary: Vocabulary, tokens: np.ndarray) -> dict[str, Any]:
       None, and the whole text as `answer`; `whole`, whether the answer is complete.
     """
     ends = np.flatnonzero(tokens == vocabulary.eos)
-    said = tokens[: ends[0]] if len(ends) else tokens
-    level = np.flatnonzero(np.isin(vocabulary.ratings, said[:1]))
-    words = vocabulary.decode(said[len(level) :].tolist())
+    answer = tokens[: ends[0]] if len(ends) else tokens
+    level = np.flatnonzero(np.isin(vocabulary.ratings, answer[:1]))
+    words = vocabulary.decode(answer[len(level) :].tolist())
     if len(level):
         return {"rating": vocabulary.rating_levels[level[0]], "explanation": words, "whole": bool(len(ends))}
     return {"rating": None, "answer": words, "whole": bool(len(ends))}

@@ -16,4 +16,4 @@ def register(evaluation: TaskEval) -> None:
     """
     check_names("an evaluation", [evaluation.task])
     if type(EVALS.setdefault(evaluation.task, evaluation)) is not type(evaluation):
-        raise ValueError(f"the task {evaluation.task!r} has another evaluation already")
+        raise ValueError(f"the task {evaluation.task!r} already has an evaluation")

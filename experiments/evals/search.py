@@ -33,13 +33,16 @@ class SearchEval(RankingEval):
 
     task = "search"
     asks = "What comes next, given its categories as a query?"
-    needs = ("query", 'the words searched for, such as --query "Comedy, Drama"')
+    needs = ("query", 'the words to search for, such as --query "Comedy, Drama"')
 
     def evaluate(self, setting: Setting) -> Answered:
         if not remembers(setting.data):
             return super().evaluate(setting)
         outcome, _ = self.rank(dataclasses.replace(setting, rankers=[setting.next_item, *setting.rankers]))
-        note = f"{outcome.note} {BY_RULE}: by Bayes' rule from how probable items are to come next; {OURS}: as asked."
+        note = (
+            f"{outcome.note} {BY_RULE}: by Bayes' rule from next-item probabilities; {OURS}: by the answer to the "
+            "question."
+        )
         return Answered({self.task: dataclasses.replace(outcome, note=note)})
 
     def rankers(self, corpus: Corpus, rankers: Sequence[Ranker]) -> Sequence[Ranker]:

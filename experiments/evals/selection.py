@@ -32,16 +32,16 @@ from experiments.evals.base import (
     Outcome,
     Setting,
     TaskEval,
-    asked,
     moments,
     next_token,
     prompt_batches,
+    question_columns,
     titled,
 )
 from experiments.evals.config import GenerateConfig
 from experiments.evals.recommender import NextItem, WithMemory, recommender
 from experiments.request import Request
-from experiments.terminal import fitted, room
+from experiments.terminal import fitted, terminal_width
 from unimp_jax.evaluation.metrics import SELECTION_METRICS, selection_counts
 from unimp_jax.evaluation.predictor import Predictor
 
@@ -95,12 +95,13 @@ class SelectionEval(TaskEval):
         def named(rows: Any) -> list[list[str]]:
             return [[corpus.item_ids[item] for item in row] for row in rows]
 
-        answers = asked(corpus, queries) | {"right": named(right), "candidates": named(candidates)}
+        answers = question_columns(corpus, queries) | {"right": named(right), "candidates": named(candidates)}
         answers |= {f"{name}: chosen items": named(rows) for name, rows in chosen.items()}
         metrics = {name: selection_counts(rows, right) for name, rows in chosen.items()}
         note = (
-            "Which of three, one or two of them right? Micro averages. By Bayes' rule from how probable items are to "
-            f"come next; written: as the model answers; best one: the best of three.{setting.questions.note}"
+            "Which of three candidates are right (one or two)? Micro averages. By Bayes' rule from next-item "
+            "probabilities; written: the generated answer; best one: the best of the three "
+            f"only.{setting.questions.note}"
         )
         return Answered({self.task: Outcome(note, metrics, answers, lambda _: SELECTION_METRICS)})
 
@@ -117,7 +118,7 @@ class SelectionEval(TaskEval):
         chosen = [item["item"] for item in answer["chosen"]]
         marks = ["chosen" if item["item"] in chosen else "" for item in answer["candidates"]]
         return [
-            f"{mark:6}  {fitted(item['title'], room())} ({item['item']})"
+            f"{mark:6}  {fitted(item['title'], terminal_width())} ({item['item']})"
             for mark, item in zip(marks, answer["candidates"], strict=True)
         ]
 

@@ -58,7 +58,7 @@ class Standing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Contested:
+class BenchmarkResult:
     """The result on one data set.
 
     Attributes:
@@ -72,7 +72,7 @@ class Contested:
     standings: tuple[Standing, ...]
 
 
-Board = dict[str, Contested]
+Board = dict[str, BenchmarkResult]
 """Title of a data set -> its result."""
 
 
@@ -87,10 +87,12 @@ def read_board(path: Path) -> Board:
     try:
         return pydantic.TypeAdapter(Board).validate_json(path.read_bytes())
     except pydantic.ValidationError as error:
-        raise DataError(f"{path} is no leaderboard of this version: name another --out, or delete it") from error
+        raise DataError(
+            f"{path} is not a leaderboard of this version; choose another --out, or delete the file"
+        ) from error
 
 
-def write_board(path: Path, board: Mapping[str, Contested]) -> None:
+def write_board(path: Path, board: Mapping[str, BenchmarkResult]) -> None:
     """Writes the board as JSON, with the verdict of each standing."""
     value = {title: dataclasses.asdict(one) for title, one in board.items()}
     for title, one in board.items():
@@ -99,14 +101,14 @@ def write_board(path: Path, board: Mapping[str, Contested]) -> None:
     write_json(path, value)
 
 
-def standings(contest: str, runs: Sequence[EvaluatedRun]) -> list[Standing]:
+def standings(title: str, runs: Sequence[EvaluatedRun]) -> list[Standing]:
     """Returns the standings of all tasks that have a headline metric.
 
     Args:
       runs: one per seed.
     """
     found = [(table, headline_of(table)) for table in runs[0].evaluation.tables]
-    return [standing(contest, runs, table, metric) for table, metric in found if metric]
+    return [standing(title, runs, table, metric) for table, metric in found if metric]
 
 
 def answered_in_all(runs: Sequence[EvaluatedRun], task: str, model: str) -> bool:
@@ -115,7 +117,7 @@ def answered_in_all(runs: Sequence[EvaluatedRun], task: str, model: str) -> bool
     return sum(row.model == model for table in tables for row in table.rows) == len(runs)
 
 
-def standing(contest: str, runs: Sequence[EvaluatedRun], table: TaskTable, metric: str) -> Standing:
+def standing(title: str, runs: Sequence[EvaluatedRun], table: TaskTable, metric: str) -> Standing:
     """Compares all models for the task of a table."""
     values: dict[str, np.ndarray] = {}
     rows: list[Row] = []
@@ -129,5 +131,5 @@ def standing(contest: str, runs: Sequence[EvaluatedRun], table: TaskTable, metri
     rivals.sort(key=lambda row: row.metrics[metric].mean, reverse=table.larger_is_better)
     difference = difference_over_seeds(values[ours[0].model], values[rivals[0].model]) if rivals else None
     return Standing(
-        contest, table.task, metric, table.users, table.larger_is_better, tuple(ours), tuple(rivals), difference
+        title, table.task, metric, table.users, table.larger_is_better, tuple(ours), tuple(rivals), difference
     )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.baselines.sasrec_model import SASRecModelConfig
@@ -16,7 +19,7 @@ from unimp_jax.decoding import BeamConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Contest:
+class Benchmark:
     """A data set, the preset that is trained on it, and the training of its rivals.
 
     Attributes:
@@ -35,13 +38,13 @@ class Contest:
 SPARSE = SASRecModelConfig(max_length=64, dropout=0.3)
 """For histories of a few items in a catalogue of many thousands."""
 
-CONTESTS = {
-    "movielens-small": Contest("MovieLens small", "movielens_small", "tiny", SASRecConfig(seconds=240)),
-    "movielens-1m": Contest("MovieLens 1M", "movielens_1m", "small", SASRecConfig(seconds=1800)),
-    "hm-products": Contest("H&M products", "hm-products", "fashion", SASRecConfig(seconds=420)),
-    "beauty": Contest("Beauty", "beauty", "beauty", SASRecConfig(SPARSE, seconds=900, batch_size=32)),
-    "sports": Contest("Sports", "sports", "beauty", SASRecConfig(SPARSE, seconds=900, batch_size=32)),
-    "instruments": Contest(
+BENCHMARKS = {
+    "movielens-small": Benchmark("MovieLens small", "movielens_small", "tiny", SASRecConfig(seconds=240)),
+    "movielens-1m": Benchmark("MovieLens 1M", "movielens_1m", "small", SASRecConfig(seconds=1800)),
+    "hm-products": Benchmark("H&M products", "hm-products", "fashion", SASRecConfig(seconds=420)),
+    "beauty": Benchmark("Beauty", "beauty", "beauty", SASRecConfig(SPARSE, seconds=900, batch_size=32)),
+    "sports": Benchmark("Sports", "sports", "beauty", SASRecConfig(SPARSE, seconds=900, batch_size=32)),
+    "instruments": Benchmark(
         "Musical Instruments", "amazon_instruments_2014", "reviews", SASRecConfig(SPARSE, seconds=300, batch_size=32)
     ),
 }
@@ -51,30 +54,30 @@ CONTESTS = {
 class LeaderboardConfig:
     """The cells, and the folder of their data."""
 
-    contests: tuple[str, ...] = tuple(CONTESTS)
-    """Names of the data sets."""
+    benchmarks: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--contests"])] = tuple(BENCHMARKS)
+    """Names of the data sets; --contests is the former name of the option."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of parameters, data order and rivals."""
     data: Path = Path("data")
     """Folder of the prepared records."""
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.contests if name not in CONTESTS]
-        if unknown or not self.contests:
-            raise ValueError(f"contests {' '.join(unknown) or 'of nothing'}: one or more of {', '.join(CONTESTS)}")
+        unknown = [name for name in self.benchmarks if name not in BENCHMARKS]
+        if unknown or not self.benchmarks:
+            raise ValueError(f"benchmarks {' '.join(unknown) or '(none)'}; give one or more of {', '.join(BENCHMARKS)}")
         if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {self.seeds}: one or more, all different, of 0 or more")
+            raise ValueError(f"seeds {self.seeds}: give one or more different seeds of at least 0")
 
 
-def experiment_of(contest: Contest, seed: int, data: Path) -> ExperimentConfig:
+def experiment_of(benchmark: Benchmark, seed: int, data: Path) -> ExperimentConfig:
     """Returns the configuration of one cell."""
-    preset = PRESETS[contest.preset]
+    preset = PRESETS[benchmark.preset]
     return dataclasses.replace(
-        preset, data=dataclasses.replace(preset.data, source=contest.source, folder=data), seed=seed
+        preset, data=dataclasses.replace(preset.data, source=benchmark.source, folder=data), seed=seed
     )
 
 
-def run_cell(folder: Path, contest: Contest, seed: int, data: Path) -> bool:
+def run_cell(folder: Path, benchmark: Benchmark, seed: int, data: Path) -> bool:
     """Trains and evaluates one cell, or continues it if it was interrupted.
 
     Returns:
@@ -85,8 +88,8 @@ def run_cell(folder: Path, contest: Contest, seed: int, data: Path) -> bool:
     """
     if (folder / "evaluation" / "test.json").exists():
         return False
-    train_run(experiment_of(contest, seed, data), folder)
-    rivals = dataclasses.replace(contest.rivals, seed=seed, clock="processor")
+    train_run(experiment_of(benchmark, seed, data), folder)
+    rivals = dataclasses.replace(benchmark.rivals, seed=seed, clock="processor")
     evaluate_run(
         folder,
         EvaluationConfig(

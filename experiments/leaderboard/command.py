@@ -9,8 +9,8 @@ import tyro
 
 from data_pipelines.atomic import atomic_file
 from data_pipelines.errors import DataError
-from experiments.leaderboard.board import Contested, read_board, standings, write_board
-from experiments.leaderboard.cells import CONTESTS, LeaderboardConfig, run_cell
+from experiments.leaderboard.board import BenchmarkResult, read_board, standings, write_board
+from experiments.leaderboard.cells import BENCHMARKS, LeaderboardConfig, run_cell
 from experiments.leaderboard.page import page
 from experiments.report.cost import training_cost
 from experiments.report.runs import EvaluatedRun, read_run
@@ -32,10 +32,10 @@ def leaderboard_command(
       read_only: train nothing, and use the existing runs.
     """
     for seed in () if read_only else config.seeds:  # every data set once before any is repeated
-        for name in config.contests:
+        for name in config.benchmarks:
             cell = folder / name / f"seed-{seed}"
             print(f"{name}, seed {seed}: {cell}", flush=True)
-            run_cell(cell, CONTESTS[name], seed, config.data)
+            run_cell(cell, BENCHMARKS[name], seed, config.data)
             write_page(folder, config, out)  # so that an interrupted leaderboard shows its results so far
     write_page(folder, config, out)
 
@@ -48,14 +48,14 @@ def write_page(folder: Path, config: LeaderboardConfig, out: Path) -> None:
     """
     saved = out.with_suffix(".json")
     board = read_board(saved)
-    for name in config.contests:
+    for name in config.benchmarks:
         if found := evaluated(folder / name, config.seeds):
-            runs, title = list(found.values()), CONTESTS[name].title
+            runs, title = list(found.values()), BENCHMARKS[name].title
             seconds = tuple(training_cost(run.config, run.log)[1] for run in runs)
-            board[title] = Contested(tuple(found), seconds, tuple(standings(title, runs)))
+            board[title] = BenchmarkResult(tuple(found), seconds, tuple(standings(title, runs)))
     if not board:
-        raise DataError(f"{folder} holds no evaluated run: without --read-only the leaderboard trains them")
-    board = {one.title: board[one.title] for one in CONTESTS.values() if one.title in board}
+        raise DataError(f"{folder} has no evaluated run; without --read-only the leaderboard trains the runs")
+    board = {one.title: board[one.title] for one in BENCHMARKS.values() if one.title in board}
     with atomic_file(out) as partial:
         partial.write_text(page(board), encoding="utf-8")
     write_board(saved, board)

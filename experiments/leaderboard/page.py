@@ -5,23 +5,24 @@ from __future__ import annotations
 import collections
 from collections.abc import Mapping
 
-from experiments.leaderboard.board import Contested, Standing
+from experiments.leaderboard.board import BenchmarkResult, Standing
 from unimp_jax.evaluation.bootstrap import Interval
 
 COLUMNS = ("HR@10", "NDCG@10", "HR@10 (unfiltered)", "NDCG@10 (unfiltered)", "recall", "precision", "F1", "RMSE", "MAE")
 """Metrics that are shown if a task has them; other tasks show their headline metric."""
 
 
-def page(board: Mapping[str, Contested]) -> str:
+def page(board: Mapping[str, BenchmarkResult]) -> str:
     """Returns the whole page."""
-    found = [one for contested in board.values() for one in contested.standings]
+    found = [one for result in board.values() for one in result.standings]
     counts = collections.Counter(one.verdict for one in found)
     lines = [
         "# Leaderboard",
         "",
-        "One model a data set, all tasks, test split, by `unimp leaderboard`. Intervals are for other users and, where "
-        "there are several, other seeds; a difference is of the same users, and level where chance gives a larger one "
-        "in more than one case of twenty. Our first row is compared; the model alone is in the tables.",
+        "One model per data set, all tasks, test split, by `unimp leaderboard`. Intervals cover other users and, "
+        "if there are several seeds, other seeds. Differences are paired by user; a result is level if chance "
+        "gives a larger difference in more than one case of twenty. The first of our rows is compared; the "
+        "tables also show the model alone.",
         "",
         f"**{counts['won']} won, {counts['level']} level, {counts['lost']} lost.**",
         "",
@@ -31,17 +32,17 @@ def page(board: Mapping[str, Contested]) -> str:
     for one in sorted(found, key=lambda one: order[one.verdict]):
         ours = one.ours[0].metrics[one.metric]
         rival = one.rivals[0] if one.rivals else None
-        cells = [one.verdict, one.contest, one.task, one.metric, shown(ours), one.ours[0].model]
-        cells += [shown(rival.metrics[one.metric]), rival.model] if rival else ["", ""]
+        cells = [one.verdict, one.contest, one.task, one.metric, format_interval(ours), one.ours[0].model]
+        cells += [format_interval(rival.metrics[one.metric]), rival.model] if rival else ["", ""]
         if one.difference:
-            cells += [f"{one.difference.mean:+.4f} [{bounds(one.difference)}]", f"{one.difference.p_value:.3f}"]
+            cells += [f"{one.difference.mean:+.4f} [{format_bounds(one.difference)}]", f"{one.difference.p_value:.3f}"]
         lines.append("| " + " | ".join([*cells, *[""] * (10 - len(cells))]) + " |")
-    for title, contested in board.items():
+    for title, result in board.items():
         took = ", ".join(
-            f"{second:.0f} s (seed {seed})" for seed, second in zip(contested.seeds, contested.seconds, strict=True)
+            f"{second:.0f} s (seed {seed})" for seed, second in zip(result.seeds, result.seconds, strict=True)
         )
         lines += ["", f"## {title}", "", f"Training took {took}."]
-        for one in contested.standings:
+        for one in result.standings:
             lines += ["", f"### {one.task} ({one.users:,} users)", "", *table(one)]
     return "\n".join(lines) + "\n"
 
@@ -53,7 +54,7 @@ def table(one: Standing) -> list[str]:
     best = {name: choose(row.metrics[name].mean for row in rows if name in row.metrics) for name in names}
 
     def cell(found: Interval | None, best: float) -> str:
-        text = shown(found) if found else ""
+        text = format_interval(found) if found else ""
         return f"**{text}**" if found and found.mean == best else text
 
     lines = ["| model | " + " | ".join(names) + " |", "|" + "---|" * (1 + len(names))]
@@ -62,9 +63,9 @@ def table(one: Standing) -> list[str]:
     return lines
 
 
-def shown(interval: Interval) -> str:
-    return f"{interval.mean:.4f} [{bounds(interval)}]"
+def format_interval(interval: Interval) -> str:
+    return f"{interval.mean:.4f} [{format_bounds(interval)}]"
 
 
-def bounds(interval: Interval) -> str:
+def format_bounds(interval: Interval) -> str:
     return f"{interval.low:.4f}, {interval.high:.4f}"

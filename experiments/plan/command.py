@@ -59,8 +59,8 @@ def plan_command(planned: Annotated[PresetPlan, tyro.conf.arg(name="")]) -> None
     )
     print(f"{table(plans)}\n\n{show(planned.name, plans[0])}")
     if config.json is not None:
-        told = [{"preset": planned.name, **to_json(one)} for one in plans]
-        config.json.write_text(json.dumps(told, indent=1) + "\n")
+        rows = [{"preset": planned.name, **to_json(one)} for one in plans]
+        config.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def mesh_words(mesh: dict[str, int]) -> str:
@@ -76,7 +76,8 @@ def show(name: str, plan: Plan) -> str:
     lines = [
         f"{name} on {plan.slices}: mesh {mesh_words(plan.mesh)}, {plan.rows} rows of {plan.tokens} tokens, "
         f"remat {plan.remat}, attention {plan.attention}",
-        f"{'fits' if one.fits else 'DOES NOT FIT'}: {memory.total / GIB:.2f} of {one.available / GIB:.0f} GiB a device",
+        f"{'fits' if one.fits else 'DOES NOT FIT'}: {memory.total / GIB:.2f} of {one.available / GIB:.0f} GiB per "
+        "device",
     ]
     parts = {
         "parameters that train": memory.trainable,
@@ -88,7 +89,7 @@ def show(name: str, plan: Plan) -> str:
         "program": memory.program,
     }
     lines += [f"  {part:<24}{size / GIB:8.2f} GiB" for part, size in parts.items()]
-    lines += ["sent by a device each step"]
+    lines += ["sent by a device per step"]
     small = 2**20
     for sent in one.sent:
         if sent.bytes >= small:
@@ -98,13 +99,14 @@ def show(name: str, plan: Plan) -> str:
         lines += [f"  {'others':<44}{rest / GIB:8.3f} GiB"]
     again = work.again / work.model
     lines += [
-        f"model FLOPs {work.model:.3e} a step, {work.model / chips:.3e} a device; {again:.0%} of them are done again",
-        f"seconds a step, each alone: products {seconds.compute:.4f}, memory {seconds.memory:.4f}, rings of a slice "
-        f"{seconds.rings:.4f}, network between slices {seconds.network:.4f}",
+        f"model FLOPs {work.model:.3e} per step, {work.model / chips:.3e} per device; {again:.0%} of them are "
+        "recomputed",
+        f"seconds per step, each alone: products {seconds.compute:.4f}, memory {seconds.memory:.4f}, rings of a "
+        f"slice {seconds.rings:.4f}, network between slices {seconds.network:.4f}",
         f"estimates: roofline {seconds.roofline:.4f} s, compiler {seconds.in_order:.4f} s, of which "
-        f"{seconds.waiting:.4f} s wait for exchanges within a slice; by the longer: "
-        f"{plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / chips:,.0f} a chip, MFU {one.mfu:.1%} "
-        f"({one.mfu_without_waiting:.1%} without waiting)",
+        f"{seconds.waiting:.4f} s wait for communication within a slice; by the larger: "
+        f"{plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / chips:,.0f} per chip, MFU "
+        f"{one.mfu:.1%} ({one.mfu_without_waiting:.1%} without waiting)",
         f"compiled in {one.compile_seconds:.0f} s",
     ]
     return "\n".join(lines)

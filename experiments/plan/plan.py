@@ -114,10 +114,10 @@ def _in_words(error: Exception, slices: Slices) -> Exception:
     if "RESOURCE_EXHAUSTED" not in text:
         return error
     needs = re.search(r"Used (\S+) of (\S+) hbm", text)
-    told = f"{needs.group(1)} of {needs.group(2)}" if needs else "more than there is"
+    needed = f"{needs.group(1)} of {needs.group(2)}" if needs else "more than available"
     return DoesNotFit(
-        f"it does not fit {slices}: a device would need {told}; split more (mesh.fsdp, mesh.tensor), keep less "
-        "(model.remat full), or take fewer rows (loader.batch_size)"
+        f"it does not fit {slices}: a device would need {needed}; shard more (mesh.fsdp, mesh.tensor), save fewer "
+        "activations (model.remat full), or use fewer rows (loader.batch_size)"
     )
 
 

@@ -46,7 +46,7 @@ def search(
         if plan.estimate.fits:
             plans.append(plan)
     if not plans:
-        raise DoesNotFit(f"no candidate fits {slices}: lower row_shape.tokens, or take larger slices")
+        raise DoesNotFit(f"no candidate fits {slices}; lower row_shape.tokens, or use larger slices")
     return sorted(plans, key=lambda plan: -plan.tokens_per_second)
 
 

@@ -16,8 +16,8 @@ from unimp_jax.training.optimizer import OptimizerConfig
 
 DESCRIPTIONS = {
     "smolvlm-256m": "SigLIP base and SmolLM2-135M, images among the tokens as SmolVLM has them; all of it trains.",
-    "qwen3-0.6b": "SigLIP 2 base and Qwen3-0.6B, images among the tokens; all but the tower trains.",
-    "qwen3-1.7b": "SigLIP 2 base and Qwen3-1.7B, images among the tokens; all but the tower trains.",
+    "qwen3-0.6b": "SigLIP 2 base and Qwen3-0.6B, images among the tokens; everything but the tower trains.",
+    "qwen3-1.7b": "SigLIP 2 base and Qwen3-1.7B, images among the tokens; everything but the tower trains.",
     "qwen3-4b": "SigLIP 2 so400m and Qwen3-4B, images among the tokens; adapters of the decoder train: each of 16 "
     "devices holds 0.75 GiB of parameters and moments instead of 2.61.",
     "qwen3-8b": "SigLIP 2 so400m and Qwen3-8B, images among the tokens; adapters of the decoder train: each of 16 "

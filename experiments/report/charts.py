@@ -27,7 +27,7 @@ METRICS = {
     ("validation", "HR@10"): "Validation HR@10, seen items filtered",
     ("validation", "cross_entropy"): "Validation cross entropy, nats",
     ("train", "loss"): "Training loss",
-    ("train", "tokens_per_second"): "Speed, tokens a second",
+    ("train", "tokens_per_second"): "Speed, tokens per second",
 }
 """The logged metrics that are drawn, by kind of line and name; the cross entropy of each task is drawn as well."""
 
@@ -55,7 +55,7 @@ def learning_curves(groups: Sequence[Group]) -> list[str]:
     logged = dict.fromkeys(name for group in groups for run in group.runs for line in run.log for name in line)
     tasks = [name for name in logged if name.startswith("cross_entropy/")]
     titles = METRICS | {
-        ("train", name): f"Training cross entropy, {name.split('/')[1]}, nats a token" for name in tasks
+        ("train", name): f"Training cross entropy, {name.split('/')[1]}, nats per token" for name in tasks
     }
     return [chart for (kind, name), title in titles.items() if (chart := learning_curve(groups, kind, name, title))]
 

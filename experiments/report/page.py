@@ -15,7 +15,7 @@ import tyro
 from data_pipelines.atomic import atomic_file
 from data_pipelines.errors import DataError
 from data_pipelines.object_store import is_remote
-from experiments.places import Place
+from experiments.path_options import PathOrURL
 from experiments.report import charts, tables
 from experiments.report.compare import compare, is_minor
 from experiments.report.runs import Group, LeftOut, read_groups
@@ -26,9 +26,10 @@ MOST_UNFOLDED = 6
 """With more groups than this, only the first users are unfolded."""
 
 READING = (
-    "Means over seeds [95 % interval for other seeds and other users; for baselines, and for groups of one seed, for "
-    "other users]. Differences are to the first group, on the same users; p over seeds and users (Student's t), "
-    "after Holm's correction over the column (intervals are each for itself); **bold** where it is below .05."
+    "Means over seeds [95 % interval over other seeds and other users; for baselines and for groups of one seed, "
+    "over other users only]. Differences are to the first group, for the same users; p-values cover seeds and "
+    "users (Student's t) and are corrected by Holm's method within a column (intervals are not corrected); "
+    "**bold** means p below .05."
 )
 
 
@@ -60,7 +61,7 @@ class SourceReport:
 
 
 def report_command(
-    folders: tyro.conf.Positional[tuple[Place, ...]], split: str = "test", out: Place | None = None
+    folders: tyro.conf.Positional[tuple[PathOrURL, ...]], split: str = "test", out: PathOrURL | None = None
 ) -> None:
     """Write one page of a run that was evaluated, or of many, with what they differ in, and their tables as Markdown.
 
@@ -89,7 +90,7 @@ def write_report(folders: Sequence[Path], split: str = "test", out: Path | None 
         cannot be shown; a page of several runs says so in their place.
     """
     if not folders:
-        raise DataError("name the folder of a run, several, or that of a sweep")
+        raise DataError("give the folder of a run, of several runs, or of a sweep")
     single = len(folders) == 1 and out is None and (folders[0] / "config.json").exists()
     if single:
         load_evaluation(folders[0] / "evaluation" / f"{split}.json")  # its error names the available splits
@@ -98,7 +99,7 @@ def write_report(folders: Sequence[Path], split: str = "test", out: Path | None 
     if single and sources[0].samples.errors:
         raise DataError(sources[0].samples.errors[0])
     if len(folders) > 1 and out is None and any(map(is_remote, folders)):
-        raise DataError("the page of several runs of an object store needs a place: name one with --out")
+        raise DataError("the page of several runs in an object store needs an output file; give one with --out")
     if out is None:
         here = [folder.absolute() for folder in folders]
         out = here[0] if len(here) == 1 else Path(os.path.commonpath(here))
@@ -123,35 +124,38 @@ def sections_of(groups: Sequence[Group], samples: Samples) -> list[Section]:
     """Returns the sections of the groups on one source, in the order of the page; the first group is the base."""
     base, comparisons, sections = groups[0].name, compare(groups), []
     if len(groups) > 1:
-        note = f"One metric of each task, and in brackets the difference to {base}, coloured where it is significant."
+        note = f"One metric per task, with the difference to {base} in brackets, coloured if it is significant."
         sections.append(Section("overview", "Overview", note, [tables.overview_table(groups, comparisons)]))
     for one in comparisons:
         found = [tables.metrics_table(one), *([tables.differences_table(one, base)] if one.compared else [])]
         sections.append(
             Section(one.task, one.title.capitalize(), one.description, found, charts.differences_chart(one, base))
         )
-    note = "Means over seeds; a band reaches from the lowest to the highest seed."
+    note = "Means over seeds; a band covers the range from the lowest to the highest seed."
     sections.append(Section("learning", "Learning", note, charts=charts.learning_curves(groups)))
     note = (
-        "Of one run, the mean over seeds, with the runs that it was initialised from. Time is that of training steps "
-        "and of waiting for data, without compilation, validation and saving. Model FLOPs follow from the geometry."
+        "Cost of one run: the mean over seeds, including the runs that it was initialised from. Time is that of "
+        "training steps and of waiting for data, without compilation, validation and saving. Model FLOPs are "
+        "computed from the geometry."
     )
     sections.append(Section("cost", "Cost", note, [tables.cost_table(groups)]))
     note = (
-        "The latest items of a history, the newest on the right; then the recommendations, the best on the left. A "
-        "green frame is the item that the user truly interacted with next."
+        "The latest items of a history, the newest on the right; then the recommendations, the best on the left. "
+        "A green frame marks the item that the user really interacted with next."
     )
     if samples.error or not samples.recommendations:
-        note = f"No user is shown: {samples.error or f'{base} was evaluated without samples'}"
-    sections.append(Section("users", "Users, and what is recommended to them", note, users=samples.recommendations))
+        note = f"No users are shown: {samples.error or f'{base} was evaluated without samples'}"
+    sections.append(Section("users", "Users and their recommendations", note, users=samples.recommendations))
     if samples.images:
         note = (
-            "The latest items of a history; the wanted item's own image in a green frame, and the same decoded from "
-            "its codes (the best that could be generated); then what was generated for the query."
+            "The latest items of a history; the image of the wanted item in a green frame, and its "
+            "reconstruction from its codes (the best image that can be generated); then the images generated for "
+            "the query."
         )
         sections.append(Section("images", "Images generated for users", note, users=samples.images))
     note = (
-        "Seeds, and the settings in which a group differs from the first. Of several groups, the first seed is shown."
+        "Seeds, and the settings in which a group differs from the first. If there are several groups, the first "
+        "seed is shown."
     )
     found = [*([tables.settings_table(groups)] if len(groups) > 1 else []), tables.starts_table(groups)]
     sections.append(Section("runs", "Runs", note, found))

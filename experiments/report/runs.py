@@ -124,7 +124,7 @@ def read_groups(folders: Iterable[Path], split: str) -> tuple[list[list[Group]],
     if not runs:
         first = left_out[0]
         raise DataError(
-            f"none of {len(left_out)} runs is evaluated on {split}; the first, {first.name}: {first.reason}"
+            f"none of the {len(left_out)} runs is evaluated on {split}; the first, {first.name}: {first.reason}"
         )
     sources: dict[str, dict[Any, dict[int, EvaluatedRun]]] = {}
     for run in runs:
@@ -132,7 +132,7 @@ def read_groups(folders: Iterable[Path], split: str) -> tuple[list[list[Group]],
         same = by_seed.setdefault(run.config.seed, run)
         if same is not run:
             left_out.append(
-                LeftOut(str(run.folder), f"the same experiment and seed as {same.folder}: not a repetition")
+                LeftOut(str(run.folder), f"the same experiment and seed as {same.folder}, so it is not a repetition")
             )
     return [name_groups(list(groups.values())) for groups in sources.values()], left_out + left_out_of(runs)
 
@@ -148,15 +148,13 @@ def run_folders(folder: Path) -> list[Path]:
         try:
             return [folder / cell["folder"] for cell in json.loads(sweep.read_bytes())["cells"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{sweep} lists no cells: {error!r}") from error
+            raise DataError(f"{sweep} does not list cells: {error!r}") from error
     if (folder / "config.json").exists() or (folder / "cell.json").exists():
         return [folder]
     names = ("sweep.json", "config.json", "cell.json")
     inside = sorted({path.parent for name in names for path in folder.glob(f"*/{name}")})
     if not inside:
-        raise DataError(
-            f"{folder / 'config.json'} does not exist: is {folder} the folder of a run? That of a sweep is right too"
-        )
+        raise DataError(f"{folder / 'config.json'} does not exist; is {folder} the folder of a run or of a sweep?")
     return [run for path in inside for run in run_folders(path)]
 
 
@@ -170,7 +168,7 @@ def read_run(folder: Path, split: str) -> EvaluatedRun:
     if failure:
         raise DataError("; ".join([f"failed: {failure['reason']}", *failure["end"][-1:]]))
     if not (folder / "config.json").exists():
-        raise DataError("not begun")
+        raise DataError("not started")
     log, config = read_log(folder / "metrics.jsonl"), load_config(folder / "config.json")
     path = folder / "evaluation" / f"{split}.json"
     if not path.exists():
@@ -184,7 +182,7 @@ def read_run(folder: Path, split: str) -> EvaluatedRun:
         with contextlib.suppress(pa.ArrowException, OSError):
             if {"user", "item"} <= set(pq.read_schema(readable(path)).names):
                 continue
-        raise DataError(f"{path.name} is not there, or damaged: run `unimp evaluate` on this run again")
+        raise DataError(f"{path.name} is missing or damaged; run `unimp evaluate` on this run again")
     return run
 
 

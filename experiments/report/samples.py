@@ -146,7 +146,7 @@ def generated_image(path: Path) -> str:
     try:
         return data_uri(decode_image(path.read_bytes()), GENERATED_HEIGHT, "png", optimize=True)
     except (OSError, DataError) as error:
-        raise DataError(f"{path} is not there, or no image: run `unimp evaluate` on this run again") from error
+        raise DataError(f"{path} is missing or not an image; run `unimp evaluate` on this run again") from error
 
 
 def data_uri(image: Image.Image, height: int, kind: str, **options: Any) -> str:

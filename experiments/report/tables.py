@@ -103,7 +103,7 @@ def differences_table(comparison: Comparison, base: str) -> PageTable:
     lines = comparison.compared
     names = list(dict.fromkeys(name for line in lines for name in line.differences))
     rows = [label(line.name, line.group) | {name: cell(line.differences.get(name)) for name in names} for line in lines]
-    heading = f"Differences to {base}, the same users"
+    heading = f"Differences to {base} for the same users"
     return PageTable(
         f"{comparison.task}-differences", rows, [] if comparison.table.larger_is_better else names, heading
     )
@@ -147,7 +147,7 @@ def starts_table(groups: Sequence[Group]) -> PageTable:
         for run in group.runs
         for start in run.starts or [{"command": "not logged"}]
     ]
-    return PageTable("starts-table", rows, summary="Commands and machines, run by run")
+    return PageTable("starts-table", rows, summary="Commands and machines of each run")
 
 
 def label(name: str, group: Group | None, note: str = "") -> dict[str, TableCell]:

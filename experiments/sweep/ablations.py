@@ -106,7 +106,7 @@ def half(tasks: Sequence[str]) -> list[Ablation]:
 def one_task_a_stage(tasks: Sequence[str]) -> list[Ablation]:
     """Returns the stages of the curriculum, one task each."""
     if len(tasks) < 2:
-        raise ValueError(f"the base trains for {tasks[0]} alone")
+        raise ValueError(f"the base trains only for {tasks[0]}")
     return [
         Ablation(f"curriculum_{number}_{task}", f"stage {number} of curriculum: {task}", only(task))
         for number, task in enumerate(tasks, start=1)
@@ -180,23 +180,23 @@ def width(factor: float) -> ChangesOf:
 
 ALL = [
     Ablation("base", "the base itself", {}),
-    Ablation("no_images", "no images are shown, and none is encoded", NO_IMAGES, needs_images=True),
+    Ablation("no_images", "no images are shown or encoded", NO_IMAGES, needs_images=True),
     Ablation("no_text", "no attributes are shown", {"tasks.text": False}),
-    Ablation("ids_only", "neither images nor attributes, only ids, also of the items in questions", IDS_ONLY),
-    Ablation("text_only", "only attributes: no images, and ids are learned as answers alone", text_only),
-    Ablation("no_content", "rows of items are free rows alone", NO_CONTENT),
+    Ablation("ids_only", "neither images nor attributes, only ids, in the questions too", IDS_ONLY),
+    Ablation("text_only", "only attributes: no images, and ids occur only as answers", text_only),
+    Ablation("no_content", "item embeddings are free rows without content", NO_CONTENT),
     *(
         Ablation(
             f"no_{part}_content",
-            f"no {part} in the content of items",
+            f"item content without {part}",
             {f"content.{part}": NO_CONTENT[f"content.{part}"]},
         )
         for part in ("attributes", "popularity", "rating", "co_occurrence", "vectors")
     ),
-    Ablation("asked_once", "a question behind each history, none along it", {"tasks.ask_every": 0}),
+    Ablation("asked_once", "a question after each history, none within it", {"tasks.ask_every": 0}),
     Ablation("no_reconstruction", "no item of the history is a target", {HISTORY_TARGETS: "none"}),
-    Ablation("reconstruction", "items in full have their own ids as targets", {HISTORY_TARGETS: "reconstruct"}),
-    Ablation("no_own_ids", "items in full have the next item as their target", {HISTORY_TARGETS: "next_item"}),
+    Ablation("reconstruction", "items shown in full have their own ids as targets", {HISTORY_TARGETS: "reconstruct"}),
+    Ablation("no_own_ids", "items shown in full have the next item as their target", {HISTORY_TARGETS: "next_item"}),
     Ablation("after_question", "recommendations are answered after a question", {RECOMMENDATION_AT: "question"}),
     Ablation(
         "at_last_id", "recommendations are answered at the last id of the history", {RECOMMENDATION_AT: "last_id"}
@@ -206,14 +206,16 @@ ALL = [
         Ablation(f"gamma_{gamma:g}", f"focal cross entropy with gamma {gamma:g}", {"objective.gamma": gamma})
         for gamma in (0.5, 1.0, 2.0, 3.0, 5.0)
     ),
-    *(Ablation(f"{task}_only", f"trained for {task} alone", only(task), task=task) for task in TASKS),
+    *(Ablation(f"{task}_only", f"trained for {task} only", only(task), task=task) for task in TASKS),
     *(
         Ablation(
             f"finetuned_{task}", f"half of the steps on all tasks, half on {task}", only(task), task=task, stages=half
         )
         for task in TASKS
     ),
-    Ablation("curriculum", "one task after another, then all, with equally many steps", {}, stages=one_task_a_stage),
+    Ablation(
+        "curriculum", "one task after another, then all, with equal numbers of steps", {}, stages=one_task_a_stage
+    ),
     *(
         Ablation(
             f"cross_every_{n}", f"a gated block per {n} decoder layers", {"model.gated.every": n}, needs_images=True
@@ -222,25 +224,25 @@ ALL = [
     ),
     Ablation("last_image", "a token sees the latest image", {ATTEND: "last_image"}, needs_images=True),
     Ablation("all_images", "a token sees all earlier images", {ATTEND: "all_earlier_images"}, needs_images=True),
-    Ablation("interleaved", "images are tokens among those of the text", interleaved, needs_images=True),
+    Ablation("interleaved", "images are tokens among the text tokens", interleaved, needs_images=True),
     Ablation(
         "interleaved_same_compute",
-        "images are tokens among those of the text, in longer rows of as much work",
+        "images are tokens among the text tokens, in longer rows with the same compute",
         interleaved_same_compute,
         needs_images=True,
     ),
-    *(Ablation(f"image_tokens_{n}", f"{n} latents an image", image_tokens(n), needs_images=True) for n in (1, 4, 16)),
+    *(Ablation(f"image_tokens_{n}", f"{n} latents per image", image_tokens(n), needs_images=True) for n in (1, 4, 16)),
     Ablation("frozen_tower", "the vision tower does not train", vision_tower(False), needs_images=True),
     Ablation("trained_tower", "the vision tower trains too", vision_tower(True), needs_images=True),
-    Ablation("one_token_ids", "each item has a token of its own", {"vocabulary.item_codes": None}),
+    Ablation("one_token_ids", "each item has its own token", {"vocabulary.item_codes": None}),
     Ablation("semantic_ids", "items have semantic ids, made by the model of the base", {}, needs_ids=True),
     *(Ablation(f"history_{n}", f"histories of at most {n} items", history(n)) for n in (1, 2, 5, 10, 20, 50, 100)),
-    Ablation("packed", "several examples in a row", {"loader.packed": True}),
-    Ablation("padded", "one example in a row, and the same number of rows", {"loader.packed": False}),
+    Ablation("packed", "several examples per row", {"loader.packed": True}),
+    Ablation("padded", "one example per row, and the same number of rows", {"loader.packed": False}),
     Ablation("width_half", "a decoder half as wide", width(0.5)),
     Ablation("width_double", "a decoder twice as wide", width(2)),
-    Ablation("layers_half", "a decoder of half as many layers", scaled(0.5, "model.decoder.layers")),
-    Ablation("layers_double", "a decoder of twice as many layers", scaled(2, "model.decoder.layers")),
+    Ablation("layers_half", "a decoder with half as many layers", scaled(0.5, "model.decoder.layers")),
+    Ablation("layers_double", "a decoder with twice as many layers", scaled(2, "model.decoder.layers")),
 ]
 ABLATIONS: dict[str, Ablation] = {one.name: one for one in ALL}
 

@@ -99,8 +99,8 @@ def write_cells(folder: Path, cells: Sequence[SweepCell]) -> None:
         path = folder / cell.name / "cell.json"
         if (read_json(path) or {}).get("hash", cell.hash) != cell.hash:
             raise ValueError(
-                f"{path.parent} holds a cell of another configuration (base, options, data or evaluation differ); "
-                "give the same ones, or name another --folder"
+                f"{path.parent} contains a cell of another configuration (base, options, data or evaluation "
+                "differ); use the same ones, or name another --folder"
             )
         commands = [
             {"words": [sys.executable, "-m", "experiments.cli", *words], "leaves": leaves}

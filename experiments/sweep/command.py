@@ -115,7 +115,7 @@ def sweep(config: AblationsConfig | SearchConfig) -> int:
         return 0
     training = read_training([config.base, *shlex.split(config.train)])
     if training.folder != read_training([config.base]).folder or training.processes != ProcessesConfig():
-        raise ValueError("--train: leave --folder and --processes out; a sweep gives each cell its own")
+        raise ValueError("--train: leave out --folder and --processes; a sweep sets them for each cell")
     base = Base.open(config.base, training.experiment)
     if isinstance(config, AblationsConfig):
         return run_ablations(config, base)
@@ -147,7 +147,7 @@ def run_ablations(config: AblationsConfig, base: Base) -> int:
 
 def run_search(config: SearchConfig, base: Base) -> int:
     if config.engine == "print":
-        raise ValueError("--engine print: what a search trains next depends on earlier trials; use local or slurm")
+        raise ValueError("--engine print: the next trials of a search depend on earlier ones; use local or slurm")
     try:
         from experiments.sweep.search import HyperparameterSearch
     except ModuleNotFoundError as error:

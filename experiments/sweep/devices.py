@@ -49,12 +49,12 @@ def shares(jobs: int, kind: Kind) -> list[DeviceShare]:
     most = min(len(all_devices), len(all_cores))
     if not 1 <= jobs <= most:
         raise ValueError(
-            f"--jobs {jobs}: there are {len(all_devices)} {kind} devices and {len(all_cores)} cores here; "
-            f"1 to {most} can run at once"
+            f"--jobs {jobs}: this machine has {len(all_devices)} {kind} devices and {len(all_cores)} cores, so 1 "
+            f"to {most} jobs can run at once"
         )
     each, cores_each = len(all_devices) // jobs, len(all_cores) // jobs
     if kind == "tpu" and each not in CHIP_BOUNDS:
-        raise ValueError(f"--jobs {jobs}: one process cannot have {each} TPU chips; 1, 2, 4 or 8 are possible")
+        raise ValueError(f"--jobs {jobs}: one process cannot use {each} TPU chips; 1, 2, 4 or 8 are possible")
     made = []
     for job in range(jobs):
         own = ",".join(all_devices[job * each :][:each])

@@ -62,7 +62,7 @@ def plan(
       ValueError: a named ablation is unknown or not meaningful, or there is no seed.
     """
     if not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(f"--seeds {' '.join(map(str, seeds))}: one or more, no two alike")
+        raise ValueError(f"--seeds {' '.join(map(str, seeds))}: give one or more different seeds")
     if unknown := [name for name in names if name not in ABLATIONS]:
         raise ValueError(f"there is no ablation {unknown[0]!r}; {did_you_mean(unknown[0], ABLATIONS)}see --list")
     cells: dict[str, SweepCell] = {}
@@ -72,7 +72,7 @@ def plan(
             cells |= {cell.name: cell for seed in seeds for cell in cells_of(ABLATIONS[name], base, seed, evaluation)}
         except ValueError as error:
             if names:
-                raise ValueError(f"{name} makes no sense here: {error}") from error
+                raise ValueError(f"{name} is not applicable: {error}") from error
             refused[name] = str(error)
     return list(cells.values()), refused
 
@@ -88,14 +88,14 @@ def cells_of(ablation: Ablation, base: Base, seed: int, evaluation: EvaluationCo
     if ablation.task and ablation.task not in base.tasks:
         raise ValueError(f"the base does not train for {ablation.task} (queries.mix), or its source does not allow it")
     if ablation.needs_ids and base.config.vocabulary.item_codes is not None:
-        raise ValueError("the items of the base have semantic ids already")
+        raise ValueError("the items of the base already have semantic ids")
     stages = [*ablation.stages(base.tasks), ablation]
     config = ablation.apply(base.config)
     if len(stages) == 1 and not ablation.needs_ids and ablation.name != "base":
         if config == base.config:
-            raise ValueError("the base is so already")
+            raise ValueError("the base already has these settings")
         if with_init_geometry(config) == with_init_geometry(base.config):
-            raise ValueError(f"the geometry is that of {base.config.init_from}, from which the base starts")
+            raise ValueError(f"the geometry is that of {base.config.init_from}, from which the base is initialised")
     cells = cells_of(ABLATIONS["base"], base, seed, evaluation) if ablation.needs_ids else []
     ids_of = cells[0].name if cells else None
     steps, previous = base.config.loop.steps, None

@@ -111,7 +111,7 @@ class CellJob:
         status = self._process.wait()
         if status:
             return f"ended by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        return "" if (self.folder / command["leaves"]).exists() else f"ended early: {command['leaves']} is not there"
+        return "" if (self.folder / command["leaves"]).exists() else f"ended early: {command['leaves']} is missing"
 
 
 def is_done(folder: Path) -> bool:
@@ -137,4 +137,4 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it") from error
+        raise ValueError(f"{path} is damaged ({error}); delete it") from error

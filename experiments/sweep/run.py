@@ -92,17 +92,17 @@ class Runner:
         folder, share, stopped = self.folder / name, self._shares.get(), False
         try:
             if is_done(folder):
-                return Result(name, "done", "before, or by another sweep")
+                return Result(name, "done", "earlier, or by another sweep")
             if self.stopping.is_set():
-                return Result(name, "ended", "before it began")
+                return Result(name, "ended", "before it started")
             if not is_free(folder / "lock"):
                 time.sleep(POLL_SECONDS)
                 return Result(name, "busy")
-            self.say(f"{name} begins")
+            self.say(f"{name} starts")
             job = self._executor.submit(CellJob(folder.absolute(), share))
             while not job.done():
                 if self.stopping.is_set() and not self._local:
-                    return Result(name, "ended", "for this sweep; its job stays in the queue")
+                    return Result(name, "ended", "for this sweep; its job remains in the queue")
                 if not stopped and (self.stopping.is_set() or prune()):
                     stopped = True
                     if not self._local:
@@ -115,10 +115,10 @@ class Runner:
         if is_done(folder):
             return Result(name, "done", f"in {read_json(folder / 'done.json')['seconds']:.0f} s")
         if stopped:
-            return Result(name, "ended", "before it was done")
+            return Result(name, "ended", "before it finished")
         if not is_free(folder / "lock"):
             return Result(name, "busy")
-        failed = read_json(folder / "failed.json") or {"reason": f"its job ended early: see {job.paths.folder}"}
+        failed = read_json(folder / "failed.json") or {"reason": f"its job ended early; see {job.paths.folder}"}
         return Result(name, "failed", failed["reason"])
 
 
@@ -136,7 +136,7 @@ def open_runner(config: SweepConfig) -> Runner:
         return Runner(config.folder, executor, shares(config.jobs, kind))
     options = dict(option.partition("=")[::2] for option in config.slurm.options)
     if not all(options.values()):
-        raise ValueError(f"--slurm.options {' '.join(config.slurm.options)}: NAME=VALUE each")
+        raise ValueError(f"--slurm.options {' '.join(config.slurm.options)}: each must be NAME=VALUE")
     try:
         executor = submitit.SlurmExecutor(folder, max_num_timeout=MOST_TIMEOUTS)
     except RuntimeError as error:

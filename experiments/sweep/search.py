@@ -44,7 +44,7 @@ def read_space(texts: Sequence[str], base: ExperimentConfig) -> list[tuple[str, 
         match = FORM.fullmatch(text)
         if not match:
             raise ValueError(
-                f"--space {text!r} is not of the form NAME=log:LOW,HIGH (or float:, int:) or NAME=of:VALUE,VALUE,…"
+                f"--space {text!r} must have the form NAME=log:LOW,HIGH (or float:, int:) or NAME=of:VALUE,VALUE,…"
             )
         name, kind, values = match["name"].replace("-", "_"), match["kind"], tuple(match["values"].split(","))
         try:
@@ -52,7 +52,7 @@ def read_space(texts: Sequence[str], base: ExperimentConfig) -> list[tuple[str, 
                 values = tuple(int(value) if kind == "int" else float(value) for value in values)
             distribution(kind, values)
         except ValueError as error:
-            raise ValueError(f"--space {text!r}: two numbers are right, the lower one first ({error})") from error
+            raise ValueError(f"--space {text!r}: give two numbers, the lower one first ({error})") from error
         for value in values:
             changed(base, {name: value})
         space.append((name, kind, values))
@@ -99,7 +99,7 @@ class HyperparameterSearch:
                 self.study.set_user_attr(name, text)
             elif before != text:
                 raise ValueError(
-                    f"{runner.folder} holds a search with {name} {before}, not {text}; name another --folder"
+                    f"{runner.folder} contains a search with {name} {before}, not {text}; name another --folder"
                 )
 
     def run(self) -> list[Result]:
@@ -161,7 +161,7 @@ class HyperparameterSearch:
     def cell(self, number: int, chosen: Mapping[str, Any]) -> SweepCell:
         """Returns the cell of a trial; raises ValueError if the chosen values make no valid configuration."""
         if chosen.keys() != self.distributions.keys():
-            raise ValueError("the search was killed while it was proposed")
+            raise ValueError("the search was killed while it proposed this trial")
         described = ", ".join(f"{name} {value}" for name, value in chosen.items())
         config = changed(self.base, chosen)
         return SweepCell(f"trial-{number:04}", self.config.base, f"trial {number}", config.seed, described, config)
@@ -174,7 +174,7 @@ class HyperparameterSearch:
     def ranking(self) -> str:
         """Returns the trials, best first, and the command that trains the best."""
         complete = sorted(self.study.get_trials(states=(TrialState.COMPLETE,)), key=lambda trial: -trial.values[0])
-        lines = [f"{len(self.study.trials)} trials, {len(complete)} of them to their end"]
+        lines = [f"{len(self.study.trials)} trials, {len(complete)} of them complete"]
         cells = [self.cell(trial.number, trial.params) for trial in complete]
         for trial, cell in zip(complete, cells, strict=True):
             lines.append(f"{self.metric} {trial.values[0]:.4f}  {cell.name}  {cell.description}")

@@ -37,7 +37,7 @@ class ImageData:
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
-            raise ValueError(f"data: held_out {self.held_out} is a part of the images, above 0 and below 1")
+            raise ValueError(f"data: held_out {self.held_out} must be a share of the images above 0 and below 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +58,9 @@ class WhichImages:
           DataError: neither names a source.
         """
         if trained is None and self.source is None:
-            raise DataError("the VQGAN is no run, which would say whose images: name a source with --data.source")
-        said = {name: value for name, value in vars(self).items() if value is not None}
-        return dataclasses.replace(trained or ImageData(), **said)
+            raise DataError("a VQGAN that is not a run has no image source; give one with --data.source")
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(trained or ImageData(), **given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class PerceptualConfig:
 
     def __post_init__(self) -> None:
         if self.tower and self.lpips:
-            raise ValueError("perceptual: a tower or LPIPS, not both")
+            raise ValueError("perceptual: give a tower or LPIPS, not both")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,4 +107,4 @@ class VQGANExperiment:
         if self.quantiser.after >= self.loop.steps:
             raise ValueError(f"quantiser: after {self.quantiser.after} must be below loop.steps {self.loop.steps}")
         if self.optimizer.weight_decay:
-            raise ValueError("optimizer: weight_decay must be 0, for codewords do not decay")
+            raise ValueError("optimizer: weight_decay must be 0, because codewords must not decay")

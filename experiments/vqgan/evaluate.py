@@ -60,14 +60,15 @@ class Reconstructions:
         names = list(self.rows[0].metrics)
         lines = [
             f"{self.source}: {self.images} held-out images; {self.used} of {self.codes} codes used, perplexity "
-            f"{self.perplexity:.0f}. Bits of JPEG are those of coefficients; a whole file has {self.jpeg_bits:,.0f}.",
+            f"{self.perplexity:.0f}. The bits of JPEG count the coefficients only; a complete file has "
+            f"{self.jpeg_bits:,.0f}.",
             "",
-            f"| | bits an image | {' | '.join(names)} |",
+            f"| | bits per image | {' | '.join(names)} |",
             f"|---|---{'|---' * len(names)}|",
         ]
         for row in self.rows:
-            told = [f"{f.mean:.3f} [{f.bounds(', ')}]" for f in row.metrics.values()]
-            lines.append(f"| {row.name} | {row.bits:.0f} | {' | '.join(told)} |")
+            cells = [f"{f.mean:.3f} [{f.bounds(', ')}]" for f in row.metrics.values()]
+            lines.append(f"| {row.name} | {row.bits:.0f} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
 
@@ -117,7 +118,7 @@ def evaluate_vqgan(
     if jax.process_index() == 0:
         write_json(out / "evaluation.json", dataclasses.asdict(found))
         write_sheet(out / "reconstructions.png", [images, made, jpeg])
-    return f"{found}\n\nabove: images, middle: VQGAN, below: JPEG: {out / 'reconstructions.png'}"
+    return f"{found}\n\ntop: images, middle: VQGAN, bottom: JPEG: {out / 'reconstructions.png'}"
 
 
 def row(name: str, bits: float, images: np.ndarray, made: np.ndarray) -> CodecRow:

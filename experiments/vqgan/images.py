@@ -53,7 +53,7 @@ class CatalogueImages:
         """
         count = round(config.held_out * len(self.shown))
         if not 0 < count < len(self.shown):
-            raise DataError(f"{len(self.shown)} images: too few to hold out {config.held_out:.0%} of them")
+            raise DataError(f"{len(self.shown)} images are too few to hold out {config.held_out:.0%} of them")
         chosen = np.zeros(len(self.shown), bool)
         chosen[np.random.default_rng(config.held_out_seed).permutation(len(self.shown))[:count]] = True
         return self.shown[~chosen], self.shown[chosen]

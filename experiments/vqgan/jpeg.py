@@ -43,7 +43,7 @@ def best_jpeg(image: np.ndarray, bits: float) -> tuple[np.ndarray, bytes]:
             found.append((np.asarray(small.resize(image.shape[1::-1], Image.Resampling.BICUBIC)), file))
         size //= 2
     if not found:
-        raise ValueError(f"no JPEG has coefficients of {bits:.0f} bits")
+        raise ValueError(f"no JPEG of the image has at most {bits:.0f} bits of coefficients")
     return max(found, key=lambda one: psnr(image, one[0]))
 
 

@@ -52,7 +52,7 @@ def trained_on(folder: Path) -> ImageData | None:
       DataError: the path does not exist.
     """
     if not folder.exists():
-        raise DataError(f"{folder} does not exist: it should be the folder of a VQGAN")
+        raise DataError(f"{folder} does not exist; it must be the folder of a VQGAN")
     return read_config(folder / FILE, VQGANExperiment).data if is_vqgan_run(folder) else None
 
 

@@ -59,7 +59,7 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
       ValueError: parts of the configuration do not fit one another, or there are several processes.
     """
     if jax.process_count() > 1:
-        raise ValueError("a VQGAN is trained by one process: on one host, whose devices are all that it sees")
+        raise ValueError("a VQGAN must be trained by one process on one host")
     check_wandb(config.loop.wandb)
     mesh = make_mesh(MeshConfig(data=-1))
     check_rows(config.batch_size, mesh)
@@ -76,7 +76,7 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
         learnt, held_out = parts
         print(
             f"{config.data.source}: {len(learnt):,} images to learn from, {len(held_out):,} held out, "
-            f"{config.vqgan.codes_per_image} codes or {config.vqgan.bits_per_image:.0f} bits each"
+            f"{config.vqgan.codes_per_image} codes or {config.vqgan.bits_per_image:.0f} bits per image"
         )
         few = -(-LATENTS * config.vqgan.codes // config.vqgan.codes_per_image)
         first = images.take(np.random.default_rng(config.seed).permutation(learnt)[:few])
@@ -165,7 +165,7 @@ def open_run(config: VQGANExperiment, folder: Path, images: CatalogueImages) -> 
     """Saves the configuration and the images' fingerprint in a new folder, or compares them in an old one."""
     saved = folder / FILE
     if (folder / "config.json").exists():
-        raise DataError(f"{folder} holds something else than a VQGAN's run; name another folder")
+        raise DataError(f"{folder} contains a run that is not a VQGAN; name another folder")
     if not saved.exists():
         folder.mkdir(parents=True, exist_ok=True)
         save_fingerprint(folder / IMAGES_FILE, images.fingerprint)

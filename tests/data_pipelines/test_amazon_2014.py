@@ -109,10 +109,10 @@ def test_the_csv_may_be_gzipped(tmp_path: Path) -> None:
             r"field 'unixReviewTime' is 1000000020000, in milliseconds; it must be sec",
         ),
         (row(unixReviewTime="9" * 5000), r"field 'unixReviewTime' is '9{40}'; it must be a whole number"),
-        (row(reviewerID=""), r"field 'reviewerID' is ''; it must be an identifier, without white space"),
+        (row(reviewerID=""), r"field 'reviewerID' is ''; it must be an identifier without white space"),
         (row(asin="A\n1"), r"field 'asin' is 'A\\n1'; it must be an identifier"),
-        (row()[:-1], r"8 fields where 9 should be: reviewerID, asin"),
-        ([*row(), "more"], r"10 fields where 9 should be"),
+        (row()[:-1], r"8 fields; expected 9: reviewerID, asin"),
+        ([*row(), "more"], r"10 fields; expected 9"),
     ],
 )
 def test_a_bad_review_of_2014_is_refused_by_name_or_left_out(tmp_path: Path, bad: list[str], message: str) -> None:

@@ -39,7 +39,7 @@ def test_a_price_is_a_number_as_text(name: str, price: Any, text: str) -> None:
 
 def test_a_price_of_thousands_of_digits_is_reported() -> None:
     """Python reads such a number where it is written in hexadecimal, but does not write it."""
-    with pytest.raises(BadField, match=r"^field 'price' is a number of thousands of digits; it must be a price"):
+    with pytest.raises(BadField, match=r"^field 'price' is a number with thousands of digits; it must be a price"):
         product_of("amazon_2014", product_2014("B1", price=16**5000))
 
 

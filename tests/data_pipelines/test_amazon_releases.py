@@ -151,7 +151,7 @@ def bad_reviews(name: str) -> list[tuple[Any, str]]:
     text = "text" if name == "amazon_2023" else "reviewText"
     return [
         ('{"cut', "not JSON"),
-        ("[]", "a list where an object should be"),
+        ("[]", "a list instead of an object"),
         ("{}", "is missing"),
         (review("", "B2"), f"field '{user}' is ''; it must be an identifier"),
         (review("U 1", "B2"), f"field '{user}' is 'U 1'; it must be an identifier"),
@@ -191,15 +191,18 @@ def test_a_bad_review_is_refused_by_name_or_left_out(name: str, bad: Any, messag
             (name, {"price": [1]}, r"field 'price' is \[1\], a list; it must be int or float or str")
             for name in RELEASES
         ),
-        *((name, {"description": [1]}, "field 'description' holds 1; it must hold strings only") for name in RELEASES),
+        *(
+            (name, {"description": [1]}, "field 'description' contains 1; it must contain strings only")
+            for name in RELEASES
+        ),
         ("amazon_2014", {"categories": ["x"]}, "field 'categories' is \"x\", a str; it must be list"),
-        ("amazon_2014", {"categories": [[b"x"]]}, "field 'categories' holds b'x'; it must hold strings only"),
+        ("amazon_2014", {"categories": [[b"x"]]}, "field 'categories' contains b'x'; it must contain strings only"),
         ("amazon_2014", {"title": {"x"}}, "field 'title' is {'x'}, a set; it must be str"),
         ("amazon_2014", {"imUrl": 1j}, "field 'imUrl' is 1j, a complex; it must be str"),
         ("amazon_2014", {"asin": "B 1"}, "field 'asin' is 'B 1'; it must be an identifier"),
         ("amazon_2018", {"imageURL": {}}, "field 'imageURL' is {}, a dict; it must be list or str"),
         ("amazon_2018", {"main_cat": 1}, "field 'main_cat' is 1, a int; it must be str"),
-        ("amazon_2023", {"images": ["x"]}, "field 'images' holds \"x\"; it must hold objects"),
+        ("amazon_2023", {"images": ["x"]}, "field 'images' contains \"x\"; it must contain objects"),
         ("amazon_2023", {"images": [{"large": 1}]}, "field 'large' is 1, a int; it must be str"),
         ("amazon_2023", {"details": 1}, "field 'details' is 1, a int; it must be dict or str"),
     ],
@@ -267,7 +270,7 @@ def test_images_are_fetched_when_asked_for(name: str, tmp_path: Path, monkeypatc
     lowest = SourceSelection(user_core=1, item_core=1)
     prepared = prepare(name, tmp_path / "data", folder, selection=lowest)
     assert asked == []
-    assert prepared.bad_images == [f"{folder / 'images'} does not exist: no item has an image"]
+    assert prepared.bad_images == [f"{folder / 'images'} does not exist, so no item has an image"]
     prepare(name, tmp_path / "data", folder, selection=SourceSelection(user_core=1, item_core=1, fetch_images=True))
     assert asked == [{"B1": product_of(name, PRODUCT[name]("B1")).image_url}]
 
@@ -295,10 +298,10 @@ def test_what_is_needed_is_reported(name: str, files: str, where: str, tmp_path:
         prepare(name, tmp_path / "data")
     assert RELEASES[name].PUBLISHER in str(told.value)
     assert len(str(told.value).splitlines()) == 1
-    with pytest.raises(DataError, match=rf"holds no reviews: for each category {files}"):
+    with pytest.raises(DataError, match=rf"has no reviews: for each category {files}"):
         prepare(name, tmp_path / "data", tmp_path)
     write(tmp_path, name, [REVIEW[name]("U1", "B1")], category="Video_Games")
-    with pytest.raises(DataError, match=r"no reviews of category 'VideoGames'; did you mean 'Video_Games'\? It holds"):
+    with pytest.raises(DataError, match=r"no reviews of category 'VideoGames'; did you mean 'Video_Games'\? It has"):
         prepare(name, tmp_path / "data", tmp_path, selection=SourceSelection(categories=("VideoGames",)))
     (tmp_path / f"{RELEASES[name].PRODUCTS.format('Video_Games')}.gz").unlink()
     with pytest.raises(DataError, match=rf"meta_Video_Games.jsonl? does not exist: for each category {files}"):
@@ -307,7 +310,7 @@ def test_what_is_needed_is_reported(name: str, files: str, where: str, tmp_path:
 
 @every_release
 def test_other_choices_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"{name} does not know --item"):
+    with pytest.raises(DataError, match=rf"{name} does not support --item"):
         prepare(name, tmp_path / "data", tmp_path, selection=SourceSelection(item="product"))
 
 

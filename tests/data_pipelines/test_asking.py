@@ -57,16 +57,16 @@ def test_a_new_user_stands_behind_all_others_and_changes_nothing_of_theirs():
     ("arguments", "message"),
     [
         (("u3", [1], [1.0]), "user u3 occurs twice"),
-        (("new", [], []), "has met nothing"),
-        (("new", [1, 40], [1.0, 1.0]), "not all among the 40"),
-        (("new", [-1], [1.0]), "not all among the 40"),
-        (("new", [1, 2], [1.0]), "1 ratings of 2 items"),
+        (("new", [], []), "has no interactions"),
+        (("new", [1, 40], [1.0, 1.0]), "item numbers must be at least 0 and below 40"),
+        (("new", [-1], [1.0]), "item numbers must be at least 0 and below 40"),
+        (("new", [1, 2], [1.0]), "1 ratings for 2 items"),
     ],
 )
 def test_what_is_no_user_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         with_user(CORPUS, *arguments)
-    assert isinstance(error.value, DataError) == ("u3" in message or "nothing" in message)
+    assert isinstance(error.value, DataError) == ("u3" in message or "no interactions" in message)
 
 
 def test_a_writer_goes_on_with_other_users_without_tokenising_anything(monkeypatch):
@@ -76,7 +76,7 @@ def test_a_writer_goes_on_with_other_users_without_tokenising_anything(monkeypat
     after = before.of(copied())
     np.testing.assert_array_equal(after.write(question).tokens, expected.tokens)
     assert before.corpus is CORPUS
-    with pytest.raises(ValueError, match="the items that it was made for"):
+    with pytest.raises(ValueError, match="can only be reused for a corpus with the same items"):
         before.of(small_corpus(num_items=39))
 
 

@@ -132,7 +132,7 @@ def test_a_damaged_file_is_named(prepared: Path, name: str, kept: float | None) 
     [
         ([Item("a", "A"), Item("a", "B")], [], "item a occurs twice"),
         ([], [], "no items"),
-        ([Item("a", "A")], [User("u", ())], "no user with an interaction"),
+        ([Item("a", "A")], [User("u", ())], "no user in the source has an interaction"),
         ([Item("a", "A")], [User("u", (Interaction("b"),))], "item b is not in the catalogue"),
         ([Item("a", "A")], [User("u", (Interaction("a"),))] * 2, "user u occurs twice"),
     ],

@@ -81,7 +81,7 @@ def test_prescribed_splits_stand() -> None:
     "splits", [("test", "train"), ("test", "validation"), ("train", "validation", "validation"), ("test", "test")]
 )
 def test_prescribed_splits_out_of_order_are_refused(splits: tuple[str, ...]) -> None:
-    with pytest.raises(DataError, match=r"user u: prescribed splits must run"):
+    with pytest.raises(DataError, match=r"user u: prescribed splits must be in the order"):
         leave_one_out(User("u", met(*["i0"] * len(splits), splits=splits)))
 
 
@@ -117,7 +117,7 @@ def test_levels_are_those_of_training_alone() -> None:
         (ITEMS, [User("u", met("i0")), User("u", met("i1"))], "user u occurs twice"),
         (ITEMS, [User("u", met("i0", "nowhere"))], "user u, interaction 1: item nowhere is not in the catalogue"),
         ([], [User("u", ())], "the source has no items"),
-        (ITEMS, [User("u", ())], "no user with an interaction"),
+        (ITEMS, [User("u", ())], "no user in the source has an interaction"),
     ],
 )
 def test_contradictions_are_refused_by_name(items: list[Item], users: list[User], message: str) -> None:

@@ -57,7 +57,7 @@ def test_images_are_fetched_once_and_failures_are_reported(site: Site, tmp_path:
         assert urls["gone"] in told["gone"]
         for item, reason in [
             ("gone", "status 404"),
-            ("page", "not an image: cannot identify"),
+            ("page", "not an image: unknown image format"),
             ("half", "not an image: "),
             ("pixel", "not an image: a single pixel"),
             ("large", r"larger than 0.125 MiB"),
@@ -118,7 +118,7 @@ def test_a_site_that_fails_throughout_is_left_alone_and_gone_on_with_later(
     urls = {str(number): site.url(f"/{number}", sends(image(number))) for number in range(20)}
     for number in range(2, 20):
         site.url(f"/{number}", sends(status=403))
-    with pytest.raises(DataError, match=r"^4 images one after another .* status 403; what was fetched stays") as told:
+    with pytest.raises(DataError, match=r"^4 images in a row .* status 403; fetched images are kept") as told:
         images(tmp_path, connections=1).fetch(urls)
     assert len(str(told.value).splitlines()) == 1
     assert 6 <= site.requests < 20
@@ -135,7 +135,7 @@ def test_without_a_folder_that_is_reported_once(tmp_path: Path) -> None:
     faults = Faults()
     stored = FetchedImages(tmp_path / "images", faults)
     assert stored.read("a") == stored.read("b") == b""
-    assert faults.images == [f"{tmp_path / 'images'} does not exist: no item has an image"]
+    assert faults.images == [f"{tmp_path / 'images'} does not exist, so no item has an image"]
 
 
 def test_images_put_there_by_hand_are_tried(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_an_item_cannot_name_a_file_elsewhere(site: Site, tmp_path: Path) -> Non
 
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "images").write_text("a file")
-    with pytest.raises(DataError, match="images cannot be made"):
+    with pytest.raises(DataError, match="images cannot be created"):
         images(tmp_path / "images").fetch({})
 
 

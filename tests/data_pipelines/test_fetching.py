@@ -47,7 +47,7 @@ def test_retries_end(site: Site, answer: Answer, seconds: float, message: str) -
 
 
 def test_a_file_has_so_long_to_be_whole(site: Site) -> None:
-    with pytest.raises(Unavailable, match=r"not whole after 0.2 s"):
+    with pytest.raises(Unavailable, match=r"incomplete after 0.2 s"):
         get(site.url("/a.jpg", drips), seconds=0.2)
     assert site.requests == 1
 

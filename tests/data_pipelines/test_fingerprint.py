@@ -72,10 +72,10 @@ def test_a_run_on_other_data_is_refused_in_one_line_that_says_what_differs(tmp_p
         check_same(path, now)
     texts = json.loads(path.read_text())["texts of items"][0]
     assert str(error.value) == (
-        f"the data is not what this run was trained on ({path}): {texts} texts of items, now others; users 30, now 31; "
-        f"interactions {EVENTS}, now {EVENTS + 2}; {EVENTS} known times, now others; ratings {rated}, now {rated + 1}; "
-        f"{int((CORPUS.splits != 0).sum())} held-out interactions, now others; 1 texts of prompts, now others; prepare "
-        "the same source again with the same options, or point --data.folder at it"
+        f"the data is not what this run was trained on ({path}): {texts} texts of items with other values; users 30, "
+        f"now 31; interactions {EVENTS}, now {EVENTS + 2}; {EVENTS} known times with other values; ratings {rated}, "
+        f"now {rated + 1}; {int((CORPUS.splits != 0).sum())} held-out interactions with other values; 1 texts of "
+        "prompts with other values; prepare the same source again with the same options, or point --data.folder at it"
     )
     check_same(path, now, ["items"])  # enough to be asked
 
@@ -85,7 +85,7 @@ def test_runs_from_before_have_none_and_a_damaged_one_is_reported(tmp_path):
     check_same(tmp_path / FILE, now)
     for content in ("", "{", "[]", '{"items": 3}', '{"items": ["x", 1]}', '{"items": [1e999, ""]}'):
         (tmp_path / FILE).write_text(content)
-        with pytest.raises(DataError, match="does not say what data the run was trained on"):
+        with pytest.raises(DataError, match="the file does not describe the data of the run"):
             check_same(tmp_path / FILE, now)
     (tmp_path / FILE).write_text(
         json.dumps({"items": now["items"]})

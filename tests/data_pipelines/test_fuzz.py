@@ -64,7 +64,7 @@ def test_damage_is_by_the_seed_and_damages(tmp_path: Path) -> None:
         (DataError("items.jsonl line 1: wrong"), "refused"),
         (DataError("wrong"), "it names no file: wrong"),
         (DataError("{files} could not be read (x)"), "nobody foresaw it: "),
-        (DataError("data: records could not be written (x); nothing was kept"), "nobody foresaw it: data"),
+        (DataError("data: records could not be written (x); nothing was saved"), "nobody foresaw it: data"),
         (ValueError("two\nlines"), "ValueError: two\nlines"),
         (SystemExit(1), "SystemExit: 1"),
         (fuzz.TooLong(), "it took more than 20 s"),

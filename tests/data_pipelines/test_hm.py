@@ -203,8 +203,8 @@ def test_users_and_articles_below_the_core_are_left_out(folder: Path) -> None:
         ("2020-07-01,,0108775015,1,2", "field 'customer_id' is ''; it must be an identifier"),
         ("2020-07-01,c 1,0108775015,1,2", "field 'customer_id' is 'c 1'; it must be an identifier"),
         ("2020-07-01,c1,0123456789,1,2", "article 0123456789 is not in articles.csv"),
-        ("2020-07-01,c1,0108775015", "3 fields where 5 should be"),
-        ("2020-07-01,c1,0108775015,1,2,3", "6 fields where 5 should be"),
+        ("2020-07-01,c1,0108775015", "3 fields; expected 5"),
+        ("2020-07-01,c1,0108775015,1,2,3", "6 fields; expected 5"),
     ],
 )
 def test_a_bad_purchase_is_refused_by_its_line_or_left_out(folder: Path, line: str, message: str) -> None:
@@ -223,9 +223,9 @@ def test_a_bad_purchase_is_refused_by_its_line_or_left_out(folder: Path, line: s
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (article("108775015"), "field 'article_id' is '108775015'; it must be ten digits: a leading zero is missing"),
-        (article("0108775015"), "article 0108775015 occurs a second time"),
-        (article("0108775016")[:-1], "24 fields where 25 should be"),
+        (article("108775015"), "field 'article_id' is '108775015'; it must be ten digits; a leading zero is missing"),
+        (article("0108775015"), "article 0108775015 occurs twice"),
+        (article("0108775016")[:-1], "24 fields; expected 25"),
     ],
 )
 def test_a_bad_article_is_refused_by_its_line_or_left_out(folder: Path, row: list[str], message: str) -> None:
@@ -272,9 +272,11 @@ def test_a_missing_file_is_named_with_its_publisher(folder: Path, file: str) -> 
 
 
 def test_choices_of_other_sources_are_refused(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"^hm does not know --fetch-images; it knows --user-core, --item-core, --item"):
+    with pytest.raises(
+        DataError, match=r"^hm does not support --fetch-images; it supports --user-core, --item-core, --item"
+    ):
         opened(folder, fetch_images=True)
-    with pytest.raises(DataError, match=r"^movielens_small does not know --item; it knows no such option"):
+    with pytest.raises(DataError, match=r"^movielens_small does not support --item; it supports no such options"):
         prepare("movielens_small", folder / "data", selection=SourceSelection(item="product"))
 
 
@@ -289,16 +291,17 @@ def test_prepared_under_a_name_of_its_own(folder: Path, tmp_path: Path) -> None:
     corpus = build_corpus(read_items("hm", data), read_users("hm", data))
     assert corpus.items.tolist() == [0, 1, 2, 2, 1]
     assert not list(data.glob("*.partial"))
-    with pytest.raises(DataError, match=r"--name is '\.\./x'; it must be the name of a folder"):
+    with pytest.raises(DataError, match=r"--name is '\.\./x'; it must be a folder name of letters"):
         prepare("hm", data, folder, name="../x")
 
 
 def test_that_nothing_is_left_is_reported(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=rf"^hm: no items are left of {folder}, nothing to learn from \(of users with 9 and items wi"
+        DataError,
+        match=rf"^hm: no items are left in {folder}, so there is nothing to train on \(of users with 9 and items wi",
     ):
         prepare("hm", tmp_path / "data", folder, selection=SourceSelection(user_core=9))
-    with pytest.raises(DataError, match=r"^transactions_train.csv has no rows; there is nothing to learn from$"):
+    with pytest.raises(DataError, match=r"^transactions_train.csv has no rows, so there is nothing to train on$"):
         prepare("hm", tmp_path / "data", write(folder, purchases=()))
 
 

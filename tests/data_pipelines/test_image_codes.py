@@ -63,12 +63,12 @@ def test_every_code_has_a_token_and_every_image_as_many_as_the_grid():
 @pytest.mark.parametrize(
     ("rows", "grid", "num_codes", "message"),
     [
-        ([[0, 1], [1, 0]], (2, 2), 2, r"shape \(2, 2\): \(2, 4\), items and h \* w, is right"),
-        ([[0, 1], [1, 0]], (1, 2), 1, "not within the 1"),
-        ([[0, 1], [1, -1]], (1, 2), 2, "not within the 2"),
-        ([[0, 1], [1, -2]], (1, 2), 2, "not within the 2"),
-        ([[], []], (0, 2), 2, "1 or more"),
-        ([[0, 1], [1, 0]], (2,), 2, "a height and a width"),
+        ([[0, 1], [1, 0]], (2, 2), 2, r"shape \(2, 2\); expected \[items, h \* w\] = \(2, 4\)"),
+        ([[0, 1], [1, 0]], (1, 2), 1, "outside the codebook of 1 "),
+        ([[0, 1], [1, -1]], (1, 2), 2, "outside the codebook of 2 "),
+        ([[0, 1], [1, -2]], (1, 2), 2, "outside the codebook of 2 "),
+        ([[], []], (0, 2), 2, "height and width must be at least 1"),
+        ([[0, 1], [1, 0]], (2,), 2, "height and width must be at least 1"),
     ],
 )
 def test_codes_of_no_image_are_refused(rows, grid, num_codes, message):
@@ -83,12 +83,12 @@ def test_two_images_of_one_item_are_refused():
 
 def test_a_file_that_is_missing_cut_or_of_another_kind_is_reported(tmp_path):
     path = tmp_path / "images.parquet"
-    with pytest.raises(DataError, match=r"images.parquet does not exist: `unimp vqgan codes`"):
+    with pytest.raises(DataError, match=r"images.parquet does not exist; `unimp vqgan codes`"):
         load_image_codes(path, NAMES)
     save_image_codes(path, CODES)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DataError, match=r"images.parquet: not a file of image codes"):
         load_image_codes(path, NAMES)
     save_codes(path, ItemCodes(NAMES, np.arange(4, dtype=np.int32)[:, None], (4,)))
-    with pytest.raises(DataError, match=r"images.parquet: not a file of image codes \(nothing says"):
+    with pytest.raises(DataError, match=r"not a file of image codes \(the metadata lack the number of codes"):
         load_image_codes(path, NAMES)

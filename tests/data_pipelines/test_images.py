@@ -30,7 +30,7 @@ def test_an_image_that_cannot_be_decoded_is_black_and_reported_and_ends_no_run(
         assert not store[1].any()
         assert not store[1].any()
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith("item 1: not a readable image (cannot identify it")
+    assert caplog.messages[0].startswith("item 1: not a readable image (unknown image format")
 
 
 def test_a_report_does_without_an_image_that_cannot_be_decoded() -> None:
@@ -87,7 +87,7 @@ FLAGS, METHOD, SIZE = 6, 8, 22
         (METHOD, b"\x08\0", "incorrect header|invalid|decompress"),
         (METHOD, b"\x0e\0", "."),
         (SIZE, b"\xff\xff\xff\x7f", "2,147,483,647 bytes; at most 67,108,864"),
-        (SIZE, b"\x05\0\0\0", "CRC|truncated|cannot identify"),
+        (SIZE, b"\x05\0\0\0", "CRC|truncated|unknown image format"),
     ],
 )
 def test_whatever_an_archive_raises_costs_one_image(tmp_path: Path, offset: int, value: bytes, reason: str) -> None:
@@ -166,8 +166,8 @@ def test_a_file_that_cannot_be_read_costs_one_image(tmp_path: Path, monkeypatch:
     assert [stored.read(f"{number}.jpg") for number in (1, 2, 3, 4)] == [image(1), b"", b"", b""]
     assert faults.images == [
         "posters: 2.jpg is broken (Permission denied)",
-        "posters: 3.jpg is broken (it is no file)",
-        "posters: 4.jpg is broken (it is no file)",
+        "posters: 3.jpg is broken (it is not a file)",
+        "posters: 4.jpg is broken (it is not a file)",
     ]
 
 
@@ -200,13 +200,13 @@ def test_an_archive_without_images_is_reported_once(tmp_path: Path) -> None:
     faults = Faults()
     stored = StoredImages(tmp_path / "posters", faults)
     assert stored.read("1.jpg") == stored.read("2.jpg") == b""
-    assert faults.images == [f"{path} holds no image: no item has one"]
+    assert faults.images == [f"{path} contains no images, so no item has one"]
 
 
 @pytest.mark.parametrize("whole", [b"", b"Rar!\x1a\x07\0", b"<html>", b"PK\x05\x06" + bytes(3)])
 def test_what_is_no_archive_is_refused(tmp_path: Path, whole: bytes) -> None:
     (tmp_path / "posters.zip").write_bytes(whole)
-    with pytest.raises(DataError, match=r"posters.zip is not a whole zip archive .*; fetch it again"):
+    with pytest.raises(DataError, match=r"posters.zip is not a complete zip archive .*; fetch it again"):
         StoredImages(tmp_path / "posters", Faults())
 
 
@@ -219,7 +219,7 @@ def test_whatever_opening_an_archive_raises_is_refused(
 
     archive(tmp_path / "posters.zip", {"1.jpg": image(1)})
     monkeypatch.setattr(zipfile, "ZipFile", raises)
-    with pytest.raises(DataError, match=r"posters.zip (is not a whole zip archive|cannot be read)"):
+    with pytest.raises(DataError, match=r"posters.zip (is not a complete zip archive|cannot be read)"):
         StoredImages(tmp_path / "posters", Faults())
 
 

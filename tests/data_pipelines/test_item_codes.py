@@ -58,11 +58,11 @@ def test_no_token_is_that_of_a_candidate_however_many_levels_there_are():
 @pytest.mark.parametrize(
     ("rows", "sizes", "message"),
     [
-        ([[0, 1], [1, 0]], (2, 2, 2), r"shape \(2, 2\): \(2, 3\), items and levels, is right"),
-        ([[0, 1]], (2, 2), r"shape \(1, 2\): \(2, 2\)"),
+        ([[0, 1], [1, 0]], (2, 2, 2), r"shape \(2, 2\); expected \[items, levels\] = \(2, 3\)"),
+        ([[0, 1]], (2, 2), r"shape \(1, 2\); expected \[items, levels\] = \(2, 2\)"),
         ([[0, 1], [0, 1]], (2, 2), "two items have the same codes"),
-        ([[0, 1], [0, 2]], (2, 2), r"not within the sizes of its level, \(2, 2\)"),
-        ([[0, 1], [-1, 1]], (2, 2), "not within the sizes"),
+        ([[0, 1], [0, 2]], (2, 2), r"outside the range of its level; the levels have \(2, 2\) codes"),
+        ([[0, 1], [-1, 1]], (2, 2), "outside the range of its level"),
         ([[], []], (), "0 levels"),
         ([[0] * 27, [1] * 27], (2,) * 27, "27 levels"),
     ],
@@ -114,8 +114,12 @@ def test_the_file_that_the_mistakes_below_are_made_in_is_right(tmp_path):
         (ROWS, {"names": (*NAMES[:3], NAMES[0])}, "two rows"),
         ([None, *ROWS[1:]], {}, "not a file of item codes"),
         ([[None, 0, 0], *ROWS[1:]], {}, "not a file of item codes"),
-        ([row[: 3 + n] for n, row in zip((0, -1, 0, -2), ROWS, strict=True)], {"kind": pa.list_(pa.int32())}, "right"),
-        (["abc"] * 4, {"kind": pa.string()}, "is of string"),
+        (
+            [row[: 3 + n] for n, row in zip((0, -1, 0, -2), ROWS, strict=True)],
+            {"kind": pa.list_(pa.int32())},
+            "it must be",
+        ),
+        (["abc"] * 4, {"kind": pa.string()}, "has type string"),
     ],
 )
 def test_wrong_codes_are_reported_with_the_file_they_stand_in(tmp_path, rows, changes, words):
@@ -152,7 +156,7 @@ def test_a_file_that_is_no_parquet_is_reported(tmp_path):
 def test_parquet_of_something_else_is_reported(tmp_path):
     path = tmp_path / "ids.parquet"
     pq.write_table(pa.table({"item_id": NAMES, "codes": ROWS}), path)
-    refused(path, "nothing says how many codes each level has")
+    refused(path, "the metadata lack the number of codes of each level")
     for column in ("item_id", "codes"):
         table = pa.table({"item_id": NAMES, "codes": pa.array(ROWS, pa.list_(pa.int32(), 3))})
         pq.write_table(table.drop_columns(column).replace_schema_metadata({SIZES: json.dumps((3, 5, 2))}), path)

@@ -98,7 +98,7 @@ def test_gzip_is_reported_by_its_bytes(tmp_path: Path, source: str, file: str, n
     (folder / file).mkdir()  # as 7-Zip leaves it
     assert str(read(folder, source)) == str(good)
     (folder / f"{file}.gz").write_bytes(packed[:-9])
-    with pytest.raises(DataError, match=rf"{file}.gz is damaged: it is no whole gzip file"):
+    with pytest.raises(DataError, match=rf"{file}.gz is damaged: it is not a complete gzip file"):
         read(folder, source)
 
 
@@ -128,8 +128,8 @@ def test_wide_characters_are_named_with_the_remedy(tmp_path: Path, source: str, 
         (gzip.compress(gzip.compress(b"1,2\n", mtime=1e9), mtime=1e9), "compressed twice"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS.*git lfs pull"),
         (b"<!DOCTYPE html>\n<html>", "a web page"),
-        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500), "no text but binary"),
-        (b"ratings.csv" + bytes(89) + b"0000644" + bytes(500), "no text but binary"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500), "binary; a text file is needed"),
+        (b"ratings.csv" + bytes(89) + b"0000644" + bytes(500), "binary; a text file is needed"),
     ],
     ids=["zip", "parquet", "gzip -n twice", "gzip twice", "git lfs", "web page", "excel", "tar"],
 )
@@ -190,7 +190,7 @@ def test_a_bad_line_is_named_and_costs_no_neighbour(tmp_path: Path, source: str,
         after = len(text)  # the films after it would have other numbers
     broken = text[:after] + bad + b"\n" + text[after:]
     line = text[:after].count(b"\n") + 1
-    with pytest.raises(DataError, match=rf"^{Path(file).name} line {line}: .*--on-bad skip leaves such") as caught:
+    with pytest.raises(DataError, match=rf"^{Path(file).name} line {line}: .*--on-bad skip leaves out such") as caught:
         read_good(tmp_path, source, {file: broken})
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 400
@@ -208,7 +208,7 @@ def test_a_file_of_another_layout_is_refused_and_not_left_out_line_by_line(
     other = head + b"".join(b"no %d such line\n" % number for number in range(3 * FEW))
     with pytest.raises(
         DataError,
-        match=rf"^{Path(file).name} line {line}: .*; so are .* too many to leave out$",
+        match=rf"^{Path(file).name} line {line}: .*; .* records are bad, too many to leave out$",
     ):
         read_good(tmp_path, source, {file: other}, Faults("skip"))
 
@@ -227,14 +227,17 @@ def test_an_empty_file_is_named(tmp_path: Path, source: str, file: str) -> None:
     [
         (
             lambda text: b"[" + text.strip().replace(b"\n", b",\n") + b"]",
-            "line 1: one object a line is needed; this is one arr",
+            "line 1: one object per line is needed, but this is an arr",
         ),
         (
             lambda text: text.replace(b"{", b"{\n ", 1),
-            r"line 1: one object a line is needed; this one goes over several",
+            r"line 1: one object per line is needed, but this one spans several",
         ),
-        (lambda text: text.rstrip()[:-2], r"line \d+: not JSON \(it ends within a value, and is cut off"),
-        (lambda text: text.replace(b"}\n{", b"}{", 1), r"line \d+: not JSON \(more than one value, the second from"),
+        (lambda text: text.rstrip()[:-2], r"line \d+: not JSON \(it ends inside a value: the line is cut off"),
+        (
+            lambda text: text.replace(b"}\n{", b"}{", 1),
+            r"line \d+: not JSON \(more than one value, the second starts at",
+        ),
     ],
 )
 def test_json_that_is_not_an_object_a_line_is_reported(tmp_path: Path, source: str, change, message: str) -> None:
@@ -246,7 +249,7 @@ def test_json_that_is_not_an_object_a_line_is_reported(tmp_path: Path, source: s
 @pytest.mark.parametrize(("source", "file"), [("netflix", "train.json"), ("sequences", "Toys_item2attributes.json")])
 def test_a_key_that_occurs_twice_in_a_file_is_a_bad_record(tmp_path: Path, source: str, file: str, good) -> None:
     twice = GOOD[source][file][:-1] + GOOD[source][file][:7].replace(b"{", b", ") + b"4]}"
-    with pytest.raises(DataError, match=rf"^{file}: key '\d' occurs a second time"):
+    with pytest.raises(DataError, match=rf"^{file}: key '\d' occurs twice"):
         read_good(tmp_path, source, {file: twice})
     assert str(read_good(tmp_path, source, {file: twice}, Faults("skip"))) == str(good)
 
@@ -272,7 +275,9 @@ def test_columns_are_found_by_name_in_any_order(tmp_path: Path, source: str, fil
 def test_other_marks_between_columns_are_reported(tmp_path: Path, source: str, file: str, mark: str, what: str) -> None:
     text = io.StringIO()
     csv.writer(text, delimiter=mark, lineterminator="\n").writerows(rows_of(source, file))
-    with pytest.raises(DataError, match=rf"^{file} line 1: columns are separated by {what}; there must be commas"):
+    with pytest.raises(
+        DataError, match=rf"^{file} line 1: columns are separated by {what}; they must be separated by commas"
+    ):
         read_good(tmp_path, source, {file: text.getvalue().encode()}, Faults("skip"))
 
 
@@ -286,7 +291,7 @@ def test_a_header_that_is_not_there_or_not_right_is_reported(tmp_path: Path, sou
             [*header[:first], "other", *header[first + 1 :]],
             rf"column '{header[first]}' is missing; there must be .*, not '\w",
         ),
-        ([*header, header[first]], rf"column '{header[first]}' is there 2 times"),
+        ([*header, header[first]], rf"column '{header[first]}' occurs 2 times"),
     ):
         with pytest.raises(DataError, match=rf"^{file} line 1: {message}"):
             read_good(tmp_path, source, {file: table(names, rows)}, Faults("skip"))
@@ -329,7 +334,9 @@ def test_a_time_that_is_none_is_refused_or_left_out(tmp_path: Path, source: str,
     usual = in_unit(GOOD[source][file], 0)
     changed = DIGITS.sub(time, usual, 1)
     told = (
-        "in microseconds; it must be seconds since 1970 as the file's other times" if len(time) == 16 else "it must be"
+        "in microseconds; it must be seconds since 1970 like the other times in the file"
+        if len(time) == 16
+        else "it must be"
     )
     with pytest.raises(DataError, match=rf"^{Path(file).name} line \d: .*field '\w+' is {time.decode()}[,;] {told}"):
         read_good(tmp_path, source, {file: changed})

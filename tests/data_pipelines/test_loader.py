@@ -113,7 +113,7 @@ def test_what_a_batch_says_of_all_rows_is_what_they_hold():
 
 
 def test_plans_of_another_version_are_refused():
-    with pytest.raises(ValueError, match=r"loader\.planner 1: .* the version of this project that began the run"):
+    with pytest.raises(ValueError, match=r"loader\.planner 1: .* the version of this project that started the run"):
         batches(1, dataclasses.replace(CONFIG, planner=1))
 
 
@@ -130,7 +130,7 @@ def test_every_example_of_a_block_is_read_once():
 
 
 def test_rows_that_processes_cannot_share_are_refused():
-    with pytest.raises(ValueError, match="4 rows of a batch cannot be cut into 3 equal shards"):
+    with pytest.raises(ValueError, match="a batch of 4 rows cannot be split into 3 equal shards"):
         batches(1, shard=ProcessShard((0,), 3))
 
 

@@ -86,7 +86,7 @@ GOOD = user_line(1, [1])
     ("file", "line", "message"),
     [
         ("users.jsonl", '{"user": 2, "events"', r"users.jsonl line 2: not JSON"),
-        ("users.jsonl", "[1, 2]", r"users.jsonl line 2: a list where an object should be"),
+        ("users.jsonl", "[1, 2]", r"users.jsonl line 2: a list instead of an object"),
         ("users.jsonl", '{"events": []}', r"users.jsonl line 2: field 'user' is missing"),
         (
             "users.jsonl",
@@ -96,16 +96,16 @@ GOOD = user_line(1, [1])
         ("users.jsonl", user_line(2, ["1"]), r"users.jsonl line 2: .*field 'item_id' is \"1\", a str; it must be int"),
         ("users.jsonl", user_line(2, [True]), r"users.jsonl line 2: .*field 'item_id' is true, a bool; it must be int"),
         ("users.jsonl", user_line(2, [1, 999]), r"users.jsonl line 2: user 2, .*: item 999 is not in items.jsonl"),
-        ("users.jsonl", user_line(1, [2]), r"users.jsonl line 2: user 1 occurs a second time"),
+        ("users.jsonl", user_line(1, [2]), r"users.jsonl line 2: user 1 occurs twice"),
         (
             "users.jsonl",
             '{"user": 2, "history": [1.5], "validation": null, "test": 1}',
-            r"line 2: .*'history' holds 1.5",
+            r"line 2: .*'history' contains 1.5",
         ),
-        ("items.jsonl", movie_line(1), r"items.jsonl line 2: item 1 occurs a second time"),
+        ("items.jsonl", movie_line(1), r"items.jsonl line 2: item 1 occurs twice"),
         ("items.jsonl", movie_line(2, year=[]), r"items.jsonl line 2: .*field 'year' is \[\], a list; it must be"),
         ("items.jsonl", movie_line(2, genres="Drama"), r"items.jsonl line 2: .*field 'genres' is \"Drama\", a str"),
-        ("items.jsonl", movie_line(2, genres=[1]), r"items.jsonl line 2: .*field 'genres' holds 1"),
+        ("items.jsonl", movie_line(2, genres=[1]), r"items.jsonl line 2: .*field 'genres' contains 1"),
     ],
 )
 def test_a_bad_line_is_refused_by_name_or_left_out(folder: Path, file: str, line: str, message: str) -> None:
@@ -212,7 +212,7 @@ def test_bytes_that_rot_in_the_zip_cost_one_image(folder: Path) -> None:
 def test_a_truncated_zip_is_named(folder: Path) -> None:
     path = folder / "posters.zip"
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(DataError, match=r"posters.zip is not a whole zip archive"):
+    with pytest.raises(DataError, match=r"posters.zip is not a complete zip archive"):
         local(folder)
 
 

@@ -98,9 +98,9 @@ def test_what_is_held_out_is_never_learnt(tmp_path: Path) -> None:
     [
         ({"train": {"0": [0, 5]}}, r"^train.json: user 0: item 5 is not in item_attribute.csv"),
         ({"val": {"0": [-1]}}, r"^val.json: user 0: item -1 is not in item_attribute.csv"),
-        ({"test": {"0": 3}}, r"^test.json: user 0: 3 is no list of item numbers"),
-        ({"test": {"0": ["3"]}}, r"^test.json: user 0: \[\"3\"\] is no list of item numbers"),
-        ({"test": {"0": [True]}}, r"^test.json: user 0: \[true\] is no list of item numbers"),
+        ({"test": {"0": 3}}, r"^test.json: user 0: 3 is not a list of item numbers"),
+        ({"test": {"0": ["3"]}}, r"^test.json: user 0: \[\"3\"\] is not a list of item numbers"),
+        ({"test": {"0": [True]}}, r"^test.json: user 0: \[true\] is not a list of item numbers"),
     ],
 )
 def test_a_bad_history_is_refused_or_left_out(tmp_path: Path, files: dict[str, object], message: str) -> None:
@@ -141,7 +141,7 @@ def test_records_are_written(tmp_path: Path) -> None:
 def test_a_title_on_two_lines_never_shifts_the_numbers_of_later_films(tmp_path: Path) -> None:
     path = tmp_path / "item_attribute.csv"
     path.write_text('1,2001,One\n2,2002,"Two\nlines"\n3,2003,Three\n', encoding="utf-8")
-    with pytest.raises(DataError, match="line 2: a title in quotes goes on in the next line"):
+    with pytest.raises(DataError, match="line 2: a quoted title continues on the next line"):
         read_films(path, Faults("skip"))
     path.write_text('1,2001,One\n2,2002,"Two\n3,2003,Three\n', encoding="utf-8")
     assert read_films(path, Faults("skip")) == [("1", "2001", "One"), None, ("3", "2003", "Three")]

@@ -59,10 +59,10 @@ def test_all_that_is_no_url_is_a_local_path(text):
 @pytest.mark.parametrize(
     ("text", "right"),
     [
-        ("gs:/bucket/x", "gs://BUCKET/FOLDER, with two slashes, is right"),
-        ("s3:///x", "s3://BUCKET/FOLDER, with two slashes, is right"),
-        ("s4://bucket/x", "s3://BUCKET/FOLDER and gs://BUCKET/FOLDER are known"),
-        ("http://x/y", "s3://BUCKET/FOLDER and gs://BUCKET/FOLDER are known"),
+        ("gs:/bucket/x", "malformed URL; it must be gs://BUCKET/FOLDER, with two slashes"),
+        ("s3:///x", "malformed URL; it must be s3://BUCKET/FOLDER, with two slashes"),
+        ("s4://bucket/x", "use s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"),
+        ("http://x/y", "use s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"),
     ],
 )
 def test_a_url_that_is_none_is_refused(text, right):
@@ -85,9 +85,9 @@ def test_a_bucket_that_is_not_there_is_named(server):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ("--folder gs:/bucket", "unimp: gs:/bucket: gs://BUCKET/FOLDER, with two slashes, is right"),
+        ("--folder gs:/bucket", "unimp: gs:/bucket: malformed URL; it must be gs://BUCKET/FOLDER, with two slashes"),
         ("--folder s3://other/x", "unimp: s3://other cannot be reached"),
-        ("--source-dir s3://bucket/x", "unimp: s3://bucket/x: this option takes a path of the local disk, and no URL"),
+        ("--source-dir s3://bucket/x", "unimp: s3://bucket/x: this option needs a path on the local disk, not a URL"),
     ],
 )
 def test_the_command_says_it_in_one_line(server, options, line, monkeypatch, capsys):
@@ -150,7 +150,7 @@ def test_a_folder_with_a_file_that_cannot_be_written_is_never_whole(server, plac
         put_folder(made, place)
     server.fault = lambda *_: None
     assert not is_there(place)
-    with pytest.raises(DataError, match="is not whole: who wrote it has not ended, or was killed"):
+    with pytest.raises(DataError, match="is incomplete: its writer is running or was killed"):
         local_copy(place)
     with atomic_folder(place) as partial:
         folder_of(partial, {"d.txt": "third"})
@@ -213,7 +213,7 @@ def test_one_that_changes_while_it_is_read_is_not_taken(place, tmp_path, staging
     with pytest.raises(DataError, match="was changed while it was read"):
         local_copy(place)
     (place / "a.txt").unlink()
-    with pytest.raises(DataError, match="or lacks files"):
+    with pytest.raises(DataError, match="or files are missing"):
         local_copy(place)
     assert [path.name for path in staging.iterdir() if path.is_dir()] == []
 
@@ -242,7 +242,10 @@ def test_the_copy_that_was_not_used_for_longest_gives_way(place, tmp_path, stagi
 
     local_copy(place / "a")
     copy = local_copy(place / "b")
-    with pytest.raises(DataError, match=r"d has 1,000 bytes, for which .* take 2,000, all may take 2,500"):
+    with pytest.raises(
+        DataError,
+        match=r"has no room for .*d of 1,000 bytes: copies in use take 2,000 bytes, the limit of all copies is 2,500",
+    ):
         local_copy(place / "d")
     assert copied() == ["a", "b"]
     os.close(copies._used.pop(copy))
@@ -273,7 +276,7 @@ def test_a_copy_that_is_being_removed_is_none(place, tmp_path, staging, monkeypa
 def test_a_limit_that_is_no_number_is_named(place, tmp_path, staging, monkeypatch):
     monkeypatch.setenv("UNIMP_STAGING_GB", "much")
     put_folder(folder_of(tmp_path / "made", FILES), place)
-    with pytest.raises(DataError, match="UNIMP_STAGING_GB is 'much': a number is right"):
+    with pytest.raises(DataError, match="UNIMP_STAGING_GB is 'much'; it must be a number"):
         local_copy(place)
 
 
@@ -293,9 +296,9 @@ def test_what_prepare_did_not_make_is_left_alone(place, tmp_path, staging):
     with pytest.raises(DataError, match="was not made by `unimp prepare`"):
         prepare("movielens_small", place, write_source(tmp_path / "source", users=4, items=12), name="few")
     assert (place / "few" / "mine.txt").read_text() == "mine"
-    with pytest.raises(DataError, match="holds no prepared source 'few': run `unimp prepare few --folder s3://bucket"):
+    with pytest.raises(DataError, match="has no prepared source 'few'; run `unimp prepare few --folder s3://bucket"):
         read_items("few", place)
-    with pytest.raises(DataError, match="--beam-options is for a --folder on a disk"):
+    with pytest.raises(DataError, match="--beam-options needs a --folder on a disk"):
         prepare("movielens_small", place, name="other", beam_options="--runner=DirectRunner")
 
 

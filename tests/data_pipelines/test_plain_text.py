@@ -193,7 +193,7 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path):
         ("tokenizer.json", b'{"model": {"type": "Unheard of"}}', "no tokenizer at"),
         ("tokenizer.json", b"\xff\xfe\x00", "no tokenizer at"),
         ("tokenizer_config.json", b'{"tokenizer_class": "Nothing"}', "no tokenizer at"),
-        ("tokenizer.model", b"\x0a\x0e\x0a\x05<unk>", "a sentencepiece file alone"),
+        ("tokenizer.model", b"\x0a\x0e\x0a\x05<unk>", "only a sentencepiece file"),
         ("README.md", b"", "no tokenizer at"),
     ],
 )

@@ -20,7 +20,7 @@ from data_pipelines.tasks.examples import RowShape, longest_kept
 from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
 from data_pipelines.tasks.queries import QueryConfig, TrainingQueries, held_out
 from data_pipelines.tasks.registry import default_shares
-from data_pipelines.tasks.room import check_room, least_row_shape, long_texts
+from data_pipelines.tasks.row_checks import check_row_shape, least_row_shape, long_texts
 from data_pipelines.vocabulary import Vocabulary, VocabularyConfig, attribute_texts, build_vocabulary
 from tests.data_pipelines.small import drawn, image
 
@@ -124,7 +124,7 @@ PILLS: dict[str, tuple[list[Item], list[User]]] = {
 def test_three_blocks_are_planned_and_every_example_fits(name):
     corpus = build_corpus(*PILLS[name])
     writer, queries = writer_of(corpus), TrainingQueries(corpus, QueryConfig(), seed=0)
-    check_room(writer, queries.tasks)
+    check_row_shape(writer, queries.tasks)
     planner = BlockPlanner(queries, writer, BLOCKS, seed=0)
     for block in range(3):
         assert sum(map(len, planner(block).rows)) == BLOCKS.block_examples
@@ -163,7 +163,7 @@ def test_a_text_is_cut_only_in_questions_that_it_does_not_fit():
     block = BlockPlanner(queries, writer, BLOCKS, seed=0)(0)
     assert 0 < block.left_out[SHORTENED] < BLOCKS.block_examples
     (selection, _) = long_texts(writer, ["selection", "rating"])
-    assert selection == "1 items' texts are longer than 49 tokens: they are cut in selection questions"
+    assert selection == "1 items have texts of more than 49 tokens, which are truncated in selection questions"
     cut, whole = (writer.write(Query("selection", 0, 3, (4,), candidates)) for candidates in ((4, 0, 5), (4, 5, 6)))
     assert (cut.shortened, whole.shortened) == (True, False)
     assert len(cut.tokens) == ROW_SHAPE.tokens
@@ -193,24 +193,24 @@ def test_the_longest_texts_are_cut_to_one_length(lengths, over):
 @pytest.mark.parametrize(
     ("task", "small", "least"),
     [
-        ("selection", {"images": 2}, "row_shape.images 2, 3 is the least"),
-        ("selection", {"answers": 2}, "row_shape.answers 2, 3 is the least"),
+        ("selection", {"images": 2}, "row_shape.images is 2 and must be at least 3"),
+        ("selection", {"answers": 2}, "row_shape.answers is 2 and must be at least 3"),
         (
             "rating",
             {"images": 0, "answers": 1},
-            "row_shape.images 0, 1 is the least; row_shape.answers 1, 2 is the least",
+            "row_shape.images is 0 and must be at least 1; row_shape.answers is 1 and must be at least 2",
         ),
-        ("recommendation", {"answers": 1}, "row_shape.answers 1, 2 is the least"),
-        ("search", {"tokens": 5}, "row_shape.tokens 5, 6 is the least"),
+        ("recommendation", {"answers": 1}, "row_shape.answers is 1 and must be at least 2"),
+        ("search", {"tokens": 5}, "row_shape.tokens is 5 and must be at least 6"),
     ],
 )
 def test_a_budget_without_room_for_a_question_is_refused_with_the_least(task, small, least):
     corpus = build_corpus(films(8), OTHERS)
     writer = writer_of(corpus, row_shape=dataclasses.replace(ROW_SHAPE, **small))
     with pytest.raises(ValueError, match=f"a {task} question does not fit: {least} .*--queries.mix.{task} 0"):
-        check_room(writer, [task])
+        check_row_shape(writer, [task])
     enough = writer_of(corpus, row_shape=least_row_shape(writer, task), vocabulary=writer.vocabulary)
-    check_room(enough, [task])
+    check_row_shape(enough, [task])
     asked = held_out(corpus, "test", task).queries
     for query in asked:
         assert_fits(enough, query)
@@ -221,7 +221,7 @@ def test_a_budget_without_room_for_a_question_is_refused_with_the_least(task, sm
 def test_a_source_without_images_needs_no_room_for_any():
     corpus = build_corpus(films(8), OTHERS)
     writer = writer_of(corpus, dataclasses.replace(SHORT, images=False), dataclasses.replace(ROW_SHAPE, images=0))
-    check_room(writer, ["recommendation", "search", "rating", "selection"])
+    check_row_shape(writer, ["recommendation", "search", "rating", "selection"])
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -229,10 +229,13 @@ def test_a_catalogue_too_small_to_select_from_says_so_at_the_start(count):
     corpus = build_corpus(films(count), [user_of("u", *[0, count - 1] * 3)])
     queries = TrainingQueries(corpus, QueryConfig(), seed=0)
     assert queries.notes == [
-        f"selection is left out: it takes 3 items, and the catalogue has {count}; --queries.mix.selection 0 says so"
+        f"selection is left out: it needs 3 items, but the catalogue has {count}; --queries.mix.selection 0 leaves it "
+        "out without this notice"
     ]
     assert "selection" not in queries.tasks
-    with pytest.raises(ValueError, match=r"enough items to select from .*--queries.mix.selection 0 says so"):
+    with pytest.raises(
+        ValueError, match=r"enough items to select from.*--queries.mix.selection 0 leaves it out without this notice"
+    ):
         TrainingQueries(corpus, QueryConfig({"recommendation": 0, "search": 0, "rating": 0, "selection": 1}), seed=0)
     for split in ("validation", "test"):
         found = held_out(corpus, split, "selection")
@@ -251,10 +254,11 @@ def test_ratings_that_are_held_out_alone_are_neither_learnt_nor_asked():
     corpus = build_corpus(*PILLS["rated where it is held out alone"])
     queries = TrainingQueries(corpus, QueryConfig(), seed=0)
     assert queries.notes == [
-        "rating is left out: no rating is among what is to train on; --queries.mix.rating 0 says so"
+        "rating is left out: no training interaction has a rating; --queries.mix.rating 0 leaves it out "
+        "without this notice"
     ]
     assert "rating" not in {query.task for query in drawn(corpus, count=200)}
-    reason = "whose rating cannot be predicted, for no rating is among what was to train on"
+    reason = "whose rating cannot be predicted, because no training interaction has a rating"
     assert held_out(corpus, "test", "rating") == dataclasses.replace(
         held_out(corpus, "test", "rating"), queries=[], left_out={reason: 1}
     )
@@ -274,9 +278,9 @@ def test_evaluation_counts_whom_it_leaves_out_by_reason():
     assert held_out(corpus, "test", "rating").left_out == {"whose answer has no rating": 1}
     assert held_out(corpus, "test", "search").left_out == {"whose answer has no categories to search by": 1}
     assert held_out(corpus, "test", "selection").left_out == {
-        "who met so much of the catalogue that nothing wrong is left to offer": 1
+        "who interacted with so many items that too few wrong candidates are left": 1
     }
-    assert held_out(corpus, "test", "image").left_out == {"whose answer has no codes of an image, or no categories": 4}
+    assert held_out(corpus, "test", "image").left_out == {"whose answer has no image codes or no categories": 4}
     alone = build_corpus(items, [*users, User("alone", (Interaction("i0", split="test"),))])
     assert held_out(alone, "test", "recommendation").left_out == {"without a history before their answer": 1}
 
@@ -332,7 +336,7 @@ def test_any_source_can_be_trained_on_and_asked_about(described, histories, toke
 
 
 def test_too_few_users_to_learn_from_are_reported_in_one_line():
-    with pytest.raises(DataError, match="no user has two interactions to train on"):
+    with pytest.raises(DataError, match="no user has two training interactions"):
         TrainingQueries(build_corpus(films(8), [user_of("u", 0, 1, 2)]), QueryConfig(), seed=0)
-    with pytest.raises(DataError, match="1 users have two interactions or more: a split by users needs ten"):
+    with pytest.raises(DataError, match="1 users have two or more interactions; a split by users needs at least ten"):
         split_by_users(build_corpus(films(8), [user_of("u", 0, 1)]), 0)

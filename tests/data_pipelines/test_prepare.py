@@ -77,7 +77,7 @@ def test_a_folder_that_it_did_not_make_is_refused(source: Path, data: Path) -> N
     (data / "empty").mkdir()
     (data / "notes" / "thesis.txt").write_text("x")
     refused(
-        r"notes was not made by `unimp prepare` \(it holds thesis.txt, and no prepared.json\)",
+        r"notes was not made by `unimp prepare` \(it contains thesis.txt, and there is no prepared.json\)",
         data,
         source,
         name="notes",
@@ -93,7 +93,7 @@ def test_a_folder_of_records_with_something_of_others_is_refused(source: Path, d
     prepare(NAME, data, source)
     (data / NAME / "ids.parquet").write_text("x")
     before = contents(data)
-    refused(r"also holds ids.parquet, which `unimp prepare` did not make", data, source)
+    refused(r"also contains ids.parquet, which `unimp prepare` did not make", data, source)
     assert contents(data) == before
 
 
@@ -114,12 +114,12 @@ def test_a_source_is_not_replaced_by_its_records(source: Path, monkeypatch: pyte
     (source / "prepared.json").write_text("{}")
     (source.parent / "prepared.json").write_text("{}")
     before = contents(source)
-    refused("is where the source's own files are", source.parent, source, name="source")
+    refused("contains the source's own files", source.parent, source, name="source")
     monkeypatch.chdir(source)
-    refused("is where the source's own files are", Path(".."), Path(), name="source")
+    refused("contains the source's own files", Path(".."), Path(), name="source")
     refused("movielens-small was not made by", Path(), Path(), name="movielens-small")
     monkeypatch.chdir(source.parent)
-    refused("is where the source's own files are", Path(), source / ".." / "source", name="source")
+    refused("contains the source's own files", Path(), source / ".." / "source", name="source")
     assert contents(source) == before
     prepare(NAME, source, source)
     assert {name: data for name, data in contents(source).items() if not name.startswith(f"{NAME}/")} == before
@@ -141,7 +141,7 @@ def test_where_nothing_can_be_written_it_is_one_line(
         with monkeypatch.context() as context:
             context.setattr(function, no_room)
             refused(
-                rf"^{data}: records could not be written \(No space left on device\); nothing was kept$", data, source
+                rf"^{data}: records could not be written \(No space left on device\); nothing was saved$", data, source
             )
         assert len(read_items(NAME, data)) == 6
         assert names(data) == [NAME]
@@ -351,7 +351,7 @@ def test_as_many_items_are_without_an_image_as_it_says(tmp_path: Path, data: Pat
     folder = write(tmp_path / "source", "amazon_2023", reviews, [product_2023(f"B{number}") for number in range(6)])
     selection = SourceSelection(user_core=1, item_core=1)
     prepared = prepare("amazon_2023", data, folder, selection=selection)
-    assert prepared.bad_images == [f"{folder / 'images'} does not exist: no item has an image"]
+    assert prepared.bad_images == [f"{folder / 'images'} does not exist, so no item has an image"]
     assert "6 items without image:" in str(prepared).splitlines()
     saved = json.loads((data / "amazon_2023" / "prepared.json").read_text())
     assert saved["items"] - saved["images"] == 6

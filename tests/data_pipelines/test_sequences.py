@@ -70,9 +70,9 @@ def test_users_below_the_core_are_left_out(tmp_path: Path) -> None:
 
 def test_one_of_several_files_is_named(tmp_path: Path) -> None:
     folder = write(write(tmp_path), "Games", "1 2 3\n")
-    with pytest.raises(DataError, match=r"one sequence file at a time.*--categories with one of Games, Toys"):
+    with pytest.raises(DataError, match=r"only one sequence file can be prepared at a time.*--categories: Games, Toys"):
         opened(folder)
-    with pytest.raises(DataError, match="one sequence file at a time"):
+    with pytest.raises(DataError, match="only one sequence file can be prepared at a time"):
         opened(folder, categories=("Games", "Toys"))
     assert opened(folder, categories=("Games",)).read == Counts(1, 2, 2)
 
@@ -87,7 +87,7 @@ def test_a_missing_file_is_named(tmp_path: Path, file: str) -> None:
         opened(None)
 
 
-@pytest.mark.parametrize(("line", "message"), [("8", "user 8 has no items"), ("7 1", "user 7 occurs a second time")])
+@pytest.mark.parametrize(("line", "message"), [("8", "user 8 has no items"), ("7 1", "user 7 occurs twice")])
 def test_a_bad_line_is_refused_by_its_number_or_left_out(tmp_path: Path, line: str, message: str) -> None:
     write(tmp_path, lines=f"7 3 1 2\n\n{line}\n")
     with pytest.raises(DataError, match=rf"^Toys.txt line 3: {message}"):
@@ -108,7 +108,7 @@ def test_attributes_that_are_no_numbers_are_refused_or_left_out(tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1]", "holds a list; there must be an object"), ("{", "is not JSON"), ("[" * 10**5, "is not JSON")],
+    [("[1]", "contains a list; it must be an object"), ("{", "is not JSON"), ("[" * 10**5, "is not JSON")],
 )
 def test_attributes_that_are_no_table_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (write(tmp_path) / "Toys_item2attributes.json").write_text(text)

@@ -169,13 +169,13 @@ CASES = [
         "articles without their leading zero",
         "hm",
         {**GOOD["hm"], "articles.csv": GOOD["hm"]["articles.csv"].replace(b"\n01087", b"\n1087")},
-        refused=r"articles.csv line 2: field 'article_id' is '108775001'; .*: a leading zero is missing",
+        refused=r"articles.csv line 2: field 'article_id' is '108775001'; .*; a leading zero is missing",
     ),
     Case(
         "purchases without their leading zero",
         "hm",
         {**GOOD["hm"], PURCHASES: GOOD["hm"][PURCHASES].replace(b",01087", b",1087")},
-        refused=r"transactions_train.csv line 2: article 108775001 is not in articles.csv: a leading zero is missing",
+        refused=r"transactions_train.csv line 2: article 108775001 is not in articles.csv; a leading zero is missing",
     ),
     Case(
         "a first line that is empty",
@@ -268,7 +268,7 @@ CASES = [
         "movielens_1m",
         changed("movielens_1m", "movies.dat", b"5::Rare", b"5::Rare:: 1"),
         None,
-        r"movies.dat line 5: 4 fields where 3 should be: movieId, title, genres",
+        r"movies.dat line 5: 4 fields; expected 3: movieId, title, genres",
     ),
     Case(
         "titles of MovieLens 1M in UTF-8",
@@ -295,14 +295,14 @@ CASES = [
         "one array",
         "amazon_2023",
         {**GOOD["amazon_2023"], BOOKS: b"[" + GOOD["amazon_2023"][BOOKS].strip().replace(b"\n", b", ") + b"]"},
-        refused=r"Books.jsonl line 1: one object a line is needed; this is one array",
+        refused=r"Books.jsonl line 1: one object per line is needed, but this is an array",
     ),
     Case(
         "an emoji cut in two",
         "amazon_2023",
         changed("amazon_2023", META, "Œuvre 1".encode(), rb"Cut \ud83d"),
         ALL,
-        r"meta_Books.jsonl line 1: field 'title' is no valid text \(surrogates not allowed\)",
+        r"meta_Books.jsonl line 1: field 'title' is not valid text \(surrogates not allowed\)",
         1,
     ),
     Case(
@@ -318,7 +318,7 @@ CASES = [
         "netflix",
         changed("netflix", "test.json", b'"0"', rb'"\ud83d"'),
         (2, 4, 6),
-        r"test.json: field 'user' is no valid text",
+        r"test.json: field 'user' is not valid text",
         1,
     ),
 ]

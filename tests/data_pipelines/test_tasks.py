@@ -236,7 +236,7 @@ def test_a_history_without_ids_is_reported_by_images_and_words_alone(task):
 
 @pytest.mark.parametrize("other", [{"history_targets": "next_item"}, {"history_targets": "none", "id_items": 2}])
 def test_ids_cannot_be_shown_bare_or_predicted_where_they_are_not_shown(other):
-    with pytest.raises(ValueError, match="history_ids False leaves no ids"):
+    with pytest.raises(ValueError, match="history_ids False leaves no bare ids"):
         small_writer(CORPUS, VOCABULARY, TaskConfig(history_ids=False, **other), ROOMY)
 
 

@@ -122,7 +122,7 @@ def test_every_ablation_is_described_in_a_line():
 def test_ablations_are_either_made_or_refused_as_they_should_be():
     made, refused = plan(base(), (), (3,), EVALUATION)
     assert set(refused) == AS_THE_BASE
-    assert set(refused.values()) == {"the base is so already"}
+    assert set(refused.values()) == {"the base already has these settings"}
     assert {cell.ablation for cell in made if cell.evaluation} == {"base", *SAYS}
     assert set(ABLATIONS) == {"base", *SAYS, *AS_THE_BASE}
 
@@ -221,7 +221,7 @@ def test_the_command_line_of_a_cell_says_its_configuration(name, tmp_path):
         ("no_image", {}, {}, "did you mean 'no_images'"),
         ("no_images", {}, {"images": False}, "shows no images, or its source has none"),
         ("all_images", {}, {"images": False}, "shows no images"),
-        ("gamma_2", {}, {}, "the base is so already"),
+        ("gamma_2", {}, {}, "the base already has these settings"),
         ("cross_every_4", {"model.decoder.layers": 2}, {}, "must divide decoder.layers 2"),
         (
             "rating_only",
@@ -229,9 +229,14 @@ def test_the_command_line_of_a_cell_says_its_configuration(name, tmp_path):
             {"tasks": list(TASKS)[:2]},
             "does not train for rating .* or its source does not allow it",
         ),
-        ("curriculum", {}, {"tasks": list(TASKS)[:1]}, "trains for recommendation alone"),
-        ("semantic_ids", {"vocabulary.item_codes": Path("ids.parquet")}, {}, "have semantic ids already"),
-        ("trained_tower", {"training.trains": ("gated",), "training.cache_features": True}, {}, "frozen tower"),
+        ("curriculum", {}, {"tasks": list(TASKS)[:1]}, "trains only for recommendation"),
+        ("semantic_ids", {"vocabulary.item_codes": Path("ids.parquet")}, {}, "already have semantic ids"),
+        (
+            "trained_tower",
+            {"training.trains": ("gated",), "training.cache_features": True},
+            {},
+            "needs a frozen vision tower",
+        ),
         ("curriculum", {"loop.steps": 4}, {}, "4 steps cannot be divided among 6 stages"),
         ("width_half", {"model.decoder.mlp_width": 191}, {}, "mlp_width 191 cannot be multiplied by 0.5"),
     ],
@@ -243,7 +248,7 @@ def test_what_makes_no_sense_is_refused_in_words(name, changes, limits, message)
 
 @pytest.mark.parametrize("seeds", [(), (1, 1)])
 def test_seeds_are_some_and_no_two_alike(seeds):
-    with pytest.raises(ValueError, match="no two alike"):
+    with pytest.raises(ValueError, match="give one or more different seeds"):
         plan(base(), ["base"], seeds, EVALUATION)
 
 
@@ -261,7 +266,7 @@ def test_geometry_that_init_from_decides_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "experiments.sweep.grid.with_init_geometry", lambda one: dataclasses.replace(one, model=BASE.model)
     )
-    with pytest.raises(ValueError, match="from which the base starts"):
+    with pytest.raises(ValueError, match="from which the base is initialised"):
         cells("layers_double", config=dataclasses.replace(BASE, init_from=tmp_path))
 
 

@@ -101,10 +101,10 @@ def test_adapters_of_another_run_are_not_replaced(places):
         (dataclasses.replace(model, adapters=AdapterConfig(rank=3)), r"its adapters are .*rank=2"),
         (dataclasses.replace(model, decoder_quantization="fp8"), "its model.decoder_quantization is (none|int8)"),
     ):
-        with pytest.raises(ValueError, match=f"{telling}.*export it and import that"):
+        with pytest.raises(ValueError, match=f"{telling}.*export the run and import the export"):
             with_init_geometry(experiment(places[0], init_from=places[1], model=other, training=training))
 
 
 def test_a_decoder_that_trains_is_not_quantised(places):
-    with pytest.raises(ValueError, match=r"int8 is for a decoder that does not train: take decoder out"):
+    with pytest.raises(ValueError, match=r"int8 needs a frozen decoder: remove decoder"):
         dataclasses.replace(config_of(places[0], "int8"), training=TrainingConfig(trains=("decoder", "adapters")))

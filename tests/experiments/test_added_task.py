@@ -12,7 +12,7 @@ from data_pipelines.tasks.queries import TrainingQueries
 from experiments.data import ExperimentData
 from experiments.evals import EVALS, TaskEval
 from experiments.evals import register as register_eval
-from experiments.evals.base import OURS, Answered, Outcome, asked, next_token
+from experiments.evals.base import OURS, Answered, Outcome, next_token, question_columns
 from experiments.evals.config import EvaluationConfig, GenerateConfig
 from experiments.evaluate import evaluate_run
 from experiments.generate import generate
@@ -66,7 +66,7 @@ class NextCategoryEval(TaskEval):
         metrics = {name: {"accuracy": (row == right).astype(float)} for name, row in answers.items()}
         columns = {f"{name}: category": [names[token] for token in row.tolist()] for name, row in answers.items()}
         note = f"Which category comes next?{setting.questions.note}"
-        return Answered({self.task: Outcome(note, metrics, asked(data.corpus, queries) | columns)})
+        return Answered({self.task: Outcome(note, metrics, question_columns(data.corpus, queries) | columns)})
 
     def answer(self, data, predictor, query, config, opened):
         names = self.names(data)
@@ -116,7 +116,7 @@ def test_two_tasks_of_one_name_are_refused(category):
     class Other(NextCategory):
         pass
 
-    with pytest.raises(ValueError, match="another task 'category' already"):
+    with pytest.raises(ValueError, match="there is already a task 'category'"):
         register(Other())
     with pytest.raises(ValueError, match="there is no task 'colour'; there are recommendation, search"):
         register_eval(type("ColourEval", (NextCategoryEval,), {"task": "colour"})())

@@ -57,7 +57,7 @@ def test_ratings_that_cannot_be_read_are_counted_and_not_guessed(outcomes, tmp_p
     answers = pq.read_table(tmp_path / "rating.parquet").to_pydict()
     written = np.array(answers["UniMP, written rating: rating"], float)
     unread = int(np.isnan(written).sum())
-    assert f"Of 8 written answers {unread} begin with no rating" in outcome.note
+    assert f"{unread} of 8 written answers do not begin with a rating" in outcome.note
     squared = [x for x in answers.get("UniMP, written rating: squared", []) if x is not None]
     assert len(squared) == (8 - unread if unread < 8 else 0)
     table = tabulate("rating", outcome, 0)

@@ -22,7 +22,8 @@ def test_another_encoding_is_named_with_how_to_convert_it():
     with pytest.raises(DataError) as error:
         decoded(TEXT.encode("latin1"))
     assert str(error.value) == (
-        "standard input is not UTF-8 (byte 0xe9 at position 19): convert it, such as with `iconv -f latin1 -t utf-8`"
+        "standard input is not UTF-8 (byte 0xe9 at position 19); convert it, for example with "
+        "`iconv -f latin1 -t utf-8`"
     )
 
 
@@ -47,19 +48,19 @@ def test_a_query_with_the_names_of_tokens_is_plain_text():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('{"history": ["1"], "history": ["2"]}', "field 'history' occurs a second time"),
-        ('{"history": [{"item": "1", "item": "2"}]}', "field 'item' occurs a second time"),
+        ('{"history": ["1"], "history": ["2"]}', "field 'history' occurs twice"),
+        ('{"history": [{"item": "1", "item": "2"}]}', "field 'item' occurs twice"),
         ('{"history": [{"item": "1", "rating": NaN}]}', "field 'rating' is NaN; it must be finite"),
         ('{"history": [{"item": "1", "rating": -Infinity}]}', "field 'rating' is -Infinity; it must be finite"),
         ('{"history": [{"item": "1", "rating": 1e999}]}', "field 'rating' is Infinity; it must be finite"),
-        ('{"history": ["1"]} {"history": ["2"]}', "not JSON (more than one value, the second from column 20 on)"),
-        ('["1", "2"]', "a list where an object should be"),
-        ("3", "a int where an object should be"),
-        ('{"history": [true]}', "true where an object with item, rating should be"),
-        ('{"history": [null]}', "null where an object with item, rating should be"),
+        ('{"history": ["1"]} {"history": ["2"]}', "not JSON (more than one value, the second starts at column 20)"),
+        ('["1", "2"]', "a list instead of an object"),
+        ("3", "a int instead of an object"),
+        ('{"history": [true]}', "true instead of an object with item, rating"),
+        ('{"history": [null]}', "null instead of an object with item, rating"),
         ('{"history": [{"item": true}]}', "field 'item' is true, a bool; it must be str or int or float"),
         ('{"history": "1"}', "field 'history' is \"1\", a str; it must be list"),
-        ('{"history": ["\\ud83d"]}', "field 'history' is no valid text"),
+        ('{"history": ["\\ud83d"]}', "field 'history' is not valid text"),
         (f'{{"history": [{"9" * 5000}]}}', "not JSON (Exceeds the limit"),
         ('{"history": ["1"], "candidates": [[1]]}', "field 'candidates' is [1], a list; it must be"),
         ('{"histroy": ["1"]}', "there is no field 'histroy'; did you mean 'history'?"),
@@ -72,12 +73,14 @@ def test_mistakes_name_standard_input_and_say_what_is_right(text, told):
     with pytest.raises(DataError) as error:
         read_request(text)
     assert str(error.value).startswith(f"standard input: {told}")
-    assert str(error.value).endswith('right is {"history": ["ITEM_ID", {"item": "ITEM_ID", "rating": 4.0}]}')
+    assert str(error.value).endswith(
+        'expected, for example, {"history": ["ITEM_ID", {"item": "ITEM_ID", "rating": 4.0}]}'
+    )
 
 
 @pytest.mark.parametrize("text", ["", " \n", "\ufeff"])
 def test_nothing_is_reported(text):
-    with pytest.raises(DataError, match=r"^standard input is empty: name a --user"):
+    with pytest.raises(DataError, match=r"^standard input is empty; give a --user"):
         complete(Request(), text)
 
 

@@ -162,9 +162,9 @@ def test_nothing_is_learned_from_held_out_interactions(corpus: Corpus) -> None:
 
 
 def test_wrong_configurations_are_refused() -> None:
-    with pytest.raises(ValueError, match="one must end the training"):
+    with pytest.raises(ValueError, match="one of them must limit the training"):
         SASRecConfig(steps=None, seconds=None)
     with pytest.raises(ValueError, match="not divisible by heads"):
         SASRecModelConfig(width=10, heads=4)
-    with pytest.raises(ValueError, match="needs at least the last item"):
+    with pytest.raises(ValueError, match="last is 0 and must be at least 1"):
         MarkovConfig(last=0)

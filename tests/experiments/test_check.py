@@ -58,10 +58,10 @@ def test_each_finding_is_a_line(data, tmp_path, monkeypatch, capsys):
     lines = out.splitlines()
     assert lines[0] == "mesh: data=4 fsdp=2, which makes 8 devices"
     assert lines[1].startswith(
-        "rows: 16 a batch, 8 of them loaded by each of 2 processes, 2 at a time on a device; 256 t"
+        "rows: 16 per batch, 8 of them loaded by each of 2 processes, 2 at a time on a device; 256 t"
     )
     assert lines[2] == f"data: movielens_small in {data}, 40 users and 30 items"
-    assert f"folder: {tmp_path / 'run'}, where a run of 700 steps begins" in lines
+    assert f"folder: {tmp_path / 'run'}, where a run of 700 steps starts" in lines
     assert {line.partition(":")[0] for line in lines[3:]} <= {"data", "folder", "parameters", "disk", "memory"}
 
 
@@ -72,11 +72,11 @@ def test_nothing_is_written(data, tmp_path):
 
 REFUSED = [
     ("--mesh.fsdp 3 --mesh.data 1", "fsdp=3 does not make 8 devices"),
-    ("--loader.batch-size 9", "9 rows a batch are not a multiple of 8: slice=1 x data=8 x fsdp=1 x accumulate=1"),
-    ("--training.accumulate 3", "16 rows a batch are not a multiple of 24"),
+    ("--loader.batch-size 9", "a batch of 9 rows is not a multiple of 8: slice=1 x data=8 x fsdp=1 x accumulate=1"),
+    ("--training.accumulate 3", "a batch of 16 rows is not a multiple of 24"),
     ("--mesh.tensor 8", "cannot be split over tensor=8; choose a tensor that divides"),
-    ("--mesh.context 8 --row_shape.tokens 500", "500 tokens a row are not a multiple of context=8"),
-    ("--data.source hm", "holds no prepared source 'hm': run `unimp prepare hm"),
+    ("--mesh.context 8 --row_shape.tokens 500", "a row of 500 tokens is not a multiple of context=8"),
+    ("--data.source hm", "has no prepared source 'hm'; run `unimp prepare hm"),
     ("--row_shape.tokens 8", "question does not fit: row_shape.tokens 8"),
     ("--init-from {folder}/nowhere", "nowhere"),
     ("--vocabulary.base-size 100", "base_size 100 is too small for the tokenizer"),
@@ -126,12 +126,12 @@ def test_the_folder_of_another_run_is_refused_and_that_of_the_same_run_is_not(da
     with pytest.raises(DataError) as ended:
         open_run(read_training(words(data, folder, "--optimizer.learning-rate 1")[1:]).experiment, folder)
     assert str(refused.value) == str(ended.value)
-    assert "holds a run of another configuration (optimizer.learning_rate: 0.005, now 1.0)" in str(refused.value)
+    assert "contains a run of another configuration (optimizer.learning_rate: 0.005, now 1.0)" in str(refused.value)
 
 
 def test_the_folder_of_a_vqgan_and_a_file_in_the_way_are_refused(data, tmp_path):
     (tmp_path / "vqgan.json").touch()
-    with pytest.raises(DataError, match="holds the run of a VQGAN"):
+    with pytest.raises(DataError, match="contains the run of a VQGAN"):
         check_command(config=ON_8, command=words(data, tmp_path))
     with pytest.raises(NotADirectoryError):
         check_command(config=ON_8, command=words(data, tmp_path / "vqgan.json" / "run"))
@@ -149,7 +149,7 @@ def test_it_says_from_which_step_a_run_goes_on(data, tmp_path, capsys):
     with Checkpoints(folder / "checkpoints", CheckpointConfig()) as checkpoints:
         checkpoints.save(30, {"x": jnp.zeros(2)}, {})
     check_command(config=ON_8, command=words(data, folder))
-    assert f"folder: {folder}, where the run goes on from step 30 of 700" in capsys.readouterr().out
+    assert f"folder: {folder}, where the run continues from step 30 of 700" in capsys.readouterr().out
 
 
 def test_it_says_how_an_elastic_run_goes_on_with_other_devices(data, tmp_path, capsys):
@@ -157,7 +157,7 @@ def test_it_says_how_an_elastic_run_goes_on_with_other_devices(data, tmp_path, c
     open_run(read_training(command[1:]).experiment, tmp_path / "run")  # on eight devices
     check_command(config=dataclasses.replace(ON_8, devices=2), command=command)
     assert "elastic: mesh fsdp=2, 2 rows at a time, accumulate 4, remat none\n" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"training\.elastic: 16 rows a batch cannot be split over 3 shards"):
+    with pytest.raises(ValueError, match=r"training\.elastic: a batch of 16 rows cannot be split over 3 shards"):
         check_command(config=dataclasses.replace(ON_8, devices=3), command=command)
 
 
@@ -166,7 +166,7 @@ def test_large_data_are_counted_and_not_read(data, tmp_path, capsys):
     config = dataclasses.replace(ON_8, read_records=69)
     check_command(config=config, command=words(data, tmp_path / "run", "--row_shape.tokens 8"))
     assert "40 users and 30 items\ndata: not read (--read-records)" in capsys.readouterr().out
-    with pytest.raises(DataError, match="holds no prepared source"):
+    with pytest.raises(DataError, match="has no prepared source"):
         check_command(config=config, command=words(tmp_path / "nowhere", tmp_path / "run"))
 
 
@@ -175,7 +175,7 @@ def test_files_that_only_hosts_see_are_not_looked_for(tmp_path, capsys):
     check_command(config=config, command=words(tmp_path / "nowhere", tmp_path / "run"))
     of_any_geometry = "--init-from /start --mesh.tensor 8"
     check_command(config=config, command=words(tmp_path / "nowhere", tmp_path / "run", of_any_geometry))
-    assert capsys.readouterr().out.count("data, folder: not looked for (--files False)\n") == 2
+    assert capsys.readouterr().out.count("data, folder: not checked (--files False)\n") == 2
     with pytest.raises(ValueError, match="fsdp=3 does not make 8 devices"):
         check_command(config=config, command=words(tmp_path, tmp_path, "--mesh.fsdp 3 --mesh.data 1"))
 
@@ -188,16 +188,16 @@ def test_files_that_only_hosts_see_are_not_looked_for(tmp_path, capsys):
             "--devices 12 --files False -- train tiny --mesh.tensor 3 --loader.batch-size 4",
             "cannot be split over tensor=3",
         ),
-        ("--tpu v5p-16 --num-slices 2 -- train tiny", "slice=1 is not a multiple of the 2 slices there are"),
-        ("--devices 16 --num-slices 2 -- train tiny", "slice=1 is not a multiple of the 2 slices there are"),
+        ("--tpu v5p-16 --num-slices 2 -- train tiny", "slice=1 is not a multiple of the 2 slices, between"),
+        ("--devices 16 --num-slices 2 -- train tiny", "slice=1 is not a multiple of the 2 slices, between"),
         ("--tpu v4-16 -- train tiny", "there is no v4; known are v5e, v5p, v6e"),
-        ("--tpu v5p-15 -- train tiny", "v5p-15 is no slice; there are v5p-8"),
-        ("--devices 8 --hosts 3 -- train tiny", "8 devices are not equally many on each of 3 hosts"),
-        ("--devices 0 -- train tiny", "0 devices are not equally many"),
-        ("-- train tiny", "give either --devices N, or a slice of TPUs"),
-        ("--devices 8 --tpu v5e-8 -- train tiny", "give either --devices N, or a slice of TPUs"),
-        ("--devices 8 -- evaluate runs/tiny", "the training command comes last, after --"),
-        ("--devices 8", "the training command comes last, after --"),
+        ("--tpu v5p-15 -- train tiny", "v5p-15 is not a slice; available are v5p-8"),
+        ("--devices 8 --hosts 3 -- train tiny", "8 devices cannot be divided equally among 3 hosts"),
+        ("--devices 0 -- train tiny", "0 devices cannot be divided equally"),
+        ("-- train tiny", "give either --devices N or a slice of TPUs"),
+        ("--devices 8 --tpu v5e-8 -- train tiny", "give either --devices N or a slice of TPUs"),
+        ("--devices 8 -- evaluate runs/tiny", "give the training command last, after --"),
+        ("--devices 8", "give the training command last, after --"),
     ],
 )
 def test_mistakes_are_reported_in_one_line(monkeypatch, capsys, without_libtpu, options, message):
@@ -222,7 +222,7 @@ def test_slices_have_as_many_devices_as_chips(without_libtpu, capsys, tpu, chips
     check_command(config=CheckConfig(tpu=tpu, files=False), command=["train", "tiny", "--loader.batch-size", "256"])
     told = capsys.readouterr().out
     assert f"mesh: data={chips}, which makes {chips} devices\n" in told
-    assert "memory: of a step it is known where libtpu is installed: pip install 'unimp_jax[tpu]'" in told
+    assert "memory: to compute the memory of a step, install libtpu: pip install 'unimp_jax[tpu]'" in told
 
 
 def test_processes_of_the_command_are_the_hosts(capsys):
@@ -244,7 +244,7 @@ def test_on_tpus_rows_lie_as_the_torus_has_them(monkeypatch, capsys):
         check_command(config=CheckConfig(tpu="v5e-16", files=False), command=command)
     mesh = make_mesh(MeshConfig(fsdp=8, context=2), devices(Slices("v5e-16")))
     most = max(16 // shards * len(own) for own, shards in (row_shards(mesh, process) for process in range(4)))
-    assert f"rows: 16 a batch, {most} of them loaded by each of 4 processes" in capsys.readouterr().out
+    assert f"rows: 16 per batch, {most} of them loaded by each of 4 processes" in capsys.readouterr().out
 
 
 @needs_libtpu
@@ -253,4 +253,4 @@ def test_the_memory_of_a_step_is_that_of_its_plan(data, tmp_path, capsys):
     check_command(config=CheckConfig(tpu="v5e-4"), command=words(data, tmp_path / "run"))
     told = capsys.readouterr().out.splitlines()[-1]
     assert told.startswith("memory: 0.")
-    assert told.endswith(" of 16 GiB a device, as compiled for v5e-4")
+    assert told.endswith(" of 16 GiB per device, as compiled for v5e-4")

@@ -108,8 +108,8 @@ def test_a_wrong_value_is_refused_with_the_right_ones(monkeypatch, capsys):
     [
         (["prepare", "movielens_smal"], "did you mean 'movielens_small'"),
         (["prepare", "movielens_1m", "--source-dir", "nowhere"], "nowhere is not a folder"),
-        (["prepare", "hm", "--fetch-images", "True"], "hm does not know --fetch-images"),
-        (["prepare", "hm"], "articles.csv, the articles, is needed in the folder that --source-dir names"),
+        (["prepare", "hm", "--fetch-images", "True"], "hm does not support --fetch-images"),
+        (["prepare", "hm"], "articles.csv, the articles, is needed in the folder of --source-dir"),
         (["train", "tiny", "--data.folder", "nowhere"], "run `unimp prepare movielens_small"),
         (["evaluate", "nowhere"], "is nowhere the folder of a run?"),
         (["report", "nowhere"], "is nowhere the folder of a run?"),
@@ -142,18 +142,18 @@ def fails(monkeypatch):
 
 
 SYSTEM = {
-    errno.ENOENT: "does not exist, or the folder that it should be in does not",
-    errno.ENOTDIR: "a file stands where a folder should be; name another path",
-    errno.EISDIR: "is a folder, where a file should be",
-    errno.EEXIST: "is there already, and is not what is needed; name another path",
-    errno.EACCES: "permission denied: it belongs to somebody else, or may not be written; name another path",
-    errno.EROFS: "is on a file system that can only be read; name another path",
-    errno.ENAMETOOLONG: "is too long a name; name a shorter one",
-    errno.ELOOP: "leads around in a circle of symbolic links",
-    errno.ENOSPC: "no space is left on the disk: make room, or name a folder on another disk",
-    errno.EDQUOT: "your quota of the disk is used up: make room, or name a folder on another disk",
-    errno.EIO: "the disk does not read or write there (input/output error)",
-    errno.EMFILE: "too many files are open: allow more, such as with `ulimit -n 65536`",
+    errno.ENOENT: "it does not exist, or its parent folder does not",
+    errno.ENOTDIR: "a parent of the path is a file, not a folder; name another path",
+    errno.EISDIR: "it is a folder; a file is needed",
+    errno.EEXIST: "it already exists and is not what is needed; name another path",
+    errno.EACCES: "permission denied; name another path, or change the permissions",
+    errno.EROFS: "the file system is read-only; name another path",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ELOOP: "the path is a circle of symbolic links",
+    errno.ENOSPC: "no space is left on the disk; free some space, or name a folder on another disk",
+    errno.EDQUOT: "the disk quota is exceeded; free some space, or name a folder on another disk",
+    errno.EIO: "the disk cannot be read or written there (input/output error)",
+    errno.EMFILE: "too many files are open; raise the limit, for example with `ulimit -n 65536`",
 }
 
 
@@ -168,10 +168,10 @@ SYSTEM = {
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe"),  # not that of standard output
         (DataError("a title\x1b[31m of\ntwo lines"), r"a title\x1b[31m of\ntwo lines"),
         (DataError("item " + "x" * 5000), "item " + "x" * 1994 + "…"),
-        (MemoryError(), "out of memory (of this machine): what needs less is fewer --loader.batch-size"),
+        (MemoryError(), "out of memory (of this machine); reduce memory with a smaller --loader.batch-size"),
         (
             JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nBufferAssignment"),
-            "out of memory (RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes. BufferAssignment): w",
+            "out of memory (RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes. BufferAssignment); r",
         ),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else type(value).__name__,
@@ -207,7 +207,7 @@ def test_all_errors_keep_it_where_that_is_asked_for(monkeypatch, fails):
 def test_an_interruption_is_one_line(monkeypatch, capsys, fails):
     fails(KeyboardInterrupt())
     code, _ = run(monkeypatch, capsys, "demo")
-    assert code == "unimp: interrupted; the same command goes on from the last checkpoint"
+    assert code == "unimp: interrupted; the same command continues from the last checkpoint"
 
 
 @pytest.fixture(scope="module")

@@ -86,16 +86,16 @@ def test_cold_items_need_content_and_tokens_of_their_own(run, tmp_path):
     decoder = dataclasses.replace(config.model.decoder, free_row_dropout=0.0)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
     for content in (ContentConfig(), ContentConfig(popularity=True)):
-        with pytest.raises(ValueError, match=r"known by content.attributes or content.vectors"):
+        with pytest.raises(ValueError, match=r"represented by content.attributes or content.vectors"):
             open_run(dataclasses.replace(config, content=content), tmp_path / "run")
     items = load_records(config.data).corpus.item_ids
     codes = np.stack(np.divmod(np.arange(len(items)), 7), axis=1).astype(np.int32)
     save_codes(tmp_path / "codes.parquet", ItemCodes(tuple(items), codes, (3, 7)))
     vocabulary = dataclasses.replace(config.vocabulary, item_codes=tmp_path / "codes.parquet")
-    with pytest.raises(ValueError, match=r"no vocabulary.item_codes"):
+    with pytest.raises(ValueError, match=r"do not set vocabulary.item_codes"):
         open_run(dataclasses.replace(config, vocabulary=vocabulary), tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
     with pytest.raises(ValueError, match=r"cold_items 1 must be a share"):
         dataclasses.replace(config.data, cold_items=1)
-    with pytest.raises(ValueError, match=r"free_row_dropout drops free rows of tokens with content"):
+    with pytest.raises(ValueError, match=r"free_row_dropout drops the free rows of tokens with content"):
         dataclasses.replace(experiment(tmp_path), model=dataclasses.replace(config.model, decoder=DROPPING))

@@ -64,11 +64,11 @@ def test_a_process_that_is_killed_leaves_no_part_of_a_vocabulary(tmp_path, monke
         (lambda _: "[]", "the file: Input should be a"),
         (
             lambda text: json.dumps(json.loads(text) | {"extra": 1}),
-            "extra is no field of this version: another one wrote",
+            "extra is not a field of this version; use the version that wrote",
         ),
         (
             lambda text: text.replace('"decoder": {', '"decoder": {"more": 1, '),
-            "model.decoder.more is no field of this",
+            "model.decoder.more is not a field of this",
         ),
         (lambda text: text.replace('"seed": 0', '"seed": "x"'), "seed: Input should be a valid integer"),
         (lambda text: text.replace('"accumulate": 1', '"accumulate": 0'), "training.accumulate 0 must be above 0"),
@@ -99,7 +99,7 @@ def test_a_configuration_that_is_none_is_one_line(change, told, tmp_path):
 
 def test_a_file_in_the_place_of_a_run(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"file/config\.json does not exist: is .*file the folder of a run\?"):
+    with pytest.raises(DataError, match=r"file/config\.json does not exist; is .*file the folder of a run\?"):
         load_config(tmp_path / "file" / "config.json")
 
 
@@ -128,5 +128,7 @@ def test_a_run_from_before_blocks_were_planned_from_sizes_is_read_and_not_gone_o
     (tmp_path / "config.json").write_text(json.dumps(saved))
     before = load_config(tmp_path / "config.json")
     assert before.loader.planner == 1
-    with pytest.raises(DataError, match=r"loader\.planner: 1, now 2 \(.* that version of the project can go on\)"):
+    with pytest.raises(
+        DataError, match=r"loader\.planner: 1, now 2 \(.* use the version of the project that started the run\)"
+    ):
         refuse_changes(before, config, tmp_path)

@@ -72,7 +72,7 @@ def test_a_run_may_be_made_longer_and_not_shorter():
     ours = experiment("data", steps=12)
     assert differences(ours, experiment("data", steps=20)) == []
     (told,) = differences(ours, experiment("data", steps=8))
-    assert told == "loop.steps: 12, now 8 (a run may be made longer, not shorter)"
+    assert told == "loop.steps: 12, now 8 (loop.steps can only be raised)"
 
 
 @pytest.mark.parametrize(

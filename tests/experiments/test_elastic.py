@@ -87,7 +87,9 @@ def test_what_a_smaller_context_or_tensor_adds_to_a_row_counts(tmp_path):
 def test_without_the_option_nothing_is_changed_and_rows_that_cannot_be_split_are_refused(tmp_path):
     config = experiment(Path("data"))
     assert fitted(config, tmp_path, Machine(3)) is config
-    says = r"16 rows a batch cannot be split over 6 shards, which 12 devices with context=1 and tensor=2 make; take 8 d"
+    says = (
+        r"a batch of 16 rows cannot be split over 6 shards, which 12 devices with context=1 and tensor=2 make; use 8 d"
+    )
     with pytest.raises(ValueError, match=says):
         fitted(elastic(MeshConfig(fsdp=8, tensor=2)), begun(tmp_path, 16), Machine(12))
 
@@ -173,7 +175,7 @@ def test_eight_devices_then_four_then_eight(data, uninterrupted, tmp_path):
     run = tmp_path / "run"
     train(data, run, devices=8, killed=4)
     told = train(data, run, devices=4, killed=4)
-    assert "elastic: mesh data=2 fsdp=2, 1 rows at a time, accumulate 2, remat none; where the run began: mes" in told
+    assert "elastic: mesh data=2 fsdp=2, 1 rows at a time, accumulate 2, remat none; where the run started: me" in told
     assert "elastic: mesh data=2 fsdp=4, 1 rows at a time, accumulate 1, remat none;" in train(data, run, devices=8)
     assert [line["step"] for line in read_log(run / "metrics.jsonl") if line["kind"] == "train"] == list(range(1, 9))
     assert_same_run(run, uninterrupted)

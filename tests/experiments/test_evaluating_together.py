@@ -84,7 +84,7 @@ def test_two_processes_find_what_one_finds(runs, tmp_path):
     (alone,) = together(runs, tmp_path / "one", processes=1, devices=1)
     first, second = together(runs, tmp_path / "two", processes=2, devices=1)
     assert "recommendation (20 users)" in first
-    assert "An even sample of 20 of 40 users" in first
+    assert "An evenly spaced sample of 20 of 40 users" in first
     assert "recommendation (20 users)" not in second, "the first process tells what was found"
     one, two = (tables(tmp_path / name) for name in ("one", "two"))
     assert list(one) == list(two) == ["recommendation"]

@@ -213,10 +213,13 @@ def test_open_flamingo_has_every_key_of_its_geometry(places, tmp_path):
     [
         (
             ExportConfig("open_flamingo", "latest"),
-            "open-flamingo has no such geometry: .*vision.class_token_out is True",
+            "open-flamingo does not support this geometry: .*vision.class_token_out is True",
         ),
-        (ExportConfig("smolvlm", "latest"), "SmolVLM has no such geometry: fusion is 'cross_attention'"),
-        (ExportConfig("llava", "latest"), "LLaVA has no such geometry: fusion is 'cross_attention', not 'interleaved'"),
+        (ExportConfig("smolvlm", "latest"), "SmolVLM does not support this geometry: fusion is 'cross_attention'"),
+        (
+            ExportConfig("llava", "latest"),
+            "LLaVA does not support this geometry: fusion is 'cross_attention' and must be 'interleaved'",
+        ),
         (ExportConfig(checkpoint="latest", shard_gigabytes=0), "shard_gigabytes 0 must be above 0"),
     ],
 )
@@ -227,7 +230,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(places, tmp_path,
 
 
 def test_an_export_does_not_overwrite(places, exported):
-    with pytest.raises(WeightsError, match="is there already"):
+    with pytest.raises(WeightsError, match="already exists"):
         export_run(places[1], exported, ExportConfig(checkpoint="latest"))
 
 
@@ -237,7 +240,9 @@ def test_a_start_without_a_tokenizer_is_refused(places, exported, tmp_path):
     for file in (folder / "tokenizer").iterdir():
         file.unlink()
     (folder / "tokenizer").rmdir()
-    with pytest.raises(DataError, match=r"has no tokenizer; name the language model's with --vocabulary\.tokenizer"):
+    with pytest.raises(
+        DataError, match=r"has no tokenizer; give that of the language model with --vocabulary\.tokenizer"
+    ):
         train_run(experiment(places[0], steps=2, init_from=folder), tmp_path / "run")
     described = json.loads((folder / "start.json").read_text())
     assert described["sources"] == [str(exported)]

@@ -86,7 +86,7 @@ def test_a_named_clip_gives_features_and_a_score(folder, tmp_path):
 def test_a_clip_without_its_tokenizer_is_refused(folder, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    with pytest.raises(WeightsError, match="no tokenizer beside it"):
+    with pytest.raises(WeightsError, match="has a text tower, but no tokenizer"):
         clip_tower(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(DataError, match=f"no tokenizer at '{tmp_path}'"):

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from data_pipelines.errors import DataError
-from data_pipelines.features import FeatureStore, check_room
+from data_pipelines.features import FeatureStore, check_disk_space
 from experiments.config import TrainingConfig
 from experiments.data import sized_model
 from experiments.features import encoded
@@ -90,13 +90,13 @@ def test_features_are_made_once_and_damage_is_named(data, tmp_path):
 
 
 def test_features_that_the_disk_has_no_room_for_are_refused(tmp_path):
-    check_room(tmp_path / "features", 1000, (257, 1024), "bfloat16")
+    check_disk_space(tmp_path / "features", 1000, (257, 1024), "bfloat16")
     with pytest.raises(DataError, match=r"need .* bytes, .* are free"):
-        check_room(tmp_path / "features", 10**12, (257, 1024), "bfloat16")
+        check_disk_space(tmp_path / "features", 10**12, (257, 1024), "bfloat16")
 
 
 def test_a_tower_that_trains_has_no_features_to_keep(data):
-    with pytest.raises(ValueError, match="vision is among what trains"):
+    with pytest.raises(ValueError, match=r"needs a frozen vision tower, but training.trains contains vision"):
         dataclasses.replace(experiment(data), training=TrainingConfig(trains=("vision",), cache_features=True))
 
 

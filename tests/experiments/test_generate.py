@@ -170,8 +170,8 @@ def test_what_an_answer_says_is_read_to_its_end(places, opening):
     shown = show(asked | parsed(rating, *words))
     assert "the given history: 1 item, the latest Film 1" in shown
     assert "Film 3 (3)\nrating       4\nexpected     3.46\nexplanation  Film Comedy … (cut off" in shown
-    assert "none was written" in show(asked | parsed(rating, eos))
-    assert "rating       none: the answer does not begin with one\nanswer       Film Comedy" in show(
+    assert "none was generated" in show(asked | parsed(rating, eos))
+    assert "rating       none: the answer does not begin with a rating\nanswer       Film Comedy" in show(
         asked | parsed(*words, eos)
     )
 
@@ -185,7 +185,7 @@ def test_an_export_holds_its_experiment_but_not_where_it_began(places):
 def test_records_may_be_elsewhere(places, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(generating, "open_to_ask", open_to_ask)
     moved = shutil.copytree(places[0], tmp_path / "moved")
-    for folder, message in ((moved, "user '99' is not in this source"), (tmp_path, "holds no prepared source")):
+    for folder, message in ((moved, "user '99' is not in this source"), (tmp_path, "has no prepared source")):
         for model in places[1:]:
             _, told = run_command(monkeypatch, capsys, "generate", str(model), "--user", "99", "--data", str(folder))
             assert message in told
@@ -201,12 +201,12 @@ NEW = '{"history": ["3"]}'
         ([], '{"history": ["film 3"]}', "item 'film 3' is not in the catalogue; the nearest is '3' (Film 3)"),
         ([], '{"history": ["3",]}', "standard input: not JSON"),
         ([], "[" * 100_000, "standard input: nested too deeply"),
-        ([], "", "standard input is empty: name a --user, or give a history there, such as {"),
-        ([], '["3"]', "standard input: a list where an object should be"),
+        ([], "", "standard input is empty; give a --user, or a history on standard input, such as {"),
+        ([], '["3"]', "standard input: a list instead of an object"),
         ([], '{"histroy": ["3"]}', "there is no field 'histroy'; did you mean 'history'?"),
         ([], '{"history": []}', "field 'history' is empty"),
         ([], "{}", "field 'history' is missing"),
-        ([], '{"history": [[3]]}', "[3] where an object with item, rating should be"),
+        ([], '{"history": [[3]]}', "[3] instead of an object with item, rating"),
         ([], '{"history": ["xyz"]}', "item 'xyz' is not in the catalogue\n"),
         (["--user", "nobody"], "", "user 'nobody' is not in this source\n"),
         ([], '{"history": [{"rating": 3}]}', "field 'item' is missing"),
@@ -215,15 +215,15 @@ NEW = '{"history": ["3"]}'
         (
             ["--task", "search"],
             NEW,
-            'needs --query, the words searched for, such as --query "Comedy, Drama" (or "query"',
+            'needs --query, the words to search for, such as --query "Comedy, Drama" (or "query"',
         ),
         (["--task", "search", "--user", USER], "", 'such as --query "Comedy, Drama"'),
         (["--task", "rating"], NEW, "needs --item, the id of the item to be rated"),
         (["--task", "rating", "--item", "31"], NEW, "item '31' is not in the catalogue; the nearest is '3"),
         (["--task", "selection"], NEW, "needs --candidates, the ids of 3 items"),
         (["--task", "selection", "--candidates", "1", "2", "1"], NEW, "2 different ids; 3 are needed"),
-        (["--item", "3"], NEW, "--item is for --task rating, not for recommendation"),
-        (["--k", "31"], NEW, "--k is 31: 1 to 30, all items of the catalogue"),
+        (["--item", "3"], NEW, "--item belongs to --task rating, not to recommendation"),
+        (["--k", "31"], NEW, "--k is 31; it must be between 1 and 30, the size of the catalogue"),
         (["--beams", "0"], NEW, "beams and new_tokens must be at least 1"),
     ],
 )

@@ -151,10 +151,10 @@ def test_a_run_and_its_export_generate_the_same_for_one_user(places, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], '--task image needs --query, the words of what is to be seen, such as --query "Comedy, Drama"'),
+        ([], '--task image needs --query, the words that describe the image, such as --query "Comedy, Drama"'),
         (["--query", "Drama", "--samples", "0"], "samples 0 must be 1 or more"),
         (["--query", "Drama", "--guidance=-1"], "guidance -1.0 must be 0 or more"),
-        (["--query", "Drama", "--vqgan", "OTHER"], "makes images of 8 x 8 of 11 codes, but those of the catalogue"),
+        (["--query", "Drama", "--vqgan", "OTHER"], "makes images of 8 x 8 codes from 11, but the catalogue"),
         (["--query", "Drama", "--vqgan", "NOWHERE"], "NOWHERE"),
     ],
 )
@@ -172,10 +172,10 @@ def test_a_vqgan_that_is_gone_is_asked_for(opened, monkeypatch):
     data, _ = opened
     codes = dataclasses.replace(data.vocabulary.image_codes, facts={"vqgan": "moved/away"})
     monkeypatch.setattr(data, "vocabulary", dataclasses.replace(data.vocabulary, image_codes=codes))
-    with pytest.raises(DataError, match="the VQGAN that made the codes, moved/away, is not there"):
+    with pytest.raises(DataError, match="the VQGAN that made the codes, moved/away, does not exist"):
         open_decoder(data, None)
     monkeypatch.setattr(data, "vocabulary", dataclasses.replace(data.vocabulary, image_codes=None))
-    with pytest.raises(DataError, match="knows no codes of images"):
+    with pytest.raises(DataError, match="has no image codes"):
         open_decoder(data, None)
 
 

@@ -72,7 +72,7 @@ def test_rows_are_ours_and_what_they_are_to_be_compared_with(outcomes, generated
     assert rows[f"{OURS}, noise"]["precision"].mean < 0.2
     assert "own diversity" in rows[OURS]
     assert "own diversity" not in rows[RANDOM]
-    assert f"seen by the run's own tower (the mean over patches, {MODEL.vision.width} features)" in table.note
+    assert f"features of the run's own tower (the mean over patches, {MODEL.vision.width} features)" in table.note
     assert "UniMP, closer, is above chance for" in table.note
     assert rows[OF_THE_QUERY]["closer, same query"].mean == pytest.approx(0.5, abs=0.15)
     assert rows[OURS]["closer, same query"].mean > 0.9

@@ -51,7 +51,7 @@ def test_a_runs_page_shows_what_was_asked_for_and_what_came(sweep):
     page = write_report([run]).read_text(encoding="utf-8")
     samples = load_evaluation(run / "evaluation" / "test.json").images
     assert "Images generated for users" in page
-    assert page.count("asked for: <b>") == len(samples) == 6
+    assert page.count("query: <b>") == len(samples) == 6
     shown = images_on(page)
     names = [name for sample in samples for name in (sample.reconstruction, *sample.generated)]
     assert len(shown) == len(names) == len(samples) * (1 + SAMPLES)
@@ -82,8 +82,8 @@ def test_images_that_are_gone_are_reported(sweep, tmp_path):
     for name in ("base-0", "other-0"):
         shutil.copytree(sweep / name, tmp_path / name)
     shutil.rmtree(tmp_path / "other-0" / "evaluation" / "test-images")
-    assert "is not there, or no image: run `unimp evaluate`" in write_report([tmp_path]).read_text(encoding="utf-8")
-    with pytest.raises(DataError, match=r"test-images.*is not there, or no image"):
+    assert "is missing or not an image; run `unimp evaluate`" in write_report([tmp_path]).read_text(encoding="utf-8")
+    with pytest.raises(DataError, match=r"test-images.*is missing or not an image"):
         write_report([tmp_path / "other-0"])
 
 

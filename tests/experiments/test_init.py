@@ -104,5 +104,5 @@ def test_a_first_run_of_other_items_is_refused(first, tmp_path):
 def test_a_first_run_that_saved_nothing_is_refused(data, first, tmp_path):
     start = tmp_path / "first"
     shutil.copytree(first, start, ignore=shutil.ignore_patterns("checkpoints"))
-    with pytest.raises(DataError, match="no whole checkpoint"):
+    with pytest.raises(DataError, match="no complete checkpoint"):
         train_run(following(data, start), tmp_path / "run")

@@ -159,7 +159,7 @@ def test_a_killed_command_goes_on_and_gives_the_same_bytes(data, bert, tmp_path,
     with monkeypatch.context() as killing:
         killed_after(killing, 1)  # of four batches three are there
         write_item_features(path, data, config, batch_size=8)
-    assert "3 batches are finished already" in capsys.readouterr().out
+    assert "3 batches are already finished" in capsys.readouterr().out
     assert path.read_bytes() == whole.read_bytes()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["killed.parquet", "whole.parquet"]
 
@@ -180,7 +180,7 @@ def test_batches_of_something_else_are_made_anew(data, bert, tmp_path, monkeypat
         other = {"items": "another digest", "probe": [value + 0.01 for value in before["probe"]]}
         facts.write_text(json.dumps(before | {name: value for name, value in other.items() if name == change}))
     write_item_features(path, data, config, batch_size=size)
-    assert f"begun anew, since this changed: {change}" in capsys.readouterr().out
+    assert f"restarted from the first batch, because these changed: {change}" in capsys.readouterr().out
     write_item_features(tmp_path / "whole.parquet", data, config, batch_size=size)
     assert path.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
@@ -190,7 +190,7 @@ def test_an_image_that_cannot_be_read_is_left_out_alone(data, items, vit, tmp_pa
     monkeypatch.setattr(item_features, "read_items", lambda *_: broken)
     path = tmp_path / "v.parquet"
     told = write_item_features(path, data, ItemEncoderConfig(image=str(vit)), batch_size=1)
-    assert "; items left out: 1 without image, 1 that cannot be read\n" in told
+    assert "; items left out: 1 without image, 1 with unreadable images\n" in told
     assert list(written(path)) == [item.item_id for n, item in enumerate(items) if item.image and n != 3]
     monkeypatch.setattr(item_features, "read_items", lambda *_: [broken[3]])
     with pytest.raises(DataError, match="no image of movielens_small can be read"):
@@ -206,14 +206,14 @@ def test_a_file_has_one_writer_and_ends_in_parquet(data, bert, tmp_path):
     ):
         write_item_features(path, data, config)
     write_item_features(path, data, config)
-    with pytest.raises(DataError, match=r"a file that ends in \.parquet"):  # an .npz would be read as one
+    with pytest.raises(DataError, match=r"the file must end in \.parquet"):  # an .npz would be read as one
         write_item_features(tmp_path / "v.npz", data, config)
 
 
 def test_numbers_that_are_not_finite_end_the_command(data, tmp_path, monkeypatch):
     encoder = ItemEncoder("broken", item_text, lambda texts: np.full((len(texts), 2), np.inf), np.zeros(2))
     monkeypatch.setattr(item_features, "open_item_encoder", lambda _: encoder)
-    with pytest.raises(DataError, match="broken makes numbers that are not finite"):
+    with pytest.raises(DataError, match="broken computes values that are not finite"):
         write_item_features(tmp_path / "v.parquet", data, ItemEncoderConfig(wordllama=True))
     assert not (tmp_path / "v.parquet").exists()
 
@@ -251,13 +251,13 @@ def test_wordllama_gives_the_mean_of_word_vectors(data, items, tmp_path):
     ("encoder", "told"),
     [
         (["--text", "nowhere"], "nowhere does not exist"),
-        (["--text", "VIT"], "no encoder of texts: it has no tokenizer"),
-        (["--text", "BROKEN"], "vit_with_tokenizer: no encoder of texts ("),
-        (["--image", "BERT"], "no encoder of images ("),
-        (["--image", "EMPTY"], "no model that transformers reads ("),
-        (["--image", "VIT", "--wordllama", "True"], "2 encoders are named; one of --text MODEL, "),
-        ([], "0 encoders are named; one of --text MODEL, "),
-        (["--wordllama", "True", "--run-text", "True"], "run_text is of a run: name its folder with --run"),
+        (["--text", "VIT"], "not an encoder of texts, because it has no tokenizer"),
+        (["--text", "BROKEN"], "vit_with_tokenizer: not an encoder of texts ("),
+        (["--image", "BERT"], "not an encoder of images ("),
+        (["--image", "EMPTY"], "transformers cannot read this model ("),
+        (["--image", "VIT", "--wordllama", "True"], "2 encoders are given; give exactly one of --text MODEL, "),
+        ([], "0 encoders are given; give exactly one of --text MODEL, "),
+        (["--wordllama", "True", "--run-text", "True"], "run_text needs a run; give its folder with --run"),
         (["--run", "nowhere"], "is nowhere the folder of a run?"),
         (["--text", "BERT", "--data.source", "movielens_1m"], "run `unimp prepare movielens_1m"),
     ],
@@ -284,7 +284,7 @@ def test_a_pooler_that_was_never_trained_is_refused(data, bert, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "bert" / name).write_bytes((bert / name).read_bytes())
     config = ItemEncoderConfig(text=str(tmp_path / "bert"), pooling="pooler")
-    with pytest.raises(WeightsError, match="no trained pooler; --pooling mean or cls is right"):
+    with pytest.raises(WeightsError, match="no trained pooler; use --pooling mean or cls"):
         write_item_features(tmp_path / "v.parquet", data, config)
 
 

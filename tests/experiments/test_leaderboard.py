@@ -15,9 +15,9 @@ import pytest
 from data_pipelines.errors import DataError
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.leaderboard import cells
-from experiments.leaderboard.board import Contested, Standing, read_board, write_board
+from experiments.leaderboard.board import BenchmarkResult, Standing, read_board, write_board
 from experiments.leaderboard.board import standing as standing_of
-from experiments.leaderboard.cells import CONTESTS, Contest, LeaderboardConfig, experiment_of, run_cell
+from experiments.leaderboard.cells import BENCHMARKS, Benchmark, LeaderboardConfig, experiment_of, run_cell
 from experiments.leaderboard.command import leaderboard_command
 from experiments.leaderboard.page import page
 from experiments.report.compare import paired_values
@@ -43,7 +43,7 @@ def test_verdicts_know_which_way_is_better_and_what_chance_is() -> None:
 
 def test_losses_come_first_and_the_best_of_a_column_is_bold_whoever_has_it() -> None:
     found = [standing("search", 0.6, 0.5, 0.01), standing("rating", 1.0, 0.9, 0.01, larger=False)]
-    text = page({"D": Contested((0,), (10.0,), tuple(found))})
+    text = page({"D": BenchmarkResult((0,), (10.0,), tuple(found))})
     assert "**1 won, 0 level, 1 lost.**" in text
     assert text.index("| lost | D | rating") < text.index("| won | D | search")
     assert "| R | **0.9000 [0.8900, 0.9100]** |" in text
@@ -54,20 +54,20 @@ def test_losses_come_first_and_the_best_of_a_column_is_bold_whoever_has_it() -> 
 def test_a_saved_board_is_read_back_and_another_file_is_refused(tmp_path: Path) -> None:
     lost = standing("rating", 1.0, 0.9, 0.01, larger=False)
     unbounded = dataclasses.replace(lost, ours=(Row("UniMP", {"RMSE": Interval(1.0, math.nan, math.nan)}),))
-    board = {"D": Contested((0, 2), (10.0, 11.0), (lost,))}
+    board = {"D": BenchmarkResult((0, 2), (10.0, 11.0), (lost,))}
     write_board(tmp_path / "board.json", board)
     assert read_board(tmp_path / "board.json") == board
     assert '"verdict": "lost"' in (tmp_path / "board.json").read_text(encoding="utf-8")
-    write_board(tmp_path / "board.json", {"D": Contested((0,), (10.0,), (unbounded,))})
+    write_board(tmp_path / "board.json", {"D": BenchmarkResult((0,), (10.0,), (unbounded,))})
     assert "[nan, nan]" in page(read_board(tmp_path / "board.json"))
     assert read_board(tmp_path / "none.json") == {}
     (tmp_path / "other.json").write_text('{"standings": [1]}')
-    with pytest.raises(DataError, match="no leaderboard"):
+    with pytest.raises(DataError, match="is not a leaderboard"):
         read_board(tmp_path / "other.json")
 
 
 def test_a_cell_is_its_preset_on_its_data_with_its_seed(tmp_path: Path) -> None:
-    config = experiment_of(CONTESTS["sports"], 2, tmp_path)
+    config = experiment_of(BENCHMARKS["sports"], 2, tmp_path)
     assert (config.data.source, config.data.folder, config.seed) == ("sports", tmp_path, 2)
 
 
@@ -79,7 +79,7 @@ def test_an_evaluated_cell_is_not_run_again(tmp_path: Path, monkeypatch: pytest.
         raise AssertionError("it is trained again")
 
     monkeypatch.setattr(cells, "train_run", refuse)
-    assert not run_cell(tmp_path, CONTESTS["beauty"], 0, tmp_path)
+    assert not run_cell(tmp_path, BENCHMARKS["beauty"], 0, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_a_rival_that_one_seed_lacks_is_not_compared(task: str, columns: tuple[s
 
 def test_unknown_data_sets_equal_seeds_and_nothing_to_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="movielens-small"):
-        LeaderboardConfig(contests=("movielens",))
-    with pytest.raises(ValueError, match="all different"):
+        LeaderboardConfig(benchmarks=("movielens",))
+    with pytest.raises(ValueError, match="give one or more different seeds"):
         LeaderboardConfig(seeds=(1, 1))
     with pytest.raises(DataError, match="no evaluated run"):
         leaderboard_command(tmp_path, LeaderboardConfig(), tmp_path / "L.md", read_only=True)
@@ -113,7 +113,7 @@ def test_cells_are_trained_evaluated_and_shown_beside_every_rival(
 ) -> None:
     prepared = experiment(prepare_source(tmp_path / "prepared"), steps=4)
     monkeypatch.setitem(
-        CONTESTS, "beauty", Contest("A few films", prepared.data.source, "beauty", SASRecConfig(seconds=2.0))
+        BENCHMARKS, "beauty", Benchmark("A few films", prepared.data.source, "beauty", SASRecConfig(seconds=2.0))
     )
     monkeypatch.setitem(cells.PRESETS, "beauty", prepared)
     config = LeaderboardConfig(("beauty",), (0, 1), prepared.data.folder)

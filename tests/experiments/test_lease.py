@@ -44,7 +44,10 @@ def other(server, folder):
 
 def test_a_second_training_is_refused_and_told_of_the_first(folder, other, monkeypatch, capsys):
     monkeypatch.setattr(lock, "PATIENCE", 1)
-    with pytest.raises(DataError, match=f"is trained in by process {other.pid} on .*; end that one"), alone_in(folder):
+    with (
+        pytest.raises(DataError, match=rf"is in use by another training \(process {other.pid} on .*; stop it"),
+        alone_in(folder),
+    ):
         pass
     assert capsys.readouterr().out.count("waiting up to 1 s") == 1
 
@@ -54,7 +57,7 @@ def test_one_that_was_killed_on_this_host_is_followed_at_once(folder, other, cap
     other.wait()
     with alone_in(folder):
         assert read(folder / "training.lock")["pid"] == os.getpid()
-    assert f"left behind by process {other.pid} on " in capsys.readouterr().out
+    assert f"the lease of process {other.pid} on " in capsys.readouterr().out
     assert not (folder / "training.lock").exists()
 
 
@@ -82,7 +85,7 @@ def test_who_has_lost_it_ends_at_once(folder, other):
     path.write_bytes(lease.signed("another"))
     said = other.communicate(timeout=30)[1]
     assert other.returncode == 2
-    assert f"training.lock was taken by process {os.getpid()} on" in said
+    assert f"training.lock was taken over by process {os.getpid()} on" in said
     assert read(path)["token"] == "another"
 
 

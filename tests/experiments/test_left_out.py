@@ -113,7 +113,7 @@ def test_why_users_are_left_out_is_counted_in_the_refusal():
 def test_an_even_sample_is_asked_and_reported(untested):
     some = evaluation_queries(untested, "validation", "recommendation", users=2)
     assert [query.user for query in some.queries] == [0, 2]
-    assert some.note == " An even sample of 2 of 4 users."
+    assert some.note == " An evenly spaced sample of 2 of 4 users."
     assert evaluation_queries(untested, "validation", "recommendation").note == ""
     assert EvaluationQueries(some.queries, {"who met everything": 1, "without categories": 1200}, 2).note == (
         " Left out: 1 user who met everything, 1,200 users without categories."
@@ -130,7 +130,7 @@ def test_the_card_of_an_export_shows_a_question_where_there_is_one(untested, tmp
     nobody = data_of(corpus_of(met("train", "train")))
     empty = card(tmp_path, "model", nobody, facts, dataclasses.replace(config, format="open_flamingo"))
     assert "A prompt, `<image>`" not in empty
-    assert "nobody in the data is held out" in card(tmp_path, "model", nobody, facts, config)
+    assert "the data has no held-out user" in card(tmp_path, "model", nobody, facts, config)
 
 
 TINY = {
@@ -159,7 +159,7 @@ def test_baselines_rank_in_every_tiny_source_or_say_why_not(name):
     learnt = name not in ("one interaction each to train on", "nothing to train on")
     assert [ranker.name for ranker in rankers] == ["Popularity", "Markov", "item-kNN", *["SASRec"] * learnt]
     assert left_out == (
-        {} if learnt else {"SASRec": "no user has two interactions to train on: there is no transition to learn"}
+        {} if learnt else {"SASRec": "no user has two training interactions, so there are no transitions to learn"}
     )
     asked = len(corpus.held_out(2)[0])
     assert asked
@@ -209,7 +209,7 @@ def test_explanations_stand_alone_where_nobody_wrote_in_training(training, model
     wrote = np.array([bool(text) for text in texts])
     outcome = explain(corpus, users, corpus.targets(users, positions), wrote, texts, ["good"] * 3)["explanation"]
     assert list(outcome.metrics) == models
-    assert "Left out: 1 who wrote nothing." in outcome.note
+    assert "Left out: 1 users who wrote no explanation." in outcome.note
     assert tabulate("explanation", outcome, 0).users == 2
     if training:
         assert NearestExplanation(corpus).explain(users[:1], np.array([0])) == [training]
@@ -278,7 +278,7 @@ def test_the_pages_show_a_single_user_and_what_was_left_out(prepared, tmp_path, 
 
 def test_another_split_that_was_evaluated_is_named(prepared, tmp_path):
     folder = write_evaluated(tmp_path / "run", experiment(prepared), 2, split="validation")
-    with pytest.raises(DataError, match=r"test\.json does not exist: .* or name another --split: validation$"):
+    with pytest.raises(DataError, match=r"test\.json does not exist: .* or choose another --split: validation$"):
         write_report([folder])
     assert write_report([folder], split="validation").exists()
 

@@ -34,12 +34,12 @@ def test_a_second_training_is_refused_and_told_of_the_first(tmp_path, other, mon
     monkeypatch.setattr(lock, "PATIENCE", 1)
     before = len(os.listdir("/proc/self/fd"))
     with (
-        pytest.raises(DataError, match=f"is trained in by process {other.pid} on .*; end that one first"),
+        pytest.raises(DataError, match=rf"is in use by another training \(process {other.pid} on .*; stop it first"),
         alone_in(tmp_path),
     ):
         pass
     assert len(os.listdir("/proc/self/fd")) == before
-    assert capsys.readouterr().out.count("waiting up to 1 s for its end") == 1
+    assert capsys.readouterr().out.count("waiting up to 1 s for it to end") == 1
 
 
 def test_one_that_was_killed_is_waited_for_and_followed(tmp_path, other):
@@ -61,8 +61,8 @@ def test_where_there_are_no_locks_training_goes_on_and_says_so(tmp_path, monkeyp
     monkeypatch.setattr(fcntl, "flock", none)
     with alone_in(tmp_path):
         assert "No locks available" in (told := capsys.readouterr().out)
-        assert f"nobody watches that {tmp_path} is trained in once" in told
-    with pytest.raises(ValueError, match="name a --folder"), locked(tmp_path / "lock"):
+        assert f"nothing prevents a second training in {tmp_path}" in told
+    with pytest.raises(ValueError, match="choose a --folder"), locked(tmp_path / "lock"):
         pass
 
 

@@ -100,7 +100,7 @@ def test_a_host_of_tpus_has_rows_that_are_no_neighbours():
         (
             "fsdp=64",
             2,
-            "slice=1 is not a multiple of the 2 slices there are.*make mesh.slice 2.* 32 devices of a slice",
+            "slice=1 is not a multiple of the 2 slices, between.*set mesh.slice 2.* 32 devices of a slice",
         ),
         ("fsdp=16", 1, "fsdp=16 does not make 32 devices"),
     ],
@@ -112,7 +112,7 @@ def test_tpus_that_a_mesh_does_not_fit_are_reported(mesh, count, says):
 
 @needs_libtpu
 def test_what_jax_cannot_lay_out_ends_in_one_line():
-    with pytest.raises(ValueError, match=r"JAX cannot lay out 12 TPUs as 1 x 1 x 12 x 1 x 1 \(.*\); choose") as told:
+    with pytest.raises(ValueError, match=r"JAX cannot arrange 12 TPUs as 1 x 1 x 12 x 1 x 1 \(.*\); choose") as told:
         make_mesh(MeshConfig(fsdp=12), devices(Slices("v5p-64"))[:12])
     assert "\n" not in str(told.value)
 

@@ -136,7 +136,7 @@ def test_new_tokens_stand_behind_all_others():
     assert after.items[:, 0].tolist() == [*before.items[:, 0].tolist(), before.size, before.size + 1]
     assert after.image_codes.has_codes.tolist() == [*before.image_codes.has_codes.tolist(), False, False]
     assert after.decode(after.items[-1]) == "item_y"
-    with pytest.raises(DataError, match=r"names items by several codes .* a run with a token for each item"):
+    with pytest.raises(DataError, match=r"names items by several codes .* use a run with one token per item"):
         semantic_vocabulary(corpus).with_items(["x"])
 
 
@@ -144,17 +144,17 @@ def test_new_tokens_stand_behind_all_others():
     ("content", "says"),
     [
         ('{"title": "x"}', "line 1: field 'item_id' is missing"),
-        ('{"item_id": "i3"}', "line 1: item 'i3' is in the catalogue, or in this file, already"),
-        ('{"item_id": "x"}\n\n{"item_id": "x"}', "line 3: item 'x' is in the catalogue, or in this file, already"),
+        ('{"item_id": "i3"}', "line 1: item 'i3' is already in the catalogue or in this file"),
+        ('{"item_id": "x"}\n\n{"item_id": "x"}', "line 3: item 'x' is already in the catalogue or in this file"),
         ('{"item_id": "x", "name": "y"}', "line 1: there is no field 'name'"),
         ('{"item_id": "x", "attributes": {"Genre": "y"}}', "line 1: no attribute 'Genre' .* did you mean 'Genres'"),
-        ('{"item_id": "x", "attributes": {"Genres": 3}}', "line 1: attribute 'Genres' is 3; it must be a text"),
+        ('{"item_id": "x", "attributes": {"Genres": 3}}', "line 1: attribute 'Genres' is 3; it must be a string"),
         ('{"item_id": "x", "categories": "y"}', "line 1: field 'categories' is"),
         ('{"item_id": "x", "image": "none.png"}', "line 1: image 'none.png' cannot be read .No such file"),
         ('{"item_id": "x", "image": "items.jsonl"}', "line 1: image 'items.jsonl' cannot be read"),
-        ("[1]", "line 1: a list where an object should be"),
+        ("[1]", "line 1: a list instead of an object"),
         ('{"item_id": ', "line 1: not JSON"),
-        ("", "is empty; one item or more is needed"),
+        ("", "is empty; at least one item is needed"),
     ],
 )  # fmt: skip
 def test_bad_files_are_refused_by_line_and_field(tmp_path, content, says):
@@ -174,7 +174,7 @@ def test_exports_free_rows_and_other_features_are_refused(places, tmp_path):
     run, file = places
     export_run(run, tmp_path / "exported", ExportConfig())
     with pytest.raises(
-        DataError, match=r"exported is an export, .* --new-items is for the folder of a run with content"
+        DataError, match=r"exported is an export, .* --new-items needs the folder of a run with content"
     ):
         ask(tmp_path / "exported", ["1"], new_items=file)
     vectors = np.random.default_rng(1).normal(size=(31, 6)).astype(np.float32)

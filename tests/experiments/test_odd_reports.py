@@ -57,7 +57,7 @@ def test_items_of_other_data_are_not_shown(base, records, fewer_items, tmp_path,
     with pytest.raises(DataError, match=f"^the data is not what .*{said}"):
         write_report([run])
     page = write_report([run], out=tmp_path / "out").read_text(encoding="utf-8")
-    assert "No user is shown: the data is not what" in page
+    assert "No users are shown: the data is not what" in page
 
 
 def test_runs_with_damaged_answers_are_listed(base, records, tmp_path):
@@ -68,7 +68,7 @@ def test_runs_with_damaged_answers_are_listed(base, records, tmp_path):
     pq.write_table(pa.table({"codes": [1]}), runs["else"] / "evaluation" / "test-selection.parquet")
     (groups,), left_out = read_groups([tmp_path], "test")
     assert [run.folder.name for group in groups for run in group.runs] == ["whole"]
-    reason = "test-selection.parquet is not there, or damaged: run `unimp evaluate` on this run again"
+    reason = "test-selection.parquet is missing or damaged; run `unimp evaluate` on this run again"
     assert [(Path(one.name).name, one.reason) for one in left_out] == [("cut", reason), ("else", reason)]
 
 

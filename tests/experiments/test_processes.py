@@ -264,7 +264,7 @@ def test_processes_that_a_launcher_started_and_jax_does_not_find_are_reported(mo
 
 def test_a_taken_port_ends_in_one_line(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", fails(RuntimeError("UNKNOWN: Failed to start\n RPC server")))
-    with pytest.raises(ValueError, match=r"not be joined at localhost:1 \(UNKNOWN: Failed to start\).*port free"):
+    with pytest.raises(ValueError, match=r"not be joined at localhost:1 \(UNKNOWN: Failed to start\).*port is free"):
         join(ProcessesConfig("localhost:1", 2, 0))
 
 
@@ -284,7 +284,7 @@ def fails(error):
 def test_devices_of_others_without_a_way_to_end_together_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     with pytest.raises(
-        ValueError, match=r"devices of 4 processes are visible, but jax.distributed .* would save nothing"
+        ValueError, match=r"devices of 4 processes are visible, but jax.distributed .* would not save a checkpoint"
     ):
         join(ProcessesConfig(together=False))
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
@@ -296,7 +296,9 @@ def test_processes_that_never_meet_end_in_one_line():
     program = "from unimp_jax.processes import *; join(ProcessesConfig('localhost:9', 2, 1, wait_seconds=1))"
     ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 2
-    assert ran.stderr.startswith("unimp: processes: after 1 s not all of them have met at localhost:9; check that all")
+    assert ran.stderr.startswith(
+        "unimp: processes: after 1 s not all of them are connected to localhost:9; check that all"
+    )
     assert ran.stderr.count("\n") == 1
 
 
@@ -379,9 +381,9 @@ def test_no_process_waits_for_one_that_failed():
 
 
 def test_half_an_address_is_refused():
-    with pytest.raises(ValueError, match="coordinator, count and index go together"):
+    with pytest.raises(ValueError, match="give coordinator, count and index together"):
         ProcessesConfig(coordinator="localhost:1")
-    with pytest.raises(ValueError, match="index 2 is not below count 2"):
+    with pytest.raises(ValueError, match="index 2 must be at least 0 and below count 2"):
         ProcessesConfig(coordinator="localhost:1", count=2, index=2)
-    with pytest.raises(ValueError, match="'node0' is not HOST:PORT, as node0:1234"):
+    with pytest.raises(ValueError, match="'node0' must be HOST:PORT, such as node0:1234"):
         ProcessesConfig(coordinator="node0", count=2, index=1)

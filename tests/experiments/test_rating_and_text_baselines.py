@@ -89,7 +89,7 @@ def test_the_default_stands_where_there_is_nothing_to_choose_by(corpus: Corpus) 
 
 
 def test_factorisation_refuses_what_has_no_answer(corpus: Corpus) -> None:
-    with pytest.raises(ValueError, match="at least 0 and at least 1 are right"):
+    with pytest.raises(ValueError, match=r"rank .* must be at least 0 and sweeps .* at least 1"):
         FactorisationConfig(rank=-1)
     with pytest.raises(ValueError, match="ridges must be above 0"):
         FactorisationConfig(factor_ridge=0)

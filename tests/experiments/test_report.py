@@ -104,7 +104,7 @@ def test_seeds_of_an_ablation_are_a_group_and_nothing_is_dropped_in_silence(swee
         "slow-0": "unfinished: step 4 of 12",
         "done-0": "trained, not evaluated on test",
         "failed-0": "failed: exit status 1; no room on the device",
-        "never-0": "not begun",
+        "never-0": "not started",
     }
 
 
@@ -139,7 +139,7 @@ def test_sources_are_kept_apart(base, records, sweep, tmp_path):
     text = write_report([sweep / "base-0", tmp_path / "other"], out=tmp_path / "both").read_text(encoding="utf-8")
     assert "<h2>movielens_small</h2>" in text
     assert "<h2>elsewhere</h2>" in text
-    assert "No user is shown: " in text
+    assert "No users are shown: " in text
     assert "unimp prepare elsewhere" in text
 
 
@@ -363,13 +363,13 @@ def test_one_run_keeps_the_page_of_one_run(sweep):
 def test_mistakes_are_reported(base, sweep, tmp_path):
     with pytest.raises(DataError, match=r"is .*nowhere the folder of a run\?"):
         write_report([tmp_path / "nowhere", sweep])
-    with pytest.raises(DataError, match="name the folder"):
+    with pytest.raises(DataError, match="give the folder"):
         write_report([])
     begin_run(tmp_path / "young", base, steps=2)
-    with pytest.raises(DataError, match=r"none of 1 runs is evaluated on test.*young: unfinished: step 2 of 12"):
+    with pytest.raises(DataError, match=r"none of the 1 runs is evaluated on test.*young: unfinished: step 2 of 12"):
         write_report([tmp_path])
     (tmp_path / "sweep.json").write_text("{}")
-    with pytest.raises(DataError, match=r"sweep\.json lists no cells"):
+    with pytest.raises(DataError, match=r"sweep\.json does not list cells"):
         write_report([tmp_path])
 
 

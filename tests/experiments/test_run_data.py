@@ -76,7 +76,7 @@ def test_it_is_not_examined_on_other_data(run, fewer_users, tmp_path):
 def test_other_users_can_ask_it_about_the_same_items(run, fewer_users, reordered_items):
     opened, _ = open_to_ask(run, "latest", records=fewer_users, mesh=MeshConfig(data=-1))
     assert opened.corpus.num_users == 37
-    with pytest.raises(DataError, match=r"not what this run was trained on .*: 30 items, now others; prepare"):
+    with pytest.raises(DataError, match=r"not what this run was trained on .*: 30 items with other values; prepare"):
         open_to_ask(run, "latest", records=reordered_items, mesh=MeshConfig(data=-1))
 
 
@@ -95,10 +95,13 @@ def test_another_configuration_is_reported_before_other_data(run, fewer_users):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"row_shape": RowShape(128, 2, 64)}, r"a selection question does not fit: row_shape.images 2, 3 is the least"),
+        (
+            {"row_shape": RowShape(128, 2, 64)},
+            r"a selection question does not fit: row_shape.images is 2 and must be at least 3",
+        ),
         (
             {"queries": QueryConfig({"recommendation": 0, "search": 0, "rating": 0, "selection": 0})},
-            "weights must be 0 or more, and one above 0",
+            "weights must be 0 or more, and at least one above 0",
         ),
     ],
 )
@@ -109,7 +112,7 @@ def test_what_cannot_be_trained_on_is_found_before_the_run_is_made(data, tmp_pat
 
 
 def test_rows_that_the_devices_do_not_divide_are_refused_before_the_run_is_made(data, tmp_path):
-    with pytest.raises(ValueError, match="9 rows a batch are not a multiple of 8"):
+    with pytest.raises(ValueError, match="a batch of 9 rows is not a multiple of 8"):
         train_run(experiment(data, loader=LoaderConfig(batch_size=9, block_examples=64)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -129,6 +132,7 @@ def test_what_is_left_out_is_reported_once_at_the_start(tmp_path):
     config = dataclasses.replace(config, row_shape=RowShape(40, 8, 64))
     opened, _ = open_run(config, tmp_path / "run")
     assert opened.check_training()[:2] == [
-        "search is left out: no item has categories; --queries.mix.search 0 says so",
-        "selection is left out: it takes 3 items, and the catalogue has 2; --queries.mix.selection 0 says so",
+        "search is left out: no item has categories; --queries.mix.search 0 leaves it out without this notice",
+        "selection is left out: it needs 3 items, but the catalogue has 2; --queries.mix.selection 0 leaves it out "
+        "without this notice",
     ]

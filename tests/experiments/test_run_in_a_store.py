@@ -90,7 +90,7 @@ def test_it_trains_what_one_on_the_disk_trains_though_the_store_fails(server, st
     assert outcome(run, tmp_path / "failed") == undisturbed
     run = make_path(f"{STORE}/stopped")
     server.fault = lambda method, path: 403 if method == "PUT" and "/8/state/" in path else None
-    with pytest.raises(CheckpointError, match="the last whole one is step 6"):
+    with pytest.raises(CheckpointError, match="the last complete checkpoint is of step 6"):
         train_run(experiment(stored, steps=STEPS), run)
     server.fault = lambda *_: None
     train_run(experiment(stored, steps=STEPS), run)

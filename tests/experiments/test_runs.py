@@ -144,7 +144,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(data, tmp_pa
     train_run(experiment(data, steps=STEPS), damaged)
     told = capsys.readouterr().err
     assert f"step {STEPS} cannot be read" in told
-    assert f"going on from step {STEPS - 2} instead" in told
+    assert f"continuing from step {STEPS - 2} instead" in told
     assert [folder.name for folder in (damaged / "damaged").iterdir()] == [f"{STEPS}.1"]
     assert outcome(damaged) == undisturbed
 
@@ -204,7 +204,10 @@ def test_a_run_of_another_configuration_is_refused(data, opened):
 
 def test_a_run_that_trains_just_now_is_refused(data, opened, monkeypatch):
     monkeypatch.setattr(lock, "PATIENCE", 0)
-    with lock.alone_in(opened), pytest.raises(DataError, match=f"{opened} is trained in by process {os.getpid()} on"):
+    with (
+        lock.alone_in(opened),
+        pytest.raises(DataError, match=rf"{opened} is in use by another training \(process {os.getpid()} on"),
+    ):
         train_run(experiment(data), opened)
 
 
@@ -217,7 +220,7 @@ def test_threads_and_mesh_may_change(data, run):
 def test_rows_that_the_mesh_does_not_divide_are_refused_before_the_run_is_made(data, tmp_path):
     """Else the same command with other rows would be told that the folder holds another run."""
     config = experiment(data)
-    with pytest.raises(ValueError, match="6 rows a batch are not a multiple of 8"):
+    with pytest.raises(ValueError, match="a batch of 6 rows is not a multiple of 8"):
         train_run(
             dataclasses.replace(config, loader=dataclasses.replace(config.loader, batch_size=6)), tmp_path / "run"
         )
@@ -238,7 +241,7 @@ def test_a_full_disk_while_saving_is_reported_and_the_last_checkpoint_stays(data
     )
     assert done.returncode != 0
     assert "CheckpointError" in done.stderr
-    assert "the last whole one is step 2" in done.stderr
+    assert "the last complete checkpoint is of step 2" in done.stderr
     train_run(experiment(data, steps=6), folder)
     assert (folder / "checkpoints" / "6").is_dir()
 
@@ -284,7 +287,7 @@ def test_evaluation_and_report(data, run):
     assert "data:image/jpeg;base64," in page
     assert "http:" not in page
     assert "https:" not in page
-    assert "Training cross entropy, recommendation, nats a token" in page
+    assert "Training cross entropy, recommendation, nats per token" in page
     assert not list(run.glob("*.partial"))
 
 
@@ -302,6 +305,6 @@ def test_without_validation_users_a_run_trains_and_its_latest_checkpoint_is_the_
     prepare("movielens_1m", tmp_path / "data", tmp_path / "source")
     config = experiment(tmp_path / "data", steps=4)
     train_run(dataclasses.replace(config, data=DataConfig("movielens_1m", tmp_path / "data")), tmp_path / "run")
-    assert "no validation interactions: nothing is validated" in capsys.readouterr().out
+    assert "there are no validation interactions, so nothing is validated" in capsys.readouterr().out
     with Checkpoints(tmp_path / "run" / "checkpoints", CheckpointConfig(), reads_only=True) as checkpoints:
         assert checkpoints.best() == checkpoints.latest() == 4

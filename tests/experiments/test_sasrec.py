@@ -88,7 +88,7 @@ def test_full_softmax_is_the_plain_cross_entropy_with_its_gradients() -> None:
     np.testing.assert_allclose(loss, right, rtol=1e-5)
     for one, other in zip(gradients, right_gradients, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="700 positions are no multiple of 512"):
+    with pytest.raises(ValueError, match="700 positions are not a multiple of 512"):
         full_softmax(hidden[:700], items, targets[:700])
 
 

@@ -236,7 +236,7 @@ def test_a_mesh_of_devices_finds_what_one_does():
 
 
 def test_more_items_than_beams_are_refused():
-    with pytest.raises(ValueError, match="4 beams do not find the 10 best"):
+    with pytest.raises(ValueError, match="4 beams cannot find the 10 best"):
         search(3, k=10, beams=4)
 
 

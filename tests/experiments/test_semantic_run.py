@@ -103,13 +103,13 @@ def test_an_autoencoder_names_all_items_too(run, item_ids, tmp_path):
 
 
 def test_mistakes_are_reported_and_nothing_is_written(run, tmp_path):
-    with pytest.raises(ValueError, match="neither is left"):
+    with pytest.raises(ValueError, match="neither is requested or available"):
         make_item_ids(run, tmp_path / "ids", ItemIdsConfig(images=False, text=False))
     with pytest.raises(DataError, match="is a folder; name a file"):
         make_item_ids(run, tmp_path, ItemIdsConfig(ids=FEW))
     with pytest.raises(DataError, match="the folder of a run"):
         make_item_ids(tmp_path / "nowhere", tmp_path / "ids", ItemIdsConfig(ids=FEW))
-    with pytest.raises(ValueError, match="make 8 ids"):
+    with pytest.raises(ValueError, match="more than the 8 ids"):
         make_item_ids(run, tmp_path / "ids", ItemIdsConfig(ids=dataclasses.replace(FEW, levels=1, codes=2, last=4)))
     assert not list(tmp_path.iterdir())
 

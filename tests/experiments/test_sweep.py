@@ -122,7 +122,7 @@ def test_a_cell_of_another_configuration_is_not_done(tmp_path):
     [
         ("echo so it goes; exit 3", "exit status 3"),
         ("echo so it goes; kill -9 $$", "ended by SIGKILL"),
-        ("echo so it goes", "ended early: there is not there"),
+        ("echo so it goes", "ended early: there is missing"),
     ],
 )
 def test_a_failure_is_recorded_with_the_end_of_the_log(tmp_path, line, reason):
@@ -254,7 +254,7 @@ def test_a_job_that_dies_is_a_failure_that_says_where_its_log_is(tmp_path, monke
     cell(tmp_path / "a", "kill -9 $PPID")
     (result,) = run_cells({"a": []}, local(tmp_path))
     assert result.state == "failed"
-    assert result.text.startswith(f"its job ended early: see {tmp_path / 'local'}")
+    assert result.text.startswith(f"its job ended early; see {tmp_path / 'local'}")
 
 
 @pytest.mark.parametrize(("send", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)])
@@ -285,9 +285,9 @@ def test_each_process_has_devices_of_its_own(monkeypatch):
     monkeypatch.setenv("TPU_VISIBLE_CHIPS", "0,1,2,3")
     assert [share.environment["TPU_VISIBLE_CHIPS"] for share in shares(4, "tpu")] == list("0123")
     monkeypatch.setenv("TPU_VISIBLE_CHIPS", "0,1,2")
-    with pytest.raises(ValueError, match="cannot have 3 TPU chips"):
+    with pytest.raises(ValueError, match="cannot use 3 TPU chips"):
         shares(1, "tpu")
-    with pytest.raises(ValueError, match="1 to 4 can run at once"):
+    with pytest.raises(ValueError, match="1 to 4 jobs can run at once"):
         shares(5, "gpu")
 
 
@@ -379,7 +379,7 @@ def test_a_cell_is_submitted_to_slurm_and_stays_there(tmp_path, monkeypatch):
     cell(tmp_path / "s" / "a", WORK.format(seconds=0))
     threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
     (result,) = run_cells({"a": []}, runner)
-    assert (result.state, result.text) == ("ended", "for this sweep; its job stays in the queue")
+    assert (result.state, result.text) == ("ended", "for this sweep; its job remains in the queue")
     assert runner.stopping.is_set()
     script = (tmp_path / "script").read_text().splitlines()
     expected = ["time=30", "partition=big", "gpus-per-node=2", "job-name=unimp-s", "signal=USR2@90"]

@@ -121,7 +121,7 @@ def test_a_search_by_the_real_command(data, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     output = finish(data, *words, "2", *more)
-    assert "2 trials, 2 of them to their end" in output
+    assert "2 trials, 2 of them complete" in output
     assert "the best: unimp train tiny" in output
     assert commands(folder / "trial-0000") == ["train"]
     assert all((folder / f"trial-000{number}" / "done.json").exists() for number in (0, 1))

@@ -136,7 +136,7 @@ def test_a_trial_that_was_killed_while_it_was_proposed_fails(tmp_path):
     search(tmp_path, AtOnce(), 1).study.ask()
     found = search(tmp_path, AtOnce(), 3)
     assert states(found) == ["COMPLETE", "FAIL", "COMPLETE"]
-    assert "killed while it was proposed" in found.results[0].text
+    assert "killed while it proposed this trial" in found.results[0].text
 
 
 def test_trials_that_fail_are_reported_and_others_go_on(tmp_path):
@@ -178,14 +178,14 @@ def test_choices_that_do_not_go_together_fail_alone(tmp_path):
 
 def test_another_search_in_the_folder_is_refused(tmp_path):
     search(tmp_path, AtOnce(), 1)
-    with pytest.raises(ValueError, match="holds a search with base tiny, not tiny --seed 1"):
+    with pytest.raises(ValueError, match="contains a search with base tiny, not tiny --seed 1"):
         search(tmp_path, AtOnce(), base=dataclasses.replace(TINY, seed=1))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("optimizer.learning_rate", "is not of the form"),
+        ("optimizer.learning_rate", "must have the form"),
         ("optimizer.learning_rate=log:0,1", "`low > 0`"),
         ("optimizer.learning_rate=float:2,1", "the lower one first"),
         ("tasks.full_items=int:1,2,3", "two numbers"),

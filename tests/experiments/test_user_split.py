@@ -50,7 +50,7 @@ def test_a_tenth_is_asked_at_the_end_and_a_tenth_validated(lengths: list[int], s
     whole = build_corpus([Item("i", "Item")], users)
     able = sum(length >= 2 for length in lengths)
     if able < 10:
-        with pytest.raises(DataError, match="a split by users needs ten"):
+        with pytest.raises(DataError, match="a split by users needs at least ten"):
             split_by_users(whole, seed)
         return
     corpus = split_by_users(whole, seed)

@@ -172,7 +172,7 @@ def test_what_is_measured_is_written_where_it_can_be(data, run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError):
         evaluate_vqgan(run, out=tmp_path / "file")
-    with pytest.raises(DataError, match=r"nowhere does not exist: it should be the folder of a VQGAN"):
+    with pytest.raises(DataError, match=r"nowhere does not exist; it must be the folder of a VQGAN"):
         write_codes(tmp_path / "nowhere", tmp_path / "codes.parquet")
 
 
@@ -227,11 +227,11 @@ def test_a_run_begins_with_another_vqgan(data, run, tmp_path):
 
 def test_what_cannot_be_trained_is_refused(data, run, tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "PATIENCE", 0)
-    with lock.alone_in(run), pytest.raises(DataError, match="is trained in by process"):
+    with lock.alone_in(run), pytest.raises(DataError, match=r"is in use by another training \(process"):
         train_vqgan_run(experiment(data), run)
     with pytest.raises(DataError, match=r"another configuration \(batch: 8, now 16\)"):
         train_vqgan_run(experiment(data, batch_size=16), run)
-    with pytest.raises(ValueError, match="3 rows a batch"):
+    with pytest.raises(ValueError, match="a batch of 3 rows"):
         train_vqgan_run(experiment(data, batch_size=3), tmp_path / "three")
     assert not (tmp_path / "three").exists(), "where the batch could not be changed any more"
     with pytest.raises(DataError, match="no prepared source"):
@@ -239,11 +239,11 @@ def test_what_cannot_be_trained_is_refused(data, run, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="batch 8 must be at least 1, seed -1 at least 0"):
         experiment(data, seed=-1)
     assert [*tmp_path.iterdir()] == [], "else the right command would find a run of another configuration"
-    with pytest.raises(DataError, match="run holds the run of a VQGAN; name another folder"):
+    with pytest.raises(DataError, match="run contains the run of a VQGAN; name another folder"):
         train_run(tiny_run.experiment(data), run)
     (tmp_path / "killed").mkdir()
     save_config(experiment(data), tmp_path / "killed" / FILE)
-    with pytest.raises(DataError, match="no whole checkpoint"):
+    with pytest.raises(DataError, match="no complete checkpoint"):
         open_vqgan(tmp_path / "killed")
     with pytest.raises(ValueError, match=r"after 8 must be below loop\.steps 8"):
         experiment(data, quantiser=QuantiserConfig(after=8))

@@ -62,7 +62,7 @@ def test_the_right_ones_stay_and_come_back(folder):
 def test_one_of_which_an_object_cannot_be_written_is_none(server, folder, name):
     save(folder, {1: 0.5})
     server.fault = lambda method, path: 403 if method in ("PUT", "POST") and path.endswith(name) else None
-    with pytest.raises(CheckpointError, match=r"could not be written .* the last whole one is step 1"):
+    with pytest.raises(CheckpointError, match=r"could not be written .* the last complete checkpoint is of step 1"):
         save(folder, {2: 0.7})
     server.fault = lambda *_: None
     assert (folder / "2").exists()
@@ -88,7 +88,7 @@ def test_a_damaged_one_is_set_aside(folder, capsys):
     for file in (folder / "2" / "state" / "d").glob("*"):
         file.unlink()
     assert restored(folder) == ([0.0, 1.0, 2.0, 3.0], {"at": 1})
-    assert "going on from step 1 instead" in capsys.readouterr().err
+    assert "continuing from step 1 instead" in capsys.readouterr().err
     assert [path.name for path in (folder.parent / "damaged").glob("*")] == ["2.1"]
     assert seen(folder) == (1, 1)
 

@@ -93,7 +93,7 @@ def test_of_a_catalogue_smaller_than_the_list_all_items_are_listed() -> None:
     scores = np.array([[0.0, 2.0, 1.0]], np.float32)
     assert np.asarray(top_items(scores, bitmap([[-1]], 3), 10)).tolist() == [[1, 2, 0]]
     assert np.asarray(top_items(scores, bitmap([[2]], 3), 10)).tolist() == [[1, 0, -1]]
-    with pytest.raises(ValueError, match="k is 0: one item or more"):
+    with pytest.raises(ValueError, match="k is 0 and must be at least 1"):
         top_items(scores, bitmap([[-1]], 3), 0)
 
 
@@ -125,7 +125,7 @@ def test_rating_metrics() -> None:
     assert bootstrap.metric(errors, RATING_METRICS["MAE"]).mean == pytest.approx(5 / 3)
     with pytest.raises(ValueError, match="not finite"):
         rating_errors(np.array([np.nan]), np.array([3.0]))
-    with pytest.raises(ValueError, match=r"\(1,\) predicted ratings for \(2,\)"):
+    with pytest.raises(ValueError, match=r"predicted ratings have shape \(1,\), actual ratings \(2,\)"):
         rating_errors(np.array([1.0]), np.array([3.0, 2.0]))
 
 

@@ -107,7 +107,7 @@ def test_influence_has_the_metric_as_mean_and_the_bootstraps_spread(metric):
 
 
 def test_influence_of_one_user_is_refused():
-    with pytest.raises(ValueError, match="two or more"):
+    with pytest.raises(ValueError, match="at least two are needed"):
         influence({"x": np.ones(1)}, lambda means: means["x"])
 
 

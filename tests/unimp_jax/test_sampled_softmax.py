@@ -86,7 +86,7 @@ def test_numbers_are_drawn_as_often_as_is_said(sampler):
 
 def test_a_model_without_new_tokens_has_none_to_draw():
     tables = EmbeddingTables(BASE, "float32", table(0, BASE), None, None, None)
-    with pytest.raises(ValueError, match="drawn of new tokens, and this model has none"):
+    with pytest.raises(ValueError, match="samples from the new tokens, but this model has none"):
         draw_sample(jax.random.key(0), ObjectiveConfig(sampled_tokens=3), tables)
     with pytest.raises(ValueError, match="sampled_tokens -1 must be 0 or more"):
         ObjectiveConfig(sampled_tokens=-1)

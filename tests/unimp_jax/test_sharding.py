@@ -97,7 +97,7 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused():
         make_mesh(MeshConfig(data=3))
     with pytest.raises(ValueError, match="data=-1 x fsdp=3 does not make 8 devices"):
         make_mesh(MeshConfig(data=-1, fsdp=3))
-    with pytest.raises(ValueError, match="one at most -1"):
+    with pytest.raises(ValueError, match="at most one may be -1"):
         MeshConfig(data=-1, fsdp=-1)
 
 
@@ -148,12 +148,12 @@ def test_every_process_loads_the_rows_that_its_devices_work_on(monkeypatch, mesh
 def test_tokens_that_context_does_not_divide_are_refused():
     mesh = make_mesh(MeshConfig(data=2, context=4))
     check_tokens(64, mesh)
-    with pytest.raises(ValueError, match=r"66 tokens a row are not a multiple of context=4; make row_shape.tokens 68"):
+    with pytest.raises(ValueError, match=r"a row of 66 tokens is not a multiple of context=4; set row_shape.tokens 68"):
         check_tokens(66, mesh)
 
 
 def test_rows_that_do_not_fill_the_mesh_are_refused():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     check_rows(8, mesh, accumulate=2)
-    with pytest.raises(ValueError, match="12 rows a batch are not a multiple of 8"):
+    with pytest.raises(ValueError, match="a batch of 12 rows is not a multiple of 8"):
         check_rows(12, mesh, accumulate=2)

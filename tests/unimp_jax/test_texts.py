@@ -104,7 +104,7 @@ def test_without_wordnet_meteor_is_left_out_and_said_to_be() -> None:
     values = text_scores(["a film"], ["a film"])
     assert "METEOR" not in values
     assert set(text_metrics(values)) == set(TEXT_METRICS) - {"METEOR"}
-    assert signatures()["METEOR"].startswith("left out: WordNet not found")
+    assert signatures()["METEOR"].startswith("left out: WordNet was not found")
 
 
 def test_signatures_tell_versions_and_settings() -> None:
@@ -114,7 +114,7 @@ def test_signatures_tell_versions_and_settings() -> None:
 
 
 def test_broken_input_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 generated texts for 2 written ones"):
+    with pytest.raises(ValueError, match="1 generated texts for 2 reference texts"):
         text_scores(["a"], ["a", "b"])
-    with pytest.raises(ValueError, match="1 of 2 written texts are blank"):
+    with pytest.raises(ValueError, match="1 of 2 reference texts are blank"):
         text_scores(["a", "b"], ["a", " "])

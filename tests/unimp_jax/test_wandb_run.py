@@ -84,7 +84,7 @@ def test_what_fails_there_does_not_end_training(tmp_path, monkeypatch, capsys):
 
 def test_who_is_not_logged_in_is_told_so_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", Package("init"))
-    says = "loop.wandb: api_key not configured (no-tty); log in by `wandb login`, or set WANDB_MODE=offline"
+    says = "loop.wandb: api_key not configured (no-tty); log in with `wandb login`, set WANDB_MODE=offline"
     with pytest.raises(ValueError, match=re.escape(says)):
         log_steps(tmp_path, [1])
 

@@ -51,7 +51,7 @@ def run(phases: list[str], seconds: float) -> list[tuple[int, str]]:
 def test_a_process_that_hangs_ends_with_its_stacks():
     ((status, said),) = run(["saving"], 0.5)
     assert status == STATUS
-    assert "nothing has moved for 0.5 s (--loop.hang-seconds)" in said
+    assert "no progress for 0.5 s (--loop.hang-seconds)" in said
     assert f"process 0 ({socket.gethostname()}), saving at step 4" in said
     assert "in stuck" in said
     assert "Behind" not in said
@@ -87,7 +87,7 @@ def test_those_behind_are_those_at_the_earliest_place():
     assert "Behind the others: process 2 (host2), saving at step 5 for 40 s." in said
     said = explained(beat(0, 6, "waiting for data"), [beat(1, 6, "computing"), beat(2, 6, "waiting for data")], 30.0)
     assert "process 0 (host0), waiting for data at step 6 for 40 s; process 2 (host2)" in said
-    assert "All 2 processes are at the same place" in explained(
+    assert "All 2 processes are at the same point" in explained(
         beat(0, 6, "computing"), [beat(1, 6, "computing")], 30.0
     )
 

@@ -54,11 +54,11 @@ def build_trie(ids: np.ndarray) -> Trie:
     """
     ids = np.asarray(ids)
     if ids.ndim != 2 or not ids.size:
-        raise ValueError(f"ids are of shape {ids.shape}: [items, tokens], none of them 0, is right")
+        raise ValueError(f"ids have shape {ids.shape}; expected [items, tokens], with at least one item and one token")
     num_items, depth = ids.shape
     past = ids == PAST
     if (ids < PAST).any() or past[:, 0].any() or (past[:, :-1] & ~past[:, 1:]).any():
-        raise ValueError("an id has a negative token, or none; only behind the end of shorter ids stands -1")
+        raise ValueError("an id is empty or has a negative token; -1 may only pad the end of shorter ids")
     order = np.lexsort(ids.T[::-1])
     ordered = ids[order]
     differs = np.ones((num_items, depth + 1), bool)  # from the previous id, up to and including level l
@@ -96,8 +96,8 @@ def _refuse_ambiguous(ordered: np.ndarray, differs: np.ndarray, order: np.ndarra
     if len(begins):
         one, other = ordered[begins[0]], ordered[begins[0] + 1]
         raise ValueError(
-            f"the id {one[one != PAST].tolist()} of item {order[begins[0]]} begins that of item "
-            f"{order[begins[0] + 1]}, {other[other != PAST].tolist()}; end both with a token of their own"
+            f"the id {one[one != PAST].tolist()} of item {order[begins[0]]} is a prefix of the id "
+            f"{other[other != PAST].tolist()} of item {order[begins[0] + 1]}; end both with a token of their own"
         )
 
 

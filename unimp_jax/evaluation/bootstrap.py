@@ -76,7 +76,7 @@ def _checked(name: str, values: np.ndarray) -> np.ndarray:
     """Validates the values of one name and returns them as float64 [M]."""
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not values.size:
-        raise ValueError(f"{name or 'values'} are of shape {values.shape}: [users] is right")
+        raise ValueError(f"{name or 'values'} have shape {values.shape}; expected [users]")
     if np.isnan(values).any():
         raise ValueError(f"{name or 'values'}: {np.isnan(values).sum()} of {values.size} are NaN")
     return values

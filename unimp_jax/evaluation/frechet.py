@@ -25,10 +25,16 @@ def frechet_values(first_PF: np.ndarray, second_PF: np.ndarray) -> np.ndarray:
       ValueError: The sets differ in size or are too small, a feature is not finite, or their widths differ.
     """
     if len(first_PF) != len(second_PF):
-        raise ValueError(f"{len(first_PF)} images against {len(second_PF)}: pairs are needed")
+        raise ValueError(
+            f"{len(first_PF)} images are compared with {len(second_PF)}; the images must be paired, so both "
+            "counts must be equal"
+        )
     (mean1_F, centred1_PF, q1_PK, r1_KF), (mean2_F, centred2_PF, q2_PK, r2_KF) = map(_spread, (first_PF, second_PF))
     if len(mean1_F) != len(mean2_F):
-        raise ValueError(f"features are {len(mean1_F)} and {len(mean2_F)} wide: of one tower they are alike")
+        raise ValueError(
+            f"features have {len(mean1_F)} and {len(mean2_F)} dimensions; both must come from the same feature "
+            "extractor"
+        )
     gap_F, count = mean1_F - mean2_F, len(first_PF)
     u_KL, singular_L, vt_LK = np.linalg.svd(r1_KF @ r2_KF.T, full_matrices=False)
     moved_P = (centred1_PF - centred2_PF) @ gap_F
@@ -42,9 +48,11 @@ def _spread(features_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """Returns (mean [F], centred [N, F], q [N, K], r [K, F]), where root (n - 1) q r equals the centred features."""
     features_NF = np.asarray(features_NF, np.float64)
     if features_NF.ndim != 2 or len(features_NF) < 2:
-        raise ValueError(f"features are of shape {features_NF.shape}: two or more images' are needed")
+        raise ValueError(
+            f"features have shape {features_NF.shape}; expected [images, features] with at least two images"
+        )
     if not np.isfinite(features_NF).all():
-        raise ValueError("a feature is no finite number")
+        raise ValueError("a feature is not finite")
     mean_F = features_NF.mean(axis=0)
     centred_NF = features_NF - mean_F
     return mean_F, centred_NF, *np.linalg.qr(centred_NF / (len(centred_NF) - 1) ** 0.5)

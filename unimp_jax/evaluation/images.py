@@ -77,8 +77,8 @@ def distance_metrics(distances: PerUser) -> dict[str, Callable[[Means], np.ndarr
 
 def image_metrics(scores: PerUser) -> dict[str, Callable[[Means], np.ndarray]]:
     """Returns the `IMAGE_METRICS` for which `scores`, from `image_scores`, contains values."""
-    there = {*scores, "diversity"} if scores["with others"].any() else {*scores}
-    return {name: formula for name, formula in IMAGE_METRICS.items() if name in there}
+    available = {*scores, "diversity"} if scores["with others"].any() else {*scores}
+    return {name: formula for name, formula in IMAGE_METRICS.items() if name in available}
 
 
 def _mean(name: str) -> Callable[[Means], np.ndarray]:
@@ -117,7 +117,7 @@ def apart(generated_PSF: np.ndarray) -> np.ndarray:
     """
     samples = generated_PSF.shape[1]
     if samples < 2:
-        raise ValueError("one image a user has no distance to another: two or more are needed")
+        raise ValueError("distances between images of a user need at least two images per user")
     return _distances(generated_PSF, generated_PSF).sum(axis=(1, 2)) / (samples * (samples - 1))
 
 

@@ -30,9 +30,12 @@ def ranking_metrics(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict
     ranks = np.asarray(ranks, np.float64)
     broken = np.isnan(ranks)
     if broken.any():
-        raise ValueError(f"{broken.sum()} of {ranks.size} ranks are NaN: the model scored items NaN, or was not asked")
+        raise ValueError(
+            f"{broken.sum()} of {ranks.size} ranks are NaN: the model computed NaN scores, or did not score these "
+            "queries"
+        )
     if (ranks < 1).any():
-        raise ValueError(f"rank {ranks.min()} is below 1, the best there is")
+        raise ValueError(f"rank {ranks.min()} is below 1, the best possible rank")
     gains = {"HR": np.ones_like(ranks), "NDCG": 1 / np.log2(1 + ranks), "MRR": 1 / ranks}
     return {f"{name}@{k}": np.where(ranks <= k, gain, 0.0) for name, gain in gains.items() for k in cutoffs}
 
@@ -45,9 +48,11 @@ def rating_errors(predicted: np.ndarray, actual: np.ndarray) -> dict[str, np.nda
     """
     predicted, actual = np.asarray(predicted, np.float64), np.asarray(actual, np.float64)
     if predicted.shape != actual.shape:
-        raise ValueError(f"{predicted.shape} predicted ratings for {actual.shape} actual ones")
+        raise ValueError(
+            f"predicted ratings have shape {predicted.shape}, actual ratings {actual.shape}; the shapes must be equal"
+        )
     if not (np.isfinite(predicted).all() and np.isfinite(actual).all()):
-        raise ValueError("a rating is not finite: an answer that cannot be read as a rating is no rating")
+        raise ValueError("a rating is not finite; leave out answers that cannot be parsed as a rating")
     error = predicted - actual
     return {"squared": error**2, "absolute": np.abs(error)}
 

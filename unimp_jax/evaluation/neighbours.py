@@ -29,7 +29,9 @@ def precision_and_recall(
 def lies_within(points_NF: np.ndarray, centres_MF: np.ndarray, k: int) -> np.ndarray:
     """Returns 1 where a point is within the distance of a centre to its k-th nearest other centre, else 0."""
     if len(centres_MF) <= k:
-        raise ValueError(f"{len(centres_MF)} images have no {k} neighbours each: {k + 1} or more are needed")
+        raise ValueError(
+            f"{len(centres_MF)} images do not have {k} neighbours each; at least {k + 1} images are needed"
+        )
     points_NF, centres_MF = np.asarray(points_NF, np.float64), np.asarray(centres_MF, np.float64)
     blocks = [centres_MF[start : start + BLOCK] for start in range(0, len(centres_MF), BLOCK)]
     # Index 0 is the centre itself.

@@ -150,7 +150,9 @@ class Predictor:
           ValueError: `k` is not 1 to `beams`.
         """
         if not 1 <= k <= beams:
-            raise ValueError(f"{beams} beams do not find the {k} best items: as many beams or more, and 1 or more, do")
+            raise ValueError(
+                f"{beams} beams cannot find the {k} best items; k must be at least 1 and at most the number of beams"
+            )
 
         def facts(batch: PromptBatch) -> tuple[np.ndarray, ...]:
             return targets_of(batch, targets), seen_of(batch, seen, len(item_tokens))

@@ -67,7 +67,7 @@ def top_items(scores_MI: jax.Array, seen_Mw: jax.Array, k: int) -> jax.Array:
       ValueError: k is below 1.
     """
     if k < 1:
-        raise ValueError(f"k is {k}: one item or more can be the best")
+        raise ValueError(f"k is {k} and must be at least 1")
     hidden_MI = seen_mask(seen_Mw, scores_MI.shape[1])
     lowest = jnp.finfo(scores_MI.dtype).min
     open_MI = jnp.where(hidden_MI, -jnp.inf, jnp.maximum(scores_MI, lowest))  # an unseen -inf still precedes the seen

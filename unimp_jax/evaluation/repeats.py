@@ -35,7 +35,7 @@ def influence(columns: dict[str, np.ndarray], formula: Callable[[dict[str, np.nd
     columns = {name: np.asarray(column, np.float64) for name, column in columns.items()}
     count = len(next(iter(columns.values())))
     if count < 2:
-        raise ValueError(f"{count} users: two or more are needed to tell how much they differ")
+        raise ValueError(f"{count} users; at least two are needed to estimate a variance")
     without = formula({name: (column.sum() - column) / (count - 1) for name, column in columns.items()})
     whole = formula({name: column.mean(keepdims=True) for name, column in columns.items()})
     return whole + (count - 1) * (without.mean() - without)
@@ -80,7 +80,7 @@ def _spread(groups: Sequence[np.ndarray], signs: Sequence[float]) -> tuple[float
     groups = [np.asarray(values_SM, np.float64) for values_SM in groups]
     if len({values_SM.shape[-1] for values_SM in groups}) > 1 or any(values_SM.ndim != 2 for values_SM in groups):
         shapes = ", ".join(str(values_SM.shape) for values_SM in groups)
-        raise ValueError(f"values are of shapes {shapes}: [seeds, users] is right, of the same users")
+        raise ValueError(f"values have shapes {shapes}; expected [seeds, users], with the same users")
     users_M = sum(sign * values_SM.mean(axis=0) for sign, values_SM in zip(signs, groups, strict=True))
     num_users = len(users_M)
     mean, variance = float(users_M.mean()), float(users_M.var(ddof=1) / num_users)

@@ -51,10 +51,10 @@ def text_scores(generated: Sequence[str], written: Sequence[str]) -> dict[str, n
       ValueError: The numbers of texts differ, or a written text is blank.
     """
     if len(generated) != len(written):
-        raise ValueError(f"{len(generated)} generated texts for {len(written)} written ones")
+        raise ValueError(f"{len(generated)} generated texts for {len(written)} reference texts")
     blank = sum(not text.strip() for text in written)
     if blank:
-        raise ValueError(f"{blank} of {len(written)} written texts are blank: there is nothing to compare with")
+        raise ValueError(f"{blank} of {len(written)} reference texts are blank, so there is nothing to compare with")
     pairs = list(zip(generated, written, strict=True))
     values = _bleu_counts(pairs) | _rouge(pairs)
     if not _wordnet_missing():
@@ -111,9 +111,9 @@ def _wordnet_missing() -> str:
     try:
         wordnet.ensure_loaded()
     except LookupError:
-        return "left out: WordNet not found; see unimp_jax.evaluation.texts for how to install it"
+        return "left out: WordNet was not found; see unimp_jax.evaluation.texts for how to install it"
     except OSError as error:
-        return f"left out: WordNet is not complete ({error}); see unimp_jax.evaluation.texts for how to install it"
+        return f"left out: WordNet is incomplete ({error}); see unimp_jax.evaluation.texts for how to install it"
     return ""
 
 

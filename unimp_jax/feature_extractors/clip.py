@@ -49,9 +49,11 @@ class CLIPConfig:
 
     def __post_init__(self) -> None:
         if not self.vision.class_token_out:
-            raise ValueError("clip: the vision tower's class_token_out must be True: that token is the embedding")
+            raise ValueError(
+                "clip: vision.class_token_out must be True, because the class token is the image embedding"
+            )
         if self.text and self.width is None:
-            raise ValueError("clip: images and words meet in a space of their own, whose width is not given")
+            raise ValueError("clip: the width of the joint space of images and texts is not given")
 
 
 class TextTower(nnx.Module):

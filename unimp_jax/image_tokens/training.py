@@ -59,7 +59,9 @@ class LossConfig:
     def __post_init__(self) -> None:
         weights = (self.absolute, self.squared, self.perceptual, self.codes, self.adversarial)
         if min(weights) < 0 or self.absolute + self.squared == 0:
-            raise ValueError(f"loss: weights must be at least 0, and that of absolute or squared above: {self}")
+            raise ValueError(
+                f"loss: weights must be at least 0, and that of the absolute or the squared error above 0: {self}"
+            )
 
 
 @flax.struct.dataclass

@@ -45,16 +45,16 @@ class VQGANConfig:
             raise ValueError(f"vqgan: all sizes must be at least 1, and channels must not be empty: {self}")
         wrong = [width for width in self.channels if width % self.groups]
         if wrong:
-            raise ValueError(f"vqgan: groups {self.groups} must divide all channels, and does not divide {wrong[0]}")
+            raise ValueError(f"vqgan: groups {self.groups} must divide all channels, but does not divide {wrong[0]}")
         if self.image_size % self.downscale:
             raise ValueError(
-                f"vqgan: {len(self.channels)} channels shrink an image {self.downscale} times, "
-                f"which must divide image_size {self.image_size}"
+                f"vqgan: {len(self.channels)} channels downscale an image by a factor of {self.downscale}, which "
+                f"must divide image_size {self.image_size}"
             )
         if not set(self.attention_levels) <= set(range(len(self.channels))):
             raise ValueError(
-                f"vqgan: attention_levels {self.attention_levels} must be among 0 … {len(self.channels) - 1}, "
-                "one for each of channels"
+                f"vqgan: attention_levels {self.attention_levels} must be between 0 and {len(self.channels) - 1}, "
+                "the indices of channels"
             )
 
     @property
@@ -147,7 +147,10 @@ class VQGAN(nnx.Module):
         """
         shape, shrinks = images_BHW3.shape, self.config.downscale
         if len(shape) != 4 or shape[3] != 3 or shape[1] % shrinks or shape[2] % shrinks:
-            raise ValueError(f"images are {shape}: [images, height, width, 3], both multiples of {shrinks}, is right")
+            raise ValueError(
+                f"images have shape {shape}; expected [images, height, width, 3], with height and width multiples "
+                f"of {shrinks}"
+            )
         return self.to_code(self.encoder(images_BHW3))
 
     def codes(self, images_BHW3: jax.Array) -> jax.Array:

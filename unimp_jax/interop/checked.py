@@ -28,22 +28,24 @@ def check_arrays(weights: Weights, wanted: Mapping[str, tuple[int, ...]], option
     """
     arrays = weights.arrays
     quantised = {f"{found[1]}.weight": key for key in sorted(arrays) if (found := QUANTISED.fullmatch(key))}
-    if told := [key for key in wanted if key in quantised]:
-        raise WeightsError(f"{weights.name}: {told[0]} is quantised ({quantised[told[0]]} is beside it): {UNQUANTISED}")
+    if affected := [key for key in wanted if key in quantised]:
+        raise WeightsError(
+            f"{weights.name}: {affected[0]} is quantised (there is also {quantised[affected[0]]}): {UNQUANTISED}"
+        )
     missing = {key for key in wanted if key not in arrays and not key.startswith(optional or "\0")}
     if missing:
         raise WeightsError(
-            f"{weights.name}: {len(missing)} arrays are missing that the geometry asks for: {some(missing)}"
+            f"{weights.name}: {len(missing)} arrays required by the geometry are missing: {some(missing)}"
         )
-    there = [key for key in wanted if key in arrays]
-    for key in there:
+    present = [key for key in wanted if key in arrays]
+    for key in present:
         check_kind(weights, key)
-    for key in there:
+    for key in present:
         if arrays[key].shape != wanted[key]:
             raise WeightsError(
-                f"{weights.name}: {key} has shape {arrays[key].shape}, the geometry asks for {wanted[key]}"
+                f"{weights.name}: {key} has shape {arrays[key].shape}, but the geometry requires {wanted[key]}"
             )
-    return there
+    return present
 
 
 def check_kind(weights: Weights, key: str) -> None:
@@ -55,8 +57,8 @@ def check_kind(weights: Weights, key: str) -> None:
     kind = weights.arrays[key].kind
     if kind not in FLOATS:
         raise WeightsError(
-            f"{weights.name}: {key} is of type {kind}, which no weights are that can be read ({', '.join(FLOATS)} "
-            f"are): {UNQUANTISED}"
+            f"{weights.name}: {key} has the dtype {kind}; supported dtypes of weights are {', '.join(FLOATS)}: "
+            f"{UNQUANTISED}"
         )
 
 
@@ -73,7 +75,7 @@ def read_finite(weights: Weights, key: str) -> np.ndarray:
     if bad:
         what = "is NaN, infinite or beyond float32" if bad == 1 else "are NaN, infinite or beyond float32"
         raise WeightsError(
-            f"{weights.name}: {bad} of the {array.size} numbers of {key} {what}: the file is damaged, or the training "
-            "that wrote it had failed; take another checkpoint"
+            f"{weights.name}: {bad} of the {array.size} values of {key} {what}: the file is damaged, or the "
+            "training that wrote it diverged; use another checkpoint"
         )
     return array

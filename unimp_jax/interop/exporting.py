@@ -30,7 +30,7 @@ def their_arrays(parameters: Mapping[str, jax.Array], table: Table, dtype: str) 
     shapes = {name: array.shape for name, array in parameters.items()}
     planned = list(placements(table, shapes))
     if left := unfilled(shapes, ((ours, piece.index) for piece in planned for ours in piece.entry.ours)):
-        raise WeightsError(f"the format has no place for {some(left)}")
+        raise WeightsError(f"the format cannot store {some(left)}")
     for piece in planned:
         slices = (to_host(parameters[ours], piece.index).astype(dtype, copy=False) for ours in piece.entry.ours)
         yield piece.key, piece.to_theirs([*slices])
@@ -49,9 +49,11 @@ def refuse_others(format: str, config: ModelConfig, wanted: Mapping[str, Any]) -
     gated = dataclasses.replace(config.gated, mlp_width=config.gated.hidden_width(config.decoder.width))
     config = dataclasses.replace(config, gated=gated)
     values = {name: attrgetter(name)(config) for name in wanted}
-    wrong = [f"{name} is {values[name]!r}, not {right!r}" for name, right in wanted.items() if values[name] != right]
+    wrong = [
+        f"{name} is {values[name]!r} and must be {right!r}" for name, right in wanted.items() if values[name] != right
+    ]
     if wrong:
-        raise WeightsError(f"{format} has no such geometry: {'; '.join(wrong)}")
+        raise WeightsError(f"{format} does not support this geometry: {'; '.join(wrong)}")
 
 
 def to_host(array: jax.Array, index: tuple[int, ...]) -> np.ndarray:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from unimp_jax.interop.file_formats import check_file_format
 from unimp_jax.interop.language import OURS, embeddings
 from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
-from unimp_jax.interop.stand_ins import refuse_stand_in
 from unimp_jax.interop.weights import Stored
 from unimp_jax.model import DecoderConfig
 
@@ -51,7 +51,7 @@ def open_reader(path: Path) -> Any:
     Raises:
       WeightsError: The package is not installed; or the file is truncated or does not contain a LLaMA.
     """
-    refuse_stand_in(path, "GGUF")  # reported even without the package
+    check_file_format(path, "GGUF")  # reported even without the package
     try:
         from gguf import GGUFReader
     except ImportError as error:
@@ -59,10 +59,10 @@ def open_reader(path: Path) -> Any:
     try:
         reader = GGUFReader(path)
     except Exception as error:  # it reads a mapped file without bounds
-        raise WeightsError(f"{path}: truncated, or no GGUF file") from error
+        raise WeightsError(f"{path}: truncated, or not a GGUF file") from error
     architecture = field(reader, path, "general.architecture")
     if architecture != "llama":
-        raise WeightsError(f"{path}: is of family {architecture!r}; of GGUF files, only LLaMA's are known")
+        raise WeightsError(f"{path}: the model is of family {architecture!r}; only GGUF files of LLaMA are supported")
     return reader
 
 
@@ -118,8 +118,8 @@ def described(path: Path) -> dict[str, Any]:
     shapes = {tensor.name: their_shape(tensor) for tensor in reader.tensors}
     if "rope_freqs.weight" in shapes:
         raise WeightsError(
-            f"{path}: rotary frequencies are scaled by rope_freqs.weight, which is not known; take the folder in "
-            "Hugging Face's form"
+            f"{path}: rotary frequencies are scaled by rope_freqs.weight, which is not supported; use the Hugging "
+            "Face folder of the model"
         )
     scaling = str(of_file("llama.rope.scaling.type", "none"))
     heads, width = int(of_file("llama.attention.head_count")), int(of_file("llama.embedding_length"))

@@ -74,10 +74,10 @@ def model_config(described: dict[str, Any]) -> ModelConfig:
       WeightsError: It has a part that this model lacks.
     """
     if not described.get("use_resampler", False):
-        raise WeightsError("config.json: use_resampler is false; an Idefics without a resampler is not known")
+        raise WeightsError("config.json: use_resampler is false; Idefics without a resampler is not supported")
     decoder = llama_config(described)
     if decoder.rotary_scaling != RotaryScaling():
-        raise WeightsError("config.json: an Idefics with scaled rotary positions is not known")
+        raise WeightsError("config.json: Idefics with scaled rotary positions is not supported")
     vision = described.get("vision_config") or {}
     perceiver = described.get("perceiver_config") or {}
     names = {"hidden_size": vision.get("embed_dim", 768), "hidden_act": vision.get("hidden_act", "gelu")}

@@ -15,6 +15,7 @@ from unimp_jax.interop.shards import SHARD_BYTES, refuse_existing, whole_folder
 from unimp_jax.interop.start import Described, Geometry, write_start
 from unimp_jax.interop.tokenizers import add_flamingo_tokens, check_tokenizer, load_tokenizer
 from unimp_jax.interop.vision import tower, vision_config, vision_root
+from unimp_jax.interop.vision_language import read_vision_language, weights_of
 from unimp_jax.interop.vqgan import import_vqgan
 from unimp_jax.interop.weights import (
     Stored,
@@ -28,7 +29,6 @@ from unimp_jax.interop.weights import (
     renamed,
     understood,
 )
-from unimp_jax.interop.whole import read_whole, weights_of
 from unimp_jax.model import DecoderConfig, GatedCrossAttentionConfig, ModelConfig, VisionConfig
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def import_weights(config: ImportConfig, folder: Path, shard_bytes: int = SHARD_
     refuse_existing(folder)
     if config.vqgan:
         if config.sources:
-            raise WeightsError("--vqgan is a model of its own; it goes with no other source")
+            raise WeightsError("--vqgan is a separate model and cannot be combined with another source")
         return import_vqgan(locate(config.vqgan), folder, config.vqgan_image_size)
     geometry, sources, described = gather(config)
     tokenizer = tokenizer_of(config)
@@ -105,7 +105,7 @@ def tokenizer_of(config: ImportConfig) -> PreTrainedTokenizerBase | None:
     place = config.tokenizer or config.vision_language or config.language or config.open_flamingo
     tokenizer = load_tokenizer(locate(place)) if place else None
     if config.tokenizer and tokenizer is None:
-        raise WeightsError(f"{config.tokenizer}: no tokenizer in it")
+        raise WeightsError(f"{config.tokenizer}: the folder has no tokenizer")
     return tokenizer
 
 
@@ -120,12 +120,12 @@ def gather(config: ImportConfig) -> tuple[Geometry, list[WeightSource], dict[str
     """Returns (geometry, sources in increasing order of precedence, the language model's config.json)."""
     if config.vision_language:
         if len(config.sources) > 1:
-            raise WeightsError("--vision-language is a whole model; it goes with no other source but --tokenizer")
-        model, source, described = read_whole(locate(config.vision_language))
+            raise WeightsError("--vision-language is a complete model and can only be combined with --tokenizer")
+        model, source, described = read_vision_language(locate(config.vision_language))
         return Geometry.of(model), [source], described
     if not config.sources:
         raise WeightsError(
-            "nothing to import: name --vision-language, --vqgan, or any of --language, --vision and --open-flamingo"
+            "nothing to import; give --vision-language, --vqgan, or any of --language, --vision and --open-flamingo"
         )
     geometry, described, tabulate = Geometry(), dict[str, Any](), None
     sources: list[WeightSource] = []
@@ -156,7 +156,7 @@ def open_language(path: Path) -> tuple[DecoderConfig, Tabulate, WeightSource, di
     file = gguf.gguf_file(path)
     if file is None and not (path / "config.json").is_file():
         open_weights(path)  # reports a path that is no model at all
-        raise WeightsError(f"{path}: has no config.json, which says what language model it is")
+        raise WeightsError(f"{path}: config.json is missing, which describes the language model")
     described = understood(path, gguf.described, file) if file else read_json(path / "config.json")
     decoder, tabulate = understood(path, family, described)
     weights = read_files([file], str(file)) if file else open_weights(path)
@@ -182,17 +182,17 @@ def add_open_flamingo(
     weights = renamed(open_weights(path), lambda key: canonical(key, open_flamingo.ALIASES))
     keys = weights.arrays.keys()
     tabulate = known or open_flamingo.tabulate_by_keys(keys)
-    beside = (path if path.is_dir() else path.parent) / GEOMETRY
-    if beside.is_file():
-        exported = Geometry.of(read_described(beside, ModelConfig))
+    geometry_file = (path if path.is_dir() else path.parent) / GEOMETRY
+    if geometry_file.is_file():
+        exported = Geometry.of(read_described(geometry_file, ModelConfig))
         geometry = dataclasses.replace(exported, decoder=geometry.decoder or exported.decoder)
     if geometry.decoder is None:
-        raise WeightsError(f"{path}: name its language model with --language (the checkpoint does not describe it)")
+        raise WeightsError(f"{path}: give its language model with --language (the checkpoint does not describe it)")
     has_vision = any(key.startswith(open_flamingo.VISION) for key in keys)
     if geometry.vision is None and has_vision:
-        raise WeightsError(f"{path}: name its vision tower with --vision (the checkpoint does not describe it)")
+        raise WeightsError(f"{path}: give its vision tower with --vision (the checkpoint does not describe it)")
     if geometry.vision is None:
-        raise WeightsError(f"{path}: has no vision tower; name it with --vision")
+        raise WeightsError(f"{path}: has no vision tower; give it with --vision")
     resampler, gated = geometry.resampler, geometry.gated
     if resampler is None or gated is None:
         resampler, gated = open_flamingo.geometry(weights, heads)
@@ -202,7 +202,7 @@ def add_open_flamingo(
 
     embeddings = language(geometry.decoder)[0].theirs
     if embeddings not in keys:
-        raise WeightsError(f"{weights.name}: lacks {embeddings}, the embeddings")
+        raise WeightsError(f"{weights.name}: the embeddings {embeddings} are missing")
     rows = weights.arrays[embeddings].shape[0]
     decoder = dataclasses.replace(geometry.decoder, vocab_size=rows)
     geometry = Geometry(geometry.vision, resampler, gated, decoder)
@@ -239,8 +239,8 @@ def summary(folder: Path, geometry: Geometry, matched: Match, tokenizer: PreTrai
             if keys[weights.name]:
                 lines.append(f"  {title}: {', '.join(patterns(keys[weights.name]))}")
     if tokenizer is None and geometry.decoder is not None:
-        lines.append("no tokenizer was found beside the weights; name one with --tokenizer, or when training")
+        lines.append("no tokenizer was found with the weights; give one with --tokenizer, or when training")
     others = set(whole(geometry).parts) - {"embeddings", *geometry.parts}
     if others:
-        lines.append(f"left to training from random weights: {', '.join(sorted(others))}")
+        lines.append(f"not imported, trained from random weights: {', '.join(sorted(others))}")
     return "\n".join(lines)

@@ -116,7 +116,7 @@ def rotary_scaling(described: dict[str, Any]) -> RotaryScaling:
     parameters = described.get("rope_parameters") or described.get("rope_scaling") or {}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind not in ROTARY:
-        raise WeightsError(f"rotary positions of type {kind!r} are not known; {', '.join(ROTARY)} are")
+        raise WeightsError(f"rotary positions of type {kind!r} are not supported; supported are {', '.join(ROTARY)}")
     if absent := [theirs for theirs in ROTARY[kind].values() if theirs not in parameters]:
         raise WeightsError(f"config.json: rotary positions of type {kind!r} lack {', '.join(absent)}")
     read = {ours: parameters[theirs] for ours, theirs in ROTARY[kind].items()}
@@ -132,7 +132,7 @@ def expect(described: dict[str, Any], **wanted: Any) -> None:
     for name, values in wanted.items():
         values = values if isinstance(values, tuple) else (values,)
         if described.get(name) not in (None, *values):
-            raise WeightsError(f"config.json: {name} {described[name]!r} is not known; it must be {values[0]!r}")
+            raise WeightsError(f"config.json: {name} {described[name]!r} is not supported; it must be {values[0]!r}")
 
 
 def gpt_neox_config(described: dict[str, Any]) -> DecoderConfig:
@@ -163,7 +163,7 @@ def mpt_config(described: dict[str, Any]) -> DecoderConfig:
     expect(attention, attn_type="multihead_attention", alibi_bias_max=8, clip_qkv=(None,), softmax_scale=default_scale)
     expect(described, logit_scale=(None,), no_bias=True)
     if not attention.get("alibi", True):
-        raise WeightsError("config.json: alibi is false; MPT with learned positions is not known")
+        raise WeightsError("config.json: alibi is false; MPT with learned positions is not supported")
     return DecoderConfig(
         vocab_size=described.get("vocab_size", 50368),
         width=width,
@@ -183,7 +183,7 @@ def llama_config(described: dict[str, Any], **changes: Any) -> DecoderConfig:
     expect(described, hidden_act="silu", attention_bias=False, mlp_bias=False, use_sliding_window=False)
     expect(described.get("rope_parameters") or described.get("rope_scaling") or {}, partial_rotary_factor=1)
     if others := set(described.get("layer_types") or ()) - {"full_attention"}:
-        raise WeightsError(f"config.json: layer_types has {min(others)!r}; full_attention alone is known")
+        raise WeightsError(f"config.json: layer_types has {min(others)!r}; only full_attention is supported")
     width, heads = described.get("hidden_size", 4096), described.get("num_attention_heads", 32)
     kv_heads, head_width = described.get("num_key_value_heads") or heads, described.get("head_dim")
     return DecoderConfig(
@@ -243,7 +243,9 @@ def family(described: dict[str, Any]) -> tuple[DecoderConfig, Tabulate]:
     kind = described.get("model_type")
     if kind not in FAMILIES:
         hint = "; give it as --vision-language" if kind in ("idefics", "idefics3", "llava", "smolvlm") else ""
-        raise WeightsError(f"a language model of family {kind!r} is not known; {', '.join(FAMILIES)} are{hint}")
+        raise WeightsError(
+            f"a language model of family {kind!r} is not supported; supported are {', '.join(FAMILIES)}{hint}"
+        )
     geometry, tabulate = FAMILIES[kind]
     return geometry(described), tabulate
 
@@ -260,12 +262,14 @@ def text_decoder(described: dict[str, Any], families: Sequence[str], *, tied: bo
     """
     text = {"model_type": "llama"} | (described.get("text_config") or {})
     if text["model_type"] not in families:
-        known = f"{', '.join(families)} {'is' if len(families) == 1 else 'are'}"
-        raise WeightsError(f"config.json: a text_config of family {text['model_type']!r} is not known; {known}")
+        raise WeightsError(
+            f"config.json: a text_config of family {text['model_type']!r} is not supported; supported are "
+            f"{', '.join(families)}"
+        )
     decoder, _ = family(text | {"tie_word_embeddings": tied})
     for name in ("image_token_index", "image_token_id"):
         if (image := described.get(name)) is not None and image >= decoder.vocab_size:
-            raise WeightsError(f"config.json: {name} {image} is beyond text_config's {decoder.vocab_size} tokens")
+            raise WeightsError(f"config.json: {name} {image} exceeds the {decoder.vocab_size} tokens of text_config")
     return decoder
 
 

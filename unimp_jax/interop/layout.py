@@ -119,7 +119,7 @@ class Placement:
         theirs, ours, sizes = self._layout
         first, *copies = einops.rearrange(array, f"{theirs} -> {'copy' if 'copy' in sizes else '1'} {ours}", **sizes)
         if any(not np.array_equal(first, copy) for copy in copies):
-            raise WeightsError(f"{self.key}: heads that share keys and values differ")
+            raise WeightsError(f"{self.key}: heads that must share keys and values differ")
         return list(first) if len(self.entry.ours) > 1 else [first]
 
     def to_theirs(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -159,7 +159,7 @@ def placements(table: Table, shapes: Shapes) -> Iterator[Placement]:
     for entry in table:
         for ours in entry.ours:
             if ours not in shapes:
-                raise WeightsError(f"{entry.theirs}: the geometry gives the model no parameter {ours}")
+                raise WeightsError(f"{entry.theirs}: the model has no parameter {ours} in this geometry")
         shape = shapes[entry.ours[0]]
         layers = len(shape) - len(AXES.findall(entry.layout.split(" -> ")[1])) + (len(entry.ours) > 1)
         for number, index in enumerate(np.ndindex(*shape[:layers])):

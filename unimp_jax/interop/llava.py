@@ -49,16 +49,20 @@ def model_config(described: dict[str, Any]) -> ModelConfig:
     decoder = language.text_decoder(described, DECODERS, tied=bool(tied))
     seen, layer = described.get("vision_config") or {}, described.get("vision_feature_layer", -2)
     if not isinstance(layer, int):
-        raise WeightsError(f"config.json: vision_feature_layer {layer} is not known; it must be one layer's number")
+        raise WeightsError(
+            f"config.json: vision_feature_layer {layer} is not supported; it must be the number of one layer"
+        )
     strategy = described.get("vision_feature_select_strategy", "default")
     whole = vision_config({"model_type": "clip_vision_model"} | seen)
     layers = layer if layer >= 0 else whole.layers + 1 + layer
     if not 0 <= layers <= whole.layers:
-        raise WeightsError(f"config.json: vision_feature_layer {layer} is none of the tower's {whole.layers} layers")
+        raise WeightsError(
+            f"config.json: vision_feature_layer {layer} is not one of the {whole.layers} layers of the tower"
+        )
     if strategy not in ("full", "default") or (strategy == "default" and not whole.class_token):
         raise WeightsError(
-            f"config.json: vision_feature_select_strategy {strategy!r} is not known of this tower; full is, and of a "
-            "CLIP default"
+            f"config.json: vision_feature_select_strategy {strategy!r} is not supported for this tower; it must "
+            "be full or, for a CLIP, default"
         )
     norm = "first" if whole.class_token else "none"
     changes = {"num_hidden_layers": layers}

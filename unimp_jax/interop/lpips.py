@@ -28,7 +28,7 @@ def read_lpips(paths: Sequence[Path]) -> LPIPS:
       WeightsError: The files lack a part of it, two of them contain the same part, or one cannot be read.
     """
     if not paths:
-        raise WeightsError("LPIPS: no file is named")
+        raise WeightsError("LPIPS: no file is given")
     weights = renamed(read_files(paths, ", ".join(map(str, paths))), our_name)
     return filled(lambda: LPIPS(rngs=nnx.Rngs(0)), table(), weights)
 

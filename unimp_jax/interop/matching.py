@@ -91,7 +91,7 @@ def match(sources: Iterable[WeightSource], shapes: Shapes) -> Match:
             winner |= {(ours, piece.index): number for ours in piece.entry.ours}
     if empty := unfilled(shapes, winner):
         names = ", ".join(source.weights.name for source in sources)
-        raise WeightsError(f"{names}: nothing for {len(empty)} of the model's parameters: {some(empty)}")
+        raise WeightsError(f"{names}: {len(empty)} parameters of the model have no weights: {some(empty)}")
     fillings, unused, replaced = [], {}, {}
     for number, (source, own) in enumerate(zip(sources, found, strict=True)):
         filled = {

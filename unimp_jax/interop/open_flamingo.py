@@ -78,7 +78,7 @@ def tabulate_by_keys(keys: Iterable[str]) -> Tabulate:
     if "lang_encoder.transformer.wte.weight" in keys:
         old = any(re.match(r"lang_encoder\.old_decoder_blocks\.\d+\.(ln_1|mlp\.mlp_up)\.", key) for key in keys)
         return mosaic_gpt if old else mpt
-    raise WeightsError("the checkpoint has no embeddings of a language model that is known (GPT-NeoX, MPT, LLaMA)")
+    raise WeightsError("the checkpoint has no embeddings of a supported language model (GPT-NeoX, MPT, LLaMA)")
 
 
 def tabulate_by_config(config: ModelConfig) -> Tabulate:
@@ -95,7 +95,7 @@ def tabulate_by_config(config: ModelConfig) -> Tabulate:
     plain = not (decoder.bias or decoder.qkv_bias or decoder.qk_norm)
     if decoder.position == "rotary" and decoder.mlp == "swiglu" and decoder.norm == "rms_norm" and plain:
         return llama
-    raise WeightsError("the decoder is none that open-flamingo has: GPT-NeoX, MPT or LLaMA")
+    raise WeightsError("open-flamingo does not support this decoder; it must be GPT-NeoX, MPT or LLaMA")
 
 
 def table(config: ModelConfig, tabulate: Tabulate, vision: Table) -> Table:
@@ -120,15 +120,17 @@ def geometry(weights: Weights, heads: int) -> tuple[ResamplerConfig, GatedCrossA
     layers, blocks = numbered(r"perceiver\.layers\.(\d+)\."), numbered(BLOCK.replace(".", r"\.").format(r"(\d+)\."))
     needed = ("perceiver.latents", "perceiver.layers.0.0.to_q.weight", "perceiver.layers.0.1.1.weight")
     if not layers or not blocks or not arrays.keys() >= set(needed):
-        raise WeightsError(f"{name}: no OpenFlamingo checkpoint: it lacks a resampler or gated blocks")
+        raise WeightsError(
+            f"{name}: not an OpenFlamingo checkpoint: there is no resampler, or there are no gated blocks"
+        )
     every = blocks[0] + 1
     if blocks != list(range(every - 1, blocks[-1] + 1, every)):
-        raise WeightsError(f"{name}: gated blocks stand before layers {blocks}, not before every n-th")
+        raise WeightsError(f"{name}: gated blocks precede layers {blocks}; they must precede every n-th layer")
 
     def sizes(query: str, up: str) -> dict[str, Any]:
         (inner, _), (hidden, width) = arrays[query].shape, arrays[up].shape
         if inner % heads:
-            raise WeightsError(f"{name}: {query} has {inner} rows, not a multiple of heads {heads}")
+            raise WeightsError(f"{name}: {query} has {inner} rows, which is not a multiple of heads {heads}")
         return {"heads": heads, "head_dim": inner // heads, "mlp_ratio": hidden // width}
 
     latents, query, up = needed

@@ -27,7 +27,7 @@ def refuse_existing(path: Path) -> None:
       WeightsError: `path` already exists.
     """
     if is_there(path):
-        raise WeightsError(f"{path} is there already; name another folder, or remove it")
+        raise WeightsError(f"{path} already exists; name another folder, or delete it")
 
 
 @contextlib.contextmanager

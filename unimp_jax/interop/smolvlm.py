@@ -66,8 +66,8 @@ def refuse_rounded_positions(side: int) -> None:
         fractions = (first + step * lane).astype(np.float32)
         if (np.searchsorted(fractions, found, side="right") != patches).any():
             raise WeightsError(
-                f"rows of {side} patches have no exact positions in SmolVLM, which rounds fractions of {side}; image "
-                "and patch sizes must give another number of patches (any up to 18, or a power of 2)"
+                f"rows of {side} patches have no exact positions in SmolVLM, which rounds fractions of {side}; "
+                "image_size and patch_size must give another number of patches (any up to 18, or a power of 2)"
             )
 
 

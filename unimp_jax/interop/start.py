@@ -50,14 +50,14 @@ class Geometry:
         named: tuple[Part, ...] = ("vision", "resampler", "gated", "projector", "decoder")
         if self.projector is not None:  # the resampler is part of the projector
             named = ("vision", "projector", "decoder")
-        there = tuple(part for part in named if getattr(self, part) is not None)
-        return (*there, "embeddings") if self.decoder is not None else there
+        given = tuple(part for part in named if getattr(self, part) is not None)
+        return (*given, "embeddings") if self.decoder is not None else given
 
     def of_model(self, others: ModelConfig) -> ModelConfig:
         """Returns a complete model configuration, with parts that were not imported as in `others`."""
-        there = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fusion = "interleaved" if self.projector else "cross_attention" if self.gated else others.fusion
-        imported = {part: config for part, config in there.items() if config is not None}
+        imported = {part: config for part, config in own.items() if config is not None}
         return dataclasses.replace(others, fusion=fusion, **imported)
 
 
@@ -105,7 +105,9 @@ def read_start(folder: Path) -> Described:
       WeightsError: The folder is not a start.
     """
     if not (folder / FILE).is_file():
-        raise WeightsError(f"{folder} is no start: it has no {FILE}; `unimp import` makes one")
+        raise WeightsError(
+            f"{folder} is not a folder of imported weights: there is no {FILE}; `unimp import` writes one"
+        )
     return read_described(folder / FILE, Described)
 
 
@@ -128,7 +130,7 @@ def start_values(folder: Path, config: ModelConfig) -> Iterator[Values]:
         if name.split("/")[0] not in geometry.parts or (name.startswith("vision/norm/") and name not in ours):
             continue  # a tower's final norm, where the model reads the layer before it
         if key not in weights.arrays:
-            raise WeightsError(f"{folder}: lacks {key}")
+            raise WeightsError(f"{folder}: the parameter {key} is missing")
         check_kind(weights, key)
         found, index = weights.arrays[key].shape, piece.index
         room = ours.get(name, ())[len(index) :]
@@ -139,5 +141,5 @@ def start_values(folder: Path, config: ModelConfig) -> Iterator[Values]:
             room = ours.get(name, ())
             fits = found == piece.shape and found[1:] == room[1:] and found[0] + sum(index) <= sum(room[:1])
         if not fits:
-            raise WeightsError(f"{folder}: {key} has shape {found}, the model has room for {room}")
+            raise WeightsError(f"{folder}: {key} has shape {found}, but the model requires {room}")
         yield name, index, read_finite(weights, key)

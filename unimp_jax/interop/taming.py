@@ -57,7 +57,7 @@ def open_taming(path: Path, image_size: int | None) -> tuple[VQGANConfig, Weight
     weights = open_weights(path)
     keys = weights.arrays.keys()
     if "quantize.embed.weight" in keys:
-        raise WeightsError(f"{path}: a VQGAN with Gumbel quantisation; one with nearest codewords is right")
+        raise WeightsError(f"{path}: a VQGAN with Gumbel quantisation is not supported; it must use nearest codewords")
     if not keys >= {"encoder.conv_in.weight", "decoder.conv_in.weight", "quantize.embedding.weight"}:
         raise WeightsError(f"{path}: neither a folder with a VQModel nor a VQGAN of taming-transformers")
     size = image_size or size_beside(path) or USUAL_SIZE
@@ -90,11 +90,11 @@ def count(keys: Iterable[str], numbered: str) -> int:
 
 def size_beside(path: Path) -> int | None:
     """Returns `resolution` from the configuration beside a checkpoint, if there is exactly one."""
-    beside = [*path.parent.glob("*.yaml")]
-    if len(beside) != 1:
+    candidates = [*path.parent.glob("*.yaml")]
+    if len(candidates) != 1:
         return None
     try:
-        described: Any = yaml.safe_load(beside[0].read_text(encoding="utf-8"))
+        described: Any = yaml.safe_load(candidates[0].read_text(encoding="utf-8"))
         return int(described["model"]["params"]["ddconfig"]["resolution"])
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise WeightsError(f"{beside[0]}: does not say model.params.ddconfig.resolution ({reason(error)})") from error
+        raise WeightsError(f"{candidates[0]}: model.params.ddconfig.resolution is missing ({reason(error)})") from error

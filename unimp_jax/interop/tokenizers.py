@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unimp_jax.interop.file_formats import check_file_format
 from unimp_jax.interop.gguf import gguf_file
 from unimp_jax.interop.layout import WeightsError
-from unimp_jax.interop.stand_ins import refuse_stand_in
 from unimp_jax.interop.weights import reason
 from unimp_jax.model import DecoderConfig
 
@@ -34,7 +34,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
         if not any((path / name).exists() for name in ONE_OF):
             return None
         for file in sorted({file for pattern in FILES for file in path.glob(pattern)}):
-            refuse_stand_in(file, "other")
+            check_file_format(file, "other")
     from transformers import AutoTokenizer
 
     try:
@@ -58,8 +58,9 @@ def add_flamingo_tokens(tokenizer: PreTrainedTokenizerBase, decoder: DecoderConf
     for name, id in tokenizer.get_added_vocab().items():
         if before.get(id, name) != name:
             raise WeightsError(
-                f"the tokenizer's ids have gaps, so that {name} gets the id {id}, which {before[id]!r} has: name a "
-                "tokenizer that has the tokens of open-flamingo (<|endofchunk|> and <image>) with --tokenizer"
+                f"the ids of the tokenizer have gaps, so {name} gets the id {id}, which {before[id]!r} already "
+                "has; give a tokenizer with the tokens of open-flamingo (<|endofchunk|> and <image>) with "
+                "--tokenizer"
             )
 
 
@@ -73,12 +74,14 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, decoder: DecoderConfig, 
     rows = decoder.vocab_size + decoder.new_tokens
     if last >= rows:
         raise WeightsError(
-            f"the tokenizer does not match the language model: it uses ids up to {last}, the model has {rows} tokens"
+            f"the tokenizer does not match the language model: it uses ids up to {last}, but the model has {rows} "
+            "tokens"
         )
     for name in ("bos_token_id", "eos_token_id"):
         expected, found = described.get(name), getattr(tokenizer, name)
         expected = expected if isinstance(expected, list) else [expected]
         if found is not None and None not in expected and found not in expected:
             raise WeightsError(
-                f"the tokenizer does not match the language model: its {name} is {found}, the model's {expected[0]}"
+                f"the tokenizer does not match the language model: its {name} is {found}, but that of the model "
+                f"is {expected[0]}"
             )

@@ -12,8 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from unimp_jax.interop.file_formats import check_file_format
 from unimp_jax.interop.layout import WeightsError
-from unimp_jax.interop.stand_ins import refuse_stand_in
 from unimp_jax.interop.weights import Stored, reason
 
 
@@ -25,7 +25,7 @@ def read_torch(path: Path) -> dict[str, Stored]:
     """
     tensors = tensors_of(load_torch(path))
     if not tensors:
-        raise WeightsError(f"{path}: no tensors in it")
+        raise WeightsError(f"{path}: the file has no tensors")
 
     import torch
 
@@ -62,7 +62,7 @@ def load_torch(path: Path) -> Any:
     Raises:
       WeightsError: It contains something else; torch's advice to read it anyway, executing its code, is suppressed.
     """
-    refuse_stand_in(path, "torch")
+    check_file_format(path, "torch")
     try:
         import torch
     except ImportError as error:
@@ -80,15 +80,15 @@ def load_torch(path: Path) -> Any:
                     raise
                 return torch.load(path, **options)  # the format before torch 1.6
     except Exception as error:  # torch raises whatever its readers raise
-        raise WeightsError(f"{path}: truncated, or with more in it than tensors{why(error)}") from error
+        raise WeightsError(f"{path}: truncated, or not only tensors{why(error)}") from error
 
 
 def why(error: Exception) -> str:
     """Returns torch's reason why a file cannot be read, without its advice to execute code in the file."""
-    told = str(error)
-    if found := re.search(r"GLOBAL (\S+)", told):
-        return f" (it names {found[1]}, which is code): save its state_dict alone, or as safetensors"
-    return "" if "weights_only" in told.lower().replace(" ", "_") else f" ({reason(error)})"
+    message = str(error)
+    if found := re.search(r"GLOBAL (\S+)", message):
+        return f" (it contains code, {found[1]}); save its state_dict alone, or as safetensors"
+    return "" if "weights_only" in message.lower().replace(" ", "_") else f" ({reason(error)})"
 
 
 def tensors_of(loaded: Any) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def vision_root(weights: Weights) -> str:
     last = "embeddings.patch_embedding.weight"
     roots = [key.removesuffix(last) for key in weights.arrays if key.endswith(last)]
     if len(roots) != 1:
-        raise WeightsError(f"{weights.name}: no vision tower of CLIP or SigLIP in it (no …{last})")
+        raise WeightsError(f"{weights.name}: the file has no vision tower of CLIP or SigLIP (no …{last})")
     return roots[0]
 
 
@@ -124,9 +124,13 @@ def vision_config(described: dict[str, Any], **changes: Any) -> VisionConfig:
     described = described.get("vision_config", described) if kind in ("clip", "siglip") else described
     if kind not in (*CLIP, *SIGLIP, "idefics_vision"):
         hint = (
-            " (SigLIP 2's for images of any shape is not; take one of a fixed resolution)" if kind == "siglip2" else ""
+            " (SigLIP 2 for images of any shape is not supported; use one with a fixed resolution)"
+            if kind == "siglip2"
+            else ""
         )
-        raise WeightsError(f"a vision tower of family {kind!r} is not known; {', '.join((*CLIP, *SIGLIP))} are{hint}")
+        raise WeightsError(
+            f"a vision tower of family {kind!r} is not supported; supported are {', '.join((*CLIP, *SIGLIP))}{hint}"
+        )
     # Missing fields have transformers' defaults: CLIP ViT-B/32, or SigLIP base with patches of 16 pixels.
     if kind in SIGLIP:
         defaults: dict[str, Any] = {"patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
@@ -168,7 +172,9 @@ def their_activation(config: VisionConfig) -> str:
 def activation(described: dict[str, Any]) -> Any:
     act = described.get("hidden_act", "quick_gelu")
     if act not in ACTIVATIONS:
-        raise WeightsError(f"the tower's activation {act!r} is not known; {', '.join(ACTIVATIONS)} are")
+        raise WeightsError(
+            f"the activation {act!r} of the tower is not supported; supported are {', '.join(ACTIVATIONS)}"
+        )
     return ACTIVATIONS[act]
 
 
@@ -182,7 +188,7 @@ def clip_config(described: dict[str, Any], projected: bool) -> CLIPConfig:
       WeightsError: See `vision_config`.
     """
     if (kind := described.get("model_type")) not in CLIP:
-        raise WeightsError(f"a vision tower of family {kind!r} is not CLIP's; it must be ({', '.join(CLIP)})")
+        raise WeightsError(f"a vision tower of family {kind!r} is not a CLIP; it must be one of {', '.join(CLIP)}")
     vision, text = vision_config(described, class_token_out=True), described.get("text_config")
     width = described.get("projection_dim", 512) if projected else None
     if text is None or not projected:

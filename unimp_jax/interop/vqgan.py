@@ -149,15 +149,15 @@ def described_by(described: dict[str, Any]) -> VQGANConfig:
       ValueError: This VQGAN does not support the architecture.
     """
     if described.get("_class_name") != CLASS:
-        raise ValueError(f"a model of class {described.get('_class_name')}: {CLASS} is right")
+        raise ValueError(f"a model of class {described.get('_class_name')}; it must be {CLASS}")
     for name, right in FIXED.items():
         if described.get(name, right) != right:
-            raise ValueError(f"{name} is {described[name]!r}; only {right!r} is known")
+            raise ValueError(f"{name} is {described[name]!r}; only {right!r} is supported")
     down, up = described.get("down_block_types", [DOWN]), described.get("up_block_types", [UP])
     attentive = tuple(level for level, kind in enumerate(down) if kind == ATTENTIVE + DOWN)
     mirrored = [ATTENTIVE + UP if level in attentive else UP for level in reversed(range(len(down)))]
     if not set(down) <= {DOWN, ATTENTIVE + DOWN} or list(up) != mirrored:
-        raise ValueError(f"blocks {down} and {up}; {DOWN}, {ATTENTIVE + DOWN} and their mirror images are known")
+        raise ValueError(f"blocks {down} and {up}; supported are {DOWN}, {ATTENTIVE + DOWN} and their mirror images")
     latents = described.get("latent_channels", 3)
     return VQGANConfig(
         image_size=described.get("sample_size", 32),

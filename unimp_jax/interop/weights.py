@@ -14,8 +14,8 @@ import numpy as np
 import pydantic
 from safetensors import SafetensorError, safe_open
 
+from unimp_jax.interop.file_formats import check_file_format
 from unimp_jax.interop.layout import WeightsError
-from unimp_jax.interop.stand_ins import refuse_stand_in
 
 TOKENIZER_FILES = ("*.model", "*.txt", "tokenizer*", "special_tokens_map.json", "added_tokens.json")
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -28,8 +28,8 @@ KINDS = {
 }  # fmt: skip
 """Name of a dtype in safetensors -> its usual name."""
 UNQUANTISED = (
-    "dequantise them first, or take the publisher's weights in bfloat16, float16 or float32 (most often the model of "
-    "the same name without GPTQ, AWQ, FP8, INT8 or 4bit in it)"
+    "dequantise the weights first, or use the publisher's weights in bfloat16, float16 or float32 (usually the "
+    "model of the same name without GPTQ, AWQ, FP8, INT8 or 4bit in it)"
 )
 """Advice for weights that are quantised."""
 SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.safetensors|\.bin|\.gguf)")
@@ -75,10 +75,10 @@ def understood(path: Path, read: Callable[[D], G], described: D) -> G:
       WeightsError: The description is invalid, or says that the weights are quantised.
     """
     if isinstance(described, dict) and (how := described.get("quantization_config")):
-        kind = how.get("quant_method", "of an unnamed kind") if isinstance(how, dict) else how
+        kind = how.get("quant_method", "of unknown kind") if isinstance(how, dict) else how
         raise WeightsError(
-            f"{path}: its config.json says that the weights are quantised ({kind}): {UNQUANTISED}; where they are not, "
-            "take quantization_config out of it"
+            f"{path}: its config.json describes quantised weights ({kind}): {UNQUANTISED}; if they are not "
+            "quantised, remove quantization_config from it"
         )
     try:
         return read(described)
@@ -100,14 +100,14 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
     Raises:
       WeightsError: The file is missing, truncated or not a safetensors file.
     """
-    refuse_stand_in(path, "safetensors")
+    check_file_format(path, "safetensors")
     try:
         file = safe_open(path, framework="numpy", backend="pread")  # pages of a mapped file would stay in memory
         slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except FileNotFoundError as error:
         raise WeightsError(f"{path} does not exist") from error
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: truncated, or no safetensors file ({reason(error)})") from error
+        raise WeightsError(f"{path}: truncated, or not a safetensors file ({reason(error)})") from error
     return {
         key: Stored(
             tuple(array.get_shape()),
@@ -138,7 +138,7 @@ def read_files(paths: Iterable[Path], name: str) -> Weights:
 
             found = read_torch(path)
         for key in found.keys() & arrays.keys():
-            raise WeightsError(f"{path}: {key} is in {where[key].name} as well")
+            raise WeightsError(f"{path}: {key} is also in {where[key].name}")
         arrays |= found
         where |= dict.fromkeys(found, path)
     return Weights(name, arrays)
@@ -166,7 +166,7 @@ def renamed(weights: Weights, rename: Callable[[str], str]) -> Weights:
         other, first = arrays.setdefault(rename(key), (key, array))
         # A dtype that differs is reported when the array is used.
         if other != key and {first.kind, array.kind} <= set(FLOATS) and not same(first, array):
-            raise WeightsError(f"{weights.name}: {key} should be a copy of {other}, and differs")
+            raise WeightsError(f"{weights.name}: {key} must be a copy of {other}, but differs")
     return Weights(weights.name, {key: array for key, (_, array) in arrays.items()})
 
 
@@ -197,7 +197,8 @@ def open_weights(path: Path) -> Weights:
         if len(found) == 1:
             return read_files(found, str(found[0]))
     raise WeightsError(
-        f"{path}: no model.safetensors, pytorch_model.bin (or an index of their shards), nor a single .gguf or .pt"
+        f"{path}: there is no model.safetensors or pytorch_model.bin (or an index of their shards), and not "
+        "exactly one .gguf or .pt"
     )
 
 
@@ -210,23 +211,27 @@ def refuse_shards_without_index(folder: Path) -> None:
     for name in sorted(path.name for path in folder.iterdir()):
         if (shard := SHARD.fullmatch(name)) and int(shard[2]) > 1:
             if shard[3] == ".gguf":
-                raise WeightsError(f"{folder}: {name} is a part of a file: join all with `llama-gguf-split --merge`")
+                raise WeightsError(
+                    f"{folder}: {name} is one part of a split file; join the parts with `llama-gguf-split --merge`"
+                )
             index = f"{shard[1]}{shard[3]}.index.json"
-            raise WeightsError(f"{folder}: {name} is there, its index {index} is not: fetch the whole folder anew")
+            raise WeightsError(
+                f"{folder}: {name} exists, but its index {index} is missing; download the complete folder again"
+            )
 
 
 def indexed(index: Path) -> Weights:
     """Opens the shards of an index and checks that they contain the arrays that it lists."""
     map_ = read_json(index).get("weight_map")
     if not isinstance(map_, dict) or not map_:
-        raise WeightsError(f"{index}: has no weight_map")
+        raise WeightsError(f"{index}: weight_map is missing")
     for name in set(map_.values()):
         if not isinstance(name, str) or name == ".." or Path(name).name != name:
-            raise WeightsError(f"{index}: {name!r} is no name of a file beside it")
+            raise WeightsError(f"{index}: {name!r} is not the name of a file in the same folder")
     weights = read_files([index.parent / name for name in sorted(set(map_.values()))], str(index.parent))
     absent = set(map_) - weights.arrays.keys()
     if absent:
-        raise WeightsError(f"{index}: {len(absent)} arrays are in none of the shards, such as {min(absent)}")
+        raise WeightsError(f"{index}: {len(absent)} arrays are missing from the shards, such as {min(absent)}")
     return weights
 
 
@@ -236,13 +241,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       WeightsError: The file is missing or not a JSON object.
     """
-    refuse_stand_in(path, "other")
+    check_file_format(path, "other")
     try:
         read = json.loads(path.read_bytes())  # bytes, for byte order marks and UTF-16
     except FileNotFoundError as error:
         raise WeightsError(f"{path} does not exist") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: not readable as JSON ({reason(error)})") from error
+        raise WeightsError(f"{path}: not valid JSON ({reason(error)})") from error
     if not isinstance(read, dict):
         raise WeightsError(f"{path}: not a JSON object")
     return read
@@ -282,5 +287,5 @@ def locate(path_or_id: str) -> Path:
         return Path(snapshot_download(path_or_id, allow_patterns=patterns))
     except Exception as error:  # from the hub, the network or the disk
         raise WeightsError(
-            f"{path_or_id}: no such file or folder, and not to be had from the Hugging Face hub ({reason(error)})"
+            f"{path_or_id}: no such file or folder, and it cannot be loaded from the Hugging Face hub ({reason(error)})"
         ) from error

@@ -38,7 +38,7 @@ class AdapterConfig:
         try:
             re.compile(self.layers)
         except re.error as error:
-            raise ValueError(f"adapters: layers {self.layers!r} is no regular expression ({error})") from error
+            raise ValueError(f"adapters: layers {self.layers!r} is not a valid regular expression ({error})") from error
 
 
 class Adapter(nnx.Module):
@@ -92,12 +92,14 @@ def add_adapters(module: nnx.Module, config: AdapterConfig, dtypes: DTypes, rngs
     linear = {"/".join(map(str, path)): layer for path, layer in nnx.iter_modules(module) if isinstance(layer, Linear)}
     chosen = [name for name in linear if re.fullmatch(config.layers, name)]
     if not chosen:
-        raise ValueError(f"adapters: layers {config.layers!r} is none of the linear layers {', '.join(linear)}")
+        raise ValueError(f"adapters: layers {config.layers!r} matches none of the linear layers {', '.join(linear)}")
     if of_resampler := [name for name in chosen if "resampler" in name]:
-        raise ValueError(f"adapters: layers {config.layers!r} names {of_resampler[0]}; the resampler has no adapters")
+        raise ValueError(
+            f"adapters: layers {config.layers!r} matches {of_resampler[0]}; adapters of the resampler are not supported"
+        )
     if config.dropout and (others := [name for name in chosen if not name.startswith("decoder/")]):
         raise ValueError(
-            f"adapters: dropout is for layers of the decoder alone, and {others[0]} is none; set dropout 0"
+            f"adapters: dropout is only supported for layers of the decoder, not for {others[0]}; set dropout 0"
         )
     for number, name in enumerate(chosen):
         linear[name].adapter = Adapter(linear[name], config, number, dtypes, rngs)

@@ -97,20 +97,21 @@ class DecoderConfig:
             raise ValueError(f"decoder: kv_heads {self.kv_heads} must divide heads {self.heads}")
         if self.position == "rotary" and (not 0 < self.rotary_fraction <= 1 or self.rotary_width % 2):
             raise ValueError(
-                f"decoder: rotary_fraction {self.rotary_fraction} of {self.head_dim} channels is {self.rotary_width}; "
-                "it must be an even number, at most all"
+                f"decoder: rotary_fraction {self.rotary_fraction} of {self.head_dim} channels is "
+                f"{self.rotary_width}; it must be an even number of at most {self.head_dim}"
             )
         for name in ("dropout", "free_row_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"decoder: {name} {getattr(self, name)} must be at least 0 and less than 1")
         if self.vocab_size < 1 or min(self.new_tokens, self.content) < 0:
             raise ValueError(
-                f"decoder: vocab_size {self.vocab_size} must be above 0, new_tokens {self.new_tokens} and content "
-                f"{self.content} not below"
+                f"decoder: vocab_size {self.vocab_size} must be above 0; new_tokens {self.new_tokens} and content "
+                f"{self.content} must be at least 0"
             )
         if not 0 <= self.interaction_features <= self.content:
             raise ValueError(
-                f"decoder: interaction_features {self.interaction_features} must be 0 to content {self.content}"
+                f"decoder: interaction_features {self.interaction_features} must be between 0 and content "
+                f"{self.content}"
             )
 
     @property

@@ -150,7 +150,7 @@ def part_of(path: Sequence[Any]) -> Part:
         return "adapters"
     name = names[0]
     if name not in PARTS:
-        raise ValueError(f"{name!r} is no part of the model; the parts are {', '.join(PARTS)}")
+        raise ValueError(f"{name!r} is not a part of the model; the parts are {', '.join(PARTS)}")
     return name
 
 

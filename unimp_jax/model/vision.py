@@ -154,7 +154,7 @@ class VisionTower(nnx.Module):
         B, size, p = images_BHW3.shape[0], config.image_size, config.patch_size
         side = size // p
         if images_BHW3.shape[1:] != (size, size, 3):
-            raise ValueError(f"images are {images_BHW3.shape[1:]}, the vision tower reads {(size, size, 3)}")
+            raise ValueError(f"images have shape {images_BHW3.shape[1:]}, but the vision tower reads {(size, size, 3)}")
         pixels = normalise(images_BHW3[:, : side * p, : side * p], *config.mean_and_deviation).astype(self.dtype)
         patches = pixels.reshape(B, side, p, side, p, 3).swapaxes(2, 3)
         x_BPC = self.patch_embedding(patches).reshape(B, config.patches, config.width)

@@ -71,12 +71,12 @@ class Slices:
     def __post_init__(self) -> None:
         kind = self.name.partition("-")[0]
         if kind not in CHIPS:
-            raise ValueError(f"{self.name}: there is no {kind}; known are {', '.join(CHIPS)}")
+            raise ValueError(f"{self.name}: unknown chip {kind}; known are {', '.join(CHIPS)}")
         names = [f"{kind}-{chips * CHIPS[kind].cores}" for chips in CHIPS[kind].shapes]
         if self.name not in names:
-            raise ValueError(f"{self.name} is no slice; there are {', '.join(names)}")
+            raise ValueError(f"{self.name} is not a slice; available are {', '.join(names)}")
         if self.count < 1:
-            raise ValueError(f"{self.count} slices: there must be at least 1")
+            raise ValueError(f"{self.count} slices; there must be at least 1")
 
     @property
     def chip(self) -> Chip:
@@ -102,7 +102,7 @@ def devices(slices: Slices) -> list[jax.Device]:
       ValueError: libtpu, which contains the compiler, is not installed.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("libtpu, which compiles for TPUs, is not installed: pip install 'unimp_jax[tpu]'")
+        raise ValueError("libtpu, the compiler for TPUs, is not installed: pip install 'unimp_jax[tpu]'")
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",  # there is no TPU with metadata to query
         "TPU_ACCELERATOR_TYPE": "v5p-8",

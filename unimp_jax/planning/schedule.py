@@ -94,7 +94,11 @@ def _sent(
     """Returns the largest transfer within a slice by an instruction or the instructions that it fuses."""
     alone = Computation(computation.name, {instruction.name: instruction}, instruction.name)
     found = [(computation if where is alone else where, one) for where, one in with_fused(program, alone)]
-    sent = [(told, one) for where, one in found if (told := sent_by(one, where, mesh)) and "slice" not in told.axes]
+    sent = [
+        (transfer, one)
+        for where, one in found
+        if (transfer := sent_by(one, where, mesh)) and "slice" not in transfer.axes
+    ]
     return max(sent, key=lambda pair: pair[0].bytes, default=None)
 
 

@@ -56,19 +56,23 @@ def resolve(codes: np.ndarray, last: int = 32, *, size: int = 512, distances: Di
     """
     codes_IL = np.array(codes, np.int32)
     if codes_IL.ndim != 2 or not codes_IL.shape[1] or last < 1:
-        raise ValueError(f"codes of shape {codes_IL.shape} and last = {last}: [items, levels] and at least 1 is right")
+        raise ValueError(
+            f"codes have shape {codes_IL.shape} and last is {last}; expected [items, levels] and at least 1"
+        )
     if codes_IL.size and not 0 <= codes_IL.min() <= codes_IL.max() < size:
-        raise ValueError(f"codes from {codes_IL.min()} to {codes_IL.max()}, but those of a level are 0 to {size - 1}")
+        raise ValueError(
+            f"codes range from {codes_IL.min()} to {codes_IL.max()}; they must be between 0 and {size - 1}"
+        )
     num_items, levels = codes_IL.shape
     num_ids = size**levels * last
     if num_ids < num_items:
         raise ValueError(
-            f"{num_items} items, but {levels} levels of {size} codes and a last one of {last} make {num_ids} ids: "
-            f"raise last to {-(-num_items // size**levels)} or more, or use more codes or levels"
+            f"{num_items} items need more than the {num_ids} ids of {levels} levels of {size} codes and a last "
+            f"one of {last}; raise last to {-(-num_items // size**levels)} or more, or use more codes or levels"
         )
     if num_ids >= 2**62:
         raise ValueError(
-            f"{levels} levels of {size} codes and one of {last}: more than 2^62 ids cannot be distinguished"
+            f"{levels} levels of {size} codes and one of {last} make more than 2^62 ids, which cannot be distinguished"
         )
 
     surplus = _surplus(codes_IL, last, size, distances)

@@ -33,8 +33,8 @@ class CodebookMetrics:
             error = f"{self.errors[level]:8.4f}" if self.errors else ""
             rows.append(f"{level:5d}{used:8.1%}{perplexity:12.1f}{error}")
         rows.append(
-            f"{self.items} items: {self.colliding:.2%} share their codes, at most {self.largest} the same; "
-            f"{self.moved} moved"
+            f"{self.items} items: {self.colliding:.2%} share their codes with others, at most {self.largest} "
+            f"items have the same codes; {self.moved} were reassigned"
         )
         return "\n".join(rows)
 
@@ -55,8 +55,9 @@ def describe(
     num_items, levels = codes.shape
     if not num_items or final.shape != (num_items, levels + 1) or (errors is not None and len(errors) != levels):
         raise ValueError(
-            f"codes {codes.shape}, ids {final.shape} and {'no' if errors is None else len(errors)} errors: "
-            "[items, levels], [items, levels + 1] and an error for each level are right, and at least one item"
+            f"codes have shape {codes.shape}, ids {final.shape}, and there are "
+            f"{'no' if errors is None else len(errors)} errors; expected [items, levels], [items, levels + 1] and "
+            "one error per level, with at least one item"
         )
     counts_LK = np.stack([np.bincount(codes_I, minlength=size) for codes_I in codes.T])
     shares_LK = counts_LK / num_items

@@ -57,7 +57,7 @@ def checked(features: np.ndarray) -> np.ndarray:
     """Returns features as float32 [I, F]; raises like `residual_kmeans`."""
     x_IF = np.asarray(features, np.float32)
     if x_IF.ndim != 2 or not x_IF.size or not np.isfinite(x_IF).all():
-        raise ValueError(f"features of shape {x_IF.shape}: [items, features], not empty and all finite, is right")
+        raise ValueError(f"features have shape {x_IF.shape}; expected [items, features], not empty and all finite")
     return x_IF
 
 

@@ -103,7 +103,7 @@ def train_rq_vae(features: np.ndarray, config: RQVAEConfig, levels: int, codes: 
         parameters, state, used_LK, losses_2 = step(parameters, state, used_LK, points_IF, key, np.int32(number))
         losses.append(losses_2)
     if not np.isfinite(found := np.stack(jax.device_get(losses))).all():
-        raise ValueError(f"the loss is {found[-1].sum()}: choose a learning_rate below {config.learning_rate}")
+        raise ValueError(f"the loss is {found[-1].sum()}; choose a learning_rate below {config.learning_rate}")
     latents_ID, codes_IL, lost_IL = jax.device_get(_apply(graph, parameters, points_IF))
     errors = tuple(unexplained(np.asarray(points_IF), lost_I) for lost_I in lost_IL.T)
     return kmeans.Quantised(codes_IL, np.asarray(parameters["codebooks"][...]), latents_ID, errors, found)

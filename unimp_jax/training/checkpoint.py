@@ -197,7 +197,7 @@ class Checkpoints:
                 failures.append((step, error))
                 continue
             for damaged, reason in failures:
-                print(f"WARNING: {reason}\nWARNING: going on from step {step} instead", file=sys.stderr)
+                print(f"WARNING: {reason}\nWARNING: continuing from step {step} instead", file=sys.stderr)
                 self._set_aside(damaged)
             return restored
         if failures:
@@ -227,10 +227,10 @@ class Checkpoints:
         full = "No space left" in text or "RESOURCE_EXHAUSTED" in text or "Disk quota" in text
         reason = "no space left on the device" if full else text[:300]
         steps = self._manager.all_steps(read=True)
-        whole = f"the last whole one is step {max(steps)}" if steps else "there is no earlier one"
+        whole = f"the last complete checkpoint is of step {max(steps)}" if steps else "there is no earlier one"
         return CheckpointError(
-            f"{self.folder}: a checkpoint could not be written ({reason}); {whole}: "
-            "make room and run the same command again to go on from there"
+            f"{self.folder}: a checkpoint could not be written ({reason}); {whole}: free some space and run the "
+            "same command again to continue from there"
         )
 
     def __enter__(self) -> Self:

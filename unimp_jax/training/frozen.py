@@ -42,6 +42,6 @@ def load_frozen(folder: Path, shapes: Any) -> Any:
         return shapes
     handler = ocp.StandardCheckpointHandler()
     return read_together(
-        f"{folder}: what does not train",
+        f"{folder}: the frozen parameters",
         lambda: handler.restore(folder.absolute(), args=ocp.args.StandardRestore(shapes)),
     )

@@ -26,7 +26,7 @@ class GuardConfig:
     def __post_init__(self) -> None:
         if (self.spike and self.spike <= 1) or not 0 <= self.memory < 1 or self.patience < 1:
             raise ValueError(
-                f"guard: spike {self.spike} is 0 or above 1, memory {self.memory} at least 0 and below 1, "
+                f"guard: spike {self.spike} must be 0 or above 1, memory {self.memory} at least 0 and below 1, "
                 f"patience {self.patience} at least 1"
             )
 
@@ -101,9 +101,9 @@ def check_skips(
     for whose, count in consecutive_skips.items():
         if count >= patience:
             saved = latest()
-            kept = "nothing was saved yet" if saved is None else f"the checkpoint of step {saved} holds none of them"
+            kept = "nothing was saved yet" if saved is None else f"the checkpoint of step {saved} is older than these"
             raise TrainingError(
                 f"step {step}: the last {count} steps{whose} were skipped, because their loss or gradient is not "
-                f"finite or far above the usual; {kept}: look at the data, or, in a new folder, lower "
+                f"finite or far above the usual; {kept}: check the data, or, in a new folder, lower "
                 f"optimizer.learning_rate or raise {option}"
             )

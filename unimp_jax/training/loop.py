@@ -54,7 +54,9 @@ class LoopConfig:
         if self.hang_seconds is not None and self.hang_seconds <= 0:
             raise ValueError(f"hang_seconds {self.hang_seconds} must be above 0")
         if self.profile_steps is not None and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
-            raise ValueError(f"profile_steps {self.profile_steps} must be the first step, at least 1, and the last")
+            raise ValueError(
+                f"profile_steps {self.profile_steps} must be the first step, at least 1, and the last, not before it"
+            )
         for name in ("validate_every", "save_every"):
             if getattr(self, name) % self.log_every:  # an interrupted run would log other rows
                 raise ValueError(f"{name} {getattr(self, name)} must be a multiple of log_every {self.log_every}")

@@ -34,7 +34,7 @@ class OptimizerConfig:
         if self.learning_rate <= 0 or self.clip <= 0:
             raise ValueError(f"learning_rate {self.learning_rate} and clip {self.clip} must be above 0")
         if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup {self.warmup} is a part of all steps, between 0 and 1")
+            raise ValueError(f"warmup {self.warmup} must be a share of all steps between 0 and 1")
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

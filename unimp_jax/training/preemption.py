@@ -105,8 +105,8 @@ class EndRequest:
 
 def print_saved(step: int) -> None:
     """Reports that a run ends on request after a saved step; 0: before the first step."""
-    saved = f"step {step} is saved" if step else "no step was done"
-    print(f"asked to end: {saved}; the same command goes on", flush=True)
+    saved = f"step {step} is saved" if step else "no step was completed"
+    print(f"asked to end: {saved}; the same command continues", flush=True)
 
 
 def _end(save: Callable[[], None]) -> None:

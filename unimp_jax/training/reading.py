@@ -84,13 +84,13 @@ def read_together(what: str, read: Callable[[], T]) -> T:
     del result
     for link in _chain(error):
         traceback.clear_frames(link.__traceback__)  # they hold data that does not fit into memory twice
-    reason = _reason(error) if error is not None and own == view else "as another process of this run found"
+    reason = _reason(error) if error is not None and own == view else "another process of this run failed to read it"
     if view == View.OUT_OF_REACH:
         raise CheckpointError(
-            f"{what} is out of reach ({reason}), {len(WAITS) + 1} attempts; nothing was changed, and the same command "
-            "goes on once it can be read"
+            f"{what} could not be read in {len(WAITS) + 1} attempts ({reason}); nothing was changed, and the same "
+            "command continues once it can be read"
         ) from error
-    text = f"{what} cannot be read into this model ({reason}); is it of another configuration, or damaged?"
+    text = f"{what} cannot be read into this model ({reason}); it belongs to another configuration, or is damaged"
     raise (DamagedError if view == View.DAMAGED else CheckpointError)(text) from error
 
 

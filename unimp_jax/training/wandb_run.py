@@ -26,7 +26,7 @@ def check_wandb(project: str | None) -> None:
       ValueError: A project is configured, and the package is missing.
     """
     if project is not None and importlib.util.find_spec("wandb") is None:
-        raise ValueError("loop.wandb: the package wandb is not installed; install it by pip install 'unimp_jax[wandb]'")
+        raise ValueError("loop.wandb: the package wandb is not installed: pip install 'unimp_jax[wandb]'")
 
 
 class WandbRun:
@@ -63,7 +63,7 @@ class WandbRun:
         except wandb.Error as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(
-                f"loop.wandb: {reason}; log in by `wandb login`, or set WANDB_MODE=offline, or leave the option out"
+                f"loop.wandb: {reason}; log in with `wandb login`, set WANDB_MODE=offline, or leave out the option"
             ) from error
 
     def log(self, step: int, row: Mapping[str, float | str]) -> None:

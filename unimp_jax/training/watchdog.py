@@ -116,8 +116,8 @@ class Watchdog:
     def _others(self, own: Beat) -> list[Beat]:
         if self._store is not None:
             with contextlib.suppress(Exception):
-                told = [Beat(**json.loads(value)) for _, value in self._store.key_value_dir_get(KEY)]
-                return [beat for beat in told if beat.process != own.process]
+                beats = [Beat(**json.loads(value)) for _, value in self._store.key_value_dir_get(KEY)]
+                return [beat for beat in beats if beat.process != own.process]
         return []
 
 
@@ -128,11 +128,11 @@ def store() -> Any:
 
 def explained(own: Beat, others: list[Beat], seconds: float) -> str:
     """Returns the message for a run that hangs."""
-    first = f"unimp: nothing has moved for {seconds:g} s (--loop.hang-seconds), so this process ends: {own}."
+    first = f"unimp: no progress for {seconds:g} s (--loop.hang-seconds), so this process ends: {own}."
     beats = [own, *others]
     behind = [beat for beat in beats if beat.place == min(beat.place for beat in beats)]
     if len(beats) == 1:
-        return f"{first} Where its threads are:"
+        return f"{first} The stacks of its threads:"
     if len(behind) == len(beats):
-        return f"{first} All {len(beats)} processes are at the same place. Where the threads of this one are:"
-    return f"{first} Behind the others: {'; '.join(map(str, behind))}. Where the threads of this process are:"
+        return f"{first} All {len(beats)} processes are at the same point. The stacks of the threads of this process:"
+    return f"{first} Behind the others: {'; '.join(map(str, behind))}. The stacks of the threads of this process:"

@@ -70,9 +70,9 @@ def test_a_branch_is_open_as_long_as_an_item_below_it_is(ids, random):
     ("ids", "fault"),
     [
         ([[1, 2], [3, 1], [1, 2]], "items 0 and 2 have the same id"),
-        ([[1, PAST], [1, 2]], r"the id \[1\] of item 0 begins that of item 1, \[1, 2\]"),
+        ([[1, PAST], [1, 2]], r"the id \[1\] of item 0 is a prefix of the id \[1, 2\] of item 1"),
         ([[1, -2]], "negative"),
-        ([[PAST, 1]], "negative token, or none"),
+        ([[PAST, 1]], "empty or has a negative token"),
         ([], "shape"),
     ],
 )

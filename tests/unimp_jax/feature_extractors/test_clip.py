@@ -93,12 +93,12 @@ def test_what_is_no_clip_is_refused(tmp_path):
     folder = written(transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**VISION)), tmp_path / "clip")
     described = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(described | {"num_hidden_layers": 4}))
-    with pytest.raises(WeightsError, match="16 arrays are missing"):
+    with pytest.raises(WeightsError, match="16 arrays required by the geometry are missing"):
         read_clip(folder)
     (folder / "config.json").write_text(json.dumps(described | {"model_type": "siglip_vision_model"}))
     with pytest.raises(WeightsError, match="siglip_vision_model"):
         read_clip(folder)
     with pytest.raises(ValueError, match="class_token_out"):
         CLIPConfig(VisionConfig())
-    with pytest.raises(ValueError, match="width is not given"):
+    with pytest.raises(ValueError, match="the width of the joint space of images and texts is not given"):
         CLIPConfig(dataclasses.replace(VisionConfig(), class_token_out=True), text=object())

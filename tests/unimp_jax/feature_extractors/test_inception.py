@@ -40,10 +40,10 @@ def test_features_are_the_reference_implementations(file):
 def test_what_is_no_inception_is_refused(weights, tmp_path):
     save_file({name: array for name, array in weights.items() if "7c" not in name}, tmp_path / "cut.safetensors")
     with pytest.raises(
-        WeightsError, match=r"45 arrays are missing that the geometry asks for: Mixed_7c\.branch1x1\.bn\.bias"
+        WeightsError, match=r"45 arrays required by the geometry are missing: Mixed_7c\.branch1x1\.bn\.bias"
     ):
         read_inception(tmp_path / "cut.safetensors")
     wide = weights | {"Mixed_7c.branch1x1.bn.bias": np.zeros(3, np.float32)}
     save_file(wide, tmp_path / "wide.safetensors")
-    with pytest.raises(WeightsError, match=r"branch1x1\.bn\.bias has shape \(3,\), the geometry asks for \(320,\)"):
+    with pytest.raises(WeightsError, match=r"branch1x1\.bn\.bias has shape \(3,\), but the geometry requires \(320,\)"):
         read_inception(tmp_path / "wide.safetensors")

@@ -180,7 +180,7 @@ def test_it_learns():
         (lambda: VQGANConfig(image_size=100), "must divide image_size 100"),
         (lambda: VQGANConfig(attention_levels=(5,)), "attention_levels"),
         (lambda: VQGANConfig(blocks=0), "at least 1"),
-        (lambda: LossConfig(absolute=0.0), "absolute or squared"),
+        (lambda: LossConfig(absolute=0.0), "the absolute or the squared error above 0"),
         (lambda: DiscriminatorConfig(layers=0), "at least 1"),
         (
             lambda: nnx.eval_shape(lambda: VQGAN(TRAINER.vqgan, rngs=nnx.Rngs(0)).encode(jnp.zeros((1, 15, 16, 3)))),

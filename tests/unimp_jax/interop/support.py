@@ -14,7 +14,7 @@ from flax import nnx
 from tests.unimp_jax.models import drawn
 from unimp_jax.batch import Batch
 from unimp_jax.interop.importing import ImportConfig, import_weights
-from unimp_jax.interop.placing import place
+from unimp_jax.interop.loading import load_values
 from unimp_jax.interop.start import read_start, start_values
 from unimp_jax.model import ModelConfig, UniMP
 
@@ -53,7 +53,7 @@ def from_start(folder: Path, others: ModelConfig | None = None) -> UniMP:
     decoder = dataclasses.replace(decoder, vocab_size=decoder.vocab_size + decoder.new_tokens, new_tokens=0)
     geometry = dataclasses.replace(geometry, decoder=decoder)
     graph, state = nnx.split(drawn(geometry))
-    (state,) = place((state,), start_values(folder, geometry))
+    (state,) = load_values((state,), start_values(folder, geometry))
     return nnx.merge(graph, state)
 
 

@@ -29,7 +29,7 @@ def test_truncated_torch_file(zipped, tmp_path):
 def test_torch_file_without_tensors(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"epoch": 3}, tmp_path / "checkpoint.pt")
-    assert "no tensors in it" in refused(ImportConfig(open_flamingo=str(tmp_path / "checkpoint.pt")), tmp_path)
+    assert "the file has no tensors" in refused(ImportConfig(open_flamingo=str(tmp_path / "checkpoint.pt")), tmp_path)
 
 
 def test_language_model_as_torch_files(sound, tmp_path):
@@ -50,7 +50,7 @@ def test_language_model_as_torch_files(sound, tmp_path):
     assert all(np.array_equal(first[key], second[key]) for key in first)
     torch.save(weights | {next(iter(map_)): torch.zeros(1)}, folder / "pytorch_model-1.bin")
     said = refused(ImportConfig(language=str(folder)), tmp_path)
-    assert f"{next(iter(map_))} is in pytorch_model-0.bin as well" in said
+    assert f"{next(iter(map_))} is also in pytorch_model-0.bin" in said
 
 
 @pytest.fixture
@@ -60,7 +60,9 @@ def start(sound, tmp_path) -> Path:
 
 
 def test_folder_that_is_no_start(tmp_path):
-    with pytest.raises(WeightsError, match=r"is no start: it has no start\.json; `unimp import` makes one"):
+    with pytest.raises(
+        WeightsError, match=r"is not a folder of imported weights: there is no start\.json; `unimp import` writes one"
+    ):
         from_start(tmp_path)
 
 
@@ -68,13 +70,13 @@ def test_start_that_lacks_an_array(start):
     weights = load_file(start / "model.safetensors")
     del weights["decoder/norm/scale"]
     save_file(weights, start / "model.safetensors")
-    with pytest.raises(WeightsError, match="lacks decoder/norm/scale"):
+    with pytest.raises(WeightsError, match="the parameter decoder/norm/scale is missing"):
         list(start_values(start, ModelConfig(decoder=llama_config(LLAMA), gated=GatedCrossAttentionConfig(every=2))))
 
 
 def test_start_of_another_geometry(start):
     narrow = ModelConfig(decoder=llama_config(LLAMA | {"hidden_size": 8}), gated=GatedCrossAttentionConfig(every=2))
-    with pytest.raises(WeightsError, match=r"has shape .*, the model has room for"):
+    with pytest.raises(WeightsError, match=r"has shape .*, but the model requires"):
         list(start_values(start, narrow))
 
 

@@ -76,13 +76,13 @@ def test_index_that_leads_out_of_its_folder(name, language, tmp_path):
     shutil.copy(shard_with(language, LAST), tmp_path / "secret.safetensors")
     write_index(language, {LAST: name})
     said = refused(ImportConfig(language=str(language)), tmp_path)
-    assert "is no name of a file beside it" in said
+    assert "is not the name of a file in the same folder" in said
 
 
 def test_index_that_promises_more(language, tmp_path):
     index = json.loads((language / "model.safetensors.index.json").read_text())["weight_map"]
     write_index(language, index | {"model.more": shard_with(language, LAST).name})
-    assert "in none of the shards, such as model.more" in refused(ImportConfig(language=str(language)), tmp_path)
+    assert "missing from the shards, such as model.more" in refused(ImportConfig(language=str(language)), tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
@@ -96,7 +96,7 @@ def test_same_key_in_two_shards(language, tmp_path):
     key = next(iter(load_file(first)))
     save_file(load_file(second) | {key: np.zeros(3, np.float32)}, second)
     said = refused(ImportConfig(language=str(language)), tmp_path)
-    assert f"{key} is in {first.name} as well" in said
+    assert f"{key} is also in {first.name}" in said
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "gemma3_text", "qwen3_moe", None])
@@ -104,8 +104,9 @@ def test_foreign_language_model(kind, language, tmp_path):
     change(language, model_type=kind)
     said = refused(ImportConfig(language=str(language)), tmp_path)
     assert (
-        f"a language model of family {kind!r} is not known; gpt_neox, mpt, mosaic_gpt, llama, qwen2, qwen3 are" in said
-    )
+        f"a language model of family {kind!r} is not supported; supported are gpt_neox, mpt, mosaic_gpt, llama, qwen2, "
+        "qwen3"
+    ) in said
 
 
 def test_idefics_as_language_model(language, tmp_path):
@@ -114,20 +115,23 @@ def test_idefics_as_language_model(language, tmp_path):
 
 
 def test_language_model_as_idefics(language, tmp_path):
-    assert "model_type 'llama' is no vision-language model that is known" in refused(
+    assert "the vision-language model_type 'llama' is not supported" in refused(
         ImportConfig(vision_language=str(language)), tmp_path
     )
 
 
 def test_language_model_as_tower(language, tmp_path):
-    assert "no vision tower of CLIP or SigLIP in it" in refused(ImportConfig(vision=str(language)), tmp_path)
+    assert "the file has no vision tower of CLIP or SigLIP" in refused(ImportConfig(vision=str(language)), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("kind", "telling"),
     [
-        ("dinov2", "family 'dinov2' is not known; clip, clip_vision_model, siglip, siglip_vision_model are"),
-        ("siglip2", "take one of a fixed resolution"),
+        (
+            "dinov2",
+            "family 'dinov2' is not supported; supported are clip, clip_vision_model, siglip, siglip_vision_model",
+        ),
+        ("siglip2", "use one with a fixed resolution"),
     ],
 )
 def test_foreign_tower(kind, telling, tmp_path):
@@ -139,18 +143,21 @@ def test_foreign_tower(kind, telling, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "telling"),
     [
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "'yarn' are not known; default, linear, llama3 are"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0}},
+            "'yarn' are not supported; supported are default, linear, llama3",
+        ),
         (
             {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0}},
             "'llama3' lack low_freq_factor, original_max_position_embeddings",
         ),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5 is not known"),
-        ({"use_sliding_window": True}, "use_sliding_window True is not known"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "'sliding_attention'; full_attention alone"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5 is not supported"),
+        ({"use_sliding_window": True}, "use_sliding_window True is not supported"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "'sliding_attention'; only full_attention"),
         ({"hidden_act": "relu"}, "hidden_act 'relu'"),
         ({"attention_bias": True}, "attention_bias True"),
         ({"head_dim": 3}, "rotary_fraction 1.0 of 3 channels"),
-        ({"head_dim": 32}, "has shape (16, 16), the geometry asks for (64, 16)"),
+        ({"head_dim": 32}, "has shape (16, 16), but the geometry requires (64, 16)"),
         ({"num_attention_heads": 3}, "heads 3 must divide width 16"),
         ({"num_attention_heads": 0}, "llama: "),
         ({"hidden_size": "wide"}, "llama: "),
@@ -164,24 +171,24 @@ def test_parts_that_the_decoder_lacks(changes, telling, language, tmp_path):
 def test_config_that_is_no_json(language, tmp_path):
     (language / "config.json").write_text("{")
     said = refused(ImportConfig(language=str(language)), tmp_path)
-    assert "config.json: not readable as JSON" in said
+    assert "config.json: not valid JSON" in said
 
 
 def test_no_config(language, tmp_path):
     (language / "config.json").unlink()
-    assert "has no config.json" in refused(ImportConfig(language=str(language)), tmp_path)
+    assert "config.json is missing" in refused(ImportConfig(language=str(language)), tmp_path)
 
 
 def test_array_of_another_shape(language, tmp_path):
     edit(language, LAST, np.zeros((16, 25), np.float32))
     said = refused(ImportConfig(language=str(language)), tmp_path)
-    assert f"{LAST} has shape (16, 25), the geometry asks for (16, 24)" in said
+    assert f"{LAST} has shape (16, 25), but the geometry requires (16, 24)" in said
 
 
 def test_missing_array(language, tmp_path):
     edit(language, LAST, None)
     said = refused(ImportConfig(language=str(language)), tmp_path)
-    assert f"1 arrays are missing that the geometry asks for: {LAST}" in said
+    assert f"1 arrays required by the geometry are missing: {LAST}" in said
 
 
 def test_unused_arrays_are_reported(language, tmp_path):
@@ -204,17 +211,17 @@ def test_nothing_named(tmp_path):
 
 def test_idefics_with_another_source(language, tmp_path):
     config = ImportConfig(vision_language=str(language), language=str(language))
-    assert "--vision-language is a whole model" in refused(config, tmp_path)
+    assert "--vision-language is a complete model" in refused(config, tmp_path)
 
 
 def test_folder_without_weights(tmp_path):
     folder = write_config(tmp_path / "llama", LLAMA)
-    assert "no model.safetensors, pytorch_model.bin" in refused(ImportConfig(language=str(folder)), tmp_path)
+    assert "there is no model.safetensors or pytorch_model.bin" in refused(ImportConfig(language=str(folder)), tmp_path)
 
 
 def test_start_that_is_there(language, tmp_path):
     (tmp_path / "start").mkdir()
-    with pytest.raises(WeightsError, match="start is there already"):
+    with pytest.raises(WeightsError, match="start already exists"):
         import_weights(ImportConfig(language=str(language)), tmp_path / "start")
     assert not list((tmp_path / "start").iterdir())
 
@@ -272,14 +279,14 @@ def test_tokenizer_beside_the_model(language, tmp_path):
 def test_tokenizer_with_more_tokens_than_the_model(language, tmp_path):
     save_tokenizer(language, words=21)
     said = refused(ImportConfig(language=str(language)), tmp_path)
-    assert "the tokenizer does not match the language model: it uses ids up to 20, the model has 20 tokens" in said
+    assert "the tokenizer does not match the language model: it uses ids up to 20, but the model has 20 tokens" in said
 
 
 @pytest.mark.parametrize(("ids", "name"), [({"bos": 5}, "bos_token_id"), ({"eos": 6}, "eos_token_id")])
 def test_tokenizer_of_another_model(ids, name, language, tmp_path):
     save_tokenizer(tmp_path / "other", words=20, **ids)
     said = refused(ImportConfig(language=str(language), tokenizer=str(tmp_path / "other")), tmp_path)
-    assert f"its {name} is {next(iter(ids.values()))}, the model's" in said
+    assert f"its {name} is {next(iter(ids.values()))}, but that of the model is" in said
 
 
 def test_tokenizer_that_is_damaged(language, tmp_path):
@@ -291,4 +298,4 @@ def test_tokenizer_that_is_damaged(language, tmp_path):
 def test_named_tokenizer_that_is_none(language, tmp_path):
     (tmp_path / "empty").mkdir()
     said = refused(ImportConfig(language=str(language), tokenizer=str(tmp_path / "empty")), tmp_path)
-    assert "empty: no tokenizer in it" in said
+    assert "empty: the folder has no tokenizer" in said

@@ -116,14 +116,14 @@ def test_logits_equal_those_of_transformers(kind, changes, tmp_path):
 
 def test_another_architecture(tmp_path):
     path = write(tmp_path / "model.gguf", llama(), architecture="qwen2")
-    assert "is of family 'qwen2'; of GGUF files, only LLaMA's are known" in refused(
+    assert "the model is of family 'qwen2'; only GGUF files of LLaMA are supported" in refused(
         ImportConfig(language=str(path)), tmp_path
     )
 
 
 def test_scaled_positions(tmp_path):
     path = write(tmp_path / "model.gguf", llama(), scaling="yarn")
-    assert "rotary positions of type 'yarn' are not known" in refused(ImportConfig(language=str(path)), tmp_path)
+    assert "rotary positions of type 'yarn' are not supported" in refused(ImportConfig(language=str(path)), tmp_path)
 
 
 def test_linear_scaling(tmp_path):
@@ -135,7 +135,7 @@ def test_linear_scaling(tmp_path):
 def test_frequencies_of_their_own(tmp_path):
     """llama.cpp keeps what Llama 3's scaling makes of each frequency, not what it makes them of."""
     path = write(tmp_path / "model.gguf", llama(), frequencies=True)
-    assert "scaled by rope_freqs.weight, which is not known" in refused(ImportConfig(language=str(path)), tmp_path)
+    assert "scaled by rope_freqs.weight, which is not supported" in refused(ImportConfig(language=str(path)), tmp_path)
 
 
 def test_a_quantisation_that_the_gguf_package_does_not_read_names_the_tensor(tmp_path, monkeypatch):
@@ -158,4 +158,4 @@ def test_a_quantisation_that_the_gguf_package_does_not_read_names_the_tensor(tmp
 def test_truncated(size, tmp_path):
     path = write(tmp_path / "model.gguf", llama())
     path.write_bytes(path.read_bytes()[:size])
-    assert "model.gguf: truncated, or no GGUF file" in refused(ImportConfig(language=str(path)), tmp_path)
+    assert "model.gguf: truncated, or not a GGUF file" in refused(ImportConfig(language=str(path)), tmp_path)

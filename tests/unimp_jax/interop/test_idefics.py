@@ -13,7 +13,7 @@ from tests.unimp_jax.models import drawn
 from unimp_jax.interop import idefics
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import ImportConfig
-from unimp_jax.interop.placing import place
+from unimp_jax.interop.loading import load_values
 from unimp_jax.interop.shards import SHARD_BYTES, write_json
 from unimp_jax.interop.start import read_start, start_values
 from unimp_jax.interop.vision import last_norm
@@ -205,7 +205,7 @@ def test_parameters_land_in_their_places_whatever_the_mesh(tmp_path):
     with jax.set_mesh(mesh):
         state = nnx.state(init_model(whole.config, mesh, 0))
         before = jax.tree.map(lambda x: x.sharding, state)
-        (state,) = place((state,), start_values(start, whole.config))
+        (state,) = load_values((state,), start_values(start, whole.config))
     assert before == jax.tree.map(lambda x: x.sharding, state)
     expected = named(nnx.state(whole))
     for name, array in named(state).items():

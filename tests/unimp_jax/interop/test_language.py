@@ -15,7 +15,7 @@ from unimp_jax.interop import language
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.importing import ImportConfig, import_weights
 from unimp_jax.interop.layout import WeightsError
-from unimp_jax.interop.placing import place
+from unimp_jax.interop.loading import load_values
 from unimp_jax.interop.start import read_start, start_values
 from unimp_jax.model import (
     DecoderConfig,
@@ -188,10 +188,16 @@ def check_written(theirs, ours: UniMP, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "telling"),
     [
-        ({"bias": True}, "LLaMA has no such geometry: decoder.bias is True, not False"),
-        ({"qk_norm": True}, "Qwen3 has no such geometry: decoder.qk_norm_per_head is False, not True"),
-        ({"qkv_bias": True, "head_width": 4}, "Qwen2 has no such geometry: decoder.head_width is 4, not None"),
-        ({"position": "alibi", "mlp": "gelu"}, "decoder.position is 'alibi', not 'rotary'; decoder.mlp is 'gelu'"),
+        ({"bias": True}, "LLaMA does not support this geometry: decoder.bias is True and must be False"),
+        ({"qk_norm": True}, "Qwen3 does not support this geometry: decoder.qk_norm_per_head is False and must be True"),
+        (
+            {"qkv_bias": True, "head_width": 4},
+            "Qwen2 does not support this geometry: decoder.head_width is 4 and must be None",
+        ),
+        (
+            {"position": "alibi", "mlp": "gelu"},
+            "decoder.position is 'alibi' and must be 'rotary'; decoder.mlp is 'gelu'",
+        ),
     ],
 )
 def test_a_decoder_of_none_of_these_families_is_not_described(changes, telling):
@@ -283,7 +289,7 @@ def check_tower(folder, theirs, class_token: bool) -> str:
 
 def vision_of(start, config: ModelConfig, images: np.ndarray) -> np.ndarray:
     graph, state = nnx.split(nnx.jit(lambda: VisionTower(config.vision, DTypes(), Loop(), nnx.Rngs(0)))())
-    (whole,) = place((nnx.State({"vision": state}),), start_values(start, config))
+    (whole,) = load_values((nnx.State({"vision": state}),), start_values(start, config))
     return np.asarray(jax.jit(lambda state, images: nnx.merge(graph, state)(images))(whole["vision"], images))
 
 
@@ -293,7 +299,7 @@ def test_language_and_vision_together(tmp_path):
     vision.save_pretrained(tmp_path / "vision")
     config = ImportConfig(language=str(tmp_path / "language"), vision=str(tmp_path / "vision"))
     said = import_weights(config, tmp_path / "start")
-    assert "left to training from random weights: gated, resampler" in said
+    assert "not imported, trained from random weights: gated, resampler" in said
     assert "unused: post_layernorm.bias, post_layernorm.weight" in said
     assert read_start(tmp_path / "start").geometry.parts == ("vision", "decoder", "embeddings")
     geometry = read_start(tmp_path / "start").geometry.of_model(OTHERS)

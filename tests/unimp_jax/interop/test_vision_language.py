@@ -211,22 +211,26 @@ SOUND, SMOLVLM = CONFIGS["qwen3 and siglip"].to_dict(), CONFIGS["smolvlm, tied"]
 @pytest.mark.parametrize(
     ("changes", "telling"),
     [
-        ({"text_config": {"model_type": "gemma3_text"}}, "family 'gemma3_text' is not known; llama, qwen2, qwen3 are"),
-        ({"vision_config": {"model_type": "siglip2_vision_model"}}, "family 'siglip2_vision_model' is not known"),
+        (
+            {"text_config": {"model_type": "gemma3_text"}},
+            "family 'gemma3_text' is not supported; supported are llama, qwen2, qwen3",
+        ),
+        ({"vision_config": {"model_type": "siglip2_vision_model"}}, "family 'siglip2_vision_model' is not supported"),
         (
             {"vision_feature_select_strategy": "default"},
-            "select_strategy 'default' is not known of this tower; full is",
+            "select_strategy 'default' is not supported for this tower; it must be full",
         ),
-        ({"vision_feature_layer": [-2, -1]}, "must be one layer's number"),
-        ({"vision_feature_layer": -4}, "vision_feature_layer -4 is none of the tower's 2 layers"),
-        ({"projector_hidden_act": "relu"}, "projector_hidden_act 'relu' is not known"),
+        ({"vision_feature_layer": [-2, -1]}, "must be the number of one layer"),
+        ({"vision_feature_layer": -4}, "vision_feature_layer -4 is not one of the 2 layers of the tower"),
+        ({"projector_hidden_act": "relu"}, "projector_hidden_act 'relu' is not supported"),
         (
             {"model_type": "idefics2"},
-            "model_type 'idefics2' is no vision-language model that is known; idefics, llava, idefics3, smolvlm are",
+            "the vision-language model_type 'idefics2' is not supported; supported are idefics, llava, idefics3, "
+            "smolvlm",
         ),
-        ({"image_token_index": VOCABULARY}, "image_token_index 67 is beyond text_config's 67 tokens"),
-        (SMOLVLM | {"text_config": {"model_type": "qwen3"}}, "family 'qwen3' is not known; llama is"),
-        (SMOLVLM | {"image_token_id": VOCABULARY}, "image_token_id 67 is beyond text_config's 67 tokens"),
+        ({"image_token_index": VOCABULARY}, "image_token_index 67 exceeds the 67 tokens of text_config"),
+        (SMOLVLM | {"text_config": {"model_type": "qwen3"}}, "family 'qwen3' is not supported; supported are llama"),
+        (SMOLVLM | {"image_token_id": VOCABULARY}, "image_token_id 67 exceeds the 67 tokens of text_config"),
         (SMOLVLM | {"scale_factor": 3}, "squares of 3 x 3 patches do not cover the 4 x 4 patches of the tower"),
         (SMOLVLM | {"vision_config": TOWER | {"image_size": 200}}, "rows of 25 patches have no exact positions"),
     ],
@@ -243,11 +247,11 @@ def test_what_is_not_supported_is_named(changes, telling, tmp_path):
         (SOUND, "preprocessor_config", {"size": {"height": 32, "width": 32}}, "the vision tower reads 16 x 16"),
         (SOUND, "preprocessor_config", {"do_center_crop": True, "crop_size": 20}, "the vision tower reads 16 x 16"),
         (SOUND, "processor_config", {"image_processor": {"size": {"shortest_edge": 8}}}, "images of {'shortest_edge'"),
-        (SOUND, "processor_config", {"patch_size": 4}, "writes 16 tokens an image, the model makes 4"),
-        (SOUND, "processor_config", {"patch_size": 8, "num_additional_image_tokens": 1}, "writes 5 tokens an image"),
+        (SOUND, "processor_config", {"patch_size": 4}, "writes 16 tokens per image, but the model has 4"),
+        (SOUND, "processor_config", {"patch_size": 8, "num_additional_image_tokens": 1}, "writes 5 tokens per image"),
         (SOUND, "processor_config", {"patch_size": 8, "vision_feature_select_strategy": "default"}, "writes 3 tokens"),
         (SMOLVLM, "preprocessor_config", {"max_image_size": {"longest_edge": 32}}, "the vision tower reads 16 x 16"),
-        (SMOLVLM, "processor_config", {"image_seq_len": 5}, "writes 5 tokens an image, the model makes 4"),
+        (SMOLVLM, "processor_config", {"image_seq_len": 5}, "writes 5 tokens per image, but the model has 4"),
     ],
 )
 def test_a_processor_of_another_model_is_refused(described, file, processor, telling, tmp_path):

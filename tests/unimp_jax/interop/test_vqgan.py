@@ -216,12 +216,12 @@ def check_places(config):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"_class_name": "AutoencoderKL"}, "VQModel is right"),
+        ({"_class_name": "AutoencoderKL"}, "must be VQModel"),
         ({"norm_type": "spatial"}, "norm_type is 'spatial'"),
         ({"norm_num_groups": 5}, "groups 5 must divide"),
         ({"up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"]}, "mirror images"),
         ({"block_out_channels": [8, 24]}, "has shape"),
-        ({"layers_per_block": 2}, "arrays are missing"),
+        ({"layers_per_block": 2}, "arrays required by the geometry are missing"),
     ],
 )
 def test_another_geometry_is_refused_in_one_line(change, told, tmp_path):
@@ -240,5 +240,5 @@ def test_what_is_no_vqgan_is_refused(tmp_path):
     for file, told in (("gumbel.ckpt", "Gumbel"), ("other.pt", "neither"), ("none", "does not exist")):
         with pytest.raises(WeightsError, match=told):
             import_weights(ImportConfig(vqgan=str(tmp_path / file)), tmp_path / "ours")
-    with pytest.raises(WeightsError, match="no other source"):
+    with pytest.raises(WeightsError, match="cannot be combined with another source"):
         import_weights(ImportConfig(vqgan="a", language="b"), tmp_path / "ours")

@@ -27,7 +27,7 @@ def test_metrics_are_those_worked_out_by_hand() -> None:
         "level    used  perplexity   error\n"
         "    0   50.0%         1.9  0.5000\n"
         "    1  100.0%         3.4  0.2500\n"
-        "8 items: 62.50% share their codes, at most 3 the same; 1 moved"
+        "8 items: 62.50% share their codes with others, at most 3 items have the same codes; 1 were reassigned"
     )
     assert "error" not in str(dataclasses.replace(metrics, errors=None))
 
@@ -38,9 +38,9 @@ def test_unexplained() -> None:
 
 
 def test_shapes_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="are right"):
+    with pytest.raises(ValueError, match=r"expected \[items, levels\], \[items, levels \+ 1\] and one error per level"):
         describe(CODES, CODES, size=4)
-    with pytest.raises(ValueError, match="are right"):
+    with pytest.raises(ValueError, match=r"expected \[items, levels\], \[items, levels \+ 1\] and one error per level"):
         describe(CODES, np.zeros((8, 3)), size=4, errors=[0.1])
 
 

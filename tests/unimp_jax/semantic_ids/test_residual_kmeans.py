@@ -86,5 +86,5 @@ def test_seeds_decide() -> None:
 
 @pytest.mark.parametrize("wrong", [np.zeros(3), np.zeros((0, 3)), np.array([[np.nan]])])
 def test_bad_features(wrong: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="is right"):
+    with pytest.raises(ValueError, match=r"expected \[items, features\], not empty"):
         residual_kmeans(wrong, **SMALL)

@@ -12,21 +12,21 @@ POINTER = re.compile(rb"version https://(?:git-lfs|hawser)\.github\.com/spec/")
 MARKS_OF_ORDER = (b"\xff\xfe", b"\xfe\xff")
 """Byte order marks of UTF-16 text."""
 PACKED = {
-    b"PK\x03\x04": "a zip archive (as torch writes, too)",
+    b"PK\x03\x04": "a zip archive (torch writes these too)",
     b"\x1f\x8b": "packed with gzip",
     b"BZh": "packed with bzip2",
     b"\xfd7zXZ\x00": "packed with xz",
     b"\x28\xb5\x2f\xfd": "packed with zstd",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
-    b"\x89HDF": "an HDF5 file (of Keras or TensorFlow)",
-    b"\x93NUMPY": "an array of numpy",
+    b"\x89HDF": "an HDF5 file (from Keras or TensorFlow)",
+    b"\x93NUMPY": "a numpy array",
     b"GGUF": "a GGUF file",
 }
 """First bytes of other file formats, and their names."""
 TORCH_TOO = (b"PK\x03\x04",)
 
 
-def refuse_stand_in(path: Path, kind: str) -> None:
+def check_file_format(path: Path, kind: str) -> None:
     """Checks the first bytes of a file before its reader does; a missing file is left to the reader.
 
     Args:
@@ -42,36 +42,36 @@ def refuse_stand_in(path: Path, kind: str) -> None:
             head, size = file.read(HEAD), path.stat().st_size
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
-    if told := stands_in(head, size, kind):
-        raise WeightsError(f"{path}{told}")
+    if fault := format_fault(head, size, kind):
+        raise WeightsError(f"{path}{fault}")
 
 
-def stands_in(head: bytes, size: int, kind: str) -> str | None:
+def format_fault(head: bytes, size: int, kind: str) -> str | None:
     """Returns the rest of an error message about a file that is not what it should be; None if it may be."""
     wanted = "the file itself" if kind == "other" else "the weights"
     if not size:
-        return f": truncated, or no {'' if kind == 'other' else f'{kind} '}file (it is empty); fetch it again"
+        return f": truncated, or not a {'' if kind == 'other' else f'{kind} '}file (it is empty); fetch it again"
     if POINTER.match(head):
-        return f" is a pointer of Git LFS ({size} bytes), not {wanted}: run `git lfs pull` in its folder"
+        return f" is a Git LFS pointer ({size} bytes), not {wanted}; run `git lfs pull` in its folder"
     if b"/annex/objects/" in head[:200]:
-        return f" is a pointer of git-annex ({size} bytes), not {wanted}: run `git annex get` in its folder"
+        return f" is a git-annex pointer ({size} bytes), not {wanted}; run `git annex get` in its folder"
     begins = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if begins.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")):
         return (
-            f" is a web page (HTML or XML, {size} bytes), not {wanted}: the server gave that in its place; fetch it "
-            "again, signed in where its publisher asks for it"
+            f" is a web page (HTML or XML, {size} bytes), not {wanted}; fetch it again, after signing in if the "
+            "publisher requires it"
         )
     for magic, is_ in PACKED.items():
         own = (kind == "GGUF" and magic == b"GGUF") or (kind == "torch" and magic in TORCH_TOO)
         if head.startswith(magic) and not own:
-            return f" is {is_}, not {wanted} ({kind}): unpack it, or give it the name of what it is"
+            return f" is {is_}, not {wanted} ({kind}); unpack it, or rename it to match its format"
     if head[257:262] == b"ustar":
-        return f" is a tar archive, not {wanted}: unpack it"
+        return f" is a tar archive, not {wanted}; unpack it"
     if kind == "torch" and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
-        return " is a safetensors file: let its name end in .safetensors"
+        return " is a safetensors file; its name must end in .safetensors"
     if kind != "other" and size >= 8 and is_text(head):
-        said = " ".join(head.decode("utf-8", "replace").split())[:60]
-        return f' is text ({size} bytes: "{said}"), not {wanted}: fetch it again'
+        beginning = " ".join(head.decode("utf-8", "replace").split())[:60]
+        return f' is text ({size} bytes: "{beginning}"), not {wanted}; fetch it again'
     return None
 
 

@@ -26,7 +26,7 @@ def least_row_shape(writer: PromptWriter, task: str) -> RowShape:
     return RowShape(*writer.blank().lay_out(Queries.of([Query(task, 0, 0, right, candidates)])).sizes[0].tolist())
 
 
-def check_room(writer: PromptWriter, tasks: Iterable[str]) -> None:
+def check_row_shape(writer: PromptWriter, tasks: Iterable[str]) -> None:
     """Checks that a row can hold the questions of all the tasks.
 
     Raises:
@@ -36,14 +36,14 @@ def check_room(writer: PromptWriter, tasks: Iterable[str]) -> None:
     for task in tasks:
         least = dataclasses.asdict(least_row_shape(writer, task))
         small = [
-            f"row_shape.{name} {row_shape[name]}, {least[name]} is the least"
+            f"row_shape.{name} is {row_shape[name]} and must be at least {least[name]}"
             for name in least
             if row_shape[name] < least[name]
         ]
         if small:
             raise ValueError(
-                f"a {task} question does not fit: {'; '.join(small)} (or --queries.mix.{task} 0, which leaves the "
-                "task out)"
+                f"a {task} question does not fit: {'; '.join(small)} (or leave the task out with "
+                f"--queries.mix.{task} 0)"
             )
 
 
@@ -57,5 +57,7 @@ def long_texts(writer: PromptWriter, tasks: Iterable[str]) -> list[str]:
         room = (writer.row_shape.tokens - least_row_shape(writer, name).tokens) // task.num_texts
         lengths = (writer.texts.categories if task.texts_are_categories else writer.texts.attributes).lengths
         if too_long := int((lengths > room).sum()):
-            lines.append(f"{too_long} items' texts are longer than {room} tokens: they are cut in {name} questions")
+            lines.append(
+                f"{too_long} items have texts of more than {room} tokens, which are truncated in {name} questions"
+            )
     return lines

@@ -28,7 +28,7 @@ PACKAGES: dict[str, Package] = {"idefics": idefics, "llava": llava, "idefics3": 
 """The model classes by `model_type`."""
 
 
-def read_whole(path: Path) -> tuple[ModelConfig, WeightSource, dict[str, Any]]:
+def read_vision_language(path: Path) -> tuple[ModelConfig, WeightSource, dict[str, Any]]:
     """Returns (model configuration, weights, the language model's part of the config.json).
 
     Raises:
@@ -37,8 +37,8 @@ def read_whole(path: Path) -> tuple[ModelConfig, WeightSource, dict[str, Any]]:
     described = read_json(path / "config.json")
     if (kind := described.get("model_type")) not in PACKAGES:
         raise WeightsError(
-            f"{path}: config.json: model_type {kind!r} is no vision-language model that is known; "
-            f"{', '.join(PACKAGES)} are"
+            f"{path}: config.json: the vision-language model_type {kind!r} is not supported; supported are "
+            f"{', '.join(PACKAGES)}"
         )
     package = PACKAGES[kind]
     config = understood(path, package.model_config, described)
@@ -71,8 +71,12 @@ def check_processor(folder: Path, package: Package, config: ModelConfig) -> None
     if settings is not None:
         size = package.image_size_of(settings)
         if {*size.values()} != {side} if isinstance(size, dict) else size != side:
-            said = images if images.is_file() else file
-            raise WeightsError(f"{said}: images of {size}, the vision tower reads {side} x {side}")
+            source_file = images if images.is_file() else file
+            raise WeightsError(
+                f"{source_file}: the processor makes images of {size}, but the vision tower reads {side} x {side}"
+            )
     tokens = package.image_tokens_of(processor, config)
     if tokens not in (None, config.image_tokens):
-        raise WeightsError(f"{file}: writes {tokens} tokens an image, the model makes {config.image_tokens}")
+        raise WeightsError(
+            f"{file}: the processor writes {tokens} tokens per image, but the model has {config.image_tokens}"
+        )

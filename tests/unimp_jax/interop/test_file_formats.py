@@ -26,22 +26,22 @@ from unimp_jax.interop.weights import Stored, Weights, open_weights, read_json
 from unimp_jax.model import DecoderConfig
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 538090408\n".encode()
-LFS = " is a pointer of Git LFS (134 bytes), not {}: run `git lfs pull` in its folder"
+LFS = " is a Git LFS pointer (134 bytes), not {}; run `git lfs pull` in its folder"
 PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body>caf\xc3\xa9</body></html>"
 READERS = {"model.safetensors": "safetensors", "pytorch_model.bin": "torch", "model.gguf": "GGUF", "model.pt": "torch"}
 STAND_INS = {
     "pointer": (POINTER, LFS),
-    "pointer of git-annex": (b"/annex/objects/MD5E-s5--a.bin\n", " is a pointer of git-annex (30 bytes), not {}: run"),
-    "page": (PAGE, " is a web page (HTML or XML, 82 bytes), not {}: the server gave that in its place; fetch it again"),
+    "pointer of git-annex": (b"/annex/objects/MD5E-s5--a.bin\n", " is a git-annex pointer (30 bytes), not {}; run"),
+    "page": (PAGE, " is a web page (HTML or XML, 82 bytes), not {}; fetch it again, after signing in"),
     "XML": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', " is a web page (HTML or XML, 61 bytes)"),
-    "text": (b"404: Not Found", ' is text (14 bytes: "404: Not Found"), not {}: fetch it again'),
+    "text": (b"404: Not Found", ' is text (14 bytes: "404: Not Found"), not {}; fetch it again'),
     "JSON": (b'{"error":"Invalid credentials"}', ' is text (31 bytes: "{"error":"Invalid credentials"}"), not {}'),
     "UTF-16": ("Not Found".encode("utf-16"), " is text (20 bytes"),
-    "empty": (b"", ": truncated, or no {kind} file (it is empty); fetch it again"),
-    "gzip": (b"\x1f\x8b\x08\x00" + bytes(40), " is packed with gzip, not {} ({kind}): unpack it"),
-    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(40), " is an HDF5 file (of Keras or TensorFlow), not {}"),
-    "numpy": (b"\x93NUMPY\x01\x00" + bytes(40), " is an array of numpy, not {}"),
-    "tar": (b"model.bin".ljust(257, b"\0") + b"ustar\x0000" + bytes(300), " is a tar archive, not {}: unpack it"),
+    "empty": (b"", ": truncated, or not a {kind} file (it is empty); fetch it again"),
+    "gzip": (b"\x1f\x8b\x08\x00" + bytes(40), " is packed with gzip, not {} ({kind}); unpack it"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(40), " is an HDF5 file (from Keras or TensorFlow), not {}"),
+    "numpy": (b"\x93NUMPY\x01\x00" + bytes(40), " is a numpy array, not {}"),
+    "tar": (b"model.bin".ljust(257, b"\0") + b"ustar\x0000" + bytes(300), " is a tar archive, not {}; unpack it"),
 }
 
 
@@ -63,8 +63,8 @@ def test_formats_under_the_names_of_others(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"PK\x03\x04" + bytes(40))
     (tmp_path / "y.safetensors").write_bytes(b"GGUF\x03\0\0\0" + bytes(40))
     for name, told in {
-        "x.bin": " is a safetensors file: let its name end in .safetensors",
-        "x.safetensors": " is a zip archive (as torch writes, too), not the weights (safetensors)",
+        "x.bin": " is a safetensors file; its name must end in .safetensors",
+        "x.safetensors": " is a zip archive (torch writes these too), not the weights (safetensors)",
         "y.safetensors": " is a GGUF file, not the weights (safetensors)",
     }.items():
         with pytest.raises(WeightsError) as error:
@@ -91,7 +91,7 @@ def test_json_in_other_encodings_is_read_and_nested_json_refused(tmp_path):
         (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding=encoding)
         assert read_json(tmp_path / "config.json") == {"model_type": "llama"}
     (tmp_path / "config.json").write_text("[" * 100_000)
-    with pytest.raises(WeightsError, match=r"config\.json: not readable as JSON"):
+    with pytest.raises(WeightsError, match=r"config\.json: not valid JSON"):
         read_json(tmp_path / "config.json")
 
 
@@ -108,9 +108,15 @@ def test_index_that_names_a_pointer(tmp_path):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("model-00001-of-00002.safetensors", "its index model.safetensors.index.json is not: fetch the whole folder"),
-        ("pytorch_model-00001-of-00002.bin", "its index pytorch_model.bin.index.json is not: fetch the whole folder"),
-        ("smol-00001-of-00002.gguf", "is a part of a file: join all with `llama-gguf-split --merge`"),
+        (
+            "model-00001-of-00002.safetensors",
+            "its index model.safetensors.index.json is missing; download the complete folder",
+        ),
+        (
+            "pytorch_model-00001-of-00002.bin",
+            "its index pytorch_model.bin.index.json is missing; download the complete folder",
+        ),
+        ("smol-00001-of-00002.gguf", "is one part of a split file; join the parts with `llama-gguf-split --merge`"),
     ],
 )
 @pytest.mark.parametrize("shards", [1, 2])
@@ -137,7 +143,7 @@ def test_every_other_reader_names_a_pointer(tmp_path):
         lambda path: read_lpips([path]): tmp_path / "vgg.pth",
         lambda path: read_vqgan(path): tmp_path / "vgg.pth",
     }.items():
-        with pytest.raises(WeightsError, match="is a pointer of Git LFS"):
+        with pytest.raises(WeightsError, match="is a Git LFS pointer"):
             read(path)
 
 
@@ -147,8 +153,8 @@ def test_every_other_reader_names_a_pointer(tmp_path):
 @pytest.mark.parametrize(
     ("holds", "told"),
     [
-        (lambda: {"x": Path("a")}, " (it names pathlib."),
-        (lambda: {"x": Fraction(1, 2)}, " (it names fractions.Fraction, which is code): save its state_dict"),
+        (lambda: {"x": Path("a")}, " (it contains code, pathlib."),
+        (lambda: {"x": Fraction(1, 2)}, " (it contains code, fractions.Fraction); save its state_dict"),
     ],
 )
 def test_torch_files_with_code_are_refused_without_the_advice_to_run_it(holds, told, tmp_path):
@@ -165,7 +171,7 @@ def test_torch_files_with_code_are_refused_without_the_advice_to_run_it(holds, t
 def test_bytes_that_are_no_torch_file_are_reported_without_advice(content, tmp_path):
     pytest.importorskip("torch")
     (tmp_path / "x.bin").write_bytes(content)
-    with pytest.raises(WeightsError, match=r"x\.bin: truncated, or with more in it than tensors") as error:
+    with pytest.raises(WeightsError, match=r"x\.bin: truncated, or not only tensors") as error:
         open_weights(tmp_path / "x.bin")
     assert "weights_only" not in str(error.value)
     assert "Weights only" not in str(error.value)
@@ -203,8 +209,8 @@ def test_types_that_are_not_those_of_weights(kind, named, shape, size, tmp_path)
     folder = write_config(tmp_path / "llama", LLAMA)
     with_kind(folder / "model.safetensors", LAST, kind, shape, size)
     said = refused(ImportConfig(language=str(folder)), tmp_path)
-    assert said.startswith(f"{folder}: {LAST} is of type {named}, which no weights are that can be read (float16,")
-    assert "dequantise them first, or take the publisher's weights in bfloat16" in said
+    assert said.startswith(f"{folder}: {LAST} has the dtype {named}; supported dtypes of weights are float16,")
+    assert "dequantise the weights first, or use the publisher's weights in bfloat16" in said
 
 
 @pytest.mark.parametrize("name", ["int8", "uint8", "bool", "complex64", "float8_e4m3fn", "int64"])
@@ -213,7 +219,7 @@ def test_types_in_torch_files(name, tmp_path):
     torch.save({"x": torch.zeros(3).to(getattr(torch, name)), "y": torch.zeros(3)}, tmp_path / "x.pt")
     weights = open_weights(tmp_path / "x.pt")
     assert weights.arrays["y"].kind == "float32"
-    with pytest.raises(WeightsError, match=f"x is of type {name}, which no weights are"):
+    with pytest.raises(WeightsError, match=f"x has the dtype {name}; supported dtypes"):
         check_arrays(weights, {"x": (3,)})
 
 
@@ -222,7 +228,7 @@ def test_sparse_tensors_and_those_without_values(tmp_path):
     torch.save({"x": torch.eye(3).to_sparse(), "y": torch.zeros(3, device="meta")}, tmp_path / "x.pt")
     weights = open_weights(tmp_path / "x.pt")
     for key, shape, told in (("x", (3, 3), "sparse float32"), ("y", (3,), "float32 without values")):
-        with pytest.raises(WeightsError, match=f"{key} is of type {told}"):
+        with pytest.raises(WeightsError, match=f"{key} has the dtype {told}"):
             check_arrays(weights, {key: shape})
 
 
@@ -236,7 +242,7 @@ def test_floats_are_read_and_must_be_finite(dtype, tmp_path):
         if not count:
             np.testing.assert_array_equal(read_finite(weights, "x"), array)
             continue
-        with pytest.raises(WeightsError, match=f"{count} of the {2 + count} numbers of x (is|are) NaN, infinite"):
+        with pytest.raises(WeightsError, match=f"{count} of the {2 + count} values of x (is|are) NaN, infinite"):
             read_finite(weights, "x")
 
 
@@ -249,7 +255,7 @@ def test_numbers_that_float32_cannot_hold_and_arrays_of_every_shape():
     weights = Weights("weights", stored)
     assert read_finite(weights, "none").shape == (0, 3)
     for key, told in {"large": "1 of the 1", "scalar": "1 of the 1", "wide": "5000000 of the 5000000"}.items():
-        with pytest.raises(WeightsError, match=f"{told} numbers of {key} "):
+        with pytest.raises(WeightsError, match=f"{told} values of {key} "):
             read_finite(weights, key)
 
 
@@ -259,7 +265,7 @@ def test_nan_in_a_language_model(tmp_path):
     weights[LAST] = np.full_like(weights[LAST], np.nan)
     save_file(weights, folder / "model.safetensors")
     said = refused(ImportConfig(language=str(folder)), tmp_path)
-    assert said.startswith(f"{folder}: 384 of the 384 numbers of {LAST} are NaN, infinite or beyond float32")
+    assert said.startswith(f"{folder}: 384 of the 384 values of {LAST} are NaN, infinite or beyond float32")
 
 
 @pytest.mark.parametrize(
@@ -272,7 +278,7 @@ def test_scales_beside_an_array_say_that_it_is_quantised(beside, tmp_path):
         del weights[LAST]
     save_file(weights, folder / "model.safetensors")
     said = refused(ImportConfig(language=str(folder)), tmp_path)
-    assert f"{LAST} is quantised ({LAST.replace('weight', beside)} is beside it): dequantise them first" in said
+    assert f"{LAST} is quantised (there is also {LAST.replace('weight', beside)}): dequantise the weights first" in said
 
 
 def test_whole_numbers_that_are_no_weights_are_passed_over(tmp_path):
@@ -288,8 +294,8 @@ def test_a_configuration_that_says_quantised(how, tmp_path):
     folder = write_config(tmp_path / "llama", LLAMA | {"quantization_config": how})
     save_file(arrays(), folder / "model.safetensors")
     said = refused(ImportConfig(language=str(folder)), tmp_path)
-    assert "its config.json says that the weights are quantised" in said
-    assert "take quantization_config out of it" in said
+    assert "its config.json describes quantised weights" in said
+    assert "remove quantization_config from it" in said
 
 
 # Tokenizers
@@ -305,7 +311,7 @@ def test_tokenizer_with_gaps_in_its_ids(tmp_path):
     assert read.convert_tokens_to_ids("w9") == 19
     save_tokenizer(language, words=10, last=900)
     said = refused(ImportConfig(language=str(language)), tmp_path)
-    assert "it uses ids up to 900, the model has 20 tokens" in said
+    assert "it uses ids up to 900, but the model has 20 tokens" in said
 
 
 def test_tokens_of_open_flamingo_never_take_the_id_of_another(tmp_path):
@@ -316,5 +322,7 @@ def test_tokens_of_open_flamingo_never_take_the_id_of_another(tmp_path):
         add_flamingo_tokens(tokenizer, rows)
         assert tokenizer.convert_tokens_to_ids(["<|endofchunk|>", "<image>"]) == added
     save_tokenizer(tmp_path / "gap", words=5, last=5)
-    with pytest.raises(WeightsError, match=r"ids have gaps, so that <\|endofchunk\|> gets the id 5, which 'w4' has"):
+    with pytest.raises(
+        WeightsError, match=r"ids of the tokenizer have gaps, so <\|endofchunk\|> gets the id 5, which 'w4' already has"
+    ):
         add_flamingo_tokens(AutoTokenizer.from_pretrained(tmp_path / "gap"), rows)

@@ -10,7 +10,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from data_pipelines.object_store import URLError, is_remote, make_path, reached
 
-Place = Annotated[
+PathOrURL = Annotated[
     Path,
     PrimitiveConstructorSpec(
         nargs=1,
@@ -19,7 +19,7 @@ Place = Annotated[
         is_instance=lambda value: hasattr(value, "__fspath__"),
         str_from_instance=lambda path: [str(path)],
     ),
-    pydantic.WrapValidator(lambda value, as_path: read_place(value) or as_path(value)),
+    pydantic.WrapValidator(lambda value, as_path: read_url(value) or as_path(value)),
     pydantic.PlainSerializer(str, when_used="json"),
 ]
 """A local path or a URL: `s3://BUCKET/…`, `gs://BUCKET/…`."""
@@ -27,7 +27,7 @@ LOCAL = ConstructorRegistry()
 """For `tyro.cli`: makes options declared as `Path` accept local paths only."""
 
 
-def read_place(value: Any) -> Path | None:
+def read_url(value: Any) -> Path | None:
     """Returns the path of a URL; None for any other value."""
     path = make_path(value) if isinstance(value, str | PurePath) else None
     return path if is_remote(path) else None
@@ -55,5 +55,5 @@ def refuse_url(text: Any) -> Path:
     """
     path = make_path(text)
     if is_remote(path):
-        raise URLError(f"{text}: this option takes a path of the local disk, and no URL")
+        raise URLError(f"{text}: this option needs a path on the local disk, not a URL")
     return path

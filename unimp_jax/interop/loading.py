@@ -15,7 +15,7 @@ from unimp_jax.interop.layout import by_name
 from unimp_jax.interop.matching import Values
 
 
-def place(states: tuple[nnx.State, ...], values: Iterable[Values]) -> tuple[nnx.State, ...]:
+def load_values(states: tuple[nnx.State, ...], values: Iterable[Values]) -> tuple[nnx.State, ...]:
     """Writes values into the parameters of several states; buffers are donated, so memory grows by one array.
 
     Values whose parameter is in none of the states are ignored.
