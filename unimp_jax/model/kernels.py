@@ -163,7 +163,7 @@ def triton(
     k_BTHh, v_BTHh = (jnp.repeat(x, H // x.shape[2], axis=2) for x in (k_BTKh, v_BTKh))
     if alibi is not None:
         q_BTHh, k_BTHh = with_alibi(q_BTHh, k_BTHh, *alibi)
-        v_BTHh = _widened(v_BTHh, q_BTHh.shape[-1])
+        q_BTHh, k_BTHh, v_BTHh = (_widened(x, h + ALIBI_CHANNELS) for x in (q_BTHh, k_BTHh, v_BTHh))
     q, k = next(tiles for most, tiles in TRITON_TILES.items() if _triton_bytes(q_BTHh) <= most)
     each = functools.partial(
         mha, sm_scale=1.0, causal=True, interpret=platform() != "gpu",
