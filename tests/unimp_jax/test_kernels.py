@@ -181,6 +181,7 @@ def test_triton_is_lowered_for_gpus(kind):
     arguments = [jax.ShapeDtypeStruct((1, T, heads, 128), jnp.bfloat16) for heads in (4, 2, 2)]
 
     def total(*x):
+        assert segment_mask(ids, ids, "triton").kernel == "cudnn"  # which attends to images
         return attention(*x, segment_mask(ids, ids, "triton", causal=True, alibi_positions_BT=ids)).sum()
 
     device = AbstractDevice(kind, 108, "gpu")
