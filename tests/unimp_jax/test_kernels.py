@@ -96,6 +96,112 @@ def test_splash_of_rows_of_any_length():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("use_alibi", [False, True])
+@pytest.mark.parametrize(("T", "H", "K", "h"), [(256, 2, 2, 16), (200, 4, 2, 20), (128, 1, 1, 72)])
+def test_triton_equals_plain_attention_of_packed_rows(use_alibi, T, H, K, h):
+    """Interpreted, with heads that the kernel fills up to a power of 2, and to wider ones with smaller tiles."""
+    rng = np.random.default_rng(9)
+    ids, positions = packed_rows(rng, 2, T)
+    mask = segment_mask(ids, ids, "triton", causal=True, alibi_positions_BT=positions if use_alibi else None)
+    assert mask.mask_BTS is None
+    bias = alibi(positions, positions, H) if use_alibi else None
+    assert_equal_with_gradients(
+        lambda *x: attention(*x, mask), lambda *x: attend(*x, causal_mask(ids), bias), qkv(rng, 2, T, T, H, K, h),
+        atol=1e-4,  # as splash's
+    )  # fmt: skip
+
+
+def test_triton_in_bfloat16_and_exact_zeros_of_padding():
+    rng = np.random.default_rng(10)
+    ids, _ = packed_rows(rng, 2, 128)
+    narrow = tuple(x.astype(jnp.bfloat16) for x in qkv(rng, 2, 128, 128, 2, 2, 32))
+    mask = segment_mask(ids, ids, "triton", causal=True)
+
+    def of(function):
+        @jax.jit
+        def both(*x):
+            out, back = jax.vjp(function, *x)
+            return out, *back(jnp.ones_like(out))
+
+        return [np.asarray(x, np.float32) for x in both(*narrow)]
+
+    plains = of(lambda *x: attend(*x, causal_mask(ids)))
+    for one, plain in zip(of(lambda *x: attention(*x, mask)), plains, strict=True):
+        np.testing.assert_allclose(one, plain, atol=0.03)  # numbers of up to 4 in bfloat16's 8 bits
+        assert not one[np.asarray(ids) == 0].any()
+
+
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"fsdp": 2, "tensor": 4}, {"data": 2, "context": 2, "tensor": 2}])
+def test_triton_on_a_mesh_equals_one_device(mesh):
+    """Two key heads of four are repeated before they are split over devices; split rows are left to another kernel."""
+    rng = np.random.default_rng(11)
+    ids, positions = packed_rows(rng, 8, 128)
+    with jax.set_mesh(make_mesh(MeshConfig(**mesh))):
+        mask = segment_mask(ids, ids, "triton", causal=True, alibi_positions_BT=positions)
+        assert mask.kernel == ("xla" if "context" in mesh else "triton")
+        assert_equal_with_gradients(
+            lambda *x: attention(*x, segment_mask(ids, ids, "triton", causal=True, alibi_positions_BT=positions)),
+            lambda *x: attend(*x, causal_mask(ids), alibi(positions, positions, 4)),
+            qkv(rng, 8, 128, 128, 4, 2, 8),
+            atol=1e-4,  # as splash's
+        )
+
+
+def sides(jaxpr):
+    """The last two sides of each array that a program makes, those within kernels left out."""
+    for equation in jaxpr.eqns:
+        yield from (x.aval.shape[-2:] for x in equation.outvars if x.aval.ndim > 1)
+        if equation.primitive.name != "pallas_call":
+            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+                yield from sides(getattr(inner, "jaxpr", inner)) if hasattr(inner, "eqns") else ()
+
+
+@pytest.mark.parametrize("use_alibi", [False, True])
+def test_triton_makes_no_array_of_all_pairs_of_tokens(use_alibi):
+    T = 384  # of no other size
+    ids, positions = packed_rows(np.random.default_rng(12), 1, T)
+
+    def gradient(kernel):
+        def total(*x):
+            costs = positions if use_alibi else None
+            return attention(*x, segment_mask(ids, ids, kernel, causal=True, alibi_positions_BT=costs)).sum()
+
+        return jax.make_jaxpr(jax.grad(total, (0, 1, 2)))(*qkv(np.random.default_rng(12), 1, T, T, 2, 1, 16)).jaxpr
+
+    assert (T, T) in set(sides(gradient("cudnn")))
+    assert (T, T) not in set(sides(gradient("triton")))
+
+
+@pytest.mark.parametrize("kind", ["NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3"])
+def test_triton_is_lowered_for_gpus(kind):
+    """Forward, and a backward pass of two kernels, by Triton; the program outside of them has no array [T, T]."""
+    from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+
+    T, ids = 384, jnp.ones((1, 384), jnp.int32)
+    arguments = [jax.ShapeDtypeStruct((1, T, heads, 128), jnp.bfloat16) for heads in (4, 2, 2)]
+
+    def total(*x):
+        assert segment_mask(ids, ids, "triton").kernel == "cudnn"  # which attends to images
+        return attention(*x, segment_mask(ids, ids, "triton", causal=True, alibi_positions_BT=ids)).sum()
+
+    device = AbstractDevice(kind, 108, "gpu")
+    with use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device)):
+        assert platform() == "gpu"
+        traced = jax.jit(jax.grad(total, (0, 1, 2))).trace(*arguments)
+        program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert program.count("custom_call @__gpu$xla.gpu.triton") == 3
+    assert f"x{T}x{T}x" not in program
+
+
+def test_triton_leaves_heads_too_wide_to_xla():
+    ids, _ = packed_rows(np.random.default_rng(13), 1, 64)
+    arguments = qkv(np.random.default_rng(13), 1, 64, 64, 1, 1, 136)
+    assert not kernels.triton_fits(arguments[0])
+    assert kernels.triton_fits(arguments[0].astype(jnp.bfloat16), kernels.ALIBI_CHANNELS)
+    mask = segment_mask(ids, ids, "triton", causal=True)
+    np.testing.assert_allclose(attention(*arguments, mask), attend(*arguments, causal_mask(ids)), atol=1e-6)
+
+
 def test_where_splash_has_no_tiles_xla_does_it():
     ids = jnp.ones((2, 192), jnp.int32)
     assert segment_mask(ids, ids[:, :0], "splash").kernel == "xla"

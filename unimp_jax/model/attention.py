@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from unimp_jax.model import cpu, kernels, row_kernel
-from unimp_jax.model.axes import Name, platform
+from unimp_jax.model.axes import Name, platform, splits
 
-Kernel = Literal["xla", "rows", "splash", "cudnn"]
+Kernel = Literal["xla", "rows", "splash", "cudnn", "triton"]
 """The attention implementation: xla; rows, which is `row_kernel` on TPUs, or splash for rows it does not support;
-splash; or cudnn for NVIDIA GPUs."""
+splash; cudnn for NVIDIA GPUs; or triton, for tokens of the same row on NVIDIA GPUs, with cudnn for all else."""
 
 MASKED = -1e30
 """A score that vanishes in a softmax yet is finite, so that a row without keys has no NaN in its gradient."""
@@ -54,7 +54,7 @@ Mask: TypeAlias = jax.Array | SegmentMask
 """An attention mask: segments, or bool [B, T, S], which only the XLA implementation supports."""
 
 
-def kernel_for(wanted: Literal["auto", "xla", "rows", "splash", "cudnn"]) -> Kernel:
+def kernel_for(wanted: Literal["auto", "xla", "rows", "splash", "cudnn", "triton"]) -> Kernel:
     """Returns the requested kernel, or for "auto" that of this platform."""
     made_for: dict[str, Kernel] = {"tpu": "rows", "gpu": "cudnn", "cpu": "xla"}
     return made_for[platform()] if wanted == "auto" else wanted
@@ -64,7 +64,8 @@ def segment_mask(
     query_segment_ids_BT: jax.Array, key_segment_ids_BS: jax.Array, kernel: Kernel, *, causal: bool = False,
     alibi_positions_BT: jax.Array | None = None, query_positions_BA: jax.Array | None = None,
 ) -> SegmentMask:  # fmt: skip
-    """Creates a mask for a kernel; it falls back to XLA if the TPU kernels do not support the number of tokens or keys.
+    """Creates a mask for a kernel; it falls back to XLA if the TPU kernels do not support the number of tokens or keys,
+    and from triton to the kernel for all else (XLA without a GPU).
 
     Args:
       query_segment_ids_BT, key_segment_ids_BS: See `SegmentMask`.
@@ -76,6 +77,8 @@ def segment_mask(
     alibi_positions = None if alibi_positions_BT is None else (alibi_positions_BT, alibi_positions_BT)
     if query_positions_BA is None and kernel in ("rows", "splash") and kernels.splash_fits(T, S):
         return SegmentMask(query_segment_ids_BT, key_segment_ids_BS, causal, alibi_positions, kernel, None)
+    if query_positions_BA is None and kernel == "triton" and causal and splits("sequence") == 1:
+        return SegmentMask(query_segment_ids_BT, key_segment_ids_BS, causal, alibi_positions, kernel, None)
     rows = jnp.arange(T)[None] if query_positions_BA is None else query_positions_BA
     if query_positions_BA is not None:
         query_segment_ids_BT = jnp.take_along_axis(query_segment_ids_BT, query_positions_BA, axis=1)
@@ -86,7 +89,9 @@ def segment_mask(
     if causal:
         mask_BTS &= jnp.arange(S) <= rows[..., None]
     in_blocks = causal and query_positions_BA is None
-    kernel = "xla" if kernel in ("rows", "splash") or query_positions_BA is not None else kernel
+    if kernel == "triton" and platform() == "gpu":
+        kernel = "cudnn"
+    kernel = "xla" if kernel != "cudnn" or query_positions_BA is not None else kernel
     return SegmentMask(query_segment_ids_BT, key_segment_ids_BS, in_blocks, alibi_positions, kernel, mask_BTS)
 
 
@@ -112,6 +117,12 @@ def attention(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask: Mas
         segments = row_kernel.Segments(mask.query_segment_ids_BT, mask.key_segment_ids_BS)
         costs = mask.alibi_positions and row_kernel.Alibi(mask.alibi_positions[1], alibi_slopes(q_BTHh.shape[2]))
         return row_kernel.row_attention(q_BTHh, k_BSKh, v_BSKh, segments, costs, causal=mask.causal)
+    if mask.mask_BTS is None and mask.kernel == "triton":
+        costs = mask.alibi_positions and (mask.alibi_positions[1], alibi_slopes(q_BTHh.shape[2]))
+        if kernels.triton_fits(q_BTHh, 0 if costs is None else kernels.ALIBI_CHANNELS):
+            return kernels.triton(q_BTHh, k_BSKh, v_BSKh, mask.query_segment_ids_BT, costs)
+        ids_BT, positions_BT = mask.query_segment_ids_BT, costs and costs[0]
+        mask = segment_mask(ids_BT, ids_BT, "xla", causal=True, alibi_positions_BT=positions_BT)
     if mask.mask_BTS is None:
         return kernels.splash(
             q_BTHh, k_BSKh, v_BSKh, mask.query_segment_ids_BT, mask.key_segment_ids_BS, causal=mask.causal,

@@ -1,10 +1,12 @@
 """Hardware-specific kernels that compute `attention.attend`.
 
-Splash on TPUs never materialises all scores; cuDNN serves NVIDIA GPUs.
+Splash on TPUs and Triton on NVIDIA GPUs never materialise scores or masks of whole rows; cuDNN reads a mask.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import TYPE_CHECKING, Literal
 
 import jax
@@ -22,6 +24,10 @@ ALIBI_CHANNELS = 8
 
 BLOCKS = (512, 384, 256, 128)
 """Tile sides for splash; lengths are padded to a multiple of one of them."""
+
+TRITON_TILES = {256: (128, 128), 512: (64, 32)}
+"""Queries and keys of a tile of the Triton kernel's forward pass, for heads of up to so many bytes. A tile of queries
+and two each of keys and values take at most 160 KiB; an A100 has 163 KiB of shared memory."""
 
 
 def splash_fits(tokens: int, keys: int) -> bool:
@@ -121,6 +127,55 @@ def _three_parts(values: np.ndarray) -> np.ndarray:
         parts.append(values.astype(jnp.bfloat16).astype(np.float32))
         values = values - parts[-1]
     return np.stack(parts, axis=1)
+
+
+def triton_fits(q_BTHh: jax.Array, more: int = 0) -> bool:
+    """Whether the Triton kernel has tiles for heads of this dtype and width plus `more` channels."""
+    return _triton_bytes(q_BTHh, more) <= max(TRITON_TILES)
+
+
+def _triton_bytes(q_BTHh: jax.Array, more: int = 0) -> int:
+    """Returns the bytes of a head, whose channels the kernel fills up to a power of 2."""
+    return q_BTHh.dtype.itemsize << (q_BTHh.shape[-1] + more - 1).bit_length()
+
+
+def triton(
+    q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, segment_ids_BT: jax.Array,
+    alibi: tuple[jax.Array, np.ndarray] | None = None,
+) -> jax.Array:  # fmt: skip
+    """Runs JAX's Pallas kernel for GPUs, causal attention within segments, on each device's rows and heads.
+
+    The kernel reads a key head per query head, so shared ones are repeated, and rows of whole tiles, so the last one is
+    filled up.
+
+    Args:
+      q_BTHh, k_BTKh, v_BTKh: Queries for which `triton_fits` holds, keys and values; see `attention.attend`.
+      segment_ids_BT: See `attention.SegmentMask`.
+      alibi: See `splash`.
+
+    Returns:
+      [B, T, H, h].
+    """
+    from jax.experimental.pallas.ops.gpu.attention import BlockSizes, mha
+
+    T, H, h = q_BTHh.shape[1:]
+    q_BTHh = q_BTHh * h**-0.5
+    k_BTHh, v_BTHh = (jnp.repeat(x, H // x.shape[2], axis=2) for x in (k_BTKh, v_BTKh))
+    if alibi is not None:
+        q_BTHh, k_BTHh = with_alibi(q_BTHh, k_BTHh, *alibi)
+        q_BTHh, k_BTHh, v_BTHh = (_widened(x, h + ALIBI_CHANNELS) for x in (q_BTHh, k_BTHh, v_BTHh))
+    q, k = next(tiles for most, tiles in TRITON_TILES.items() if _triton_bytes(q_BTHh) <= most)
+    each = functools.partial(
+        mha, sm_scale=1.0, causal=True, interpret=platform() != "gpu",
+        block_sizes=dataclasses.replace(BlockSizes.get_default(), block_q=q, block_k=k),
+    )  # fmt: skip
+    arguments = tuple(_padded(x) for x in (q_BTHh, k_BTHh, v_BTHh, segment_ids_BT))
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        specs = tuple(fitting_spec(x.shape, ("batch", None, "heads", None)[: x.ndim]) for x in arguments)
+        each = jax.shard_map(each, in_specs=specs, out_specs=specs[0], check_vma=False)
+    out_BTHh = each(*arguments)[:, :T, :, :h]
+    return jnp.where((segment_ids_BT > 0)[..., None, None], out_BTHh, 0)
 
 
 def cudnn_fits(q_BTHh: jax.Array, k_BSKh: jax.Array, more: int = 0) -> bool:

@@ -64,10 +64,11 @@ class ModelConfig:
     decoder_quantization: Quantization = "none"
     """Storage of the matrices of a frozen decoder: like other parameters, or as int8 or float8 with one scale per
     column, in half the memory of bfloat16."""
-    attention: Literal["auto", "xla", "rows", "splash", "cudnn"] = "auto"
+    attention: Literal["auto", "xla", "rows", "splash", "cudnn", "triton"] = "auto"
     """Attention kernel for text, used where shapes and dtypes allow it; XLA otherwise. "auto" selects our whole-row
     kernel on TPUs (splash where the tokens of a row are split over devices or do not fill whole tiles), cuDNN on NVIDIA
-    GPUs and XLA elsewhere. Attention among the tokens of an image uses our kernel on TPUs and XLA elsewhere."""
+    GPUs and XLA elsewhere. "triton" is for NVIDIA GPUs too and makes no mask of all pairs of a row's tokens; the memory
+    of masks is in docs/scaling.md. Attention among the tokens of an image uses our kernel on TPUs and XLA elsewhere."""
     remat: Remat = "none"
     """What the backward pass stores of each layer or group, and what it recomputes."""
     unroll: int = 1
