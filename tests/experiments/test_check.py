@@ -77,7 +77,7 @@ REFUSED = [
     ("--mesh.tensor 8", "cannot be split over tensor=8; choose a tensor that divides"),
     ("--mesh.context 8 --row_shape.tokens 500", "a row of 500 tokens is not a multiple of context=8"),
     ("--data.source hm", "has no prepared source 'hm'; run `unimp prepare hm"),
-    ("--row_shape.tokens 8", "question does not fit: row_shape.tokens 8"),
+    ("--row_shape.tokens 8", "question does not fit: row_shape.tokens is 8"),
     ("--init-from {folder}/nowhere", "nowhere"),
     ("--vocabulary.base-size 100", "base_size 100 is too small for the tokenizer"),
 ]
@@ -190,7 +190,7 @@ def test_files_that_only_hosts_see_are_not_looked_for(tmp_path, capsys):
         ),
         ("--tpu v5p-16 --num-slices 2 -- train tiny", "slice=1 is not a multiple of the 2 slices, between"),
         ("--devices 16 --num-slices 2 -- train tiny", "slice=1 is not a multiple of the 2 slices, between"),
-        ("--tpu v4-16 -- train tiny", "there is no v4; known are v5e, v5p, v6e"),
+        ("--tpu v4-16 -- train tiny", "unknown chip v4; known are v5e, v5p, v6e"),
         ("--tpu v5p-15 -- train tiny", "v5p-15 is not a slice; available are v5p-8"),
         ("--devices 8 --hosts 3 -- train tiny", "8 devices cannot be divided equally among 3 hosts"),
         ("--devices 0 -- train tiny", "0 devices cannot be divided equally"),

@@ -211,7 +211,11 @@ NEW = '{"history": ["3"]}'
         (["--user", "nobody"], "", "user 'nobody' is not in this source\n"),
         ([], '{"history": [{"rating": 3}]}', "field 'item' is missing"),
         ([], '{"history": [{"item": "3", "rating": "4"}]}', "field 'rating' is \"4\", a str; it must be int or float"),
-        ([], '{"history": [{"item": "3", "rating": 40}]}', "the rating of item 3 is 40; this source has 1 to 5"),
+        (
+            [],
+            '{"history": [{"item": "3", "rating": 40}]}',
+            "the rating of item 3 is 40; the ratings of this source are 1 to 5",
+        ),
         (
             ["--task", "search"],
             NEW,

@@ -278,7 +278,7 @@ def test_the_pages_show_a_single_user_and_what_was_left_out(prepared, tmp_path, 
 
 def test_another_split_that_was_evaluated_is_named(prepared, tmp_path):
     folder = write_evaluated(tmp_path / "run", experiment(prepared), 2, split="validation")
-    with pytest.raises(DataError, match=r"test\.json does not exist: .* or choose another --split: validation$"):
+    with pytest.raises(DataError, match=r"test\.json does not exist; .* or choose another --split: validation$"):
         write_report([folder])
     assert write_report([folder], split="validation").exists()
 

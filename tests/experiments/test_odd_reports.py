@@ -53,7 +53,7 @@ def test_items_of_other_data_are_not_shown(base, records, fewer_items, tmp_path,
         save_fingerprint(run / FILE, fingerprint_of(records.corpus, records.has_image, base))
     moved = dataclasses.replace(base, data=dataclasses.replace(base.data, folder=fewer_items))
     save_config(moved, run / "config.json")
-    said = "items 30, now 12" if known else "it has 12 items"
+    said = "items 30, now 12" if known else "this source has 12 items"
     with pytest.raises(DataError, match=f"^the data is not what .*{said}"):
         write_report([run])
     page = write_report([run], out=tmp_path / "out").read_text(encoding="utf-8")

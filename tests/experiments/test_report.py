@@ -361,7 +361,7 @@ def test_one_run_keeps_the_page_of_one_run(sweep):
 
 
 def test_mistakes_are_reported(base, sweep, tmp_path):
-    with pytest.raises(DataError, match=r"is .*nowhere the folder of a run\?"):
+    with pytest.raises(DataError, match=r"is .*nowhere the folder of a run or of a sweep\?"):
         write_report([tmp_path / "nowhere", sweep])
     with pytest.raises(DataError, match="give the folder"):
         write_report([])

@@ -189,7 +189,9 @@ def test_what_does_not_train_is_saved_once_and_stays(data, tmp_path):
     assert not evaluation.samples  # which are of recommendations
 
 
-@pytest.mark.parametrize(("tasks", "said"), [((), "of nothing"), (("search", "serch"), "tasks serch: one or more of")])
+@pytest.mark.parametrize(
+    ("tasks", "said"), [((), r"tasks \(none\); give one"), (("search", "serch"), "tasks serch; give one or more of")]
+)
 def test_tasks_that_are_none_are_refused(tasks, said):
     with pytest.raises(ValueError, match=said):
         EvaluationConfig(tasks=tasks)

@@ -72,7 +72,7 @@ def test_equal_groups_do_not_differ():
     for same in (values, noise, np.zeros((3, 9)), np.repeat(values, 3, axis=0)):
         found = difference_over_seeds(same, same)
         assert (found.mean, found.low, found.high, found.p_value) == (0, 0, 0, 1)
-    with pytest.raises(ValueError, match="of the same users"):
+    with pytest.raises(ValueError, match="with the same users"):
         difference_over_seeds(values, values[:, 1:])
 
 

@@ -123,11 +123,7 @@ def vision_config(described: dict[str, Any], **changes: Any) -> VisionConfig:
     kind = described.get("model_type")
     described = described.get("vision_config", described) if kind in ("clip", "siglip") else described
     if kind not in (*CLIP, *SIGLIP, "idefics_vision"):
-        hint = (
-            " (SigLIP 2 for images of any shape is not supported; use one with a fixed resolution)"
-            if kind == "siglip2"
-            else ""
-        )
+        hint = " (SigLIP 2 only with a fixed resolution)" if kind == "siglip2" else ""
         raise WeightsError(
             f"a vision tower of family {kind!r} is not supported; supported are {', '.join((*CLIP, *SIGLIP))}{hint}"
         )

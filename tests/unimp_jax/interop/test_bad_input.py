@@ -131,7 +131,7 @@ def test_language_model_as_tower(language, tmp_path):
             "dinov2",
             "family 'dinov2' is not supported; supported are clip, clip_vision_model, siglip, siglip_vision_model",
         ),
-        ("siglip2", "use one with a fixed resolution"),
+        ("siglip2", "SigLIP 2 only with a fixed resolution"),
     ],
 )
 def test_foreign_tower(kind, telling, tmp_path):
