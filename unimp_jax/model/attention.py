@@ -118,10 +118,10 @@ def attention(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask: Mas
         costs = mask.alibi_positions and row_kernel.Alibi(mask.alibi_positions[1], alibi_slopes(q_BTHh.shape[2]))
         return row_kernel.row_attention(q_BTHh, k_BSKh, v_BSKh, segments, costs, causal=mask.causal)
     if mask.mask_BTS is None and mask.kernel == "triton":
-        ids_BT, positions_BT = mask.query_segment_ids_BT, mask.alibi_positions and mask.alibi_positions[1]
-        if kernels.triton_fits(q_BTHh, 0 if positions_BT is None else kernels.ALIBI_CHANNELS):
-            slopes = None if positions_BT is None else (positions_BT, alibi_slopes(q_BTHh.shape[2]))
-            return kernels.triton(q_BTHh, k_BSKh, v_BSKh, ids_BT, slopes)
+        slopes = mask.alibi_positions and (mask.alibi_positions[1], alibi_slopes(q_BTHh.shape[2]))
+        if kernels.triton_fits(q_BTHh, 0 if slopes is None else kernels.ALIBI_CHANNELS):
+            return kernels.triton(q_BTHh, k_BSKh, v_BSKh, mask.query_segment_ids_BT, slopes)
+        ids_BT, positions_BT = mask.query_segment_ids_BT, slopes and slopes[0]
         mask = segment_mask(ids_BT, ids_BT, "xla", causal=True, alibi_positions_BT=positions_BT)
     if mask.mask_BTS is None:
         return kernels.splash(
