@@ -57,7 +57,7 @@ def check_command(
     command: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="-- train PRESET ...")],
     config: Annotated[CheckConfig, tyro.conf.arg(name="")],
 ) -> None:
-    """Check a training command against a number of devices, before it is queued.
+    """Check a training command for a number of devices before it is queued.
 
     Args:
       command: everything after `--`, the command to check: -- train tiny --folder runs/tiny

@@ -27,7 +27,7 @@ QUICK = EvaluationConfig(
 
 
 def demo_command(folder: Path = Path("runs/demo"), data: Path = Path("data")) -> None:
-    """Prepare MovieLens, train `tiny`, evaluate it beside baselines, and report on it.
+    """Prepare MovieLens, train `tiny`, evaluate it with baselines, and write a report.
 
     An interrupted demo continues where it stopped; the page is `report.html` in the folder.
 

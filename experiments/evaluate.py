@@ -51,7 +51,7 @@ def evaluate_command(
     config: Annotated[EvaluationConfig, tyro.conf.arg(name="")],
     processes: ProcessesConfig = ProcessesConfig(),
 ) -> None:
-    """Measure a run on all tasks, beside baselines.
+    """Evaluate a run on all tasks, with baselines.
 
     Args:
       folder: the run folder.

@@ -76,7 +76,7 @@ def export_command(
     folder: tyro.conf.Positional[PathOrURL],
     config: Annotated[ExportConfig, tyro.conf.arg(name="")],
 ) -> None:
-    """Write a run as a folder that other programs load: transformers, vLLM or open-flamingo; diffusers for a VQGAN.
+    """Write a run as a folder that other programs can load: transformers, vLLM or open-flamingo; diffusers for a VQGAN.
 
     Args:
       run: the run folder.

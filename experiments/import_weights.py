@@ -12,7 +12,7 @@ from unimp_jax.interop.importing import ImportConfig, import_weights
 
 
 def import_command(folder: tyro.conf.Positional[Path], config: Annotated[ImportConfig, tyro.conf.arg(name="")]) -> None:
-    """Make published weights a folder for `unimp train PRESET --init-from`.
+    """Convert published weights into a folder for `unimp train PRESET --init-from`.
 
     Args:
       folder: the folder to create, for the weights, their geometry and their tokenizer.

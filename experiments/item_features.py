@@ -46,7 +46,7 @@ def features_command(
     encoder: Annotated[ItemEncoderConfig, tyro.conf.arg(name="")],
     batch_size: int = 64,
 ) -> None:
-    """Write an encoder's vector of each item, for runs with content.
+    """Write vectors of items from an encoder, for runs with content.
 
     Finished batches are kept beside the file until it is complete, and the same command continues from them.
 

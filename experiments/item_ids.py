@@ -48,7 +48,7 @@ def ids_command(
     config: Annotated[ItemIdsConfig, tyro.conf.arg(name="")],
     processes: ProcessesConfig = ProcessesConfig(),
 ) -> None:
-    """Name items by a few tokens that similar items share, for runs with --vocabulary.item-codes FILE.
+    """Assign semantic ids: similar items share tokens. They are for runs with --vocabulary.item-codes FILE.
 
     Args:
       run: the folder of the run whose model represents the items.

@@ -73,7 +73,7 @@ from unimp_jax.training.wandb_run import WandbRun, check_wandb
 
 
 def train_command(run: Annotated[PresetRun, tyro.conf.arg(name="")]) -> None:
-    """Train a preset, every field of which is an option, or continue a run."""
+    """Train a preset, or continue a run; every field of the preset is an option."""
     join(run.processes)
     train_run(run.experiment, run.folder)
 

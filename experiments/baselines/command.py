@@ -24,7 +24,7 @@ def sasrec_command(
     data: DataConfig = DataConfig("movielens_1m"),
     config: tyro.conf.OmitArgPrefixes[SASRecConfig] = SASRecConfig(),
 ) -> None:
-    """Train a sequential baseline alone, for a comparison at equal time.
+    """Train a sequential baseline alone, for a comparison with equal training time.
 
     SASRec by default; other values of `--block` and `--loss` make eSASRec or HSTU of it.
 

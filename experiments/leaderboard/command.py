@@ -22,7 +22,7 @@ def leaderboard_command(
     out: Path = Path("LEADERBOARD.md"),
     read_only: bool = False,
 ) -> None:
-    """Train one model on every data set, beside every rival, and write who is ahead.
+    """Train one model per data set, compare it with every rival, and write a leaderboard.
 
     Results of other data sets that the page already has, from another folder or machine, are kept.
 

@@ -50,7 +50,7 @@ PresetPlan: Any = tyro.extras.subcommand_type_from_defaults(
 
 
 def plan_command(planned: Annotated[PresetPlan, tyro.conf.arg(name="")]) -> None:
-    """Compile a preset's train step for TPUs, without having any. Does it fit, and how fast might it be?"""
+    """Compile a preset's train step for TPUs, without needing TPUs. Does it fit, and how fast might it be?"""
     config, slices = planned.on, Slices(planned.on.tpu, planned.on.num_slices)
     plans = (
         search(planned.experiment, slices, config.candidates, lambda line: print(line, flush=True))

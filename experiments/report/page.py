@@ -63,7 +63,7 @@ class SourceReport:
 def report_command(
     folders: tyro.conf.Positional[tuple[PathOrURL, ...]], split: str = "test", out: PathOrURL | None = None
 ) -> None:
-    """Write one page of a run that was evaluated, or of many, with what they differ in, and their tables as Markdown.
+    """Write one page about an evaluated run, or about several, with their differences, and their tables as Markdown.
 
     Args:
       folders: one or several run folders, a sweep folder, or a folder that contains them.

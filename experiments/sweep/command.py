@@ -91,7 +91,7 @@ Sweep = (
 
 
 def sweep_command(config: Annotated[Sweep, tyro.conf.arg(name="")]) -> None:
-    """Train and evaluate many runs: ablations, or a search for hyper-parameters."""
+    """Train and evaluate many runs: ablations, or a hyperparameter search."""
     status = sweep(config)
     if status:
         sys.exit(status)

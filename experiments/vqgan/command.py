@@ -77,7 +77,7 @@ VQGANCommand = (
 
 
 def vqgan_command(command: Annotated[VQGANCommand, tyro.conf.arg(name="")]) -> None:
-    """Train and measure a VQGAN, or turn a catalogue's images into its codes."""
+    """Train and evaluate a VQGAN, or encode a catalogue's images as its codes."""
     if isinstance(command, TrainVQGAN):
         train_vqgan_run(command.run.experiment, command.run.folder)
         print_once(evaluate_vqgan(command.run.folder))
