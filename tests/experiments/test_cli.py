@@ -111,9 +111,9 @@ def test_a_wrong_value_is_refused_with_the_right_ones(monkeypatch, capsys):
         (["prepare", "hm", "--fetch-images", "True"], "hm does not support --fetch-images"),
         (["prepare", "hm"], "articles.csv, the articles, is needed in the folder of --source-dir"),
         (["train", "tiny", "--data.folder", "nowhere"], "run `unimp prepare movielens_small"),
-        (["evaluate", "nowhere"], "is nowhere the folder of a run or of a sweep?"),
+        (["evaluate", "nowhere"], "is nowhere the folder of a run?"),
         (["report", "nowhere"], "is nowhere the folder of a run or of a sweep?"),
-        (["ids", "nowhere", "ids.parquet"], "is nowhere the folder of a run or of a sweep?"),
+        (["ids", "nowhere", "ids.parquet"], "is nowhere the folder of a run?"),
     ],
 )
 def test_mistakes_are_reported_in_one_line(monkeypatch, capsys, tmp_path, arguments, message):
