@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import polars as pl
+import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines.errors import DataError
@@ -31,8 +31,9 @@ from data_pipelines.sources.checks import BadField, clean, field, shown, stars, 
 from data_pipelines.sources.fetched_images import FetchedImages
 from data_pipelines.sources.json_files import from_json, read_objects
 from data_pipelines.sources.reading import is_there, names_in
-from data_pipelines.sources.source import COLUMNS, Counts, Source, core, without_repeats
-from data_pipelines.sources.tables import frame_of
+from data_pipelines.sources.source import COLUMNS, Source
+from data_pipelines.sources.stored import StoredSource, store
+from data_pipelines.sources.tables import frames_of
 from data_pipelines.sources.times import Clock
 
 PRICE = re.compile(r"(from )?\$?\d[\d,]*(\.\d+)?( ?- ?\$?\d[\d,]*(\.\d+)?)?")
@@ -153,14 +154,16 @@ class AmazonBuilder(RecordBuilder):
         if self.source_dir is None:
             raise DataError(f"this source cannot be downloaded from here: {self.instructions}")
         files = self._files(self.source_dir)
-        reviews = frame_of(self._reviews(files), COLUMNS)
-        read = Counts.of(reviews)
-        reviews = core(without_repeats(reviews, "last"), *self.cores)
-        products = self._products(self.source_dir, files, reviews)
+        starts: dict[str, int] = {}
+        kept = store(frames_of(self._reviews(files, starts), COLUMNS), self.scratch(), "last", *self.cores)
+        categories = list(starts)
+        rows, ends = kept.firsts(), np.array(list(starts.values()))
+        first_in = {item: categories[np.searchsorted(ends, row, "right") - 1] for item, row in rows.items()}
+        products = self._products(self.source_dir, files, first_in)
         images = FetchedImages(self.source_dir / "images", self.faults)
         if self.selection.fetch_images:
             images.fetch({item: product.image_url for item, product in products.items() if product.image_url})
-        return Source(reviews, lambda item: products[item].item(item, images.read(item)), read)
+        return StoredSource(kept, lambda item: products[item].item(item, images.read(item)))
 
     def _files(self, folder: Path) -> dict[str, Path]:
         """Returns the review file (without `.gz`) of each selected category; by default of all in the folder.
@@ -190,31 +193,37 @@ class AmazonBuilder(RecordBuilder):
             for category in self.selection.categories or found
         }
 
-    def _reviews(self, files: dict[str, Path]) -> Iterator[Review]:
+    def _reviews(self, files: dict[str, Path], starts: dict[str, int]) -> Iterator[Review]:
+        """Yields all reviews, and sets the number of the first one of each category in `starts`."""
+        number = 0
         for category, path in files.items():
-            clock = Clock.of(path, self.FIELDS.time)
+            clock, starts[category] = Clock.of(path, self.FIELDS.time), number
 
             def review(record: dict[str, Any], category: str = category, clock: Clock = clock) -> Review:
                 return self.FIELDS.read(record, f"{word(record, self.FIELDS.user)}/{category}", clock)
 
-            yield from (found for _, found in read_objects(path, self.faults, review))
+            for _, found in read_objects(path, self.faults, review):
+                yield found
+                number += 1
 
-    def _products(self, folder: Path, categories: Iterable[str], reviews: pl.DataFrame) -> dict[str, Product]:
-        """Returns the product of each reviewed item."""
-        firsts = reviews.select("item", "user").unique("item", keep="first", maintain_order=True)
-        fallback = {item: user.rpartition("/")[2] for item, user in firsts.iter_rows()}
+    def _products(self, folder: Path, categories: Iterable[str], first_in: dict[str, str]) -> dict[str, Product]:
+        """Returns the product of each reviewed item.
+
+        Args:
+          first_in: the category of the first review of each.
+        """
         known: dict[str, Product] = {}
         for category in categories:
 
             def keep(record: dict[str, Any], category: str = category) -> None:
                 item = word(record, self.FIELDS.item)
-                if item in fallback and item not in known:
+                if item in first_in and item not in known:
                     known[item] = self.product(record, spaced(category))
 
             path = folder / self.PRODUCTS.format(category)
             for _ in read_objects(path, self.faults, keep, self.decode_product, needed=False):
                 pass
-        return {item: known.get(item) or Product(categories=(spaced(category),)) for item, category in fallback.items()}
+        return {item: known.get(item) or Product(categories=(spaced(category),)) for item, category in first_in.items()}
 
 
 # --- what fields of products say -------------------------------------------------------------------------------------

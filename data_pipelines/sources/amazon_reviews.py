@@ -17,7 +17,7 @@ from data_pipelines.sources.builder import RecordBuilder
 from data_pipelines.sources.checks import BadField, field, word
 from data_pipelines.sources.json_files import read_objects
 from data_pipelines.sources.source import ALL_COLUMNS, COLUMNS, Source, without_repeats
-from data_pipelines.sources.tables import frame_of, read_csv
+from data_pipelines.sources.tables import frame_of, joined, read_csv
 from data_pipelines.sources.times import Clock
 
 FIELDS_OF_SAMPLE = dataclasses.replace(FIELDS_2023, time="timestamp_ms", text="review_full", headline="review_title")
@@ -45,7 +45,7 @@ class AmazonInstruments2014(RecordBuilder):
         names = FIELDS_2014
         columns = (names.user, names.item, names.text, names.rating, names.headline, names.time)
         holds = f"the 5-core reviews of musical instruments as CSV with columns {', '.join(columns)}"
-        table = read_csv(self.file("reviews_5core.csv", holds), columns, self.faults)
+        table = joined(read_csv(self.file("reviews_5core.csv", holds), columns, self.faults), columns)
         table = table.identifiers(names.user, names.item).ratings(names.rating, 1, 5).times(names.time, counted=True)
         reviews = (
             (user, item, time, stars, written(text, headline))

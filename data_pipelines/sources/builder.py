@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,12 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
         """Opens the source from its files; implemented by subclasses."""
         raise TypeError(f"{type(self).__name__} does not implement open_source")
+
+    def scratch(self) -> Path:
+        """Returns a new folder beside the records; `unimp prepare` removes it, also after it was killed."""
+        root = Path(self.data_dir_root)
+        root.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="interactions-", dir=root))
 
     def file(self, name: str, holds: str) -> Path:
         """Returns the path of a file, plain or `.gz`, of a source that cannot be downloaded automatically.

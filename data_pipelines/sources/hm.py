@@ -12,7 +12,7 @@ within a day, the order of the file is kept. Repeated purchases of an item by a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
@@ -22,8 +22,9 @@ from data_pipelines.schema import Item
 from data_pipelines.sources.builder import RecordBuilder
 from data_pipelines.sources.checks import Faults, clean
 from data_pipelines.sources.images import StoredImages
-from data_pipelines.sources.source import Counts, Source, core, without_repeats
-from data_pipelines.sources.tables import read_csv, text
+from data_pipelines.sources.source import Source
+from data_pipelines.sources.stored import StoredSource, store
+from data_pipelines.sources.tables import joined, read_csv, text
 from data_pipelines.sources.times import EARLIEST, latest
 
 KINDS = ("index_group_name", "product_group_name", "product_type_name", "colour_group_name")
@@ -37,23 +38,24 @@ DIGITS_OF_ARTICLE = 10
 
 def read_articles(path: Path, faults: Faults) -> pl.DataFrame:
     """Reads the `ARTICLE` columns as text, in the order of the file."""
-    articles = read_csv(path, ARTICLE, faults).written_as("article_id", r"^[0-9]{10}$", "ten digits", _hint)
+    articles = joined(read_csv(path, ARTICLE, faults), ARTICLE)
+    articles = articles.written_as("article_id", r"^[0-9]{10}$", "ten digits", _hint)
     return articles.distinct("article_id", "article").rows.select(map(text, ARTICLE))
 
 
-def read_purchases(path: Path, articles: pl.Series, faults: Faults) -> pl.DataFrame:
-    """Reads the purchases to columns user, article and time, in the order of the file."""
+def read_purchases(path: Path, articles: pl.Series, faults: Faults) -> Iterator[pl.DataFrame]:
+    """Yields parts of the purchases with columns user, article and time, in the order of the file."""
     day, article = text("t_dat"), text("article_id")
     seconds = day.str.to_date("%Y-%m-%d", strict=False).dt.epoch("s")
     right = day.str.contains(r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$") & seconds.is_between(EARLIEST, latest())
-    purchases = read_csv(path, PURCHASE, faults)
-    purchases = purchases.written_as("t_dat", right, "a day from 1990 to next year, such as 2020-07-31")
-    purchases = purchases.identifiers("customer_id").keep(
-        article.is_in(articles.implode()),
-        lambda row: f"article {row['article_id'][:40]} is not in articles.csv{_hint(row['article_id'])}",
-        of="article_id",
-    )
-    return purchases.rows.select(user="customer_id", article="article_id", time=seconds)
+    for purchases in read_csv(path, PURCHASE, faults):
+        purchases = purchases.written_as("t_dat", right, "a day from 1990 to next year, such as 2020-07-31")
+        purchases = purchases.identifiers("customer_id").keep(
+            article.is_in(articles.implode()),
+            lambda row: f"article {row['article_id'][:40]} is not in articles.csv{_hint(row['article_id'])}",
+            of="article_id",
+        )
+        yield purchases.rows.select(user="customer_id", article="article_id", time=seconds)
 
 
 def _hint(article_id: str) -> str:
@@ -112,7 +114,7 @@ class HM(RecordBuilder):
         articles = read_articles(articles_csv, self.faults)
         purchases = read_purchases(purchases_csv, articles["article_id"], self.faults)
         digits = DIGITS if self.selection.item == "product" else DIGITS_OF_ARTICLE
-        frame = purchases.select("user", text("article").str.slice(0, digits).alias("item"), "time")
-        kept = core(without_repeats(frame, "first"), *self.cores)
+        item = text("article").str.slice(0, digits).alias("item")
+        kept = store((part.select("user", item, "time") for part in purchases), self.scratch(), "first", *self.cores)
         item_of = catalogue(articles, text("article_id").str.slice(0, digits), images)
-        return Source(kept, item_of, Counts.of(frame))
+        return StoredSource(kept, item_of)

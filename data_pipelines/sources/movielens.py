@@ -14,6 +14,7 @@ archives are those of https://grouplens.org/datasets/movielens.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -34,12 +35,14 @@ from data_pipelines.sources.checks import BadField, Faults, field, plain, stars,
 from data_pipelines.sources.images import StoredImages
 from data_pipelines.sources.json_files import read_objects
 from data_pipelines.sources.reading import is_there
-from data_pipelines.sources.source import ALL_COLUMNS, Counts, Source, core, without_repeats
-from data_pipelines.sources.tables import Table, frame_of, read_csv, read_dat, text
+from data_pipelines.sources.source import ALL_COLUMNS, Source
+from data_pipelines.sources.stored import StoredSource, store
+from data_pipelines.sources.tables import Table, frame_of, joined, read_csv, read_dat, text
 from data_pipelines.sources.times import Clock
 
 EMBEDDED = Path(__file__).parent / "embedded" / "movielens"
 CORE = 5
+MOVIE = ("movieId", "title", "genres")
 SCALE = 0.5, 5.0
 """The lowest and the highest rating in stars."""
 Event = tuple[str, int, float, str, str]
@@ -140,14 +143,17 @@ def genres_of(text: str) -> tuple[str, ...]:
     return tuple(genre for genre in text.split("|") if genre and genre != "(no genres listed)")
 
 
-def official_movielens(folder: Path, faults: Faults, least: int) -> Source:
+def official_movielens(folder: Path, faults: Faults, least: int, scratch: Path) -> Source:
     """Opens the source in an unpacked archive of the publisher: `.dat` files (1M) or `.csv` files (latest-small).
 
     Users and movies with fewer than `least` ratings are removed repeatedly until none is left, as in SASRec's version
     of the data; a movie that a user rated twice counts once, with its latest rating.
+
+    Args:
+      scratch: an empty folder, in which interactions are kept.
     """
 
-    def read(name: str, *columns: str) -> Table:
+    def read(name: str, *columns: str) -> Iterator[Table]:
         """Reads the columns of NAME.csv, or of NAME.dat, which has exactly these, in this order, and no header."""
         if is_there(folder / f"{name}.dat"):
             return read_dat(folder / f"{name}.dat", columns, faults)
@@ -155,31 +161,43 @@ def official_movielens(folder: Path, faults: Faults, least: int) -> Source:
             return read_csv(folder / f"{name}.csv", columns, faults, needed=name != "tags")
         raise DataError(f"{folder} has neither {name}.dat nor {name}.csv, so it is not a MovieLens archive")
 
-    catalogue = read("movies", "movieId", "title", "genres").whole_numbers("movieId").distinct("movieId", "movie")
-    rows = catalogue.rows.select(map(text, ("movieId", "title", "genres")))
+    catalogue = joined(read("movies", *MOVIE), MOVIE).whole_numbers("movieId").distinct("movieId", "movie")
+    rows = catalogue.rows.select(map(text, MOVIE))
     movies = {movie_id: (title, genres) for movie_id, title, genres in rows.iter_rows()}
-    ratings = read("ratings", "userId", "movieId", "rating", "timestamp").identifiers("userId").whole_numbers("movieId")
-    ratings = ratings.keep(
-        text("movieId").is_in(rows["movieId"].implode()),
-        lambda row: f"user {row['userId']}: movie {row['movieId']} is not in movies",
-    )
-    ratings = ratings.ratings("rating", *SCALE).times("timestamp")
     pair = {"user": text("userId"), "item": text("movieId")}
-    table = ratings.rows.select(**pair, time="timestamp", rating=pl.col("rating").cast(pl.Float32))
-    if is_there(folder / "tags.csv"):
-        tags = read("tags", "userId", "movieId", "tag").rows
-        tags = tags.select(**pair, text=text("tag").map_elements(plain, pl.String))
-        tags = tags.group_by("user", "item", maintain_order=True).agg(pl.col("text").str.join(", "))
-        table = table.join(tags, ["user", "item"], "left", maintain_order="left")
-        table = table.with_columns(pl.col("text").fill_null(""))
+    ratings = read("ratings", "userId", "movieId", "rating", "timestamp")
+
+    @functools.cache  # read after the first ratings were checked, so that their faults come first
+    def tags() -> pl.DataFrame | None:
+        if not is_there(folder / "tags.csv"):
+            return None
+        columns = ("userId", "movieId", "tag")
+        given = joined(read("tags", *columns), columns).rows
+        given = given.select(**pair, text=text("tag").map_elements(plain, pl.String))
+        return given.group_by("user", "item", maintain_order=True).agg(pl.col("text").str.join(", "))
+
+    def interactions() -> Iterator[pl.DataFrame]:
+        for part in ratings:
+            part = part.identifiers("userId").whole_numbers("movieId")
+            part = part.keep(
+                text("movieId").is_in(rows["movieId"].implode()),
+                lambda row: f"user {row['userId']}: movie {row['movieId']} is not in movies",
+            )
+            part = part.ratings("rating", *SCALE).times("timestamp")
+            table = part.rows.select(**pair, time="timestamp", rating=pl.col("rating").cast(pl.Float32))
+            if (given := tags()) is not None:
+                table = table.join(given, ["user", "item"], "left", maintain_order="left")
+                table = table.with_columns(pl.col("text").fill_null(""))
+            yield table
+        tags()
 
     def item_of(movie_id: str) -> Item:
         title, year = title_and_year(movies[movie_id][0])
         return movie(movie_id, title, year, genres_of(movies[movie_id][1]), "")
 
-    frame = core(without_repeats(table, "last"), least, least)
-    rated = set(frame["item"])
-    return Source(frame, item_of, Counts.of(table), [movie_id for movie_id in movies if movie_id in rated])
+    kept = store(interactions(), scratch, "last", least, least)
+    rated = kept.firsts()
+    return StoredSource(kept, item_of, [movie_id for movie_id in movies if movie_id in rated])
 
 
 def unzipped(archive: Path) -> Path:
@@ -210,9 +228,9 @@ class MovielensSmall(RecordBuilder):
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
         folder = self.source_dir or EMBEDDED
         if (folder / "ml-latest-small").is_dir():
-            return official_movielens(folder / "ml-latest-small", self.faults, least=1)
+            return official_movielens(folder / "ml-latest-small", self.faults, 1, self.scratch())
         if is_there(folder / "ratings.csv"):
-            return official_movielens(folder, self.faults, least=1)
+            return official_movielens(folder, self.faults, 1, self.scratch())
         return local_movielens(folder, "movielens-small", self.faults)
 
 
@@ -226,7 +244,7 @@ class Movielens1m(RecordBuilder):
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
         folder = self.source_dir or unzipped(Path(downloads.download(self.ARCHIVE)))
         if (folder / "ml-1m").is_dir():
-            return official_movielens(folder / "ml-1m", self.faults, CORE)
+            return official_movielens(folder / "ml-1m", self.faults, CORE, self.scratch())
         if self.source_dir is None or is_there(folder / "ratings.dat"):
-            return official_movielens(folder, self.faults, CORE)
+            return official_movielens(folder, self.faults, CORE, self.scratch())
         return local_movielens(folder, "movielens-1m", self.faults)

@@ -106,18 +106,26 @@ def core(frame: pl.DataFrame, user_core: int, item_core: int) -> pl.DataFrame:
 
 def without_repeats(frame: pl.DataFrame, keep: Literal["first", "last"]) -> pl.DataFrame:
     """Keeps each user's first or last interaction with an item by time, or by row if times tie or are unknown."""
-    (users, _), (items, names) = codes(frame["user"]), codes(frame["item"])
-    pairs = pl.DataFrame({"pair": users * len(names) + items, "time": _times(frame)}).with_row_index("row")
-    kept = pairs.sort("time", maintain_order=True).unique("pair", keep=keep, maintain_order=True)
+    pairs = frame.select("user", "item", times_of(frame)).with_row_index("row")
+    kept = pairs.sort("time", maintain_order=True).unique(["user", "item"], keep=keep, maintain_order=True)
     return frame if len(kept) == len(frame) else frame[kept["row"].sort()]
 
 
-def _times(frame: pl.DataFrame) -> pl.Series:
+def times_of(frame: pl.DataFrame) -> pl.Series:
     """Returns the times to sort by; users with unknown times have only `NO_TIME`, which keeps the table's order."""
     unknown = (pl.col("time") == NO_TIME).any().over("user")
     if not (frame["time"] == NO_TIME).any():
         return frame["time"]
     return frame.select(pl.when(unknown).then(NO_TIME).otherwise("time").alias("time"))["time"]
+
+
+def histories_of(rows: pl.DataFrame) -> pl.DataFrame:
+    """Returns one row per user, with `user_id` and a list for each field of `Interaction`; rows are in order."""
+    rows = rows.with_columns(ABSENT[name].alias(name) for name in ABSENT if name not in rows.columns)
+    texts = (pl.col(name).cast(pl.String).alias(f"{name}_id") for name in ("user", "item"))
+    history = rows.select(*texts, "time", "rating", "text", "split")
+    history = history.group_by("user_id", maintain_order=True).agg(pl.all())
+    return history.with_columns(pl.exclude("user_id").list.drop_nulls())
 
 
 class Source:
@@ -156,15 +164,10 @@ class Source:
                 yield User(user, tuple(map(Interaction, items, times, known, texts, splits)))
 
     def histories(self) -> Iterator[pl.DataFrame]:
-        """Yields the users in parts: one row per user, with `user_id` and a list for each field of `Interaction`."""
+        """Yields the users in parts of `USERS_A_PART`, in the form of `histories_of`."""
         numbers, _ = codes(self.frame["user"])
-        keys = pl.DataFrame({"user": numbers, "time": _times(self.frame)}).with_row_index("row")
+        keys = pl.DataFrame({"user": numbers, "time": times_of(self.frame)}).with_row_index("row")
         rows = keys.sort("user", "time", maintain_order=True)["row"]
         ends = np.cumsum(np.bincount(numbers))[USERS_A_PART - 1 :: USERS_A_PART].tolist()
-        columns = [ABSENT[name].alias(name) for name in ABSENT if name not in self.frame.columns]
         for start, end in itertools.pairwise(dict.fromkeys([0, *ends, len(rows)])):
-            part = self.frame[rows[start:end]].with_columns(columns)
-            texts = (pl.col(name).cast(pl.String).alias(f"{name}_id") for name in ("user", "item"))
-            history = part.select(*texts, "time", "rating", "text", "split")
-            history = history.group_by("user_id", maintain_order=True).agg(pl.all())
-            yield history.with_columns(pl.exclude("user_id").list.drop_nulls())
+            yield histories_of(self.frame[rows[start:end]])

@@ -1,19 +1,19 @@
 """Reads external tables: columns are found by the header, and every refused row is reported with its line.
 
-Arrow reads a file without quotes in which all rows are complete. Any other file is read record by record, so that a bad
-record affects only itself: reading continues at the line after the one in which it began.
+Arrow reads a file block by block as long as there are no quotes and all rows are complete. The rest is read record by
+record, so that a bad record affects only itself: reading continues at the line after the one in which it began. A table
+comes in parts, so that memory does not grow with its rows, or as a whole.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import polars as pl
 import pyarrow as pa
@@ -24,7 +24,8 @@ from data_pipelines.sources.checks import SAMPLE, Faults
 from data_pipelines.sources.reading import UTF_8_MARK, TextLine, open_bytes, read_lines
 from data_pipelines.sources.times import Clock
 
-BLOCK = 2**24
+BLOCK = 2**23
+"""The number of bytes that Arrow reads at a time."""
 CHUNK = 100_000
 """The number of rows held as Python objects at a time."""
 LONGEST_FIELD = 2**27
@@ -42,28 +43,35 @@ def text(column: str) -> pl.Expr:
     return pl.col(column).cast(pl.String)
 
 
+def frames_of(rows: Iterator[tuple[Any, ...]], schema: Mapping[str, Any]) -> Iterator[pl.DataFrame]:
+    """Yields rows as tables of up to `CHUNK` rows each."""
+    while chunk := list(itertools.islice(rows, CHUNK)):
+        yield pl.DataFrame(chunk, schema, orient="row")
+
+
 def frame_of(rows: Iterator[tuple[Any, ...]], schema: Mapping[str, Any]) -> pl.DataFrame:
     """Returns rows as a table, built in pieces so that few rows are Python objects at a time."""
-    pieces = [pl.DataFrame(schema=schema)]
-    while chunk := list(itertools.islice(rows, CHUNK)):
-        pieces.append(pl.DataFrame(chunk, schema, orient="row"))
-    return pl.concat(pieces)
+    return pl.concat([pl.DataFrame(schema=schema), *frames_of(rows, schema)])
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The rows of a file that are valid so far. Its methods remove invalid rows and report them with their lines.
+    """Rows of a file that are valid so far. Its methods remove invalid rows and report them with their lines.
 
-    All of them raise `DataError` if most of the first rows are invalid.
+    All of them raise `DataError` if most of the first rows of the file are invalid.
 
     Attributes:
       name: the file name.
-      rows: text or categoricals of text; and `line`, the number of the row's first line.
+      rows: columns of text; and `line`, the number of the row's first line.
+      begins: whether the file begins with these rows.
+      clocks: the clock of each column of times, which all parts of a file share.
     """
 
     name: str
     rows: pl.DataFrame
     faults: Faults
+    begins: bool = True
+    clocks: dict[str, Clock] = dataclasses.field(default_factory=dict)
 
     def with_columns(self, **columns: pl.Expr) -> Self:
         """Returns the table with columns added or replaced."""
@@ -83,7 +91,7 @@ class Table:
             return self
         for number, row in enumerate(self.rows.filter(~good).iter_rows(named=True)):
             self.faults.bad_record(f"{self.name} line {row['line']}: {tell(row)}")
-            if not number:
+            if self.begins and not number:
                 sample = good[:SAMPLE]
                 self.faults.refuse_most(len(self.faults.records) - 1, int((~sample).sum()), len(sample))
         return dataclasses.replace(self, rows=self.rows.filter(good))
@@ -136,14 +144,16 @@ class Table:
         whole = text(column).str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
         right = text(column).str.contains(WHOLE) & whole.is_not_null()
         table = self.written_as(column, right, "a whole number: seconds since 1970").with_columns(**{column: whole})
-        clock = Clock(table.rows[column][:SAMPLE].to_list(), counted=counted)
+        if column not in self.clocks:
+            self.clocks[column] = Clock(table.rows[column][:SAMPLE].to_list(), counted=counted)
+        clock = self.clocks[column]
         seconds = clock.expression(pl.col(column))
         table = table.keep(seconds.is_not_null(), lambda row: clock.wrong(column, row[column]))
         return table.with_columns(**{column: seconds})
 
 
-def read_csv(path: Path, columns: Sequence[str], faults: Faults, *, needed: bool = True) -> Table:
-    """Reads columns of a CSV file with a header, which may have them in any order. Empty rows are skipped.
+def read_csv(path: Path, columns: Sequence[str], faults: Faults, *, needed: bool = True) -> Iterator[Table]:
+    """Yields parts of a CSV file with a header, which may have its columns in any order. Empty rows are skipped.
 
     Args:
       needed: whether at least one row is required.
@@ -154,29 +164,41 @@ def read_csv(path: Path, columns: Sequence[str], faults: Faults, *, needed: bool
     header, names = next(split_records(read_lines(path)), (TextLine(path.name, 1, ""), []))
     names = [name.strip() for name in names]
     check_header(header, names, columns)
-    rows = _by_arrow(path, header.number, names, columns)
-    if rows is None:
-        records = itertools.islice(split_records(read_lines(path)), 1, None)  # without the header
-        rows = _by_record(records, names, columns, faults)
-    rows = rows.filter(pl.any_horizontal(pl.col(column) != "" for column in columns))  # lines may be empty
-    return _table(header.file, rows, faults, needed)
+    some = pl.any_horizontal(pl.col(column) != "" for column in columns)  # lines may be empty
+    parts = (rows.filter(some) for rows in _csv_parts(path, header.number, names, columns, faults))
+    return _tables(header.file, parts, faults, needed)
 
 
-def read_dat(path: Path, columns: Sequence[str], faults: Faults) -> Table:
-    """Reads all columns of a file without a header, separated by `::`, in UTF-8 or latin-1.
+def read_dat(path: Path, columns: Sequence[str], faults: Faults) -> Iterator[Table]:
+    """Yields parts, with all columns, of a file without a header, separated by `::`, in UTF-8 or latin-1.
 
     Raises:
       DataError: the file cannot be read, has no row, or most of its rows are bad.
     """
     lines = (line for line in read_lines(path, other="latin-1") if line.text.strip())
-    rows = _by_record(((line, line.text.split("::")) for line in lines), columns, columns, faults)
-    return _table(path.name, rows, faults, needed=True)
+    parts = _by_record(((line, line.text.split("::")) for line in lines), columns, columns, faults)
+    return _tables(path.name, parts, faults, needed=True)
 
 
-def _table(name: str, rows: pl.DataFrame, faults: Faults, needed: bool) -> Table:
-    if needed and rows.is_empty() and not faults.records:
+def joined(tables: Iterator[Table], columns: Sequence[str]) -> Table:
+    """Joins the parts of a file with these columns."""
+    parts = list(tables) or [Table("", pl.DataFrame(schema=_schema(columns)), Faults())]
+    return dataclasses.replace(parts[0], rows=pl.concat([part.rows for part in parts]))
+
+
+def _schema(columns: Sequence[str]) -> dict[str, Any]:
+    return {**dict.fromkeys(columns, pl.String), "line": pl.Int64}
+
+
+def _tables(name: str, parts: Iterator[pl.DataFrame], faults: Faults, needed: bool) -> Iterator[Table]:
+    clocks: dict[str, Clock] = {}
+    begins = True
+    for rows in parts:
+        if len(rows):
+            yield Table(name, rows, faults, begins, clocks)
+            begins = False
+    if needed and begins and not faults.records:
         raise DataError(f"{name} has no rows, so there is nothing to train on")
-    return Table(name, rows, faults)
 
 
 def check_header(header: TextLine, names: Sequence[str], columns: Sequence[str]) -> None:
@@ -203,37 +225,63 @@ def check_header(header: TextLine, names: Sequence[str], columns: Sequence[str])
             raise DataError(f"{header.place}: column {column!r} occurs {names.count(column)} times; it must occur once")
 
 
-def _by_arrow(path: Path, skipped: int, names: Sequence[str], columns: Sequence[str]) -> pl.DataFrame | None:
-    """Reads the rows after the first `skipped` lines with Arrow, in the form of `_by_record`.
+def _csv_parts(
+    path: Path, skipped: int, names: Sequence[str], columns: Sequence[str], faults: Faults
+) -> Iterator[pl.DataFrame]:
+    """Yields the rows after the first `skipped` lines in the form of `_by_record`, by Arrow as far as it can."""
+    last = skipped  # the number of the last line that was read
+    with open_bytes(path) as (_, file):
+        for number, block in enumerate(_blocks(file)):
+            rows = _by_arrow(block, 0 if number else skipped, names, columns)
+            if rows is None:
+                break
+            yield rows.with_columns(line=pl.int_range(last + 1, last + 1 + len(rows), dtype=pl.Int64))
+            last += len(rows)
+        else:
+            return
+    records = itertools.islice(split_records(read_lines(path)), 1, None)  # without the header
+    for rows in _by_record(records, names, columns, faults):
+        yield rows.filter(pl.col("line") > last)  # what Arrow has read was good
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    r"""Yields whole lines, about `BLOCK` bytes at a time; a line ends in `\n`, `\r\n` or `\r`."""
+    rest = b""
+    while read := file.read(BLOCK):
+        rest += read
+        end = max(rest.rfind(b"\n"), rest.rfind(b"\r", 0, -1)) + 1  # a `\r` at the end may be followed by `\n`
+        if end:
+            yield rest[:end]
+            rest = rest[end:]
+    if rest:
+        yield rest
+
+
+def _by_arrow(block: bytes, skipped: int, names: Sequence[str], columns: Sequence[str]) -> pl.DataFrame | None:
+    """Returns columns, as text, of the lines of a block after the first `skipped`.
 
     Returns None if there are quotes, an incomplete row, or byte-order marks of joined files. Columns are identified by
     number here, because unused names may occur twice.
     """
-    with open_bytes(path) as (_, file):
-        blocks = iter(functools.partial(file.read, BLOCK), b"")
-        if any(b'"' in block or UTF_8_MARK in block for block in blocks):
-            return None
+    if b'"' in block or UTF_8_MARK in block:
+        return None
     wanted = [str(names.index(column)) for column in columns]
-    with open_bytes(path) as (_, file):
-        try:
-            table = pa.csv.read_csv(
-                file,
-                pa.csv.ReadOptions(skip_rows=skipped, column_names=list(map(str, range(len(names))))),
-                pa.csv.ParseOptions(quote_char=False, ignore_empty_lines=False),
-                pa.csv.ConvertOptions(
-                    column_types=dict.fromkeys(wanted, pa.dictionary(pa.int32(), pa.string())), include_columns=wanted
-                ),
-            )
-        except pa.ArrowInvalid:  # too few fields in a row, or no row: `_by_record` reports it
-            return None
-    rows = pl.DataFrame(pl.from_arrow(table.unify_dictionaries())).rename(dict(zip(wanted, columns, strict=True)))
-    return rows.with_row_index("line", skipped + 1).with_columns(pl.col("line").cast(pl.Int64))
+    try:
+        table = pa.csv.read_csv(
+            pa.BufferReader(block),
+            pa.csv.ReadOptions(skip_rows=skipped, column_names=list(map(str, range(len(names))))),
+            pa.csv.ParseOptions(quote_char=False, ignore_empty_lines=False),
+            pa.csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted),
+        )
+    except pa.ArrowInvalid:  # too few fields in a row, or no row: `_by_record` reports it
+        return None
+    return pl.DataFrame(pl.from_arrow(table)).rename(dict(zip(wanted, columns, strict=True)))
 
 
 def _by_record(
     records: Iterable[tuple[TextLine, list[str]]], names: Sequence[str], columns: Sequence[str], faults: Faults
-) -> pl.DataFrame:
-    """Returns columns, as text, and `line` of records; bad ones are reported and left out.
+) -> Iterator[pl.DataFrame]:
+    """Yields columns, as text, and `line` of records; bad ones are reported and left out.
 
     Args:
       records: (first line, fields) of each, as from `split_records`.
@@ -252,7 +300,7 @@ def _by_record(
             else:
                 yield *(fields[place] for place in places), line.number
 
-    return frame_of(whole(), {**dict.fromkeys(columns, pl.String), "line": pl.Int64})
+    return frames_of(whole(), _schema(columns))
 
 
 def split_records(lines: Iterator[TextLine]) -> Iterator[tuple[TextLine, list[str]]]:

@@ -149,7 +149,9 @@ def opened(
     categories: tuple[str, ...] = (),
 ) -> Source:
     selection = SourceSelection(categories=categories, user_core=cores[0], item_core=cores[1])
-    builder = RELEASES[name](config="items", data_dir="unused", source_dir=folder, faults=faults, selection=selection)
+    builder = RELEASES[name](
+        config="items", data_dir=str(folder / "unused"), source_dir=folder, faults=faults, selection=selection
+    )
     return builder.open_source(None)
 
 

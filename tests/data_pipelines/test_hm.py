@@ -310,9 +310,10 @@ def test_that_nothing_is_left_is_reported(folder: Path, tmp_path: Path) -> None:
 def test_the_real_files(item: str, items: int) -> None:
     source = opened(SHARED, item=item)
     assert source.read == Counts(2_852, items, 80_178)
-    assert source.frame["user"].n_unique() == 2_852
-    assert source.frame["item"].n_unique() == items
-    assert source.frame["time"].is_sorted()
+    users = list(source.users())
+    assert len(users) == 2_852
+    assert len({one.item_id for user in users for one in user.interactions}) == items
+    assert all(user.interactions == tuple(sorted(user.interactions, key=lambda one: one.time)) for user in users)
     first = next(source.items())
     assert first.image
     assert all(text for name, text in first.attributes if name != "Description")

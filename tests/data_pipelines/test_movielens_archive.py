@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import http.server
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def archive_1m(folder: Path, ratings: list[str]) -> Path:
 
 
 def official(folder: Path, core: int = 5, faults: Faults | None = None) -> Source:
-    return official_movielens(folder, faults or Faults(), core)
+    return official_movielens(folder, faults or Faults(), core, Path(tempfile.mkdtemp(dir=folder)))
 
 
 def test_the_1m_archive(tmp_path: Path) -> None:
