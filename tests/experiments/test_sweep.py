@@ -230,7 +230,7 @@ def test_a_failing_cell_stops_only_those_that_need_it(tmp_path, monkeypatch):
     results = run_cells(needs, runner)
     assert [(one.name, one.state) for one in results] == [("bad", "failed"), ("after", "not run"), ("good", "done")]
     assert not runner.stopping.is_set()
-    assert [line for line in said if "bad" in line] == ["bad begins", "[1 of 3] bad failed exit status 1"]
+    assert [line for line in said if "bad" in line] == ["bad starts", "[1 of 3] bad failed exit status 1"]
     table = summary(tmp_path, results)
     assert "3 cells: 1 done, 1 failed, 1 not run" in table
     assert "bad: failed, exit status 1" in table
