@@ -65,6 +65,18 @@ def test_pairing_users_finds_what_seeds_do_not_hide():
     assert difference_over_seeds(one, rng.permutation(other, axis=1)).p_value > 0.05
 
 
+def test_degrees_of_freedom_are_at_least_those_between_seeds():
+    """Where the residual outweighs what seeds differ by, Satterthwaite's formula alone gives an endless interval."""
+    first, second = np.zeros((3, 300)), np.zeros((3, 300))
+    seeds = np.repeat([0, 1, 2], [9, 6, 5])  # each of twenty users is answered by one seed of both groups
+    first[seeds, np.arange(20)] = second[seeds, np.roll(np.arange(20), 5)] = 1
+    first[0, 100] = 1
+    found = difference_over_seeds(first, second)
+    error = (first.mean(axis=0) - second.mean(axis=0)).std(ddof=1) / 300**0.5
+    assert found.mean == pytest.approx(1 / 900)
+    assert found.high - found.low == pytest.approx(2 * scipy.stats.t.ppf(0.975, 2) * error)
+
+
 def test_equal_groups_do_not_differ():
     values = np.random.default_rng(0).normal(size=(1, 9))
     assert difference_over_seeds(values, values).p_value == 1

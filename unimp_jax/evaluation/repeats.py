@@ -91,7 +91,11 @@ def _spread(groups: Sequence[np.ndarray], signs: Sequence[float]) -> tuple[float
         share = 1 / len(values_SM) + (len(groups) - len(repeated) if number == 0 else 0)  # a one-seed group borrows it
         variance += max(between - rest, 0.0) * share
         squares += (between * share) ** 2 / (len(values_SM) - 1)
-    return mean, variance**0.5, variance**2 / squares if variance else np.inf  # equal everywhere: known exactly
+    if not variance:
+        return mean, 0.0, np.inf  # equal everywhere: known exactly
+    # Between seeds, what the residual causes is subtracted, so that the formula may give less than any part has.
+    least = min([num_users - 1, *(len(values_SM) - 1 for values_SM in repeated)])
+    return mean, variance**0.5, max(variance**2 / squares, least)
 
 
 def _between(values_SM: np.ndarray) -> tuple[float, float]:
