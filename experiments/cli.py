@@ -55,15 +55,19 @@ COMMANDS = {
 """Command -> (module, one-line help). The module's function is named `COMMAND_command`."""
 
 
-def main() -> None:
+def main(*, own_process: bool = False) -> None:
     """Runs one subcommand. Errors caused by the user or the machine end in one line on standard error and exit status
-    2; errors of the program end in a traceback."""
+    2; errors of the program end in a traceback.
+
+    Args:
+      own_process: the process ends with the command, so garbage need not be looked for among what is alive.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it is used for its tokenizers only, which need no torch
     os.environ.setdefault("TYPEGUARD_DISABLE_PLUGIN_AUTOLOAD", "1")  # tyro's; it reads all packages' metadata for them
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an answer survives a terminal that cannot encode a character
     try:
-        run_command(sys.argv[1:])
+        run_command(sys.argv[1:], own_process)
         print(end="", flush=True)  # does nothing if standard output is closed
     except Exception as error:
         if isinstance(error, BrokenPipeError) and stdout_is_closed():
@@ -82,7 +86,7 @@ def main() -> None:
         sys.exit("unimp: interrupted; the same command continues from the last checkpoint")
 
 
-def run_command(arguments: Sequence[str]) -> None:
+def run_command(arguments: Sequence[str], own_process: bool) -> None:
     """Parses the global options, then runs the command with the arguments that follow it.
 
     Raises:
@@ -122,7 +126,8 @@ def run_command(arguments: Sequence[str]) -> None:
         command = load(name)
     finally:
         gc.enable()
-        gc.freeze()  # later collections need not visit what was imported
+        if own_process:
+            gc.freeze()
     tyro.cli(
         command,
         prog=f"unimp {name}",
@@ -156,4 +161,4 @@ def use_all_cores() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(own_process=True)

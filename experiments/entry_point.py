@@ -20,4 +20,4 @@ def main() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     from experiments.cli import main
 
-    main()
+    main(own_process=True)

@@ -103,7 +103,7 @@ def test_a_file_or_a_link_in_the_place_is_refused(source: Path, data: Path, tmp_
     (data / "file").write_text("x")
     (data / "link").symlink_to(tmp_path / "elsewhere" / NAME)
     (data / "nowhere").symlink_to(tmp_path / "nothing")
-    for name, what in (("file", "no folder"), ("link", "a link"), ("nowhere", "a link")):
+    for name, what in (("file", "not a folder"), ("link", "a link"), ("nowhere", "a link")):
         refused(f"{name} is {what}", data, source, name=name)
     assert len(read_items(NAME, tmp_path / "elsewhere")) == 6
     assert (data / "file").read_text() == "x"

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 SCRIPT = "from experiments import cli; from experiments.entry_point import main; cli.main = {}; main()"
-SHOW = "lambda: print(__import__('os').environ['GLIBC_TUNABLES'], *__import__('sys').argv[1:], input())"
+SHOW = "lambda own_process: print(__import__('os').environ['GLIBC_TUNABLES'], *__import__('sys').argv[1:], input())"
 
 
 def start(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -27,4 +27,4 @@ def test_what_the_user_has_set_is_kept() -> None:
 
 
 def test_the_exit_status_is_that_of_the_command() -> None:
-    assert start(SCRIPT.format("lambda: __import__('sys').exit(3)")).returncode == 3
+    assert start(SCRIPT.format("lambda own_process: __import__('sys').exit(3)")).returncode == 3
