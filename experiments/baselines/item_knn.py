@@ -5,9 +5,9 @@ The score of item i after a history of items h_1 (the latest), h_2, … is
     sum over j of  w_j * (cos(h_j, i) + same_day * cos_day(h_j, i)),    w_j = decay^(j - 1) [* earlier_days],
     cos(h, i) = co[h, i] / ((n[h] + damping)^of_history * (n[i] + damping)^of_items)
 
-where co counts the users who interacted with both in training, and n those who did with one. cos_day is the same for
-users' days in the place of users, and earlier_days a factor of items of earlier days than the latest item's: whoever
-fills a basket is served by baskets. Apart from five numbers chosen on validation users, nothing is learned.
+where co counts the users who interacted with both in training, and n those who did with one. cos_day counts users' days
+instead of users, and earlier_days is a factor for items from before the latest item's day, because many next items
+complete a basket. Apart from five numbers chosen on validation users, nothing is learned.
 """
 
 from __future__ import annotations

@@ -97,9 +97,8 @@ def decayed_histories(
     rows = np.repeat(np.arange(len(users)), is_item.sum(axis=1))
     weights = (decay ** back_MS[is_item]).astype(np.float32)
     if earlier_days != 1:
-        days = days_of(corpus)
-        latest_M = days[corpus.offsets[users] + np.maximum(positions - 1, 0)]
-        days_MS = padded_histories(corpus, users, positions, values=days)
+        days_MS = padded_histories(corpus, users, positions, values=corpus.times) // DAY
+        latest_M = corpus.times[corpus.offsets[users] + np.maximum(positions - 1, 0)] // DAY
         weights[(days_MS < latest_M[:, None])[is_item]] *= np.float32(earlier_days)
     return csr_array((weights, (rows, histories_MS[is_item])), (len(users), corpus.num_items))
 

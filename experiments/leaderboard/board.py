@@ -80,7 +80,7 @@ def read_board(path: Path) -> Board:
     """Reads a saved board; empty if there is none.
 
     Raises:
-      DataError: the file is no board.
+      DataError: the file is not a leaderboard of this version.
     """
     if not path.exists():
         return {}
