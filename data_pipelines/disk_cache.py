@@ -1,7 +1,8 @@
 """Results computed once per catalogue and cached on disk, for all processes of a host and for later starts.
 
 Each result is a folder named by a digest of everything that determines it. It appears whole or not at all; one process
-creates it while the others wait; a damaged or mismatched one is created anew. The cache may be deleted at any time.
+creates it while the others wait; a damaged or mismatched one is created anew. The cache may be deleted at any time; the
+entries that were not used for longest are deleted when there are more than `MOST`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import fcntl
 import functools
 import hashlib
 import json
+import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +27,8 @@ FOLDER = "cache"
 VERSION = 1
 """To be incremented when the same texts give different tokens, or the same records different texts."""
 ABOUT, VALUE = "about.json", "value.json"
+MOST = 32
+"""The largest number of entries in a folder: those of about eight tokenizers and prompt configurations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +62,8 @@ class DiskCache:
         def known(place: Path) -> T:
             if (place / name / ABOUT).read_text(encoding="utf-8") != about(place / name):
                 raise ValueError(f"{place / name} is damaged or belongs to other data")
+            with contextlib.suppress(OSError):  # a folder that is only readable
+                os.utime(place / name)
             return read(place / name)
 
         for place in self.places:
@@ -69,6 +76,7 @@ class DiskCache:
                 with atomic_folder(place / name, replaces=True) as partial:
                     write(partial)
                     (partial / ABOUT).write_text(about(partial), encoding="utf-8")
+                delete_oldest(place)
                 return known(place)
         return None
 
@@ -81,6 +89,17 @@ class DiskCache:
 
         found = self.get(write, lambda folder: [json.loads((folder / VALUE).read_bytes())])
         return make() if found is None else found[0]
+
+
+def delete_oldest(place: Path, most: int = MOST) -> None:
+    """Deletes the least recently used entries beyond `most`. Processes that have mapped their files can go on."""
+    used = {}
+    for path in place.iterdir():
+        with contextlib.suppress(OSError):  # deleted by another process in the meantime
+            if path.is_dir() and not path.name.startswith("."):
+                used[path] = path.stat().st_mtime_ns
+    for path in sorted(used, key=used.__getitem__)[: max(len(used) - most, 0)]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def checksums(folder: Path) -> dict[str, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from data_pipelines.prepare import prepare
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.config import DataConfig, ExperimentConfig
-from experiments.evals.config import EvaluationConfig, ImageEvaluationConfig
+from experiments.evals.config import EvaluationConfig, ImageEvaluationConfig, ImageGenerationConfig
 from experiments.evaluate import evaluate_run, show
 from experiments.presets import PRESETS
 from experiments.report import write_report
@@ -21,9 +21,11 @@ from experiments.vqgan.train import train_vqgan_run
 
 SOURCE = "movielens_small"
 QUICK = EvaluationConfig(
-    checkpoint="latest", sasrec_config=SASRecConfig(seconds=60.0), images=ImageEvaluationConfig(users=256)
+    checkpoint="latest",
+    sasrec_config=SASRecConfig(seconds=60.0),
+    images=ImageEvaluationConfig(ImageGenerationConfig(samples=2), users=256),
 )
-"""Generating images for all users would take a minute more."""
+"""Generating four images for each of the users would take two minutes more."""
 
 
 def demo_command(folder: Path = Path("runs/demo"), data: Path = Path("data")) -> None:

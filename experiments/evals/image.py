@@ -1,4 +1,7 @@
-"""The image task: generates image codes for a query, decodes them with a VQGAN, and evaluates the images."""
+"""The image task: generates image codes for a query, decodes them with a VQGAN, and evaluates the images.
+
+Recommenders answer it, too, ours and the baselines: with the image of the item that they rank first for the query.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,13 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.atomic import atomic_file
+from data_pipelines.corpus import Corpus
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import Query
 from experiments.data import ExperimentData
 from experiments.evals.base import OURS, Answered, Setting, TaskEval, prompt_batches
 from experiments.evals.config import EvaluationConfig, GenerateConfig, ImageGenerationConfig
+from experiments.evals.search import SearchEval
 from experiments.request import Request
 from experiments.vqgan.run import decoder_of, open_vqgan
 from unimp_jax.evaluation.predictor import Predictor
@@ -33,6 +38,7 @@ class ImageEval(TaskEval):
     """The image task: what does the target item look like?"""
 
     task = "image"
+    needs_rankers = True
     needs = ("query", 'the words that describe the image, such as --query "Comedy, Drama"')
 
     def open(self, data: ExperimentData, config: EvaluationConfig | GenerateConfig) -> Decoder:
@@ -42,9 +48,13 @@ class ImageEval(TaskEval):
         config.out.mkdir(parents=True, exist_ok=True)
         return decode
 
+    def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray) -> Callable[[np.ndarray], float]:
+        """That of search: the query is the same."""
+        return SearchEval().quality(corpus, users, positions)
+
     def evaluate(self, setting: Setting) -> Answered:
         # The metrics take seconds to import, and answers do not need them.
-        from experiments.evals.image_metrics import image_outcomes, refuse_few, sample_images
+        from experiments.evals.image_metrics import first_items, image_outcomes, refuse_few, sample_images
         from experiments.feature_extractors import open_towers
 
         data, config, questions = setting.data, setting.config, setting.questions
@@ -53,10 +63,14 @@ class ImageEval(TaskEval):
         queries = [everybody[number] for number in drawn]
         refuse_few(data, queries)
         generated = generate_images(data, setting.predictor, queries, setting.opened, settings.generation, config.seed)
+        found = {
+            ranker.name: first_items(data, ranker, queries)
+            for ranker in SearchEval().rankers(data.corpus, setting.rankers)
+        }
         tower, clip = open_towers(settings.extractors, setting.predictor)
         fewer = len(everybody) > len(queries)
         note = questions.note + (f" {len(queries):,} of {len(everybody):,} users, drawn at random." if fewer else "")
-        outcomes = image_outcomes(data, tower, generated, clip=clip, seed=config.seed, note=note)
+        outcomes = image_outcomes(data, tower, generated, found, clip=clip, seed=config.seed, note=note)
         save = functools.partial(
             sample_images, data, generated, split=config.split, count=config.samples, seed=config.seed
         )

@@ -1,12 +1,14 @@
 """Metrics of generated images beside reference images, and image samples for a report.
 
-All images are compared at the size of the generated ones, by the same tower. The references are a random item's image,
-that of another item matching the query, and the target image decoded from its codes.
+All images are compared at the size of the generated ones, by the same tower. The references are the image of the item
+that a ranker puts first, a random item's image, that of another item matching the query, and the target image decoded
+from its codes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,8 +19,9 @@ from data_pipelines.atomic import atomic_folder
 from data_pipelines.images import ImageStore, take
 from data_pipelines.tasks import Query
 from experiments.baselines.query_match import WordMatches
+from experiments.baselines.ranker import Ranker, scored_batches
 from experiments.data import ExperimentData
-from experiments.evals.base import Outcome, TooFewError, question_columns
+from experiments.evals.base import Outcome, TooFewError, moments, question_columns
 from experiments.feature_extractors import FeatureExtractor
 from experiments.results import ImageSample
 from unimp_jax.evaluation.images import (
@@ -36,12 +39,14 @@ SHOWN_HISTORY = 10
 RECONSTRUCTED = "the wanted image from its codes"
 OF_THE_QUERY = "another item of the query"
 RANDOM = "a random item"
+FIRST = "{}, its first item"
 QUESTION = "Which image is wanted, given its item's categories as a query?"
 MEANINGS = (
     "Closer: the share of comparisons in which a generated image is closer to the wanted image than to the image "
     "of a random item ({0} per user; ties count half); closer, same query: the same with {0} items that match "
     "the query. Precision and recall: of each user's first image, by 3 nearest neighbours. Diversity: the "
-    "distance between images of users with the same query; own diversity: between the images of one user."
+    "distance between images of users with the same query; own diversity: between the images of one user. Its first "
+    "item: the image of the item that is ranked first for the query, as in search; nothing is generated."
 )
 DISTANCES = (
     "Fréchet distance: of the first image of each user, over all users. Distance to wanted: the mean over all images."
@@ -72,6 +77,7 @@ def image_outcomes(
     data: ExperimentData,
     tower: FeatureExtractor,
     generated: Generated,
+    found: Mapping[str, np.ndarray] = types.MappingProxyType({}),
     *,
     clip: FeatureExtractor | None = None,
     randoms: int = 8,
@@ -83,16 +89,17 @@ def image_outcomes(
 
     Args:
       tower, clip: as returned by `open_towers`.
+      found: by the name of a ranker, its `first_items`.
       randoms: number of items, drawn by the seed for each user, whose images each generated one is compared with.
       note: additional text about who was asked.
     """
     beside = draw_beside(data, generated.queries, randoms, seed)
     words = [", ".join(data.corpus.categories[item]) for item in beside[0]]
-    rows, wanted_PF, alike_PRF, random_PRF = seen_by(tower, data, generated, beside)
+    rows, wanted_PF, alike_PRF, random_PRF = seen_by(tower, data, generated, found, beside)
     scores = {name: image_scores(x_PSF, wanted_PF, random_PRF, alike_PRF, words) for name, x_PSF in rows.items()}
     if clip and clip.read:
         query_PF = clip.read(words)
-        for name, x_PSF in (rows if clip is tower else seen_by(clip, data, generated, beside)[0]).items():
+        for name, x_PSF in (rows if clip is tower else seen_by(clip, data, generated, found, beside)[0]).items():
             scores[name]["CLIP score"] = clip_score(x_PSF, query_PF)
     distances = {name: image_distances(x_PSF, wanted_PF) for name, x_PSF in rows.items()}
     answers = question_columns(data.corpus, generated.queries) | {"query": words}
@@ -105,6 +112,17 @@ def image_outcomes(
         "image": Outcome(f"{QUESTION} {how} {MEANINGS.format(randoms)} {signs}", scores, answers, image_metrics),
         "image-distance": Outcome(f"{how} {DISTANCES}", distances, answers, distance_metrics, larger_is_better=False),
     }
+
+
+def first_items(data: ExperimentData, ranker: Ranker, queries: Sequence[Query]) -> np.ndarray:
+    """Returns the item that a ranker puts first among those with an image that the user has not seen: int64 [P]."""
+    first_P = np.zeros(len(queries), np.int64)
+    for part, scores_MI in scored_batches(ranker, data.corpus, *moments(queries)):
+        left_MI = np.where(data.writer.has_image & ~np.isnan(scores_MI), scores_MI, -np.inf)
+        for row_I, number in zip(left_MI, part.tolist(), strict=True):
+            row_I[data.corpus.history(queries[number].user, queries[number].position)] = -np.inf
+        first_P[part] = left_MI.argmax(axis=1)
+    return first_P
 
 
 def refuse_few(data: ExperimentData, queries: Sequence[Query]) -> None:
@@ -170,15 +188,20 @@ def items_of_the_query(
 
 
 def seen_by(
-    tower: FeatureExtractor, data: ExperimentData, generated: Generated, beside: Beside
+    tower: FeatureExtractor,
+    data: ExperimentData,
+    generated: Generated,
+    found: Mapping[str, np.ndarray],
+    beside: Beside,
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
     """Returns the tower's features: by row of the table, [P, S, F]; of the target items' images, [P, F]; of the
     matching and of the random items, [P, R, F]. Each item's own image is encoded once."""
-    items = np.unique(np.concatenate([part.ravel() for part in beside]))
+    items = np.unique(np.concatenate([part.ravel() for part in (*beside, *found.values())]))
     own = ImageStore(data.images.encoded, generated.size, data.config.images)
     features = tower.see(take(own, items))
     wanted_PF, alike_PF, random_PF, alike_PRF, random_PRF = (features[np.searchsorted(items, part)] for part in beside)
     rows = {name: see_samples(tower, images) for name, images in generated.images.items()}
+    rows |= {FIRST.format(name): features[np.searchsorted(items, items_P)][:, None] for name, items_P in found.items()}
     rows |= {OF_THE_QUERY: alike_PF[:, None], RANDOM: random_PF[:, None]}
     rows[RECONSTRUCTED] = tower.see(generated.reconstructions)[:, None]
     return rows, wanted_PF, alike_PRF, random_PRF

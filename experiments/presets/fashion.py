@@ -35,7 +35,7 @@ EXPERIMENT = ExperimentConfig(
         mix={"recommendation": 4.0, "search": 2.0, "rating": 0.0, "selection": 0.25}, whole_rate=0.05,
         window="latest", window_items=40,
     ),
-    row_shape=RowShape(tokens=256, images=6, answers=200),
+    row_shape=RowShape(tokens=256, images=3, answers=200),
     images=ImageConfig(fit="stretch"),
     loader=LoaderConfig(batch_size=16, block_examples=2048),
     optimizer=FROM_NOTHING,

@@ -30,7 +30,7 @@ EXPERIMENT = ExperimentConfig(
         mix={"recommendation": 4.0, "search": 2.0, "rating": 0.0, "selection": 0.1}, whole_rate=0.05, window="latest",
         window_items=120,
     ),
-    row_shape=RowShape(tokens=256, images=6, answers=224),
+    row_shape=RowShape(tokens=256, images=3, answers=224),
     images=ImageConfig(fit="stretch"),
     loader=LoaderConfig(batch_size=16, block_examples=4096),
     optimizer=FROM_NOTHING,

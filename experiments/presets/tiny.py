@@ -31,7 +31,7 @@ EXPERIMENT = ExperimentConfig(
     queries=QueryConfig(
         mix={"recommendation": 2.0, "search": 5.0, "rating": 4.0, "selection": 0.25}, whole_rate=0.1
     ),
-    row_shape=RowShape(tokens=256, images=6, answers=200),
+    row_shape=RowShape(tokens=256, images=3, answers=200),
     images=ImageConfig(fit="stretch"),
     loader=LoaderConfig(batch_size=16, block_examples=2048),
     optimizer=dataclasses.replace(FROM_NOTHING, learning_rate=5e-3),

@@ -43,7 +43,7 @@ DEMO = dataclasses.replace(
     vqgan=dataclasses.replace(SMALL, image_size=32, channels=(16, 32, 64), codes=256),
     data=ImageData("movielens_small"),
     quantiser=dataclasses.replace(POSTERS.quantiser, after=100),
-    loop=LoopConfig(steps=500, log_every=25, validate_every=250, save_every=250),
+    loop=LoopConfig(steps=400, log_every=25, validate_every=200, save_every=200),
 )
 
 REFERENCE = VQGANExperiment()

@@ -15,7 +15,7 @@ import pytest
 from data_pipelines.columns import FOLDER as COLUMNS
 from data_pipelines.columns import read_columns, write_columns
 from data_pipelines.corpus import Corpus
-from data_pipelines.disk_cache import ABOUT, DiskCache
+from data_pipelines.disk_cache import ABOUT, MOST, DiskCache
 from data_pipelines.fingerprint import fingerprint
 from data_pipelines.plain_text import shortened
 from data_pipelines.schema import Interaction, Item, User
@@ -214,6 +214,19 @@ def test_where_one_place_cannot_be_written_the_next_takes_it_and_else_nothing_is
         assert written(["ab"], nowhere, calls) == [[97, 98]]
         assert nowhere.value(lambda: calls.append(["made"]) or [3]) == [3]
     assert len(calls) == 5
+
+
+def test_the_least_recently_used_entries_are_deleted(tmp_path: Path) -> None:
+    """Not the ones that were written first, but those that were not read for longest."""
+    cache = DiskCache((tmp_path,))
+    for number in range(MOST):
+        cache.of(number).value(lambda number=number: number)
+        cache.of(0).value(lambda: pytest.fail("the first entry is used all the time"))
+    assert cache.of(MOST).value(lambda: MOST) == MOST
+    entries = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert len(entries) == MOST
+    assert cache.of(0).value(lambda: -1) == 0
+    assert cache.of(1).value(lambda: -1) == -1, "deleted, and made anew"
 
 
 def test_a_fingerprint_is_the_same_where_parts_of_it_are_kept(tmp_path: Path) -> None:

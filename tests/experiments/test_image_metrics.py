@@ -13,6 +13,7 @@ from experiments.evals.image_metrics import (
     RANDOM,
     RECONSTRUCTED,
     Generated,
+    first_items,
     image_outcomes,
     items_of_the_query,
     random_items,
@@ -82,6 +83,37 @@ def test_rows_are_ours_and_what_they_are_to_be_compared_with(outcomes, generated
     assert found[OURS] < found[RANDOM] < found[f"{OURS}, noise"]
     assert not distances.larger_is_better
     assert table.users == len(generated.queries)
+
+
+def test_rankers_answer_with_the_image_of_their_first_unseen_item(data, tower, generated):
+    """One that knows what is wanted, and one whose favourite every user has seen, or that has no image."""
+    targets_P = np.array([query.right[0] for query in generated.queries])
+    by_moment = {(query.user, query.position): query.right[0] for query in generated.queries}
+    scores_I = np.arange(data.corpus.num_items, dtype=np.float32)
+
+    class Knowing:
+        name = "knowing"
+
+        def scores(self, users, positions):
+            wanted = [by_moment[pair] for pair in zip(users.tolist(), positions.tolist(), strict=True)]
+            return scores_I + 1e4 * (np.arange(len(scores_I)) == np.array(wanted)[:, None])
+
+    class Fixed:
+        name = "fixed"
+
+        def scores(self, users, positions):
+            return np.tile(scores_I, (len(users), 1))
+
+    np.testing.assert_array_equal(first_items(data, Knowing(), generated.queries), targets_P)
+    for query, item in zip(generated.queries, first_items(data, Fixed(), generated.queries), strict=True):
+        seen = data.corpus.history(query.user, query.position)
+        left = [one for one in np.flatnonzero(data.writer.has_image) if one not in seen]
+        assert item == max(left)
+    found = {one.name: first_items(data, one, generated.queries) for one in (Knowing(), Fixed())}
+    metrics = image_outcomes(data, tower, generated, found, randoms=5)["image"].metrics
+    assert list(metrics)[2:4] == ["knowing, its first item", "fixed, its first item"]
+    assert metrics["knowing, its first item"]["closer"].mean() > 0.95
+    assert metrics["fixed, its first item"]["closer"].mean() < 0.7
 
 
 def test_the_same_seed_draws_the_same_others(data, tower, generated, outcomes):
