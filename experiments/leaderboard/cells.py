@@ -41,7 +41,7 @@ SPARSE = SASRecModelConfig(max_length=64, dropout=0.3)
 BENCHMARKS = {
     "movielens-small": Benchmark("MovieLens small", "movielens_small", "tiny", SASRecConfig(seconds=240)),
     "movielens-1m": Benchmark("MovieLens 1M", "movielens_1m", "small", SASRecConfig(seconds=1800)),
-    "hm-products": Benchmark("H&M products", "hm-products", "fashion", SASRecConfig(seconds=420)),
+    "hm-products": Benchmark("H&M products", "hm-products", "fashion", SASRecConfig(seconds=300)),
     "beauty": Benchmark("Beauty", "beauty", "beauty", SASRecConfig(SPARSE, seconds=900, batch_size=32)),
     "sports": Benchmark("Sports", "sports", "beauty", SASRecConfig(SPARSE, seconds=900, batch_size=32)),
     "instruments": Benchmark(

@@ -19,7 +19,9 @@ from unimp_jax.training.guard import GuardConfig
 from unimp_jax.training.loop import LoopConfig
 
 EXPERIMENT = ExperimentConfig(
-    model=dataclasses.replace(presets.small, decoder=dataclasses.replace(presets.small.decoder, dropout=0.3)),
+    model=dataclasses.replace(
+        presets.small, decoder=dataclasses.replace(presets.small.decoder, dropout=0.3, free_row_dropout=0.5)
+    ),
     data=DataConfig("hm-products"),
     vocabulary=VocabularyConfig(
         trained_size=512, attributes=("Color", "Section"), attribute_words=2, category_items=1
