@@ -60,6 +60,7 @@ NO_CONTENT: Changes = {
     "content.rating": False,
     "content.co_occurrence": 0,
     "content.vectors": [],
+    "model.decoder.free_row_dropout": 0.0,
 }
 ROW_STEP = 16
 """Step in tokens by which the length of rows is varied."""
@@ -192,6 +193,11 @@ ALL = [
             {f"content.{part}": NO_CONTENT[f"content.{part}"]},
         )
         for part in ("attributes", "popularity", "rating", "co_occurrence", "vectors")
+    ),
+    Ablation(
+        "no_row_dropout",
+        "the free rows of items are never dropped in training",
+        {"model.decoder.free_row_dropout": 0.0},
     ),
     Ablation("asked_once", "a question after each history, none within it", {"tasks.ask_every": 0}),
     Ablation("no_reconstruction", "no item of the history is a target", {HISTORY_TARGETS: "none"}),

@@ -85,6 +85,7 @@ SAYS: dict[str, set[str]] = {
 }  # fmt: skip
 AS_THE_BASE = {
     "no_vectors_content",
+    "no_row_dropout",
     "no_own_ids",
     "after_question",
     "gamma_2",
@@ -134,6 +135,12 @@ def test_an_ablation_changes_what_it_says_and_nothing_else(name):
     assert differing(BASE, cell.config) == SAYS[name]
     assert cell.config.row_shape.tokens == BASE.row_shape.tokens or name == "interleaved_same_compute"
     assert cell.config.loader.batch_size == BASE.loader.batch_size
+
+
+def test_without_content_no_free_rows_are_dropped():
+    dropping = changed(BASE, {"model.decoder.free_row_dropout": 0.3})
+    (cell,) = cells("no_content", config=dropping)
+    assert differing(dropping, cell.config) == SAYS["no_content"] | {"model.decoder.free_row_dropout"}
 
 
 def test_images_among_tokens_are_compared_at_equal_tokens_and_at_equal_work():
