@@ -1,4 +1,4 @@
-"""The cells of the leaderboard: a preset per data set, with rivals that may train for as long as the preset takes."""
+"""The cells of the leaderboard: a preset per data set, with rivals that train for a fixed time each."""
 
 from __future__ import annotations
 
