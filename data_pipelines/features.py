@@ -30,7 +30,8 @@ class FeatureStore:
             self.shape, self.dtype = tuple(description["shape"]), np.dtype(description["dtype"])
             self._row = {item: row for row, item in enumerate(description["items"])}
             size = len(self._row), *self.shape
-            self._features = np.memmap(folder / "features.bin", self.dtype, "r", shape=size)
+            file = folder / "features.bin"  # which is empty, and cannot be mapped, if no item has an image
+            self._features = np.memmap(file, self.dtype, "r", shape=size) if self._row else np.zeros(size, self.dtype)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: damaged features ({error}); delete the folder to compute them again") from error
 

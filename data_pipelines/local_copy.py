@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from data_pipelines.atomic import atomic_folder
+from data_pipelines.disk_cache import FOLDER as CACHE
 from data_pipelines.errors import DataError
 from data_pipelines.object_store import get_folder, is_remote, whole
 
@@ -72,7 +73,8 @@ def make_room(root: Path, needed: int, place: Path) -> None:
         raise DataError(f"UNIMP_STAGING_GB is {os.environ['UNIMP_STAGING_GB']!r}; it must be a number") from error
     for left in root.glob(".*.partial"):
         shutil.rmtree(left, ignore_errors=True)
-    copies = sorted((copy for copy in root.iterdir() if copy.is_dir()), key=lambda copy: copy.stat().st_mtime)
+    folders = (path for path in root.iterdir() if path.is_dir() and path.name != CACHE)
+    copies = sorted(folders, key=lambda copy: copy.stat().st_mtime)
     held = {copy: sum(file.stat().st_size for file in copy.rglob("*") if file.is_file()) for copy in copies}
 
     def lacks() -> bool:

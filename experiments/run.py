@@ -20,6 +20,7 @@ from data_pipelines.fingerprint import DATA_PARTS
 from data_pipelines.local_copy import local_copy
 from experiments.config import ExperimentConfig, load_config
 from experiments.data import ExperimentData
+from experiments.elastic import Machine, first_machine, fitted_mesh
 from experiments.memory import read_memory
 from experiments.new_items import with_new_items
 from experiments.parameters import Parameters, abstract_parameters, init_parameters, take_apart
@@ -60,16 +61,21 @@ class Facts:
     described: dict[str, Any]
 
 
-def used_here(config: ExperimentConfig, mesh: MeshConfig) -> ExperimentConfig:
+def used_here(config: ExperimentConfig, mesh: MeshConfig, machine: Machine | None = None) -> ExperimentConfig:
     """Returns the experiment of a trained run, configured for the devices available here.
 
     It uses `mesh` and the attention that suits the devices. Each device processes as many rows at a time as in
     training, if that is known, and all together no more than in training, rounded up to a multiple of the row shards;
     answers do not depend on this.
+
+    Args:
+      machine: the machine that the run began on; None: it is not known.
     """
     shape = make_mesh(mesh).shape
     shards = math.prod(shape[axis] for axis in ROWS)
-    trained = math.prod(getattr(config.mesh, axis) for axis in ROWS)  # below 0: all devices of the training machine
+    asked = dataclasses.astuple(config.mesh)
+    on = fitted_mesh(config.mesh, machine) if machine and (config.training.elastic or -1 in asked) else config.mesh
+    trained = math.prod(getattr(on, axis) for axis in ROWS)  # below 0: all devices of an unknown machine
     rows = config.loader.batch_size // config.training.accumulate
     rows = min(rows, rows // trained * shards) if trained > 0 else rows
     return dataclasses.replace(
@@ -86,7 +92,7 @@ def open_data(folder: Path, mesh: MeshConfig = ALL_DEVICES) -> ExperimentData:
     Raises:
       DataError: the folder holds no run, or its data is not prepared or is not what the run was trained on.
     """
-    config = used_here(load_config(folder / "config.json"), mesh)
+    config = used_here(load_config(folder / "config.json"), mesh, first_machine(folder))
     return ExperimentData.load(config, folder / "vocabulary", same=DATA_PARTS)
 
 

@@ -37,10 +37,9 @@ from experiments.config import (
 from experiments.data import ExperimentData, sized_model
 from experiments.elastic import FILE as FIRST_MACHINE
 from experiments.elastic import as_begun, described, fitted, note_first_machine
-from experiments.evals.queries import evenly_spaced
 from experiments.evals.ranking import rank_catalogue
 from experiments.features import tower_features
-from experiments.init import initial_parameters, vocabulary_of_init, with_init_geometry
+from experiments.init import initial_parameters, vocabulary_of_init, with_dropout_of, with_init_geometry
 from experiments.lock import alone_in
 from experiments.parameters import Parameters, abstract_parameters
 from experiments.preset_run import PresetRun
@@ -55,7 +54,7 @@ from experiments.step import (
     to_device,
 )
 from experiments.vqgan.config import FILE as OF_VQGAN
-from unimp_jax.evaluation.metrics import ranking_metrics
+from unimp_jax.evaluation.metrics import CUTOFFS, ranking_metrics
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.processes import join, wait_for_all
 from unimp_jax.sharding import row_shards
@@ -195,19 +194,30 @@ def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
         wait_for_all(made)
         return read_run(config, folder)
     try:
-        data, config = read_run(config, folder)
-        new = not (folder / "config.json").exists()
-        if new:
-            data.vocabulary.save(folder / "vocabulary")
-        if new or not (folder / FILE).exists():
-            data.save_fingerprint(folder)
-        if not (folder / FIRST_MACHINE).exists():
-            note_first_machine(folder)
-        if new:
-            save_config(config, folder / "config.json")
-        return data, config
+        opened = read_run(config, folder)
+        if (folder / "config.json").exists() and (folder / FILE).exists() and (folder / FIRST_MACHINE).exists():
+            return opened
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone_in(folder):  # two commands may begin in one new folder
+            if (folder / "config.json").exists():
+                opened = read_run(config, folder)
+            begin_run(*opened, folder)
+        return opened
     finally:
         wait_for_all(made)
+
+
+def begin_run(data: ExperimentData, config: ExperimentConfig, folder: Path) -> None:
+    """Writes the parts of a run folder that it lacks before training begins, the configuration last."""
+    new = not (folder / "config.json").exists()
+    if new:
+        data.vocabulary.save(folder / "vocabulary")
+    if new or not (folder / FILE).exists():
+        data.save_fingerprint(folder)
+    if not (folder / FIRST_MACHINE).exists():
+        note_first_machine(folder)
+    if new:
+        save_config(config, folder / "config.json")
 
 
 def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
@@ -220,6 +230,7 @@ def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
     """
     config, before = configure(config, folder)
     if before is None:
+        check_best_metric(config.checkpoint.best_metric)
         data = ExperimentData.load(config, vocabulary_of_init(config))
     else:
         reconfigured = differences(before, dataclasses.replace(config, model=before.model))
@@ -230,6 +241,13 @@ def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
         refuse_changes(before, config, folder)
     data.check_training()
     return data, config
+
+
+def check_best_metric(name: str) -> None:
+    """Checks that validation computes the metric by which the best checkpoint is chosen, and that larger is better."""
+    known = [f"{metric}@{cutoff}" for metric in ("HR", "NDCG", "MRR") for cutoff in CUTOFFS]
+    if name not in known:
+        raise ValueError(f"checkpoint.best_metric {name!r} must be one of {', '.join(known)}")
 
 
 def configure(config: ExperimentConfig, folder: Path) -> tuple[ExperimentConfig, ExperimentConfig | None]:
@@ -247,10 +265,23 @@ def configure(config: ExperimentConfig, folder: Path) -> tuple[ExperimentConfig,
         return with_init_geometry(config), None
     before = load_config(folder / "config.json")
     if before.init_from == config.init_from is not None and not config.init_from.exists():
-        ours = config.model  # `init_from` was used when the run began; its geometry is known without it
-        model = dataclasses.replace(before.model, attention=ours.attention, remat=ours.remat, unroll=ours.unroll)
-        return dataclasses.replace(config, model=model, vocabulary=before.vocabulary), before
+        return with_geometry_of_before(config, before), before
     return with_init_geometry(config), before
+
+
+def with_geometry_of_before(config: ExperimentConfig, before: ExperimentConfig) -> ExperimentConfig:
+    """Returns the experiment with what the run in the folder took from its `init_from`, which no longer exists; options
+    that are the experiment's own there too are kept, so that changes of them are noticed."""
+    ours, theirs = config.model, before.model
+    own = {name: getattr(ours, name) for name in ("attention", "remat", "unroll", "adapters", "decoder_quantization")}
+    gated = theirs.gated
+    if gated is not None and ours.gated is not None:
+        gated = dataclasses.replace(gated, attend=ours.gated.attend)
+    model = dataclasses.replace(theirs, **own, gated=gated, decoder=with_dropout_of(ours.decoder, theirs.decoder))
+    shown = {name: getattr(config.vocabulary, name) for name in ("attributes", "attribute_words")}
+    return dataclasses.replace(
+        config, model=model, vocabulary=dataclasses.replace(before.vocabulary, **shown), content=before.content
+    )
 
 
 def validation(
@@ -258,10 +289,10 @@ def validation(
 ) -> Callable[[TrainState], dict[str, float]]:
     """Returns the validation: recommendation to validation users, seen items filtered; no metrics without such
     users."""
-    everybody = held_out_queries(data.corpus, "validation", "recommendation")
-    if not everybody:
+    most = config.training.validation_users
+    queries = held_out_queries(data.corpus, "validation", "recommendation", most=most)
+    if not queries:
         return lambda _: {}
-    queries = evenly_spaced(everybody, config.training.validation_users)
     data = data.asking(config.loader.batch_size // config.training.accumulate)
     predictor = Predictor(graph, mesh, to_device(mesh), ())
 

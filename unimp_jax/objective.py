@@ -32,6 +32,8 @@ class ObjectiveConfig:
     that list popular items first."""
 
     def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise ValueError(f"objective: chunk {self.chunk} must be 1 or more")
         if self.sampled_tokens < 0:
             raise ValueError(f"objective: sampled_tokens {self.sampled_tokens} must be 0 or more")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import itertools
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 
@@ -199,10 +201,20 @@ def of_first(number: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
+_barriers = itertools.count()
+DAY = 24 * 3600
+"""Seconds that processes wait for the slowest one: the first process may tokenise a catalogue meanwhile."""
+
+
 def wait_for_all(reason: str) -> None:
-    """Waits until every process has reached this point."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(reason)
+    """Waits until every process has reached this point.
+
+    Processes meet at the coordination service: a collective of devices, if it is the first one, ends with an error when
+    a process is half a minute late.
+    """
+    client = distributed.global_state.client
+    if client is not None and jax.process_count() > 1:
+        client.wait_at_barrier(f"unimp_jax {next(_barriers)}: {reason}", timeout_in_ms=DAY * 1000)
 
 
 def print_once(text: str) -> None:

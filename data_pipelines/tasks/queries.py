@@ -145,15 +145,22 @@ class HeldOut:
     left_out: dict[str, int]
 
 
-def held_out(corpus: Corpus, split: Split, task: str, has_codes: np.ndarray | None = None) -> HeldOut:
+def held_out(
+    corpus: Corpus, split: Split, task: str, has_codes: np.ndarray | None = None, most: int | None = None
+) -> HeldOut:
     """Returns one question for each user with a held-out interaction; the result is deterministic.
 
     Only interactions held out by the split are asked about, and images only of items in `has_codes`, bool [I].
+
+    Args:
+      most: number of users, at most, that are considered, evenly spaced; None: all.
     """
     data, which = TaskData.of(corpus, has_codes), {"validation": VALIDATION, "test": TEST}[split]
     users, positions = corpus.held_out(which)
     left_out = collections.Counter({"without a history before their answer": int((corpus.splits == which).sum())})
     left_out.subtract({"without a history before their answer": len(users)})
+    count = len(users) if most is None else min(most, len(users))
+    users, positions = (part[np.arange(count) * len(part) // max(count, 1)] for part in (users, positions))
     queries = []
     for user, position in zip(users.tolist(), positions.tolist(), strict=True):
         query = TASKS[task].held_out(data, split, user, position)
@@ -164,6 +171,8 @@ def held_out(corpus: Corpus, split: Split, task: str, has_codes: np.ndarray | No
     return HeldOut(queries, dict(+left_out))
 
 
-def held_out_queries(corpus: Corpus, split: Split, task: str, has_codes: np.ndarray | None = None) -> list[Query]:
+def held_out_queries(
+    corpus: Corpus, split: Split, task: str, has_codes: np.ndarray | None = None, most: int | None = None
+) -> list[Query]:
     """Returns the questions of `held_out`."""
-    return held_out(corpus, split, task, has_codes).queries
+    return held_out(corpus, split, task, has_codes, most).queries

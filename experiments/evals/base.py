@@ -188,6 +188,19 @@ def prompt_batches(
     return data.questions(prompts, shard, tight=tight, with_images=predictor.needs_images)
 
 
+def refuse_nan(scores: np.ndarray) -> np.ndarray:
+    """Returns the scores.
+
+    Raises:
+      ValueError: some are NaN; the best of them would be an arbitrary answer.
+    """
+    if np.isnan(scores).any():
+        raise ValueError(
+            f"the model's scores are NaN for {np.isnan(scores).any(axis=-1).sum():,} of {len(scores):,} prompts"
+        )
+    return scores
+
+
 def next_token(
     data: ExperimentData,
     predictor: Predictor,
@@ -198,6 +211,6 @@ def next_token(
     """Returns the probabilities of `tokens` (int [n]) after each prompt, normalised over `tokens`: float32 [P, n]."""
     batches = prompt_batches(data, predictor, queries, begun=begun)
     padded = np.resize(tokens, max(len(tokens), ANSWER_TOKENS))
-    logs = predictor.next_token(batches, padded, len(queries))[:, : len(tokens)]
+    logs = refuse_nan(predictor.next_token(batches, padded, len(queries))[:, : len(tokens)])
     weights = np.exp(logs - logs.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)

@@ -39,14 +39,15 @@ SHOWN_HISTORY = 10
 RECONSTRUCTED = "the wanted image from its codes"
 OF_THE_QUERY = "another item of the query"
 RANDOM = "a random item"
-FIRST = "{}, its first item"
+FIRST = "first item of {}"
+"""A row of retrieved images; it does not begin with `OURS`, because our own rows are of generated ones."""
 QUESTION = "Which image is wanted, given its item's categories as a query?"
 MEANINGS = (
     "Closer: the share of comparisons in which a generated image is closer to the wanted image than to the image "
     "of a random item ({0} per user; ties count half); closer, same query: the same with {0} items that match "
     "the query. Precision and recall: of each user's first image, by 3 nearest neighbours. Diversity: the "
-    "distance between images of users with the same query; own diversity: between the images of one user. Its first "
-    "item: the image of the item that is ranked first for the query, as in search; nothing is generated."
+    "distance between images of users with the same query; own diversity: between the images of one user. First item "
+    "of a ranker: the image of the item that it ranks first for the query, as in search; nothing is generated."
 )
 DISTANCES = (
     "Fréchet distance: of the first image of each user, over all users. Distance to wanted: the mean over all images."

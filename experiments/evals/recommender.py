@@ -25,10 +25,11 @@ from experiments.baselines.calibration import Calibration, calibrate, validation
 from experiments.baselines.item_knn import ItemKNN
 from experiments.baselines.markov import Markov
 from experiments.baselines.ranker import SCORES, Ranker, scored_batches
-from experiments.data import ExperimentData
+from experiments.data import PROMPTS_A_ROW, ExperimentData
 from experiments.evals.base import OURS, TaskEval, prompt_batches
 from experiments.memory import Counts, ItemMemory, Pool
 from unimp_jax.evaluation.predictor import Predictor
+from unimp_jax.sharding import row_shards
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 POOLS: tuple[Pool, ...] = ("linear", "logarithmic")
@@ -57,7 +58,10 @@ class NextItem:
     def _ask(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
         pairs = zip(users.tolist(), positions.tolist(), strict=True)
         queries = [Query("recommendation", user, position, ()) for user, position in pairs]
-        batches = prompt_batches(self._data, self._predictor, queries)
+        # Every slot for a prompt gets the scores of the whole catalogue, so there are no more rows than are needed.
+        (_, shards), rows = row_shards(self._predictor.mesh), -(-len(queries) // PROMPTS_A_ROW)
+        most = self._data.config.loader.batch_size
+        batches = prompt_batches(self._data.asking(min(most, -(-rows // shards) * shards)), self._predictor, queries)
         return self._predictor.next_token(batches, self._data.vocabulary.items[:, 0], len(queries))
 
 

@@ -36,6 +36,7 @@ from experiments.evals.base import (
     next_token,
     prompt_batches,
     question_columns,
+    refuse_nan,
     titled,
 )
 from experiments.evals.config import GenerateConfig
@@ -132,7 +133,7 @@ def select(data: ExperimentData, predictor: Predictor, queries: Sequence[Query])
     else:
         log_p_MI = recommender(data, predictor, "selection").scores(*moments(queries))
         log_p = np.take_along_axis(log_p_MI, candidates, axis=1)
-    return chosen_items(queries, most_probable_sets(log_p, data.corpus.num_items, PRIOR))
+    return chosen_items(queries, most_probable_sets(refuse_nan(log_p), data.corpus.num_items, PRIOR))
 
 
 def most_probable_sets(log_p: np.ndarray, num_items: int, prior: Mapping[int, float]) -> list[tuple[int, ...]]:

@@ -108,7 +108,8 @@ def standings(title: str, runs: Sequence[EvaluatedRun]) -> list[Standing]:
       runs: one per seed.
     """
     found = [(table, headline_of(table)) for table in runs[0].evaluation.tables]
-    return [standing(title, runs, table, metric) for table, metric in found if metric]
+    made = [standing(title, runs, table, metric) for table, metric in found if metric]
+    return [one for one in made if one.ours]  # a run that was evaluated by hand may lack a task
 
 
 def answered_in_all(runs: Sequence[EvaluatedRun], task: str, model: str) -> bool:
@@ -129,7 +130,8 @@ def standing(title: str, runs: Sequence[EvaluatedRun], table: TaskTable, metric:
     ours = [row for row in rows if row.model.startswith(OURS)]
     rivals = [row for row in rows if row not in ours]
     rivals.sort(key=lambda row: row.metrics[metric].mean, reverse=table.larger_is_better)
-    difference = difference_over_seeds(values[ours[0].model], values[rivals[0].model]) if rivals else None
+    compared = ours and rivals
+    difference = difference_over_seeds(values[ours[0].model], values[rivals[0].model]) if compared else None
     return Standing(
         title, table.task, metric, table.users, table.larger_is_better, tuple(ours), tuple(rivals), difference
     )

@@ -308,3 +308,15 @@ def test_prepared_anew_it_is_copied_anew(place, tmp_path, staging):
         prepare("movielens_small", place, source, name="few")
         assert len(read_users("few", place)) == users
         shutil.rmtree(source)
+
+
+def test_the_cache_of_tokens_is_no_copy(place, tmp_path, staging, monkeypatch):
+    """It stands beside the copies where records cannot be written, and limits itself."""
+    monkeypatch.setenv("UNIMP_STAGING_GB", "1500e-9")
+    (staging / "cache" / "entry").mkdir(parents=True)
+    (staging / "cache" / "entry" / "file").write_text(1400 * "x")
+    for name in "ab":
+        put_folder(folder_of(tmp_path / name, {"file": 1000 * name}), place / name)
+        os.close(copies._used.pop(local_copy(place / name)))
+    assert sorted(path.name[0] for path in staging.iterdir() if path.is_dir()) == ["b", "c"]
+    assert (staging / "cache" / "entry" / "file").exists()

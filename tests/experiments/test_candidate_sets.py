@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from experiments.evals.base import refuse_nan
 from experiments.evals.selection import most_probable_sets
 
 
@@ -42,3 +43,10 @@ def test_an_even_chance_decides_by_the_prior() -> None:
     even = np.full((1, 3), -np.log(50.0))
     assert most_probable_sets(even, 50, {1: 0.6, 2: 0.4}) == [(0,)]
     assert most_probable_sets(even, 50, {1: 0.4, 2: 0.6}) == [(0, 1)]
+
+
+def test_no_answer_is_drawn_from_scores_that_are_not_numbers() -> None:
+    scores = np.array([[0.5, np.nan], [0.5, -np.inf]])
+    with pytest.raises(ValueError, match="NaN for 1 of 2 prompts"):
+        refuse_nan(scores)
+    assert refuse_nan(scores[1:]) is not None

@@ -1,5 +1,6 @@
 """What a run begins with is there whole or not at all."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -8,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines.content import ContentConfig
 from data_pipelines.errors import DataError
 from data_pipelines.vocabulary import load_vocabulary
-from experiments.config import load_config, read_config, refuse_changes, save_config, to_json
+from experiments.config import differences, load_config, read_config, refuse_changes, save_config, to_json
 from experiments.former_names import FORMER_NAMES
 from experiments.presets import PRESETS
+from experiments.train import configure, read_run
 from experiments.vqgan.presets import REFERENCE
 from tests.data_pipelines.small import small_corpus, small_vocabulary
 
@@ -83,6 +86,8 @@ def test_a_process_that_is_killed_leaves_no_part_of_a_vocabulary(tmp_path, monke
             "decoder: every size must",
         ),
         (lambda text: text.replace('"keep_latest": 2', '"keep_latest": 0'), "keep_latest 0 must be 1 or more"),
+        (lambda text: text.replace(' "seed": 0', ' "seed": -1'), "seed -1 must be 0 or more"),
+        (lambda text: text.replace('"chunk": 64', '"chunk": 0'), "objective: chunk 0 must be 1 or more"),
         (lambda text: text.replace('"split_seed": 0', '"split_seed": -1'), "data.split_seed -1 must be 0 or more"),
     ],
 )
@@ -132,3 +137,29 @@ def test_a_run_from_before_blocks_were_planned_from_sizes_is_read_and_not_gone_o
         DataError, match=r"loader\.planner: 1, now 2 \(.* use the version of the project that started the run\)"
     ):
         refuse_changes(before, config, tmp_path)
+
+
+def test_where_the_first_run_is_gone_only_its_geometry_and_content_are_taken_over(tmp_path):
+    """Options that are the run's own there are read, so that a change of them is refused or made as ever."""
+    before = dataclasses.replace(TINY, init_from=tmp_path / "gone", content=ContentConfig(co_occurrence=32))
+    save_config(before, tmp_path / "config.json")
+    ours = dataclasses.replace(
+        TINY,
+        init_from=tmp_path / "gone",
+        model=dataclasses.replace(
+            TINY.model, remat="full", decoder=dataclasses.replace(TINY.model.decoder, dropout=0.9)
+        ),
+        vocabulary=dataclasses.replace(TINY.vocabulary, attribute_words=99),
+    )
+    completed, found = configure(ours, tmp_path)
+    assert to_json(found) == to_json(before)
+    assert completed.content == before.content
+    assert completed.model.remat == "full"
+    told = {"model.decoder.dropout: 0.3, now 0.9", "vocabulary.attribute_words: 5, now 99"}
+    assert set(differences(before, completed)) == told
+
+
+def test_a_best_metric_that_validation_does_not_compute_is_refused(tmp_path):
+    config = dataclasses.replace(TINY, checkpoint=dataclasses.replace(TINY.checkpoint, best_metric="NDCG@20"))
+    with pytest.raises(ValueError, match=r"checkpoint.best_metric 'NDCG@20' must be one of HR@3, .*MRR@10"):
+        read_run(config, tmp_path / "run")

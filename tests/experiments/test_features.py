@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from data_pipelines.errors import DataError
-from data_pipelines.features import FeatureStore, check_disk_space
+from data_pipelines.features import FeatureStore, check_disk_space, write_features
 from experiments.config import TrainingConfig
 from experiments.data import sized_model
 from experiments.features import encoded
@@ -107,3 +107,9 @@ def test_profiled_steps_leave_a_profile(data, tmp_path):
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
     with pytest.raises(ValueError, match="profile_steps"):
         dataclasses.replace(config.loop, profile_steps=(3, 2))
+
+
+def test_a_catalogue_without_images_has_no_features(tmp_path):
+    write_features(tmp_path / "features", np.empty(0, np.int64), (3, 4), "float32", lambda _: iter(()))
+    with pytest.raises(KeyError):
+        FeatureStore(tmp_path / "features")[0]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.corpus import TRAIN, VALIDATION
+from experiments.baselines import ranker
 from experiments.baselines.calibration import EVEN, TEMPERATURES, Calibration, calibrate
 from experiments.baselines.item_knn import ItemKNN, ItemKNNConfig, choose_item_knn
 from experiments.baselines.markov import Markov
@@ -83,3 +84,17 @@ def test_calibrated_scores_are_probabilities_and_the_likeliest_of_the_grid() -> 
     grid = [Calibration(t, e, chosen.logits) for t, e in itertools.product(TEMPERATURES, EVEN)]
     assert not chosen.logits
     assert likelihood(chosen) == max(map(likelihood, grid))
+
+
+def test_of_many_validation_users_some_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Noted(ItemKNN):
+        def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+            asked.extend(users.tolist())
+            return super().scores(users, positions)
+
+    users, _ = CORPUS.held_out(VALIDATION)
+    monkeypatch.setattr(ranker, "VALIDATED", len(users) // 3)
+    ranker.validation_ndcg(Noted(CORPUS), CORPUS)
+    assert set(asked) == set(users[:: -(-len(users) // (len(users) // 3))].tolist())

@@ -15,7 +15,7 @@ import pytest
 from data_pipelines.errors import DataError
 from experiments.baselines.sasrec import SASRecConfig
 from experiments.leaderboard import cells
-from experiments.leaderboard.board import BenchmarkResult, Standing, read_board, write_board
+from experiments.leaderboard.board import BenchmarkResult, Standing, read_board, standings, write_board
 from experiments.leaderboard.board import standing as standing_of
 from experiments.leaderboard.cells import BENCHMARKS, Benchmark, LeaderboardConfig, experiment_of, run_cell
 from experiments.leaderboard.command import leaderboard_command
@@ -132,3 +132,12 @@ def test_cells_are_trained_evaluated_and_shown_beside_every_rival(
     assert len(found["A few films"]["seconds"]) == 2
     leaderboard_command(tmp_path / "runs", config, again, read_only=True)
     assert again.read_text(encoding="utf-8") == text
+
+
+def test_a_task_that_one_seed_was_not_asked_is_not_on_the_page() -> None:
+    def run(*tasks: str) -> Any:
+        table = {task: TaskTable(task, 2, True, (Row("UniMP", {"F1": Interval(1, 1, 1)}),), "") for task in tasks}
+        answers = {task: pa.table({"user": ["a", "b"], "UniMP: F1": [1.0, 1.0]}) for task in tasks}
+        return SimpleNamespace(answers=answers, evaluation=SimpleNamespace(tables=tuple(table.values())))
+
+    assert standings("D", [run("selection"), run()]) == []

@@ -1,5 +1,7 @@
 """One training at a time in a folder."""
 
+import contextlib
+import dataclasses
 import errno
 import fcntl
 import os
@@ -12,8 +14,10 @@ import time
 import pytest
 
 from data_pipelines.errors import DataError
-from experiments import lock
+from experiments import lock, train
+from experiments.config import load_config
 from experiments.lock import alone_in, holder, is_free, locked
+from tests.experiments.tiny_run import experiment, prepare_source
 
 HOLDS = "import sys, time; from pathlib import Path; from experiments.lock import alone_in\n"
 HOLDS += "with alone_in(Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
@@ -70,3 +74,21 @@ def test_what_goes_wrong_in_a_training_is_not_taken_for_a_lock(tmp_path):
     with pytest.raises(ValueError, match="of its own"), alone_in(tmp_path):
         raise ValueError("of its own")
     assert is_free(tmp_path / "training.lock")
+
+
+def test_of_two_that_begin_in_a_new_folder_one_does(tmp_path, monkeypatch):
+    """The second one, which waited for the lock, reads what the first has written, and writes nothing itself."""
+    first = experiment(prepare_source(tmp_path / "prepared"))
+    second = dataclasses.replace(first, seed=5, vocabulary=dataclasses.replace(first.vocabulary, attribute_words=2))
+
+    @contextlib.contextmanager
+    def late(folder):
+        monkeypatch.undo()
+        train.open_run(first, folder)
+        yield
+
+    monkeypatch.setattr(train, "alone_in", late)
+    with pytest.raises(DataError, match="seed: 0, now 5"):
+        train.open_run(second, tmp_path / "run")
+    assert load_config(tmp_path / "run" / "config.json").seed == 0
+    train.open_run(first, tmp_path / "run")

@@ -328,7 +328,12 @@ def failing(port: int, index: int) -> None:
     if index == 1:
         raise ValueError("the disk of this host is full")
     wait_for_all("the other one is done")
-commands = {"asked": asked, "ending": ending, "failing": failing}
+def late(port: int, index: int) -> None:
+    join(ProcessesConfig(f"localhost:{port}", 2, index))
+    time.sleep(40 * index)
+    wait_for_all("one is late")
+    print("met")
+commands = {"asked": asked, "ending": ending, "failing": failing, "late": late}
 cli.COMMANDS |= dict.fromkeys(commands, ("", ""))
 cli.load = commands.__getitem__
 cli.main()
@@ -371,6 +376,14 @@ def test_both_processes_end_at_one_step_of_a_run_that_goes_on_where_one_is_asked
     running, [(first, why), (second, _)] = start_two("ending")
     assert [process.returncode for process in running] == [0, 0], why
     assert 1001 < int(first) == int(second)
+
+
+@pytest.mark.slow
+def test_one_that_is_late_is_waited_for():
+    """A first collective of devices would give up after 30 seconds."""
+    running, written = start_two("late")
+    assert [process.returncode for process in running] == [0, 0], written
+    assert [out for out, _ in written] == ["met\n", "met\n"]
 
 
 def test_no_process_waits_for_one_that_failed():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.config import load_config
+from experiments.elastic import Machine
 from experiments.evals.config import EvaluationConfig
 from experiments.evals.queries import evaluation_queries, evenly_spaced
 from experiments.evals.ranking import rank_catalogue
@@ -73,6 +74,13 @@ def test_rows_are_what_the_devices_here_divide(trained, rows, accumulate, mesh, 
     used = used_here(config, mesh)
     assert (used.mesh, used.loader.batch_size) == (mesh, expected)
     assert (used.model.attention, used.model.remat) == ("auto", "none")
+
+
+def test_rows_of_a_device_are_known_from_the_machine_that_the_run_began_on():
+    config = experiment(Path(), mesh=MeshConfig(data=-1, fsdp=16))
+    config = dataclasses.replace(config, loader=dataclasses.replace(config.loader, batch_size=1024))
+    assert used_here(config, MeshConfig(data=-1)).loader.batch_size == 1024
+    assert used_here(config, MeshConfig(data=-1), Machine(256)).loader.batch_size == 8 * 4
 
 
 def test_a_run_of_sixteen_devices_opens_on_eight(run, one_device, monkeypatch):

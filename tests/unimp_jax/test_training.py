@@ -22,6 +22,7 @@ from unimp_jax.model.decoder import FrozenTable
 from unimp_jax.objective import ObjectiveConfig
 from unimp_jax.sharding import MeshConfig, batch_sharding, make_mesh, param_shardings
 from unimp_jax.training.guard import GuardConfig, new_guard
+from unimp_jax.training.optimizer import OptimizerConfig, learning_rate_schedule
 from unimp_jax.training.step import TrainState, make_train_step
 
 CORPUS = small_corpus()
@@ -159,3 +160,10 @@ def test_task_metrics_add_up(examples, packed):
     answers = np.bincount([e.task for e in examples for _ in e.answer_positions], minlength=4)
     np.testing.assert_array_equal(metrics.task_answers, answers)
     assert (metrics.task_cross_entropy[answers > 0] > 0).all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_the_whole_schedule_may_be_warm_up(steps):
+    schedule = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, warmup=1.0), steps)
+    rates = [float(schedule(step)) for step in range(steps)]
+    assert rates == sorted(rates)

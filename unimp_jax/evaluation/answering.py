@@ -50,15 +50,16 @@ def score(model: UniMP, prompts: Prompts, answers_BAWn: jax.Array) -> Results:
 
 def rank(
     model: UniMP, prompts: Prompts, tokens_I: jax.Array, targets_BA: jax.Array, seen_BAw: jax.Array, *, k: int,
-    chunk: int = CHUNK,
+    lowest_token: int, chunk: int = CHUNK,
 ) -> Results:  # fmt: skip
     """Returns the fields of `unimp_jax.evaluation.ranking.Ranked`, by exact scores of all items, for ids of one token.
 
     Args:
-      chunk: Number of tokens that are scored at a time in larger catalogues.
+      lowest_token: The lowest of the tokens; of an imported vocabulary it may be a base token.
+      chunk: Number of tokens that are scored at a time in larger catalogues, if all of them are new tokens.
     """
     targets_M, seen_Mw = targets_BA.reshape(-1), seen_BAw.reshape(-1, seen_BAw.shape[-1])
-    if len(tokens_I) > chunk:
+    if len(tokens_I) > chunk and lowest_token >= model.config.decoder.vocab_size:
         hidden_BAD, _ = prefill(model, prompts.batch, prompts.latents_BNLC)
         hidden_MD = hidden_BAD.reshape(-1, hidden_BAD.shape[-1])
         tables = model.embeddings.tables()

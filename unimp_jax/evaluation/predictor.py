@@ -133,7 +133,10 @@ class Predictor:
         def facts(batch: PromptBatch) -> tuple[np.ndarray, ...]:
             return targets_of(batch, targets), seen_of(batch, seen, len(item_tokens))
 
-        return Ranked(*self._map(answering.rank, batches, len(targets), item_tokens, facts=facts, k=k))
+        lowest = int(item_tokens.min())
+        return Ranked(
+            *self._map(answering.rank, batches, len(targets), item_tokens, facts=facts, k=k, lowest_token=lowest)
+        )
 
     def search(
         self, batches: Iterable[PromptBatch], *, trie: Trie, item_tokens: np.ndarray, targets: np.ndarray, seen: Seen,

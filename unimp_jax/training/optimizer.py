@@ -42,7 +42,7 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
-        warmup_steps=max(round(config.warmup * steps), 1),
+        warmup_steps=min(max(round(config.warmup * steps), 1), max(steps, 2) - 1),
         decay_steps=max(steps, 2),
         end_value=config.final * config.learning_rate,
     )
