@@ -29,7 +29,7 @@ from experiments.baselines.ranker import Popularity, Ranker
 from experiments.baselines.sasrec import NAMES, rival_config
 from experiments.baselines.sasrec_training import train_sasrec
 from experiments.evals import EVALS
-from experiments.evals.base import OURS, Answered, Outcome, Setting, TooFewError
+from experiments.evals.base import OURS, RETRIEVED, Answered, Outcome, Setting, TooFewError
 from experiments.evals.config import EvaluationConfig
 from experiments.evals.queries import check_queries, evaluation_queries, reason_for_none
 from experiments.evals.rating import choose_rating_memory
@@ -160,9 +160,11 @@ def tabulate(task: str, outcome: Outcome, seed: int) -> TaskTable:
     return TaskTable(task, users, outcome.larger_is_better, tuple(rows), outcome.note)
 
 
-def place_of(model: str) -> int:
+def place_of(model: str) -> float:
     """Returns the sort key of a model's row: our rows first, "UniMP + memory + query" before "UniMP"."""
-    return -model.count(" + ") if model.startswith(OURS) else 1
+    if not model.startswith(OURS):
+        return 1
+    return 0.5 if model.endswith(RETRIEVED) else -model.count(" + ")
 
 
 def save_answers(outcome: Outcome, path: Path) -> None:

@@ -27,6 +27,8 @@ from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.sharding import row_shards
 
 OURS = "UniMP"
+RETRIEVED = ", its first item"
+"""Ends the names of rows of retrieved images; ours come after those of generated ones, which are compared."""
 ANSWER_TOKENS = 16
 """Minimum number of tokens whose probabilities are computed, so that different answers share one compiled program."""
 PerUser = dict[str, np.ndarray]

@@ -21,7 +21,7 @@ from data_pipelines.tasks import Query
 from experiments.baselines.query_match import WordMatches
 from experiments.baselines.ranker import Ranker, scored_batches
 from experiments.data import ExperimentData
-from experiments.evals.base import Outcome, TooFewError, moments, question_columns
+from experiments.evals.base import RETRIEVED, Outcome, TooFewError, moments, question_columns
 from experiments.feature_extractors import FeatureExtractor
 from experiments.results import ImageSample
 from unimp_jax.evaluation.images import (
@@ -39,15 +39,13 @@ SHOWN_HISTORY = 10
 RECONSTRUCTED = "the wanted image from its codes"
 OF_THE_QUERY = "another item of the query"
 RANDOM = "a random item"
-FIRST = "first item of {}"
-"""A row of retrieved images; it does not begin with `OURS`, because our own rows are of generated ones."""
 QUESTION = "Which image is wanted, given its item's categories as a query?"
 MEANINGS = (
     "Closer: the share of comparisons in which a generated image is closer to the wanted image than to the image "
     "of a random item ({0} per user; ties count half); closer, same query: the same with {0} items that match "
     "the query. Precision and recall: of each user's first image, by 3 nearest neighbours. Diversity: the "
-    "distance between images of users with the same query; own diversity: between the images of one user. First item "
-    "of a ranker: the image of the item that it ranks first for the query, as in search; nothing is generated."
+    "distance between images of users with the same query; own diversity: between the images of one user. Its first "
+    "item: the image of the item that is ranked first for the query, as in search; nothing is generated."
 )
 DISTANCES = (
     "Fréchet distance: of the first image of each user, over all users. Distance to wanted: the mean over all images."
@@ -202,7 +200,9 @@ def seen_by(
     features = tower.see(take(own, items))
     wanted_PF, alike_PF, random_PF, alike_PRF, random_PRF = (features[np.searchsorted(items, part)] for part in beside)
     rows = {name: see_samples(tower, images) for name, images in generated.images.items()}
-    rows |= {FIRST.format(name): features[np.searchsorted(items, items_P)][:, None] for name, items_P in found.items()}
+    rows |= {
+        f"{name}{RETRIEVED}": features[np.searchsorted(items, items_P)][:, None] for name, items_P in found.items()
+    }
     rows |= {OF_THE_QUERY: alike_PF[:, None], RANDOM: random_PF[:, None]}
     rows[RECONSTRUCTED] = tower.see(generated.reconstructions)[:, None]
     return rows, wanted_PF, alike_PRF, random_PRF

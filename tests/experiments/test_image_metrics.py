@@ -110,10 +110,14 @@ def test_rankers_answer_with_the_image_of_their_first_unseen_item(data, tower, g
         left = [one for one in np.flatnonzero(data.writer.has_image) if one not in seen]
         assert item == max(left)
     found = {one.name: first_items(data, one, generated.queries) for one in (Knowing(), Fixed())}
-    metrics = image_outcomes(data, tower, generated, found, randoms=5)["image"].metrics
-    assert list(metrics)[2:4] == ["first item of knowing", "first item of fixed"]
-    assert metrics["first item of knowing"]["closer"].mean() > 0.95
-    assert metrics["first item of fixed"]["closer"].mean() < 0.7
+    found[f"{OURS} + query"] = targets_P
+    outcome = image_outcomes(data, tower, generated, found, randoms=5)["image"]
+    order = [row.model for row in tabulate("image", outcome, seed=0).rows]
+    assert order[:4] == [OURS, f"{OURS}, noise", f"{OURS} + query, its first item", "knowing, its first item"]
+    metrics = outcome.metrics
+    assert list(metrics)[2:4] == ["knowing, its first item", "fixed, its first item"]
+    assert metrics["knowing, its first item"]["closer"].mean() > 0.95
+    assert metrics["fixed, its first item"]["closer"].mean() < 0.7
 
 
 def test_the_same_seed_draws_the_same_others(data, tower, generated, outcomes):
