@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from data_pipelines.atomic import write_json
 from experiments.config import to_json
 from experiments.elastic import FILE, Machine, described, fitted, fitted_mesh
-from tests.child import child_environment
-from tests.experiments.test_processes import ROOT, assert_alike, free_port, outcome
+from tests.child import child_environment, free_port
+from tests.experiments.test_processes import ROOT, assert_alike, outcome
 from tests.experiments.tiny_run import experiment, prepare_source
 from unimp_jax.sharding import MeshConfig, mesh_sizes
 from unimp_jax.training.log import read_log

@@ -22,9 +22,8 @@ from experiments.generate import generate
 from experiments.report import write_report
 from experiments.results import load_evaluation
 from experiments.train import train_run
-from tests.child import child_environment
+from tests.child import child_environment, free_port
 from tests.experiments.test_export import IDEFICS
-from tests.experiments.test_processes import free_port
 from tests.experiments.tiny_run import experiment, prepare_source
 from tests.experiments.untrained_run import write_run
 from tests.object_store import environment, running
