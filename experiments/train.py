@@ -39,7 +39,7 @@ from experiments.elastic import FILE as FIRST_MACHINE
 from experiments.elastic import as_begun, described, fitted, note_first_machine
 from experiments.evals.ranking import rank_catalogue
 from experiments.features import tower_features
-from experiments.init import initial_parameters, vocabulary_of_init, with_dropout_of, with_init_geometry
+from experiments.init import initial_parameters, vocabulary_of_init, with_geometry_of_run, with_init_geometry
 from experiments.lock import alone_in
 from experiments.parameters import Parameters, abstract_parameters
 from experiments.preset_run import PresetRun
@@ -244,7 +244,11 @@ def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
 
 
 def check_best_metric(name: str) -> None:
-    """Checks that validation computes the metric by which the best checkpoint is chosen, and that larger is better."""
+    """Checks that validation computes the metric by which the best checkpoint is chosen, and that larger is better.
+
+    Raises:
+      ValueError: it is another one.
+    """
     known = [f"{metric}@{cutoff}" for metric in ("HR", "NDCG", "MRR") for cutoff in CUTOFFS]
     if name not in known:
         raise ValueError(f"checkpoint.best_metric {name!r} must be one of {', '.join(known)}")
@@ -265,23 +269,8 @@ def configure(config: ExperimentConfig, folder: Path) -> tuple[ExperimentConfig,
         return with_init_geometry(config), None
     before = load_config(folder / "config.json")
     if before.init_from == config.init_from is not None and not config.init_from.exists():
-        return with_geometry_of_before(config, before), before
+        return with_geometry_of_run(config, folder), before  # which was taken from `init_from` when the run began
     return with_init_geometry(config), before
-
-
-def with_geometry_of_before(config: ExperimentConfig, before: ExperimentConfig) -> ExperimentConfig:
-    """Returns the experiment with what the run in the folder took from its `init_from`, which no longer exists; options
-    that are the experiment's own there too are kept, so that changes of them are noticed."""
-    ours, theirs = config.model, before.model
-    own = {name: getattr(ours, name) for name in ("attention", "remat", "unroll", "adapters", "decoder_quantization")}
-    gated = theirs.gated
-    if gated is not None and ours.gated is not None:
-        gated = dataclasses.replace(gated, attend=ours.gated.attend)
-    model = dataclasses.replace(theirs, **own, gated=gated, decoder=with_dropout_of(ours.decoder, theirs.decoder))
-    shown = {name: getattr(config.vocabulary, name) for name in ("attributes", "attribute_words")}
-    return dataclasses.replace(
-        config, model=model, vocabulary=dataclasses.replace(before.vocabulary, **shown), content=before.content
-    )
 
 
 def validation(

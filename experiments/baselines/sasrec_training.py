@@ -16,15 +16,12 @@ from flax import nnx
 from data_pipelines.corpus import TRAIN, VALIDATION, Corpus
 from data_pipelines.errors import DataError
 from experiments.baselines.full_softmax import full_softmax
-from experiments.baselines.ranker import rank_in_batches
+from experiments.baselines.ranker import validation_ndcg
 from experiments.baselines.sampled_softmax import sampled_softmax
 from experiments.baselines.sasrec import SASRecConfig, SASRecRanker
 from unimp_jax.compiling import compiler_options
-from unimp_jax.evaluation.metrics import ranking_metrics
 
 Record = dict[str, float]
-
-VALIDATED = 4096
 
 
 def train_sasrec(
@@ -145,13 +142,9 @@ def spent_part(config: SASRecConfig, steps: int, seconds: float) -> float:
 
 
 def validate(ranker: SASRecRanker) -> float:
-    """Returns NDCG@10 of an even sample of 4,096 validation users, seen items filtered; NaN if there are none."""
-    users, positions = (part[:: -(-len(part) // VALIDATED) or 1] for part in ranker.corpus.held_out(VALIDATION))
-    if not len(users):
-        return math.nan
-    targets = ranker.corpus.targets(users, positions)
-    _, filtered = rank_in_batches(ranker, ranker.corpus, users, positions, targets)
-    return float(ranking_metrics(filtered)["NDCG@10"].mean())
+    """Returns the `validation_ndcg`; NaN if there are no validation users."""
+    has_users = len(ranker.corpus.held_out(VALIDATION)[0]) > 0
+    return validation_ndcg(ranker, ranker.corpus) if has_users else math.nan
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
