@@ -22,7 +22,7 @@ from experiments.vqgan.train import train_vqgan_run
 SOURCE = "movielens_small"
 QUICK = EvaluationConfig(
     checkpoint="latest",
-    sasrec_config=SASRecConfig(seconds=60.0),
+    sasrec_config=SASRecConfig(seconds=60.0, validations=5),
     images=ImageEvaluationConfig(ImageGenerationConfig(samples=2), users=256),
 )
 """Generating four images for each of the users would take two minutes more."""

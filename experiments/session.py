@@ -20,6 +20,7 @@ from experiments.request import Request
 from experiments.restore import Checkpoint
 from experiments.run import ALL_DEVICES, open_to_ask
 from experiments.step import compile_step, init_state, make_mesh_of, optimizer_of, to_device
+from unimp_jax.processes import wait_for_all
 from unimp_jax.sharding import MeshConfig
 from unimp_jax.training.step import StepMetrics
 
@@ -97,6 +98,7 @@ class NewRun:
             parameters, optimizer = initial_parameters(self.config, self._mesh, self.data), optimizer_of(self.config)
             self.state, self._frozen = init_state(parameters.trainable, optimizer, self._mesh), parameters.frozen
             self._step = compile_step(self.config, parameters, optimizer, self.state, self._mesh)
+        wait_for_all("the step is compiled")
         self._batches = self.data.training()
 
     def train_step(self) -> StepMetrics:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,8 +98,13 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints,
     ):
         parameters, optimizer = abstract_parameters(config, mesh), optimizer_of(config)
-        began = None
-        state, frozen, notes = restore_or_init(config, data, parameters, optimizer, mesh, checkpoints)
+        shapes, began = abstract_state(parameters.trainable, optimizer, mesh), None
+        with ThreadPoolExecutor(1) as other_thread:  # compiling takes as long as drawing parameters or reading them
+            compiling = other_thread.submit(compile_step, config, parameters, optimizer, shapes, mesh)
+            state, frozen, notes = restore_or_init(config, data, parameters, optimizer, mesh, checkpoints)
+            step = compiling.result()
+        # Compile times differ between processes, and the first exchange between them has a short timeout.
+        wait_for_all("the step is compiled")
         if jax.process_index() == 0:
             note_changes(load_config(folder / "config.json"), asked, folder / "config.json")
             describe(config, data, parameters, mesh)
@@ -110,7 +116,6 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
             features = tower_features(
                 data, Parameters(parameters.graph, state.trainable, frozen), mesh, folder / "features"
             )
-        step = compile_step(config, parameters, optimizer, state, mesh)
         main, project = jax.process_index() == 0, config.loop.wandb
         wandb = WandbRun(project, folder, to_json(asked)) if main and project is not None else None
         window = UniMPWindow(  # starts its clock, so what takes long comes before

@@ -27,5 +27,7 @@ def compiler_options(mesh: Mesh | None = None) -> dict[str, Any] | None:
 
 
 def draw(make: Callable[[], T], out_shardings: Any = None) -> T:
-    """Returns the arrays, in any tree, that `make` draws; compiled once for all of them instead of one by one."""
-    return jax.jit(make, out_shardings=out_shardings, compiler_options=compiler_options())()
+    """Returns the arrays, in any tree, that `make` draws; compiled once for all of them instead of one by one, and on
+    CPUs not optimised, because they are drawn once."""
+    options = compiler_options() and {LEVEL: 0}
+    return jax.jit(make, out_shardings=out_shardings, compiler_options=options)()

@@ -6,7 +6,7 @@ The score of an item is the cosine between its features and the mean of those of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -33,6 +33,6 @@ class ContentKNN:
         return (mean_MF @ self._directions_IF.T).astype(np.float32)
 
 
-def choose_content_knn(corpus: Corpus, features_IF: np.ndarray, decays: Iterable[float] = DECAYS) -> ContentKNN:
+def choose_content_knn(corpus: Corpus, features_IF: np.ndarray, decays: Sequence[float] = DECAYS) -> ContentKNN:
     """Returns the one with the highest NDCG@10 in validation, seen items filtered; without users, the first."""
-    return best_on_validation(corpus, (ContentKNN(corpus, features_IF, decay) for decay in decays))
+    return best_on_validation(corpus, decays, lambda decay: ContentKNN(corpus, features_IF, decay))

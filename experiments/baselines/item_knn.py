@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -77,8 +77,8 @@ class ItemKNN:
         self._weights_II = cosines(counted.users, config)
         if config.same_day:
             self._weights_II = self._weights_II + np.float32(config.same_day) * cosines(counted.days, config)
-        positive = self._weights_II if isinstance(self._weights_II, np.ndarray) else self._weights_II.data
-        self._floor_I = popularity_below(corpus, float(positive.min(initial=1.0, where=positive > 0)))
+        weights = self._weights_II if isinstance(self._weights_II, np.ndarray) else self._weights_II.data
+        self._floor_I = popularity_below(corpus, float(weights[weights > 0].min(initial=1.0)))
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
         history_MI = decayed_histories(self.corpus, users, positions, self.config.decay, self.config.earlier_days)
@@ -86,11 +86,11 @@ class ItemKNN:
         return (scores_MI.toarray() if scipy.sparse.issparse(scores_MI) else scores_MI) + self._floor_I
 
 
-def choose_item_knn(corpus: Corpus, grid: Iterable[ItemKNNConfig] = GRID) -> ItemKNN:
+def choose_item_knn(corpus: Corpus, grid: Sequence[ItemKNNConfig] = GRID) -> ItemKNN:
     """Returns the one of the grid with the highest NDCG@10 in validation, seen items filtered; without users, the
     first."""
     counted = co_occurrences(corpus)
-    return best_on_validation(corpus, (ItemKNN(corpus, config, counted) for config in grid))
+    return best_on_validation(corpus, grid, lambda config: ItemKNN(corpus, config, counted))
 
 
 def cosines(counted: scipy.sparse.csr_array, config: ItemKNNConfig) -> np.ndarray | scipy.sparse.csr_array:

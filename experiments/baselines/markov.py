@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse
@@ -89,13 +89,12 @@ class Markov:
         return (scipy.sparse.diags_array(scale_I) @ counts).astype(np.float32).tocsr()
 
 
-def choose_markov(corpus: Corpus, grid: Iterable[MarkovConfig] = GRID) -> Markov:
+def choose_markov(corpus: Corpus, grid: Sequence[MarkovConfig] = GRID) -> Markov:
     """Returns the best of the grid on the validation users; the default if there are no validation interactions."""
     if not len(corpus.held_out(VALIDATION)[0]):
         return Markov(corpus)
-    grid = list(grid)
     lag_counts = [transition_counts(corpus, lag) for lag in range(1, max(config.last for config in grid) + 1)]
-    return best_on_validation(corpus, (Markov(corpus, config, lag_counts) for config in grid))
+    return best_on_validation(corpus, grid, lambda config: Markov(corpus, config, lag_counts))
 
 
 def _newest_first(corpus: Corpus, users: np.ndarray, positions: np.ndarray, last: int) -> np.ndarray:

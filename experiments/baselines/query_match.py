@@ -10,6 +10,8 @@ import scipy.sparse
 from experiments.baselines.ranker import Ranker
 
 Matches = Callable[[np.ndarray, np.ndarray], np.ndarray]
+EXACT = 1 << 24
+"""Integers below this are exact in float32."""
 
 
 class QueryMatch:
@@ -21,8 +23,8 @@ class QueryMatch:
         self.name = f"{base.name} + query"
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Returns the dense rank of each item by both criteria, exact in float32 for up to 2^24 items; ties stay ties,
-        and NaN scores stay NaN."""
+        """Returns places in the order by both criteria, exact in float32 for up to 2^24 items; ties stay ties, and NaN
+        scores stay NaN."""
         from scipy.stats import rankdata  # here, because the import takes seconds and `unimp generate` does not need it
 
         base_MI = self.base.scores(users, positions)
@@ -32,7 +34,9 @@ class QueryMatch:
                 f"matches have shape {matches_MI.shape}, scores {base_MI.shape}; both must be [queries, items]"
             )
         ranked_MI = rankdata(np.nan_to_num(base_MI, nan=-np.inf, neginf=-np.inf, posinf=np.inf), "dense", axis=1)
-        places_MI = rankdata(matches_MI * (base_MI.shape[1] + 1) + ranked_MI, "dense", axis=1)
+        places_MI = matches_MI * (base_MI.shape[1] + 1) + ranked_MI
+        if np.abs(places_MI).max(initial=0) >= EXACT:
+            places_MI = rankdata(places_MI, "dense", axis=1)
         return np.where(np.isnan(base_MI), np.nan, places_MI).astype(np.float32)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import concurrent.futures
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import jax
@@ -107,8 +108,11 @@ def scored_batches(
     ranker: Ranker, corpus: Corpus, users: np.ndarray, positions: np.ndarray, batch: int = BATCH
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (int64 [m], indices of some of the M users; float32 [m, num_items], their scores) until all are covered.
-    The last batch wraps around to the first users, so that all batches have one shape and compile once."""
-    size = max(1, min(batch, SCORES // corpus.num_items))
+    The last batch wraps around to the first users, so that all batches have one shape and compile once. Their size is a
+    multiple of 32, so that similar numbers of users share a program, unless so many scores do not fit into memory."""
+    most = max(1, min(batch, SCORES // corpus.num_items))
+    even = -(-len(users) // max(1, -(-len(users) // most)))
+    size = min(most, -(-even // 32) * 32)
     for start in range(0, len(users), size):
         part = np.arange(start, start + size) % len(users)
         yield part, np.asarray(ranker.scores(users[part], positions[part]))
@@ -148,14 +152,18 @@ def evaluate_ranker(ranker: Ranker, corpus: Corpus, split: Split, batch: int = B
     return {"users": users, "positions": positions, "targets": targets, "unfiltered": unfiltered, "filtered": filtered}
 
 
+C = TypeVar("C")
 R = TypeVar("R", bound=Ranker)
 
 
-def best_on_validation(corpus: Corpus, rankers: Iterable[R]) -> R:
-    """Returns the ranker with the highest `validation_ndcg`, the first of equals; holds at most two at a time."""
+def best_on_validation(corpus: Corpus, configs: Sequence[C], make: Callable[[C], R]) -> R:
+    """Returns the ranker whose configuration has the highest `validation_ndcg`, the first of equals; the first one
+    without validation users. At most two rankers are in memory at a time."""
     if not len(corpus.held_out(VALIDATION)[0]):
-        return next(iter(rankers))
-    return max(rankers, key=lambda ranker: validation_ndcg(ranker, corpus))
+        return make(configs[0])
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:  # SciPy releases the GIL
+        qualities = list(pool.map(lambda config: validation_ndcg(make(config), corpus), configs))
+    return make(configs[int(np.argmax(qualities))])
 
 
 VALIDATED = 4096

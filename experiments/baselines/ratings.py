@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import itertools
 import os
 from collections.abc import Iterable
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from data_pipelines.corpus import TRAIN, VALIDATION, Corpus
 from data_pipelines.errors import DataError
@@ -39,16 +39,12 @@ class FactorisationConfig:
             raise ValueError("ridges must be above 0, because otherwise users with few ratings have no unique solution")
 
 
-RATINGS = 1 << 20
-"""Number of ratings, with padding, that are solved for at a time: their features take 8 bytes per factor."""
+PRODUCTS = 1 << 24
+"""Number of products of features that are summed at a time, 8 bytes each."""
 BIASES = FactorisationConfig(rank=0)
-GRID = (
-    BIASES,
-    *(
-        FactorisationConfig(rank=rank, factor_ridge=ridge)
-        for rank, ridge in itertools.product((2, 8, 32), (1.0, 2.0, 3.0, 5.0, 10.0))
-    ),
-)
+GRID = (BIASES, *(FactorisationConfig(factor_ridge=ridge) for ridge in (1.0, 2.0, 3.0, 5.0, 10.0)))
+RANKS = (2, 32)
+"""Tried with the best penalty on factors of the grid."""
 
 
 def training_ratings(corpus: Corpus) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -93,14 +89,15 @@ class BiasedFactorisation:
         self.items = np.zeros(corpus.num_items)
         rng = np.random.default_rng(config.seed)
         self.item_factors = rng.normal(size=(corpus.num_items, config.rank)) / max(config.rank, 1) ** 0.5
-        of_user = _Groups(users, items, left, corpus.num_users, corpus.num_items)
-        of_item = _Groups(items, users, left, corpus.num_items, corpus.num_users)
+        shape, places = (corpus.num_users, corpus.num_items), (users, items)
+        rated_UI, left_UI = (csr_array((values, places), shape) for values in (np.ones(len(left)), left))
+        rated_IU, left_IU = rated_UI.T.tocsr(), left_UI.T.tocsr()
         for _ in range(config.sweeps):
-            self.users, self.user_factors = of_user.solve(
-                self.items, self.item_factors, config.user_ridge, config.factor_ridge
+            self.users, self.user_factors = ridge_regressions(
+                rated_UI, left_UI, self.items, self.item_factors, config.user_ridge, config.factor_ridge
             )
-            self.items, self.item_factors = of_item.solve(
-                self.users, self.user_factors, config.item_ridge, config.factor_ridge
+            self.items, self.item_factors = ridge_regressions(
+                rated_IU, left_IU, self.users, self.user_factors, config.item_ridge, config.factor_ridge
             )
 
     def predict(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -109,8 +106,11 @@ class BiasedFactorisation:
         return np.clip(self.mean + self.users[users] + self.items[items] + products, *self._levels).astype(np.float32)
 
 
-def choose_factorisation(corpus: Corpus, grid: Iterable[FactorisationConfig] = GRID) -> BiasedFactorisation:
-    """Returns the factorisation of the grid with the lowest RMSE on the validation ratings, the first of equals.
+def choose_factorisation(
+    corpus: Corpus, grid: Iterable[FactorisationConfig] = GRID, ranks: Iterable[int] = RANKS
+) -> BiasedFactorisation:
+    """Returns the factorisation with the lowest RMSE on the validation ratings, the first of equals: one of the grid,
+    or its best one with factors, but of another rank.
 
     Without validation ratings, it returns the default.
     """
@@ -120,56 +120,39 @@ def choose_factorisation(corpus: Corpus, grid: Iterable[FactorisationConfig] = G
     if not rated.any():
         return BiasedFactorisation(corpus)
     users, items, ratings = users[rated], corpus.targets(users, positions)[rated], ratings[rated]
+
+    def error(model: BiasedFactorisation) -> float:
+        return float(((model.predict(users, items) - ratings) ** 2).mean())
+
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # NumPy releases the GIL
         fitted = list(pool.map(lambda config: BiasedFactorisation(corpus, config), grid))
-    return min(fitted, key=lambda model: float(((model.predict(users, items) - ratings) ** 2).mean()))
+        with_factors = [model for model in fitted if model.config.rank]
+        if with_factors:
+            config = min(with_factors, key=error).config
+            others = [dataclasses.replace(config, rank=rank) for rank in ranks if rank != config.rank]
+            fitted += pool.map(lambda config: BiasedFactorisation(corpus, config), others)
+    return min(fitted, key=error)
 
 
-class _Groups:
-    """Ratings grouped by user (or by item), and the ridge regression of each group on the items (or users) rated.
+def ridge_regressions(
+    rated_GO: csr_array, ratings_GO: csr_array, biases_O: np.ndarray, factors_OR: np.ndarray, bias_ridge: float,
+    factor_ridge: float,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Returns the bias and the factors of each group (user or item) that fit its ratings of others (items or users)
+    best: float64 [G] and [G, rank].
 
-    Groups of similar size are solved together, padded to the next power of two with an item without bias and factors.
+    Args:
+      rated_GO, ratings_GO: 1 for each rating, and its value, float64.
+      biases_O, factors_OR: those of the others, float64.
     """
-
-    def __init__(self, groups: np.ndarray, others: np.ndarray, ratings: np.ndarray, num_groups: int, num_others: int):
-        """Groups the ratings.
-
-        Args:
-          groups, others, ratings: the user and the item (or the item and the user) of each rating, and its value.
-        """
-        self._num_groups = num_groups
-        order = np.argsort(groups, kind="stable")
-        sizes = np.bincount(groups, minlength=num_groups)
-        starts = np.cumsum(sizes) - sizes
-        others, ratings = np.append(others[order], num_others), np.append(ratings[order], 0.0)
-        logs = np.ceil(np.log2(np.maximum(sizes, 1))).astype(int)
-        self._batches = []
-        for log in np.unique(logs[sizes > 0]):
-            alike, steps_L = np.flatnonzero((logs == log) & (sizes > 0)), np.arange(1 << log)
-            for batch_G in np.array_split(alike, -(-(len(alike) << log) // RATINGS)):
-                rows_GL = np.where(steps_L < sizes[batch_G, None], starts[batch_G, None] + steps_L, len(order))
-                self._batches.append((batch_G, others[rows_GL], ratings[rows_GL]))
-
-    def solve(
-        self, biases: np.ndarray, factors: np.ndarray, bias_ridge: float, factor_ridge: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the bias and the factors of each group that fit its ratings best.
-
-        Args:
-          biases: float64 [others].
-          factors: float64 [others, rank].
-
-        Returns:
-          float64 [groups] and [groups, rank].
-        """
-        rank = factors.shape[1]
-        ridge_KK = np.diag([bias_ridge] + [factor_ridge] * rank)
-        biases = np.append(biases, 0.0)
-        features = np.pad(np.column_stack([np.ones(len(factors)), factors]), ((0, 1), (0, 0)))
-        found = np.zeros((self._num_groups, 1 + rank))
-        for batch_G, others_GL, ratings_GL in self._batches:
-            x_GLK = features[others_GL]
-            x_GKL = x_GLK.swapaxes(1, 2)
-            left_GL1 = (ratings_GL - biases[others_GL])[:, :, None]
-            found[batch_G] = np.linalg.solve(x_GKL @ x_GLK + ridge_KK, x_GKL @ left_GL1)[:, :, 0]
-        return found[:, 0], found[:, 1:]
+    x_OK = np.column_stack([np.ones(len(factors_OR)), factors_OR])
+    features = x_OK.shape[1]
+    ridge_KK = np.diag([bias_ridge] + [factor_ridge] * (features - 1))
+    size = max(1, PRODUCTS // features**2)
+    right_GK = ratings_GO @ x_OK - rated_GO @ (biases_O[:, None] * x_OK)
+    for start in range(0, len(right_GK), size):
+        part = slice(start, start + size)
+        # Sums over each group's ratings of x x^T, a row of the matrices at a time.
+        gram_GKK = np.stack([rated_GO[part] @ (x_OK * x_OK[:, k, None]) for k in range(features)], axis=1)
+        right_GK[part] = np.linalg.solve(gram_GKK + ridge_KK, right_GK[part, :, None])[:, :, 0]
+    return right_GK[:, 0], right_GK[:, 1:]

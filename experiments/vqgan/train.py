@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,11 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
     open_run(config, folder, images)
     trainer = trainer_of(config, distance)
     with alone_in(folder), EndRequest() as end, Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints:
-        state, notes = restore_or_init(config, trainer, everywhere, checkpoints)
+        frozen = jax.device_put(frozen, everywhere)
+        with ThreadPoolExecutor(1) as other_thread:
+            compiling = other_thread.submit(compile_step, config, trainer, frozen, mesh)
+            state, notes = restore_or_init(config, trainer, everywhere, checkpoints)
+            compiled = compiling.result()
         note_changes(read_config(folder / FILE, VQGANExperiment), config, folder / FILE)
         learnt, held_out = parts
         print(
@@ -88,7 +93,7 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
         ):
             state, finished = train(
                 state,
-                train_step(config, trainer, state, jax.device_put(frozen, everywhere), mesh, first),
+                train_step(config, trainer, compiled, state, frozen, everywhere, first),
                 Prefetcher(map(loaded, batches), lambda pixels: jax.device_put(pixels, batch_sharding(mesh))),
                 validation(trainer, images.take(held_out[:VALIDATION])),
                 config=config.loop,
@@ -127,27 +132,38 @@ def restore_or_init(
     return jax.device_put(trainer.begin(open_vqgan(config.init_from)), sharding), None
 
 
-def train_step(
-    config: VQGANExperiment, trainer: Trainer, state: VQGANState, frozen: Any, mesh: Mesh, pixels: np.ndarray
-) -> Callable[[VQGANState, jax.Array], tuple[VQGANState, VQGANMetrics]]:
-    """Compiles the step that continues from `state`; before step `quantiser.after`, it places the codewords.
-
-    Args:
-      frozen: the parameters of the perceptual model.
-      pixels: uint8 [N, H, W, 3], the images from which the codewords are made.
-    """
+def compile_step(config: VQGANExperiment, trainer: Trainer, frozen: Any, mesh: Mesh) -> Callable[..., Any]:
+    """Compiles the train step ahead of time, in any thread; `frozen` are the parameters of the perceptual model."""
     everywhere, size = NamedSharding(mesh, PartitionSpec()), config.vqgan.image_size
     batch = jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8, sharding=batch_sharding(mesh))
     jitted = jax.jit(
         make_step(trainer), donate_argnums=0, out_shardings=(everywhere, None), compiler_options=compiler_options()
     )
-    compiled = jitted.lower(abstract(state), abstract(frozen), batch).compile()
+    return jitted.lower(abstract_state(trainer, everywhere), abstract(frozen), batch).compile()
+
+
+def train_step(
+    config: VQGANExperiment,
+    trainer: Trainer,
+    compiled: Callable[..., Any],
+    state: VQGANState,
+    frozen: Any,
+    sharding: NamedSharding,
+    pixels: np.ndarray,
+) -> Callable[[VQGANState, jax.Array], tuple[VQGANState, VQGANMetrics]]:
+    """Returns the step that continues from `state`; before step `quantiser.after`, it places the codewords.
+
+    Args:
+      frozen: the parameters of the perceptual model.
+      sharding: that of the state.
+      pixels: uint8 [N, H, W, 3], the images from which the codewords are made.
+    """
     place, after = codewords(config, trainer, pixels), config.quantiser.after if config.init_from is None else None
     numbers = itertools.count(int(state.step))
 
     def step(state: VQGANState, batch: jax.Array) -> tuple[VQGANState, VQGANMetrics]:
         if next(numbers) == after:
-            state = jax.device_put(place(state), everywhere)
+            state = jax.device_put(place(state), sharding)
         return compiled(state, frozen, batch)
 
     return step
