@@ -43,7 +43,7 @@ DEMO = dataclasses.replace(
     vqgan=dataclasses.replace(SMALL, image_size=32, channels=(16, 32, 64), codes=256),
     data=ImageData("movielens_small"),
     quantiser=dataclasses.replace(POSTERS.quantiser, after=100),
-    loop=LoopConfig(steps=400, log_every=25, validate_every=200, save_every=200),
+    loop=LoopConfig(steps=300, log_every=25, validate_every=300, save_every=150),
 )
 
 REFERENCE = VQGANExperiment()
