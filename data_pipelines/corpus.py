@@ -26,10 +26,8 @@ class Corpus:
     trained on or shown, validation before test, so the interactions before position p never reveal a later answer.
 
     Attributes:
-      item_ids, titles: I strings.
       attributes: for each item, (name, text) pairs.
       categories: for each item, the terms to search for it by.
-      user_ids: U strings.
       offsets: int64 [U + 1]; user u has the interactions offsets[u] to offsets[u + 1].
       items: int32 [E].
       times: int64 [E], seconds since 1970, -1 if unknown.

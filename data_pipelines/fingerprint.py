@@ -79,7 +79,6 @@ def check_same(path: Path, data: Fingerprint, parts: Collection[str] = DATA_PART
     Args:
       path: the file written by `save_fingerprint`; runs from before this file was introduced lack it, which is
         accepted.
-      parts: the parts that must be equal.
 
     Raises:
       DataError: a part differs, or the file is damaged.

@@ -19,7 +19,6 @@ class ImageCodes:
     """The images of I items, each as h * w codes.
 
     Attributes:
-      item_ids: I distinct strings.
       codes: int32 [I, h * w], in row-major order of the image; all -1 for an item without an image.
       grid: (h, w).
       num_codes: the size of the codebook; codes are smaller than this.
@@ -62,16 +61,11 @@ class ImageCodes:
         return [f"img_{code}" for code in range(self.num_codes)]
 
 
-def save_image_codes(path: Path, codes: ImageCodes, facts: dict[str, Any] | None = None) -> None:
-    """Writes a Parquet file with the columns `item_id` and `codes`, whole or not at all, for the items with an image.
-
-    Args:
-      facts: replaces the facts of `codes`.
-    """
+def save_image_codes(path: Path, codes: ImageCodes) -> None:
+    """Writes the codes of the items with an image to a Parquet file with the columns `item_id` and `codes`."""
     rows = np.flatnonzero(codes.has_codes)
-    item_ids = [codes.item_ids[row] for row in rows]
-    described = codes.facts if facts is None else facts
-    write_code_file(path, item_ids, codes.codes[rows], grid=codes.grid, num_codes=codes.num_codes, facts=described)
+    described = {"grid": codes.grid, "num_codes": codes.num_codes, "facts": codes.facts}
+    write_code_file(path, [codes.item_ids[row] for row in rows], codes.codes[rows], **described)
 
 
 def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:

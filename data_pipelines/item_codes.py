@@ -21,9 +21,7 @@ class ItemCodes:
     """I items, each named by one code of each level.
 
     Attributes:
-      item_ids: I distinct strings.
       codes: int32 [I, depth], with distinct rows.
-      sizes: the number of codes of each level.
     """
 
     item_ids: tuple[str, ...]

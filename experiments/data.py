@@ -56,7 +56,6 @@ class PreparedSource:
     """A prepared source: its interactions in memory, its images read on demand.
 
     Attributes:
-      corpus: the items, the users and their interactions.
       has_image: bool [I].
       read_image: item index -> encoded image.
       cache: the disk cache for values computed from the corpus, keyed by what determines its items and texts.
@@ -114,11 +113,7 @@ def gathered(items: Iterable[Item], users: Iterable[User]) -> tuple[Corpus, np.n
 def fingerprint_of(
     corpus: Corpus, has_image: np.ndarray, config: ExperimentConfig, cache: DiskCache = DiskCache()
 ) -> Fingerprint:
-    """Returns the fingerprint of the corpus and of the prompt texts.
-
-    Args:
-      cache: the source's cache, as in `PreparedSource`.
-    """
+    """Returns the fingerprint of the corpus and of the prompt texts."""
     prompts, attributes = prompt_texts(images=config.vocabulary.image_codes is not None), attributes_of(corpus, config)
     cache = cache.of("fingerprint", prompts, attributes.shown, attributes.words)
     return fingerprint(corpus, has_image, itertools.chain(prompts, attributes), cache)
@@ -151,7 +146,6 @@ class ExperimentData:
     """The data side of one experiment.
 
     Attributes:
-      corpus, vocabulary, writer, images: see their classes.
       has_image: bool [I], the items that have an image, whether or not it is shown.
       known_items: number of items that were trained on; the items after them are new.
       memory: what is combined with the model's answers.
@@ -246,9 +240,6 @@ class ExperimentData:
 
     def with_items(self, records: PreparedSource) -> ExperimentData:
         """Returns the data of a run with new items after those that it was trained on; each has a token of its own.
-
-        Args:
-          records: the records of all items, known and new.
 
         Raises:
           DataError: the run names items by semantic ids.

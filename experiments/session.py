@@ -37,7 +37,6 @@ class TrainedRun:
 
         Args:
           checkpoint: of a run, the best by validation or the latest.
-          mesh: the mesh of the model.
 
         Raises:
           DataError: the folder is neither, or its data is not prepared.

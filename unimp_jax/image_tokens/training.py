@@ -90,7 +90,6 @@ class Trainer:
 
     Attributes:
       optimizer: Optimizer of the VQGAN; the discriminator has another of the same kind.
-      steps: Number of steps of the whole training.
       distance: Distance of the perceptual model, if there is one.
     """
 
@@ -127,7 +126,6 @@ class Made:
 
     Attributes:
       latents: float32 [N, Z], of all positions of all images.
-      quantised: The quantised latents.
       features: float32 [B, H, W, C], the inputs of the last layer.
     """
 

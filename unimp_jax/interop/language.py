@@ -254,7 +254,6 @@ def text_decoder(described: dict[str, Any], families: Sequence[str], *, tied: bo
     """Returns the configuration of the decoder in a vision-language model's `config.json`.
 
     Args:
-      families: Families that the model's decoder may be of.
       tied: Whether the head shares the embeddings.
 
     Raises:

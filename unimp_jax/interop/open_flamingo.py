@@ -106,9 +106,6 @@ def table(config: ModelConfig, tabulate: Tabulate, vision: Table) -> Table:
 def geometry(weights: Weights, heads: int) -> tuple[ResamplerConfig, GatedCrossAttentionConfig]:
     """Returns the configurations of a checkpoint's resampler and gated blocks, from the shapes of its arrays.
 
-    Args:
-      weights: Arrays under canonical names.
-
     Raises:
       WeightsError: Resampler or gated blocks are missing, or the architecture is not supported.
     """

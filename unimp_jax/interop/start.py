@@ -66,7 +66,6 @@ class Described:
     """The content of `start.json`.
 
     Attributes:
-      sources: Where the weights came from.
       unused: Keys in the sources that none of our parameters needs.
     """
 

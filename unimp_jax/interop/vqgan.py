@@ -26,11 +26,7 @@ CLASS = "VQModel"
 
 
 def diffusers_names(last: int) -> Names:
-    """Returns replacements of our names by diffusers'; levels of its decoder are numbered from the other end.
-
-    Args:
-      last: Number of the last level.
-    """
+    """Returns replacements of our names by diffusers'; levels of its decoder are numbered from the other end."""
     return [
         *ALIKE,
         (r"^encoder\.levels\.", "encoder.down_blocks."),
@@ -53,7 +49,6 @@ def table(config: VQGANConfig, names: Names | None = None, attention: str = "o i
 
     Args:
       names: Replacements of our names; None: diffusers'.
-      attention: Layout of the matrices in attention.
     """
     names = diffusers_names(len(config.channels) - 1) if names is None else names
     layouts = {1: "o -> o", 4: "o i y x -> y x i o"}

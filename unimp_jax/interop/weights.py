@@ -44,7 +44,6 @@ class Stored:
 
     Attributes:
       kind: Dtype of its numbers, such as float32; the stored dtype if reading converts it to floats.
-      read: Reads the array.
     """
 
     shape: tuple[int, ...]
@@ -54,11 +53,7 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weights:
-    """The arrays of a file or folder, by key.
-
-    Attributes:
-      name: Name of the file or folder, for messages.
-    """
+    """The arrays of a file or folder, by key."""
 
     name: str
     arrays: Mapping[str, Stored]

@@ -38,7 +38,6 @@ class SegmentMask(NamedTuple):
         0.
       causal: Queries and keys are the same tokens, and none attends to a later one.
       alibi_positions: int32 [B, T] and [B, S], positions of queries and keys for ALiBi; None: no ALiBi.
-      kernel: The attention implementation.
       mask_BTS: The same mask as an array, for implementations that read one.
     """
 
@@ -68,8 +67,6 @@ def segment_mask(
     and from triton to the kernel for all else (XLA without a GPU).
 
     Args:
-      query_segment_ids_BT, key_segment_ids_BS: See `SegmentMask`.
-      causal: Queries and keys are the same tokens, and none attends to a later one.
       alibi_positions_BT: int32, positions of these tokens, for ALiBi.
       query_positions_BA: int32, positions in the row of the only tokens that are queries; None: all tokens are.
     """

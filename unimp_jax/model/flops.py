@@ -112,7 +112,6 @@ def training_step_flops(
     """Returns the operations of one step over a global batch, summed over all devices.
 
     Args:
-      config: The model configuration.
       shape: (B, T, N, A), see `unimp_jax.batch`.
       trains: The parts that are trained; the others are frozen.
       tower: False if batches contain the tower's outputs instead of images.
