@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -16,9 +16,9 @@ import numpy as np
 from data_pipelines.attribute_texts import AttributeTexts
 from data_pipelines.cold import choose_cold, without_cold
 from data_pipelines.columns import FOLDER as COLUMNS
-from data_pipelines.columns import digest_of_texts, read_columns
+from data_pipelines.columns import digest_of_texts, gathered, read_columns
 from data_pipelines.content import Content, build_content, token_content
-from data_pipelines.corpus import VALIDATION, Corpus, build_corpus, split_by_users
+from data_pipelines.corpus import VALIDATION, Corpus, split_by_users
 from data_pipelines.disk_cache import FOLDER as CACHE
 from data_pipelines.disk_cache import DiskCache
 from data_pipelines.errors import DataError
@@ -36,7 +36,6 @@ from data_pipelines.loader import (
 )
 from data_pipelines.local_copy import local_copy, staging_place
 from data_pipelines.records import read_items, read_users, source_folder
-from data_pipelines.schema import Item, User
 from data_pipelines.tasks.base import Split
 from data_pipelines.tasks.examples import Example
 from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
@@ -95,19 +94,6 @@ def load_records(config: DataConfig, cold: Split | None = None) -> PreparedSourc
 def cache_of(folder: Path) -> DiskCache:
     """Returns the disk cache of a prepared source: beside its records, or on this host if those cannot be written."""
     return DiskCache((folder / CACHE, staging_place() / CACHE)).of(digest_of_texts(folder / COLUMNS))
-
-
-def gathered(items: Iterable[Item], users: Iterable[User]) -> tuple[Corpus, np.ndarray]:
-    """Returns (the corpus, which items have an image) of records that have no column files."""
-    has_image: list[bool] = []
-
-    def looked_at() -> Iterator[Item]:
-        for item in items:
-            has_image.append(bool(item.image))
-            yield item
-
-    corpus = build_corpus(looked_at(), users)
-    return corpus, np.array(has_image)
 
 
 def fingerprint_of(
