@@ -34,7 +34,6 @@ def fingerprint(
 
     Args:
       has_image: bool [I].
-      prompts: the texts of prompts, both of each item and in general.
       cache: a cache keyed by what determines the items of the corpus and `prompts`, for the digests of these.
     """
 

@@ -113,9 +113,6 @@ def attributes_of(corpus: Corpus, config: ExperimentConfig) -> AttributeTexts:
 def records_of(run: Path, config: ExperimentConfig, items: Collection[int]) -> PreparedSource:
     """Loads the data of a run in order to show some of its items.
 
-    Args:
-      items: catalogue indices of the items to show.
-
     Raises:
       DataError: the source is not prepared, or its items are not those that the run was trained on.
     """
@@ -134,7 +131,6 @@ class ExperimentData:
     Attributes:
       has_image: bool [I], the items that have an image, whether or not it is shown.
       known_items: number of items that were trained on; the items after them are new.
-      memory: what is combined with the model's answers.
       cache: as in `PreparedSource`.
     """
 

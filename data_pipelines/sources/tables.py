@@ -101,7 +101,6 @@ class Table:
 
         Args:
           right: a regular expression, or an expression that is true for valid values.
-          hint: returns advice about an invalid value.
         """
 
         def tell(row: dict[str, Any]) -> str:

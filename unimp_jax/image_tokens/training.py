@@ -70,10 +70,7 @@ class VQGANState:
 
     Attributes:
       step: int32 scalar, number of completed steps.
-      model, optimizer: The VQGAN's parameters, and the state of their optimizer.
-      codebook: State of the codebook besides the codewords.
       adversary: None if there is no discriminator.
-      guard: The guard's state after the steps so far.
     """
 
     step: jax.Array

@@ -92,7 +92,6 @@ class Estimate:
     """The estimate for one compiled step.
 
     Attributes:
-      fits: Whether it needs no more memory than a device has.
       mfu: Model FLOPs divided by the peak FLOPs of all devices in `seconds.step`.
       mfu_without_waiting: The same if all exchanges within a slice were hidden behind work.
     """
