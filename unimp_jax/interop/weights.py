@@ -139,14 +139,14 @@ def read_files(paths: Iterable[Path], name: str) -> Weights:
     return Weights(name, arrays)
 
 
-Aliases = Sequence[tuple[re.Pattern[str], str]]
-"""Patterns in keys, and their replacements in the canonical name of an array, applied one after the other."""
+Aliases = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
+"""Patterns in names of arrays, and their replacements, applied one after the other."""
 
 
 def canonical(key: str, aliases: Aliases) -> str:
     """Returns the canonical name of an array, which wrappers and versions of a package name differently."""
     for pattern, replacement in aliases:
-        key = pattern.sub(replacement, key)
+        key = re.sub(pattern, replacement, key)
     return key
 
 
