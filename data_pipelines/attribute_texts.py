@@ -18,7 +18,6 @@ class AttributeTexts:
 
     Attributes:
       shown: the names of the attributes to show; empty means all attributes of the source.
-      words: the number of words to which each attribute text is cut.
     """
 
     corpus: Corpus

@@ -1,4 +1,4 @@
-"""Parquet files with a few codes for each item, used for semantic ids and for image codes."""
+"""Parquet files with a few numbers for each item: semantic ids, image codes and vectors."""
 
 from __future__ import annotations
 
@@ -29,30 +29,36 @@ def check_place(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def write_code_file(path: Path, item_ids: Sequence[str], codes: np.ndarray, **described: Any) -> None:
-    """Writes a Parquet file with the columns `item_id` and `codes`, whole or not at all.
+def write_rows(path: Path, item_ids: Sequence[str], name: str, rows: np.ndarray, **described: Any) -> None:
+    """Writes a Parquet file with the columns `item_id` and `name`, whole or not at all.
 
     Args:
-      codes: int32 [I, n].
-      described: facts about the codes, as JSON values.
+      rows: int32 or float32 [I, n].
+      described: facts about the rows, as JSON values.
     """
-    rows = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1), pa.int32()), codes.shape[1])
-    table = pa.table({"item_id": pa.array(item_ids, pa.string()), "codes": rows})
+    column = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+    table = pa.table({"item_id": pa.array(item_ids, pa.string()), name: column})
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {f"unimp.{name}": json.dumps(value) for name, value in described.items()}
+    metadata = {f"unimp.{fact}": json.dumps(value) for fact, value in described.items()}
     with atomic_file(path, shared=True) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary)
+        pq.write_table(table.replace_schema_metadata(metadata or None), temporary)
 
 
-def read_code_file(path: Path) -> pa.Table:
-    """Reads the two columns, with the facts about the codes in the schema's metadata.
+def read_rows(path: Path, name: str) -> pa.Table:
+    """Reads the columns `item_id` and `name`, with the facts about the rows in the schema's metadata.
 
     Raises:
       FileNotFoundError: there is no such file.
       MISTAKES: it is another kind of file.
     """
     with pq.ParquetFile(path) as file:  # `read_table` would take a folder name such as `codes=8` for a partition column
-        return file.read(columns=["item_id", "codes"])
+        return file.read(columns=["item_id", name])
+
+
+def places_of(item_ids: Sequence[str], held: Sequence[str]) -> np.ndarray:
+    """Returns the row of each item among those that a file holds, -1 for an item that it lacks: int64 [I]."""
+    places = {item_id: place for place, item_id in enumerate(held)}
+    return np.array([places.get(item_id, -1) for item_id in item_ids], np.int64)
 
 
 def stored_fact(table: pa.Table, name: str) -> Any:

@@ -1,7 +1,7 @@
 """The interactions of a prepared source as columns on disk, so that opening time does not grow with their number.
 
 `unimp prepare` writes them beside the records, one user at a time. Numeric columns are memory-mapped and shared by all
-processes of a host. Records without columns are gathered each time they are opened (`corpus.build_corpus`).
+processes of a host. Columns of records that have none are written to a temporary folder each time they are opened.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import array
 import contextlib
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -143,7 +144,7 @@ def write_columns(items: Iterable[Item], users: Iterable[User], folder: Path) ->
     Memory holds the ids of all items, eight bytes for each user, and the buffered rows.
 
     Raises:
-      DataError: as raised by `build_corpus`.
+      DataError: as raised by `catalogue_of`, `all_events` and `refuse_repeats`.
     """
     folder.mkdir()
     with contextlib.ExitStack() as files:
@@ -246,6 +247,15 @@ def read_columns(folder: Path) -> tuple[Corpus, np.ndarray] | None:
         **arrays,
     )
     return corpus, items["has_image"].to_numpy()
+
+
+def gathered(items: Iterable[Item], users: Iterable[User]) -> tuple[Corpus, np.ndarray]:
+    """Returns what `read_columns` does for the columns of these records, whose mapped files are deleted already."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_columns(items, users, Path(folder) / FOLDER)
+        found = read_columns(Path(folder) / FOLDER)
+    assert found is not None
+    return found
 
 
 def mapped(path: Path, dtype: type[np.generic], length: int) -> np.ndarray:

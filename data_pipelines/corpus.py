@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
@@ -26,10 +25,8 @@ class Corpus:
     trained on or shown, validation before test, so the interactions before position p never reveal a later answer.
 
     Attributes:
-      item_ids, titles: I strings.
       attributes: for each item, (name, text) pairs.
       categories: for each item, the terms to search for it by.
-      user_ids: U strings.
       offsets: int64 [U + 1]; user u has the interactions offsets[u] to offsets[u + 1].
       items: int32 [E].
       times: int64 [E], seconds since 1970, -1 if unknown.
@@ -278,45 +275,7 @@ def refuse_repeats(user_ids: Iterable[str]) -> None:
 
 
 def build_corpus(items: Iterable[Item], users: Iterable[User]) -> Corpus:
-    """Builds the corpus of the given records.
+    """Builds the corpus of the given records; raises the same errors as `columns.write_columns`."""
+    from data_pipelines.columns import gathered  # which imports this module
 
-    Raises:
-      DataError: as raised by `catalogue_of`, `all_events` and `refuse_repeats`.
-    """
-    titles: list[str] = []
-    attributes: list[tuple[tuple[str, str], ...]] = []
-    categories: list[tuple[str, ...]] = []
-
-    def described() -> Iterator[Item]:
-        for item in items:
-            titles.append(item.title)
-            attributes.append(item.attributes)
-            categories.append(item.categories)
-            yield item
-
-    index = catalogue_of(described())
-    events = [*all_events(index, users)]
-    refuse_repeats(one.user_id for one in events)
-    offsets = np.cumsum([0, *(len(one.items) for one in events)])
-    texts = {
-        int(start) + number: text
-        for start, one in zip(offsets, events, strict=False)
-        for number, text in one.texts.items()
-    }
-
-    def joined(name: str, dtype: type[np.generic]) -> np.ndarray:
-        return np.fromiter(itertools.chain.from_iterable(getattr(one, name) for one in events), dtype, offsets[-1])
-
-    return Corpus(
-        item_ids=list(index),
-        titles=titles,
-        attributes=attributes,
-        categories=categories,
-        user_ids=[one.user_id for one in events],
-        offsets=offsets.astype(np.int64),
-        items=joined("items", np.int32),
-        times=joined("times", np.int64),
-        ratings=joined("ratings", np.float32),
-        splits=joined("splits", np.int8),
-        texts=texts,
-    )
+    return gathered(items, users)[0]

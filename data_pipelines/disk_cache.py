@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+
+from filelock import FileLock
 
 from data_pipelines.atomic import atomic_folder
 
@@ -70,7 +71,7 @@ class DiskCache:
             with contextlib.suppress(OSError, ValueError):
                 return known(place)
         for place in self.places:
-            with contextlib.suppress(OSError), alone(place, name):
+            with contextlib.suppress(OSError), FileLock(place / f".{name}.lock", fallback_to_soft=False):
                 with contextlib.suppress(OSError, ValueError):  # created by another process in the meantime
                     return known(place)
                 with atomic_folder(place / name, replaces=True) as partial:
@@ -91,14 +92,14 @@ class DiskCache:
         return make() if found is None else found[0]
 
 
-def delete_oldest(place: Path, most: int = MOST) -> None:
-    """Deletes the least recently used entries beyond `most`. Processes that have mapped their files can go on."""
+def delete_oldest(place: Path) -> None:
+    """Deletes the least recently used entries beyond `MOST`. Processes that have mapped their files can go on."""
     used = {}
     for path in place.iterdir():
         with contextlib.suppress(OSError):  # deleted by another process in the meantime
             if path.is_dir() and not path.name.startswith("."):
                 used[path] = path.stat().st_mtime_ns
-    for path in sorted(used, key=used.__getitem__)[: max(len(used) - most, 0)]:
+    for path in sorted(used, key=used.__getitem__)[: max(len(used) - MOST, 0)]:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -111,16 +112,3 @@ def checksums(folder: Path) -> dict[str, int]:
                 parts = iter(functools.partial(file.read, 2**20), b"")
                 sums[path.name] = functools.reduce(lambda known, part: zlib.crc32(part, known), parts, 0)
     return sums
-
-
-@contextlib.contextmanager
-def alone(place: Path, name: str) -> Iterator[None]:
-    """Holds the lock of an entry while other processes wait for it. The lock of a killed process is released.
-
-    Raises:
-      OSError: the place cannot be written, or does not support locks.
-    """
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -62,7 +62,6 @@ def write_features(
 
     Args:
       items: int [S], the items that have an image.
-      shape, dtype: of the features of one image.
       make: maps items to their features, yielded in order in arrays of [some items, *shape].
     """
     with atomic_folder(folder) as partial:

@@ -34,7 +34,6 @@ def fingerprint(
 
     Args:
       has_image: bool [I].
-      prompts: the texts of prompts, both of each item and in general.
       cache: a cache keyed by what determines the items of the corpus and `prompts`, for the digests of these.
     """
 
@@ -79,7 +78,6 @@ def check_same(path: Path, data: Fingerprint, parts: Collection[str] = DATA_PART
     Args:
       path: the file written by `save_fingerprint`; runs from before this file was introduced lack it, which is
         accepted.
-      parts: the parts that must be equal.
 
     Raises:
       DataError: a part differs, or the file is damaged.

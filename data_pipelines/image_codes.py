@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.code_files import MISTAKES, code_rows, read_code_file, stored_fact, write_code_file
+from data_pipelines.code_files import MISTAKES, code_rows, places_of, read_rows, stored_fact, write_rows
 from data_pipelines.errors import DataError
 
 
@@ -19,7 +19,6 @@ class ImageCodes:
     """The images of I items, each as h * w codes.
 
     Attributes:
-      item_ids: I distinct strings.
       codes: int32 [I, h * w], in row-major order of the image; all -1 for an item without an image.
       grid: (h, w).
       num_codes: the size of the codebook; codes are smaller than this.
@@ -62,16 +61,11 @@ class ImageCodes:
         return [f"img_{code}" for code in range(self.num_codes)]
 
 
-def save_image_codes(path: Path, codes: ImageCodes, facts: dict[str, Any] | None = None) -> None:
-    """Writes a Parquet file with the columns `item_id` and `codes`, whole or not at all, for the items with an image.
-
-    Args:
-      facts: replaces the facts of `codes`.
-    """
+def save_image_codes(path: Path, codes: ImageCodes) -> None:
+    """Writes the codes of the items with an image to a Parquet file with the columns `item_id` and `codes`."""
     rows = np.flatnonzero(codes.has_codes)
-    item_ids = [codes.item_ids[row] for row in rows]
-    described = codes.facts if facts is None else facts
-    write_code_file(path, item_ids, codes.codes[rows], grid=codes.grid, num_codes=codes.num_codes, facts=described)
+    described = {"grid": codes.grid, "num_codes": codes.num_codes, "facts": codes.facts}
+    write_rows(path, [codes.item_ids[row] for row in rows], "codes", codes.codes[rows], **described)
 
 
 def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:
@@ -81,7 +75,7 @@ def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:
       DataError: the file is missing or damaged, or has none of the items.
     """
     try:
-        table = read_code_file(path)
+        table = read_rows(path, "codes")
         grid, num_codes, facts = (stored_fact(table, name) for name in ("grid", "num_codes", "facts"))
         if grid is None or num_codes is None:
             raise ValueError("the metadata lack the number of codes of an image or of the codebook")
@@ -94,8 +88,7 @@ def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:
         raise DataError(f"{path} does not exist; `unimp vqgan codes` writes such a file") from error
     except MISTAKES as error:
         raise DataError(f"{path}: not a file of image codes ({str(error).splitlines()[0]})") from error
-    places = {item_id: place for place, item_id in enumerate(whole.item_ids)}
-    rows = np.array([places.get(item_id, -1) for item_id in item_ids], np.int64)
+    rows = places_of(item_ids, whole.item_ids)
     if len(rows) and (rows < 0).all():
         raise DataError(f"{path} has no codes for any item; it was made for another catalogue")
     codes = np.where((rows >= 0)[:, None], whole.codes[rows], np.int32(-1))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.code_files import MISTAKES, code_rows, read_code_file, stored_fact, write_code_file
+from data_pipelines.code_files import MISTAKES, code_rows, places_of, read_rows, stored_fact, write_rows
 from data_pipelines.errors import DataError
 
 LETTERS = string.ascii_lowercase
@@ -21,9 +21,7 @@ class ItemCodes:
     """I items, each named by one code of each level.
 
     Attributes:
-      item_ids: I distinct strings.
       codes: int32 [I, depth], with distinct rows.
-      sizes: the number of codes of each level.
     """
 
     item_ids: tuple[str, ...]
@@ -58,7 +56,7 @@ class ItemCodes:
 
 def save_codes(path: Path, codes: ItemCodes, facts: dict[str, Any] | None = None) -> None:
     """Writes a Parquet file with the columns `item_id` and `codes`; `facts` describe how the codes were made."""
-    write_code_file(path, codes.item_ids, codes.codes, sizes=codes.sizes, facts=facts or {})
+    write_rows(path, codes.item_ids, "codes", codes.codes, sizes=codes.sizes, facts=facts or {})
 
 
 def load_codes(path: Path, item_ids: Sequence[str]) -> ItemCodes:
@@ -68,7 +66,7 @@ def load_codes(path: Path, item_ids: Sequence[str]) -> ItemCodes:
       DataError: the file is missing or damaged, or lacks an item.
     """
     try:
-        table = read_code_file(path)
+        table = read_rows(path, "codes")
         described = stored_fact(table, "sizes")
         if described is None:
             raise ValueError("the metadata lack the number of codes of each level")
@@ -78,11 +76,10 @@ def load_codes(path: Path, item_ids: Sequence[str]) -> ItemCodes:
         raise DataError(f"{path} does not exist; `unimp ids` writes such a file") from error
     except MISTAKES as error:
         raise DataError(f"{path}: not a file of item codes ({str(error).splitlines()[0]})") from error
-    places = {item_id: place for place, item_id in enumerate(whole.item_ids)}
-    missing = [item_id for item_id in item_ids if item_id not in places]
-    if missing:
+    rows = places_of(item_ids, whole.item_ids)
+    if missing := np.flatnonzero(rows < 0).tolist():
         raise DataError(
-            f"{path} has no codes for {len(missing)} of the items, such as {missing[0]!r}; make it again with "
-            "`unimp ids`"
+            f"{path} has no codes for {len(missing)} of the items, such as {item_ids[missing[0]]!r}; make it again "
+            "with `unimp ids`"
         )
-    return ItemCodes(tuple(item_ids), whole.codes[[places[item_id] for item_id in item_ids]], sizes)
+    return ItemCodes(tuple(item_ids), whole.codes[rows], sizes)

@@ -7,26 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from data_pipelines.atomic import atomic_file
-from data_pipelines.code_files import MISTAKES
+from data_pipelines.code_files import MISTAKES, places_of, read_rows
 from data_pipelines.errors import DataError
 
 FORMATS = "a Parquet file with the columns item_id and vector, or an .npz with the arrays item_ids and vectors"
-
-
-def write_vectors(path: Path, item_ids: Sequence[str], vectors: np.ndarray) -> None:
-    """Writes a Parquet file with the columns `item_id` and `vector`, whole or not at all.
-
-    Args:
-      vectors: float32 [I, F].
-    """
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1), pa.float32()), vectors.shape[1])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path, shared=True) as partial:
-        pq.write_table(pa.table({"item_id": pa.array(item_ids, pa.string()), "vector": column}), partial)
 
 
 def read_vectors(path: Path, item_ids: Sequence[str], known: int | None = None) -> np.ndarray:
@@ -49,10 +34,9 @@ def read_vectors(path: Path, item_ids: Sequence[str], known: int | None = None) 
         raise DataError(
             f"{path}: not a file of vectors ({str(error).splitlines()[0]}); it must be {FORMATS}"
         ) from error
-    places = {item_id: place for place, item_id in enumerate(ids)}
-    if len(places) != len(ids):
+    if len(set(ids)) != len(ids):
         raise DataError(f"{path}: an item has two vectors")
-    rows = np.array([places.get(item_id, -1) for item_id in item_ids], np.int64)
+    rows = places_of(item_ids, ids)
     if (rows[:known] < 0).all():
         raise DataError(f"{path} has no vector for any item; it was made for another catalogue")
     if not np.isfinite(vectors[rows[rows >= 0]]).all():
@@ -67,8 +51,7 @@ def _read(path: Path) -> tuple[list[str], np.ndarray]:
         with np.load(path, allow_pickle=False) as arrays:
             known, vectors = arrays["item_ids"].astype(str).tolist(), arrays["vectors"].astype(np.float32)
     else:
-        with pq.ParquetFile(path) as file:
-            table = file.read(columns=["item_id", "vector"])
+        table = read_rows(path, "vector")
         known = table["item_id"].to_pylist()
         vectors = np.array(table["vector"].to_pylist(), np.float32)
     if vectors.ndim != 2 or len(vectors) != len(known) or not vectors.size:

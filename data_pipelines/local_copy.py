@@ -33,7 +33,8 @@ def local_copy(place: Path) -> Path:
     """
     if not is_remote(place):
         return place
-    content, root = whole(place), staging_folder()
+    content, root = whole(place), staging_place()
+    root.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(f"{place} {content['writer']}".encode()).hexdigest()
     copy = root / f"{place.name}-{digest[:16]}"
     if copy not in _used:
@@ -52,13 +53,6 @@ def staging_place() -> Path:
     """Returns the path of the folder of copies, which need not exist."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("UNIMP_STAGING") or Path(cache) / "unimp_jax" / "staged").absolute()
-
-
-def staging_folder() -> Path:
-    """Returns the folder of copies, creating it if necessary."""
-    root = staging_place()
-    root.mkdir(parents=True, exist_ok=True)
-    return root
 
 
 def make_room(root: Path, needed: int, place: Path) -> None:

@@ -121,9 +121,6 @@ def put_folder(folder: Path, place: Path) -> None:
 def get_folder(place: Path, folder: Path, content: dict[str, Any]) -> None:
     """Reads a complete folder of a store into an empty local one.
 
-    Args:
-      content: the mark of the folder, as returned by `whole`.
-
     Raises:
       DataError: the folder lacks files, or was replaced in the meantime.
       OSError: the store could not be used.

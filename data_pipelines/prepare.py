@@ -93,7 +93,6 @@ def prepare(
     Args:
       source_dir: the folder of the source's own files; None means the embedded files, or a download from the publisher.
       on_bad: whether a bad record is an error, or is left out and listed.
-      selection: which part of the source to prepare.
       name: the name of the prepared source; None means that of the source.
       beam_options: options (such as `--runner`) of an Apache Beam pipeline that encodes the records; its workers must
         see `folder` under the same path.

@@ -62,7 +62,6 @@ class Records(Sequence[Record], Generic[Record]):
         """Opens the records.
 
         Args:
-          folder: a folder filled by one builder.
           decode: converts the serialized bytes written by TFDS to a record.
 
         Raises:

@@ -47,7 +47,6 @@ class TrainedTokenizer:
         """Wraps a tokenizer.
 
         Args:
-          backend_tokenizer: the tokenizer that transformers' class wraps.
           special_tokens: the special tokens, keyed by the names in `SPECIAL_TOKENS`.
         """
         self.backend_tokenizer, self.special_tokens = backend_tokenizer, special_tokens

@@ -87,11 +87,9 @@ class Vocabulary:
     """Token ids of one catalogue under one tokenizer.
 
     Attributes:
-      tokenizer: the base tokenizer.
       base_size: ids 0 … base_size - 1 are those of the tokenizer.
       new_tokens: the strings of the ids from base_size on, including reserved ones.
       bos, eos, pad: base ids (bos is a new token if the tokenizer has none; padding is masked, so its id is arbitrary).
-      image, answer, end_of_chunk: the ids of the markers.
       image_marker: the ids that stand for an image: `image`, and those of the other tokens of IMAGE_MARKER in the
         tokenizer.
       selections: int32 [3], the ids of s_1, s_2, s_3.
@@ -100,8 +98,6 @@ class Vocabulary:
       items: int32 [I, depth], the ids that name each item (depth 1: one token for each item).
       codes: int32 [K], the ids of the image codes; K is 0 if there are none.
       categories: the ids of the categories that have a token.
-      item_codes: the semantic ids that `items` is made from, if it is.
-      image_codes: the items' images as codes, if available.
     """
 
     tokenizer: PreTrainedTokenizerBase | TrainedTokenizer

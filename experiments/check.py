@@ -197,7 +197,6 @@ def check_memory(experiment: ExperimentConfig, folder: Path | None, mesh: Mesh, 
     Args:
       experiment: the configuration as it is trained; the size of its vocabulary may be a guess.
       folder: the run folder; None if it is not accessible from here.
-      mesh: the mesh of the devices that training would have.
       slices: the TPU slices of the mesh; None for other devices.
     """
     decoder, tensor = experiment.model.decoder, mesh.shape["tensor"]

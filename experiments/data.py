@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -16,9 +16,9 @@ import numpy as np
 from data_pipelines.attribute_texts import AttributeTexts
 from data_pipelines.cold import choose_cold, without_cold
 from data_pipelines.columns import FOLDER as COLUMNS
-from data_pipelines.columns import digest_of_texts, read_columns
+from data_pipelines.columns import digest_of_texts, gathered, read_columns
 from data_pipelines.content import Content, build_content, token_content
-from data_pipelines.corpus import VALIDATION, Corpus, build_corpus, split_by_users
+from data_pipelines.corpus import VALIDATION, Corpus, split_by_users
 from data_pipelines.disk_cache import FOLDER as CACHE
 from data_pipelines.disk_cache import DiskCache
 from data_pipelines.errors import DataError
@@ -36,7 +36,6 @@ from data_pipelines.loader import (
 )
 from data_pipelines.local_copy import local_copy, staging_place
 from data_pipelines.records import read_items, read_users, source_folder
-from data_pipelines.schema import Item, User
 from data_pipelines.tasks.base import Split
 from data_pipelines.tasks.examples import Example
 from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
@@ -56,7 +55,6 @@ class PreparedSource:
     """A prepared source: its interactions in memory, its images read on demand.
 
     Attributes:
-      corpus: the items, the users and their interactions.
       has_image: bool [I].
       read_image: item index -> encoded image.
       cache: the disk cache for values computed from the corpus, keyed by what determines its items and texts.
@@ -98,27 +96,10 @@ def cache_of(folder: Path) -> DiskCache:
     return DiskCache((folder / CACHE, staging_place() / CACHE)).of(digest_of_texts(folder / COLUMNS))
 
 
-def gathered(items: Iterable[Item], users: Iterable[User]) -> tuple[Corpus, np.ndarray]:
-    """Returns (the corpus, which items have an image) of records that have no column files."""
-    has_image: list[bool] = []
-
-    def looked_at() -> Iterator[Item]:
-        for item in items:
-            has_image.append(bool(item.image))
-            yield item
-
-    corpus = build_corpus(looked_at(), users)
-    return corpus, np.array(has_image)
-
-
 def fingerprint_of(
     corpus: Corpus, has_image: np.ndarray, config: ExperimentConfig, cache: DiskCache = DiskCache()
 ) -> Fingerprint:
-    """Returns the fingerprint of the corpus and of the prompt texts.
-
-    Args:
-      cache: the source's cache, as in `PreparedSource`.
-    """
+    """Returns the fingerprint of the corpus and of the prompt texts."""
     prompts, attributes = prompt_texts(images=config.vocabulary.image_codes is not None), attributes_of(corpus, config)
     cache = cache.of("fingerprint", prompts, attributes.shown, attributes.words)
     return fingerprint(corpus, has_image, itertools.chain(prompts, attributes), cache)
@@ -131,9 +112,6 @@ def attributes_of(corpus: Corpus, config: ExperimentConfig) -> AttributeTexts:
 
 def records_of(run: Path, config: ExperimentConfig, items: Collection[int]) -> PreparedSource:
     """Loads the data of a run in order to show some of its items.
-
-    Args:
-      items: catalogue indices of the items to show.
 
     Raises:
       DataError: the source is not prepared, or its items are not those that the run was trained on.
@@ -151,10 +129,8 @@ class ExperimentData:
     """The data side of one experiment.
 
     Attributes:
-      corpus, vocabulary, writer, images: see their classes.
       has_image: bool [I], the items that have an image, whether or not it is shown.
       known_items: number of items that were trained on; the items after them are new.
-      memory: what is combined with the model's answers.
       cache: as in `PreparedSource`.
     """
 
@@ -246,9 +222,6 @@ class ExperimentData:
 
     def with_items(self, records: PreparedSource) -> ExperimentData:
         """Returns the data of a run with new items after those that it was trained on; each has a token of its own.
-
-        Args:
-          records: the records of all items, known and new.
 
         Raises:
           DataError: the run names items by semantic ids.

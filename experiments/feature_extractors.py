@@ -40,7 +40,6 @@ class FeatureExtractor:
     """A model that computes features of images.
 
     Attributes:
-      name: its name in a report.
       see: images of any one size, uint8 [N, H, W, 3] -> features, float32 [N, F].
       read: texts -> features, float32 [N, F], of unit length, as those of images then are too; None without a text
         tower.

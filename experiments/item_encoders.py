@@ -76,7 +76,6 @@ class ItemEncoder:
     """A function that computes vectors of items.
 
     Attributes:
-      name: the encoder's name in messages.
       read: returns the input of `encode` for an item that has a text or an image; raises DataError if it cannot be
         decoded.
       encode: the inputs of one item or more -> float32 [N, F].

@@ -16,9 +16,8 @@ import tyro
 from tqdm import tqdm
 
 from data_pipelines.atomic import atomic_file, write_json
-from data_pipelines.code_files import check_place
+from data_pipelines.code_files import check_place, write_rows
 from data_pipelines.errors import DataError
-from data_pipelines.item_vectors import write_vectors
 from data_pipelines.records import read_items
 from data_pipelines.schema import Item
 from experiments.item_encoders import ItemEncoder, ItemEncoderConfig, item_text, open_item_encoder
@@ -90,7 +89,7 @@ def write_item_features(path: Path, data: CatalogueConfig, config: ItemEncoderCo
         found, vectors = read_batches(files)
         if not len(found):
             raise DataError(f"no image of {data.source} can be read")
-        write_vectors(path, [item_ids[place] for place in found], vectors)
+        write_rows(path, [item_ids[place] for place in found], "vector", vectors)
         shutil.rmtree(folder)
     left_out = {f"without {kind}": len(items) - len(places), "with unreadable images": len(places) - len(found)}
     counts = ", ".join(f"{count:,} {which}" for which, count in left_out.items() if count)

@@ -33,7 +33,6 @@ def leased(path: Path, patience: float) -> Iterator[None]:
     """Holds the lease within the context, so that no other process holds it.
 
     Args:
-      path: the object.
       patience: seconds to wait for another holder to finish.
 
     Raises:

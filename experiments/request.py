@@ -25,9 +25,7 @@ class Request:
     Attributes:
       user: the user whose history is used; None if `history` gives it.
       history: (item id, stars or NaN), oldest first.
-      query: the search text.
       item: the item whose rating is predicted.
-      candidates: the items to select from.
     """
 
     task: str = "recommendation"

@@ -17,8 +17,6 @@ def step_of(checkpoints: Checkpoints, which: Checkpoint, command: str) -> int:
     """Returns the step of a checkpoint.
 
     Args:
-      checkpoints: the checkpoints of a run.
-      which: the best by validation, or the latest.
       command: the command that trains such runs, for the error message.
 
     Raises:
@@ -36,10 +34,7 @@ def restore_parameters(
     """Reads only the parameters of a checkpoint, directly into their shardings.
 
     Args:
-      run: the run folder.
-      which: the best checkpoint by validation, or the latest.
       parameters: shapes, dtypes and shardings, divided into trainable and frozen ones as in that run.
-      config: how the best checkpoint is determined.
 
     Returns:
       (the parameters, the step of the checkpoint).

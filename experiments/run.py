@@ -144,10 +144,8 @@ def open_to_ask(
     A batch holds one query per row shard, so that no padding rows are computed.
 
     Args:
-      checkpoint: which checkpoint of a run is used.
       records: folder of the prepared records, if not the one used in training.
       new_items: a file of items that a run's catalogue does not have (`experiments.new_items`).
-      mesh: the mesh of the available devices.
 
     Returns:
       (the data, a function that opens the model).
@@ -189,7 +187,6 @@ def restore(
     """Reads only the parameters of a checkpoint, and returns (the model of the run, the step of the checkpoint).
 
     Args:
-      config: the configuration of the training.
       content: the content of the run's tokens and of new ones after them (`ExperimentData.content`); the embedding rows
         of new tokens are computed from it alone.
 

@@ -30,7 +30,6 @@ class TrainedRun:
 
     Attributes:
       data: the data: `corpus`, `vocabulary`, `images` and the configuration as it is used here.
-      predictor: the model with its parameters.
     """
 
     def __init__(self, folder: Path | str, checkpoint: Checkpoint = "best", *, mesh: MeshConfig = ALL_DEVICES):
@@ -38,7 +37,6 @@ class TrainedRun:
 
         Args:
           checkpoint: of a run, the best by validation or the latest.
-          mesh: the mesh of the model.
 
         Raises:
           DataError: the folder is neither, or its data is not prepared.
@@ -52,7 +50,6 @@ class TrainedRun:
 
         Args:
           history: item ids, or pairs of an id and its rating in stars, oldest first.
-          k: number of items to return.
 
         Returns:
           A dict of `rank`, `item` (its id), `title` and `probability` per item, best first.
@@ -79,7 +76,6 @@ class NewRun:
 
     Attributes:
       config: the configuration, with the size of the vocabulary.
-      data: the data.
       state: trainable parameters, optimizer state and step.
     """
 

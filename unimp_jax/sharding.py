@@ -128,10 +128,6 @@ def row_shards(mesh: Mesh, process: int | None = None) -> tuple[tuple[int, ...],
     torus, and the mesh winds through it. A shard whose devices belong to several processes (as when `tensor` or
     `context` crosses them) is loaded by each of them.
 
-    Args:
-      mesh: See `make_mesh`.
-      process: By default, this process.
-
     Returns:
       The numbers of the shards in ascending order, and the total number of equal shards.
     """
@@ -156,7 +152,6 @@ def put_rows(mesh: Mesh, loaded: Any) -> Any:
     this works for every mesh.
 
     Args:
-      mesh: See `make_mesh`.
       loaded: Arrays in any structure, each with the rows of the process's `row_shards`, in ascending order.
     """
     sharding = batch_sharding(mesh)
@@ -223,7 +218,6 @@ def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
 
     Args:
       state: Parameters, concrete or abstract, with their axis names.
-      mesh: See `make_mesh`.
 
     Raises:
       ValueError: An axis of a parameter is not a multiple of the mesh axis that would split it.
@@ -278,9 +272,6 @@ def init_model(
     """Returns a new model whose parameters are drawn directly into their shardings; values do not depend on the mesh.
 
     Args:
-      config: Configuration of the model.
-      mesh: See `make_mesh`.
-      seed: Random seed of the parameters.
       blank: Parts that are set to zero because they will be overwritten; drawing takes memory.
       dtypes: Dtypes of parts, where they differ from `config.param_dtype`.
 

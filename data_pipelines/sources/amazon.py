@@ -55,10 +55,6 @@ class ReviewFields:
     def read(self, record: dict[str, Any], user: str, clock: Clock) -> Review:
         """Reads a review.
 
-        Args:
-          user: the user id to store.
-          clock: the clock of the file.
-
         Raises:
           BadField: a field is missing or wrong.
         """
@@ -82,7 +78,6 @@ class Product:
 
     Attributes:
       categories: most general first.
-      image_url: the URL of the main image.
     """
 
     title: str = ""
@@ -110,7 +105,6 @@ class AmazonBuilder(RecordBuilder):
     Attributes:
       REVIEWS: file names of a category's reviews, {} for the category: the 5-core, if it is published, then the whole.
       PRODUCTS: the file name of a category's products.
-      WHERE: the URLs of all these files.
       FIELDS: the field names of a review; a product has its id in the same field.
       decode_product: decodes a line of the products' file to a record.
     """

@@ -54,10 +54,7 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
 
         Args:
           source_dir: a local folder with the source's files; None: embedded, or downloaded.
-          faults: collects faults of the files.
-          selection: which part of the source is prepared.
           source: the source, if it has been opened already.
-          tally: counts the records that are written.
 
         Raises:
           DataError: the selection sets an option that this source does not support.
@@ -91,9 +88,6 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
 
     def file(self, name: str, holds: str) -> Path:
         """Returns the path of a file, plain or `.gz`, of a source that cannot be downloaded automatically.
-
-        Args:
-          holds: a description of its content.
 
         Raises:
           DataError: no folder was given, or it lacks the file; the message says what is needed and who publishes it.

@@ -39,7 +39,6 @@ class ImageFiles:
         """Lists the image files.
 
         Args:
-          place: the archive or folder.
           faults: collects the subfolders that cannot be listed.
           inside: the name of the additional folder.
 

@@ -73,7 +73,6 @@ def read_objects(
     Args:
       parse: converts an object; if it raises `BadField`, the record is bad.
       decode: decodes a line to an object; raises `BadField`.
-      needed: whether at least one line is required.
 
     Raises:
       DataError: the file cannot be read, is a single array, or is empty; or most of its first lines are bad.
@@ -110,9 +109,6 @@ def _refuse_other_layouts(line: TextLine) -> None:
 
 def read_object(path: Path, holds: str, faults: Faults) -> dict[str, Any]:
     """Reads a JSON file of one object; if a key occurs twice, the first value counts and the key is a bad record.
-
-    Args:
-      holds: a description of the object, for messages.
 
     Raises:
       DataError: the file is missing or damaged, or holds something else.

@@ -37,9 +37,7 @@ class TextLine(NamedTuple):
     """A line of a text file.
 
     Attributes:
-      file: the file name.
       number: the line number, from 1 on.
-      text: the text without the line ending.
       fault: what is wrong with its bytes, or "".
     """
 

@@ -147,7 +147,6 @@ class Source:
         """Wraps the data of a source.
 
         Args:
-          item_of: returns the item of an id.
           item_ids: all items, in order; None: those with interactions, in order of first appearance.
         """
         self.frame, self.read, self._item_of, self._item_ids = frame, read, item_of, item_ids

@@ -41,10 +41,8 @@ class Stored:
     Attributes:
       files: of the buckets; a group holds the rows of a part, sorted by user (`first`, the number of the user's first
         row, gives the order) and time, with `item` as a number.
-      parts: the number of parts.
       items: the id of each item of the source's files by its number.
       first_rows: the row in which an item first appears in what was kept, or `NEVER`; int64 [I].
-      read: what the files held.
     """
 
     files: tuple[Path, ...]
@@ -170,7 +168,6 @@ def items_of_core(buckets: Sequence[Path], items: int, rows: int, user_core: int
 
     Args:
       buckets: with columns `item` and `who`, the number of the user in the bucket.
-      items, rows: the numbers of items and of rows of all buckets.
     """
     stays = np.ones(items, bool)
     if max(user_core, item_core) <= 1:

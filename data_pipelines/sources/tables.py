@@ -61,9 +61,7 @@ class Table:
     All of them raise `DataError` if most of the first rows of the file are invalid.
 
     Attributes:
-      name: the file name.
       rows: columns of text; and `line`, the number of the row's first line.
-      begins: whether the file begins with these rows.
       clocks: the clock of each column of times, which all parts of a file share.
     """
 
@@ -103,8 +101,6 @@ class Table:
 
         Args:
           right: a regular expression, or an expression that is true for valid values.
-          must_be: a description of valid values.
-          hint: returns advice about an invalid value.
         """
 
         def tell(row: dict[str, Any]) -> str:
@@ -285,8 +281,6 @@ def _by_record(
 
     Args:
       records: (first line, fields) of each, as from `split_records`.
-      names: the names of the fields.
-      columns: the names to return.
     """
     places = [names.index(column) for column in columns]
 

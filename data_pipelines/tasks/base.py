@@ -22,7 +22,6 @@ class TaskData:
     """The data from which questions are drawn.
 
     Attributes:
-      corpus: the interactions.
       can_generate: bool [I], the items whose image can be asked for: those with image codes and with categories for the
         query.
       unconditional_rate: the fraction of image questions that are asked without history and query.

@@ -100,7 +100,6 @@ class History:
         Args:
           ends: int64 [n], the events before which the ids are taken.
           wanted: int64 [n], the maximum number of ids.
-          left: as for `fit`.
 
         Returns:
           bare, asked and sizes, as in `Shown`.

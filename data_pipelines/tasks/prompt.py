@@ -42,10 +42,8 @@ class Layouts:
     """The plan of n examples, which determines their sizes.
 
     Attributes:
-      queries: the questions.
       longest: int64 [n], the number of tokens to which texts of question and answer are cut.
       shortened: bool [n], whether any text is longer than that.
-      shown: how much of the histories is shown.
       sizes: int64 [n, 3], the tokens, images and answers of each example.
     """
 

@@ -60,7 +60,6 @@ class TrainingQueries:
     when too few other items are left to offer), recommendation is asked instead.
 
     Attributes:
-      tasks: the names of the tasks that are asked.
       notes: messages to show about what is left out, and why.
     """
 

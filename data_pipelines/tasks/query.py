@@ -16,8 +16,6 @@ class Query:
     """One question about one user.
 
     Attributes:
-      task: the name of the task.
-      user: the user whose history it is.
       position: the position of the interaction that is asked about; the history is the user's interactions before it.
         If it equals the number of interactions, the question is open: it can be asked, but the answer is unknown.
       right: the items that are right answers, at most two, oldest first; the first is the one at `position`. An open

@@ -34,7 +34,6 @@ class Part(NamedTuple):
     """A part of n questions or answers, as rows of a table, so that its length is known without writing it.
 
     Attributes:
-      table: rows of tokens.
       rows: int [n], the row for each question, -1 for none; or one index for all of them.
       is_text: whether it is a text, which is cut if there is no room for it.
       is_image: whether rows are indexed by item, and the tokens stand for the items' images.
@@ -67,17 +66,12 @@ class PromptTexts:
     """The tokenised texts of a catalogue and of its users' explanations, from which tasks build their questions.
 
     Attributes:
-      corpus: the interactions and the items.
-      vocabulary: the tokens.
       has_image: bool [I], the items that are shown with an image.
       query, select: the phrases before a query and before items to select from, one row each.
       markers: the tokens of each item's image, empty if it is shown without one.
       marker_at: the index of the token among these at which the image is attended to.
       names: the id of each item.
-      ratings: the token of each rating level.
       selections: the token of each place among the items to select from.
-      attributes: the attribute text of each item.
-      categories: the categories of each item, as a query.
       explanations: the texts that users wrote, indexed by `explanation_rows`.
     """
 
@@ -98,9 +92,7 @@ class PromptTexts:
 
         Args:
           attributes: the text of each item in prompts; an iterable that can be iterated more than once.
-          explanation_words, explanation_tokens: the words and tokens to which explanations are cut.
           show_ids: whether items that are asked about are named by their ids.
-          image_tokens: the number of tokens of an image.
           cache: a cache keyed by what determines the corpus and `attributes`, for their tokens.
         """
         self.corpus, self.vocabulary, self.has_image = corpus, vocabulary, has_image

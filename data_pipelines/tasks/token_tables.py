@@ -25,7 +25,6 @@ def tokenised(texts: Iterable[T], encode: Callable[[Sequence[T]], Sequence[Seque
 
     Args:
       texts: an iterable that can be iterated more than once.
-      encode: returns the tokens of some of the texts.
       cache: a cache keyed by what determines the rows; `encode` is not called if they are in the cache.
     """
 

@@ -31,7 +31,6 @@ class Standing:
     """The comparison of all models for a task on a data set.
 
     Attributes:
-      metric: the metric by which models are compared.
       ours: our rows, with metrics over seeds and users, the compared one first.
       rivals: the rivals' rows, with metrics over seeds and users, best first.
       difference: ours minus the best rival, for the same users; None if there is no rival.
@@ -62,7 +61,6 @@ class BenchmarkResult:
     """The result on one data set.
 
     Attributes:
-      seeds: the seeds that were trained and evaluated.
       seconds: training time of our model with each of them.
       standings: one per task that has a headline metric.
     """
@@ -102,11 +100,7 @@ def write_board(path: Path, board: Mapping[str, BenchmarkResult]) -> None:
 
 
 def standings(title: str, runs: Sequence[EvaluatedRun]) -> list[Standing]:
-    """Returns the standings of all tasks that have a headline metric.
-
-    Args:
-      runs: one per seed.
-    """
+    """Returns the standings of all tasks that have a headline metric."""
     found = [(table, headline_of(table)) for table in runs[0].evaluation.tables]
     made = [standing(title, runs, table, metric) for table, metric in found if metric]
     return [one for one in made if one.ours]  # a run that was evaluated by hand may lack a task

@@ -23,9 +23,6 @@ class Benchmark:
     """A data set, the preset that is trained on it, and the training of its rivals.
 
     Attributes:
-      title: name of the data set in tables.
-      source: name of the source for `unimp prepare`.
-      preset: name of the preset, one model for all tasks.
       rivals: configuration and training time of each trained rival, chosen on validation with seed 0.
     """
 

@@ -31,8 +31,6 @@ class Plan:
     """An experiment on TPU slices.
 
     Attributes:
-      mesh: sizes of the mesh axes.
-      rows, tokens: rows of a global batch, and tokens of a row.
       tokens_per_second: token slots of all devices per second; how many of them are filled depends on the packing.
     """
 

@@ -1,23 +1,10 @@
-"""Presets by name, one file each: from minutes on two cores to weeks on a pod."""
+"""Presets by name: from minutes on two cores to weeks on a pod."""
 
 from __future__ import annotations
 
 from experiments.config import ExperimentConfig
-from experiments.presets import beauty, fashion, reviews, small, smol, tiny
-from experiments.presets.interleaved import DESCRIPTIONS as INTERLEAVED
-from experiments.presets.interleaved import interleaved
-from experiments.presets.published import DESCRIPTIONS as PUBLISHED
-from experiments.presets.published import as_published
+from experiments.presets import own, published
 
-MODULES = {"tiny": tiny, "small": small, "smol": smol, "reviews": reviews, "fashion": fashion, "beauty": beauty}
-PRESETS: dict[str, ExperimentConfig] = {
-    **{name: module.EXPERIMENT for name, module in MODULES.items()},
-    **{name: as_published(name) for name in PUBLISHED},
-    **{name: interleaved(name) for name in INTERLEAVED},
-}
-DESCRIPTIONS: dict[str, str] = {
-    **{name: str(module.__doc__) for name, module in MODULES.items()},
-    **PUBLISHED,
-    **INTERLEAVED,
-}
+PRESETS: dict[str, ExperimentConfig] = {name: getattr(own, name) for name in own.DESCRIPTIONS} | published.PRESETS
+DESCRIPTIONS: dict[str, str] = own.DESCRIPTIONS | published.DESCRIPTIONS
 """One line per preset for `unimp train --help`."""

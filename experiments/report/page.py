@@ -79,7 +79,6 @@ def write_report(folders: Sequence[Path], split: str = "test", out: Path | None 
     Args:
       folders: folders of runs, of sweeps, or folders that contain these. The first group of runs found on a source is
         the base of the comparisons.
-      split: the evaluated split.
       out: the output folder; by default the run's, or the one that contains all `folders`.
 
     Returns:

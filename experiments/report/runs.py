@@ -27,7 +27,6 @@ class EvaluatedRun:
     """A run that was evaluated, read from its folder.
 
     Attributes:
-      cell: its `cell.json`, if it is a cell of a sweep.
       starts: the entries written by `experiments.provenance`.
     """
 
@@ -106,7 +105,6 @@ def read_groups(folders: Iterable[Path], split: str) -> tuple[list[list[Group]],
 
     Args:
       folders: folders of runs, of sweeps (in the order of `sweep.json`), or folders that contain these.
-      split: the evaluated split.
 
     Returns:
       For each source its groups, in the order in which they were found, and what is left out. The first group of a

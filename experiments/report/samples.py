@@ -31,7 +31,6 @@ class Answer:
     Attributes:
       rank: rank of the next item, infinite if it was not found.
       items: catalogue indices of the best items, best first.
-      images: generated images as data URIs.
       error: why there are no images.
     """
 

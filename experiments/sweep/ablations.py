@@ -25,7 +25,6 @@ class Ablation:
 
     Attributes:
       name: its name for `--only`, and the prefix of the names of its cells.
-      description: one line for `--list` and for the report.
       changes: the changed fields, or a function that computes them from the base and may raise ValueError.
       needs_images: whether it is only meaningful for a base that shows images.
       task: the task that it is about and that the base must train for, if there is one.

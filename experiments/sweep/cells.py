@@ -26,8 +26,6 @@ class SweepCell:
     """What is trained and evaluated in one folder.
 
     Attributes:
-      name: the name of its folder.
-      preset: the preset of `unimp train` that it varies.
       ablation: the name of the ablation, or the number of the trial.
       config: the configuration of the training, without what depends on other cells.
       starts_from: the cell whose model it is initialised from.

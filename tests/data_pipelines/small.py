@@ -2,12 +2,14 @@
 
 import io
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from data_pipelines.corpus import Corpus, build_corpus
+from data_pipelines.columns import NUMBERS
+from data_pipelines.corpus import Corpus, all_events, catalogue_of
 from data_pipelines.image_codes import ImageCodes, save_image_codes
 from data_pipelines.item_codes import ItemCodes, save_codes
 from data_pipelines.schema import Interaction, Item, User
@@ -29,6 +31,27 @@ def image(seed: int, size: int = 24) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (size, size), colour).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def in_memory(items: Sequence[Item], users: Sequence[User]) -> Corpus:
+    """The corpus in the plainest form: lists, and arrays joined from those of the users."""
+    events = [*all_events(catalogue_of(items), users)]
+    starts = np.cumsum([0, *(len(one.items) for one in events)])
+    kinds = [(name, kind) for name, kind in NUMBERS.items() if name != "offsets"]
+    return Corpus(
+        item_ids=[item.item_id for item in items],
+        titles=[item.title for item in items],
+        attributes=[item.attributes for item in items],
+        categories=[item.categories for item in items],
+        user_ids=[one.user_id for one in events],
+        offsets=starts.astype(np.int64),
+        texts={
+            int(start) + number: text
+            for start, one in zip(starts, events, strict=False)
+            for number, text in one.texts.items()
+        },
+        **{name: np.concatenate([np.array(getattr(one, name), kind) for one in events]) for name, kind in kinds},
+    )
 
 
 def small_corpus(num_items: int = 40, num_users: int = 30, seed: int = 0) -> Corpus:
@@ -56,7 +79,7 @@ def small_corpus(num_items: int = 40, num_users: int = 30, seed: int = 0) -> Cor
                 ),
             )
         )
-    return build_corpus(items, users)
+    return in_memory(items, users)
 
 
 def circle(num_items: int = 12, num_users: int = 30) -> Corpus:
@@ -65,7 +88,7 @@ def circle(num_items: int = 12, num_users: int = 30) -> Corpus:
     for number in range(num_users):
         walk = [(number + step) % num_items for step in range(6 + number % 4)]
         users.append(User(f"u{number}", tuple(Interaction(f"i{item}") for item in walk)))
-    return build_corpus([Item(f"i{number}", f"Item {number}") for number in range(num_items)], users)
+    return in_memory([Item(f"i{number}", f"Item {number}") for number in range(num_items)], users)
 
 
 def small_vocabulary(corpus: Corpus, *, images: bool = False) -> Vocabulary:

@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines import columns
-from data_pipelines.columns import ABOUT, FOLDER, NUMBERS, read_columns, write_columns
+from data_pipelines.columns import ABOUT, FOLDER, NUMBERS, gathered, read_columns, write_columns
 from data_pipelines.corpus import Corpus, build_corpus
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.records import read_items, read_users
 from data_pipelines.schema import NO_TIME, Interaction, Item, User
 from tests.data_pipelines.movielens_files import movielens_folder
+from tests.data_pipelines.small import in_memory
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 catalogues = st.lists(
@@ -78,7 +79,8 @@ def test_columns_are_what_is_gathered(tmp_path_factory: pytest.TempPathFactory, 
         write_columns(*source, folder)
     read = read_columns(folder)
     assert read is not None
-    assert_same(read[0], build_corpus(*source))
+    assert_same(read[0], in_memory(*source))
+    assert_same(build_corpus(*source), in_memory(*source))
     np.testing.assert_array_equal(read[1], [bool(item.image) for item in source[0]])
     for number, user in enumerate(user for user in source[1] if user.interactions):
         assert read[0].user_ids.index(user.user_id) == number
@@ -106,7 +108,10 @@ def test_prepare_writes_them_and_records_without_them_are_gathered(prepared: Pat
     folder = prepared / "movielens_small" / FOLDER
     read = read_columns(folder)
     assert read is not None
-    assert_same(read[0], build_corpus(read_items("movielens_small", prepared), read_users("movielens_small", prepared)))
+    items, users = read_items("movielens_small", prepared), read_users("movielens_small", prepared)
+    for corpus, has_image in (read, gathered(items, users)):
+        assert_same(corpus, in_memory(items, users))
+        assert has_image.tolist() == [bool(item.image) for item in items]
     assert all(isinstance(getattr(read[0], name).base, np.memmap) for name in NUMBERS)
     assert read_columns(prepared / "nowhere") is None
     about = json.loads((folder / ABOUT).read_text())

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.co_occurrence import DAMPING, DECAY, WINDOW, co_occurrence_vectors
+from data_pipelines.code_files import write_rows
 from data_pipelines.content import (
     ATTRIBUTE_NORM,
     ContentConfig,
@@ -22,7 +23,7 @@ from data_pipelines.content import (
 )
 from data_pipelines.corpus import TEST, TRAIN, with_items
 from data_pipelines.errors import DataError
-from data_pipelines.item_vectors import read_vectors, write_vectors
+from data_pipelines.item_vectors import read_vectors
 from data_pipelines.schema import Item
 from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
 from tests.data_pipelines.small import small_corpus
@@ -91,7 +92,7 @@ def test_components_are_those_of_a_singular_value_decomposition() -> None:
 
 def test_vectors_are_read_by_id_and_unknown_items_have_the_mean(tmp_path) -> None:
     vectors = np.arange(6, dtype=np.float32).reshape(3, 2)
-    write_vectors(tmp_path / "v.parquet", ["a", "b", "c"], vectors)
+    write_rows(tmp_path / "v.parquet", ["a", "b", "c"], "vector", vectors)
     np.savez(tmp_path / "v.npz", item_ids=np.array(["a", "b", "c"]), vectors=vectors)
     for name in ("v.parquet", "v.npz"):
         read = read_vectors(tmp_path / name, ["c", "new", "a"])
@@ -105,7 +106,7 @@ def test_files_that_are_no_vectors_are_refused_by_name(tmp_path, damage: str) ->
     if damage == "not finite":
         vectors[0, 0] = np.inf
     if damage not in ("missing", "pickled"):
-        write_vectors(path, ["a", "a" if damage == "twice" else "b"], vectors)
+        write_rows(path, ["a", "a" if damage == "twice" else "b"], "vector", vectors)
     if damage == "text":
         path.write_text("item_id,vector\na,1\n")
     if damage == "cut":

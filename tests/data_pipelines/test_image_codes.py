@@ -1,5 +1,6 @@
 """A file of images as codes: read as it was written, items without an image distinguished, mistakes named."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -31,7 +32,7 @@ def catalogues(draw) -> ImageCodes:
 @given(codes=catalogues(), data=st.data())
 def test_what_is_written_is_read_in_the_order_that_is_asked_for(codes, data, tmp_path_factory):
     path = tmp_path_factory.mktemp("codes") / "deep" / "images.parquet"
-    save_image_codes(path, codes, {"made of": "images"})
+    save_image_codes(path, dataclasses.replace(codes, facts={"made of": "images"}))
     order = data.draw(st.permutations(range(len(codes.item_ids))))
     asked = order[: data.draw(st.integers(0, len(order)))]
     if asked and not codes.has_codes[asked].any():
@@ -47,7 +48,7 @@ def test_what_is_written_is_read_in_the_order_that_is_asked_for(codes, data, tmp
 
 def test_an_item_without_an_image_is_not_in_the_file_and_has_no_codes(tmp_path):
     path = tmp_path / "images.parquet"
-    save_image_codes(path, CODES, {"made by": "hand"})
+    save_image_codes(path, dataclasses.replace(CODES, facts={"made by": "hand"}))
     assert pq.read_table(path)["item_id"].to_pylist() == [NAMES[0], *NAMES[2:]]
     assert json.loads(pq.read_schema(path).metadata[b"unimp.facts"]) == {"made by": "hand"}
     read = load_image_codes(path, ["new", *NAMES])

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipelines.code_files import write_rows
 from data_pipelines.content import ContentConfig, build_content
 from data_pipelines.corpus import with_items
 from data_pipelines.errors import DataError
-from data_pipelines.item_vectors import read_vectors, write_vectors
+from data_pipelines.item_vectors import read_vectors
 from data_pipelines.schema import Item
 from experiments.config import load_config
 from experiments.evals.config import GenerateConfig
@@ -40,7 +41,9 @@ def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("new")
     data = prepare_source(folder)
     rng = np.random.default_rng(0)
-    write_vectors(folder / "v.parquet", [*map(str, range(1, 31)), "new 1"], rng.normal(size=(31, 6)).astype(np.float32))
+    write_rows(
+        folder / "v.parquet", [*map(str, range(1, 31)), "new 1"], "vector", rng.normal(size=(31, 6)).astype(np.float32)
+    )
     content = ContentConfig(
         attributes=("Category",), least_items=1, popularity=True, rating=True, vectors=(folder / "v.parquet",)
     )
@@ -102,9 +105,10 @@ def test_a_new_row_is_the_projection_of_the_content(places):
 
 def test_features_of_new_items_are_made_of_the_known_ones(tmp_path):
     corpus = small_corpus()
-    write_vectors(
+    write_rows(
         tmp_path / "v.parquet",
         [*corpus.item_ids, "known to the file"],
+        "vector",
         np.random.default_rng(0).normal(size=(41, 9)).astype(np.float32),
     )
     config = ContentConfig(
@@ -179,7 +183,7 @@ def test_exports_free_rows_and_other_features_are_refused(places, tmp_path):
         ask(tmp_path / "exported", ["1"], new_items=file)
     vectors = np.random.default_rng(1).normal(size=(31, 6)).astype(np.float32)
     kept = (run.parent / "v.parquet").read_bytes()
-    write_vectors(run.parent / "v.parquet", [*map(str, range(1, 31)), "new 1"], vectors)
+    write_rows(run.parent / "v.parquet", [*map(str, range(1, 31)), "new 1"], "vector", vectors)
     try:
         with pytest.raises(
             DataError, match=r"a file of content.vectors, or the version that computes them, has changed"

@@ -39,7 +39,7 @@ def changed(corpus: Corpus) -> Corpus:
         corpus,
         items=np.where(theirs, (corpus.items + 1) % corpus.num_items, corpus.items).astype(np.int32),
         ratings=np.where(theirs, 0.5, corpus.ratings),
-        texts=corpus.texts | {int(event): "other words" for event in np.flatnonzero(theirs)},
+        texts=dict(corpus.texts) | {int(event): "other words" for event in np.flatnonzero(theirs)},
     )
 
 

@@ -54,7 +54,6 @@ class _Search:
 
     Attributes:
       step: int32, number of tokens chosen so far.
-      tokens_BAWn, scores_BAW: The unfinished beams.
       answers: The finished answers; their scores include the length penalty.
       finished_BAW: bool, whether the slot holds an answer.
       hopeful_BA: bool, whether the unfinished beams can still improve on the finished answers.

@@ -102,7 +102,6 @@ def _of_prompts(
     prompt's continuations attend to).
 
     Args:
-      images: Keys and values of all latents of the rows.
       at_end: Selects each prompt's last token: [B, T, …] -> [B, A, …].
     """
     config, image_mask_BAN = model.config, at_end(model.image_mask(batch))

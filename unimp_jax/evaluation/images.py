@@ -33,7 +33,6 @@ def image_scores(
       wanted_PF: Features of the image of the item that each user interacted with.
       random_PRF, alike_PRF: Features of the images of R other items per user, drawn from all, and from those of the
         query.
-      queries: The query of each user.
 
     Returns:
       float64 [P] by name. The sets for precision and recall are each user's first image and all wanted images, so that

@@ -43,8 +43,6 @@ class Predictor:
     """A model bound to parameters, optionally with the encoded latents of the catalogue's images.
 
     Attributes:
-      graph: Graph definition of the model.
-      mesh: The devices that it runs on.
       parameters: Its states (trainable, frozen), which `nnx.merge` combines.
       latents_ILC: Latents of the image of each of I items; None: batches contain the images. If set, the images of
         batches are item numbers, int32 [B, N].
@@ -145,7 +143,6 @@ class Predictor:
         """Searches the catalogue for every prompt, for ids of several tokens: one pass, then a step per token.
 
         Args:
-          trie: Trie of the items' tokens.
           item_tokens: int32 [I, depth].
           targets, seen: See `rank`.
 
@@ -167,11 +164,7 @@ class Predictor:
         self, batches: Iterable[PromptBatch], num_prompts: int, *, trie: Trie, excluded: Seen, k: int = 10,
         beams: int = 10,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """Returns the best items for every prompt: (int32 [P, k], best first, padded with -1; float32 scores).
-
-        Args:
-          excluded: The items that must not be found.
-        """
+        """Returns the best items for every prompt: (int32 [P, k], best first, padded with -1; float32 scores)."""
 
         def facts(batch: PromptBatch) -> tuple[np.ndarray, ...]:
             return (seen_of(batch, excluded, trie.items.shape[0]),)

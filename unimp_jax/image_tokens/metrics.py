@@ -18,11 +18,7 @@ class VQGANMetrics:
     Attributes:
       loss: Weighted sum of all terms of the autoencoder's loss except the discriminator's.
       squared: Mean squared difference of pixels, which are from -1 to 1.
-      perceptual: Distance between features.
-      codes: Loss of the codebook.
-      perplexity: Perplexity of the codes of the batch.
       verdict: The discriminator's mean logit for reconstructions.
-      discriminator: The discriminator's own loss.
       scale: Factor by which the adversarial loss was multiplied.
       gradient_norm: The autoencoder's gradient norm before clipping.
       skipped: bool, whether the step was skipped.

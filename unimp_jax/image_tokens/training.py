@@ -70,10 +70,7 @@ class VQGANState:
 
     Attributes:
       step: int32 scalar, number of completed steps.
-      model, optimizer: The VQGAN's parameters, and the state of their optimizer.
-      codebook: State of the codebook besides the codewords.
       adversary: None if there is no discriminator.
-      guard: The guard's state after the steps so far.
     """
 
     step: jax.Array
@@ -90,7 +87,6 @@ class Trainer:
 
     Attributes:
       optimizer: Optimizer of the VQGAN; the discriminator has another of the same kind.
-      steps: Number of steps of the whole training.
       distance: Distance of the perceptual model, if there is one.
     """
 
@@ -127,7 +123,6 @@ class Made:
 
     Attributes:
       latents: float32 [N, Z], of all positions of all images.
-      quantised: The quantised latents.
       features: float32 [B, H, W, C], the inputs of the last layer.
     """
 

@@ -8,7 +8,8 @@ from typing import Any
 from unimp_jax.interop.exporting import refuse_others
 from unimp_jax.interop.language import llama, llama_config
 from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
-from unimp_jax.interop.vision import their_activation, transformers_clip, vision_config
+from unimp_jax.interop.vision import described_as as described_tower
+from unimp_jax.interop.vision import transformers_clip, vision_config
 from unimp_jax.interop.weights import Aliases
 from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig, RotaryScaling
 
@@ -153,6 +154,8 @@ def described_as(config: ModelConfig) -> dict[str, Any]:
         "decoder.qk_norm": False,
     }
     refuse_others("Idefics", config, wanted)
+    tower = described_tower(vision)
+    tower |= {"model_type": "idefics_vision", "embed_dim": tower.pop("hidden_size")}
     return {
         "architectures": ["IdeficsForVisionText2Text"],
         "model_type": "idefics",
@@ -182,15 +185,5 @@ def described_as(config: ModelConfig) -> dict[str, Any]:
             "resampler_head_dim": resampler.head_dim,
             "qk_layer_norms_perceiver": resampler.qk_norm,
         },
-        "vision_config": {
-            "model_type": "idefics_vision",
-            "embed_dim": vision.width,
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "num_hidden_layers": vision.layers,
-            "num_attention_heads": vision.heads,
-            "intermediate_size": vision.mlp_width,
-            "hidden_act": their_activation(vision),
-            "layer_norm_eps": vision.norm_eps,
-        },
+        "vision_config": tower,
     }

@@ -177,7 +177,6 @@ def add_open_flamingo(
 
     Args:
       heads: Attention heads of its resampler and gated blocks, if no file beside it says so.
-      known: Table of the language model, if one is given.
     """
     weights = renamed(open_weights(path), lambda key: canonical(key, open_flamingo.ALIASES))
     keys = weights.arrays.keys()

@@ -253,10 +253,6 @@ def family(described: dict[str, Any]) -> tuple[DecoderConfig, Tabulate]:
 def text_decoder(described: dict[str, Any], families: Sequence[str], *, tied: bool) -> DecoderConfig:
     """Returns the configuration of the decoder in a vision-language model's `config.json`.
 
-    Args:
-      families: Families that the model's decoder may be of.
-      tied: Whether the head shares the embeddings.
-
     Raises:
       WeightsError: It is of another family, has a part that this decoder lacks, or no row for the image token.
     """

@@ -85,10 +85,7 @@ class Placement:
     """One array of another package, by key, and the slices of our parameters that it fills.
 
     Attributes:
-      key: Key in the other package.
-      entry: The table entry that it comes from.
       index: Index of the slice in the leading axes (layers) of each of `entry.ours`.
-      shape: Shape of the slice.
     """
 
     key: str

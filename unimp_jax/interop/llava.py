@@ -6,7 +6,6 @@ Names are those of llava-hf's checkpoints, which transformers and vLLM read; `AL
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Any
 
 from unimp_jax.interop import language
@@ -21,10 +20,10 @@ VISION, LANGUAGE = "vision_tower.vision_model.", "language_model."
 LAST_NORM = f"{VISION}post_layernorm"
 DECODERS = ("llama", "qwen2", "qwen3")
 ALIASES = (
-    (re.compile(r"^model\.language_model\."), "language_model.model."),
-    (re.compile(r"^lm_head\."), "language_model.lm_head."),
-    (re.compile(r"^model\.(vision_tower|multi_modal_projector)\."), r"\1."),
-    (re.compile(r"^vision_tower\.(?!vision_model\.)"), VISION),
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
+    (r"^vision_tower\.(?!vision_model\.)", VISION),
 )
 
 

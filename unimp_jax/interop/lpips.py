@@ -3,7 +3,6 @@ taming-transformers checkpoint."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +11,11 @@ from flax import nnx
 from unimp_jax.image_tokens.perceptual import LPIPS, STAGES
 from unimp_jax.interop.layout import Table, WeightsError, entry
 from unimp_jax.interop.matching import filled
-from unimp_jax.interop.weights import read_files, renamed
+from unimp_jax.interop.weights import canonical, read_files, renamed
 
 NAMES = (
-    (re.compile(r"(?:.*\.)?(?:net\.slice\d|features)\.(\d+)\.(weight|bias)"), r"features.\1.\2"),
-    (re.compile(r"(?:.*\.)?lins?\.?(\d)\.model\.1\.weight"), r"lin\1"),
+    (r"^(?:.*\.)?(?:net\.slice\d|features)\.(\d+)\.(weight|bias)$", r"features.\1.\2"),
+    (r"^(?:.*\.)?lins?\.?(\d)\.model\.1\.weight$", r"lin\1"),
 )
 """Names of convolutions and channel weights in the files, and the names used here."""
 
@@ -29,15 +28,8 @@ def read_lpips(paths: Sequence[Path]) -> LPIPS:
     """
     if not paths:
         raise WeightsError("LPIPS: no file is given")
-    weights = renamed(read_files(paths, ", ".join(map(str, paths))), our_name)
+    weights = renamed(read_files(paths, ", ".join(map(str, paths))), lambda key: canonical(key, NAMES))
     return filled(lambda: LPIPS(rngs=nnx.Rngs(0)), table(), weights)
-
-
-def our_name(key: str) -> str:
-    for pattern, ours in NAMES:
-        if found := pattern.fullmatch(key):
-            return found.expand(ours)
-    return key
 
 
 def table() -> Table:

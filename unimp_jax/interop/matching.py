@@ -28,7 +28,6 @@ class WeightSource:
     """One file or folder of weights.
 
     Attributes:
-      table: Table of the arrays to look for.
       optional: Prefixes of keys that may be absent because another source has them.
     """
 

@@ -106,9 +106,6 @@ def table(config: ModelConfig, tabulate: Tabulate, vision: Table) -> Table:
 def geometry(weights: Weights, heads: int) -> tuple[ResamplerConfig, GatedCrossAttentionConfig]:
     """Returns the configurations of a checkpoint's resampler and gated blocks, from the shapes of its arrays.
 
-    Args:
-      weights: Arrays under canonical names.
-
     Raises:
       WeightsError: Resampler or gated blocks are missing, or the architecture is not supported.
     """
@@ -143,11 +140,11 @@ def geometry(weights: Weights, heads: int) -> tuple[ResamplerConfig, GatedCrossA
 
 BLOCKS = r"lang_encoder\.(?:transformer\.blocks|gpt_neox\.layers|model\.layers|model\.decoder\.layers)\.(\d+)\."
 ALIASES = (
-    (re.compile(r"^module\."), ""),
-    (re.compile(r"\._checkpoint_wrapped_module|\._fsdp_wrapped_module"), ""),
-    (re.compile(f"^{BLOCKS}gated_cross_attn_layer\\."), r"lang_encoder.gated_cross_attn_layers.\1."),
-    (re.compile(f"^{BLOCKS}decoder_layer\\."), r"lang_encoder.old_decoder_blocks.\1."),
-    (re.compile(r"^vision_encoder\.visual\."), "vision_encoder."),
+    (r"^module\.", ""),
+    (r"\._checkpoint_wrapped_module|\._fsdp_wrapped_module", ""),
+    (f"^{BLOCKS}gated_cross_attn_layer\\.", r"lang_encoder.gated_cross_attn_layers.\1."),
+    (f"^{BLOCKS}decoder_layer\\.", r"lang_encoder.old_decoder_blocks.\1."),
+    (r"^vision_encoder\.visual\.", "vision_encoder."),
 )
 """The package's wrapper registers each layer twice; saved keys may have either name."""
 

@@ -63,12 +63,7 @@ class Geometry:
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """The content of `start.json`.
-
-    Attributes:
-      sources: Where the weights came from.
-      unused: Keys in the sources that none of our parameters needs.
-    """
+    """The content of `start.json`."""
 
     geometry: Geometry
     sources: tuple[str, ...]
@@ -76,11 +71,7 @@ class Described:
 
 
 def write_start(folder: Path, match: Match, shapes: Shapes, described: Described, shard_bytes: int) -> None:
-    """Writes weights and `start.json`; memory holds one source array and one output shard at a time.
-
-    Args:
-      shapes: Shapes of the parameters of the model that was matched.
-    """
+    """Writes weights and `start.json`; memory holds one source array and one output shard at a time."""
     keys = {(piece.entry.ours[0], piece.index): piece.key for piece in placements(start_table(shapes), shapes)}
     write_shards(folder, ((keys[name, index], array) for name, index, array in match.arrays()), shard_bytes)
     write_json(folder / FILE, pydantic.TypeAdapter(Described).dump_python(described, mode="json"))

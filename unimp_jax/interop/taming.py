@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import yaml
 
 from unimp_jax.image_tokens.vqgan import VQGANConfig
 from unimp_jax.interop.layout import WeightsError
-from unimp_jax.interop.weights import Weights, open_weights, reason, understood
+from unimp_jax.interop.weights import Aliases, Weights, open_weights, reason, understood
 
 GROUPS = 32
 """Number of groups of all norms in that package."""
@@ -20,16 +20,14 @@ USUAL_SIZE = 256
 ATTENTION = "o i 1 1 -> i o"
 """Layout of attention matrices, which are 1 x 1 convolutions in that package."""
 
-Names = list[tuple[str, str | Callable[[re.Match[str]], str]]]
-"""Patterns of our names, with dots between their parts, and their replacements, applied one after the other."""
-ALIKE: Names = [
+ALIKE: Aliases = [
     (r"^codebook$", "quantize.embedding.weight"),
     (r"^to_code\.", "quant_conv."),
     (r"^from_code\.", "post_quant_conv."),
     (r"\.(kernel|scale)$", ".weight"),
 ]
-"""Replacements shared with diffusers, which took its names from that package."""
-TAMING: Names = [
+"""Replacements in our names, with dots between their parts; diffusers took these from that package."""
+TAMING: Aliases = [
     *ALIKE,
     (r"^encoder\.levels\.", "encoder.down."),
     (r"^decoder\.levels\.", "decoder.up."),

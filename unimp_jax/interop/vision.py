@@ -155,14 +155,9 @@ def described_as(config: VisionConfig) -> dict[str, Any]:
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
         "intermediate_size": config.mlp_width,
-        "hidden_act": their_activation(config),
+        "hidden_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation),
         "layer_norm_eps": config.norm_eps,
     }
-
-
-def their_activation(config: VisionConfig) -> str:
-    """Returns transformers' name of the activation."""
-    return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation)
 
 
 def activation(described: dict[str, Any]) -> Any:

@@ -6,7 +6,6 @@ here, and vice versa. Checkpoints of taming-transformers contain the same arrays
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,16 @@ from unimp_jax.interop.exporting import named, their_arrays
 from unimp_jax.interop.layout import Table, entry, shapes_of
 from unimp_jax.interop.matching import filled, patterns
 from unimp_jax.interop.shards import whole_folder, write_json
-from unimp_jax.interop.taming import ALIKE, ATTENTION, TAMING, Names, open_taming
-from unimp_jax.interop.weights import Weights, open_weights, read_json, renamed, understood
+from unimp_jax.interop.taming import ALIKE, ATTENTION, TAMING, open_taming
+from unimp_jax.interop.weights import Aliases, Weights, canonical, open_weights, read_json, renamed, understood
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 CLASS = "VQModel"
+QUERY_KEY_VALUE: Aliases = [(r"\.(q)uery\.|\.(k)ey\.|\.(v)alue\.", lambda found: f".to_{found[found.lastindex or 0]}.")]
 
 
-def diffusers_names(last: int) -> Names:
-    """Returns replacements of our names by diffusers'; levels of its decoder are numbered from the other end.
-
-    Args:
-      last: Number of the last level.
-    """
+def diffusers_names(last: int) -> Aliases:
+    """Returns replacements of our names by diffusers'; levels of its decoder are numbered from the other end."""
     return [
         *ALIKE,
         (r"^encoder\.levels\.", "encoder.down_blocks."),
@@ -41,27 +37,24 @@ def diffusers_names(last: int) -> Names:
         (r"\.middle\.attention\.", ".mid_block.attentions.0."),
         (r"\.blocks\.", ".resnets."),
         (r"\.norm\.", ".group_norm."),
-        (r"\.(q)uery\.|\.(k)ey\.|\.(v)alue\.", lambda found: f".to_{found[found.lastindex or 0]}."),
+        *QUERY_KEY_VALUE,
         (r"\.out\.", ".to_out.0."),
         (r"\.norm_out\.", ".conv_norm_out."),
         (r"\.shortcut\.", ".conv_shortcut."),
     ]
 
 
-def table(config: VQGANConfig, names: Names | None = None, attention: str = "o i -> i o") -> Table:
+def table(config: VQGANConfig, names: Aliases | None = None, attention: str = "o i -> i o") -> Table:
     """Returns the table of all parameters by a package's names.
 
     Args:
       names: Replacements of our names; None: diffusers'.
-      attention: Layout of the matrices in attention.
     """
     names = diffusers_names(len(config.channels) - 1) if names is None else names
     layouts = {1: "o -> o", 4: "o i y x -> y x i o"}
     entries = []
     for ours, shape in shapes_of(lambda: new(config)).items():
-        theirs = ours.replace("/", ".")
-        for pattern, replacement in names:
-            theirs = re.sub(pattern, replacement, theirs)
+        theirs = canonical(ours.replace("/", "."), names)
         matrix = attention if "attention" in ours else "o i 1 1 -> i o"  # elsewhere a convolution of 1 x 1
         matrix = "k z -> k z" if ours == "codebook" else matrix
         entries.append(entry(theirs, ours, layouts.get(len(shape), matrix)))
@@ -172,7 +165,7 @@ def described_by(described: dict[str, Any]) -> VQGANConfig:
     )
 
 
-EARLIER = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+EARLIER: Aliases = [*QUERY_KEY_VALUE, (r"\.proj_attn\.", ".to_out.0.")]
 """Earlier names of the attention matrices in diffusers."""
 
 
@@ -182,10 +175,4 @@ def open_diffusers(path: Path) -> tuple[VQGANConfig, Weights]:
     path = path if (path / CONFIG).is_file() or not inside else inside[0]
     config = understood(path, described_by, read_json(path / CONFIG))
     file = path / WEIGHTS if (path / WEIGHTS).is_file() else path / "diffusion_pytorch_model.bin"
-
-    def now(key: str) -> str:
-        for before, after in EARLIER.items():
-            key = key.replace(before, after)
-        return key
-
-    return config, renamed(open_weights(file), now)
+    return config, renamed(open_weights(file), lambda key: canonical(key, EARLIER))

@@ -44,7 +44,6 @@ class Stored:
 
     Attributes:
       kind: Dtype of its numbers, such as float32; the stored dtype if reading converts it to floats.
-      read: Reads the array.
     """
 
     shape: tuple[int, ...]
@@ -54,11 +53,7 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weights:
-    """The arrays of a file or folder, by key.
-
-    Attributes:
-      name: Name of the file or folder, for messages.
-    """
+    """The arrays of a file or folder, by key."""
 
     name: str
     arrays: Mapping[str, Stored]
@@ -144,14 +139,14 @@ def read_files(paths: Iterable[Path], name: str) -> Weights:
     return Weights(name, arrays)
 
 
-Aliases = Sequence[tuple[re.Pattern[str], str]]
-"""Patterns in keys, and their replacements in the canonical name of an array, applied one after the other."""
+Aliases = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
+"""Patterns in names of arrays, and their replacements, applied one after the other."""
 
 
 def canonical(key: str, aliases: Aliases) -> str:
     """Returns the canonical name of an array, which wrappers and versions of a package name differently."""
     for pattern, replacement in aliases:
-        key = pattern.sub(replacement, key)
+        key = re.sub(pattern, replacement, key)
     return key
 
 

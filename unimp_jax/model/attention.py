@@ -38,7 +38,6 @@ class SegmentMask(NamedTuple):
         0.
       causal: Queries and keys are the same tokens, and none attends to a later one.
       alibi_positions: int32 [B, T] and [B, S], positions of queries and keys for ALiBi; None: no ALiBi.
-      kernel: The attention implementation.
       mask_BTS: The same mask as an array, for implementations that read one.
     """
 
@@ -68,8 +67,6 @@ def segment_mask(
     and from triton to the kernel for all else (XLA without a GPU).
 
     Args:
-      query_segment_ids_BT, key_segment_ids_BS: See `SegmentMask`.
-      causal: Queries and keys are the same tokens, and none attends to a later one.
       alibi_positions_BT: int32, positions of these tokens, for ALiBi.
       query_positions_BA: int32, positions in the row of the only tokens that are queries; None: all tokens are.
     """
@@ -113,24 +110,21 @@ def attention(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask: Mas
     """Computes `attend` with the kernel that the mask names."""
     if not isinstance(mask, SegmentMask):
         return attend(q_BTHh, k_BSKh, v_BSKh, mask)
+    costs = mask.alibi_positions and (mask.alibi_positions[1], alibi_slopes(q_BTHh.shape[2]))
     if mask.mask_BTS is None and mask.kernel == "rows" and row_kernel.fits(q_BTHh, k_BSKh):
         segments = row_kernel.Segments(mask.query_segment_ids_BT, mask.key_segment_ids_BS)
-        costs = mask.alibi_positions and row_kernel.Alibi(mask.alibi_positions[1], alibi_slopes(q_BTHh.shape[2]))
-        return row_kernel.row_attention(q_BTHh, k_BSKh, v_BSKh, segments, costs, causal=mask.causal)
+        of_rows = costs and row_kernel.Alibi(*costs)
+        return row_kernel.row_attention(q_BTHh, k_BSKh, v_BSKh, segments, of_rows, causal=mask.causal)
     if mask.mask_BTS is None and mask.kernel == "triton":
-        slopes = mask.alibi_positions and (mask.alibi_positions[1], alibi_slopes(q_BTHh.shape[2]))
-        if kernels.triton_fits(q_BTHh, 0 if slopes is None else kernels.ALIBI_CHANNELS):
-            return kernels.triton(q_BTHh, k_BSKh, v_BSKh, mask.query_segment_ids_BT, slopes)
-        ids_BT, positions_BT = mask.query_segment_ids_BT, slopes and slopes[0]
+        if kernels.triton_fits(q_BTHh, 0 if costs is None else kernels.ALIBI_CHANNELS):
+            return kernels.triton(q_BTHh, k_BSKh, v_BSKh, mask.query_segment_ids_BT, costs)
+        ids_BT, positions_BT = mask.query_segment_ids_BT, costs and costs[0]
         mask = segment_mask(ids_BT, ids_BT, "xla", causal=True, alibi_positions_BT=positions_BT)
     if mask.mask_BTS is None:
-        return kernels.splash(
-            q_BTHh, k_BSKh, v_BSKh, mask.query_segment_ids_BT, mask.key_segment_ids_BS, causal=mask.causal,
-            alibi=None if mask.alibi_positions is None else (mask.alibi_positions[1], alibi_slopes(q_BTHh.shape[2])),
-        )  # fmt: skip
-    if mask.kernel == "cudnn" and mask.alibi_positions and kernels.cudnn_fits(q_BTHh, k_BSKh, kernels.ALIBI_CHANNELS):
-        slopes_H = alibi_slopes(q_BTHh.shape[2])
-        return kernels.cudnn(q_BTHh, k_BSKh, v_BSKh, mask.mask_BTS, alibi=(mask.alibi_positions[1], slopes_H))
+        segments_BT, segments_BS = mask.query_segment_ids_BT, mask.key_segment_ids_BS
+        return kernels.splash(q_BTHh, k_BSKh, v_BSKh, segments_BT, segments_BS, causal=mask.causal, alibi=costs)
+    if mask.kernel == "cudnn" and costs and kernels.cudnn_fits(q_BTHh, k_BSKh, kernels.ALIBI_CHANNELS):
+        return kernels.cudnn(q_BTHh, k_BSKh, v_BSKh, mask.mask_BTS, alibi=costs)
     bias = None if mask.alibi_positions is None else alibi(*mask.alibi_positions, q_BTHh.shape[2])
     if mask.kernel == "cudnn" and kernels.cudnn_fits(q_BTHh, k_BSKh):
         return kernels.cudnn(q_BTHh, k_BSKh, v_BSKh, mask.mask_BTS, bias)

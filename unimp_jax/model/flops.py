@@ -82,17 +82,9 @@ def gated_row(config: ModelConfig, tokens: int, images: int) -> tuple[Forward, F
     return Forward(text, 4 * tokens * latents * inner), Forward(2 * latents * config.vision.width * 2 * inner)
 
 
-def decoder_row(config: ModelConfig, tokens: int) -> Forward:
-    """Returns the operations of one decoder layer for one row."""
-    decoder = config.decoder
-    inner = decoder.heads * decoder.head_dim
-    projections = 2 * inner + 2 * decoder.num_kv_heads * decoder.head_dim
-    mlp = (3 if decoder.mlp == "swiglu" else 2) * decoder.mlp_width
-    return Forward(2 * tokens * decoder.width * (projections + mlp), 4 * tokens**2 * inner)
-
-
-def last_decoder_row(config: ModelConfig, tokens: int, answers: int) -> Forward:
-    """Returns the operations of the last layer for one row, if all but keys and values is computed at answers only."""
+def decoder_row(config: ModelConfig, tokens: int, answers: int) -> Forward:
+    """Returns the operations of one decoder layer for one row, in which all but keys and values is computed at
+    `answers` tokens only."""
     decoder = config.decoder
     inner = decoder.heads * decoder.head_dim
     keys_values = 4 * tokens * decoder.width * decoder.num_kv_heads * decoder.head_dim
@@ -112,7 +104,6 @@ def training_step_flops(
     """Returns the operations of one step over a global batch, summed over all devices.
 
     Args:
-      config: The model configuration.
       shape: (B, T, N, A), see `unimp_jax.batch`.
       trains: The parts that are trained; the others are frozen.
       tower: False if batches contain the tower's outputs instead of images.
@@ -131,10 +122,10 @@ def training_step_flops(
     gated = text.step(trains="gated" in trains, below=passes.blocks) + media.step(
         trains="gated" in trains, below=passes.media
     )
-    layer, decoder_trains = decoder_row(config, tokens), "decoder" in trains
+    layer, decoder_trains = decoder_row(config, tokens, tokens), "decoder" in trains
     before_first_block = 0 if config.interleaved else config.gated.block_layer
     decoder = before_first_block * layer.step(trains=decoder_trains, below=passes.text)
-    last = last_decoder_row(config, tokens, answers) if config.last_layer_apart and answers < tokens else layer
+    last = decoder_row(config, tokens, min(answers, tokens) if config.last_layer_apart else tokens)
     inner = config.decoder.layers - before_first_block - 1
     decoder += inner * layer.step(trains=decoder_trains, below=passes.blocks)
     decoder += last.step(trains=decoder_trains, below=passes.blocks)
@@ -168,7 +159,7 @@ def recomputed_flops(config: ModelConfig, shape: tuple[int, int, int, int], trai
     passes = Passes.of(trains, images, config)
     latents, patches = connector_image(config)
     text, media = gated_row(config, tokens, images)
-    again = [decoder_row(config, tokens) * config.decoder.layers, text * config.groups, media * config.groups]
+    again = [decoder_row(config, tokens, tokens) * config.decoder.layers, text * config.groups, media * config.groups]
     scanned = [one * passes.blocks for one in again]
     scanned += [one * images * passes.media for one in (latents, patches)]
     scanned += [vision_image(config) * images * ("vision" in trains)]
@@ -181,6 +172,6 @@ def text_attention_flops(config: ModelConfig, shape: tuple[int, int, int, int], 
     """Returns the operations of text attention in a step, to text and to images, including recomputation."""
     rows, tokens, images, _ = shape
     passes = Passes.of(trains, images, config)
-    forward = decoder_row(config, tokens).attention * config.decoder.layers
+    forward = decoder_row(config, tokens, tokens).attention * config.decoder.layers
     forward += gated_row(config, tokens, images)[0].attention * config.groups
     return float(rows * forward * (1 + 2 * passes.blocks + passes.blocks * (config.remat in ("full", "dots"))))

@@ -84,8 +84,6 @@ class GatedCrossAttention(nnx.Module):
         """Applies the block to the text.
 
         Args:
-          x_BTD: Hidden states of the text.
-          images: The `keys_values` of all images of a row.
           mask: Which latents a token attends to; for a token that attends to none, attention adds exactly 0.
         """
         if images.keys.shape[1]:

@@ -56,10 +56,7 @@ class _Form:
     """Static parameters that a kernel is compiled for.
 
     Attributes:
-      width: Channels per head.
       shared: Number of query heads that share a key head.
-      causal: No query attends to a later key.
-      masked, alibi: Whether there are segments, and ALiBi.
     """
 
     width: int

@@ -26,7 +26,6 @@ class Chip:
       network_bandwidth: Bytes per second sent to other slices, the chip's share of its host's network.
       clock: Cycles per second, from `flops` and the size of its matrix units.
       cores: Cores per chip, which slice names count: two for v5p.
-      shapes: Available slices, by number of chips.
       kernel_share: Fraction of `flops` that attention kernels reach according to libtpu's schedules; wider matrix units
         find no more work, while the softmax takes as long.
       layout: The chip configuration name for libtpu.
@@ -62,7 +61,6 @@ class Slices:
 
     Attributes:
       name: Name of one slice as in the cloud: v5e-16 has 16 chips, v5p-64 has 64 cores on 32 chips.
-      count: Number of slices.
     """
 
     name: str

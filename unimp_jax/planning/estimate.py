@@ -35,10 +35,8 @@ class Memory:
     """Bytes of memory on one device.
 
     Attributes:
-      trainable, frozen, optimizer, batch: Inputs of the step.
       activations: Activations that forward loops store for backward loops.
       temporaries: All other buffers at peak.
-      program: The code.
     """
 
     trainable: float
@@ -62,7 +60,6 @@ class Seconds:
       compute: All products at the chip's peak.
       memory: Transfers between main memory and chip.
       rings: Communication within a slice, each exchange along one ring of the torus.
-      network: Communication with other slices.
       compiler: XLA's own estimate of the compiled program, plus kernels (`unimp_jax.planning.schedule`).
       waiting: Additional time for exchanges within the slice that the compiler's order does not hide behind work.
     """
@@ -95,7 +92,6 @@ class Estimate:
     """The estimate for one compiled step.
 
     Attributes:
-      fits: Whether it needs no more memory than a device has.
       mfu: Model FLOPs divided by the peak FLOPs of all devices in `seconds.step`.
       mfu_without_waiting: The same if all exchanges within a slice were hidden behind work.
     """

@@ -25,7 +25,6 @@ class Array:
     """Shape and location of a value.
 
     Attributes:
-      dtype, shape: As in XLA.
       in_memory: Whether it is stored in the device's main memory instead of on the chip.
     """
 

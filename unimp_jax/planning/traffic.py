@@ -21,7 +21,6 @@ class Sent:
     """Data that a device sends per step by one kind of collective along some mesh axes.
 
     Attributes:
-      kind: One of `KINDS`.
       axes: Mesh axes along which the participating devices lie; empty if unknown.
       bytes: Total over all executions of all these collectives.
     """
