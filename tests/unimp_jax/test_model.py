@@ -19,11 +19,11 @@ from unimp_jax.model import (
     UniMP,
     VisionConfig,
     part_of,
-    presets,
 )
 from unimp_jax.model.attention import attend, segment_mask
 from unimp_jax.model.cpu import attend_in_blocks
 from unimp_jax.model.flops import training_step_flops
+from unimp_jax.model.presets import PRESETS
 
 MEDIA = 1
 
@@ -338,7 +338,7 @@ def test_bfloat16_stays_close_to_float32():
     [("openflamingo_3b", (2.4, 3.2)), ("openflamingo_4b", (3.8, 5.2)), ("openflamingo_9b", (7.7, 9.5))],
 )
 def test_presets_have_the_size_of_their_name(name, billions):
-    state = structure(getattr(presets, name))[1]
+    state = structure(PRESETS[name])[1]
     count = sum(np.prod(x.shape) for x in jax.tree.leaves(state)) / 1e9
     print(f"{name}: {count:.3f} billion parameters")
     assert billions[0] < count < billions[1]

@@ -134,3 +134,19 @@ smolvlm_256m = ModelConfig(
     remat="full",
 )
 """SmolVLM-256M: SmolLM2-135M with SigLIP base, 64 tokens per image."""
+
+PRESETS: dict[str, ModelConfig] = {
+    "tiny": tiny,
+    "small": small,
+    "smol": smol,
+    "reviews": reviews,
+    "openflamingo_3b": openflamingo_3b,
+    "openflamingo_4b": openflamingo_4b,
+    "openflamingo_9b": openflamingo_9b,
+    "idefics_9b": idefics_9b,
+    "qwen3_0_6b": qwen3_0_6b,
+    "qwen3_1_7b": qwen3_1_7b,
+    "qwen3_4b": qwen3_4b,
+    "qwen3_8b": qwen3_8b,
+    "smolvlm_256m": smolvlm_256m,
+}

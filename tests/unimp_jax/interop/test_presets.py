@@ -9,7 +9,7 @@ from unimp_jax.interop.idefics import model_config
 from unimp_jax.interop.layout import model_shapes
 from unimp_jax.interop.llava import model_config as llava_config
 from unimp_jax.interop.smolvlm import model_config as smolvlm_config
-from unimp_jax.model import presets
+from unimp_jax.model.presets import PRESETS
 
 torch = pytest.importorskip("torch")
 from transformers import (  # noqa: E402
@@ -31,7 +31,7 @@ from transformers import (  # noqa: E402
 
 
 def ours(preset: str) -> int:
-    return sum(math.prod(shape) for shape in model_shapes(getattr(presets, preset)).values())
+    return sum(math.prod(shape) for shape in model_shapes(PRESETS[preset]).values())
 
 
 def count(module) -> int:
@@ -80,7 +80,7 @@ def test_idefics_9b():
 
 
 def test_idefics_9b_reads_as_the_preset():
-    read, preset = model_config({"model_type": "idefics", **IDEFICS_9B}), presets.idefics_9b
+    read, preset = model_config({"model_type": "idefics", **IDEFICS_9B}), PRESETS["idefics_9b"]
     assert dataclasses.replace(read, remat=preset.remat) == preset
 
 
@@ -121,7 +121,7 @@ def test_qwen3(preset):
     language = count(theirs.model.language_model) + (0 if tied else count(theirs.lm_head))
     assert language / 1e9 == pytest.approx(billions, abs=1e-3)
     read = llava_config(config.to_dict())
-    assert dataclasses.replace(read, remat=getattr(presets, preset).remat) == getattr(presets, preset)
+    assert dataclasses.replace(read, remat=PRESETS[preset].remat) == PRESETS[preset]
 
 
 SMOLVLM_256M = {
@@ -142,7 +142,7 @@ def test_smolvlm_256m():
     with torch.device("meta"):
         theirs = SmolVLMForConditionalGeneration(config)
     assert ours("smolvlm_256m") == count(theirs) == 256_484_928
-    preset = presets.smolvlm_256m
+    preset = PRESETS["smolvlm_256m"]
     assert preset.image_tokens == 64
     for described in (config.to_dict(), SMOLVLM_256M):
         assert dataclasses.replace(smolvlm_config(described), remat=preset.remat) == preset
