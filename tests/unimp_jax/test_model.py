@@ -270,7 +270,7 @@ def test_blocks_of_queries_change_nothing():
     ],
 )
 def test_gradients_exist_for_what_trains_alone(form, trains):
-    config = small_config(form)
+    config = small_config(form, groups=1)
     batch = random_batch(np.random.default_rng(7), config)
     graph, trainable, frozen = nnx.split(random_model(config), lambda path, _: part_of(path) in trains, ...)
     assert {part_of(path) for path, _ in nnx.to_flat_state(frozen)} == set(config.parts) - trains
