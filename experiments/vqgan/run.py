@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import DataError
 from experiments.config import read_config
@@ -17,7 +18,7 @@ from experiments.restore import Checkpoint, step_of
 from experiments.run import ALL_DEVICES
 from experiments.vqgan.config import FILE, ImageData, VQGANExperiment
 from unimp_jax.evaluation.mapping import batch_size, in_batches
-from unimp_jax.image_tokens import VQGAN, from_pixels, pixels
+from unimp_jax.image_tokens import VQGAN, VQGANConfig, from_pixels, pixels
 from unimp_jax.image_tokens.training import Distance, Trainer, VQGANState
 from unimp_jax.interop.vqgan import read_vqgan
 from unimp_jax.sharding import batch_sharding, make_mesh, put_everywhere
@@ -36,8 +37,18 @@ def trainer_of(config: VQGANExperiment, distance: Distance | None = None) -> Tra
 
 def abstract_state(trainer: Trainer, sharding: jax.sharding.Sharding) -> VQGANState:
     """Returns the shapes and dtypes of a state, all of it in one sharding."""
-    shapes = jax.eval_shape(lambda: trainer.begin(trainer.new_model()))
+    return placed(jax.eval_shape(lambda: trainer.begin(trainer.new_model())), sharding)
+
+
+def placed(shapes: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Returns shapes and dtypes, all of them in one sharding."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+@functools.lru_cache(maxsize=8)
+def structure(config: VQGANConfig) -> tuple[nnx.GraphDef[VQGAN], nnx.State]:
+    """Returns the graph of a VQGAN and the shapes of its parameters, which take a second to trace."""
+    return nnx.split(nnx.eval_shape(lambda: VQGAN(config, rngs=nnx.Rngs(0))))
 
 
 def is_vqgan_run(folder: Path) -> bool:
@@ -69,36 +80,52 @@ def open_vqgan(folder: Path, checkpoint: Checkpoint = "best") -> VQGAN:
     if not is_vqgan_run(folder):
         return read_vqgan(folder)[0]
     config = read_config(folder / FILE, VQGANExperiment)
-    trainer = trainer_of(config)
+    graph, shapes = structure(config.vqgan)
     with Checkpoints(folder / "checkpoints", config.checkpoint, reads_only=True) as checkpoints:
         step = step_of(checkpoints, checkpoint, "unimp vqgan train")
         everywhere = NamedSharding(make_mesh(ALL_DEVICES), PartitionSpec())
-        parameters = checkpoints.restore_parameters(step, abstract_state(trainer, everywhere).model, "model")
-    return nnx.merge(nnx.graphdef(nnx.eval_shape(trainer.new_model)), parameters)
+        parameters = checkpoints.restore_parameters(step, placed(shapes, everywhere), "model")
+    return nnx.merge(graph, parameters)
 
 
 def encoder_of(model: VQGAN) -> Callable[[np.ndarray], np.ndarray]:
     """Returns a function from images, uint8 [N, H, W, 3], to codes, int32 [N, h, w]."""
-    return in_parts(model, lambda model, images: model.codes(from_pixels(images)))
+    return in_parts(model, encode)
 
 
 def decoder_of(model: VQGAN) -> Callable[[np.ndarray], np.ndarray]:
     """Returns a function from codes, int32 [N, h, w], to images, uint8 [N, H, W, 3]."""
-    return in_parts(model, lambda model, codes: pixels(model.decode(codes)))
+    return in_parts(model, decode)
+
+
+def encode(model: VQGAN, images: jax.Array) -> jax.Array:
+    return model.codes(from_pixels(images))
+
+
+def decode(model: VQGAN, codes: jax.Array) -> jax.Array:
+    return pixels(model.decode(codes))
 
 
 def in_parts(model: VQGAN, run: Callable[[VQGAN, jax.Array], jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
     """Applies the jitted `run` in batches shared by all available devices; every process must take part."""
     mesh = make_mesh(ALL_DEVICES)
-    rows, everywhere = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
     graph, parameters = nnx.split(model)
-    parameters = put_everywhere(mesh, parameters)
-
-    @jax.jit(out_shardings=everywhere)
-    def jitted(parameters: Any, some: jax.Array) -> jax.Array:
-        return run(nnx.merge(graph, parameters), jax.lax.with_sharding_constraint(some, rows))
+    parameters, jitted = put_everywhere(mesh, parameters), program(graph, mesh, run)
 
     def on_mesh(some: np.ndarray) -> jax.Array:
         return jitted(parameters, put_everywhere(mesh, some))
 
     return lambda whole: in_batches(on_mesh, whole, batch_size(mesh.size))
+
+
+@functools.lru_cache(maxsize=8)
+def program(
+    graph: nnx.GraphDef[VQGAN], mesh: Mesh, run: Callable[[VQGAN, jax.Array], jax.Array]
+) -> Callable[[Any, jax.Array], jax.Array]:
+    """Compiles `run`. Models of one structure share the program, so that only the first validation compiles it."""
+
+    @jax.jit(out_shardings=NamedSharding(mesh, PartitionSpec()))
+    def jitted(parameters: Any, some: jax.Array) -> jax.Array:
+        return run(nnx.merge(graph, parameters), jax.lax.with_sharding_constraint(some, batch_sharding(mesh)))
+
+    return jitted

@@ -76,7 +76,7 @@ def test_neither_threads_nor_batch_size_change_the_stream():
 @settings(max_examples=12, deadline=None)
 @given(
     shares=st.sampled_from([1, 2, 4]).flatmap(lambda count: st.permutations(range(count))),
-    rows_a_shard=st.integers(1, 5),
+    rows_a_shard=st.integers(1, 3),
     threads=st.integers(1, 5),
     start=st.sampled_from([Position(), Position(0, 3), Position(2, 1)]),
 )

@@ -25,11 +25,15 @@ LARGER = dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, w
 
 
 def live_bytes() -> int:
-    """Bytes of all buffers of one device; an array and the view of it as a shard have the same."""
+    """Bytes of all buffers of one device; an array and the view of it as a shard have the same.
+
+    Arrays on several devices are not asked for their buffers: each of their shards would be an array from then on.
+    """
     buffers = {}
     for array in jax.live_arrays():
-        with contextlib.suppress(RuntimeError, ValueError):  # deleted since, or on several devices
-            buffers[array.unsafe_buffer_pointer()] = array.nbytes
+        with contextlib.suppress(RuntimeError, ValueError):  # deleted since
+            if len(array.sharding.device_set) == 1:
+                buffers[array.unsafe_buffer_pointer()] = array.nbytes
     return sum(buffers.values())
 
 

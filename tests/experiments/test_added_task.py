@@ -18,7 +18,7 @@ from experiments.evaluate import evaluate_run
 from experiments.generate import generate
 from experiments.report import write_report
 from experiments.train import train_run
-from tests.experiments.tiny_run import MODEL, experiment, prepare_source
+from tests.experiments.tiny_run import QUICK, SHALLOW, experiment, prepare_source
 
 
 class NextCategory(Task):
@@ -91,8 +91,9 @@ def category():
 def test_a_task_is_added_by_two_objects(category, tmp_path):
     data = prepare_source(tmp_path / "prepared")
     # with content of items and dropped rows, which no other fast test trains
-    model = dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, free_row_dropout=0.3))
-    config = experiment(data, steps=4, model=model, content=ContentConfig(("Category",), 1, popularity=True))
+    model = dataclasses.replace(SHALLOW, decoder=dataclasses.replace(SHALLOW.decoder, free_row_dropout=0.3))
+    content = ContentConfig(("Category",), 1, popularity=True)
+    config = experiment(data, steps=4, **QUICK | {"model": model, "content": content})
     mix = {**config.queries.mix, "category": 2.0}
     config = dataclasses.replace(config, queries=dataclasses.replace(config.queries, mix=mix))
     queries = TrainingQueries(ExperimentData.load(config).corpus, config.queries, seed=0)

@@ -57,9 +57,11 @@ finally:
         assert f"  {name:10}{about}\n" in told
 
 
-def test_generate_imports_nothing_that_takes_seconds_and_is_not_used():
+def test_generate_and_sweeps_import_nothing_that_takes_seconds_and_is_not_used():
     heavy = {"sklearn", "matplotlib", "torch", "transformers", "pandas", "tensorflow_datasets", "scipy.stats"}
-    program = f"import sys; import experiments.generate; print(*{heavy} & set(sys.modules))"
+    of_sweeps = {"optuna", "submitit", "sqlalchemy"}
+    program = f"import sys; import experiments.generate; print(*{heavy} & set(sys.modules))\n"
+    program += f"import experiments.sweep.command; print(*{of_sweeps} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

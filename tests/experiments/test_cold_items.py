@@ -15,7 +15,7 @@ from experiments.evals.config import EvaluationConfig
 from experiments.evaluate import evaluate_run
 from experiments.train import open_run
 from tests.data_pipelines.small import small_corpus
-from tests.experiments.tiny_run import experiment, prepare_source
+from tests.experiments.tiny_run import QUICK, experiment, prepare_source
 from tests.experiments.untrained_run import write_run
 from unimp_jax.model import DecoderConfig
 
@@ -44,7 +44,8 @@ def test_content_knn_is_the_cosine_to_the_mean_of_the_history(decay):
 def run(tmp_path_factory):
     """A run that was never trained, with cold items and content."""
     folder = tmp_path_factory.mktemp("cold")
-    config = experiment(prepare_source(folder), content=ContentConfig(("Category",), 1, popularity=True))
+    content = ContentConfig(("Category",), 1, popularity=True)
+    config = experiment(prepare_source(folder), content=content, **QUICK)
     decoder = dataclasses.replace(config.model.decoder, free_row_dropout=0.3)
     config = dataclasses.replace(
         config,

@@ -26,7 +26,7 @@ from experiments.request import Request
 from experiments.run import open_to_ask, to_be_asked
 from tests.experiments.test_cli import run as run_command
 from tests.experiments.test_export import IDEFICS
-from tests.experiments.tiny_run import experiment, prepare_source
+from tests.experiments.tiny_run import UNCUT, experiment, prepare_source
 from tests.experiments.untrained_run import write_run
 from unimp_jax.sharding import MeshConfig, make_mesh
 
@@ -45,7 +45,7 @@ def places(tmp_path_factory):
     """(prepared data, a run that was never trained, its export)"""
     folder = tmp_path_factory.mktemp("generate")
     data = prepare_source(folder)
-    write_run(experiment(data, model=IDEFICS), folder / "run", scale=1.5)
+    write_run(experiment(data, model=IDEFICS, row_shape=UNCUT), folder / "run", scale=1.5)
     export_run(folder / "run", folder / "exported", ExportConfig())
     return data, folder / "run", folder / "exported"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -26,19 +27,20 @@ from experiments.evals.selection import most_probable_sets
 from experiments.evaluate import evaluate_run
 from experiments.generate import generate
 from experiments.memory import FILE, Counts, ItemMemory, Memory, RatingMemory, read_memory, save_memory
-from experiments.run import open_model
-from tests.experiments.tiny_run import experiment, prepare_source
+from experiments.run import open_model as open_anew
+from tests.experiments.tiny_run import QUICK, experiment, prepare_source
 from tests.experiments.untrained_run import write_run
 from unimp_jax.evaluation.metrics import ranking_metrics
 
 MODEL = "UniMP + memory"
+open_model = functools.cache(open_anew)  # tests only read what is opened
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     """A run that was never trained, and the tables of its evaluation."""
     folder = tmp_path_factory.mktemp("memory")
-    run = write_run(experiment(prepare_source(folder)), folder / "run", scale=1.5)
+    run = write_run(experiment(prepare_source(folder), **QUICK), folder / "run", scale=1.5)
     tasks = "recommendation", "search", "selection", "rating"
     tables = evaluate_run(run, EvaluationConfig(tasks=tasks, rivals=())).tables
     return run, {table.task: table for table in tables}

@@ -24,7 +24,7 @@ from experiments.restore import restore_parameters
 from experiments.run import open_to_ask
 from tests.data_pipelines.small import image, semantic_vocabulary, small_corpus, small_vocabulary
 from tests.experiments.test_export import IDEFICS
-from tests.experiments.tiny_run import experiment, prepare_source
+from tests.experiments.tiny_run import UNCUT, experiment, prepare_source
 from tests.experiments.untrained_run import write_run
 from unimp_jax.sharding import MeshConfig, make_mesh
 
@@ -48,7 +48,7 @@ def places(tmp_path_factory):
         attributes=("Category",), least_items=1, popularity=True, rating=True, vectors=(folder / "v.parquet",)
     )
     model = dataclasses.replace(IDEFICS, decoder=dataclasses.replace(IDEFICS.decoder, free_row_dropout=0.3))
-    write_run(experiment(data, model=model, content=content), folder / "run", scale=1.5)
+    write_run(experiment(data, model=model, content=content, row_shape=UNCUT), folder / "run", scale=1.5)
     (folder / "a.png").write_bytes(image(7))
     file = folder / "items.jsonl"
     file.write_text("".join(json.dumps(item) + "\n" for item in NEW))

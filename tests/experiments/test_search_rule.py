@@ -16,7 +16,7 @@ from experiments.evals.search import BY_RULE
 from experiments.evaluate import evaluate_run
 from experiments.generate import generate
 from experiments.run import open_model, open_to_ask
-from tests.experiments.tiny_run import experiment, prepare_source
+from tests.experiments.tiny_run import QUICK, experiment, prepare_source
 from tests.experiments.untrained_run import write_run
 
 USER = "5"
@@ -26,7 +26,7 @@ USER = "5"
 def run(tmp_path_factory):
     """A run that was never trained, whose answers hang on the history."""
     folder = tmp_path_factory.mktemp("search")
-    return write_run(experiment(prepare_source(folder)), folder / "run", scale=1.5)
+    return write_run(experiment(prepare_source(folder), **QUICK), folder / "run", scale=1.5)
 
 
 @pytest.fixture(scope="module")

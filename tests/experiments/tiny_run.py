@@ -34,6 +34,13 @@ MODEL = ModelConfig(
     decoder=DecoderConfig(width=32, layers=2, heads=4, mlp_width=64, tie_embeddings=True, dropout=0.1),
     compute_dtype="float32",
 )
+SHALLOW = dataclasses.replace(
+    MODEL, gated=dataclasses.replace(MODEL.gated, every=1), decoder=dataclasses.replace(MODEL.decoder, layers=1)
+)
+UNCUT = RowShape(tokens=126, images=8, answers=64)
+"""Of no multiple of four tokens: CPUs compute attention to these in one piece, which makes programs smaller."""
+QUICK = {"model": SHALLOW, "row_shape": UNCUT}
+"""Changes of `experiment` that let programs compile in less time, for what hangs neither on depth nor on rows."""
 
 
 def write_source(folder: Path, users: int = 40, items: int = 30) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from flax import nnx
 from experiments.parameters import take_apart
 from experiments.run import materialised
 from tests.experiments.tiny_run import experiment
-from tests.unimp_jax.test_model import answer_logits, random_batch, random_model, small_config
+from tests.unimp_jax.test_model import random_batch, random_model, small_config
 from unimp_jax.model import UniMP, part_of
 from unimp_jax.model.decoder import FrozenTable
 from unimp_jax.sharding import MeshConfig, make_mesh
@@ -28,6 +29,24 @@ def in_use(model: UniMP) -> UniMP:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     parameters = materialised(run, take_apart(run, model), mesh)
     return nnx.merge(parameters.graph, parameters.trainable, parameters.frozen)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradients_and_logits(graph, tables, others, batch):
+    """Of the parameters of embeddings, and of the answers: one program for all that is compared."""
+
+    def loss(tables):
+        logits = nnx.merge(graph, tables, others)(batch)
+        return jnp.square(logits).mean(), logits
+
+    return jax.grad(loss, has_aux=True)(tables)
+
+
+def computed(model: UniMP, batch) -> tuple[dict, np.ndarray]:
+    """(gradients by path, logits)"""
+    parts = nnx.split(model, lambda path, _: part_of(path) == "embeddings", ...)
+    gradients, logits = gradients_and_logits(*parts, batch)
+    return dict(nnx.to_flat_state(gradients)), np.asarray(logits)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -45,9 +64,9 @@ def test_rows_are_free_rows_plus_projected_content(tied: bool) -> None:
     plain = in_use(model)
     assert plain.config == plain_config
     assert not [path for path, value in nnx.to_flat_state(nnx.state(plain)) if isinstance(value, FrozenTable)]
-    found = answer_logits(plain, batch)
-    np.testing.assert_allclose(found, answer_logits(model, batch), rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(answer_logits(in_use(plain), batch), found)
+    _, found = computed(plain, batch)
+    np.testing.assert_allclose(found, computed(model, batch)[1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(computed(in_use(plain), batch)[1], found)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -55,13 +74,7 @@ def test_gradients_are_those_of_the_plain_tables_projected(tied: bool) -> None:
     config = small_config(groups=1, content=CONTENT, tie_embeddings=tied)
     model = random_model(config)
     batch = random_batch(np.random.default_rng(0), config)
-
-    def gradients(model: UniMP) -> dict:
-        graph, tables, others = nnx.split(model, lambda path, _: part_of(path) == "embeddings", ...)
-        gradient = jax.jit(jax.grad(lambda tables, others: jnp.square(nnx.merge(graph, tables, others)(batch)).mean()))
-        return dict(nnx.to_flat_state(gradient(tables, others)))
-
-    ours, plain = gradients(model), gradients(in_use(model))
+    (ours, _), (plain, _) = computed(model, batch), computed(in_use(model), batch)
     content_KV = np.asarray(model.embeddings.content[...]).T
     for free, projection in (("new", "projection"), ("new_head", "head_projection"))[: 1 if tied else 2]:
         of_table = np.asarray(plain["embeddings", free][...])

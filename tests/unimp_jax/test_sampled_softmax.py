@@ -9,12 +9,13 @@ import pytest
 import scipy.stats
 from flax import nnx
 
+from tests.unimp_jax.models import drawn
 from tests.unimp_jax.test_model import random_batch, small_config
 from unimp_jax.model.decoder import EmbeddingTables
 from unimp_jax.model.layers import parameter
 from unimp_jax.objective import ObjectiveConfig, chunked_loss
 from unimp_jax.sampled_softmax import Sample, draw_numbers, draw_sample, sampled_head
-from unimp_jax.sharding import MeshConfig, batch_sharding, init_model, make_mesh
+from unimp_jax.sharding import MeshConfig, batch_sharding, make_mesh, param_shardings
 from unimp_jax.training.step import whole_head
 
 BASE, NEW, WIDTH = 5, 40, 6
@@ -94,11 +95,12 @@ def test_a_model_without_new_tokens_has_none_to_draw():
 
 def split_loss(mesh_config, devices, sampled):
     """(loss and gradients of a model, the program's text)"""
-    config = small_config("last_image")
+    config = small_config("last_image", groups=1)
     config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, vocab_size=44, new_tokens=1304))
     mesh = make_mesh(mesh_config, devices)
     with jax.set_mesh(mesh):
-        graph, state = nnx.split(init_model(config, mesh, seed=3))
+        graph, state = nnx.split(drawn(config, seed=3))
+        state = jax.device_put(state, param_shardings(state, mesh))
         batch = jax.device_put(random_batch(np.random.default_rng(0), config, rows=8), batch_sharding(mesh))
 
         def loss(state, batch):
