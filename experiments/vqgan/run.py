@@ -17,6 +17,7 @@ from experiments.config import read_config
 from experiments.restore import Checkpoint, step_of
 from experiments.run import ALL_DEVICES
 from experiments.vqgan.config import FILE, ImageData, VQGANExperiment
+from unimp_jax.compiling import compiler_options
 from unimp_jax.evaluation.mapping import batch_size, in_batches
 from unimp_jax.image_tokens import VQGAN, VQGANConfig, from_pixels, pixels
 from unimp_jax.image_tokens.training import Distance, Trainer, VQGANState
@@ -124,7 +125,7 @@ def program(
 ) -> Callable[[Any, jax.Array], jax.Array]:
     """Compiles `run`. Models of one structure share the program, so that only the first validation compiles it."""
 
-    @jax.jit(out_shardings=NamedSharding(mesh, PartitionSpec()))
+    @jax.jit(out_shardings=NamedSharding(mesh, PartitionSpec()), compiler_options=compiler_options(mesh))
     def jitted(parameters: Any, some: jax.Array) -> jax.Array:
         return run(nnx.merge(graph, parameters), jax.lax.with_sharding_constraint(some, batch_sharding(mesh)))
 
