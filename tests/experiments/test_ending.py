@@ -1,5 +1,6 @@
 """Asked to end by SIGTERM while XLA compiles: the process is gone within seconds, nothing is half-written or lost."""
 
+import json
 import re
 import signal
 import subprocess
@@ -108,6 +109,7 @@ def test_it_ends_within_seconds_wherever_it_is_and_the_same_command_goes_on(data
     assert (run / "checkpoints" / "3").is_dir()
     assert finished(data, run) == undisturbed
     metrics = [
-        (each / "checkpoints" / "3" / "metrics" / "metrics").read_text() for each in (tmp_path / "undisturbed", run)
+        json.loads((each / "checkpoints" / "3" / "metrics" / "metrics").read_text())
+        for each in (tmp_path / "undisturbed", run)
     ]
-    assert metrics[0] == metrics[1] != "{}"
+    assert metrics[0] == metrics[1] != {}
