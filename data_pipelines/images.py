@@ -88,8 +88,9 @@ class ImageStore:
         return self._decoded(item)
 
     def _decode(self, item: int) -> np.ndarray:
+        encoded = self._read(item)  # if this fails, the image may be fine, and must not be black from now on
         try:
-            return decode(self._read(item), self.size, self._fit)
+            return decode(encoded, self.size, self._fit)
         except DataError as error:
             logger.warning("item %d: %s; a black image is used instead", item, error)
             return np.zeros(self.shape, self.dtype)

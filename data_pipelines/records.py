@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -65,13 +67,14 @@ class Records(Sequence[Record], Generic[Record]):
           decode: converts the serialized bytes written by TFDS to a record.
 
         Raises:
-          DataError: some of the record files are missing.
+          DataError: some of the record files are missing, or there are more than a process may open.
         """
         self._folder: Path = folder
         self._decode = decode
         files = sorted(folder.glob(f"*-{SPLIT}.array_record-*"))  # …-00000-of-00001
         if not files or not files[-1].name.endswith(f"-of-{len(files):05}"):
             raise DataError(f"{folder}: files of records are missing; prepare the source again")
+        allow_open_files(len(files), folder)
         self._source = grain.sources.ArrayRecordDataSource(files)
 
     def __len__(self) -> int:
@@ -89,6 +92,20 @@ class Records(Sequence[Record], Generic[Record]):
 
     def __iter__(self) -> Iterator[Record]:
         return (self[number] for number in range(len(self)))
+
+
+def allow_open_files(count: int, folder: Path) -> None:
+    """Raises this process's limit of open files as far as it may, because files of records stay open once read.
+
+    Raises:
+      DataError: the system allows fewer than the `count` files of a folder.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):  # the system may allow less than the limit that it names
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and count >= hard:
+        raise DataError(f"{folder} has {count:,} files, but a process may open only {hard:,} here; raise `ulimit -Hn`")
 
 
 def source_folder(source: str, folder: Path) -> Path:

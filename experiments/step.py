@@ -72,7 +72,8 @@ def init_state(trainable: Any, optimizer: optax.GradientTransformation, mesh: Me
 
 
 def decays(config: ExperimentConfig, path: Any, parameter: jax.Array) -> bool:
-    """Returns whether weight decay applies: to matrices of the gated blocks, or of all parts except the embeddings."""
+    """Returns whether weight decay applies: to matrices of the gated blocks, or of all parts except the
+    embeddings; never to adapters."""
     names = [str(getattr(key, "key", key)) for key in path]
     part = "gated" if config.optimizer.decay == "gated" else names[0]
     return names[0] == part != "embeddings" and "kernel" in names

@@ -54,7 +54,12 @@ def draw_numbers(
     """
     if sampler == "uniform":
         return jax.random.randint(key, (count,), 0, end), jnp.full(count, 1 / end)
-    drawn = jnp.exp(jax.random.uniform(key, (count,)) * jnp.log(end + 1.0)).astype(jnp.int32) - 1
+    # A uniform float32 has 2^23 values, too few for millions of numbers: a second one spreads each over 16 steps.
+    log_end, (coarse_S, fine_S) = jnp.log(end + 1.0), jax.random.uniform(key, (2, count))
+    drawn_S = jnp.exp(coarse_S * log_end)
+    whole_S = jnp.floor(drawn_S)  # added up as integers: float32 lacks those above 2^24
+    rest_S = jnp.floor(drawn_S - whole_S + drawn_S * (fine_S - 0.5) * log_end * 2**-19)
+    drawn = whole_S.astype(jnp.int32) + rest_S.astype(jnp.int32) - 1
     numbers = jnp.clip(drawn, 0, end - 1)
     return numbers, jnp.log1p(1 / (numbers + 1.0)) / jnp.log(end + 1.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -53,6 +54,9 @@ class TaskConfig:
     def __post_init__(self) -> None:
         check_names("tasks.loss_weights", self.loss_weights)
         object.__setattr__(self, "loss_weights", default_loss_weights() | dict(self.loss_weights))
+        for name, weight in self.loss_weights.items():
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"tasks.loss_weights.{name} {weight} must be 0 or more")
         if self.history_weight <= 0:
             raise ValueError(
                 f"tasks.history_weight {self.history_weight} must be above 0; to leave the history out of the "

@@ -33,6 +33,21 @@ def test_an_image_that_cannot_be_decoded_is_black_and_reported_and_ends_no_run(
     assert caplog.messages[0].startswith("item 1: not a readable image (unknown image format")
 
 
+def test_an_image_whose_record_cannot_be_read_now_is_not_black_from_then_on() -> None:
+    answers: list[Any] = [DataError("record 0 cannot be read (Too many open files)"), image(1)]
+
+    def read(item: int) -> bytes:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    store = ImageStore(read, 8, ImageConfig())
+    with pytest.raises(DataError, match="Too many open files"):
+        store[0]
+    assert store[0].any()
+
+
 def test_a_report_does_without_an_image_that_cannot_be_decoded() -> None:
     class Read:
         has_image = (True, True, False)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +21,8 @@ from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
 from data_pipelines.record_features import ITEM_FEATURES, USER_FEATURES
 from data_pipelines.records import (
+    Records,
+    allow_open_files,
     decode_item,
     decode_user,
     read_items,
@@ -110,6 +114,29 @@ def test_a_missing_file_of_records_is_reported(source: Path, tmp_path: Path) -> 
     file.rename(file.with_name(file.name.replace("-of-00001", "-of-00002")))
     with pytest.raises(DataError, match=r"items/1.0.0: files of records are missing; prepare the source again"):
         read_items("movielens_small", tmp_path / "data")
+
+
+def test_more_files_than_the_soft_limit_of_open_ones_are_read(tmp_path: Path) -> None:
+    """They stay open: of a catalogue with 64 GB of images there are a thousand, which many systems' soft limit is."""
+    count, (soft, hard) = 40, resource.getrlimit(resource.RLIMIT_NOFILE)
+    for number in range(count):
+        name = f"small-records.array_record-{number:05}-of-{count:05}"
+        writer = ArrayRecordWriter(str(tmp_path / name), "group_size:1")
+        writer.write(str(number).encode())
+        writer.close()
+    low = len(os.listdir("/proc/self/fd")) + count // 2
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (low, hard))
+        records = Records[bytes](tmp_path, bytes)
+        assert [*records] == [str(number).encode() for number in range(count)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_more_files_than_a_process_may_open_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    with pytest.raises(DataError, match=r"has 1,600 files, but a process may open only 64 here; raise `ulimit -Hn`"):
+        allow_open_files(1600, tmp_path)
 
 
 def test_the_account_counts_what_was_written(source: Path, tmp_path: Path) -> None:

@@ -334,3 +334,9 @@ def test_the_stream_does_not_depend_on_who_reads_it():
     forwards = [list(one.draw(block, 50)[0]) for block in range(4)]
     assert forwards == [list(other.draw(block, 50)[0]) for block in reversed(range(4))][::-1]
     assert forwards[0] != forwards[1]
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_loss_weight_that_is_none_is_refused(weight: float) -> None:
+    with pytest.raises(ValueError, match=r"tasks.loss_weights.search .* must be 0 or more"):
+        TaskConfig(loss_weights={"search": weight})

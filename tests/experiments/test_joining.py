@@ -157,9 +157,11 @@ def test_processes_that_never_meet_end_in_one_line():
 
 FAILING = """
 import os, signal, time
+from pathlib import Path
 from experiments import cli
 from unimp_jax import processes
 from unimp_jax.processes import ProcessesConfig, join, wait_for_all
+from unimp_jax.training.checkpoint import CheckpointConfig, Checkpoints
 from unimp_jax.training.preemption import EndRequest
 processes.PATIENCE = 1.0
 def asked(port: int) -> None:
@@ -181,10 +183,10 @@ def failing(port: int, index: int) -> None:
     if index == 1:
         raise ValueError("the disk of this host is full")
     wait_for_all("the other one is done")
-def late(port: int, index: int) -> None:
+def late(port: int, index: int, folder: Path) -> None:
     join(ProcessesConfig(f"localhost:{port}", 2, index))
-    time.sleep(40 * index)
-    wait_for_all("one is late")
+    time.sleep(40 * index)  # it reads data, or the first process waits for a lock
+    Checkpoints(folder, CheckpointConfig())
     print("met")
 commands = {"asked": asked, "ending": ending, "failing": failing, "late": late}
 cli.COMMANDS |= dict.fromkeys(commands, ("", ""))
@@ -208,10 +210,10 @@ def test_sigterm_ends_a_process_that_has_joined_before_it_has_anything_to_save()
     assert process.returncode == -signal.SIGTERM, error
 
 
-def start_two(command: str) -> tuple[list[subprocess.Popen], list[tuple[str, str]]]:
+def start_two(command: str, *more: str) -> tuple[list[subprocess.Popen], list[tuple[str, str]]]:
     """Both processes, ended, and what each wrote to standard output and error."""
     port = free_port()
-    running = [start(command, "--port", port, "--index", str(index)) for index in range(2)]
+    running = [start(command, "--port", port, "--index", str(index), *more) for index in range(2)]
     try:
         return running, [process.communicate(timeout=200) for process in running]
     finally:
@@ -226,11 +228,11 @@ def test_both_processes_end_at_one_step_of_a_run_that_goes_on_where_one_is_asked
 
 
 @pytest.mark.slow
-def test_one_that_is_late_is_waited_for():
+def test_one_that_is_late_is_waited_for(tmp_path):
     """A first collective of devices would give up after 30 seconds."""
-    running, written = start_two("late")
+    running, written = start_two("late", "--folder", str(tmp_path))
     assert [process.returncode for process in running] == [0, 0], written
-    assert [out for out, _ in written] == ["met\n", "met\n"]
+    assert all(out.endswith("met\n") for out, _ in written), written  # after what gloo prints
 
 
 def test_no_process_waits_for_one_that_failed():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from unimp_jax.training.checkpoint import DELETED, CheckpointConfig, CheckpointError, Checkpoints, abstract
@@ -57,6 +58,17 @@ def test_a_checkpoint_whose_metrics_cannot_be_read_is_one_that_was_not_measured(
             assert (checkpoints.best(), checkpoints.latest()) == (1, 2)
     save(tmp_path, {3: None, 4: 0.1})
     assert steps(tmp_path) == ["1", "3", "4"]
+
+
+def test_only_the_training_loop_asks_whether_to_end(tmp_path, monkeypatch):
+    """Orbax's thread that completes a checkpoint would ask about a step before the one that the loop has reached, and
+    a process that is told to end just then would name that step as its own."""
+    asked = []
+    monkeypatch.setattr(ocp.utils, "reached_preemption", lambda step: asked.append(step))
+    with Checkpoints(tmp_path / "checkpoints", CheckpointConfig()) as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(2)}, {})
+    assert checkpoints.latest() == 1
+    assert not asked
 
 
 def test_none_is_ever_there_in_part(tmp_path, monkeypatch):

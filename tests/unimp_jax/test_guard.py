@@ -38,6 +38,13 @@ def test_a_spike_is_skipped_once_the_usual_is_known():
     assert judged(dataclasses.replace(config, spike=0.0), [1, 1, 1, 1, 1e6]) == [True] * 5
 
 
+def test_a_guard_that_would_skip_the_first_step_and_so_all_is_refused():
+    with pytest.raises(ValueError, match=r"after 0 \(unless spike is 0\) and patience 20 at least 1"):
+        GuardConfig(after=0)
+    assert judged(GuardConfig(after=1), [1, 1, 1]) == [True] * 3
+    assert judged(GuardConfig(spike=0.0, after=0), [1, 1, 1]) == [True] * 3
+
+
 def test_the_running_mean_is_of_good_steps_alone():
     config, guard = GuardConfig(spike=2.0, memory=0.9, after=2), new_guard()
     for norm in (4.0, 4.0, np.nan, 100.0, 5.0):

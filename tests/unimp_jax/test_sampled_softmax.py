@@ -85,6 +85,14 @@ def test_numbers_are_drawn_as_often_as_is_said(sampler):
     assert (sampler == "log_uniform") == (counts[0] > 3 * counts[20])
 
 
+def test_every_one_of_millions_may_be_drawn():
+    """One uniform float32 a draw reaches a fifth of ten millions, so that .88 of these draws were distinct."""
+    numbers, _ = draw_numbers(jax.random.key(0), 2**21, 10_000_000, "log_uniform")
+    rare = np.asarray(numbers[numbers >= 5_000_000])
+    assert len(rare) == pytest.approx(2**21 * np.log(2) / np.log(10_000_001), rel=0.02)  # its standard error is .0033
+    assert len(np.unique(rare)) > 0.97 * len(rare)  # .99 are expected of as many draws from five millions
+
+
 def test_a_model_without_new_tokens_has_none_to_draw():
     tables = EmbeddingTables(BASE, "float32", table(0, BASE), None, None, None)
     with pytest.raises(ValueError, match="samples from the new tokens, but this model has none"):

@@ -55,6 +55,10 @@ class CheckpointConfig:
 
 
 class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Returns False: `EndRequest` alone asks JAX, in order of steps; Orbax would also ask about earlier ones."""
+        return False
+
     def metrics(self, step: int) -> dict[str, float] | None:
         """Returns the metrics of a step; None if there are none or their file is damaged."""
         try:
@@ -68,7 +72,11 @@ class Checkpoints:
     """The checkpoints of one run, by step. As a context manager, it waits on exit until all are written."""
 
     def __init__(self, folder: Path, config: CheckpointConfig, *, reads_only: bool = False):
-        """Opens a folder; with `reads_only` nothing in it is changed, because another process may be writing there."""
+        """Opens a folder; with `reads_only` nothing in it is changed, because another process may be writing there.
+
+        All processes must call this together; before it, they may have been busy for different times.
+        """
+        wait_for_all("checkpoints are opened")  # what follows are collectives of devices
         self.folder, self._best_metric, self._reads_only = folder, config.best_metric, reads_only
         best = policies.BestN(get_metric_fn=self._quality, n=1, keep_checkpoints_without_metrics=False)
         self._manager = _Manager(

@@ -19,15 +19,15 @@ class GuardConfig:
     memory: float = 0.98
     """Decay of the running mean per step."""
     after: int = 50
-    """Number of good steps before the running mean is used."""
+    """Number of good steps before the running mean is used, at least 1."""
     patience: int = 20
     """Number of consecutive skips after which the run stops."""
 
     def __post_init__(self) -> None:
-        if (self.spike and self.spike <= 1) or not 0 <= self.memory < 1 or self.patience < 1:
+        if (self.spike and (self.spike <= 1 or self.after < 1)) or not 0 <= self.memory < 1 or self.patience < 1:
             raise ValueError(
                 f"guard: spike {self.spike} must be 0 or above 1, memory {self.memory} at least 0 and below 1, "
-                f"patience {self.patience} at least 1"
+                f"after {self.after} (unless spike is 0) and patience {self.patience} at least 1"
             )
 
 

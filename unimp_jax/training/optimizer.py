@@ -23,7 +23,8 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     """Decoupled weight decay, multiplied by the learning rate."""
     decay: Literal["gated", "matrices"] = "gated"
-    """Which matrices decay: those of the gated blocks (as in the reference), or all except embeddings."""
+    """Which matrices decay: those of the gated blocks (as in the reference; without such blocks, none), or all except
+    embeddings and adapters."""
     clip: float = 1.0
     """Maximum global norm of the gradient."""
     b1: float = 0.9
