@@ -41,6 +41,9 @@ class FactorisationConfig:
 
 RATINGS = 1 << 20
 """Number of ratings, with padding, that are solved for at a time: their features take 8 bytes per factor."""
+LEAST = 64
+"""Number of ratings that a user or an item counts as, at least: its system of equations takes 8 bytes per factor
+squared."""
 BIASES = FactorisationConfig(rank=0)
 GRID = (
     BIASES,
@@ -146,7 +149,7 @@ class _Groups:
         self._batches = []
         for log in np.unique(logs[sizes > 0]):
             alike, steps_L = np.flatnonzero((logs == log) & (sizes > 0)), np.arange(1 << log)
-            for batch_G in np.array_split(alike, -(-(len(alike) << log) // RATINGS)):
+            for batch_G in np.array_split(alike, -(-len(alike) * max(1 << log, LEAST) // RATINGS)):
                 rows_GL = np.where(steps_L < sizes[batch_G, None], starts[batch_G, None] + steps_L, len(order))
                 self._batches.append((batch_G, others[rows_GL], ratings[rows_GL]))
 
