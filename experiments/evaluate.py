@@ -40,7 +40,7 @@ from experiments.results import Evaluation, Row, TaskTable, save_evaluation
 from experiments.run import load_model, open_data, restore
 from unimp_jax.evaluation.bootstrap import interval, metric
 from unimp_jax.evaluation.predictor import Predictor
-from unimp_jax.processes import ProcessesConfig, join, print_once
+from unimp_jax.processes import ProcessesConfig, arrays_of_first, join, print_once
 
 BEST = 10
 """Number of items that each user's answer names."""
@@ -140,9 +140,12 @@ def fit_rankers(corpus: Corpus, config: EvaluationConfig) -> tuple[list[Ranker],
     for rival in config.rivals:
         chosen = rival_config(rival, config.sasrec_config)
         try:
-            rankers.append(train_sasrec(corpus, chosen))
+            ranker = train_sasrec(corpus, chosen)
         except DataError as error:
             left_out[NAMES[chosen.model.block]] = str(error)
+            continue
+        ranker.parameters = arrays_of_first(ranker.parameters)  # a clock gives each process another number of steps
+        rankers.append(ranker)
     return rankers, left_out
 
 

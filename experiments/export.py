@@ -251,7 +251,7 @@ def card(run: Path, name: str, data: ExperimentData, facts: Facts, config: Expor
         split=evaluated.split if evaluated else SPLITS[0],
         tables=evaluated.tables if evaluated and evaluated.step == facts.step else (),
         prompt=shown,
-        single_tokens=data.vocabulary.depth == 1,
+        depth=data.vocabulary.depth,
         row_tokens=data.config.row_shape.tokens,
         row_images=data.config.row_shape.images,
         items=len(data.vocabulary.items),

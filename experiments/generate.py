@@ -125,8 +125,11 @@ def complete(options: Request, text: str | None) -> Request:
     if needed and not getattr(request, needed):
         beside = f' (or "{needed}" in the JSON object)' if text is not None else ""
         raise DataError(f"--task {request.task} needs --{needed}, {meaning}{beside}")
-    if needed == "candidates" and len(set(request.candidates)) != NUM_CANDIDATES:
-        raise DataError(f"--candidates has {len(set(request.candidates))} different ids; {NUM_CANDIDATES} are needed")
+    if needed == "candidates" and not len(request.candidates) == len(set(request.candidates)) == NUM_CANDIDATES:
+        raise DataError(
+            f"--candidates has {len(request.candidates)} ids, {len(set(request.candidates))} of them different; "
+            f"exactly {NUM_CANDIDATES} different ids are needed"
+        )
     return request
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -89,8 +90,10 @@ class Memory:
 
 
 def save_memory(folder: Path, memory: Memory, tasks: Collection[str]) -> None:
-    """Saves the memory chosen for some tasks; that of other tasks is kept."""
-    before = read_memory(folder)
+    """Saves the memory chosen for some tasks; that of other tasks is kept, unless the file cannot be read."""
+    before = Memory()
+    with contextlib.suppress(DataError):  # a damaged file, or one of an earlier version, is replaced
+        before = read_memory(folder)
     items = {task: one for task, one in before.items.items() if task not in tasks} | dict(memory.items)
     saved = Memory(items, memory.ratings if "rating" in tasks else before.ratings)
     write_json(folder / FILE, to_json(saved), shared=True)

@@ -95,7 +95,11 @@ def read_item(record: dict[str, Any], names: list[str], folder: Path) -> Item:
       BadField: a field is missing, unknown or of the wrong type, or the image cannot be read.
     """
     check_object(record, FIELDS)
-    attributes = dict(field(record, "attributes", dict, list, default={}))  # Parquet maps are lists of pairs
+    given = field(record, "attributes", dict, list, default={})
+    pairs = list(given.items()) if isinstance(given, dict) else given  # Parquet maps are lists of pairs
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+        raise BadField(f"field 'attributes' is {shown(given)}; it must be an object of texts by name")
+    attributes = dict(pairs)
     for name, value in attributes.items():
         if name not in names:
             raise BadField(

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax._src import distributed
 from jax.experimental import multihost_utils
@@ -199,6 +200,12 @@ def of_first(number: int) -> int:
     Used for views of a file system, which may show some processes fewer or other files than the first one.
     """
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def arrays_of_first(arrays: Any) -> Any:
+    """Returns the first process's arrays, in any structure, on every process; all processes must call this together."""
+    wait_for_all("the first process sends its arrays")
+    return jax.tree.map(jnp.asarray, multihost_utils.broadcast_one_to_all(arrays))
 
 
 _barriers = itertools.count()

@@ -32,9 +32,14 @@ class EvaluationQueries(HeldOut):
 
 
 def evenly_spaced(queries: Sequence[Query], count: int | None) -> list[Query]:
-    """Returns `count` evenly spaced queries in their order, or all of them if there are fewer or `count` is None."""
+    """Returns `count` evenly spaced queries in their order, or all of them if there are fewer or `count` is None.
+
+    Queries with one right item and those with two are represented in proportion.
+    """
     count = len(queries) if count is None else min(count, len(queries))
-    return [queries[len(queries) * number // count] for number in range(count)]
+    # In selection the number of right items alternates between users, so every second user would have the same.
+    order = sorted(range(len(queries)), key=lambda number: len(queries[number].right))
+    return [queries[number] for number in sorted(order[len(order) * place // count] for place in range(count))]
 
 
 def evaluation_queries(data: ExperimentData, split: Split, task: str, users: int | None = None) -> EvaluationQueries:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import pydantic
 
@@ -45,7 +46,18 @@ def options(default: C, config: C) -> list[str]:
     for name, value in flat(to_json(config)).items():
         if value == before[name]:
             continue
-        option = f"--{name.replace('_', '-')}"
+        option = f"--{option_name(config, name).replace('_', '-')}"
         values = [str(one) for one in (value if isinstance(value, list) else [value])]
         words += [f"{option}={values[0]}"] if len(values) == 1 and values[0].startswith("-") else [option, *values]
     return words
+
+
+def option_name(config: Any, name: str) -> str:
+    """Returns the name of a field's option: tyro leaves out the parts that are annotated with an empty name."""
+    parts = []
+    for part in name.split("."):
+        hint = get_type_hints(type(config), include_extras=True).get(part) if dataclasses.is_dataclass(config) else None
+        if all(getattr(note, "name", None) != "" for note in getattr(hint, "__metadata__", ())):
+            parts.append(part)
+        config = getattr(config, part, None)
+    return ".".join(parts)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 
 from data_pipelines.corpus import build_corpus
 from data_pipelines.schema import Interaction, Item, User
@@ -306,6 +307,17 @@ def test_steps_are_divided_evenly():
         stages = [cell.config.loop.steps for cell in cells("curriculum", config=changed(BASE, {"loop.steps": steps}))]
         assert sum(stages) == steps
         assert max(stages) - min(stages) <= 1
+
+
+def test_an_evaluation_is_described_by_options_that_its_command_has():
+    """Some parts of the names of fields are not in those of options."""
+    changes = {
+        "images.users": 7, "images.generation.samples": 2, "images.generation.sampling.guidance": 2.0,
+        "images.generation.sampling.sampling.top_k": 5, "images.extractors.clip": "clip", "rivals": [],
+        "sasrec_config.model.width": 32, "reviews.beams": 1,
+    }  # fmt: skip
+    config = changed(EvaluationConfig(), changes)
+    assert tyro.cli(EvaluationConfig, args=options(EvaluationConfig(), config)) == config
 
 
 def test_fields_are_changed_by_name_and_reported_as_options():

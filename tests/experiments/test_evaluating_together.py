@@ -42,6 +42,23 @@ vqgan_command(
 """
 
 
+RIVALS = """
+import json, sys
+import numpy as np
+from experiments.baselines.sasrec import SASRecConfig, SASRecModelConfig
+from experiments.evals.config import EvaluationConfig
+from experiments.evaluate import fit_rankers
+from tests.data_pipelines.small import small_corpus
+from unimp_jax.processes import ProcessesConfig, join
+told = json.loads(sys.argv[1])
+join(ProcessesConfig(**told))
+model = SASRecModelConfig(max_length=8, width=16, layers=1)
+clock = SASRecConfig(model, steps=2, batch_size=2, validations=1, seed=told["index"])  # as if one had more time
+rankers, _ = fit_rankers(small_corpus(), EvaluationConfig(sasrec_config=clock))
+print("scores", rankers[-1].scores(np.arange(3), np.array([1, 2, 3])).tolist(), flush=True)
+"""
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """(a run, a VQGAN's)"""
@@ -53,23 +70,33 @@ def runs(tmp_path_factory):
     return write_run(config, folder / "run"), write_vqgan_run(data, folder / "vqgan")
 
 
-def together(runs: tuple[Path, Path], out: Path, processes: int, devices: int) -> list[str]:
-    """What each process prints; what they write lies in `out`."""
-    out.mkdir()
+def joined(processes: int) -> list[dict[str, str | int]]:
+    """For each process the fields of its `ProcessesConfig`."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = child_environment()
-    running = []
-    for index in range(processes):
-        joined = {"coordinator": f"localhost:{port}", "count": processes, "index": index} if processes > 1 else {}
-        told = {"devices": devices, "processes": joined, "run": str(runs[0]), "vqgan": str(runs[1]), "out": str(out)}
-        command = [sys.executable, "-c", PROGRAM, json.dumps(told)]
-        running.append(
-            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return [{"coordinator": f"localhost:{port}", "count": processes, "index": index} for index in range(processes)]
+
+
+def printed_by(program: str, told: list[dict]) -> list[str]:
+    """What each process of a program prints, which is told its entry of `told`."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, json.dumps(one)], cwd=ROOT, env=child_environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
+        for one in told
+    ]  # fmt: skip
     printed = [process.communicate(timeout=900)[0].decode() for process in running]
-    assert [process.returncode for process in running] == [0] * processes, "\n\n".join(printed)
+    assert [process.returncode for process in running] == [0] * len(told), "\n\n".join(printed)
+    return printed
+
+
+def together(runs: tuple[Path, Path], out: Path, processes: int, devices: int) -> list[str]:
+    """What each process prints; what they write lies in `out`."""
+    out.mkdir()
+    same = {"devices": devices, "run": str(runs[0]), "vqgan": str(runs[1]), "out": str(out)}
+    printed = printed_by(PROGRAM, [same | {"processes": one} for one in (joined(processes) if processes > 1 else [{}])])
     (runs[0] / "evaluation").rename(out / "evaluation")
     return printed
 
@@ -102,3 +129,10 @@ def test_two_processes_find_what_one_finds(runs, tmp_path):
     for name in ("ids.parquet", "codes.parquet"):
         assert pq.read_table(tmp_path / "one" / name).equals(pq.read_table(tmp_path / "two" / name)), name
     assert "29 images of 30 items" in alone
+
+
+@pytest.mark.slow
+def test_rivals_that_one_process_trained_longer_are_those_of_the_first_in_all():
+    """Afterwards processes encode the images of their first items together, which must be the same items."""
+    first, second = (text[text.index("scores") :] for text in printed_by(RIVALS, joined(2)))
+    assert first == second

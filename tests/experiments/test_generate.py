@@ -225,7 +225,12 @@ NEW = '{"history": ["3"]}'
         (["--task", "rating"], NEW, "needs --item, the id of the item to be rated"),
         (["--task", "rating", "--item", "31"], NEW, "item '31' is not in the catalogue; the nearest is '3"),
         (["--task", "selection"], NEW, "needs --candidates, the ids of 3 items"),
-        (["--task", "selection", "--candidates", "1", "2", "1"], NEW, "2 different ids; 3 are needed"),
+        (
+            ["--task", "selection", "--candidates", "1", "2", "1"],
+            NEW,
+            "3 ids, 2 of them different; exactly 3 different",
+        ),
+        (["--task", "selection", "--candidates", "1", "2", "3", "1"], NEW, "4 ids, 3 of them different; exactly 3"),
         (["--item", "3"], NEW, "--item belongs to --task rating, not to recommendation"),
         (["--k", "31"], NEW, "--k is 31; it must be between 1 and 30, the size of the catalogue"),
         (["--beams", "0"], NEW, "beams and new_tokens must be at least 1"),

@@ -31,12 +31,12 @@ from experiments.evals.rating import explain, rate_held_out
 from experiments.evaluate import evaluate_run, fit_rankers, save_answers, show, tabulate
 from experiments.export import ExportConfig, card
 from experiments.report import write_report
-from experiments.results import Evaluation, load_evaluation, save_evaluation
+from experiments.results import Evaluation, Row, TaskTable, load_evaluation, save_evaluation
 from experiments.run import Facts
 from tests.experiments.report_runs import begin_run, with_seed
 from tests.experiments.tiny_run import experiment
 from unimp_jax.decoding import BeamConfig
-from unimp_jax.evaluation.bootstrap import interval
+from unimp_jax.evaluation.bootstrap import Interval, interval
 from unimp_jax.evaluation.repeats import over_seeds
 
 SHORT = SASRecConfig(model=SASRecModelConfig(max_length=8, width=16, layers=1), steps=2, batch_size=2, validations=1)
@@ -59,8 +59,11 @@ def met(*splits: str, rating: float = 4.0, text: str = "", first: int = 0) -> li
 
 def data_of(corpus: Corpus) -> ExperimentData:
     vocabulary = build_vocabulary(corpus, VocabularyConfig(trained_size=320, round_to=8), prompt_texts())
-    records = PreparedSource(corpus, np.zeros(corpus.num_items, bool), lambda item: b"")
-    return ExperimentData(experiment(Path()), records, vocabulary)
+    return ExperimentData(experiment(Path()), records_of(corpus), vocabulary)
+
+
+def records_of(corpus: Corpus) -> PreparedSource:
+    return PreparedSource(corpus, np.zeros(corpus.num_items, bool), lambda item: b"")
 
 
 VALIDATED = [met("train", "train", "validation", first=n) for n in range(4)]
@@ -114,6 +117,9 @@ def test_an_even_sample_is_asked_and_reported(untested):
     some = evaluation_queries(untested, "validation", "recommendation", users=2)
     assert [query.user for query in some.queries] == [0, 2]
     assert some.note == " An evenly spaced sample of 2 of 4 users."
+    everybody = data_of(corpus_of(*[met("train", "train", "validation", "test", first=n) for n in range(12)]))
+    right = [len(query.right) for query in evaluation_queries(everybody, "test", "selection", users=6).queries]
+    assert right == [1, 2, 1, 2, 1, 2], "as many with one right item as with two, as among all"
     assert evaluation_queries(untested, "validation", "recommendation").note == ""
     assert EvaluationQueries(some.queries, {"who met everything": 1, "without categories": 1200}, 2).note == (
         " Left out: 1 user who met everything, 1,200 users without categories."
@@ -127,6 +133,17 @@ def test_the_card_of_an_export_shows_a_question_where_there_is_one(untested, tmp
     facts, config = Facts(3, {"seed": 0}), ExportConfig()
     shown = card(tmp_path, "model", untested, facts, config)
     assert "What is the next item recommended to the user?" in shown, "of the validation part"
+    assert "items are tokens of their own" in shown
+    semantic = dataclasses.replace(untested.vocabulary, items=np.repeat(untested.vocabulary.items, 2, axis=1))
+    named = card(
+        tmp_path, "model", ExperimentData(untested.config, records_of(untested.corpus), semantic), facts, config
+    )
+    assert "items are named by 2 tokens each" in named
+    rows = Row(f"{OURS} + memory", {"HR@10": Interval(0.5, 0.4, 0.6)}), Row(OURS, {"HR@10": Interval(0.3, 0.2, 0.4)})
+    tables = TaskTable("recommendation", 4, True, rows, "What?"), TaskTable("search", 4, True, rows[1:], "Which?")
+    for shown_tables, says in ((tables, 1), (tables[1:], 0)):
+        save_evaluation(Evaluation("x", "test", 3, shown_tables, ()), tmp_path / "evaluation" / "test.json")
+        assert card(tmp_path, "model", untested, facts, config).count("which this folder does not have") == says
     nobody = data_of(corpus_of(met("train", "train")))
     empty = card(tmp_path, "model", nobody, facts, dataclasses.replace(config, format="open_flamingo"))
     assert "A prompt, `<image>`" not in empty

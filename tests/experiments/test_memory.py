@@ -260,3 +260,6 @@ def test_a_damaged_file_is_named(text, tmp_path):
     (tmp_path / FILE).write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=f"{FILE}.*delete it"):
         read_memory(tmp_path)
+    memory = Memory({"search": ItemMemory()})
+    save_memory(tmp_path, memory, ["search"])  # at the end of an evaluation, which must not be lost
+    assert read_memory(tmp_path) == memory

@@ -153,6 +153,8 @@ def test_new_tokens_stand_behind_all_others():
         ('{"item_id": "x", "name": "y"}', "line 1: there is no field 'name'"),
         ('{"item_id": "x", "attributes": {"Genre": "y"}}', "line 1: no attribute 'Genre' .* did you mean 'Genres'"),
         ('{"item_id": "x", "attributes": {"Genres": 3}}', "line 1: attribute 'Genres' is 3; it must be a string"),
+        ('{"item_id": "x", "attributes": [1]}', "line 1: field 'attributes' is .1.; it must be an object of texts"),
+        ('{"item_id": "x", "attributes": [["Genres"]]}', "line 1: field 'attributes' is .* must be an object of texts"),
         ('{"item_id": "x", "categories": "y"}', "line 1: field 'categories' is"),
         ('{"item_id": "x", "image": "none.png"}', "line 1: image 'none.png' cannot be read .No such file"),
         ('{"item_id": "x", "image": "items.jsonl"}', "line 1: image 'items.jsonl' cannot be read"),

@@ -1,6 +1,7 @@
 """Factorisation against its objective and a planted answer, texts on corpora small enough to see through."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from experiments.baselines.ratings import (
     BIASES,
     BiasedFactorisation,
     FactorisationConfig,
+    _Groups,
     choose_factorisation,
     training_ratings,
 )
@@ -42,6 +44,17 @@ def held_out_error(model: BiasedFactorisation, corpus: Corpus, split: int) -> fl
     users, positions = corpus.held_out(split)
     right = corpus.ratings[corpus.offsets[users] + positions]
     return float(np.sqrt(np.nanmean((model.predict(users, corpus.targets(users, positions)) - right) ** 2)))
+
+
+def test_users_with_one_rating_are_not_all_solved_for_at_once() -> None:
+    """A system of equations per user takes more memory than the ratings where these are few."""
+    users, rank = 100_000, 16
+    items = np.arange(users) % 50
+    tracemalloc.start()
+    _Groups(np.arange(users), items, np.ones(users), users, 50).solve(np.zeros(50), np.ones((50, rank)), 1.0, 1.0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 0.5 * 8 * users * (rank + 1) ** 2
 
 
 def test_factorisation_is_alternating_least_squares_written_out(corpus: Corpus) -> None:
