@@ -39,7 +39,7 @@ class FactorisationConfig:
             raise ValueError("ridges must be above 0, because otherwise users with few ratings have no unique solution")
 
 
-PRODUCTS = 1 << 24
+PRODUCTS = 1 << 22
 """Number of products of features that are summed at a time, 8 bytes each."""
 BIASES = FactorisationConfig(rank=0)
 GRID = (BIASES, *(FactorisationConfig(factor_ridge=ridge) for ridge in (1.0, 2.0, 3.0, 5.0, 10.0)))
@@ -81,7 +81,7 @@ class BiasedFactorisation:
 
     def __init__(self, corpus: Corpus, config: FactorisationConfig = FactorisationConfig()):
         """Raises DataError if no training interaction has a rating."""
-        self.config = config
+        self.corpus, self.config = corpus, config
         users, items, ratings = training_ratings(corpus)
         self.mean = float(ratings.mean())
         self._levels = ratings.min(), ratings.max()
@@ -100,10 +100,32 @@ class BiasedFactorisation:
                 rated_IU, left_IU, self.users, self.user_factors, config.item_ridge, config.factor_ridge
             )
 
-    def predict(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Returns ratings in stars, clipped to the range of the training ratings: float32 [M]."""
-        products = (self.user_factors[users] * self.item_factors[items]).sum(axis=1)
-        return np.clip(self.mean + self.users[users] + self.items[items] + products, *self._levels).astype(np.float32)
+    def predict(self, users: np.ndarray, items: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray:
+        """Returns ratings in stars, clipped to the range of the training ratings: float32 [M].
+
+        Args:
+          positions: int [M]; if given, the users' biases and factors are solved for again, from all ratings before
+            these positions in their histories, as a prompt shows them. None: from the training ratings only.
+        """
+        biases, factors = self.users[users], self.user_factors[users]
+        if positions is not None:
+            biases, factors = self._of_histories(users, np.asarray(positions))
+        products = (factors * self.item_factors[items]).sum(axis=1)
+        return np.clip(self.mean + biases + self.items[items] + products, *self._levels).astype(np.float32)
+
+    def _of_histories(self, users: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the biases and factors of users by their ratings before positions: float64 [M] and [M, rank]."""
+        questions = np.repeat(np.arange(len(users)), positions)
+        begins = self.corpus.offsets[users] - (np.cumsum(positions) - positions)
+        events = np.arange(len(questions)) + begins[questions]
+        ratings = np.asarray(self.corpus.ratings[events], np.float64)
+        rated = ~np.isnan(ratings)
+        places = questions[rated], np.asarray(self.corpus.items[events[rated]])
+        left, shape = ratings[rated] - self.mean, (len(users), self.corpus.num_items)
+        rated_MI, left_MI = (csr_array((values, places), shape) for values in (np.ones(len(left)), left))
+        return ridge_regressions(
+            rated_MI, left_MI, self.items, self.item_factors, self.config.user_ridge, self.config.factor_ridge
+        )
 
 
 def choose_factorisation(
@@ -119,10 +141,10 @@ def choose_factorisation(
     rated = ~np.isnan(ratings)
     if not rated.any():
         return BiasedFactorisation(corpus)
-    users, items, ratings = users[rated], corpus.targets(users, positions)[rated], ratings[rated]
+    asked, ratings = (users[rated], corpus.targets(users, positions)[rated], positions[rated]), ratings[rated]
 
     def error(model: BiasedFactorisation) -> float:
-        return float(((model.predict(users, items) - ratings) ** 2).mean())
+        return float(((model.predict(*asked) - ratings) ** 2).mean())
 
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # NumPy releases the GIL
         fitted = list(pool.map(lambda config: BiasedFactorisation(corpus, config), grid))

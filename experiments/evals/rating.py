@@ -22,6 +22,7 @@ from experiments.evals.base import (
     Outcome,
     Setting,
     TaskEval,
+    moments,
     next_token,
     prompt_batches,
     question_columns,
@@ -89,7 +90,8 @@ def choose_rating_memory(data: ExperimentData, predictor: Predictor) -> RatingMe
     except DataError:
         return None
     users, items, actual = rated(data.corpus, queries)
-    ours, counted = expected_ratings(data, predictor, queries), factorisation.predict(users, items)
+    ours = expected_ratings(data, predictor, queries)
+    counted = factorisation.predict(users, items, moments(queries)[1])
     errors = {share: np.square((1 - share) * ours + share * counted - actual).mean() for share in SHARES}
     return RatingMemory(min(errors, key=lambda share: errors[share]), factorisation.config)
 
@@ -111,7 +113,7 @@ def expected_ratings(
     if memory is None:
         return expected
     users, items, _ = rated(data.corpus, queries)
-    counted = BiasedFactorisation(data.corpus, memory.factorisation).predict(users, items)
+    counted = BiasedFactorisation(data.corpus, memory.factorisation).predict(users, items, moments(queries)[1])
     return (1 - memory.share) * expected + memory.share * counted
 
 
@@ -124,8 +126,8 @@ def rate_held_out(
 ) -> dict[str, Outcome]:
     """Evaluates ratings, from next-token probabilities and as generated, and explanations, if users wrote any."""
     corpus, vocabulary, queries = data.corpus, data.vocabulary, questions.queries
-    users = np.array([query.user for query in queries])
-    events = corpus.offsets[users] + np.array([query.position for query in queries])
+    users, positions = moments(queries)
+    events = corpus.offsets[users] + positions
     items, actual = corpus.items[events], corpus.ratings[events]
     probabilities = next_token(data, predictor, queries, vocabulary.ratings)
     levels = np.array(vocabulary.rating_levels)
@@ -136,7 +138,7 @@ def rate_held_out(
     note = f"How many stars will it get?{questions.note}"
     with contextlib.suppress(DataError):  # without training ratings there is no baseline
         factorisation = BiasedFactorisation(corpus, memory.factorisation) if memory else choose_factorisation(corpus)
-        counted = factorisation.predict(users, items)
+        counted = factorisation.predict(users, items, positions)
         if memory is not None:
             mixed = (1 - memory.share) * predicted[f"{OURS}, expected rating"] + memory.share * counted
             predicted[f"{OURS} + memory, expected rating"] = mixed
@@ -144,7 +146,7 @@ def rate_held_out(
         biases = BiasedFactorisation(corpus, BIASES)
         predicted |= {
             "biased factorisation": counted,
-            "user and item bias": biases.predict(users, items),
+            "user and item bias": biases.predict(users, items, positions),
             "mean rating": np.full(len(users), biases.mean, np.float32),
         }
     texts = [corpus.texts.get(int(event), "") for event in events]

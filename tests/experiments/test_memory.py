@@ -127,7 +127,8 @@ def test_ratings_are_a_mean_of_the_model_and_of_the_factorisation_weighed_on_val
     assert [*items] == [query.right[0] for query in queries]
     assert np.isfinite(actual).all()
     ours = expected_ratings(data, predictor, queries)
-    counted = BiasedFactorisation(data.corpus, read_memory(run).ratings.factorisation).predict(users, items)
+    factorisation = BiasedFactorisation(data.corpus, read_memory(run).ratings.factorisation)
+    counted = factorisation.predict(users, items, [query.position for query in queries])
     errors = {share: np.mean((share * counted + (1 - share) * ours - actual) ** 2) for share in SHARES}
     assert share == min(errors, key=errors.get)
     question = GenerateConfig(task="rating", user="5", item="3", json=True, new_tokens=4)
@@ -137,7 +138,7 @@ def test_ratings_are_a_mean_of_the_model_and_of_the_factorisation_weighed_on_val
     item = data.corpus.item_ids.index("3")
     open_question = [Query("rating", user, met, (item,))]
     own = expected_ratings(data, predictor, open_question)[0]
-    theirs = BiasedFactorisation(data.corpus, read_memory(run).ratings.factorisation).predict([user], [item])[0]
+    theirs = factorisation.predict([user], [item], [met])[0]
     assert told == pytest.approx((1 - share) * own + share * theirs, rel=1e-4)
 
 

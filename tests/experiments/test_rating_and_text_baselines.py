@@ -6,8 +6,9 @@ import tracemalloc
 import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
+from scipy.sparse import csr_array
 
-from data_pipelines.corpus import TEST, TRAIN, VALIDATION, Corpus, build_corpus
+from data_pipelines.corpus import TEST, TRAIN, VALIDATION, Corpus, build_corpus, split_by_users
 from data_pipelines.errors import DataError
 from data_pipelines.schema import Interaction, Item, User
 from experiments.baselines.explanations import ConsensusExplanation, NearestExplanation, training_texts
@@ -15,8 +16,8 @@ from experiments.baselines.ratings import (
     BIASES,
     BiasedFactorisation,
     FactorisationConfig,
-    _Groups,
     choose_factorisation,
+    ridge_regressions,
     training_ratings,
 )
 from tests.data_pipelines.small import small_corpus
@@ -48,10 +49,10 @@ def held_out_error(model: BiasedFactorisation, corpus: Corpus, split: int) -> fl
 
 def test_users_with_one_rating_are_not_all_solved_for_at_once() -> None:
     """A system of equations per user takes more memory than the ratings where these are few."""
-    users, rank = 100_000, 16
-    items = np.arange(users) % 50
+    users, rank = 200_000, 16
+    rated = csr_array((np.ones(users), (np.arange(users), np.arange(users) % 50)), (users, 50))
     tracemalloc.start()
-    _Groups(np.arange(users), items, np.ones(users), users, 50).solve(np.zeros(50), np.ones((50, rank)), 1.0, 1.0)
+    ridge_regressions(rated, rated, np.zeros(50), np.ones((50, rank)), 1.0, 1.0)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 0.5 * 8 * users * (rank + 1) ** 2
@@ -84,6 +85,26 @@ def test_factorisation_is_alternating_least_squares_written_out(corpus: Corpus) 
     predicted = found.predict(users, items)
     assert predicted.dtype == np.float32
     np.testing.assert_allclose(predicted, np.clip(right, ratings.min(), ratings.max()), atol=1e-5)
+
+
+@pytest.mark.parametrize("by_users", [False, True])
+def test_a_prediction_reads_all_ratings_before_the_question(corpus: Corpus, by_users: bool) -> None:
+    """Also those that are not trained on, as a prompt does, by one dense ridge regression for each question."""
+    corpus = split_by_users(corpus, 0) if by_users else corpus
+    found = BiasedFactorisation(corpus, FactorisationConfig(rank=3, factor_ridge=0.7, user_ridge=2.0))
+    users, positions = corpus.held_out(TEST)
+    items, right = corpus.targets(users, positions), []
+    for user, position, item in zip(users, positions, items, strict=True):
+        ratings = corpus.ratings[corpus.offsets[user] :][:position]
+        met = corpus.history(user, position)[~np.isnan(ratings)]
+        design = np.column_stack([np.ones(len(met)), found.item_factors[met]])
+        left = ratings[~np.isnan(ratings)] - found.mean - found.items[met]
+        own = np.linalg.solve(design.T @ design + np.diag([2.0, 0.7, 0.7, 0.7]), design.T @ left)
+        right.append(found.mean + found.items[item] + own[0] + found.item_factors[item] @ own[1:])
+    low, high = np.nanmin(corpus.ratings[corpus.splits == TRAIN]), np.nanmax(corpus.ratings[corpus.splits == TRAIN])
+    predicted = found.predict(users, items, positions)
+    np.testing.assert_allclose(predicted, np.clip(right, low, high), atol=1e-5)
+    assert np.abs(predicted - found.predict(users, items)).max() > 0.01
 
 
 def test_a_planted_factorisation_is_recovered_and_its_rank_chosen() -> None:
