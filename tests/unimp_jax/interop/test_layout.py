@@ -136,7 +136,7 @@ CASES = [*[(family, vision) for family in LANGUAGE for vision in VISION], ("idef
 
 @pytest.mark.parametrize(("family", "vision"), CASES)
 @given(data=st.data())
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=6)
 def test_tables_cover_every_parameter_once(family, vision, data):
     config = data.draw(geometries(family))
     if family == "idefics":
