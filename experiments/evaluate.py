@@ -27,7 +27,7 @@ from experiments.baselines.item_knn import choose_item_knn
 from experiments.baselines.markov import choose_markov
 from experiments.baselines.ranker import Popularity, Ranker
 from experiments.baselines.sasrec import NAMES, rival_config
-from experiments.baselines.sasrec_training import train_sasrec
+from experiments.baselines.sasrec_training import trained_or_saved
 from experiments.evals import EVALS
 from experiments.evals.base import OURS, RETRIEVED, Answered, Outcome, Setting, TooFewError
 from experiments.evals.config import EvaluationConfig
@@ -44,6 +44,8 @@ from unimp_jax.processes import ProcessesConfig, arrays_of_first, join, print_on
 
 BEST = 10
 """Number of items that each user's answer names."""
+RIVALS = "rivals"
+"""Folder of the trained rivals, in that of the evaluation; another evaluation by the same options reads them."""
 
 
 def evaluate_command(
@@ -89,7 +91,7 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     if config.encode_catalogue:
         predictor = predictor.encode_catalogue(data.writer.has_image, data.images.__getitem__)
     ranking = [EVALS[task] for task in asked if EVALS[task].needs_rankers]
-    rankers, unfit = fit_rankers(corpus, config) if ranking else ([], {})
+    rankers, unfit = fit_rankers(corpus, config, place / RIVALS) if ranking else ([], {})
     left_out |= unfit
     next_item = NextItem(data, predictor)
     with_memory = choose_memories(data, next_item, rankers, ranking) if remembers(data) else {}
@@ -133,14 +135,18 @@ def evaluate_run(folder: Path, config: EvaluationConfig) -> Evaluation:
     return evaluation
 
 
-def fit_rankers(corpus: Corpus, config: EvaluationConfig) -> tuple[list[Ranker], dict[str, str]]:
-    """Returns (the baselines, the reason why one is left out by its name)."""
+def fit_rankers(corpus: Corpus, config: EvaluationConfig, saved: Path) -> tuple[list[Ranker], dict[str, str]]:
+    """Returns (the baselines, the reason why one is left out by its name).
+
+    Args:
+      saved: folder of the rivals that an earlier evaluation trained; one that is not there is trained and saved.
+    """
     rankers: list[Ranker] = [Popularity(corpus), choose_markov(corpus), choose_item_knn(corpus)]
     left_out = {}
     for rival in config.rivals:
         chosen = rival_config(rival, config.sasrec_config)
         try:
-            ranker = train_sasrec(corpus, chosen)
+            ranker = trained_or_saved(corpus, chosen, saved / f"{rival}.npz")
         except DataError as error:
             left_out[NAMES[chosen.model.block]] = str(error)
             continue

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from data_pipelines.atomic import write_json
 from data_pipelines.corpus import TEST
 from data_pipelines.errors import DataError
 from experiments.baselines.ranker import evaluate_ranker
@@ -41,7 +42,8 @@ def sasrec_command(
         print(", ".join(f"{name} {value:.4g}" for name, value in record.items()), flush=True)
 
     ranker = train_sasrec(corpus, config, say)
-    ranker.save(folder)
+    ranker.save(folder / "parameters.npz")
+    write_json(folder / "trained.json", ranker.trained)
     outcome: dict[str, Any] = evaluate_ranker(ranker, corpus, "test")
     np.savez_compressed(folder / "test.npz", **outcome)
     for kind in ("filtered", "unfiltered"):

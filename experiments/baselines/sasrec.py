@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data_pipelines.atomic import atomic_file
 from data_pipelines.corpus import Corpus
 from experiments.baselines.ranker import padded_histories
 from experiments.baselines.sasrec_model import Block, SASRec, SASRecModelConfig
@@ -116,11 +119,36 @@ class SASRecRanker:
         hidden_MTD = model(items_MT, jnp.zeros_like(items_MT), steps_MT, times_MT)
         return jnp.einsum("md,id->mi", hidden_MTD[jnp.arange(len(last_M)), last_M], model.items[...])
 
-    def save(self, folder: Path) -> None:
-        """Writes config.json (with the seed), curve.jsonl and parameters.npz."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(self.config), indent=1), encoding="utf-8")
-        lines = [json.dumps(record) + "\n" for record in self.curve]
-        (folder / "curve.jsonl").write_text("".join(lines), encoding="utf-8")
+    def save(self, path: Path) -> None:
+        """Writes an .npz file of the parameters and `trained` as JSON, whole or not at all."""
         leaves = jax.tree_util.tree_leaves_with_path(self.parameters)
-        np.savez(folder / "parameters.npz", **{jax.tree_util.keystr(path): leaf for path, leaf in leaves})
+        arrays: dict[str, Any] = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+        with atomic_file(path, shared=True) as partial, partial.open("wb") as file:
+            np.savez(file, trained=np.array(json.dumps(self.trained)), **arrays)
+
+    def load(self, path: Path) -> bool:
+        """Takes the parameters and the curve of a file written by `save`.
+
+        Returns:
+          Whether the file holds a ranker of the same configuration and interactions; otherwise nothing changes.
+        """
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                saved = json.loads(str(arrays["trained"]))
+                parameters = jax.tree_util.tree_map_with_path(
+                    lambda path, leaf: jnp.asarray(arrays[jax.tree_util.keystr(path)]).reshape(leaf.shape),
+                    self.parameters,
+                )
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):  # no file, or a damaged one
+            return False
+        if saved | {"curve": []} != self.trained | {"curve": []}:
+            return False
+        self.parameters, self.curve = parameters, saved["curve"]
+        return True
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """The training as JSON: its configuration, a checksum of the interactions, and the curve."""
+        columns = self.corpus.offsets, self.corpus.items, self.corpus.times, self.corpus.splits
+        checksum = zlib.crc32(b"".join(column.tobytes() for column in columns))
+        return {"config": dataclasses.asdict(self.config), "interactions": checksum, "curve": self.curve}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -82,6 +83,21 @@ def train_sasrec(
         if stale == config.patience:
             break
         best = max(best, score)
+    return ranker
+
+
+def trained_or_saved(corpus: Corpus, config: SASRecConfig, path: Path) -> SASRecRanker:
+    """Returns the ranker that `path` holds if its training was the same one; otherwise trains it and saves it there.
+
+    Raises:
+      DataError, ValueError: as `train_sasrec`.
+    """
+    ranker = SASRecRanker(corpus, config)
+    if not ranker.load(path):
+        ranker = train_sasrec(corpus, config)
+        if jax.process_index() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ranker.save(path)
     return ranker
 
 

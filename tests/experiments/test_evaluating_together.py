@@ -43,7 +43,8 @@ vqgan_command(
 
 
 RIVALS = """
-import json, sys
+import json, sys, tempfile
+from pathlib import Path
 import numpy as np
 from experiments.baselines.sasrec import SASRecConfig, SASRecModelConfig
 from experiments.evals.config import EvaluationConfig
@@ -54,7 +55,7 @@ told = json.loads(sys.argv[1])
 join(ProcessesConfig(**told))
 model = SASRecModelConfig(max_length=8, width=16, layers=1)
 clock = SASRecConfig(model, steps=2, batch_size=2, validations=1, seed=told["index"])  # as if one had more time
-rankers, _ = fit_rankers(small_corpus(), EvaluationConfig(sasrec_config=clock))
+rankers, _ = fit_rankers(small_corpus(), EvaluationConfig(sasrec_config=clock), Path(tempfile.mkdtemp()))
 print("scores", rankers[-1].scores(np.arange(3), np.array([1, 2, 3])).tolist(), flush=True)
 """
 

@@ -160,19 +160,19 @@ TINY = {
 }
 
 
-def test_each_rival_that_is_named_is_trained_or_left_out_by_its_name():
+def test_each_rival_that_is_named_is_trained_or_left_out_by_its_name(tmp_path):
     config = EvaluationConfig(rivals=("esasrec", "hstu"), sasrec_config=SHORT)
-    rankers, left_out = fit_rankers(TINY["one user"], config)
+    rankers, left_out = fit_rankers(TINY["one user"], config, tmp_path)
     assert [ranker.name for ranker in rankers[-3:]] == ["item-kNN", "eSASRec", "HSTU"]
     assert [(ranker.config.loss, ranker.config.steps) for ranker in rankers[-2:]] == [("sampled", SHORT.steps)] * 2
     assert left_out == {}
-    assert set(fit_rankers(TINY["nothing to train on"], config)[1]) == {"eSASRec", "HSTU"}
+    assert set(fit_rankers(TINY["nothing to train on"], config, tmp_path)[1]) == {"eSASRec", "HSTU"}
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_baselines_rank_in_every_tiny_source_or_say_why_not(name):
+def test_baselines_rank_in_every_tiny_source_or_say_why_not(name, tmp_path):
     corpus = TINY[name]
-    rankers, left_out = fit_rankers(corpus, EvaluationConfig(sasrec_config=SHORT))
+    rankers, left_out = fit_rankers(corpus, EvaluationConfig(sasrec_config=SHORT), tmp_path)
     learnt = name not in ("one interaction each to train on", "nothing to train on")
     assert [ranker.name for ranker in rankers] == ["Popularity", "Markov", "item-kNN", *["SASRec"] * learnt]
     assert left_out == (

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from data_pipelines.corpus import TRAIN, VALIDATION, Corpus
+from experiments.baselines import sasrec_training
 from experiments.baselines.full_softmax import full_softmax
 from experiments.baselines.ranker import evaluate_ranker
 from experiments.baselines.sampled_softmax import sampled_softmax
@@ -21,6 +22,7 @@ from experiments.baselines.sasrec_training import (
     learning_rate,
     spent_part,
     train_sasrec,
+    trained_or_saved,
     training_batches,
     training_rows,
 )
@@ -271,7 +273,7 @@ def test_scores_do_not_depend_on_padding(corpus: Corpus, rival: str) -> None:
         np.testing.assert_allclose(row, items @ hidden, atol=1e-5)
 
 
-def test_sasrec_learns_the_circle_by_steps_and_by_seconds(tmp_path: Path) -> None:
+def test_sasrec_learns_the_circle_by_steps_and_by_seconds() -> None:
     corpus = circle()
     config = SASRecConfig(model=SMALL, steps=150, seconds=60.0, batch_size=8, learning_rate=0.02, validations=15)
     ranker = train_sasrec(corpus, config)
@@ -280,11 +282,37 @@ def test_sasrec_learns_the_circle_by_steps_and_by_seconds(tmp_path: Path) -> Non
     ranks = evaluate_ranker(ranker, corpus, "validation")["filtered"]
     ndcg = np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0).mean()
     assert ndcg == pytest.approx(max(record["ndcg10"] for record in ranker.curve))
-    ranker.save(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "curve.jsonl", "parameters.npz"}
     short = train_sasrec(corpus, dataclasses.replace(config, steps=None, seconds=0.5))
     assert short.curve[-1]["learning_rate"] < 0.1 * config.learning_rate
     assert 0.5 <= short.curve[-1]["seconds"] < 30
+
+
+def test_a_rival_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another evaluation reads it, unless the options, the interactions or the file are other ones."""
+    corpus, config, file = (
+        circle(),
+        SASRecConfig(model=SMALL, steps=4, batch_size=8, validations=2),
+        tmp_path / "a/b.npz",
+    )
+    first = trained_or_saved(corpus, config, file)
+    users, positions = corpus.held_out(VALIDATION)
+    with monkeypatch.context() as patch:
+        patch.setattr(sasrec_training, "train_sasrec", lambda *_: pytest.fail("trained again"))
+        again = trained_or_saved(corpus, config, file)
+    assert again.curve == first.curve
+    np.testing.assert_array_equal(again.scores(users, positions), first.scores(users, positions))
+
+    times = dataclasses.replace(corpus, times=corpus.times + 1)
+    for other in (SASRecRanker(corpus, dataclasses.replace(config, steps=5)), SASRecRanker(times, config)):
+        before = other.scores(users, positions)
+        assert not other.load(file)
+        np.testing.assert_array_equal(other.scores(users, positions), before)
+    whole = file.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole[:-30], whole.replace(b"interactions", b"interchanged")):
+        file.write_bytes(damaged)
+        again = trained_or_saved(corpus, config, file)
+        assert [one["loss"] for one in again.curve] == [one["loss"] for one in first.curve]  # the same seed
+        assert SASRecRanker(corpus, config).load(file)
 
 
 @pytest.mark.parametrize("rival", ["esasrec", "hstu"])
