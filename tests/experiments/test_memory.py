@@ -23,7 +23,7 @@ from experiments.evals.config import EvaluationConfig, GenerateConfig
 from experiments.evals.queries import evaluation_queries
 from experiments.evals.rating import expected_ratings, rated
 from experiments.evals.recommender import POOLS, SHARES, NextItem, among_items, choose_memories, pooled
-from experiments.evals.selection import most_probable_sets
+from experiments.evals.selection import best_sets
 from experiments.evaluate import evaluate_run
 from experiments.generate import generate
 from experiments.memory import FILE, Counts, ItemMemory, Memory, RatingMemory, read_memory, save_memory
@@ -95,7 +95,7 @@ def test_selection_is_by_bayes_from_the_mixture(evaluated):
     _, p_MI = probabilities(run, "selection", users, np.array(answers["position"]))
     candidates = np.array([[numbers[item] for item in row] for row in answers["candidates"]])
     log_p = np.log(np.take_along_axis(p_MI, candidates, axis=1))
-    sets = most_probable_sets(log_p, data.corpus.num_items, PRIOR)
+    sets = best_sets(log_p, data.corpus.num_items, PRIOR)
     chosen = [{row[place] for place in places} for row, places in zip(answers["candidates"], sets, strict=True)]
     assert np.mean([a == set(b) for a, b in zip(chosen, answers[f"{MODEL}: chosen items"], strict=True)]) > 0.95
 
@@ -166,7 +166,7 @@ def test_what_is_kept_for_each_task_is_the_best_on_validation(evaluated):
 
     def selection_f1(scores_MI):
         log_p = np.array([row[list(query.candidates)] for row, query in zip(scores_MI, asked, strict=True)])
-        chosen = most_probable_sets(log_p, corpus.num_items, PRIOR)
+        chosen = best_sets(log_p, corpus.num_items, PRIOR)
         found = [query.right[0] in {query.candidates[p] for p in c} for query, c in zip(asked, chosen, strict=True)]
         return 2 * sum(found) / (len(asked) + sum(map(len, chosen)))
 
