@@ -53,7 +53,7 @@ def train(run: Path, data: str, steps: int, printed: Path) -> Process:
         return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
 
-def wait(process: Process, condition: Callable[[], object] = lambda: False, seconds: float = 600.0) -> None:
+def wait(process: Process, condition: Callable[[], object] = lambda: False, seconds: float = 1800.0) -> None:
     """Returns when the process is over, when the condition holds, or after so many seconds."""
     until = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < until and not condition():
@@ -63,7 +63,7 @@ def wait(process: Process, condition: Callable[[], object] = lambda: False, seco
 def end(process: Process, printed: Path, allowed: Collection[int] = (0,)) -> None:
     """Waits for the end of the process; another status than the allowed ones ends the soak."""
     wait(process)
-    if process.poll() not in allowed:
+    if process.poll() not in allowed:  # None if it goes on after half an hour
         process.kill()
         text = printed.read_text(encoding="utf-8", errors="replace")
         sys.exit(f"FAILED: exit status {process.wait()}, which is not of {allowed}:\n{text}")
@@ -72,7 +72,7 @@ def end(process: Process, printed: Path, allowed: Collection[int] = (0,)) -> Non
 def disturb(process: Process, run: Path, printed: Path, goal: int, start: float, signals: list[Signals]) -> None:
     """Sends signals while the process starts, which takes `start` seconds, or, from step `goal` on, trains or saves."""
     when = random.choice(["starting", "training", "training", "saving"])
-    wait(process, lambda: logged(run) >= goal, random.uniform(0.0, start) if when == "starting" else 600.0)
+    wait(process, lambda: logged(run) >= goal, random.uniform(0.0, start) if when == "starting" else 1800.0)
     if when == "saving":
         wait(process, lambda: is_saving(run / "checkpoints"))
     time.sleep({"starting": 0.0, "training": 0.5, "saving": 0.08}[when] * random.random())
