@@ -19,7 +19,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from data_pipelines.atomic import write_json
 from data_pipelines.object_store import is_remote
-from unimp_jax.processes import of_first, wait_for_all
+from unimp_jax.processes import check_shared, of_first, wait_for_all
 from unimp_jax.training.object_store import options_of, set_aside
 from unimp_jax.training.reading import CheckpointError, DamagedError, read_together
 
@@ -75,9 +75,14 @@ class Checkpoints:
         """Opens a folder; with `reads_only` nothing in it is changed, because another process may be writing there.
 
         All processes must call this together; before it, they may have been busy for different times.
+
+        Raises:
+          ValueError: Not all processes would write to the same folder.
         """
         wait_for_all("checkpoints are opened")  # what follows are collectives of devices
         self.folder, self._best_metric, self._reads_only = folder, config.best_metric, reads_only
+        if not reads_only and not is_remote(folder):
+            check_shared(folder)
         best = policies.BestN(get_metric_fn=self._quality, n=1, keep_checkpoints_without_metrics=False)
         self._manager = _Manager(
             folder.absolute(),
