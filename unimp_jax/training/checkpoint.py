@@ -139,6 +139,11 @@ class Checkpoints:
             max(steps, key=lambda step: (self._quality(self._manager.metrics(step)), step), default=None)
         )
 
+    def is_kept(self, step: int) -> bool:
+        """Returns whether a step is still there, and looks which others are; for the first process's view."""
+        self._manager.reload()
+        return bool(of_first(step in self._manager.all_steps()))
+
     def _of_first(self, step: int | None) -> int | None:
         found = of_first(-1 if step is None else step)
         return None if found < 0 else found
