@@ -57,7 +57,7 @@ class RunLog:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         trained = [line for line in kept if line["kind"] == "train"]
         self._trained, self._productive = step, productive_seconds(trained)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file, self._unwritten = self.path.open("ab", buffering=0), b""
         self._board = Board(self.folder / "tensorboard", purge_step=step + 1)
         self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)
 
@@ -76,13 +76,18 @@ class RunLog:
         words = {name: value for name, value in metrics.items() if isinstance(value, str)}
         numbers = {name: float(value) for name, value in metrics.items() if name not in words}
         numbers = {name: value for name, value in numbers.items() if not math.isnan(value)}
-        with told(f"{self.path}: a row of the log is not on disk yet"):
-            self._file.write(json.dumps({"step": step, "kind": kind, **numbers, **words}) + "\n")
-            self._file.flush()  # if it fails, the rows are written with the next one
+        self._unwritten += f"{json.dumps({'step': step, 'kind': kind, **numbers, **words})}\n".encode()
+        self._write_rows()
         with told("TensorBoard: a row was not written"):
             self._board.add(step, {f"{kind}/{name}": value for name, value in (numbers | words).items()})
         if self._wandb is not None:
             self._wandb.log(step, {f"{kind}/{name}": value for name, value in (numbers | words).items()})
+
+    def _write_rows(self) -> None:
+        """Writes the rows that are not on disk yet, as far as it is possible; the rest is written with the next row."""
+        with told(f"{self.path}: rows of the log are not on disk yet"):
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
     def has(self, step: int, kind: str) -> bool:
         """Returns whether there is a row of this kind for a step."""
@@ -118,8 +123,8 @@ class RunLog:
     ) -> None:
         if self._writes:
             self._bar.close()
-            with told(f"{self.path}: the last rows of the log were not written"):
-                self._file.close()
+            self._write_rows()
+            self._file.close()
             with told("TensorBoard: rows were not written"):
                 self._board.flush()
         if self._wandb is not None:
