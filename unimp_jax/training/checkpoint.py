@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 import shutil
@@ -235,8 +236,8 @@ class Checkpoints:
         aside = self.folder.parent / "damaged"
         if jax.process_index() == 0:
             aside.mkdir(exist_ok=True)
-            taken = sum(1 for folder in aside.glob("*") if folder.name.startswith(f"{step}."))
-            set_aside(self.folder / str(step), aside / f"{step}.{taken + 1}")
+            free = next(place for n in itertools.count(1) if not (place := aside / f"{step}.{n}").exists())
+            set_aside(self.folder / str(step), free)
         wait_for_all("a damaged checkpoint is set aside")
         self._manager.reload()
 
