@@ -37,6 +37,7 @@ def atomic_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
     temporary = _temporary(path, shared)
     try:
         yield temporary
+        _flush(temporary)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -70,8 +71,7 @@ def atomic_folder(path: Path, *, replaces: bool = False, shared: bool = False) -
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
+                _flush(file)
         if replaces:
             shutil.rmtree(path, ignore_errors=True)
         os.replace(temporary, path)
@@ -84,6 +84,12 @@ def write_json(path: Path, value: Any, *, shared: bool = False) -> None:
     """Writes a value as indented JSON, whole or not at all; `shared` is as in `atomic_file`."""
     with atomic_file(path, shared=shared) as temporary:
         temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def _flush(file: Path) -> None:
+    """Writes a file's content to the disk; otherwise a machine that loses its power may leave an empty file."""
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def _temporary(path: Path, shared: bool) -> Path:

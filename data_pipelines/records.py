@@ -71,7 +71,8 @@ class Records(Sequence[Record], Generic[Record]):
         """
         self._folder: Path = folder
         self._decode = decode
-        files = sorted(folder.glob(f"*-{SPLIT}.array_record-*"))  # …-00000-of-00001
+        files = [*folder.glob(f"*-{SPLIT}.array_record-*")]  # …-00000-of-00001
+        files.sort(key=lambda file: (len(file.name), file.name))  # numbers have five digits, or six from 100,000 on
         if not files or not files[-1].name.endswith(f"-of-{len(files):05}"):
             raise DataError(f"{folder}: files of records are missing; prepare the source again")
         allow_open_files(len(files), folder)

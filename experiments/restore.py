@@ -9,6 +9,7 @@ from data_pipelines.errors import DataError
 from experiments.parameters import Parameters
 from unimp_jax.training.checkpoint import CheckpointConfig, Checkpoints
 from unimp_jax.training.frozen import load_frozen
+from unimp_jax.training.reading import DamagedError
 
 Checkpoint = Literal["best", "latest"]
 
@@ -44,6 +45,12 @@ def restore_parameters(
       CheckpointError: the checkpoint cannot be read, or has another geometry.
     """
     with Checkpoints(run / "checkpoints", config, reads_only=True) as checkpoints:
-        step = step_of(checkpoints, which, "unimp train")
-        trainable = checkpoints.restore_parameters(step, parameters.trainable)
+        while True:
+            step = step_of(checkpoints, which, "unimp train")
+            try:
+                trainable = checkpoints.restore_parameters(step, parameters.trainable)
+                break
+            except DamagedError:
+                if checkpoints.is_kept(step):
+                    raise  # otherwise a training has replaced it in the meantime
     return Parameters(parameters.graph, trainable, load_frozen(run / "frozen", parameters.frozen)), step

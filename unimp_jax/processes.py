@@ -6,10 +6,13 @@ import ctypes
 import dataclasses
 import itertools
 import os
+import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -200,6 +203,40 @@ def of_first(number: int) -> int:
     Used for views of a file system, which may show some processes fewer or other files than the first one.
     """
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+LAGS = (0.0, 1.0, 5.0, 25.0)
+"""Seconds before each look for a file that another host has written to a network file system."""
+
+
+def check_shared(folder: Path) -> None:
+    """Creates the folder, and checks that all processes see the same one; all processes must call this together.
+
+    Otherwise each would write its part of a checkpoint to its own disk, which ends without an error.
+
+    Raises:
+      ValueError: A process does not see what the first one writes there.
+    """
+    if jax.process_count() == 1:
+        return
+    sign = folder / f".shared.{of_first(secrets.randbelow(2**31))}"
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        sign.touch()
+    wait_for_all("the first process has written to the folder")
+    for lag in LAGS:
+        time.sleep(lag)
+        if sees := sign.exists():
+            break
+    wait_for_all("all have looked for it")  # the exchange between devices that follows has a short timeout
+    blind = np.flatnonzero(~np.asarray(multihost_utils.process_allgather(np.bool_(sees)))).tolist()
+    if jax.process_index() == 0:
+        sign.unlink(missing_ok=True)
+    if blind:
+        raise ValueError(
+            f"{folder.absolute()} of the first process is not visible to process {', '.join(map(str, blind))}; name a "
+            "folder on a disk that all hosts share, or in an object store"
+        )
 
 
 def arrays_of_first(arrays: Any) -> Any:

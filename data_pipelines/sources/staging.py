@@ -128,4 +128,4 @@ def stage(parts: Iterator[pl.DataFrame], folder: Path, place: str) -> list[tuple
 def read_part(staged: tuple[int, str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (number, record) of each record of a part on disk."""
     first, path = staged
-    return enumerate(encode_part(pl.read_parquet(path)), start=first)
+    return enumerate(encode_part(pl.read_parquet(path, glob=False)), start=first)

@@ -158,7 +158,7 @@ def _runs(parts: Iterable[pl.DataFrame], numbers: dict[str, int]) -> Iterator[tu
 
 def _kept(path: Path, stays: np.ndarray, user_core: int) -> pl.DataFrame:
     """Returns the rows of a bucket that are in the core, of the items that are."""
-    rows = pl.read_parquet(path)
+    rows = pl.read_parquet(path, glob=False)
     rows = rows.filter(stays[rows["item"].to_numpy()])
     return rows.filter(pl.len().over("user") >= user_core)
 
@@ -194,8 +194,8 @@ def items_of_core(buckets: Sequence[Path], items: int, rows: int, user_core: int
 def _met(buckets: Sequence[Path], stays: np.ndarray, user_core: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (user, item), int64 [E], of each bucket's rows of items that stay and users who have enough of them."""
     for path in buckets:
-        who, item = pl.read_parquet(path, columns=["who", "item"]).cast(pl.Int64).select("who", "item").get_columns()
-        users, items = who.to_numpy(), item.to_numpy()
+        met = pl.read_parquet(path, columns=["who", "item"], glob=False).cast(pl.Int64)
+        users, items = met["who"].to_numpy(), met["item"].to_numpy()
         rows = stays[items]
         rows &= (np.bincount(users[rows], minlength=int(users.max(initial=-1)) + 1) >= user_core)[users]
         yield users[rows], items[rows]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 
 import pytest
 
@@ -61,3 +62,11 @@ def test_a_folder_is_replaced_only_where_that_is_asked_for(tmp_path):
         (partial / "file").touch()
     assert [path.name for path in folder.iterdir()] == ["file"]
     assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """A machine that loses its power otherwise leaves an empty file under the name, on XFS for one."""
+    path, flushed = tmp_path / "file.json", []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append((os.fstat(descriptor).st_ino, path.exists())))
+    write_json(path, {"a": 1})
+    assert flushed == [(path.stat().st_ino, False)]

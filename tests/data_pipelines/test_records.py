@@ -103,6 +103,21 @@ def test_records_are_read_by_number_and_in_order(source: Path, tmp_path: Path) -
     assert math.isclose(users[0].interactions[0].rating, 3.5)
 
 
+@pytest.mark.parametrize("name", ["data[0:5]", "da*ta", "a=b c#1"])
+def test_a_folder_is_no_pattern(source: Path, tmp_path: Path, name: str) -> None:
+    prepare("movielens_small", tmp_path / name, source)
+    assert len(read_items("movielens_small", tmp_path / name)) == 6
+
+
+def test_files_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """The 100,001st has six digits."""
+    for number in ("99999", "100000"):
+        writer = ArrayRecordWriter(str(tmp_path / f"many-records.array_record-{number}-of-00002"), "group_size:1")
+        writer.write(number.encode())
+        writer.close()
+    assert [*Records[bytes](tmp_path, bytes)] == [b"99999", b"100000"]
+
+
 def test_a_source_that_is_not_prepared_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"run `unimp prepare movielens_small"):
         read_items("movielens_small", tmp_path)

@@ -249,3 +249,35 @@ def test_half_an_address_is_refused():
         ProcessesConfig(coordinator="localhost:1", count=2, index=2)
     with pytest.raises(ValueError, match="'node0' must be HOST:PORT, such as node0:1234"):
         ProcessesConfig(coordinator="node0", count=2, index=1)
+
+
+TOGETHER = """
+import json, sys
+from pathlib import Path
+told = json.loads(sys.argv[1])
+from unimp_jax import processes
+processes.LAGS = (0.0, 0.1)
+processes.join(processes.ProcessesConfig(**told["processes"]))
+from unimp_jax.training.checkpoint import CheckpointConfig, Checkpoints
+for folder in told["folders"]:
+    try:
+        with Checkpoints(Path(folder), CheckpointConfig()):
+            print("opened")
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_processes_with_disks_of_their_own_are_told_before_they_train(tmp_path):
+    address, running = f"localhost:{free_port()}", []
+    for index in range(2):
+        folders = [str(tmp_path / "shared"), str(tmp_path / f"host{index}")]
+        told = {"processes": {"coordinator": address, "count": 2, "index": index}, "folders": folders}
+        command, pipes = [sys.executable, "-c", TOGETHER, json.dumps(told)], {"stdout": subprocess.PIPE}
+        running.append(subprocess.Popen(command, cwd=ROOT, env=child_environment(), text=True, **pipes))
+    said = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n\n".join(said)
+    for index, words in enumerate(said):
+        assert "opened" in words
+        assert f"{tmp_path / f'host{index}'} of the first process is not visible to process 1; name a folder" in words
+    assert not list(tmp_path.rglob(".shared.*"))

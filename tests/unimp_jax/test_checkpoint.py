@@ -82,6 +82,18 @@ def test_none_is_ever_there_in_part(tmp_path, monkeypatch):
     assert steps(tmp_path) == ["2", "3"]
 
 
+def test_a_damaged_one_is_set_aside_beside_those_that_were_kept(tmp_path):
+    folder, aside = tmp_path / "checkpoints", tmp_path / "damaged"
+    (aside / "2.2").mkdir(parents=True)
+    (aside / "2.2" / "kept").touch()  # 2.1 was deleted by hand
+    for expected in (["2.1", "2.2"], ["2.1", "2.2", "2.3"]):
+        save(folder, {1: None, 2: None} if not folder.exists() else {2: None})
+        shutil.rmtree(folder / "2" / "state")
+        with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+            checkpoints.restore_latest(abstract(STATE))
+        assert steps(aside) == expected
+
+
 def test_who_only_reads_leaves_alone_what_another_process_writes(tmp_path):
     save(tmp_path, {1: None})
     for name in ("2.orbax-checkpoint-tmp", DELETED):

@@ -113,6 +113,18 @@ def test_the_log_is_sent_when_it_is_flushed_and_continued_from_there(folder):
     assert len(list((run / "tensorboard").glob("*"))) >= 1
 
 
+def test_a_log_that_cannot_be_sent_is_sent_later(server, folder, capsys):
+    run = folder.parent
+    with RunLog(run, step=0, steps=2) as log:
+        log.write(1, "train", {"loss": 1.0})
+        server.fault = lambda method, path: 403 if method == "PUT" else None
+        log.flush()
+        assert "WARNING: the log was not sent" in capsys.readouterr().err
+        server.fault = lambda *_: None
+        log.flush()
+        assert [line["step"] for line in read_log(run / "metrics.jsonl")] == [1]
+
+
 def test_what_does_not_train_is_written_whole_or_again(server, folder):
     place, parameters = folder.parent / "frozen", {"kernel": jnp.arange(8.0)}
     server.fault = lambda method, path: 403 if method == "PUT" and path.endswith(f"frozen/{COMMIT}") else None

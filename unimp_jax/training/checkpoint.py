@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
 import shutil
@@ -19,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from data_pipelines.atomic import write_json
 from data_pipelines.object_store import is_remote
-from unimp_jax.processes import of_first, wait_for_all
+from unimp_jax.processes import check_shared, of_first, wait_for_all
 from unimp_jax.training.object_store import options_of, set_aside
 from unimp_jax.training.reading import CheckpointError, DamagedError, read_together
 
@@ -75,9 +76,14 @@ class Checkpoints:
         """Opens a folder; with `reads_only` nothing in it is changed, because another process may be writing there.
 
         All processes must call this together; before it, they may have been busy for different times.
+
+        Raises:
+          ValueError: Not all processes would write to the same folder.
         """
         wait_for_all("checkpoints are opened")  # what follows are collectives of devices
         self.folder, self._best_metric, self._reads_only = folder, config.best_metric, reads_only
+        if not reads_only and not is_remote(folder):
+            check_shared(folder)
         best = policies.BestN(get_metric_fn=self._quality, n=1, keep_checkpoints_without_metrics=False)
         self._manager = _Manager(
             folder.absolute(),
@@ -133,6 +139,11 @@ class Checkpoints:
         return self._of_first(
             max(steps, key=lambda step: (self._quality(self._manager.metrics(step)), step), default=None)
         )
+
+    def is_kept(self, step: int) -> bool:
+        """Returns whether a step is still there, and looks which others are; for the first process's view."""
+        self._manager.reload()
+        return bool(of_first(step in self._manager.all_steps()))
 
     def _of_first(self, step: int | None) -> int | None:
         found = of_first(-1 if step is None else step)
@@ -225,8 +236,8 @@ class Checkpoints:
         aside = self.folder.parent / "damaged"
         if jax.process_index() == 0:
             aside.mkdir(exist_ok=True)
-            taken = sum(1 for folder in aside.glob("*") if folder.name.startswith(f"{step}."))
-            set_aside(self.folder / str(step), aside / f"{step}.{taken + 1}")
+            free = next(place for n in itertools.count(1) if not (place := aside / f"{step}.{n}").exists())
+            set_aside(self.folder / str(step), free)
         wait_for_all("a damaged checkpoint is set aside")
         self._manager.reload()
 

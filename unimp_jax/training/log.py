@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from data_pipelines.atomic import atomic_file
 from data_pipelines.object_store import is_remote, put_file
-from unimp_jax.training.wandb_run import WandbRun
+from unimp_jax.training.wandb_run import WandbRun, told
 
 
 class RunLog:
@@ -52,15 +52,13 @@ class RunLog:
         self.path = self.folder / "metrics.jsonl"
         if not writes:
             return
-        from tensorboardX import SummaryWriter
-
         kept = [line for line in read_log(folder / "metrics.jsonl") if line["step"] <= step]
         with atomic_file(self.path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         trained = [line for line in kept if line["kind"] == "train"]
         self._trained, self._productive = step, productive_seconds(trained)
-        self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+        self._file, self._unwritten = self.path.open("ab", buffering=0), b""
+        self._board = Board(self.folder / "tensorboard", purge_step=step + 1)
         self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, mininterval=1.0)
 
     def write(self, step: int, kind: str, metrics: Mapping[str, float | str]) -> None:
@@ -78,14 +76,18 @@ class RunLog:
         words = {name: value for name, value in metrics.items() if isinstance(value, str)}
         numbers = {name: float(value) for name, value in metrics.items() if name not in words}
         numbers = {name: value for name, value in numbers.items() if not math.isnan(value)}
-        self._file.write(json.dumps({"step": step, "kind": kind, **numbers, **words}) + "\n")
-        self._file.flush()
-        for name, value in numbers.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
-        for name, text in words.items():
-            self._board.add_text(f"{kind}/{name}", text, step)
+        self._unwritten += f"{json.dumps({'step': step, 'kind': kind, **numbers, **words})}\n".encode()
+        self._write_rows()
+        with told("TensorBoard: a row was not written"):
+            self._board.add(step, {f"{kind}/{name}": value for name, value in (numbers | words).items()})
         if self._wandb is not None:
             self._wandb.log(step, {f"{kind}/{name}": value for name, value in (numbers | words).items()})
+
+    def _write_rows(self) -> None:
+        """Writes the rows that are not on disk yet, as far as it is possible; the rest is written with the next row."""
+        with told(f"{self.path}: rows of the log are not on disk yet"):
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
     def has(self, step: int, kind: str) -> bool:
         """Returns whether there is a row of this kind for a step."""
@@ -94,7 +96,8 @@ class RunLog:
     def flush(self) -> None:
         """Flushes TensorBoard's writer to disk, and uploads what has changed to the object store."""
         if self._writes:
-            self._board.flush()
+            with told("TensorBoard: rows were not written"):
+                self._board.flush()
         self._send()
 
     def _send(self) -> None:
@@ -102,8 +105,9 @@ class RunLog:
             return
         for file in sorted(self.folder.rglob("*")):
             if file.is_file() and self._sent.get(file) != (changed := file.stat().st_mtime_ns):
-                put_file(file, self._store / file.relative_to(self.folder).as_posix())
-                self._sent[file] = changed
+                with told("the log was not sent"):  # it is with the next rows
+                    put_file(file, self._store / file.relative_to(self.folder).as_posix())
+                    self._sent[file] = changed
 
     def progress(self, step: int, shown: dict[str, str]) -> None:
         """Advances the progress bar to a step and shows some values beside it."""
@@ -119,11 +123,51 @@ class RunLog:
     ) -> None:
         if self._writes:
             self._bar.close()
+            self._write_rows()
             self._file.close()
-            self._board.close()
+            with told("TensorBoard: rows were not written"):
+                self._board.flush()
         if self._wandb is not None:
             self._wandb.finish(failed=kind is not None)
         self._send()
+
+
+class Board:
+    """Writes TensorBoard's events in the thread of the caller.
+
+    The thread of tensorboardX's `SummaryWriter` ends with the first error, such as a full disk; its queue then fills
+    up, and training would wait for room in it without an end.
+    """
+
+    def __init__(self, folder: Path, purge_step: int):
+        """Creates the folder, and a file in which rows replace those of earlier files from `purge_step` on."""
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._prefix, self._writer = str(folder / "events"), None
+        self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, step: int, row: Mapping[str, float | str]) -> None:
+        """Adds the numbers and texts of a row."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.summary import scalar, text
+
+        parts = [text(name, x) if isinstance(x, str) else scalar(name, x) for name, x in row.items()]
+        self._write(Event(step=step, summary=Summary(value=[value for part in parts for value in part.value])))
+
+    def flush(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _write(self, event: Any) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+
+        event.wall_time = time.time()
+        writer = self._writer or EventsWriter(self._prefix, f".{event.step}")
+        self._writer = None  # after an error, the next row begins another file: nothing after a partial event is read
+        writer.write_event(event)
+        self._writer = writer
 
 
 def productive_seconds(trained: Sequence[Mapping[str, Any]]) -> float:

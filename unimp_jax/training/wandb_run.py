@@ -68,17 +68,18 @@ class WandbRun:
 
     def log(self, step: int, row: Mapping[str, float | str]) -> None:
         """Adds a row; for steps that were logged already, such as after a kill, the package keeps the existing row."""
-        with _told("a row was not sent"):
+        with told("wandb: a row was not sent"):
             self._run.log(dict(row), step=step)
 
     def finish(self, failed: bool) -> None:
-        with _told("the run was not finished"):
+        with told("wandb: the run was not finished"):
             self._run.finish(exit_code=int(failed))
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def told(what: str) -> Iterator[None]:
+    """Turns any exception into a warning on standard error, because a failure of logging must not end training."""
     try:
         yield
     except Exception as error:
-        print(f"WARNING: wandb: {what} ({type(error).__name__}: {error})", file=sys.stderr)
+        print(f"WARNING: {what} ({type(error).__name__}: {error})", file=sys.stderr)
