@@ -18,7 +18,7 @@ from tests.unimp_jax.decoding.support import (
     prompts,
 )
 from tests.unimp_jax.models import drawn
-from unimp_jax.decoding import BeamConfig, SamplingConfig, beam_search
+from unimp_jax.decoding import BeamConfig, CodeSamplingConfig, SamplingConfig, beam_search
 from unimp_jax.decoding.sampling import kept_logits
 from unimp_jax.sharding import MeshConfig, batch_sharding, make_mesh
 
@@ -138,6 +138,10 @@ def test_what_is_drawn_from_is_what_transformers_draws_from(sampling):
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="top_p in"):
         SamplingConfig(1.0, top_p=0.0)
+    with pytest.raises(ValueError, match="temperature 1e-38 must be 0 or at least"):
+        SamplingConfig(1e-38)
+    with pytest.raises(ValueError, match="guidance inf"):
+        CodeSamplingConfig(guidance=float("inf"))
 
 
 def test_on_a_mesh_it_says_what_one_device_says():
