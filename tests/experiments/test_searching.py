@@ -23,8 +23,10 @@ from data_pipelines.vocabulary import Vocabulary
 from experiments.config import TrainingConfig
 from experiments.data import ExperimentData, PreparedSource, sized_model
 from experiments.evals.base import next_token, prompt_batches
-from experiments.evals.ranking import rank_catalogue, seen_items
+from experiments.evals.config import GenerateConfig
+from experiments.evals.ranking import best_items, rank_catalogue, seen_items
 from experiments.evals.rating import write_reviews
+from experiments.evals.recommender import NextItem
 from experiments.step import to_device
 from tests.data_pipelines.small import image, semantic_vocabulary, small_corpus, small_vocabulary
 from tests.experiments.tiny_run import MODEL, experiment
@@ -151,6 +153,20 @@ def test_among_few_tokens_the_logits_of_all_others_are_not_computed(monkeypatch)
     whole = np.exp(model.next_token(prompt_batches(data, model, queries), tokens, len(queries)).astype(np.float64))
     assert np.ptp(found, axis=1).min() > 0.01, "the tolerance is far below what there is to see"
     np.testing.assert_allclose(found, whole / whole.sum(axis=1, keepdims=True), rtol=1e-4)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_scores_that_are_nan_are_no_recommendation(monkeypatch, depth):
+    data, model = asked(depth)
+    nothing = np.full((1, K), -1, np.int32), np.full((1, K), np.nan, np.float32)
+    monkeypatch.setattr(Predictor, "best_items", lambda *_, **options: nothing)
+    monkeypatch.setattr(Predictor, "next_token", lambda *_: np.full((1, ITEMS), np.nan, np.float32))
+    (query, *_) = questions()
+    with pytest.raises(ValueError, match="scores are NaN for 1 of 1 prompts"):
+        best_items(data, model, query, GenerateConfig(k=K))
+    if depth == 1:
+        with pytest.raises(ValueError, match="scores are NaN for 1 of 1 prompts"):
+            NextItem(data, model).scores(np.array([query.user]), np.array([query.position]))
 
 
 @functools.cache
