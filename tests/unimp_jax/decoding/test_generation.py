@@ -19,6 +19,7 @@ from tests.unimp_jax.decoding.support import (
 )
 from tests.unimp_jax.models import drawn
 from unimp_jax.decoding import BeamConfig, CodeSamplingConfig, SamplingConfig, beam_search
+from unimp_jax.decoding.beam import top_candidates
 from unimp_jax.decoding.sampling import kept_logits
 from unimp_jax.sharding import MeshConfig, batch_sharding, make_mesh
 
@@ -133,6 +134,14 @@ def test_what_is_drawn_from_is_what_transformers_draws_from(sampling):
         expected = TopKLogitsWarper(sampling.top_k)(None, expected)
     expected = TopPLogitsWarper(sampling.top_p)(None, expected) if sampling.top_p < 1 else expected
     np.testing.assert_allclose(kept_logits(jnp.asarray(logits), sampling), expected.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("nan", [np.float32(np.nan), -np.float32(np.nan)])
+def test_scores_that_are_nan_come_first_whatever_their_sign(nan):
+    scores = jnp.array([[[[-jnp.inf, 1.0, nan], [nan, -jnp.inf, 0.0]]]])
+    best, beams, numbers = jax.jit(top_candidates, static_argnums=1)(scores, 4)
+    np.testing.assert_array_equal(best, [[[np.nan, np.nan, 1, 0]]])
+    assert (beams.tolist(), numbers.tolist()) == ([[[0, 1, 0, 1]]], [[[2, 0, 1, 2]]])
 
 
 def test_settings_out_of_range_are_refused():
