@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -96,8 +97,8 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
       WeightsError: the format does not support the geometry, the folder exists already, or the disk has no room.
       DataError: `run` is not a run folder.
     """
-    if config.shard_gigabytes <= 0:
-        raise DataError(f"shard_gigabytes {config.shard_gigabytes} must be above 0")
+    if not 0 < config.shard_gigabytes < math.inf:
+        raise DataError(f"shard_gigabytes {config.shard_gigabytes} must be above 0 and finite")
     refuse_existing(folder)
     data, model, facts = open_model(run, config.checkpoint, config.mesh)
     geometry, parameters = model.model().config, named(*model.parameters)

@@ -1,7 +1,8 @@
-"""Path options: some accept URLs of an object store, the others must be local."""
+"""Options that need a check of their own: paths, of which some accept URLs of an object store, and numbers."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ PathOrURL = Annotated[
 ]
 """A local path or a URL: `s3://BUCKET/…`, `gs://BUCKET/…`."""
 LOCAL = ConstructorRegistry()
-"""For `tyro.cli`: makes options declared as `Path` accept local paths only."""
+"""For `tyro.cli`: options declared as `Path` accept local paths only, those declared as `float` no NaN."""
 
 
 def read_url(value: Any) -> Path | None:
@@ -57,3 +58,29 @@ def refuse_url(text: Any) -> Path:
     if is_remote(path):
         raise URLError(f"{text}: this option needs a path on the local disk, not a URL")
     return path
+
+
+@LOCAL.primitive_rule
+def number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
+    """Makes options of type `float` refuse NaN, which is neither too small nor too large for any check."""
+    if info.type is not float:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT",
+        instance_from_str=lambda words: refuse_nan(words[0]),
+        is_instance=lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def refuse_nan(text: str) -> float:
+    """Returns a number.
+
+    Raises:
+      ValueError: the text is not a number, or it is NaN.
+    """
+    value = float(text)
+    if math.isnan(value):
+        raise ValueError(f"{text} is not a number")
+    return value

@@ -187,7 +187,8 @@ class PromptWriter:
             asked = Queries.of([queries[number] for number in numbers])
             if ask:
                 asked.whole[:] = self.config.ask_whole
-            layouts = self.lay_out(asked, is_open=is_open)
+            # A prompt has the same history whatever the answer is, which it would otherwise tell the length of.
+            layouts = self.lay_out(asked, is_open=is_open or ask)
             for place, number in enumerate(numbers):
                 start = begun[number] if begun else ()
                 examples[number] = self._example(layouts, place, ask=ask, begun=start, is_open=is_open)

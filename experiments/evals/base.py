@@ -213,6 +213,6 @@ def next_token(
     """Returns the probabilities of `tokens` (int [n]) after each prompt, normalised over `tokens`: float32 [P, n]."""
     batches = prompt_batches(data, predictor, queries, begun=begun)
     padded = np.resize(tokens, max(len(tokens), ANSWER_TOKENS))
-    logs = refuse_nan(predictor.next_token(batches, padded, len(queries))[:, : len(tokens)])
+    logs = refuse_nan(predictor.among(batches, padded, len(queries))[:, : len(tokens)])
     weights = np.exp(logs - logs.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)

@@ -26,6 +26,7 @@ from experiments.evals.base import (
     moments,
     prompt_batches,
     question_columns,
+    refuse_nan,
     titled,
 )
 from experiments.evals.config import GenerateConfig
@@ -147,6 +148,7 @@ def best_items(
     seen = (lambda _: nothing) if config.unfiltered else seen_items(data.corpus, [query])
     batches = prompt_batches(data, predictor, [query], tight=True)
     items, scores = predictor.best_items(batches, 1, trie=data.trie, excluded=seen, k=config.k, beams=beams)
+    refuse_nan(scores)
     found = items[0] >= 0
     return named(data.corpus, items[0][found], scores[0][found])
 

@@ -26,7 +26,7 @@ from experiments.baselines.item_knn import ItemKNN
 from experiments.baselines.markov import Markov
 from experiments.baselines.ranker import SCORES, Ranker, scored_batches
 from experiments.data import PROMPTS_A_ROW, ExperimentData
-from experiments.evals.base import OURS, TaskEval, prompt_batches
+from experiments.evals.base import OURS, TaskEval, prompt_batches, refuse_nan
 from experiments.memory import Counts, ItemMemory, Pool
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.sharding import row_shards
@@ -62,7 +62,7 @@ class NextItem:
         (_, shards), rows = row_shards(self._predictor.mesh), -(-len(queries) // PROMPTS_A_ROW)
         most = self._data.config.loader.batch_size
         batches = prompt_batches(self._data.asking(min(most, -(-rows // shards) * shards)), self._predictor, queries)
-        return self._predictor.next_token(batches, self._data.vocabulary.items[:, 0], len(queries))
+        return refuse_nan(self._predictor.next_token(batches, self._data.vocabulary.items[:, 0], len(queries)))
 
 
 @dataclasses.dataclass(eq=False)

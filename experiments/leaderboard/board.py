@@ -119,6 +119,8 @@ def standing(title: str, runs: Sequence[EvaluatedRun], table: TaskTable, metric:
     for row in table.rows:
         if metric in row.metrics and row.model not in CONTROLS and answered_in_all(runs, table.task, row.model):
             by_name, _ = paired_values(runs, table.task, row.model, list(row.metrics))
+            if metric not in by_name:  # no user's answer could be read in all runs
+                continue
             values[row.model] = by_name[metric]
             rows.append(Row(row.model, {name: over_seeds(x) for name, x in by_name.items()}))
     ours = [row for row in rows if row.model.startswith(OURS)]

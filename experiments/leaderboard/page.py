@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Mapping
 
 from experiments.leaderboard.board import BenchmarkResult, Standing
@@ -68,4 +69,4 @@ def format_interval(interval: Interval) -> str:
 
 
 def format_bounds(interval: Interval) -> str:
-    return f"{interval.low:.4f}, {interval.high:.4f}"
+    return "no interval" if math.isnan(interval.low) else f"{interval.low:.4f}, {interval.high:.4f}"

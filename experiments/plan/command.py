@@ -34,6 +34,10 @@ class PlanConfig:
     json: Path | None = None
     """File for the same output as JSON."""
 
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise ValueError(f"candidates {self.candidates} must be 1 or more")
+
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
@@ -52,6 +56,8 @@ PresetPlan: Any = tyro.extras.subcommand_type_from_defaults(
 def plan_command(planned: Annotated[PresetPlan, tyro.conf.arg(name="")]) -> None:
     """Compile a preset's train step for TPUs, without needing TPUs. Does it fit, and how fast might it be?"""
     config, slices = planned.on, Slices(planned.on.tpu, planned.on.num_slices)
+    if config.json is not None:
+        config.json.parent.mkdir(parents=True, exist_ok=True)  # reports an unusable folder before anything is compiled
     plans = (
         search(planned.experiment, slices, config.candidates, lambda line: print(line, flush=True))
         if config.search

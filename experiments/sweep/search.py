@@ -66,6 +66,8 @@ def distribution(kind: str, values: tuple[Any, ...]) -> BaseDistribution:
     if kind == "of":
         return CategoricalDistribution(values)
     low, high = values
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{low} and {high} must be finite")
     return IntDistribution(low, high) if kind == "int" else FloatDistribution(low, high, log=kind == "log")
 
 

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
-from data_pipelines.corpus import with_user
+from data_pipelines.corpus import build_corpus, with_user
 from data_pipelines.errors import DataError
+from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.tasks import TASKS, Query, TaskData
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import RowShape
+from data_pipelines.tasks.queries import held_out_queries
 from tests.data_pipelines.small import small_corpus, small_vocabulary, small_writer
 
 CORPUS = small_corpus()
@@ -131,3 +133,21 @@ def test_an_open_question_leaves_room_for_an_item(tokens):
 def test_an_open_question_cannot_be_trained_on(task):
     with pytest.raises(ValueError, match=f"the {task} question .* is open"):
         writer().write(open_question(task, USER))
+
+
+@pytest.mark.parametrize("shape", [RowShape(140, 8, 60), RowShape(2048, 8, 60)], ids=["few tokens", "few answers"])
+def test_the_history_of_a_prompt_does_not_tell_how_long_the_answer_is(shape):
+    def asked(text: str) -> list[list[int]]:
+        users = [
+            User(f"u{user}", tuple(
+                Interaction(f"i{(user + time) % 12}", time, 1.0 + time % 5, text if time == 9 else "good strings")
+                for time in range(10)
+            ))
+            for user in range(4)
+        ]  # fmt: skip
+        corpus = build_corpus([Item(f"i{number}", f"Thing {number}") for number in range(12)], users)
+        writer = small_writer(corpus, small_vocabulary(corpus), TaskConfig(history_targets="next_item"), shape)
+        queries = [query for task in ("rating", "selection") for query in held_out_queries(corpus, "test", task)]
+        return [example.tokens.tolist() for example in writer.write_all(queries, ask=True)]
+
+    assert asked("bad") == asked("bad " * 30)

@@ -327,6 +327,10 @@ def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(co
     for place, target in asked_of(trained).items():
         if {target, int(trained.tokens[place + 1])} <= NAMING:
             assert target == trained.tokens[place + 1]  # what truly follows, wherever a name follows at once
+    assert len(asked.tokens) < row_shape.tokens
+    # Where there is no room for the whole history, how much is trained on hangs on the answer's length.
+    writer = small_writer(CORPUS, VOCABULARY, config, ROOMY)
+    trained, asked = writer.write(query), writer.write(query, ask=True)
     length = len(asked.tokens)
     np.testing.assert_array_equal(asked.tokens, trained.tokens[:length])
     if query.task == "recommendation" and config.recommendation_at == "last_id":

@@ -186,6 +186,10 @@ def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(co
     assert len(set(trained.answer_positions.tolist())) == len(trained.answer_positions)
     markers = [VOCABULARY.image, VOCABULARY.answer, VOCABULARY.end_of_chunk]
     assert not np.isin(trained.answer_targets, markers).any()
+    assert len(asked.tokens) < row_shape.tokens
+    # Where there is no room for the whole history, how much is trained on hangs on the answer's length.
+    writer = small_writer(CORPUS, VOCABULARY, config, ROOMY, image_tokens)
+    trained, asked = writer.write(query), writer.write(query, ask=True)
     length = len(asked.tokens)
     np.testing.assert_array_equal(asked.tokens, trained.tokens[:length])
     if query.task == "recommendation" and config.recommendation_at == "last_id":

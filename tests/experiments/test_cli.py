@@ -106,6 +106,16 @@ def test_a_wrong_value_is_refused_with_the_right_ones(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [["train", "tiny", "--optimizer.learning-rate", "nan"], ["evaluate", "run", "--sasrec-config.seconds", "NaN"]],
+)
+def test_nan_is_no_number(monkeypatch, capsys, arguments):
+    code, text = run(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert f"{arguments[-1]} is not a number" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["prepare", "movielens_smal"], "did you mean 'movielens_small'"),

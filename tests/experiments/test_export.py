@@ -221,6 +221,7 @@ def test_open_flamingo_has_every_key_of_its_geometry(places, tmp_path):
             "LLaVA does not support this geometry: fusion is 'cross_attention' and must be 'interleaved'",
         ),
         (ExportConfig(checkpoint="latest", shard_gigabytes=0), "shard_gigabytes 0 must be above 0"),
+        (ExportConfig(checkpoint="latest", shard_gigabytes=float("inf")), "shard_gigabytes inf must be above 0"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(places, tmp_path, config, message):

@@ -59,7 +59,7 @@ def test_a_saved_board_is_read_back_and_another_file_is_refused(tmp_path: Path) 
     assert read_board(tmp_path / "board.json") == board
     assert '"verdict": "lost"' in (tmp_path / "board.json").read_text(encoding="utf-8")
     write_board(tmp_path / "board.json", {"D": BenchmarkResult((0,), (10.0,), (unbounded,))})
-    assert "[nan, nan]" in page(read_board(tmp_path / "board.json"))
+    assert "[no interval]" in page(read_board(tmp_path / "board.json"))
     assert read_board(tmp_path / "none.json") == {}
     (tmp_path / "other.json").write_text('{"standings": [1]}')
     with pytest.raises(DataError, match="is not a leaderboard"):
@@ -96,6 +96,27 @@ def test_a_rival_that_one_seed_lacks_is_not_compared(task: str, columns: tuple[s
     found = standing_of("D", runs, runs[0].evaluation.tables[0], metric)
     assert [row.model for row in (*found.ours, *found.rivals)] == ["UniMP", "S"]
     assert paired_values(runs, task, "R", [metric])[0] == {}
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_one_user_decides_nothing_and_a_model_read_for_no_common_user_is_left_out(seeds: int) -> None:
+    def run(seed: int) -> Any:
+        values = {"UniMP": [0.5], "R": [0.25], "unread": [float(seed) if seed == 0 else None]}
+        columns = {f"{model}: HR@10": pa.array(column, pa.float64()) for model, column in values.items()}
+        answers = pa.table({"user": ["a"], "item": ["x"], **columns})
+        rows = tuple(Row(model, {"HR@10": Interval(1, math.nan, math.nan)}) for model in values)
+        table = TaskTable("search", 1, True, rows, "")
+        return SimpleNamespace(answers={"search": answers}, evaluation=SimpleNamespace(tables=(table,)))
+
+    runs = [run(seed) for seed in range(seeds)]
+    found = standing_of("D", runs, runs[0].evaluation.tables[0], "HR@10")
+    assert found.verdict == "level"
+    assert found.difference is not None
+    assert (found.difference.mean, found.difference.p_value) == (0.25, 1.0)
+    assert ("unread" in [row.model for row in found.rivals]) == (seeds == 1)
+    assert "| level | D | search | HR@10 | 0.5000 [no interval] |" in page(
+        {"D": BenchmarkResult((0,), (1.0,), (found,))}
+    )
 
 
 def test_unknown_data_sets_equal_seeds_and_nothing_to_read_are_refused(tmp_path: Path) -> None:

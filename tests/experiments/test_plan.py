@@ -135,3 +135,11 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"pip install 'unimp_jax\[tpu\]'"):
         make_plan(TINY, Slices("v5e-4"))
+
+
+def test_what_a_plan_cannot_do_is_said_before_anything_is_compiled(tmp_path):
+    with pytest.raises(ValueError, match="candidates 0 must be 1 or more"):
+        PlanConfig(candidates=0)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        plan_command(Planned("tiny", TINY, PlanConfig(tpu="v5e-4", json=tmp_path / "file" / "plan.json")))

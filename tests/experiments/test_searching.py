@@ -22,8 +22,11 @@ from data_pipelines.tasks.queries import held_out_queries
 from data_pipelines.vocabulary import Vocabulary
 from experiments.config import TrainingConfig
 from experiments.data import ExperimentData, PreparedSource, sized_model
-from experiments.evals.ranking import rank_catalogue, seen_items
+from experiments.evals.base import next_token, prompt_batches
+from experiments.evals.config import GenerateConfig
+from experiments.evals.ranking import best_items, rank_catalogue, seen_items
 from experiments.evals.rating import write_reviews
+from experiments.evals.recommender import NextItem
 from experiments.step import to_device
 from tests.data_pipelines.small import image, semantic_vocabulary, small_corpus, small_vocabulary
 from tests.experiments.tiny_run import MODEL, experiment
@@ -33,6 +36,7 @@ from unimp_jax.decoding import BeamConfig, build_trie
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.evaluation.ranking import Ranked
+from unimp_jax.model import UniMP
 from unimp_jax.sharding import MeshConfig, make_mesh
 
 CORPUS = small_corpus()
@@ -138,6 +142,31 @@ def test_ids_of_one_token_are_found_as_they_are_ranked(task):
     assert_close(
         found, dataclasses.replace(ranked, unfiltered=within(ranked.unfiltered), filtered=within(ranked.filtered))
     )
+
+
+def test_among_few_tokens_the_logits_of_all_others_are_not_computed(monkeypatch):
+    data, model = asked(1, images=False)
+    queries, tokens = questions()[:3], data.vocabulary.items[:5, 0]
+    with monkeypatch.context() as patched:
+        patched.setattr(UniMP, "logits", lambda *_: pytest.fail("all tokens get a logit"))
+        found = next_token(data, model, queries, tokens)
+    whole = np.exp(model.next_token(prompt_batches(data, model, queries), tokens, len(queries)).astype(np.float64))
+    assert np.ptp(found, axis=1).min() > 0.01, "the tolerance is far below what there is to see"
+    np.testing.assert_allclose(found, whole / whole.sum(axis=1, keepdims=True), rtol=1e-4)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_scores_that_are_nan_are_no_recommendation(monkeypatch, depth):
+    data, model = asked(depth)
+    nothing = np.full((1, K), -1, np.int32), np.full((1, K), np.nan, np.float32)
+    monkeypatch.setattr(Predictor, "best_items", lambda *_, **options: nothing)
+    monkeypatch.setattr(Predictor, "next_token", lambda *_: np.full((1, ITEMS), np.nan, np.float32))
+    (query, *_) = questions()
+    with pytest.raises(ValueError, match="scores are NaN for 1 of 1 prompts"):
+        best_items(data, model, query, GenerateConfig(k=K))
+    if depth == 1:
+        with pytest.raises(ValueError, match="scores are NaN for 1 of 1 prompts"):
+            NextItem(data, model).scores(np.array([query.user]), np.array([query.position]))
 
 
 @functools.cache

@@ -185,6 +185,8 @@ def test_another_search_in_the_folder_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("optimizer.learning_rate=log:1e-3,inf", "must be finite"),
+        ("optimizer.learning_rate=float:nan,1", "must be finite"),
         ("optimizer.learning_rate", "must have the form"),
         ("optimizer.learning_rate=log:0,1", "`low > 0`"),
         ("optimizer.learning_rate=float:2,1", "the lower one first"),

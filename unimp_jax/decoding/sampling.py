@@ -8,6 +8,7 @@ same sampled codes.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.struct
@@ -19,6 +20,8 @@ from unimp_jax.decoding.beam import log_probabilities
 from unimp_jax.decoding.cache import AnswerCache, PromptCache, decode_step, empty_cache, prefill
 from unimp_jax.model import UniMP
 
+LEAST = 1e-30
+"""The lowest temperature above 0 at which all logits stay finite."""
 ROUND_TO = 16
 """The unconditional prompt is padded to a multiple of this number of tokens, so that meshes divide it."""
 
@@ -37,6 +40,8 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"sampling: temperature and top_k must be at least 0, top_p in (0, 1], not {self}")
+        if 0 < self.temperature < LEAST:  # logits divided by it would be infinite
+            raise ValueError(f"sampling: temperature {self.temperature} must be 0 or at least {LEAST}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +55,8 @@ class CodeSamplingConfig:
     """How each code is chosen from the guided logits."""
 
     def __post_init__(self) -> None:
-        if self.guidance < 0:
-            raise ValueError(f"guidance {self.guidance} must be 0 or more")
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance {self.guidance} must be 0 or more, and finite")
 
 
 @flax.struct.dataclass

@@ -43,6 +43,12 @@ def next_token(model: UniMP, prompts: Prompts, tokens_n: jax.Array) -> Results:
     return (jax.nn.log_softmax(model.logits(hidden_BAD))[..., tokens_n],)
 
 
+def among(model: UniMP, prompts: Prompts, tokens_n: jax.Array) -> Results:
+    """Returns log-probabilities of `tokens_n` as the next token, if it is one of them: float32 [B, A, n]."""
+    hidden_BAD, _ = prefill(model, prompts.batch, prompts.latents_BNLC)
+    return (jax.nn.log_softmax(model.logits_of(hidden_BAD, tokens_n)),)
+
+
 def score(model: UniMP, prompts: Prompts, answers_BAWn: jax.Array) -> Results:
     """Returns log-probabilities of whole answers: float32 [B, A, W]."""
     return (path_scores(model, *prefill(model, prompts.batch, prompts.latents_BNLC), answers_BAWn),)

@@ -104,6 +104,11 @@ class Predictor:
         (scores,) = self._map(answering.next_token, batches, num_prompts, np.asarray(tokens, np.int32))
         return scores
 
+    def among(self, batches: Iterable[PromptBatch], tokens: np.ndarray, num_prompts: int) -> np.ndarray:
+        """Returns log-probabilities of `tokens` (int [n]) as next token, if it is one of them: float32 [P, n]."""
+        (scores,) = self._map(answering.among, batches, num_prompts, np.asarray(tokens, np.int32))
+        return scores
+
     def score(self, batches: Iterable[PromptBatch], answers: np.ndarray) -> np.ndarray:
         """Returns log-probabilities of W given answers to every prompt: float32 [P, W].
 

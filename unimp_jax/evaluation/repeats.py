@@ -53,11 +53,13 @@ def over_seeds(values_SM: np.ndarray) -> Interval:
 def difference_over_seeds(first_SM: np.ndarray, second_SM: np.ndarray) -> Difference:
     """Returns the mean of `first` minus that of `second`, [S, M] each, of the same users; numbers of seeds may differ.
 
-    The p-value is that of Student's t, two-sided.
+    The p-value is that of Student's t, two-sided. With one user, bounds are NaN and the p-value is 1.
 
     Raises:
       ValueError: The two do not have the same number of users.
     """
+    if first_SM.shape[1] == second_SM.shape[1] == 1:
+        return Difference(float(first_SM.mean() - second_SM.mean()), math.nan, math.nan, 1.0)
     mean, error, freedom = _spread([first_SM, second_SM], [1.0, -1.0])
     reach = error * float(scipy.stats.t.ppf(0.975, freedom))
     chance = 2 * scipy.stats.t.sf(abs(mean) / error, freedom) if error else float(mean == 0)

@@ -121,8 +121,10 @@ def described(path: Path) -> dict[str, Any]:
             f"{path}: rotary frequencies are scaled by rope_freqs.weight, which is not supported; use the Hugging "
             "Face folder of the model"
         )
-    scaling = str(of_file("llama.rope.scaling.type", "none"))
     heads, width = int(of_file("llama.attention.head_count")), int(of_file("llama.embedding_length"))
+    head_dim = int(of_file("llama.attention.key_length", width // heads))
+    factor = shortest(of_file("llama.rope.scaling.factor", of_file("llama.rope.scale_linear", 1.0)))
+    scaling = str(of_file("llama.rope.scaling.type", "none" if factor == 1 else "linear"))  # as llama.cpp reads them
     return {
         "model_type": "llama",
         "vocab_size": shapes["token_embd.weight"][0],
@@ -130,13 +132,16 @@ def described(path: Path) -> dict[str, Any]:
         "num_hidden_layers": int(of_file("llama.block_count")),
         "num_attention_heads": heads,
         "num_key_value_heads": int(of_file("llama.attention.head_count_kv", heads)),
-        "head_dim": int(of_file("llama.attention.key_length", width // heads)),
+        "head_dim": head_dim,
+        "attention_bias": "blk.0.attn_q.bias" in shapes,
+        "mlp_bias": "blk.0.ffn_up.bias" in shapes,
         "intermediate_size": int(of_file("llama.feed_forward_length")),
         "rms_norm_eps": shortest(of_file("llama.attention.layer_norm_rms_epsilon")),
         "rope_parameters": {
             "rope_type": "default" if scaling == "none" else scaling,
             "rope_theta": shortest(of_file("llama.rope.freq_base", 10000.0)),
-            "factor": shortest(of_file("llama.rope.scaling.factor", 1.0)),
+            "factor": factor,
+            "partial_rotary_factor": int(of_file("llama.rope.dimension_count", head_dim)) / head_dim,
         },
         "tie_word_embeddings": "output.weight" not in shapes,
     }

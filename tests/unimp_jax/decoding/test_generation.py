@@ -18,7 +18,8 @@ from tests.unimp_jax.decoding.support import (
     prompts,
 )
 from tests.unimp_jax.models import drawn
-from unimp_jax.decoding import BeamConfig, SamplingConfig, beam_search
+from unimp_jax.decoding import BeamConfig, CodeSamplingConfig, SamplingConfig, beam_search
+from unimp_jax.decoding.beam import top_candidates
 from unimp_jax.decoding.sampling import kept_logits
 from unimp_jax.sharding import MeshConfig, batch_sharding, make_mesh
 
@@ -135,9 +136,21 @@ def test_what_is_drawn_from_is_what_transformers_draws_from(sampling):
     np.testing.assert_allclose(kept_logits(jnp.asarray(logits), sampling), expected.numpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("nan", [np.float32(np.nan), -np.float32(np.nan)])
+def test_scores_that_are_nan_come_first_whatever_their_sign(nan):
+    scores = jnp.array([[[[-jnp.inf, 1.0, nan], [nan, -jnp.inf, 0.0]]]])
+    best, beams, numbers = jax.jit(top_candidates, static_argnums=1)(scores, 4)
+    np.testing.assert_array_equal(best, [[[np.nan, np.nan, 1, 0]]])
+    assert (beams.tolist(), numbers.tolist()) == ([[[0, 1, 0, 1]]], [[[2, 0, 1, 2]]])
+
+
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="top_p in"):
         SamplingConfig(1.0, top_p=0.0)
+    with pytest.raises(ValueError, match="temperature 1e-38 must be 0 or at least"):
+        SamplingConfig(1e-38)
+    with pytest.raises(ValueError, match="guidance inf"):
+        CodeSamplingConfig(guidance=float("inf"))
 
 
 def test_on_a_mesh_it_says_what_one_device_says():

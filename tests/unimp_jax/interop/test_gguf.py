@@ -1,5 +1,6 @@
 """LLaMAs in llama.cpp's files: the logits that transformers gets from the same file, quantised ones too."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
 
 def write(
     path: Path, model: LlamaForCausalLM, kind="F32", architecture="llama", scaling: str | None = None,
-    frequencies: bool = False,
+    frequencies: bool = False, more: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
 ) -> Path:  # fmt: skip
     config, writer = model.config, gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.num_hidden_layers)
@@ -76,6 +77,7 @@ def write(
         own = gguf.GGMLQuantizationType[kind if array.ndim > 1 else "F32"]
         data = gguf.quants.quantize(array, own)
         writer.add_tensor(their_name(key), data, raw_dtype=own)
+    more(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -130,6 +132,26 @@ def test_linear_scaling(tmp_path):
     config = ImportConfig(language=str(write(tmp_path / "model.gguf", llama(), scaling="linear")))
     imported(config, tmp_path / "start", OTHERS)
     assert read_start(tmp_path / "start").geometry.decoder.rotary_scaling == RotaryScaling("linear", factor=3.0)
+
+
+@pytest.mark.parametrize("name", ["llama.rope.scaling.factor", "llama.rope.scale_linear"])
+def test_a_factor_without_a_kind_scales_linearly_as_in_llama_cpp(name, tmp_path):
+    path = write(tmp_path / "model.gguf", llama(), more=lambda writer: writer.add_float32(name, 3.0))
+    imported(ImportConfig(language=str(path)), tmp_path / "start", OTHERS)
+    assert read_start(tmp_path / "start").geometry.decoder.rotary_scaling == RotaryScaling("linear", factor=3.0)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (lambda writer: writer.add_uint32("llama.rope.dimension_count", 8), "partial_rotary_factor 0.5"),
+        (lambda writer: writer.add_tensor("blk.0.attn_q.bias", np.ones(64, np.float32)), "attention_bias True"),
+        (lambda writer: writer.add_tensor("blk.0.ffn_up.bias", np.ones(96, np.float32)), "mlp_bias True"),
+    ],
+)
+def test_parts_that_our_llama_lacks_are_refused(more, said, tmp_path):
+    path = write(tmp_path / "model.gguf", llama(), more=more)
+    assert f"{said} is not supported" in refused(ImportConfig(language=str(path)), tmp_path)
 
 
 def test_frequencies_of_their_own(tmp_path):
