@@ -14,22 +14,15 @@ CATEGORY = "Category"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttributeTexts:
-    """Iterates over the items' texts, `Name text Name text …`, which are created anew and not kept in memory.
-
-    Attributes:
-      shown: the names of the attributes to show; empty means all attributes of the source.
-    """
+    """Iterates over the items' texts, `Name text Name text …`, of the attributes to show (none given: all of the
+    source), which are created anew and not kept in memory."""
 
     corpus: Corpus
     shown: tuple[str, ...]
     words: int
 
     def __iter__(self) -> Iterator[str]:
-        """Yields the text of each item.
-
-        Raises:
-          DataError: an attribute is not in the source.
-        """
+        """Yields the text of each item; raises DataError if an attribute is not in the source."""
         corpus = self.corpus
         known = dict.fromkeys(name for attributes in corpus.attributes for name, _ in attributes)
         for name in self.shown:

@@ -168,10 +168,8 @@ def with_items(corpus: Corpus, items: Sequence[Item]) -> Corpus:
 
 def leave_one_out(user: User) -> list[int]:
     """Returns the split of each interaction: the last is the test and the one before it the validation interaction.
-
-    Splits prescribed by the source take precedence. With two interactions the last is the test interaction and there is
-    no validation interaction; with one or none, nothing is held out.
-    """
+    Splits prescribed by the source take precedence. With two interactions there is no validation interaction; with one
+    or none, nothing is held out."""
     prescribed = [interaction.split for interaction in user.interactions]
     if any(prescribed):
         splits = [SPLITS.get(split, TRAIN) for split in prescribed]
@@ -198,11 +196,8 @@ def _oldest_first(interactions: tuple[Interaction, ...]) -> tuple[Interaction, .
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UserEvents:
-    """One user's interactions, oldest first, with items as indices; see `Corpus` for the fields.
-
-    Attributes:
-      texts: the texts the user wrote, keyed by index into these interactions.
-    """
+    """One user's interactions, oldest first, with items as indices, as in `Corpus`; texts are keyed by index into
+    these."""
 
     ARRAYS: ClassVar = ("items", "times", "ratings", "splits")
 
@@ -215,11 +210,7 @@ class UserEvents:
 
 
 def catalogue_of(items: Iterable[Item]) -> dict[str, int]:
-    """Returns the index of each item by its id.
-
-    Raises:
-      DataError: an id occurs twice, or there are no items.
-    """
+    """Returns the index of each item by its id; raises DataError if an id occurs twice, or there are no items."""
     index: dict[str, int] = {}
     for number, item in enumerate(items):
         if index.setdefault(item.item_id, number) != number:
@@ -230,14 +221,9 @@ def catalogue_of(items: Iterable[Item]) -> dict[str, int]:
 
 
 def all_events(index: Mapping[str, int], users: Iterable[User]) -> Iterator[UserEvents]:
-    """Yields the interactions of every user who has at least one.
-
-    Interactions are sorted by time; if times tie, or some times of a user are unknown, the source's order is kept.
-    Users without interactions are skipped, because there is nothing to learn from or to ask about them.
-
-    Raises:
-      DataError: a history names an unknown item, or no user has an interaction.
-    """
+    """Yields the interactions of every user who has at least one; there is nothing to learn from or to ask about the
+    others. Interactions are sorted by time; if times tie, or some times of a user are unknown, the source's order is
+    kept. Raises DataError if a history names an unknown item, or no user has an interaction."""
     asked = False
     for user in users:
         if not user.interactions:
@@ -262,11 +248,7 @@ def all_events(index: Mapping[str, int], users: Iterable[User]) -> Iterator[User
 
 
 def refuse_repeats(user_ids: Iterable[str]) -> None:
-    """Checks that user ids are unique.
-
-    Raises:
-      DataError: an id occurs twice.
-    """
+    """Raises DataError if a user id occurs twice."""
     seen: set[str] = set()
     for user_id in user_ids:
         if user_id in seen:

@@ -69,11 +69,8 @@ def save_image_codes(path: Path, codes: ImageCodes) -> None:
 
 
 def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:
-    """Returns the codes of the given items, in this order; the file may hold others and lack some.
-
-    Raises:
-      DataError: the file is missing or damaged, or has none of the items.
-    """
+    """Returns the codes of the given items, in this order; the file may hold others and lack some. Raises DataError if
+    it is missing or damaged, or has none of the items."""
     try:
         table = read_rows(path, "codes")
         grid, num_codes, facts = (stored_fact(table, name) for name in ("grid", "num_codes", "facts"))

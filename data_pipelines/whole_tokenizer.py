@@ -49,11 +49,8 @@ def whole_tokenizer(vocabulary: Vocabulary) -> PreTrainedTokenizerBase:
 
 
 def fill_gaps(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Assigns unused ids to reserved tokens, because the ids of added tokens continue from the token count.
-
-    Raises:
-      DataError: the numbering of this kind of tokenizer is not known.
-    """
+    """Assigns unused ids to reserved tokens, because the ids of added tokens continue from the token count; raises
+    DataError if the numbering of this kind of tokenizer is not known."""
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary, ids = described["model"]["vocab"], tokenizer.get_vocab()
     if not isinstance(vocabulary, dict):

@@ -49,9 +49,7 @@ def draw_numbers(
     key: jax.Array, count: int, end: int, sampler: Literal["uniform", "log_uniform"]
 ) -> tuple[jax.Array, jax.Array]:
     """Draws with replacement: (int32 [count] numbers from 0 to below `end`; float32 [count], their probabilities).
-
-    Log-uniform numbers n have the probability log((n + 2) / (n + 1)) / log(end + 1).
-    """
+    Log-uniform numbers n have the probability log((n + 2) / (n + 1)) / log(end + 1)."""
     if sampler == "uniform":
         return jax.random.randint(key, (count,), 0, end), jnp.full(count, 1 / end)
     # A uniform float32 has 2^23 values, too few for millions of numbers: a second one spreads each over 16 steps.

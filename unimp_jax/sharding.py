@@ -66,10 +66,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def tpu_slices(devices: Sequence[jax.Device]) -> int:
-    """Returns the number of TPU slices, which only a slow network connects; other devices count as one slice.
-
-    JAX numbers GPU nodes as slices, too, but communication between them differs in speed only.
-    """
+    """Returns the number of TPU slices, which only a slow network connects; other devices count as one slice. JAX
+    numbers GPU nodes as slices, too, but communication between them differs in speed only."""
     on_tpu = devices[0].platform == "tpu"
     return len({getattr(device, "slice_index", 0) for device in devices}) if on_tpu else 1
 
@@ -239,10 +237,8 @@ def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
 
 @functools.lru_cache(maxsize=8)
 def structure(config: ModelConfig) -> tuple[nnx.GraphDef[UniMP], nnx.State]:
-    """Returns the graph of a model and the shapes of its parameters, which callers share and must not change.
-
-    Tracing a model takes a second, and a command needs its structure several times.
-    """
+    """Returns the graph of a model and the shapes of its parameters, which callers share and must not change. Tracing a
+    model takes a second, and a command needs its structure several times."""
     return nnx.split(nnx.eval_shape(lambda: UniMP(config, rngs=nnx.Rngs(0))))
 
 

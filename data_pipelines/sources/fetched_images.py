@@ -77,12 +77,8 @@ class FetchedImages:
         return self._files
 
     def fetch(self, urls: Mapping[str, str]) -> None:
-        """Fetches the images that are missing, given by item -> URL.
-
-        Raises:
-          DataError: the folder cannot be created or written to, or there were `GIVE_UP` consecutive temporary failures;
-            images that were fetched are kept.
-        """
+        """Fetches the images that are missing, given by item -> URL; raises DataError if the folder cannot be created
+        or written to, or after `GIVE_UP` consecutive temporary failures. Images that were fetched are kept."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

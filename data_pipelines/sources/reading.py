@@ -34,12 +34,7 @@ HEAD = 64
 
 
 class TextLine(NamedTuple):
-    """A line of a text file.
-
-    Attributes:
-      number: the line number, from 1 on.
-      fault: what is wrong with its bytes, or "".
-    """
+    """A line of a text file, counted from 1 on; `fault` is what is wrong with its bytes, or ""."""
 
     file: str
     number: int
@@ -65,17 +60,9 @@ def packed(path: Path) -> Path:
 
 
 def names_in(folder: Path, wanted: str) -> list[str]:
-    """Returns the sorted names, without `.gz`, of the files of a folder that match a pattern.
-
-    If no file matches, matching folders are returned, which reading will report. Names that begin with a dot are
-    ignored, since macOS adds `._NAME` and `.DS_Store`.
-
-    Args:
-      wanted: a regular expression for the whole name.
-
-    Raises:
-      DataError: the folder cannot be read.
-    """
+    """Returns the sorted names, without `.gz`, of the files of a folder that match a regular expression as a whole. If
+    no file matches, matching folders are returned, which reading will report. Names that begin with a dot are ignored,
+    since macOS adds `._NAME` and `.DS_Store`. Raises DataError if the folder cannot be read."""
     try:
         found = [path for path in folder.iterdir() if re.fullmatch(wanted, path.name.removesuffix(".gz"))]
         found = [path for path in found if not path.name.startswith(".")]
@@ -88,13 +75,8 @@ def names_in(folder: Path, wanted: str) -> list[str]:
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
     """Yields the path found and the bytes of a file, or of the file with `.gz` added; a byte-order mark is skipped.
-
-    Compression is detected from the first two bytes, not from the name.
-
-    Raises:
-      DataError: the file does not exist, cannot be read, is truncated, or is not text in UTF-8 or a single-byte
-        encoding.
-    """
+    Compression is detected from the first two bytes, not from the name. Raises DataError if the file does not exist,
+    cannot be read, is truncated, or is not text in UTF-8 or a single-byte encoding."""
     found = path
     try:
         if not path.is_file() and packed(path).exists():

@@ -92,11 +92,7 @@ class Sequences(RecordBuilder):
         return Source(core(frame, *self.cores), item_of, Counts.of(frame))
 
     def _name(self) -> str:
-        """Returns the NAME of the files.
-
-        Raises:
-          DataError: it is not clear which file is meant.
-        """
+        """Returns the NAME of the files; raises DataError if it is not clear which file is meant."""
         asked = self.selection.categories
         if len(asked) == 1:
             return asked[0]

@@ -66,11 +66,7 @@ class ImageTokens:
 
 
 def check_codes(vocabulary: Vocabulary) -> int:
-    """Returns the number of codes of an image.
-
-    Raises:
-      ValueError: the vocabulary has no image codes.
-    """
+    """Returns the number of codes of an image; raises ValueError if the vocabulary has no image codes."""
     if vocabulary.image_codes is None:
         raise ValueError("a question asks for an image, but the vocabulary has no image codes (vocabulary.image_codes)")
     return vocabulary.image_codes.codes_per_image

@@ -98,18 +98,10 @@ def draw_candidates(
 def draw_all_candidates(
     corpus: Corpus, right: np.ndarray, users: np.ndarray, lengths: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draws candidates for many questions at once; see `draw_candidates`.
-
-    For each question four items are drawn and the first admissible ones used, which suffices unless the user has
-    interacted with much of the catalogue.
-
-    Args:
-      right: int [n, 2], padded with -1.
-      lengths: int [n], the length of each user's history whose items are not offered.
-
-    Returns:
-      int64 [n, 3]; all -1 if too few items are left to offer.
-    """
+    """Draws candidates for many questions at once, as `draw_candidates` does: int64 [n, 3]; all -1 if too few items are
+    left. For each question four items are drawn and the first admissible ones used, which suffices unless the user has
+    interacted with much of the catalogue. `right`, int [n, 2], is padded with -1; `lengths`, int [n], are those of the
+    users' histories whose items are not offered."""
     drawn = rng.integers(corpus.num_items, size=(len(users), 4))
     starts = np.cumsum(lengths) - lengths
     events = np.arange(lengths.sum()) + np.repeat(corpus.offsets[users] - starts, lengths)

@@ -150,10 +150,8 @@ def _extend(search: _Search, logits_BAWV: jax.Array, config: BeamConfig, eos: in
 
 
 def top_candidates(scores_BAWC: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the best candidates of all beams: (scores, beam indices, candidate numbers), [B, A, count] each.
-
-    Ties are broken by position; if there are fewer than `count`, the rest is filled with -inf.
-    """
+    """Returns the best candidates of all beams: (scores, beam indices, candidate numbers), [B, A, count] each. Ties are
+    broken by position; if there are fewer than `count`, the rest is filled with -inf."""
     B, A, W, C = scores_BAWC.shape
     fill = ((0, 0), (0, 0), (0, max(count - W * C, 0)))
     scores_BAk, index_BAk = jax.lax.top_k(

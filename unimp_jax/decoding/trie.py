@@ -81,11 +81,7 @@ def build_trie(ids: np.ndarray) -> Trie:
 
 
 def _refuse_ambiguous(ordered: np.ndarray, differs: np.ndarray, order: np.ndarray) -> None:
-    """Checks that ids are unambiguous.
-
-    Raises:
-      ValueError: An id is a duplicate or a prefix of another.
-    """
+    """Raises ValueError if an id is a duplicate or a prefix of another."""
     same = np.flatnonzero(~differs[:, -1])
     if len(same):
         one, other = order[same[0] - 1], order[same[0]]
@@ -117,11 +113,8 @@ class Branches:
 
 
 def excluded_before(trie: Trie, excluded_BAI: jax.Array) -> jax.Array:
-    """Counts the excluded items among the first 0, 1, … I items of the trie's last level: int32 [B, A, I + 1].
-
-    Args:
-      excluded_BAI: bool, which items must not be found.
-    """
+    """Counts the items to exclude, bool [B, A, I], among the first 0, 1, … I items of the last level: int32 [B, A, I +
+    1]."""
     counts_BAI = jnp.cumsum(excluded_BAI[..., trie.items], axis=-1, dtype=jnp.int32)
     return jnp.pad(counts_BAI, ((0, 0), (0, 0), (1, 0)))
 

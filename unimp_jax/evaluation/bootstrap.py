@@ -32,11 +32,7 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Difference(Interval):
-    """The mean difference of two models on the same users, its interval, and the p-value of a test.
-
-    Attributes:
-      p_value: Two-sided p-value.
-    """
+    """The mean difference of two models on the same users, its interval, and the two-sided p-value of a test."""
 
     p_value: float
 

@@ -18,15 +18,8 @@ def batch_size(shards: int) -> int:
 
 
 def padded_batches(rows: np.ndarray, size: int = BATCH, *, progress: str = "") -> Iterator[tuple[np.ndarray, int]]:
-    """Splits rows into batches of one size, so that one compilation is enough.
-
-    Args:
-      rows: [N, ...].
-      progress: Label of a progress bar; without a label there is none.
-
-    Yields:
-      ([size, ...], number of valid rows); the last batch is filled up by repeating its rows.
-    """
+    """Splits rows into batches of one size, so that one compilation is enough: yields ([size, ...], number of valid
+    rows); the last batch is filled up by repeating its rows. `progress` is the label of a progress bar, "" for none."""
     for start in tqdm(range(0, len(rows), size), desc=progress, leave=False, disable=not progress):
         part = rows[start : start + size]
         yield np.resize(part, (size, *rows.shape[1:])), len(part)
@@ -35,14 +28,8 @@ def padded_batches(rows: np.ndarray, size: int = BATCH, *, progress: str = "") -
 def map_batches(
     function: Callable[[np.ndarray], Any], rows: np.ndarray, size: int = BATCH, *, progress: str = ""
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Calls `function` on each of the `padded_batches`.
-
-    Args:
-      function: [size, ...] -> [size, ...], on the host or a device.
-
-    Yields:
-      (some of the rows, [some, ...] the function's results for them), in order.
-    """
+    """Calls `function`, [size, ...] -> [size, ...] on the host or a device, on each of the `padded_batches`; yields
+    (some of the rows, [some, ...] the results for them), in order."""
     for batch, count in padded_batches(rows, size, progress=progress):
         yield batch[:count], np.asarray(function(batch))[:count]
 

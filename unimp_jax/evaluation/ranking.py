@@ -59,13 +59,9 @@ def ranks(scores_MI: jax.Array, targets_M: jax.Array, seen_Mw: jax.Array) -> tup
 
 
 def top_items(scores_MI: jax.Array, seen_Mw: jax.Array, k: int) -> jax.Array:
-    """Returns the k unseen items with the highest scores, best first: int32 [M, min(k, I)]; ties by the lower index.
-
-    Entries are -1 where fewer items are unseen, and in the whole row of a query with a NaN among its scores.
-
-    Raises:
-      ValueError: k is below 1.
-    """
+    """Returns the k (at least 1, or ValueError is raised) unseen items with the highest scores, best first, ties by the
+    lower index: int32 [M, min(k, I)]; -1 where fewer are unseen, and in the whole row of a query with a NaN among its
+    scores."""
     if k < 1:
         raise ValueError(f"k is {k} and must be at least 1")
     hidden_MI = seen_mask(seen_Mw, scores_MI.shape[1])
@@ -77,13 +73,8 @@ def top_items(scores_MI: jax.Array, seen_Mw: jax.Array, k: int) -> jax.Array:
 
 
 def seen_bitmap(seen: Sequence[np.ndarray], num_items: int) -> np.ndarray:
-    """Returns the items that M users have seen as bitmaps, uint8 [M, w], with one bit per item, the lowest bit first.
-
-    A bitmap has the same size for every user: a 32nd of the user's scores.
-
-    Args:
-      seen: For each of M users, int [any], the items seen, in any order, possibly repeated.
-    """
+    """Returns the items that M users have seen (int [any] each, possibly repeated) as bitmaps, uint8 [M, w], with one
+    bit per item, the lowest bit first. A bitmap has the same size for every user: a 32nd of the user's scores."""
     rows_Mw = np.zeros((len(seen), -(-num_items // 8)), np.uint8)
     for row_w, items in zip(rows_Mw, seen, strict=True):
         if len(items):

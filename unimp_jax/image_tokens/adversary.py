@@ -63,14 +63,9 @@ def judge_images(
     scale_of: Any,
     guard: GuardConfig,
 ) -> tuple[Verdict, Adversary]:
-    """Returns (the verdict, the discriminator after its own step on the same images).
-
-    If the discriminator's loss or gradient is not finite, or the gradient is far above the usual, only its guard
-    changes.
-
-    Args:
-      scale_of: Maps the adversarial loss's gradient with respect to the reconstructed images to lambda.
-    """
+    """Returns (the verdict, the discriminator after its own step on the same images). If the discriminator's loss or
+    gradient is not finite, or the gradient is far above the usual, only its guard changes. `scale_of` maps the
+    adversarial loss's gradient with respect to the reconstructed images to lambda."""
 
     def logits(parameters: Any, images_BHW3: jax.Array) -> jax.Array:
         return nnx.merge(graph, parameters)(images_BHW3)

@@ -97,11 +97,8 @@ def import_weights(config: ImportConfig, folder: Path, shard_bytes: int = SHARD_
 
 
 def tokenizer_of(config: ImportConfig) -> PreTrainedTokenizerBase | None:
-    """Returns the tokenizer that is named or found beside the language model; None if there is none.
-
-    Raises:
-      WeightsError: The named place contains no tokenizer, or the tokenizer cannot be read.
-    """
+    """Returns the tokenizer that is named or found beside the language model; None if there is none. Raises
+    WeightsError if the named place contains none, or it cannot be read."""
     place = config.tokenizer or config.vision_language or config.language or config.open_flamingo
     tokenizer = load_tokenizer(locate(place)) if place else None
     if config.tokenizer and tokenizer is None:
@@ -173,11 +170,8 @@ def open_vision(path: Path) -> tuple[VisionConfig, WeightSource]:
 def add_open_flamingo(
     path: Path, heads: int, geometry: Geometry, sources: list[WeightSource], known: Tabulate | None
 ) -> tuple[Geometry, list[WeightSource]]:
-    """Adds an OpenFlamingo checkpoint, which extends and partly replaces its language model and vision tower.
-
-    Args:
-      heads: Attention heads of its resampler and gated blocks, if no file beside it says so.
-    """
+    """Adds an OpenFlamingo checkpoint, which extends and partly replaces its language model and vision tower; `heads`
+    are those of its resampler and gated blocks, if no file beside it says so."""
     weights = renamed(open_weights(path), lambda key: canonical(key, open_flamingo.ALIASES))
     keys = weights.arrays.keys()
     tabulate = known or open_flamingo.tabulate_by_keys(keys)

@@ -21,11 +21,8 @@ NAMES = (
 
 
 def read_lpips(paths: Sequence[Path]) -> LPIPS:
-    """Reads LPIPS from one or more files.
-
-    Raises:
-      WeightsError: The files lack a part of it, two of them contain the same part, or one cannot be read.
-    """
+    """Reads LPIPS from one or more files; raises WeightsError if they lack a part of it, two of them contain the same
+    part, or one cannot be read."""
     if not paths:
         raise WeightsError("LPIPS: no file is given")
     weights = renamed(read_files(paths, ", ".join(map(str, paths))), lambda key: canonical(key, NAMES))

@@ -21,22 +21,15 @@ SHARD_BYTES = 5 * 10**9
 
 
 def refuse_existing(path: Path) -> None:
-    """Checks that a path does not exist yet.
-
-    Raises:
-      WeightsError: `path` already exists.
-    """
+    """Raises WeightsError if the path already exists."""
     if is_there(path):
         raise WeightsError(f"{path} already exists; name another folder, or delete it")
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder, which becomes `path` if the context exits without an error and is removed otherwise.
-
-    Raises:
-      WeightsError: `path` already exists, or there is no space.
-    """
+    """Yields a temporary folder, which becomes `path` if the context exits without an error and is removed otherwise;
+    raises WeightsError if `path` already exists, or there is no space."""
     refuse_existing(path)
     try:
         with atomic_folder(path, shared=True) as temporary:
@@ -46,11 +39,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def write_shards(folder: Path, arrays: Iterable[tuple[str, np.ndarray]], shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes `model-00001-of-00003.safetensors` … and their index, or one `model.safetensors`.
-
-    Args:
-      arrays: Arrays, held until their shard is full, so that one shard is in memory at a time.
-    """
+    """Writes `model-00001-of-00003.safetensors` … and their index, or one `model.safetensors`; holds one shard in
+    memory."""
     shards: list[list[str]] = []
     shard: dict[str, np.ndarray] = {}
     held = total = 0

@@ -45,11 +45,7 @@ def diffusers_names(last: int) -> Aliases:
 
 
 def table(config: VQGANConfig, names: Aliases | None = None, attention: str = "o i -> i o") -> Table:
-    """Returns the table of all parameters by a package's names.
-
-    Args:
-      names: Replacements of our names; None: diffusers'.
-    """
+    """Returns the table of all parameters by a package's names, which replace ours; None: diffusers'."""
     names = diffusers_names(len(config.channels) - 1) if names is None else names
     layouts = {1: "o -> o", 4: "o i y x -> y x i o"}
     entries = []
@@ -66,11 +62,8 @@ def new(config: VQGANConfig) -> VQGAN:
 
 
 def write_vqgan(folder: Path, model: VQGAN) -> None:
-    """Writes a folder for `VQModel.from_pretrained`, atomically.
-
-    Raises:
-      WeightsError: The folder already exists, or there is no space.
-    """
+    """Writes a folder for `VQModel.from_pretrained`, atomically; raises WeightsError if it already exists, or there is
+    no space."""
     arrays = dict(their_arrays(named(nnx.state(model)), table(model.config), "float32"))
     with whole_folder(folder) as temporary:
         save_file(arrays, temporary / WEIGHTS, metadata={"format": "pt"})  # diffusers requires it
@@ -78,14 +71,9 @@ def write_vqgan(folder: Path, model: VQGAN) -> None:
 
 
 def read_vqgan(path: Path, image_size: int | None = None) -> tuple[VQGAN, list[str]]:
-    """Returns the model of a `VQModel` folder or a taming-transformers checkpoint, and the keys that are no part of it.
-
-    Args:
-      image_size: For a checkpoint of taming-transformers without its configuration beside it.
-
-    Raises:
-      WeightsError: It is neither, has an architecture that this VQGAN does not support, or cannot be read completely.
-    """
+    """Returns the model of a `VQModel` folder or a taming-transformers checkpoint, and the keys that are no part of it;
+    `image_size` is for a checkpoint without its configuration beside it. Raises WeightsError if it is neither, has an
+    architecture that this VQGAN does not support, or cannot be read completely."""
     if path.is_dir():
         config, weights = open_diffusers(path)
         entries = table(config)
@@ -97,11 +85,8 @@ def read_vqgan(path: Path, image_size: int | None = None) -> tuple[VQGAN, list[s
 
 
 def import_vqgan(path: Path, folder: Path, image_size: int | None = None) -> str:
-    """Imports a `VQModel` folder or a taming-transformers checkpoint into `folder`; returns a summary for the user.
-
-    Raises:
-      WeightsError: See `read_vqgan` and `write_vqgan`. Nothing is left behind then.
-    """
+    """Imports a `VQModel` folder or a taming-transformers checkpoint into `folder` and returns a summary for the user;
+    raises like `read_vqgan` and `write_vqgan`, and then leaves nothing behind."""
     model, unused = read_vqgan(path, image_size)
     write_vqgan(folder, model)
     config = model.config
@@ -136,11 +121,8 @@ def described_as(config: VQGANConfig) -> dict[str, Any]:
 
 
 def described_by(described: dict[str, Any]) -> VQGANConfig:
-    """Returns the configuration for a `config.json` of diffusers; missing fields have diffusers' defaults.
-
-    Raises:
-      ValueError: This VQGAN does not support the architecture.
-    """
+    """Returns the configuration for a `config.json` of diffusers, whose missing fields have its defaults; raises
+    ValueError if this VQGAN does not support the architecture."""
     if described.get("_class_name") != CLASS:
         raise ValueError(f"a model of class {described.get('_class_name')}; it must be {CLASS}")
     for name, right in FIXED.items():

@@ -191,10 +191,8 @@ def rotate(x_BTHh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def alibi_slopes(heads: int) -> np.ndarray:
-    """Returns ALiBi slopes, float32 [H], positive: head i of H has 2^(-8 i / H) (arXiv:2108.12409).
-
-    If H is not a power of two, they are slopes of the next power: first every other one, from the second on.
-    """
+    """Returns ALiBi slopes, float32 [H], positive: head i of H has 2^(-8 i / H) (arXiv:2108.12409). If H is not a power
+    of two, they are slopes of the next power: first every other one, from the second on."""
     power = 2 ** math.ceil(math.log2(heads))
     slopes = 2.0 ** (-np.arange(1, power + 1) * 8 / power)
     if power != heads:

@@ -251,11 +251,7 @@ class EmbeddingTables(nnx.Module):
         self, vocab_size: int, dtype: str, base: nnx.Param, new: nnx.Param | None, base_head: nnx.Param | None,
         new_head: nnx.Param | None,
     ):  # fmt: skip
-        """Wraps the tables.
-
-        Args:
-          base_head, new_head: None if the output head shares the embedding table.
-        """
+        """Wraps the tables; `base_head` and `new_head` are None if the output head shares the embedding table."""
         self.vocab_size, self.dtype = vocab_size, dtype
         self.base, self.new, self.base_head, self.new_head = base, new, base_head, new_head
 

@@ -105,11 +105,9 @@ def _splash_kernel(tokens: int, keys: int, heads: int, causal: bool) -> SplashAt
 def with_alibi(
     q_BTHh: jax.Array, k_BSKh: jax.Array, positions_BS: jax.Array, slopes_H: np.ndarray
 ) -> tuple[jax.Array, jax.Array]:
-    """Appends six channels to queries and keys whose product is slope times key position.
-
-    The softmax is invariant to the query's own position, so it is not subtracted. Slopes are split into three bfloat16
-    numbers and positions into two, so that nothing is lost to rounding whatever the dtype of q and k.
-    """
+    """Appends six channels to queries and keys whose product is slope times key position; the softmax is invariant to
+    the query's own position, so it is not subtracted. Slopes are split into three bfloat16 numbers and positions into
+    two, so that nothing is lost to rounding whatever the dtype of q and k."""
     B, T, H, _ = q_BTHh.shape
     slopes_H3 = _three_parts(slopes_H)
     high_BS, low_BS = positions_BS // 256, positions_BS % 256

@@ -35,10 +35,8 @@ class ResamplerConfig:
             raise ValueError(f"resampler: every size must be at least 1, not {self}")
 
     def attends_directly(self, width: int) -> bool:
-        """Whether latents attend to the patch tokens directly instead of to keys and values computed from them.
-
-        They do if that takes at most 90 % of the operations: per head and patch token L C instead of C h + L h.
-        """
+        """Whether latents attend to the patch tokens directly instead of to keys and values computed from them: if that
+        takes at most 90 % of the operations, per head and patch token L C instead of C h + L h."""
         return not self.qk_norm and 10 * self.latents * width <= 9 * self.head_dim * (self.latents + width)
 
 

@@ -141,11 +141,8 @@ class ModelConfig:
 
 
 def part_of(path: Sequence[Any]) -> Part:
-    """Returns the part that a parameter belongs to, given its path from `nnx.split` or `jax.tree_util`.
-
-    Raises:
-      ValueError: The path does not start with a part.
-    """
+    """Returns the part that a parameter belongs to, given its path from `nnx.split` or `jax.tree_util`; raises
+    ValueError if the path does not start with a part."""
     names = [getattr(entry, "key", getattr(entry, "name", entry)) for entry in path]
     if "adapter" in names:
         return "adapters"
@@ -195,11 +192,8 @@ class UniMP(nnx.Module):
         return self.vision(constrain(images_NHW3, "images", None, None, None))
 
     def encode_images(self, images: jax.Array) -> jax.Array:
-        """Returns latents [B, N, L, C], or token embeddings [B, N, L, D] where images are tokens.
-
-        Args:
-          images: Images [B, N, height, width, 3], or the outputs of the vision tower for them, [B, N, P, C].
-        """
+        """Returns latents [B, N, L, C], or token embeddings [B, N, L, D] where images are tokens, of images [B, N,
+        height, width, 3] or of the outputs of the vision tower for them, [B, N, P, C]."""
         B, N = images.shape[:2]
         if N == 0:
             return jnp.zeros((B, 0, *self.config.latents_shape), self.config.compute_dtype)
@@ -283,11 +277,8 @@ class UniMP(nnx.Module):
         latent_mask: Mask | None,
         contexts: Sequence[tuple[TextContext, jax.Array | None]],
     ) -> tuple[jax.Array, KeysValues]:
-        """Runs the gated block (if any) and the decoder layers of a group, each with its context and dropout key.
-
-        Returns:
-          The hidden states after the group, and the keys and values of each layer, [E, B, T, K, h].
-        """
+        """Runs the gated block (if any) and the decoder layers of a group, each with its context and dropout key;
+        returns the hidden states after the group, and the keys and values of each layer, [E, B, T, K, h]."""
         gated, layers = modules
         text = []
         for i, (layer, (context, key)) in enumerate(zip(unstack(layers, len(contexts)), contexts, strict=True)):
@@ -356,11 +347,9 @@ class UniMP(nnx.Module):
 
 
 def image_slots(image_index_BT: jax.Array, image_tokens: int) -> jax.Array:
-    """Returns, as int32 [B, T], which of the N L image embeddings of its row replaces each token; -1 for text.
-
-    The tokens of an image are the first ones whose `Batch.image_index` is its number. Token ids cannot decide this,
-    because an item's text may contain the marker.
-    """
+    """Returns, as int32 [B, T], which of the N L image embeddings of its row replaces each token; -1 for text. The
+    tokens of an image are the first ones whose `Batch.image_index` is its number. Token ids cannot decide this, because
+    an item's text may contain the marker."""
     places_T = jnp.arange(image_index_BT.shape[1])
     begins_BT = jnp.diff(image_index_BT, axis=1, prepend=-1) != 0
     since_BT = places_T - jax.lax.cummax(jnp.where(begins_BT, places_T, 0), axis=1)

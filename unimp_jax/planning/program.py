@@ -22,11 +22,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """Shape and location of a value.
-
-    Attributes:
-      in_memory: Whether it is stored in the device's main memory instead of on the chip.
-    """
+    """Shape of a value, and whether it is stored in the device's main memory instead of on the chip."""
 
     dtype: str
     shape: tuple[int, ...]

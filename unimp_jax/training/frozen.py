@@ -16,10 +16,8 @@ from unimp_jax.training.reading import read_together
 
 
 def save_frozen(folder: Path, parameters: Any) -> Any:
-    """Writes the parameters atomically unless they exist already, and returns those on disk.
-
-    If they exist, the given arrays are freed before the stored ones are read, because memory holds them only once.
-    """
+    """Writes the parameters atomically unless they exist already, and returns those on disk. If they exist, the given
+    arrays are freed before the stored ones are read, because memory holds them only once."""
     if not jax.tree.leaves(parameters):
         return parameters
     if not of_first(is_saved(folder)):
@@ -33,11 +31,8 @@ def save_frozen(folder: Path, parameters: Any) -> Any:
 
 
 def load_frozen(folder: Path, shapes: Any) -> Any:
-    """Reads the frozen parameters into the given shapes and shardings.
-
-    Raises:
-      CheckpointError: They are missing, damaged, unreachable, or of another model.
-    """
+    """Reads the frozen parameters into the given shapes and shardings; raises CheckpointError if they are missing,
+    damaged, unreachable, or of another model."""
     if not jax.tree.leaves(shapes):
         return shapes
     handler = ocp.StandardCheckpointHandler()
