@@ -1,7 +1,5 @@
 """The texts that describe items in prompts."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 
@@ -14,8 +12,11 @@ CATEGORY = "Category"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttributeTexts:
-    """Iterates over the items' texts, `Name text Name text …`, of the attributes to show (none given: all of the
-    source), which are created anew and not kept in memory."""
+    """Iterates over the items' texts, `Name text Name text …`, which are created anew and not kept in memory.
+
+    Attributes:
+      shown: the names of the attributes to show; empty means all attributes of the source.
+    """
 
     corpus: Corpus
     shown: tuple[str, ...]

@@ -1,7 +1,5 @@
 """Parquet files with a few numbers for each item: semantic ids, image codes and vectors."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

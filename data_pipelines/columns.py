@@ -4,8 +4,6 @@
 processes of a host. Columns of records that have none are written to a temporary folder each time they are opened.
 """
 
-from __future__ import annotations
-
 import array
 import contextlib
 import hashlib

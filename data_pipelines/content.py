@@ -4,8 +4,6 @@ The embedding of an item is a free row plus a projection of its content (`unimp_
 is learnt about one item transfers to similar items. Counts and ratings use training interactions only.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Outputs of a frozen vision tower for each image, computed once and then read from a file."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile
@@ -20,7 +18,11 @@ class FeatureStore:
     """Features of items by index, used in place of their images."""
 
     def __init__(self, folder: Path):
-        """Opens the features in a folder; raises DataError if it is not as written by `write_features`."""
+        """Opens the features in a folder.
+
+        Raises:
+          DataError: the folder is not as written by `write_features`.
+        """
         try:
             description = json.loads((folder / "features.json").read_bytes())
             self.shape, self.dtype = tuple(description["shape"]), np.dtype(description["dtype"])

@@ -5,8 +5,6 @@ the folder to replace. The file is locked while its process lives; an unlocked o
 and is cleaned up.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

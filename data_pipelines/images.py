@@ -1,7 +1,5 @@
 """Decodes images to arrays of one size; decoded images are kept in a bounded cache."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging

@@ -1,7 +1,5 @@
 """Semantic ids of a catalogue in a file: the codes that name each item."""
 
-from __future__ import annotations
-
 import dataclasses
 import string
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Files of vectors by item id: the outputs of text or image encoders for a catalogue, or a user's own vectors."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@
 size. The least recently used copies are removed to make room for a new one, unless a process is using them.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os

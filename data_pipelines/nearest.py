@@ -1,7 +1,5 @@
 """Finds the name that was probably meant, quickly even among millions of ids."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Collection, Iterator
 

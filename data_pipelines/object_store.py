@@ -4,8 +4,6 @@ An object is written by one PUT, whole or not at all. A folder contains a mark, 
 without the sizes of the files, and again with them once all files are there; only then is the folder complete.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import io

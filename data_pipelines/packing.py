@@ -4,8 +4,6 @@ Every row has the same capacity of tokens, images and answers. `pack` plans and 
 never attend to one another, so the plan affects speed only.
 """
 
-from __future__ import annotations
-
 import array
 import bisect
 import dataclasses

@@ -1,7 +1,5 @@
 """Random permutations of large ranges of integers, computed on demand without an array."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Runs with several processes: joins JAX's distributed runtime, configured by flags or detected from the cluster."""
 
-from __future__ import annotations
-
 import ctypes
 import dataclasses
 import itertools

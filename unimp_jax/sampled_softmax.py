@@ -5,8 +5,6 @@ expectation of the sum is the sum over all tokens (Bengio and Senecal 2008, "Ada
 as the logQ correction).
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal, NamedTuple
 
 import jax

@@ -11,8 +11,6 @@ is no image, and the only attribute is the category of the reviews. Of products 
 ids are read.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Amazon Reviews 2014, 2018 and 2023: the file and field names of each release, and its peculiarities."""
 
-from __future__ import annotations
-
 import ast
 import itertools
 import re

@@ -1,7 +1,5 @@
 """Two small files of Amazon reviews: the 5-core of musical instruments (2014) as a table, and a sample of 2023."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The base class of TFDS builders of sources: two configurations, `items` and `users`, with one record format."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import shutil

@@ -1,7 +1,5 @@
 """Validates fields of external data; every fault is reported with its file, line and field."""
 
-from __future__ import annotations
-
 import dataclasses
 import html
 import json

@@ -8,8 +8,6 @@ or not an image). Temporary failures (no connection, a server that is busy or re
 within the limits, and then by the next run.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -10,8 +10,6 @@ product without one has that of its first article. Purchases are dated by day an
 within a day, the order of the file is kept. Repeated purchases of an item by a customer are left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Images of a source, from a zip archive or a folder; each is verified before it is stored."""
 
-from __future__ import annotations
-
 import os
 import zipfile
 from collections.abc import Iterable, Iterator

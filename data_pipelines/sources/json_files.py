@@ -3,8 +3,6 @@
 NaN and Infinity are accepted, as Python writes them; `checks.field` and related functions refuse them as numbers.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator

@@ -8,8 +8,6 @@ without further meaning: the title of an item is its number, and attribute 12 is
 would be two tokens). Lines are taken as they are; repeated items are kept.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

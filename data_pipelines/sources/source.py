@@ -1,7 +1,5 @@
 """A source: all interactions as one table, with functions for cores and repeats, and its items."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

@@ -7,8 +7,6 @@ is written in groups again, one for each part of `Source.histories`, which gathe
 Memory holds a run, a bucket or a part; the ids of all items, with two numbers each; and a number for each user.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools

@@ -5,8 +5,6 @@ record, so that a bad record affects only itself: reading continues at the line 
 comes in parts, so that memory does not grow with its rows, or as a whole.
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import itertools

@@ -1,7 +1,5 @@
 """Parses times: the unit is inferred from their size, and values that cannot be times of records are refused."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections import Counter

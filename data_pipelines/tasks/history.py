@@ -4,8 +4,6 @@ The part of the history that fits is computed for many questions at once, from l
 written.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable

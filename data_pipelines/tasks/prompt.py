@@ -11,8 +11,6 @@ and a complete example, here for recommendation, as
     What is the next item recommended to the user? <answer> ITEM </s>
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import sys

@@ -1,7 +1,5 @@
 """The texts of prompts, tokenised once: attributes, categories and explanations."""
 
-from __future__ import annotations
-
 import copy
 import sys
 from collections.abc import Iterable, Sequence

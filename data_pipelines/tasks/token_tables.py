@@ -1,7 +1,5 @@
 """Tables of tokenised texts, created in batches and cached on disk, from where they are memory-mapped."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path

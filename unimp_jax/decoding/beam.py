@@ -1,7 +1,5 @@
 """Beam search over the whole vocabulary, equivalent step by step to transformers' `generate(num_beams=...)`."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Literal
 

@@ -4,8 +4,6 @@ Built with NumPy, read on the device. Nodes are numbered level by level in the o
 children of a node are contiguous, and so are all items below it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable
 

@@ -5,8 +5,6 @@ every published interval would change. It would also resample each metric separa
 table use the same resampled users.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -32,7 +30,11 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Difference(Interval):
-    """The mean difference of two models on the same users, its interval, and the two-sided p-value of a test."""
+    """The mean difference of two models on the same users, its interval, and the p-value of a test.
+
+    Attributes:
+      p_value: Two-sided p-value.
+    """
 
     p_value: float
 

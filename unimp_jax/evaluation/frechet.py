@@ -9,8 +9,6 @@ R2^T. This also holds exactly if there are fewer images than features.
 The distance is biased upwards for small sets (arXiv:1911.07023), so only sets of equal size are comparable.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -1,7 +1,5 @@
 """Applies one compiled function to many images, texts or codes, batch by batch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,8 +26,14 @@ def padded_batches(rows: np.ndarray, size: int = BATCH, *, progress: str = "") -
 def map_batches(
     function: Callable[[np.ndarray], Any], rows: np.ndarray, size: int = BATCH, *, progress: str = ""
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Calls `function`, [size, ...] -> [size, ...] on the host or a device, on each of the `padded_batches`; yields
-    (some of the rows, [some, ...] the results for them), in order."""
+    """Calls `function` on each of the `padded_batches`.
+
+    Args:
+      function: [size, ...] -> [size, ...], on the host or a device.
+
+    Yields:
+      (some of the rows, [some, ...] the function's results for them), in order.
+    """
     for batch, count in padded_batches(rows, size, progress=progress):
         yield batch[:count], np.asarray(function(batch))[:count]
 

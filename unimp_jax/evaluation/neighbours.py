@@ -4,8 +4,6 @@ The k nearest neighbours of real images define the region of real images. Precis
 this region, recall the share of real images in the corresponding region of generated images.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.spatial.distance import cdist
 

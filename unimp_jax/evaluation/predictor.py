@@ -3,8 +3,6 @@
 `Predictor` maps one function of `unimp_jax.evaluation.answering` over the batches, on the mesh.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """Exact ranks in the whole catalogue from the scores of all items, without sampling."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 
@@ -73,8 +71,13 @@ def top_items(scores_MI: jax.Array, seen_Mw: jax.Array, k: int) -> jax.Array:
 
 
 def seen_bitmap(seen: Sequence[np.ndarray], num_items: int) -> np.ndarray:
-    """Returns the items that M users have seen (int [any] each, possibly repeated) as bitmaps, uint8 [M, w], with one
-    bit per item, the lowest bit first. A bitmap has the same size for every user: a 32nd of the user's scores."""
+    """Returns the items that M users have seen as bitmaps, uint8 [M, w], with one bit per item, the lowest bit first.
+
+    A bitmap has the same size for every user: a 32nd of the user's scores.
+
+    Args:
+      seen: For each of M users, int [any], the items seen, in any order, possibly repeated.
+    """
     rows_Mw = np.zeros((len(seen), -(-num_items // 8)), np.uint8)
     for row_w, items in zip(rows_Mw, seen, strict=True):
         if len(items):

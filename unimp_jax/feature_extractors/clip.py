@@ -1,7 +1,5 @@
 """The complete CLIP model (arXiv:2103.00020): embeds images and texts, whose cosine measures how well they match."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

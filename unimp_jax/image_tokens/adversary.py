@@ -4,8 +4,6 @@ The adversarial loss is scaled by lambda = |g_likeness| / (|g_verdict| + 1e-4), 
 to the kernel of the VQGAN's last layer (arXiv:2012.09841, equation 7), so that neither loss dominates.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import flax.struct

@@ -9,8 +9,6 @@ codewords by gradient; alternatively, they are moving averages of the latents as
 for the n_k latents z of a batch whose code is k, with N_k smoothed as (N_k + eps) / (N + K eps) N, N the sum of all.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import flax.struct

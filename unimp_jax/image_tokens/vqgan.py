@@ -4,8 +4,6 @@ The computation is that of taming-transformers and of `VQModel` in diffusers, wi
 (`unimp_jax.interop.vqgan`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

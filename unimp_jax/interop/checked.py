@@ -1,7 +1,5 @@
 """Validation of arrays as weights: complete, of the right dtype and shape, and finite."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Writes parameters on a mesh to files of other packages, one of their arrays at a time."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
@@ -67,8 +65,11 @@ def write_weights(
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes all parameters as shards of at most `shard_bytes` (a larger array has its own shard), and the `unread`
-    arrays, which the format has but no answer depends on."""
+    """Writes all parameters as shards of at most `shard_bytes` (a larger array has its own shard).
+
+    Args:
+      unread: Arrays that the format has but no answer depends on.
+    """
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
         yield from ((key, array.astype(dtype)) for key, array in unread.items())

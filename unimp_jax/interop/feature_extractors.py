@@ -1,7 +1,5 @@
 """Feature extractors for image metrics from published files: a CLIP folder, or the weights of Inception."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from flax import nnx
@@ -15,8 +13,11 @@ from unimp_jax.interop.weights import open_weights, read_json, understood
 
 
 def read_clip(folder: Path) -> CLIP:
-    """Reads a `CLIPModel` of transformers, or only its vision tower, with or without a projection; raises WeightsError
-    if the folder contains no CLIP, or it cannot be read completely."""
+    """Reads a `CLIPModel` of transformers, or only its vision tower, with or without a projection.
+
+    Raises:
+      WeightsError: The folder contains no CLIP, or it cannot be read completely.
+    """
     described, weights = read_json(folder / "config.json"), open_weights(folder)
     projected = "visual_projection.weight" in weights.arrays
     config = understood(folder, lambda described: clip_config(described, projected), described)
@@ -25,8 +26,11 @@ def read_clip(folder: Path) -> CLIP:
 
 
 def read_inception(path: Path) -> Inception:
-    """Reads the Inception v3 of the FID from `pt_inception-2015-12-05-*.pth`, or the same arrays as safetensors; raises
-    WeightsError if the file contains something else, or cannot be read completely."""
+    """Reads the Inception v3 of the FID from `pt_inception-2015-12-05-*.pth`, or the same arrays as safetensors.
+
+    Raises:
+      WeightsError: The file contains something else, or cannot be read completely.
+    """
     return filled(lambda: Inception(nnx.Rngs(0)), inception_table(), open_weights(path))
 
 

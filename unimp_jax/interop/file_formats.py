@@ -1,7 +1,5 @@
 """Detects files that are not what their name says by their first bytes: Git LFS pointers, web pages, archives."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """LLaMA models in GGUF files: llama.cpp's names, its channel order of rotary heads, and quantised blocks."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Causal language models: GPT-NeoX, MPT (in the formats of transformers and MosaicML), LLaMA, Qwen2 and Qwen3."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

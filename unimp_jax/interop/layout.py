@@ -5,8 +5,6 @@ merged axes in parentheses, and those of our parameter. If one array contains se
 contains several equal copies of a part, copy indexes these. An axis 1 exists only in the other package.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -3,8 +3,6 @@
 Names are those of llava-hf's checkpoints, which transformers and vLLM read; `ALIASES` maps transformers' names to them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,8 +1,6 @@
 """LPIPS on VGG-16 from files of the lpips package, of torchvision's VGG-16 plus that package's linear layers, or of a
 taming-transformers checkpoint."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +19,11 @@ NAMES = (
 
 
 def read_lpips(paths: Sequence[Path]) -> LPIPS:
-    """Reads LPIPS from one or more files; raises WeightsError if they lack a part of it, two of them contain the same
-    part, or one cannot be read."""
+    """Reads LPIPS from one or more files.
+
+    Raises:
+      WeightsError: The files lack a part of it, two of them contain the same part, or one cannot be read.
+    """
     if not paths:
         raise WeightsError("LPIPS: no file is given")
     weights = renamed(read_files(paths, ", ".join(map(str, paths))), lambda key: canonical(key, NAMES))

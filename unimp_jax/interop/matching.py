@@ -1,7 +1,5 @@
 """Matches arrays of other packages to slices of our parameters, before any array is read."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Atomic creation of folders, and weights written to them shard by shard."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import mmap
@@ -21,15 +19,22 @@ SHARD_BYTES = 5 * 10**9
 
 
 def refuse_existing(path: Path) -> None:
-    """Raises WeightsError if the path already exists."""
+    """Checks that a path does not exist yet.
+
+    Raises:
+      WeightsError: `path` already exists.
+    """
     if is_there(path):
         raise WeightsError(f"{path} already exists; name another folder, or delete it")
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder, which becomes `path` if the context exits without an error and is removed otherwise;
-    raises WeightsError if `path` already exists, or there is no space."""
+    """Yields a temporary folder, which becomes `path` if the context exits without an error and is removed otherwise.
+
+    Raises:
+      WeightsError: `path` already exists, or there is no space.
+    """
     refuse_existing(path)
     try:
         with atomic_folder(path, shared=True) as temporary:

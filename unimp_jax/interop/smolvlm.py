@@ -4,8 +4,6 @@ Images are tokens of a LLaMA; squares of a SigLIP's patches are projected by one
 square each; splitting by their processors is not supported.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Checkpoints of taming-transformers: a VQGAN's arrays under that package's names, among those of its training."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Complete vision-language models in Hugging Face's format; `config.json` says which model a folder contains."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any, Protocol

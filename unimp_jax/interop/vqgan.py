@@ -4,8 +4,6 @@ Outside training, a VQGAN is always stored as such a folder, so that diffusers c
 here, and vice versa. Checkpoints of taming-transformers contain the same arrays under other names.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +60,11 @@ def new(config: VQGANConfig) -> VQGAN:
 
 
 def write_vqgan(folder: Path, model: VQGAN) -> None:
-    """Writes a folder for `VQModel.from_pretrained`, atomically; raises WeightsError if it already exists, or there is
-    no space."""
+    """Writes a folder for `VQModel.from_pretrained`, atomically.
+
+    Raises:
+      WeightsError: The folder already exists, or there is no space.
+    """
     arrays = dict(their_arrays(named(nnx.state(model)), table(model.config), "float32"))
     with whole_folder(folder) as temporary:
         save_file(arrays, temporary / WEIGHTS, metadata={"format": "pt"})  # diffusers requires it
@@ -71,9 +72,14 @@ def write_vqgan(folder: Path, model: VQGAN) -> None:
 
 
 def read_vqgan(path: Path, image_size: int | None = None) -> tuple[VQGAN, list[str]]:
-    """Returns the model of a `VQModel` folder or a taming-transformers checkpoint, and the keys that are no part of it;
-    `image_size` is for a checkpoint without its configuration beside it. Raises WeightsError if it is neither, has an
-    architecture that this VQGAN does not support, or cannot be read completely."""
+    """Returns the model of a `VQModel` folder or a taming-transformers checkpoint, and the keys that are no part of it.
+
+    Args:
+      image_size: For a checkpoint of taming-transformers without its configuration beside it.
+
+    Raises:
+      WeightsError: It is neither, has an architecture that this VQGAN does not support, or cannot be read completely.
+    """
     if path.is_dir():
         config, weights = open_diffusers(path)
         entries = table(config)

@@ -1,7 +1,5 @@
 """Files of weights as one mapping: key -> shape and dtype, and the array when it is requested, one at a time."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
@@ -231,7 +229,11 @@ def read_described(path: Path, kind: type[D]) -> D:
 
 def locate(path_or_id: str) -> Path:
     """Returns a local path, or downloads configuration, tokenizer and weights of a model from the Hugging Face hub
-    (only safetensors if there are any); raises WeightsError if it is neither a path nor a model of the hub."""
+    (only safetensors if there are any).
+
+    Raises:
+      WeightsError: It is neither a path nor a model of the hub.
+    """
     path = Path(path_or_id)
     if path.exists():
         return path

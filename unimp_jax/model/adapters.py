@@ -1,7 +1,5 @@
 """Low-rank adapters of linear layers (LoRA, arXiv:2106.09685), for decoders that are too large to train in full."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

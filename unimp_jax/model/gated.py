@@ -1,7 +1,5 @@
 """Gated cross-attention (Flamingo, arXiv:2204.14198, section 2.2): text attends to images before a decoder layer."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """The projector, which maps the vision tower's output for an image to token embeddings in the text sequence."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

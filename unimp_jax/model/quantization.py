@@ -1,7 +1,5 @@
 """Quantisation of frozen matrices to eight bits per entry and one scale per column, from absolute maxima as in qwix."""
 
-from __future__ import annotations
-
 import functools
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """The Perceiver resampler (Flamingo, arXiv:2204.14198, section 2.1): maps an image's patch tokens to a few latents."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

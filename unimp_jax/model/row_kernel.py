@@ -6,8 +6,6 @@ columns: the softmax reduces over rows, and none of the five products of a backw
 transpose.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

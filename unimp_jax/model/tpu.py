@@ -3,8 +3,6 @@
 Kernels are in `row_kernel` and `kernels`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """TPU types: the specifications of a chip, and slices to compile for without having the hardware."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import os
@@ -57,7 +55,11 @@ CHIPS: dict[str, Chip] = {
 
 @dataclasses.dataclass(frozen=True)
 class Slices:
-    """One or more equal slices, named as in the cloud: v5e-16 has 16 chips, v5p-64 has 64 cores on 32 chips."""
+    """One or more equal slices.
+
+    Attributes:
+      name: Name of one slice as in the cloud: v5e-16 has 16 chips, v5p-64 has 64 cores on 32 chips.
+    """
 
     name: str
     count: int = 1
@@ -90,8 +92,11 @@ class Slices:
 
 
 def devices(slices: Slices) -> list[jax.Device]:
-    """Returns devices to build a mesh of and to compile for; nothing can be run on them. Raises ValueError if libtpu,
-    which contains the compiler, is not installed."""
+    """Returns devices to build a mesh of and to compile for; nothing can be run on them.
+
+    Raises:
+      ValueError: libtpu, which contains the compiler, is not installed.
+    """
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("libtpu, the compiler for TPUs, is not installed: pip install 'unimp_jax[tpu]'")
     for name, value in {

@@ -4,8 +4,6 @@ The source is XLA's text of a program (`compiled.as_text()`) after all passes, b
 only once, however often it is executed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -1,7 +1,5 @@
 """Data that a compiled program moves per step and device: between devices, and between memory and chip."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -5,8 +5,6 @@ tree of codes until there is room below, and descends again, each time to the ne
 room.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeAlias

@@ -4,8 +4,6 @@ With r_0 the features and E_l the centres that k-means finds for r_l, an item's 
 argmin_k |r_l - E_l[k]|^2 and r_(l+1) = r_l - E_l[c_l].
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -6,8 +6,6 @@ mean (x - x')^2 + sum_l |sg(r_l) - e_l|^2 + beta |r_l - sg(e_l)|^2. TIGER's firs
 mean, latents do not outgrow the codebooks when training starts.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from typing import Any

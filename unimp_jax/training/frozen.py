@@ -1,7 +1,5 @@
 """Storage of frozen parameters: once per run instead of in every checkpoint."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,11 @@ def save_frozen(folder: Path, parameters: Any) -> Any:
 
 
 def load_frozen(folder: Path, shapes: Any) -> Any:
-    """Reads the frozen parameters into the given shapes and shardings; raises CheckpointError if they are missing,
-    damaged, unreachable, or of another model."""
+    """Reads the frozen parameters into the given shapes and shardings.
+
+    Raises:
+      CheckpointError: They are missing, damaged, unreachable, or of another model.
+    """
     if not jax.tree.leaves(shapes):
         return shapes
     handler = ocp.StandardCheckpointHandler()

@@ -1,7 +1,5 @@
 """How the hosts of a run spend their time, and which of them is the slowest."""
 
-from __future__ import annotations
-
 import functools
 import socket
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Peak matrix-multiplication speed of the hardware, the reference for model FLOP utilisation."""
 
-from __future__ import annotations
-
 import functools
 import time
 

@@ -1,7 +1,5 @@
 """Loads batches and sends them to the devices while the previous step runs."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -33,8 +31,12 @@ class Prefetcher:
     """
 
     def __init__(self, batches: Iterator[LoadedBatch], to_device: Callable[[Any], Any]):
-        """Wraps an iterator of at least as many batches as are fetched; `to_device` maps the arrays of a process's
-        share to global arrays."""
+        """Wraps an iterator of batches.
+
+        Args:
+          batches: At least as many batches as are fetched.
+          to_device: Maps the arrays of a process's share to global arrays.
+        """
         self._batches, self._to_device = batches, to_device
         self._next: tuple[LoadedBatch, Any] | None = None
         self._before: jax.Array | None = None

@@ -1,7 +1,5 @@
 """Profiles of some steps for TensorBoard and xprof, configured in advance or on demand."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from pathlib import Path

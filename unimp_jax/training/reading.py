@@ -1,7 +1,5 @@
 """Reading of saved data: retries transient errors, detects damage, and makes all processes agree on the outcome."""
 
-from __future__ import annotations
-
 import enum
 import json
 import re

@@ -1,7 +1,5 @@
 """Optional logging to Weights & Biases: a run there receives the rows of the log and resumes with training."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import json

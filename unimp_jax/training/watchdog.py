@@ -4,8 +4,6 @@ A host that stops feeding its chips blocks all others in their next collective, 
 process therefore publishes its current phase in the key-value store of JAX's distributed runtime.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import faulthandler

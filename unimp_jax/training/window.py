@@ -1,7 +1,5 @@
 """The steps between two rows of the log, including those done before an interruption."""
 
-from __future__ import annotations
-
 import abc
 import time
 from typing import Any
