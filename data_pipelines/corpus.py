@@ -1,7 +1,5 @@
 """All interactions of a source as flat arrays: which user interacted with which item, when, and in which split."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.schema import NO_TIME, Interaction, Item, User
+from data_pipelines.schema import NO_TIME, Item, User
 
 TRAIN, VALIDATION, TEST, SHOWN = 0, 1, 2, 3
 """The split of an interaction. SHOWN interactions only appear in the history of a question; they are never a target."""
@@ -187,13 +185,6 @@ def leave_one_out(user: User) -> list[int]:
     return splits
 
 
-def _oldest_first(interactions: tuple[Interaction, ...]) -> tuple[Interaction, ...]:
-    """Sorts interactions by time (stable for ties); keeps the given order if any time is missing."""
-    if any(interaction.time == NO_TIME for interaction in interactions):
-        return interactions
-    return tuple(sorted(interactions, key=lambda interaction: interaction.time))
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class UserEvents:
     """One user's interactions, oldest first, with items as indices, as in `Corpus`; texts are keyed by index into
@@ -228,7 +219,9 @@ def all_events(index: Mapping[str, int], users: Iterable[User]) -> Iterator[User
     for user in users:
         if not user.interactions:
             continue
-        interactions = _oldest_first(user.interactions)
+        interactions = user.interactions
+        if all(interaction.time != NO_TIME for interaction in interactions):
+            interactions = tuple(sorted(interactions, key=lambda interaction: interaction.time))
         for number, interaction in enumerate(interactions):
             if interaction.item_id not in index:
                 raise DataError(

@@ -1,12 +1,10 @@
 """The images of a catalogue as VQGAN codes, in a file."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -51,7 +49,7 @@ class ImageCodes:
         """Whether each item has an image: bool [I]."""
         return (self.codes != -1).any(axis=1)
 
-    def with_items(self, item_ids: Sequence[str]) -> ImageCodes:
+    def with_items(self, item_ids: Sequence[str]) -> Self:
         """Returns the codes with additional items appended, which have no image."""
         none = np.full((len(item_ids), self.codes_per_image), -1, np.int32)
         return dataclasses.replace(self, item_ids=(*self.item_ids, *item_ids), codes=np.concatenate([self.codes, none]))

@@ -1,7 +1,5 @@
 """The device mesh, and the sharding of parameters and batches; `unimp_jax.model.axes` maps named axes to mesh axes."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -17,7 +15,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unimp_jax.compiling import draw
-from unimp_jax.model.axes import mesh_axes, partition_spec
+from unimp_jax.model.axes import mesh_axes
 from unimp_jax.model.quantization import Quantized
 from unimp_jax.model.unimp import ModelConfig, Part, UniMP, part_of
 
@@ -230,7 +228,7 @@ def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
                         f"{'/'.join(map(str, path))}: its axis {name} of {size} cannot be split over "
                         f"{axis}={mesh.shape[axis]}; choose a {axis} that divides {size}"
                     )
-        return variable.replace(NamedSharding(mesh, partition_spec(names)))
+        return variable.replace(NamedSharding(mesh, PartitionSpec(*(mesh_axes(name) or None for name in names))))
 
     return nnx.map_state(sharding, state)
 

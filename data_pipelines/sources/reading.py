@@ -1,7 +1,5 @@
 """Reads external text files line by line, decompressing them; files that are not text are reported with a remedy."""
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import io
@@ -25,9 +23,7 @@ NO_TEXT = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it with unzstd",
     b"PAR1": "a Parquet file; text is needed",
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself; run `git lfs pull`",
-    b"<!DOCTYPE": "a web page, not the file itself; fetch it again",
-    b"<!doctype": "a web page, not the file itself; fetch it again",
-    b"<html": "a web page, not the file itself; fetch it again",
+    **dict.fromkeys((b"<!DOCTYPE", b"<!doctype", b"<html"), "a web page, not the file itself; fetch it again"),
 }
 HEAD = 64
 """The number of bytes that are examined to detect the type of a file."""

@@ -1,7 +1,5 @@
 """Stages the records of a source on disk in parts of some thousand rows, each of which becomes a shard."""
 
-from __future__ import annotations
-
 import array
 import contextlib
 import dataclasses
@@ -68,7 +66,7 @@ class Tally:
     items: int = 0
     images: int = 0
     rated: int = 0
-    lengths: array.array[int] = dataclasses.field(default_factory=lambda: array.array("q"))
+    lengths: "array.array[int]" = dataclasses.field(default_factory=lambda: array.array("q"))
 
     def count(self, part: pl.DataFrame) -> pl.DataFrame:
         """Counts the records of a part, and returns the part."""

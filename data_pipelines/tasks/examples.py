@@ -1,10 +1,9 @@
 """The building blocks of prompts: token spans with their images and targets, and complete examples."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 
@@ -72,13 +71,13 @@ class Ragged:
         self.lengths_and_end = np.append(lengths, 0)  # row -1 is empty
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+    def of(cls, rows: Sequence[Sequence[int]]) -> Self:
         """Creates it from the tokens of each row."""
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         return cls(np.fromiter((token for row in rows for token in row), np.int32, lengths.sum()), lengths)
 
     @classmethod
-    def of_arrays(cls, flat: np.ndarray, offsets: np.ndarray, lengths_and_end: np.ndarray) -> Ragged:
+    def of_arrays(cls, flat: np.ndarray, offsets: np.ndarray, lengths_and_end: np.ndarray) -> Self:
         """Creates it from the given arrays without copying them."""
         rows = cls.__new__(cls)
         rows._flat, rows.offsets, rows.lengths_and_end = flat, offsets, lengths_and_end

@@ -1,7 +1,5 @@
 """Image: generate the image of the item that the query describes and that suits the user."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
@@ -47,9 +45,6 @@ class Image(Task):
 
     def open_answer(self, vocabulary: Vocabulary) -> np.ndarray:
         return np.full(check_codes(vocabulary), vocabulary.eos, np.int32)
-
-    def answer_tokens(self, vocabulary: Vocabulary) -> np.ndarray:
-        return vocabulary.codes
 
 
 class ImageTokens:

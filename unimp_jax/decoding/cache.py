@@ -6,11 +6,10 @@ of a continuation are stored by the step and the beam index at which its tokens 
 descends from which, so that reordering beams copies no keys or values.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Self
 
 import flax.struct
 import jax
@@ -60,7 +59,7 @@ class AnswerCache:
     text: KeysValues
     mask_BAWnV: jax.Array
 
-    def reorder(self, parents_BAW: jax.Array) -> AnswerCache:
+    def reorder(self, parents_BAW: jax.Array) -> Self:
         """Returns a cache in which each beam continues the beam given by `parents_BAW`, int32."""
         mask_BAWnV = jnp.take_along_axis(self.mask_BAWnV, parents_BAW[..., None, None], axis=2)
         return dataclasses.replace(self, mask_BAWnV=mask_BAWnV)

@@ -1,7 +1,5 @@
 """`unimp import`: combines published weights of one or several packages into a folder to start training from."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,7 +94,7 @@ def import_weights(config: ImportConfig, folder: Path, shard_bytes: int = SHARD_
     return summary(folder, geometry, matched, tokenizer)
 
 
-def tokenizer_of(config: ImportConfig) -> PreTrainedTokenizerBase | None:
+def tokenizer_of(config: ImportConfig) -> "PreTrainedTokenizerBase | None":
     """Returns the tokenizer that is named or found beside the language model; None if there is none. Raises
     WeightsError if the named place contains none, or it cannot be read."""
     place = config.tokenizer or config.vision_language or config.language or config.open_flamingo
@@ -223,7 +221,7 @@ def first_rows(array: Stored, rows: int) -> Stored:
     return dataclasses.replace(array, shape=shape, read=lambda: array.read()[:rows])
 
 
-def summary(folder: Path, geometry: Geometry, matched: Match, tokenizer: PreTrainedTokenizerBase | None) -> str:
+def summary(folder: Path, geometry: Geometry, matched: Match, tokenizer: "PreTrainedTokenizerBase | None") -> str:
     """Returns which arrays were read and, grouped by pattern, which were not."""
     lines = [f"{folder}: {', '.join(geometry.parts)}"]
     for weights, filled in matched.fillings:

@@ -1,10 +1,9 @@
 """A start: a folder of imported weights under our own names, with their configuration and tokenizer."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import pydantic
 
@@ -38,7 +37,7 @@ class Geometry:
     projector: ProjectorConfig | None = None
 
     @classmethod
-    def of(cls, model: ModelConfig) -> Geometry:
+    def of(cls, model: ModelConfig) -> Self:
         """Returns the geometry of a complete model."""
         if model.interleaved:
             resampler = model.resampler if model.projector.kind == "resampler" else None
@@ -90,7 +89,11 @@ def start_table(shapes: Shapes) -> Table:
 
 
 def read_start(folder: Path) -> Described:
-    """Reads the description of a start; raises WeightsError if the folder is none."""
+    """Reads the description of a start.
+
+    Raises:
+      WeightsError: The folder is not a start.
+    """
     if not (folder / FILE).is_file():
         raise WeightsError(
             f"{folder} is not a folder of imported weights: there is no {FILE}; `unimp import` writes one"
@@ -99,10 +102,14 @@ def read_start(folder: Path) -> Described:
 
 
 def start_values(folder: Path, config: ModelConfig) -> Iterator[Values]:
-    """Yields the values of a start for a model, one array at a time. Rows of the start's table of new tokens become
-    base rows of the model, after the start's own base rows: the imported tokenizer contains them, whereas the model's
-    new tokens are different ones. Raises WeightsError if an array is missing, damaged, or of a shape that the model has
-    no place for."""
+    """Yields the values of a start for a model, one array at a time.
+
+    Rows of the start's table of new tokens become base rows of the model, after the start's own base rows: the imported
+    tokenizer contains them, whereas the model's new tokens are different ones.
+
+    Raises:
+      WeightsError: An array is missing, damaged, or of a shape that the model has no place for.
+    """
     geometry, weights = read_start(folder).geometry, open_weights(folder)
     ours, theirs = (
         model_shapes(config),

@@ -3,8 +3,6 @@
 Hardware-specific kernels are in `unimp_jax.model.kernels`.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -92,20 +90,6 @@ def segment_mask(
     return SegmentMask(query_segment_ids_BT, key_segment_ids_BS, in_blocks, alibi_positions, kernel, mask_BTS)
 
 
-def last_image_mask(image_index_BT: jax.Array, num_images: int) -> jax.Array:
-    """bool [B, T, N]: a token attends to the image that most recently precedes it."""
-    return image_index_BT[:, :, None] == jnp.arange(num_images)
-
-
-def earlier_images_mask(
-    image_index_BT: jax.Array, segment_ids_BT: jax.Array, image_segment_ids_BN: jax.Array
-) -> jax.Array:
-    """bool [B, T, N]: a token attends to all images of its segment up to the one that most recently precedes it."""
-    same_BTN = segment_ids_BT[:, :, None] == image_segment_ids_BN[:, None, :]
-    earlier_BTN = jnp.arange(image_segment_ids_BN.shape[1]) <= image_index_BT[:, :, None]
-    return same_BTN & (segment_ids_BT > 0)[:, :, None] & earlier_BTN
-
-
 def attention(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask: Mask) -> jax.Array:
     """Computes `attend` with the kernel that the mask names."""
     if not isinstance(mask, SegmentMask):
@@ -174,12 +158,6 @@ def attend(
     if mask_BTS is not None:
         out_BTHh = jnp.where(mask_BTS.any(-1)[..., None, None], out_BTHh, 0)
     return out_BTHh
-
-
-def rotary_angles(positions_BT: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Returns (cos, sin), float32 [B, T, r], of position * frequency, for the r frequencies of `rotary.frequencies`."""
-    angles = positions_BT[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x_BTHh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:

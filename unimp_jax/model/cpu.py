@@ -4,8 +4,6 @@ Each docstring says how much more processor time a training step of the preset `
 tokens, everything trains; medians of seven pairs on two cores).
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -67,7 +65,7 @@ def unrolled(steps: Sequence[Callable[..., Any]], carry: Any, xs: Any) -> tuple[
     return carry, jax.tree.map(lambda *out: jnp.stack(out), *outs)
 
 
-def attend_directly(layer: ResamplerLayer, normed_BLC: jax.Array, media_BPC: jax.Array) -> jax.Array:
+def attend_directly(layer: "ResamplerLayer", normed_BLC: jax.Array, media_BPC: jax.Array) -> jax.Array:
     """Computes `ResamplerLayer.attend` in another order: q (x W)^T as (q W^T) x^T, and a (x W) as (a x) W. If the tower
     is frozen, no gradient has the size of the patch tokens. Without: 7 % more."""
     f32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

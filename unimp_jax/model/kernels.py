@@ -3,8 +3,6 @@
 Splash on TPUs and Triton on NVIDIA GPUs never materialise scores or masks of whole rows; cuDNN reads a mask.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import TYPE_CHECKING, Literal
@@ -61,7 +59,7 @@ def splash(
     arguments = (q_BTHh, k_BSKh, v_BSKh, queries_BT, keys_BS)
 
     def each(
-        kernel: SplashAttentionKernel, q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array
+        kernel: "SplashAttentionKernel", q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array
     ) -> jax.Array:
         from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds
 
@@ -86,7 +84,7 @@ def _padded(x_BT: jax.Array) -> jax.Array:
     return jnp.pad(x_BT, [(0, 0), (0, more), *[(0, 0)] * (x_BT.ndim - 2)]) if more else x_BT
 
 
-def _splash_kernel(tokens: int, keys: int, heads: int, causal: bool) -> SplashAttentionKernel:
+def _splash_kernel(tokens: int, keys: int, heads: int, causal: bool) -> "SplashAttentionKernel":
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     parts = splits("sequence")

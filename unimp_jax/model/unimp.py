@@ -1,11 +1,9 @@
 """The complete UniMP model: takes images and text, returns logits at the answer positions."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +11,7 @@ from flax import nnx
 
 from unimp_jax.batch import Batch
 from unimp_jax.model.adapters import AdapterConfig, add_adapters
-from unimp_jax.model.attention import (
-    Kernel,
-    KeysValues,
-    Mask,
-    earlier_images_mask,
-    kernel_for,
-    last_image_mask,
-    segment_mask,
-)
+from unimp_jax.model.attention import Kernel, KeysValues, Mask, kernel_for, segment_mask
 from unimp_jax.model.axes import constrain, splits
 from unimp_jax.model.decoder import (
     Decoder,
@@ -122,7 +112,7 @@ class ModelConfig:
         return self.decoder.layers // self.group_layers
 
     @property
-    def materialised(self) -> ModelConfig:
+    def materialised(self) -> Self:
         """The configuration of the same model after content is added to the embedding tables and adapters to the
         matrices, without quantisation."""
         return dataclasses.replace(
@@ -300,9 +290,12 @@ class UniMP(nnx.Module):
 
     def image_mask(self, batch: Batch) -> jax.Array:
         """bool [B, T, N]: which images of its row a token attends to."""
+        latest_BT1 = batch.image_index[:, :, None]
         if self.config.gated.attend == "last_image":
-            return last_image_mask(batch.image_index, batch.images.shape[1])
-        return earlier_images_mask(batch.image_index, batch.segment_ids, batch.image_segment_ids)
+            return latest_BT1 == jnp.arange(batch.images.shape[1])
+        same_BTN = batch.segment_ids[:, :, None] == batch.image_segment_ids[:, None, :]
+        earlier_BTN = jnp.arange(batch.image_segment_ids.shape[1]) <= latest_BT1
+        return same_BTN & (batch.segment_ids > 0)[:, :, None] & earlier_BTN
 
     def latent_mask(self, batch: Batch) -> Mask | None:
         """Mask of the image latents of its row that a token attends to, S = N L; None where images are tokens."""
