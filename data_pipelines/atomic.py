@@ -5,8 +5,6 @@ temporary path is removed after an error. A killed process leaves it behind, and
 replaces it. Content for an object store is written to the local disk first (`object_store`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The texts that describe items in prompts."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 
@@ -25,11 +23,7 @@ class AttributeTexts:
     words: int
 
     def __iter__(self) -> Iterator[str]:
-        """Yields the text of each item.
-
-        Raises:
-          DataError: an attribute is not in the source.
-        """
+        """Yields the text of each item; raises DataError if an attribute is not in the source."""
         corpus = self.corpus
         known = dict.fromkeys(name for attributes in corpus.attributes for name, _ in attributes)
         for name in self.shown:

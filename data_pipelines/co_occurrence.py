@@ -1,7 +1,5 @@
 """Item co-occurrence in users' training histories: sparse counts, and item vectors derived from them."""
 
-from __future__ import annotations
-
 import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg

@@ -1,7 +1,5 @@
 """Parquet files with a few numbers for each item: semantic ids, image codes and vectors."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,12 +43,8 @@ def write_rows(path: Path, item_ids: Sequence[str], name: str, rows: np.ndarray,
 
 
 def read_rows(path: Path, name: str) -> pa.Table:
-    """Reads the columns `item_id` and `name`, with the facts about the rows in the schema's metadata.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      MISTAKES: it is another kind of file.
-    """
+    """Reads the columns `item_id` and `name`, with the facts about the rows in the schema's metadata; raises
+    FileNotFoundError, or one of `MISTAKES` if it is another kind of file."""
     with pq.ParquetFile(path) as file:  # `read_table` would take a folder name such as `codes=8` for a partition column
         return file.read(columns=["item_id", name])
 
@@ -68,11 +62,8 @@ def stored_fact(table: pa.Table, name: str) -> Any:
 
 
 def code_rows(table: pa.Table, length: int) -> np.ndarray:
-    """Returns the codes as int32 [I, length].
-
-    Raises:
-      ValueError: the rows are of another type, or some are missing.
-    """
+    """Returns the codes as int32 [I, length]; raises ValueError if the rows are of another type, or some are
+    missing."""
     column, right = table["codes"], pa.list_(pa.int32(), length)
     if column.type != right:
         raise ValueError(f"column codes has type {column.type}; it must be {right}")

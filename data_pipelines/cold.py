@@ -1,7 +1,5 @@
 """Cold items: a fraction of a catalogue that is held out of training and only used in evaluation."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

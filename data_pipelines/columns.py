@@ -4,8 +4,6 @@
 processes of a host. Columns of records that have none are written to a temporary folder each time they are opened.
 """
 
-from __future__ import annotations
-
 import array
 import contextlib
 import hashlib
@@ -107,11 +105,7 @@ class Column(Sequence[T]):
 
 
 class Texts(Mapping[int, str]):
-    """The texts of interactions, keyed by the index of the interaction, stored on disk like a `Column`.
-
-    Attributes:
-      events: int64 [n], the indices, ascending.
-    """
+    """The texts of interactions, keyed by the ascending index of the interaction, stored on disk like a `Column`."""
 
     def __init__(self, events: np.ndarray, texts: Column[str]):
         self.events, self._texts = events, texts
@@ -186,14 +180,7 @@ def write_columns(items: Iterable[Item], users: Iterable[User], folder: Path) ->
 
 
 def refuse_repeated_users(folder: Path, hashes: np.ndarray) -> None:
-    """Checks that user ids are unique; compares only ids whose hashes occur more than once.
-
-    Args:
-      hashes: the hashes of the user ids, int64 [U].
-
-    Raises:
-      DataError: an id occurs twice.
-    """
+    """Raises DataError if a user id occurs twice; compares only ids whose hashes, int64 [U], occur more than once."""
     values, counts = np.unique(hashes, return_counts=True)
     if repeated := set(values[counts > 1].tolist()):
         ids = Column[str](table(folder / "users.arrow")["user_id"])

@@ -4,8 +4,6 @@ The embedding of an item is a free row plus a projection of its content (`unimp_
 is learnt about one item transfers to similar items. Counts and ratings use training interactions only.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 from pathlib import Path
@@ -151,13 +149,9 @@ def attribute_values(corpus: Corpus, config: ContentConfig, item: int) -> list[t
 def multi_hot(
     values: list[list[tuple[str, str]]], config: ContentConfig, known: int | None = None
 ) -> tuple[dict[tuple[str, str], int], np.ndarray]:
-    """Returns the column of each value that enough known items have, and the features.
-
-    The features are float32 [I, columns]; each row that is not all zeros has norm `ATTRIBUTE_NORM`.
-
-    Raises:
-      DataError: no known item has one of the attributes.
-    """
+    """Returns the column of each value that enough known items have, and the features, float32 [I, columns], whose rows
+    have norm `ATTRIBUTE_NORM` unless they are all zeros; raises DataError if no known item has one of the
+    attributes."""
     counts = collections.Counter(pair for pairs in values[:known] for pair in pairs)
     missing = [name for name in config.attributes if not any(name == found for found, _ in counts)]
     if missing:
@@ -177,11 +171,9 @@ def training_counts(corpus: Corpus) -> np.ndarray:
 
 
 def mean_ratings(corpus: Corpus, known: int | None = None) -> np.ndarray:
-    """Returns three rating features of each item: float32 [I, 3].
-
-    They are its mean training rating, shrunk towards the mean of all ratings; whether it has a rating; and the mean
-    again if it is reliable (more than `WELL_RATED` ratings), else 0.
-    """
+    """Returns three rating features of each item, float32 [I, 3]: its mean training rating, shrunk towards the mean of
+    all ratings; whether it has a rating; and the mean again if it is reliable (more than `WELL_RATED` ratings), else
+    0."""
     rated = (corpus.splits == TRAIN) & ~np.isnan(corpus.ratings)
     items, ratings = corpus.items[rated], corpus.ratings[rated].astype(np.float64)
     counts = np.bincount(items, minlength=corpus.num_items)
@@ -199,12 +191,9 @@ def standardised(values: np.ndarray, known: int | None = None) -> np.ndarray:
 
 
 def principal_components(vectors: np.ndarray, count: int, known: int | None = None) -> np.ndarray:
-    """Returns the first principal components, half-whitened so that the largest has standard deviation 1.
-
-    Args:
-      vectors: [I, F]; if F is at most `count`, the features are only standardised.
-      known: the number of leading rows that belong to the catalogue; None means all.
-    """
+    """Returns the first principal components of vectors, [I, F], half-whitened so that the largest has standard
+    deviation 1; if F is at most `count`, the features are only standardised. `known` leading rows determine them; None
+    means all."""
     if vectors.shape[1] <= count:
         return standardised(vectors, known)
     centred = vectors.astype(np.float64) - vectors[:known].mean(axis=0)

@@ -1,7 +1,5 @@
 """All interactions of a source as flat arrays: which user interacted with which item, when, and in which split."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.schema import NO_TIME, Interaction, Item, User
+from data_pipelines.schema import NO_TIME, Item, User
 
 TRAIN, VALIDATION, TEST, SHOWN = 0, 1, 2, 3
 """The split of an interaction. SHOWN interactions only appear in the history of a question; they are never a target."""
@@ -168,10 +166,8 @@ def with_items(corpus: Corpus, items: Sequence[Item]) -> Corpus:
 
 def leave_one_out(user: User) -> list[int]:
     """Returns the split of each interaction: the last is the test and the one before it the validation interaction.
-
-    Splits prescribed by the source take precedence. With two interactions the last is the test interaction and there is
-    no validation interaction; with one or none, nothing is held out.
-    """
+    Splits prescribed by the source take precedence. With two interactions there is no validation interaction; with one
+    or none, nothing is held out."""
     prescribed = [interaction.split for interaction in user.interactions]
     if any(prescribed):
         splits = [SPLITS.get(split, TRAIN) for split in prescribed]
@@ -189,20 +185,10 @@ def leave_one_out(user: User) -> list[int]:
     return splits
 
 
-def _oldest_first(interactions: tuple[Interaction, ...]) -> tuple[Interaction, ...]:
-    """Sorts interactions by time (stable for ties); keeps the given order if any time is missing."""
-    if any(interaction.time == NO_TIME for interaction in interactions):
-        return interactions
-    return tuple(sorted(interactions, key=lambda interaction: interaction.time))
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class UserEvents:
-    """One user's interactions, oldest first, with items as indices; see `Corpus` for the fields.
-
-    Attributes:
-      texts: the texts the user wrote, keyed by index into these interactions.
-    """
+    """One user's interactions, oldest first, with items as indices, as in `Corpus`; texts are keyed by index into
+    these."""
 
     ARRAYS: ClassVar = ("items", "times", "ratings", "splits")
 
@@ -215,11 +201,7 @@ class UserEvents:
 
 
 def catalogue_of(items: Iterable[Item]) -> dict[str, int]:
-    """Returns the index of each item by its id.
-
-    Raises:
-      DataError: an id occurs twice, or there are no items.
-    """
+    """Returns the index of each item by its id; raises DataError if an id occurs twice, or there are no items."""
     index: dict[str, int] = {}
     for number, item in enumerate(items):
         if index.setdefault(item.item_id, number) != number:
@@ -230,19 +212,16 @@ def catalogue_of(items: Iterable[Item]) -> dict[str, int]:
 
 
 def all_events(index: Mapping[str, int], users: Iterable[User]) -> Iterator[UserEvents]:
-    """Yields the interactions of every user who has at least one.
-
-    Interactions are sorted by time; if times tie, or some times of a user are unknown, the source's order is kept.
-    Users without interactions are skipped, because there is nothing to learn from or to ask about them.
-
-    Raises:
-      DataError: a history names an unknown item, or no user has an interaction.
-    """
+    """Yields the interactions of every user who has at least one; there is nothing to learn from or to ask about the
+    others. Interactions are sorted by time; if times tie, or some times of a user are unknown, the source's order is
+    kept. Raises DataError if a history names an unknown item, or no user has an interaction."""
     asked = False
     for user in users:
         if not user.interactions:
             continue
-        interactions = _oldest_first(user.interactions)
+        interactions = user.interactions
+        if all(interaction.time != NO_TIME for interaction in interactions):
+            interactions = tuple(sorted(interactions, key=lambda interaction: interaction.time))
         for number, interaction in enumerate(interactions):
             if interaction.item_id not in index:
                 raise DataError(
@@ -262,11 +241,7 @@ def all_events(index: Mapping[str, int], users: Iterable[User]) -> Iterator[User
 
 
 def refuse_repeats(user_ids: Iterable[str]) -> None:
-    """Checks that user ids are unique.
-
-    Raises:
-      DataError: an id occurs twice.
-    """
+    """Raises DataError if a user id occurs twice."""
     seen: set[str] = set()
     for user_id in user_ids:
         if user_id in seen:

@@ -5,8 +5,6 @@ creates it while the others wait; a damaged or mismatched one is created anew. T
 entries that were not used for longest are deleted when there are more than `MOST`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -17,7 +15,7 @@ import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from filelock import FileLock
 
@@ -44,7 +42,7 @@ class DiskCache:
     places: tuple[Path, ...] = ()
     made_of: tuple[Any, ...] = (VERSION,)
 
-    def of(self, *made_of: Any) -> DiskCache:
+    def of(self, *made_of: Any) -> Self:
         """Returns a cache in the same folders, with `made_of` added to the key."""
         return dataclasses.replace(self, made_of=(*self.made_of, *made_of))
 

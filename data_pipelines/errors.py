@@ -2,11 +2,8 @@
 
 
 class DataError(ValueError):
-    """Bad input, described in one line: the file, record and field, what is wrong, and what is expected.
-
-    The command line prints the message without a traceback and exits with status 2. Unprintable characters in the
-    message are escaped.
-    """
+    """Bad input, described in one line: the file, record and field, what is wrong, and what is expected. The command
+    line prints the message without a traceback and exits with status 2. Unprintable characters are escaped."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))

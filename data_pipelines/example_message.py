@@ -3,8 +3,6 @@
 Messages and field numbers are those of TensorFlow's `example.proto` and `feature.proto`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
@@ -35,10 +33,6 @@ message_type { name: "Example" field { name: "features" number: 1 label: LABEL_O
 """
 
 
-def _message_class() -> Any:
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(text_format.Parse(FILE, descriptor_pb2.FileDescriptorProto()))
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("data_pipelines.Example"))
-
-
-Example = _message_class()
+_pool = descriptor_pool.DescriptorPool()
+_pool.Add(text_format.Parse(FILE, descriptor_pb2.FileDescriptorProto()))
+Example: Any = message_factory.GetMessageClass(_pool.FindMessageTypeByName("data_pipelines.Example"))

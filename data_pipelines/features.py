@@ -1,7 +1,5 @@
 """Outputs of a frozen vision tower for each image, computed once and then read from a file."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

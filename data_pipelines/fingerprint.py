@@ -1,7 +1,5 @@
 """Digests of a run's training data, so that the run is not resumed or evaluated on other data unnoticed."""
 
-from __future__ import annotations
-
 import array
 import hashlib
 import itertools

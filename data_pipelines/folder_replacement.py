@@ -5,8 +5,6 @@ the folder to replace. The file is locked while its process lives; an unlocked o
 and is cleaned up.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os
@@ -27,14 +25,8 @@ AT_WORKING_DIRECTORY, EXCHANGE = -100, 2  # Linux constants
 
 
 def check_replaceable(place: Path, parts: Collection[str], source_dir: Path | None) -> None:
-    """Checks that `place` may be replaced by a new folder of records.
-
-    Args:
-      parts: the names that a replaceable folder may contain, besides `MADE` and dotfiles.
-
-    Raises:
-      DataError: `place` was not made by `unimp prepare`, holds other files, or contains the source's own files.
-    """
+    """Raises DataError if `place` may not be replaced by a new folder of records: it was not made by `unimp prepare`,
+    holds anything but `parts`, `MADE` and dotfiles, or contains the source's own files."""
     remedy = "nothing was changed; choose another --name or --folder for the records"
     if source_dir is not None:
         source = source_dir.resolve()
@@ -55,12 +47,8 @@ def check_replaceable(place: Path, parts: Collection[str], source_dir: Path | No
 
 @contextlib.contextmanager
 def temporary_folder(place: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `place`, for `replace_folder`; it is removed when the context ends.
-
-    Raises:
-      DataError: another process is preparing the same folder.
-      OSError: the folder cannot be created.
-    """
+    """Yields an empty folder beside `place`, for `replace_folder`; it is removed when the context ends. Raises
+    DataError if another process is preparing the same folder, and OSError if the folder cannot be created."""
     place.parent.mkdir(parents=True, exist_ok=True)
     _clean_up(place)
     work = Path(tempfile.mkdtemp(".partial", f".{place.name}.", place.parent))
@@ -101,11 +89,9 @@ def _remove(work: Path, place: Path) -> None:
 
 
 def replace_folder(new: Path, place: Path) -> None:
-    """Moves a folder made in a `temporary_folder` to `place`, replacing any earlier one.
-
-    Either the old or the new folder is there at any moment. If the file system cannot exchange two folders atomically,
-    there is none for a moment; if the process is killed then, the next `temporary_folder` restores the old one.
-    """
+    """Moves a folder made in a `temporary_folder` to `place`, replacing any earlier one. Either the old or the new
+    folder is there at any moment. If the file system cannot exchange two folders atomically, there is none for a
+    moment; if the process is killed then, the next `temporary_folder` restores the old one."""
     if not place.exists():
         os.rename(new, place)
     elif not _exchange(new, place):

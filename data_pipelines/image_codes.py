@@ -1,12 +1,10 @@
 """The images of a catalogue as VQGAN codes, in a file."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -51,7 +49,7 @@ class ImageCodes:
         """Whether each item has an image: bool [I]."""
         return (self.codes != -1).any(axis=1)
 
-    def with_items(self, item_ids: Sequence[str]) -> ImageCodes:
+    def with_items(self, item_ids: Sequence[str]) -> Self:
         """Returns the codes with additional items appended, which have no image."""
         none = np.full((len(item_ids), self.codes_per_image), -1, np.int32)
         return dataclasses.replace(self, item_ids=(*self.item_ids, *item_ids), codes=np.concatenate([self.codes, none]))
@@ -69,11 +67,8 @@ def save_image_codes(path: Path, codes: ImageCodes) -> None:
 
 
 def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:
-    """Returns the codes of the given items, in this order; the file may hold others and lack some.
-
-    Raises:
-      DataError: the file is missing or damaged, or has none of the items.
-    """
+    """Returns the codes of the given items, in this order; the file may hold others and lack some. Raises DataError if
+    it is missing or damaged, or has none of the items."""
     try:
         table = read_rows(path, "codes")
         grid, num_codes, facts = (stored_fact(table, name) for name in ("grid", "num_codes", "facts"))

@@ -4,8 +4,6 @@ Only `FORMATS` are decoded (others start programs such as Ghostscript, or have r
 header are checked before decoding, so that one image takes a few hundred megabytes at most.
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 

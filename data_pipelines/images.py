@@ -1,7 +1,5 @@
 """Decodes images to arrays of one size; decoded images are kept in a bounded cache."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging
@@ -68,10 +66,8 @@ def take(images: Images, items: np.ndarray) -> np.ndarray:
 
 
 class ImageStore:
-    """Images of items by index, as arrays; can be read from several threads.
-
-    An image that cannot be decoded becomes black and is logged, because it must not end a running training.
-    """
+    """Images of items by index, as arrays; can be read from several threads. An image that cannot be decoded becomes
+    black and is logged, because it must not end a running training."""
 
     def __init__(self, read: Callable[[int], bytes], size: int, config: ImageConfig):
         """Creates the store; `read(item)` returns the encoded image of an item."""

@@ -1,7 +1,5 @@
 """Semantic ids of a catalogue in a file: the codes that name each item."""
 
-from __future__ import annotations
-
 import dataclasses
 import string
 from collections.abc import Sequence
@@ -60,11 +58,8 @@ def save_codes(path: Path, codes: ItemCodes, facts: dict[str, Any] | None = None
 
 
 def load_codes(path: Path, item_ids: Sequence[str]) -> ItemCodes:
-    """Returns the codes of the given items, in this order; the file may hold others too.
-
-    Raises:
-      DataError: the file is missing or damaged, or lacks an item.
-    """
+    """Returns the codes of the given items, in this order; the file may hold others too. Raises DataError if it is
+    missing or damaged, or lacks an item."""
     try:
         table = read_rows(path, "codes")
         described = stored_fact(table, "sizes")

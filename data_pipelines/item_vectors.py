@@ -1,7 +1,5 @@
 """Files of vectors by item id: the outputs of text or image encoders for a catalogue, or a user's own vectors."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,17 +13,9 @@ FORMATS = "a Parquet file with the columns item_id and vector, or an .npz with t
 
 
 def read_vectors(path: Path, item_ids: Sequence[str], known: int | None = None) -> np.ndarray:
-    """Returns the vectors of the given items, in this order; an item that the file lacks gets the mean of the others.
-
-    Args:
-      known: the number of leading items over which the mean is taken; None means all.
-
-    Returns:
-      float32 [I, F].
-
-    Raises:
-      DataError: the file is missing or of another kind, has no vector of any of the items, or one that is not finite.
-    """
+    """Returns the vectors of the given items, in this order: float32 [I, F]. An item that the file lacks gets the mean
+    of the others, of which `known` leading ones count (None: all). Raises DataError if the file is missing or of
+    another kind, has no vector of any of the items, or one that is not finite."""
     try:
         ids, vectors = _read(path)
     except FileNotFoundError as error:

@@ -7,8 +7,6 @@ is the same for any number of processes, threads and devices, and training can c
 Every process plans every block, which takes microseconds per example, and writes only the examples of its own rows.
 """
 
-from __future__ import annotations
-
 import collections
 import concurrent.futures
 import dataclasses
@@ -131,6 +129,39 @@ Planned = tuple[list[PlannedRow], Position, collections.Counter[str]]
 """The rows of a global batch, the position after it, and the `left_out` counts of the blocks that begin in it."""
 
 
+def check_planner(config: LoaderConfig) -> None:
+    """Checks that the configuration asks for the current block planner.
+
+    Raises:
+      ValueError: the configuration is from a run whose blocks were planned by an earlier version.
+    """
+    if config.planner != PLANNER:
+        raise ValueError(
+            f"loader.planner {config.planner}: this version plans blocks with planner {PLANNER} only; continue "
+            "with the version of this project that started the run, or train in another folder"
+        )
+
+
+class BlockPlanner:
+    """Plans blocks: which questions are asked, how large their examples are, and which examples share a row."""
+
+    def __init__(self, queries: TrainingQueries, writer: PromptWriter, config: LoaderConfig, seed: int):
+        check_planner(config)
+        self._queries, self._writer, self._config, self._seed = queries, writer, config, seed
+
+    def __call__(self, block: int) -> Block:
+        size = self._config.block_examples
+        queries, left_out = self._queries.draw(block, size)
+        layouts = self._writer.lay_out(queries)
+        if self._config.packed:
+            rows = pack(layouts.sizes, self._writer.row_shape)
+        else:
+            rows = [[example] for example in range(size)]
+        order = np.random.default_rng((self._seed, 2, block)).permutation(len(rows))
+        left_out += collections.Counter({SHORTENED: int(layouts.shortened.sum())})
+        return Block(layouts, [rows[row] for row in order], left_out)
+
+
 class _PlannedBatches(grain.IterDataset[Planned]):
     """The planned rows of each global batch, from a start position on."""
 
@@ -168,39 +199,6 @@ class _PlannedIterator(grain.DatasetIterator[Planned]):
 
     def set_state(self, state: dict[str, int]) -> None:
         self._position, self._block = Position(**state), None
-
-
-def check_planner(config: LoaderConfig) -> None:
-    """Checks that the configuration asks for the current block planner.
-
-    Raises:
-      ValueError: the configuration is from a run whose blocks were planned by an earlier version.
-    """
-    if config.planner != PLANNER:
-        raise ValueError(
-            f"loader.planner {config.planner}: this version plans blocks with planner {PLANNER} only; continue "
-            "with the version of this project that started the run, or train in another folder"
-        )
-
-
-class BlockPlanner:
-    """Plans blocks: which questions are asked, how large their examples are, and which examples share a row."""
-
-    def __init__(self, queries: TrainingQueries, writer: PromptWriter, config: LoaderConfig, seed: int):
-        check_planner(config)
-        self._queries, self._writer, self._config, self._seed = queries, writer, config, seed
-
-    def __call__(self, block: int) -> Block:
-        size = self._config.block_examples
-        queries, left_out = self._queries.draw(block, size)
-        layouts = self._writer.lay_out(queries)
-        if self._config.packed:
-            rows = pack(layouts.sizes, self._writer.row_shape)
-        else:
-            rows = [[example] for example in range(size)]
-        order = np.random.default_rng((self._seed, 2, block)).permutation(len(rows))
-        left_out += collections.Counter({SHORTENED: int(layouts.shortened.sum())})
-        return Block(layouts, [rows[row] for row in order], left_out)
 
 
 def fill_batch(

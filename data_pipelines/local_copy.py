@@ -4,8 +4,6 @@
 size. The least recently used copies are removed to make room for a new one, unless a process is using them.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os
@@ -56,11 +54,8 @@ def staging_place() -> Path:
 
 
 def make_room(root: Path, needed: int, place: Path) -> None:
-    """Removes what killed processes left behind, then the least recently used copies until there is enough room.
-
-    Raises:
-      DataError: there is not enough room.
-    """
+    """Removes what killed processes left behind, then the least recently used copies until there is enough room; raises
+    DataError if there is not."""
     try:
         limit = float(os.environ.get("UNIMP_STAGING_GB", GIGABYTES)) * 10**9
     except ValueError as error:

@@ -1,7 +1,5 @@
 """Finds the name that was probably meant, quickly even among millions of ids."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Collection, Iterator
 
@@ -40,10 +38,8 @@ def did_you_mean(name: str, names: Collection[str]) -> str:
 
 
 def alike(wanted: str, names: Collection[str]) -> Iterator[str]:
-    """Yields the names that share the longest beginning or ending with `wanted`.
-
-    Searching one joined string takes a hundredth of the time of comparing each name.
-    """
+    """Yields the names that share the longest beginning or ending with `wanted`. Searching one joined string takes a
+    hundredth of the time of comparing each name."""
     text = "\n".join(["", *names, ""])
     searched, spellings = text, {wanted, wanted.lower(), wanted.upper(), wanted.title()}
     if text.isascii():  # other text is slow to convert, and may change its length

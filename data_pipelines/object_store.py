@@ -4,8 +4,6 @@ An object is written by one PUT, whole or not at all. A folder contains a mark, 
 without the sizes of the files, and again with them once all files are there; only then is the folder complete.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import io
@@ -100,12 +98,8 @@ def put_file(file: Path, path: Path) -> None:
 
 
 def put_folder(folder: Path, place: Path) -> None:
-    """Writes a local folder to a store, replacing any earlier one.
-
-    Raises:
-      DataError: another process is writing there.
-      OSError: the store could not be used.
-    """
+    """Writes a local folder to a store, replacing any earlier one; raises DataError if another process is writing
+    there, and OSError if the store could not be used."""
     token, fs = secrets.token_hex(8), store(place)
     files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
     with naming(place):
@@ -119,12 +113,8 @@ def put_folder(folder: Path, place: Path) -> None:
 
 
 def get_folder(place: Path, folder: Path, content: dict[str, Any]) -> None:
-    """Reads a complete folder of a store into an empty local one.
-
-    Raises:
-      DataError: the folder lacks files, or was replaced in the meantime.
-      OSError: the store could not be used.
-    """
+    """Reads a complete folder of a store into an empty local one; raises DataError if it lacks files, or was replaced
+    in the meantime, and OSError if the store could not be used."""
     with naming(place):
         with contextlib.suppress(FileNotFoundError):
             names = list(content["files"])
@@ -159,11 +149,8 @@ def marked(place: Path) -> dict[str, Any]:
 
 
 def whole(place: Path) -> dict[str, Any]:
-    """Returns the mark of a complete folder: `writer`, a token of the writer, and `files`, the file sizes by name.
-
-    Raises:
-      DataError: the folder is not complete.
-    """
+    """Returns the mark of a complete folder: `writer`, a token of the writer, and `files`, the file sizes by name;
+    raises DataError if the folder is not complete."""
     content = marked(place)
     if "files" not in content:
         state = "is incomplete: its writer is running or was killed" if content else "does not exist, or has no mark"

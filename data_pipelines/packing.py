@@ -4,8 +4,6 @@ Every row has the same capacity of tokens, images and answers. `pack` plans and 
 never attend to one another, so the plan affects speed only.
 """
 
-from __future__ import annotations
-
 import array
 import bisect
 import dataclasses
@@ -20,20 +18,13 @@ LOOKS = 16
 
 
 def pack(sizes: np.ndarray, row_shape: RowShape) -> list[list[int]]:
-    """Packs examples by best-fit decreasing under three budgets at once.
+    """Packs examples by best-fit decreasing under three budgets at once; returns the indices of the examples of each
+    row.
 
-    Examples are taken longest first. Each goes into the row where it leaves the fewest free tokens, among the rows that
-    also have room for its images and answers (ties: the row opened first). Rows are kept in buckets by free tokens, and
-    the bits of an integer say which buckets are occupied, so an example takes microseconds.
-
-    Args:
-      sizes: int [E, 3], tokens, images and answers of each example.
-
-    Returns:
-      For each row, the indices of its examples; every example occurs once.
-
-    Raises:
-      ValueError: an example is larger than a row.
+    Examples of the given sizes, int [E, 3] (tokens, images and answers), are taken longest first. Each goes into the
+    row where it leaves the fewest free tokens, among the rows that also have room for its images and answers (ties: the
+    row opened first). Rows are kept in buckets by free tokens, and the bits of an integer say which buckets are
+    occupied, so an example takes microseconds. Raises ValueError if an example is larger than a row.
     """
     limits = np.array([row_shape.tokens, row_shape.images, row_shape.answers])
     too_large = np.flatnonzero((sizes > limits).any(axis=1))
@@ -105,15 +96,9 @@ class _OpenRows:
 
 
 def best_length(sizes: np.ndarray, row_shape: RowShape, *, step: int = 16, sample: int = 512) -> int:
-    """Returns the row length that leaves the fewest tokens empty.
-
-    Candidates are the multiples of `step` that hold the longest example, and the length of `row_shape`. Ties go to the
-    shortest, since the cost of attention grows with the row length.
-
-    Args:
-      sizes: int [E, 3], as for `pack`, with E at least 1.
-      sample: the number of evenly spaced examples that are packed to compare lengths.
-    """
+    """Returns the row length that leaves the fewest tokens empty when `sample` evenly spaced examples are packed.
+    Candidates are the multiples of `step` that hold the longest example of `sizes`, as for `pack` with E at least 1,
+    and the length of `row_shape`. Ties go to the shortest, since the cost of attention grows with the row length."""
     some = sizes[:: -(-len(sizes) // sample)]
     lengths = [*range(-(-int(sizes[:, 0].max()) // step) * step, row_shape.tokens, step), row_shape.tokens]
     tokens = [length * len(pack(some, dataclasses.replace(row_shape, tokens=length))) for length in lengths]

@@ -1,7 +1,5 @@
 """Random permutations of large ranges of integers, computed on demand without an array."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -10,18 +8,12 @@ ROUNDS = 4
 
 
 def permuted(places: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
-    """Returns the values of permutations of the integers below `size` at the given places.
+    """Returns the values at some places, int64 [n], of permutations of the integers below `size`, each chosen by a key,
+    int64 [n].
 
     This is a Feistel network over pairs (quotient and remainder by a number near the root of `size`), in which each
     half is shifted by a hash of the other. A result that is not below `size` goes through the network again until it is
     (cycle walking; Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
-
-    Args:
-      places: int64 [n], each below `size`.
-      keys: int64 [n], the key of the permutation to use for each place.
-
-    Returns:
-      int64 [n].
     """
     found = _network(places.astype(np.uint64), size, keys.astype(np.uint64))
     while (outside := found >= size).any():

@@ -1,7 +1,5 @@
 """Implements `unimp prepare`: converts a source's own files to records, whole or not at all; reports bad records."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -26,7 +24,7 @@ from data_pipelines.records import KINDS, read_items, read_users
 from data_pipelines.sources.checks import Faults, OnBad
 from data_pipelines.sources.registry import find_source
 from data_pipelines.sources.selection import SourceSelection
-from data_pipelines.sources.source import Counts, Source
+from data_pipelines.sources.source import Counts
 from data_pipelines.sources.staging import Tally
 
 PARTS = (*KINDS, FOLDER, CACHE)
@@ -129,7 +127,24 @@ def prepare(
                 opened = builder.source
             records = new / source
             write_columns(read_items(source, new), read_users(source, new), records / FOLDER)
-            prepared = _account(name, source, selection, tally, faults, opened, start)
+            lengths = np.asarray(tally.lengths)
+            percentiles: dict[str, Any] = {"least": 0, "median": 50, "95 %": 95, "most": 100}
+            prepared = Prepared(
+                name=name,
+                source=source,
+                selection=selection,
+                read=opened.read if opened else None,
+                users=len(lengths),
+                items=tally.items,
+                interactions=int(lengths.sum()),
+                images=tally.images,
+                rated=tally.rated,
+                history_lengths={name: int(np.percentile(lengths, p)) for name, p in percentiles.items()},
+                never_evaluated=int((lengths < 2).sum()),
+                bad_records=faults.records,
+                bad_images=faults.images,
+                seconds=time.perf_counter() - start,
+            )
             (records / MADE).write_text(json.dumps(dataclasses.asdict(prepared), indent=1))
             check_replaceable(place, PARTS, source_dir)
             replace_folder(records, place)
@@ -171,32 +186,3 @@ def _beam(options: str | None) -> dict[str, Any]:
         raise DataError(f"Apache Beam cannot be used ({error}): pip install 'unimp_jax[beam]'") from error
     parsed = PipelineOptions(shlex.split(options))
     return {"beam_options": parsed, "beam_runner": parsed.view_as(StandardOptions).runner or "DirectRunner"}
-
-
-def _account(
-    name: str,
-    source: str,
-    selection: SourceSelection,
-    tally: Tally,
-    faults: Faults,
-    opened: Source | None,
-    start: float,
-) -> Prepared:
-    lengths = np.asarray(tally.lengths)
-    percentiles: dict[str, Any] = {"least": 0, "median": 50, "95 %": 95, "most": 100}
-    return Prepared(
-        name=name,
-        source=source,
-        selection=selection,
-        read=opened.read if opened else None,
-        users=len(lengths),
-        items=tally.items,
-        interactions=int(lengths.sum()),
-        images=tally.images,
-        rated=tally.rated,
-        history_lengths={name: int(np.percentile(lengths, p)) for name, p in percentiles.items()},
-        never_evaluated=int((lengths < 2).sum()),
-        bad_records=faults.records,
-        bad_images=faults.images,
-        seconds=time.perf_counter() - start,
-    )

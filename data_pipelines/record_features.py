@@ -1,7 +1,5 @@
 """The TFDS features of records, and a way to silence TFDS; only needed to write records."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,10 +1,8 @@
 """Reads records from disk one at a time. TFDS writes them (`data_pipelines.record_features`) but is not needed here."""
 
-from __future__ import annotations
-
 import contextlib
 import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -61,14 +59,8 @@ class Records(Sequence[Record], Generic[Record]):
     """The records in a prepared folder, indexed by number; each is read from disk when it is accessed."""
 
     def __init__(self, folder: Path, decode: Callable[[bytes], Record]):
-        """Opens the records.
-
-        Args:
-          decode: converts the serialized bytes written by TFDS to a record.
-
-        Raises:
-          DataError: some of the record files are missing, or there are more than a process may open.
-        """
+        """Opens the records, which `decode` converts from the bytes written by TFDS; raises DataError if some of the
+        files are missing, or there are more than a process may open."""
         self._folder: Path = folder
         self._decode = decode
         files = [*folder.glob(f"*-{SPLIT}.array_record-*")]  # …-00000-of-00001
@@ -91,16 +83,10 @@ class Records(Sequence[Record], Generic[Record]):
                 f"{self._folder}: record {number} cannot be read ({error}); prepare the source again"
             ) from error
 
-    def __iter__(self) -> Iterator[Record]:
-        return (self[number] for number in range(len(self)))
-
 
 def allow_open_files(count: int, folder: Path) -> None:
-    """Raises this process's limit of open files as far as it may, because files of records stay open once read.
-
-    Raises:
-      DataError: the system allows fewer than the `count` files of a folder.
-    """
+    """Raises this process's limit of open files as far as it may, because files of records stay open once read; raises
+    DataError if the system allows fewer than the `count` files of a folder."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):  # the system may allow less than the limit that it names
@@ -129,11 +115,8 @@ def not_prepared(source: str, folder: Path) -> str:
 
 
 def record_folder(source: str, folder: Path, kind: str) -> Path:
-    """Returns the folder in which the builder of a source stored one kind of records.
-
-    Raises:
-      DataError: the source is not prepared in `folder`.
-    """
+    """Returns the folder in which the builder of a source stored one kind of records; raises DataError if there is
+    none."""
     versions = sorted((source_folder(source, folder) / kind).glob("[0-9]*"))
     if not versions:
         raise DataError(not_prepared(source, folder))

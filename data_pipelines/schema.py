@@ -5,8 +5,6 @@ that a source does not provide keep their defaults: a missing image is `b""`, a 
 rating is NaN and a missing text is `""`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Literal

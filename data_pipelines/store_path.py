@@ -1,7 +1,5 @@
 """Paths in an object store with pathlib's interface; `object_store.make_path` creates them from URLs."""
 
-from __future__ import annotations
-
 import logging
 import os
 from typing import Any, Self

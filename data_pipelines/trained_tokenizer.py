@@ -18,10 +18,8 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
 
 
 def train_tokenizer(texts: Sequence[str], size: int, whole: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE of at most `size` tokens, with <pad>, <s> and </s>; it can encode any text.
-
-    Each of the texts in `whole` becomes one token.
-    """
+    """Trains a byte-level BPE of at most `size` tokens, with <pad>, <s> and </s>; it can encode any text. Each of the
+    texts in `whole` becomes one token."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -44,11 +42,7 @@ class TrainedTokenizer:
     unk_token_id = None
 
     def __init__(self, backend_tokenizer: Tokenizer, special_tokens: dict[str, str]):
-        """Wraps a tokenizer.
-
-        Args:
-          special_tokens: the special tokens, keyed by the names in `SPECIAL_TOKENS`.
-        """
+        """Wraps a tokenizer; `special_tokens` are keyed by the names in `SPECIAL_TOKENS`."""
         self.backend_tokenizer, self.special_tokens = backend_tokenizer, special_tokens
         self.bos_token_id, self.eos_token_id, self.pad_token_id = map(self._id, SPECIAL_TOKENS)
 
@@ -93,11 +87,8 @@ class TrainedTokenizer:
 
 
 def read_trained_tokenizer(folder: Path) -> TrainedTokenizer | None:
-    """Returns the tokenizer in a folder; None if its `tokenizer_config.json` is not like that of a trained one.
-
-    Raises:
-      Exception: the folder has no tokenizer, or its files are damaged.
-    """
+    """Returns the tokenizer in a folder; None if its `tokenizer_config.json` is not like that of a trained one. Raises
+    exceptions of any class if the folder has no tokenizer, or its files are damaged."""
     described = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     special = {name: described.pop(name, None) for name in SPECIAL_TOKENS}
     plain = described.pop("tokenizer_class", None) in GENERIC and all(isinstance(one, str) for one in special.values())

@@ -306,11 +306,7 @@ def _training_texts(corpus: Corpus, config: VocabularyConfig) -> Iterator[str]:
 
 
 def rating_levels(corpus: Corpus, config: VocabularyConfig) -> list[float]:
-    """Returns the ratings that have a token each, ascending.
-
-    Raises:
-      DataError: there are more than `MOST_LEVELS`.
-    """
+    """Returns the ratings that have a token each, ascending; raises DataError if there are more than `MOST_LEVELS`."""
     levels = np.array(corpus.rating_levels)
     if config.rating_step:
         levels = np.unique(np.round(levels / config.rating_step)) * config.rating_step

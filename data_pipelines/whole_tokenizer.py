@@ -1,7 +1,5 @@
 """One tokenizer that knows every token of a vocabulary, for programs that have no `Vocabulary`."""
 
-from __future__ import annotations
-
 import copy
 import json
 from typing import TYPE_CHECKING
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def whole_tokenizer(vocabulary: Vocabulary) -> PreTrainedTokenizerBase:
+def whole_tokenizer(vocabulary: Vocabulary) -> "PreTrainedTokenizerBase":
     """Returns the base tokenizer with reserved tokens up to `base_size`, followed by the new tokens under their ids.
 
     `Vocabulary.text` is the inverse: the tokenizer encodes such a text to the same tokens. Spaces before new tokens are
@@ -48,12 +46,9 @@ def whole_tokenizer(vocabulary: Vocabulary) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def fill_gaps(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Assigns unused ids to reserved tokens, because the ids of added tokens continue from the token count.
-
-    Raises:
-      DataError: the numbering of this kind of tokenizer is not known.
-    """
+def fill_gaps(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Assigns unused ids to reserved tokens, because the ids of added tokens continue from the token count; raises
+    DataError if the numbering of this kind of tokenizer is not known."""
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary, ids = described["model"]["vocab"], tokenizer.get_vocab()
     if not isinstance(vocabulary, dict):

@@ -11,8 +11,6 @@ Its public names, each imported on first access:
     Trie, build_trie                    the items that decoding may return
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

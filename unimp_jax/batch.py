@@ -13,8 +13,6 @@ and R images of other items; F features. For image codes: K codes, Z channels of
 pixels or features and C their channels; h, w rows and columns of codes.
 """
 
-from __future__ import annotations
-
 import flax.struct
 import jax
 

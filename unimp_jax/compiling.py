@@ -1,7 +1,5 @@
 """XLA optimisation options, and random initialisation in one program."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -4,8 +4,6 @@ Section 3 of the UniMP paper (ICLR 2024): each answer token costs w (1 - p)^gamm
 probability of the right token and w the weight of its task; gradients flow through both factors.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

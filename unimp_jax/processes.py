@@ -1,7 +1,5 @@
 """Runs with several processes: joins JAX's distributed runtime, configured by flags or detected from the cluster."""
 
-from __future__ import annotations
-
 import ctypes
 import dataclasses
 import itertools
@@ -70,11 +68,9 @@ def join(config: ProcessesConfig) -> None:
 
 
 def started(environment: Mapping[str, str]) -> int | None:
-    """Returns how many processes a launcher has started together; None if unknown, so that JAX must detect it.
-
-    JAX's detection mistakes some single processes for one of several, which would then wait for others that never come:
-    the shell of a SLURM job, a notebook on Kubernetes, a TPU host that is to use its CPUs.
-    """
+    """Returns how many processes a launcher has started together; None if unknown, so that JAX must detect it. JAX's
+    detection mistakes some single processes for one of several, which would then wait for others that never come: the
+    shell of a SLURM job, a notebook on Kubernetes, a TPU host that is to use its CPUs."""
 
     def number(name: str) -> int | None:
         return int(environment[name]) if environment.get(name, "").isdigit() else None
@@ -143,12 +139,8 @@ def _give_up(seconds: int, place: str) -> None:
 
 
 def check_joined() -> None:
-    """Checks that all visible processes have been joined.
-
-    Raises:
-      ValueError: Devices of other processes are visible, but the mechanism by which all save and end together is not
-        set up.
-    """
+    """Raises ValueError if devices of other processes are visible, but the mechanism by which all save and end together
+    is not set up."""
     processes = jax.process_count()
     if processes > 1 and not (jax.distributed.is_initialized() and jax.config.jax_enable_preemption_service):
         raise ValueError(

@@ -5,8 +5,6 @@ expectation of the sum is the sum over all tokens (Bengio and Senecal 2008, "Ada
 as the logQ correction).
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -49,9 +47,7 @@ def draw_numbers(
     key: jax.Array, count: int, end: int, sampler: Literal["uniform", "log_uniform"]
 ) -> tuple[jax.Array, jax.Array]:
     """Draws with replacement: (int32 [count] numbers from 0 to below `end`; float32 [count], their probabilities).
-
-    Log-uniform numbers n have the probability log((n + 2) / (n + 1)) / log(end + 1).
-    """
+    Log-uniform numbers n have the probability log((n + 2) / (n + 1)) / log(end + 1)."""
     if sampler == "uniform":
         return jax.random.randint(key, (count,), 0, end), jnp.full(count, 1 / end)
     # A uniform float32 has 2^23 values, too few for millions of numbers: a second one spreads each over 16 steps.

@@ -1,7 +1,5 @@
 """The device mesh, and the sharding of parameters and batches; `unimp_jax.model.axes` maps named axes to mesh axes."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -17,7 +15,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from unimp_jax.compiling import draw
-from unimp_jax.model.axes import mesh_axes, partition_spec
+from unimp_jax.model.axes import mesh_axes
 from unimp_jax.model.quantization import Quantized
 from unimp_jax.model.unimp import ModelConfig, Part, UniMP, part_of
 
@@ -66,10 +64,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def tpu_slices(devices: Sequence[jax.Device]) -> int:
-    """Returns the number of TPU slices, which only a slow network connects; other devices count as one slice.
-
-    JAX numbers GPU nodes as slices, too, but communication between them differs in speed only.
-    """
+    """Returns the number of TPU slices, which only a slow network connects; other devices count as one slice. JAX
+    numbers GPU nodes as slices, too, but communication between them differs in speed only."""
     on_tpu = devices[0].platform == "tpu"
     return len({getattr(device, "slice_index", 0) for device in devices}) if on_tpu else 1
 
@@ -232,17 +228,15 @@ def param_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
                         f"{'/'.join(map(str, path))}: its axis {name} of {size} cannot be split over "
                         f"{axis}={mesh.shape[axis]}; choose a {axis} that divides {size}"
                     )
-        return variable.replace(NamedSharding(mesh, partition_spec(names)))
+        return variable.replace(NamedSharding(mesh, PartitionSpec(*(mesh_axes(name) or None for name in names))))
 
     return nnx.map_state(sharding, state)
 
 
 @functools.lru_cache(maxsize=8)
 def structure(config: ModelConfig) -> tuple[nnx.GraphDef[UniMP], nnx.State]:
-    """Returns the graph of a model and the shapes of its parameters, which callers share and must not change.
-
-    Tracing a model takes a second, and a command needs its structure several times.
-    """
+    """Returns the graph of a model and the shapes of its parameters, which callers share and must not change. Tracing a
+    model takes a second, and a command needs its structure several times."""
     return nnx.split(nnx.eval_shape(lambda: UniMP(config, rngs=nnx.Rngs(0))))
 
 

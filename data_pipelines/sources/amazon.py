@@ -11,8 +11,6 @@ is no image, and the only attribute is the category of the reviews. Of products 
 ids are read.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections import defaultdict
@@ -53,11 +51,7 @@ class ReviewFields:
     headline: str
 
     def read(self, record: dict[str, Any], user: str, clock: Clock) -> Review:
-        """Reads a review.
-
-        Raises:
-          BadField: a field is missing or wrong.
-        """
+        """Reads a review; raises BadField if a field is missing or wrong."""
         return (
             user,
             word(record, self.item),
@@ -74,11 +68,7 @@ def written(text: str, headline: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """The known properties of a product, as clean text; "" if unknown.
-
-    Attributes:
-      categories: most general first.
-    """
+    """The known properties of a product, as clean text; "" if unknown. Categories are most general first."""
 
     title: str = ""
     categories: tuple[str, ...] = ()
@@ -119,14 +109,8 @@ class AmazonBuilder(RecordBuilder):
 
     @classmethod
     def product(cls, record: dict[str, Any], category: str) -> Product:
-        """Returns the product described by a record; implemented by subclasses.
-
-        Args:
-          category: the product's category, if the record has none.
-
-        Raises:
-          BadField: a field is wrong.
-        """
+        """Returns the product described by a record, in `category` if it names none; implemented by subclasses. Raises
+        BadField if a field is wrong."""
         raise TypeError(f"{cls.__name__} does not implement the reading of products")
 
     @property
@@ -140,11 +124,8 @@ class AmazonBuilder(RecordBuilder):
         )
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
-        """Opens the source from its files.
-
-        Raises:
-          DataError: files are missing or bad, or requested images cannot be fetched.
-        """
+        """Opens the source from its files; raises DataError if files are missing or bad, or images cannot be
+        fetched."""
         if self.source_dir is None:
             raise DataError(f"this source cannot be downloaded from here: {self.instructions}")
         files = self._files(self.source_dir)
@@ -160,11 +141,8 @@ class AmazonBuilder(RecordBuilder):
         return StoredSource(kept, lambda item: products[item].item(item, images.read(item)))
 
     def _files(self, folder: Path) -> dict[str, Path]:
-        """Returns the review file (without `.gz`) of each selected category; by default of all in the folder.
-
-        Raises:
-          DataError: there are none, or a category has no reviews or no products; the message says what is needed.
-        """
+        """Returns the review file (without `.gz`) of each selected category; by default of all in the folder. Raises
+        DataError, which says what is needed, if there are none, or a category has no reviews or no products."""
         patterns = {name: re.escape(name).replace(r"\{\}", "(?!meta_)(.+)") for name in self.REVIEWS}
         found: dict[str, dict[str, Path]] = defaultdict(dict)  # category -> entry of `REVIEWS` -> its file
         for name in names_in(folder, "|".join(patterns.values())):
@@ -201,11 +179,7 @@ class AmazonBuilder(RecordBuilder):
                 number += 1
 
     def _products(self, folder: Path, categories: Iterable[str], first_in: dict[str, str]) -> dict[str, Product]:
-        """Returns the product of each reviewed item.
-
-        Args:
-          first_in: the category of the first review of each.
-        """
+        """Returns the product of each reviewed item; `first_in` has the category of the first review of each."""
         known: dict[str, Product] = {}
         for category in categories:
 
@@ -241,10 +215,7 @@ def cleaned(words: Iterable[str]) -> tuple[str, ...]:
 
 def price(record: dict[str, Any]) -> str:
     """Returns a price as text, with two decimals if the file has a number; "" if it is missing, null or other text.
-
-    Raises:
-      BadField: it is not a price.
-    """
+    Raises BadField if it is a number that is not a price."""
     value = field(record, "price", int, float, str, default=None)
     if value is None or isinstance(value, str):
         written = clean(value or "")

@@ -1,7 +1,5 @@
 """Amazon Reviews 2014, 2018 and 2023: the file and field names of each release, and its peculiarities."""
 
-from __future__ import annotations
-
 import ast
 import itertools
 import re
@@ -28,12 +26,8 @@ ALTERNATIVE = re.compile(r'<img [^<>]*alt="([^"]*)"')
 
 def from_literal(text: str) -> dict[str, Any]:
     """Decodes a line that is a Python dictionary literal, or JSON (to which the publisher recommends converting it).
-
-    Literals are parsed as data: `ast.literal_eval` creates strings, numbers and containers and calls nothing.
-
-    Raises:
-      BadField: it is not a literal, not a dictionary, or has a key twice.
-    """
+    Literals are parsed as data: `ast.literal_eval` creates strings, numbers and containers and calls nothing. Raises
+    BadField if it is not a literal, not a dictionary, or has a key twice."""
     try:
         if len(text) > LONGEST_LITERAL:
             raise ValueError(f"{len(text):,} characters; at most {LONGEST_LITERAL:,} are parsed")
@@ -154,14 +148,9 @@ class Amazon2023(AmazonBuilder):
 
 
 def main_image_url(record: dict[str, Any]) -> str:
-    """Returns the URL of the main image, or else of the first image; "" if there is none.
-
-    The publisher's loader for Hugging Face stores a list for each field instead of an object for each image: {"large":
-    […], …}.
-
-    Raises:
-      BadField: the images are neither objects nor lists of one length.
-    """
+    """Returns the URL of the main image, or else of the first image; "" if there is none. The publisher's loader for
+    Hugging Face stores a list for each field instead of an object for each image: {"large": […], …}. Raises BadField if
+    the images are neither objects nor lists of one length."""
     images = field(record, "images", list, dict, default=None) or []
     if isinstance(images, dict):
         lists = list(images.values())

@@ -1,7 +1,5 @@
 """Two small files of Amazon reviews: the 5-core of musical instruments (2014) as a table, and a sample of 2023."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Iterator
@@ -107,11 +105,8 @@ class Amazon2023Sample(RecordBuilder):
 
 
 def reviews_of(record: dict[str, Any], user: str, category: str, clock: Clock) -> Iterator[tuple[Review, Item]]:
-    """Yields each review of a line, with the reviewed product.
-
-    Raises:
-      BadField: a field is missing or wrong; the message names the review.
-    """
+    """Yields each review of a line, with the reviewed product; raises BadField, which names the review, if a field is
+    missing or wrong."""
     named = [(f"history[{number}]", review) for number, review in enumerate(field(record, "history", list))]
     if record.get("heldout") is not None:
         named.append(("heldout", record["heldout"]))

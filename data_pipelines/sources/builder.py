@@ -1,7 +1,5 @@
 """The base class of TFDS builders of sources: two configurations, `items` and `users`, with one record format."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import shutil
@@ -50,15 +48,8 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
         tally: Tally | None = None,
         **kwargs: Any,
     ):
-        """Configures the builder.
-
-        Args:
-          source_dir: a local folder with the source's files; None: embedded, or downloaded.
-          source: the source, if it has been opened already.
-
-        Raises:
-          DataError: the selection sets an option that this source does not support.
-        """
+        """Configures the builder for the files in `source_dir` (None: embedded, or downloaded), or a `source` that has
+        been opened already; raises DataError if the selection sets an option that this source does not support."""
         for choice in dataclasses.fields(SourceSelection):
             if choice.name not in self.SELECTS and getattr(selection, choice.name) != choice.default:
                 known = ", ".join(map(option, self.SELECTS)) or "no such options"
@@ -87,11 +78,8 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
         return Path(tempfile.mkdtemp(prefix="interactions-", dir=root))
 
     def file(self, name: str, holds: str) -> Path:
-        """Returns the path of a file, plain or `.gz`, of a source that cannot be downloaded automatically.
-
-        Raises:
-          DataError: no folder was given, or it lacks the file; the message says what is needed and who publishes it.
-        """
+        """Returns the path of a file, plain or `.gz`, of a source that cannot be downloaded automatically; raises
+        DataError, which says what is needed and who publishes it, if no folder was given, or it lacks the file."""
         needed = f"{name}, {holds}, is needed in the folder of --source-dir; for the data see {self.PUBLISHER}"
         if self.source_dir is None:
             raise DataError(f"this source cannot be downloaded from here: {needed}")
@@ -117,11 +105,8 @@ class RecordBuilder(ShardBasedBuilder, skip_registration=True):  # type: ignore[
         return Path(self.data_dir).absolute() / "staged"
 
     def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        """Returns, for each shard, a function that yields (number, record) of each of its records.
-
-        Raises:
-          DataError: there are no records.
-        """
+        """Returns, for each shard, a function that yields (number, record) of its records; raises DataError if there
+        are none."""
         place, kind = str(self.source_dir or f"the source {self.name}"), self.builder_config.name
         if self.source is None:
             with reading(place):

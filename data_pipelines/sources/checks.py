@@ -1,7 +1,5 @@
 """Validates fields of external data; every fault is reported with its file, line and field."""
 
-from __future__ import annotations
-
 import dataclasses
 import html
 import json
@@ -44,11 +42,8 @@ class Faults:
         self.records.append(printable(fault))
 
     def watched(self, records: Iterable[Record]) -> Iterator[Record]:
-        """Yields all records of a file; a bad one must be reported before the next is requested.
-
-        Raises:
-          DataError: most of the first `SAMPLE` are bad, so that the file has another layout.
-        """
+        """Yields all records of a file; a bad one must be reported before the next is requested. Raises DataError if
+        most of the first `SAMPLE` are bad, so that the file has another layout."""
         first, bad, number = len(self.records), 0, 0
         for number, record in enumerate(records, start=1):
             faults_before = len(self.records)
@@ -60,15 +55,8 @@ class Faults:
             self.refuse_most(first, bad, number)
 
     def refuse_most(self, first: int, bad: int, number: int) -> None:
-        """Checks that not most of the first records are bad.
-
-        Args:
-          first: the index of the file's first fault.
-          bad: the number of bad ones among `number` records.
-
-        Raises:
-          DataError: most of them are bad.
-        """
+        """Raises DataError if most of the first `number` records are bad; `first` is the index of the file's first
+        fault."""
         if bad >= FEW and 2 * bad > number:
             raise DataError(
                 f"{self.records[first]}; {bad} of the first {number} records are bad, too many to leave out"
@@ -128,11 +116,8 @@ def _check_encodable(name: str, text: str) -> None:
 
 
 def word(record: dict[str, Any], name: str) -> str:
-    """Returns an identifier, which is text without white space.
-
-    Raises:
-      BadField: it is missing, not a string, empty, or contains white space or control characters.
-    """
+    """Returns an identifier; raises BadField if it is missing, not a string, empty, or has white space or control
+    characters."""
     value = field(record, name, str)
     if value.split() != [value] or CONTROL.search(value):
         raise BadField(f"field {name!r} is {value[:40]!r}; it must be an identifier without white space")

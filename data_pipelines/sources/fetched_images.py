@@ -8,8 +8,6 @@ or not an image). Temporary failures (no connection, a server that is busy or re
 within the limits, and then by the next run.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -77,12 +75,8 @@ class FetchedImages:
         return self._files
 
     def fetch(self, urls: Mapping[str, str]) -> None:
-        """Fetches the images that are missing, given by item -> URL.
-
-        Raises:
-          DataError: the folder cannot be created or written to, or there were `GIVE_UP` consecutive temporary failures;
-            images that were fetched are kept.
-        """
+        """Fetches the images that are missing, given by item -> URL; raises DataError if the folder cannot be created
+        or written to, or after `GIVE_UP` consecutive temporary failures. Images that were fetched are kept."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

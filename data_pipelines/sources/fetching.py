@@ -1,11 +1,10 @@
 """Downloads small files within limits of rate, time and size, and classifies failures."""
 
-from __future__ import annotations
-
+import contextlib
 import dataclasses
 import threading
 import time
-from typing import Any, Self
+from typing import Any
 
 import requests
 import urllib3
@@ -45,7 +44,7 @@ class Unavailable(Exception):
     """A temporary failure: the requested file is currently not available."""
 
 
-class Fetcher:
+class Fetcher(contextlib.AbstractContextManager["Fetcher"]):
     """Downloads files; can be used from several threads."""
 
     def __init__(self, limits: Limits):
@@ -56,19 +55,13 @@ class Fetcher:
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=limits.connections))
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._session.close()
 
     def get(self, url: str) -> bytes:
-        """Downloads a file.
-
-        Raises:
-          Unusable: the URL is invalid, or the file does not exist or is too large.
-          Unavailable: no connection, a server that is busy or refuses, or a truncated file, after all retries.
-        """
+        """Downloads a file; raises Unusable if the URL is invalid, or the file does not exist or is too large, and
+        Unavailable, after all retries, if there is no connection, the server is busy or refuses, or the file is
+        truncated."""
         retry = self._retry
         while True:
             wait: float | None = None

@@ -10,8 +10,6 @@ product without one has that of its first article. Purchases are dated by day an
 within a day, the order of the file is kept. Repeated purchases of an item by a customer are left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -65,14 +63,9 @@ def _hint(article_id: str) -> str:
 
 
 def catalogue(articles: pl.DataFrame, item: pl.Expr, images: StoredImages) -> Callable[[str], Item]:
-    """Returns a function that creates the item of an id, from one article or from all articles of a product.
-
-    Values that differ among a product's articles are all listed, except for the name and the description; the item has
-    a category only if all its articles share it.
-
-    Args:
-      item: maps an article to the id of its item.
-    """
+    """Returns a function that creates the item of an id, from one article or from all articles of a product; `item`
+    maps an article to the id of its item. Values that differ among a product's articles are all listed, except for the
+    name and the description; the item has a category only if all its articles share it."""
     things = articles.group_by(item.alias("item"), maintain_order=True).agg(pl.all().unique(maintain_order=True))
     rows = {name: row for row, name in enumerate(things["item"])}
     things = things.drop("item")

@@ -1,7 +1,5 @@
 """Images of a source, from a zip archive or a folder; each is verified before it is stored."""
 
-from __future__ import annotations
-
 import os
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -20,11 +18,8 @@ TRIED = 1024
 
 
 def try_image(encoded: bytes) -> tuple[int, int]:
-    """Verifies an image and returns its (width, height), which may be reduced for a JPEG.
-
-    Raises:
-      DataError: it is not a complete image; the message is only the reason.
-    """
+    """Verifies an image and returns its (width, height), which may be reduced for a JPEG; raises DataError, whose
+    message is only the reason, if it is not a complete image."""
     return decode_image(encoded, TRIED).size
 
 
@@ -36,15 +31,8 @@ class ImageFiles:
     """
 
     def __init__(self, place: Path, faults: Faults, inside: str = ""):
-        """Lists the image files.
-
-        Args:
-          faults: collects the subfolders that cannot be listed.
-          inside: the name of the additional folder.
-
-        Raises:
-          DataError: it cannot be opened or listed.
-        """
+        """Lists the image files; `faults` collects the subfolders that cannot be listed, and `inside` is the name of
+        the additional folder. Raises DataError if the place cannot be opened or listed."""
         self._place, self._archive = place, None
         try:
             if os.path.isdir(place):
@@ -78,11 +66,8 @@ class ImageFiles:
         return self._files[stem]
 
     def read(self, stem: str) -> bytes:
-        """Returns the content of an image file.
-
-        Raises:
-          DataError: it cannot be read, or is too large; the message is only the reason.
-        """
+        """Returns the content of an image file; raises DataError, whose message is only the reason, if it cannot be
+        read, or is too large."""
         try:
             return self._read(self._files[stem])
         except DataError:
@@ -117,17 +102,11 @@ def _names(folder: Path, faults: Faults) -> Iterator[str]:
 
 
 class StoredImages:
-    """Encoded images by name, from PATH.zip or the folder PATH, which may contain a folder of the same name again.
-
-    If neither exists, or there is no image in it, that is noted and no item has an image.
-    """
+    """Encoded images by name, from PATH.zip or the folder PATH, which may contain a folder of the same name again. If
+    neither exists, or there is no image in it, that is noted and no item has an image."""
 
     def __init__(self, path: Path, faults: Faults):
-        """Opens the archive or folder.
-
-        Raises:
-          DataError: the archive or folder exists but cannot be opened.
-        """
+        """Opens the archive or folder; raises DataError if it exists but cannot be opened."""
         archive = path.with_name(f"{path.name}.zip")
         place = archive if os.path.exists(archive) else path
         self._faults, self._name = faults, place.name
@@ -141,11 +120,8 @@ class StoredImages:
             self._files = None
 
     def read(self, *names: str) -> bytes:
-        """Returns the bytes of the first existing image; b"" (noting the fault) if there is none or it is broken.
-
-        Args:
-          names: with the ending `.jpg`, which stands for any of `ENDINGS`.
-        """
+        """Returns the bytes of the first existing image; b"" (noting the fault) if there is none or it is broken. Names
+        end in `.jpg`, which stands for any of `ENDINGS`."""
         if self._files is None:
             return b""
         stems = (name.removesuffix(".jpg") for name in names)

@@ -3,8 +3,6 @@
 NaN and Infinity are accepted, as Python writes them; `checks.field` and related functions refuse them as numbers.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -68,15 +66,10 @@ def read_objects(
     *,
     needed: bool = True,
 ) -> Iterator[tuple[str, Parsed]]:
-    """Yields (place, result of `parse`) for each object of a file with one object per line.
-
-    Args:
-      parse: converts an object; if it raises `BadField`, the record is bad.
-      decode: decodes a line to an object; raises `BadField`.
-
-    Raises:
-      DataError: the file cannot be read, is a single array, or is empty; or most of its first lines are bad.
-    """
+    """Yields (place, result of `parse`) for each object of a file with one object per line. A record is bad if
+    `decode`, which reads an object from a line, or `parse`, which converts it, raises `BadField`. Raises DataError if
+    the file cannot be read, is a single array, or is empty although it is `needed`; or most of its first lines are
+    bad."""
     first = True
     for line in faults.watched(line for line in read_lines(path) if line.text.strip()):
         if first and decode is from_json:
@@ -95,11 +88,7 @@ def read_objects(
 
 
 def _refuse_other_layouts(line: TextLine) -> None:
-    """Checks that the first line can be an object.
-
-    Raises:
-      DataError: the line begins an array, or an object that spans several lines.
-    """
+    """Raises DataError if the first line begins an array, or an object that spans several lines."""
     needed = f"{line.place}: one object per line is needed"
     if line.text.lstrip().startswith("["):
         raise DataError(f"{needed}, but this is an array (jq -c '.[]' splits it)")
@@ -109,10 +98,7 @@ def _refuse_other_layouts(line: TextLine) -> None:
 
 def read_object(path: Path, holds: str, faults: Faults) -> dict[str, Any]:
     """Reads a JSON file of one object; if a key occurs twice, the first value counts and the key is a bad record.
-
-    Raises:
-      DataError: the file is missing or damaged, or holds something else.
-    """
+    Raises DataError if the file is missing or damaged, or holds something else."""
     lines = []
     for line in read_lines(path):
         if line.fault:

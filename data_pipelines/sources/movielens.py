@@ -11,8 +11,6 @@ where each `.jsonl` may be a `.jsonl.gz`; times may be counted from 0 if only th
 archives are those of https://grouplens.org/datasets/movielens.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools
@@ -58,11 +56,8 @@ def movie(movie_id: Any, title: str, year: Any, genres: tuple[str, ...], descrip
 
 
 def local_movielens(folder: Path, name: str, faults: Faults) -> Source:
-    """Opens the source in a folder of the local layout.
-
-    Raises:
-      DataError: the folder does not have the layout, or its files are bad.
-    """
+    """Opens the source in a folder of the local layout; raises DataError if it has another layout, or its files are
+    bad."""
     inside = folder / name
     if not inside.is_dir():
         raise DataError(f"{inside} does not exist; expected {name}/items.jsonl and {name}/users.jsonl there")
@@ -144,14 +139,10 @@ def genres_of(text: str) -> tuple[str, ...]:
 
 
 def official_movielens(folder: Path, faults: Faults, least: int, scratch: Path) -> Source:
-    """Opens the source in an unpacked archive of the publisher: `.dat` files (1M) or `.csv` files (latest-small).
-
-    Users and movies with fewer than `least` ratings are removed repeatedly until none is left, as in SASRec's version
-    of the data; a movie that a user rated twice counts once, with its latest rating.
-
-    Args:
-      scratch: an empty folder, in which interactions are kept.
-    """
+    """Opens the source in an unpacked archive of the publisher: `.dat` files (1M) or `.csv` files (latest-small). Users
+    and movies with fewer than `least` ratings are removed repeatedly until none is left, as in SASRec's version of the
+    data; a movie that a user rated twice counts once, with its latest rating. Interactions are kept in `scratch`, an
+    empty folder."""
 
     def read(name: str, *columns: str) -> Iterator[Table]:
         """Reads the columns of NAME.csv, or of NAME.dat, which has exactly these, in this order, and no header."""
@@ -201,11 +192,8 @@ def official_movielens(folder: Path, faults: Faults, least: int, scratch: Path) 
 
 
 def unzipped(archive: Path) -> Path:
-    """Returns a folder, beside a downloaded archive, with its files (unpacking by TFDS would require TensorFlow).
-
-    Raises:
-      DataError: the archive is damaged.
-    """
+    """Returns a folder, beside a downloaded archive, with its files (unpacking by TFDS would require TensorFlow);
+    raises DataError if the archive is damaged."""
     folder = archive.with_name(archive.name + ".unpacked")
     if not folder.exists():
         try:
@@ -223,14 +211,12 @@ class MovielensSmall(RecordBuilder):
 
     name = "movielens_small"
     DESCRIPTION = "MovieLens latest-small (2016), the movies with a poster; https://grouplens.org/datasets/movielens"
-    ARCHIVE = "https://files.grouplens.org/datasets/movielens/ml-latest-small.zip"
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
         folder = self.source_dir or EMBEDDED
-        if (folder / "ml-latest-small").is_dir():
-            return official_movielens(folder / "ml-latest-small", self.faults, 1, self.scratch())
-        if is_there(folder / "ratings.csv"):
-            return official_movielens(folder, self.faults, 1, self.scratch())
+        inside = folder / "ml-latest-small"
+        if inside.is_dir() or is_there(folder / "ratings.csv"):
+            return official_movielens(inside if inside.is_dir() else folder, self.faults, 1, self.scratch())
         return local_movielens(folder, "movielens-small", self.faults)
 
 
@@ -243,8 +229,7 @@ class Movielens1m(RecordBuilder):
 
     def open_source(self, downloads: tfds.download.DownloadManager) -> Source:
         folder = self.source_dir or unzipped(Path(downloads.download(self.ARCHIVE)))
-        if (folder / "ml-1m").is_dir():
-            return official_movielens(folder / "ml-1m", self.faults, CORE, self.scratch())
-        if self.source_dir is None or is_there(folder / "ratings.dat"):
-            return official_movielens(folder, self.faults, CORE, self.scratch())
+        inside = folder / "ml-1m"
+        if inside.is_dir() or self.source_dir is None or is_there(folder / "ratings.dat"):
+            return official_movielens(inside if inside.is_dir() else folder, self.faults, CORE, self.scratch())
         return local_movielens(folder, "movielens-1m", self.faults)

@@ -12,8 +12,6 @@ and as either before training. There are no times: a history is in the order of 
 matrices contain the same data and are not read.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """Reads external text files line by line, decompressing them; files that are not text are reported with a remedy."""
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import io
@@ -25,21 +23,14 @@ NO_TEXT = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it with unzstd",
     b"PAR1": "a Parquet file; text is needed",
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself; run `git lfs pull`",
-    b"<!DOCTYPE": "a web page, not the file itself; fetch it again",
-    b"<!doctype": "a web page, not the file itself; fetch it again",
-    b"<html": "a web page, not the file itself; fetch it again",
+    **dict.fromkeys((b"<!DOCTYPE", b"<!doctype", b"<html"), "a web page, not the file itself; fetch it again"),
 }
 HEAD = 64
 """The number of bytes that are examined to detect the type of a file."""
 
 
 class TextLine(NamedTuple):
-    """A line of a text file.
-
-    Attributes:
-      number: the line number, from 1 on.
-      fault: what is wrong with its bytes, or "".
-    """
+    """A line of a text file, counted from 1 on; `fault` is what is wrong with its bytes, or ""."""
 
     file: str
     number: int
@@ -65,17 +56,9 @@ def packed(path: Path) -> Path:
 
 
 def names_in(folder: Path, wanted: str) -> list[str]:
-    """Returns the sorted names, without `.gz`, of the files of a folder that match a pattern.
-
-    If no file matches, matching folders are returned, which reading will report. Names that begin with a dot are
-    ignored, since macOS adds `._NAME` and `.DS_Store`.
-
-    Args:
-      wanted: a regular expression for the whole name.
-
-    Raises:
-      DataError: the folder cannot be read.
-    """
+    """Returns the sorted names, without `.gz`, of the files of a folder that match a regular expression as a whole. If
+    no file matches, matching folders are returned, which reading will report. Names that begin with a dot are ignored,
+    since macOS adds `._NAME` and `.DS_Store`. Raises DataError if the folder cannot be read."""
     try:
         found = [path for path in folder.iterdir() if re.fullmatch(wanted, path.name.removesuffix(".gz"))]
         found = [path for path in found if not path.name.startswith(".")]
@@ -88,13 +71,8 @@ def names_in(folder: Path, wanted: str) -> list[str]:
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
     """Yields the path found and the bytes of a file, or of the file with `.gz` added; a byte-order mark is skipped.
-
-    Compression is detected from the first two bytes, not from the name.
-
-    Raises:
-      DataError: the file does not exist, cannot be read, is truncated, or is not text in UTF-8 or a single-byte
-        encoding.
-    """
+    Compression is detected from the first two bytes, not from the name. Raises DataError if the file does not exist,
+    cannot be read, is truncated, or is not text in UTF-8 or a single-byte encoding."""
     found = path
     try:
         if not path.is_file() and packed(path).exists():

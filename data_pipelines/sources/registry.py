@@ -1,7 +1,5 @@
 """The data sets by name, each a TFDS builder that produces the common record format."""
 
-from __future__ import annotations
-
 from data_pipelines.errors import DataError
 from data_pipelines.nearest import did_you_mean
 from data_pipelines.sources.amazon_releases import Amazon2014, Amazon2018, Amazon2023

@@ -1,7 +1,5 @@
 """The options that select which part of a source is prepared."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

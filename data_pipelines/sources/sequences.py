@@ -8,8 +8,6 @@ without further meaning: the title of an item is its number, and attribute 12 is
 would be two tokens). Lines are taken as they are; repeated items are kept.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -92,11 +90,7 @@ class Sequences(RecordBuilder):
         return Source(core(frame, *self.cores), item_of, Counts.of(frame))
 
     def _name(self) -> str:
-        """Returns the NAME of the files.
-
-        Raises:
-          DataError: it is not clear which file is meant.
-        """
+        """Returns the NAME of the files; raises DataError if it is not clear which file is meant."""
         asked = self.selection.categories
         if len(asked) == 1:
             return asked[0]

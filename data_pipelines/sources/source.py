@@ -1,7 +1,5 @@
 """A source: all interactions as one table, with functions for cores and repeats, and its items."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math
@@ -49,17 +47,9 @@ def codes(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
 
 
 def k_core(users: np.ndarray, items: np.ndarray, user_core: int, item_core: int) -> np.ndarray:
-    """Selects the largest subset of rows in which each user has `user_core` rows and each item `item_core`.
-
-    The time is linear in E for any number of rounds, as each round visits only the rows of nodes removed in the
-    previous one.
-
-    Args:
-      users, items: int [E], from 0 on.
-
-    Returns:
-      bool [E].
-    """
+    """Selects the largest subset of rows in which each user has `user_core` rows and each item `item_core`: bool [E],
+    from the numbers of users and of items, int [E] from 0 on. The time is linear in E for any number of rounds, as each
+    round visits only the rows of nodes removed in the previous one."""
     ends, cores = (users, items), (user_core, item_core)
     degrees = [np.bincount(end) for end in ends]
     fallen = [np.flatnonzero(degree < core) for degree, core in zip(degrees, cores, strict=True)]
@@ -144,11 +134,8 @@ class Source:
         read: Counts | None = None,
         item_ids: Iterable[str] | None = None,
     ):
-        """Wraps the data of a source.
-
-        Args:
-          item_ids: all items, in order; None: those with interactions, in order of first appearance.
-        """
+        """Wraps the data; `item_ids` are all items in order, None: those with interactions, in order of first
+        appearance."""
         self.frame, self.read, self._item_of, self._item_ids = frame, read, item_of, item_ids
 
     def items(self) -> Iterator[Item]:

@@ -1,7 +1,5 @@
 """Stages the records of a source on disk in parts of some thousand rows, each of which becomes a shard."""
 
-from __future__ import annotations
-
 import array
 import contextlib
 import dataclasses
@@ -63,16 +61,12 @@ def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 @dataclasses.dataclass
 class Tally:
-    """Counts of the records that passed through.
-
-    Attributes:
-      lengths: the number of interactions of each user.
-    """
+    """Counts of the records that passed through; `lengths` are the numbers of interactions of each user."""
 
     items: int = 0
     images: int = 0
     rated: int = 0
-    lengths: array.array[int] = dataclasses.field(default_factory=lambda: array.array("q"))
+    lengths: "array.array[int]" = dataclasses.field(default_factory=lambda: array.array("q"))
 
     def count(self, part: pl.DataFrame) -> pl.DataFrame:
         """Counts the records of a part, and returns the part."""
@@ -96,11 +90,8 @@ def encode_part(part: pl.DataFrame) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def reading(place: str) -> Iterator[None]:
-    """Attributes failures in its body to `place`, or to the file in the exception, rather than to the output folder.
-
-    Raises:
-      DataError: something failed; errors of sources and of downloads are passed on unchanged.
-    """
+    """Attributes failures in its body to `place`, or to the file in the exception, rather than to the output folder, by
+    a DataError; errors of sources and of downloads are passed on unchanged."""
     try:
         yield
     except (DataError, tfds.download.DownloadError, NonMatchingChecksumError):

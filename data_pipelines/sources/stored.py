@@ -7,8 +7,6 @@ is written in groups again, one for each part of `Source.histories`, which gathe
 Memory holds a run, a bucket or a part; the ids of all items, with two numbers each; and a number for each user.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools
@@ -82,16 +80,9 @@ class StoredSource(Source):
 def store(
     parts: Iterable[pl.DataFrame], folder: Path, keep: Literal["first", "last"], user_core: int = 1, item_core: int = 1
 ) -> Stored:
-    """Writes interactions to an empty folder, in which the files of the result stay.
-
-    Args:
-      parts: tables as for `Source`, all with the same columns; an interaction each row.
-      keep: which of the interactions of a user with an item is kept, as for `without_repeats`.
-      user_core, item_core: as for `core`.
-
-    Raises:
-      DataError: the folder cannot be written.
-    """
+    """Writes interactions to an empty folder, in which the files of the result stay; raises DataError if it cannot be
+    written. `parts` are tables as for `Source`, all with the same columns, an interaction each row; of the interactions
+    of a user with an item one is kept as by `without_repeats`; the cores are as for `core`."""
     numbers: dict[str, int] = {}
     runs, buckets, count = list[Path](), list[Path](), 0
     for rows, count in _runs(parts, numbers):
@@ -129,14 +120,8 @@ def store(
 
 
 def _runs(parts: Iterable[pl.DataFrame], numbers: dict[str, int]) -> Iterator[tuple[pl.DataFrame, int]]:
-    """Yields the rows in runs, each with the number of buckets.
-
-    Args:
-      numbers: of the items, by id; new ones are added.
-
-    Yields:
-      the columns of the parts, `item` as its number, and `row`, the number of the row.
-    """
+    """Yields the rows in runs, each with the number of buckets: the columns of the parts, with `item` as its number in
+    `numbers`, to which new ids are added, and `row`, the number of the row."""
     held, size, read, count = list[pl.DataFrame](), 0, 0, 1
     for part in parts:
         if size >= RUN:
@@ -164,11 +149,8 @@ def _kept(path: Path, stays: np.ndarray, user_core: int) -> pl.DataFrame:
 
 
 def items_of_core(buckets: Sequence[Path], items: int, rows: int, user_core: int, item_core: int) -> np.ndarray:
-    """Returns whether each item is in the core, bool [I].
-
-    Args:
-      buckets: with columns `item` and `who`, the number of the user in the bucket.
-    """
+    """Returns whether each item is in the core, bool [I], from the columns `item` and `who`, the number of the user, of
+    buckets."""
     stays = np.ones(items, bool)
     if max(user_core, item_core) <= 1:
         return stays
@@ -205,14 +187,8 @@ def _met(buckets: Sequence[Path], stays: np.ndarray, user_core: int) -> Iterator
 
 
 def write_groups(rows: pl.DataFrame, group: np.ndarray, count: int, path: Path) -> None:
-    """Writes rows as an Arrow file with a batch for each group, in their order.
-
-    Args:
-      group: the number of each row's group, below `count`; int [E].
-
-    Raises:
-      DataError: the file cannot be written.
-    """
+    """Writes rows as an Arrow file with a batch for each of `count` groups, in their order; `group`, int [E], is the
+    number of each row's group. Raises DataError if the file cannot be written."""
     order = np.argsort(group, kind="stable")
     ends = np.searchsorted(group[order], np.arange(count + 1))
     table = rows[order].to_arrow(compat_level=pl.CompatLevel.oldest())
@@ -230,11 +206,7 @@ def read_group(readers: Iterable[pa.ipc.RecordBatchFileReader], number: int) -> 
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Attributes failures in its body to the folder.
-
-    Raises:
-      DataError: something could not be written.
-    """
+    """Attributes failures to write in its body to the folder, by a DataError."""
     try:
         yield
     except OSError as error:

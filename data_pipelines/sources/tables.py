@@ -5,8 +5,6 @@ record, so that a bad record affects only itself: reading continues at the line 
 comes in parts, so that memory does not grow with its rows, or as a whole.
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import itertools
@@ -76,12 +74,8 @@ class Table:
         return dataclasses.replace(self, rows=self.rows.with_columns(**columns))
 
     def keep(self, right: pl.Expr, tell: Callable[[dict[str, Any]], str], of: str = "") -> Self:
-        """Keeps the rows for which `right` holds.
-
-        Args:
-          tell: returns what is wrong with a removed row.
-          of: the only column on which `right` depends, value by value, so that each distinct value is checked once.
-        """
+        """Keeps the rows for which `right` holds; `tell` returns what is wrong with a removed row. `of` is the only
+        column on which `right` depends, value by value, so that each distinct value is checked once."""
         if of and self.rows.select(pl.col(of).unique()).select(right.fill_null(False).all()).item():
             return self
         good = self.rows.select(right.fill_null(False)).to_series()
@@ -97,11 +91,8 @@ class Table:
     def written_as(
         self, column: str, right: str | pl.Expr, must_be: str, hint: Callable[[str], str] = lambda value: ""
     ) -> Self:
-        """Keeps the rows in which a column has the required form.
-
-        Args:
-          right: a regular expression, or an expression that is true for valid values.
-        """
+        """Keeps the rows in which a column has the required form: a regular expression, or an expression that is
+        true."""
 
         def tell(row: dict[str, Any]) -> str:
             return f"field {column!r} is {row[column][:40]!r}; it must be {must_be}{hint(row[column])}"
@@ -132,11 +123,8 @@ class Table:
         )
 
     def times(self, column: str, *, counted: bool = False) -> Self:
-        """Keeps the rows with a valid time, converted from the unit of the file to seconds since 1970 as int64.
-
-        Args:
-          counted: as for `Clock`.
-        """
+        """Keeps the rows with a valid time, converted from the unit of the file to seconds since 1970 as int64;
+        `counted` is as for `Clock`."""
         whole = text(column).str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
         right = text(column).str.contains(WHOLE) & whole.is_not_null()
         table = self.written_as(column, right, "a whole number: seconds since 1970").with_columns(**{column: whole})
@@ -149,14 +137,9 @@ class Table:
 
 
 def read_csv(path: Path, columns: Sequence[str], faults: Faults, *, needed: bool = True) -> Iterator[Table]:
-    """Yields parts of a CSV file with a header, which may have its columns in any order. Empty rows are skipped.
-
-    Args:
-      needed: whether at least one row is required.
-
-    Raises:
-      DataError: the file cannot be read, has no header, lacks a column or a row, or most of its rows are bad.
-    """
+    """Yields parts of a CSV file with a header, which may have its columns in any order. Empty rows are skipped. Raises
+    DataError if the file cannot be read, has no header, lacks a column or, if `needed`, a row, or most of its rows are
+    bad."""
     header, names = next(split_records(read_lines(path)), (TextLine(path.name, 1, ""), []))
     names = [name.strip() for name in names]
     check_header(header, names, columns)
@@ -166,11 +149,8 @@ def read_csv(path: Path, columns: Sequence[str], faults: Faults, *, needed: bool
 
 
 def read_dat(path: Path, columns: Sequence[str], faults: Faults) -> Iterator[Table]:
-    """Yields parts, with all columns, of a file without a header, separated by `::`, in UTF-8 or latin-1.
-
-    Raises:
-      DataError: the file cannot be read, has no row, or most of its rows are bad.
-    """
+    """Yields parts, with all columns, of a file without a header, separated by `::`, in UTF-8 or latin-1; raises
+    DataError if the file cannot be read, has no row, or most of its rows are bad."""
     lines = (line for line in read_lines(path, other="latin-1") if line.text.strip())
     parts = _by_record(((line, line.text.split("::")) for line in lines), columns, columns, faults)
     return _tables(path.name, parts, faults, needed=True)
@@ -198,11 +178,8 @@ def _tables(name: str, parts: Iterator[pl.DataFrame], faults: Faults, needed: bo
 
 
 def check_header(header: TextLine, names: Sequence[str], columns: Sequence[str]) -> None:
-    """Checks that each required column occurs once in the header.
-
-    Raises:
-      DataError: a column is missing or occurs twice; the message says what is there instead.
-    """
+    """Raises DataError, which says what is there instead, if a required column is missing in the header, or occurs
+    twice."""
     if header.fault:
         raise DataError(f"{header.place}: {header.fault}")
     needed = ", ".join(columns)
@@ -254,11 +231,9 @@ def _blocks(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _by_arrow(block: bytes, skipped: int, names: Sequence[str], columns: Sequence[str]) -> pl.DataFrame | None:
-    """Returns columns, as text, of the lines of a block after the first `skipped`.
-
-    Returns None if there are quotes, an incomplete row, or byte-order marks of joined files. Columns are identified by
-    number here, because unused names may occur twice.
-    """
+    """Returns columns, as text, of the lines of a block after the first `skipped`; None if there are quotes, an
+    incomplete row, or byte-order marks of joined files. Columns are identified by number here, because unused names may
+    occur twice."""
     if b'"' in block or UTF_8_MARK in block:
         return None
     wanted = [str(names.index(column)) for column in columns]
@@ -277,11 +252,8 @@ def _by_arrow(block: bytes, skipped: int, names: Sequence[str], columns: Sequenc
 def _by_record(
     records: Iterable[tuple[TextLine, list[str]]], names: Sequence[str], columns: Sequence[str], faults: Faults
 ) -> Iterator[pl.DataFrame]:
-    """Yields columns, as text, and `line` of records; bad ones are reported and left out.
-
-    Args:
-      records: (first line, fields) of each, as from `split_records`.
-    """
+    """Yields columns, as text, and `line` of records, each (first line, fields) as from `split_records`; bad ones are
+    reported and left out."""
     places = [names.index(column) for column in columns]
 
     def whole() -> Iterator[tuple[Any, ...]]:
@@ -298,11 +270,9 @@ def _by_record(
 
 
 def split_records(lines: Iterator[TextLine]) -> Iterator[tuple[TextLine, list[str]]]:
-    """Yields (first line, fields) of each record of a CSV file; empty lines between records are skipped.
-
-    What is wrong with a record is set as the `fault` of its line. The next record then begins in the following line,
-    whatever quotes are open.
-    """
+    """Yields (first line, fields) of each record of a CSV file; empty lines between records are skipped. What is wrong
+    with a record is set as the `fault` of its line. The next record then begins in the following line, whatever quotes
+    are open."""
     ahead = deque[TextLine]()
 
     def following() -> TextLine | None:

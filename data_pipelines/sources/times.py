@@ -1,7 +1,5 @@
 """Parses times: the unit is inferred from their size, and values that cannot be times of records are refused."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections import Counter
@@ -26,23 +24,12 @@ def latest() -> int:
 
 
 class Clock:
-    """Converts the times of a file to seconds since 1970.
-
-    The unit of the file is the one in which most of its first times lie between 1990 and next year. No time fits two
-    units.
-
-    Attributes:
-      unit: a name in `UNITS`.
-    """
+    """Converts the times of a file to seconds since 1970. The unit of the file, a name in `UNITS`, is the one in which
+    most of its first times lie between 1990 and next year. No time fits two units."""
 
     def __init__(self, times: Iterable[Any], *, counted: bool = False):
-        """Infers the unit.
-
-        Args:
-          times: the first times of the file, including invalid ones.
-          counted: if none of these is a time in any unit, whether small numbers are accepted unchanged, as counters
-            that only give the order.
-        """
+        """Infers the unit from the first times of the file, including invalid ones. If none of these is a time in any
+        unit and times may be `counted`, small numbers are accepted unchanged, as counters that only give the order."""
         self._latest = latest()
         counts = Counter(filter(None, map(self._unit_of, times)))
         self.unit = counts.most_common(1)[0][0] if counts else "seconds"
@@ -63,14 +50,8 @@ class Clock:
         return next((unit for unit, size in UNITS.items() if EARLIEST * size <= value <= self._latest * size), None)
 
     def seconds(self, record: dict[str, Any], name: str, default: int | None = None) -> int:
-        """Returns the time of a record.
-
-        Args:
-          default: the value for a record without the field; None if the field is required.
-
-        Raises:
-          BadField: it is missing, not a whole number, before 1990 or after next year, or in another unit than most.
-        """
+        """Returns the time of a record, or `default` if it lacks the field (None: it is required); raises BadField if
+        it is missing, not a whole number, before 1990 or after next year, or in another unit than most."""
         if name not in record and default is not None:
             return default
         value = field(record, name, int)

@@ -1,7 +1,5 @@
 """The tasks, one object for each kind of question about a user, and the registry of all tasks."""
 
-from __future__ import annotations
-
 from data_pipelines.tasks.base import Task, TaskData
 from data_pipelines.tasks.image import Image
 from data_pipelines.tasks.query import Queries, Query
@@ -14,5 +12,3 @@ from data_pipelines.tasks.texts import Part
 
 for task in (Recommendation(), Search(), Rating(), Selection(), Image()):
     register(task)
-
-__all__ = ["TASKS", "Part", "Queries", "Query", "Task", "TaskData", "register"]

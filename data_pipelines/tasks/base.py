@@ -1,10 +1,7 @@
 """The interface of a task: how one kind of question about a user is drawn, how a prompt asks it, and its answer."""
 
-from __future__ import annotations
-
-import abc
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 
@@ -32,12 +29,9 @@ class TaskData:
     unconditional_rate: float = 0.0
 
     @classmethod
-    def of(cls, corpus: Corpus, has_codes: np.ndarray | None, unconditional_rate: float = 0.0) -> TaskData:
-        """Creates the task data of a corpus.
-
-        Args:
-          has_codes: bool [I], the items that have image codes; None if there are no codes.
-        """
+    def of(cls, corpus: Corpus, has_codes: np.ndarray | None, unconditional_rate: float = 0.0) -> Self:
+        """Creates the task data of a corpus; `has_codes`, bool [I], are the items that have image codes, None: there
+        are none."""
         none = np.zeros(corpus.num_items, bool)
         can_generate = none if has_codes is None else has_codes & corpus.has_categories
         return cls(corpus, can_generate, unconditional_rate)
@@ -47,7 +41,7 @@ class TaskData:
         return self.corpus.offsets[users] + positions
 
 
-class Task(abc.ABC):
+class Task:
     """One kind of question. Subclasses define it; `data_pipelines.tasks.register` adds a task to the registry."""
 
     name: ClassVar[str]
@@ -124,19 +118,10 @@ class Task(abc.ABC):
         """Returns the parts that follow the last id of the history instead of a question (`continues_history`)."""
         return []
 
-    @abc.abstractmethod
     def answer(self, texts: PromptTexts, asked: Queries) -> list[Part]:
-        """Returns the answer to each question, none of which is open, without the end of the sequence."""
+        """Returns the answer to each question, none of which is open, without the end; by default the item's id."""
+        return [Part(texts.names, asked.right[:, 0])]
 
     def open_answer(self, vocabulary: Vocabulary) -> np.ndarray:
         """Returns placeholder tokens for an unknown answer, as many as an answer has: int32 [t]."""
         return int32(*[vocabulary.eos] * vocabulary.depth)
-
-    @abc.abstractmethod
-    def answer_tokens(self, vocabulary: Vocabulary) -> np.ndarray | None:
-        """Returns the tokens that an answer may contain before the end of the sequence: int32 [n]; None: any token."""
-
-
-def item_tokens(vocabulary: Vocabulary) -> np.ndarray:
-    """Returns the tokens that occur in item ids: int32 [n]."""
-    return np.unique(vocabulary.items).astype(np.int32)

@@ -1,7 +1,5 @@
 """Configuration of the part of a history that prompts show and of the targets in it."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

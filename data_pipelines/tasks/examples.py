@@ -1,10 +1,9 @@
 """The building blocks of prompts: token spans with their images and targets, and complete examples."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 
@@ -66,24 +65,19 @@ class Ragged:
     """
 
     def __init__(self, flat: np.ndarray, lengths: np.ndarray):
-        """Creates the rows from their concatenation.
-
-        Args:
-          flat: int32, all rows one after the other.
-          lengths: int [rows].
-        """
+        """Creates the rows from all of them one after the other, int32, and their lengths, int [rows]."""
         self._flat = flat
         self.offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         self.lengths_and_end = np.append(lengths, 0)  # row -1 is empty
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+    def of(cls, rows: Sequence[Sequence[int]]) -> Self:
         """Creates it from the tokens of each row."""
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         return cls(np.fromiter((token for row in rows for token in row), np.int32, lengths.sum()), lengths)
 
     @classmethod
-    def of_arrays(cls, flat: np.ndarray, offsets: np.ndarray, lengths_and_end: np.ndarray) -> Ragged:
+    def of_arrays(cls, flat: np.ndarray, offsets: np.ndarray, lengths_and_end: np.ndarray) -> Self:
         """Creates it from the given arrays without copying them."""
         rows = cls.__new__(cls)
         rows._flat, rows.offsets, rows.lengths_and_end = flat, offsets, lengths_and_end
@@ -128,11 +122,8 @@ class TokenSpan:
 
 def longest_kept(lengths: np.ndarray, over: np.ndarray) -> np.ndarray:
     """Returns the length to which longer texts must be cut to shorten them by `over` tokens in total: int64 [n].
-
-    Args:
-      lengths: int64 [n, k], the lengths of the k texts that share the available room.
-      over: int64 [n]; if it is above 0, all texts longer than the result are cut to it.
-    """
+    `lengths`, int64 [n, k], are those of the k texts that share the available room; if `over`, int64 [n], is above 0,
+    all texts longer than the result are cut to it."""
     room = np.maximum(lengths.sum(axis=1) - over, 0)
     ascending = np.sort(lengths, axis=1)
     shorter = np.cumsum(ascending, axis=1) - ascending

@@ -4,8 +4,6 @@ The part of the history that fits is computed for many questions at once, from l
 written.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -52,11 +50,8 @@ class History:
         self._rates = config.rated_history and bool(texts.vocabulary.rating_levels)
 
     def fit(self, queries: Queries, left: np.ndarray) -> Shown:
-        """Returns as much of the latest history as there is room for: whole items first, then bare ids.
-
-        Args:
-          left: int64 [n, 3], the available tokens, images and answers.
-        """
+        """Returns as much of the latest history as there is room for: whole items first, then bare ids. `left`, int64
+        [n, 3], are the available tokens, images and answers."""
         corpus, targets = self.texts.corpus, self.config.history_targets
         learnt = targets != "none"
         starts, ends = corpus.offsets[queries.users], np.where(queries.unconditional, 0, queries.positions)
@@ -95,15 +90,8 @@ class History:
     def _fit_bare(
         self, queries: Queries, ends: np.ndarray, wanted: np.ndarray, left: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Fits as many of the latest bare ids, and of the questions among them, as there is room for.
-
-        Args:
-          ends: int64 [n], the events before which the ids are taken.
-          wanted: int64 [n], the maximum number of ids.
-
-        Returns:
-          bare, asked and sizes, as in `Shown`.
-        """
+        """Fits as many of the latest bare ids, and of the questions among them, as there is room for: at most `wanted`,
+        int64 [n], ids before the events `ends`, int64 [n]. Returns bare, asked and sizes, as in `Shown`."""
         there, events = _before(ends, wanted)
         names = self._name_lengths(queries, events) * there
         questions, asks = self._questions(queries, wanted, events)
@@ -118,16 +106,10 @@ class History:
         return fits.sum(axis=1), asks.sum(axis=1), np.stack([tokens.sum(axis=1), images, answers.sum(axis=1)], axis=1)
 
     def _questions(self, queries: Queries, wanted: np.ndarray, events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the size of the questions asked among the bare ids.
-
-        Args:
-          wanted: int64 [n], the number of ids that are shown if there is room.
-          events: int64 [n, m], the events of these ids, the latest first.
-
-        Returns:
-          The tokens of the question before each id, including the markers that end the history before it and its
-            answer: int32 [n, m]; and whether there is a question before each id: bool [n, m].
-        """
+        """Returns the tokens of the question asked before each bare id, including the markers that end the history
+        before it and its answer, int32 [n, m]; and whether there is a question before each id, bool [n, m]. `wanted`,
+        int64 [n], is the number of ids that are shown if there is room; `events`, int64 [n, m], are those of these ids,
+        the latest first."""
         tokens, asks = np.zeros(events.shape, np.int32), np.zeros(events.shape, bool)
         corpus, every = self.texts.corpus, self.config.ask_every
         for number in np.unique(queries.tasks).tolist() if every else ():
@@ -200,11 +182,9 @@ class History:
         return TokenSpan(tokens, images, shown_at, asked, target, self._weights(len(target)))
 
     def _run(self, query: Queries, begin: int, stop: int, question: TokenSpan | None) -> TokenSpan:
-        """Writes the ids of consecutive items, each of which predicts the next.
-
-        A question before them is answered by the first one: `<|endofchunk|> QUESTION <answer> ITEM <|endofchunk|> …`,
-        the same form as after a whole item.
-        """
+        """Writes the ids of consecutive items, each of which predicts the next. A question before them is answered by
+        the first one, in the same form as after a whole item: `<|endofchunk|> QUESTION <answer> ITEM <|endofchunk|>
+        …`."""
         ids, lengths = self._names(query, begin, stop)
         end_of_chunk, following = int32(self.texts.vocabulary.end_of_chunk), self._item(query, stop)
         asked, targets = np.arange(len(ids)), np.append(ids[1:], self.texts.vocabulary.items[following, :1])
@@ -245,11 +225,8 @@ class History:
 
 
 def _before(ends: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the last `counts` events before each of `ends`, the latest first.
-
-    Returns:
-      Whether each exists: bool [n, m]; and its index or 0: int64 [n, m].
-    """
+    """Returns, for the last `counts` events before each of `ends`, the latest first, whether each exists, bool [n, m];
+    and its index or 0, int64 [n, m]."""
     backs = np.arange(counts.max(initial=0))
     is_before = backs < counts[:, None]
     return is_before, np.where(is_before, ends[:, None] - 1 - backs, 0)

@@ -1,7 +1,5 @@
 """Image: generate the image of the item that the query describes and that suits the user."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
@@ -48,9 +46,6 @@ class Image(Task):
     def open_answer(self, vocabulary: Vocabulary) -> np.ndarray:
         return np.full(check_codes(vocabulary), vocabulary.eos, np.int32)
 
-    def answer_tokens(self, vocabulary: Vocabulary) -> np.ndarray:
-        return vocabulary.codes
-
 
 class ImageTokens:
     """The tokens of the items' images, in row-major order of the image."""
@@ -66,11 +61,7 @@ class ImageTokens:
 
 
 def check_codes(vocabulary: Vocabulary) -> int:
-    """Returns the number of codes of an image.
-
-    Raises:
-      ValueError: the vocabulary has no image codes.
-    """
+    """Returns the number of codes of an image; raises ValueError if the vocabulary has no image codes."""
     if vocabulary.image_codes is None:
         raise ValueError("a question asks for an image, but the vocabulary has no image codes (vocabulary.image_codes)")
     return vocabulary.image_codes.codes_per_image

@@ -11,8 +11,6 @@ and a complete example, here for recommendation, as
     What is the next item recommended to the user? <answer> ITEM </s>
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import sys
@@ -238,11 +236,7 @@ class PromptWriter:
         )
 
     def _check_room(self, queries: Queries, left: np.ndarray) -> None:
-        """Checks that questions fit into a row.
-
-        Raises:
-          ValueError: there is no room even for a question and its answer.
-        """
+        """Raises ValueError if there is no room in a row even for a question and its answer."""
         small = np.flatnonzero((left.min(axis=1) < 0) & ~queries.unconditional)
         if len(small):
             query = queries[int(small[0])]

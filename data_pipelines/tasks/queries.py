@@ -1,7 +1,5 @@
 """Draws questions: an endless stream of training questions, and the held-out questions."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 from collections.abc import Mapping

@@ -1,9 +1,8 @@
 """Questions about users: single ones, as used in evaluation, and arrays of many, as used to plan training."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 
@@ -61,14 +60,14 @@ class Queries:
     @classmethod
     def about(
         cls, tasks: np.ndarray, users: np.ndarray, positions: np.ndarray, items: np.ndarray, whole: np.ndarray
-    ) -> Queries:
+    ) -> Self:
         """Returns questions about the interactions at `positions`, whose items are `items`, int [n]."""
         right, candidates = np.full((len(users), 2), -1), np.full((len(users), NUM_CANDIDATES), -1)
         right[:, 0] = items
         return cls(tasks, users, positions, right, candidates, np.zeros(len(users), bool), whole)
 
     @classmethod
-    def of(cls, queries: Sequence[Query]) -> Queries:
+    def of(cls, queries: Sequence[Query]) -> Self:
         """Combines questions, all of which must have the same `words`."""
         numbers = [(task_number(query.task), query.user, query.position) for query in queries]
         tasks, users, positions = np.array(numbers, np.int64).reshape(-1, 3).T
@@ -95,12 +94,12 @@ class Queries:
             bool(self.whole[number]),
         )
 
-    def take(self, numbers: np.ndarray | slice) -> Queries:
+    def take(self, numbers: np.ndarray | slice) -> Self:
         """Returns a subset of the questions."""
         arrays = {name: array[numbers] for name, array in vars(self).items() if name != "words"}
         return dataclasses.replace(self, **arrays)
 
-    def put(self, numbers: np.ndarray, others: Queries) -> None:
+    def put(self, numbers: np.ndarray, others: Self) -> None:
         """Replaces some of the questions by others, in place."""
         for name, array in vars(others).items():
             if name != "words":

@@ -1,13 +1,6 @@
 """Recommendation: predict the next item."""
 
-from __future__ import annotations
-
-import numpy as np
-
-from data_pipelines.tasks.base import Task, item_tokens
-from data_pipelines.tasks.query import Queries
-from data_pipelines.tasks.texts import Part, PromptTexts
-from data_pipelines.vocabulary import Vocabulary
+from data_pipelines.tasks.base import Task
 
 
 class Recommendation(Task):
@@ -19,9 +12,3 @@ class Recommendation(Task):
     asked_along = True
     begins_text = True
     continues_history = "recommendation_at"
-
-    def answer(self, texts: PromptTexts, asked: Queries) -> list[Part]:
-        return [Part(texts.names, asked.right[:, 0])]
-
-    def answer_tokens(self, vocabulary: Vocabulary) -> np.ndarray:
-        return item_tokens(vocabulary)

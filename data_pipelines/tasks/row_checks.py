@@ -1,7 +1,5 @@
 """Checks before compilation whether a row has room for every question that is asked."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable
 

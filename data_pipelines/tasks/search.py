@@ -1,14 +1,11 @@
 """Search: predict the next item among those that the query describes."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from data_pipelines.corpus import Corpus
-from data_pipelines.tasks.base import Task, TaskData, item_tokens
+from data_pipelines.tasks.base import Task, TaskData
 from data_pipelines.tasks.query import Queries
 from data_pipelines.tasks.texts import Part, PromptTexts
-from data_pipelines.vocabulary import Vocabulary
 
 
 class Search(Task):
@@ -32,9 +29,3 @@ class Search(Task):
 
     def prompt(self, texts: PromptTexts, asked: Queries) -> list[Part]:
         return [Part(texts.query, 0), texts.query_words(asked)]
-
-    def answer(self, texts: PromptTexts, asked: Queries) -> list[Part]:
-        return [Part(texts.names, asked.right[:, 0])]
-
-    def answer_tokens(self, vocabulary: Vocabulary) -> np.ndarray:
-        return item_tokens(vocabulary)

@@ -1,7 +1,5 @@
 """Selection: find the one or two of three items that suit the user."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
@@ -10,7 +8,7 @@ from data_pipelines.corpus import SHOWN, VALIDATION, Corpus
 from data_pipelines.tasks.base import Split, Task, TaskData
 from data_pipelines.tasks.query import Queries, Query
 from data_pipelines.tasks.texts import Part, PromptTexts
-from data_pipelines.vocabulary import NUM_CANDIDATES, Vocabulary
+from data_pipelines.vocabulary import NUM_CANDIDATES
 
 PRIOR = {1: 0.5, 2: 0.5}
 """The probability of each number of right answers, provided that there are two further training interactions."""
@@ -67,9 +65,6 @@ class Selection(Task):
         is_right = (asked.candidates[:, :, None] == asked.right[:, None, :]).any(axis=2) & (asked.candidates >= 0)
         return [Part(texts.selections, np.where(right, place, -1)) for place, right in enumerate(is_right.T)]
 
-    def answer_tokens(self, vocabulary: Vocabulary) -> np.ndarray:
-        return vocabulary.selections
-
 
 def rng_of(user: int, position: int) -> np.random.Generator:
     """Returns the generator for the candidates of a held-out question, seeded so that they are always the same."""
@@ -98,18 +93,10 @@ def draw_candidates(
 def draw_all_candidates(
     corpus: Corpus, right: np.ndarray, users: np.ndarray, lengths: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draws candidates for many questions at once; see `draw_candidates`.
-
-    For each question four items are drawn and the first admissible ones used, which suffices unless the user has
-    interacted with much of the catalogue.
-
-    Args:
-      right: int [n, 2], padded with -1.
-      lengths: int [n], the length of each user's history whose items are not offered.
-
-    Returns:
-      int64 [n, 3]; all -1 if too few items are left to offer.
-    """
+    """Draws candidates for many questions at once, as `draw_candidates` does: int64 [n, 3]; all -1 if too few items are
+    left. For each question four items are drawn and the first admissible ones used, which suffices unless the user has
+    interacted with much of the catalogue. `right`, int [n, 2], is padded with -1; `lengths`, int [n], are those of the
+    users' histories whose items are not offered."""
     drawn = rng.integers(corpus.num_items, size=(len(users), 4))
     starts = np.cumsum(lengths) - lengths
     events = np.arange(lengths.sum()) + np.repeat(corpus.offsets[users] - starts, lengths)

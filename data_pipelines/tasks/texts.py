@@ -1,7 +1,5 @@
 """The texts of prompts, tokenised once: attributes, categories and explanations."""
 
-from __future__ import annotations
-
 import copy
 import sys
 from collections.abc import Iterable, Sequence
@@ -88,13 +86,9 @@ class PromptTexts:
         image_tokens: int = 1,
         cache: DiskCache = DiskCache(),
     ):
-        """Tokenises the texts.
-
-        Args:
-          attributes: the text of each item in prompts; an iterable that can be iterated more than once.
-          show_ids: whether items that are asked about are named by their ids.
-          cache: a cache keyed by what determines the corpus and `attributes`, for their tokens.
-        """
+        """Tokenises the texts. `attributes` has the text of each item in prompts and can be iterated more than once;
+        `show_ids` says whether items that are asked about are named by their ids; `cache` is keyed by what determines
+        the corpus and `attributes`."""
         self.corpus, self.vocabulary, self.has_image = corpus, vocabulary, has_image
         self._show_ids = show_ids
         self.query, self.select = (Ragged.of([vocabulary.encode_phrase(phrase).tolist()]) for phrase in (QUERY, SELECT))
@@ -143,11 +137,8 @@ class PromptTexts:
         return np.where(self._explained[places] == events, places, -1)
 
     def item(self, items: np.ndarray, *name: Part) -> list[Part]:
-        """Returns the parts of items that are asked about, or offered under a name: image, name, id and text.
-
-        Args:
-          items: int [n], -1 for none.
-        """
+        """Returns the parts of items, int [n] (-1 for none), that are asked about, or offered under a name: image,
+        name, id and text."""
         shown_id = [Part(self.names, items)] if self._show_ids else []
         return [Part(self.markers, items, is_image=True), *name, *shown_id, Part(self.attributes, items, is_text=True)]
 

@@ -1,7 +1,5 @@
 """Tables of tokenised texts, created in batches and cached on disk, from where they are memory-mapped."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,12 +19,8 @@ TOKENS, LENGTHS, OFFSETS = "tokens.bin", "lengths.bin", "offsets.bin"
 
 
 def tokenised(texts: Iterable[T], encode: Callable[[Sequence[T]], Sequence[Sequence[int]]], cache: DiskCache) -> Ragged:
-    """Returns a table with one row of tokens for each text.
-
-    Args:
-      texts: an iterable that can be iterated more than once.
-      cache: a cache keyed by what determines the rows; `encode` is not called if they are in the cache.
-    """
+    """Returns a table with one row of tokens for each text; `texts` can be iterated more than once. `cache` is keyed by
+    what determines the rows, and `encode` is not called if they are in it."""
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields the concatenated tokens of some texts, int32, and the number of tokens of each text, int64."""
@@ -54,11 +48,7 @@ def tokenised(texts: Iterable[T], encode: Callable[[Sequence[T]], Sequence[Seque
 
 
 def read_rows(folder: Path) -> Ragged:
-    """Memory-maps the rows written by `tokenised`.
-
-    Raises:
-      OSError, ValueError: a file is missing or truncated.
-    """
+    """Memory-maps the rows written by `tokenised`; raises OSError or ValueError if a file is missing or truncated."""
     count = (folder / OFFSETS).stat().st_size // np.dtype(np.int64).itemsize
     offsets, lengths = (mapped(folder / name, np.int64, count) for name in (OFFSETS, LENGTHS))
     size = int(offsets[-1])

@@ -5,24 +5,3 @@ from unimp_jax.decoding.cache import AnswerCache, PromptCache, decode_step, empt
 from unimp_jax.decoding.catalogue import Found, path_scores, search_items
 from unimp_jax.decoding.sampling import CodeSamplingConfig, SampledCodes, SamplingConfig, sample_codes
 from unimp_jax.decoding.trie import PAST, Trie, build_trie
-
-__all__ = [
-    "PAST",
-    "AnswerCache",
-    "Answers",
-    "BeamConfig",
-    "CodeSamplingConfig",
-    "Found",
-    "PromptCache",
-    "SampledCodes",
-    "SamplingConfig",
-    "Trie",
-    "beam_search",
-    "build_trie",
-    "decode_step",
-    "empty_cache",
-    "path_scores",
-    "prefill",
-    "sample_codes",
-    "search_items",
-]

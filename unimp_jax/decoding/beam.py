@@ -1,7 +1,5 @@
 """Beam search over the whole vocabulary, equivalent step by step to transformers' `generate(num_beams=...)`."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Literal
 
@@ -150,10 +148,8 @@ def _extend(search: _Search, logits_BAWV: jax.Array, config: BeamConfig, eos: in
 
 
 def top_candidates(scores_BAWC: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the best candidates of all beams: (scores, beam indices, candidate numbers), [B, A, count] each.
-
-    Ties are broken by position; if there are fewer than `count`, the rest is filled with -inf. NaN comes first.
-    """
+    """Returns the best candidates of all beams: (scores, beam indices, candidate numbers), [B, A, count] each. Ties are
+    broken by position; if there are fewer than `count`, the rest is filled with -inf. NaN comes first."""
     B, A, W, C = scores_BAWC.shape
     scores_BAWC = jnp.where(jnp.isnan(scores_BAWC), jnp.nan, scores_BAWC)  # with a sign, it would come after -inf
     fill = ((0, 0), (0, 0), (0, max(count - W * C, 0)))

@@ -6,11 +6,10 @@ of a continuation are stored by the step and the beam index at which its tokens 
 descends from which, so that reordering beams copies no keys or values.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Self
 
 import flax.struct
 import jax
@@ -60,7 +59,7 @@ class AnswerCache:
     text: KeysValues
     mask_BAWnV: jax.Array
 
-    def reorder(self, parents_BAW: jax.Array) -> AnswerCache:
+    def reorder(self, parents_BAW: jax.Array) -> Self:
         """Returns a cache in which each beam continues the beam given by `parents_BAW`, int32."""
         mask_BAWnV = jnp.take_along_axis(self.mask_BAWnV, parents_BAW[..., None, None], axis=2)
         return dataclasses.replace(self, mask_BAWnV=mask_BAWnV)
@@ -99,11 +98,7 @@ def _of_prompts(
     model: UniMP, batch: Batch, images: KeysValues, at_end: Callable[[jax.Array], jax.Array]
 ) -> tuple[KeysValues, jax.Array]:
     """Returns (keys and values of the latents that any continuation attends to, bool [B, A, S] which of them each
-    prompt's continuations attend to).
-
-    Args:
-      at_end: Selects each prompt's last token: [B, T, …] -> [B, A, …].
-    """
+    prompt's continuations attend to); `at_end` selects each prompt's last token: [B, T, …] -> [B, A, …]."""
     config, image_mask_BAN = model.config, at_end(model.image_mask(batch))
     (_, A, N), L = image_mask_BAN.shape, config.resampler.latents
     if config.gated.attend == "last_image" and A < N:  # only each prompt's one image, in a slot of its own
@@ -132,11 +127,8 @@ def empty_cache(config: ModelConfig, prompts: PromptCache, beams: int, steps: in
 def decode_step(
     model: UniMP, prompts: PromptCache, cache: AnswerCache, tokens_BAW: jax.Array, step: jax.Array | int
 ) -> tuple[jax.Array, AnswerCache]:
-    """Processes the `step`-th token (from 0) of every continuation.
-
-    Returns:
-      (the hidden state [B, A, W, D] from which the next token is predicted, the cache with this token).
-    """
+    """Processes the `step`-th token (from 0) of every continuation: returns (the hidden state [B, A, W, D] from which
+    the next token is predicted, the cache with this token)."""
     config = model.config
     B, A, W = tokens_BAW.shape
     angles = angles_of(config.decoder, jnp.repeat(prompts.lengths_BA + step, W, axis=1))
@@ -173,15 +165,8 @@ def attend_to_caches(
     prompt: KeysValues, past: KeysValues, prompts: PromptCache, mask_BAWnV: jax.Array, step: jax.Array | int,
     query_BQHh: jax.Array, key_BQKh: jax.Array, value_BQKh: jax.Array, *, alibi: bool,
 ) -> jax.Array:  # fmt: skip
-    """Computes the attention of continuations to their prompt, their own earlier tokens and themselves, in one softmax.
-
-    Args:
-      prompt: [B, K, T, h] each.
-      past: [B, A, K, n, W, h] each.
-
-    Returns:
-      [B, Q, H, h].
-    """
+    """Computes the attention, [B, Q, H, h], of continuations to their prompt ([B, K, T, h] each), their own earlier
+    tokens ([B, A, K, n, W, h] each) and themselves, in one softmax."""
     B, A, W, n, _ = mask_BAWnV.shape
     H, h = query_BQHh.shape[2:]
     K, T = prompt.keys.shape[1:3]

@@ -1,7 +1,5 @@
 """Beam search along the trie of a catalogue: every answer is an item, and no item is found twice."""
 
-from __future__ import annotations
-
 import flax.struct
 import jax
 import jax.numpy as jnp

@@ -5,8 +5,6 @@ the prompt and u the unconditional logits, given the question alone, without his
 same sampled codes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any

@@ -4,8 +4,6 @@ Built with NumPy, read on the device. Nodes are numbered level by level in the o
 children of a node are contiguous, and so are all items below it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable
 
@@ -81,11 +79,7 @@ def build_trie(ids: np.ndarray) -> Trie:
 
 
 def _refuse_ambiguous(ordered: np.ndarray, differs: np.ndarray, order: np.ndarray) -> None:
-    """Checks that ids are unambiguous.
-
-    Raises:
-      ValueError: An id is a duplicate or a prefix of another.
-    """
+    """Raises ValueError if an id is a duplicate or a prefix of another."""
     same = np.flatnonzero(~differs[:, -1])
     if len(same):
         one, other = order[same[0] - 1], order[same[0]]
@@ -117,11 +111,8 @@ class Branches:
 
 
 def excluded_before(trie: Trie, excluded_BAI: jax.Array) -> jax.Array:
-    """Counts the excluded items among the first 0, 1, … I items of the trie's last level: int32 [B, A, I + 1].
-
-    Args:
-      excluded_BAI: bool, which items must not be found.
-    """
+    """Counts the items to exclude, bool [B, A, I], among the first 0, 1, … I items of the last level: int32 [B, A, I +
+    1]."""
     counts_BAI = jnp.cumsum(excluded_BAI[..., trie.items], axis=-1, dtype=jnp.int32)
     return jnp.pad(counts_BAI, ((0, 0), (0, 0), (1, 0)))
 

@@ -3,8 +3,6 @@
 `unimp_jax.evaluation.predictor` maps them over batches.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

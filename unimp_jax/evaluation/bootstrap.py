@@ -5,8 +5,6 @@ every published interval would change. It would also resample each metric separa
 table use the same resampled users.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterator

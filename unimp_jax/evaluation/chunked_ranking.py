@@ -3,8 +3,6 @@
 One pass over chunks of the vocabulary computes the softmax, a second one the ranks and the best items.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

@@ -9,8 +9,6 @@ R2^T. This also holds exactly if there are fewer images than features.
 The distance is biased upwards for small sets (arXiv:1911.07023), so only sets of equal size are comparable.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 
@@ -19,10 +17,8 @@ def frechet_values(first_PF: np.ndarray, second_PF: np.ndarray) -> np.ndarray:
 
     A value says how the distance changes with the weight of its pair (the first derivative, through the means and
     covariances of both sets), so intervals and tests of the mean apply to the distance (the delta method). They are too
-    narrow unless there are many more images than features.
-
-    Raises:
-      ValueError: The sets differ in size or are too small, a feature is not finite, or their widths differ.
+    narrow unless there are many more images than features. Raises ValueError if the sets differ in size or are too
+    small, a feature is not finite, or their widths differ.
     """
     if len(first_PF) != len(second_PF):
         raise ValueError(

@@ -3,9 +3,8 @@
 Generated images are compared with the images of R other items. Distances are Euclidean.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 import numpy as np
 import scipy.stats
@@ -71,7 +70,7 @@ def distance_metrics(distances: PerUser) -> dict[str, Callable[[Means], np.ndarr
         moved = means["Fréchet distance"]
         return whole * np.exp(moved / whole - 1) if whole > 0 else np.maximum(moved, 0)
 
-    return {**{name: _mean(name) for name in distances}, "Fréchet distance": frechet}
+    return {**{name: itemgetter(name) for name in distances}, "Fréchet distance": frechet}
 
 
 def image_metrics(scores: PerUser) -> dict[str, Callable[[Means], np.ndarray]]:
@@ -80,28 +79,17 @@ def image_metrics(scores: PerUser) -> dict[str, Callable[[Means], np.ndarray]]:
     return {name: formula for name, formula in IMAGE_METRICS.items() if name in available}
 
 
-def _mean(name: str) -> Callable[[Means], np.ndarray]:
-    return lambda means: means[name]
-
-
 IMAGE_METRICS: dict[str, Callable[[Means], np.ndarray]] = {
-    "closer": _mean("closer"),
-    SAME_QUERY: _mean(SAME_QUERY),
-    "precision": _mean("precision"),
-    "recall": _mean("recall"),
-    "CLIP score": _mean("CLIP score"),
+    **{name: itemgetter(name) for name in ("closer", SAME_QUERY, "precision", "recall", "CLIP score")},
     "diversity": lambda means: means["apart from others"] / np.maximum(means["with others"], 1e-12),
-    "own diversity": _mean("own diversity"),
+    "own diversity": itemgetter("own diversity"),
 }
 """All image metrics; the values of "CLIP score" come from `clip_score`."""
 
 
 def closer(generated_PSF: np.ndarray, wanted_PF: np.ndarray, others_PRF: np.ndarray) -> np.ndarray:
-    """Computes how often a user's generated images are closer to the wanted image than to another; ties count half.
-
-    Returns:
-      float64 [P], the share of all S x R comparisons; 1/2 by chance.
-    """
+    """Computes how often a user's generated images are closer to the wanted image than to another: float64 [P], the
+    share of all S x R comparisons, in which ties count half; 1/2 by chance."""
     to_wanted_PS1 = _distances(generated_PSF, wanted_PF[:, None])
     to_others_PSR = _distances(generated_PSF, others_PRF)
     won_PSR = (to_wanted_PS1 < to_others_PSR) + 0.5 * (to_wanted_PS1 == to_others_PSR)
@@ -109,11 +97,8 @@ def closer(generated_PSF: np.ndarray, wanted_PF: np.ndarray, others_PRF: np.ndar
 
 
 def apart(generated_PSF: np.ndarray) -> np.ndarray:
-    """Returns the mean distance between two images of one user, float64 [P].
-
-    Raises:
-      ValueError: There is only one image per user.
-    """
+    """Returns the mean distance between two images of one user, float64 [P]; raises ValueError if there is one image
+    per user."""
     samples = generated_PSF.shape[1]
     if samples < 2:
         raise ValueError("distances between images of a user need at least two images per user")
@@ -121,11 +106,9 @@ def apart(generated_PSF: np.ndarray) -> np.ndarray:
 
 
 def apart_from_others(generated_PSF: np.ndarray, queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean distance of a user's images to those of others with the same query, and 1 (float64 [P] each).
-
-    Both are 0 if there is no other user. The sum of the former divided by that of the latter is the diversity of a
-    query's images across users; comparing it with `apart` shows how much of it is due to the user.
-    """
+    """Returns the mean distance of a user's images to those of others with the same query, and 1 (float64 [P] each);
+    both are 0 if there is no other user. The sum of the former divided by that of the latter is the diversity of a
+    query's images across users; comparing it with `apart` shows how much of it is due to the user."""
     total_P, shared_P = np.zeros(len(queries)), np.zeros(len(queries))
     for query in dict.fromkeys(queries):
         users = np.array([user for user, other in enumerate(queries) if other == query])

@@ -1,7 +1,5 @@
 """Applies one compiled function to many images, texts or codes, batch by batch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,15 +16,8 @@ def batch_size(shards: int) -> int:
 
 
 def padded_batches(rows: np.ndarray, size: int = BATCH, *, progress: str = "") -> Iterator[tuple[np.ndarray, int]]:
-    """Splits rows into batches of one size, so that one compilation is enough.
-
-    Args:
-      rows: [N, ...].
-      progress: Label of a progress bar; without a label there is none.
-
-    Yields:
-      ([size, ...], number of valid rows); the last batch is filled up by repeating its rows.
-    """
+    """Splits rows into batches of one size, so that one compilation is enough: yields ([size, ...], number of valid
+    rows); the last batch is filled up by repeating its rows. `progress` is the label of a progress bar, "" for none."""
     for start in tqdm(range(0, len(rows), size), desc=progress, leave=False, disable=not progress):
         part = rows[start : start + size]
         yield np.resize(part, (size, *rows.shape[1:])), len(part)

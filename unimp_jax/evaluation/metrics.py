@@ -3,8 +3,6 @@
 Each function returns arrays by name with one value per user; `unimp_jax.evaluation.bootstrap` turns them into metrics.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ The k nearest neighbours of real images define the region of real images. Precis
 this region, recall the share of real images in the corresponding region of generated images.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.spatial.distance import cdist
 
@@ -16,13 +14,9 @@ BLOCK = 512  # rows of distances held at once
 def precision_and_recall(
     generated_NF: np.ndarray, real_MF: np.ndarray, k: int = NEIGHBOURS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns contributions, 0 or 1, of images: (float64 [N] with mean precision; float64 [M] with mean recall).
-
-    Both depend on the number of images, so only sets of equal size are comparable.
-
-    Raises:
-      ValueError: A set has no more than k images.
-    """
+    """Returns contributions, 0 or 1, of images: (float64 [N] with mean precision; float64 [M] with mean recall). Both
+    depend on the number of images, so only sets of equal size are comparable; ValueError is raised for one of no more
+    than k images."""
     return lies_within(generated_NF, real_MF, k), lies_within(real_MF, generated_NF, k)
 
 

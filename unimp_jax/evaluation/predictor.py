@@ -3,8 +3,6 @@
 `Predictor` maps one function of `unimp_jax.evaluation.answering` over the batches, on the mesh.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections.abc import Callable, Iterable
@@ -253,10 +251,8 @@ class Predictor:
 def program(
     graph: nnx.GraphDef, mesh: Mesh, function: Callable[..., Any], static: tuple[tuple[str, Any], ...]
 ) -> Callable[..., list[jax.Array]]:
-    """Compiles `function`; its results are flattened to [B * A, …], followed by the prompts' numbers.
-
-    Predictors of models with one structure share the program, so that reopening a run does not compile again.
-    """
+    """Compiles `function`; its results are flattened to [B * A, …], followed by the prompts' numbers. Predictors of
+    models with one structure share the program, so that reopening a run does not compile again."""
 
     def run(
         parameters: tuple[Any, ...], latents_ILC: jax.Array | None, batch: Batch, prompts_BA: jax.Array,

@@ -1,7 +1,5 @@
 """Exact ranks in the whole catalogue from the scores of all items, without sampling."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 
@@ -59,13 +57,9 @@ def ranks(scores_MI: jax.Array, targets_M: jax.Array, seen_Mw: jax.Array) -> tup
 
 
 def top_items(scores_MI: jax.Array, seen_Mw: jax.Array, k: int) -> jax.Array:
-    """Returns the k unseen items with the highest scores, best first: int32 [M, min(k, I)]; ties by the lower index.
-
-    Entries are -1 where fewer items are unseen, and in the whole row of a query with a NaN among its scores.
-
-    Raises:
-      ValueError: k is below 1.
-    """
+    """Returns the k (at least 1, or ValueError is raised) unseen items with the highest scores, best first, ties by the
+    lower index: int32 [M, min(k, I)]; -1 where fewer are unseen, and in the whole row of a query with a NaN among its
+    scores."""
     if k < 1:
         raise ValueError(f"k is {k} and must be at least 1")
     hidden_MI = seen_mask(seen_Mw, scores_MI.shape[1])

@@ -12,8 +12,6 @@ group with one seed is assumed to vary between seeds like the other group; if bo
 users only.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

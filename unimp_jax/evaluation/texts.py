@@ -10,9 +10,8 @@ Install it with `python -m nltk.downloader wordnet`, or from Debian's packages a
     mkdir -p $NLTK_DATA/corpora && mv wn/usr/share/wordnet $NLTK_DATA/corpora/wordnet
 """
 
-from __future__ import annotations
-
 import importlib.metadata
+import operator
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -64,10 +63,7 @@ def text_scores(generated: Sequence[str], written: Sequence[str]) -> dict[str, n
 
 def meteor(generated: str, written: str) -> float:
     """Computes METEOR of one text, 0 to 1, with NLTK: synonyms are looked up for the Porter stems of unmatched words.
-
-    Raises:
-      LookupError: WordNet is not installed.
-    """
+    Raises LookupError if WordNet is not installed."""
     return single_meteor_score(wordpunct_tokenize(written), wordpunct_tokenize(generated), wordnet=wordnet)
 
 
@@ -118,10 +114,8 @@ def _wordnet_missing() -> str:
 
 
 def _corpus_bleu(means: Means) -> np.ndarray:
-    """Computes corpus BLEU, 0 to 100, from means over users.
-
-    Counts are converted back to sums, because smoothing depends on the total number of n-grams.
-    """
+    """Computes corpus BLEU, 0 to 100, from means over users, which are converted back to sums because smoothing depends
+    on the total number of n-grams."""
     bleu = BLEU()
     columns = [np.rint(means[name] * means["BLEU users"]).astype(np.int64) for name in BLEU_COLUMNS]
     scores = [
@@ -140,8 +134,5 @@ def _corpus_bleu(means: Means) -> np.ndarray:
 
 TEXT_METRICS: dict[str, Callable[[Means], np.ndarray]] = {
     "BLEU": _corpus_bleu,
-    "ROUGE-1": lambda means: means["ROUGE-1"],
-    "ROUGE-2": lambda means: means["ROUGE-2"],
-    "ROUGE-L": lambda means: means["ROUGE-L"],
-    "METEOR": lambda means: means["METEOR"],
+    **{name: operator.itemgetter(name) for name in (*ROUGE, "METEOR")},
 }

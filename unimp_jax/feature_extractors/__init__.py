@@ -2,5 +2,3 @@
 
 from unimp_jax.feature_extractors.clip import CLIP, CLIPConfig, TextConfig
 from unimp_jax.feature_extractors.inception import Inception
-
-__all__ = ["CLIP", "CLIPConfig", "Inception", "TextConfig"]

@@ -1,7 +1,5 @@
 """The complete CLIP model (arXiv:2103.00020): embeds images and texts, whose cosine measures how well they match."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 
@@ -68,15 +66,8 @@ class TextTower(nnx.Module):
         self.norm = Norm("layer_norm", {"norm": config.width}, eps=config.norm_eps, bias=True, dtypes=dtypes)
 
     def __call__(self, tokens_BT: jax.Array, last_B: jax.Array) -> jax.Array:
-        """Encodes texts.
-
-        Args:
-          tokens_BT: int32, T at most `length`; tokens after a text's end are ignored.
-          last_B: int32, position of each text's last token.
-
-        Returns:
-          [B, C].
-        """
+        """Encodes texts, int32 [B, T] with T at most `length`, of which tokens after the last one (at int32 [B]) are
+        ignored: [B, C]."""
         B, T = tokens_BT.shape
         x_BTC = self.tokens[...][tokens_BT] + self.positions[:T]
         before_BTS = jnp.broadcast_to(jnp.tri(T, dtype=bool), (B, T, T))
@@ -102,11 +93,8 @@ class CLIP(nnx.Module):
         return unit(x_BC if self.image_projection is None else self.image_projection(x_BC))
 
     def read(self, tokens_BT: jax.Array, last_B: jax.Array) -> jax.Array:
-        """Embeds texts, float32 [B, F]; for arguments see `TextTower`.
-
-        Raises:
-          ValueError: This CLIP has no text tower.
-        """
+        """Embeds texts, float32 [B, F]; for arguments see `TextTower`. Raises ValueError if this CLIP has no text
+        tower."""
         if self.text is None or self.text_projection is None:
             raise ValueError("this CLIP has no text tower")
         return unit(self.text_projection(self.text(tokens_BT, last_B)))

@@ -4,8 +4,6 @@ It differs from the published network in its pooling: means exclude padding, and
 and units have torchvision's names, so that weights can be found by name.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 
@@ -35,28 +33,15 @@ Step = Unit | Pool | tuple[Unit, Unit]
 Branch = tuple[Step, ...]
 
 
-def square(name: str, outputs: int, size: int) -> Unit:
-    return Unit(name, outputs, (size, size))
-
-
 def halving(name: str, outputs: int) -> Unit:
     return Unit(name, outputs, (3, 3), stride=2, padded=False)
-
-
-def along(name: str, outputs: int, size: int) -> Unit:
-    """Returns a convolution along rows."""
-    return Unit(name, outputs, (1, size))
-
-
-def across(name: str, outputs: int, size: int) -> Unit:
-    return Unit(name, outputs, (size, 1))
 
 
 def block_a(pooled: int) -> tuple[Branch, ...]:
     return (
         (Unit("branch1x1", 64),),
-        (Unit("branch5x5_1", 48), square("branch5x5_2", 64, 5)),
-        (Unit("branch3x3dbl_1", 64), square("branch3x3dbl_2", 96, 3), square("branch3x3dbl_3", 96, 3)),
+        (Unit("branch5x5_1", 48), Unit("branch5x5_2", 64, (5, 5))),
+        (Unit("branch3x3dbl_1", 64), Unit("branch3x3dbl_2", 96, (3, 3)), Unit("branch3x3dbl_3", 96, (3, 3))),
         ("mean", Unit("branch_pool", pooled)),
     )
 
@@ -64,13 +49,13 @@ def block_a(pooled: int) -> tuple[Branch, ...]:
 def block_c(inner: int) -> tuple[Branch, ...]:
     return (
         (Unit("branch1x1", 192),),
-        (Unit("branch7x7_1", inner), along("branch7x7_2", inner, 7), across("branch7x7_3", 192, 7)),
+        (Unit("branch7x7_1", inner), Unit("branch7x7_2", inner, (1, 7)), Unit("branch7x7_3", 192, (7, 1))),
         (
             Unit("branch7x7dbl_1", inner),
-            across("branch7x7dbl_2", inner, 7),
-            along("branch7x7dbl_3", inner, 7),
-            across("branch7x7dbl_4", inner, 7),
-            along("branch7x7dbl_5", 192, 7),
+            Unit("branch7x7dbl_2", inner, (7, 1)),
+            Unit("branch7x7dbl_3", inner, (1, 7)),
+            Unit("branch7x7dbl_4", inner, (7, 1)),
+            Unit("branch7x7dbl_5", 192, (1, 7)),
         ),
         ("mean", Unit("branch_pool", 192)),
     )
@@ -79,11 +64,11 @@ def block_c(inner: int) -> tuple[Branch, ...]:
 def block_e(pool: Pool) -> tuple[Branch, ...]:
     return (
         (Unit("branch1x1", 320),),
-        (Unit("branch3x3_1", 384), (along("branch3x3_2a", 384, 3), across("branch3x3_2b", 384, 3))),
+        (Unit("branch3x3_1", 384), (Unit("branch3x3_2a", 384, (1, 3)), Unit("branch3x3_2b", 384, (3, 1)))),
         (
             Unit("branch3x3dbl_1", 448),
-            square("branch3x3dbl_2", 384, 3),
-            (along("branch3x3dbl_3a", 384, 3), across("branch3x3dbl_3b", 384, 3)),
+            Unit("branch3x3dbl_2", 384, (3, 3)),
+            (Unit("branch3x3dbl_3a", 384, (1, 3)), Unit("branch3x3dbl_3b", 384, (3, 1))),
         ),
         (pool, Unit("branch_pool", 192)),
     )
@@ -92,7 +77,7 @@ def block_e(pool: Pool) -> tuple[Branch, ...]:
 STEM: Branch = (
     halving("Conv2d_1a_3x3", 32),
     Unit("Conv2d_2a_3x3", 32, (3, 3), padded=False),
-    square("Conv2d_2b_3x3", 64, 3),
+    Unit("Conv2d_2b_3x3", 64, (3, 3)),
     "halve",
     Unit("Conv2d_3b_1x1", 80),
     Unit("Conv2d_4a_3x3", 192, (3, 3), padded=False),
@@ -104,7 +89,7 @@ BLOCKS: dict[str, tuple[Branch, ...]] = {
     "Mixed_5d": block_a(64),
     "Mixed_6a": (
         (halving("branch3x3", 384),),
-        (Unit("branch3x3dbl_1", 64), square("branch3x3dbl_2", 96, 3), halving("branch3x3dbl_3", 96)),
+        (Unit("branch3x3dbl_1", 64), Unit("branch3x3dbl_2", 96, (3, 3)), halving("branch3x3dbl_3", 96)),
         ("halve",),
     ),
     "Mixed_6b": block_c(128),
@@ -115,8 +100,8 @@ BLOCKS: dict[str, tuple[Branch, ...]] = {
         (Unit("branch3x3_1", 192), halving("branch3x3_2", 320)),
         (
             Unit("branch7x7x3_1", 192),
-            along("branch7x7x3_2", 192, 7),
-            across("branch7x7x3_3", 192, 7),
+            Unit("branch7x7x3_2", 192, (1, 7)),
+            Unit("branch7x7x3_3", 192, (7, 1)),
             halving("branch7x7x3_4", 192),
         ),
         ("halve",),

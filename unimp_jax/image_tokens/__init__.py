@@ -1,5 +1,3 @@
 """Image tokenizer: a VQGAN, its losses, and its training."""
 
 from unimp_jax.image_tokens.vqgan import VQGAN, VQGANConfig, from_pixels, pixels
-
-__all__ = ["VQGAN", "VQGANConfig", "from_pixels", "pixels"]

@@ -4,8 +4,6 @@ The adversarial loss is scaled by lambda = |g_likeness| / (|g_verdict| + 1e-4), 
 to the kernel of the VQGAN's last layer (arXiv:2012.09841, equation 7), so that neither loss dominates.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import flax.struct
@@ -63,14 +61,9 @@ def judge_images(
     scale_of: Any,
     guard: GuardConfig,
 ) -> tuple[Verdict, Adversary]:
-    """Returns (the verdict, the discriminator after its own step on the same images).
-
-    If the discriminator's loss or gradient is not finite, or the gradient is far above the usual, only its guard
-    changes.
-
-    Args:
-      scale_of: Maps the adversarial loss's gradient with respect to the reconstructed images to lambda.
-    """
+    """Returns (the verdict, the discriminator after its own step on the same images). If the discriminator's loss or
+    gradient is not finite, or the gradient is far above the usual, only its guard changes. `scale_of` maps the
+    adversarial loss's gradient with respect to the reconstructed images to lambda."""
 
     def logits(parameters: Any, images_BHW3: jax.Array) -> jax.Array:
         return nnx.merge(graph, parameters)(images_BHW3)

@@ -4,8 +4,6 @@ As in pix2pix and taming-transformers: 4 x 4 convolutions with batch norm and le
 and two more keep its size. Norms use the statistics of the global batch on every device.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

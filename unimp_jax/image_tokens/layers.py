@@ -1,7 +1,5 @@
 """Layers of a VQGAN: residual blocks, spatial attention, downsampling and upsampling; all in float32."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from flax import nnx

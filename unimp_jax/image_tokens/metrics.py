@@ -1,7 +1,5 @@
 """The metrics of a VQGAN's training steps, and the log rows that aggregate them."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import flax.struct

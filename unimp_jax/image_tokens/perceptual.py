@@ -6,8 +6,6 @@ a tower, the unweighted last hidden state is used. Images are float [B, H, W, 3]
 B.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

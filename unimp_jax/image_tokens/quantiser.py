@@ -9,8 +9,6 @@ codewords by gradient; alternatively, they are moving averages of the latents as
 for the n_k latents z of a batch whose code is k, with N_k smoothed as (N_k + eps) / (N + K eps) N, N the sum of all.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import flax.struct
@@ -90,11 +88,8 @@ class QuantisedLatents:
 def quantise(
     latents_NZ: jax.Array, codebook_KZ: jax.Array, config: QuantiserConfig, step: jax.Array | int
 ) -> QuantisedLatents:
-    """Returns the nearest codewords and their loss; before `config.after` steps, unchanged latents at loss 0.
-
-    Args:
-      step: int32 scalar, number of completed steps.
-    """
+    """Returns the nearest codewords and their loss; before `config.after` of the completed steps (`step`, an int32
+    scalar), unchanged latents at loss 0."""
     codes_N = nearest(latents_NZ, codebook_KZ)
     # A product, because accelerators add a gather's gradients in no fixed order.
     words_NZ = jnp.matmul(jax.nn.one_hot(codes_N, len(codebook_KZ)), codebook_KZ, precision="highest")
@@ -111,11 +106,8 @@ def learnt(
     codebook_KZ: jax.Array, state: CodebookState, codes_N: jax.Array, latents_NZ: jax.Array, config: QuantiserConfig,
     step: jax.Array, steps: int, seed: int,
 ) -> tuple[jax.Array, CodebookState]:  # fmt: skip
-    """Returns (the codebook, its state) after a batch: averages updated, and dead codewords revived when due.
-
-    Args:
-      step: int32 scalar, number of steps completed before this one, of `steps` in total.
-    """
+    """Returns (the codebook, its state) after a batch: averages updated, and dead codewords revived when due; `step`,
+    an int32 scalar, of all `steps` were completed before this one."""
     if config.average:
         codebook_KZ, state = averaged(codebook_KZ, state, codes_N, latents_NZ, config.average)
     used_K = state.used.at[codes_N].set(True)

@@ -5,8 +5,6 @@ the features of a perceptual model, and adds the quantisation loss and the adver
 respect to the reconstruction are summed before they are passed to the autoencoder, in a single backward pass.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

@@ -4,8 +4,6 @@ The computation is that of taming-transformers and of `VQModel` in diffusers, wi
 (`unimp_jax.interop.vqgan`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax
@@ -140,11 +138,8 @@ class VQGAN(nnx.Module):
         )
 
     def encode(self, images_BHW3: jax.Array) -> jax.Array:
-        """Returns latents before quantisation, float32 [B, h, w, Z].
-
-        Raises:
-          ValueError: Images do not have three channels, or height and width are not multiples of `config.downscale`.
-        """
+        """Returns latents before quantisation, float32 [B, h, w, Z]; raises ValueError if images do not have three
+        channels, or height and width are not multiples of `config.downscale`."""
         shape, shrinks = images_BHW3.shape, self.config.downscale
         if len(shape) != 4 or shape[3] != 3 or shape[1] % shrinks or shape[2] % shrinks:
             raise ValueError(

@@ -1,7 +1,5 @@
 """Validation of arrays as weights: complete, of the right dtype and shape, and finite."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 
@@ -18,14 +16,9 @@ QUANTISED = re.compile(
 
 
 def check_arrays(weights: Weights, wanted: Mapping[str, tuple[int, ...]], optional: tuple[str, ...] = ()) -> list[str]:
-    """Returns the keys of `wanted` (key -> shape) that are present; reads no array.
-
-    Args:
-      optional: Keys with these prefixes may be absent.
-
-    Raises:
-      WeightsError: An array is missing, quantised, of a dtype that weights do not have, or of another shape.
-    """
+    """Returns the keys of `wanted` (key -> shape) that are present; reads no array. Raises WeightsError if an array is
+    missing (unless its key has one of the `optional` prefixes), quantised, of a dtype that weights do not have, or of
+    another shape."""
     arrays = weights.arrays
     quantised = {f"{found[1]}.weight": key for key in sorted(arrays) if (found := QUANTISED.fullmatch(key))}
     if affected := [key for key in wanted if key in quantised]:
@@ -49,11 +42,7 @@ def check_arrays(weights: Weights, wanted: Mapping[str, tuple[int, ...]], option
 
 
 def check_kind(weights: Weights, key: str) -> None:
-    """Checks the dtype of an array.
-
-    Raises:
-      WeightsError: The array has a dtype that weights do not have.
-    """
+    """Raises WeightsError if an array has a dtype that weights do not have."""
     kind = weights.arrays[key].kind
     if kind not in FLOATS:
         raise WeightsError(
@@ -63,11 +52,7 @@ def check_kind(weights: Weights, key: str) -> None:
 
 
 def read_finite(weights: Weights, key: str) -> np.ndarray:
-    """Reads an array whose numbers must all be finite in float32.
-
-    Raises:
-      WeightsError: Some numbers are not finite; the message says how many.
-    """
+    """Reads an array; raises WeightsError, which says how many, if some of its numbers are not finite in float32."""
     array = weights.arrays[key].read()
     with np.errstate(over="ignore", invalid="ignore"):
         ends = np.array([array.min(), array.max()] if array.size else [], np.float32)  # NaN if any number is NaN

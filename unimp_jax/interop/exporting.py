@@ -1,7 +1,5 @@
 """Writes parameters on a mesh to files of other packages, one of their arrays at a time."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
@@ -22,11 +20,7 @@ def named(*states: Any) -> dict[str, jax.Array]:
 
 
 def their_arrays(parameters: Mapping[str, jax.Array], table: Table, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (key, array) for all arrays of a table.
-
-    Raises:
-      WeightsError: The table omits a part of a parameter.
-    """
+    """Yields (key, array) for all arrays of a table; raises WeightsError if the table omits a part of a parameter."""
     shapes = {name: array.shape for name, array in parameters.items()}
     planned = list(placements(table, shapes))
     if left := unfilled(shapes, ((ours, piece.index) for piece in planned for ours in piece.entry.ours)):
@@ -37,15 +31,9 @@ def their_arrays(parameters: Mapping[str, jax.Array], table: Table, dtype: str) 
 
 
 def refuse_others(format: str, config: ModelConfig, wanted: Mapping[str, Any]) -> None:
-    """Rejects configurations that a format cannot represent.
-
-    Args:
-      wanted: Field, such as vision.class_token -> the value that the format requires; gated.mlp_width may also be given
-        by gated.mlp_ratio.
-
-    Raises:
-      WeightsError: The format has no such architecture; the message names the fields and their required values.
-    """
+    """Raises WeightsError, which names the fields and their required values, if a format does not have such an
+    architecture. `wanted` maps fields, such as vision.class_token, to the values that it requires; gated.mlp_width may
+    also be given by gated.mlp_ratio."""
     gated = dataclasses.replace(config.gated, mlp_width=config.gated.hidden_width(config.decoder.width))
     config = dataclasses.replace(config, gated=gated)
     values = {name: attrgetter(name)(config) for name in wanted}

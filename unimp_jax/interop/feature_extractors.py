@@ -1,7 +1,5 @@
 """Feature extractors for image metrics from published files: a CLIP folder, or the weights of Inception."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from flax import nnx

@@ -1,7 +1,5 @@
 """Detects files that are not what their name says by their first bytes: Git LFS pointers, web pages, archives."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -27,14 +25,9 @@ TORCH_TOO = (b"PK\x03\x04",)
 
 
 def check_file_format(path: Path, kind: str) -> None:
-    """Checks the first bytes of a file before its reader does; a missing file is left to the reader.
-
-    Args:
-      kind: Expected content: "safetensors", "torch", "GGUF", or "other", such as JSON and tokenizers.
-
-    Raises:
-      WeightsError: It is empty, a pointer, a web page or server message, or of another format.
-    """
+    """Raises WeightsError if the first bytes of a file are not of its `kind` ("safetensors", "torch", "GGUF", or
+    "other", such as JSON and tokenizers): it is empty, a pointer, a web page or server message, or of another format. A
+    missing file is left to its reader."""
     if not path.is_file():
         return
     try:

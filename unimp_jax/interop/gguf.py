@@ -1,7 +1,5 @@
 """LLaMA models in GGUF files: llama.cpp's names, its channel order of rotary heads, and quantised blocks."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import Any
@@ -46,11 +44,8 @@ def gguf_file(path: Path) -> Path | None:
 
 
 def open_reader(path: Path) -> Any:
-    """Opens a file with the reader of the gguf package.
-
-    Raises:
-      WeightsError: The package is not installed; or the file is truncated or does not contain a LLaMA.
-    """
+    """Opens a file with the reader of the gguf package; raises WeightsError if the package is not installed, or the
+    file is truncated or does not contain a LLaMA."""
     check_file_format(path, "GGUF")  # reported even without the package
     try:
         from gguf import GGUFReader
@@ -67,11 +62,7 @@ def open_reader(path: Path) -> Any:
 
 
 def field(reader: Any, path: Path, name: str, default: Any = None) -> Any:
-    """Returns the value of a metadata field.
-
-    Raises:
-      WeightsError: The file lacks the field, and there is no default.
-    """
+    """Returns the value of a metadata field; raises WeightsError if the file lacks it, and there is no default."""
     found = reader.get_field(name)
     if found is None and default is None:
         raise WeightsError(f"{path}: has no field {name}")
@@ -79,11 +70,7 @@ def field(reader: Any, path: Path, name: str, default: Any = None) -> Any:
 
 
 def read_gguf(path: Path) -> dict[str, Stored]:
-    """Returns the tensors of a file, which are dequantised to float32 when they are read.
-
-    Raises:
-      WeightsError: See `open_reader`.
-    """
+    """Returns the tensors of a file, which are dequantised to float32 when they are read; raises like `open_reader`."""
 
     def kind(tensor: Any) -> str:
         return tensor.tensor_type.name.lower() if tensor.tensor_type.name in WHOLE else "float32"
@@ -108,11 +95,8 @@ def dequantised(path: Path, tensor: Any) -> np.ndarray:
 
 
 def described(path: Path) -> dict[str, Any]:
-    """Returns the content of an equivalent `config.json`.
-
-    Raises:
-      WeightsError: See `open_reader`, or the file lacks a field.
-    """
+    """Returns the content of an equivalent `config.json`; raises like `open_reader`, or WeightsError if a field is
+    missing."""
     reader = open_reader(path)
     of_file = functools.partial(field, reader, path)
     shapes = {tensor.name: their_shape(tensor) for tensor in reader.tensors}

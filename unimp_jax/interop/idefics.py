@@ -1,7 +1,5 @@
 """Hugging Face's Idefics (IdeficsForVisionText2Text): a LLaMA with gated cross-attention to images."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -9,7 +7,7 @@ from unimp_jax.interop.exporting import refuse_others
 from unimp_jax.interop.language import llama, llama_config
 from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
 from unimp_jax.interop.vision import described_as as described_tower
-from unimp_jax.interop.vision import transformers_clip, vision_config
+from unimp_jax.interop.vision import tower, vision_config
 from unimp_jax.interop.weights import Aliases
 from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig, RotaryScaling
 
@@ -43,7 +41,7 @@ def table(config: ModelConfig) -> Table:
         if not decoder.tie_embeddings:
             new.append(entry("lm_head.additional_fc.weight", "embeddings/new_head", "v d -> v d"))
     decoding = llama(decoder, copies=decoder.heads // decoder.num_kv_heads)
-    return transformers_clip("model.vision_model.") + resampler_table(config.resampler) + gated + decoding + new
+    return tower("model.vision_model.", config.vision) + resampler_table(config.resampler) + gated + decoding + new
 
 
 def resampler_table(config: ResamplerConfig) -> Table:
@@ -69,11 +67,8 @@ def resampler_table(config: ResamplerConfig) -> Table:
 
 
 def model_config(described: dict[str, Any]) -> ModelConfig:
-    """Returns the model configuration for a `config.json` of Idefics.
-
-    Raises:
-      WeightsError: It has a part that this model lacks.
-    """
+    """Returns the configuration for a `config.json` of Idefics; raises WeightsError if it has a part that this model
+    lacks."""
     if not described.get("use_resampler", False):
         raise WeightsError("config.json: use_resampler is false; Idefics without a resampler is not supported")
     decoder = llama_config(described)
@@ -83,9 +78,9 @@ def model_config(described: dict[str, Any]) -> ModelConfig:
     perceiver = described.get("perceiver_config") or {}
     names = {"hidden_size": vision.get("embed_dim", 768), "hidden_act": vision.get("hidden_act", "gelu")}
     defaults = {"num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120, "patch_size": 14}
-    tower = vision_config(defaults | vision | names | {"model_type": "idefics_vision"}, class_token_out=True)
+    vision_tower = vision_config(defaults | vision | names | {"model_type": "idefics_vision"}, class_token_out=True)
     return ModelConfig(
-        vision=tower,
+        vision=vision_tower,
         resampler=ResamplerConfig(
             layers=perceiver.get("resampler_depth", 6),
             heads=perceiver.get("resampler_n_heads", 16),
@@ -121,11 +116,7 @@ def image_tokens_of(processor: dict[str, Any], config: ModelConfig) -> int | Non
 
 
 def described_as(config: ModelConfig) -> dict[str, Any]:
-    """Returns the `config.json` of a model configuration, without token ids.
-
-    Raises:
-      WeightsError: Idefics has no such architecture; the message names the fields and their required values.
-    """
+    """Returns the `config.json` of a model configuration, without token ids; raises like `refuse_others`."""
     vision, resampler, gated, decoder = config.vision, config.resampler, config.gated, config.decoder
     wanted = {
         "fusion": "cross_attention",
@@ -154,8 +145,8 @@ def described_as(config: ModelConfig) -> dict[str, Any]:
         "decoder.qk_norm": False,
     }
     refuse_others("Idefics", config, wanted)
-    tower = described_tower(vision)
-    tower |= {"model_type": "idefics_vision", "embed_dim": tower.pop("hidden_size")}
+    described = described_tower(vision)
+    described |= {"model_type": "idefics_vision", "embed_dim": described.pop("hidden_size")}
     return {
         "architectures": ["IdeficsForVisionText2Text"],
         "model_type": "idefics",
@@ -185,5 +176,5 @@ def described_as(config: ModelConfig) -> dict[str, Any]:
             "resampler_head_dim": resampler.head_dim,
             "qk_layer_norms_perceiver": resampler.qk_norm,
         },
-        "vision_config": tower,
+        "vision_config": described,
     }

@@ -1,7 +1,5 @@
 """`unimp import`: combines published weights of one or several packages into a folder to start training from."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,12 +94,9 @@ def import_weights(config: ImportConfig, folder: Path, shard_bytes: int = SHARD_
     return summary(folder, geometry, matched, tokenizer)
 
 
-def tokenizer_of(config: ImportConfig) -> PreTrainedTokenizerBase | None:
-    """Returns the tokenizer that is named or found beside the language model; None if there is none.
-
-    Raises:
-      WeightsError: The named place contains no tokenizer, or the tokenizer cannot be read.
-    """
+def tokenizer_of(config: ImportConfig) -> "PreTrainedTokenizerBase | None":
+    """Returns the tokenizer that is named or found beside the language model; None if there is none. Raises
+    WeightsError if the named place contains none, or it cannot be read."""
     place = config.tokenizer or config.vision_language or config.language or config.open_flamingo
     tokenizer = load_tokenizer(locate(place)) if place else None
     if config.tokenizer and tokenizer is None:
@@ -173,11 +168,8 @@ def open_vision(path: Path) -> tuple[VisionConfig, WeightSource]:
 def add_open_flamingo(
     path: Path, heads: int, geometry: Geometry, sources: list[WeightSource], known: Tabulate | None
 ) -> tuple[Geometry, list[WeightSource]]:
-    """Adds an OpenFlamingo checkpoint, which extends and partly replaces its language model and vision tower.
-
-    Args:
-      heads: Attention heads of its resampler and gated blocks, if no file beside it says so.
-    """
+    """Adds an OpenFlamingo checkpoint, which extends and partly replaces its language model and vision tower; `heads`
+    are those of its resampler and gated blocks, if no file beside it says so."""
     weights = renamed(open_weights(path), lambda key: canonical(key, open_flamingo.ALIASES))
     keys = weights.arrays.keys()
     tabulate = known or open_flamingo.tabulate_by_keys(keys)
@@ -229,7 +221,7 @@ def first_rows(array: Stored, rows: int) -> Stored:
     return dataclasses.replace(array, shape=shape, read=lambda: array.read()[:rows])
 
 
-def summary(folder: Path, geometry: Geometry, matched: Match, tokenizer: PreTrainedTokenizerBase | None) -> str:
+def summary(folder: Path, geometry: Geometry, matched: Match, tokenizer: "PreTrainedTokenizerBase | None") -> str:
     """Returns which arrays were read and, grouped by pattern, which were not."""
     lines = [f"{folder}: {', '.join(geometry.parts)}"]
     for weights, filled in matched.fillings:

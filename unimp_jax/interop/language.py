@@ -1,7 +1,5 @@
 """Causal language models: GPT-NeoX, MPT (in the formats of transformers and MosaicML), LLaMA, Qwen2 and Qwen3."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,12 +59,8 @@ def mpt(
 def llama(
     config: DecoderConfig, root: str = "", layer: str = "model.layers.{}", *, body: str = "model.", copies: int = 1
 ) -> Table:
-    """Returns the table of LLaMA, Qwen2 and Qwen3.
-
-    Args:
-      body: Prefix, after `root`, of the embeddings and the final norm.
-      copies: Number of copies of each key and value head in the other package.
-    """
+    """Returns the table of LLaMA, Qwen2 and Qwen3; `body` prefixes, after `root`, the embeddings and the final norm,
+    and each key and value head has `copies` copies in the other package."""
     bias, norms = config.qkv_bias, []
     if config.qk_norm:
         norms += norm(f"{layer}.self_attn.q_norm", f"{OURS}/attention/query_norm", bias=False)
@@ -108,11 +102,8 @@ ROTARY: dict[str, dict[str, str]] = {
 
 
 def rotary_scaling(described: dict[str, Any]) -> RotaryScaling:
-    """Returns the scaling of the rotary positions from a config.json.
-
-    Raises:
-      WeightsError: The kind of scaling is not supported, or its description is incomplete.
-    """
+    """Returns the scaling of the rotary positions from a config.json; raises WeightsError if its kind is not supported,
+    or its description is incomplete."""
     parameters = described.get("rope_parameters") or described.get("rope_scaling") or {}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind not in ROTARY:
@@ -124,11 +115,7 @@ def rotary_scaling(described: dict[str, Any]) -> RotaryScaling:
 
 
 def expect(described: dict[str, Any], **wanted: Any) -> None:
-    """Checks that fields of a config.json have supported values.
-
-    Raises:
-      WeightsError: A field is present with another value.
-    """
+    """Raises WeightsError if a field of a config.json is present with another value than the supported ones."""
     for name, values in wanted.items():
         values = values if isinstance(values, tuple) else (values,)
         if described.get(name) not in (None, *values):
@@ -235,11 +222,8 @@ FAMILIES: dict[str, tuple[Callable[[dict[str, Any]], DecoderConfig], Tabulate]] 
 
 
 def family(described: dict[str, Any]) -> tuple[DecoderConfig, Tabulate]:
-    """Returns the decoder configuration and the table for a config.json.
-
-    Raises:
-      WeightsError: The family is not supported, or has a part that this decoder lacks.
-    """
+    """Returns the decoder configuration and the table for a config.json; raises WeightsError if the family is not
+    supported, or has a part that this decoder lacks."""
     kind = described.get("model_type")
     if kind not in FAMILIES:
         hint = "; give it as --vision-language" if kind in ("idefics", "idefics3", "llava", "smolvlm") else ""
@@ -251,11 +235,8 @@ def family(described: dict[str, Any]) -> tuple[DecoderConfig, Tabulate]:
 
 
 def text_decoder(described: dict[str, Any], families: Sequence[str], *, tied: bool) -> DecoderConfig:
-    """Returns the configuration of the decoder in a vision-language model's `config.json`.
-
-    Raises:
-      WeightsError: It is of another family, has a part that this decoder lacks, or no row for the image token.
-    """
+    """Returns the configuration of the decoder in a vision-language model's `config.json`; raises WeightsError if it is
+    of another family, has a part that this decoder lacks, or no row for the image token."""
     text = {"model_type": "llama"} | (described.get("text_config") or {})
     if text["model_type"] not in families:
         raise WeightsError(
@@ -270,11 +251,8 @@ def text_decoder(described: dict[str, Any], families: Sequence[str], *, tied: bo
 
 
 def described_as(config: ModelConfig) -> dict[str, Any]:
-    """Returns the `config.json` of a decoder as LLaMA, Qwen2 or Qwen3, whose table is `llama`, without token ids.
-
-    Raises:
-      WeightsError: It is none of these; the message names the fields and their required values.
-    """
+    """Returns the `config.json` of a decoder as LLaMA, Qwen2 or Qwen3, whose table is `llama`, without token ids;
+    raises like `refuse_others` if it is none of these."""
     decoder = config.decoder
     kind = "qwen3" if decoder.qk_norm else "qwen2" if decoder.qkv_bias else "llama"
     wanted = {

@@ -5,8 +5,6 @@ merged axes in parentheses, and those of our parameter. If one array contains se
 contains several equal copies of a part, copy indexes these. An axis 1 exists only in the other package.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re
@@ -82,11 +80,8 @@ def out_of_heads(theirs: str, ours: str, *, bias: bool = False) -> Table:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """One array of another package, by key, and the slices of our parameters that it fills.
-
-    Attributes:
-      index: Index of the slice in the leading axes (layers) of each of `entry.ours`.
-    """
+    """One array of another package, by key, and the slices of our parameters that it fills; `index` is that of the
+    slice in the leading axes (layers) of each of `entry.ours`."""
 
     key: str
     entry: Entry
@@ -108,11 +103,8 @@ class Placement:
         return tuple(math.prod(sizes.get(name, 1) for name in names) for names in merged)
 
     def to_ours(self, array: np.ndarray) -> list[np.ndarray]:
-        """Converts an array of `their_shape` to the slices of each of `entry.ours`, each of `shape`.
-
-        Raises:
-          WeightsError: Copies differ from one another, so one of them would be lost.
-        """
+        """Converts an array of `their_shape` to the slices of each of `entry.ours`, each of `shape`; raises
+        WeightsError if copies differ from one another, so that one of them would be lost."""
         theirs, ours, sizes = self._layout
         first, *copies = einops.rearrange(array, f"{theirs} -> {'copy' if 'copy' in sizes else '1'} {ours}", **sizes)
         if any(not np.array_equal(first, copy) for copy in copies):
@@ -148,11 +140,8 @@ def model_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def placements(table: Table, shapes: Shapes) -> Iterator[Placement]:
-    """Yields every array of a table, for the parameters of one configuration.
-
-    Raises:
-      WeightsError: The configuration has no such parameter.
-    """
+    """Yields every array of a table, for the parameters of one configuration; raises WeightsError if it lacks one of
+    them."""
     for entry in table:
         for ours in entry.ours:
             if ours not in shapes:

@@ -3,8 +3,6 @@
 Names are those of llava-hf's checkpoints, which transformers and vLLM read; `ALIASES` maps transformers' names to them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -38,11 +36,8 @@ def table(config: ModelConfig) -> Table:
 
 
 def model_config(described: dict[str, Any]) -> ModelConfig:
-    """Returns the model configuration for a `config.json` of LLaVA.
-
-    Raises:
-      WeightsError: It has a part that this model lacks.
-    """
+    """Returns the configuration for a `config.json` of LLaVA; raises WeightsError if it has a part that this model
+    lacks."""
     language.expect(described, projector_hidden_act="gelu", multimodal_projector_bias=True)
     tied = described.get("tie_word_embeddings") or (described.get("text_config") or {}).get("tie_word_embeddings")
     decoder = language.text_decoder(described, DECODERS, tied=bool(tied))
@@ -89,11 +84,7 @@ def image_tokens_of(processor: dict[str, Any], config: ModelConfig) -> int | Non
 
 
 def described_as(config: ModelConfig) -> dict[str, Any]:
-    """Returns the `config.json` of a model configuration, without token ids.
-
-    Raises:
-      WeightsError: LLaVA has no such architecture; the message names the fields and their required values.
-    """
+    """Returns the `config.json` of a model configuration, without token ids; raises like `refuse_others`."""
     vision = config.vision
     wanted = {
         "fusion": "interleaved",

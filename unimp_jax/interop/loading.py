@@ -1,7 +1,5 @@
 """Writes imported values into parameters on a mesh, in place and one array at a time."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -1,8 +1,6 @@
 """LPIPS on VGG-16 from files of the lpips package, of torchvision's VGG-16 plus that package's linear layers, or of a
 taming-transformers checkpoint."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Matches arrays of other packages to slices of our parameters, before any array is read."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections import Counter
@@ -25,11 +23,8 @@ Values = tuple[str, tuple[int, ...], np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WeightSource:
-    """One file or folder of weights.
-
-    Attributes:
-      optional: Prefixes of keys that may be absent because another source has them.
-    """
+    """One file or folder of weights; keys with the `optional` prefixes may be absent because another source has
+    them."""
 
     weights: Weights
     table: Table
@@ -70,15 +65,8 @@ class Match:
 
 
 def match(sources: Iterable[WeightSource], shapes: Shapes) -> Match:
-    """Matches sources to parameters; later sources take precedence.
-
-    Args:
-      shapes: The parameters, all of which must be filled.
-
-    Raises:
-      WeightsError: An array is missing, has a dtype that weights do not have, or another shape than the configuration
-        requires.
-    """
+    """Matches sources to the parameters of all `shapes`; later sources take precedence. Raises WeightsError if an array
+    is missing, has a dtype that weights do not have, or another shape than the configuration requires."""
     sources = list(sources)
     winner: dict[Slice, int] = {}
     found: list[dict[str, Placement]] = []
@@ -104,11 +92,8 @@ def match(sources: Iterable[WeightSource], shapes: Shapes) -> Match:
 
 
 def filled(make: Callable[[], M], table: Table, weights: Weights) -> M:
-    """Returns a module with these weights, in float32.
-
-    Raises:
-      WeightsError: An array is missing, has another shape, has a dtype that weights do not have, or is not finite.
-    """
+    """Returns a module with these weights, in float32; raises WeightsError if an array is missing, has another shape,
+    has a dtype that weights do not have, or is not finite."""
     graph, abstract = nnx.split(nnx.eval_shape(make))
     values = {name: np.empty(variable.shape, np.float32) for name, variable in by_name(abstract).items()}
     for name, index, array in match([WeightSource(weights, table)], {n: x.shape for n, x in values.items()}).arrays():

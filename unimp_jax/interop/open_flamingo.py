@@ -1,7 +1,5 @@
 """The package open-flamingo 2.0.1: names of its state dict, for import and export."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Iterable
@@ -10,9 +8,9 @@ from typing import Any
 from unimp_jax.interop.exporting import refuse_others
 from unimp_jax.interop.language import Tabulate, gpt_neox, llama, mosaic_gpt, mpt
 from unimp_jax.interop.layout import Table, WeightsError, entry, into_heads, linear, norm, out_of_heads
-from unimp_jax.interop.vision import open_clip, transformers_clip
+from unimp_jax.interop.vision import open_clip, tower
 from unimp_jax.interop.weights import Weights
-from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig
+from unimp_jax.model import GatedCrossAttentionConfig, ModelConfig, ResamplerConfig, VisionConfig
 
 LANGUAGE, VISION, LAST_NORM = "lang_encoder.", "vision_encoder", "vision_encoder.ln_post"
 BLOCK, LAYER = "lang_encoder.gated_cross_attn_layers.{}", "lang_encoder.old_decoder_blocks.{}"
@@ -61,15 +59,12 @@ def trained_table(config: GatedCrossAttentionConfig) -> Table:
 def vision_table(keys: Iterable[str] = ()) -> Table:
     """Returns the vision table with open_clip's names or transformers', depending on the keys."""
     inside = f"{VISION}.clip.vision_model."
-    return transformers_clip(inside) if any(key.startswith(inside) for key in keys) else open_clip(VISION)
+    return tower(inside, VisionConfig()) if any(key.startswith(inside) for key in keys) else open_clip(VISION)
 
 
 def tabulate_by_keys(keys: Iterable[str]) -> Tabulate:
-    """Returns the table function of the language family of the (canonical) keys.
-
-    Raises:
-      WeightsError: The family is not supported.
-    """
+    """Returns the table function of the language family of (canonical) keys; raises WeightsError if it is not
+    supported."""
     keys = set(keys)
     if "lang_encoder.gpt_neox.embed_in.weight" in keys:
         return gpt_neox
@@ -82,11 +77,8 @@ def tabulate_by_keys(keys: Iterable[str]) -> Tabulate:
 
 
 def tabulate_by_config(config: ModelConfig) -> Tabulate:
-    """Returns the table function of the language family that can represent a decoder.
-
-    Raises:
-      WeightsError: No family can represent it.
-    """
+    """Returns the table function of the language family that can represent a decoder; raises WeightsError if none
+    can."""
     decoder = config.decoder
     if decoder.position == "alibi" and decoder.mlp == "gelu" and not decoder.bias and decoder.norm == "layer_norm":
         return mosaic_gpt if decoder.qk_norm else mpt
@@ -104,11 +96,8 @@ def table(config: ModelConfig, tabulate: Tabulate, vision: Table) -> Table:
 
 
 def geometry(weights: Weights, heads: int) -> tuple[ResamplerConfig, GatedCrossAttentionConfig]:
-    """Returns the configurations of a checkpoint's resampler and gated blocks, from the shapes of its arrays.
-
-    Raises:
-      WeightsError: Resampler or gated blocks are missing, or the architecture is not supported.
-    """
+    """Returns the configurations of a checkpoint's resampler and gated blocks, from the shapes of its arrays; raises
+    WeightsError if one is missing, or the architecture is not supported."""
     name, arrays = weights.name, weights.arrays
 
     def numbered(pattern: str) -> list[int]:
@@ -150,11 +139,7 @@ ALIASES = (
 
 
 def refuse(config: ModelConfig) -> None:
-    """Rejects configurations that open-flamingo cannot represent.
-
-    Raises:
-      WeightsError: open-flamingo has no such architecture; the message names the fields and their required values.
-    """
+    """Raises WeightsError, as `refuse_others`, if open-flamingo cannot represent the configuration."""
     wanted = {
         "fusion": "cross_attention",
         "vision.class_token": True,

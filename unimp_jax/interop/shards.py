@@ -1,7 +1,5 @@
 """Atomic creation of folders, and weights written to them shard by shard."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import mmap
@@ -46,11 +44,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def write_shards(folder: Path, arrays: Iterable[tuple[str, np.ndarray]], shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes `model-00001-of-00003.safetensors` … and their index, or one `model.safetensors`.
-
-    Args:
-      arrays: Arrays, held until their shard is full, so that one shard is in memory at a time.
-    """
+    """Writes `model-00001-of-00003.safetensors` … and their index, or one `model.safetensors`; holds one shard in
+    memory."""
     shards: list[list[str]] = []
     shard: dict[str, np.ndarray] = {}
     held = total = 0

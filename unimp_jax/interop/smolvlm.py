@@ -4,8 +4,6 @@ Images are tokens of a LLaMA; squares of a SigLIP's patches are projected by one
 square each; splitting by their processors is not supported.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -37,11 +35,8 @@ def table(config: ModelConfig) -> Table:
 
 
 def model_config(described: dict[str, Any]) -> ModelConfig:
-    """Returns the model configuration for a `config.json` of SmolVLM or Idefics3.
-
-    Raises:
-      WeightsError: It has a part that this model lacks.
-    """
+    """Returns the configuration for a `config.json` of SmolVLM or Idefics3; raises WeightsError if it has a part that
+    this model lacks."""
     decoder = language.text_decoder(described, ("llama",), tied=bool(described.get("tie_word_embeddings")))
     vision = vision_config(VISION | (described.get("vision_config") or {}) | {"model_type": VISION["model_type"]})
     refuse_rounded_positions(vision.image_size // vision.patch_size)
@@ -50,14 +45,9 @@ def model_config(described: dict[str, Any]) -> ModelConfig:
 
 
 def refuse_rounded_positions(side: int) -> None:
-    """Rejects numbers of patches per row whose positions are rounded wrongly.
-
-    These towers find the position of patch i of n in a row by comparing i * (1 / n) with fractions from `torch.arange`,
-    both in single precision; `arange` rounds the first of each vector and counts on from there.
-
-    Raises:
-      WeightsError: On some machine, rounding gives a patch the position of the previous one.
-    """
+    """Raises WeightsError if, on some machine, rounding gives a patch the position of the previous one. These towers
+    find the position of patch i of n in a row by comparing i * (1 / n) with fractions from `torch.arange`, both in
+    single precision; `arange` rounds the first of each vector and counts on from there."""
     step, patches = 1 / side, np.arange(side)
     found = patches.astype(np.float32) * np.float32(step)
     for lanes in LANES:
@@ -82,11 +72,7 @@ def image_tokens_of(processor: dict[str, Any], config: ModelConfig) -> int | Non
 
 
 def described_as(config: ModelConfig) -> dict[str, Any]:
-    """Returns the `config.json` of a model configuration, without token ids.
-
-    Raises:
-      WeightsError: SmolVLM has no such architecture; the message names the fields and their required values.
-    """
+    """Returns the `config.json` of a model configuration, without token ids; raises like `refuse_others`."""
     wanted = {
         "fusion": "interleaved",
         "projector.kind": "pixel_shuffle",

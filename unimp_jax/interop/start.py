@@ -1,10 +1,9 @@
 """A start: a folder of imported weights under our own names, with their configuration and tokenizer."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import pydantic
 
@@ -38,7 +37,7 @@ class Geometry:
     projector: ProjectorConfig | None = None
 
     @classmethod
-    def of(cls, model: ModelConfig) -> Geometry:
+    def of(cls, model: ModelConfig) -> Self:
         """Returns the geometry of a complete model."""
         if model.interleaved:
             resampler = model.resampler if model.projector.kind == "resampler" else None

@@ -1,7 +1,5 @@
 """Checkpoints of taming-transformers: a VQGAN's arrays under that package's names, among those of its training."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,14 +42,9 @@ TAMING: Aliases = [
 
 
 def open_taming(path: Path, image_size: int | None) -> tuple[VQGANConfig, Weights]:
-    """Returns (configuration, weights).
-
-    The configuration is inferred from the arrays except for the image size, which is `image_size`, or given by a
-    configuration beside the checkpoint (a single `.yaml`), or 256.
-
-    Raises:
-      WeightsError: It is not a VQGAN of that package, or one that does not use nearest codewords (Gumbel).
-    """
+    """Returns (configuration, weights). The configuration is inferred from the arrays except for the image size, which
+    is `image_size`, or given by a configuration beside the checkpoint (a single `.yaml`), or 256. Raises WeightsError
+    if it is not a VQGAN of that package, or one that does not use nearest codewords (Gumbel)."""
     weights = open_weights(path)
     keys = weights.arrays.keys()
     if "quantize.embed.weight" in keys:

@@ -21,11 +21,8 @@ ONE_OF = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.j
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
-    """Reads the tokenizer of a folder, of a file's folder, or of a GGUF file; returns None if there is none.
-
-    Raises:
-      WeightsError: It cannot be read.
-    """
+    """Reads the tokenizer of a folder, of a file's folder, or of a GGUF file; returns None if there is none, and raises
+    WeightsError if it cannot be read."""
     arguments: dict[str, Any] = {}
     if gguf := gguf_file(path):
         path, arguments = gguf.parent, {"gguf_file": gguf.name}
@@ -44,11 +41,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
 
 
 def add_flamingo_tokens(tokenizer: PreTrainedTokenizerBase, decoder: DecoderConfig) -> None:
-    """Adds the tokens that open-flamingo adds to a language model's tokenizer, in its order, unless they exist.
-
-    Raises:
-      WeightsError: One of them gets the id of another token, which happens if ids have gaps.
-    """
+    """Adds the tokens that open-flamingo adds to a language model's tokenizer, in its order, unless they exist; raises
+    WeightsError if one of them gets the id of another token, which happens if ids have gaps."""
     before = {id: name for name, id in tokenizer.get_vocab().items()}
     names = [name for name in ("<|endofchunk|>", "<image>") if name not in tokenizer.get_vocab()]
     if names and len(tokenizer) + len(names) <= decoder.vocab_size:
@@ -65,11 +59,7 @@ def add_flamingo_tokens(tokenizer: PreTrainedTokenizerBase, decoder: DecoderConf
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, decoder: DecoderConfig, described: dict[str, Any]) -> None:
-    """Checks that a tokenizer fits the language model.
-
-    Raises:
-      WeightsError: The tokenizer belongs to another model.
-    """
+    """Raises WeightsError if the tokenizer belongs to another language model."""
     last = max(tokenizer.get_vocab().values(), default=0)
     rows = decoder.vocab_size + decoder.new_tokens
     if last >= rows:

@@ -18,11 +18,8 @@ from unimp_jax.interop.weights import Stored, reason
 
 
 def read_torch(path: Path) -> dict[str, Stored]:
-    """Returns the tensors of a `.pt`, `.bin` or `.ckpt` file, memory-mapped if possible.
-
-    Raises:
-      WeightsError: torch is not installed; or the file is missing, truncated, without tensors, or with other objects.
-    """
+    """Returns the tensors of a `.pt`, `.bin` or `.ckpt` file, memory-mapped if possible; raises WeightsError if torch
+    is not installed, or the file is missing, truncated, without tensors, or with other objects."""
     tensors = tensors_of(load_torch(path))
     if not tensors:
         raise WeightsError(f"{path}: the file has no tensors")
@@ -57,11 +54,8 @@ CALLBACKS = [
 
 
 def load_torch(path: Path) -> Any:
-    """Returns the content of a file that contains only tensors in plain containers.
-
-    Raises:
-      WeightsError: It contains something else; torch's advice to read it anyway, executing its code, is suppressed.
-    """
+    """Returns the content of a file; raises WeightsError if it contains more than tensors in plain containers. Torch's
+    advice to read it anyway, executing its code, is suppressed."""
     check_file_format(path, "torch")
     try:
         import torch

@@ -1,7 +1,5 @@
 """Vision towers: CLIP with transformers' or open_clip's names, and SigLIP (also SigLIP 2 of a fixed resolution)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -22,33 +20,19 @@ ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": 
 CLIP, SIGLIP = ("clip", "clip_vision_model"), ("siglip", "siglip_vision_model")
 
 
-def transformers_clip(root: str) -> Table:
-    """Returns the vision tower's table; `root` prefixes all names, such as "vision_model.", and may be empty."""
-    embeddings = f"{root}embeddings"
-    return [
-        entry(f"{embeddings}.class_embedding", "vision/class_embedding", "c -> c"),
-        entry(f"{embeddings}.patch_embedding.weight", "vision/patch_embedding/kernel", "c r y x -> y x r c"),
-        entry(f"{embeddings}.position_embedding.weight", "vision/positions", "n c -> n c"),
-        *norm(f"{root}pre_layrnorm", "vision/norm"),
-        *encoder_layer(f"{root}encoder.layers.{{}}", "vision/blocks"),
-    ]
-
-
-def siglip(root: str, config: VisionConfig) -> Table:
-    """Returns the table of the vision tower, without its pooling head; for `root` see `transformers_clip`."""
-    embeddings = f"{root}embeddings"
-    return [
-        entry(f"{embeddings}.patch_embedding.weight", "vision/patch_embedding/kernel", "c r y x -> y x r c"),
-        entry(f"{embeddings}.patch_embedding.bias", "vision/patch_embedding/bias", "c -> c"),
-        entry(f"{embeddings}.position_embedding.weight", "vision/positions", "n c -> n c"),
-        *encoder_layer(f"{root}encoder.layers.{{}}", "vision/blocks"),
-        *(norm(f"{root}post_layernorm", "vision/norm") if config.norm == "last" else []),
-    ]
-
-
 def tower(root: str, config: VisionConfig) -> Table:
-    """Returns the table of the family that the configuration belongs to; for `root` see `transformers_clip`."""
-    return transformers_clip(root) if config.class_token else siglip(root, config)
+    """Returns the table of a CLIP (with a class token), or of a SigLIP without its pooling head; `root` prefixes all
+    names, such as "vision_model.", and may be empty."""
+    embeddings, clip = f"{root}embeddings", config.class_token
+    return [
+        *([entry(f"{embeddings}.class_embedding", "vision/class_embedding", "c -> c")] if clip else []),
+        entry(f"{embeddings}.patch_embedding.weight", "vision/patch_embedding/kernel", "c r y x -> y x r c"),
+        *([] if clip else [entry(f"{embeddings}.patch_embedding.bias", "vision/patch_embedding/bias", "c -> c")]),
+        entry(f"{embeddings}.position_embedding.weight", "vision/positions", "n c -> n c"),
+        *(norm(f"{root}pre_layrnorm", "vision/norm") if clip else []),
+        *encoder_layer(f"{root}encoder.layers.{{}}", "vision/blocks"),
+        *(norm(f"{root}post_layernorm", "vision/norm") if not clip and config.norm == "last" else []),
+    ]
 
 
 def encoder_layer(layer: str, blocks: str) -> Table:
@@ -66,11 +50,8 @@ def encoder_layer(layer: str, blocks: str) -> Table:
 
 
 def vision_root(weights: Weights) -> str:
-    """Returns the prefix of all names of the vision tower in a folder of weights.
-
-    Raises:
-      WeightsError: There is no vision tower, or more than one.
-    """
+    """Returns the prefix of all names of the vision tower in a folder of weights; raises WeightsError if there is not
+    exactly one."""
     last = "embeddings.patch_embedding.weight"
     roots = [key.removesuffix(last) for key in weights.arrays if key.endswith(last)]
     if len(roots) != 1:
@@ -79,8 +60,8 @@ def vision_root(weights: Weights) -> str:
 
 
 def transformers_clip_whole(root: str, config: CLIPConfig) -> Table:
-    """Returns the table of a `CLIPModel` or of its vision tower with projection; for `root` see `transformers_clip`."""
-    entries = [*transformers_clip(root), *norm(f"{root}post_layernorm", "vision_norm")]
+    """Returns the table of a `CLIPModel` or of its vision tower with projection; for `root` see `tower`."""
+    entries = [*tower(root, config.vision), *norm(f"{root}post_layernorm", "vision_norm")]
     if config.width:
         entries.append(entry("visual_projection.weight", "image_projection/kernel", "o i -> i o"))
     if config.text is None:
@@ -115,11 +96,8 @@ def open_clip(root: str) -> Table:
 
 
 def vision_config(described: dict[str, Any], **changes: Any) -> VisionConfig:
-    """Returns the tower configuration for a `config.json` of a CLIP or SigLIP model or of its vision tower.
-
-    Raises:
-      WeightsError: It is of another family, or has a part that this tower lacks.
-    """
+    """Returns the tower configuration for a `config.json` of a CLIP or SigLIP model or of its vision tower; raises
+    WeightsError if it is of another family, or has a part that this tower lacks."""
     kind = described.get("model_type")
     described = described.get("vision_config", described) if kind in ("clip", "siglip") else described
     if kind not in (*CLIP, *SIGLIP, "idefics_vision"):
@@ -170,14 +148,8 @@ def activation(described: dict[str, Any]) -> Any:
 
 
 def clip_config(described: dict[str, Any], projected: bool) -> CLIPConfig:
-    """Returns the CLIP configuration for a `config.json` of a `CLIPModel`, or of its vision tower alone.
-
-    Args:
-      projected: Whether the weights include a projection after the vision tower.
-
-    Raises:
-      WeightsError: See `vision_config`.
-    """
+    """Returns the CLIP configuration for a `config.json` of a `CLIPModel`, or of its vision tower alone; `projected`
+    says whether the weights include a projection after the vision tower. Raises like `vision_config`."""
     if (kind := described.get("model_type")) not in CLIP:
         raise WeightsError(f"a vision tower of family {kind!r} is not a CLIP; it must be one of {', '.join(CLIP)}")
     vision, text = vision_config(described, class_token_out=True), described.get("text_config")

@@ -1,7 +1,5 @@
 """Complete vision-language models in Hugging Face's format; `config.json` says which model a folder contains."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,11 +27,8 @@ PACKAGES: dict[str, Package] = {"idefics": idefics, "llava": llava, "idefics3": 
 
 
 def read_vision_language(path: Path) -> tuple[ModelConfig, WeightSource, dict[str, Any]]:
-    """Returns (model configuration, weights, the language model's part of the config.json).
-
-    Raises:
-      WeightsError: It is not such a model or has unsupported parts, or its processor belongs to another model.
-    """
+    """Returns (model configuration, weights, the language model's part of the config.json); raises WeightsError if it
+    is not such a model or has unsupported parts, or its processor belongs to another model."""
     described = read_json(path / "config.json")
     if (kind := described.get("model_type")) not in PACKAGES:
         raise WeightsError(
@@ -57,12 +52,8 @@ def weights_of(path: Path, package: Package, config: ModelConfig) -> WeightSourc
 
 
 def check_processor(folder: Path, package: Package, config: ModelConfig) -> None:
-    """Checks that the processor beside a checkpoint fits the model.
-
-    Raises:
-      WeightsError: It produces images of another size than the tower reads, or another number of tokens per image than
-        the model has.
-    """
+    """Raises WeightsError if the processor beside a checkpoint produces images of another size than the tower reads, or
+    another number of tokens per image than the model has."""
     file, side = folder / "processor_config.json", config.vision.image_size
     processor = read_json(file) if file.is_file() else {}
     images = folder / "preprocessor_config.json"

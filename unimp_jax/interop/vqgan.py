@@ -4,8 +4,6 @@ Outside training, a VQGAN is always stored as such a folder, so that diffusers c
 here, and vice versa. Checkpoints of taming-transformers contain the same arrays under other names.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +43,7 @@ def diffusers_names(last: int) -> Aliases:
 
 
 def table(config: VQGANConfig, names: Aliases | None = None, attention: str = "o i -> i o") -> Table:
-    """Returns the table of all parameters by a package's names.
-
-    Args:
-      names: Replacements of our names; None: diffusers'.
-    """
+    """Returns the table of all parameters by a package's names, which replace ours; None: diffusers'."""
     names = diffusers_names(len(config.channels) - 1) if names is None else names
     layouts = {1: "o -> o", 4: "o i y x -> y x i o"}
     entries = []
@@ -97,11 +91,8 @@ def read_vqgan(path: Path, image_size: int | None = None) -> tuple[VQGAN, list[s
 
 
 def import_vqgan(path: Path, folder: Path, image_size: int | None = None) -> str:
-    """Imports a `VQModel` folder or a taming-transformers checkpoint into `folder`; returns a summary for the user.
-
-    Raises:
-      WeightsError: See `read_vqgan` and `write_vqgan`. Nothing is left behind then.
-    """
+    """Imports a `VQModel` folder or a taming-transformers checkpoint into `folder` and returns a summary for the user;
+    raises like `read_vqgan` and `write_vqgan`, and then leaves nothing behind."""
     model, unused = read_vqgan(path, image_size)
     write_vqgan(folder, model)
     config = model.config
@@ -136,11 +127,8 @@ def described_as(config: VQGANConfig) -> dict[str, Any]:
 
 
 def described_by(described: dict[str, Any]) -> VQGANConfig:
-    """Returns the configuration for a `config.json` of diffusers; missing fields have diffusers' defaults.
-
-    Raises:
-      ValueError: This VQGAN does not support the architecture.
-    """
+    """Returns the configuration for a `config.json` of diffusers, whose missing fields have its defaults; raises
+    ValueError if this VQGAN does not support the architecture."""
     if described.get("_class_name") != CLASS:
         raise ValueError(f"a model of class {described.get('_class_name')}; it must be {CLASS}")
     for name, right in FIXED.items():

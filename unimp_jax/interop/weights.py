@@ -1,7 +1,5 @@
 """Files of weights as one mapping: key -> shape and dtype, and the array when it is requested, one at a time."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
@@ -40,11 +38,8 @@ G = TypeVar("G")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stored:
-    """An array in a file.
-
-    Attributes:
-      kind: Dtype of its numbers, such as float32; the stored dtype if reading converts it to floats.
-    """
+    """An array in a file, whose numbers have the dtype `kind`, such as float32; it is the stored dtype if reading
+    converts them."""
 
     shape: tuple[int, ...]
     kind: str
@@ -64,11 +59,8 @@ def reason(error: BaseException) -> str:
 
 
 def understood(path: Path, read: Callable[[D], G], described: D) -> G:
-    """Returns `read(described)`, the model configuration for a description.
-
-    Raises:
-      WeightsError: The description is invalid, or says that the weights are quantised.
-    """
+    """Returns `read(described)`, the model configuration for a description; raises WeightsError if it is invalid, or
+    says that the weights are quantised."""
     if isinstance(described, dict) and (how := described.get("quantization_config")):
         kind = how.get("quant_method", "of unknown kind") if isinstance(how, dict) else how
         raise WeightsError(
@@ -90,11 +82,7 @@ def understood(path: Path, read: Callable[[D], G], described: D) -> G:
 
 
 def read_safetensors(path: Path) -> dict[str, Stored]:
-    """Opens a safetensors file.
-
-    Raises:
-      WeightsError: The file is missing, truncated or not a safetensors file.
-    """
+    """Opens a file; raises WeightsError if it is missing, truncated or not a safetensors file."""
     check_file_format(path, "safetensors")
     try:
         file = safe_open(path, framework="numpy", backend="pread")  # pages of a mapped file would stay in memory
@@ -114,11 +102,7 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
 
 
 def read_files(paths: Iterable[Path], name: str) -> Weights:
-    """Opens one or more files.
-
-    Raises:
-      WeightsError: A file cannot be read completely, or two have the same key.
-    """
+    """Opens one or more files; raises WeightsError if one cannot be read completely, or two have the same key."""
     arrays: dict[str, Stored] = {}
     where: dict[str, Path] = {}
     for path in paths:
@@ -151,11 +135,8 @@ def canonical(key: str, aliases: Aliases) -> str:
 
 
 def renamed(weights: Weights, rename: Callable[[str], str]) -> Weights:
-    """Returns weights under other keys; keys that become the same must hold equal arrays, of which one is read.
-
-    Raises:
-      WeightsError: They are not equal.
-    """
+    """Returns weights under other keys; keys that become the same must hold equal arrays, of which one is read, or
+    WeightsError is raised."""
     arrays: dict[str, tuple[str, Stored]] = {}
     for key, array in weights.arrays.items():
         other, first = arrays.setdefault(rename(key), (key, array))
@@ -171,11 +152,8 @@ def same(one: Stored, other: Stored) -> bool:
 
 
 def open_weights(path: Path) -> Weights:
-    """Opens the weights of a folder (safetensors or `.bin`, with or without an index, or GGUF) or of one file.
-
-    Raises:
-      WeightsError: There are none, or they cannot be read completely.
-    """
+    """Opens the weights of a folder (safetensors or `.bin`, with or without an index, or GGUF) or of one file; raises
+    WeightsError if there are none, or they cannot be read completely."""
     if path.is_file():
         return read_files([path], str(path))
     if not path.is_dir():
@@ -198,11 +176,7 @@ def open_weights(path: Path) -> Weights:
 
 
 def refuse_shards_without_index(folder: Path) -> None:
-    """Checks that sharded weights have an index.
-
-    Raises:
-      WeightsError: There are shards of weights, but no index of their arrays.
-    """
+    """Raises WeightsError if there are shards of weights, but no index of their arrays."""
     for name in sorted(path.name for path in folder.iterdir()):
         if (shard := SHARD.fullmatch(name)) and int(shard[2]) > 1:
             if shard[3] == ".gguf":
@@ -231,11 +205,7 @@ def indexed(index: Path) -> Weights:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-      WeightsError: The file is missing or not a JSON object.
-    """
+    """Reads a JSON object; raises WeightsError if the file is missing or contains anything else."""
     check_file_format(path, "other")
     try:
         read = json.loads(path.read_bytes())  # bytes, for byte order marks and UTF-16
@@ -249,11 +219,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_described(path: Path, kind: type[D]) -> D:
-    """Reads a dataclass from JSON.
-
-    Raises:
-      WeightsError: The file is missing, or does not describe such a dataclass.
-    """
+    """Reads a dataclass from JSON; raises WeightsError if the file is missing, or does not describe one."""
     try:
         return pydantic.TypeAdapter(kind).validate_python(read_json(path))
     except pydantic.ValidationError as error:

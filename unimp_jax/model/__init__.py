@@ -8,18 +8,3 @@ from unimp_jax.model.resampler import ResamplerConfig
 from unimp_jax.model.rotary import RotaryScaling
 from unimp_jax.model.unimp import PARTS, ModelConfig, Part, UniMP, part_of
 from unimp_jax.model.vision import VisionConfig
-
-__all__ = [
-    "PARTS",
-    "AdapterConfig",
-    "DecoderConfig",
-    "GatedCrossAttentionConfig",
-    "ModelConfig",
-    "Part",
-    "ProjectorConfig",
-    "ResamplerConfig",
-    "RotaryScaling",
-    "UniMP",
-    "VisionConfig",
-    "part_of",
-]

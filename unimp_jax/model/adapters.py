@@ -1,7 +1,5 @@
 """Low-rank adapters of linear layers (LoRA, arXiv:2106.09685), for decoders that are too large to train in full."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re
@@ -45,11 +43,8 @@ class Adapter(nnx.Module):
     """A low-rank product of two matrices that is added to the matrix of a linear layer; 0 before training."""
 
     def __init__(self, linear: Linear, config: AdapterConfig, number: int, dtypes: DTypes, rngs: nnx.Rngs):
-        """Creates the adapter of a linear layer.
-
-        Args:
-          number: Unique number of the adapter in the model, which makes its dropout independent of the others.
-        """
+        """Creates the adapter of a linear layer, with a unique number, which makes its dropout independent of the
+        others."""
         shape, names = linear.kernel.shape, linear.kernel.get_metadata("axis_names")
         layers = names.count("layers")
         split, rank = layers + linear.contracted, config.rank
@@ -81,12 +76,9 @@ def adapted(module: nnx.Module) -> Iterator[Linear]:
 
 
 def add_adapters(module: nnx.Module, config: AdapterConfig, dtypes: DTypes, rngs: nnx.Rngs) -> None:
-    """Adds adapters to the linear layers that the configuration selects, if its rank is not 0.
-
-    Raises:
-      ValueError: It selects no layer, or one of the resampler, which bypasses its linear layers where that is faster;
-        or there is dropout and it selects a layer outside the decoder.
-    """
+    """Adds adapters to the linear layers that the configuration selects, if its rank is not 0; raises ValueError if it
+    selects no layer, or one of the resampler, which bypasses its linear layers where that is faster; or there is
+    dropout and it selects a layer outside the decoder."""
     if not config.rank:
         return
     linear = {"/".join(map(str, path)): layer for path, layer in nnx.iter_modules(module) if isinstance(layer, Linear)}

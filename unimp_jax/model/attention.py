@@ -3,8 +3,6 @@
 Hardware-specific kernels are in `unimp_jax.model.kernels`.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -92,20 +90,6 @@ def segment_mask(
     return SegmentMask(query_segment_ids_BT, key_segment_ids_BS, in_blocks, alibi_positions, kernel, mask_BTS)
 
 
-def last_image_mask(image_index_BT: jax.Array, num_images: int) -> jax.Array:
-    """bool [B, T, N]: a token attends to the image that most recently precedes it."""
-    return image_index_BT[:, :, None] == jnp.arange(num_images)
-
-
-def earlier_images_mask(
-    image_index_BT: jax.Array, segment_ids_BT: jax.Array, image_segment_ids_BN: jax.Array
-) -> jax.Array:
-    """bool [B, T, N]: a token attends to all images of its segment up to the one that most recently precedes it."""
-    same_BTN = segment_ids_BT[:, :, None] == image_segment_ids_BN[:, None, :]
-    earlier_BTN = jnp.arange(image_segment_ids_BN.shape[1]) <= image_index_BT[:, :, None]
-    return same_BTN & (segment_ids_BT > 0)[:, :, None] & earlier_BTN
-
-
 def attention(q_BTHh: jax.Array, k_BSKh: jax.Array, v_BSKh: jax.Array, mask: Mask) -> jax.Array:
     """Computes `attend` with the kernel that the mask names."""
     if not isinstance(mask, SegmentMask):
@@ -176,12 +160,6 @@ def attend(
     return out_BTHh
 
 
-def rotary_angles(positions_BT: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Returns (cos, sin), float32 [B, T, r], of position * frequency, for the r frequencies of `rotary.frequencies`."""
-    angles = positions_BT[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
 def rotate(x_BTHh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotates the first 2r of h channels, channel i together with channel i + r (GPT-NeoX's and LLaMA's layout)."""
     cos, sin = (a[:, :, None].astype(x_BTHh.dtype) for a in angles)
@@ -191,10 +169,8 @@ def rotate(x_BTHh: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def alibi_slopes(heads: int) -> np.ndarray:
-    """Returns ALiBi slopes, float32 [H], positive: head i of H has 2^(-8 i / H) (arXiv:2108.12409).
-
-    If H is not a power of two, they are slopes of the next power: first every other one, from the second on.
-    """
+    """Returns ALiBi slopes, float32 [H], positive: head i of H has 2^(-8 i / H) (arXiv:2108.12409). If H is not a power
+    of two, they are slopes of the next power: first every other one, from the second on."""
     power = 2 ** math.ceil(math.log2(heads))
     slopes = 2.0 ** (-np.arange(1, power + 1) * 8 / power)
     if power != heads:

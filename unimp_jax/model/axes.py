@@ -1,7 +1,5 @@
 """Names of the axes of parameters and activations, and the mesh axes over which each is sharded."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence
@@ -23,20 +21,11 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
-    "layers": None,  # stacked by scan
-    "content": None,
-    "head_dim": None,
-    "norm": None,
-    "gate": None,
-    "latents": None,
-    "rank": None,
-    "seen": None,  # channels of an image that one matrix maps to a token
-    "patches": None,
-    "patch_rows": None,
-    "patch_columns": None,
-    "colours": None,
+    **dict.fromkeys(("layers", "content", "head_dim", "norm", "gate", "latents", "rank")),
+    **dict.fromkeys(("seen", "patches", "patch_rows", "patch_columns", "colours")),
 }
-"""Logical axis -> mesh axis (or axes); None: not sharded."""
+"""Logical axis -> mesh axis (or axes); None: not sharded. `layers` are stacked by scan; `seen` are the channels of an
+image that one matrix maps to a token."""
 
 
 Name: TypeAlias = Any
@@ -50,11 +39,6 @@ def mesh_axes(name: str | None) -> tuple[str, ...]:
     """Returns the mesh axes over which a logical axis is sharded."""
     carried = RULES[name] if name else None
     return (carried,) if isinstance(carried, str) else carried or ()
-
-
-def partition_spec(names: tuple[str | None, ...]) -> PartitionSpec:
-    """Returns the partition spec of an array with these logical axis names."""
-    return PartitionSpec(*(mesh_axes(name) or None for name in names))
 
 
 def splits(name: str) -> int:
@@ -71,10 +55,9 @@ def platform() -> Literal["tpu", "gpu", "cpu"]:
 
 
 def gathered(parameter: nnx.Variable[Any], dtype: str, contracted: int | None = None) -> jax.Array:
-    """Returns a parameter ready for a product: converted, and gathered from the devices that hold its shards.
-
-    Otherwise XLA for TPUs would pass the shards around while multiplying by them one after another, and write and read
-    the whole product each time.
+    """Returns a parameter ready for a product: converted, and gathered from the devices that hold its shards. Otherwise
+    XLA for TPUs would pass the shards around while multiplying by them one after another, and write and read the whole
+    product each time.
 
     Args:
       contracted: Reshapes to a matrix whose first axis is the first `contracted` axes merged, and whose second is the

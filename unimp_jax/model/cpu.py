@@ -4,8 +4,6 @@ Each docstring says how much more processor time a training step of the preset `
 tokens, everything trains; medians of seven pairs on two cores).
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -21,12 +19,9 @@ if TYPE_CHECKING:
 
 
 def of_matrices() -> bool:
-    """Whether products should be computed as products of two matrices, and so their gradients: true on CPUs.
-
-    XLA would otherwise first transpose the operands of a product over several axes, which takes longer than the
-    product. If the tokens of a row are split over devices, rows and tokens cannot be merged into one axis. Without:
-    21 % more.
-    """
+    """Whether products should be computed as products of two matrices, and so their gradients: true on CPUs, where XLA
+    would first transpose the operands of a product over several axes, which takes longer than the product (without: 21
+    % more). If the tokens of a row are split over devices, rows and tokens cannot be merged into one axis."""
     return platform() == "cpu" and splits("sequence") == 1
 
 
@@ -42,11 +37,9 @@ def attend_in_blocks(
     attend: Callable[..., jax.Array], q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, mask_BTT: jax.Array,
     bias: jax.Array | None,
 ) -> jax.Array:  # fmt: skip
-    """Computes `attention.attend` for causal masks in four blocks of queries.
-
-    Each block reads the keys up to its end only, which saves 3 of 8 parts of the work. Short rows, and rows whose
-    tokens are split over devices, are not cut. Without: 6 % more.
-    """
+    """Computes `attention.attend` for causal masks in four blocks of queries. Each block reads the keys up to its end
+    only, which saves 3 of 8 parts of the work. Short rows, and rows whose tokens are split over devices, are not cut.
+    Without: 6 % more."""
     T = q_BTHh.shape[1]
     if T < 128 or T % 4 or splits("sequence") > 1:
         return attend(q_BTHh, k_BTKh, v_BTKh, mask_BTT, bias)
@@ -72,11 +65,9 @@ def unrolled(steps: Sequence[Callable[..., Any]], carry: Any, xs: Any) -> tuple[
     return carry, jax.tree.map(lambda *out: jnp.stack(out), *outs)
 
 
-def attend_directly(layer: ResamplerLayer, normed_BLC: jax.Array, media_BPC: jax.Array) -> jax.Array:
-    """Computes `ResamplerLayer.attend` in another order: q (x W)^T as (q W^T) x^T, and a (x W) as (a x) W.
-
-    If the tower is frozen, no gradient has the size of the patch tokens. Without: 7 % more.
-    """
+def attend_directly(layer: "ResamplerLayer", normed_BLC: jax.Array, media_BPC: jax.Array) -> jax.Array:
+    """Computes `ResamplerLayer.attend` in another order: q (x W)^T as (q W^T) x^T, and a (x W) as (a x) W. If the tower
+    is frozen, no gradient has the size of the patch tokens. Without: 7 % more."""
     f32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     dtype, media_BPC = normed_BLC.dtype, media_BPC.astype(normed_BLC.dtype)
     scale_C, bias_C = layer.media_norm.scale_and_bias()

@@ -1,12 +1,10 @@
 """The causal decoder with its embeddings and output head: GPT-NeoX, MPT, LLaMA or Qwen, by configuration."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,7 @@ from flax import nnx
 
 from unimp_jax.batch import Batch
 from unimp_jax.model import cpu
-from unimp_jax.model.attention import Kernel, KeysValues, attention, rotary_angles, rotate, segment_mask
+from unimp_jax.model.attention import Kernel, KeysValues, attention, rotate, segment_mask
 from unimp_jax.model.axes import constrain, gathered, splits
 from unimp_jax.model.layers import (
     MLP,
@@ -115,7 +113,7 @@ class DecoderConfig:
             )
 
     @property
-    def without_content(self) -> DecoderConfig:
+    def without_content(self) -> Self:
         """The configuration of the same decoder after content has been added to the embedding tables."""
         return dataclasses.replace(self, content=0, interaction_features=0, free_row_dropout=0.0)
 
@@ -155,10 +153,13 @@ class TextContext(NamedTuple):
 
 
 def angles_of(config: DecoderConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array] | None:
-    """Returns the rotation angles of queries and keys, or None if positions are not rotary."""
+    """Returns (cos, sin), float32 [B, T, r], of the rotation angles of queries and keys; None if positions are not
+    rotary."""
     if config.position != "rotary":
         return None
-    return rotary_angles(positions_BT, frequencies(config.rotary_width, config.rotary_base, config.rotary_scaling))
+    per_position = frequencies(config.rotary_width, config.rotary_base, config.rotary_scaling)
+    angles = positions_BT[..., None].astype(jnp.float32) * per_position
+    return jnp.cos(angles), jnp.sin(angles)
 
 
 def text_context(
@@ -296,7 +297,7 @@ class EmbeddingTables(nnx.Module):
         shards_NCD = rows_VD.reshape(splits("new_vocab"), -1, rows_VD.shape[1])
         return constrain(shards_NCD, "new_vocab", None, None)
 
-    def without_new(self) -> EmbeddingTables:
+    def without_new(self) -> "EmbeddingTables":
         """Returns the tables with base tokens only."""
         return EmbeddingTables(self.vocab_size, self.dtype, self.base, None, self.base_head, None)
 
@@ -324,11 +325,6 @@ class FrozenTable(nnx.Variable):
     """Features that no part trains."""
 
 
-def frozen_table(sizes: Sizes, dtypes: DTypes) -> FrozenTable:
-    """Returns zeros as a placeholder for the features of a catalogue."""
-    return FrozenTable(jnp.zeros(tuple(sizes.values()), dtypes.parameter), axis_names=tuple(sizes))
-
-
 class Embeddings(nnx.Module):
     """The parameters from which the tables of the embedding and the output head are computed.
 
@@ -347,10 +343,10 @@ class Embeddings(nnx.Module):
         self.base_head = None if tied else normal(rngs, base, 0.02, dtypes)
         self.new_head = normal(rngs, new, 0.02, dtypes) if config.new_tokens and not tied else None
         has_content = bool(config.content and config.new_tokens)
-        features = {"new_vocab": config.new_tokens, "content": config.content}
+        features = jnp.zeros((config.new_tokens, config.content), dtypes.parameter)  # until a catalogue's are set
         projection = {"content": config.content, "embed": config.width}
         deviation = CONTENT_SCALE / math.sqrt(max(config.content, 1))
-        self.content = frozen_table(features, dtypes) if has_content else None
+        self.content = FrozenTable(features, axis_names=("new_vocab", "content")) if has_content else None
         self.projection = normal(rngs, projection, deviation, dtypes) if has_content else None
         self.head_projection = normal(rngs, projection, deviation, dtypes) if has_content and not tied else None
 

@@ -6,10 +6,9 @@ a product's activations costs 1 if anything below it trains, and with respect to
 attention, both operands are activations).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Set
+from typing import Self
 
 from unimp_jax.model.unimp import ModelConfig
 
@@ -21,7 +20,7 @@ class Forward:
     weights: float
     attention: float = 0.0
 
-    def __mul__(self, count: float) -> Forward:
+    def __mul__(self, count: float) -> "Forward":
         return Forward(self.weights * count, self.attention * count)
 
     def step(self, *, trains: bool, below: bool) -> float:
@@ -147,7 +146,7 @@ class Passes:
     blocks: bool
 
     @classmethod
-    def of(cls, trains: Set[str], images: int, config: ModelConfig) -> Passes:
+    def of(cls, trains: Set[str], images: int, config: ModelConfig) -> Self:
         media = bool(images) and bool({"vision", connector(config)} & trains)
         text = bool({"embeddings", "decoder", "adapters"} & trains) or (media and config.interleaved)
         return cls(media, text, text or media or "gated" in trains)

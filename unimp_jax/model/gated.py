@@ -1,7 +1,5 @@
 """Gated cross-attention (Flamingo, arXiv:2204.14198, section 2.2): text attends to images before a decoder layer."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 
@@ -81,11 +79,8 @@ class GatedCrossAttention(nnx.Module):
         return KeysValues(key if self.key_norm is None else self.key_norm(key), self.value(latents_BSC))
 
     def __call__(self, x_BTD: jax.Array, images: KeysValues, mask: Mask) -> jax.Array:
-        """Applies the block to the text.
-
-        Args:
-          mask: Which latents a token attends to; for a token that attends to none, attention adds exactly 0.
-        """
+        """Applies the block to the text; `mask` says which latents a token attends to (if none, attention adds exactly
+        0)."""
         if images.keys.shape[1]:
             query = self.query(self.norm(x_BTD))
             query = query if self.query_norm is None else self.query_norm(query)

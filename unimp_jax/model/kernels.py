@@ -3,8 +3,6 @@
 Splash on TPUs and Triton on NVIDIA GPUs never materialise scores or masks of whole rows; cuDNN reads a mask.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import TYPE_CHECKING, Literal
@@ -61,7 +59,7 @@ def splash(
     arguments = (q_BTHh, k_BSKh, v_BSKh, queries_BT, keys_BS)
 
     def each(
-        kernel: SplashAttentionKernel, q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array
+        kernel: "SplashAttentionKernel", q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array
     ) -> jax.Array:
         from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds
 
@@ -86,7 +84,7 @@ def _padded(x_BT: jax.Array) -> jax.Array:
     return jnp.pad(x_BT, [(0, 0), (0, more), *[(0, 0)] * (x_BT.ndim - 2)]) if more else x_BT
 
 
-def _splash_kernel(tokens: int, keys: int, heads: int, causal: bool) -> SplashAttentionKernel:
+def _splash_kernel(tokens: int, keys: int, heads: int, causal: bool) -> "SplashAttentionKernel":
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     parts = splits("sequence")
@@ -105,11 +103,9 @@ def _splash_kernel(tokens: int, keys: int, heads: int, causal: bool) -> SplashAt
 def with_alibi(
     q_BTHh: jax.Array, k_BSKh: jax.Array, positions_BS: jax.Array, slopes_H: np.ndarray
 ) -> tuple[jax.Array, jax.Array]:
-    """Appends six channels to queries and keys whose product is slope times key position.
-
-    The softmax is invariant to the query's own position, so it is not subtracted. Slopes are split into three bfloat16
-    numbers and positions into two, so that nothing is lost to rounding whatever the dtype of q and k.
-    """
+    """Appends six channels to queries and keys whose product is slope times key position; the softmax is invariant to
+    the query's own position, so it is not subtracted. Slopes are split into three bfloat16 numbers and positions into
+    two, so that nothing is lost to rounding whatever the dtype of q and k."""
     B, T, H, _ = q_BTHh.shape
     slopes_H3 = _three_parts(slopes_H)
     high_BS, low_BS = positions_BS // 256, positions_BS % 256

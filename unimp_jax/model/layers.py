@@ -31,10 +31,8 @@ class DTypes:
 
 
 def parameter(value: jax.Array, names: tuple[str, ...]) -> nnx.Param:
-    """Creates a parameter with named axes, which `unimp_jax.sharding` maps to mesh axes.
-
-    The names are our own metadata, because Flax interprets its `out_sharding` as mesh axes wherever a mesh is set.
-    """
+    """Creates a parameter with named axes, which `unimp_jax.sharding` maps to mesh axes. The names are our own
+    metadata, because Flax interprets its `out_sharding` as mesh axes wherever a mesh is set."""
     return nnx.Param(value, axis_names=names)
 
 
@@ -85,10 +83,8 @@ STATISTICS = "statistics"
 
 
 def kept(x: jax.Array) -> jax.Array:
-    """Marks a norm's per-token statistics, a few numbers, for the policies to save for the backward pass.
-
-    Gradients must depend on the returned value only; otherwise the statistics are recomputed all the same.
-    """
+    """Marks a norm's per-token statistics, a few numbers, for the policies to save for the backward pass. Gradients
+    must depend on the returned value only; otherwise the statistics are recomputed all the same."""
     return checkpoint_name(x, STATISTICS)
 
 
@@ -161,12 +157,8 @@ def of_keys(draw: Callable[[jax.Array], jax.Array], keys: jax.Array) -> jax.Arra
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes entries with probability `rate`, to 1 part in 65,536, and scales the others up; without a key, returns x.
-
-    Args:
-      x: [B, …].
-      key: One key for all rows, [], or one per row, [B], which makes the noise of a row independent of other rows.
-    """
+    """Zeroes entries of x, [B, …], with probability `rate`, to 1 part in 65,536, and scales the others up; without a
+    key, returns x. One key per row, [B], instead of one for all makes the noise of a row independent of other rows."""
     if key is None or rate == 0:
         return x
     keep = of_keys(lambda one: jax.random.bits(one, x.shape[key.ndim :], jnp.uint16), key) >= round(rate * 2**16)

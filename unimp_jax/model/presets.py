@@ -1,7 +1,5 @@
 """Named model configurations."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

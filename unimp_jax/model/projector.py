@@ -1,7 +1,5 @@
 """The projector, which maps the vision tower's output for an image to token embeddings in the text sequence."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 
@@ -31,11 +29,8 @@ class ProjectorConfig:
             raise ValueError(f"projector: scale {self.scale} must be at least 1")
 
     def tokens(self, vision: VisionConfig, resampler: ResamplerConfig) -> int:
-        """Returns the number of tokens per image.
-
-        Raises:
-          ValueError: The tower's vectors cannot be divided into squares.
-        """
+        """Returns the number of tokens per image; raises ValueError if the tower's vectors cannot be divided into
+        squares."""
         if self.kind == "resampler":
             return resampler.latents
         if self.kind == "mlp":

@@ -1,7 +1,5 @@
 """Quantisation of frozen matrices to eight bits per entry and one scale per column, from absolute maxima as in qwix."""
 
-from __future__ import annotations
-
 import functools
 from typing import Literal
 
@@ -21,14 +19,8 @@ class Quantized(nnx.Variable):
 
 
 def quantize(kernel: jax.Array, axes: tuple[int, ...], dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """Quantises a matrix to (entries of `dtype`, float32 scales).
-
-    The entries times the scales, which are broadcast along `axes`, approximate the matrix.
-
-    Args:
-      kernel: float [..., I, ..., O, ...], one matrix or a stack of them.
-      axes: The contracted axes, which the scales do not have.
-    """
+    """Quantises a matrix, or a stack of them, to (entries of `dtype`, float32 scales without the contracted `axes`).
+    The entries times the scales, which are broadcast along `axes`, approximate the matrix."""
     whole = jnp.issubdtype(dtype, jnp.integer)
     bound = jnp.iinfo(dtype).max if whole else float(jnp.finfo(dtype).max)
     kernel = kernel.astype(jnp.float32)

@@ -1,7 +1,5 @@
 """The Perceiver resampler (Flamingo, arXiv:2204.14198, section 2.1): maps an image's patch tokens to a few latents."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax
@@ -35,10 +33,8 @@ class ResamplerConfig:
             raise ValueError(f"resampler: every size must be at least 1, not {self}")
 
     def attends_directly(self, width: int) -> bool:
-        """Whether latents attend to the patch tokens directly instead of to keys and values computed from them.
-
-        They do if that takes at most 90 % of the operations: per head and patch token L C instead of C h + L h.
-        """
+        """Whether latents attend to the patch tokens directly instead of to keys and values computed from them: if that
+        takes at most 90 % of the operations, per head and patch token L C instead of C h + L h."""
         return not self.qk_norm and 10 * self.latents * width <= 9 * self.head_dim * (self.latents + width)
 
 

@@ -1,7 +1,5 @@
 """Frequencies of rotary positions, and their scaling for texts longer than those a model was trained on."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Literal

@@ -6,8 +6,6 @@ columns: the softmax reduces over rows, and none of the five products of a backw
 transpose.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -29,11 +27,7 @@ VMEM_BYTES = 64 * 2**20
 
 
 class Segments(NamedTuple):
-    """Which keys a query attends to, given by int32 segment ids.
-
-    Attributes:
-      queries_BT, keys_BS: A query attends to the keys with its id, and to none if its id is 0.
-    """
+    """Int32 segment ids: a query attends to the keys with its id, and to none if its id is 0."""
 
     queries_BT: jax.Array
     keys_BS: jax.Array
@@ -53,11 +47,7 @@ class Alibi(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    """Static parameters that a kernel is compiled for.
-
-    Attributes:
-      shared: Number of query heads that share a key head.
-    """
+    """Static parameters that a kernel is compiled for; `shared` is the number of query heads that share a key head."""
 
     width: int
     shared: int
@@ -131,12 +121,9 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 
 def _call(form: _Form, kernel: Any, inputs: tuple[jax.Array, ...], outputs: int, products: int) -> list[jax.Array]:
-    """Runs a kernel on a device's arrays; a grid step takes a tile of a row's queries, all its keys, and a few heads.
-
-    Args:
-      outputs: Each of the first `outputs` inputs has an output of the same shape and dtype.
-      products: Number of products of the size of all scores.
-    """
+    """Runs a kernel, of `products` products of the size of all scores, on a device's arrays; a grid step takes a tile
+    of a row's queries, all its keys, and a few heads. Each of the first `outputs` inputs has an output of its shape and
+    dtype."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 

@@ -3,8 +3,6 @@
 Kernels are in `row_kernel` and `kernels`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -26,11 +24,9 @@ def gelu(x: jax.Array) -> jax.Array:
 def mean_and_variance(
     x: jax.Array, kept: Callable[[jax.Array], jax.Array] = lambda x: x
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns float32 mean and variance over the last axis, kept with size 1; results pass through `kept`.
-
-    On TPUs, 16-bit inputs take one pass, E[x^2] - E[x]^2. The cancellation error, 2^-23 of the squared mean, is below
-    the change of the variance by the rounding of the inputs, 2^-18 or more.
-    """
+    """Returns float32 mean and variance over the last axis, kept with size 1; results pass through `kept`. On TPUs,
+    16-bit inputs take one pass, E[x^2] - E[x]^2. The cancellation error, 2^-23 of the squared mean, is below the change
+    of the variance by the rounding of the inputs, 2^-18 or more."""
     wide = x.astype(jnp.float32)
     mean = kept(wide.mean(-1, keepdims=True))
     if platform() == "tpu" and x.dtype.itemsize == 2:

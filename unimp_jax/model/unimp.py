@@ -1,11 +1,9 @@
 """The complete UniMP model: takes images and text, returns logits at the answer positions."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +11,7 @@ from flax import nnx
 
 from unimp_jax.batch import Batch
 from unimp_jax.model.adapters import AdapterConfig, add_adapters
-from unimp_jax.model.attention import (
-    Kernel,
-    KeysValues,
-    Mask,
-    earlier_images_mask,
-    kernel_for,
-    last_image_mask,
-    segment_mask,
-)
+from unimp_jax.model.attention import Kernel, KeysValues, Mask, kernel_for, segment_mask
 from unimp_jax.model.axes import constrain, splits
 from unimp_jax.model.decoder import (
     Decoder,
@@ -122,7 +112,7 @@ class ModelConfig:
         return self.decoder.layers // self.group_layers
 
     @property
-    def materialised(self) -> ModelConfig:
+    def materialised(self) -> Self:
         """The configuration of the same model after content is added to the embedding tables and adapters to the
         matrices, without quantisation."""
         return dataclasses.replace(
@@ -141,11 +131,8 @@ class ModelConfig:
 
 
 def part_of(path: Sequence[Any]) -> Part:
-    """Returns the part that a parameter belongs to, given its path from `nnx.split` or `jax.tree_util`.
-
-    Raises:
-      ValueError: The path does not start with a part.
-    """
+    """Returns the part that a parameter belongs to, given its path from `nnx.split` or `jax.tree_util`; raises
+    ValueError if the path does not start with a part."""
     names = [getattr(entry, "key", getattr(entry, "name", entry)) for entry in path]
     if "adapter" in names:
         return "adapters"
@@ -195,11 +182,8 @@ class UniMP(nnx.Module):
         return self.vision(constrain(images_NHW3, "images", None, None, None))
 
     def encode_images(self, images: jax.Array) -> jax.Array:
-        """Returns latents [B, N, L, C], or token embeddings [B, N, L, D] where images are tokens.
-
-        Args:
-          images: Images [B, N, height, width, 3], or the outputs of the vision tower for them, [B, N, P, C].
-        """
+        """Returns latents [B, N, L, C], or token embeddings [B, N, L, D] where images are tokens, of images [B, N,
+        height, width, 3] or of the outputs of the vision tower for them, [B, N, P, C]."""
         B, N = images.shape[:2]
         if N == 0:
             return jnp.zeros((B, 0, *self.config.latents_shape), self.config.compute_dtype)
@@ -283,11 +267,8 @@ class UniMP(nnx.Module):
         latent_mask: Mask | None,
         contexts: Sequence[tuple[TextContext, jax.Array | None]],
     ) -> tuple[jax.Array, KeysValues]:
-        """Runs the gated block (if any) and the decoder layers of a group, each with its context and dropout key.
-
-        Returns:
-          The hidden states after the group, and the keys and values of each layer, [E, B, T, K, h].
-        """
+        """Runs the gated block (if any) and the decoder layers of a group, each with its context and dropout key;
+        returns the hidden states after the group, and the keys and values of each layer, [E, B, T, K, h]."""
         gated, layers = modules
         text = []
         for i, (layer, (context, key)) in enumerate(zip(unstack(layers, len(contexts)), contexts, strict=True)):
@@ -309,9 +290,12 @@ class UniMP(nnx.Module):
 
     def image_mask(self, batch: Batch) -> jax.Array:
         """bool [B, T, N]: which images of its row a token attends to."""
+        latest_BT1 = batch.image_index[:, :, None]
         if self.config.gated.attend == "last_image":
-            return last_image_mask(batch.image_index, batch.images.shape[1])
-        return earlier_images_mask(batch.image_index, batch.segment_ids, batch.image_segment_ids)
+            return latest_BT1 == jnp.arange(batch.images.shape[1])
+        same_BTN = batch.segment_ids[:, :, None] == batch.image_segment_ids[:, None, :]
+        earlier_BTN = jnp.arange(batch.image_segment_ids.shape[1]) <= latest_BT1
+        return same_BTN & (batch.segment_ids > 0)[:, :, None] & earlier_BTN
 
     def latent_mask(self, batch: Batch) -> Mask | None:
         """Mask of the image latents of its row that a token attends to, S = N L; None where images are tokens."""
@@ -356,11 +340,9 @@ class UniMP(nnx.Module):
 
 
 def image_slots(image_index_BT: jax.Array, image_tokens: int) -> jax.Array:
-    """Returns, as int32 [B, T], which of the N L image embeddings of its row replaces each token; -1 for text.
-
-    The tokens of an image are the first ones whose `Batch.image_index` is its number. Token ids cannot decide this,
-    because an item's text may contain the marker.
-    """
+    """Returns, as int32 [B, T], which of the N L image embeddings of its row replaces each token; -1 for text. The
+    tokens of an image are the first ones whose `Batch.image_index` is its number. Token ids cannot decide this, because
+    an item's text may contain the marker."""
     places_T = jnp.arange(image_index_BT.shape[1])
     begins_BT = jnp.diff(image_index_BT, axis=1, prepend=-1) != 0
     since_BT = places_T - jax.lax.cummax(jnp.where(begins_BT, places_T, 0), axis=1)

@@ -1,9 +1,7 @@
 """The vision tower: a ViT as in CLIP (arXiv:2103.00020) or SigLIP (arXiv:2303.15343), up to its last hidden state."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,9 @@ from unimp_jax.model import tpu
 from unimp_jax.model.attention import attend, attend_to_all
 from unimp_jax.model.axes import constrain
 from unimp_jax.model.layers import DTypes, Linear, Loop, Norm, normal, scan, stack
+
+if TYPE_CHECKING:
+    from unimp_jax.feature_extractors import TextConfig  # its text encoder has the same blocks
 
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -77,29 +78,10 @@ class VisionConfig:
         return (SIGLIP_MEAN, SIGLIP_DEVIATION) if self.colours == "siglip" else (CLIP_MEAN, CLIP_DEVIATION)
 
 
-class BlockConfig(Protocol):
-    """The settings of a block; the text encoder in `unimp_jax.feature_extractors` uses the same blocks."""
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def layers(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def mlp_width(self) -> int: ...
-    @property
-    def activation(self) -> str: ...
-    @property
-    def norm_eps(self) -> float: ...
-
-
 class VisionBlock(nnx.Module):
     """Pre-norm self-attention and MLP with residual connections."""
 
-    def __init__(self, config: BlockConfig, dtypes: DTypes, rngs: nnx.Rngs):
+    def __init__(self, config: "VisionConfig | TextConfig", dtypes: DTypes, rngs: nnx.Rngs):
         width, heads = {"vision_embed": config.width}, {"heads": config.heads, "head_dim": config.head_dim}
         mlp, norm = {"mlp": config.mlp_width}, {"norm": config.width}
         scale = (2 * config.layers) ** -0.5
@@ -142,14 +124,8 @@ class VisionTower(nnx.Module):
         self.blocks = stack(lambda rngs: VisionBlock(config, dtypes, rngs), config.layers, rngs)
 
     def __call__(self, images_BHW3: jax.Array) -> jax.Array:
-        """Returns the last hidden state.
-
-        Args:
-          images_BHW3: uint8, or float and already normalised.
-
-        Returns:
-          [B, P, C], patches in row-major order, after the class token if `class_token_out` is set.
-        """
+        """Returns the last hidden state, [B, P, C], for uint8 images, or float ones that are already normalised;
+        patches are in row-major order, after the class token if `class_token_out` is set."""
         config = self.config
         B, size, p = images_BHW3.shape[0], config.image_size, config.patch_size
         side = size // p

@@ -1,7 +1,5 @@
 """TPU types: the specifications of a chip, and slices to compile for without having the hardware."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """Estimates memory and step time per device from a compiled step."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any

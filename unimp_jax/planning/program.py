@@ -4,8 +4,6 @@ The source is XLA's text of a program (`compiled.as_text()`) after all passes, b
 only once, however often it is executed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -22,11 +20,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """Shape and location of a value.
-
-    Attributes:
-      in_memory: Whether it is stored in the device's main memory instead of on the chip.
-    """
+    """Shape of a value, and whether it is stored in the device's main memory instead of on the chip."""
 
     dtype: str
     shape: tuple[int, ...]

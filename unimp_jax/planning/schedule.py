@@ -1,7 +1,5 @@
 """Duration of a compiled program in the compiler's order: work, and waiting for other devices."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from typing import Literal

@@ -1,7 +1,5 @@
 """Data that a compiled program moves per step and device: between devices, and between memory and chip."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re
@@ -188,10 +186,8 @@ def _in_memory(arrays: tuple[Array, ...] | list[Array]) -> float:
 
 
 def kept_bytes(program: Program) -> float:
-    """Returns bytes of stored activations, which forward loops write slice by slice and backward loops read.
-
-    Loops are in the entry computation or in one that it calls, as newer XLA for CPUs does with small loops.
-    """
+    """Returns bytes of stored activations, which forward loops write slice by slice and backward loops read. Loops are
+    in the entry computation or in one that it calls, as newer XLA for CPUs does with small loops."""
     total = 0.0
     for computation in (program.computations[name] for name, times in program.runs.items() if times == 1):
         for loop in computation.instructions.values():

@@ -1,7 +1,5 @@
 """Semantic ids: a few codes for each item, such that similar items share prefixes and all ids are distinct."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 
@@ -12,18 +10,6 @@ from unimp_jax.semantic_ids.collisions import residual_distances, resolve
 from unimp_jax.semantic_ids.metrics import CodebookMetrics, describe
 from unimp_jax.semantic_ids.residual_kmeans import Quantised
 from unimp_jax.semantic_ids.rq_vae import RQVAEConfig
-
-__all__ = [
-    "CodebookMetrics",
-    "Quantised",
-    "RQVAEConfig",
-    "SemanticIdConfig",
-    "SemanticIds",
-    "describe",
-    "residual_distances",
-    "resolve",
-    "semantic_ids",
-]
 
 
 @dataclasses.dataclass(frozen=True)

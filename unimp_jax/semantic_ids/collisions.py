@@ -5,8 +5,6 @@ tree of codes until there is room below, and descends again, each time to the ne
 room.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -118,12 +116,8 @@ def _surplus(codes_IL: np.ndarray, last: int, size: int, distances: Distances) -
 
 
 def _move(item: int, codes_L: np.ndarray, below: Counter[Codes], room: Sequence[int], distances: Distances) -> Codes:
-    """Returns the new codes of an item, and adds them to `below`.
-
-    Args:
-      below: Number of items per prefix of codes, for all prefixes.
-      room: Capacity of a prefix, by its length.
-    """
+    """Returns the new codes of an item, and adds them to `below`, the number of items per prefix of codes, for all
+    prefixes; `room` is the capacity of a prefix, by its length."""
     prefix: Codes = tuple(codes_L[:-1].tolist())
     while below[prefix] >= room[len(prefix)]:
         prefix = prefix[:-1]

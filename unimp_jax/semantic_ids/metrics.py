@@ -1,7 +1,5 @@
 """Metrics of codebook usage and of collisions between items."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

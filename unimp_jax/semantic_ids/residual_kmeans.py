@@ -4,8 +4,6 @@ With r_0 the features and E_l the centres that k-means finds for r_l, an item's 
 argmin_k |r_l - E_l[k]|^2 and r_(l+1) = r_l - E_l[c_l].
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax
@@ -84,13 +82,9 @@ def seed_centres(points_IF: jax.Array, key: jax.Array, *, codes: int) -> jax.Arr
 
 @jax.jit(static_argnames=("iterations", "chunk"))
 def lloyd(points_IF: jax.Array, centres_KF: jax.Array, *, iterations: int, chunk: int = CHUNK) -> Arrays:
-    """Runs Lloyd's iterations from given centres, float32, until convergence or for `iterations`.
-
-    Centres without points move to the points that are farthest from their own centres, if any point differs from its
-    own.
-
-    Returns (centres, float32 [K, F]; the nearest of them for each point, int32 [I]).
-    """
+    """Runs Lloyd's iterations from given centres, float32, until convergence or for `iterations`; returns (centres,
+    float32 [K, F]; the nearest of them for each point, int32 [I]). Centres without points move to the points that are
+    farthest from their own centres, if any point differs from its own."""
     num_points, num_codes, size = len(points_IF), len(centres_KF), min(chunk, len(points_IF))
     points_CNF = jnp.pad(points_IF, ((0, -num_points % size), (0, 0))).reshape(-1, size, points_IF.shape[1])
     real_CN = jnp.arange(points_CNF.shape[0] * size).reshape(-1, size) < num_points

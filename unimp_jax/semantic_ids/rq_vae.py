@@ -6,8 +6,6 @@ mean (x - x')^2 + sum_l |sg(r_l) - e_l|^2 + beta |r_l - sg(e_l)|^2. TIGER's firs
 mean, latents do not outgrow the codebooks when training starts.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from typing import Any
@@ -86,10 +84,8 @@ def revive(codebooks_LKD: jax.Array, used_LK: jax.Array, residuals_LBD: jax.Arra
 
 
 def train_rq_vae(features: np.ndarray, config: RQVAEConfig, levels: int, codes: int, seed: int) -> kmeans.Quantised:
-    """Trains on features, float32 [I, F], and returns the quantised latents; codebooks start from residual k-means.
-
-    The errors are those of the decoder. Raises ValueError like `residual_kmeans`, and if a loss is not finite.
-    """
+    """Trains on features, float32 [I, F], and returns the quantised latents; codebooks start from residual k-means. The
+    errors are those of the decoder. Raises ValueError like `residual_kmeans`, and if a loss is not finite."""
     points_IF = jnp.asarray(kmeans.checked(features))
     model = RQVAE(points_IF.shape[1], config, levels, codes, nnx.Rngs(seed))
     latents_ID = np.asarray(_apply(*nnx.split(model), points_IF)[0])

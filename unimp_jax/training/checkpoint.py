@@ -1,7 +1,6 @@
 """Atomic checkpoints, written in the background; the latest ones and the best one are kept."""
 
-from __future__ import annotations
-
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -9,8 +8,7 @@ import math
 import shutil
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -69,7 +67,7 @@ class _Manager(ocp.CheckpointManager):
         return measured if isinstance(measured, dict) else None
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints of one run, by step. As a context manager, it waits on exit until all are written."""
 
     def __init__(self, folder: Path, config: CheckpointConfig, *, reads_only: bool = False):
@@ -252,12 +250,7 @@ class Checkpoints:
             "same command again to continue from there"
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.wait()
         self._manager.close()

@@ -1,7 +1,5 @@
 """Storage of frozen parameters: once per run instead of in every checkpoint."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,8 @@ from unimp_jax.training.reading import read_together
 
 
 def save_frozen(folder: Path, parameters: Any) -> Any:
-    """Writes the parameters atomically unless they exist already, and returns those on disk.
-
-    If they exist, the given arrays are freed before the stored ones are read, because memory holds them only once.
-    """
+    """Writes the parameters atomically unless they exist already, and returns those on disk. If they exist, the given
+    arrays are freed before the stored ones are read, because memory holds them only once."""
     if not jax.tree.leaves(parameters):
         return parameters
     if not of_first(is_saved(folder)):

@@ -1,10 +1,8 @@
 """Skips harmful steps: those with a loss or gradient that is not finite, or with a spike of the gradient norm."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +52,7 @@ class Guard:
         return tuple(zip(map(jax.tree_util.GetAttrKey, names), values, strict=True)), None
 
     @classmethod
-    def tree_unflatten(cls, _: None, values: Iterable[Any]) -> Guard:
+    def tree_unflatten(cls, _: None, values: Iterable[Any]) -> Self:
         return cls(*values)
 
 

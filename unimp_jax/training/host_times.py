@@ -1,7 +1,5 @@
 """How the hosts of a run spend their time, and which of them is the slowest."""
 
-from __future__ import annotations
-
 import functools
 import socket
 from collections.abc import Mapping
@@ -14,17 +12,10 @@ NAME_BYTES = 64
 
 
 def across_hosts(own: Mapping[str, float]) -> dict[str, float | str]:
-    """Returns the log entries for durations measured on each process; all processes must call this together.
-
-    It waits for the other processes, so it should be called when their devices have no work left.
-
-    Args:
-      own: Seconds per phase on this process; the phases are the same on all processes.
-
-    Returns:
-      `PHASE_seconds`, the mean; with several processes also `PHASE_most_seconds`, the maximum, and
-      `PHASE_slowest_host`, the process with the maximum.
-    """
+    """Returns the log entries for durations, in seconds, of the same phases on each process: `PHASE_seconds`, the mean;
+    with several processes also `PHASE_most_seconds`, the maximum, and `PHASE_slowest_host`, the process with the
+    maximum. All processes must call this together; as it waits for the others, their devices should have no work
+    left."""
     seconds_PS = _gathered(np.array(list(own.values()), np.float32))
     row: dict[str, float | str] = {}
     for name, seconds_P in zip((phase.replace(" ", "_") for phase in own), seconds_PS.T, strict=True):

@@ -1,15 +1,13 @@
 """The log of a run: a JSON Lines file, TensorBoard, and a progress bar."""
 
-from __future__ import annotations
-
+import contextlib
 import json
 import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -19,7 +17,7 @@ from data_pipelines.object_store import is_remote, put_file
 from unimp_jax.training.wandb_run import WandbRun, told
 
 
-class RunLog:
+class RunLog(contextlib.AbstractContextManager["RunLog"]):
     """The log of one run, continued at a step; rows after that step are removed because they will be written again."""
 
     def __init__(
@@ -115,12 +113,7 @@ class RunLog:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(step - self._bar.n)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._writes:
             self._bar.close()
             self._write_rows()

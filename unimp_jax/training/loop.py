@@ -1,7 +1,5 @@
 """The training loop: loads a batch, steps, logs, validates and saves until the last step or a request to end."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The metrics of UniMP's training steps, and the log rows that aggregate them."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ handles only local paths and `gs://` (orbax-checkpoint 0.11 and 0.12). For `s3:/
 corresponding `gs://` path and replaces the driver in the result.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """AdamW with a cosine schedule, as in the reference implementation."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Peak matrix-multiplication speed of the hardware, the reference for model FLOP utilisation."""
 
-from __future__ import annotations
-
 import functools
 import time
 
@@ -25,10 +23,8 @@ PEAK_BFLOAT16 = {
 
 
 def peak_flops(dtype: str = "bfloat16") -> float:
-    """Returns FLOP/s of all devices together: from data sheets for bfloat16 on known accelerators, else measured.
-
-    CPU devices share the host's cores, so the measurement on one device is the total.
-    """
+    """Returns FLOP/s of all devices together: from data sheets for bfloat16 on known accelerators, else measured. CPU
+    devices share the host's cores, so the measurement on one device is the total."""
     device = jax.devices()[0]
     for name, flops in PEAK_BFLOAT16.items():
         if device.device_kind.startswith(name) and dtype == "bfloat16":

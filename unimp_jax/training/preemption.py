@@ -1,7 +1,5 @@
 """Requests to end a run: SIGTERM, which schedulers send before they take a machine away."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
@@ -9,8 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -18,7 +15,7 @@ from jax.experimental import multihost_utils
 from unimp_jax.processes import end_together
 
 
-class EndRequest:
+class EndRequest(contextlib.AbstractContextManager["EndRequest"]):
     """Whether this run has been asked to end.
 
     As a context manager: until `listen` is called, SIGTERM ends the process at once, as usual. There is nothing to lose
@@ -53,12 +50,9 @@ class EndRequest:
 
     @contextlib.contextmanager
     def ends_after(self, save: Callable[[], None]) -> Iterator[None]:
-        """Wraps long work between two steps: if SIGTERM arrives, calls `save` and ends the process.
-
-        Another thread calls `save`, because the thread that waits for XLA runs no signal handlers. The process exits
-        with 0, or with 2 if saving fails. Several processes continue instead, because they can agree between steps
-        only.
-        """
+        """Wraps long work between two steps: if SIGTERM arrives, calls `save` and ends the process, with 0, or with 2
+        if saving fails. Another thread calls `save`, because the thread that waits for XLA runs no signal handlers.
+        Several processes continue instead, because they can agree between steps only."""
         if not self._listens or self._together:
             yield
             return
@@ -90,16 +84,11 @@ class EndRequest:
             os.close(read)
             os.close(write)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._listens and not self._together:
             signal.signal(signal.SIGTERM, self._before)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _ask(self, *_: object) -> None:
         self._asked = True
 
 

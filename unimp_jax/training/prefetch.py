@@ -1,7 +1,5 @@
 """Loads batches and sends them to the devices while the previous step runs."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Callable, Iterator

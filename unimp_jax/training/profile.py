@@ -1,7 +1,5 @@
 """Profiles of some steps for TensorBoard and xprof, configured in advance or on demand."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from pathlib import Path
@@ -14,10 +12,8 @@ ON_DEMAND = 5
 
 
 class Profile:
-    """Profiles the requested steps, or the next ones after SIGUSR1, until the last of them is done.
-
-    Each profile has its own folder, named by time; each of several processes writes its own profile.
-    """
+    """Profiles the requested steps, or the next ones after SIGUSR1, until the last of them is done. Each profile has
+    its own folder, named by time; each of several processes writes its own profile."""
 
     def __init__(self, steps: tuple[int, int] | None, folder: Path):
         self._steps, self._folder, self._on, self._asked = steps, folder, False, False
@@ -29,12 +25,8 @@ class Profile:
         self._asked = True
 
     def before(self, step: int, state: Any) -> None:
-        """Starts a profile if due; must be called before each step.
-
-        Args:
-          step: Number of the step.
-          state: Inputs of the step; they are waited for, so that the profile contains no other step.
-        """
+        """Starts a profile if due; must be called before each step with its number and its inputs, which are waited
+        for, so that the profile contains no other step."""
         if self._asked and not self._on:
             self._steps, self._asked = (step, step + ON_DEMAND - 1), False
         if self._steps is not None and step == self._steps[0]:

@@ -1,7 +1,5 @@
 """Reading of saved data: retries transient errors, detects damage, and makes all processes agree on the outcome."""
 
-from __future__ import annotations
-
 import enum
 import json
 import re
@@ -64,16 +62,10 @@ def view_of(error: BaseException) -> View:
 
 
 def read_together(what: str, read: Callable[[], T]) -> T:
-    """Returns the result of `read` if it succeeds on every process; all processes must call this together.
-
-    Args:
-      what: What is read, for error messages: `FOLDER: step 5`.
-      read: Must not wait for other processes.
-
-    Raises:
-      DamagedError: A process found it damaged.
-      CheckpointError: A process found it to be of another configuration, or could not reach it after several attempts.
-    """
+    """Returns the result of `read`, which must not wait for other processes, if it succeeds on every process; all must
+    call this together. `what` is read, for error messages: `FOLDER: step 5`. Raises DamagedError if a process found it
+    damaged, and CheckpointError if one found it to be of another configuration, or could not reach it in several
+    attempts."""
     result, error = _attempts(read)
     own = View.WHOLE if error is None else view_of(error)
     view = own
@@ -109,11 +101,8 @@ def _attempts(read: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Returns whether another attempt may succeed.
-
-    This includes missing files if there are several processes: a network file system may show a file written by another
-    host only later.
-    """
+    """Returns whether another attempt may succeed. This includes missing files if there are several processes: a
+    network file system may show a file written by another host only later."""
     if not isinstance(error, Exception):
         return False  # asked to end
     missing = any(isinstance(link, MISSING) or _MISSING.search(str(link)) for link in _chain(error))

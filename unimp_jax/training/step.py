@@ -1,7 +1,5 @@
 """One training step as a pure function: state and batch in, state and metrics out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

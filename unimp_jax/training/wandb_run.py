@@ -1,7 +1,5 @@
 """Optional logging to Weights & Biases: a run there receives the rows of the log and resumes with training."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import json
@@ -30,11 +28,8 @@ def check_wandb(project: str | None) -> None:
 
 
 class WandbRun:
-    """One Weights & Biases run, used by the first of several processes.
-
-    The package's environment variables (WANDB_MODE, WANDB_ENTITY, WANDB_API_KEY) apply. After initialisation, a failure
-    of logging never ends training.
-    """
+    """One Weights & Biases run, used by the first of several processes. The package's environment variables
+    (WANDB_MODE, WANDB_ENTITY, WANDB_API_KEY) apply. After initialisation, a failure of logging never ends training."""
 
     def __init__(self, project: str, folder: Path, config: dict[str, Any]):
         """Starts or resumes the run.

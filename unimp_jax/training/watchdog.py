@@ -4,8 +4,6 @@ A host that stops feeding its chips blocks all others in their next collective, 
 process therefore publishes its current phase in the key-value store of JAX's distributed runtime.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import faulthandler
@@ -32,11 +30,7 @@ KEY = "unimp_watchdog"
 
 @dataclasses.dataclass(frozen=True)
 class Beat:
-    """The current phase of a process.
-
-    Attributes:
-      seconds: Time spent in this phase so far.
-    """
+    """The current phase of a process, and the seconds spent in it so far."""
 
     process: int
     host: str
@@ -57,11 +51,7 @@ class Watchdog:
     """A background thread that watches training; use as a context manager."""
 
     def __init__(self, seconds: float | None):
-        """Creates the watchdog.
-
-        Args:
-          seconds: Duration of a phase after which the run is considered hung; None disables the watchdog.
-        """
+        """Creates the watchdog; `seconds` is the duration of a phase after which the run hangs, None: never."""
         self._seconds, self._over, self._store = seconds, threading.Event(), store()
         self._at: tuple[int, Phase, float] = (0, "waiting for data", time.monotonic())
         self._seconds_of: dict[str, float] = dict.fromkeys(PHASES, 0.0)
@@ -74,11 +64,8 @@ class Watchdog:
         self._seconds_of[before] += self._at[2] - since
 
     def spent(self, waited: float) -> dict[str, float]:
-        """Returns the seconds spent in each phase since the last call; must be called by the training thread.
-
-        Args:
-          waited: Seconds between validations and saves in which the devices waited for data; in the rest they computed.
-        """
+        """Returns the seconds spent in each phase since the last call; must be called by the training thread. In
+        `waited` of the seconds between validations and saves the devices waited for data; in the rest they computed."""
         self.begin(*self._at[:2])
         spent, self._seconds_of = self._seconds_of, dict.fromkeys(PHASES, 0.0)
         return {

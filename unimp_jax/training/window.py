@@ -1,7 +1,5 @@
 """The steps between two rows of the log, including those done before an interruption."""
 
-from __future__ import annotations
-
 import abc
 import time
 from typing import Any
@@ -39,12 +37,8 @@ class Window(abc.ABC):
 
     @abc.abstractmethod
     def row(self, seconds: float, waited: float) -> dict[str, float]:
-        """Aggregates the steps, whose metrics are already on the host.
-
-        Args:
-          seconds: Duration of this process's own steps.
-          waited: Seconds of this duration in which the devices waited for data.
-        """
+        """Aggregates the steps, whose metrics are already on the host, into a row: this process's own ones took
+        `seconds`, in `waited` of which the devices waited for data."""
 
     @abc.abstractmethod
     def progress(self, row: dict[str, float]) -> dict[str, str]:
@@ -55,10 +49,8 @@ class Window(abc.ABC):
         """Returns the counts of consecutive skips after the last step, for `guard.check_skips`."""
 
     def notes(self) -> dict[str, Any]:
-        """Returns what a checkpoint stores beside the state, as JSON: the data position and the steps not logged yet.
-
-        It waits until these steps are done.
-        """
+        """Returns what a checkpoint stores beside the state, as JSON: the data position and the steps not logged yet,
+        for which it waits."""
         metrics = [
             {name: np.asarray(x).tolist() for name, x in vars(one).items()} for one in jax.device_get(self.metrics)
         ]
@@ -78,11 +70,8 @@ class Window(abc.ABC):
             self._since = time.perf_counter()
 
     def close(self, waited: float) -> tuple[dict[str, float], dict[str, int]]:
-        """Waits until all steps are done and empties the window.
-
-        Returns:
-          (the row of the log, the counts of consecutive skips).
-        """
+        """Waits until all steps are done and empties the window; returns (the row of the log, the counts of consecutive
+        skips)."""
         self.metrics = jax.device_get(self.metrics)
         row, skips = self.row(time.perf_counter() - self._since, waited), self.consecutive_skips()
         self.metrics, self.counts, self.own = [], [], 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from unimp_jax.interop import idefics, open_flamingo
 from unimp_jax.interop.language import gpt_neox, llama, mosaic_gpt, mpt
 from unimp_jax.interop.layout import Entry, Placement, WeightsError, model_shapes, placements, unfilled
-from unimp_jax.interop.vision import open_clip, transformers_clip
+from unimp_jax.interop.vision import open_clip, tower
 from unimp_jax.model import (
     DecoderConfig,
     GatedCrossAttentionConfig,
@@ -130,7 +130,7 @@ def geometries(draw, family: str) -> ModelConfig:
 
 
 LANGUAGE = {"gpt_neox": gpt_neox, "mpt": mpt, "mosaic_gpt": mosaic_gpt, "llama": llama}
-VISION = {"open_clip": open_clip("vision_encoder"), "clip": transformers_clip("vision_encoder.clip.vision_model.")}
+VISION = {"open_clip": open_clip("vision_encoder"), "clip": tower("vision_encoder.clip.vision_model.", VisionConfig())}
 CASES = [*[(family, vision) for family in LANGUAGE for vision in VISION], ("idefics", "clip")]
 
 
