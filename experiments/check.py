@@ -101,13 +101,8 @@ class StandIn:
 
 
 def devices_there(config: CheckConfig, slices: Slices | None, hosts: int) -> list[Any]:
-    """Returns the devices that training would have.
-
-    TPUs have their physical topology if libtpu is installed; other devices are placeholders in their order.
-
-    Raises:
-      ValueError: the configuration does not describe a possible set of devices.
-    """
+    """Returns the devices that training would have: with libtpu, TPUs in their topology, else placeholders in their
+    order. Raises ValueError if the options do not describe a possible set of devices."""
     if (config.devices is None) == (slices is None):
         raise ValueError("check: give either --devices N or a slice of TPUs, such as --tpu v5e-16")
     if slices is not None and importlib.util.find_spec("libtpu") is not None:
@@ -132,12 +127,8 @@ def rows_of_processes(experiment: ExperimentConfig, mesh: Mesh) -> str:
 
 
 def check_files(experiment: ExperimentConfig, folder: Path, read_records: int) -> ExperimentConfig:
-    """Checks the data and the run folder on disk, and prints what it finds.
-
-    Returns:
-      The configuration that training would use, with the geometry of `init_from` and, if the data was read, the size of
-      its vocabulary.
-    """
+    """Checks the data and the run folder, prints what it finds, and returns the configuration that training would use:
+    with the geometry of `init_from` and, if the data was read, the size of its vocabulary."""
     configured, before = configure(experiment, folder)
     data = experiment.data
     users, items = len(read_users(data.source, data.folder)), len(read_items(data.source, data.folder))
@@ -192,13 +183,8 @@ def free_in(folder: Path) -> str:
 
 
 def check_memory(experiment: ExperimentConfig, folder: Path | None, mesh: Mesh, slices: Slices | None) -> None:
-    """Prints the parameter counts, the size of the checkpoints and, if it can be computed, the memory of a step.
-
-    Args:
-      experiment: the configuration as it is trained; the size of its vocabulary may be a guess.
-      folder: the run folder; None if it is not accessible from here.
-      slices: the TPU slices of the mesh; None for other devices.
-    """
+    """Prints the parameter counts, the size of the checkpoints (with a folder) and, for TPU slices, the memory of a
+    step."""
     decoder, tensor = experiment.model.decoder, mesh.shape["tensor"]
     decoder = dataclasses.replace(decoder, vocab_size=-(-decoder.vocab_size // tensor) * tensor)
     experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, decoder=decoder))

@@ -87,12 +87,8 @@ def main(*, own_process: bool = False) -> None:
 
 
 def run_command(arguments: Sequence[str], own_process: bool) -> None:
-    """Parses the global options, then runs the command with the arguments that follow it.
-
-    Raises:
-      DataError: the command does not exist.
-      SystemExit: help was printed, or an option is invalid.
-    """
+    """Parses the global options, then runs the command with the arguments that follow it; DataError if there is none
+    such."""
     first = next((at for at, word in enumerate(arguments) if not word.startswith("-")), len(arguments))
     parser = argparse.ArgumentParser(
         prog="unimp",

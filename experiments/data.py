@@ -111,11 +111,8 @@ def attributes_of(corpus: Corpus, config: ExperimentConfig) -> AttributeTexts:
 
 
 def records_of(run: Path, config: ExperimentConfig, items: Collection[int]) -> PreparedSource:
-    """Loads the data of a run in order to show some of its items.
-
-    Raises:
-      DataError: the source is not prepared, or its items are not those that the run was trained on.
-    """
+    """Loads the data of a run in order to show some of its items; DataError if its items are not those of the
+    training."""
     records = load_records(config.data)
     check_same(run / FILE, fingerprint_of(records.corpus, records.has_image, config, records.cache), ["items"])
     if max(items, default=0) >= records.corpus.num_items:  # for runs that predate fingerprints
@@ -156,14 +153,8 @@ class ExperimentData:
     def load(
         cls, config: ExperimentConfig, vocabulary_folder: Path | None = None, *, same: Collection[str] = ()
     ) -> ExperimentData:
-        """Loads the data with the vocabulary saved by a run, or builds a new vocabulary.
-
-        Args:
-          same: the parts of the data (of `fingerprint.DATA_PARTS`) that must match what the run was trained on.
-
-        Raises:
-          DataError: the data cannot be read, or does not match.
-        """
+        """Loads the data with the vocabulary saved by a run, or a new one. `same` names the parts of the data (of
+        `fingerprint.DATA_PARTS`) that must match what the run was trained on; DataError if they do not."""
         records = load_records(config.data)
         if vocabulary_folder is not None and same:
             now = fingerprint_of(records.corpus, records.has_image, config, records.cache)
@@ -182,24 +173,14 @@ class ExperimentData:
 
     @functools.cached_property
     def training_queries(self) -> TrainingQueries:
-        """The queries of training.
-
-        Raises:
-          DataError, ValueError: there is nothing to ask in training, or it does not fit into a row.
-        """
+        """The queries of training; DataError or ValueError if there are none, or they do not fit into a row."""
         queries = TrainingQueries(self.corpus, self.config.queries, self.config.seed, self.has_codes)
         check_row_shape(self.writer, queries.tasks)
         return queries
 
     def check_training(self) -> list[str]:
-        """Finds errors that would end a training, before anything is compiled.
-
-        Returns:
-          Lines to show about what is left out or cut.
-
-        Raises:
-          DataError, ValueError: as in `training_queries`.
-        """
+        """Finds errors that would end a training (as in `training_queries`) before anything is compiled, and returns
+        lines to show about what is left out or cut."""
         check_planner(self.config.loader)
         if self.config.data.cold_items and (self.vocabulary.depth > 1 or not self.features.shape[1]):
             raise ValueError(
@@ -221,19 +202,15 @@ class ExperimentData:
         return other
 
     def with_items(self, records: PreparedSource) -> ExperimentData:
-        """Returns the data of a run with new items after those that it was trained on; each has a token of its own.
-
-        Raises:
-          DataError: the run names items by semantic ids.
-        """
+        """Returns the data of a run with new items after those that it was trained on, a token each; DataError if the
+        run names items by semantic ids."""
         vocabulary = self.vocabulary.with_items(records.corpus.item_ids[self.corpus.num_items :])
         other = ExperimentData(self.config, records, vocabulary)
         other.known_items, other.memory = self.known_items, self.memory
         return other
 
     def showing_whole(self) -> Self:
-        """Returns a copy whose questions show the latest history items with their full text
-        (`TaskConfig.ask_whole`)."""
+        """Returns a copy whose questions show the latest history items with their full text (`ask_whole`)."""
         other = copy.copy(self)
         other.writer = copy.copy(self.writer)
         other.writer.config = dataclasses.replace(self.writer.config, ask_whole=True)
@@ -270,11 +247,7 @@ class ExperimentData:
 
     @functools.cached_property
     def item_content(self) -> Content:
-        """The content of the items.
-
-        Raises:
-          DataError: as in `build_content`.
-        """
+        """The content of the items; DataError as in `build_content`."""
         return build_content(self.corpus, self.config.content, self.known_items)
 
     @property
@@ -301,11 +274,8 @@ class ExperimentData:
 
 
 def sized_model(config: ExperimentConfig, vocabulary: Vocabulary, content: int = 0) -> ExperimentConfig:
-    """Returns the configuration with the model's embeddings sized to the vocabulary.
-
-    Args:
-      content: number of content features of each new token.
-    """
+    """Returns the configuration with embeddings sized to the vocabulary and to the number of content features of a
+    token."""
     drops = config.model.decoder.free_row_dropout > 0
     decoder = dataclasses.replace(
         config.model.decoder,

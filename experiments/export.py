@@ -90,12 +90,9 @@ def export_command(
 
 
 def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
-    """Writes the exported folder atomically, and returns a line about it for the user.
-
-    Raises:
-      WeightsError: the format does not support the geometry, the folder exists already, or the disk has no room.
-      DataError: `run` is not a run folder.
-    """
+    """Writes the exported folder atomically, and returns a line about it for the user. Raises WeightsError if the
+    format does not support the geometry, the folder exists or the disk is full; DataError if `run` is not a run
+    folder."""
     if config.shard_gigabytes <= 0:
         raise DataError(f"shard_gigabytes {config.shard_gigabytes} must be above 0")
     refuse_existing(folder)
@@ -131,12 +128,8 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
 
 
 def described_whole(geometry: ModelConfig, data: ExperimentData, config: ExportConfig) -> dict[str, Any]:
-    """Returns the `config.json` of a model for transformers.
-
-    Raises:
-      WeightsError: the format does not support the geometry, or its processor writes other tokens around images than
-        the vocabulary has.
-    """
+    """Returns the `config.json` of a model for transformers. Raises WeightsError if the format does not support the
+    geometry, or its processor writes other tokens around images than the vocabulary has."""
     package, vocabulary = PACKAGES[config.format], data.vocabulary
     described = package.described_as(geometry) | token_ids(vocabulary) | {"dtype": config.dtype}
     if geometry.interleaved:
@@ -215,7 +208,7 @@ def prompt_parts(vocabulary: Vocabulary, tokens: list[int]) -> list[str | None]:
 
 
 def prompt_text(vocabulary: Vocabulary, example: Example, model: ModelConfig) -> str:
-    """Returns a prompt as the processors of LLaVA and SmolVLM take it. They repeat each `<image>`; SmolVLM's also
+    """Returns a prompt as the processors of LLaVA and SmolVLM take it: both repeat each `<image>`, and SmolVLM's also
     writes the tokens around it."""
     before = behind = 0
     if model.projector.kind == "pixel_shuffle":

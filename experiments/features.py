@@ -24,11 +24,8 @@ from unimp_jax.processes import of_first, wait_for_all
 
 
 def tower_features(data: ExperimentData, parameters: Parameters, mesh: Mesh, folder: Path) -> FeatureStore:
-    """Returns the features in the folder, which all processes share, after computing them if they do not exist.
-
-    Raises:
-      DataError: the features are damaged, or the disk has no room for them.
-    """
+    """Returns the features in the folder, which all processes share, after computing them if they do not exist;
+    DataError if they are damaged or the disk has no room."""
     if not of_first(is_there(folder)):
         vision = data.config.model.vision
         shape, dtype = (vision.tokens_out, vision.width), data.config.model.compute_dtype

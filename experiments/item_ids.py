@@ -60,13 +60,8 @@ def ids_command(
 
 
 def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
-    """Computes semantic ids, writes them for `vocabulary.item_codes` on the first process, and returns a message for
-    the user.
-
-    Raises:
-      DataError: the folder holds no run, or the file would be a folder.
-      ValueError: neither images nor text is requested or available, or the layout has too few ids.
-    """
+    """Computes semantic ids, writes them for `vocabulary.item_codes`, and returns a message for the user. Raises
+    ValueError if neither images nor text is requested or available, or the layout has too few ids."""
     if not (config.images or config.text):
         raise ValueError("ids must be made from images, text or both, but neither is requested or available")
     check_place(path)

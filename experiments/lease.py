@@ -30,14 +30,8 @@ SETTLE = 1.0
 
 @contextlib.contextmanager
 def leased(path: Path, patience: float) -> Iterator[None]:
-    """Holds the lease within the context, so that no other process holds it.
-
-    Args:
-      patience: seconds to wait for another holder to finish.
-
-    Raises:
-      DataError: another process still holds the lease after that time.
-    """
+    """Holds the lease within the context, after waiting up to `patience` seconds for another holder; DataError if that
+    one does not end."""
     token, until, waits = secrets.token_hex(8), time.monotonic() + patience, False
     while not _take(path, token):
         if time.monotonic() > until:

@@ -46,11 +46,7 @@ def kept_in(config: ExperimentConfig) -> dict[Part, str]:
 
 
 def take_apart(config: ExperimentConfig, model: UniMP) -> Parameters:
-    """Divides a model into structure, trainable and frozen parameters.
-
-    Raises:
-      ValueError: no part is trained.
-    """
+    """Divides a model into structure, trainable and frozen parameters; ValueError if no part is trained."""
     trains = frozenset(config.training.trains)
     if not trains:
         raise ValueError("training.trains is empty, so nothing would be trained")

@@ -48,11 +48,7 @@ def local_path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None
 
 
 def refuse_url(text: Any) -> Path:
-    """Returns a local path.
-
-    Raises:
-      URLError: the text is a URL.
-    """
+    """Returns a local path; URLError if the text is a URL."""
     path = make_path(text)
     if is_remote(path):
         raise URLError(f"{text}: this option needs a path on the local disk, not a URL")

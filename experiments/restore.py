@@ -14,14 +14,8 @@ Checkpoint = Literal["best", "latest"]
 
 
 def step_of(checkpoints: Checkpoints, which: Checkpoint, command: str) -> int:
-    """Returns the step of a checkpoint.
-
-    Args:
-      command: the command that trains such runs, for the error message.
-
-    Raises:
-      DataError: the run has no complete checkpoint.
-    """
+    """Returns the step of a checkpoint; DataError, which names the `command` that trains such runs, if there is
+    none."""
     step = checkpoints.best() if which == "best" else checkpoints.latest()
     if step is None:
         raise DataError(f"{checkpoints.folder.parent} has no complete checkpoint yet; run `{command}` on it first")
@@ -31,18 +25,9 @@ def step_of(checkpoints: Checkpoints, which: Checkpoint, command: str) -> int:
 def restore_parameters(
     run: Path, which: Checkpoint, parameters: Parameters, config: CheckpointConfig
 ) -> tuple[Parameters, int]:
-    """Reads only the parameters of a checkpoint, directly into their shardings.
-
-    Args:
-      parameters: shapes, dtypes and shardings, divided into trainable and frozen ones as in that run.
-
-    Returns:
-      (the parameters, the step of the checkpoint).
-
-    Raises:
-      DataError: the run has no complete checkpoint.
-      CheckpointError: the checkpoint cannot be read, or has another geometry.
-    """
+    """Reads only the parameters of a checkpoint, divided as the abstract `parameters`, directly into their shardings,
+    and returns them with its step. Raises DataError without a complete checkpoint, CheckpointError for another
+    geometry."""
     with Checkpoints(run / "checkpoints", config, reads_only=True) as checkpoints:
         step = step_of(checkpoints, which, "unimp train")
         trainable = checkpoints.restore_parameters(step, parameters.trainable)

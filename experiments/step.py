@@ -28,11 +28,8 @@ from unimp_jax.training.step import TrainState, make_train_step
 
 
 def make_mesh_of(config: ExperimentConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh of an experiment on `devices` (by default, all that are available).
-
-    Raises:
-      ValueError: the mesh does not match the number of devices, or rows or tokens of a batch cannot be split over it.
-    """
+    """Returns the mesh of an experiment on `devices` (by default, all that are available); ValueError if it does not
+    match their number, or rows or tokens of a batch cannot be split over it."""
     mesh = make_mesh(config.mesh, devices)
     check_rows(config.loader.batch_size, mesh, config.training.accumulate)
     check_tokens(config.row_shape.tokens, mesh)
@@ -72,8 +69,8 @@ def init_state(trainable: Any, optimizer: optax.GradientTransformation, mesh: Me
 
 
 def decays(config: ExperimentConfig, path: Any, parameter: jax.Array) -> bool:
-    """Returns whether weight decay applies: to matrices of the gated blocks, or of all parts except the
-    embeddings; never to adapters."""
+    """Returns whether weight decay applies: to matrices of the gated blocks, or of all parts except the embeddings;
+    never to adapters."""
     names = [str(getattr(key, "key", key)) for key in path]
     part = "gated" if config.optimizer.decay == "gated" else names[0]
     return names[0] == part != "embeddings" and "kernel" in names

@@ -162,19 +162,9 @@ def restore_or_init(
     mesh: Mesh,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, Any, dict[str, Any] | None]:
-    """Restores the latest checkpoint, or initialises the state at step 0 if there is none.
-
-    Nothing is on the devices twice at any time.
-
-    Args:
-      parameters: shapes, dtypes and shardings.
-
-    Returns:
-      (state, frozen parameters, the checkpoint's notes or None at step 0).
-
-    Raises:
-      CheckpointError: an existing checkpoint cannot be read.
-    """
+    """Returns (state, frozen parameters, notes) of the latest checkpoint, or those at step 0, without notes, if there
+    is none. Nothing is on the devices twice at any time; `parameters` are abstract. Raises CheckpointError if an
+    existing checkpoint cannot be read."""
     folder = checkpoints.folder.parent / "frozen"
     restored = checkpoints.restore_latest(abstract_state(parameters.trainable, optimizer, mesh))
     if restored is not None:
@@ -184,16 +174,8 @@ def restore_or_init(
 
 
 def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
-    """Opens the run folder, or creates it if it does not exist.
-
-    All processes must call this together: the first one creates the folder, and the others wait for it.
-
-    Returns:
-      As `read_run`.
-
-    Raises:
-      DataError, ValueError: as in `read_run`.
-    """
+    """Opens the run folder as `read_run` does, or creates it. All processes must call this together: the first one
+    creates the folder, and the others wait for it."""
     made = "the folder of the run is made"
     if jax.process_index() != 0:
         wait_for_all(made)
@@ -227,12 +209,8 @@ def begin_run(data: ExperimentData, config: ExperimentConfig, folder: Path) -> N
 
 def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
     """Returns the data and the complete configuration with which training in `folder` begins or continues; writes no
-    run.
-
-    Raises:
-      DataError: the folder holds a run of another configuration or of a VQGAN, or the data has changed.
-      ValueError: parts of the configuration do not fit one another or the data.
-    """
+    run. Raises DataError if the folder holds another run, or the data has changed; ValueError if parts do not fit
+    together."""
     config, before = configure(config, folder)
     if before is None:
         check_best_metric(config.checkpoint.best_metric)
@@ -249,25 +227,15 @@ def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
 
 
 def check_best_metric(name: str) -> None:
-    """Checks that validation computes the metric by which the best checkpoint is chosen, and that larger is better.
-
-    Raises:
-      ValueError: it is another one.
-    """
+    """Raises ValueError unless the metric that chooses the best checkpoint is one that validation computes."""
     known = [f"{metric}@{cutoff}" for metric in ("HR", "NDCG", "MRR") for cutoff in CUTOFFS]
     if name not in known:
         raise ValueError(f"checkpoint.best_metric {name!r} must be one of {', '.join(known)}")
 
 
 def configure(config: ExperimentConfig, folder: Path) -> tuple[ExperimentConfig, ExperimentConfig | None]:
-    """Completes the configuration as far as possible without the data.
-
-    Returns:
-      (the configuration with the geometry of `init_from`, that of the run already in the folder or None).
-
-    Raises:
-      DataError: the folder holds a run of a VQGAN.
-    """
+    """Returns (the configuration with the geometry of `init_from`, that of the run already in the folder or None), as
+    far as possible without the data; DataError if the folder holds a run of a VQGAN."""
     if (folder / OF_VQGAN).exists():
         raise DataError(f"{folder} contains the run of a VQGAN; name another folder")
     if not (folder / "config.json").exists():
@@ -281,8 +249,7 @@ def configure(config: ExperimentConfig, folder: Path) -> tuple[ExperimentConfig,
 def validation(
     config: ExperimentConfig, data: ExperimentData, graph: nnx.GraphDef, frozen: Any, mesh: Mesh
 ) -> Callable[[TrainState], dict[str, float]]:
-    """Returns the validation: recommendation to validation users, seen items filtered; no metrics without such
-    users."""
+    """Returns the validation: recommendation to validation users, seen items filtered; no metrics without them."""
     most = config.training.validation_users
     queries = held_out_queries(data.corpus, "validation", "recommendation", most=most)
     if not queries:

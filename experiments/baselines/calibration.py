@@ -63,8 +63,7 @@ def validation_sample(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
 
 
 def calibrate(ranker: Ranker, corpus: Corpus) -> Calibration:
-    """Returns the calibration with the highest likelihood of the validation interactions; the default if there are
-    none."""
+    """Returns the calibration with the highest likelihood of the validation interactions; without any, the default."""
     users, positions = validation_sample(corpus)
     if not len(users):
         return Calibration()

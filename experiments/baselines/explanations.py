@@ -68,14 +68,7 @@ class ConsensusExplanation:
     name = "Consensus text"
 
     def __init__(self, corpus: Corpus, most: int = 32):
-        """Prepares the training texts.
-
-        Args:
-          most: maximum number of texts about an item, and of a user, that are used: the latest in the corpus.
-
-        Raises:
-          DataError: there are no training texts.
-        """
+        """Uses the latest `most` texts about an item, and of a user; DataError if there are no training texts."""
         events, self._texts = training_texts(corpus)
         users = np.searchsorted(corpus.offsets, events, side="right") - 1
         self._of_user, self._of_item, self._most = grouped(users), grouped(corpus.items[events]), most
@@ -85,11 +78,8 @@ class ConsensusExplanation:
         self._stems, self._words = DefaultTokenizer(use_stemmer=True), dict[str, collections.Counter[str]]()
 
     def explain(self, users: np.ndarray, items: np.ndarray, own: Sequence[str] | None = None) -> list[str]:
-        """Returns M texts for int [M] users and items.
-
-        Args:
-          own: for each of them, an additional text that may be selected and that the others are compared with.
-        """
+        """Returns M texts for int [M] users and items; `own` has one more text for each, which may be selected as
+        well."""
         chosen = []
         for number, (user, item) in enumerate(zip(users.tolist(), items.tolist(), strict=True)):
             known = self._of_item.get(item, [])[-self._most :] + self._of_user.get(user, [])[-self._most :]
@@ -120,11 +110,8 @@ def grouped(groups: np.ndarray) -> dict[int, list[int]]:
 
 
 def training_texts(corpus: Corpus) -> tuple[np.ndarray, list[str]]:
-    """Returns the training interactions with a text, int64 [T] ascending, and their T texts.
-
-    Raises:
-      DataError: there are none.
-    """
+    """Returns the training interactions with a text, int64 [T] ascending, and their texts; DataError if there are
+    none."""
     events = np.array(sorted(event for event in corpus.texts if corpus.splits[event] == TRAIN), np.int64)
     if not len(events):
         raise DataError("no training interaction has a text, so there is no explanation to answer with")

@@ -87,8 +87,7 @@ class ItemKNN:
 
 
 def choose_item_knn(corpus: Corpus, grid: Sequence[ItemKNNConfig] = GRID) -> ItemKNN:
-    """Returns the one of the grid with the highest NDCG@10 in validation, seen items filtered; without users, the
-    first."""
+    """Returns the one with the highest NDCG@10 in validation, seen items filtered; without users, the first."""
     counted = co_occurrences(corpus)
     return best_on_validation(corpus, grid, lambda config: ItemKNN(corpus, config, counted))
 

@@ -48,11 +48,7 @@ RANKS = (2, 32)
 
 
 def training_ratings(corpus: Corpus) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (users, items, ratings) of the rated training interactions.
-
-    Raises:
-      DataError: there are none.
-    """
+    """Returns (users, items, ratings) of the rated training interactions; DataError if there are none."""
     events = np.flatnonzero((corpus.splits == TRAIN) & ~np.isnan(corpus.ratings))
     if not len(events):
         raise DataError("no training interaction has a rating, so ratings cannot be predicted for this source")

@@ -86,8 +86,7 @@ def train_sasrec(
 
 
 def make_step(ranker: SASRecRanker, optimizer: optax.GradientTransformation) -> Any:
-    """Returns (parameters, state, batch, key, number, rate) -> (parameters, state, loss), jitted; donates the first
-    two."""
+    """Returns the jitted step (parameters, state, batch, key, number, rate) -> (parameters, state, loss)."""
 
     config = ranker.config
 

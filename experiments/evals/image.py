@@ -98,14 +98,8 @@ class ImageEval(TaskEval):
 
 
 def open_decoder(data: ExperimentData, folder: Path | None) -> Decoder:
-    """Opens the VQGAN that decodes the codes of a run.
-
-    Args:
-      folder: the folder of the VQGAN; None: the one named in the file of the codes.
-
-    Raises:
-      DataError: there are no codes, or the VQGAN is missing or has other codes.
-    """
+    """Opens the VQGAN in the folder (None: the one named in the file of the codes) that decodes the codes of a run;
+    DataError if there are no codes, or the VQGAN is missing or has other codes."""
     codes = data.vocabulary.image_codes
     if codes is None:
         raise DataError("this run has no image codes; train with --vocabulary.image-codes FILE")

@@ -104,13 +104,8 @@ def among_items(log_p_MI: np.ndarray) -> np.ndarray:
 
 
 def pooled(model_MI: np.ndarray, counted: Sequence[tuple[float, np.ndarray]], pool: Pool) -> np.ndarray:
-    """Returns the log-probabilities of pooled distributions over items: float32 [M, I].
-
-    Args:
-      model_MI: log-probabilities; like the others, their exponentials sum to 1 over items.
-      counted: (share, log-probabilities [M, I]) of each of the others.
-      pool: the kind of pool.
-    """
+    """Returns the log-probabilities of a pool of distributions over items, each with exponentials that sum to 1:
+    float32 [M, I]. `counted` has (share, log-probabilities [M, I]) of those beside the model."""
     if not counted:
         return model_MI.astype(np.float32)
     shared = [(1 - sum(share for share, _ in counted), model_MI), *counted]

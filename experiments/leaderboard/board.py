@@ -75,11 +75,7 @@ Board = dict[str, BenchmarkResult]
 
 
 def read_board(path: Path) -> Board:
-    """Reads a saved board; empty if there is none.
-
-    Raises:
-      DataError: the file is not a leaderboard of this version.
-    """
+    """Reads a saved board, empty if there is none; DataError if the file is not a leaderboard of this version."""
     if not path.exists():
         return {}
     try:

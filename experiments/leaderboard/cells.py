@@ -82,14 +82,8 @@ def experiment_of(benchmark: Benchmark, seed: int, data: Path) -> ExperimentConf
 
 
 def run_cell(folder: Path, benchmark: Benchmark, seed: int, data: Path) -> bool:
-    """Trains and evaluates one cell, or continues it if it was interrupted.
-
-    Returns:
-      Whether there was anything left to do.
-
-    Raises:
-      DataError: the source is not prepared, or the folder holds another experiment.
-    """
+    """Trains and evaluates one cell, or continues it, unless it is finished; returns whether anything was left to
+    do."""
     if (folder / "evaluation" / "test.json").exists():
         return False
     train_run(experiment_of(benchmark, seed, data), folder)

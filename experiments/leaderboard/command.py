@@ -41,11 +41,7 @@ def leaderboard_command(
 
 
 def write_page(folder: Path, config: LeaderboardConfig, out: Path) -> None:
-    """Writes the page and the JSON file of the evaluated cells.
-
-    Raises:
-      DataError: nothing is evaluated yet, or the saved results cannot be read.
-    """
+    """Writes the page and the JSON file of the evaluated cells; DataError if nothing is evaluated yet."""
     saved = out.with_suffix(".json")
     board = read_board(saved)
     for name in config.benchmarks:

@@ -49,12 +49,8 @@ class DoesNotFit(ValueError):
 
 
 def make_plan(config: ExperimentConfig, slices: Slices) -> Plan:
-    """Compiles the step and estimates its memory and time.
-
-    Raises:
-      ValueError: the mesh does not match the devices, or rows, tokens or parameters cannot be split over it.
-      DoesNotFit: the step needs more memory than there is.
-    """
+    """Compiles the step and estimates its memory and time. Raises ValueError if the mesh does not match the devices or
+    the batch, DoesNotFit if the step needs more memory than there is."""
     mesh = make_mesh_of(config, devices(slices))
     parameters, optimizer = abstract_parameters(config, mesh), optimizer_of(config)
     state = abstract_state(parameters.trainable, optimizer, mesh)

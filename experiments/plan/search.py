@@ -24,14 +24,8 @@ REMATS: tuple[Remat, ...] = ("none", "dots", "full")
 def search(
     config: ExperimentConfig, slices: Slices, count: int, tell: Callable[[str], None] = lambda _: None
 ) -> list[Plan]:
-    """Compiles candidates until `count` of them fit, and ranks those.
-
-    Returns:
-      The plans that fit, in descending order of tokens per second.
-
-    Raises:
-      DoesNotFit: none of the first 4 * count candidates fits.
-    """
+    """Compiles candidates until `count` of them fit, and returns these plans in descending order of tokens per second;
+    DoesNotFit if none of the first 4 * count candidates fits."""
     plans: list[Plan] = []
     for candidate in itertools.islice(candidates(config, slices), 4 * count):
         if len(plans) == count:

@@ -43,11 +43,7 @@ class Ablation:
     needs_ids: bool = False
 
     def apply(self, base: ExperimentConfig) -> ExperimentConfig:
-        """Returns the base with the changes.
-
-        Raises:
-          ValueError: the base does not allow them.
-        """
+        """Returns the base with the changes; ValueError if the base does not allow them."""
         return changed(base, self.changes(base) if callable(self.changes) else self.changes)
 
 

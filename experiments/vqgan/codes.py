@@ -18,16 +18,8 @@ from unimp_jax.evaluation.mapping import map_batches
 
 def write_codes(folder: Path, path: Path, which: WhichImages = WhichImages(), checkpoint: Checkpoint = "best") -> str:
     """Encodes all items of a source that have an image, writes their codes on the first process, and returns a message
-    for the user.
-
-    Args:
-      folder: the folder of a run, or another VQGAN.
-      which: the images to encode.
-
-    Raises:
-      DataError: the source is not given or not prepared, or the file would be a folder.
-      WeightsError: the folder holds no VQGAN.
-    """
+    for the user. Raises DataError if the source is not given or not prepared, WeightsError if the folder holds no
+    VQGAN."""
     check_place(path)
     data = which.beside(trained_on(folder))
     model = open_vqgan(folder, checkpoint)

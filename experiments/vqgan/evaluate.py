@@ -78,17 +78,8 @@ def evaluate_vqgan(
     checkpoint: Checkpoint = "best",
     out: Path | None = None,
 ) -> str:
-    """Writes `evaluation.json` and `reconstructions.png`, and returns the table as Markdown.
-
-    Args:
-      folder: the folder of a run, or another VQGAN.
-      which: the images to evaluate on, of which those are used that its training holds out.
-      out: the output folder; None: the VQGAN's folder, or the folder of its checkpoint file.
-
-    Raises:
-      DataError: the source is not given or not prepared.
-      WeightsError: the folder holds no VQGAN.
-    """
+    """Writes `evaluation.json` and `reconstructions.png` into `out` (None: the VQGAN's folder, or that of its file),
+    and returns the table as Markdown. Of the images, those are used that the training holds out."""
     trained = trained_on(folder)
     data, out = which.beside(trained), out or (folder if folder.is_dir() else folder.parent)
     out.mkdir(parents=True, exist_ok=True)  # reports an unusable folder before anything is computed

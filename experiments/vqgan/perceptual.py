@@ -18,11 +18,7 @@ from unimp_jax.model.vision import VisionTower
 
 
 def perceptual_model(config: PerceptualConfig) -> tuple[Distance | None, Any]:
-    """Returns (the distance function, the model's parameters); (None, {}) if no model is named.
-
-    Raises:
-      WeightsError, DataError: the model cannot be opened.
-    """
+    """Returns (the distance function, the model's parameters), or (None, {}) if no model is named."""
     if config.lpips:
         graph, parameters = nnx.split(read_lpips(config.lpips))
 

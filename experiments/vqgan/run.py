@@ -58,26 +58,15 @@ def is_vqgan_run(folder: Path) -> bool:
 
 
 def trained_on(folder: Path) -> ImageData | None:
-    """Returns the images that a run was trained on; None for other VQGANs, which do not record them.
-
-    Raises:
-      DataError: the path does not exist.
-    """
+    """Returns the images that a run was trained on; None for other VQGANs; DataError if the path does not exist."""
     if not folder.exists():
         raise DataError(f"{folder} does not exist; it must be the folder of a VQGAN")
     return read_config(folder / FILE, VQGANExperiment).data if is_vqgan_run(folder) else None
 
 
 def open_vqgan(folder: Path, checkpoint: Checkpoint = "best") -> VQGAN:
-    """Opens a VQGAN.
-
-    Args:
-      checkpoint: of a run, the best by validation or the latest.
-
-    Raises:
-      DataError: the run has no complete checkpoint.
-      WeightsError: the folder is neither a run nor another VQGAN.
-    """
+    """Opens a VQGAN, of a run its best or latest checkpoint. Raises DataError if the run has no complete checkpoint,
+    WeightsError if the folder is neither a run nor another VQGAN."""
     if not is_vqgan_run(folder):
         return read_vqgan(folder)[0]
     config = read_config(folder / FILE, VQGANExperiment)

@@ -116,14 +116,8 @@ def loaded(pixels: np.ndarray) -> LoadedBatch:
 def restore_or_init(
     config: VQGANExperiment, trainer: Trainer, sharding: NamedSharding, checkpoints: Checkpoints
 ) -> tuple[VQGANState, dict[str, Any] | None]:
-    """Restores the latest checkpoint, or initialises the state at step 0 if there is none.
-
-    Returns:
-      (state, the checkpoint's notes or None at step 0).
-
-    Raises:
-      CheckpointError: an existing checkpoint cannot be read.
-    """
+    """Returns the latest checkpoint and its notes, or the state at step 0 and None if there is none; CheckpointError if
+    an existing checkpoint cannot be read."""
     restored = checkpoints.restore_latest(abstract_state(trainer, sharding))
     if restored is not None:
         return restored
@@ -151,13 +145,8 @@ def train_step(
     sharding: NamedSharding,
     pixels: np.ndarray,
 ) -> Callable[[VQGANState, jax.Array], tuple[VQGANState, VQGANMetrics]]:
-    """Returns the step that continues from `state`; before step `quantiser.after`, it places the codewords.
-
-    Args:
-      frozen: the parameters of the perceptual model.
-      sharding: that of the state.
-      pixels: uint8 [N, H, W, 3], the images from which the codewords are made.
-    """
+    """Returns the step that continues from `state`; before step `quantiser.after`, it places the codewords, made from
+    the images `pixels`, uint8 [N, H, W, 3]. `sharding` is the state's, `frozen` the perceptual model's parameters."""
     place, after = codewords(config, trainer, pixels), config.quantiser.after if config.init_from is None else None
     numbers = itertools.count(int(state.step))
 
