@@ -4,8 +4,6 @@ It calls the functions that training itself calls, so a command is refused with 
 device and writes only the token cache of the source, which training then reuses.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import importlib.util

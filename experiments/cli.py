@@ -3,8 +3,6 @@
 Only the requested command is imported, and nothing heavy before it: `unimp --help` is printed from the table below.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import importlib

@@ -1,7 +1,5 @@
 """The configuration of an experiment: data, prompts, model and training; each field is a command-line option."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

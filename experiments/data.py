@@ -1,7 +1,5 @@
 """Builds the data of training and evaluation from prepared records, following the experiment's configuration."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import functools
@@ -152,7 +150,7 @@ class ExperimentData:
     @classmethod
     def load(
         cls, config: ExperimentConfig, vocabulary_folder: Path | None = None, *, same: Collection[str] = ()
-    ) -> ExperimentData:
+    ) -> Self:
         """Loads the data with the vocabulary saved by a run, or a new one. `same` names the parts of the data (of
         `fingerprint.DATA_PARTS`) that must match what the run was trained on; DataError if they do not."""
         records = load_records(config.data)
@@ -201,7 +199,7 @@ class ExperimentData:
         other.corpus, other.writer = corpus, self.writer.of(corpus)
         return other
 
-    def with_items(self, records: PreparedSource) -> ExperimentData:
+    def with_items(self, records: PreparedSource) -> "ExperimentData":
         """Returns the data of a run with new items after those that it was trained on, a token each; DataError if the
         run names items by semantic ids."""
         vocabulary = self.vocabulary.with_items(records.corpus.item_ids[self.corpus.num_items :])

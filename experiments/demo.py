@@ -1,7 +1,5 @@
 """`unimp demo`: goes from the embedded data to a report, in minutes on two cores."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from pathlib import Path

@@ -1,10 +1,9 @@
 """Elastic training: adapts mesh, accumulation and remat of a run to the available devices, but not its batches."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from pathlib import Path
+from typing import Self
 
 import jax
 
@@ -26,7 +25,7 @@ class Machine:
     """Number of TPU slices; 1 for other devices."""
 
     @classmethod
-    def here(cls) -> Machine:
+    def here(cls) -> Self:
         return cls(len(jax.devices()), tpu_slices(jax.devices()))
 
 

@@ -4,8 +4,6 @@ It writes `evaluation/<split>.json` (tables and samples) and `evaluation/<split>
 with all answers and metrics, from which every table can be recomputed) into the run folder.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import time

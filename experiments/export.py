@@ -3,8 +3,6 @@
 The folder has the weights, the tokenizer, image and generation settings, and a model card.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Vision towers used to compare images: the run's own tower, or one whose weights the user names."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence

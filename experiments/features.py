@@ -1,7 +1,5 @@
 """Caches the frozen vision tower's output for the catalogue: computed once per run, and read instead of images."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Recommendation and search return the best items, rating returns a rating and its
 of three candidates, image the image files. Nothing is evaluated here, so the user is known by their history only.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """The parameters at step 0: drawn at random from the seed, imported pretrained ones, or those of another run."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path

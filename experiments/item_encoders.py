@@ -1,7 +1,5 @@
 """Encoders of item texts or images: models of transformers, WordLlama, or parts of a trained run."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """`unimp features`: writes an encoder's vector of each item's text or image to a file for `content.vectors`."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """`unimp ids`: computes semantic ids from the images and texts of items, as represented by a run's model."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Annotated

@@ -6,8 +6,6 @@ for `LEASE` seconds, or whose process ran on this host and has ended, is stale a
 may differ by less than that.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -5,8 +5,6 @@ last of them ends, for whatever reason. So stale locks need no detection, and a 
 started it is not disturbed. The file names the process that last took the lock.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -4,8 +4,6 @@
 `memory.json` into the run folder, which `unimp generate` reads. The counts themselves are recomputed from the records.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Collection, Mapping

@@ -1,7 +1,5 @@
 """Reads items that are not yet in a run's catalogue from a file, for `unimp generate --new-items`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

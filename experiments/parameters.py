@@ -1,7 +1,5 @@
 """The parameters of a run, divided into trainable and frozen ones."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Collection
 from typing import Any

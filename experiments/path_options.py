@@ -1,7 +1,5 @@
 """Path options: some accept URLs of an object store, the others must be local."""
 
-from __future__ import annotations
-
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """The options of `unimp train`: a preset with all its fields, the run folder, and how processes find one another."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

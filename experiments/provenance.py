@@ -1,7 +1,5 @@
 """The provenance of a run: the commands that started it, the machines and the versions."""
 
-from __future__ import annotations
-
 import datetime
 import importlib.metadata
 import json

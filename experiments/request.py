@@ -1,7 +1,5 @@
 """Parses a request about a user of the source or about a history in JSON; every mistake is reported in one line."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

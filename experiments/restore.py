@@ -1,7 +1,5 @@
 """Restores the parameters of a run from one of its checkpoints."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

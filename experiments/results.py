@@ -1,7 +1,5 @@
 """The results of an evaluation, in one form for tables, pages and tests."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Opens a run folder, or an exported folder, to use its model."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -1,7 +1,5 @@
 """The Python API of a trained run that answers queries, and of a new run that is trained step by step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The train step of an experiment: its state, its batches and its compiled program."""
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable, Sequence

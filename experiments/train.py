@@ -5,8 +5,6 @@ A run folder holds `config.json`, `vocabulary/`, `frozen/` (the frozen parameter
 continues an interrupted run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,8 +1,6 @@
 """Calibrates a ranker's scores to next-item probabilities, by a temperature and a uniform share fitted in
 validation."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`unimp sasrec`: trains a sequential baseline alone, SASRec or a successor of it, for the time that a run took."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

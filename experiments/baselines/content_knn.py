@@ -4,8 +4,6 @@ The score of an item is the cosine between its features and the mean of those of
 `decay` as much as the one after it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

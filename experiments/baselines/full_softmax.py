@@ -4,8 +4,6 @@ The forward pass also computes the gradients, one chunk of positions after the o
 the cache: on two cores this takes a third of the time of differentiating through the logits of the whole batch.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -10,8 +10,6 @@ instead of users, and earlier_days is a factor for items from before the latest 
 complete a basket. Apart from five numbers chosen on validation users, nothing is learned.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Sequence

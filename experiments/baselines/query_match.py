@@ -1,7 +1,5 @@
 """Baselines for search: items are ordered by their match with the query, then by a recommendation baseline."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

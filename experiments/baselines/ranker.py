@@ -1,7 +1,5 @@
 """The interface of baselines, which score the whole catalogue after a user's history, and the simplest baseline."""
 
-from __future__ import annotations
-
 import concurrent.futures
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar

@@ -1,8 +1,6 @@
 """Predicts ratings by matrix factorisation with biases (Koren, Bell and Volinsky 2009, "Matrix factorization techniques
 for recommender systems"); with rank 0, by a bias for each user and item."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import dataclasses
 import os

@@ -1,7 +1,5 @@
 """Cross entropy over a sample of the catalogue: the target item and others drawn uniformly."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

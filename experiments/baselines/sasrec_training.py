@@ -1,7 +1,5 @@
 """Trains SASRec, eSASRec and HSTU within a budget of steps or seconds, and keeps the best parameters by validation."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
     python -m experiments.benchmarks.catalogue_size --items 1000000 10000000
 """
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable

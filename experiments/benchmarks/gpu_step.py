@@ -7,8 +7,6 @@ For each kernel: the largest differences of attention and its gradients to plain
 memory of attention with its gradients; then the step of the first preset, with its MFU.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import time

@@ -3,8 +3,6 @@
 python -m experiments.benchmarks.token_speed --items 100000 1000000
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import dataclasses
 import multiprocessing

@@ -1,7 +1,5 @@
 """Evaluation and answering of each task of `data_pipelines.tasks`: one object per task, under the task's name."""
 
-from __future__ import annotations
-
 from experiments.evals.base import TaskEval
 from experiments.evals.image import ImageEval
 from experiments.evals.rating import RatingEval

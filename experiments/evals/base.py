@@ -1,7 +1,5 @@
 """The interface of task evaluations: how held-out queries are asked, measured and shown."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Tables of recommendation for items that training never or rarely saw, in runs with `data.cold_items`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

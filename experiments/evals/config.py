@@ -1,7 +1,5 @@
 """Configuration of evaluation on held-out queries (`EvaluationConfig`) and of single answers (`GenerateConfig`)."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Annotated

@@ -5,8 +5,6 @@ that a ranker puts first, a random item's image, that of another item matching t
 from its codes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import types
 from collections.abc import Mapping, Sequence

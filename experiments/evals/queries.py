@@ -1,7 +1,5 @@
 """Selects the held-out queries of an evaluation, and describes those that are left out."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ If each item has a token of its own, the whole catalogue is ranked exactly by th
 are found by beam search.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

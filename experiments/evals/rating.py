@@ -1,7 +1,5 @@
 """The rating task: predicts stars, from next-token probabilities and as generated, and explanations."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence

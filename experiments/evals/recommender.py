@@ -12,8 +12,6 @@ the best ranking of the catalogue does not imply the best ratios of probabilitie
 cannot represent every pair of co-occurring items, which is exactly what the memory stores.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Collection, Iterator, Sequence

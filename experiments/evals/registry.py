@@ -1,7 +1,5 @@
 """Registry of task evaluations, by task name."""
 
-from __future__ import annotations
-
 from data_pipelines.tasks.registry import check_names
 from experiments.evals.base import TaskEval
 

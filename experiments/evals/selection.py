@@ -9,8 +9,6 @@ probability that item i comes next, the probability that a set S of candidates i
 where I p(i) is how much more likely i is to come next than to be drawn.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

@@ -1,7 +1,5 @@
 """Computes standings from evaluated cells: for each data set and task, our one model, every rival, and who is ahead."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The cells of the leaderboard: a preset per data set, with rivals that train for a fixed time each."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`unimp leaderboard`: trains and evaluates every missing cell, and writes the standings."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

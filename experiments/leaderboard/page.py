@@ -1,7 +1,5 @@
 """Formats the leaderboard as a Markdown page: losses first, then every table."""
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Plans an experiment on TPU slices: the memory, communication and time that its step would need."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import time

@@ -1,7 +1,5 @@
 """Searches meshes, remat policies and batch sizes, the most promising first."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

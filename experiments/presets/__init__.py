@@ -1,7 +1,5 @@
 """Presets by name, one file each: from minutes on two cores to weeks on a pod."""
 
-from __future__ import annotations
-
 from experiments.config import ExperimentConfig
 from experiments.presets import beauty, fashion, reviews, small, smol, tiny
 from experiments.presets.interleaved import DESCRIPTIONS as INTERLEAVED

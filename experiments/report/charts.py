@@ -1,7 +1,5 @@
 """Draws charts of groups of runs with matplotlib, as SVG whose colours are the CSS variables of the page."""
 
-from __future__ import annotations
-
 import html
 import io
 import re

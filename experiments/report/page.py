@@ -1,7 +1,5 @@
 """`unimp report`: writes the page of one run or of several, and the tables of several as Markdown."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shlex
@@ -20,6 +18,7 @@ from experiments.report import charts, tables
 from experiments.report.compare import compare, is_minor
 from experiments.report.runs import Group, LeftOut, read_groups
 from experiments.report.samples import Samples, UserSample, read_samples
+from experiments.report.tables import PageTable
 from experiments.results import load_evaluation
 
 MOST_UNFOLDED = 6
@@ -40,7 +39,7 @@ class Section:
     id: str
     title: str
     note: str
-    tables: Sequence[tables.PageTable] = ()
+    tables: Sequence[PageTable] = ()
     charts: Sequence[str] = ()
     users: Sequence[UserSample] = ()
 

@@ -1,7 +1,5 @@
 """Reads evaluated runs from their folders, and groups those that differ only in the seed."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """Histories of some users, with the recommendations and generated images of each group of runs."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import dataclasses

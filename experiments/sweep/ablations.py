@@ -5,8 +5,6 @@ equal compute, of token slots. An ablation with shorter prompts therefore sees m
 stages divides the steps of the base among them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -39,7 +37,7 @@ class Ablation:
     _: dataclasses.KW_ONLY
     needs_images: bool = False
     task: str | None = None
-    stages: Callable[[Sequence[str]], list[Ablation]] = lambda tasks: []
+    stages: Callable[[Sequence[str]], list["Ablation"]] = lambda tasks: []
     needs_ids: bool = False
 
     def apply(self, base: ExperimentConfig) -> ExperimentConfig:

@@ -1,7 +1,5 @@
 """A cell of a sweep: one configuration, trained once in a folder of its own and then evaluated."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

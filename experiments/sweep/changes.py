@@ -1,7 +1,5 @@
 """Changes configurations by the dotted names of their fields, and writes them as command-line options."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping

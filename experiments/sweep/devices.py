@@ -1,7 +1,5 @@
 """Divides the devices of this machine evenly among cells that run at the same time."""
 
-from __future__ import annotations
-
 import glob
 import importlib.util
 import os

@@ -1,9 +1,8 @@
 """Plans the cells of ablations and seeds, in an order in which each cell comes after those that it needs."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 
@@ -33,7 +32,7 @@ class Base:
     tasks: Sequence[str]
 
     @classmethod
-    def open(cls, preset: str, config: ExperimentConfig) -> Base:
+    def open(cls, preset: str, config: ExperimentConfig) -> Self:
         """Opens a base, and reads the records of its source, as training does."""
         records = load_records(config.data)
         has_codes = np.ones(records.corpus.num_items, bool) if config.queries.needs_codes else None

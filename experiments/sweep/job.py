@@ -4,8 +4,6 @@ This module is imported in the job's own process, and therefore imports neither 
 runs in a process of its own, whose output goes to `log.txt`.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import json
 import os

@@ -1,7 +1,5 @@
 """`unimp vqgan codes`: encodes a catalogue's images, in a file for `vocabulary.image_codes`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import jax

@@ -1,7 +1,5 @@
 """The options and the implementation of `unimp vqgan`."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """The configuration of a VQGAN's training, and of the images it uses."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

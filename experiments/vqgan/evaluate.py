@@ -1,7 +1,5 @@
 """`unimp vqgan evaluate`: compares held-out images with their decoded codes, beside the mean image and JPEG."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

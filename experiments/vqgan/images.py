@@ -1,7 +1,5 @@
 """The images of a prepared source, for training and evaluation."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

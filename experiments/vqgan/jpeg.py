@@ -1,7 +1,5 @@
 """A JPEG baseline for image codes: compression to as few bits as the codes take."""
 
-from __future__ import annotations
-
 import bisect
 import io
 

@@ -1,7 +1,5 @@
 """Metrics of the similarity of images and their reconstructions: PSNR and SSIM."""
 
-from __future__ import annotations
-
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 

@@ -1,7 +1,5 @@
 """Opens the perceptual model of a training, which measures the distance of two images in its features."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

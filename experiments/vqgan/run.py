@@ -1,7 +1,5 @@
 """Opens a VQGAN from a run folder, from a folder for diffusers, or from a checkpoint of taming-transformers."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from pathlib import Path

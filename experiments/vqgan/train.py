@@ -4,8 +4,6 @@ The folder holds `vqgan.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` a
 `reconstructions.png`. The same command on the same folder continues an interrupted run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
