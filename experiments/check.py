@@ -24,8 +24,8 @@ from experiments.elastic import Machine, described, fitted
 from experiments.parameters import abstract_parameters
 from experiments.plan.command import GIB, mesh_words
 from experiments.plan.plan import DoesNotFit, make_plan
-from experiments.preset_run import read_training
-from experiments.step import abstract_state, make_mesh_of, optimizer_of
+from experiments.presets import read_training
+from experiments.step import abstract_state, make_mesh_of
 from experiments.train import configure, read_run
 from unimp_jax.planning.chips import Slices, devices
 from unimp_jax.planning.estimate import bytes_a_device
@@ -158,16 +158,10 @@ def check_folder(folder: Path, experiment: ExperimentConfig) -> None:
     if (folder / "checkpoints").is_dir():
         with Checkpoints(folder / "checkpoints", experiment.checkpoint, reads_only=True) as checkpoints:
             latest = checkpoints.latest()
-    steps = experiment.loop.steps
-    start = (
-        f"a run of {steps:,} steps starts"
-        if latest is None
-        else (f"the run continues from step {latest:,} of {steps:,}")
-    )
-    print(
-        f"folder: {folder}{'' if folder.is_absolute() else ' (relative to the working directory of each host)'}, "
-        f"where {start}"
-    )
+    whose = "" if folder.is_absolute() else " (relative to the working directory of each host)"
+    steps = f"{experiment.loop.steps:,}"
+    start = f"a run of {steps} steps starts" if latest is None else f"the run continues from step {latest:,} of {steps}"
+    print(f"folder: {folder}{whose}, where {start}")
 
 
 def existing(folder: Path) -> Path:
@@ -175,19 +169,13 @@ def existing(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
-def free_in(folder: Path) -> str:
-    """Returns a note on the free disk space at a local folder."""
-    return "" if is_remote(folder) else f"; {shutil.disk_usage(existing(folder)).free / GIB:.1f} GiB are free"
-
-
 def check_memory(experiment: ExperimentConfig, folder: Path | None, mesh: Mesh, slices: Slices | None) -> None:
-    """Prints the parameter counts, the size of the checkpoints (with a folder) and, for TPU slices, the memory of a
-    step."""
+    """Prints the parameter counts, the size of the checkpoints (with a folder) and, for TPUs, the memory of a step."""
     decoder, tensor = experiment.model.decoder, mesh.shape["tensor"]
     decoder = dataclasses.replace(decoder, vocab_size=-(-decoder.vocab_size // tensor) * tensor)
     experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, decoder=decoder))
     parameters = abstract_parameters(experiment, mesh)
-    state = abstract_state(parameters.trainable, optimizer_of(experiment), mesh)
+    state = abstract_state(experiment, parameters.trainable, mesh)
     counts = [math.fsum(x.size for x in jax.tree.leaves(tree)) for tree in (parameters.trainable, parameters.frozen)]
     kept = (bytes_a_device(state) + bytes_a_device(parameters.frozen)) / GIB
     print(f"parameters: {counts[0]:,.0f} train, {counts[1]:,.0f} are frozen; {kept:.3f} GiB per device with moments")
@@ -195,7 +183,8 @@ def check_memory(experiment: ExperimentConfig, folder: Path | None, mesh: Mesh, 
         of_leaves = ([x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)] for tree in (state, parameters.frozen))
         each, frozen = (math.fsum(sizes) / GIB for sizes in of_leaves)
         most = each * (experiment.checkpoint.keep_latest + 2) + frozen  # plus the best one and one being written
-        print(f"disk: {each:.3f} GiB per checkpoint, up to {most:.3f} GiB in all{free_in(folder)}")
+        free = "" if is_remote(folder) else f"; {shutil.disk_usage(existing(folder)).free / GIB:.1f} GiB are free"
+        print(f"disk: {each:.3f} GiB per checkpoint, up to {most:.3f} GiB in all{free}")
     if slices is None:
         print("memory: the memory of a step is only known for TPUs (--tpu) and needs libtpu")
     elif importlib.util.find_spec("libtpu") is None:

@@ -94,13 +94,12 @@ def cache_of(folder: Path) -> DiskCache:
     return DiskCache((folder / CACHE, staging_place() / CACHE)).of(digest_of_texts(folder / COLUMNS))
 
 
-def fingerprint_of(
-    corpus: Corpus, has_image: np.ndarray, config: ExperimentConfig, cache: DiskCache = DiskCache()
-) -> Fingerprint:
+def fingerprint_of(records: PreparedSource, config: ExperimentConfig) -> Fingerprint:
     """Returns the fingerprint of the corpus and of the prompt texts."""
-    prompts, attributes = prompt_texts(images=config.vocabulary.image_codes is not None), attributes_of(corpus, config)
-    cache = cache.of("fingerprint", prompts, attributes.shown, attributes.words)
-    return fingerprint(corpus, has_image, itertools.chain(prompts, attributes), cache)
+    prompts = prompt_texts(images=config.vocabulary.image_codes is not None)
+    attributes = attributes_of(records.corpus, config)
+    cache = records.cache.of("fingerprint", prompts, attributes.shown, attributes.words)
+    return fingerprint(records.corpus, records.has_image, itertools.chain(prompts, attributes), cache)
 
 
 def attributes_of(corpus: Corpus, config: ExperimentConfig) -> AttributeTexts:
@@ -109,10 +108,9 @@ def attributes_of(corpus: Corpus, config: ExperimentConfig) -> AttributeTexts:
 
 
 def records_of(run: Path, config: ExperimentConfig, items: Collection[int]) -> PreparedSource:
-    """Loads the data of a run in order to show some of its items; DataError if its items are not those of the
-    training."""
+    """Loads the data of a run in order to show some of its items; DataError if these are not those of the training."""
     records = load_records(config.data)
-    check_same(run / FILE, fingerprint_of(records.corpus, records.has_image, config, records.cache), ["items"])
+    check_same(run / FILE, fingerprint_of(records, config), ["items"])
     if max(items, default=0) >= records.corpus.num_items:  # for runs that predate fingerprints
         raise DataError(
             f"the data is not what {run} was evaluated on; this source has {records.corpus.num_items:,} items"
@@ -155,8 +153,7 @@ class ExperimentData:
         `fingerprint.DATA_PARTS`) that must match what the run was trained on; DataError if they do not."""
         records = load_records(config.data)
         if vocabulary_folder is not None and same:
-            now = fingerprint_of(records.corpus, records.has_image, config, records.cache)
-            check_same(vocabulary_folder.parent / FILE, now, same)
+            check_same(vocabulary_folder.parent / FILE, fingerprint_of(records, config), same)
         if vocabulary_folder is None:
             prompts = prompt_texts(images=config.vocabulary.image_codes is not None)
             vocabulary = build_vocabulary(records.corpus, config.vocabulary, prompts)
@@ -166,8 +163,8 @@ class ExperimentData:
 
     def save_fingerprint(self, folder: Path) -> None:
         """Writes the fingerprint of the data into a run folder or into the folder of an exported experiment."""
-        data = fingerprint_of(self.corpus, self.has_image, self.config, self.cache)
-        save_fingerprint(folder / FILE, data)
+        records = PreparedSource(self.corpus, self.has_image, self.images.encoded, self.cache)
+        save_fingerprint(folder / FILE, fingerprint_of(records, self.config))
 
     @functools.cached_property
     def training_queries(self) -> TrainingQueries:
@@ -272,8 +269,7 @@ class ExperimentData:
 
 
 def sized_model(config: ExperimentConfig, vocabulary: Vocabulary, content: int = 0) -> ExperimentConfig:
-    """Returns the configuration with embeddings sized to the vocabulary and to the number of content features of a
-    token."""
+    """Returns the configuration with embeddings sized to the vocabulary and to a token's number of content features."""
     drops = config.model.decoder.free_row_dropout > 0
     decoder = dataclasses.replace(
         config.model.decoder,

@@ -12,7 +12,7 @@ from experiments.evaluate import evaluate_run, show
 from experiments.presets import PRESETS
 from experiments.report import write_report
 from experiments.train import train_run
-from experiments.vqgan.codes import write_codes
+from experiments.vqgan.command import write_codes
 from experiments.vqgan.config import ImageData
 from experiments.vqgan.presets import DEMO
 from experiments.vqgan.train import train_vqgan_run

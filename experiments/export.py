@@ -24,8 +24,8 @@ from data_pipelines.vocabulary import GLOBAL, Vocabulary
 from data_pipelines.whole_tokenizer import whole_tokenizer
 from experiments.config import load_config, save_config
 from experiments.data import ExperimentData
+from experiments.parameters import Checkpoint
 from experiments.path_options import PathOrURL
-from experiments.restore import Checkpoint
 from experiments.results import Evaluation, load_evaluation
 from experiments.run import ALL_DEVICES, EXPERIMENT, Facts, open_model, without_content
 from experiments.vqgan.run import is_vqgan_run, open_vqgan

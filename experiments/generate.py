@@ -86,11 +86,9 @@ def show(answer: dict[str, Any]) -> str:
     """Formats an answer for a terminal, which no text in the data can control."""
     answer = cleaned(answer)
     who = "the given history" if answer["user"] is None else f"user {fitted(answer['user'], terminal_width())}"
-    count, latest = (
-        answer["history"]["items"],
-        "; ".join(fitted(item["title"], terminal_width()) for item in answer["history"]["latest"]),
-    )
-    counted = f"{count} item{'' if count == 1 else 's'}, the latest {latest}"
+    count, latest = answer["history"]["items"], answer["history"]["latest"]
+    titles = "; ".join(fitted(item["title"], terminal_width()) for item in latest)
+    counted = f"{count} item{'' if count == 1 else 's'}, the latest {titles}"
     lines = [f"{answer['task']} for {who}: {counted}", ""]
     return "\n".join([*lines, *EVALS[answer["task"]].show(answer)])
 

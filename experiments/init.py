@@ -12,8 +12,7 @@ from jax.sharding import Mesh
 from data_pipelines.errors import DataError
 from experiments.config import ExperimentConfig, load_config
 from experiments.data import ExperimentData
-from experiments.parameters import Parameters, abstract_parameters, init_parameters, take_apart
-from experiments.restore import restore_parameters
+from experiments.parameters import Parameters, abstract_parameters, init_parameters, restore_parameters, take_apart
 from unimp_jax.interop.loading import load_values
 from unimp_jax.interop.start import Geometry, read_start, start_values
 from unimp_jax.model import DecoderConfig

@@ -17,7 +17,7 @@ from data_pipelines.plain_text import read_tokenizer, without_long_words
 from data_pipelines.schema import Item
 from data_pipelines.vocabulary import Vocabulary
 from experiments.feature_extractors import own_tower
-from experiments.restore import Checkpoint
+from experiments.parameters import Checkpoint
 from experiments.run import open_model
 from unimp_jax.interop.exporting import to_host
 from unimp_jax.interop.layout import WeightsError
@@ -121,8 +121,7 @@ def item_text(item: Item) -> str:
 
 
 def text_encoder(name: str, pooling: Pooling) -> ReadAndEncode:
-    """Opens a text encoder of transformers; WeightsError if it does not exist, or has no tokenizer or no trained
-    pooler."""
+    """Opens a text encoder of transformers; WeightsError if it is missing, or has no tokenizer or no trained pooler."""
     folder = locate(name)
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):  # otherwise transformers invents one
         raise WeightsError(
@@ -156,8 +155,7 @@ def text_encoder(name: str, pooling: Pooling) -> ReadAndEncode:
 
 
 def image_encoder(name: str) -> ReadAndEncode:
-    """Opens a vision encoder of transformers; WeightsError if it does not exist, or has no settings of
-    preprocessing."""
+    """Opens a vision encoder of transformers; WeightsError if it is missing, or has no settings of preprocessing."""
     folder = locate(name)
     model, has_pooler = pretrained(name, folder)
     import torch

@@ -132,8 +132,7 @@ def alike(before: Any, now: Any) -> bool:
 
 
 def write_batch(path: Path, items: Sequence[Item], places: list[int], encoder: ItemEncoder) -> None:
-    """Writes the indices of the items that can be read, int64 [n], and their vectors, float32 [n, F], which must be
-    finite."""
+    """Writes the indices of the items that can be read, int64 [n], and their (finite) vectors, float32 [n, F]."""
     inputs: dict[int, Any] = {}
     for place in places:
         item = items[place]

@@ -16,7 +16,7 @@ from data_pipelines.vocabulary import attribute_texts
 from experiments.data import ExperimentData
 from experiments.feature_extractors import own_tower
 from experiments.item_encoders import embedded_texts
-from experiments.restore import Checkpoint
+from experiments.parameters import Checkpoint
 from experiments.run import ALL_DEVICES, open_model
 from unimp_jax.evaluation.mapping import map_batches
 from unimp_jax.evaluation.predictor import Predictor

@@ -32,15 +32,11 @@ def leased(path: Path, patience: float) -> Iterator[None]:
     one does not end."""
     token, until, waits = secrets.token_hex(8), time.monotonic() + patience, False
     while not _take(path, token):
+        used = f"{path.parent} is in use by another training ({describe(read(path))})"
         if time.monotonic() > until:
-            raise DataError(
-                f"{path.parent} is in use by another training ({describe(read(path))}); stop it, or name another folder"
-            )
+            raise DataError(f"{used}; stop it, or name another folder")
         if not waits:
-            print(
-                f"{path.parent} is in use by another training ({describe(read(path))}); waiting up to {patience:g} s",
-                flush=True,
-            )
+            print(f"{used}; waiting up to {patience:g} s", flush=True)
         waits = True
         time.sleep(0.5)
     over = threading.Event()

@@ -56,9 +56,9 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             lock.acquire(blocking=False)
         except Timeout:
+            who = holder(path)
             print(
-                f"{folder} is in use by another training ({holder(path)}); waiting up to {PATIENCE} s for it to end",
-                flush=True,
+                f"{folder} is in use by another training ({who}); waiting up to {PATIENCE} s for it to end", flush=True
             )
             lock.acquire(PATIENCE, poll_interval=0.2)
     except Timeout as error:

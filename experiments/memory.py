@@ -98,8 +98,7 @@ def save_memory(folder: Path, memory: Memory, tasks: Collection[str]) -> None:
 
 
 def read_memory(folder: Path) -> Memory:
-    """Returns the memory of a run, empty if the run was not evaluated; DataError if the file does not describe a
-    memory."""
+    """Returns the memory of a run, empty if the run was not evaluated; DataError if the file is damaged."""
     if not (folder / FILE).exists():
         return Memory()
     try:

@@ -36,8 +36,7 @@ def with_new_items(data: ExperimentData, path: Path) -> ExperimentData:
 
 
 def read_new_items(path: Path, corpus: Corpus) -> list[Item]:
-    """Reads the items of a file of JSON lines or, by its suffix, of Parquet; a DataError names the line and the
-    field."""
+    """Reads the items of a file of JSON lines or, by its suffix, of Parquet; a DataError names line and field."""
     known, items = set(corpus.item_ids), list[Item]()
     names = list(dict.fromkeys(name for attributes in corpus.attributes for name, _ in attributes))
     for place, record in read_records(path):

@@ -1,17 +1,23 @@
-"""The parameters of a run, divided into trainable and frozen ones."""
+"""The parameters of a run, divided into trainable and frozen ones: new ones, or those of a checkpoint."""
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from flax import nnx
 from jax.sharding import Mesh
 
+from data_pipelines.errors import DataError
 from experiments.config import ExperimentConfig
 from unimp_jax.model import PARTS, Part, UniMP, part_of
 from unimp_jax.model.decoder import FrozenTable
 from unimp_jax.model.quantization import Quantized
 from unimp_jax.sharding import abstract_model, init_model
+from unimp_jax.training.checkpoint import CheckpointConfig, Checkpoints
+from unimp_jax.training.frozen import load_frozen
+
+Checkpoint = Literal["best", "latest"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,3 +60,23 @@ def take_apart(config: ExperimentConfig, model: UniMP) -> Parameters:
 
     graph, trainable, frozen = nnx.split(model, is_trained, ...)  # type: ignore[misc]
     return Parameters(graph, trainable, frozen)
+
+
+def step_of(checkpoints: Checkpoints, which: Checkpoint, command: str) -> int:
+    """Returns the step of a checkpoint; without one, DataError, which names the `command` that trains such runs."""
+    step = checkpoints.best() if which == "best" else checkpoints.latest()
+    if step is None:
+        raise DataError(f"{checkpoints.folder.parent} has no complete checkpoint yet; run `{command}` on it first")
+    return step
+
+
+def restore_parameters(
+    run: Path, which: Checkpoint, parameters: Parameters, config: CheckpointConfig
+) -> tuple[Parameters, int]:
+    """Reads only the parameters of a checkpoint, divided as the abstract `parameters`, directly into their shardings,
+    and returns them with its step. Raises DataError without a complete checkpoint, CheckpointError for another
+    geometry."""
+    with Checkpoints(run / "checkpoints", config, reads_only=True) as checkpoints:
+        step = step_of(checkpoints, which, "unimp train")
+        trainable = checkpoints.restore_parameters(step, parameters.trainable)
+    return Parameters(parameters.graph, trainable, load_frozen(run / "frozen", parameters.frozen)), step

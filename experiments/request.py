@@ -35,8 +35,7 @@ class Request:
 
 
 def read_request(text: str) -> Request:
-    """Parses a history, and what is asked about it, from a JSON object such as `EXAMPLE`; a DataError names the
-    field."""
+    """Parses a history, and what is asked about it, from JSON such as `EXAMPLE`; a DataError names the field."""
     text = text.removeprefix("\ufeff").strip()
     if not text:
         raise DataError(f"{STDIN} is empty; give a --user, or a history on {STDIN}, such as {EXAMPLE}")
@@ -58,8 +57,7 @@ def read_request(text: str) -> Request:
 
 
 def decoded(content: bytes) -> str:
-    """Decodes JSON text in UTF-8, UTF-16 or UTF-32, with or without a byte order mark; DataError for other
-    encodings."""
+    """Decodes JSON text in UTF-8, UTF-16 or UTF-32, with or without a byte order mark; DataError for all others."""
     try:
         return content.decode(json.detect_encoding(content))
     except UnicodeDecodeError as error:

@@ -21,8 +21,14 @@ from experiments.data import ExperimentData
 from experiments.elastic import Machine, first_machine, fitted_mesh
 from experiments.memory import read_memory
 from experiments.new_items import with_new_items
-from experiments.parameters import Parameters, abstract_parameters, init_parameters, take_apart
-from experiments.restore import Checkpoint, restore_parameters
+from experiments.parameters import (
+    Checkpoint,
+    Parameters,
+    abstract_parameters,
+    init_parameters,
+    restore_parameters,
+    take_apart,
+)
 from experiments.step import to_device
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.interop.importing import GEOMETRY, exported_values
@@ -85,8 +91,7 @@ def used_here(config: ExperimentConfig, mesh: MeshConfig, machine: Machine | Non
 
 
 def open_data(folder: Path, mesh: MeshConfig = ALL_DEVICES) -> ExperimentData:
-    """Opens the data of a run with the configuration of `used_here`; DataError if it is not what the run was trained
-    on."""
+    """Opens the data of a run, configured by `used_here`; DataError if it is not what the run was trained on."""
     config = used_here(load_config(folder / "config.json"), mesh, first_machine(folder))
     return ExperimentData.load(config, folder / "vocabulary", same=DATA_PARTS)
 
@@ -189,8 +194,7 @@ def restore(
 
 
 def added_content(parameters: Parameters, content: np.ndarray) -> np.ndarray:
-    """Returns the content of the tokens that the run was not trained with; DataError if that of the others has
-    changed."""
+    """Returns the content of the tokens that the run was not trained with; DataError if that of others has changed."""
     trained = np.asarray(parameters.frozen["embeddings"]["content"][...], np.float32)
     known = content[: len(trained)]
     if known.shape != trained.shape or not np.allclose(known, trained, rtol=0.01, atol=0.01):  # maybe bfloat16 there

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import optax
 import tyro
 from flax import nnx
 from jax.sharding import Mesh
 
+from data_pipelines.atomic import write_json
 from data_pipelines.errors import DataError
 from data_pipelines.fingerprint import DATA_PARTS, FILE
 from data_pipelines.loader import Position, ProcessShard, TrainingBatch
@@ -35,23 +35,15 @@ from experiments.config import (
 )
 from experiments.data import ExperimentData, sized_model
 from experiments.elastic import FILE as FIRST_MACHINE
-from experiments.elastic import as_begun, described, fitted, note_first_machine
+from experiments.elastic import Machine, described, first_machine, fitted
 from experiments.evals.ranking import rank_catalogue
 from experiments.features import tower_features
 from experiments.init import initial_parameters, vocabulary_of_init, with_geometry_of_run, with_init_geometry
 from experiments.lock import alone_in
 from experiments.parameters import Parameters, abstract_parameters
-from experiments.preset_run import PresetRun
+from experiments.presets import PresetRun
 from experiments.provenance import note_provenance
-from experiments.step import (
-    abstract_state,
-    compile_step,
-    init_state,
-    make_mesh_of,
-    model_flops,
-    optimizer_of,
-    to_device,
-)
+from experiments.step import abstract_state, compile_step, init_state, make_mesh_of, model_flops, to_device
 from experiments.vqgan.config import FILE as OF_VQGAN
 from unimp_jax.evaluation.metrics import CUTOFFS, ranking_metrics
 from unimp_jax.evaluation.predictor import Predictor
@@ -95,11 +87,11 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         jax.set_mesh(mesh),
         Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints,
     ):
-        parameters, optimizer = abstract_parameters(config, mesh), optimizer_of(config)
-        shapes, began = abstract_state(parameters.trainable, optimizer, mesh), None
+        parameters, began = abstract_parameters(config, mesh), None
+        shapes = abstract_state(config, parameters.trainable, mesh)
         with ThreadPoolExecutor(1) as other_thread:  # compiling takes as long as drawing parameters or reading them
-            compiling = other_thread.submit(compile_step, config, parameters, optimizer, shapes, mesh)
-            state, frozen, notes = restore_or_init(config, data, parameters, optimizer, mesh, checkpoints)
+            compiling = other_thread.submit(compile_step, config, parameters, shapes, mesh)
+            state, frozen, notes = restore_or_init(config, data, parameters, mesh, checkpoints)
             step = compiling.result()
         # Compile times differ between processes, and the first exchange between them has a short timeout.
         wait_for_all("the step is compiled")
@@ -107,7 +99,8 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
             note_changes(load_config(folder / "config.json"), asked, folder / "config.json")
             describe(config, data, parameters, mesh)
             if config.training.elastic:
-                print(f"elastic: {described(config)}; where the run started: {described(as_begun(asked, folder))}")
+                begun = fitted(asked, folder, first_machine(folder))
+                print(f"elastic: {described(config)}; where the run started: {described(begun)}")
             began = note_provenance(folder)
         features = None
         if config.training.cache_features:
@@ -153,22 +146,17 @@ def loaded(batch: TrainingBatch) -> LoadedBatch:
 
 
 def restore_or_init(
-    config: ExperimentConfig,
-    data: ExperimentData,
-    parameters: Parameters,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    checkpoints: Checkpoints,
+    config: ExperimentConfig, data: ExperimentData, parameters: Parameters, mesh: Mesh, checkpoints: Checkpoints
 ) -> tuple[TrainState, Any, dict[str, Any] | None]:
     """Returns (state, frozen parameters, notes) of the latest checkpoint, or those at step 0, without notes, if there
     is none. Nothing is on the devices twice at any time; `parameters` are abstract. Raises CheckpointError if an
     existing checkpoint cannot be read."""
     folder = checkpoints.folder.parent / "frozen"
-    restored = checkpoints.restore_latest(abstract_state(parameters.trainable, optimizer, mesh))
+    restored = checkpoints.restore_latest(abstract_state(config, parameters.trainable, mesh))
     if restored is not None:
         return restored[0], load_frozen(folder, parameters.frozen), restored[1]
     first = initial_parameters(config, mesh, data)
-    return init_state(first.trainable, optimizer, mesh), save_frozen(folder, first.frozen), None
+    return init_state(config, first.trainable, mesh), save_frozen(folder, first.frozen), None
 
 
 def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
@@ -200,7 +188,7 @@ def begin_run(data: ExperimentData, config: ExperimentConfig, folder: Path) -> N
     if new or not (folder / FILE).exists():
         data.save_fingerprint(folder)
     if not (folder / FIRST_MACHINE).exists():
-        note_first_machine(folder)
+        write_json(folder / FIRST_MACHINE, to_json(Machine.here()))
     if new:
         save_config(config, folder / "config.json")
 
@@ -211,7 +199,11 @@ def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
     together."""
     config, before = configure(config, folder)
     if before is None:
-        check_best_metric(config.checkpoint.best_metric)
+        known = [f"{metric}@{cutoff}" for metric in ("HR", "NDCG", "MRR") for cutoff in CUTOFFS]
+        if config.checkpoint.best_metric not in known:
+            raise ValueError(
+                f"checkpoint.best_metric {config.checkpoint.best_metric!r} must be one of {', '.join(known)}"
+            )
         data = ExperimentData.load(config, vocabulary_of_init(config))
     else:
         reconfigured = differences(before, dataclasses.replace(config, model=before.model))
@@ -222,13 +214,6 @@ def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
         refuse_changes(before, config, folder)
     data.check_training()
     return data, config
-
-
-def check_best_metric(name: str) -> None:
-    """Raises ValueError unless the metric that chooses the best checkpoint is one that validation computes."""
-    known = [f"{metric}@{cutoff}" for metric in ("HR", "NDCG", "MRR") for cutoff in CUTOFFS]
-    if name not in known:
-        raise ValueError(f"checkpoint.best_metric {name!r} must be one of {', '.join(known)}")
 
 
 def configure(config: ExperimentConfig, folder: Path) -> tuple[ExperimentConfig, ExperimentConfig | None]:

@@ -21,8 +21,7 @@ class QueryMatch:
         self.name = f"{base.name} + query"
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Returns places in the order by both criteria, exact in float32 for up to 2^24 items; ties and NaN are
-        kept."""
+        """Returns places in the order by both criteria, exact in float32 up to 2^24 items; ties and NaN are kept."""
         from scipy.stats import rankdata  # here, because the import takes seconds and `unimp generate` does not need it
 
         base_MI = self.base.scores(users, positions)

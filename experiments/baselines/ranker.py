@@ -74,11 +74,6 @@ def padded_histories(
     return np.where(steps < lengths[:, None], values[events], -1).astype(np.int32)
 
 
-def days_of(corpus: Corpus) -> np.ndarray:
-    """Returns the day (UTC) of each interaction since 1970, -1 if it is unknown: int64 [E]."""
-    return corpus.times // DAY
-
-
 def decayed_histories(
     corpus: Corpus, users: np.ndarray, positions: np.ndarray, decay: float, earlier_days: float = 1.0
 ) -> csr_array:

@@ -7,7 +7,7 @@ import numpy as np
 from data_pipelines.content import training_counts
 from data_pipelines.tasks import Query
 from data_pipelines.tasks.queries import held_out_queries
-from experiments.baselines.content_knn import ContentKNN, choose_content_knn
+from experiments.baselines.item_knn import ContentKNN, choose_content_knn
 from experiments.baselines.ranker import Popularity, Ranker, rank_in_batches
 from experiments.data import ExperimentData, load_records
 from experiments.evals.base import OURS, Outcome, PerUser, Setting, moments, question_columns

@@ -123,8 +123,7 @@ def first_items(data: ExperimentData, ranker: Ranker, queries: Sequence[Query]) 
 
 
 def refuse_few(data: ExperimentData, queries: Sequence[Query]) -> None:
-    """Raises TooFewError if there are fewer users than precision and recall need, or images than the comparisons
-    need."""
+    """Raises TooFewError if there are fewer users than precision and recall need, or images than comparisons need."""
     images = int(data.writer.has_image.sum())
     if len(queries) <= NEIGHBOURS or images < 3:
         raise TooFewError(

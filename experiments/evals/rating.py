@@ -78,8 +78,7 @@ class RatingEval(TaskEval):
 
 
 def choose_rating_memory(data: ExperimentData, predictor: Predictor) -> RatingMemory | None:
-    """Returns the factorisation and its share that do best in validation with the model; None without validation
-    users."""
+    """Returns the factorisation and its share that do best in validation with the model; None without such users."""
     queries = evaluation_queries(data, "validation", "rating", VALIDATED).queries
     if not queries:
         return None

@@ -21,7 +21,7 @@ import numpy as np
 from data_pipelines.tasks import Query
 from experiments.baselines.calibration import Calibration, calibrate, validation_sample
 from experiments.baselines.item_knn import ItemKNN
-from experiments.baselines.markov import Markov
+from experiments.baselines.markov import Markov, MarkovConfig
 from experiments.baselines.ranker import SCORES, Ranker, scored_batches
 from experiments.data import PROMPTS_A_ROW, ExperimentData
 from experiments.evals.base import OURS, TaskEval, prompt_batches
@@ -80,20 +80,16 @@ class WithMemory:
         return pooled(among_items(self.model.scores(users, positions)), counted, self.memory.pool)
 
 
-def ranker_of(data: ExperimentData, counts: Counts) -> Ranker:
-    """Returns the ranker that counts the training interactions of a corpus as specified."""
-    if counts.item_knn is not None:
-        return ItemKNN(data.corpus, counts.item_knn)
-    assert counts.markov is not None  # one of the two is given
-    return Markov(data.corpus, counts.markov)
-
-
 def recommender(data: ExperimentData, predictor: Predictor, task: str) -> NextItem | WithMemory:
     """Returns the ranker for a task, with the run's memory for it, if there is one."""
     model, memory = NextItem(data, predictor), data.memory.items.get(task)
     if memory is None:
         return model
-    return WithMemory(model, memory, [ranker_of(data, counts) for counts in memory.counts])
+    rankers = [
+        ItemKNN(data.corpus, one.item_knn) if one.item_knn else Markov(data.corpus, one.markov or MarkovConfig())
+        for one in memory.counts
+    ]
+    return WithMemory(model, memory, rankers)
 
 
 def among_items(log_p_MI: np.ndarray) -> np.ndarray:

@@ -131,8 +131,7 @@ def read_groups(folders: Iterable[Path], split: str) -> tuple[list[list[Group]],
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """Finds run folders: the folder itself, the cells of a sweep, or those of the folders inside; DataError without
-    any."""
+    """Finds run folders: the folder itself, the cells of a sweep, or those of the folders inside; DataError if none."""
     sweep = folder / "sweep.json"
     if sweep.exists():
         try:
@@ -149,8 +148,7 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def read_run(folder: Path, split: str) -> EvaluatedRun:
-    """Reads one run; DataError if it failed, is unfinished or not evaluated on the split, or one of its files is
-    damaged."""
+    """Reads one run; DataError if it failed, is unfinished or not evaluated on the split, or a file is damaged."""
     failure = read_json(folder / "failed.json")
     if failure:
         raise DataError("; ".join([f"failed: {failure['reason']}", *failure["end"][-1:]]))

@@ -135,8 +135,7 @@ def posters(items: Iterable[int], records: PreparedSource) -> dict[int, str]:
 
 
 def generated_image(path: Path) -> str:
-    """Returns a generated image as a data URI, unchanged unless it is large; DataError if the file is missing or no
-    image."""
+    """Returns a generated image as a data URI, unchanged unless it is large; DataError if it is missing or no image."""
     try:
         return data_uri(decode_image(path.read_bytes()), GENERATED_HEIGHT, "png", optimize=True)
     except (OSError, DataError) as error:

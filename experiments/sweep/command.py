@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from experiments.evals.config import EvaluationConfig
-from experiments.preset_run import read_training
+from experiments.presets import read_training
 from unimp_jax.processes import ProcessesConfig
 
 if TYPE_CHECKING:

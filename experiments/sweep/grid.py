@@ -64,8 +64,7 @@ def plan(
 
 
 def cells_of(ablation: Ablation, base: Base, seed: int, evaluation: EvaluationConfig) -> list[SweepCell]:
-    """Returns the cell of an ablation and a seed, after those that it needs; ValueError if it is not meaningful
-    here."""
+    """Returns the cell of an ablation and a seed, after those that it needs; ValueError if it is not meaningful."""
     if ablation.needs_images and not base.images:
         raise ValueError("the base shows no images, or its source has none")
     if ablation.task and ablation.task not in base.tasks:

@@ -118,8 +118,7 @@ class Runner:
 
 
 def open_runner(config: SweepConfig) -> Runner:
-    """Opens the runner of a sweep; ValueError if there are too few devices, no SLURM, or an option not of
-    NAME=VALUE."""
+    """Opens the runner of a sweep; ValueError if there are too few devices, no SLURM, or an option without `=`."""
     folder = config.folder / config.engine / "%j"
     if config.engine == "local":
         kind = kind_here() if config.devices == "auto" else config.devices
@@ -143,8 +142,7 @@ def open_runner(config: SweepConfig) -> Runner:
 
 
 def run_cells(needs: Mapping[str, Sequence[str]], runner: Runner) -> list[Result]:
-    """Runs all cells that are not done, each after those that it needs (by folder name), and returns the results in
-    order."""
+    """Runs all cells that are not done, each after those that it needs (by name), and returns the results in order."""
     results: dict[str, Result] = {}
     order = graphlib.TopologicalSorter(needs)
     order.prepare()

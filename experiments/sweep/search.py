@@ -34,8 +34,7 @@ FORM = re.compile(r"(?P<name>[\w.-]+)=(?P<kind>float|log|int|of):(?P<values>.+)"
 
 
 def read_space(texts: Sequence[str], base: ExperimentConfig) -> list[tuple[str, str, tuple[Any, ...]]]:
-    """Parses each `NAME=KIND:VALUE,VALUE` into (name of a field, kind, values); ValueError if it is invalid for the
-    base."""
+    """Parses each `NAME=KIND:VALUE,VALUE` into (field, kind, values); ValueError if it is invalid for the base."""
     space = []
     for text in texts:
         match = FORM.fullmatch(text)

@@ -8,11 +8,10 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.atomic import atomic_file, write_json
-from experiments.restore import Checkpoint
+from experiments.parameters import Checkpoint
 from experiments.vqgan.config import WhichImages
 from experiments.vqgan.images import open_images
-from experiments.vqgan.jpeg import compress
-from experiments.vqgan.measure import likeness
+from experiments.vqgan.measure import compress, likeness
 from experiments.vqgan.run import decoder_of, encoder_of, open_vqgan, trained_on
 from unimp_jax.evaluation.bootstrap import Interval, interval
 from unimp_jax.image_tokens.quantiser import perplexity

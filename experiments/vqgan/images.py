@@ -40,8 +40,7 @@ class CatalogueImages:
         check_same(run / FILE, self.fingerprint, self.fingerprint)
 
     def parts(self, config: ImageData) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (items to train on, items held out), each in catalogue order; DataError if one of them would be
-        empty."""
+        """Returns (items to train on, items held out), each in catalogue order; DataError if one of them is empty."""
         count = round(config.held_out * len(self.shown))
         if not 0 < count < len(self.shown):
             raise DataError(f"{len(self.shown)} images are too few to hold out {config.held_out:.0%} of them")

@@ -27,8 +27,15 @@ from experiments.lock import alone_in
 from experiments.vqgan.config import FILE, VQGANExperiment
 from experiments.vqgan.images import CatalogueImages, open_images
 from experiments.vqgan.measure import likeness
-from experiments.vqgan.perceptual import perceptual_model
-from experiments.vqgan.run import abstract_state, decoder_of, encoder_of, in_parts, open_vqgan, trainer_of
+from experiments.vqgan.run import (
+    abstract_state,
+    decoder_of,
+    encoder_of,
+    in_parts,
+    open_vqgan,
+    perceptual_model,
+    trainer_of,
+)
 from unimp_jax.compiling import compiler_options, draw
 from unimp_jax.image_tokens import from_pixels
 from unimp_jax.image_tokens.metrics import VQGANMetrics, VQGANWindow
