@@ -85,7 +85,7 @@ def recommender(data: ExperimentData, predictor: Predictor, task: str) -> NextIt
     model, memory = NextItem(data, predictor), data.memory.items.get(task)
     if memory is None:
         return model
-    rankers = [
+    rankers: list[Ranker] = [
         ItemKNN(data.corpus, one.item_knn) if one.item_knn else Markov(data.corpus, one.markov or MarkovConfig())
         for one in memory.counts
     ]
