@@ -10,8 +10,6 @@ The public Python API; each name is imported from its module on first access:
     NewRun              a new model that is trained step by step
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

@@ -4,8 +4,6 @@ It calls the functions that training itself calls, so a command is refused with 
 device and writes only the token cache of the source, which training then reuses.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import importlib.util
@@ -26,8 +24,8 @@ from experiments.elastic import Machine, described, fitted
 from experiments.parameters import abstract_parameters
 from experiments.plan.command import GIB, mesh_words
 from experiments.plan.plan import DoesNotFit, make_plan
-from experiments.preset_run import read_training
-from experiments.step import abstract_state, make_mesh_of, optimizer_of
+from experiments.presets import read_training
+from experiments.step import abstract_state, make_mesh_of
 from experiments.train import configure, read_run
 from unimp_jax.planning.chips import Slices, devices
 from unimp_jax.planning.estimate import bytes_a_device
@@ -101,13 +99,8 @@ class StandIn:
 
 
 def devices_there(config: CheckConfig, slices: Slices | None, hosts: int) -> list[Any]:
-    """Returns the devices that training would have.
-
-    TPUs have their physical topology if libtpu is installed; other devices are placeholders in their order.
-
-    Raises:
-      ValueError: the configuration does not describe a possible set of devices.
-    """
+    """Returns the devices that training would have: with libtpu, TPUs in their topology, else placeholders in their
+    order. Raises ValueError if the options do not describe a possible set of devices."""
     if (config.devices is None) == (slices is None):
         raise ValueError("check: give either --devices N or a slice of TPUs, such as --tpu v5e-16")
     if slices is not None and importlib.util.find_spec("libtpu") is not None:
@@ -132,12 +125,8 @@ def rows_of_processes(experiment: ExperimentConfig, mesh: Mesh) -> str:
 
 
 def check_files(experiment: ExperimentConfig, folder: Path, read_records: int) -> ExperimentConfig:
-    """Checks the data and the run folder on disk, and prints what it finds.
-
-    Returns:
-      The configuration that training would use, with the geometry of `init_from` and, if the data was read, the size of
-      its vocabulary.
-    """
+    """Checks the data and the run folder, prints what it finds, and returns the configuration that training would use:
+    with the geometry of `init_from` and, if the data was read, the size of its vocabulary."""
     configured, before = configure(experiment, folder)
     data = experiment.data
     users, items = len(read_users(data.source, data.folder)), len(read_items(data.source, data.folder))
@@ -169,16 +158,10 @@ def check_folder(folder: Path, experiment: ExperimentConfig) -> None:
     if (folder / "checkpoints").is_dir():
         with Checkpoints(folder / "checkpoints", experiment.checkpoint, reads_only=True) as checkpoints:
             latest = checkpoints.latest()
-    steps = experiment.loop.steps
-    start = (
-        f"a run of {steps:,} steps starts"
-        if latest is None
-        else (f"the run continues from step {latest:,} of {steps:,}")
-    )
-    print(
-        f"folder: {folder}{'' if folder.is_absolute() else ' (relative to the working directory of each host)'}, "
-        f"where {start}"
-    )
+    whose = "" if folder.is_absolute() else " (relative to the working directory of each host)"
+    steps = f"{experiment.loop.steps:,}"
+    start = f"a run of {steps} steps starts" if latest is None else f"the run continues from step {latest:,} of {steps}"
+    print(f"folder: {folder}{whose}, where {start}")
 
 
 def existing(folder: Path) -> Path:
@@ -186,24 +169,13 @@ def existing(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
-def free_in(folder: Path) -> str:
-    """Returns a note on the free disk space at a local folder."""
-    return "" if is_remote(folder) else f"; {shutil.disk_usage(existing(folder)).free / GIB:.1f} GiB are free"
-
-
 def check_memory(experiment: ExperimentConfig, folder: Path | None, mesh: Mesh, slices: Slices | None) -> None:
-    """Prints the parameter counts, the size of the checkpoints and, if it can be computed, the memory of a step.
-
-    Args:
-      experiment: the configuration as it is trained; the size of its vocabulary may be a guess.
-      folder: the run folder; None if it is not accessible from here.
-      slices: the TPU slices of the mesh; None for other devices.
-    """
+    """Prints the parameter counts, the size of the checkpoints (with a folder) and, for TPUs, the memory of a step."""
     decoder, tensor = experiment.model.decoder, mesh.shape["tensor"]
     decoder = dataclasses.replace(decoder, vocab_size=-(-decoder.vocab_size // tensor) * tensor)
     experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, decoder=decoder))
     parameters = abstract_parameters(experiment, mesh)
-    state = abstract_state(parameters.trainable, optimizer_of(experiment), mesh)
+    state = abstract_state(experiment, parameters.trainable, mesh)
     counts = [math.fsum(x.size for x in jax.tree.leaves(tree)) for tree in (parameters.trainable, parameters.frozen)]
     kept = (bytes_a_device(state) + bytes_a_device(parameters.frozen)) / GIB
     print(f"parameters: {counts[0]:,.0f} train, {counts[1]:,.0f} are frozen; {kept:.3f} GiB per device with moments")
@@ -211,7 +183,8 @@ def check_memory(experiment: ExperimentConfig, folder: Path | None, mesh: Mesh, 
         of_leaves = ([x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)] for tree in (state, parameters.frozen))
         each, frozen = (math.fsum(sizes) / GIB for sizes in of_leaves)
         most = each * (experiment.checkpoint.keep_latest + 2) + frozen  # plus the best one and one being written
-        print(f"disk: {each:.3f} GiB per checkpoint, up to {most:.3f} GiB in all{free_in(folder)}")
+        free = "" if is_remote(folder) else f"; {shutil.disk_usage(existing(folder)).free / GIB:.1f} GiB are free"
+        print(f"disk: {each:.3f} GiB per checkpoint, up to {most:.3f} GiB in all{free}")
     if slices is None:
         print("memory: the memory of a step is only known for TPUs (--tpu) and needs libtpu")
     elif importlib.util.find_spec("libtpu") is None:

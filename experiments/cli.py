@@ -3,8 +3,6 @@
 Only the requested command is imported, and nothing heavy before it: `unimp --help` is printed from the table below.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import importlib
@@ -23,36 +21,30 @@ from experiments.error_messages import error_message, stdout_is_closed
 BROKEN_PIPE = 128 + 13
 """Exit status after the reader of standard output has closed its end, following the shell convention."""
 COMMANDS = {
-    "prepare": ("experiments.prepare", "Turn a source's own files into records."),
-    "train": ("experiments.train", "Train a preset, or continue a run; every field of the preset is an option."),
-    "evaluate": ("experiments.evaluate", "Evaluate a run on all tasks, with baselines."),
-    "report": ("experiments.report.page", "Write one page about an evaluated run, or about several."),
-    "import": (
-        "experiments.import_weights",
-        "Convert published weights into a folder for `unimp train PRESET --init-from`.",
-    ),
-    "export": ("experiments.export", "Write a run as a folder that other programs can load."),
-    "generate": ("experiments.generate", "Answer one user's question with a trained model."),
-    "features": ("experiments.item_features", "Write vectors of items from an encoder, for runs with content."),
-    "ids": ("experiments.item_ids", "Assign semantic ids: similar items share tokens."),
+    "prepare": ("prepare", "Turn a source's own files into records."),
+    "train": ("train", "Train a preset, or continue a run; every field of the preset is an option."),
+    "evaluate": ("evaluate", "Evaluate a run on all tasks, with baselines."),
+    "report": ("report.page", "Write one page about an evaluated run, or about several."),
+    "import": ("import_weights", "Convert published weights into a folder for `unimp train PRESET --init-from`."),
+    "export": ("export", "Write a run as a folder that other programs can load."),
+    "generate": ("generate", "Answer one user's question with a trained model."),
+    "features": ("item_features", "Write vectors of items from an encoder, for runs with content."),
+    "ids": ("item_ids", "Assign semantic ids: similar items share tokens."),
     "leaderboard": (
-        "experiments.leaderboard.command",
+        "leaderboard.command",
         "Train one model per data set, compare it with every rival, and write a leaderboard.",
     ),
     "sasrec": (
-        "experiments.baselines.command",
+        "baselines.sasrec_training",
         "Train a sequential baseline alone, for a comparison with equal training time.",
     ),
-    "plan": ("experiments.plan.command", "Compile a preset's train step for TPUs, without needing TPUs."),
-    "check": ("experiments.check", "Check a training command for a number of devices before it is queued."),
-    "sweep": (
-        "experiments.sweep.command",
-        "Train and evaluate many runs: ablations, or a hyperparameter search.",
-    ),
-    "vqgan": ("experiments.vqgan.command", "Train and evaluate a VQGAN, or encode a catalogue's images as its codes."),
-    "demo": ("experiments.demo", "Prepare MovieLens, train `tiny`, evaluate it with baselines, and write a report."),
+    "plan": ("plan.command", "Compile a preset's train step for TPUs, without needing TPUs."),
+    "check": ("check", "Check a training command for a number of devices before it is queued."),
+    "sweep": ("sweep.command", "Train and evaluate many runs: ablations, or a hyperparameter search."),
+    "vqgan": ("vqgan.command", "Train and evaluate a VQGAN, or encode a catalogue's images as its codes."),
+    "demo": ("demo", "Prepare MovieLens, train `tiny`, evaluate it with baselines, and write a report."),
 }
-"""Command -> (module, one-line help). The module's function is named `COMMAND_command`."""
+"""Command -> (module of `experiments`, one-line help). The module's function is named `COMMAND_command`."""
 
 
 def main(*, own_process: bool = False) -> None:
@@ -87,21 +79,14 @@ def main(*, own_process: bool = False) -> None:
 
 
 def run_command(arguments: Sequence[str], own_process: bool) -> None:
-    """Parses the global options, then runs the command with the arguments that follow it.
-
-    Raises:
-      DataError: the command does not exist.
-      SystemExit: help was printed, or an option is invalid.
-    """
+    """Parses the global options, then runs the command with the arguments that follow it; DataError if it is
+    unknown."""
     first = next((at for at, word in enumerate(arguments) if not word.startswith("-")), len(arguments))
+    commands = "\n".join(f"  {name:10}{about}" for name, (_, about) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="unimp",
         description="UniMP in JAX.",
-        epilog="\n".join(
-            ["commands:"]
-            + [f"  {name:10}{about}" for name, (_, about) in COMMANDS.items()]
-            + ["", "`unimp COMMAND --help` lists the options of a command."]
-        ),
+        epilog=f"commands:\n{commands}\n\n`unimp COMMAND --help` lists the options of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -139,7 +124,7 @@ def run_command(arguments: Sequence[str], own_process: bool) -> None:
 
 def load(name: str) -> Callable[..., None]:
     """Returns the function of a command; its parameters are the command's options."""
-    return getattr(importlib.import_module(COMMANDS[name][0]), f"{name}_command")
+    return getattr(importlib.import_module(f"experiments.{COMMANDS[name][0]}"), f"{name}_command")
 
 
 def gather_training(name: str, arguments: Sequence[str]) -> list[str]:
@@ -154,9 +139,8 @@ def use_all_cores() -> None:
     """Creates one CPU device per core on machines without accelerators, so that the mesh uses all cores."""
     import jax
 
-    if os.environ.get("JAX_PLATFORMS", "cpu").startswith("cpu") and "host_platform_device_count" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
+    cpu, flags = os.environ.get("JAX_PLATFORMS", "cpu").startswith("cpu"), os.environ.get("XLA_FLAGS", "")
+    if cpu and "host_platform_device_count" not in flags:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 

@@ -4,8 +4,6 @@ JAX reads and writes the entries. A damaged entry or a full disk only costs a wa
 processes, the first one writes.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

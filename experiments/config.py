@@ -1,7 +1,5 @@
 """The configuration of an experiment: data, prompts, model and training; each field is a command-line option."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
@@ -166,11 +164,7 @@ def save_config(config: Any, path: Path) -> None:
 
 
 def load_config(path: Path) -> ExperimentConfig:
-    """Reads the configuration of an experiment.
-
-    Raises:
-      DataError: the file is missing or does not describe an experiment.
-    """
+    """Reads the configuration of an experiment; DataError if the file is missing or does not describe one."""
     return read_config(path, ExperimentConfig)
 
 
@@ -211,11 +205,7 @@ def differences(old: C, new: C) -> list[str]:
 
 
 def refuse_changes(old: C, new: C, folder: Path) -> None:
-    """Checks that the run in a folder can be continued with another configuration.
-
-    Raises:
-      DataError: it cannot.
-    """
+    """Raises DataError unless the run in a folder can be continued with another configuration."""
     changed = differences(old, new)
     if changed:
         raise DataError(

@@ -1,7 +1,5 @@
 """Builds the data of training and evaluation from prepared records, following the experiment's configuration."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import functools
@@ -96,13 +94,12 @@ def cache_of(folder: Path) -> DiskCache:
     return DiskCache((folder / CACHE, staging_place() / CACHE)).of(digest_of_texts(folder / COLUMNS))
 
 
-def fingerprint_of(
-    corpus: Corpus, has_image: np.ndarray, config: ExperimentConfig, cache: DiskCache = DiskCache()
-) -> Fingerprint:
+def fingerprint_of(records: PreparedSource, config: ExperimentConfig) -> Fingerprint:
     """Returns the fingerprint of the corpus and of the prompt texts."""
-    prompts, attributes = prompt_texts(images=config.vocabulary.image_codes is not None), attributes_of(corpus, config)
-    cache = cache.of("fingerprint", prompts, attributes.shown, attributes.words)
-    return fingerprint(corpus, has_image, itertools.chain(prompts, attributes), cache)
+    prompts = prompt_texts(images=config.vocabulary.image_codes is not None)
+    attributes = attributes_of(records.corpus, config)
+    cache = records.cache.of("fingerprint", prompts, attributes.shown, attributes.words)
+    return fingerprint(records.corpus, records.has_image, itertools.chain(prompts, attributes), cache)
 
 
 def attributes_of(corpus: Corpus, config: ExperimentConfig) -> AttributeTexts:
@@ -111,13 +108,9 @@ def attributes_of(corpus: Corpus, config: ExperimentConfig) -> AttributeTexts:
 
 
 def records_of(run: Path, config: ExperimentConfig, items: Collection[int]) -> PreparedSource:
-    """Loads the data of a run in order to show some of its items.
-
-    Raises:
-      DataError: the source is not prepared, or its items are not those that the run was trained on.
-    """
+    """Loads the data of a run in order to show some of its items; DataError if these are not those of the training."""
     records = load_records(config.data)
-    check_same(run / FILE, fingerprint_of(records.corpus, records.has_image, config, records.cache), ["items"])
+    check_same(run / FILE, fingerprint_of(records, config), ["items"])
     if max(items, default=0) >= records.corpus.num_items:  # for runs that predate fingerprints
         raise DataError(
             f"the data is not what {run} was evaluated on; this source has {records.corpus.num_items:,} items"
@@ -155,19 +148,12 @@ class ExperimentData:
     @classmethod
     def load(
         cls, config: ExperimentConfig, vocabulary_folder: Path | None = None, *, same: Collection[str] = ()
-    ) -> ExperimentData:
-        """Loads the data with the vocabulary saved by a run, or builds a new vocabulary.
-
-        Args:
-          same: the parts of the data (of `fingerprint.DATA_PARTS`) that must match what the run was trained on.
-
-        Raises:
-          DataError: the data cannot be read, or does not match.
-        """
+    ) -> Self:
+        """Loads the data with the vocabulary saved by a run, or a new one. `same` names the parts of the data (of
+        `fingerprint.DATA_PARTS`) that must match what the run was trained on; DataError if they do not."""
         records = load_records(config.data)
         if vocabulary_folder is not None and same:
-            now = fingerprint_of(records.corpus, records.has_image, config, records.cache)
-            check_same(vocabulary_folder.parent / FILE, now, same)
+            check_same(vocabulary_folder.parent / FILE, fingerprint_of(records, config), same)
         if vocabulary_folder is None:
             prompts = prompt_texts(images=config.vocabulary.image_codes is not None)
             vocabulary = build_vocabulary(records.corpus, config.vocabulary, prompts)
@@ -177,29 +163,19 @@ class ExperimentData:
 
     def save_fingerprint(self, folder: Path) -> None:
         """Writes the fingerprint of the data into a run folder or into the folder of an exported experiment."""
-        data = fingerprint_of(self.corpus, self.has_image, self.config, self.cache)
-        save_fingerprint(folder / FILE, data)
+        records = PreparedSource(self.corpus, self.has_image, self.images.encoded, self.cache)
+        save_fingerprint(folder / FILE, fingerprint_of(records, self.config))
 
     @functools.cached_property
     def training_queries(self) -> TrainingQueries:
-        """The queries of training.
-
-        Raises:
-          DataError, ValueError: there is nothing to ask in training, or it does not fit into a row.
-        """
+        """The queries of training; DataError or ValueError if there are none, or they do not fit into a row."""
         queries = TrainingQueries(self.corpus, self.config.queries, self.config.seed, self.has_codes)
         check_row_shape(self.writer, queries.tasks)
         return queries
 
     def check_training(self) -> list[str]:
-        """Finds errors that would end a training, before anything is compiled.
-
-        Returns:
-          Lines to show about what is left out or cut.
-
-        Raises:
-          DataError, ValueError: as in `training_queries`.
-        """
+        """Finds errors that would end a training (as in `training_queries`) before anything is compiled, and returns
+        lines to show about what is left out or cut."""
         check_planner(self.config.loader)
         if self.config.data.cold_items and (self.vocabulary.depth > 1 or not self.features.shape[1]):
             raise ValueError(
@@ -220,20 +196,16 @@ class ExperimentData:
         other.corpus, other.writer = corpus, self.writer.of(corpus)
         return other
 
-    def with_items(self, records: PreparedSource) -> ExperimentData:
-        """Returns the data of a run with new items after those that it was trained on; each has a token of its own.
-
-        Raises:
-          DataError: the run names items by semantic ids.
-        """
+    def with_items(self, records: PreparedSource) -> "ExperimentData":
+        """Returns the data of a run with new items after those that it was trained on, a token each; DataError if the
+        run names items by semantic ids."""
         vocabulary = self.vocabulary.with_items(records.corpus.item_ids[self.corpus.num_items :])
         other = ExperimentData(self.config, records, vocabulary)
         other.known_items, other.memory = self.known_items, self.memory
         return other
 
     def showing_whole(self) -> Self:
-        """Returns a copy whose questions show the latest history items with their full text
-        (`TaskConfig.ask_whole`)."""
+        """Returns a copy whose questions show the latest history items with their full text (`ask_whole`)."""
         other = copy.copy(self)
         other.writer = copy.copy(self.writer)
         other.writer.config = dataclasses.replace(self.writer.config, ask_whole=True)
@@ -270,11 +242,7 @@ class ExperimentData:
 
     @functools.cached_property
     def item_content(self) -> Content:
-        """The content of the items.
-
-        Raises:
-          DataError: as in `build_content`.
-        """
+        """The content of the items; DataError as in `build_content`."""
         return build_content(self.corpus, self.config.content, self.known_items)
 
     @property
@@ -301,11 +269,7 @@ class ExperimentData:
 
 
 def sized_model(config: ExperimentConfig, vocabulary: Vocabulary, content: int = 0) -> ExperimentConfig:
-    """Returns the configuration with the model's embeddings sized to the vocabulary.
-
-    Args:
-      content: number of content features of each new token.
-    """
+    """Returns the configuration with embeddings sized to the vocabulary and to a token's number of content features."""
     drops = config.model.decoder.free_row_dropout > 0
     decoder = dataclasses.replace(
         config.model.decoder,

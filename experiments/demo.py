@@ -1,7 +1,5 @@
 """`unimp demo`: goes from the embedded data to a report, in minutes on two cores."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from pathlib import Path
@@ -14,7 +12,7 @@ from experiments.evaluate import evaluate_run, show
 from experiments.presets import PRESETS
 from experiments.report import write_report
 from experiments.train import train_run
-from experiments.vqgan.codes import write_codes
+from experiments.vqgan.command import write_codes
 from experiments.vqgan.config import ImageData
 from experiments.vqgan.presets import DEMO
 from experiments.vqgan.train import train_vqgan_run

@@ -1,15 +1,13 @@
 """Elastic training: adapts mesh, accumulation and remat of a run to the available devices, but not its batches."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from pathlib import Path
+from typing import Self
 
 import jax
 
-from data_pipelines.atomic import write_json
-from experiments.config import ExperimentConfig, read_config, to_json
+from experiments.config import ExperimentConfig, read_config
 from unimp_jax.sharding import MeshConfig, tpu_slices
 
 FILE = "first_machine.json"
@@ -26,18 +24,13 @@ class Machine:
     """Number of TPU slices; 1 for other devices."""
 
     @classmethod
-    def here(cls) -> Machine:
+    def here(cls) -> Self:
         return cls(len(jax.devices()), tpu_slices(jax.devices()))
 
 
 def first_machine(folder: Path | None) -> Machine | None:
     """Returns the machine that a run began on; None if there is no run, or if an earlier version began it."""
     return read_config(folder / FILE, Machine) if folder is not None and (folder / FILE).exists() else None
-
-
-def note_first_machine(folder: Path) -> None:
-    """Saves the machine of a new run; called by the first process when the run begins."""
-    write_json(folder / FILE, to_json(Machine.here()))
 
 
 def fitted(config: ExperimentConfig, folder: Path | None, machine: Machine | None = None) -> ExperimentConfig:
@@ -74,11 +67,6 @@ def fitted(config: ExperimentConfig, folder: Path | None, machine: Machine | Non
         training=dataclasses.replace(config.training, accumulate=rows // shards // at_once),
         model=config.model if most else dataclasses.replace(config.model, remat="full"),
     )
-
-
-def as_begun(config: ExperimentConfig, folder: Path) -> ExperimentConfig:
-    """Returns the experiment of a run as it was trained on the machine that it began on."""
-    return fitted(config, folder, first_machine(folder))
 
 
 def fitted_mesh(asked: MeshConfig, machine: Machine) -> MeshConfig:

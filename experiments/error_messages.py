@@ -1,7 +1,5 @@
 """One-line messages for errors that are not the program's fault: user errors, a full disk, too little memory."""
 
-from __future__ import annotations
-
 import errno
 import select
 import sys

@@ -4,8 +4,6 @@ It writes `evaluation/<split>.json` (tables and samples) and `evaluation/<split>
 with all answers and metrics, from which every table can be recomputed) into the run folder.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import time
@@ -177,8 +175,8 @@ def place_of(model: str) -> float:
 
 
 def save_answers(outcome: Outcome, path: Path) -> None:
-    """Writes the answers atomically as Parquet, one row per question, with columns `MODEL: METRIC` for the user's
-    metrics. A metric that a model lacks for some users (a rating that could not be parsed) is null."""
+    """Writes the answers as Parquet, one row per question, with columns `MODEL: METRIC` of the user's metrics, null
+    where a model has none (a rating that could not be parsed)."""
     columns = dict(outcome.answers)
     count = len(next(iter(columns.values())))
     for model, per_user in outcome.metrics.items():

@@ -3,8 +3,6 @@
 The folder has the weights, the tokenizer, image and generation settings, and a model card.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math
@@ -27,8 +25,8 @@ from data_pipelines.vocabulary import GLOBAL, Vocabulary
 from data_pipelines.whole_tokenizer import whole_tokenizer
 from experiments.config import load_config, save_config
 from experiments.data import ExperimentData
+from experiments.parameters import Checkpoint
 from experiments.path_options import PathOrURL
-from experiments.restore import Checkpoint
 from experiments.results import Evaluation, load_evaluation
 from experiments.run import ALL_DEVICES, EXPERIMENT, Facts, open_model, without_content
 from experiments.vqgan.run import is_vqgan_run, open_vqgan
@@ -91,12 +89,9 @@ def export_command(
 
 
 def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
-    """Writes the exported folder atomically, and returns a line about it for the user.
-
-    Raises:
-      WeightsError: the format does not support the geometry, the folder exists already, or the disk has no room.
-      DataError: `run` is not a run folder.
-    """
+    """Writes the exported folder atomically, and returns a line about it for the user. Raises WeightsError if the
+    format does not support the geometry, the folder exists or the disk is full; DataError if `run` is not a run
+    folder."""
     if not 0 < config.shard_gigabytes < math.inf:
         raise DataError(f"shard_gigabytes {config.shard_gigabytes} must be above 0 and finite")
     refuse_existing(folder)
@@ -132,12 +127,8 @@ def export_run(run: Path, folder: Path, config: ExportConfig) -> str:
 
 
 def described_whole(geometry: ModelConfig, data: ExperimentData, config: ExportConfig) -> dict[str, Any]:
-    """Returns the `config.json` of a model for transformers.
-
-    Raises:
-      WeightsError: the format does not support the geometry, or its processor writes other tokens around images than
-        the vocabulary has.
-    """
+    """Returns the `config.json` of a model for transformers. Raises WeightsError if the format does not support the
+    geometry, or its processor writes other tokens around images than the vocabulary has."""
     package, vocabulary = PACKAGES[config.format], data.vocabulary
     described = package.described_as(geometry) | token_ids(vocabulary) | {"dtype": config.dtype}
     if geometry.interleaved:
@@ -216,7 +207,7 @@ def prompt_parts(vocabulary: Vocabulary, tokens: list[int]) -> list[str | None]:
 
 
 def prompt_text(vocabulary: Vocabulary, example: Example, model: ModelConfig) -> str:
-    """Returns a prompt as the processors of LLaVA and SmolVLM take it. They repeat each `<image>`; SmolVLM's also
+    """Returns a prompt as the processors of LLaVA and SmolVLM take it: both repeat each `<image>`, and SmolVLM's also
     writes the tokens around it."""
     before = behind = 0
     if model.projector.kind == "pixel_shuffle":

@@ -1,7 +1,5 @@
 """Vision towers used to compare images: the run's own tower, or one whose weights the user names."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -68,23 +66,15 @@ def mean_of_patches(vision: VisionTower, mesh: Mesh) -> FeatureExtractor:
 
 
 def inception_tower(path: Path) -> FeatureExtractor:
-    """Loads Inception v3 as used for the FID.
-
-    Raises:
-      WeightsError: the file does not hold these weights.
-    """
+    """Loads Inception v3 as used for the FID; WeightsError if the file does not hold these weights."""
     inception = read_inception(path)
     encode = jax.jit(lambda images_NHW3: inception(images_NHW3))
     return FeatureExtractor("Inception v3 as in FID (2,048 features)", functools.partial(in_batches, encode))
 
 
 def clip_tower(folder: Path) -> FeatureExtractor:
-    """Loads a CLIP model, with its text tower if it has one; texts are cut to the length of the text tower.
-
-    Raises:
-      WeightsError: the folder holds no CLIP, or one with a text tower but no tokenizer.
-      DataError: the tokenizer cannot be read.
-    """
+    """Loads a CLIP model, with its text tower if it has one; texts are cut to its length. Raises WeightsError if the
+    folder holds no CLIP, or a text tower without a tokenizer."""
     clip = read_clip(folder)
     config, text = clip.config, clip.config.text
     name = f"CLIP, {folder} ({config.width or config.vision.width} features)"
@@ -114,11 +104,8 @@ def clip_tower(folder: Path) -> FeatureExtractor:
 def open_towers(
     config: FeatureExtractorConfig, predictor: Predictor
 ) -> tuple[FeatureExtractor, FeatureExtractor | None]:
-    """Returns (the extractor of image features, the one that scores how well images fit a text or None).
-
-    Raises:
-      WeightsError: the named weights cannot be read completely.
-    """
+    """Returns (the extractor of image features, the one that scores how well images fit a text or None); WeightsError
+    if the named weights cannot be read."""
     clip = clip_tower(config.clip) if config.clip else None
     if config.inception:
         return inception_tower(config.inception), clip

@@ -1,7 +1,5 @@
 """Caches the frozen vision tower's output for the catalogue: computed once per run, and read instead of images."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterator
@@ -24,11 +22,8 @@ from unimp_jax.processes import of_first, wait_for_all
 
 
 def tower_features(data: ExperimentData, parameters: Parameters, mesh: Mesh, folder: Path) -> FeatureStore:
-    """Returns the features in the folder, which all processes share, after computing them if they do not exist.
-
-    Raises:
-      DataError: the features are damaged, or the disk has no room for them.
-    """
+    """Returns the features in the folder, which all processes share, after computing them if they do not exist;
+    DataError if they are damaged or the disk has no room."""
     if not of_first(is_there(folder)):
         vision = data.config.model.vision
         shape, dtype = (vision.tokens_out, vision.width), data.config.model.compute_dtype

@@ -1,7 +1,5 @@
 """Translates configurations saved by earlier versions, so that their runs can still be read."""
 
-from __future__ import annotations
-
 from typing import Any
 
 FORMER_NAMES = {

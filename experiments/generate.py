@@ -4,8 +4,6 @@ Recommendation and search return the best items, rating returns a rating and its
 of three candidates, image the image files. Nothing is evaluated here, so the user is known by their history only.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -56,17 +54,8 @@ def read_input() -> str:
 
 
 def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> str:
-    """Returns the answer, as text or as JSON.
-
-    Args:
-      folder: a run folder, or one made by `unimp export`.
-      read: returns the JSON object; called if the configuration names no user.
-
-    Raises:
-      DataError: the folder is neither, or the request is invalid; raised before the weights are read, unless they are
-        the cause.
-      WeightsError, CheckpointError: the weights cannot be read.
-    """
+    """Returns the answer as text or as JSON; `read` returns the JSON object and is called if no user is named. A
+    DataError about the request is raised before the weights are read."""
     options = Request(config.task, config.user, (), config.query, config.item, config.candidates)
     request = complete(options, read() if config.user is None else None)
     data, open_model = open_to_ask(
@@ -97,21 +86,16 @@ def show(answer: dict[str, Any]) -> str:
     """Formats an answer for a terminal, which no text in the data can control."""
     answer = cleaned(answer)
     who = "the given history" if answer["user"] is None else f"user {fitted(answer['user'], terminal_width())}"
-    count, latest = (
-        answer["history"]["items"],
-        "; ".join(fitted(item["title"], terminal_width()) for item in answer["history"]["latest"]),
-    )
-    counted = f"{count} item{'' if count == 1 else 's'}, the latest {latest}"
+    count, latest = answer["history"]["items"], answer["history"]["latest"]
+    titles = "; ".join(fitted(item["title"], terminal_width()) for item in latest)
+    counted = f"{count} item{'' if count == 1 else 's'}, the latest {titles}"
     lines = [f"{answer['task']} for {who}: {counted}", ""]
     return "\n".join([*lines, *EVALS[answer["task"]].show(answer)])
 
 
 def complete(options: Request, text: str | None) -> Request:
-    """Returns the options of the command line, combined with the JSON object `text` if no user is named.
-
-    Raises:
-      DataError: the JSON is invalid, an option that the task needs is missing, or one is given that it does not have.
-    """
+    """Returns the options of the command line, combined with the JSON object `text` if no user is named; DataError if
+    an option that the task needs is missing, or one is given that it does not have."""
     needed, meaning = EVALS[options.task].needs
     for name in FIELDS[1:]:
         if getattr(options, name) and name != needed:
@@ -134,11 +118,8 @@ def complete(options: Request, text: str | None) -> Request:
 
 
 def pose(data: ExperimentData, request: Request) -> tuple[ExperimentData, Query]:
-    """Returns the data with the user's history, and the query about the whole of it.
-
-    Raises:
-      DataError: a user or an item does not exist, the history is empty, or this source does not have such ratings.
-    """
+    """Returns the data with the user's history, and the query about the whole of it; DataError if a user or an item
+    does not exist, the history is empty, or this source does not have such ratings."""
     corpus = data.corpus
     numbers = {item_id: number for number, item_id in enumerate(corpus.item_ids)}
 
@@ -164,11 +145,7 @@ def pose(data: ExperimentData, request: Request) -> tuple[ExperimentData, Query]
 
 
 def check_ratings(request: Request, levels: Sequence[float]) -> None:
-    """Checks the ratings of a given history.
-
-    Raises:
-      DataError: a rating is outside the range of the source.
-    """
+    """Raises DataError if a rating of a given history is outside the range of the source."""
     for item_id, rating in request.history:
         if levels and not math.isnan(rating) and not levels[0] <= rating <= levels[-1]:
             raise DataError(
@@ -178,8 +155,7 @@ def check_ratings(request: Request, levels: Sequence[float]) -> None:
 
 
 def nearest_item(corpus: Corpus, text: str) -> str:
-    """Returns a hint for a message about an unknown id: the item whose title, or else whose id, is most similar to it.
-    The hint is empty if there is none."""
+    """Returns a hint for a message about an unknown id: the item whose title, or else whose id, is most similar."""
     by_title, by_id = nearest(text, corpus.titles), nearest(text, corpus.item_ids)
     if by_title is not None and (by_id is None or likeness(by_title, text) > likeness(by_id, text)):
         number = corpus.titles.index(by_title)

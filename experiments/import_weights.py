@@ -1,7 +1,5 @@
 """`unimp import`: the command line of `unimp_jax.interop.importing`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The parameters at step 0: drawn at random from the seed, imported pretrained ones, or those of another run."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +12,7 @@ from jax.sharding import Mesh
 from data_pipelines.errors import DataError
 from experiments.config import ExperimentConfig, load_config
 from experiments.data import ExperimentData
-from experiments.parameters import Parameters, abstract_parameters, init_parameters, take_apart
-from experiments.restore import restore_parameters
+from experiments.parameters import Parameters, abstract_parameters, init_parameters, restore_parameters, take_apart
 from unimp_jax.interop.loading import load_values
 from unimp_jax.interop.start import Geometry, read_start, start_values
 from unimp_jax.model import DecoderConfig
@@ -70,11 +67,8 @@ def with_init_geometry(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def with_geometry_of_run(config: ExperimentConfig, run: Path) -> ExperimentConfig:
-    """Returns the experiment with the geometry and the vocabulary of a run, but with its own choice of item attributes.
-
-    Raises:
-      ValueError: the experiment needs image codes that the run does not have, or differs in adapters or quantisation.
-    """
+    """Returns the experiment with the geometry and the vocabulary of a run, but its own choice of item attributes.
+    Raises ValueError if it needs image codes that the run lacks, or differs in adapters or quantisation."""
     before = load_config(run / "config.json")
     ours, theirs = config.model, before.model
     geometry, decoder = Geometry.of(theirs), with_dropout_of(ours.decoder, theirs.decoder)
@@ -106,15 +100,8 @@ def with_dropout_of(ours: DecoderConfig, initial: DecoderConfig) -> DecoderConfi
 
 
 def initial_parameters(config: ExperimentConfig, mesh: Mesh, data: ExperimentData | None = None) -> Parameters:
-    """Returns the parameters at step 0; the values of `init_from` are written in place.
-
-    Args:
-      data: the data with the content of the tokens; without it, the content is not set.
-
-    Raises:
-      WeightsError, CheckpointError: `init_from` is damaged, or has another geometry.
-      DataError: it is a run without a complete checkpoint.
-    """
+    """Returns the parameters at step 0, with the content of the tokens of `data`; the values of `init_from` are written
+    in place. Raises WeightsError, CheckpointError or DataError if `init_from` is damaged or incomplete."""
     if config.init_from is not None and is_run(config.init_from):
         return parameters_of_run(config, config.init_from, mesh)
     if config.model.decoder_quantization != "none":
@@ -151,11 +138,8 @@ def quantized(config: ExperimentConfig, dense: Parameters, mesh: Mesh) -> Parame
 
 
 def parameters_of_run(config: ExperimentConfig, run: Path, mesh: Mesh) -> Parameters:
-    """Returns the parameters of a run's latest checkpoint, divided into trainable and frozen ones as in this
-    experiment.
-
-    Each array is read directly in this experiment's dtype and sharding.
-    """
+    """Returns the parameters of a run's latest checkpoint, divided as in this experiment, each array read directly in
+    this experiment's dtype and sharding."""
     here = abstract_parameters(config, mesh)
     arrays = dict([*nnx.to_flat_state(here.trainable), *nnx.to_flat_state(here.frozen)])
     parameters = abstract_parameters(dataclasses.replace(load_config(run / "config.json"), mesh=config.mesh), mesh)

@@ -1,7 +1,5 @@
 """Encoders of item texts or images: models of transformers, WordLlama, or parts of a trained run."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 from collections.abc import Callable, Sequence
@@ -19,7 +17,7 @@ from data_pipelines.plain_text import read_tokenizer, without_long_words
 from data_pipelines.schema import Item
 from data_pipelines.vocabulary import Vocabulary
 from experiments.feature_extractors import own_tower
-from experiments.restore import Checkpoint
+from experiments.parameters import Checkpoint
 from experiments.run import open_model
 from unimp_jax.interop.exporting import to_host
 from unimp_jax.interop.layout import WeightsError
@@ -89,12 +87,8 @@ class ItemEncoder:
 
 
 def open_item_encoder(config: ItemEncoderConfig) -> ItemEncoder:
-    """Opens the encoder of a configuration.
-
-    Raises:
-      DataError: a package is missing, or the folder holds no run.
-      WeightsError: the model does not exist, or is not an encoder of this kind.
-    """
+    """Opens the encoder of a configuration. Raises DataError if a package is missing or the folder holds no run,
+    WeightsError if the model does not exist or is not an encoder of this kind."""
     name = config.text or config.image or str(config.run or "WordLlama")
     if config.text:
         read, encode = text_encoder(name, config.pooling)
@@ -116,10 +110,8 @@ def open_item_encoder(config: ItemEncoderConfig) -> ItemEncoder:
 
 
 def item_text(item: Item) -> str:
-    """Returns the text of an item without repetitions: its title, its attributes with their names, and its categories.
-
-    It is empty for an item with nothing but an id, which some sources give in place of a title.
-    """
+    """Returns the text of an item without repetitions: its title, unless some source gave its id in place of one, its
+    attributes with their names, and its categories."""
     title = "" if item.title == item.item_id else item.title
     names: dict[str, str] = {}
     for name, text in [("", title), *item.attributes, (CATEGORY, ", ".join(item.categories))]:
@@ -129,12 +121,7 @@ def item_text(item: Item) -> str:
 
 
 def text_encoder(name: str, pooling: Pooling) -> ReadAndEncode:
-    """Opens a text encoder of transformers.
-
-    Raises:
-      DataError: its tokenizer cannot be read.
-      WeightsError: the model does not exist, or it has no tokenizer or no trained pooler.
-    """
+    """Opens a text encoder of transformers; WeightsError if it is missing, or has no tokenizer or no trained pooler."""
     folder = locate(name)
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):  # otherwise transformers invents one
         raise WeightsError(
@@ -168,11 +155,7 @@ def text_encoder(name: str, pooling: Pooling) -> ReadAndEncode:
 
 
 def image_encoder(name: str) -> ReadAndEncode:
-    """Opens a vision encoder of transformers.
-
-    Raises:
-      WeightsError: the model does not exist, or has no settings of image preprocessing.
-    """
+    """Opens a vision encoder of transformers; WeightsError if it is missing, or has no settings of preprocessing."""
     folder = locate(name)
     model, has_pooler = pretrained(name, folder)
     import torch
@@ -201,11 +184,7 @@ def image_encoder(name: str) -> ReadAndEncode:
 
 def pretrained(name: str, folder: Path) -> tuple[Any, bool]:
     """Loads (a model of transformers in float32, on a GPU if there is one; whether its pooler is trained, if it has
-    one).
-
-    Raises:
-      WeightsError: torch is not installed, or the folder holds no complete model.
-    """
+    one); WeightsError if torch is not installed, or the folder holds no complete model."""
     try:
         import torch
     except ImportError as error:
@@ -227,11 +206,7 @@ def pretrained(name: str, folder: Path) -> tuple[Any, bool]:
 
 
 def wordllama_encoder() -> Callable[[list[str]], np.ndarray]:
-    """Returns the `encode` function of WordLlama's word vectors (256 features).
-
-    Raises:
-      DataError: the package is missing.
-    """
+    """Returns the `encode` function of WordLlama's word vectors (256 features); DataError if the package is missing."""
     try:
         import wordllama
     except ImportError as error:
@@ -241,11 +216,7 @@ def wordllama_encoder() -> Callable[[list[str]], np.ndarray]:
 
 
 def run_encoder(folder: Path, checkpoint: Checkpoint, *, images: bool) -> ReadAndEncode:
-    """Opens a run's vision tower, or its embeddings, as an encoder.
-
-    Raises:
-      DataError: the folder holds no run, or the run's own data is not prepared.
-    """
+    """Opens a run's vision tower, or its embeddings, as an encoder; DataError if the folder holds no run."""
     data, predictor, _ = open_model(folder, checkpoint)
     if not images:
         return item_text, embedded_texts(predictor.model(), data.vocabulary)

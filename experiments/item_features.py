@@ -1,7 +1,5 @@
 """`unimp features`: writes an encoder's vector of each item's text or image to a file for `content.vectors`."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -57,12 +55,9 @@ def features_command(
 
 
 def write_item_features(path: Path, data: CatalogueConfig, config: ItemEncoderConfig, batch_size: int = 64) -> str:
-    """Writes the vectors of all items that have a text or an image, and returns a message for the user.
-
-    Raises:
-      DataError: the source is not prepared, no item has a text or an image, or another process writes the same file.
-      WeightsError: the encoder cannot be opened.
-    """
+    """Writes the vectors of all items that have a text or an image, and returns a message for the user. Raises
+    DataError if there are none, or another process writes the same file; WeightsError if the encoder cannot be
+    opened."""
     if path.suffix != ".parquet" or batch_size < 1:
         raise DataError(
             f"{path}, {batch_size} items per batch: the file must end in .parquet, and the batch size must be at "
@@ -137,11 +132,7 @@ def alike(before: Any, now: Any) -> bool:
 
 
 def write_batch(path: Path, items: Sequence[Item], places: list[int], encoder: ItemEncoder) -> None:
-    """Writes the indices of the items that can be read, int64 [n], and their vectors, float32 [n, F].
-
-    Raises:
-      DataError: a vector is not finite.
-    """
+    """Writes the indices of the items that can be read, int64 [n], and their (finite) vectors, float32 [n, F]."""
     inputs: dict[int, Any] = {}
     for place in places:
         item = items[place]

@@ -1,7 +1,5 @@
 """`unimp ids`: computes semantic ids from the images and texts of items, as represented by a run's model."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +16,7 @@ from data_pipelines.vocabulary import attribute_texts
 from experiments.data import ExperimentData
 from experiments.feature_extractors import own_tower
 from experiments.item_encoders import embedded_texts
-from experiments.restore import Checkpoint
+from experiments.parameters import Checkpoint
 from experiments.run import ALL_DEVICES, open_model
 from unimp_jax.evaluation.mapping import map_batches
 from unimp_jax.evaluation.predictor import Predictor
@@ -60,13 +58,8 @@ def ids_command(
 
 
 def make_item_ids(run: Path, path: Path, config: ItemIdsConfig) -> str:
-    """Computes semantic ids, writes them for `vocabulary.item_codes` on the first process, and returns a message for
-    the user.
-
-    Raises:
-      DataError: the folder holds no run, or the file would be a folder.
-      ValueError: neither images nor text is requested or available, or the layout has too few ids.
-    """
+    """Computes semantic ids, writes them for `vocabulary.item_codes`, and returns a message for the user. Raises
+    ValueError if neither images nor text is requested or available, or the layout has too few ids."""
     if not (config.images or config.text):
         raise ValueError("ids must be made from images, text or both, but neither is requested or available")
     check_place(path)

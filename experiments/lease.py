@@ -6,8 +6,6 @@ for `LEASE` seconds, or whose process ran on this host and has ended, is stale a
 may differ by less than that.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -30,25 +28,15 @@ SETTLE = 1.0
 
 @contextlib.contextmanager
 def leased(path: Path, patience: float) -> Iterator[None]:
-    """Holds the lease within the context, so that no other process holds it.
-
-    Args:
-      patience: seconds to wait for another holder to finish.
-
-    Raises:
-      DataError: another process still holds the lease after that time.
-    """
+    """Holds the lease within the context, after waiting up to `patience` seconds for another holder; DataError if that
+    one does not end."""
     token, until, waits = secrets.token_hex(8), time.monotonic() + patience, False
     while not _take(path, token):
+        used = f"{path.parent} is in use by another training ({describe(read(path))})"
         if time.monotonic() > until:
-            raise DataError(
-                f"{path.parent} is in use by another training ({describe(read(path))}); stop it, or name another folder"
-            )
+            raise DataError(f"{used}; stop it, or name another folder")
         if not waits:
-            print(
-                f"{path.parent} is in use by another training ({describe(read(path))}); waiting up to {patience:g} s",
-                flush=True,
-            )
+            print(f"{used}; waiting up to {patience:g} s", flush=True)
         waits = True
         time.sleep(0.5)
     over = threading.Event()

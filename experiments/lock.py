@@ -5,8 +5,6 @@ last of them ends, for whatever reason. So stale locks need no detection, and a 
 started it is not disturbed. The file names the process that last took the lock.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -27,13 +25,8 @@ PATIENCE = 180
 
 @contextlib.contextmanager
 def locked(path: Path, *, waits: bool = False) -> Iterator[int | None]:
-    """Yields the descriptor that holds the lock, for child processes to inherit.
-
-    If another process holds the lock, it waits for the lock if `waits` is set, and yields None otherwise.
-
-    Raises:
-      ValueError: the file system does not support locks.
-    """
+    """Yields the descriptor that holds the lock, for child processes to inherit; if another process holds it, waits for
+    it or, without `waits`, yields None. Raises ValueError if the file system does not support locks."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
@@ -51,11 +44,8 @@ def locked(path: Path, *, waits: bool = False) -> Iterator[int | None]:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Prevents other processes from training in `folder` within the context, if its file system supports locks.
-
-    Raises:
-      DataError: another process trains there, and does not end within `PATIENCE`.
-    """
+    """Prevents other processes from training in `folder` within the context, if its file system supports locks;
+    DataError if another one trains there and does not end within `PATIENCE`."""
     path = folder / "training.lock"
     if is_remote(folder):
         with leased(path, PATIENCE):
@@ -66,9 +56,9 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             lock.acquire(blocking=False)
         except Timeout:
+            who = holder(path)
             print(
-                f"{folder} is in use by another training ({holder(path)}); waiting up to {PATIENCE} s for it to end",
-                flush=True,
+                f"{folder} is in use by another training ({who}); waiting up to {PATIENCE} s for it to end", flush=True
             )
             lock.acquire(PATIENCE, poll_interval=0.2)
     except Timeout as error:

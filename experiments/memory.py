@@ -4,8 +4,6 @@
 `memory.json` into the run folder, which `unimp generate` reads. The counts themselves are recomputed from the records.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -100,11 +98,7 @@ def save_memory(folder: Path, memory: Memory, tasks: Collection[str]) -> None:
 
 
 def read_memory(folder: Path) -> Memory:
-    """Returns the memory of a run; empty if the run was not evaluated.
-
-    Raises:
-      DataError: the file does not describe a memory.
-    """
+    """Returns the memory of a run, empty if the run was not evaluated; DataError if the file is damaged."""
     if not (folder / FILE).exists():
         return Memory()
     try:

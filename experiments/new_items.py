@@ -1,7 +1,5 @@
 """Reads items that are not yet in a run's catalogue from a file, for `unimp generate --new-items`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,8 @@ FIELDS = ("item_id", "title", "attributes", "categories", "image")
 
 
 def with_new_items(data: ExperimentData, path: Path) -> ExperimentData:
-    """Returns the data of a run with the items of a file appended.
-
-    Raises:
-      DataError: the file cannot be read, an item in it is invalid or already in the catalogue, or the run names items
-        by semantic ids.
-    """
+    """Returns the data of a run with the items of a file appended; DataError if one is invalid or known, or the run
+    names items by semantic ids."""
     items = read_new_items(path, data.corpus)
     known, images = data.corpus.num_items, [item.image for item in items]
     records = PreparedSource(
@@ -42,11 +36,7 @@ def with_new_items(data: ExperimentData, path: Path) -> ExperimentData:
 
 
 def read_new_items(path: Path, corpus: Corpus) -> list[Item]:
-    """Reads the items of a file of JSON lines or, if its name ends in .parquet, of Parquet.
-
-    Raises:
-      DataError: as in `with_new_items`; it names the line and the field.
-    """
+    """Reads the items of a file of JSON lines or, by its suffix, of Parquet; a DataError names line and field."""
     known, items = set(corpus.item_ids), list[Item]()
     names = list(dict.fromkeys(name for attributes in corpus.attributes for name, _ in attributes))
     for place, record in read_records(path):
@@ -85,15 +75,8 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_item(record: dict[str, Any], names: list[str], folder: Path) -> Item:
-    """Parses one item.
-
-    Args:
-      names: the attributes that the source has.
-      folder: the base folder of relative image paths.
-
-    Raises:
-      BadField: a field is missing, unknown or of the wrong type, or the image cannot be read.
-    """
+    """Parses one item with the attributes `names`; image paths are relative to `folder`. Raises BadField if a field is
+    missing, unknown or of the wrong type, or the image cannot be read."""
     check_object(record, FIELDS)
     given = field(record, "attributes", dict, list, default={})
     pairs = list(given.items()) if isinstance(given, dict) else given  # Parquet maps are lists of pairs

@@ -1,19 +1,24 @@
-"""The parameters of a run, divided into trainable and frozen ones."""
-
-from __future__ import annotations
+"""The parameters of a run, divided into trainable and frozen ones: new ones, or those of a checkpoint."""
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from flax import nnx
 from jax.sharding import Mesh
 
+from data_pipelines.errors import DataError
 from experiments.config import ExperimentConfig
 from unimp_jax.model import PARTS, Part, UniMP, part_of
 from unimp_jax.model.decoder import FrozenTable
 from unimp_jax.model.quantization import Quantized
 from unimp_jax.sharding import abstract_model, init_model
+from unimp_jax.training.checkpoint import CheckpointConfig, Checkpoints
+from unimp_jax.training.frozen import load_frozen
+from unimp_jax.training.reading import DamagedError
+
+Checkpoint = Literal["best", "latest"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,11 +51,7 @@ def kept_in(config: ExperimentConfig) -> dict[Part, str]:
 
 
 def take_apart(config: ExperimentConfig, model: UniMP) -> Parameters:
-    """Divides a model into structure, trainable and frozen parameters.
-
-    Raises:
-      ValueError: no part is trained.
-    """
+    """Divides a model into structure, trainable and frozen parameters; ValueError if no part is trained."""
     trains = frozenset(config.training.trains)
     if not trains:
         raise ValueError("training.trains is empty, so nothing would be trained")
@@ -60,3 +61,29 @@ def take_apart(config: ExperimentConfig, model: UniMP) -> Parameters:
 
     graph, trainable, frozen = nnx.split(model, is_trained, ...)  # type: ignore[misc]
     return Parameters(graph, trainable, frozen)
+
+
+def step_of(checkpoints: Checkpoints, which: Checkpoint, command: str) -> int:
+    """Returns the step of a checkpoint; without one, DataError, which names the `command` that trains such runs."""
+    step = checkpoints.best() if which == "best" else checkpoints.latest()
+    if step is None:
+        raise DataError(f"{checkpoints.folder.parent} has no complete checkpoint yet; run `{command}` on it first")
+    return step
+
+
+def restore_parameters(
+    run: Path, which: Checkpoint, parameters: Parameters, config: CheckpointConfig
+) -> tuple[Parameters, int]:
+    """Reads only the parameters of a checkpoint, divided as the abstract `parameters`, directly into their shardings,
+    and returns them with its step. Raises DataError without a complete checkpoint, CheckpointError for another
+    geometry."""
+    with Checkpoints(run / "checkpoints", config, reads_only=True) as checkpoints:
+        while True:
+            step = step_of(checkpoints, which, "unimp train")
+            try:
+                trainable = checkpoints.restore_parameters(step, parameters.trainable)
+                break
+            except DamagedError:
+                if checkpoints.is_kept(step):
+                    raise  # otherwise a training has replaced it in the meantime
+    return Parameters(parameters.graph, trainable, load_frozen(run / "frozen", parameters.frozen)), step

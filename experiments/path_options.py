@@ -1,8 +1,7 @@
 """Options that need a check of their own: paths, of which some accept URLs of an object store, and numbers."""
 
-from __future__ import annotations
-
 import math
+from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
@@ -11,15 +10,21 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from data_pipelines.object_store import URLError, is_remote, make_path, reached
 
-PathOrURL = Annotated[
-    Path,
-    PrimitiveConstructorSpec(
+
+def spec(metavar: str, read: Callable[[str], Path]) -> PrimitiveConstructorSpec[Path]:
+    """Tells tyro how to make paths of words."""
+    return PrimitiveConstructorSpec(
         nargs=1,
-        metavar="PATH|URL",
-        instance_from_str=lambda words: reached(make_path(words[0])),
+        metavar=metavar,
+        instance_from_str=lambda words: read(words[0]),
         is_instance=lambda value: hasattr(value, "__fspath__"),
         str_from_instance=lambda path: [str(path)],
-    ),
+    )
+
+
+PathOrURL = Annotated[
+    Path,
+    spec("PATH|URL", lambda word: reached(make_path(word))),
     pydantic.WrapValidator(lambda value, as_path: read_url(value) or as_path(value)),
     pydantic.PlainSerializer(str, when_used="json"),
 ]
@@ -37,23 +42,11 @@ def read_url(value: Any) -> Path | None:
 @LOCAL.primitive_rule
 def local_path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
     """Makes options of type `Path` refuse URLs."""
-    if info.type is not Path:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH",
-        instance_from_str=lambda words: refuse_url(words[0]),
-        is_instance=lambda value: hasattr(value, "__fspath__"),
-        str_from_instance=lambda path: [str(path)],
-    )
+    return spec("PATH", refuse_url) if info.type is Path else None
 
 
 def refuse_url(text: Any) -> Path:
-    """Returns a local path.
-
-    Raises:
-      URLError: the text is a URL.
-    """
+    """Returns a local path; URLError if the text is a URL."""
     path = make_path(text)
     if is_remote(path):
         raise URLError(f"{text}: this option needs a path on the local disk, not a URL")

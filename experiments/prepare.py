@@ -1,7 +1,5 @@
 """`unimp prepare`: the command line of `data_pipelines.prepare`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

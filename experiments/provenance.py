@@ -1,7 +1,5 @@
 """The provenance of a run: the commands that started it, the machines and the versions."""
 
-from __future__ import annotations
-
 import datetime
 import importlib.metadata
 import json
@@ -17,13 +15,8 @@ from data_pipelines.atomic import write_json
 
 
 def note_provenance(folder: Path) -> float:
-    """Adds the running command to `started.json`, unless an earlier entry differs only in its time.
-
-    A damaged file is replaced, because only reports read it.
-
-    Returns:
-      The start time of the first command, in seconds since 1970.
-    """
+    """Adds the running command to `started.json`, unless an earlier entry differs only in its time, and returns the
+    start time of the first command, in seconds since 1970. A damaged file is replaced: only reports read it."""
     path = folder / "started.json"
     try:
         before = json.loads(path.read_bytes())

@@ -1,7 +1,5 @@
 """Parses a request about a user of the source or about a history in JSON; every mistake is reported in one line."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -37,11 +35,7 @@ class Request:
 
 
 def read_request(text: str) -> Request:
-    """Parses a history, and what is asked about it, from a JSON object such as `EXAMPLE`.
-
-    Raises:
-      DataError: the text is invalid; the message names the field.
-    """
+    """Parses a history, and what is asked about it, from JSON such as `EXAMPLE`; a DataError names the field."""
     text = text.removeprefix("\ufeff").strip()
     if not text:
         raise DataError(f"{STDIN} is empty; give a --user, or a history on {STDIN}, such as {EXAMPLE}")
@@ -63,11 +57,7 @@ def read_request(text: str) -> Request:
 
 
 def decoded(content: bytes) -> str:
-    """Decodes JSON text in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
-
-    Raises:
-      DataError: the text has another encoding.
-    """
+    """Decodes JSON text in UTF-8, UTF-16 or UTF-32, with or without a byte order mark; DataError for all others."""
     try:
         return content.decode(json.detect_encoding(content))
     except UnicodeDecodeError as error:
@@ -92,11 +82,7 @@ def read_met(met: Any) -> tuple[str, float]:
 
 
 def check_object(record: Any, names: Sequence[str]) -> None:
-    """Checks the type and the field names of a JSON object.
-
-    Raises:
-      BadField: it is not an object, or has an unknown field.
-    """
+    """Raises BadField if a record is not a JSON object, or has an unknown field."""
     if not isinstance(record, dict):
         raise BadField(f"{shown(record)} instead of an object with {', '.join(names)}")
     for name in record:

@@ -1,7 +1,5 @@
 """The results of an evaluation, in one form for tables, pages and tests."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -88,11 +86,7 @@ def save_evaluation(evaluation: Evaluation, path: Path) -> None:
 
 
 def load_evaluation(path: Path) -> Evaluation:
-    """Reads an evaluation.
-
-    Raises:
-      DataError: the file does not exist or is not an evaluation.
-    """
+    """Reads an evaluation; DataError if the file does not exist or is not an evaluation."""
     try:
         return pydantic.TypeAdapter(Evaluation).validate_json(path.read_bytes())
     except FileNotFoundError as error:

@@ -1,7 +1,5 @@
 """Opens a run folder, or an exported folder, to use its model."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -23,8 +21,14 @@ from experiments.data import ExperimentData
 from experiments.elastic import Machine, first_machine, fitted_mesh
 from experiments.memory import read_memory
 from experiments.new_items import with_new_items
-from experiments.parameters import Parameters, abstract_parameters, init_parameters, take_apart
-from experiments.restore import Checkpoint, restore_parameters
+from experiments.parameters import (
+    Checkpoint,
+    Parameters,
+    abstract_parameters,
+    init_parameters,
+    restore_parameters,
+    take_apart,
+)
 from experiments.step import to_device
 from unimp_jax.evaluation.predictor import Predictor
 from unimp_jax.interop.importing import GEOMETRY, exported_values
@@ -87,11 +91,7 @@ def used_here(config: ExperimentConfig, mesh: MeshConfig, machine: Machine | Non
 
 
 def open_data(folder: Path, mesh: MeshConfig = ALL_DEVICES) -> ExperimentData:
-    """Opens the data of a run with the configuration of `used_here`.
-
-    Raises:
-      DataError: the folder holds no run, or its data is not prepared or is not what the run was trained on.
-    """
+    """Opens the data of a run, configured by `used_here`; DataError if it is not what the run was trained on."""
     config = used_here(load_config(folder / "config.json"), mesh, first_machine(folder))
     return ExperimentData.load(config, folder / "vocabulary", same=DATA_PARTS)
 
@@ -99,22 +99,14 @@ def open_data(folder: Path, mesh: MeshConfig = ALL_DEVICES) -> ExperimentData:
 def open_model(
     folder: Path, checkpoint: Checkpoint, mesh: MeshConfig = ALL_DEVICES
 ) -> tuple[ExperimentData, Predictor, Facts]:
-    """Opens the data and the model of a run on the available devices, with facts about the checkpoint.
-
-    Raises:
-      DataError: the folder holds no run, or one without a complete checkpoint.
-    """
+    """Opens the data and the model of a run on the available devices, with facts about the checkpoint; DataError if the
+    folder holds no run, or one without a complete checkpoint."""
     data = open_data(folder, mesh)
     return data, *load_model(folder, data, checkpoint)
 
 
 def load_model(folder: Path, data: ExperimentData, checkpoint: Checkpoint) -> tuple[Predictor, Facts]:
-    """Loads a run's model for `data`, which is already open, with facts about the checkpoint.
-
-    Raises:
-      DataError: the run has no complete checkpoint.
-      CheckpointError: the checkpoint cannot be read.
-    """
+    """Loads a run's model for `data`, which is already open, with facts about the checkpoint."""
     predictor, step = restore(folder, data.config, checkpoint)
     trained = abstract_parameters(data.config, predictor.mesh)  # with adapters and content not yet merged
     lines = [line for line in read_log(folder / "metrics.jsonl") if line["kind"] == "train"]
@@ -202,11 +194,7 @@ def restore(
 
 
 def added_content(parameters: Parameters, content: np.ndarray) -> np.ndarray:
-    """Returns the content of the tokens that the run was not trained with.
-
-    Raises:
-      DataError: the content of the other tokens differs from that in training.
-    """
+    """Returns the content of the tokens that the run was not trained with; DataError if that of others has changed."""
     trained = np.asarray(parameters.frozen["embeddings"]["content"][...], np.float32)
     known = content[: len(trained)]
     if known.shape != trained.shape or not np.allclose(known, trained, rtol=0.01, atol=0.01):  # maybe bfloat16 there
@@ -220,11 +208,8 @@ def added_content(parameters: Parameters, content: np.ndarray) -> np.ndarray:
 def materialised(
     config: ExperimentConfig, parameters: Parameters, mesh: Mesh, added_NK: np.ndarray | None = None
 ) -> Parameters:
-    """Merges the adapters into the matrices, and the content of the tokens into the tables, of a model.
-
-    Args:
-      added_NK: float32, the content of N new tokens, which follow the others.
-    """
+    """Merges the adapters into the matrices of a model, and the content of its tokens and of new ones after them
+    (float32) into the tables."""
     model = nnx.merge(parameters.graph, parameters.trainable, parameters.frozen)
     plain, embeddings = config.model.materialised, model.embeddings
     decoder = dataclasses.replace(
@@ -261,11 +246,7 @@ def without_content(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def read_exported(folder: Path, config: ExperimentConfig) -> Predictor:
-    """Reads the model of an exported folder, with the weights placed directly on the mesh.
-
-    Raises:
-      WeightsError: the weights cannot be read completely, or do not have the experiment's geometry.
-    """
+    """Reads the model of an exported folder directly onto the mesh; WeightsError if it does not have this geometry."""
     mesh, values = make_mesh(config.mesh), exported_values(folder, config.model)
     parameters = init_parameters(config, mesh, PARTS)
     trainable, frozen = load_values((parameters.trainable, parameters.frozen), values)

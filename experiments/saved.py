@@ -1,7 +1,5 @@
 """For scripts: `python -m experiments.saved FOLDER STEP` exits with 0 if the run has a complete checkpoint STEP."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The Python API of a trained run that answers queries, and of a new run that is trained step by step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +14,10 @@ from experiments.evals import EVALS
 from experiments.evals.config import GenerateConfig
 from experiments.generate import pose
 from experiments.init import initial_parameters, vocabulary_of_init, with_init_geometry
+from experiments.parameters import Checkpoint
 from experiments.request import Request
-from experiments.restore import Checkpoint
 from experiments.run import ALL_DEVICES, open_to_ask
-from experiments.step import compile_step, init_state, make_mesh_of, optimizer_of, to_device
+from experiments.step import compile_step, init_state, make_mesh_of, to_device
 from unimp_jax.processes import wait_for_all
 from unimp_jax.sharding import MeshConfig
 from unimp_jax.training.step import StepMetrics
@@ -91,9 +89,9 @@ class NewRun:
         self.config = sized_model(config, self.data.vocabulary, self.data.content.shape[1])
         self.data.check_training()
         with jax.set_mesh(self._mesh):
-            parameters, optimizer = initial_parameters(self.config, self._mesh, self.data), optimizer_of(self.config)
-            self.state, self._frozen = init_state(parameters.trainable, optimizer, self._mesh), parameters.frozen
-            self._step = compile_step(self.config, parameters, optimizer, self.state, self._mesh)
+            parameters = initial_parameters(self.config, self._mesh, self.data)
+            self.state, self._frozen = init_state(self.config, parameters.trainable, self._mesh), parameters.frozen
+            self._step = compile_step(self.config, parameters, self.state, self._mesh)
         wait_for_all("the step is compiled")
         self._batches = self.data.training()
 

@@ -1,7 +1,5 @@
 """The train step of an experiment: its state, its batches and its compiled program."""
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -28,11 +26,8 @@ from unimp_jax.training.step import TrainState, make_train_step
 
 
 def make_mesh_of(config: ExperimentConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh of an experiment on `devices` (by default, all that are available).
-
-    Raises:
-      ValueError: the mesh does not match the number of devices, or rows or tokens of a batch cannot be split over it.
-    """
+    """Returns the mesh of an experiment on `devices` (by default, all that are available); ValueError if it does not
+    match their number, or rows or tokens of a batch cannot be split over it."""
     mesh = make_mesh(config.mesh, devices)
     check_rows(config.loader.batch_size, mesh, config.training.accumulate)
     check_tokens(config.row_shape.tokens, mesh)
@@ -44,9 +39,9 @@ def optimizer_of(config: ExperimentConfig) -> optax.GradientTransformation:
     return make_optimizer(config.optimizer, config.loop.steps, functools.partial(decays, config))
 
 
-def abstract_state(trainable: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(config: ExperimentConfig, trainable: Any, mesh: Mesh) -> TrainState:
     """Returns shapes, dtypes and shardings of a state; moments have the shardings of their parameters."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    everywhere, optimizer = NamedSharding(mesh, PartitionSpec()), optimizer_of(config)
 
     def like(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -62,18 +57,19 @@ def abstract_state(trainable: Any, optimizer: optax.GradientTransformation, mesh
     return TrainState(step, abstract(trainable), optimizer_state, guard)
 
 
-def init_state(trainable: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def init_state(config: ExperimentConfig, trainable: Any, mesh: Mesh) -> TrainState:
     """Returns the state at step 0."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(trainable, optimizer, mesh))
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, trainable, mesh))
     step, guard = jax.jit(
         lambda: (jnp.zeros((), jnp.int32), new_guard()), out_shardings=(shardings.step, shardings.guard)
     )()
-    return TrainState(step, trainable, jax.jit(optimizer.init, out_shardings=shardings.optimizer)(trainable), guard)
+    moments = jax.jit(optimizer_of(config).init, out_shardings=shardings.optimizer)(trainable)
+    return TrainState(step, trainable, moments, guard)
 
 
 def decays(config: ExperimentConfig, path: Any, parameter: jax.Array) -> bool:
-    """Returns whether weight decay applies: to matrices of the gated blocks, or of all parts except the
-    embeddings; never to adapters."""
+    """Returns whether weight decay applies: to matrices of the gated blocks or of all but embeddings, not to
+    adapters."""
     names = [str(getattr(key, "key", key)) for key in path]
     part = "gated" if config.optimizer.decay == "gated" else names[0]
     return names[0] == part != "embeddings" and "kernel" in names
@@ -96,17 +92,11 @@ def to_device(mesh: Mesh) -> Callable[[dict[str, np.ndarray]], Batch]:
     return lambda arrays: Batch(**put_rows(mesh, arrays))
 
 
-def lower_step(
-    config: ExperimentConfig,
-    parameters: Parameters,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    mesh: Mesh,
-) -> jax.stages.Lowered:
+def lower_step(config: ExperimentConfig, parameters: Parameters, state: TrainState, mesh: Mesh) -> jax.stages.Lowered:
     """Lowers the train step for its one batch shape, with the state donated; arrays may be abstract."""
     step = make_train_step(
         parameters.graph,
-        optimizer,
+        optimizer_of(config),
         objective=config.objective,
         num_tasks=len(TASKS),
         accumulate=config.training.accumulate,
@@ -119,17 +109,11 @@ def lower_step(
     return jitted.lower(abstract(state), abstract(parameters.frozen), abstract_batch(config, mesh))
 
 
-def compile_step(
-    config: ExperimentConfig,
-    parameters: Parameters,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    mesh: Mesh,
-) -> Callable[..., Any]:
+def compile_step(config: ExperimentConfig, parameters: Parameters, state: TrainState, mesh: Mesh) -> Callable[..., Any]:
     """Compiles the train step ahead of time, in any thread."""
     start = time.perf_counter()
     with jax.set_mesh(mesh):
-        compiled = lower_step(config, parameters, optimizer, state, mesh).compile()
+        compiled = lower_step(config, parameters, state, mesh).compile()
     print_once(f"train step compiled in {time.perf_counter() - start:.1f} s")
     return compiled
 

@@ -1,7 +1,5 @@
 """Prepares text from the data for a terminal: one line, without control characters, encodable, cut to a width."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import unicodedata

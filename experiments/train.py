@@ -5,8 +5,6 @@ A run folder holds `config.json`, `vocabulary/`, `frozen/` (the frozen parameter
 continues an interrupted run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -16,11 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import optax
 import tyro
 from flax import nnx
 from jax.sharding import Mesh
 
+from data_pipelines.atomic import write_json
 from data_pipelines.errors import DataError
 from data_pipelines.fingerprint import DATA_PARTS, FILE
 from data_pipelines.loader import Position, ProcessShard, TrainingBatch
@@ -37,23 +35,15 @@ from experiments.config import (
 )
 from experiments.data import ExperimentData, sized_model
 from experiments.elastic import FILE as FIRST_MACHINE
-from experiments.elastic import as_begun, described, fitted, note_first_machine
+from experiments.elastic import Machine, described, first_machine, fitted
 from experiments.evals.ranking import rank_catalogue
 from experiments.features import tower_features
 from experiments.init import initial_parameters, vocabulary_of_init, with_geometry_of_run, with_init_geometry
 from experiments.lock import alone_in
 from experiments.parameters import Parameters, abstract_parameters
-from experiments.preset_run import PresetRun
+from experiments.presets import PresetRun
 from experiments.provenance import note_provenance
-from experiments.step import (
-    abstract_state,
-    compile_step,
-    init_state,
-    make_mesh_of,
-    model_flops,
-    optimizer_of,
-    to_device,
-)
+from experiments.step import abstract_state, compile_step, init_state, make_mesh_of, model_flops, to_device
 from experiments.vqgan.config import FILE as OF_VQGAN
 from unimp_jax.evaluation.metrics import CUTOFFS, ranking_metrics
 from unimp_jax.evaluation.predictor import Predictor
@@ -97,11 +87,11 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
         jax.set_mesh(mesh),
         Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints,
     ):
-        parameters, optimizer = abstract_parameters(config, mesh), optimizer_of(config)
-        shapes, began = abstract_state(parameters.trainable, optimizer, mesh), None
+        parameters, began = abstract_parameters(config, mesh), None
+        shapes = abstract_state(config, parameters.trainable, mesh)
         with ThreadPoolExecutor(1) as other_thread:  # compiling takes as long as drawing parameters or reading them
-            compiling = other_thread.submit(compile_step, config, parameters, optimizer, shapes, mesh)
-            state, frozen, notes = restore_or_init(config, data, parameters, optimizer, mesh, checkpoints)
+            compiling = other_thread.submit(compile_step, config, parameters, shapes, mesh)
+            state, frozen, notes = restore_or_init(config, data, parameters, mesh, checkpoints)
             step = compiling.result()
         # Compile times differ between processes, and the first exchange between them has a short timeout.
         wait_for_all("the step is compiled")
@@ -109,7 +99,8 @@ def train_run(config: ExperimentConfig, folder: Path) -> None:
             note_changes(load_config(folder / "config.json"), asked, folder / "config.json")
             describe(config, data, parameters, mesh)
             if config.training.elastic:
-                print(f"elastic: {described(config)}; where the run started: {described(as_begun(asked, folder))}")
+                begun = fitted(asked, folder, first_machine(folder))
+                print(f"elastic: {described(config)}; where the run started: {described(begun)}")
             began = note_provenance(folder)
         features = None
         if config.training.cache_features:
@@ -155,45 +146,22 @@ def loaded(batch: TrainingBatch) -> LoadedBatch:
 
 
 def restore_or_init(
-    config: ExperimentConfig,
-    data: ExperimentData,
-    parameters: Parameters,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    checkpoints: Checkpoints,
+    config: ExperimentConfig, data: ExperimentData, parameters: Parameters, mesh: Mesh, checkpoints: Checkpoints
 ) -> tuple[TrainState, Any, dict[str, Any] | None]:
-    """Restores the latest checkpoint, or initialises the state at step 0 if there is none.
-
-    Nothing is on the devices twice at any time.
-
-    Args:
-      parameters: shapes, dtypes and shardings.
-
-    Returns:
-      (state, frozen parameters, the checkpoint's notes or None at step 0).
-
-    Raises:
-      CheckpointError: an existing checkpoint cannot be read.
-    """
+    """Returns (state, frozen parameters, notes) of the latest checkpoint, or those at step 0, without notes, if there
+    is none. Nothing is on the devices twice at any time; `parameters` are abstract. Raises CheckpointError if an
+    existing checkpoint cannot be read."""
     folder = checkpoints.folder.parent / "frozen"
-    restored = checkpoints.restore_latest(abstract_state(parameters.trainable, optimizer, mesh))
+    restored = checkpoints.restore_latest(abstract_state(config, parameters.trainable, mesh))
     if restored is not None:
         return restored[0], load_frozen(folder, parameters.frozen), restored[1]
     first = initial_parameters(config, mesh, data)
-    return init_state(first.trainable, optimizer, mesh), save_frozen(folder, first.frozen), None
+    return init_state(config, first.trainable, mesh), save_frozen(folder, first.frozen), None
 
 
 def open_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
-    """Opens the run folder, or creates it if it does not exist.
-
-    All processes must call this together: the first one creates the folder, and the others wait for it.
-
-    Returns:
-      As `read_run`.
-
-    Raises:
-      DataError, ValueError: as in `read_run`.
-    """
+    """Opens the run folder as `read_run` does, or creates it. All processes must call this together: the first one
+    creates the folder, and the others wait for it."""
     made = "the folder of the run is made"
     if jax.process_index() != 0:
         wait_for_all(made)
@@ -220,22 +188,22 @@ def begin_run(data: ExperimentData, config: ExperimentConfig, folder: Path) -> N
     if new or not (folder / FILE).exists():
         data.save_fingerprint(folder)
     if not (folder / FIRST_MACHINE).exists():
-        note_first_machine(folder)
+        write_json(folder / FIRST_MACHINE, to_json(Machine.here()))
     if new:
         save_config(config, folder / "config.json")
 
 
 def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, ExperimentConfig]:
     """Returns the data and the complete configuration with which training in `folder` begins or continues; writes no
-    run.
-
-    Raises:
-      DataError: the folder holds a run of another configuration or of a VQGAN, or the data has changed.
-      ValueError: parts of the configuration do not fit one another or the data.
-    """
+    run. Raises DataError if the folder holds another run, or the data has changed; ValueError if parts do not fit
+    together."""
     config, before = configure(config, folder)
     if before is None:
-        check_best_metric(config.checkpoint.best_metric)
+        known = [f"{metric}@{cutoff}" for metric in ("HR", "NDCG", "MRR") for cutoff in CUTOFFS]
+        if config.checkpoint.best_metric not in known:
+            raise ValueError(
+                f"checkpoint.best_metric {config.checkpoint.best_metric!r} must be one of {', '.join(known)}"
+            )
         data = ExperimentData.load(config, vocabulary_of_init(config))
     else:
         reconfigured = differences(before, dataclasses.replace(config, model=before.model))
@@ -248,26 +216,9 @@ def read_run(config: ExperimentConfig, folder: Path) -> tuple[ExperimentData, Ex
     return data, config
 
 
-def check_best_metric(name: str) -> None:
-    """Checks that validation computes the metric by which the best checkpoint is chosen, and that larger is better.
-
-    Raises:
-      ValueError: it is another one.
-    """
-    known = [f"{metric}@{cutoff}" for metric in ("HR", "NDCG", "MRR") for cutoff in CUTOFFS]
-    if name not in known:
-        raise ValueError(f"checkpoint.best_metric {name!r} must be one of {', '.join(known)}")
-
-
 def configure(config: ExperimentConfig, folder: Path) -> tuple[ExperimentConfig, ExperimentConfig | None]:
-    """Completes the configuration as far as possible without the data.
-
-    Returns:
-      (the configuration with the geometry of `init_from`, that of the run already in the folder or None).
-
-    Raises:
-      DataError: the folder holds a run of a VQGAN.
-    """
+    """Returns (the configuration with the geometry of `init_from`, that of the run already in the folder or None), as
+    far as possible without the data; DataError if the folder holds a run of a VQGAN."""
     if (folder / OF_VQGAN).exists():
         raise DataError(f"{folder} contains the run of a VQGAN; name another folder")
     if not (folder / "config.json").exists():
@@ -281,8 +232,7 @@ def configure(config: ExperimentConfig, folder: Path) -> tuple[ExperimentConfig,
 def validation(
     config: ExperimentConfig, data: ExperimentData, graph: nnx.GraphDef, frozen: Any, mesh: Mesh
 ) -> Callable[[TrainState], dict[str, float]]:
-    """Returns the validation: recommendation to validation users, seen items filtered; no metrics without such
-    users."""
+    """Returns the validation: recommendation to validation users, seen items filtered; no metrics without them."""
     most = config.training.validation_users
     queries = held_out_queries(data.corpus, "validation", "recommendation", most=most)
     if not queries:

@@ -1,8 +1,6 @@
 """Calibrates a ranker's scores to next-item probabilities, by a temperature and a uniform share fitted in
 validation."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
@@ -63,8 +61,7 @@ def validation_sample(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
 
 
 def calibrate(ranker: Ranker, corpus: Corpus) -> Calibration:
-    """Returns the calibration with the highest likelihood of the validation interactions; the default if there are
-    none."""
+    """Returns the calibration with the highest likelihood of the validation interactions; without any, the default."""
     users, positions = validation_sample(corpus)
     if not len(users):
         return Calibration()

@@ -4,20 +4,15 @@
 many texts is the product with the sum of their vectors, up to a factor that changes no comparison.
 """
 
-from __future__ import annotations
-
 import collections
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from data_pipelines.corpus import TRAIN, Corpus
 from data_pipelines.errors import DataError
-
-if TYPE_CHECKING:  # imported where it is used: the import takes most of a second, which `unimp generate` does not need
-    import scipy.sparse
 
 
 class NearestExplanation:
@@ -36,9 +31,7 @@ class NearestExplanation:
         events, self._texts = training_texts(corpus)
         users = np.searchsorted(corpus.offsets, events, side="right") - 1
         self._vectors_TV = _vectors(self._texts)
-        self._by_user_UT = _members(users, corpus.num_users)
-        self._by_item_IT = _members(corpus.items[events], corpus.num_items)
-        self._user_sums_UV = (self._by_user_UT @ self._vectors_TV).tocsr()
+        self._of_user, self._of_item = grouped(users), grouped(corpus.items[events])
         self._sum_V = self._vectors_TV.sum(axis=0)
         self._medoid = int(np.argmax(self._vectors_TV @ self._sum_V))
         self.constant = self._texts[self._medoid]
@@ -49,12 +42,12 @@ class NearestExplanation:
 
     def _nearest(self, user: int, item: int) -> int:
         """Returns the index of the selected text."""
-        own, about = _row(self._by_user_UT, user), _row(self._by_item_IT, item)
-        candidates = about if len(about) else own
-        if not len(candidates):
+        own = self._of_user.get(user, [])
+        candidates = self._of_item.get(item, own)
+        if not candidates:
             return self._medoid
-        wanted_V = self._user_sums_UV[[user]].toarray()[0] if len(own) else self._sum_V
-        return int(candidates[np.argmax(self._vectors_TV[candidates] @ wanted_V)])
+        wanted_V = self._vectors_TV[own].sum(axis=0) if own else self._sum_V
+        return candidates[int(np.argmax(self._vectors_TV[candidates] @ wanted_V))]
 
 
 class ConsensusExplanation:
@@ -68,14 +61,7 @@ class ConsensusExplanation:
     name = "Consensus text"
 
     def __init__(self, corpus: Corpus, most: int = 32):
-        """Prepares the training texts.
-
-        Args:
-          most: maximum number of texts about an item, and of a user, that are used: the latest in the corpus.
-
-        Raises:
-          DataError: there are no training texts.
-        """
+        """Uses the latest `most` texts about an item, and of a user; DataError if there are no training texts."""
         events, self._texts = training_texts(corpus)
         users = np.searchsorted(corpus.offsets, events, side="right") - 1
         self._of_user, self._of_item, self._most = grouped(users), grouped(corpus.items[events]), most
@@ -85,11 +71,7 @@ class ConsensusExplanation:
         self._stems, self._words = DefaultTokenizer(use_stemmer=True), dict[str, collections.Counter[str]]()
 
     def explain(self, users: np.ndarray, items: np.ndarray, own: Sequence[str] | None = None) -> list[str]:
-        """Returns M texts for int [M] users and items.
-
-        Args:
-          own: for each of them, an additional text that may be selected and that the others are compared with.
-        """
+        """Returns M texts for int [M] users and items; `own` has one more text for each, which may be selected too."""
         chosen = []
         for number, (user, item) in enumerate(zip(users.tolist(), items.tolist(), strict=True)):
             known = self._of_item.get(item, [])[-self._most :] + self._of_user.get(user, [])[-self._most :]
@@ -120,20 +102,16 @@ def grouped(groups: np.ndarray) -> dict[int, list[int]]:
 
 
 def training_texts(corpus: Corpus) -> tuple[np.ndarray, list[str]]:
-    """Returns the training interactions with a text, int64 [T] ascending, and their T texts.
-
-    Raises:
-      DataError: there are none.
-    """
+    """Returns the training interactions with a text, int64 [T] ascending, and their texts; DataError without any."""
     events = np.array(sorted(event for event in corpus.texts if corpus.splits[event] == TRAIN), np.int64)
     if not len(events):
         raise DataError("no training interaction has a text, so there is no explanation to answer with")
     return events, [corpus.texts[event] for event in events.tolist()]
 
 
-def _vectors(texts: Iterable[str]) -> scipy.sparse.csr_array:
-    """Returns TF-IDF vectors of words, of length 1, or 0 for a text without words: float64 [texts, words]."""
-    import scipy.sparse
+def _vectors(texts: Iterable[str]) -> Any:
+    """Returns TF-IDF vectors of words, of length 1, or 0 for a text without words: float64 csr_array [texts, words]."""
+    import scipy.sparse  # here, because it takes most of a second, which `unimp generate` does not need
 
     texts = list(texts)
     if not any(re.search(r"\w", text) for text in texts):  # an error for the vectorizer
@@ -142,16 +120,3 @@ def _vectors(texts: Iterable[str]) -> scipy.sparse.csr_array:
 
     vectorizer = TfidfVectorizer(token_pattern=r"\b\w+\b")  # unlike the default, includes words of one letter
     return scipy.sparse.csr_array(vectorizer.fit_transform(texts))
-
-
-def _members(groups: np.ndarray, num_groups: int) -> scipy.sparse.csr_array:
-    """Returns 1 where a text belongs to a group: float64 [groups, texts]."""
-    import scipy.sparse
-
-    places = (groups, np.arange(len(groups)))
-    return scipy.sparse.csr_array((np.ones(len(groups)), places), shape=(num_groups, len(groups)))
-
-
-def _row(matrix: scipy.sparse.csr_array, row: int) -> np.ndarray:
-    """Returns the columns of a row with stored entries, ascending."""
-    return matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]]

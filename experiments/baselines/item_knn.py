@@ -1,4 +1,6 @@
-"""Item-kNN: ranks items by the damped cosine of their users with those of the history's items (Sarwar et al. 2001).
+"""Rankers by nearest neighbours: item-kNN by co-occurrence, content-kNN by features.
+
+Item-kNN ranks items by the damped cosine of their users with those of the history's items (Sarwar et al. 2001).
 
 The score of item i after a history of items h_1 (the latest), h_2, … is
 
@@ -10,8 +12,6 @@ instead of users, and earlier_days is a factor for items from before the latest 
 complete a basket. Apart from five numbers chosen on validation users, nothing is learned.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ import numpy as np
 import scipy.sparse
 
 from data_pipelines.corpus import TRAIN, Corpus
-from experiments.baselines.ranker import SCORES, best_on_validation, days_of, decayed_histories, popularity_below
+from experiments.baselines.ranker import DAY, SCORES, best_on_validation, decayed_histories, popularity_below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +87,7 @@ class ItemKNN:
 
 
 def choose_item_knn(corpus: Corpus, grid: Sequence[ItemKNNConfig] = GRID) -> ItemKNN:
-    """Returns the one of the grid with the highest NDCG@10 in validation, seen items filtered; without users, the
-    first."""
+    """Returns the one with the highest NDCG@10 in validation, seen items filtered; without users, the first."""
     counted = co_occurrences(corpus)
     return best_on_validation(corpus, grid, lambda config: ItemKNN(corpus, config, counted))
 
@@ -124,5 +123,34 @@ def co_occurrences(corpus: Corpus, *, days: bool = True) -> CoOccurrences:
         return CoOccurrences(
             together(users), scipy.sparse.csr_array((corpus.num_items, corpus.num_items), dtype=np.float32)
         )
-    of_users = np.stack([users, days_of(corpus)[events]])
+    of_users = np.stack([users, corpus.times[events] // DAY])
     return CoOccurrences(together(users), together(np.unique(of_users, axis=1, return_inverse=True)[1]))
+
+
+DECAYS = (1.0, 0.9, 0.7, 0.4, 0.0)
+"""0 uses the latest item only."""
+
+
+class ContentKNN:
+    """Ranks items by features that are known without interactions, including new items.
+
+    The score of an item is the cosine between its features and the mean of those of the history, in which an item
+    counts `decay` as much as the one after it.
+    """
+
+    name = "content-kNN"
+
+    def __init__(self, corpus: Corpus, features_IF: np.ndarray, decay: float):
+        """`features_IF`: float32 [I, F]; items without features score 0."""
+        self.corpus, self.decay, self._features_IF = corpus, decay, features_IF
+        self._directions_IF = features_IF / np.maximum(np.linalg.norm(features_IF, axis=1, keepdims=True), 1e-12)
+
+    def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        mean_MF = decayed_histories(self.corpus, users, positions, self.decay) @ self._features_IF
+        mean_MF /= np.maximum(np.linalg.norm(mean_MF, axis=1, keepdims=True), 1e-12)
+        return (mean_MF @ self._directions_IF.T).astype(np.float32)
+
+
+def choose_content_knn(corpus: Corpus, features_IF: np.ndarray, decays: Sequence[float] = DECAYS) -> ContentKNN:
+    """Returns the one with the highest NDCG@10 in validation, seen items filtered; without users, the first."""
+    return best_on_validation(corpus, decays, lambda decay: ContentKNN(corpus, features_IF, decay))

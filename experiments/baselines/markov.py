@@ -9,8 +9,6 @@ where h_j is the item j steps back. With spread 0 an item j steps back counts by
 spread 1 by those of any number of steps up to `last`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Sequence

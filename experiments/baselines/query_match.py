@@ -1,7 +1,5 @@
 """Baselines for search: items are ordered by their match with the query, then by a recommendation baseline."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -23,8 +21,7 @@ class QueryMatch:
         self.name = f"{base.name} + query"
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Returns places in the order by both criteria, exact in float32 for up to 2^24 items; ties stay ties, and NaN
-        scores stay NaN."""
+        """Returns places in the order by both criteria, exact in float32 up to 2^24 items; ties and NaN are kept."""
         from scipy.stats import rankdata  # here, because the import takes seconds and `unimp generate` does not need it
 
         base_MI = self.base.scores(users, positions)
@@ -45,12 +42,7 @@ class WordMatches:
     case, then by how few other words it has, so that items with exactly the query's words come first."""
 
     def __init__(self, categories: Sequence[Sequence[str]], query_of: Callable[[int, int], Sequence[str]]):
-        """Indexes the category words.
-
-        Args:
-          categories: the category words of each item (`Corpus.categories`).
-          query_of: returns the query words for (user, position); for a held-out item, its category words.
-        """
+        """Indexes the category words of each item; `query_of` returns the query words for (user, position)."""
         self._words = {
             word: column for column, word in enumerate(sorted({w.casefold() for c in categories for w in c}))
         }

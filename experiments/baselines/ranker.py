@@ -1,7 +1,5 @@
 """The interface of baselines, which score the whole catalogue after a user's history, and the simplest baseline."""
 
-from __future__ import annotations
-
 import concurrent.futures
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
@@ -66,11 +64,8 @@ def padded_histories(
     longest: int | None = None,
     values: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Returns the last `longest` (default: all) items before each position, oldest first, padded by -1: int32 [M, S].
-
-    Args:
-      values: [E], values of the interactions to return instead of their items.
-    """
+    """Returns the last `longest` (default: all) items before each position, or their `values` [E] instead, oldest
+    first, padded by -1: int32 [M, S]."""
     values = corpus.items if values is None else values
     starts = corpus.offsets[users]
     lengths = positions if longest is None else np.minimum(positions, longest)
@@ -79,19 +74,11 @@ def padded_histories(
     return np.where(steps < lengths[:, None], values[events], -1).astype(np.int32)
 
 
-def days_of(corpus: Corpus) -> np.ndarray:
-    """Returns the day (UTC) of each interaction since 1970, -1 if it is unknown: int64 [E]."""
-    return corpus.times // DAY
-
-
 def decayed_histories(
     corpus: Corpus, users: np.ndarray, positions: np.ndarray, decay: float, earlier_days: float = 1.0
 ) -> csr_array:
-    """Returns the weights of history items, each `decay` times that of the next one: float32 [M, num_items].
-
-    Args:
-      earlier_days: a factor for the items of earlier days than the latest item's.
-    """
+    """Returns the weights of history items, each `decay` times that of the next one, and `earlier_days` times if it is
+    of an earlier day than the latest item: float32 [M, num_items]."""
     histories_MS = padded_histories(corpus, users, positions)
     is_item = histories_MS >= 0
     back_MS = positions[:, None] - 1 - np.arange(histories_MS.shape[1])
@@ -171,8 +158,7 @@ VALIDATED = 4096
 
 
 def validation_ndcg(ranker: Ranker, corpus: Corpus) -> float:
-    """Returns the NDCG@10 of at most `VALIDATED` validation users, of whom there must be some, with seen items
-    filtered."""
+    """Returns the NDCG@10, seen items filtered, of at most `VALIDATED` validation users, of whom there must be some."""
     users, positions = (part[:: -(-len(part) // VALIDATED)] for part in corpus.held_out(VALIDATION))
     _, filtered = rank_in_batches(ranker, corpus, users, positions, corpus.targets(users, positions))
     return float(ranking_metrics(filtered)["NDCG@10"].mean())

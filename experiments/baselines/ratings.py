@@ -1,8 +1,6 @@
 """Predicts ratings by matrix factorisation with biases (Koren, Bell and Volinsky 2009, "Matrix factorization techniques
 for recommender systems"); with rank 0, by a bias for each user and item."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import dataclasses
 import os
@@ -48,11 +46,7 @@ RANKS = (2, 32)
 
 
 def training_ratings(corpus: Corpus) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (users, items, ratings) of the rated training interactions.
-
-    Raises:
-      DataError: there are none.
-    """
+    """Returns (users, items, ratings) of the rated training interactions; DataError if there are none."""
     events = np.flatnonzero((corpus.splits == TRAIN) & ~np.isnan(corpus.ratings))
     if not len(events):
         raise DataError("no training interaction has a rating, so ratings cannot be predicted for this source")

@@ -5,8 +5,6 @@ rate follows the used part of the budget, in steps or seconds, so that a short r
 one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import zipfile

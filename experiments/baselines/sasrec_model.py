@@ -4,8 +4,6 @@ All three predict the next item at every position and differ only in their block
 of `unimp_jax.batch`: I items of the catalogue; H heads of width h; S positions that are attended to.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Trains SASRec, eSASRec and HSTU within a budget of steps or seconds, and keeps the best parameters by validation."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -12,15 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 from flax import nnx
 
-from data_pipelines.corpus import TRAIN, VALIDATION, Corpus
+from data_pipelines.atomic import write_json
+from data_pipelines.corpus import TEST, TRAIN, VALIDATION, Corpus
 from data_pipelines.errors import DataError
-from experiments.baselines.full_softmax import full_softmax
-from experiments.baselines.ranker import validation_ndcg
-from experiments.baselines.sampled_softmax import sampled_softmax
+from experiments.baselines.ranker import evaluate_ranker, validation_ndcg
 from experiments.baselines.sasrec import SASRecConfig, SASRecRanker
+from experiments.baselines.softmax import full_softmax, sampled_softmax
+from experiments.config import DataConfig
+from experiments.data import load_records
 from unimp_jax.compiling import compiler_options
+from unimp_jax.evaluation.bootstrap import interval
+from unimp_jax.evaluation.metrics import ranking_metrics
 
 Record = dict[str, float]
 
@@ -102,8 +105,7 @@ def trained_or_saved(corpus: Corpus, config: SASRecConfig, path: Path) -> SASRec
 
 
 def make_step(ranker: SASRecRanker, optimizer: optax.GradientTransformation) -> Any:
-    """Returns (parameters, state, batch, key, number, rate) -> (parameters, state, loss), jitted; donates the first
-    two."""
+    """Returns the jitted step (parameters, state, batch, key, number, rate) -> (parameters, state, loss)."""
 
     config = ranker.config
 
@@ -214,3 +216,34 @@ def training_batches(corpus: Corpus, length: int, rows: int, seed: int) -> Itera
         order = np.resize(rng.permutation(num_rows), -(-num_rows // rows) * rows).reshape(-1, rows)
         for chosen in order:
             yield {name: values[chosen] for name, values in epoch.items()}
+
+
+def sasrec_command(
+    folder: tyro.conf.Positional[Path],
+    data: DataConfig = DataConfig("movielens_1m"),
+    config: tyro.conf.OmitArgPrefixes[SASRecConfig] = SASRecConfig(),
+) -> None:
+    """Train a sequential baseline alone, for a comparison with equal training time.
+
+    SASRec by default; other values of `--block` and `--loss` make eSASRec or HSTU of it.
+
+    Args:
+      folder: folder for the training curve, the parameters and the test ranks.
+      data: the data to train on.
+    """
+    corpus = load_records(data).corpus
+    if not len(corpus.held_out(TEST)[0]):
+        raise DataError(f"{data.source} has no test questions, so nothing can be ranked")
+    folder.mkdir(parents=True, exist_ok=True)  # reports an unusable folder before the training
+
+    def say(record: Record) -> None:
+        print(", ".join(f"{name} {value:.4g}" for name, value in record.items()), flush=True)
+
+    ranker = train_sasrec(corpus, config, say)
+    ranker.save(folder / "parameters.npz")
+    write_json(folder / "trained.json", ranker.trained)
+    outcome: dict[str, Any] = evaluate_ranker(ranker, corpus, "test")
+    np.savez_compressed(folder / "test.npz", **outcome)
+    for kind in ("filtered", "unfiltered"):
+        metrics = {name: interval(values) for name, values in ranking_metrics(outcome[kind]).items()}
+        print(f"seen {kind}: " + ", ".join(f"{n} {i.mean:.4f} [{i.bounds(', ')}]" for n, i in metrics.items()))

@@ -4,11 +4,7 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
     python -m experiments.benchmarks.catalogue_size --items 1000000 10000000
 """
 
-from __future__ import annotations
-
 import functools
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +15,7 @@ import tyro
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.benchmarks.gpu_step import timed
 from unimp_jax.evaluation.chunked_ranking import rank_by_chunks
 from unimp_jax.model.decoder import DecoderConfig, Embeddings, EmbeddingTables
 from unimp_jax.model.layers import DTypes
@@ -71,11 +68,12 @@ def measure(mesh: Mesh, items: int, width: int, sampled: int) -> float:
             updates, moments = optimizer.update(gradient, moments, state)
             return value, optax.apply_updates(state, updates), moments
 
-        print(f"{items:,} items, {mesh.size} devices: {device_bytes(state) / 1e6:,.1f} MB of tables per device")
+        held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+        print(f"{items:,} items, {mesh.size} devices: {held / 1e6:,.1f} MB of tables per device")
         values = []
         for name, objective in {"all": ObjectiveConfig(), "sampled": ObjectiveConfig(sampled_tokens=sampled)}.items():
             one = jax.jit(functools.partial(step, objective=objective))
-            (value, *_), seconds = timed(one, state, moments)
+            seconds, (value, *_) = timed(one, state, moments, times=1)
             print(f"  loss, gradient and update, {name} tokens: {seconds:.2f} s, loss {float(value):.4f}")
             values.append(float(value))
 
@@ -86,7 +84,7 @@ def measure(mesh: Mesh, items: int, width: int, sampled: int) -> float:
             tokens_I = BASE + jnp.arange(items)
             return rank_by_chunks(tables, hidden_MD, tokens_I, targets_M, seen_Mw, k=10, chunk=2**18)
 
-        _, seconds = timed(jax.jit(ranked), state)
+        seconds, _ = timed(jax.jit(ranked), state, times=1)
         print(f"  {ROWS * ANSWERS} prompts ranked: {seconds:.2f} s")
     return values[0]
 
@@ -100,19 +98,6 @@ def new_tables(mesh: Mesh, items: int, width: int) -> tuple[Any, Any]:
 
     graph, shapes = nnx.split(nnx.eval_shape(lambda: Embeddings(config, DTypes(), nnx.Rngs(0))))
     return graph, jax.jit(make, out_shardings=param_shardings(shapes, mesh))()
-
-
-def device_bytes(state: Any) -> int:
-    """Returns the number of bytes on one device."""
-    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
-
-
-def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """Returns (the result of the second call, its duration in seconds)."""
-    jax.block_until_ready(function(*arguments))
-    start = time.perf_counter()
-    result = jax.block_until_ready(function(*arguments))
-    return result, time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ For each kernel: the largest differences of attention and its gradients to plain
 memory of attention with its gradients; then the step of the first preset, with its MFU.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import time
@@ -23,7 +21,7 @@ import tyro
 from experiments.config import ExperimentConfig
 from experiments.parameters import abstract_parameters, init_parameters
 from experiments.presets import PRESETS
-from experiments.step import abstract_batch, init_state, lower_step, make_mesh_of, model_flops, optimizer_of
+from experiments.step import abstract_batch, init_state, lower_step, make_mesh_of, model_flops
 from unimp_jax.batch import Batch
 from unimp_jax.model.attention import Kernel, attention, segment_mask
 from unimp_jax.model.axes import platform
@@ -136,13 +134,13 @@ def step_speeds(config: ExperimentConfig, rows: int, kernels: Sequence[Kernel]) 
     mesh, device = make_mesh_of(config, jax.devices()[:1]), jax.devices()[0].device_kind
     peak = next((flops for name, flops in PEAKS.items() if name in device), None)
     with jax.set_mesh(mesh):
-        parameters, optimizer = init_parameters(config, mesh), optimizer_of(config)
-        state = init_state(parameters.trainable, optimizer, mesh)
+        parameters = init_parameters(config, mesh)
+        state = init_state(config, parameters.trainable, mesh)
         frozen, batch = parameters.frozen, random_batch(config, abstract_batch(config, mesh))
         del parameters  # its arrays are given away with the state
         for kernel in kernels:
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention=kernel))
-            compiled = lower_step(config, abstract_parameters(config, mesh), optimizer, state, mesh).compile()
+            compiled = lower_step(config, abstract_parameters(config, mesh), state, mesh).compile()
             for _ in range(4):
                 start = time.perf_counter()
                 state, metrics = compiled(state, frozen, batch)

@@ -4,8 +4,6 @@ python -m experiments.benchmarks.loader_speed small --loader.batch-size 4
 python -m experiments.benchmarks.loader_speed --copies 15 --batches 10 openflamingo-3b
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import dataclasses
 import itertools

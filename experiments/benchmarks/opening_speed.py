@@ -3,8 +3,6 @@
 python -m experiments.benchmarks.opening_speed --interactions 1000000 10000000 100000000
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import multiprocessing
 import tempfile

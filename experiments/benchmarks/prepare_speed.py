@@ -7,8 +7,6 @@ of users). A user has 23 interactions on average, some a few and some thousands,
 than others. There are no images. Files and records are removed.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import multiprocessing
 import tempfile

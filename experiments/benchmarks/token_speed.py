@@ -3,8 +3,6 @@
 python -m experiments.benchmarks.token_speed --items 100000 1000000
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import dataclasses
 import multiprocessing
@@ -65,7 +63,7 @@ def opening(folder: Path) -> str:
     assert corpus is not None
     assert has_image is not None
     records = PreparedSource(corpus, has_image, lambda _: b"", cache_of(folder))
-    fingerprint_of(corpus, has_image, CONFIG, records.cache)
+    fingerprint_of(records, CONFIG)
     times.append(time.process_time())
     vocabulary = load_vocabulary(folder / "vocabulary", corpus)
     times.append(time.process_time())

@@ -1,7 +1,5 @@
 """The interface of task evaluations: how held-out queries are asked, measured and shown."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -179,23 +177,15 @@ def prompt_batches(
     begun: Sequence[tuple[int, ...]] | None = None,
     tight: bool = False,
 ) -> grain.DatasetIterator[QuestionBatch]:
-    """Returns this process's shard of the batches of prompts.
-
-    Args:
-      begun: for each query, the first tokens of its answer.
-      tight: batches are only as large as these prompts need.
-    """
+    """Returns this process's shard of the batches of prompts, with the first tokens of each answer (`begun`), and only
+    as large as these prompts need if `tight`."""
     prompts = data.writer.write_all(queries, ask=True, begun=begun)
     shard = ProcessShard(*row_shards(predictor.mesh))
     return data.questions(prompts, shard, tight=tight, with_images=predictor.needs_images)
 
 
 def refuse_nan(scores: np.ndarray) -> np.ndarray:
-    """Returns the scores.
-
-    Raises:
-      ValueError: some are NaN; the best of them would be an arbitrary answer.
-    """
+    """Returns the scores; ValueError if some are NaN, because the best of them would be an arbitrary answer."""
     if np.isnan(scores).any():
         raise ValueError(
             f"the model's scores are NaN for {np.isnan(scores).any(axis=-1).sum():,} of {len(scores):,} prompts"

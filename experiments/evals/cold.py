@@ -1,7 +1,5 @@
 """Tables of recommendation for items that training never or rarely saw, in runs with `data.cold_items`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +7,7 @@ import numpy as np
 from data_pipelines.content import training_counts
 from data_pipelines.tasks import Query
 from data_pipelines.tasks.queries import held_out_queries
-from experiments.baselines.content_knn import ContentKNN, choose_content_knn
+from experiments.baselines.item_knn import ContentKNN, choose_content_knn
 from experiments.baselines.ranker import Popularity, Ranker, rank_in_batches
 from experiments.data import ExperimentData, load_records
 from experiments.evals.base import OURS, Outcome, PerUser, Setting, moments, question_columns

@@ -1,7 +1,5 @@
 """Configuration of evaluation on held-out queries (`EvaluationConfig`) and of single answers (`GenerateConfig`)."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +12,8 @@ from data_pipelines.tasks.base import Split
 from data_pipelines.tasks.registry import check_names
 from experiments.baselines.sasrec import Rival, SASRecConfig
 from experiments.feature_extractors import FeatureExtractorConfig
+from experiments.parameters import Checkpoint
 from experiments.path_options import PathOrURL
-from experiments.restore import Checkpoint
 from experiments.run import ALL_DEVICES
 from unimp_jax.decoding import BeamConfig, CodeSamplingConfig
 from unimp_jax.sharding import MeshConfig

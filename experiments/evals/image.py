@@ -3,13 +3,11 @@
 Recommenders answer it, too, ours and the baselines: with the image of the item that they rank first for the query.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,10 +23,6 @@ from experiments.evals.search import SearchEval
 from experiments.request import Request
 from experiments.vqgan.run import decoder_of, open_vqgan
 from unimp_jax.evaluation.predictor import Predictor
-
-if TYPE_CHECKING:
-    from experiments.evals.image_metrics import Generated
-
 
 Decoder = Callable[[np.ndarray], np.ndarray]
 """Codes, int32 [..., h * w] -> images, uint8 [..., H, W, 3]."""
@@ -54,7 +48,7 @@ class ImageEval(TaskEval):
 
     def evaluate(self, setting: Setting) -> Answered:
         # The metrics take seconds to import, and answers do not need them.
-        from experiments.evals.image_metrics import first_items, image_outcomes, refuse_few, sample_images
+        from experiments.evals.image_metrics import Generated, first_items, image_outcomes, refuse_few, sample_images
         from experiments.feature_extractors import open_towers
 
         data, config, questions = setting.data, setting.config, setting.questions
@@ -62,7 +56,10 @@ class ImageEval(TaskEval):
         drawn = np.sort(np.random.default_rng(config.seed).permutation(len(everybody))[: settings.users])
         queries = [everybody[number] for number in drawn]
         refuse_few(data, queries)
-        generated = generate_images(data, setting.predictor, queries, setting.opened, settings.generation, config.seed)
+        drawn_codes, _ = sample_codes(data, setting.predictor, queries, settings.generation, config.seed)
+        assert data.vocabulary.image_codes is not None
+        wanted_codes, decode = data.vocabulary.image_codes.codes[[query.right[0] for query in queries]], setting.opened
+        generated = Generated(queries, {OURS: decode(drawn_codes)}, decode(wanted_codes))
         found = {
             ranker.name: first_items(data, ranker, queries)
             for ranker in SearchEval().rankers(data.corpus, setting.rankers)
@@ -88,7 +85,8 @@ class ImageEval(TaskEval):
         images = []
         for number, image in enumerate(opened(codes[0, order]), start=1):
             path = config.out / f"{number}.png"
-            save_image(image, path)
+            with atomic_file(path) as partial:
+                Image.fromarray(image).save(partial, "PNG")
             images.append({"file": str(path), "log-probability": float(scores[0, order[number - 1]])})
         return {"query": query.words, "images": images}
 
@@ -98,14 +96,8 @@ class ImageEval(TaskEval):
 
 
 def open_decoder(data: ExperimentData, folder: Path | None) -> Decoder:
-    """Opens the VQGAN that decodes the codes of a run.
-
-    Args:
-      folder: the folder of the VQGAN; None: the one named in the file of the codes.
-
-    Raises:
-      DataError: there are no codes, or the VQGAN is missing or has other codes.
-    """
+    """Opens the VQGAN in the folder (None: the one named in the file of the codes) that decodes the codes of a run;
+    DataError if there are no codes, or the VQGAN is missing or has other codes."""
     codes = data.vocabulary.image_codes
     if codes is None:
         raise DataError("this run has no image codes; train with --vocabulary.image-codes FILE")
@@ -136,28 +128,3 @@ def sample_codes(
         tokens=data.vocabulary.codes, length=codes.codes_per_image, unconditional=unconditional.tokens,
         samples=config.samples, seed=seed,
     )  # fmt: skip
-
-
-def generate_images(
-    data: ExperimentData,
-    predictor: Predictor,
-    queries: Sequence[Query],
-    decode: Decoder,
-    config: ImageGenerationConfig,
-    seed: int = 0,
-) -> Generated:
-    """Generates images for queries whose answer is known, and decodes the target images from their codes."""
-    from experiments.evals.image_metrics import Generated
-
-    codes = data.vocabulary.image_codes
-    assert codes is not None
-    drawn, _ = sample_codes(data, predictor, queries, config, seed)
-    wanted = codes.codes[[query.right[0] for query in queries]]
-    return Generated(queries, {OURS: decode(drawn)}, decode(wanted))
-
-
-def save_image(image: np.ndarray, path: Path) -> None:
-    """Writes a PNG atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as partial:
-        Image.fromarray(image).save(partial, "PNG")

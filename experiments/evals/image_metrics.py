@@ -5,8 +5,6 @@ that a ranker puts first, a random item's image, that of another item matching t
 from its codes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import types
 from collections.abc import Mapping, Sequence
@@ -125,11 +123,7 @@ def first_items(data: ExperimentData, ranker: Ranker, queries: Sequence[Query]) 
 
 
 def refuse_few(data: ExperimentData, queries: Sequence[Query]) -> None:
-    """Checks that there is enough data for the metrics.
-
-    Raises:
-      TooFewError: there are fewer users than precision and recall need, or fewer images than the comparisons need.
-    """
+    """Raises TooFewError if there are fewer users than precision and recall need, or images than comparisons need."""
     images = int(data.writer.has_image.sum())
     if len(queries) <= NEIGHBOURS or images < 3:
         raise TooFewError(

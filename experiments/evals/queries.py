@@ -1,7 +1,5 @@
 """Selects the held-out queries of an evaluation, and describes those that are left out."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 
@@ -57,11 +55,7 @@ def reason_for_none(data: ExperimentData, split: Split, task: str, questions: Ev
 
 
 def check_queries(data: ExperimentData, split: Split, asked: dict[str, EvaluationQueries]) -> None:
-    """Checks that there is something to ask.
-
-    Raises:
-      DataError: no task has a query.
-    """
+    """Raises DataError if no task has a query."""
     if not asked:
         raise DataError("this run was not trained to generate images (queries.mix.image); choose other --tasks")
     if not any(questions.queries for questions in asked.values()):

@@ -4,8 +4,6 @@ If each item has a token of its own, the whole catalogue is ranked exactly by th
 are found by beam search.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -95,8 +93,7 @@ class RankingEval(TaskEval):
     def answer(
         self, data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig, opened: Any
     ) -> dict[str, Any]:
-        """Returns the best items with their probabilities, by the task's memory if there is one, else by the model's
-        answer."""
+        """Returns the best items with their probabilities, by the task's memory or else by the model's answer."""
         if query.task not in data.memory.items:
             return {"items": best_items(data, predictor, query, config)}
         log_p_I = recommender(data, predictor, query.task).scores(*moments([query]))[0]
@@ -126,11 +123,8 @@ def rank_catalogue(
     data: ExperimentData, predictor: Predictor, queries: Sequence[Query], k: int = 10, beams: int = 20,
     outside: np.ndarray | None = None,
 ) -> Ranked:  # fmt: skip
-    """Returns the best items for each query, and the ranks of the target items.
-
-    Args:
-      outside: int [n], items that are filtered as if they were in the history; None: none.
-    """
+    """Returns the best items for each query and the ranks of the target items; the items `outside`, int [n], are
+    filtered as if they were in the history."""
     targets = np.array([query.right[0] for query in queries], np.int32)
     seen, items = seen_items(data.corpus, queries, outside), data.vocabulary.items
     if data.vocabulary.depth == 1:

@@ -1,7 +1,5 @@
 """The rating task: predicts stars, from next-token probabilities and as generated, and explanations."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -80,8 +78,7 @@ class RatingEval(TaskEval):
 
 
 def choose_rating_memory(data: ExperimentData, predictor: Predictor) -> RatingMemory | None:
-    """Returns the factorisation and its share that perform best in validation together with the model; None if there
-    are no validation users or no training ratings."""
+    """Returns the factorisation and its share that do best in validation with the model; None without such users."""
     queries = evaluation_queries(data, "validation", "rating", VALIDATED).queries
     if not queries:
         return None
@@ -235,15 +232,8 @@ def write_reviews(
 
 
 def parse_rating(vocabulary: Vocabulary, tokens: np.ndarray) -> dict[str, Any]:
-    """Parses an answer to a rating query.
-
-    Args:
-      tokens: int32 [n]; tokens after the end token are ignored.
-
-    Returns:
-      `rating`, the stars of the first token, and `explanation`, the text after it; if the first token is no rating,
-      None, and the whole text as `answer`; `whole`, whether the answer is complete.
-    """
+    """Returns `rating`, the stars that an answer (int32 [n], up to the end token) begins with, and `explanation`, the
+    text after them; without stars None, and the whole text as `answer`; and `whole`, whether the answer is complete."""
     ends = np.flatnonzero(tokens == vocabulary.eos)
     answer = tokens[: ends[0]] if len(ends) else tokens
     level = np.flatnonzero(np.isin(vocabulary.ratings, answer[:1]))

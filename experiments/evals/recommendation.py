@@ -1,7 +1,5 @@
 """The recommendation task: ranks the catalogue by what comes next, beside popularity, Markov chains and SASRec."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -12,8 +12,6 @@ the best ranking of the catalogue does not imply the best ratios of probabilitie
 cannot represent every pair of co-occurring items, which is exactly what the memory stores.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Collection, Iterator, Sequence
@@ -23,7 +21,7 @@ import numpy as np
 from data_pipelines.tasks import Query
 from experiments.baselines.calibration import Calibration, calibrate, validation_sample
 from experiments.baselines.item_knn import ItemKNN
-from experiments.baselines.markov import Markov
+from experiments.baselines.markov import Markov, MarkovConfig
 from experiments.baselines.ranker import SCORES, Ranker, scored_batches
 from experiments.data import PROMPTS_A_ROW, ExperimentData
 from experiments.evals.base import OURS, TaskEval, prompt_batches, refuse_nan
@@ -82,20 +80,16 @@ class WithMemory:
         return pooled(among_items(self.model.scores(users, positions)), counted, self.memory.pool)
 
 
-def ranker_of(data: ExperimentData, counts: Counts) -> Ranker:
-    """Returns the ranker that counts the training interactions of a corpus as specified."""
-    if counts.item_knn is not None:
-        return ItemKNN(data.corpus, counts.item_knn)
-    assert counts.markov is not None  # one of the two is given
-    return Markov(data.corpus, counts.markov)
-
-
 def recommender(data: ExperimentData, predictor: Predictor, task: str) -> NextItem | WithMemory:
     """Returns the ranker for a task, with the run's memory for it, if there is one."""
     model, memory = NextItem(data, predictor), data.memory.items.get(task)
     if memory is None:
         return model
-    return WithMemory(model, memory, [ranker_of(data, counts) for counts in memory.counts])
+    rankers: list[Ranker] = [
+        ItemKNN(data.corpus, one.item_knn) if one.item_knn else Markov(data.corpus, one.markov or MarkovConfig())
+        for one in memory.counts
+    ]
+    return WithMemory(model, memory, rankers)
 
 
 def among_items(log_p_MI: np.ndarray) -> np.ndarray:
@@ -104,13 +98,8 @@ def among_items(log_p_MI: np.ndarray) -> np.ndarray:
 
 
 def pooled(model_MI: np.ndarray, counted: Sequence[tuple[float, np.ndarray]], pool: Pool) -> np.ndarray:
-    """Returns the log-probabilities of pooled distributions over items: float32 [M, I].
-
-    Args:
-      model_MI: log-probabilities; like the others, their exponentials sum to 1 over items.
-      counted: (share, log-probabilities [M, I]) of each of the others.
-      pool: the kind of pool.
-    """
+    """Returns the log-probabilities of a pool of distributions over items, each with exponentials that sum to 1:
+    float32 [M, I]. `counted` has (share, log-probabilities [M, I]) of those beside the model."""
     if not counted:
         return model_MI.astype(np.float32)
     shared = [(1 - sum(share for share, _ in counted), model_MI), *counted]

@@ -5,8 +5,6 @@ to its next-item probability if its categories are those words, and 0 otherwise.
 that have most of them come first (`WordMatches`). Our recommendations and the baselines' are both ranked in this way.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any

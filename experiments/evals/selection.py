@@ -11,8 +11,6 @@ F1 is answered, which is not always the most probable set: an item pays as soon 
 is reached (Lipton et al. 2014).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

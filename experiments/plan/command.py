@@ -1,7 +1,5 @@
 """The options and the output of `unimp plan`."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Sequence

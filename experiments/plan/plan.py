@@ -1,7 +1,5 @@
 """Plans an experiment on TPU slices: the memory, communication and time that its step would need."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import time
@@ -12,15 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.config import ExperimentConfig
 from experiments.parameters import abstract_parameters
-from experiments.step import (
-    abstract_batch,
-    abstract_state,
-    batch_shape,
-    lower_step,
-    make_mesh_of,
-    model_flops,
-    optimizer_of,
-)
+from experiments.step import abstract_batch, abstract_state, batch_shape, lower_step, make_mesh_of, model_flops
 from unimp_jax.model.flops import recomputed_flops, text_attention_flops
 from unimp_jax.planning.chips import Slices, devices
 from unimp_jax.planning.estimate import Estimate, Work, estimate
@@ -49,17 +39,13 @@ class DoesNotFit(ValueError):
 
 
 def make_plan(config: ExperimentConfig, slices: Slices) -> Plan:
-    """Compiles the step and estimates its memory and time.
-
-    Raises:
-      ValueError: the mesh does not match the devices, or rows, tokens or parameters cannot be split over it.
-      DoesNotFit: the step needs more memory than there is.
-    """
+    """Compiles the step and estimates its memory and time. Raises ValueError if the mesh does not match the devices or
+    the batch, DoesNotFit if the step needs more memory than there is."""
     mesh = make_mesh_of(config, devices(slices))
-    parameters, optimizer = abstract_parameters(config, mesh), optimizer_of(config)
-    state = abstract_state(parameters.trainable, optimizer, mesh)
+    parameters = abstract_parameters(config, mesh)
+    state = abstract_state(config, parameters.trainable, mesh)
     with jax.set_mesh(mesh):
-        lowered = lower_step(config, parameters, optimizer, state, mesh)
+        lowered = lower_step(config, parameters, state, mesh)
         compiled, seconds = compile_anew(lowered, slices)
     given = {
         "trainable": state.trainable,

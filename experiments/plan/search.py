@@ -1,7 +1,5 @@
 """Searches meshes, remat policies and batch sizes, the most promising first."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools
@@ -24,14 +22,8 @@ REMATS: tuple[Remat, ...] = ("none", "dots", "full")
 def search(
     config: ExperimentConfig, slices: Slices, count: int, tell: Callable[[str], None] = lambda _: None
 ) -> list[Plan]:
-    """Compiles candidates until `count` of them fit, and ranks those.
-
-    Returns:
-      The plans that fit, in descending order of tokens per second.
-
-    Raises:
-      DoesNotFit: none of the first 4 * count candidates fits.
-    """
+    """Compiles candidates until `count` of them fit, and returns these plans in descending order of tokens per second;
+    DoesNotFit if none of the first 4 * count candidates fits."""
     plans: list[Plan] = []
     for candidate in itertools.islice(candidates(config, slices), 4 * count):
         if len(plans) == count:

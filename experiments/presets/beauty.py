@@ -1,7 +1,5 @@
 """Amazon's Beauty in S3-Rec's sequences: ids and attributes."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from data_pipelines.content import ContentConfig

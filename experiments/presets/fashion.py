@@ -1,7 +1,5 @@
 """H&M's products: their attributes and images, and the next purchase."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from data_pipelines.content import ContentConfig

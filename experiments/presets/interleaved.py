@@ -1,7 +1,5 @@
 """Recent language models with SigLIP 2, with images among the text tokens."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from data_pipelines.loader import LoaderConfig

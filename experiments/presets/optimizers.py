@@ -1,7 +1,5 @@
 """Optimizers shared by several presets."""
 
-from __future__ import annotations
-
 from unimp_jax.training.optimizer import OptimizerConfig
 
 FROM_NOTHING = OptimizerConfig(

@@ -1,7 +1,5 @@
 """The paper's recipe with published models."""
 
-from __future__ import annotations
-
 from data_pipelines.loader import LoaderConfig
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import RowShape

@@ -1,7 +1,5 @@
 """Amazon's musical instruments: ratings and reviews, a quarter of an hour on one core."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from data_pipelines.content import ContentConfig

@@ -1,7 +1,5 @@
 """MovieLens 1M, half an hour on one core."""
 
-from __future__ import annotations
-
 from data_pipelines.content import ContentConfig
 from data_pipelines.images import ImageConfig
 from data_pipelines.loader import LoaderConfig

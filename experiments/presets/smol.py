@@ -1,7 +1,5 @@
 """SmolLM2-135M with a small vision tower and images among the tokens: initialise it from imported weights."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from data_pipelines.images import ImageConfig

@@ -1,7 +1,5 @@
 """MovieLens small, minutes on two cores: the preset of `unimp demo`."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from data_pipelines.content import ContentConfig

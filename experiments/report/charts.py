@@ -1,7 +1,5 @@
 """Draws charts of groups of runs with matplotlib, as SVG whose colours are the CSS variables of the page."""
 
-from __future__ import annotations
-
 import html
 import io
 import re
@@ -79,11 +77,8 @@ def learning_curve(groups: Sequence[Group], kind: str, name: str, title: str) ->
 
 
 def over_runs(group: Group, kind: str, name: str) -> np.ndarray | None:
-    """Averages a logged metric over seeds at the steps that all runs logged, with neighbouring steps in one point.
-
-    Returns:
-      float64 [4, points]: step, mean, lowest and highest seed; None if there is no such step.
-    """
+    """Averages a logged metric over seeds at the steps that all runs logged, neighbouring steps pooled: float64 [4,
+    points], with step, mean, lowest and highest seed; None if there is no such step."""
     logs = [{x["step"]: x[name] for x in run.log if x["kind"] == kind and name in x} for run in group.runs]
     steps = sorted(set.intersection(*map(set, logs)))
     if not steps:

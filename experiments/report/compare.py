@@ -1,7 +1,5 @@
 """Compares groups of runs on each task: metrics over seeds, and differences to the base on the same queries."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """Computes the cost of runs from their logs and configurations."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any

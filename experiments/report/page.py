@@ -1,7 +1,5 @@
 """`unimp report`: writes the page of one run or of several, and the tables of several as Markdown."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shlex
@@ -20,6 +18,7 @@ from experiments.report import charts, tables
 from experiments.report.compare import compare, is_minor
 from experiments.report.runs import Group, LeftOut, read_groups
 from experiments.report.samples import Samples, UserSample, read_samples
+from experiments.report.tables import PageTable
 from experiments.results import load_evaluation
 
 MOST_UNFOLDED = 6
@@ -40,7 +39,7 @@ class Section:
     id: str
     title: str
     note: str
-    tables: Sequence[tables.PageTable] = ()
+    tables: Sequence[PageTable] = ()
     charts: Sequence[str] = ()
     users: Sequence[UserSample] = ()
 
@@ -49,10 +48,13 @@ class Section:
 class SourceReport:
     """Everything shown about one data source."""
 
-    name: str
     groups: Sequence[Group]
     samples: Samples
     sections: Sequence[Section]
+
+    @property
+    def name(self) -> str:
+        return self.groups[0].runs[0].config.data.source
 
     @property
     def stretched(self) -> bool:
@@ -94,7 +96,10 @@ def write_report(folders: Sequence[Path], split: str = "test", out: Path | None 
     if single:
         load_evaluation(folders[0] / "evaluation" / f"{split}.json")  # its error names the available splits
     found, left_out = read_groups(folders, split)
-    sources = [read_source(groups) for groups in found]
+    sources = []
+    for groups in found:
+        samples = read_samples(groups)
+        sources.append(SourceReport(groups, samples, sections_of(groups, samples)))
     if single and sources[0].samples.errors:
         raise DataError(sources[0].samples.errors[0])
     if len(folders) > 1 and out is None and any(map(is_remote, folders)):
@@ -111,12 +116,6 @@ def write_report(folders: Sequence[Path], split: str = "test", out: Path | None 
         write_whole(out / "report.md", markdown(out.name, command, sources, left_out))
     write_whole(out / "report.html", page)
     return out / "report.html"
-
-
-def read_source(groups: Sequence[Group]) -> SourceReport:
-    """Reads samples and sections of the groups on one source."""
-    samples = read_samples(groups)
-    return SourceReport(groups[0].runs[0].config.data.source, groups, samples, sections_of(groups, samples))
 
 
 def sections_of(groups: Sequence[Group], samples: Samples) -> list[Section]:

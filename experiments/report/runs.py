@@ -1,7 +1,5 @@
 """Reads evaluated runs from their folders, and groups those that differ only in the seed."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -89,11 +87,8 @@ class Group:
 
 
 def changes(base: Group, group: Group) -> list[tuple[str, Any, Any]]:
-    """Returns the settings in which a group differs from the base, without those that vary between seeds.
-
-    Returns:
-      (name, the base's value, the group's value) of each setting.
-    """
+    """Returns (name, the base's value, the group's value) of each setting in which a group differs from the base,
+    without those that vary between seeds."""
     before, after = base.runs[0].settings, group.runs[0].settings
     ignored = {"seed", *group.varying, *base.varying}
     names = [name for name in dict.fromkeys([*before, *after]) if name not in ignored]
@@ -136,11 +131,7 @@ def read_groups(folders: Iterable[Path], split: str) -> tuple[list[list[Group]],
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """Finds run folders: the folder itself, the cells of a sweep, or those of the folders inside.
-
-    Raises:
-      DataError: there are none.
-    """
+    """Finds run folders: the folder itself, the cells of a sweep, or those of the folders inside; DataError if none."""
     sweep = folder / "sweep.json"
     if sweep.exists():
         try:
@@ -157,11 +148,7 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def read_run(folder: Path, split: str) -> EvaluatedRun:
-    """Reads one run.
-
-    Raises:
-      DataError: the run failed, is not finished, is not evaluated on the split, or one of its files is damaged.
-    """
+    """Reads one run; DataError if it failed, is unfinished or not evaluated on the split, or a file is damaged."""
     failure = read_json(folder / "failed.json")
     if failure:
         raise DataError("; ".join([f"failed: {failure['reason']}", *failure["end"][-1:]]))

@@ -1,7 +1,5 @@
 """Histories of some users, with the recommendations and generated images of each group of runs."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import dataclasses
@@ -137,11 +135,7 @@ def posters(items: Iterable[int], records: PreparedSource) -> dict[int, str]:
 
 
 def generated_image(path: Path) -> str:
-    """Returns a generated image as a data URI, unchanged unless it is large.
-
-    Raises:
-      DataError: the file is missing or not an image.
-    """
+    """Returns a generated image as a data URI, unchanged unless it is large; DataError if it is missing or no image."""
     try:
         return data_uri(decode_image(path.read_bytes()), GENERATED_HEIGHT, "png", optimize=True)
     except (OSError, DataError) as error:

@@ -1,7 +1,5 @@
 """The tables of a page, in one form for both HTML and Markdown."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence

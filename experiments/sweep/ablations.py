@@ -5,8 +5,6 @@ equal compute, of token slots. An ablation with shorter prompts therefore sees m
 stages divides the steps of the base among them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -39,15 +37,11 @@ class Ablation:
     _: dataclasses.KW_ONLY
     needs_images: bool = False
     task: str | None = None
-    stages: Callable[[Sequence[str]], list[Ablation]] = lambda tasks: []
+    stages: Callable[[Sequence[str]], list["Ablation"]] = lambda tasks: []
     needs_ids: bool = False
 
     def apply(self, base: ExperimentConfig) -> ExperimentConfig:
-        """Returns the base with the changes.
-
-        Raises:
-          ValueError: the base does not allow them.
-        """
+        """Returns the base with the changes; ValueError if the base does not allow them."""
         return changed(base, self.changes(base) if callable(self.changes) else self.changes)
 
 
@@ -113,23 +107,18 @@ def one_task_a_stage(tasks: Sequence[str]) -> list[Ablation]:
     ]
 
 
-def vision_tower(trains: bool) -> ChangesOf:
-    """Trains or freezes the vision tower."""
-
-    def changes(base: ExperimentConfig) -> Changes:
-        trained = {*base.training.trains, "vision"} if trains else {*base.training.trains} - {"vision"}
-        return {"training.trains": [part for part in PARTS if part in trained]}
-
-    return changes
+def trained(base: ExperimentConfig, also: Sequence[str] = (), but: Sequence[str] = ()) -> Changes:
+    """Trains some parts also, or some not, beside those that the base trains."""
+    parts = {*base.training.trains, *also} - {*but}
+    return {"training.trains": [part for part in PARTS if part in parts]}
 
 
 def interleaved(base: ExperimentConfig) -> Changes:
     """Puts the image latents among the tokens; rows are as long as those of the base."""
-    trained = {*base.training.trains} - {"resampler", "gated"} | {"projector"}
     return {
         "model.fusion": "interleaved",
         "model.projector.kind": "resampler",
-        "training.trains": [part for part in PARTS if part in trained],
+        **trained(base, also=["projector"], but=["resampler", "gated"]),
     }
 
 
@@ -237,8 +226,12 @@ ALL = [
         needs_images=True,
     ),
     *(Ablation(f"image_tokens_{n}", f"{n} latents per image", image_tokens(n), needs_images=True) for n in (1, 4, 16)),
-    Ablation("frozen_tower", "the vision tower does not train", vision_tower(False), needs_images=True),
-    Ablation("trained_tower", "the vision tower trains too", vision_tower(True), needs_images=True),
+    Ablation(
+        "frozen_tower", "the vision tower does not train", lambda base: trained(base, but=["vision"]), needs_images=True
+    ),
+    Ablation(
+        "trained_tower", "the vision tower trains too", lambda base: trained(base, also=["vision"]), needs_images=True
+    ),
     Ablation("one_token_ids", "each item has its own token", {"vocabulary.item_codes": None}),
     Ablation("semantic_ids", "items have semantic ids, made by the model of the base", {}, needs_ids=True),
     *(Ablation(f"history_{n}", f"histories of at most {n} items", history(n)) for n in (1, 2, 5, 10, 20, 50, 100)),

@@ -1,7 +1,5 @@
 """A cell of a sweep: one configuration, trained once in a folder of its own and then evaluated."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -86,11 +84,8 @@ class SweepCell:
 
 
 def write_cells(folder: Path, cells: Sequence[SweepCell]) -> None:
-    """Writes each cell's `cell.json`, and adds those that are evaluated to the cells of `sweep.json`.
-
-    Raises:
-      ValueError: a folder holds a cell of another configuration.
-    """
+    """Writes each cell's `cell.json`, and adds those that are evaluated to `sweep.json`; ValueError if a folder holds a
+    cell of another configuration."""
     sweep = folder.absolute().name
     folder.mkdir(parents=True, exist_ok=True)
     for cell in cells:

@@ -1,7 +1,5 @@
 """Changes configurations by the dotted names of their fields, and writes them as command-line options."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -18,11 +16,8 @@ Changes = Mapping[str, Any]
 
 
 def changed(config: C, changes: Changes) -> C:
-    """Returns the configuration with other values of some fields.
-
-    Raises:
-      ValueError: a field does not exist, a value has the wrong type, or the values do not fit together.
-    """
+    """Returns the configuration with other values of some fields; ValueError if a field does not exist, a value has the
+    wrong type, or the values do not fit together."""
     tree = to_json(config)
     fields = flat(tree)
     for name, value in changes.items():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from experiments.evals.config import EvaluationConfig
-from experiments.preset_run import read_training
+from experiments.presets import read_training
 from unimp_jax.processes import ProcessesConfig
 
 if TYPE_CHECKING:
@@ -98,15 +98,8 @@ def sweep_command(config: Annotated[Sweep, tyro.conf.arg(name="")]) -> None:
 
 
 def sweep(config: AblationsConfig | SearchConfig) -> int:
-    """Runs a sweep.
-
-    Returns:
-      The exit status: 0 if all is done, 1 if something failed, 143 if the sweep was asked to end.
-
-    Raises:
-      DataError: the source of the base is not prepared.
-      ValueError: the sweep is invalid, or cannot run here.
-    """
+    """Runs a sweep and returns its exit status: 0 if all is done, 1 if something failed, 143 if it was asked to end.
+    Raises ValueError if the sweep is invalid, or cannot run here."""
     from experiments.sweep.ablations import list_ablations
     from experiments.sweep.grid import Base
 

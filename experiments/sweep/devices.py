@@ -1,7 +1,5 @@
 """Divides the devices of this machine evenly among cells that run at the same time."""
 
-from __future__ import annotations
-
 import glob
 import importlib.util
 import os
@@ -40,11 +38,7 @@ def devices(kind: Kind) -> list[str]:
 
 
 def shares(jobs: int, kind: Kind) -> list[DeviceShare]:
-    """Returns one share for each of the jobs.
-
-    Raises:
-      ValueError: there are fewer devices or cores than jobs.
-    """
+    """Returns one share for each of the jobs; ValueError if there are fewer devices or cores than jobs."""
     all_cores, all_devices = sorted(os.sched_getaffinity(0)), devices(kind)
     most = min(len(all_devices), len(all_cores))
     if not 1 <= jobs <= most:

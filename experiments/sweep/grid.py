@@ -1,9 +1,8 @@
 """Plans the cells of ablations and seeds, in an order in which each cell comes after those that it needs."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 
@@ -33,12 +32,8 @@ class Base:
     tasks: Sequence[str]
 
     @classmethod
-    def open(cls, preset: str, config: ExperimentConfig) -> Base:
-        """Opens a base, and reads the records of its source, as training does.
-
-        Raises:
-          DataError: the source is not prepared.
-        """
+    def open(cls, preset: str, config: ExperimentConfig) -> Self:
+        """Opens a base, and reads the records of its source, as training does."""
         records = load_records(config.data)
         has_codes = np.ones(records.corpus.num_items, bool) if config.queries.needs_codes else None
         data, mix = TaskData.of(records.corpus, has_codes), config.queries.mix
@@ -50,17 +45,8 @@ class Base:
 def plan(
     base: Base, names: Sequence[str], seeds: Sequence[int], evaluation: EvaluationConfig
 ) -> tuple[list[SweepCell], dict[str, str]]:
-    """Returns the cells of ablations with each of the seeds.
-
-    Args:
-      names: names of the ablations; if empty, all that are meaningful for the base.
-
-    Returns:
-      The cells, and the reason why each of the other ablations is not meaningful.
-
-    Raises:
-      ValueError: a named ablation is unknown or not meaningful, or there is no seed.
-    """
+    """Returns the cells of the named ablations (of all, if none is named) with each of the seeds, and the reason why
+    each of the others is not meaningful; ValueError if a named one is unknown or not meaningful."""
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"--seeds {' '.join(map(str, seeds))}: give one or more different seeds")
     if unknown := [name for name in names if name not in ABLATIONS]:
@@ -78,11 +64,7 @@ def plan(
 
 
 def cells_of(ablation: Ablation, base: Base, seed: int, evaluation: EvaluationConfig) -> list[SweepCell]:
-    """Returns the cell of an ablation and a seed, after those that it needs.
-
-    Raises:
-      ValueError: the ablation is not meaningful for this base.
-    """
+    """Returns the cell of an ablation and a seed, after those that it needs; ValueError if it is not meaningful."""
     if ablation.needs_images and not base.images:
         raise ValueError("the base shows no images, or its source has none")
     if ablation.task and ablation.task not in base.tasks:

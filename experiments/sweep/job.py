@@ -4,8 +4,6 @@ This module is imported in the job's own process, and therefore imports neither 
 runs in a process of its own, whose output goes to `log.txt`.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import json
 import os
@@ -93,11 +91,8 @@ class CellJob:
             return outcome
 
     def _run_command(self, command: dict[str, Any], lock: int) -> str:
-        """Returns why the command failed, or an empty text.
-
-        The command inherits the lock: if this process is killed, nobody else runs the cell before the command has
-        ended.
-        """
+        """Returns why the command failed, or an empty text. The command inherits the lock: if this process is killed,
+        nobody else runs the cell before the command has ended."""
         with (self.folder / "log.txt").open("ab", buffering=0) as log:
             log.write(f"$ {shlex.join(command['words'])}\n".encode())
             streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
@@ -127,11 +122,7 @@ def last_lines(log: Path) -> list[str]:
 
 
 def read_json(path: Path) -> Any:
-    """Returns the content of a JSON file; None if the file does not exist.
-
-    Raises:
-      ValueError: the file is not JSON.
-    """
+    """Returns the content of a JSON file; None if it does not exist; ValueError if it is not JSON."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:

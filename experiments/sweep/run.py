@@ -62,13 +62,8 @@ class Runner:
             self._shares.put(share)
 
     def walk(self, following: Callable[[list[Result]], list[Callable[[], Result]]]) -> None:
-        """Calls functions in as many threads as there are shares, until no more follow.
-
-        Meanwhile SIGTERM and SIGINT only set `stopping`.
-
-        Args:
-          following: called with the new results, at first with none, and returns the functions that follow.
-        """
+        """Calls functions in as many threads as there are shares, until no more follow. Meanwhile SIGTERM and SIGINT
+        only set `stopping`. `following` gets the new results, at first none, and returns the functions that follow."""
         before = {one: signal.signal(one, lambda *_: self.stopping.set()) for one in (signal.SIGTERM, signal.SIGINT)}
         # submitit's processes inherit the blocked signal, so that Ctrl-C does not end them before their jobs.
         block: dict[str, Any] = {"initializer": signal.pthread_sigmask, "initargs": (signal.SIG_BLOCK, {signal.SIGINT})}
@@ -123,11 +118,7 @@ class Runner:
 
 
 def open_runner(config: SweepConfig) -> Runner:
-    """Opens the runner of a sweep.
-
-    Raises:
-      ValueError: there are too few devices, there is no SLURM, or an option of it is not NAME=VALUE.
-    """
+    """Opens the runner of a sweep; ValueError if there are too few devices, no SLURM, or an option without `=`."""
     folder = config.folder / config.engine / "%j"
     if config.engine == "local":
         kind = kind_here() if config.devices == "auto" else config.devices
@@ -151,14 +142,7 @@ def open_runner(config: SweepConfig) -> Runner:
 
 
 def run_cells(needs: Mapping[str, Sequence[str]], runner: Runner) -> list[Result]:
-    """Runs all cells that are not done, each after those that it needs.
-
-    Args:
-      needs: folder name of each cell -> the cells that must be finished before.
-
-    Returns:
-      The results in the order of the cells.
-    """
+    """Runs all cells that are not done, each after those that it needs (by name), and returns the results in order."""
     results: dict[str, Result] = {}
     order = graphlib.TopologicalSorter(needs)
     order.prepare()

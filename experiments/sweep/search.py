@@ -34,11 +34,7 @@ FORM = re.compile(r"(?P<name>[\w.-]+)=(?P<kind>float|log|int|of):(?P<values>.+)"
 
 
 def read_space(texts: Sequence[str], base: ExperimentConfig) -> list[tuple[str, str, tuple[Any, ...]]]:
-    """Parses each `NAME=KIND:VALUE,VALUE` into (name of a field, kind, values).
-
-    Raises:
-      ValueError: a text does not have this form, or the values are invalid for the base.
-    """
+    """Parses each `NAME=KIND:VALUE,VALUE` into (field, kind, values); ValueError if it is invalid for the base."""
     space = []
     for text in texts:
         match = FORM.fullmatch(text)
@@ -75,11 +71,7 @@ class HyperparameterSearch:
     """A search in the folder of the runner, new or continued."""
 
     def __init__(self, config: SearchConfig, base: ExperimentConfig, runner: Runner):
-        """Opens the search.
-
-        Raises:
-          ValueError: the space is invalid, or the folder holds another search.
-        """
+        """Opens the search; ValueError if the space is invalid, or the folder holds another search."""
         self.config, self.base, self.runner, self.metric = config, base, runner, base.checkpoint.best_metric
         space = read_space(config.space, base)
         self.distributions = {name: distribution(kind, values) for name, kind, values in space}

@@ -1,7 +1,5 @@
 """The configuration of a VQGAN's training, and of the images it uses."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
@@ -52,11 +50,7 @@ class WhichImages:
     """How images are made square."""
 
     def beside(self, trained: ImageData | None) -> ImageData:
-        """Returns the image data, with unset fields as in the training.
-
-        Raises:
-          DataError: neither names a source.
-        """
+        """Returns the image data, with unset fields as in the training; DataError if neither names a source."""
         if trained is None and self.source is None:
             raise DataError("a VQGAN that is not a run has no image source; give one with --data.source")
         given = {name: value for name, value in vars(self).items() if value is not None}

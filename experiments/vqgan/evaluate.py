@@ -1,7 +1,5 @@
 """`unimp vqgan evaluate`: compares held-out images with their decoded codes, beside the mean image and JPEG."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
@@ -10,11 +8,10 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.atomic import atomic_file, write_json
-from experiments.restore import Checkpoint
+from experiments.parameters import Checkpoint
 from experiments.vqgan.config import WhichImages
 from experiments.vqgan.images import open_images
-from experiments.vqgan.jpeg import compress
-from experiments.vqgan.measure import likeness
+from experiments.vqgan.measure import compress, likeness
 from experiments.vqgan.run import decoder_of, encoder_of, open_vqgan, trained_on
 from unimp_jax.evaluation.bootstrap import Interval, interval
 from unimp_jax.image_tokens.quantiser import perplexity
@@ -78,17 +75,8 @@ def evaluate_vqgan(
     checkpoint: Checkpoint = "best",
     out: Path | None = None,
 ) -> str:
-    """Writes `evaluation.json` and `reconstructions.png`, and returns the table as Markdown.
-
-    Args:
-      folder: the folder of a run, or another VQGAN.
-      which: the images to evaluate on, of which those are used that its training holds out.
-      out: the output folder; None: the VQGAN's folder, or the folder of its checkpoint file.
-
-    Raises:
-      DataError: the source is not given or not prepared.
-      WeightsError: the folder holds no VQGAN.
-    """
+    """Writes `evaluation.json` and `reconstructions.png` into `out` (None: the VQGAN's folder, or that of its file),
+    and returns the table as Markdown. Of the images, those are used that the training holds out."""
     trained = trained_on(folder)
     data, out = which.beside(trained), out or (folder if folder.is_dir() else folder.parent)
     out.mkdir(parents=True, exist_ok=True)  # reports an unusable folder before anything is computed

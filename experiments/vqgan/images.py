@@ -1,7 +1,5 @@
 """The images of a prepared source, for training and evaluation."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
@@ -38,19 +36,11 @@ class CatalogueImages:
         return {"items with images": digest_of([self.item_ids[item] for item in self.shown])}
 
     def check_same(self, run: Path) -> None:
-        """Checks that the items with images are those of a run, so that its held-out images are the same.
-
-        Raises:
-          DataError: they are others than those that the run was trained with.
-        """
+        """Raises DataError unless the items with images, and with them the held-out images, are those of a run."""
         check_same(run / FILE, self.fingerprint, self.fingerprint)
 
     def parts(self, config: ImageData) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (items to train on, items held out), each in catalogue order.
-
-        Raises:
-          DataError: one of the parts would be empty.
-        """
+        """Returns (items to train on, items held out), each in catalogue order; DataError if one of them is empty."""
         count = round(config.held_out * len(self.shown))
         if not 0 < count < len(self.shown):
             raise DataError(f"{len(self.shown)} images are too few to hold out {config.held_out:.0%} of them")
@@ -70,11 +60,7 @@ class CatalogueImages:
 
 
 def open_images(config: ImageData, size: int) -> CatalogueImages:
-    """Opens the images of a source.
-
-    Raises:
-      DataError: the source is not prepared, or has no images.
-    """
+    """Opens the images of a source; DataError if it is not prepared, or has no images."""
     items = read_items(config.source, config.folder)
     item_ids, has_image = zip(*((item.item_id, bool(item.image)) for item in items), strict=True)
     shown = np.flatnonzero(has_image)

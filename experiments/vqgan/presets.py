@@ -1,7 +1,5 @@
 """VQGAN presets: three for a few minutes on one core, and that of the UniMP reference."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from experiments.vqgan.config import ImageData, VQGANExperiment

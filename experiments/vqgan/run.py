@@ -1,7 +1,5 @@
 """Opens a VQGAN from a run folder, from a folder for diffusers, or from a checkpoint of taming-transformers."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +12,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import DataError
 from experiments.config import read_config
-from experiments.restore import Checkpoint, step_of
-from experiments.run import ALL_DEVICES
-from experiments.vqgan.config import FILE, ImageData, VQGANExperiment
+from experiments.parameters import Checkpoint, step_of
+from experiments.run import ALL_DEVICES, open_model
+from experiments.vqgan.config import FILE, ImageData, PerceptualConfig, VQGANExperiment
 from unimp_jax.compiling import compiler_options
 from unimp_jax.evaluation.mapping import batch_size, in_batches
 from unimp_jax.image_tokens import VQGAN, VQGANConfig, from_pixels, pixels
+from unimp_jax.image_tokens.perceptual import tower_distance
 from unimp_jax.image_tokens.training import Distance, Trainer, VQGANState
+from unimp_jax.interop.feature_extractors import read_clip
+from unimp_jax.interop.lpips import read_lpips
 from unimp_jax.interop.vqgan import read_vqgan
+from unimp_jax.model.vision import VisionTower
 from unimp_jax.sharding import batch_sharding, make_mesh, put_everywhere
 from unimp_jax.training.checkpoint import Checkpoints
 from unimp_jax.training.optimizer import make_optimizer
@@ -58,26 +60,15 @@ def is_vqgan_run(folder: Path) -> bool:
 
 
 def trained_on(folder: Path) -> ImageData | None:
-    """Returns the images that a run was trained on; None for other VQGANs, which do not record them.
-
-    Raises:
-      DataError: the path does not exist.
-    """
+    """Returns the images that a run was trained on; None for other VQGANs; DataError if the path does not exist."""
     if not folder.exists():
         raise DataError(f"{folder} does not exist; it must be the folder of a VQGAN")
     return read_config(folder / FILE, VQGANExperiment).data if is_vqgan_run(folder) else None
 
 
 def open_vqgan(folder: Path, checkpoint: Checkpoint = "best") -> VQGAN:
-    """Opens a VQGAN.
-
-    Args:
-      checkpoint: of a run, the best by validation or the latest.
-
-    Raises:
-      DataError: the run has no complete checkpoint.
-      WeightsError: the folder is neither a run nor another VQGAN.
-    """
+    """Opens a VQGAN, of a run its best or latest checkpoint. Raises DataError if the run has no complete checkpoint,
+    WeightsError if the folder is neither a run nor another VQGAN."""
     if not is_vqgan_run(folder):
         return read_vqgan(folder)[0]
     config = read_config(folder / FILE, VQGANExperiment)
@@ -130,3 +121,30 @@ def program(
         return run(nnx.merge(graph, parameters), jax.lax.with_sharding_constraint(some, batch_sharding(mesh)))
 
     return jitted
+
+
+def perceptual_model(config: PerceptualConfig) -> tuple[Distance | None, Any]:
+    """Returns (the distance function, the model's parameters), or (None, {}) if no model is named."""
+    if config.lpips:
+        graph, parameters = nnx.split(read_lpips(config.lpips))
+
+        def lpips(parameters: Any, images: jax.Array, others: jax.Array) -> jax.Array:
+            return nnx.merge(graph, parameters).distance(images, others)
+
+        return lpips, parameters
+    if config.tower is not None:
+        tower_graph, parameters = nnx.split(open_tower(config.tower))
+
+        def of_tower(parameters: Any, images: jax.Array, others: jax.Array) -> jax.Array:
+            return tower_distance(nnx.merge(tower_graph, parameters), images, others)
+
+        return of_tower, parameters
+    return None, {}
+
+
+def open_tower(folder: Path) -> VisionTower:
+    """Returns the vision tower of a run, or of a CLIP in Hugging Face's format."""
+    if not (folder / "vocabulary").is_dir():
+        return read_clip(folder).vision
+    _, predictor, _ = open_model(folder, "best")
+    return predictor.model().vision

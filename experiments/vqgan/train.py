@@ -4,8 +4,6 @@ The folder holds `vqgan.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/` a
 `reconstructions.png`. The same command on the same folder continues an interrupted run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -29,8 +27,15 @@ from experiments.lock import alone_in
 from experiments.vqgan.config import FILE, VQGANExperiment
 from experiments.vqgan.images import CatalogueImages, open_images
 from experiments.vqgan.measure import likeness
-from experiments.vqgan.perceptual import perceptual_model
-from experiments.vqgan.run import abstract_state, decoder_of, encoder_of, in_parts, open_vqgan, trainer_of
+from experiments.vqgan.run import (
+    abstract_state,
+    decoder_of,
+    encoder_of,
+    in_parts,
+    open_vqgan,
+    perceptual_model,
+    trainer_of,
+)
 from unimp_jax.compiling import compiler_options, draw
 from unimp_jax.image_tokens import from_pixels
 from unimp_jax.image_tokens.metrics import VQGANMetrics, VQGANWindow
@@ -116,14 +121,8 @@ def loaded(pixels: np.ndarray) -> LoadedBatch:
 def restore_or_init(
     config: VQGANExperiment, trainer: Trainer, sharding: NamedSharding, checkpoints: Checkpoints
 ) -> tuple[VQGANState, dict[str, Any] | None]:
-    """Restores the latest checkpoint, or initialises the state at step 0 if there is none.
-
-    Returns:
-      (state, the checkpoint's notes or None at step 0).
-
-    Raises:
-      CheckpointError: an existing checkpoint cannot be read.
-    """
+    """Returns the latest checkpoint and its notes, or the state at step 0 and None if there is none; CheckpointError if
+    an existing checkpoint cannot be read."""
     restored = checkpoints.restore_latest(abstract_state(trainer, sharding))
     if restored is not None:
         return restored
@@ -151,13 +150,8 @@ def train_step(
     sharding: NamedSharding,
     pixels: np.ndarray,
 ) -> Callable[[VQGANState, jax.Array], tuple[VQGANState, VQGANMetrics]]:
-    """Returns the step that continues from `state`; before step `quantiser.after`, it places the codewords.
-
-    Args:
-      frozen: the parameters of the perceptual model.
-      sharding: that of the state.
-      pixels: uint8 [N, H, W, 3], the images from which the codewords are made.
-    """
+    """Returns the step that continues from `state`; before step `quantiser.after`, it places the codewords, made from
+    the images `pixels`, uint8 [N, H, W, 3]. `sharding` is the state's, `frozen` the perceptual model's parameters."""
     place, after = codewords(config, trainer, pixels), config.quantiser.after if config.init_from is None else None
     numbers = itertools.count(int(state.step))
 

@@ -30,7 +30,7 @@ from experiments.config import DataConfig, ExperimentConfig, TrainingConfig
 from experiments.data import ExperimentData, sized_model
 from experiments.features import tower_features
 from experiments.parameters import Parameters, init_parameters
-from experiments.step import compile_step, init_state, optimizer_of, to_device
+from experiments.step import compile_step, init_state, to_device
 from unimp_jax.interop import idefics
 from unimp_jax.interop.exporting import named, write_weights
 from unimp_jax.interop.shards import write_json
@@ -195,9 +195,8 @@ class Ours:
         mesh = make_mesh(MeshConfig(data=-1))
         with jax.set_mesh(mesh):
             parameters = begin_open(config, mesh)
-            optimizer = optimizer_of(config)
-            self.state, self.frozen = init_state(parameters.trainable, optimizer, mesh), parameters.frozen
-            self._step = compile_step(config, parameters, optimizer, self.state, mesh)
+            self.state, self.frozen = init_state(config, parameters.trainable, mesh), parameters.frozen
+            self._step = compile_step(config, parameters, self.state, mesh)
         self.place = to_device(mesh)
 
     def step(self, batch: Any) -> Any:

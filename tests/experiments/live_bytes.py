@@ -16,7 +16,7 @@ import jax
 
 from experiments import train as training
 from experiments.parameters import abstract_parameters
-from experiments.step import abstract_state, optimizer_of
+from experiments.step import abstract_state
 from tests.experiments.tiny_run import MODEL, experiment
 from unimp_jax.sharding import make_mesh
 from unimp_jax.training.checkpoint import Checkpoints
@@ -87,7 +87,7 @@ def main(data: Path, folder: Path) -> dict[str, Any]:
     _, sized = training.open_run(config, folder)
     mesh = make_mesh(sized.mesh)
     parameters = abstract_parameters(sized, mesh)
-    state = abstract_state(parameters.trainable, optimizer_of(sized), mesh)
+    state = abstract_state(sized, parameters.trainable, mesh)
     told: dict[str, Any] = {"state": nbytes(state), "frozen": nbytes(parameters.frozen)}
     restore, validation, compiled = Checkpoints.restore_latest, training.validation, training.compile_step
     save = Checkpoints.save

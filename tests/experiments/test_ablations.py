@@ -14,8 +14,7 @@ from data_pipelines.tasks import TASKS
 from experiments.config import ExperimentConfig, flat, to_json
 from experiments.data import PreparedSource
 from experiments.evals.config import EvaluationConfig
-from experiments.preset_run import read_training
-from experiments.presets import PRESETS
+from experiments.presets import PRESETS, read_training
 from experiments.step import model_flops
 from experiments.sweep.ablations import ABLATIONS, list_ablations
 from experiments.sweep.cells import CODES

@@ -13,10 +13,9 @@ from data_pipelines.tasks.queries import held_out_queries
 from experiments.config import TrainingConfig, load_config
 from experiments.export import ExportConfig, export_run
 from experiments.init import with_init_geometry
-from experiments.parameters import Parameters, abstract_parameters
-from experiments.restore import restore_parameters
+from experiments.parameters import Parameters, abstract_parameters, restore_parameters
 from experiments.run import open_model, to_be_asked
-from experiments.step import abstract_state, optimizer_of
+from experiments.step import abstract_state
 from experiments.train import train_run
 from tests.experiments.test_export import LLAVA
 from tests.experiments.tiny_run import experiment, prepare_source
@@ -55,7 +54,7 @@ def test_the_optimizer_has_moments_of_adapters_alone(places):
     config = load_config(places[1] / "config.json")
     mesh = make_mesh(config.mesh)
     parameters = abstract_parameters(config, mesh)
-    state = abstract_state(parameters.trainable, optimizer_of(config), mesh)
+    state = abstract_state(config, parameters.trainable, mesh)
     adapters = sum(x.size for x in jax.tree.leaves(parameters.trainable))
     assert 0 < adapters < 0.2 * sum(x.size for x in jax.tree.leaves(parameters.frozen))
     assert {path[-2] for path, _ in nnx.to_flat_state(parameters.trainable)} == {"adapter"}

@@ -13,7 +13,7 @@ from data_pipelines.errors import DataError
 from experiments import check as checking
 from experiments import cli
 from experiments.check import CheckConfig, check_command
-from experiments.preset_run import read_training
+from experiments.presets import read_training
 from experiments.train import open_run, train_run
 from tests.experiments.tiny_run import prepare_source
 from unimp_jax.planning.chips import Slices, devices

@@ -13,7 +13,7 @@ from jax.errors import JaxRuntimeError
 from data_pipelines.errors import DataError
 from data_pipelines.sources.registry import SOURCES
 from experiments import cli, prepare
-from experiments.baselines import command as baseline_command
+from experiments.baselines import sasrec_training
 from experiments.cli import COMMANDS
 from experiments.presets import PRESETS
 from tests.experiments.tiny_run import prepare_source
@@ -274,7 +274,7 @@ def test_odd_paths_are_one_line(monkeypatch, capsys, tmp_path, data, command, pl
 
 @pytest.mark.parametrize("place", ["file", "below a file", "circle", "proc", "long"])
 def test_what_cannot_be_written_is_reported_before_anything_is_trained(monkeypatch, capsys, tmp_path, data, place):
-    monkeypatch.setattr(baseline_command, "train_sasrec", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(sasrec_training, "train_sasrec", lambda *_: pytest.fail("trained"))
     path = str(odd_places(tmp_path)[place])
     code, text = run(
         monkeypatch, capsys, "sasrec", path, "--data.source", "movielens_small", "--data.folder", str(data)

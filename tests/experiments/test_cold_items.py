@@ -8,7 +8,7 @@ import pytest
 from data_pipelines.content import ContentConfig, training_counts
 from data_pipelines.corpus import TEST
 from data_pipelines.item_codes import ItemCodes, save_codes
-from experiments.baselines.content_knn import ContentKNN, choose_content_knn
+from experiments.baselines.item_knn import ContentKNN, choose_content_knn
 from experiments.config import load_config
 from experiments.data import ExperimentData, load_records
 from experiments.evals.config import EvaluationConfig

@@ -14,12 +14,17 @@ import pytest
 
 from data_pipelines.errors import DataError
 from experiments.baselines.sasrec import SASRecConfig
-from experiments.leaderboard import cells
-from experiments.leaderboard.board import BenchmarkResult, Standing, read_board, standings, write_board
+from experiments.leaderboard import command
+from experiments.leaderboard.board import BenchmarkResult, Standing, page, read_board, standings, write_board
 from experiments.leaderboard.board import standing as standing_of
-from experiments.leaderboard.cells import BENCHMARKS, Benchmark, LeaderboardConfig, experiment_of, run_cell
-from experiments.leaderboard.command import leaderboard_command
-from experiments.leaderboard.page import page
+from experiments.leaderboard.command import (
+    BENCHMARKS,
+    Benchmark,
+    LeaderboardConfig,
+    experiment_of,
+    leaderboard_command,
+    run_cell,
+)
 from experiments.report.compare import paired_values
 from experiments.results import Row, TaskTable
 from tests.experiments.tiny_run import experiment, prepare_source
@@ -78,7 +83,7 @@ def test_an_evaluated_cell_is_not_run_again(tmp_path: Path, monkeypatch: pytest.
     def refuse(*_: object) -> None:
         raise AssertionError("it is trained again")
 
-    monkeypatch.setattr(cells, "train_run", refuse)
+    monkeypatch.setattr(command, "train_run", refuse)
     assert not run_cell(tmp_path, BENCHMARKS["beauty"], 0, tmp_path)
 
 
@@ -136,7 +141,7 @@ def test_cells_are_trained_evaluated_and_shown_beside_every_rival(
     monkeypatch.setitem(
         BENCHMARKS, "beauty", Benchmark("A few films", prepared.data.source, "beauty", SASRecConfig(seconds=2.0))
     )
-    monkeypatch.setitem(cells.PRESETS, "beauty", prepared)
+    monkeypatch.setitem(command.PRESETS, "beauty", prepared)
     config = LeaderboardConfig(("beauty",), (0, 1), prepared.data.folder)
     page, again = tmp_path / "L.md", tmp_path / "again.md"
     leaderboard_command(tmp_path / "runs", config, page)

@@ -19,8 +19,7 @@ from experiments.evals.config import GenerateConfig
 from experiments.export import ExportConfig, export_run
 from experiments.generate import generate
 from experiments.new_items import read_new_items
-from experiments.parameters import abstract_parameters
-from experiments.restore import restore_parameters
+from experiments.parameters import abstract_parameters, restore_parameters
 from experiments.run import open_to_ask
 from tests.data_pipelines.small import image, semantic_vocabulary, small_corpus, small_vocabulary
 from tests.experiments.test_export import IDEFICS

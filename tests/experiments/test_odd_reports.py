@@ -50,7 +50,7 @@ def test_items_of_other_data_are_not_shown(base, records, fewer_items, tmp_path,
     """The source was prepared anew, with fewer items; also where the run is from before data had fingerprints."""
     run = write_run(tmp_path / "run", base, records)
     if known:
-        save_fingerprint(run / FILE, fingerprint_of(records.corpus, records.has_image, base))
+        save_fingerprint(run / FILE, fingerprint_of(records, base))
     moved = dataclasses.replace(base, data=dataclasses.replace(base.data, folder=fewer_items))
     save_config(moved, run / "config.json")
     said = "items 30, now 12" if known else "this source has 12 items"

@@ -23,7 +23,7 @@ def test_weights_and_moments_are_float32_and_the_rest_is_as_it_is_computed(kept)
     config = sized_model(config, small_vocabulary(small_corpus()))
     mesh = make_mesh(config.mesh)
     parameters = abstract_parameters(config, mesh)
-    state = abstract_state(parameters.trainable, optimizer_of(config), mesh)
+    state = abstract_state(config, parameters.trainable, mesh)
     assert {x.dtype for x in jax.tree.leaves(state.trainable)} == {jnp.dtype("float32")}
     moments = [x.dtype for x in jax.tree.leaves(state.optimizer) if x.ndim]
     assert len(moments) == 2 * len(jax.tree.leaves(state.trainable))

@@ -13,7 +13,7 @@ from experiments.plan.command import PlanConfig, Planned, plan_command
 from experiments.plan.plan import DoesNotFit, make_plan
 from experiments.plan.search import candidates, guessed_bytes, meshes, parameter_counts, search
 from experiments.presets import INTERLEAVED, PRESETS
-from experiments.step import abstract_state, init_state, optimizer_of
+from experiments.step import abstract_state, init_state
 from tests.experiments.tiny_run import MODEL
 from unimp_jax.model.flops import recomputed_flops, training_step_flops
 from unimp_jax.planning.chips import Slices
@@ -33,10 +33,9 @@ TINY = dataclasses.replace(
 def test_a_plan_is_of_the_arrays_that_training_makes():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     real, planned = init_parameters(TINY, mesh), abstract_parameters(TINY, mesh)
-    transformation = optimizer_of(TINY)
     with jax.set_mesh(mesh):
-        state = init_state(real.trainable, transformation, mesh)
-    of_plan = (abstract_state(planned.trainable, transformation, mesh), planned.frozen)
+        state = init_state(TINY, real.trainable, mesh)
+    of_plan = (abstract_state(TINY, planned.trainable, mesh), planned.frozen)
     there, thought = (jax.tree.leaves(tree) for tree in ((abstract(state), abstract(real.frozen)), of_plan))
     for one, other in zip(there, thought, strict=True):
         assert (one.shape, one.dtype, one.sharding) == (other.shape, other.dtype, other.sharding)

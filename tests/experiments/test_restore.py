@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.parameters import Parameters
-from experiments.restore import restore_parameters
+from experiments.parameters import restore_parameters
 from unimp_jax.training.checkpoint import CheckpointConfig, CheckpointError, Checkpoints, abstract
 
 

@@ -156,7 +156,7 @@ def parameter_bytes(run: Path) -> int:
 
 def test_parameters_are_held_once_while_a_run_is_evaluated_and_exported(run, one_device, monkeypatch, tmp_path):
     """Beside them there are a batch, what was made of it, and for evaluation the images' latents."""
-    from experiments import export, restore
+    from experiments import export, parameters
     from experiments import run as opened
     from experiments.evals import ranking
     from unimp_jax.evaluation.predictor import Predictor
@@ -164,11 +164,15 @@ def test_parameters_are_held_once_while_a_run_is_evaluated_and_exported(run, one
     size = parameter_bytes(run)
     assert size > 200_000
     peak = Peak(
-        monkeypatch, (restore, "load_frozen"), (opened, "to_be_asked"), (Predictor, "_program"), (ranking, "seen_items")
+        monkeypatch,
+        (parameters, "load_frozen"),
+        (opened, "to_be_asked"),
+        (Predictor, "_program"),
+        (ranking, "seen_items"),
     )
     evaluate_run(run, EvaluationConfig(checkpoint="latest", tasks=("recommendation",), rivals=(), users=10))
     assert size <= peak.most < 1.5 * size
-    peak = Peak(monkeypatch, (restore, "load_frozen"), (opened, "to_be_asked"), (export, "write_weights"))
+    peak = Peak(monkeypatch, (parameters, "load_frozen"), (opened, "to_be_asked"), (export, "write_weights"))
     export_run(run, tmp_path / "exported", ExportConfig(checkpoint="latest"))
     assert size <= peak.most < 1.1 * size
     exported = load_config(tmp_path / "exported" / "unimp" / "config.json")

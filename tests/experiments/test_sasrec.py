@@ -13,9 +13,7 @@ from flax import nnx
 
 from data_pipelines.corpus import TRAIN, VALIDATION, Corpus
 from experiments.baselines import sasrec_training
-from experiments.baselines.full_softmax import full_softmax
 from experiments.baselines.ranker import evaluate_ranker
-from experiments.baselines.sampled_softmax import sampled_softmax
 from experiments.baselines.sasrec import SASRecConfig, SASRecRanker, rival_config
 from experiments.baselines.sasrec_model import SASRec, SASRecModelConfig
 from experiments.baselines.sasrec_training import (
@@ -26,6 +24,7 @@ from experiments.baselines.sasrec_training import (
     training_batches,
     training_rows,
 )
+from experiments.baselines.softmax import full_softmax, sampled_softmax
 from tests.data_pipelines.small import circle, small_corpus
 
 RIVALS = ("sasrec", "esasrec", "hstu")

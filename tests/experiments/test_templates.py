@@ -16,7 +16,7 @@ import yaml
 
 from experiments import check
 from experiments.check import CheckConfig
-from experiments.preset_run import Training, read_training
+from experiments.presets import Training, read_training
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "experiments" / "launch"

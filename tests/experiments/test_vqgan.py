@@ -23,12 +23,11 @@ from experiments import lock
 from experiments.config import save_config
 from experiments.export import ExportConfig, export_command
 from experiments.train import train_run
-from experiments.vqgan.codes import write_codes
+from experiments.vqgan.command import write_codes
 from experiments.vqgan.config import FILE, ImageData, VQGANExperiment, WhichImages
 from experiments.vqgan.evaluate import evaluate_vqgan
 from experiments.vqgan.images import open_images
-from experiments.vqgan.jpeg import compress, encode, scan_bytes
-from experiments.vqgan.measure import likeness
+from experiments.vqgan.measure import compress, encode, likeness, scan_bytes
 from experiments.vqgan.presets import PRESETS
 from experiments.vqgan.run import decoder_of, encoder_of, open_vqgan
 from experiments.vqgan.train import train_vqgan_run
