@@ -125,3 +125,8 @@ class Task:
     def open_answer(self, vocabulary: Vocabulary) -> np.ndarray:
         """Returns placeholder tokens for an unknown answer, as many as an answer has: int32 [t]."""
         return int32(*[vocabulary.eos] * vocabulary.depth)
+
+    def answer_tokens(self, vocabulary: Vocabulary) -> np.ndarray | None:
+        """Returns the tokens that an answer may contain before its end: int32 [n]; None: any; by default those of item
+        ids."""
+        return np.unique(vocabulary.items).astype(np.int32)

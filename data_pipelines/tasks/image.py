@@ -46,6 +46,9 @@ class Image(Task):
     def open_answer(self, vocabulary: Vocabulary) -> np.ndarray:
         return np.full(check_codes(vocabulary), vocabulary.eos, np.int32)
 
+    def answer_tokens(self, vocabulary: Vocabulary) -> np.ndarray:
+        return vocabulary.codes
+
 
 class ImageTokens:
     """The tokens of the items' images, in row-major order of the image."""

@@ -6,6 +6,7 @@ from data_pipelines.corpus import Corpus
 from data_pipelines.tasks.base import Task, TaskData
 from data_pipelines.tasks.query import Queries, Query
 from data_pipelines.tasks.texts import Part, PromptTexts
+from data_pipelines.vocabulary import Vocabulary
 
 
 class Rating(Task):
@@ -40,3 +41,6 @@ class Rating(Task):
         events = texts.corpus.offsets[asked.users] + asked.positions
         levels = texts.vocabulary.nearest_levels(texts.corpus.ratings[events])
         return [Part(texts.ratings, levels), Part(texts.explanations, texts.explanation_rows(events), is_text=True)]
+
+    def answer_tokens(self, vocabulary: Vocabulary) -> None:
+        return None  # the rating is followed by arbitrary user text

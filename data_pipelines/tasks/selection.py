@@ -8,7 +8,7 @@ from data_pipelines.corpus import SHOWN, VALIDATION, Corpus
 from data_pipelines.tasks.base import Split, Task, TaskData
 from data_pipelines.tasks.query import Queries, Query
 from data_pipelines.tasks.texts import Part, PromptTexts
-from data_pipelines.vocabulary import NUM_CANDIDATES
+from data_pipelines.vocabulary import NUM_CANDIDATES, Vocabulary
 
 PRIOR = {1: 0.5, 2: 0.5}
 """The probability of each number of right answers, provided that there are two further training interactions."""
@@ -64,6 +64,9 @@ class Selection(Task):
     def answer(self, texts: PromptTexts, asked: Queries) -> list[Part]:
         is_right = (asked.candidates[:, :, None] == asked.right[:, None, :]).any(axis=2) & (asked.candidates >= 0)
         return [Part(texts.selections, np.where(right, place, -1)) for place, right in enumerate(is_right.T)]
+
+    def answer_tokens(self, vocabulary: Vocabulary) -> np.ndarray:
+        return vocabulary.selections
 
 
 def rng_of(user: int, position: int) -> np.random.Generator:

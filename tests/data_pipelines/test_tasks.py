@@ -206,11 +206,8 @@ def test_every_example_is_whole_within_its_budget_and_asked_as_it_was_trained(co
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_an_answer_consists_of_the_tokens_of_its_task_and_the_end(task, split):
-    names = {
-        "recommendation": VOCABULARY.items, "search": VOCABULARY.items, "selection": VOCABULARY.selections,
-        "image": VOCABULARY.codes, "rating": None,
-    }[task]  # fmt: skip
+def test_an_answer_consists_of_the_tokens_that_its_task_names_and_the_end(task, split):
+    names = TASKS[task].answer_tokens(VOCABULARY)
     writer = small_writer(CORPUS, VOCABULARY, TaskConfig(full_items=0, history_targets="none"), ROOMY)
     queries = held_out_queries(CORPUS, split, task, HAS_CODES)
     assert queries

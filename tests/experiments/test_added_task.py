@@ -34,6 +34,9 @@ class NextCategory(Task):
     def answer(self, texts, asked):
         return [Part(texts.categories, asked.right[:, 0], at_most=1)]
 
+    def answer_tokens(self, vocabulary):
+        return None
+
     def open_answer(self, vocabulary):
         return np.array([vocabulary.eos], np.int32)
 
