@@ -5,8 +5,7 @@ import shutil
 import jax.numpy as jnp
 import pytest
 
-from experiments.parameters import Parameters
-from experiments.parameters import restore_parameters
+from experiments.parameters import Parameters, restore_parameters
 from unimp_jax.training.checkpoint import CheckpointConfig, CheckpointError, Checkpoints, abstract
 
 
