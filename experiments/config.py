@@ -109,8 +109,8 @@ class ExperimentConfig:
     """Seed of the parameters, the data order and dropout."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed {self.seed} must be 0 or more")
+        if not 0 <= self.seed < 2**32:  # of larger ones JAX uses the lower 32 bits, or none
+            raise ValueError(f"seed {self.seed} must be 0 or more, and below 2^32")
         if absent := [part for part in self.training.trains if part not in self.model.parts]:
             raise ValueError(
                 f"training.trains: a model with fusion {self.model.fusion} has no {absent[0]}; it has "

@@ -63,9 +63,9 @@ class SASRecConfig:
             raise ValueError("steps and seconds are both None; one of them must limit the training")
         if (self.steps is not None and self.steps < 1) or (self.seconds is not None and self.seconds <= 0):
             raise ValueError(f"steps {self.steps} and seconds {self.seconds} must be above 0 or None")
-        if self.batch_size < 1 or self.seed < 0 or not 0 <= self.warmup < 1:
+        if self.batch_size < 1 or not 0 <= self.seed < 2**32 or not 0 <= self.warmup < 1:
             raise ValueError(
-                f"batch_size {self.batch_size} must be 1 or more, seed {self.seed} 0 or more, warmup below 1"
+                f"batch_size {self.batch_size} must be 1 or more, seed {self.seed} from 0 to 2^32 - 1, warmup below 1"
             )
         if self.validations < 1:
             raise ValueError(f"validations is {self.validations} and must be at least 1")

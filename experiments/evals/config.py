@@ -95,8 +95,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if self.users is not None and self.users < 1:
             raise ValueError(f"users {self.users} must be 1 or more")
-        if self.samples < 0 or self.seed < 0:
-            raise ValueError(f"samples {self.samples} and seed {self.seed} must be 0 or more")
+        if self.samples < 0 or not 0 <= self.seed < 2**32:
+            raise ValueError(f"samples {self.samples} and seed {self.seed} must be 0 or more, the seed below 2^32")
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown or not self.tasks:
             raise ValueError(f"tasks {' '.join(unknown) or '(none)'}; give one or more of {', '.join(TASKS)}")

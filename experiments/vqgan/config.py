@@ -96,8 +96,10 @@ class VQGANExperiment:
     """Seed of the parameters, the order of images and the reviving of codewords."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.seed < 0:
-            raise ValueError(f"batch_size {self.batch_size} must be at least 1, seed {self.seed} at least 0")
+        if self.batch_size < 1 or not 0 <= self.seed < 2**32:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be at least 1, seed {self.seed} at least 0 and below 2^32"
+            )
         if self.quantiser.after >= self.loop.steps:
             raise ValueError(f"quantiser: after {self.quantiser.after} must be below loop.steps {self.loop.steps}")
         if self.optimizer.weight_decay:

@@ -87,6 +87,10 @@ def test_a_process_that_is_killed_leaves_no_part_of_a_vocabulary(tmp_path, monke
         ),
         (lambda text: text.replace('"keep_latest": 2', '"keep_latest": 0'), "keep_latest 0 must be 1 or more"),
         (lambda text: text.replace(' "seed": 0', ' "seed": -1'), "seed -1 must be 0 or more"),
+        (
+            lambda text: text.replace(' "seed": 0', ' "seed": 4294967296'),
+            "seed 4294967296 must be 0 or more, and below",
+        ),
         (lambda text: text.replace('"chunk": 64', '"chunk": 0'), "objective: chunk 0 must be 1 or more"),
         (lambda text: text.replace('"split_seed": 0', '"split_seed": -1'), "data.split_seed -1 must be 0 or more"),
     ],
