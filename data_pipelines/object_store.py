@@ -162,8 +162,8 @@ def is_there(place: Path) -> bool:
     """Returns whether a folder exists; in a store, one that `put_folder` left unfinished does not count."""
     if not is_remote(place):
         return place.exists()
-    told = marked(place)
-    return "files" in told or (not told and place.exists())
+    content = marked(place)
+    return "files" in content or (not content and place.exists())
 
 
 def readable(path: Path) -> Any:

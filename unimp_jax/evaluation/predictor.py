@@ -233,9 +233,9 @@ class Predictor:
         before = None
         for batch in batches:
             arrays, prompts = self._to_device(batch.arrays), put_rows(self.mesh, batch.prompts)
-            told = tuple(put_rows(self.mesh, fact) for fact in facts(batch))
+            placed = tuple(put_rows(self.mesh, fact) for fact in facts(batch))
             with jax.set_mesh(self.mesh):  # determines kernels and sharding, as in training
-                now = program(self.parameters, self.latents_ILC, arrays, prompts, constants, told)
+                now = program(self.parameters, self.latents_ILC, arrays, prompts, constants, placed)
             if before is not None:
                 gather(before)
             before = now

@@ -21,11 +21,20 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
-    **dict.fromkeys(("layers", "content", "head_dim", "norm", "gate", "latents", "rank")),
-    **dict.fromkeys(("seen", "patches", "patch_rows", "patch_columns", "colours")),
+    "layers": None,  # stacked by scan
+    "content": None,
+    "head_dim": None,
+    "norm": None,
+    "gate": None,
+    "latents": None,
+    "rank": None,
+    "seen": None,  # channels of an image that one matrix maps to a token
+    "patches": None,
+    "patch_rows": None,
+    "patch_columns": None,
+    "colours": None,
 }
-"""Logical axis -> mesh axis (or axes); None: not sharded. `layers` are stacked by scan; `seen` are the channels of an
-image that one matrix maps to a token."""
+"""Logical axis -> mesh axis (or axes); None: not sharded."""
 
 
 Name: TypeAlias = Any

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data_pipelines.atomic import atomic_file
 from data_pipelines.object_store import is_remote, put_file
-from unimp_jax.training.wandb_run import WandbRun, told
+from unimp_jax.training.wandb_run import WandbRun, errors_as_warnings
 
 
 class RunLog(contextlib.AbstractContextManager["RunLog"]):
@@ -76,14 +76,14 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
         numbers = {name: value for name, value in numbers.items() if not math.isnan(value)}
         self._unwritten += f"{json.dumps({'step': step, 'kind': kind, **numbers, **words})}\n".encode()
         self._write_rows()
-        with told("TensorBoard: a row was not written"):
+        with errors_as_warnings("TensorBoard: a row was not written"):
             self._board.add(step, {f"{kind}/{name}": value for name, value in (numbers | words).items()})
         if self._wandb is not None:
             self._wandb.log(step, {f"{kind}/{name}": value for name, value in (numbers | words).items()})
 
     def _write_rows(self) -> None:
         """Writes the rows that are not on disk yet, as far as it is possible; the rest is written with the next row."""
-        with told(f"{self.path}: rows of the log are not on disk yet"):
+        with errors_as_warnings(f"{self.path}: rows of the log are not on disk yet"):
             while self._unwritten:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
@@ -94,7 +94,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
     def flush(self) -> None:
         """Flushes TensorBoard's writer to disk, and uploads what has changed to the object store."""
         if self._writes:
-            with told("TensorBoard: rows were not written"):
+            with errors_as_warnings("TensorBoard: rows were not written"):
                 self._board.flush()
         self._send()
 
@@ -103,7 +103,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             return
         for file in sorted(self.folder.rglob("*")):
             if file.is_file() and self._sent.get(file) != (changed := file.stat().st_mtime_ns):
-                with told("the log was not sent"):  # it is with the next rows
+                with errors_as_warnings("the log was not sent"):  # it is with the next rows
                     put_file(file, self._store / file.relative_to(self.folder).as_posix())
                     self._sent[file] = changed
 
@@ -118,7 +118,7 @@ class RunLog(contextlib.AbstractContextManager["RunLog"]):
             self._bar.close()
             self._write_rows()
             self._file.close()
-            with told("TensorBoard: rows were not written"):
+            with errors_as_warnings("TensorBoard: rows were not written"):
                 self._board.flush()
         if self._wandb is not None:
             self._wandb.finish(failed=kind is not None)

@@ -63,16 +63,16 @@ class WandbRun:
 
     def log(self, step: int, row: Mapping[str, float | str]) -> None:
         """Adds a row; for steps that were logged already, such as after a kill, the package keeps the existing row."""
-        with told("wandb: a row was not sent"):
+        with errors_as_warnings("wandb: a row was not sent"):
             self._run.log(dict(row), step=step)
 
     def finish(self, failed: bool) -> None:
-        with told("wandb: the run was not finished"):
+        with errors_as_warnings("wandb: the run was not finished"):
             self._run.finish(exit_code=int(failed))
 
 
 @contextlib.contextmanager
-def told(what: str) -> Iterator[None]:
+def errors_as_warnings(what: str) -> Iterator[None]:
     """Turns any exception into a warning on standard error, because a failure of logging must not end training."""
     try:
         yield
