@@ -11,6 +11,7 @@ F1 is answered, which is not always the most probable set: an item pays as soon 
 is reached (Lipton et al. 2014).
 """
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -82,8 +83,10 @@ class SelectionEval(TaskEval):
     def evaluate(self, setting: Setting) -> Answered:
         corpus, queries = setting.data.corpus, setting.questions.queries
         right = [query.right for query in queries]
+        sizes = collections.Counter(map(len, right))
+        prior = {size: count / len(right) for size, count in sorted(sizes.items())}  # as the questions are made
         candidates = np.array([query.candidates for query in queries])
-        chosen: dict[str, Any] = {OURS: select(setting.data, setting.predictor, queries)}
+        chosen: dict[str, Any] = {OURS: select(setting.data, setting.predictor, queries, prior)}
         chosen[f"{OURS}, written"] = select_as_written(setting.data, setting.predictor, queries)
         for ranker in setting.rankers:
             log_p = np.empty(candidates.shape)
@@ -92,7 +95,7 @@ class SelectionEval(TaskEval):
                 log_p[part] = np.take_along_axis(calibration.log_probabilities(scores), candidates[part], axis=1)
                 del scores  # to free memory before the next batch
             best = np.take_along_axis(candidates, log_p.argmax(axis=1)[:, None], axis=1)
-            chosen[ranker.name] = chosen_items(queries, best_sets(log_p, corpus.num_items, PRIOR))
+            chosen[ranker.name] = chosen_items(queries, best_sets(log_p, corpus.num_items, prior))
             chosen[f"{ranker.name}, best one"] = best.tolist()
 
         def named(rows: Any) -> list[list[str]]:
@@ -126,7 +129,9 @@ class SelectionEval(TaskEval):
         ]
 
 
-def select(data: ExperimentData, predictor: Predictor, queries: Sequence[Query]) -> list[tuple[int, ...]]:
+def select(
+    data: ExperimentData, predictor: Predictor, queries: Sequence[Query], prior: Mapping[int, float] = PRIOR
+) -> list[tuple[int, ...]]:
     """Returns one or two of the three items by their next-item probabilities, with the highest expected F1."""
     candidates = np.array([query.candidates for query in queries])
     if "selection" not in data.memory.items:
@@ -135,7 +140,7 @@ def select(data: ExperimentData, predictor: Predictor, queries: Sequence[Query])
     else:
         log_p_MI = recommender(data, predictor, "selection").scores(*moments(queries))
         log_p = np.take_along_axis(log_p_MI, candidates, axis=1)
-    return chosen_items(queries, best_sets(refuse_nan(log_p), data.corpus.num_items, PRIOR))
+    return chosen_items(queries, best_sets(refuse_nan(log_p), data.corpus.num_items, prior))
 
 
 def probable_sets(
