@@ -147,6 +147,7 @@ class SASRecRanker:
     @property
     def trained(self) -> dict[str, Any]:
         """The training as JSON: its configuration, a checksum of the interactions, and the curve."""
-        columns = self.corpus.offsets, self.corpus.items, self.corpus.times, self.corpus.splits
-        checksum = zlib.crc32(b"".join(column.tobytes() for column in columns))
+        checksum = 0
+        for column in (self.corpus.offsets, self.corpus.items, self.corpus.times, self.corpus.splits):
+            checksum = zlib.crc32(np.ascontiguousarray(column).data, checksum)  # without a copy of the interactions
         return {"config": dataclasses.asdict(self.config), "interactions": checksum, "curve": self.curve}

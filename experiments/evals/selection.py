@@ -47,7 +47,7 @@ from experiments.terminal import fitted, terminal_width
 from unimp_jax.evaluation.metrics import SELECTION_METRICS, selection_counts
 from unimp_jax.evaluation.predictor import Predictor
 
-LEAST = 0.4
+THRESHOLD = 0.4
 """Probability above which an item is answered: half of an F1 of 0.8, which is about what all models reach."""
 LOG_PROBABILITIES = Calibration(temperature=1.0, even=0.0, logits=True)
 """The scores of our own rankers are log-probabilities already."""
@@ -168,7 +168,7 @@ def best_sets(log_p: np.ndarray, num_items: int, prior: Mapping[int, float]) -> 
     sets, p_PS = probable_sets(log_p, num_items, prior)
     is_in_SC = np.array([[place in places for place in range(log_p.shape[1])] for places in sets])
     is_right_PC = p_PS @ is_in_SC  # the probability that a candidate is right
-    return [sets[number] for number in np.argmax((is_right_PC - LEAST) @ is_in_SC.T, axis=1).tolist()]
+    return [sets[number] for number in np.argmax((is_right_PC - THRESHOLD) @ is_in_SC.T, axis=1).tolist()]
 
 
 def chosen_items(queries: Sequence[Query], sets: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
