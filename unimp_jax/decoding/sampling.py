@@ -18,7 +18,7 @@ from unimp_jax.decoding.beam import log_probabilities
 from unimp_jax.decoding.cache import AnswerCache, PromptCache, decode_step, empty_cache, prefill
 from unimp_jax.model import UniMP
 
-LEAST = 1e-30
+MIN_TEMPERATURE = 1e-30
 """The lowest temperature above 0 at which all logits stay finite."""
 ROUND_TO = 16
 """The unconditional prompt is padded to a multiple of this number of tokens, so that meshes divide it."""
@@ -38,8 +38,8 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"sampling: temperature and top_k must be at least 0, top_p in (0, 1], not {self}")
-        if 0 < self.temperature < LEAST:  # logits divided by it would be infinite
-            raise ValueError(f"sampling: temperature {self.temperature} must be 0 or at least {LEAST}")
+        if 0 < self.temperature < MIN_TEMPERATURE:  # logits divided by it would be infinite
+            raise ValueError(f"sampling: temperature {self.temperature} must be 0 or at least {MIN_TEMPERATURE}")
 
 
 @dataclasses.dataclass(frozen=True)
