@@ -13,6 +13,7 @@ import numpy as np
 
 from data_pipelines.corpus import Corpus
 from data_pipelines.tasks import Query
+from experiments.baselines.bm25 import BM25
 from experiments.baselines.query_match import QueryMatch, WordMatches
 from experiments.baselines.ranker import Ranker
 from experiments.data import ExperimentData
@@ -20,6 +21,7 @@ from experiments.evals.base import OURS, Answered, Setting
 from experiments.evals.config import GenerateConfig
 from experiments.evals.ranking import RankingEval, best_items, best_of
 from experiments.evals.recommender import recommender, remembers
+from experiments.evals.text_search import text_search_table
 from experiments.request import Request
 from unimp_jax.evaluation.predictor import Predictor
 
@@ -36,12 +38,14 @@ class SearchEval(RankingEval):
     def evaluate(self, setting: Setting) -> Answered:
         if not remembers(setting.data):
             return super().evaluate(setting)
-        outcome, _ = self.rank(dataclasses.replace(setting, rankers=[setting.next_item, *setting.rankers]))
+        rankers = [setting.next_item, *setting.rankers]
+        outcome, _ = self.rank(dataclasses.replace(setting, rankers=rankers))
         note = (
             f"{outcome.note} {BY_RULE}: by Bayes' rule from next-item probabilities; {OURS}: by the answer to the "
             "question."
         )
-        return Answered({self.task: dataclasses.replace(outcome, note=note)})
+        tables = {self.task: dataclasses.replace(outcome, note=note)}
+        return Answered(tables | text_search_table(dataclasses.replace(setting, rankers=rankers)))
 
     def rankers(self, corpus: Corpus, rankers: Sequence[Ranker]) -> Sequence[Ranker]:
         return [QueryMatch(ranker, WordMatches(corpus.categories, query_of(corpus))) for ranker in rankers]
@@ -72,12 +76,16 @@ def query_of(corpus: Corpus) -> Callable[[int, int], Sequence[str]]:
 
 
 def by_rule(data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig) -> dict[str, Any] | None:
-    """Returns the items that match the query best, ties by next-item probability; None if none matches."""
+    """Returns the items that match the query best, ties by next-item probability; None if none matches. Words that are
+    no category are looked for in the items' texts; items of equal categories are ordered by them."""
     corpus, words = data.corpus, data.vocabulary.split_query(query.words or "")
     users, positions = np.array([query.user]), np.array([query.position])
-    matches_1I = WordMatches(corpus.categories, lambda *_: words)(users, positions)
-    if not (matches_1I > 0).any():
+    categories = {word.casefold() for words in corpus.categories for word in words}
+    free = " ".join(word for word in words if word.casefold() not in categories)
+    matches_I = WordMatches(corpus.categories, lambda *_: words)(users, positions)[0]
+    texts_I = BM25(corpus, lambda *_: free).matches(users, positions)[0] if free else np.zeros_like(matches_I)
+    if not (matches_I > 0).any() and not texts_I.any():
         return None
     log_p_I = recommender(data, predictor, "search").scores(users, positions)[0]
-    order_I = np.lexsort((-log_p_I, -matches_1I[0]))
+    order_I = np.lexsort((-log_p_I, -texts_I, -matches_I))
     return {"items": best_of(corpus, query, order_I, log_p_I, config)}

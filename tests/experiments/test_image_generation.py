@@ -84,7 +84,7 @@ def test_held_out_users_are_generated_for_and_measured(places):
     )
     evaluation = evaluate_run(places[2], config)
     tables = {table.task: table for table in evaluation.tables}
-    assert list(tables) == ["recommendation", "search", "rating", "selection", "image", "image-distance"]
+    assert list(tables) == ["recommendation", "search", "text-search", "rating", "selection", "image", "image-distance"]
     assert tables["image"].users == 12
     ours = tables["image"].rows[0]
     assert ours.model == "UniMP"

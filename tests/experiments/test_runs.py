@@ -185,7 +185,7 @@ def test_what_does_not_train_is_saved_once_and_stays(data, tmp_path):
         state = checkpointer.restore((tmp_path / "checkpoints" / "4" / "state").absolute())
     assert set(state["trainable"]) == {"gated", "embeddings"}
     evaluation = evaluate_run(tmp_path, EvaluationConfig(rivals=(), tasks=("search", "selection")))
-    assert [table.task for table in evaluation.tables] == ["search", "selection"]
+    assert [table.task for table in evaluation.tables] == ["search", "text-search", "selection"]
     assert not evaluation.samples  # which are of recommendations
 
 
@@ -268,7 +268,13 @@ def test_the_configuration_is_read_back_as_it_was(data, opened):
 
 def test_evaluation_and_report(data, run):
     evaluation = evaluate_run(run, EvaluationConfig(sasrec_config=SASRecConfig(steps=3, seconds=None, validations=1)))
-    assert [table.task for table in evaluation.tables] == ["recommendation", "search", "rating", "selection"]
+    assert [table.task for table in evaluation.tables] == [
+        "recommendation",
+        "search",
+        "text-search",
+        "rating",
+        "selection",
+    ]
     for table in evaluation.tables:
         for row in table.rows:
             for metric in row.metrics.values():
