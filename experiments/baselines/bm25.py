@@ -1,6 +1,7 @@
 """Full-text search: BM25 (Robertson and Zaragoza 2009, "The probabilistic relevance framework: BM25 and beyond")."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -25,11 +26,8 @@ class BM25:
 
     def __init__(self, corpus: Corpus, query_of: Callable[[int, int], str]):
         """Indexes the texts of all items; `query_of` returns the query for (user, position)."""
-        from sklearn.feature_extraction.text import CountVectorizer  # here, because the import takes seconds
-
         self._query_of = query_of
-        self._vectorizer = CountVectorizer(stop_words="english")
-        self.words = self._vectorizer.build_analyzer()
+        self._vectorizer = word_counter()
         texts = [
             " ".join(dict.fromkeys([title, *(text for _, text in attributes), *categories]))
             for title, attributes, categories in zip(corpus.titles, corpus.attributes, corpus.categories, strict=True)
@@ -55,3 +53,11 @@ class BM25:
         from scipy.stats import rankdata
 
         return rankdata(self.scores(users, positions), "dense", axis=1).astype(np.int64) - 1
+
+
+def word_counter() -> Any:
+    """Returns a counter of the words of texts, which are in lower case, have two letters or digits, or more, and are no
+    English stop words."""
+    from sklearn.feature_extraction.text import CountVectorizer  # here, because the import takes seconds
+
+    return CountVectorizer(stop_words="english")
