@@ -19,7 +19,9 @@ class BM25:
 
     The score of a text with f occurrences of a word that is in n of I texts is the sum over the query's words of
 
-        ln(1 + (I - n + 0.5) / (n + 0.5)) f / (f + k1 (1 - b + b length / mean length))
+        ln(1 + (I - n + 0.5) / (n + 0.5)) (1 + k1) f / (f + k1 (1 - b + b length / mean length))
+
+    which stands for the logarithm of the odds that the text is what was meant.
     """
 
     name = "BM25"
@@ -39,20 +41,13 @@ class BM25:
         damping_I = SATURATION * (1 - LENGTH + LENGTH * lengths_I / max(lengths_I.mean(), 1))
         rarity_W = np.log1p((len(texts) - in_texts_W + 0.5) / (in_texts_W + 0.5))
         counts_IW.data /= counts_IW.data + np.repeat(damping_I, np.diff(counts_IW.indptr))
-        self._weights_WI = (counts_IW * rarity_W).T.tocsr()
+        self._weights_WI = (counts_IW * ((1 + SATURATION) * rarity_W)).T.tocsr()
 
     def scores(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Returns the scores, float32 [M, I]; 0 for an item with none of the words."""
         pairs = zip(users.tolist(), positions.tolist(), strict=True)
         asked_MW = scipy.sparse.csr_array(self._vectorizer.transform([self._query_of(*pair) for pair in pairs]))
         return (asked_MW @ self._weights_WI).toarray().astype(np.float32)
-
-    def matches(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Returns the places of the items in the order of their scores, the best last, equal ones in one place: int64
-        [M, I]; only zeros if no item has any of the words."""
-        from scipy.stats import rankdata
-
-        return rankdata(self.scores(users, positions), "dense", axis=1).astype(np.int64) - 1
 
 
 def word_counter() -> Any:

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
+from data_pipelines.corpus import Corpus
 from data_pipelines.tasks import Query
 from experiments.baselines.calibration import Calibration, calibrate, validation_sample
 from experiments.baselines.item_knn import ItemKNN
@@ -31,6 +32,7 @@ from unimp_jax.sharding import row_shards
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 POOLS: tuple[Pool, ...] = ("linear", "logarithmic")
+LOG_PROBABILITIES = Calibration(temperature=1.0, even=0.0, logits=True)
 DIVISIONS = (1.0, 0.7, 0.5, 0.3, 0.0)
 """Fraction of the memory's share that the first of two kinds of counts gets."""
 
@@ -90,6 +92,11 @@ def recommender(data: ExperimentData, predictor: Predictor, task: str) -> NextIt
         for one in memory.counts
     ]
     return WithMemory(model, memory, rankers)
+
+
+def calibration_of(ranker: Ranker, corpus: Corpus) -> Calibration:
+    """Returns what turns a ranker's scores into log-probabilities, which those of our own are already."""
+    return LOG_PROBABILITIES if isinstance(ranker, NextItem | WithMemory) else calibrate(ranker, corpus)
 
 
 def among_items(log_p_MI: np.ndarray) -> np.ndarray:

@@ -76,16 +76,16 @@ def query_of(corpus: Corpus) -> Callable[[int, int], Sequence[str]]:
 
 
 def by_rule(data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig) -> dict[str, Any] | None:
-    """Returns the items that match the query best, ties by next-item probability; None if none matches. Words that are
-    no category are looked for in the items' texts; items of equal categories are ordered by them."""
+    """Returns the items that match the query's categories best, ties by next-item probability and by BM25 of the words
+    that are no categories; None if no item has any of the words."""
     corpus, words = data.corpus, data.vocabulary.split_query(query.words or "")
     users, positions = np.array([query.user]), np.array([query.position])
     categories = {word.casefold() for words in corpus.categories for word in words}
     free = " ".join(word for word in words if word.casefold() not in categories)
     matches_I = WordMatches(corpus.categories, lambda *_: words)(users, positions)[0]
-    texts_I = BM25(corpus, lambda *_: free).matches(users, positions)[0] if free else np.zeros_like(matches_I)
-    if not (matches_I > 0).any() and not texts_I.any():
+    bm25_I = BM25(corpus, lambda *_: free).scores(users, positions)[0] if free else np.zeros(corpus.num_items)
+    if not (matches_I > 0).any() and not bm25_I.any():
         return None
     log_p_I = recommender(data, predictor, "search").scores(users, positions)[0]
-    order_I = np.lexsort((-log_p_I, -texts_I, -matches_I))
+    order_I = np.lexsort((-log_p_I - bm25_I, -matches_I))
     return {"items": best_of(corpus, query, order_I, log_p_I, config)}

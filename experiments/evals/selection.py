@@ -24,7 +24,7 @@ from data_pipelines.corpus import Corpus
 from data_pipelines.tasks import Query
 from data_pipelines.tasks.selection import PRIOR, draw_candidates, rng_of
 from data_pipelines.vocabulary import NUM_CANDIDATES
-from experiments.baselines.calibration import Calibration, calibrate, softmax
+from experiments.baselines.calibration import softmax
 from experiments.baselines.ranker import scored_batches
 from experiments.data import ExperimentData
 from experiments.evals.base import (
@@ -41,7 +41,7 @@ from experiments.evals.base import (
     titled,
 )
 from experiments.evals.config import GenerateConfig
-from experiments.evals.recommender import NextItem, WithMemory, recommender
+from experiments.evals.recommender import calibration_of, recommender
 from experiments.request import Request
 from experiments.terminal import fitted, terminal_width
 from unimp_jax.evaluation.metrics import SELECTION_METRICS, selection_counts
@@ -49,8 +49,6 @@ from unimp_jax.evaluation.predictor import Predictor
 
 THRESHOLD = 0.4
 """Probability above which an item is answered: half of an F1 of 0.8, which is about what all models reach."""
-LOG_PROBABILITIES = Calibration(temperature=1.0, even=0.0, logits=True)
-"""The scores of our own rankers are log-probabilities already."""
 
 
 class SelectionEval(TaskEval):
@@ -90,7 +88,7 @@ class SelectionEval(TaskEval):
         chosen[f"{OURS}, written"] = select_as_written(setting.data, setting.predictor, queries)
         for ranker in setting.rankers:
             log_p = np.empty(candidates.shape)
-            calibration = LOG_PROBABILITIES if isinstance(ranker, NextItem | WithMemory) else calibrate(ranker, corpus)
+            calibration = calibration_of(ranker, corpus)
             for part, scores in scored_batches(ranker, corpus, *moments(queries)):
                 log_p[part] = np.take_along_axis(calibration.log_probabilities(scores), candidates[part], axis=1)
                 del scores  # to free memory before the next batch
