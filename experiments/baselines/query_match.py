@@ -52,11 +52,15 @@ class WordMatches:
 
     def __call__(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Returns the scores, int64 [M, I]; 0 or less if no word matches."""
-        pairs = zip(users.tolist(), positions.tolist(), strict=True)
-        asked_MW = self._rows([self._query_of(*pair) for pair in pairs])
-        matched_MI = (asked_MW @ self._has_IW.T).toarray().astype(np.int64)
+        matched_MI = self.counts(users, positions)
         others_MI = self._lengths_I - matched_MI
         return np.where(matched_MI > 0, matched_MI * (1 + self._lengths_I.max(initial=0)) - others_MI, 0)
+
+    def counts(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Returns the number of query words among each item's category words: int64 [M, I]."""
+        pairs = zip(users.tolist(), positions.tolist(), strict=True)
+        asked_MW = self._rows([self._query_of(*pair) for pair in pairs])
+        return (asked_MW @ self._has_IW.T).toarray().astype(np.int64)
 
     def _rows(self, texts: Sequence[Sequence[str]]) -> scipy.sparse.csr_array:
         """Returns 1 for each word of a text that some item has: int32 [texts, words]."""

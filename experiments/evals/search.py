@@ -77,12 +77,13 @@ def query_of(corpus: Corpus) -> Callable[[int, int], Sequence[str]]:
 
 def by_rule(data: ExperimentData, predictor: Predictor, query: Query, config: GenerateConfig) -> dict[str, Any] | None:
     """Returns the items that match the query's categories best, ties by next-item probability and by BM25 of the words
-    that are no categories; None if no item has any of the words."""
+    that are no categories, beside which an item may have other categories; None if no item has any of the words."""
     corpus, words = data.corpus, data.vocabulary.split_query(query.words or "")
     users, positions = np.array([query.user]), np.array([query.position])
-    categories = {word.casefold() for words in corpus.categories for word in words}
-    free = " ".join(word for word in words if word.casefold() not in categories)
-    matches_I = WordMatches(corpus.categories, lambda *_: words)(users, positions)[0]
+    known = {category.casefold() for categories in corpus.categories for category in categories}
+    free = " ".join(word for word in words if word.casefold() not in known)
+    matches = WordMatches(corpus.categories, lambda *_: words)
+    matches_I = (matches.counts if free else matches)(users, positions)[0]
     bm25_I = BM25(corpus, lambda *_: free).scores(users, positions)[0] if free else np.zeros(corpus.num_items)
     if not (matches_I > 0).any() and not bm25_I.any():
         return None
