@@ -61,6 +61,9 @@ def test_all_that_is_no_url_is_a_local_path(text):
     [
         ("gs:/bucket/x", "malformed URL; it must be gs://BUCKET/FOLDER, with two slashes"),
         ("s3:///x", "malformed URL; it must be s3://BUCKET/FOLDER, with two slashes"),
+        ("s3://bucket/run[1]", r"s3://BUCKET/FOLDER, with two slashes and no \*, \? or \["),
+        ("gs://bucket/a*/b", r"gs://BUCKET/FOLDER, with two slashes and no \*, \? or \["),
+        ("gs://bucket/really?", r"gs://BUCKET/FOLDER, with two slashes and no \*, \? or \["),
         ("s4://bucket/x", "use s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"),
         ("http://x/y", "use s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"),
     ],
