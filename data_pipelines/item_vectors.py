@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipelines.code_files import MISTAKES, places_of, read_rows
 from data_pipelines.errors import DataError
@@ -42,8 +44,11 @@ def _read(path: Path) -> tuple[list[str], np.ndarray]:
             known, vectors = arrays["item_ids"].astype(str).tolist(), arrays["vectors"].astype(np.float32)
     else:
         table = read_rows(path, "vector")
-        known = table["item_id"].to_pylist()
-        vectors = np.array(table["vector"].to_pylist(), np.float32)
+        known = table["item_id"].cast(pa.string()).to_pylist()
+        if pc.count_distinct(pc.list_value_length(table["vector"]), mode="all").as_py() != 1:
+            raise ValueError("there must be vectors, all of one length")
+        flat = [np.from_dlpack(chunk.flatten().cast(pa.float32())) for chunk in table["vector"].chunks]
+        vectors = np.concatenate(flat).reshape(len(known), -1)
     if vectors.ndim != 2 or len(vectors) != len(known) or not vectors.size:
         raise ValueError(f"vectors have shape {vectors.shape} for {len(known)} items")
     return known, vectors
