@@ -1,6 +1,7 @@
 """Tokens of a catalogue: distinct, complete, and the same after saving and loading."""
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -36,6 +37,22 @@ def test_no_two_things_share_a_token():
 def test_names_stand_at_their_ids():
     tokens = [*VOCABULARY.items[3], VOCABULARY.ratings[0], VOCABULARY.selections[2]]
     assert VOCABULARY.decode(tokens) == f"item_i3 rate_{VOCABULARY.rating_levels[0]:g} s_3"
+
+
+def test_decoding_takes_no_longer_for_more_items(monkeypatch):
+    asked = []
+    monkeypatch.setattr(TrainedTokenizer, "all_special_ids", property(lambda self: asked.append(self) or [0, 1, 2]))
+    loaded = TrainedTokenizer(VOCABULARY.tokenizer.backend_tokenizer, VOCABULARY.tokenizer.special_tokens_map)
+    many = dataclasses.replace(VOCABULARY, tokenizer=loaded)
+    assert many.decode([*VOCABULARY.encode("a b"), VOCABULARY.items[0, 0], VOCABULARY.answer]) == "a b item_i0 <answer>"
+    assert len(asked) == 1
+
+
+def test_a_query_of_many_commas_is_split_at_once():
+    known = dataclasses.replace(VOCABULARY, categories={"Arts, Crafts & Sewing": 5})
+    start = time.process_time()
+    assert known.split_query("a, arts,crafts & sewing," * 1000) == ["a", "arts, crafts & sewing"] * 1000
+    assert time.process_time() - start < 1
 
 
 def test_no_text_is_unknown_to_a_trained_tokenizer():
