@@ -303,6 +303,35 @@ def test_980_levels_are_refused_with_the_remedy_which_works():
         VocabularyConfig(rating_step=-1)
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (VocabularyConfig, {"round_to": 0}),
+        (VocabularyConfig, {"attribute_words": -1}),
+        (VocabularyConfig, {"category_items": -1}),
+        (TaskConfig, {"full_items": -1}),
+        (TaskConfig, {"id_items": -1}),
+        (TaskConfig, {"ask_every": -1}),
+        (TaskConfig, {"explanation_words": -1}),
+        (TaskConfig, {"history_weight": math.nan}),
+    ],
+)
+def test_numbers_that_have_no_meaning_are_refused(kind, fields):
+    with pytest.raises(ValueError, match=r"|".join(fields)):
+        kind(**fields)
+
+
+def test_a_share_that_is_infinite_is_refused():
+    corpus = build_corpus(films(8), [user_of("u", *range(6))])
+    with pytest.raises(ValueError, match="weights must be 0 or more"):
+        TrainingQueries(corpus, QueryConfig({"recommendation": 1, "search": math.inf}), seed=0)
+
+
+def test_a_tokenizer_has_its_bytes_however_few_tokens_are_asked_for():
+    corpus = build_corpus(films(8), [user_of("u", *range(6))])
+    assert build_vocabulary(corpus, VocabularyConfig(trained_size=3), prompt_texts()).encode("x").size
+
+
 def test_levels_that_read_alike_are_one():
     corpus = build_corpus(films(8), [user_of("u", *range(6), ratings=(1.0, 1.0000001, 2.0, 3.0, 1.0, 1.0))])
     vocabulary = build_vocabulary(corpus, VocabularyConfig(trained_size=320))
