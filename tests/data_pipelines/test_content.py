@@ -24,10 +24,10 @@ from data_pipelines.content import (
     token_content,
     training_counts,
 )
-from data_pipelines.corpus import TEST, TRAIN, with_items
+from data_pipelines.corpus import TEST, TRAIN, build_corpus, with_items
 from data_pipelines.errors import DataError
 from data_pipelines.item_vectors import read_vectors
-from data_pipelines.schema import Item
+from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
 from tests.data_pipelines.small import small_corpus
 
@@ -160,6 +160,17 @@ def test_co_occurrence_vectors_are_the_eigenvectors_of_plainly_counted_pairs() -
     for column, expected in zip(found.T, vectors[:, order].T, strict=True):
         expected = expected * np.sign(expected[np.abs(expected).argmax()])
         np.testing.assert_allclose(column, expected, atol=1e-5)
+
+
+def test_co_occurrence_vectors_are_always_the_same_also_where_many_would_do() -> None:
+    users = [User(f"u{n}", tuple(Interaction(f"i{2 * n + step % 2}") for step in range(6))) for n in range(6)]
+    corpus = build_corpus(
+        [Item(f"i{n}", "") for n in range(12)], users
+    )  # six pairs alike: of eigenvalues, six are equal
+    found = [co_occurrence_vectors(corpus, 4) for _ in range(4)]
+    assert found[0].any()
+    for again in found[1:]:
+        np.testing.assert_array_equal(again, found[0])
 
 
 def test_items_that_nobody_met_together_have_no_co_occurrence_vectors() -> None:
