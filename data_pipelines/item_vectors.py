@@ -33,8 +33,8 @@ def read_vectors(path: Path, item_ids: Sequence[str], known: int | None = None) 
         raise DataError(f"{path} has no vector for any item; it was made for another catalogue")
     if not np.isfinite(vectors[rows[rows >= 0]]).all():
         raise DataError(f"{path}: a vector has values that are not finite")
-    mean = vectors[rows[:known][rows[:known] >= 0]].mean(axis=0)
-    return np.where((rows >= 0)[:, None], vectors[rows], mean).astype(np.float32)
+    mean = vectors[rows[:known][rows[:known] >= 0]].mean(axis=0, dtype=np.float64)
+    return np.where((rows >= 0)[:, None], vectors[rows], mean.astype(np.float32))
 
 
 def _read(path: Path) -> tuple[list[str], np.ndarray]:

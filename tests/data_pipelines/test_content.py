@@ -93,6 +93,14 @@ def test_components_are_those_of_a_singular_value_decomposition() -> None:
     np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-4, atol=1e-5)
 
 
+def test_many_items_have_exact_means_and_constants_are_no_feature() -> None:
+    vectors = np.random.default_rng(0).random((100_000, 3), np.float32) * np.float32([0.01, 1, 0]) + np.float32(10.1)
+    found = standardised(vectors)
+    np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-9)
+    np.testing.assert_allclose(found.std(axis=0), [1, 1, 0], atol=1e-9)
+    np.testing.assert_allclose(principal_components(vectors, 2).mean(axis=0), 0, atol=1e-9)
+
+
 def test_vectors_are_read_by_id_and_unknown_items_have_the_mean(tmp_path) -> None:
     vectors = np.arange(6, dtype=np.float32).reshape(3, 2)
     write_rows(tmp_path / "v.parquet", ["a", "b", "c"], "vector", vectors)
