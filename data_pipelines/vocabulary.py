@@ -216,12 +216,8 @@ class Vocabulary:
             raise ValueError(f"the image of item number {item} has no codes")
         return self.codes[known.codes[item]]
 
-    def rating_token(self, rating: float) -> int:
-        """Returns the token of the level nearest to `rating` (the lower one of two equally near)."""
-        return int(self.ratings[self.nearest_levels(np.array([rating]))[0]])
-
     def nearest_levels(self, ratings: np.ndarray) -> np.ndarray:
-        """Returns the index of the nearest level for each rating: int64 [n]."""
+        """Returns the index of the nearest level (the lower of two equally near) for each rating: int64 [n]."""
         return np.abs(np.subtract.outer(ratings, self.rating_levels)).argmin(axis=1)
 
     @functools.cached_property

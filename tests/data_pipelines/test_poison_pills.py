@@ -15,7 +15,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.images import ImageConfig, ImageStore
 from data_pipelines.loader import SHORTENED, BlockPlanner, LoaderConfig, training_batches
 from data_pipelines.schema import Interaction, Item, User
-from data_pipelines.tasks import TASKS, Query
+from data_pipelines.tasks import TASKS, Queries, Query
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import RowShape, longest_kept
 from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
@@ -169,8 +169,9 @@ def test_a_text_is_cut_only_in_questions_that_it_does_not_fit():
     assert 0 < block.left_out[SHORTENED] < BLOCKS.block_examples
     (selection, _) = long_texts(writer, ["selection", "rating"])
     assert selection == "1 items have texts of more than 49 tokens, which are truncated in selection questions"
-    cut, whole = (writer.write(Query("selection", 0, 3, (4,), candidates)) for candidates in ((4, 0, 5), (4, 5, 6)))
-    assert (cut.shortened, whole.shortened) == (True, False)
+    asked = [Query("selection", 0, 3, (4,), candidates) for candidates in ((4, 0, 5), (4, 5, 6))]
+    assert writer.lay_out(Queries.of(asked)).shortened.tolist() == [True, False]
+    cut = writer.write(asked[0])
     assert len(cut.tokens) == ROW_SHAPE.tokens
     text = writer.vocabulary.decode(cut.tokens)
     assert "Genres Drama Title d" in text
@@ -298,7 +299,7 @@ def test_980_levels_are_refused_with_the_remedy_which_works():
         build_vocabulary(corpus, VocabularyConfig(trained_size=320))
     vocabulary = build_vocabulary(corpus, VocabularyConfig(trained_size=320, rating_step=1.0))
     assert vocabulary.rating_levels == tuple(range(-10, 11))
-    assert vocabulary.rating_levels[vocabulary.rating_token(3.6) - vocabulary.ratings[0]] == 4
+    assert vocabulary.rating_levels[vocabulary.nearest_levels(np.array([3.6]))[0]] == 4
     with pytest.raises(ValueError, match="rating_step -1"):
         VocabularyConfig(rating_step=-1)
 

@@ -61,9 +61,7 @@ def test_no_text_is_unknown_to_a_trained_tokenizer():
 
 
 def test_ratings_go_to_the_nearest_level():
-    assert [VOCABULARY.rating_levels[VOCABULARY.rating_token(r) - VOCABULARY.ratings[0]] for r in (0.1, 3.3, 9)] == [
-        0.5, 3.5, 5.0,
-    ]  # fmt: skip
+    assert [VOCABULARY.rating_levels[n] for n in VOCABULARY.nearest_levels(np.array([0.1, 3.3, 9]))] == [0.5, 3.5, 5.0]
 
 
 def test_saving_and_loading_change_nothing(tmp_path):
