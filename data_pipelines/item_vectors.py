@@ -33,9 +33,10 @@ def read_vectors(path: Path, item_ids: Sequence[str], known: int | None = None) 
     if len(set(ids)) != len(ids):
         raise DataError(f"{path}: an item has two vectors")
     rows = places_of(item_ids, ids)
-    if (rows[:known] < 0).all():
+    there, found = rows >= 0, vectors[rows]
+    if not there[:known].any():
         raise DataError(f"{path} has no vector for any item; it was made for another catalogue")
-    if not np.isfinite(vectors[rows[rows >= 0]]).all():
+    if not np.isfinite(found).all(axis=1)[there].all():
         raise DataError(f"{path}: a vector has values that are not finite")
-    mean = vectors[rows[:known][rows[:known] >= 0]].mean(axis=0, dtype=np.float64)
-    return np.where((rows >= 0)[:, None], vectors[rows], mean.astype(np.float32))
+    found[~there] = found[:known].mean(axis=0, dtype=np.float64, where=there[:known, None])
+    return found
