@@ -39,7 +39,7 @@ setup(
         "transformers>=5,<6",
         "tokenizers>=0.22,<0.24",
         "numpy>=2,<3",
-        "scipy>=1.14",
+        "scipy>=1.17",
         "pyarrow>=18",
         "polars>=1.30",
         "pillow>=11",
@@ -81,7 +81,7 @@ setup(
         "wandb": ["wandb>=0.19"],  # the log of a run at Weights & Biases
         "docs": ["sphinx>=8", "myst-nb>=1.1", "furo"],
         "test": TEST,  # what `make test-newer` needs
-        "dev": [*TEST, *STORE, "networkx>=3", "scipy>=1.14", "ruff>=0.12", "mypy>=1.15", "optuna>=4.1"],
+        "dev": [*TEST, *STORE, "networkx>=3", "scipy>=1.17", "ruff>=0.12", "mypy>=1.15", "optuna>=4.1"],
     },
     entry_points={"console_scripts": ["unimp=experiments.entry_point:main"]},
 )

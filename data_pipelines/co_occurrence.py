@@ -50,7 +50,7 @@ def co_occurrence_vectors(corpus: Corpus, count: int, known: int | None = None) 
         return found
     scale = scipy.sparse.diags_array((near.sum(axis=1) + DAMPING) ** -0.5)
     values, vectors = scipy.sparse.linalg.eigsh(
-        scale @ near @ scale, k=min(count, size - 1), which="LM", v0=np.ones(size)
+        scale @ near @ scale, k=min(count, size - 1), which="LM", v0=np.ones(size), rng=0
     )
     vectors = vectors[:, np.argsort(-np.abs(values), kind="stable")]
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)

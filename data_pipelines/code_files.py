@@ -1,7 +1,9 @@
 """Parquet files with a few numbers for each item: semantic ids, image codes and vectors."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.atomic import atomic_file
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, reason_of
 
-MISTAKES = (pa.ArrowException, OSError, KeyError, TypeError, ValueError)
+MISTAKES = (pa.ArrowException, OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, EOFError)
 """The exceptions raised when a file is damaged or of another kind."""
 
 
@@ -25,6 +27,18 @@ def check_place(path: Path) -> None:
     if path.is_dir():
         raise DataError(f"{path} is a folder; name a file for the codes, such as {path / 'codes.parquet'}")
     path.parent.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str, command: str) -> Iterator[None]:
+    """Attributes what fails in its body to the file, by a DataError: it does not exist, or is not `what` the command
+    writes."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist; `{command}` writes such a file") from error
+    except MISTAKES as error:
+        raise DataError(f"{path}: not {what} ({reason_of(error)})") from error
 
 
 def write_rows(path: Path, item_ids: Sequence[str], name: str, rows: np.ndarray, **described: Any) -> None:

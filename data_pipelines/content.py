@@ -185,9 +185,8 @@ def mean_ratings(corpus: Corpus, known: int | None = None) -> np.ndarray:
 
 def standardised(values: np.ndarray, known: int | None = None) -> np.ndarray:
     """Scales each column to mean 0 and standard deviation 1 over the known rows; constant columns become 0."""
-    deviations = values[:known].std(axis=0)
-    scaled = (values - values[:known].mean(axis=0)) / np.where(deviations > 0, deviations, 1)
-    return np.where(deviations > 0, scaled, 0)
+    centred = values - values[:known].mean(axis=0, dtype=np.float64)  # float32 loses the last of many items
+    return centred / np.where(np.ptp(centred[:known], axis=0) > 0, centred[:known].std(axis=0), np.inf)
 
 
 def principal_components(vectors: np.ndarray, count: int, known: int | None = None) -> np.ndarray:
@@ -196,7 +195,7 @@ def principal_components(vectors: np.ndarray, count: int, known: int | None = No
     means all."""
     if vectors.shape[1] <= count:
         return standardised(vectors, known)
-    centred = vectors.astype(np.float64) - vectors[:known].mean(axis=0)
+    centred = vectors - vectors[:known].mean(axis=0, dtype=np.float64)
     variances, directions = np.linalg.eigh(centred[:known].T @ centred[:known] / len(centred[:known]))
     variances, directions = np.maximum(variances[::-1][:count], 0), directions[:, ::-1][:, :count]
     return centred @ directions / ((variances * variances[:1]) ** 0.25 + 1e-6)

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from data_pipelines.code_files import MISTAKES, code_rows, places_of, read_rows, stored_fact, write_rows
+from data_pipelines.code_files import code_rows, places_of, read_rows, reading, stored_fact, write_rows
 from data_pipelines.errors import DataError
 
 
@@ -69,7 +69,7 @@ def save_image_codes(path: Path, codes: ImageCodes) -> None:
 def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:
     """Returns the codes of the given items, in this order; the file may hold others and lack some. Raises DataError if
     it is missing or damaged, or has none of the items."""
-    try:
+    with reading(path, "a file of image codes", "unimp vqgan codes"):
         table = read_rows(path, "codes")
         grid, num_codes, facts = (stored_fact(table, name) for name in ("grid", "num_codes", "facts"))
         if grid is None or num_codes is None:
@@ -79,10 +79,6 @@ def load_image_codes(path: Path, item_ids: Sequence[str]) -> ImageCodes:
         whole = ImageCodes(
             tuple(table["item_id"].to_pylist()), codes, (height, width), int(num_codes), dict(facts or {})
         )
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; `unimp vqgan codes` writes such a file") from error
-    except MISTAKES as error:
-        raise DataError(f"{path}: not a file of image codes ({str(error).splitlines()[0]})") from error
     rows = places_of(item_ids, whole.item_ids)
     if len(rows) and (rows < 0).all():
         raise DataError(f"{path} has no codes for any item; it was made for another catalogue")

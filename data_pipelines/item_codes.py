@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.code_files import MISTAKES, code_rows, places_of, read_rows, stored_fact, write_rows
+from data_pipelines.code_files import code_rows, places_of, read_rows, reading, stored_fact, write_rows
 from data_pipelines.errors import DataError
 
 LETTERS = string.ascii_lowercase
@@ -60,17 +60,13 @@ def save_codes(path: Path, codes: ItemCodes, facts: dict[str, Any] | None = None
 def load_codes(path: Path, item_ids: Sequence[str]) -> ItemCodes:
     """Returns the codes of the given items, in this order; the file may hold others too. Raises DataError if it is
     missing or damaged, or lacks an item."""
-    try:
+    with reading(path, "a file of item codes", "unimp ids"):
         table = read_rows(path, "codes")
         described = stored_fact(table, "sizes")
         if described is None:
             raise ValueError("the metadata lack the number of codes of each level")
         sizes = tuple(map(int, described))
         whole = ItemCodes(tuple(table["item_id"].to_pylist()), code_rows(table, len(sizes)), sizes)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; `unimp ids` writes such a file") from error
-    except MISTAKES as error:
-        raise DataError(f"{path}: not a file of item codes ({str(error).splitlines()[0]})") from error
     rows = places_of(item_ids, whole.item_ids)
     if missing := np.flatnonzero(rows < 0).tolist():
         raise DataError(

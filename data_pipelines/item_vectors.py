@@ -1,49 +1,42 @@
 """Files of vectors by item id: the outputs of text or image encoders for a catalogue, or a user's own vectors."""
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from data_pipelines.code_files import MISTAKES, places_of, read_rows
+from data_pipelines.code_files import places_of, read_rows, reading
 from data_pipelines.errors import DataError
 
-FORMATS = "a Parquet file with the columns item_id and vector, or an .npz with the arrays item_ids and vectors"
+KIND = "a file of vectors: Parquet with the columns item_id and vector, or .npz with the arrays item_ids and vectors"
 
 
 def read_vectors(path: Path, item_ids: Sequence[str], known: int | None = None) -> np.ndarray:
     """Returns the vectors of the given items, in this order: float32 [I, F]. An item that the file lacks gets the mean
     of the others, of which `known` leading ones count (None: all). Raises DataError if the file is missing or of
     another kind, has no vector of any of the items, or one that is not finite."""
-    try:
-        ids, vectors = _read(path)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; `unimp features` writes such a file") from error
-    except (*MISTAKES, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(
-            f"{path}: not a file of vectors ({str(error).splitlines()[0]}); it must be {FORMATS}"
-        ) from error
+    with reading(path, KIND, "unimp features"):
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                ids, vectors = arrays["item_ids"].astype(str).tolist(), arrays["vectors"].astype(np.float32)
+        else:
+            table = read_rows(path, "vector")
+            ids = table["item_id"].cast(pa.string()).to_pylist()
+            if pc.count_distinct(pc.list_value_length(table["vector"]), mode="all").as_py() != 1:
+                raise ValueError("there must be vectors, all of one length")
+            flat = [np.from_dlpack(chunk.flatten().cast(pa.float32())) for chunk in table["vector"].chunks]
+            vectors = np.concatenate(flat).reshape(len(ids), -1)
+        if vectors.ndim != 2 or len(vectors) != len(ids) or not vectors.size:
+            raise ValueError(f"vectors have shape {vectors.shape} for {len(ids)} items")
     if len(set(ids)) != len(ids):
         raise DataError(f"{path}: an item has two vectors")
     rows = places_of(item_ids, ids)
-    if (rows[:known] < 0).all():
+    there, found = rows >= 0, vectors[rows]
+    if not there[:known].any():
         raise DataError(f"{path} has no vector for any item; it was made for another catalogue")
-    if not np.isfinite(vectors[rows[rows >= 0]]).all():
+    if not np.isfinite(found).all(axis=1)[there].all():
         raise DataError(f"{path}: a vector has values that are not finite")
-    mean = vectors[rows[:known][rows[:known] >= 0]].mean(axis=0)
-    return np.where((rows >= 0)[:, None], vectors[rows], mean).astype(np.float32)
-
-
-def _read(path: Path) -> tuple[list[str], np.ndarray]:
-    """Returns the item ids and the vectors [items, F] in the order of the file."""
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            known, vectors = arrays["item_ids"].astype(str).tolist(), arrays["vectors"].astype(np.float32)
-    else:
-        table = read_rows(path, "vector")
-        known = table["item_id"].to_pylist()
-        vectors = np.array(table["vector"].to_pylist(), np.float32)
-    if vectors.ndim != 2 or len(vectors) != len(known) or not vectors.size:
-        raise ValueError(f"vectors have shape {vectors.shape} for {len(known)} items")
-    return known, vectors
+    found[~there] = found[:known].mean(axis=0, dtype=np.float64, where=there[:known, None])
+    return found

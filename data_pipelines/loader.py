@@ -11,7 +11,6 @@ import collections
 import concurrent.futures
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -113,20 +112,9 @@ class Block:
     left_out: collections.Counter[str]
 
 
-class PlannedRow(NamedTuple):
-    """The examples of one row, as indices into a block's layouts."""
-
-    layouts: Layouts
-    examples: list[int]
-
-    @property
-    def size(self) -> np.ndarray:
-        """The numbers of tokens, images and answers in the row: int64 [3]."""
-        return self.layouts.sizes[self.examples].sum(axis=0)
-
-
-Planned = tuple[list[PlannedRow], Position, collections.Counter[str]]
-"""The rows of a global batch, the position after it, and the `left_out` counts of the blocks that begin in it."""
+Planned = tuple[list[tuple[Layouts, list[int]]], Position, collections.Counter[str]]
+"""The rows of a global batch, each as layouts of a block and the examples of the row among them, the position after it,
+and the `left_out` counts of the blocks that begin in it."""
 
 
 def check_planner(config: LoaderConfig) -> None:
@@ -180,7 +168,7 @@ class _PlannedIterator(grain.DatasetIterator[Planned]):
         self._block: Block | None = None
 
     def __next__(self) -> Planned:
-        rows: list[PlannedRow] = []
+        rows: list[tuple[Layouts, list[int]]] = []
         left_out: collections.Counter[str] = collections.Counter()
         while len(rows) < self._batch_size:
             if self._block is None:
@@ -188,7 +176,7 @@ class _PlannedIterator(grain.DatasetIterator[Planned]):
             if not self._position.row:
                 left_out += self._block.left_out
             taken = self._block.rows[self._position.row : self._position.row + self._batch_size - len(rows)]
-            rows += [PlannedRow(self._block.layouts, examples) for examples in taken]
+            rows += [(self._block.layouts, examples) for examples in taken]
             self._position = Position(self._position.block, self._position.row + len(taken))
             if self._position.row >= len(self._block.rows):
                 self._position, self._block = Position(self._position.block + 1), None
@@ -239,12 +227,13 @@ def training_batches(
 
     def fill(planned: Planned) -> TrainingBatch:
         rows, next_position, left_out = planned
-        written = [[writer.write_planned(rows[row].layouts, one) for one in rows[row].examples] for row in own]
-        tokens, shown, _ = np.sum([row.size for row in rows], axis=0).tolist()
+        written = [[writer.write_planned(rows[row][0], one) for one in rows[row][1]] for row in own]
+        sizes = np.concatenate([layouts.sizes[examples] for layouts, examples in rows])
+        tokens, shown, _ = sizes.sum(axis=0).tolist()
         return TrainingBatch(
             arrays=fill_batch(written, writer.row_shape, images, pool),
             next_position=next_position,
-            num_examples=sum(len(row.examples) for row in rows),
+            num_examples=len(sizes),
             num_images=shown,
             fill=tokens / (len(rows) * writer.row_shape.tokens),
             left_out=dict(left_out),

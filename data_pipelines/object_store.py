@@ -40,8 +40,8 @@ def make_path(text: str | PurePath) -> Path:
     known = " or ".join(f"{one}://BUCKET/FOLDER" for one in PACKAGES)
     if scheme not in PACKAGES:
         raise URLError(f"{text}: unknown kind of URL; use {known}, or begin a local path with ./")
-    if not re.match(r"/[^/]", rest):
-        raise URLError(f"{text}: malformed URL; it must be {scheme}://BUCKET/FOLDER, with two slashes")
+    if not re.fullmatch(r"/[^/*?[][^*?[]*", rest):  # fsspec would take `run[1]` for a pattern, and delete from `run1`
+        raise URLError(f"{text}: malformed URL; it must be {scheme}://BUCKET/FOLDER, with two slashes and no *, ? or [")
     if importlib.util.find_spec(PACKAGES[scheme]) is None:
         raise URLError(f"{text} needs {PACKAGES[scheme]}: pip install 'unimp_jax[{EXTRAS[scheme]}]'")
     from data_pipelines.store_path import StorePath

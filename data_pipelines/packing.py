@@ -14,7 +14,7 @@ import numpy as np
 from data_pipelines.tasks.examples import Example, RowShape
 
 LOOKS = 16
-"""After this many buckets whose rows lack room for the answers, the remaining buckets are compared all at once."""
+"""After this many buckets whose rows lack room for images or answers, the remaining ones are compared all at once."""
 
 
 def pack(sizes: np.ndarray, row_shape: RowShape) -> list[list[int]]:
@@ -50,22 +50,22 @@ def pack(sizes: np.ndarray, row_shape: RowShape) -> list[list[int]]:
 class _OpenRows:
     """Rows with free room, in buckets by their free tokens.
 
-    A bucket holds (row, free images, free answers), ascending, so that the first that fits was opened first. An upper
-    bound of the free answers in each bucket, made exact whenever a search of the bucket fails, tells which buckets need
-    not be searched.
+    A bucket holds (row, free images, free answers), ascending, so that the first that fits was opened first. Upper
+    bounds of the free images and answers in each bucket, made exact whenever a search of the bucket fails, tell which
+    buckets need not be searched.
     """
 
     def __init__(self, tokens: int):
         """Creates the buckets of 0 to `tokens` free tokens, without rows."""
         self._buckets: list[list[tuple[int, int, int]]] = [[] for _ in range(tokens + 1)]
         self._occupied = 0
-        self._answers = array.array("i", [-1]) * (tokens + 1)
+        self._images, self._answers = (array.array("i", [-1]) * (tokens + 1) for _ in range(2))
 
     def put(self, row: int, tokens: int, images: int, answers: int) -> None:
         bisect.insort(self._buckets[tokens], (row, images, answers))
         self._occupied |= 1 << tokens
-        if answers > self._answers[tokens]:
-            self._answers[tokens] = answers
+        self._images[tokens] = max(self._images[tokens], images)
+        self._answers[tokens] = max(self._answers[tokens], answers)
 
     def take(self, tokens: int, images: int, answers: int) -> tuple[int, int, int, int] | None:
         """Removes and returns the best-fitting row and its free tokens, images and answers; None if no row fits."""
@@ -75,9 +75,11 @@ class _OpenRows:
                 return None
             skipped = (left & -left).bit_length()
             left, place = left >> skipped, place + skipped
-            if self._answers[place] >= answers and (found := self._take_from(place, images, answers)):
+            has_room = self._images[place] >= images and self._answers[place] >= answers
+            if has_room and (found := self._take_from(place, images, answers)):
                 return found
-        for more in np.flatnonzero(np.frombuffer(self._answers, np.int32)[place + 1 :] >= answers).tolist():
+        free_images, free_answers = (np.frombuffer(one, np.int32)[place + 1 :] for one in (self._images, self._answers))
+        for more in np.flatnonzero((free_images >= images) & (free_answers >= answers)).tolist():
             if found := self._take_from(place + 1 + more, images, answers):
                 return found
         return None
@@ -89,9 +91,9 @@ class _OpenRows:
                 del bucket[at]
                 if not bucket:
                     self._occupied ^= 1 << place
-                    self._answers[place] = -1
+                    self._images[place] = self._answers[place] = -1
                 return row, place, free_images, free_answers
-        self._answers[place] = max(free_answers for _, _, free_answers in bucket)
+        _, self._images[place], self._answers[place] = map(max, zip(*bucket, strict=True))
         return None
 
 

@@ -166,7 +166,8 @@ def _prepare_remote(
 ) -> Prepared:  # fmt: skip
     """Prepares on the local disk, then uploads; while records are replaced, the object store holds none."""
     place = folder / (name or source)
-    if not marked(place) and place.exists():
+    mark = marked(place)
+    if MADE not in mark.get("files", [MADE]) or (not mark and place.exists()):
         raise DataError(f"{place} was not made by `unimp prepare`; choose another --name or --folder for the records")
     if beam_options is not None:
         raise DataError("--beam-options needs a --folder on a disk that all workers can access, not in an object store")

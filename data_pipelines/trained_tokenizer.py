@@ -26,7 +26,7 @@ def train_tokenizer(texts: Sequence[str], size: int, whole: Sequence[str] = ()) 
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size - len(whole),
+        vocab_size=max(size - len(whole), 0),  # bytes are tokens in any case
         special_tokens=["<pad>", "<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -80,6 +80,10 @@ class VocabularyConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.rating_step < math.inf:
             raise ValueError(f"vocabulary.rating_step {self.rating_step} must be 0 or more")
+        if self.round_to < 1 or min(self.attribute_words, self.category_items) < 0:
+            raise ValueError(
+                f"vocabulary: round_to must be at least 1, attribute_words and category_items at least 0, not {self}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -173,9 +177,10 @@ class Vocabulary:
     def split_query(self, text: str) -> list[str]:
         """Splits a user's query into the categories it names (ignoring case) and the text between them."""
         parts = [part.strip() for part in text.split(",")]
+        most = max((name.count(",") for name in self._categories), default=0) + 1
         names, start = list[str](), 0
         while start < len(parts):  # the name of a category may contain commas, so the longest match is taken
-            stops = range(len(parts), start + 1, -1)
+            stops = range(min(start + most, len(parts)), start + 1, -1)
             stop = next((n for n in stops if ", ".join(parts[start:n]).casefold() in self._categories), start + 1)
             names.append(", ".join(parts[start:stop]))
             start = stop
@@ -211,12 +216,8 @@ class Vocabulary:
             raise ValueError(f"the image of item number {item} has no codes")
         return self.codes[known.codes[item]]
 
-    def rating_token(self, rating: float) -> int:
-        """Returns the token of the level nearest to `rating` (the lower one of two equally near)."""
-        return int(self.ratings[self.nearest_levels(np.array([rating]))[0]])
-
     def nearest_levels(self, ratings: np.ndarray) -> np.ndarray:
-        """Returns the index of the nearest level for each rating: int64 [n]."""
+        """Returns the index of the nearest level (the lower of two equally near) for each rating: int64 [n]."""
         return np.abs(np.subtract.outer(ratings, self.rating_levels)).argmin(axis=1)
 
     @functools.cached_property
@@ -227,11 +228,11 @@ class Vocabulary:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Decodes tokens to text for users: names and words, separated by spaces."""
-        names = {id: name for id, name in self._names.items() if id not in self.tokenizer.all_special_ids}
+        special = set(self.tokenizer.all_special_ids)
         words: list[str] = []
-        for is_named, group in itertools.groupby(map(int, tokens), names.__contains__):
+        for is_named, group in itertools.groupby(map(int, tokens), lambda id: id in self._names and id not in special):
             run = list(group)
-            words += [names[token] for token in run] if is_named else [self.tokenizer.decode(run).strip()]
+            words += [self._names[token] for token in run] if is_named else [self.tokenizer.decode(run).strip()]
         return " ".join(words)
 
     def text(self, tokens: Sequence[int]) -> str:

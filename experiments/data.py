@@ -79,14 +79,24 @@ def load_records(config: DataConfig, cold: Split | None = None) -> PreparedSourc
     columns = read_columns(folder / COLUMNS)
     corpus, has_image = columns or gathered(items, read_users(config.source, config.folder))
     cache = DiskCache() if columns is None else cache_of(folder)
+    item_ids = corpus.item_ids
+
+    def read_image(item: int) -> bytes:
+        record = items[item]
+        if record.item_id != item_ids[item]:  # files of records are opened when they are first read
+            raise DataError(
+                f"{folder} was prepared again, with other items, while it was read; start the command again"
+            )
+        return record.image
+
     if config.split == "users":
         corpus = split_by_users(corpus, config.split_seed)
     if not config.cold_items:
-        return PreparedSource(corpus, has_image, lambda item: items[item].image, cache)
+        return PreparedSource(corpus, has_image, read_image, cache)
     is_cold = choose_cold(corpus.num_items, config.cold_items, config.split_seed)
     corpus, chosen = without_cold(corpus, is_cold, cold)
     cache = cache.of(config.cold_items, config.split, config.split_seed, cold)
-    return PreparedSource(corpus, has_image[chosen], lambda item: items[int(chosen[item])].image, cache)
+    return PreparedSource(corpus, has_image[chosen], lambda item: read_image(int(chosen[item])), cache)
 
 
 def cache_of(folder: Path) -> DiskCache:

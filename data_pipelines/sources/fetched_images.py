@@ -19,7 +19,7 @@ from urllib.parse import quote
 from tqdm import tqdm
 
 from data_pipelines.atomic import atomic_file
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, reason_of
 from data_pipelines.sources.checks import Faults
 from data_pipelines.sources.fetching import Fetcher, Limits, Unavailable, Unusable
 from data_pipelines.sources.images import ImageFiles, try_image
@@ -113,7 +113,7 @@ class FetchedImages:
         except (Unusable, Unavailable) as failure:
             return failure
         except Exception as error:  # an unexpected answer of a server affects one image only
-            return Unavailable(" ".join(str(error).split())[:200] or type(error).__name__)
+            return Unavailable(reason_of(error))
         path = self._folder / f"{_stem(item)}.jpg"
         try:
             with atomic_file(path, shared=True) as partial:

@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, reason_of
 from data_pipelines.image_decoding import LARGEST_BYTES, decode_image
 from data_pipelines.sources.checks import Faults
 
@@ -73,7 +73,7 @@ class ImageFiles:
         except DataError:
             raise
         except Exception as error:  # zipfile and its decompressors raise errors of many classes
-            raise DataError(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
+            raise DataError(reason_of(error)) from error
 
     def _read(self, name: str) -> bytes:
         path = self._place / name

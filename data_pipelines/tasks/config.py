@@ -55,7 +55,11 @@ class TaskConfig:
         for name, weight in self.loss_weights.items():
             if not 0 <= weight < math.inf:
                 raise ValueError(f"tasks.loss_weights.{name} {weight} must be 0 or more")
-        if self.history_weight <= 0:
+        if min(self.full_items, self.id_items, self.ask_every, self.explanation_words) < 0:
+            raise ValueError(
+                f"tasks: full_items, id_items, ask_every and explanation_words must be at least 0, not {self}"
+            )
+        if not 0 < self.history_weight < math.inf:
             raise ValueError(
                 f"tasks.history_weight {self.history_weight} must be above 0; to leave the history out of the "
                 "loss, set tasks.history_targets none"

@@ -34,7 +34,6 @@ class Example:
       answer_targets: int32 [a].
       answer_weights: float32 [a].
       task: an index into `TASKS`.
-      shortened: whether texts of the question or the answer were cut to fit into a row.
     """
 
     tokens: np.ndarray
@@ -44,7 +43,6 @@ class Example:
     answer_targets: np.ndarray
     answer_weights: np.ndarray
     task: int
-    shortened: bool = False
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -114,10 +112,6 @@ class TokenSpan:
     asked_at: np.ndarray = dataclasses.field(default_factory=int32)
     targets: np.ndarray = dataclasses.field(default_factory=int32)
     weights: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.float32))
-
-    @property
-    def size(self) -> np.ndarray:
-        return np.array([len(self.tokens), len(self.images), len(self.targets)])
 
 
 def longest_kept(lengths: np.ndarray, over: np.ndarray) -> np.ndarray:

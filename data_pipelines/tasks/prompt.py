@@ -189,17 +189,13 @@ class PromptWriter:
             layouts = self.lay_out(asked, is_open=is_open or ask)
             for place, number in enumerate(numbers):
                 start = begun[number] if begun else ()
-                examples[number] = self._example(layouts, place, ask=ask, begun=start, is_open=is_open)
+                examples[number] = self.write_planned(layouts, place, ask=ask, begun=start, is_open=is_open)
         return [examples[number] for number in range(len(queries))]
 
-    def write_planned(self, layouts: Layouts, number: int) -> Example:
-        """Writes the example of one of the planned questions, with its answer."""
-        return self._example(layouts, number)
-
-    def _example(
+    def write_planned(
         self, layouts: Layouts, number: int, *, ask: bool = False, begun: Sequence[int] = (), is_open: bool = False
     ) -> Example:
-        """Writes one planned example; see `write` for the arguments."""
+        """Writes the example of one of the planned questions; see `write` for the other arguments."""
         query, shown = layouts.queries.take(slice(number, number + 1)), layouts.shown
         most = int(layouts.longest[number])
         task = task_at(int(query.tasks[0]))
@@ -232,7 +228,6 @@ class PromptWriter:
             answer_targets=targets,
             answer_weights=(self.config.loss_weights[task.name] * weights).astype(np.float32),
             task=int(query.tasks[0]),
-            shortened=bool(layouts.shortened[number]),
         )
 
     def _check_room(self, queries: Queries, left: np.ndarray) -> None:

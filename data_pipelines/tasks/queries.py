@@ -75,7 +75,7 @@ class TrainingQueries:
         if not len(self.users):
             raise DataError("no user has two training interactions, so no history can be asked about")
         weights = np.array([config.mix.get(name, 0.0) for name in TASKS], np.float64)
-        if not (weights >= 0).all() or not weights.any():
+        if not ((weights >= 0) & (weights < np.inf)).all() or not weights.any():
             raise ValueError(f"task mix {dict(config.mix)}: weights must be 0 or more, and at least one above 0")
         if config.needs_codes and has_codes is None:
             raise ValueError(NO_CODES)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,10 +24,10 @@ from data_pipelines.content import (
     token_content,
     training_counts,
 )
-from data_pipelines.corpus import TEST, TRAIN, with_items
+from data_pipelines.corpus import TEST, TRAIN, build_corpus, with_items
 from data_pipelines.errors import DataError
 from data_pipelines.item_vectors import read_vectors
-from data_pipelines.schema import Item
+from data_pipelines.schema import Interaction, Item, User
 from data_pipelines.vocabulary import VocabularyConfig, build_vocabulary
 from tests.data_pipelines.small import small_corpus
 
@@ -90,6 +93,14 @@ def test_components_are_those_of_a_singular_value_decomposition() -> None:
     np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-4, atol=1e-5)
 
 
+def test_many_items_have_exact_means_and_constants_are_no_feature() -> None:
+    vectors = np.random.default_rng(0).random((100_000, 3), np.float32) * np.float32([0.01, 1, 0]) + np.float32(10.1)
+    found = standardised(vectors)
+    np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-9)
+    np.testing.assert_allclose(found.std(axis=0), [1, 1, 0], atol=1e-9)
+    np.testing.assert_allclose(principal_components(vectors, 2).mean(axis=0), 0, atol=1e-9)
+
+
 def test_vectors_are_read_by_id_and_unknown_items_have_the_mean(tmp_path) -> None:
     vectors = np.arange(6, dtype=np.float32).reshape(3, 2)
     write_rows(tmp_path / "v.parquet", ["a", "b", "c"], "vector", vectors)
@@ -97,6 +108,28 @@ def test_vectors_are_read_by_id_and_unknown_items_have_the_mean(tmp_path) -> Non
     for name in ("v.parquet", "v.npz"):
         read = read_vectors(tmp_path / name, ["c", "new", "a"])
         np.testing.assert_array_equal(read, [[4, 5], [2, 3], [0, 1]])
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float64()), pa.list_(pa.float16()), pa.large_list(pa.int8())])
+def test_own_vectors_may_have_numbers_for_ids(tmp_path, kind) -> None:
+    pq.write_table(pa.table({"item_id": [7, 8], "vector": pa.array([[1, 2], [3, 4]], kind)}), tmp_path / "v.parquet")
+    np.testing.assert_array_equal(read_vectors(tmp_path / "v.parquet", ["8", "7"]), [[3, 4], [1, 2]])
+
+
+@pytest.mark.parametrize("rows", [[[1.0], [2.0, 3.0, 4.0]], [[1.0], None], [[1.0], [None]], [[], []], []])
+def test_vectors_of_several_lengths_are_refused(tmp_path, rows) -> None:
+    table = pa.table({"item_id": ["a", "b"][: len(rows)], "vector": pa.array(rows, pa.list_(pa.float32()))})
+    pq.write_table(table, tmp_path / "v.parquet")
+    with pytest.raises(DataError, match=r"v\.parquet: not a file of vectors"):
+        read_vectors(tmp_path / "v.parquet", ["a", "b"])
+
+
+def test_reading_vectors_makes_no_object_of_each_number(tmp_path) -> None:
+    write_rows(tmp_path / "v.parquet", [f"{n}" for n in range(1000)], "vector", np.ones((1000, 100), np.float32))
+    tracemalloc.start()
+    read_vectors(tmp_path / "v.parquet", ["5"])
+    assert tracemalloc.get_traced_memory()[1] < 1.5e6  # the numbers take 0.4 MB; as objects in lists, 3.2 MB
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("damage", ["missing", "text", "cut", "other items", "not finite", "twice", "pickled"])
@@ -135,6 +168,17 @@ def test_co_occurrence_vectors_are_the_eigenvectors_of_plainly_counted_pairs() -
     for column, expected in zip(found.T, vectors[:, order].T, strict=True):
         expected = expected * np.sign(expected[np.abs(expected).argmax()])
         np.testing.assert_allclose(column, expected, atol=1e-5)
+
+
+def test_co_occurrence_vectors_are_always_the_same_also_where_many_would_do() -> None:
+    users = [User(f"u{n}", tuple(Interaction(f"i{2 * n + step % 2}") for step in range(6))) for n in range(6)]
+    corpus = build_corpus(
+        [Item(f"i{n}", "") for n in range(12)], users
+    )  # six pairs alike: of eigenvalues, six are equal
+    found = [co_occurrence_vectors(corpus, 4) for _ in range(4)]
+    assert found[0].any()
+    for again in found[1:]:
+        np.testing.assert_array_equal(again, found[0])
 
 
 def test_items_that_nobody_met_together_have_no_co_occurrence_vectors() -> None:

@@ -61,6 +61,9 @@ def test_all_that_is_no_url_is_a_local_path(text):
     [
         ("gs:/bucket/x", "malformed URL; it must be gs://BUCKET/FOLDER, with two slashes"),
         ("s3:///x", "malformed URL; it must be s3://BUCKET/FOLDER, with two slashes"),
+        ("s3://bucket/run[1]", r"s3://BUCKET/FOLDER, with two slashes and no \*, \? or \["),
+        ("gs://bucket/a*/b", r"gs://BUCKET/FOLDER, with two slashes and no \*, \? or \["),
+        ("gs://bucket/really?", r"gs://BUCKET/FOLDER, with two slashes and no \*, \? or \["),
         ("s4://bucket/x", "use s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"),
         ("http://x/y", "use s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"),
     ],
@@ -296,6 +299,10 @@ def test_what_prepare_did_not_make_is_left_alone(place, tmp_path, staging):
     with pytest.raises(DataError, match="was not made by `unimp prepare`"):
         prepare("movielens_small", place, write_source(tmp_path / "source", users=4, items=12), name="few")
     assert (place / "few" / "mine.txt").read_text() == "mine"
+    put_folder(folder_of(tmp_path / "export", FILES), place / "export")
+    with pytest.raises(DataError, match="was not made by `unimp prepare`"):
+        prepare("movielens_small", place, tmp_path / "source", name="export")
+    assert len(whole(place / "export")["files"]) == len(FILES)
     with pytest.raises(DataError, match="has no prepared source 'few'; run `unimp prepare few --folder s3://bucket"):
         read_items("few", place)
     with pytest.raises(DataError, match="--beam-options needs a --folder on a disk"):

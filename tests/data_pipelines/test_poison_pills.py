@@ -15,7 +15,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.images import ImageConfig, ImageStore
 from data_pipelines.loader import SHORTENED, BlockPlanner, LoaderConfig, training_batches
 from data_pipelines.schema import Interaction, Item, User
-from data_pipelines.tasks import TASKS, Query
+from data_pipelines.tasks import TASKS, Queries, Query
 from data_pipelines.tasks.config import TaskConfig
 from data_pipelines.tasks.examples import RowShape, longest_kept
 from data_pipelines.tasks.prompt import PromptWriter, prompt_texts
@@ -169,8 +169,9 @@ def test_a_text_is_cut_only_in_questions_that_it_does_not_fit():
     assert 0 < block.left_out[SHORTENED] < BLOCKS.block_examples
     (selection, _) = long_texts(writer, ["selection", "rating"])
     assert selection == "1 items have texts of more than 49 tokens, which are truncated in selection questions"
-    cut, whole = (writer.write(Query("selection", 0, 3, (4,), candidates)) for candidates in ((4, 0, 5), (4, 5, 6)))
-    assert (cut.shortened, whole.shortened) == (True, False)
+    asked = [Query("selection", 0, 3, (4,), candidates) for candidates in ((4, 0, 5), (4, 5, 6))]
+    assert writer.lay_out(Queries.of(asked)).shortened.tolist() == [True, False]
+    cut = writer.write(asked[0])
     assert len(cut.tokens) == ROW_SHAPE.tokens
     text = writer.vocabulary.decode(cut.tokens)
     assert "Genres Drama Title d" in text
@@ -298,9 +299,38 @@ def test_980_levels_are_refused_with_the_remedy_which_works():
         build_vocabulary(corpus, VocabularyConfig(trained_size=320))
     vocabulary = build_vocabulary(corpus, VocabularyConfig(trained_size=320, rating_step=1.0))
     assert vocabulary.rating_levels == tuple(range(-10, 11))
-    assert vocabulary.rating_levels[vocabulary.rating_token(3.6) - vocabulary.ratings[0]] == 4
+    assert vocabulary.rating_levels[vocabulary.nearest_levels(np.array([3.6]))[0]] == 4
     with pytest.raises(ValueError, match="rating_step -1"):
         VocabularyConfig(rating_step=-1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (VocabularyConfig, {"round_to": 0}),
+        (VocabularyConfig, {"attribute_words": -1}),
+        (VocabularyConfig, {"category_items": -1}),
+        (TaskConfig, {"full_items": -1}),
+        (TaskConfig, {"id_items": -1}),
+        (TaskConfig, {"ask_every": -1}),
+        (TaskConfig, {"explanation_words": -1}),
+        (TaskConfig, {"history_weight": math.nan}),
+    ],
+)
+def test_numbers_that_have_no_meaning_are_refused(kind, fields):
+    with pytest.raises(ValueError, match=r"|".join(fields)):
+        kind(**fields)
+
+
+def test_a_share_that_is_infinite_is_refused():
+    corpus = build_corpus(films(8), [user_of("u", *range(6))])
+    with pytest.raises(ValueError, match="weights must be 0 or more"):
+        TrainingQueries(corpus, QueryConfig({"recommendation": 1, "search": math.inf}), seed=0)
+
+
+def test_a_tokenizer_has_its_bytes_however_few_tokens_are_asked_for():
+    corpus = build_corpus(films(8), [user_of("u", *range(6))])
+    assert build_vocabulary(corpus, VocabularyConfig(trained_size=3), prompt_texts()).encode("x").size
 
 
 def test_levels_that_read_alike_are_one():

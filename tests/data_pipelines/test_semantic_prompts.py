@@ -118,11 +118,15 @@ def asked_of(example: Example) -> dict[int, int]:
     return dict(zip(example.answer_positions.tolist(), example.answer_targets.tolist(), strict=True))
 
 
+def rating_token(rating: float) -> int:
+    return VOCABULARY.ratings[np.abs(np.subtract(VOCABULARY.rating_levels, rating)).argmin()]
+
+
 def answer_of(query: Query) -> list[int]:
     """What must stand behind the last `<answer>`, but for an explanation."""
     event = int(CORPUS.offsets[USER]) + query.position
     if query.task == "rating":
-        return [VOCABULARY.rating_token(CORPUS.ratings[event])]
+        return [rating_token(CORPUS.ratings[event])]
     if query.task == "selection":
         return [VOCABULARY.selections[0], VOCABULARY.selections[2]]
     if query.task == "image":
@@ -191,7 +195,7 @@ def test_a_rating_stands_behind_the_whole_name():
     asked = asked_of(example)
     for last, rating in zip(places[:, -1].tolist(), ratings, strict=True):
         if not np.isnan(rating):
-            assert asked[last] == example.tokens[last + 1] == VOCABULARY.rating_token(rating)
+            assert asked[last] == example.tokens[last + 1] == rating_token(rating)
 
 
 def predicted(example: Example, following: int) -> dict[int, int]:

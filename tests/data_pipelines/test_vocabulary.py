@@ -1,6 +1,7 @@
 """Tokens of a catalogue: distinct, complete, and the same after saving and loading."""
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -38,15 +39,29 @@ def test_names_stand_at_their_ids():
     assert VOCABULARY.decode(tokens) == f"item_i3 rate_{VOCABULARY.rating_levels[0]:g} s_3"
 
 
+def test_decoding_takes_no_longer_for_more_items(monkeypatch):
+    asked = []
+    monkeypatch.setattr(TrainedTokenizer, "all_special_ids", property(lambda self: asked.append(self) or [0, 1, 2]))
+    loaded = TrainedTokenizer(VOCABULARY.tokenizer.backend_tokenizer, VOCABULARY.tokenizer.special_tokens_map)
+    many = dataclasses.replace(VOCABULARY, tokenizer=loaded)
+    assert many.decode([*VOCABULARY.encode("a b"), VOCABULARY.items[0, 0], VOCABULARY.answer]) == "a b item_i0 <answer>"
+    assert len(asked) == 1
+
+
+def test_a_query_of_many_commas_is_split_at_once():
+    known = dataclasses.replace(VOCABULARY, categories={"Arts, Crafts & Sewing": 5})
+    start = time.process_time()
+    assert known.split_query("a, arts,crafts & sewing," * 1000) == ["a", "arts, crafts & sewing"] * 1000
+    assert time.process_time() - start < 1
+
+
 def test_no_text_is_unknown_to_a_trained_tokenizer():
     text = " Ünheard 漢字 🎬"
     assert VOCABULARY.tokenizer.decode(VOCABULARY.encode(text)) == text
 
 
 def test_ratings_go_to_the_nearest_level():
-    assert [VOCABULARY.rating_levels[VOCABULARY.rating_token(r) - VOCABULARY.ratings[0]] for r in (0.1, 3.3, 9)] == [
-        0.5, 3.5, 5.0,
-    ]  # fmt: skip
+    assert [VOCABULARY.rating_levels[n] for n in VOCABULARY.nearest_levels(np.array([0.1, 3.3, 9]))] == [0.5, 3.5, 5.0]
 
 
 def test_saving_and_loading_change_nothing(tmp_path):

@@ -155,7 +155,8 @@ def test_items_with_semantic_ids_are_searched_for(places, tmp_path):
 
 def test_what_an_answer_says_is_read_to_its_end(places, opening):
     vocabulary = opening(places[1], "best", records=None, mesh=MESH)[0].vocabulary
-    eos, rating, words = vocabulary.eos, vocabulary.rating_token(4.0), vocabulary.encode("Film Comedy")
+    eos, words = vocabulary.eos, vocabulary.encode("Film Comedy")
+    rating = vocabulary.ratings[vocabulary.nearest_levels(np.array([4.0]))[0]]
 
     def parsed(*tokens):
         return parse_rating(vocabulary, np.array(tokens, np.int32))

@@ -12,6 +12,8 @@ from data_pipelines.loader import LoaderConfig
 from data_pipelines.prepare import prepare
 from data_pipelines.tasks.examples import RowShape
 from data_pipelines.tasks.queries import QueryConfig
+from experiments.config import DataConfig
+from experiments.data import load_records
 from experiments.run import open_model, open_to_ask
 from experiments.train import open_run, train_run
 from tests.experiments.tiny_run import experiment, prepare_source, write_source
@@ -85,6 +87,15 @@ def test_a_run_from_before_is_taken_and_says_so_from_then_on(run, data, tmp_path
     (tmp_path / "run" / FILE).unlink()
     open_run(experiment(data), tmp_path / "run")
     assert (tmp_path / "run" / FILE).read_bytes() == (run / FILE).read_bytes()
+
+
+def test_a_source_that_is_prepared_again_lends_no_item_the_image_of_another(reordered_items, tmp_path):
+    records = load_records(DataConfig("movielens_small", prepare_source(tmp_path)))
+    shutil.rmtree(tmp_path / "data")
+    shutil.copytree(reordered_items, tmp_path / "data")
+    with pytest.raises(DataError, match="was prepared again, with other items, while it was read"):
+        records.read_image(0)
+    assert records.read_image(2) == load_records(DataConfig("movielens_small", reordered_items)).read_image(2)
 
 
 def test_another_configuration_is_reported_before_other_data(run, fewer_users):
