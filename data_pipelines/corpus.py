@@ -117,7 +117,7 @@ def split_by_users(corpus: Corpus, seed: int) -> Corpus:
 
 
 def with_user(corpus: Corpus, user_id: str, items: Sequence[int], ratings: Sequence[float]) -> Corpus:
-    """Returns the corpus with one more user at the end, none of whose interactions is held out.
+    """Returns the corpus with one more user at the end, whose interactions are only shown: none is held out or counted.
 
     Args:
       items: the user's items, oldest first.
@@ -149,7 +149,7 @@ def with_user(corpus: Corpus, user_id: str, items: Sequence[int], ratings: Seque
         items=added(corpus.items, items),
         times=added(corpus.times, [NO_TIME] * len(items)),
         ratings=added(corpus.ratings, ratings),
-        splits=added(corpus.splits, [TRAIN] * len(items)),
+        splits=added(corpus.splits, [SHOWN] * len(items)),
     )
 
 

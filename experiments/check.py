@@ -68,7 +68,7 @@ def check_command(
         raise ValueError("check: give the training command last, after --, such as: -- train tiny --folder runs/tiny")
     training = read_training(command[1:])
     experiment = training.experiment
-    slices = None if config.tpu is None else Slices(config.tpu.replace("v5litepod", "v5e"), config.num_slices)
+    slices = None if config.tpu is None else Slices(config.tpu, config.num_slices)
     machine_devices = devices_there(config, slices, config.hosts or training.processes.count or 1)
     machine = Machine(len(machine_devices), config.num_slices)
     experiment = fitted(experiment, training.folder if config.files else None, machine)

@@ -18,6 +18,7 @@ from data_pipelines.corpus import Corpus, with_user
 from data_pipelines.errors import DataError
 from data_pipelines.nearest import likeness, nearest
 from data_pipelines.tasks import Query
+from data_pipelines.tasks.registry import check_names
 from data_pipelines.vocabulary import NUM_CANDIDATES
 from experiments.data import ExperimentData
 from experiments.evals import EVALS
@@ -62,7 +63,7 @@ def generate(folder: Path, config: GenerateConfig, read: Callable[[], str]) -> s
         folder, config.checkpoint, records=config.data, new_items=config.new_items, mesh=config.mesh
     )
     data, query = pose(data, request)
-    if not 1 <= config.k <= data.corpus.num_items:
+    if config.k > data.corpus.num_items:
         raise DataError(
             f"--k is {config.k}; it must be between 1 and {data.corpus.num_items}, the size of the catalogue"
         )
@@ -95,31 +96,35 @@ def show(answer: dict[str, Any]) -> str:
 
 def complete(options: Request, text: str | None) -> Request:
     """Returns the options of the command line, combined with the JSON object `text` if no user is named; DataError if
-    an option that the task needs is missing, or one is given that it does not have."""
-    needed, meaning = EVALS[options.task].needs
+    an option is given that the task does not have."""
     for name in FIELDS[1:]:
-        if getattr(options, name) and name != needed:
+        if getattr(options, name) and name != EVALS[options.task].needs[0]:
             others = " or ".join(task for task, one in EVALS.items() if one.needs[0] == name)
             raise DataError(f"--{name} belongs to --task {others}, not to {options.task}")
-    request = options
-    if text is not None:
-        parsed = read_request(text)
-        given = {name: getattr(options, name) for name in FIELDS[1:] if getattr(options, name)}
-        request = dataclasses.replace(parsed, task=options.task, **given)
+    if text is None:
+        return options
+    given = {name: getattr(options, name) for name in FIELDS[1:] if getattr(options, name)}
+    return dataclasses.replace(read_request(text), task=options.task, **given)
+
+
+def check(request: Request) -> None:
+    """Raises DataError if an input that the task needs is missing or unusable; ValueError if there is no such task."""
+    check_names("task", [request.task])
+    needed, meaning = EVALS[request.task].needs
     if needed and not getattr(request, needed):
-        beside = f' (or "{needed}" in the JSON object)' if text is not None else ""
+        beside = f' (or "{needed}" in the JSON object)' if request.user is None else ""
         raise DataError(f"--task {request.task} needs --{needed}, {meaning}{beside}")
     if needed == "candidates" and not len(request.candidates) == len(set(request.candidates)) == NUM_CANDIDATES:
         raise DataError(
             f"--candidates has {len(request.candidates)} ids, {len(set(request.candidates))} of them different; "
             f"exactly {NUM_CANDIDATES} different ids are needed"
         )
-    return request
 
 
 def pose(data: ExperimentData, request: Request) -> tuple[ExperimentData, Query]:
-    """Returns the data with the user's history, and the query about the whole of it; DataError if a user or an item
-    does not exist, the history is empty, or this source does not have such ratings."""
+    """Returns the data with the user's history, and the query about the whole of it; DataError as in `check`, or if a
+    user or an item does not exist, the history is empty, or this source does not have such ratings."""
+    check(request)
     corpus = data.corpus
     numbers = {item_id: number for number, item_id in enumerate(corpus.item_ids)}
 

@@ -62,7 +62,7 @@ class TrainedRun:
         """Answers a query of any task, as `unimp generate --json` does.
 
         Raises:
-          DataError: an item, the user or another input of the task does not exist.
+          DataError: an item or the user does not exist, or another input of the task is missing.
         """
         data, query = pose(self.data, request)
         evaluation = EVALS[request.task]

@@ -92,12 +92,12 @@ def decayed_histories(
 
 
 def scored_batches(
-    ranker: Ranker, corpus: Corpus, users: np.ndarray, positions: np.ndarray, batch: int = BATCH
+    ranker: Ranker, corpus: Corpus, users: np.ndarray, positions: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (int64 [m], indices of some of the M users; float32 [m, num_items], their scores) until all are covered.
     The last batch wraps around to the first users, so that all batches have one shape and compile once. Their size is a
     multiple of 32, so that similar numbers of users share a program, unless so many scores do not fit into memory."""
-    most = max(1, min(batch, SCORES // corpus.num_items))
+    most = max(1, min(BATCH, SCORES // corpus.num_items))
     even = -(-len(users) // max(1, -(-len(users) // most)))
     size = min(most, -(-even // 32) * 32)
     for start in range(0, len(users), size):
@@ -106,7 +106,7 @@ def scored_batches(
 
 
 def rank_in_batches(
-    ranker: Ranker, corpus: Corpus, users: np.ndarray, positions: np.ndarray, targets: np.ndarray, batch: int = BATCH,
+    ranker: Ranker, corpus: Corpus, users: np.ndarray, positions: np.ndarray, targets: np.ndarray,
     outside: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Returns the target items' ranks, with seen items (unfiltered, filtered): float32 [M] each. Scores and seen items
@@ -118,7 +118,7 @@ def rank_in_batches(
     """
     none = np.empty(0, np.int64) if outside is None else outside
     unfiltered, filtered = (np.full(len(users), np.nan, np.float32) for _ in range(2))
-    for part, scores in scored_batches(ranker, corpus, users, positions, batch):
+    for part, scores in scored_batches(ranker, corpus, users, positions):
         moments = zip(users[part].tolist(), positions[part].tolist(), strict=True)
         seen = seen_bitmap([np.append(corpus.history(*moment), none) for moment in moments], corpus.num_items)
         unfiltered[part], filtered[part] = jax.device_get(ranks(scores, targets[part], seen))
@@ -126,8 +126,8 @@ def rank_in_batches(
     return unfiltered, filtered
 
 
-def evaluate_ranker(ranker: Ranker, corpus: Corpus, split: Split, batch: int = BATCH) -> dict[str, np.ndarray]:
-    """Ranks the target item in the whole catalogue for every user held out by the split, `batch` users at a time.
+def evaluate_ranker(ranker: Ranker, corpus: Corpus, split: Split) -> dict[str, np.ndarray]:
+    """Ranks the target item in the whole catalogue for every user held out by the split.
 
     Returns:
       `users`, `positions`, `targets`: int32 [M]; `unfiltered`, `filtered`: float32 [M], the target items' ranks with
@@ -135,7 +135,7 @@ def evaluate_ranker(ranker: Ranker, corpus: Corpus, split: Split, batch: int = B
     """
     users, positions = corpus.held_out(SPLITS[split])
     targets = corpus.targets(users, positions)
-    unfiltered, filtered = rank_in_batches(ranker, corpus, users, positions, targets, batch)
+    unfiltered, filtered = rank_in_batches(ranker, corpus, users, positions, targets)
     return {"users": users, "positions": positions, "targets": targets, "unfiltered": unfiltered, "filtered": filtered}
 
 

@@ -11,7 +11,7 @@ from experiments.baselines.item_knn import ContentKNN, choose_content_knn
 from experiments.baselines.ranker import Popularity, Ranker, rank_in_batches
 from experiments.data import ExperimentData, load_records
 from experiments.evals.base import OURS, Outcome, PerUser, Setting, moments, question_columns
-from experiments.evals.queries import evenly_spaced
+from experiments.evals.queries import EvaluationQueries, evenly_spaced
 from experiments.evals.ranking import rank_catalogue
 from unimp_jax.evaluation.metrics import ranking_metrics
 from unimp_jax.evaluation.predictor import Predictor
@@ -32,11 +32,15 @@ def cold_tables(setting: Setting) -> dict[str, Outcome]:
     extended = data.with_items(load_records(data.config.data, config.split))
     is_cold = np.arange(extended.corpus.num_items) >= data.corpus.num_items
     everybody = held_out_queries(extended.corpus, config.split, "recommendation")
-    queries = evenly_spaced([query for query in everybody if is_cold[query.right[0]]], config.users)
-    if queries:
+    everybody = [query for query in everybody if is_cold[query.right[0]]]
+    asked = EvaluationQueries(evenly_spaced(everybody, config.users), {}, len(everybody))
+    if asked.queries:
         rankers = Popularity(extended.corpus), ContentKNN(extended.corpus, extended.features, chosen.decay)
-        note = f"What comes next? The answer is one of {is_cold.sum():,} items without training interactions."
-        tables["cold-items"] = table(note, extended, setting.with_content(extended.content), rankers, queries, is_cold)
+        note = (
+            f"What comes next? The answer is one of {is_cold.sum():,} items without training interactions.{asked.note}"
+        )
+        model = setting.with_content(extended.content)
+        tables["cold-items"] = table(note, extended, model, rankers, asked.queries, is_cold)
 
     counts = training_counts(data.corpus)
     is_sparse = (counts >= 1) & (counts <= SPARSE)
@@ -44,7 +48,7 @@ def cold_tables(setting: Setting) -> dict[str, Outcome]:
     if queries:
         note = (
             f"What comes next? The answer is one of {is_sparse.sum():,} items with one to {SPARSE} training "
-            "interactions."
+            f"interactions.{setting.questions.note}"
         )
         known = [*setting.rankers, chosen]
         tables["sparse-items"] = table(note, data, setting.predictor, known, queries, is_sparse)
@@ -76,9 +80,5 @@ def table(
 
 def metrics(whole: np.ndarray, group: np.ndarray) -> PerUser:
     """Returns HR@10 and NDCG@10 of both ranks."""
-    return {
-        f"{name}{where}": values
-        for ranks, where in ((whole, ""), (group, " (among them)"))
-        for name, values in ranking_metrics(ranks, (10,)).items()
-        if not name.startswith("MRR")
-    }
+    both = {"": ranking_metrics(whole, (10,)), " (among them)": ranking_metrics(group, (10,))}
+    return {f"{name}{where}": found[name] for where, found in both.items() for name in ("HR@10", "NDCG@10")}

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from tyro.constructors import PrimitiveConstructorSpec
 
 from data_pipelines.tasks import TASKS
 from data_pipelines.tasks.base import Split
@@ -18,16 +17,7 @@ from experiments.run import ALL_DEVICES
 from unimp_jax.decoding import BeamConfig, CodeSamplingConfig
 from unimp_jax.sharding import MeshConfig
 
-Flag = Annotated[
-    bool,
-    PrimitiveConstructorSpec(
-        nargs=0,
-        metavar="",
-        instance_from_str=lambda _: True,
-        is_instance=lambda value: isinstance(value, bool),
-        str_from_instance=lambda value: [str(value)],
-    ),
-]
+Flag = tyro.conf.UseCounterAction[int]
 """An option without a value: it is given or not."""
 
 
@@ -148,3 +138,5 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         check_names("--task", [self.task])
+        if self.k < 1:
+            raise ValueError(f"k {self.k} must be 1 or more")

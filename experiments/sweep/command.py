@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from experiments.evals.config import EvaluationConfig
+from experiments.evals.config import EvaluationConfig, Flag
 from experiments.presets import read_training
 from unimp_jax.processes import ProcessesConfig
 
@@ -63,7 +63,7 @@ class AblationsConfig(SweepConfig):
     """Seeds with each of which every ablation is trained."""
     evaluation: EvaluationConfig = EvaluationConfig(checkpoint="latest", rivals=())
     """How each cell is evaluated; by default after its last step, so that all have had the same number of steps."""
-    lists: Annotated[tyro.conf.UseCounterAction[int], tyro.conf.arg(name="list")] = 0
+    lists: Annotated[Flag, tyro.conf.arg(name="list")] = False
     """Only print names and descriptions of all ablations."""
 
 

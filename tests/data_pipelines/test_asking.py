@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from data_pipelines.content import training_counts
 from data_pipelines.corpus import build_corpus, with_user
 from data_pipelines.errors import DataError
 from data_pipelines.schema import Interaction, Item, User
@@ -52,6 +53,7 @@ def test_a_new_user_stands_behind_all_others_and_changes_nothing_of_theirs():
     assert all(len(x) == corpus.offsets[-1] for x in (corpus.items, corpus.times, corpus.ratings, corpus.splits))
     for split in (1, 2):
         np.testing.assert_array_equal(corpus.held_out(split), CORPUS.held_out(split))
+    np.testing.assert_array_equal(training_counts(corpus), training_counts(CORPUS))  # it is no training interaction
     assert with_user(corpus, "another", [1], [2.0]).history(NEW + 1, 1).tolist() == [1]
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from data_pipelines.corpus import TEST, TRAIN, VALIDATION, Corpus
 from data_pipelines.errors import DataError
+from experiments.baselines import ranker
 from experiments.baselines.markov import Markov, MarkovConfig, choose_markov
 from experiments.baselines.query_match import QueryMatch, WordMatches
 from experiments.baselines.ranker import Popularity, evaluate_ranker, padded_histories
@@ -54,8 +55,11 @@ class Known:
 
 
 @pytest.mark.parametrize("batch", [1, 7, 512])
-def test_evaluation_ranks_every_user_in_the_whole_catalogue(corpus: Corpus, batch: int) -> None:
-    found = evaluate_ranker(Known(corpus.num_items), corpus, "test", batch=batch)
+def test_evaluation_ranks_every_user_in_the_whole_catalogue(
+    corpus: Corpus, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranker, "BATCH", batch)
+    found = evaluate_ranker(Known(corpus.num_items), corpus, "test")
     assert found["users"].tolist() == corpus.held_out(TEST)[0].tolist()
     for number, (user, position) in enumerate(zip(found["users"], found["positions"], strict=True)):
         target = corpus.items[corpus.offsets[user] + position]

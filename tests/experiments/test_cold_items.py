@@ -82,6 +82,13 @@ def test_cold_and_sparse_items_have_tables_of_their_own(run):
     assert tables["sparse-items"].users == sparse if sparse else "sparse-items" not in tables
 
 
+def test_every_table_says_that_a_sample_was_asked(run):
+    evaluation = evaluate_run(run, EvaluationConfig(tasks=("recommendation",), rivals=(), users=6))
+    assert "cold-items" in [table.task for table in evaluation.tables]
+    for table in evaluation.tables:
+        assert "An evenly spaced sample of 6 of " in table.note, table.task
+
+
 def test_cold_items_need_content_and_tokens_of_their_own(run, tmp_path):
     config = load_config(run / "config.json")
     decoder = dataclasses.replace(config.model.decoder, free_row_dropout=0.0)

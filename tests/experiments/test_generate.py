@@ -246,6 +246,26 @@ def test_mistakes_are_reported_in_one_line(places, monkeypatch, capsys, argument
     assert told.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"task": "search"}, "needs --query"),
+        ({"task": "selection"}, "needs --candidates"),
+        ({"task": "selection", "candidates": ("1", "2")}, "2 ids, 2 of them different; exactly 3 different"),
+        ({"task": "selection", "candidates": ("1", "2", "2")}, "3 ids, 2 of them different; exactly 3 different"),
+        ({"task": "rating"}, "needs --item"),
+        ({"task": "sleep"}, "there is no task 'sleep'"),
+        ({"history": ()}, "at least one item is needed"),
+    ],
+)
+def test_mistakes_in_python_are_reported_alike(places, opening, fields, message):
+    data, _ = opening(places[1], "best", records=None, mesh=MESH)
+    with pytest.raises(ValueError, match=message):  # as `TrainedRun.answer` does
+        pose(data, Request(**{"history": (("3", float("nan")),), **fields}))
+    with pytest.raises(ValueError, match="k 0 must be 1 or more"):
+        GenerateConfig(k=0)
+
+
 def test_folders_that_are_nothing_to_ask_are_named(places, monkeypatch, capsys, tmp_path):
     _, told = run_command(monkeypatch, capsys, "generate", str(tmp_path / "nowhere"), "--user", USER)
     assert "is the folder of a run?" in told.replace(f"{tmp_path / 'nowhere'} ", "")

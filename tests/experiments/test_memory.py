@@ -114,6 +114,29 @@ def test_an_open_question_is_answered_from_the_memory(evaluated):
     assert [item["item"] for item in answer] == [data.corpus.item_ids[item] for item in np.argsort(-p_MI[0])[:4]]
 
 
+def test_a_history_in_json_is_answered_from_the_same_counts(evaluated):
+    """It is shown, not trained on: the memory does not count it, whoever it belongs to."""
+    run, _ = evaluated
+    data, _, _ = open_model(run, "best")
+    user = data.corpus.user_ids.index("5")
+    events = range(*data.corpus.offsets[user : user + 2])
+    history = [
+        {"item": data.corpus.item_ids[data.corpus.items[e]], "rating": float(data.corpus.ratings[e])} for e in events
+    ]
+    told = json.dumps({"history": history})
+    for fields in (
+        {"k": 9},
+        {"task": "search", "query": "Drama", "k": 9},
+        {"task": "rating", "item": "3", "new_tokens": 4},
+    ):
+        by_name = json.loads(generate(run, GenerateConfig(user="5", json=True, **fields), None))
+        by_history = json.loads(generate(run, GenerateConfig(json=True, **fields), lambda: told))
+        for one, other in zip(by_name.get("items", [by_name]), by_history.get("items", [by_history]), strict=True):
+            assert one["item"] == other["item"]
+            for name in {"probability", "expected"} & one.keys():
+                assert one[name] == pytest.approx(other[name], rel=1e-5)
+
+
 def test_ratings_are_a_mean_of_the_model_and_of_the_factorisation_weighed_on_validation(evaluated):
     run, _ = evaluated
     answers = pq.read_table(run / "evaluation" / "test-rating.parquet").to_pydict()

@@ -58,13 +58,14 @@ class Slices:
     """One or more equal slices.
 
     Attributes:
-      name: Name of one slice as in the cloud: v5e-16 has 16 chips, v5p-64 has 64 cores on 32 chips.
+      name: Name of one slice as in the cloud: v5e-16 (or v5litepod-16) has 16 chips, v5p-64 has 64 cores on 32 chips.
     """
 
     name: str
     count: int = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name.replace("v5litepod", "v5e"))
         kind = self.name.partition("-")[0]
         if kind not in CHIPS:
             raise ValueError(f"{self.name}: unknown chip {kind}; known are {', '.join(CHIPS)}")

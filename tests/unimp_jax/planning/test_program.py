@@ -108,6 +108,7 @@ def test_permutations_lie_along_an_axis():
 def test_slices_by_name():
     assert (Slices("v5e-16").chips, Slices("v5p-64").chips, Slices("v5p-64", 2).chips) == (16, 32, 64)
     assert Slices("v6e-256").chips == 256
+    assert Slices("v5litepod-16") == Slices("v5e-16")  # as Google's command line names it
     for wrong, says in (("v4-8", "unknown chip v4"), ("v5e-17", "v5e-16"), ("v5p-3", "v5p-8"), ("v5e", "not a slice")):
         with pytest.raises(ValueError, match=says):
             Slices(wrong)
