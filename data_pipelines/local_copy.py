@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from filelock import FileLock
@@ -48,8 +49,13 @@ def local_copy(place: Path) -> Path:
 
 
 def staging_place() -> Path:
-    """Returns the path of the folder of copies, which need not exist."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Returns the path of the folder of copies, which need not exist; a user without a home has it in the temporary
+    folder."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path(tempfile.gettempdir())
+    cache = os.environ.get("XDG_CACHE_HOME") or home / ".cache"
     return Path(os.environ.get("UNIMP_STAGING") or Path(cache) / "unimp_jax" / "staged").absolute()
 
 

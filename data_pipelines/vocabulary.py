@@ -80,10 +80,8 @@ class VocabularyConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.rating_step < math.inf:
             raise ValueError(f"vocabulary.rating_step {self.rating_step} must be 0 or more")
-        if self.round_to < 1 or min(self.attribute_words, self.category_items) < 0:
-            raise ValueError(
-                f"vocabulary: round_to must be at least 1, attribute_words and category_items at least 0, not {self}"
-            )
+        if min(self.attribute_words, self.category_items, self.round_to - 1) < 0:
+            raise ValueError(f"vocabulary: attribute_words, category_items and round_to - 1 must be 0 or more: {self}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

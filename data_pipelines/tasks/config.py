@@ -56,9 +56,7 @@ class TaskConfig:
             if not 0 <= weight < math.inf:
                 raise ValueError(f"tasks.loss_weights.{name} {weight} must be 0 or more")
         if min(self.full_items, self.id_items, self.ask_every, self.explanation_words) < 0:
-            raise ValueError(
-                f"tasks: full_items, id_items, ask_every and explanation_words must be at least 0, not {self}"
-            )
+            raise ValueError(f"tasks: full_items, id_items, ask_every, explanation_words must be 0 or more, not {self}")
         if not 0 < self.history_weight < math.inf:
             raise ValueError(
                 f"tasks.history_weight {self.history_weight} must be above 0; to leave the history out of the "

@@ -317,6 +317,14 @@ def test_prepared_anew_it_is_copied_anew(place, tmp_path, staging):
         shutil.rmtree(source)
 
 
+def test_a_user_without_a_home_has_a_place_too(tmp_path, monkeypatch):
+    for name in ("HOME", "XDG_CACHE_HOME", "UNIMP_STAGING"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_242_424)
+    monkeypatch.setattr(copies.tempfile, "tempdir", str(tmp_path))
+    assert copies.staging_place() == tmp_path / ".cache" / "unimp_jax" / "staged"
+
+
 def test_the_cache_of_tokens_is_no_copy(place, tmp_path, staging, monkeypatch):
     """It stands beside the copies where records cannot be written, and limits itself."""
     monkeypatch.setenv("UNIMP_STAGING_GB", "1500e-9")
