@@ -51,7 +51,7 @@ def fitted(config: ExperimentConfig, folder: Path | None, machine: Machine | Non
         return config
     machine = machine or Machine.here()
     first, mesh = fitted_mesh(config.mesh, first_machine(folder) or machine), fitted_mesh(config.mesh, machine)
-    rows, shards, parts = config.loader.batch_size, _row_shards(mesh), mesh.context * mesh.tensor
+    rows, shards, parts = config.loader.batch_size, mesh.row_shards, mesh.context * mesh.tensor
     if rows % shards:
         right = parts * next(count for count in range(shards, 0, -1) if rows % count == 0)
         raise ValueError(
@@ -59,7 +59,7 @@ def fitted(config: ExperimentConfig, folder: Path | None, machine: Machine | Non
             f"{machine.devices} devices with context={mesh.context} and tensor={mesh.tensor} make; use {right} "
             "devices, or another mesh.context or mesh.tensor"
         )
-    most = rows * parts // (_row_shards(first) * first.context * first.tensor * config.training.accumulate)
+    most = rows * parts // (first.row_shards * first.context * first.tensor * config.training.accumulate)
     at_once = max(count for count in range(1, max(most, 1) + 1) if rows // shards % count == 0)
     return dataclasses.replace(
         config,
@@ -93,9 +93,5 @@ def described(config: ExperimentConfig) -> str:
     """Summarises the adapted fields."""
     mesh = " ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(config.mesh).items() if size > 1)
     parts = config.training.accumulate
-    rows = config.loader.batch_size // _row_shards(config.mesh) // parts
+    rows = config.loader.batch_size // config.mesh.row_shards // parts
     return f"mesh {mesh or 'data=1'}, {rows} rows at a time, accumulate {parts}, remat {config.model.remat}"
-
-
-def _row_shards(mesh: MeshConfig) -> int:
-    return mesh.slice * mesh.data * mesh.fsdp

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from unimp_jax.interop.loading import load_values
 from unimp_jax.model import PARTS
 from unimp_jax.model.adapters import merge_adapters
 from unimp_jax.model.quantization import dequantize_layers
-from unimp_jax.sharding import ROWS, MeshConfig, make_mesh, param_shardings
+from unimp_jax.sharding import MeshConfig, make_mesh, param_shardings, row_shards
 from unimp_jax.training.log import read_log
 
 EXPERIMENT = "unimp"
@@ -75,11 +74,10 @@ def used_here(config: ExperimentConfig, mesh: MeshConfig, machine: Machine | Non
     Args:
       machine: the machine that the run began on; None: it is not known.
     """
-    shape = make_mesh(mesh).shape
-    shards = math.prod(shape[axis] for axis in ROWS)
+    _, shards = row_shards(make_mesh(mesh))
     asked = dataclasses.astuple(config.mesh)
     on = fitted_mesh(config.mesh, machine) if machine and (config.training.elastic or -1 in asked) else config.mesh
-    trained = math.prod(getattr(on, axis) for axis in ROWS)  # below 0: all devices of an unknown machine
+    trained = on.row_shards  # below 0: all devices of an unknown machine
     rows = config.loader.batch_size // config.training.accumulate
     rows = min(rows, rows // trained * shards) if trained > 0 else rows
     return dataclasses.replace(
@@ -154,11 +152,10 @@ def open_to_ask(
         )
     described = folder / EXPERIMENT if exported else folder
     config = load_config(described / "config.json")
-    shards = make_mesh(mesh).shape
     config = dataclasses.replace(
         used_here(config, mesh),
         data=dataclasses.replace(config.data, folder=records or config.data.folder),
-        loader=dataclasses.replace(config.loader, batch_size=math.prod(shards[axis] for axis in ROWS)),
+        loader=dataclasses.replace(config.loader, batch_size=row_shards(make_mesh(mesh))[1]),
     )
     if new_items and (exported or config.content.is_empty):
         lacks = "is an export, which stores complete rows only" if exported else "has no content"

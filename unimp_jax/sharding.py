@@ -45,6 +45,11 @@ class MeshConfig:
                 f"mesh: sizes must be at least 1, and at most one may be -1 (all remaining devices), not {self}"
             )
 
+    @property
+    def row_shards(self) -> int:
+        """Number of parts into which the rows of a batch are split; below 0 if it depends on the devices."""
+        return self.slice * self.data * self.fsdp
+
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes a mesh of `devices` (by default, all) with the axes of `MeshConfig`, neighbours along busy axes.

@@ -16,7 +16,7 @@ def full_softmax(hidden_ND: jax.Array, items_ID: jax.Array, targets_N: jax.Array
     """Returns the mean over positions with a target of -log softmax(items @ hidden)[target], in nats: float32 scalar.
 
     Args:
-      hidden_ND: float32 [N, D]; N is at most `CHUNK` or a multiple of it.
+      hidden_ND: float32 [N, D], taken in chunks of the largest divisor of N up to `CHUNK`.
       items_ID: float32 [I, D].
       targets_N: int32 [N], -1 if there is no target.
     """
@@ -27,11 +27,7 @@ Gradients = tuple[jax.Array, jax.Array]
 
 
 def _forward(hidden_ND: jax.Array, items_ID: jax.Array, targets_N: jax.Array) -> tuple[jax.Array, Gradients]:
-    size = min(CHUNK, len(hidden_ND))
-    if len(hidden_ND) % size:
-        raise ValueError(
-            f"{len(hidden_ND)} positions are not a multiple of {size}; choose batch_size and max_length accordingly"
-        )
+    size = max(size for size in range(1, CHUNK + 1) if len(hidden_ND) % size == 0)
     weights_N = (targets_N >= 0) / jnp.maximum((targets_N >= 0).sum(), 1).astype(jnp.float32)
 
     def chunk(

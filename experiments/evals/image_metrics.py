@@ -115,7 +115,7 @@ def first_items(data: ExperimentData, ranker: Ranker, queries: Sequence[Query]) 
     """Returns the item that a ranker puts first among those with an image that the user has not seen: int64 [P]."""
     first_P = np.zeros(len(queries), np.int64)
     for part, scores_MI in scored_batches(ranker, data.corpus, *moments(queries)):
-        left_MI = np.where(data.writer.has_image & ~np.isnan(scores_MI), scores_MI, -np.inf)
+        left_MI = np.where(data.has_image & ~np.isnan(scores_MI), scores_MI, -np.inf)
         for row_I, number in zip(left_MI, part.tolist(), strict=True):
             row_I[data.corpus.history(queries[number].user, queries[number].position)] = -np.inf
         first_P[part] = left_MI.argmax(axis=1)
@@ -124,7 +124,7 @@ def first_items(data: ExperimentData, ranker: Ranker, queries: Sequence[Query]) 
 
 def refuse_few(data: ExperimentData, queries: Sequence[Query]) -> None:
     """Raises TooFewError if there are fewer users than precision and recall need, or images than comparisons need."""
-    images = int(data.writer.has_image.sum())
+    images = int(data.has_image.sum())
     if len(queries) <= NEIGHBOURS or images < 3:
         raise TooFewError(
             f"{len(queries)} users and {images} items with images; at least {NEIGHBOURS + 1} users and 3 items "
@@ -148,7 +148,7 @@ def draw_beside(data: ExperimentData, queries: Sequence[Query], randoms: int, se
     """Draws the reference items of each user by the seed."""
     rng = np.random.default_rng(seed)
     wanted_P = np.array([query.right[0] for query in queries])
-    random_PR = random_items(data.writer.has_image, wanted_P, randoms + 1, rng)
+    random_PR = random_items(data.has_image, wanted_P, randoms + 1, rng)
     alike_P, alike_PR = items_of_the_query(data, wanted_P, randoms, rng)
     return wanted_P, alike_P, random_PR[:, 0], alike_PR, random_PR[:, 1:]
 
@@ -165,7 +165,7 @@ def items_of_the_query(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws, for each target item, one of the others whose categories match it best, and `count` of the best remaining
     ones: int64 [P] and [P, count]."""
-    categories, has_image = data.corpus.categories, data.writer.has_image
+    categories, has_image = data.corpus.categories, data.has_image
     matches = WordMatches(categories, lambda place, _: categories[wanted_P[place]])
 
     def draw(count: int, *taken: np.ndarray) -> np.ndarray:

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.corpus import Corpus
-from data_pipelines.tasks import Query
-from data_pipelines.tasks.selection import PRIOR, draw_candidates, rng_of
+from data_pipelines.tasks import TASKS, Query, TaskData
+from data_pipelines.tasks.selection import PRIOR
 from data_pipelines.vocabulary import NUM_CANDIDATES
 from experiments.baselines.calibration import softmax
 from experiments.baselines.ranker import scored_batches
@@ -60,13 +60,11 @@ class SelectionEval(TaskEval):
 
     def quality(self, corpus: Corpus, users: np.ndarray, positions: np.ndarray) -> Callable[[np.ndarray], float]:
         """F1 of choosing the next item from among two others; 0 if no user has enough unseen items left."""
-        pairs = zip(users.tolist(), positions.tolist(), strict=True)
-        offered = [
-            draw_candidates(corpus.num_items, (target,), corpus.history(user, position + 1), rng_of(user, position))
-            for (user, position), target in zip(pairs, corpus.targets(users, positions).tolist(), strict=True)
-        ]
-        rows = [row for row, candidates in enumerate(offered) if candidates]
-        candidates = np.array([offered[row] for row in rows], np.int64).reshape(len(rows), NUM_CANDIDATES)
+        task, data = TASKS[self.task], TaskData.of(corpus, None)
+        pairs = enumerate(zip(users.tolist(), positions.tolist(), strict=True))
+        asked = {row: task.held_out(data, "validation", *pair) for row, pair in pairs}
+        offered = {row: query.candidates for row, query in asked.items() if isinstance(query, Query)}
+        rows, candidates = [*offered], np.array([*offered.values()], np.int64).reshape(-1, NUM_CANDIDATES)
         right = corpus.targets(users, positions)[rows, None].tolist()
 
         def f1(log_p_MI: np.ndarray) -> float:
@@ -138,7 +136,7 @@ def select(
     else:
         log_p_MI = recommender(data, predictor, "selection").scores(*moments(queries))
         log_p = np.take_along_axis(log_p_MI, candidates, axis=1)
-    return chosen_items(queries, best_sets(refuse_nan(log_p), data.corpus.num_items, prior))
+    return chosen_items(queries, best_sets(log_p, data.corpus.num_items, prior))
 
 
 def probable_sets(
@@ -162,8 +160,9 @@ def probable_sets(
 
 
 def best_sets(log_p: np.ndarray, num_items: int, prior: Mapping[int, float]) -> list[tuple[int, ...]]:
-    """Returns the set of each query with the highest expected F1, as indices of its candidates; see `probable_sets`."""
-    sets, p_PS = probable_sets(log_p, num_items, prior)
+    """Returns the set of each query with the highest expected F1, as indices of its candidates; see `probable_sets`.
+    Raises ValueError for NaN."""
+    sets, p_PS = probable_sets(refuse_nan(log_p), num_items, prior)
     is_in_SC = np.array([[place in places for place in range(log_p.shape[1])] for places in sets])
     is_right_PC = p_PS @ is_in_SC  # the probability that a candidate is right
     return [sets[number] for number in np.argmax((is_right_PC - THRESHOLD) @ is_in_SC.T, axis=1).tolist()]

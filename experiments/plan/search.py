@@ -47,7 +47,7 @@ def candidates(config: ExperimentConfig, slices: Slices) -> Iterator[ExperimentC
     largest batches of each mesh and policy."""
     guessed: list[tuple[float, ExperimentConfig]] = []
     for mesh in meshes(config, slices):
-        shards = mesh.slice * mesh.data * mesh.fsdp
+        shards = mesh.row_shards
         for remat in REMATS:
             fitting = []
             for rows in ROWS_A_SHARD:
@@ -99,7 +99,7 @@ def guessed_bytes(config: ExperimentConfig) -> float:
     mesh, model, row_shape = config.mesh, config.model, config.row_shape
     decoder, gated, vision = model.decoder, model.gated, model.vision
     trains, frozen = parameter_counts(config)
-    rows = config.loader.batch_size / (mesh.slice * mesh.data * mesh.fsdp) / config.training.accumulate
+    rows = config.loader.batch_size / mesh.row_shards / config.training.accumulate
     tokens = rows * row_shape.tokens / mesh.context
     of_layer = 2 * decoder.width + 3 * decoder.head_dim * decoder.heads / mesh.tensor
     of_layer += 2 * decoder.mlp_width / mesh.tensor
@@ -107,7 +107,6 @@ def guessed_bytes(config: ExperimentConfig) -> float:
     kept = {
         "full": decoder.width * model.groups,
         "dots": of_layer * decoder.layers + of_block * model.groups,
-        "dots_with_batch": of_layer * decoder.layers + of_block * model.groups,
         "none": 2.5 * (of_layer * decoder.layers + of_block * model.groups),
     }[model.remat]
     images = rows * row_shape.images / mesh.context
@@ -115,7 +114,7 @@ def guessed_bytes(config: ExperimentConfig) -> float:
     of_tower += images * vision.heads / mesh.tensor * vision.patches**2 * 6
     resampled = not model.interleaved or model.projector.kind == "resampler"
     of_resampler = images * model.resampler.layers * vision.width * model.resampler.latents * 2 * resampled
-    of_resampler *= {"full": 1, "dots": 12, "dots_with_batch": 12, "none": 30}[model.remat]
+    of_resampler *= {"full": 1, "dots": 12, "none": 30}[model.remat]
     logits = rows * min(config.objective.chunk, row_shape.answers) * decoder.vocab_size / mesh.tensor * 8
     shards = mesh.fsdp * mesh.tensor
     return (14 * trains + 2 * frozen) / shards + 2 * tokens * kept + max(of_tower, 2 * tokens * of_layer) + (
@@ -123,10 +122,10 @@ def guessed_bytes(config: ExperimentConfig) -> float:
     )  # fmt: skip
 
 
-SHARE_OF_PEAK = {"none": 0.32, "dots": 0.46, "dots_with_batch": 0.46, "full": 0.5}
+SHARE_OF_PEAK = {"none": 0.32, "dots": 0.46, "full": 0.5}
 """Share of the peak that products, including recomputed ones, reach by remat policy, since keeping activations costs
 time for writing and reading them: from `unimp plan`'s longer estimates of the 3B model on v5e-16, with 1, 2 and 4 rows
-per chip. dots_with_batch was not tried; the value of dots is used."""
+per chip."""
 
 
 def guessed_seconds(config: ExperimentConfig, slices: Slices) -> float:

@@ -105,8 +105,7 @@ def write_report(folders: Sequence[Path], split: str = "test", out: Path | None 
     if len(folders) > 1 and out is None and any(map(is_remote, folders)):
         raise DataError("the page of several runs in an object store needs an output file; give one with --out")
     if out is None:
-        here = [folder.absolute() for folder in folders]
-        out = here[0] if len(here) == 1 else Path(os.path.commonpath(here))
+        out = folders[0].absolute() if len(folders) == 1 else Path(os.path.commonpath(map(os.path.abspath, folders)))
     out.mkdir(parents=True, exist_ok=True)
     options = [] if split == "test" else ["--split", split]
     command = shlex.join(["unimp", "report", *map(str, folders), *options])

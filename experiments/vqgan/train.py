@@ -32,6 +32,7 @@ from experiments.vqgan.run import (
     decoder_of,
     encoder_of,
     in_parts,
+    is_vqgan_run,
     open_vqgan,
     perceptual_model,
     trainer_of,
@@ -70,7 +71,7 @@ def train_vqgan_run(config: VQGANExperiment, folder: Path) -> None:
     mesh = make_mesh(MeshConfig(data=-1))
     check_rows(config.batch_size, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    config = with_init_geometry(config)
+    config = with_init_geometry(config, folder)
     distance, frozen = perceptual_model(config.perceptual)
     images = open_images(config.data, config.vqgan.image_size)
     parts = images.parts(config.data)
@@ -163,12 +164,13 @@ def train_step(
     return step
 
 
-def with_init_geometry(config: VQGANExperiment) -> VQGANExperiment:
-    """Returns the configuration with the geometry of `init_from`."""
+def with_init_geometry(config: VQGANExperiment, folder: Path) -> VQGANExperiment:
+    """Returns the configuration with the geometry of `init_from`, or that of the run already in the folder."""
     if config.init_from is None:
         return config
-    has_codes = dataclasses.replace(config.quantiser, after=0)
-    return dataclasses.replace(config, vqgan=open_vqgan(config.init_from).config, quantiser=has_codes)
+    begun = is_vqgan_run(folder)  # with the geometry of `init_from`, which may be gone
+    geometry = read_config(folder / FILE, VQGANExperiment).vqgan if begun else open_vqgan(config.init_from).config
+    return dataclasses.replace(config, vqgan=geometry, quantiser=dataclasses.replace(config.quantiser, after=0))
 
 
 def open_run(config: VQGANExperiment, folder: Path, images: CatalogueImages) -> None:

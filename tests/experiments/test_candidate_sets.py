@@ -85,4 +85,6 @@ def test_no_answer_is_drawn_from_scores_that_are_not_numbers() -> None:
     scores = np.array([[0.5, np.nan], [0.5, -np.inf]])
     with pytest.raises(ValueError, match="NaN for 1 of 2 prompts"):
         refuse_nan(scores)
+    with pytest.raises(ValueError, match="NaN for 1 of 2 prompts"):
+        best_sets(scores, 12, PRIOR)
     assert refuse_nan(scores[1:]) is not None

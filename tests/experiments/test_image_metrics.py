@@ -1,12 +1,14 @@
 """Images measured beside baselines, and kept to be looked at. Nothing is trained; what was "generated" is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
 
 from data_pipelines.tasks.queries import held_out_queries
-from experiments.data import ExperimentData, sized_model
+from experiments.data import ExperimentData, load_records, sized_model
 from experiments.evals.base import OURS
 from experiments.evals.image_metrics import (
     OF_THE_QUERY,
@@ -17,6 +19,7 @@ from experiments.evals.image_metrics import (
     image_outcomes,
     items_of_the_query,
     random_items,
+    refuse_few,
     sample_images,
 )
 from experiments.evaluate import save_answers, show, tabulate
@@ -83,6 +86,16 @@ def test_rows_are_ours_and_what_they_are_to_be_compared_with(outcomes, generated
     assert found[OURS] < found[RANDOM] < found[f"{OURS}, noise"]
     assert not distances.larger_is_better
     assert table.users == len(generated.queries)
+
+
+def test_a_run_whose_prompts_show_no_images_is_measured_alike(data, tower, generated, outcomes):
+    config = dataclasses.replace(data.config, tasks=dataclasses.replace(data.config.tasks, images=False))
+    hidden = ExperimentData(config, load_records(config.data), data.vocabulary)
+    assert not hidden.writer.has_image.any()
+    refuse_few(hidden, generated.queries)
+    again = image_outcomes(hidden, tower, generated, randoms=5)
+    for name, values in outcomes["image"].metrics[OURS].items():
+        np.testing.assert_array_equal(again["image"].metrics[OURS][name], values)
 
 
 def test_rankers_answer_with_the_image_of_their_first_unseen_item(data, tower, generated):

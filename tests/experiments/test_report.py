@@ -143,6 +143,12 @@ def test_sources_are_kept_apart(base, records, sweep, tmp_path):
     assert "unimp prepare elsewhere" in text
 
 
+def test_the_page_of_several_runs_is_in_the_folder_that_contains_them(sweep, tmp_path):
+    for name in ("base-0", "no_images-0"):
+        shutil.copytree(sweep / name, tmp_path / name)
+    assert write_report([tmp_path / "base-0", tmp_path / "base-0" / ".." / "no_images-0"]) == tmp_path / "report.html"
+
+
 def test_metrics_are_means_of_the_runs_own(groups):
     for comparison in compare(groups):
         for line in comparison.lines:

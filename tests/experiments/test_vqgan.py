@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,7 +127,7 @@ def test_asked_to_end_it_saves_and_goes_on(data, tmp_path, run):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0
-    assert b"the same command goes on" in output or (tmp_path / "run" / "checkpoints" / str(STEPS)).exists()
+    assert b"the same command continues" in output or (tmp_path / "run" / "checkpoints" / str(STEPS)).exists()
 
 
 def test_a_run_trains_validates_and_saves(data, tmp_path):
@@ -214,9 +215,11 @@ def test_what_is_exported_is_the_same_vqgan(data, run, tmp_path):
 
 
 def test_a_run_begins_with_another_vqgan(data, run, tmp_path):
-    one_step = LoopConfig(1, 1, 1, 1)
-    config = experiment(data, init_from=run, vqgan=VQGANConfig(), quantiser=QuantiserConfig(), loop=one_step)
+    one_step, start = LoopConfig(1, 1, 1, 1), shutil.copytree(run, tmp_path / "start")
+    config = experiment(data, init_from=start, vqgan=VQGANConfig(), quantiser=QuantiserConfig(), loop=one_step)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-30))
+    train_vqgan_run(config, tmp_path / "more")
+    shutil.rmtree(start)  # which a run that has begun needs no more
     train_vqgan_run(config, tmp_path / "more")
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     made = [decoder_of(open_vqgan(folder))(np.arange(16).reshape(1, 4, 4)) for folder in (run, tmp_path / "more")]
