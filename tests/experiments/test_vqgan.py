@@ -231,14 +231,14 @@ def test_what_cannot_be_trained_is_refused(data, run, tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "PATIENCE", 0)
     with lock.alone_in(run), pytest.raises(DataError, match=r"is in use by another training \(process"):
         train_vqgan_run(experiment(data), run)
-    with pytest.raises(DataError, match=r"another configuration \(batch: 8, now 16\)"):
+    with pytest.raises(DataError, match=r"another configuration \(batch_size: 8, now 16\)"):
         train_vqgan_run(experiment(data, batch_size=16), run)
     with pytest.raises(ValueError, match="a batch of 3 rows"):
         train_vqgan_run(experiment(data, batch_size=3), tmp_path / "three")
     assert not (tmp_path / "three").exists(), "where the batch could not be changed any more"
     with pytest.raises(DataError, match="no prepared source"):
         train_vqgan_run(experiment(tmp_path), tmp_path / "none")
-    with pytest.raises(ValueError, match="batch 8 must be at least 1, seed -1 at least 0"):
+    with pytest.raises(ValueError, match="batch_size 8 must be at least 1, seed -1 at least 0"):
         experiment(data, seed=-1)
     assert [*tmp_path.iterdir()] == [], "else the right command would find a run of another configuration"
     with pytest.raises(DataError, match="run contains the run of a VQGAN; name another folder"):
@@ -251,7 +251,13 @@ def test_what_cannot_be_trained_is_refused(data, run, tmp_path, monkeypatch):
         experiment(data, quantiser=QuantiserConfig(after=8))
     with pytest.raises(ValueError, match="weight_decay must be 0"):
         experiment(data, optimizer=OptimizerConfig())
-    hopeless = experiment(data, guard=dataclasses.replace(experiment(data).guard, patience=2, spike=1.0001, after=0))
+    usual = experiment(data)
+    hopeless = experiment(
+        data,
+        guard=dataclasses.replace(usual.guard, patience=2),
+        optimizer=dataclasses.replace(usual.optimizer, learning_rate=1e30),
+        quantiser=dataclasses.replace(usual.quantiser, after=7),  # no codewords can be made of what is not finite
+    )
     with pytest.raises(TrainingError, match="were skipped"):
         train_vqgan_run(hopeless, tmp_path / "hopeless")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
