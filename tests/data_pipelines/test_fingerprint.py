@@ -70,11 +70,12 @@ def test_a_run_on_other_data_is_refused_in_one_line_that_says_what_differs(tmp_p
     rated = int((~np.isnan(CORPUS.ratings)).sum())
     with pytest.raises(DataError) as error:
         check_same(path, now)
+    held_out = int((CORPUS.splits != 0).sum())
     texts = json.loads(path.read_text())["texts of items"][0]
     assert str(error.value) == (
         f"the data is not what this run was trained on ({path}): {texts} texts of items with other values; users 30, "
         f"now 31; interactions {EVENTS}, now {EVENTS + 2}; {EVENTS} known times with other values; ratings {rated}, "
-        f"now {rated + 1}; {int((CORPUS.splits != 0).sum())} held-out interactions with other values; 1 texts of "
+        f"now {rated + 1}; held-out interactions {held_out}, now {held_out + 2}; 1 texts of "
         "prompts with other values; prepare the same source again with the same options, or point --data.folder at it"
     )
     check_same(path, now, ["items"])  # enough to be asked
