@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +14,6 @@ import scipy.stats
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from experiments import provenance
 from experiments.config import DataConfig
 from experiments.data import load_records
 from experiments.evals.base import OURS
@@ -385,17 +383,3 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_whole(path, "\ud800")
     assert path.read_text() == "old"
-
-
-def test_how_a_run_was_started_is_noted_once_a_way(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["/somewhere/unimp", "train", "tiny"])
-    provenance.note_provenance(tmp_path)
-    provenance.note_provenance(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["unimp", "train", "tiny", "--loader.threads", "1"])
-    provenance.note_provenance(tmp_path)
-    noted = json.loads((tmp_path / "started.json").read_text())
-    assert [one["command"] for one in noted] == ["unimp train tiny", "unimp train tiny --loader.threads 1"]
-    assert "8 x cpu" in noted[0]["devices"]
-    (tmp_path / "started.json").write_bytes(b"[\x00")
-    provenance.note_provenance(tmp_path)
-    assert len(json.loads((tmp_path / "started.json").read_text())) == 1, "what a crash left of it stops no run"
